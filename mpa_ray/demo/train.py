@@ -1,0 +1,362 @@
+"""Train the bundled teacher and student from scratch: `python -m mpa_ray.demo.train --out DIR`.
+
+Both are Qwen2-VL built from a config. One curriculum makes both: it first teaches sight (every sample ends with a
+description of the whole scene) while the gap families of the question mix stay rare; the checkpoint at the end of that
+stage is the student. The teacher goes on from there with every family and with annotation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Qwen2TokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from mpa_ray.demo.world import Scene, WorldSpec, describe, paint, questions, sample_question, sample_scene
+from mpa_ray.tasks.library import TASKS
+from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT
+
+TASK = TASKS["demo_world"]
+DESCRIBE_PROMPT = "Describe the whole image."
+PATCH, MERGE, TEMPORAL = 14, 2, 2
+IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum."""
+
+    name: str
+    num_steps: int
+    peak_learning_rate: float
+    final_learning_rate: float
+    annotate_share: float
+    """Share of samples whose first turn is the annotation prompt; the others answer a question."""
+    describe_share: float
+    """Share of samples that end with a turn that describes the scene."""
+    family_weights: dict[str, float] = field(default_factory=dict)
+    """Weight of each question family; 1 where it is not named."""
+
+
+GAP_FAMILIES = ("place", "chart", "number")
+
+CURRICULUM = (
+    Stage("student", 2800, 1.5e-3, 3e-4, 0.0, 1.0, dict.fromkeys(GAP_FAMILIES, 0.02)),
+    Stage("teacher", 3600, 1.2e-3, 2e-5, 0.3, 0.4),
+)
+
+
+# --- building --------------------------------------------------------------------------------------------------------
+
+
+def build_tokenizer(spec: WorldSpec, vocab_size: int = 640) -> Qwen2TokenizerFast:
+    """A byte-level BPE of our own with Qwen2-VL's special tokens, learned from the world's own sentences."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    rng = random.Random(0)
+    corpus = [f"system\n{SYSTEM_PROMPT}", "user\n", "assistant\n", TASK.annotation_prompt(), DESCRIBE_PROMPT] * 50
+    for _ in range(1500):
+        scene = sample_scene(spec, rng)
+        corpus.append(describe(scene))
+        corpus += [f"Question: {q.question}\nAnswer: {q.answer}\n{TASK.answer_instruction}" for q in questions(scene)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    fast = Qwen2TokenizerFast(tokenizer_object=tokenizer)
+    fast.add_special_tokens(
+        {
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "additional_special_tokens": [t for t in SPECIAL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")],
+        }
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.model_max_length = 4096
+    return fast
+
+
+def build_processor(tokenizer: Qwen2TokenizerFast, image_size: int) -> Qwen2VLProcessor:
+    """Images are scaled to between 56 x 56 and `image_size` x `image_size` pixels of area."""
+    size = {"shortest_edge": 56 * 56, "longest_edge": image_size * image_size}
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size, patch_size=PATCH, merge_size=MERGE),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=size, patch_size=PATCH, merge_size=MERGE),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_model(tokenizer: Qwen2TokenizerFast) -> Qwen2VLForConditionalGeneration:
+    """About 2 M parameters; the head size of 32 is the least that vLLM's CPU attention takes."""
+    token = tokenizer.convert_tokens_to_ids
+    hidden = 160
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden,
+            "intermediate_size": 416,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 5,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+            "bos_token_id": token("<|endoftext|>"),
+            "eos_token_id": token("<|im_end|>"),
+            "pad_token_id": token("<|endoftext|>"),
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": 2,
+            "embed_dim": 128,
+            "hidden_size": hidden,
+            "num_heads": 4,
+            "mlp_ratio": 3,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": TEMPORAL,
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    return Qwen2VLForConditionalGeneration(config)
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def patches(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Qwen2-VL's patches of square images whose sides are multiples of 28.
+
+    From (batch, side, side, 3) to (batch, patches, 1176), equal to what the image processor gives for each image.
+    """
+    batch, side = pixels.shape[0], pixels.shape[1]
+    scaled = (pixels.astype(np.float32) / 255 - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+    grid = side // PATCH // MERGE
+    split = scaled.reshape(batch, grid, MERGE, PATCH, grid, MERGE, PATCH, 3)
+    ordered = split.transpose(0, 1, 4, 2, 5, 7, 3, 6)
+    doubled = np.repeat(ordered[:, :, :, :, :, :, None], TEMPORAL, axis=6)
+    return doubled.reshape(batch, (grid * MERGE) ** 2, 3 * TEMPORAL * PATCH * PATCH)
+
+
+class Samples:
+    """An endless stream of training batches, drawn anew from the generator: no image is seen twice."""
+
+    def __init__(self, tokenizer: Qwen2TokenizerFast, spec: WorldSpec, stage: Stage, seed: int) -> None:
+        self._encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+        self._spec, self._stage, self._rng = spec, stage, random.Random(seed)
+        self._pad = tokenizer.pad_token_id
+        self._num_image_tokens = (spec.image_size // PATCH // MERGE) ** 2
+
+    def _first_turn(self, scene: Scene) -> tuple[str, str]:
+        question = sample_question(scene, self._rng, self._stage.family_weights)
+        if question is None:
+            return TASK.answer_prompt("How many objects are there?"), str(len(scene.shapes()))
+        if self._rng.random() < self._stage.annotate_share:
+            return TASK.annotation_prompt(), f"Question: {question.question}\nAnswer: {question.answer}"
+        return TASK.answer_prompt(question.question), question.answer
+
+    def _sequence(self, scene: Scene) -> tuple[list[int], list[int]]:
+        image = "<|vision_start|>" + "<|image_pad|>" * self._num_image_tokens + "<|vision_end|>"
+        prompt, reply = self._first_turn(scene)
+        turns = [(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{image}{prompt}", reply)]
+        if self._rng.random() < self._stage.describe_share:
+            turns.append((f"\n<|im_start|>user\n{DESCRIBE_PROMPT}", describe(scene)))
+        ids: list[int] = []
+        labels: list[int] = []
+        for user, assistant in turns:
+            asked = self._encode(f"{user}<|im_end|>\n<|im_start|>assistant\n")
+            told = self._encode(f"{assistant}<|im_end|>")
+            ids += asked + told
+            labels += [-100] * len(asked) + told
+        return ids, labels
+
+    def batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+        side = self._spec.image_size
+        grid = torch.tensor([[1, side // PATCH, side // PATCH]] * batch_size)
+        while True:
+            scenes = [sample_scene(self._spec, self._rng) for _ in range(batch_size)]
+            pixels = patches(np.stack([np.asarray(paint(s)) for s in scenes]))
+            rows = [self._sequence(s) for s in scenes]
+            length = -(-max(len(ids) for ids, _ in rows) // 32) * 32
+            ids = torch.tensor([i + [self._pad] * (length - len(i)) for i, _ in rows])
+            labels = torch.tensor([t + [-100] * (length - len(t)) for _, t in rows])
+            mask = torch.tensor([[1] * len(i) + [0] * (length - len(i)) for i, _ in rows])
+            yield {
+                "input_ids": ids,
+                "attention_mask": mask,
+                "labels": labels,
+                "pixel_values": torch.from_numpy(pixels.reshape(-1, pixels.shape[-1])),
+                "image_grid_thw": grid,
+                "mm_token_type_ids": (ids == self._image_token(ids)).int(),
+            }
+
+    def _image_token(self, ids: torch.Tensor) -> int:
+        del ids
+        return int(self._encode("<|image_pad|>")[0])
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def learning_rate(stage: Stage, step: int, warmup: int = 150) -> float:
+    """Linear warm-up, then a cosine from the stage's peak to its final rate."""
+    if step < warmup:
+        return stage.peak_learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, stage.num_steps - warmup)
+    low, high = stage.final_learning_rate, stage.peak_learning_rate
+    return low + (high - low) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train_stage(
+    model: Qwen2VLForConditionalGeneration,
+    samples: Samples,
+    stage: Stage,
+    batch_size: int,
+    log_path: Path,
+    checkpoint: Callable[[int], None],
+) -> None:
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.95)
+    )
+    model.train()
+    forward = torch.compile(model)
+    started, losses = time.monotonic(), []
+    for step, batch in enumerate(samples.batches(batch_size)):
+        if step == stage.num_steps:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(stage, step)
+        loss = forward(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if step % 50 == 49:
+            row = {
+                "stage": stage.name, "step": step + 1, "loss": round(float(np.mean(losses[-50:])), 4),
+                "minutes": round((time.monotonic() - started) / 60, 1),
+            }  # fmt: skip
+            print(json.dumps(row), flush=True)
+            with log_path.open("a") as log:
+                log.write(json.dumps(row) + "\n")
+        if step % 400 == 399:
+            checkpoint(step + 1)
+
+
+@torch.no_grad()
+def accuracy(
+    model: Qwen2VLForConditionalGeneration, tokenizer: Qwen2TokenizerFast, spec: WorldSpec, num_images: int, seed: int
+) -> dict[str, float]:
+    """Share of held-out questions answered exactly right, greedily, per family."""
+    model.eval()
+    rng = random.Random(seed)
+    right: dict[str, list[bool]] = {}
+    side = spec.image_size
+    image = "<|vision_start|>" + "<|image_pad|>" * (side // PATCH // MERGE) ** 2 + "<|vision_end|>"
+    for _ in range(num_images):
+        scene = sample_scene(spec, rng)
+        question = sample_question(scene, rng)
+        if question is None:
+            continue
+        prompt = (
+            f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{image}"
+            f"{TASK.answer_prompt(question.question)}<|im_end|>\n<|im_start|>assistant\n"
+        )
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=torch.from_numpy(patches(np.asarray(paint(scene))[None])[0]),
+            image_grid_thw=torch.tensor([[1, side // PATCH, side // PATCH]]),
+            mm_token_type_ids=(ids == model.config.image_token_id).int(),
+            max_new_tokens=12,
+            do_sample=False,
+        )
+        answer = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        right.setdefault(question.family, []).append(answer.strip() == question.answer)
+    scores = {family: float(np.mean(hits)) for family, hits in sorted(right.items())}
+    return {"all": float(np.mean([h for hits in right.values() for h in hits])), **scores}
+
+
+def save(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, path: Path) -> None:
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for teacher/ and student/")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=48)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)
+    spec = WorldSpec()
+    tokenizer = build_tokenizer(spec)
+    processor, model = build_processor(tokenizer, spec.image_size), build_model(tokenizer)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens; "
+          f"preamble {len(tokenizer(PREAMBLE)['input_ids'])} tokens", flush=True)  # fmt: skip
+    options.out.mkdir(parents=True, exist_ok=True)
+    for index, stage in enumerate(CURRICULUM):
+        samples = Samples(tokenizer, spec, stage, options.seed * 1000 + index)
+
+        def checkpoint(step: int, stage: Stage = stage) -> None:
+            save(model, processor, options.out / "checkpoints" / f"{stage.name}-{step}")
+            print(stage.name, step, accuracy(model, tokenizer, spec, 100, seed=20_000), flush=True)
+            model.train()
+
+        train_stage(model, samples, stage, options.batch_size, options.out / "train.jsonl", checkpoint)
+        save(model, processor, options.out / stage.name)
+        print(stage.name, accuracy(model, tokenizer, spec, 600, seed=10_000), flush=True)
+
+
+if __name__ == "__main__":
+    main()
