@@ -1,0 +1,21 @@
+"""Fine-tune every student on its parity samples for one epoch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mpa_ray.command_line import configured, exit_code
+from mpa_ray.config import RunConfig
+
+
+def main(config: RunConfig) -> None:
+    from mpa_ray import campaign
+
+    campaign.level(config)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(configured(__doc__))))

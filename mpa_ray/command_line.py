@@ -1,0 +1,83 @@
+"""What the jobs share: `--config FILE --dotted.override value`, help from the configuration tree, and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from mpa_ray.config import RunConfig, load_config
+from mpa_ray.errors import ConfigError, RunError
+
+WRONG_SETUP, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def configured(description: str | None, arguments: list[str] | None = None) -> RunConfig:
+    """The configuration that the command line names.
+
+    Raises:
+        ConfigError: it is wrong, or an override has no value.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, epilog=settings_help(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file with the settings below")
+    options, rest = parser.parse_known_args(arguments)
+    return load_config(options.config, dict(_pairs(rest)))
+
+
+def exit_code(main: Callable[[], int | None]) -> int:
+    """Run a job: 0 when it is done, 2 for a mistake in its set-up, 1 where it could not go on. The one place that exits."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return main() or 0
+    except ConfigError as error:
+        print(f"ConfigError: {error}", file=sys.stderr)
+        return WRONG_SETUP
+    except RunError as error:
+        print(f"RunError: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("Interrupted: the same command continues.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
+    queue = iter(words)
+    for word in queue:
+        if not word.startswith("--"):
+            raise ConfigError("command line", word, "is not an override.", "Write --dotted.name value.")
+        name, equals, value = word.removeprefix("--").partition("=")
+        given = value if equals else next(queue, None)
+        if given is None:
+            raise ConfigError(f"--{name}", None, "has no value.", "Write --dotted.name value.")
+        yield name, given
+
+
+def settings_help() -> str:
+    """Every setting with its default and its sentence."""
+    return "settings (override any with --dotted.name value):\n" + "\n".join(_lines(RunConfig, ""))
+
+
+def _lines(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        branches = list(_models(field.annotation))
+        dotted = f"{prefix}{name}" + (".0" if get_origin(field.annotation) is list else "")
+        default = "required" if field.is_required() else "" if branches else f"default {field.default!r}"
+        told = " ".join((field.description or "").split())
+        yield f"  --{dotted:<44} {told}{f' ({default})' if default else ''}".rstrip()
+        for branch in branches:
+            yield from _lines(branch, f"{dotted}.")
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (Union, types.UnionType, list) or hasattr(annotation, "__metadata__"):
+        for inner in get_args(annotation):
+            yield from _models(inner)

@@ -1,0 +1,302 @@
+"""The whole configuration tree. It imports nothing heavy, so that `--help` and a mistake are answered at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mpa_ray.errors import ConfigError
+
+BUNDLED = "bundled:"
+"""Prefix of a path inside the package, as in `bundled:demo/models/teacher`."""
+
+
+class Settings(BaseModel):
+    """A branch of the tree: unknown keys are refused, values cannot change, and each field explains itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class SourceConfig(Settings):
+    """Where the unlabeled images are."""
+
+    path: str
+    """A folder, searched through all its sub-folders."""
+    extensions: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+    """File name endings, without the dot, that count as images; an empty list takes every file."""
+    shard_size: int = Field(256, ge=1)
+    """Images per shard, the unit of retry, commit and resume."""
+    limit: int | None = Field(None, ge=1)
+    """Take at most this many images, the first by name."""
+
+
+class VllmEngineConfig(Settings):
+    """A vLLM engine in every replica."""
+
+    kind: Literal["vllm"] = "vllm"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of weights and activations."""
+    max_model_len: int | None = Field(None, ge=64)
+    """Longest prompt plus reply in tokens; None takes the model's own limit."""
+    max_num_seqs: int = Field(64, ge=1)
+    """Requests that the engine decodes together."""
+    block_size: int | None = None
+    """Tokens per block of the KV cache; None leaves it to vLLM, and to 32 on a CPU."""
+    cpu_kv_cache_gib: int = Field(1, ge=1)
+    """KV cache of an engine on a CPU, in GiB."""
+    engine_args: dict[str, Any] = {}
+    """Passed to vLLM's `AsyncEngineArgs` as they are."""
+
+
+class ScriptedEngineConfig(Settings):
+    """A stand-in without a model whose replies follow from the image's bytes: for tests and for measuring the rest."""
+
+    kind: Literal["scripted"]
+    inconsistent_rate: float = Field(0.0, ge=0, le=1)
+    """Share of images on which the second answer differs from the first."""
+    wrong_rate: float = Field(0.0, ge=0, le=1)
+    """Share of questions that this model answers otherwise than a scripted teacher would."""
+    unparsable_rate: float = Field(0.0, ge=0, le=1)
+    """Share of annotation replies without a question."""
+    truncated_rate: float = Field(0.0, ge=0, le=1)
+    """Share of annotation replies that stop at the token limit."""
+    latency_s: float = Field(0.0, ge=0)
+    """Seconds that every reply takes."""
+    fail_on: tuple[str, ...] = ()
+    """Ids of images on which a request fails."""
+    die_on: tuple[str, ...] = ()
+    """Ids of images on which the engine dies, once per actor start."""
+    die_once_in: str | None = None
+    """Folder in which a mark is left at each death, so that the next engine survives the same image."""
+
+
+EngineConfig = Annotated[VllmEngineConfig | ScriptedEngineConfig, Field(discriminator="kind")]
+
+
+class ModelConfig(Settings):
+    """A model and the engines that serve it."""
+
+    model: str
+    """A Hugging Face folder or hub name; `bundled:demo/models/teacher` names a folder inside the package."""
+    engine: EngineConfig = VllmEngineConfig()
+    """What runs the model."""
+    num_replicas: int = Field(1, ge=1)
+    """Engines side by side, each in a Ray actor of its own."""
+    cpus_per_replica: float = Field(1.0, ge=0)
+    """CPUs that Ray sets aside for each replica."""
+    gpus_per_replica: float = Field(0.0, ge=0)
+    """GPUs for each replica; a fraction lets replicas share one."""
+    max_images_in_flight: int | None = Field(None, ge=1)
+    """Images that one engine works on at a time; None is 1.1 times the engine's `max_num_seqs`."""
+    min_pixels: int = Field(128 * 28 * 28, ge=1)
+    """An image with fewer pixels is scaled up to this many."""
+    max_pixels: int = Field(512 * 28 * 28, ge=1)
+    """An image with more pixels is scaled down to this many: the largest lever on throughput."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _engine_kind_defaults_to_vllm(cls, data: Any) -> Any:
+        engine = data.get("engine") if isinstance(data, dict) else None
+        return {**data, "engine": {"kind": "vllm", **engine}} if isinstance(engine, dict) else data
+
+
+class SamplingConfig(Settings):
+    """How replies are drawn."""
+
+    temperature: float = Field(0.0, ge=0)
+    """0 takes the likeliest token each time."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Draw from the likeliest tokens that together reach this probability."""
+    max_new_tokens: int = Field(128, ge=1)
+    """A reply that is still going after this many tokens is dropped as truncated."""
+    seed: int = 0
+    """With the image's id, makes a drawn reply repeatable."""
+
+
+class AnnotateConfig(Settings):
+    """The Pseudo Annotator."""
+
+    sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_p=0.95)
+    """How the teacher writes a pair."""
+
+
+class AnswerConfig(Settings):
+    """How a question is answered: the teacher's second answer, the student's, and in evaluation."""
+
+    max_new_tokens: int = Field(32, ge=1)
+    """Answers are greedy; one still going after this many tokens is dropped as truncated."""
+
+
+class IdentifyConfig(Settings):
+    """The Parity Identifier."""
+
+    matcher: Literal["exact", "containment"] = "exact"
+    """When two answers agree; `containment` is what the paper's released code does."""
+    ask_where_teacher_disagrees: bool = False
+    """Also ask the student where the teacher contradicts itself: fills all four cells, changes nothing that is kept."""
+
+
+class LoraConfig(Settings):
+    """Train low-rank adapters in the language model."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    """Adapters are scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class FullConfig(Settings):
+    """Train every weight of the language model, and of the vision tower where asked."""
+
+    kind: Literal["full"]
+    train_vision: bool = False
+    """Also train the vision tower and its projector."""
+
+
+class LevelConfig(Settings):
+    """The Parity Leveler."""
+
+    method: Annotated[LoraConfig | FullConfig, Field(discriminator="kind")] = LoraConfig()
+    """What is trained."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak rate; linear warm-up, then linear to 0."""
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps in which the rate rises."""
+    batch_size: int = Field(16, ge=1)
+    """Samples per optimiser step, over all workers."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Samples per forward pass of one worker."""
+    num_workers: int = Field(1, ge=1)
+    """Data-parallel workers."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    gpus_per_worker: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    checkpoint_every_steps: int = Field(50, ge=1)
+    """A killed run goes on from the last of these."""
+    max_failures: int = Field(3, ge=0)
+    """Worker failures that are survived by restarting from the last checkpoint."""
+    seed: int = 0
+    """Order of the samples and initial adapters."""
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> LevelConfig:
+        if self.batch_size % (self.micro_batch_size * self.num_workers):
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size x num_workers "
+                f"({self.micro_batch_size} x {self.num_workers})"
+            )
+        return self
+
+
+class StudentConfig(ModelConfig):
+    """A student to align."""
+
+    name: str = Field("student", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Names its folder in the run directory."""
+    level: LevelConfig = LevelConfig()
+    """How this student is fine-tuned."""
+
+
+class EvaluateConfig(Settings):
+    """A labelled set to measure the students on; nothing else reads it."""
+
+    questions: str
+    """A JSONL file: `question_id`, `image` (path relative to the file), `question`, `answers`, `family` on each line."""
+    shard_size: int = Field(256, ge=1)
+    teacher: bool = True
+    """Also measure the teacher: the ceiling of what a student can learn from it."""
+
+
+class LimitsConfig(Settings):
+    """When a run gives up rather than go on."""
+
+    max_failed_rate: float = Field(0.5, ge=0, le=1)
+    """Stop once more than this share of the images could not be read or answered."""
+    min_images: int = Field(200, ge=1)
+    """The share is not looked at before this many images."""
+
+
+class RunConfig(Settings):
+    """Everything about a run of Model Parity Alignment."""
+
+    run_dir: str
+    """Where results go and from where a run continues."""
+    source: SourceConfig
+    task: str = "text_vqa"
+    """text_vqa, chart_qa, knowledge_vqa or demo_world."""
+    teacher: ModelConfig
+    students: list[StudentConfig] = Field(min_length=1)
+    annotate: AnnotateConfig = AnnotateConfig()
+    answer: AnswerConfig = AnswerConfig()
+    identify: IdentifyConfig = IdentifyConfig()
+    evaluate: EvaluateConfig | None = None
+    limits: LimitsConfig = LimitsConfig()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> RunConfig:
+        names = [student.name for student in self.students]
+        if len(set(names)) != len(names):
+            raise ValueError(f"students: names must differ, got {names}")
+        return self
+
+
+def resolve_path(path: str) -> str:
+    """A `bundled:` path as a real one; any other as it is."""
+    return str(Path(__file__).parent / path.removeprefix(BUNDLED)) if path.startswith(BUNDLED) else path
+
+
+def load_config(path: str, overrides: dict[str, str] | None = None) -> RunConfig:
+    """Read a YAML file, apply dotted overrides such as `{"students.0.level.seed": "1"}`, and check the result.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of its range.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError("--config", path, f"cannot be read ({error.strerror}).", "Give a YAML file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError("--config", path, f"is not YAML ({error}).", "Mend the file.") from error
+    if not isinstance(tree, dict):
+        raise ConfigError("--config", path, "does not hold a mapping.", "Start from configs in the README.")
+    for dotted, text in (overrides or {}).items():
+        _override(tree, dotted, yaml.safe_load(text))
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise _readable(error) from None
+
+
+def _override(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    node: Any = tree
+    for depth, key in enumerate(parents):
+        try:
+            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
+        except (ValueError, IndexError):
+            where = ".".join(parents[: depth + 1])
+            raise ConfigError(f"--{dotted}", value, f"there is no {where}.", "Use an index of the list.") from None
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ConfigError(f"--{dotted}", value, f"{'.'.join(parents)} is not a mapping.", "Check the dotted name.")
+
+
+def _readable(error: ValidationError) -> ConfigError:
+    first, *others = error.errors()
+    # A discriminated union puts the tag of the chosen variant into the location; it is no key of the file.
+    where = ".".join(str(part) for part in first["loc"] if part not in ("vllm", "scripted", "lora", "full"))
+    problem = {
+        "extra_forbidden": "is not a setting.",
+        "missing": "is required.",
+    }.get(first["type"], first["msg"].removeprefix("Value error, ") + ".")
+    value = first["input"] if first["type"] != "missing" else None
+    more = f" ({len(others)} more: {', '.join('.'.join(map(str, e['loc'])) for e in others)})" if others else ""
+    return ConfigError(where or "config", value, problem, f"See --help for the settings.{more}")

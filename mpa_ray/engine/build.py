@@ -1,0 +1,27 @@
+"""From a model's configuration to its running engine."""
+
+from __future__ import annotations
+
+import math
+
+from mpa_ray.config import ModelConfig, ScriptedEngineConfig, resolve_path
+from mpa_ray.engine.protocol import VisionLanguageModel
+from mpa_ray.engine.scripted import ScriptedEngine
+
+
+def images_in_flight(config: ModelConfig) -> int:
+    """A tenth more than the engine decodes together keeps its batch full and the KV blocks of each image in place."""
+    if config.max_images_in_flight is not None:
+        return config.max_images_in_flight
+    engine = config.engine
+    return 64 if isinstance(engine, ScriptedEngineConfig) else math.ceil(1.1 * engine.max_num_seqs)
+
+
+def build_engine(config: ModelConfig) -> VisionLanguageModel:
+    """Start the engine that the configuration names, in this process."""
+    if isinstance(config.engine, ScriptedEngineConfig):
+        return ScriptedEngine(config.engine, images_in_flight(config))
+    # Only here, so that a machine without vLLM can run everything else.
+    from mpa_ray.engine.vllm_engine import VllmEngine
+
+    return VllmEngine(resolve_path(config.model), config.engine, images_in_flight(config))

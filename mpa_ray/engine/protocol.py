@@ -1,0 +1,73 @@
+"""What the stages ask of a model, and what they get."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from mpa_ray.config import SamplingConfig
+from mpa_ray.corpus.decode import PreparedImage
+from mpa_ray.records import Reason
+
+
+@dataclass(frozen=True)
+class VisualPrompt:
+    """One image and the text that follows it; the engine adds the system prompt and the model's chat template."""
+
+    image_id: str
+    image: PreparedImage
+    text: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A model's reply, with what is needed to judge it."""
+
+    text: str
+    finish_reason: str
+    """`stop` where the model ended it, `length` where the token limit did."""
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    """Leading prompt tokens that were not computed again."""
+    num_output_tokens: int
+    image_end: int
+    """Prompt tokens up to and with the image's last; all of them cached means the image cost nothing."""
+    mean_logprob: float | None
+    """Mean log-probability of the output tokens (natural logarithm)."""
+    elapsed_s: float
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason == "length"
+
+    @property
+    def num_uncached_image_tokens(self) -> int:
+        """Tokens from the first that was not cached to the image's end."""
+        return max(0, self.image_end - self.num_cached_tokens)
+
+
+class RequestRefused(Exception):
+    """The engine is well, but will not or cannot serve this one request."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+class EngineDied(Exception):
+    """The engine is gone; its actor has to be replaced."""
+
+
+class VisionLanguageModel(Protocol):
+    """An engine. `generate` may be called many times at once, from one event loop."""
+
+    max_images_in_flight: int
+    """Images that may be worked on together, such that each one's KV blocks survive until its second prompt."""
+
+    async def generate(self, prompt: VisualPrompt, sampling: SamplingConfig) -> Reply:
+        """Raises RequestRefused for this request alone, EngineDied for the engine as a whole."""
+        ...
+
+    def close(self) -> None:
+        """End the engine's processes."""
+        ...

@@ -1,0 +1,203 @@
+"""Shards through a model on a Ray cluster: fetch -> model pool -> commit, as one streaming graph.
+
+The only file that knows Ray Data. A row of the graph is one whole shard, so Ray never splits or merges a unit of work,
+and a retry repeats exactly one shard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import pickle
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Generic
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions
+from ray.train import DataConfig
+
+from mpa_ray.config import ModelConfig
+from mpa_ray.corpus.read import read_files
+from mpa_ray.engine.build import build_engine, images_in_flight
+from mpa_ray.engine.process_group import end_group_with_this_process
+from mpa_ray.engine.protocol import EngineDied, VisionLanguageModel
+from mpa_ray.records import Prediction, Row, RowT
+from mpa_ray.stages.shard import ImageWork, Stage, visit_all
+from mpa_ray.store.dataset import ShardedDataset
+
+_AUXILIARY_CPUS = 0.25
+"""CPUs that Ray sets aside for a fetch or commit task: they wait for files most of the time."""
+
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+"""Keeps glibc from returning every large tensor to the system: without, a training step on a CPU takes several times
+as long, most of it in page faults."""
+
+
+@dataclass(frozen=True)
+class Pass(Generic[RowT]):
+    """One pass of one model over the shards of a dataset."""
+
+    name: str
+    """Names the actors in Ray's dashboard, as in `annotate:teacher`."""
+    source: ShardedDataset[Any]
+    target: ShardedDataset[RowT]
+    model: ModelConfig
+    make_stage: Callable[[VisionLanguageModel], Stage[Any, RowT]]
+    """Called in the actor; it must survive pickling."""
+    needs_image: Callable[[Any], bool] = lambda row: True
+    """Whether a row's image has to be read."""
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """What the driver learns of a committed shard."""
+
+    shard: str
+    num_images: int
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """Rows by `state` or `state:reason`."""
+
+
+def run_pass(work: Pass[RowT], shards: Sequence[str]) -> Iterator[ShardDone]:
+    """Send the shards through the model and commit each; yields them as they are done, in any order."""
+    _quiet()
+    in_flight = images_in_flight(work.model)
+    # A shard's last images leave slots free; the next shards fill them.
+    shards_in_flight = max(2, 1 + math.ceil(in_flight / 64))
+    done = (
+        ray.data.from_items([{"shard": s} for s in shards], override_num_blocks=len(shards))
+        .map(Fetch(work.source, work.needs_image), num_cpus=_AUXILIARY_CPUS)
+        .map_batches(
+            ModelActor,
+            fn_constructor_args=(work.model, work.make_stage),
+            batch_size=1,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ActorPoolStrategy(
+                size=work.model.num_replicas,
+                max_tasks_in_flight_per_actor=shards_in_flight + 1,
+                max_concurrent_calls_per_actor=shards_in_flight,
+            ),
+            num_cpus=work.model.cpus_per_replica,
+            num_gpus=work.model.gpus_per_replica,
+        )
+        .map(Commit(work.target), num_cpus=_AUXILIARY_CPUS)
+    )
+    for row in done.iter_rows():
+        yield ShardDone(row["shard"], row["num_images"], Counter(pickle.loads(row["outcomes"])))
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Read a shard's rows and the files of the images that are asked about."""
+
+    source: ShardedDataset[Any]
+    needs_image: Callable[[Any], bool]
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        rows = self.source.read(row["shard"])
+        groups = [tuple(found) for _, found in groupby(rows, key=lambda r: r.image_id)]
+        wanted = [any(map(self.needs_image, group)) for group in groups]
+        uris = [group[0].uri for group, want in zip(groups, wanted, strict=True) if want]
+        contents = iter(read_files(uris))
+        images = []
+        for group, want in zip(groups, wanted, strict=True):
+            content, error = next(contents) if want else (None, None)
+            images.append(ImageWork(group[0].image_id, group[0].uri, group, content, error))
+        return {"shard": row["shard"], "images": pickle.dumps(images)}
+
+
+class ModelActor:
+    """One replica of a model with its engine; several shards are in it at once, so that no shard's end idles it."""
+
+    def __init__(self, model: ModelConfig, make_stage: Callable[[VisionLanguageModel], Stage[Any, Any]]) -> None:
+        self._watcher = end_group_with_this_process()
+        self._stage = make_stage(build_engine(model))
+        self._slots = asyncio.Semaphore(images_in_flight(model))
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        shard = batch["shard"][0].as_py()
+        images = pickle.loads(batch["images"][0].as_py())
+        try:
+            rows = await visit_all(self._stage.visit, images, self._slots)
+        except* EngineDied:
+            # An engine cannot be mended in place: Ray restarts the actor and sends the shard again.
+            os._exit(1)
+        return pa.table({"shard": [shard], "num_images": [len(images)], "rows": [pickle.dumps(rows)]})
+
+
+@dataclass(frozen=True)
+class Commit(Generic[RowT]):
+    """Write and publish a shard's rows."""
+
+    target: ShardedDataset[RowT]
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        rows: list[RowT] = pickle.loads(row["rows"])
+        if not self.target.commit(row["shard"], rows):
+            rows = self.target.read(row["shard"])
+        outcomes = Counter(map(_outcome, rows))
+        return {"shard": row["shard"], "num_images": row["num_images"], "outcomes": pickle.dumps(outcomes)}
+
+
+def _outcome(row: Row) -> str:
+    if isinstance(row, Prediction):
+        return "unanswered" if row.prediction is None else "answered"
+    state, reason = getattr(row, "state", ""), getattr(row, "reason", None)
+    return f"{state}:{reason}" if reason else state
+
+
+def samples_with_images(rows: Sequence[RowT], rows_per_block: int) -> Dataset:
+    """Rows in their order, each with its image file's bytes, for training: columns `row` (pickled) and `content`."""
+
+    def fetch(batch: dict[str, Any]) -> dict[str, Any]:
+        found = read_files([pickle.loads(row).uri for row in batch["row"]])
+        return {"row": batch["row"], "content": [content or b"" for content, _ in found]}
+
+    _quiet()
+    num_blocks = math.ceil(len(rows) / rows_per_block)
+    items = ray.data.from_items([{"row": pickle.dumps(r)} for r in rows], override_num_blocks=num_blocks)
+    return items.map_batches(fetch, batch_size=rows_per_block, num_cpus=_AUXILIARY_CPUS)
+
+
+def _quiet() -> None:
+    """Our own progress line stands for Ray Data's bars and notices; its errors are still logged."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def ordered_ingest() -> DataConfig:
+    """How Ray Train gets `samples_with_images`: in order, so that a resumed epoch meets the same batches."""
+    return DataConfig(execution_options=ExecutionOptions(preserve_order=True))
+
+
+def start_ray() -> None:
+    """Join the cluster of this job, or start Ray on this machine alone."""
+    if ray.is_initialized():
+        return
+    # Ray's workers, and the engines in them, would otherwise yield to every other process of the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(_import_paths()), **_MALLOC}}
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(runtime_env=environment, log_to_driver=False)
+        return
+    # One engine and the small tasks around it must fit side by side even on one core.
+    num_cpus = max(2, len(os.sched_getaffinity(0))) + 1
+    ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, runtime_env=environment,
+             logging_level="ERROR")  # fmt: skip
+
+
+def _import_paths() -> list[str]:
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+
+

@@ -1,0 +1,106 @@
+"""The driver's side of leveling: one epoch over a student's parity samples on Ray Train."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from mpa_ray.config import StudentConfig, resolve_path
+from mpa_ray.errors import RunError
+from mpa_ray.flow import ordered_ingest, samples_with_images
+from mpa_ray.leveling.collator import TrainingRow
+from mpa_ray.leveling.trainer import TrainingJob, train
+from mpa_ray.progress import Progress
+from mpa_ray.records import ParitySample
+from mpa_ray.store.run import Run
+from mpa_ray.tasks.task import Task
+
+
+def epoch(samples: Sequence[ParitySample], batch_size: int, seed: int) -> list[TrainingRow]:
+    """Every sample once in a seeded order, then rows without loss until the last batch is full.
+
+    With only full batches every rank takes the same number of steps and Ray Data drops no row to even them out.
+    """
+    order = sorted(samples, key=lambda s: s.annotation_id)
+    random.Random(seed).shuffle(order)
+    rows = [TrainingRow(sample) for sample in order]
+    return rows + [TrainingRow(order[0], supervised=False)] * (-len(rows) % batch_size)
+
+
+def level(run: Run, student: StudentConfig, task: Task, samples: Sequence[ParitySample], folder: str) -> None:
+    """Fine-tune the student and export it below `folder`; continues where a killed run left its last checkpoint.
+
+    Raises:
+        RunError: there is nothing to train on, or training failed more often than `max_failures`.
+    """
+    if not samples:
+        raise RunError(f"{student.name}: no parity samples, so nothing to learn; see the drop reasons in the report.")
+    rows = epoch(samples, student.level.batch_size, student.level.seed)
+    job = TrainingJob(
+        model=resolve_path(student.model),
+        task=task,
+        level=student.level,
+        min_pixels=student.min_pixels,
+        max_pixels=student.max_pixels,
+        num_steps=len(rows) // student.level.batch_size,
+        run_dir=run.storage.root,
+        folder=folder,
+    )
+    trainer = TorchTrainer(
+        lambda: train(job),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=student.level.num_workers,
+            use_gpu=student.level.gpus_per_worker > 0,
+            resources_per_worker={"CPU": student.level.cpus_per_worker}
+            | ({"GPU": student.level.gpus_per_worker} if student.level.gpus_per_worker else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            # The same name in the same place makes Ray Train continue from its last reported checkpoint.
+            name="checkpoints",
+            storage_path=str(Path(run.storage.root, folder)),
+            failure_config=ray.train.FailureConfig(max_failures=student.level.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+        datasets={"train": samples_with_images(rows, student.level.micro_batch_size)},
+        dataset_config=ordered_ingest(),
+    )
+    with Progress(f"level {student.name}", job.num_steps, "steps") as progress, _Follow(run, folder, progress):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise RunError(f"{student.name}: training failed: {error}") from error
+    run.storage.create(f"{folder}/complete.json", b"{}")
+
+
+class _Follow:
+    """Carries the step that rank 0 last wrote down over to the progress line."""
+
+    def __init__(self, run: Run, folder: str, progress: Progress) -> None:
+        self._run, self._path, self._progress = run, f"{folder}/training.json", progress
+        self._seen = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep_looking, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._look()
+
+    def _keep_looking(self) -> None:
+        while not self._ended.wait(1.0):
+            self._look()
+
+    def _look(self) -> None:
+        if self._run.storage.exists(self._path):
+            step = self._run.read_json(self._path)["step"]
+            if step > self._seen:
+                self._progress.advance(step - self._seen)
+                self._seen = step

@@ -1,0 +1,73 @@
+"""Find what is wrong with a run before anything is started."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mpa_ray.config import EvaluateConfig, ModelConfig, RunConfig, resolve_path
+from mpa_ray.corpus.index import check_source
+from mpa_ray.errors import ConfigError
+from mpa_ray.evaluation.questions import load_questions
+from mpa_ray.tasks.library import TASKS
+from mpa_ray.tasks.task import Task
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+def task_of(config: RunConfig) -> Task:
+    """The task that the run names. Raises ConfigError where there is none of that name."""
+    if config.task not in TASKS:
+        raise ConfigError("task", config.task, "is not a task.", f"Choose one of {', '.join(TASKS)}.")
+    return TASKS[config.task]
+
+
+def check_run(config: RunConfig) -> None:
+    """Look at everything that can be looked at without Ray, a GPU or a model in memory.
+
+    Raises:
+        ConfigError: naming the first thing that is wrong.
+    """
+    task_of(config)
+    check_source(config.source)
+    check_model(config.teacher, "teacher.model")
+    for index, student in enumerate(config.students):
+        check_model(student, f"students.{index}.model")
+    if config.evaluate is not None:
+        check_questions(config.evaluate)
+
+
+def check_questions(config: EvaluateConfig) -> None:
+    load_questions(config)
+
+
+def check_model(config: ModelConfig, field: str) -> None:
+    """Raises ConfigError where the model is not there, or is no vision-language checkpoint."""
+    if config.engine.kind == "scripted":
+        return
+    if config.min_pixels > config.max_pixels:
+        raise ConfigError(field.replace("model", "min_pixels"), config.min_pixels,
+                          f"is more than max_pixels ({config.max_pixels}).", "Lower it.")  # fmt: skip
+    folder = Path(resolve_path(config.model))
+    if not folder.is_dir():
+        _check_hub_name(config.model, field)
+        return
+    if not (folder / "config.json").is_file():
+        raise ConfigError(field, config.model, "has no config.json.", "Give a Hugging Face checkpoint folder.")
+    if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
+        raise ConfigError(field, config.model, f"has no processor ({' or '.join(_PROCESSOR_FILES)}).",
+                          "Save the model's processor beside its weights.")  # fmt: skip
+
+
+def _check_hub_name(model: str, field: str) -> None:
+    if not _HUB_NAME.fullmatch(model):
+        raise ConfigError(field, model, "is not a folder.", "Give a checkpoint folder or a hub name (owner/name).")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(model, "config.json", etag_timeout=5)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ConfigError(field, model, "is neither a folder nor to be had from the hub or its local cache.",
+                          "Check the name, the network and your access.") from error  # fmt: skip

@@ -1,0 +1,69 @@
+"""What a user sees while waiting: one line every few seconds, readable in a terminal and in a job's log."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import TracebackType
+
+
+class Progress:
+    """Counts towards a total and prints rate and time left; says that it waits until the first count comes."""
+
+    def __init__(self, label: str, total: int, unit: str, done: int = 0, every_s: float = 5.0) -> None:
+        self._label, self._total, self._unit, self._every_s = label, total, unit, every_s
+        self._done = self._done_before = done
+        self._started = time.monotonic()
+        self._first: float | None = None
+        self._rated_from = done
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep_printing, daemon=True)
+
+    def __enter__(self) -> Progress:
+        before = f", {self._done} already done" if self._done else ""
+        say(f"{self._label}: {self._total} {self._unit}{before}")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        if kind is None:
+            say(f"{self._label}: done in {clock(time.monotonic() - self._started)}{self._rate()}")
+
+    def advance(self, count: int) -> None:
+        if self._first is None:
+            # What came before the first count is in part the start of an engine: the rate leaves both out.
+            self._first, self._rated_from = time.monotonic(), self._done + count
+        self._done += count
+
+    def _keep_printing(self) -> None:
+        while not self._ended.wait(self._every_s):
+            say(self._line())
+
+    def _line(self) -> str:
+        waited = time.monotonic() - self._started
+        if self._first is None:
+            return f"{self._label}: starting, {clock(waited)} so far"
+        share = self._done / self._total if self._total else 1.0
+        new = self._done - self._done_before
+        left = (self._total - self._done) * waited / new if new else 0.0
+        return f"{self._label}: {self._done}/{self._total} {self._unit} ({share:.0%}){self._rate()}, {clock(left)} left"
+
+    def _rate(self) -> str:
+        new, spent = self._done - self._rated_from, time.monotonic() - (self._first or self._started)
+        return f", {new / spent:.1f} {self._unit}/s" if new and spent > 1 else ""
+
+
+
+def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds, such as 2:05."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, file=sys.stdout, flush=True)

@@ -1,0 +1,178 @@
+"""What flows between the stages: one frozen dataclass for each kind of row, and the Arrow schema derived from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import pyarrow as pa
+
+
+class State(StrEnum):
+    """Where a row ended."""
+
+    KEPT = "kept"
+    DROPPED = "dropped"
+    FAILED = "failed"
+
+
+class Reason(StrEnum):
+    """Why a row was dropped or failed; the parser's reasons (`ReplyError`) stand beside these."""
+
+    TEACHER_INCONSISTENT = "teacher_inconsistent"
+    STUDENT_CORRECT = "student_correct"
+    REPLY_TRUNCATED = "reply_truncated"
+    SECOND_ANSWER_TRUNCATED = "second_answer_truncated"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    UNREADABLE = "unreadable"
+    EMPTY_FILE = "empty_file"
+    NOT_AN_IMAGE = "not_an_image"
+    TRUNCATED_IMAGE = "truncated_image"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    EXTREME_ASPECT_RATIO = "extreme_aspect_ratio"
+    REQUEST_FAILED = "request_failed"
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """An image of the corpus, not yet read."""
+
+    image_id: str
+    """Stable and unique in the run: the path below the source's root."""
+    uri: str
+    num_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A row of D_PA: what became of one image at the teacher. Every image has at least one."""
+
+    annotation_id: str
+    image_id: str
+    uri: str
+    state: str
+    """`kept` (a pair with a second answer), `dropped` or `failed`."""
+    reason: str | None = None
+    detail: str | None = None
+    attempts: int = 1
+    question: str | None = None
+    answer: str | None = None
+    second_answer: str | None = None
+    """The teacher's answer to its own question, asked afresh."""
+    reply: str | None = None
+    """What the teacher wrote, as it was."""
+    finish_reason: str | None = None
+    second_finish_reason: str | None = None
+    mean_logprob: float | None = None
+    """Mean log-probability of the reply's tokens (natural logarithm)."""
+    second_mean_logprob: float | None = None
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    num_second_prompt_tokens: int = 0
+    num_second_cached_tokens: int = 0
+    num_second_output_tokens: int = 0
+    num_uncached_image_tokens: int = 0
+    """Image tokens that the second pass had to compute again; 0 when the shared preamble works."""
+    first_pass_s: float = 0.0
+    second_pass_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one student's answer makes of one annotation."""
+
+    annotation_id: str
+    image_id: str
+    uri: str
+    state: str
+    reason: str | None = None
+    detail: str | None = None
+    attempts: int = 1
+    question: str | None = None
+    answer: str | None = None
+    second_answer: str | None = None
+    student_answer: str | None = None
+    teacher_agrees: bool | None = None
+    student_agrees: bool | None = None
+    """None where the student was not asked."""
+    finish_reason: str | None = None
+    mean_logprob: float | None = None
+
+
+@dataclass(frozen=True)
+class ParitySample:
+    """A row of D_PI: the teacher agrees with itself on it and the student does not."""
+
+    annotation_id: str
+    image_id: str
+    uri: str
+    question: str
+    answer: str
+    student_answer: str
+
+
+@dataclass(frozen=True)
+class LabelledQuestion:
+    """A question of a labelled set, for evaluation only."""
+
+    question_id: str
+    image_id: str
+    uri: str
+    question: str
+    answers: list[str]
+    family: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model's answer to a labelled question."""
+
+    question_id: str
+    image_id: str
+    uri: str
+    question: str
+    answers: list[str]
+    family: str
+    prediction: str | None
+    reason: str | None = None
+    """Why there is no prediction, or why it may be cut short."""
+
+
+Row = ImageRef | Annotation | Verdict | ParitySample | LabelledQuestion | Prediction
+RowT = TypeVar("RowT", bound=Row)
+
+_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[str]: pa.list_(pa.string())}
+
+
+@cache
+def arrow_schema(row_type: type[Row]) -> pa.Schema:
+    """The Arrow schema of a row type; a field is nullable where its annotation allows None."""
+    fields = []
+    for name, hint in get_type_hints(row_type).items():
+        nullable = get_origin(hint) is types.UnionType
+        inner = next(a for a in get_args(hint) if a is not type(None)) if nullable else hint
+        fields.append(pa.field(name, _ARROW[inner], nullable=nullable))
+    return pa.schema(fields)
+
+
+def to_table(rows: Sequence[Row], row_type: type[Row]) -> pa.Table:
+    """Rows of one type as an Arrow table with exactly that type's columns."""
+    return pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=arrow_schema(row_type))
+
+
+def from_table(table: pa.Table, row_type: type[RowT]) -> list[RowT]:
+    """The inverse of `to_table`.
+
+    Raises:
+        ValueError: the table's schema is not the row type's.
+    """
+    expected = arrow_schema(row_type)
+    if not table.schema.equals(expected):
+        raise ValueError(f"not {row_type.__name__} rows: columns {table.schema.names}, expected {expected.names}")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return [row_type(**row) for row in rows]

@@ -1,0 +1,45 @@
+"""A prompt as the model's own chat template writes it: the same in annotation, identification, leveling and evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpa_ray.errors import ConfigError
+from mpa_ray.tasks.task import SYSTEM_PROMPT
+
+
+def load_processor(model: str) -> Any:
+    """The Hugging Face processor of a checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint has none, or none that takes images.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(model)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError("model", model, f"its processor cannot be loaded ({told}).",
+                          "Give a complete vision-language checkpoint.") from error  # fmt: skip
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "image_token", None) is None:
+        raise ConfigError("model", model, "its processor takes no images.", "Give a vision-language checkpoint.")
+    return processor
+
+
+def render(processor: Any, text: str) -> str:
+    """The whole prompt up to where the reply begins, with one image placeholder before the text.
+
+    Raises:
+        ValueError: the chat template does not put exactly one placeholder.
+    """
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]},
+    ]
+    prompt: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    found = prompt.count(processor.image_token)
+    if found != 1:
+        # vLLM would answer without any image and without an error.
+        raise ValueError(f"the chat template puts {found} image placeholders, expected 1: {prompt!r}")
+    return prompt

@@ -1,0 +1,174 @@
+"""Gather a run's figures from its files; needs neither Ray nor a model."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from mpa_ray.config import RunConfig
+from mpa_ray.records import Annotation, State, Verdict
+from mpa_ray.store.audit import audit
+from mpa_ray.store.run import Run
+
+NUM_SAMPLES = 24
+MAX_FAILED_LISTED = 200
+
+
+def collect(run: Run, config: RunConfig) -> dict[str, Any]:
+    """Everything that the report shows."""
+    shards = run.manifest().shards
+    counts = audit(run)
+    scores = run.read_json("evaluation/scores.json") if run.storage.exists("evaluation/scores.json") else {}
+    return {
+        "run_dir": run.storage.root,
+        "task": config.task,
+        "teacher_model": config.teacher.model,
+        "counts": counts,
+        "teacher": _teacher(run.annotations.rows(shards)),
+        "failed_images": _failed(run.annotations.rows(shards)),
+        "students": {
+            s.name: {
+                "model": s.model,
+                "method": s.level.method.kind,
+                **_student(run.verdicts(s.name).rows(shards)),
+                "accuracy": _accuracy(scores, s.name),
+                "training": _training(run, run.student_dir(s.name)),
+                "warnings": _warnings(counts["kept"][s.name], _accuracy(scores, s.name)),
+            }
+            for s in config.students
+        },
+        "phases": _phases(run),
+        "versions": run.read_json("run.json")["versions"],
+    }
+
+
+def _teacher(rows: Iterable[Annotation]) -> dict[str, Any]:
+    """Sums over the teacher's visits; times are summed over requests that overlap, so only their ratio means much."""
+    states: Counter[str] = Counter()
+    cached = second_prompt = uncached = visits_uncached = num_second = 0
+    first_s = second_s = 0.0
+    tokens = 0
+    for row in rows:
+        states[row.reason or row.state] += 1
+        tokens += row.num_output_tokens + row.num_second_output_tokens
+        first_s += row.first_pass_s
+        if row.second_answer is None:
+            continue
+        num_second += 1
+        second_s += row.second_pass_s
+        cached += row.num_second_cached_tokens
+        second_prompt += row.num_second_prompt_tokens
+        uncached += row.num_uncached_image_tokens
+        visits_uncached += row.num_uncached_image_tokens > 0
+    return {
+        "by_outcome": dict(states.most_common()),
+        "num_second_answers": num_second,
+        "cached_token_share": cached / second_prompt if second_prompt else None,
+        "num_uncached_image_tokens": uncached,
+        "num_visits_with_uncached_image": visits_uncached,
+        "second_pass_time_share": second_s / (first_s + second_s) if first_s + second_s else None,
+        "num_output_tokens": tokens,
+    }
+
+
+def _failed(rows: Iterable[Annotation]) -> list[dict[str, Any]]:
+    failed = (r for r in rows if r.state == State.FAILED)
+    return [{"image": r.image_id, "reason": r.reason, "detail": r.detail} for r, _ in zip(failed, range(MAX_FAILED_LISTED), strict=False)]
+
+
+def _student(verdicts: Iterable[Verdict]) -> dict[str, Any]:
+    cells: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    samples: dict[str, list[Verdict]] = {}
+    rng = random.Random(0)
+    seen: Counter[str] = Counter()
+    for verdict in verdicts:
+        cells[_cell(verdict)] += 1
+        outcome = verdict.reason or verdict.state
+        reasons[outcome] += verdict.state != State.KEPT
+        # A uniform sample of each outcome in one pass (reservoir sampling).
+        seen[outcome] += 1
+        chosen = samples.setdefault(outcome, [])
+        if len(chosen) < NUM_SAMPLES:
+            chosen.append(verdict)
+        elif (slot := rng.randrange(seen[outcome])) < NUM_SAMPLES:
+            chosen[slot] = verdict
+    return {
+        "num_annotations": sum(cells.values()),
+        "num_consistent": cells["teacher_yes_student_no"] + cells["teacher_yes_student_yes"],
+        "num_parity_samples": cells["teacher_yes_student_no"],
+        "cells": dict(cells),
+        "dropped": {reason: n for reason, n in reasons.most_common() if n},
+        "samples": [asdict(v) for v in _mix(samples)],
+    }
+
+
+def _cell(verdict: Verdict) -> str:
+    if verdict.teacher_agrees is None:
+        return "not_judged"
+    student = {True: "yes", False: "no", None: "not_asked"}[verdict.student_agrees]
+    return f"teacher_{'yes' if verdict.teacher_agrees else 'no'}_student_{student}"
+
+
+def _mix(samples: dict[str, list[Verdict]]) -> list[Verdict]:
+    """Half of the samples kept, the others from every other outcome in turn."""
+    kept = samples.pop(State.KEPT.value, [])
+    others: list[Verdict] = []
+    queues = [list(rows) for _, rows in sorted(samples.items())]
+    while any(queues) and len(others) < NUM_SAMPLES:
+        others += [queue.pop(0) for queue in queues if queue]
+    num_kept = max(NUM_SAMPLES // 2, NUM_SAMPLES - len(others))
+    chosen = kept[:num_kept]
+    return chosen + others[: NUM_SAMPLES - len(chosen)]
+
+
+def _accuracy(scores: dict[str, Any], student: str) -> dict[str, Any] | None:
+    before, after, teacher = (scores.get(n) for n in (f"{student}.before", f"{student}.after", "teacher"))
+    if before is None or after is None:
+        return None
+    metric = next(name for name in before["all"] if name != "num_questions")
+    return {
+        "metric": metric,
+        "num_questions": before["all"]["num_questions"],
+        "families": {
+            family: {
+                "num_questions": before[family]["num_questions"],
+                "before": before[family][metric],
+                "after": after[family][metric],
+                "gain_points": 100 * (after[family][metric] - before[family][metric]),
+                "teacher": teacher[family][metric] if teacher else None,
+            }
+            for family in ["all", *sorted(f for f in before if f != "all")]
+        },
+    }
+
+
+def _training(run: Run, folder: str) -> dict[str, Any] | None:
+    path = f"{folder}/training.json"
+    if not run.storage.exists(path):
+        return None
+    log = run.read_json(path)["log"]
+    losses = [{"step": row["step"], "loss": row["loss"]} for row in log if "loss" in row]
+    return {"losses": losses}
+
+
+def _warnings(num_parity: int, accuracy: dict[str, Any] | None) -> list[str]:
+    """The failure signatures that the method's authors name."""
+    found = []
+    if num_parity < 100:
+        found.append(f"only {num_parity} parity samples: too few to learn from (under 100)")
+    if accuracy:
+        if accuracy["families"]["all"]["gain_points"] <= 0:
+            found.append("no gain after leveling")
+        for family, row in accuracy["families"].items():
+            if family != "all" and row["gain_points"] < -5:
+                found.append(f"{family} lost {-row['gain_points']:.1f} points (forgetting): lower the learning rate")
+    return found
+
+
+def _phases(run: Run) -> dict[str, Any]:
+    paths = run.storage.list("phases")
+    return {path.removeprefix("phases/").removesuffix(".json"): run.read_json(path) for path in paths}

@@ -1,0 +1,117 @@
+"""Draw a collected report as one HTML page without outside files, and as a table for the terminal."""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, Template
+
+from mpa_ray.config import RunConfig
+from mpa_ray.corpus.decode import ImageProblem, prepare
+from mpa_ray.corpus.read import read_files
+from mpa_ray.progress import clock
+from mpa_ray.store.run import Run
+
+_THUMBNAIL_PIXELS = 160 * 160
+_CELLS = (
+    ("teacher_yes_student_no", "teacher agrees with itself, student does not", "kept: a knowledge gap"),
+    ("teacher_yes_student_yes", "teacher agrees with itself, student too", "dropped: student_correct"),
+    ("teacher_no_student_no", "teacher contradicts itself, student disagrees", "dropped: teacher_inconsistent"),
+    ("teacher_no_student_yes", "teacher contradicts itself, student agrees", "dropped: teacher_inconsistent"),
+    ("teacher_no_student_not_asked", "teacher contradicts itself, student not asked", "dropped: teacher_inconsistent"),
+)
+
+
+@cache
+def _template() -> Template:
+    folder = FileSystemLoader(Path(__file__).parent)
+    return Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template("page.html")
+
+
+def render_html(run: Run, config: RunConfig, summary: dict[str, Any]) -> str:
+    """The report as a page; sample images are inlined as small JPEGs."""
+    uris = {sample["uri"] for student in summary["students"].values() for sample in student["samples"]}
+    thumbnails = {uri: _thumbnail(content) for uri, content in zip(uris, _contents(list(uris)), strict=True)}
+    return _template().render(
+        summary=summary,
+        config=config.model_dump_json(indent=2),
+        thumbnails=thumbnails,
+        cells=_CELLS,
+        losses={name: _polyline(s["training"]) for name, s in summary["students"].items()},
+        clock=clock,
+        root=run.storage.root,
+    )
+
+
+def _contents(uris: list[str]) -> list[bytes | None]:
+    return [content for content, _ in read_files(uris)]
+
+
+def _thumbnail(content: bytes | None) -> str | None:
+    image = prepare(content or b"", 1, _THUMBNAIL_PIXELS)
+    if isinstance(image, ImageProblem):
+        return None
+    buffer = io.BytesIO()
+    image.image.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _polyline(training: dict[str, Any] | None, width: int = 560, height: int = 140) -> str | None:
+    """Loss against step as the points of an SVG polyline."""
+    rows = training["losses"] if training else []
+    if len(rows) < 2:
+        return None
+    steps, losses = [r["step"] for r in rows], [r["loss"] for r in rows]
+    top = max(losses) or 1.0
+    return " ".join(
+        f"{width * (s - steps[0]) / (steps[-1] - steps[0]):.1f},{height * (1 - v / top):.1f}"
+        for s, v in zip(steps, losses, strict=True)
+    )
+
+
+def render_table(summary: dict[str, Any]) -> str:
+    """The report as text: counts, drops, accuracy before and after, and what the second teacher pass cost."""
+    teacher, counts = summary["teacher"], summary["counts"]
+    lines = ["", f"images                       {counts['images']:>8}", f"D_PA (annotated)             {counts['annotated']:>8}"]
+    for name, student in summary["students"].items():
+        lines += ["", f"student {name} ({student['model']}, {student['method']})"]
+        lines += [f"  teacher-consistent         {student['num_consistent']:>8}"]
+        lines += [f"  D_PI (parity samples)      {student['num_parity_samples']:>8}"]
+        lines += [f"  not kept: {reason:<17}{n:>8}" for reason, n in student["dropped"].items()]
+        lines += _accuracy_lines(student["accuracy"])
+        lines += [f"  WARNING: {warning}" for warning in student["warnings"]]
+    lines += ["", *_second_pass_lines(teacher), *_phase_lines(summary["phases"])]
+    return "\n".join(lines)
+
+
+def _accuracy_lines(accuracy: dict[str, Any] | None) -> list[str]:
+    if accuracy is None:
+        return ["  accuracy: not measured"]
+    lines = [f"  {accuracy['metric']}, %       before    after     gain  teacher        n"]
+    for family, row in accuracy["families"].items():
+        teacher = "" if row["teacher"] is None else f"{100 * row['teacher']:9.1f}"
+        lines.append(
+            f"    {family:<14}{100 * row['before']:9.1f}{100 * row['after']:9.1f}{row['gain_points']:+9.1f}"
+            f"{teacher:>9}{row['num_questions']:>9.0f}"
+        )
+    return lines
+
+
+def _second_pass_lines(teacher: dict[str, Any]) -> list[str]:
+    if not teacher["num_second_answers"]:
+        return []
+    return [
+        "teacher's second pass",
+        f"  prompt tokens from cache   {teacher['cached_token_share']:>8.1%}",
+        f"  image tokens computed again{teacher['num_uncached_image_tokens']:>8}",
+        f"  share of the teacher's time{teacher['second_pass_time_share']:>8.1%}",
+    ]
+
+
+def _phase_lines(phases: dict[str, Any]) -> list[str]:
+    total = sum(phase["wall_s"] for phase in phases.values())
+    return ["time", *(f"  {n:<27}{clock(p['wall_s']):>8}" for n, p in phases.items()), f"  {'all':<27}{clock(total):>8}"]

@@ -1,0 +1,108 @@
+"""The Pseudo Annotator: one visit of the teacher to an image gives a pair and the teacher's second answer to it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from mpa_ray.config import AnswerConfig, ModelConfig, SamplingConfig
+from mpa_ray.corpus.decode import ImageProblem
+from mpa_ray.engine.protocol import Reply, RequestRefused, VisionLanguageModel, VisualPrompt
+from mpa_ray.records import Annotation, ImageRef, Reason, State
+from mpa_ray.stages.shard import ImageWork, prepare_image
+from mpa_ray.tasks.parser import ReplyError, parse_reply
+from mpa_ray.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Annotate:
+    """Have the teacher write a question and its answer, then answer the question afresh.
+
+    Both prompts go to one engine back to back: the image and the preamble after it are in the KV cache the second time.
+    """
+
+    teacher: VisionLanguageModel
+    task: Task
+    config: ModelConfig
+    sampling: SamplingConfig
+    answer: AnswerConfig
+
+    async def visit(self, work: ImageWork[ImageRef]) -> list[Annotation]:
+        """The image's row of D_PA; never raises for a fault of the image or of a reply."""
+        row = Row(work.image_id, work.uri)
+        image = await prepare_image(work, self.config.min_pixels, self.config.max_pixels)
+        if isinstance(image, ImageProblem):
+            return [row.ended(State.FAILED, image.reason, image.detail)]
+        try:
+            prompt = VisualPrompt(work.image_id, image, self.task.annotation_prompt())
+            first = await self.teacher.generate(prompt, self._sampling_for(work.image_id))
+            return [await self._second_pass(row, prompt, first)]
+        except RequestRefused as refused:
+            state = State.DROPPED if refused.reason == Reason.PROMPT_TOO_LONG else State.FAILED
+            return [row.ended(state, refused.reason, refused.detail)]
+
+    async def _second_pass(self, row: Row, prompt: VisualPrompt, first: Reply) -> Annotation:
+        if first.truncated:
+            return row.ended(State.DROPPED, Reason.REPLY_TRUNCATED, None, first)
+        pairs = parse_reply(first.text)
+        if isinstance(pairs, ReplyError):
+            return row.ended(State.DROPPED, pairs, None, first)
+        pair = pairs[0]
+        asked = VisualPrompt(prompt.image_id, prompt.image, self.task.answer_prompt(pair.question))
+        second = await self.teacher.generate(asked, SamplingConfig(max_new_tokens=self.answer.max_new_tokens))
+        return row.annotated(pair.question, pair.answer, first, second)
+
+    def _sampling_for(self, image_id: str) -> SamplingConfig:
+        digest = hashlib.sha256(f"{self.sampling.seed}:{image_id}".encode()).digest()
+        return self.sampling.model_copy(update={"seed": int.from_bytes(digest[:4]) >> 1})
+
+
+@dataclass(frozen=True)
+class Row:
+    """The beginning of an annotation, to be ended in one of its states."""
+
+    image_id: str
+    uri: str
+
+    def ended(self, state: State, reason: str, detail: str | None, first: Reply | None = None) -> Annotation:
+        return Annotation(
+            annotation_id=f"{self.image_id}#0",
+            image_id=self.image_id,
+            uri=self.uri,
+            state=state.value,
+            reason=str(reason),
+            detail=detail,
+            reply=first.text if first else None,
+            finish_reason=first.finish_reason if first else None,
+            num_prompt_tokens=first.num_prompt_tokens if first else 0,
+            num_output_tokens=first.num_output_tokens if first else 0,
+            first_pass_s=first.elapsed_s if first else 0.0,
+        )
+
+    def annotated(self, question: str, answer: str, first: Reply, second: Reply) -> Annotation:
+        state, reason = (
+            (State.DROPPED, Reason.SECOND_ANSWER_TRUNCATED.value) if second.truncated else (State.KEPT, None)
+        )
+        return Annotation(
+            annotation_id=f"{self.image_id}#0",
+            image_id=self.image_id,
+            uri=self.uri,
+            state=state.value,
+            reason=reason,
+            question=question,
+            answer=answer,
+            second_answer=second.text,
+            reply=first.text,
+            finish_reason=first.finish_reason,
+            second_finish_reason=second.finish_reason,
+            mean_logprob=first.mean_logprob,
+            second_mean_logprob=second.mean_logprob,
+            num_prompt_tokens=first.num_prompt_tokens,
+            num_output_tokens=first.num_output_tokens,
+            num_second_prompt_tokens=second.num_prompt_tokens,
+            num_second_cached_tokens=second.num_cached_tokens,
+            num_second_output_tokens=second.num_output_tokens,
+            num_uncached_image_tokens=second.num_uncached_image_tokens,
+            first_pass_s=first.elapsed_s,
+            second_pass_s=second.elapsed_s,
+        )

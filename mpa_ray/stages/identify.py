@@ -1,0 +1,64 @@
+"""The Parity Identifier: a student answers the teacher's questions, and each pair gets its verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mpa_ray.config import AnswerConfig, ModelConfig, SamplingConfig
+from mpa_ray.corpus.decode import ImageProblem
+from mpa_ray.engine.protocol import RequestRefused, VisionLanguageModel, VisualPrompt
+from mpa_ray.matching import Matcher
+from mpa_ray.records import Annotation, Reason, State, Verdict
+from mpa_ray.stages.judge import judge, not_answered, teacher_agrees
+from mpa_ray.stages.shard import ImageWork, prepare_image
+from mpa_ray.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class WorthAsking:
+    """Which annotations a student has to answer."""
+
+    matches: Matcher
+    where_teacher_disagrees: bool = False
+
+    def __call__(self, annotation: Annotation) -> bool:
+        agrees = teacher_agrees(annotation, self.matches)
+        return agrees is True or (agrees is False and self.where_teacher_disagrees)
+
+
+@dataclass(frozen=True)
+class Identify:
+    """Judge every annotation; ask the student only where the verdict depends on it."""
+
+    student: VisionLanguageModel
+    task: Task
+    config: ModelConfig
+    answer: AnswerConfig
+    matches: Matcher
+    worth_asking: WorthAsking
+
+    async def visit(self, work: ImageWork[Annotation]) -> list[Verdict]:
+        """One verdict for each annotation of the image, in their order."""
+        if not any(map(self.worth_asking, work.rows)):
+            return self._unasked(work.rows)
+        image = await prepare_image(work, self.config.min_pixels, self.config.max_pixels)
+        if isinstance(image, ImageProblem):
+            # The teacher saw this image; it has gone or changed since.
+            return [not_answered(a, State.FAILED, image.reason, image.detail) for a in work.rows]
+        verdicts = []
+        for annotation in work.rows:
+            if not self.worth_asking(annotation):
+                verdicts += self._unasked([annotation])
+                continue
+            prompt = VisualPrompt(work.image_id, image, self.task.answer_prompt(annotation.question or ""))
+            try:
+                reply = await self.student.generate(prompt, SamplingConfig(max_new_tokens=self.answer.max_new_tokens))
+                verdicts.append(judge(annotation, reply, self.matches))
+            except RequestRefused as refused:
+                state = State.DROPPED if refused.reason == Reason.PROMPT_TOO_LONG else State.FAILED
+                verdicts.append(not_answered(annotation, state, refused.reason, refused.detail))
+        return verdicts
+
+    def _unasked(self, annotations: Sequence[Annotation]) -> list[Verdict]:
+        return [judge(annotation, None, self.matches) for annotation in annotations]

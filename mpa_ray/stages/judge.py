@@ -1,0 +1,85 @@
+"""The parity rule: keep what the teacher agrees with itself on and the student does not. Pure functions."""
+
+from __future__ import annotations
+
+from mpa_ray.engine.protocol import Reply
+from mpa_ray.matching import Matcher
+from mpa_ray.records import Annotation, ParitySample, Reason, State, Verdict
+
+
+def teacher_agrees(annotation: Annotation, matches: Matcher) -> bool | None:
+    """Does the teacher's second answer agree with its first? None where there are not two answers."""
+    if annotation.state != State.KEPT or annotation.answer is None or annotation.second_answer is None:
+        return None
+    return matches(annotation.answer, annotation.second_answer)
+
+
+def judge(annotation: Annotation, student: Reply | None, matches: Matcher) -> Verdict:
+    """The verdict on one annotation.
+
+    | teacher agrees with itself | student agrees | verdict                              |
+    |----------------------------|----------------|--------------------------------------|
+    | yes                        | no             | kept                                 |
+    | yes                        | yes            | dropped: student_correct             |
+    | no                         | any            | dropped: teacher_inconsistent        |
+    | not annotated              | -              | the annotation's own state and reason |
+
+    The annotation's answer is the reference in both comparisons (arXiv 2509.16633, section on the Parity Identifier).
+    """
+    agrees = teacher_agrees(annotation, matches)
+    reference = annotation.answer
+    student_agrees = matches(reference, student.text) if student is not None and reference is not None else None
+    match agrees, student_agrees:
+        case None, _:
+            return _verdict(annotation, annotation.state, annotation.reason, detail=annotation.detail)
+        case False, _:
+            state, reason = State.DROPPED, Reason.TEACHER_INCONSISTENT
+        case True, True:
+            state, reason = State.DROPPED, Reason.STUDENT_CORRECT
+        case True, False:
+            return _verdict(annotation, State.KEPT, None, student, agrees, student_agrees)
+        case _:
+            raise ValueError(f"{annotation.annotation_id}: the teacher agrees with itself, so the student must be asked")
+    return _verdict(annotation, state, reason, student, agrees, student_agrees)
+
+
+def not_answered(annotation: Annotation, state: State, reason: str, detail: str) -> Verdict:
+    """The verdict where the student could not be asked."""
+    return _verdict(annotation, state, reason, detail=detail)
+
+
+def parity_samples(verdicts: list[Verdict]) -> list[ParitySample]:
+    """D_PI: the view `kept` of the verdicts."""
+    return [
+        ParitySample(v.annotation_id, v.image_id, v.uri, v.question or "", v.answer or "", v.student_answer or "")
+        for v in verdicts
+        if v.state == State.KEPT
+    ]
+
+
+def _verdict(
+    annotation: Annotation,
+    state: str,
+    reason: str | None,
+    student: Reply | None = None,
+    agrees: bool | None = None,
+    student_agrees: bool | None = None,
+    detail: str | None = None,
+) -> Verdict:
+    return Verdict(
+        annotation_id=annotation.annotation_id,
+        image_id=annotation.image_id,
+        uri=annotation.uri,
+        state=str(state),
+        reason=None if reason is None else str(reason),
+        detail=detail,
+        attempts=annotation.attempts,
+        question=annotation.question,
+        answer=annotation.answer,
+        second_answer=annotation.second_answer,
+        student_answer=student.text if student else None,
+        teacher_agrees=agrees,
+        student_agrees=student_agrees,
+        finish_reason=student.finish_reason if student else None,
+        mean_logprob=student.mean_logprob if student else None,
+    )

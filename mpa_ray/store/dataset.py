@@ -1,0 +1,88 @@
+"""A dataset in shards, each published by one small marker that is created only if absent.
+
+A shard's rows go to a Parquet file whose name no other attempt shares; only then is the marker created that names it.
+Readers look at markers alone, so what a dead or slower attempt left behind is never read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Generic
+
+import pyarrow.parquet as pq
+
+from mpa_ray.records import RowT, from_table, to_table
+from mpa_ray.store.storage import Storage
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The content of a marker: the shard's one true file."""
+
+    shard: str
+    file: str
+    num_rows: int
+
+
+def shard_name(index: int) -> str:
+    return f"{index:06d}"
+
+
+@dataclass(frozen=True)
+class ShardedDataset(Generic[RowT]):
+    """Rows of one type under one folder of a run."""
+
+    storage: Storage
+    folder: str
+    row_type: type[RowT]
+
+    def commit(self, shard: str, rows: Sequence[RowT]) -> bool:
+        """Write a shard and publish it. False where another attempt was first: then its rows count, not these."""
+        file = f"{self.folder}/data/{shard}-{uuid.uuid4().hex}.parquet"
+        buffer = io.BytesIO()
+        pq.write_table(to_table(rows, self.row_type), buffer, compression="zstd")
+        self.storage.write(file, buffer.getvalue())
+        marker = json.dumps(asdict(Commit(shard, file, len(rows))))
+        return self.storage.create(self._marker(shard), marker.encode())
+
+    def commit_of(self, shard: str) -> Commit | None:
+        """The shard's marker, or None while it is not committed."""
+        try:
+            return Commit(**json.loads(self.storage.read(self._marker(shard))))
+        except FileNotFoundError:
+            return None
+
+    def is_committed(self, shard: str) -> bool:
+        return self.storage.exists(self._marker(shard))
+
+    def missing(self, shards: Iterable[str]) -> list[str]:
+        """Those of the shards that are still to be done, in their order."""
+        return [shard for shard in shards if not self.is_committed(shard)]
+
+    def read(self, shard: str) -> list[RowT]:
+        """The rows of a committed shard.
+
+        Raises:
+            FileNotFoundError: the shard is not committed, or its file is gone.
+            ValueError: the file does not hold what the marker says.
+        """
+        commit = self.commit_of(shard)
+        if commit is None:
+            raise FileNotFoundError(f"{self.folder}: shard {shard} is not committed")
+        rows = from_table(pq.read_table(io.BytesIO(self.storage.read(commit.file))), self.row_type)
+        if len(rows) != commit.num_rows:
+            raise ValueError(f"{commit.file}: {len(rows)} rows, its marker says {commit.num_rows}")
+        return rows
+
+    def rows(self, shards: Iterable[str]) -> Iterator[RowT]:
+        """The rows of every committed shard among those given."""
+        for shard in shards:
+            if self.is_committed(shard):
+                yield from self.read(shard)
+
+    def _marker(self, shard: str) -> str:
+        return f"{self.folder}/commits/{shard}.json"

@@ -1,0 +1,54 @@
+"""Export D_PI in the forms that trainers read: Parquet, LLaVA-style JSON and TRL-style messages."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+
+import pyarrow.parquet as pq
+
+from mpa_ray.records import ParitySample, from_table, to_table
+from mpa_ray.store.run import Run
+from mpa_ray.tasks.task import Task
+
+
+def export_parity(run: Run, student: str, task: Task, samples: Sequence[ParitySample]) -> None:
+    """Write `parity/STUDENT/`; the prompt in each form is the one that identification used."""
+    folder = f"parity/{student}"
+    buffer = io.BytesIO()
+    pq.write_table(to_table(samples, ParitySample), buffer, compression="zstd")
+    run.storage.write(f"{folder}/parity.parquet", buffer.getvalue())
+    llava = [_llava(task, sample) for sample in samples]
+    run.storage.write(f"{folder}/llava.json", json.dumps(llava, ensure_ascii=False, indent=1).encode())
+    lines = [json.dumps(_messages(task, sample), ensure_ascii=False) + "\n" for sample in samples]
+    run.storage.write(f"{folder}/messages.jsonl", "".join(lines).encode())
+    run.write_json(f"{folder}/manifest.json", {"num_samples": len(samples)})
+
+
+def read_parity(run: Run, student: str) -> list[ParitySample]:
+    """The exported samples of a student."""
+    content = run.storage.read(f"parity/{student}/parity.parquet")
+    return from_table(pq.read_table(io.BytesIO(content)), ParitySample)
+
+
+def _llava(task: Task, sample: ParitySample) -> dict[str, object]:
+    return {
+        "id": sample.annotation_id,
+        "image": sample.uri,
+        "conversations": [
+            {"from": "human", "value": f"<image>\n{task.answer_prompt(sample.question)}"},
+            {"from": "gpt", "value": sample.answer},
+        ],
+    }
+
+
+def _messages(task: Task, sample: ParitySample) -> dict[str, object]:
+    prompt = [{"type": "image"}, {"type": "text", "text": task.answer_prompt(sample.question)}]
+    return {
+        "messages": [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": [{"type": "text", "text": sample.answer}]},
+        ],
+        "images": [sample.uri],
+    }
