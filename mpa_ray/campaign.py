@@ -62,7 +62,9 @@ def annotate(config: RunConfig) -> None:
     )
     _run_missing(
         run, "annotate", manifest, config.limits,
-        lambda flow: flow.Pass("annotate:teacher", run.corpus, run.annotations, config.teacher, make_stage),
+        lambda flow: flow.Pass(
+            "annotate:teacher", run.corpus, run.annotations, config.teacher, make_stage, config.limits.max_engine_deaths
+        ),
         run.annotations.missing(manifest.shards),
     )  # fmt: skip
 
@@ -88,7 +90,8 @@ def _identify(config: RunConfig, student: StudentConfig) -> None:
     _run_missing(
         run, f"identify {student.name}", manifest, config.limits,
         lambda flow: flow.Pass(
-            f"identify:{student.name}", run.annotations, verdicts, student, make_stage, worth_asking
+            f"identify:{student.name}", run.annotations, verdicts, student, make_stage,
+            config.limits.max_engine_deaths, worth_asking,
         ),
         verdicts.missing(manifest.shards),
     )  # fmt: skip
@@ -135,9 +138,9 @@ def evaluate(config: RunConfig) -> None:
         run.claim(f"predictions/{name}", fingerprint.prediction_fingerprint(config, task, model))
         make_stage = partial(Predict, task=task, config=model, answer=config.answer)
         _run_missing(
-            run, f"evaluate {name}", manifest, LimitsConfig(max_failed_rate=1.0),
+            run, f"evaluate {name}", manifest, config.limits,
             lambda flow, p=predictions, m=model, s=make_stage, n=name: flow.Pass(
-                f"evaluate:{n}", run.questions(), p, m, s
+                f"evaluate:{n}", run.questions(), p, m, s, config.limits.max_engine_deaths
             ),
             predictions.missing(manifest.shards),
         )  # fmt: skip

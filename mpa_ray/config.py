@@ -219,6 +219,8 @@ class LimitsConfig(Settings):
     """Stop once more than this share of the images could not be read or answered."""
     min_images: int = Field(200, ge=1)
     """The share is not looked at before this many images."""
+    max_engine_deaths: int = Field(5, ge=1)
+    """Stop once engines have died this often on one shard; until then an actor with a new engine retries it."""
 
 
 class RunConfig(Settings):

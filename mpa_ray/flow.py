@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import pickle
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,9 +28,13 @@ from mpa_ray.corpus.read import read_files
 from mpa_ray.engine.build import build_engine, images_in_flight
 from mpa_ray.engine.process_group import end_group_with_this_process
 from mpa_ray.engine.protocol import EngineDied, VisionLanguageModel
+from mpa_ray.errors import RunError
 from mpa_ray.records import Prediction, Row, RowT
 from mpa_ray.stages.shard import ImageWork, Stage, visit_all
 from mpa_ray.store.dataset import ShardedDataset
+from mpa_ray.store.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 _AUXILIARY_CPUS = 0.25
 """CPUs that Ray sets aside for a fetch or commit task: they wait for files most of the time."""
@@ -50,6 +55,8 @@ class Pass(Generic[RowT]):
     model: ModelConfig
     make_stage: Callable[[VisionLanguageModel], Stage[Any, RowT]]
     """Called in the actor; it must survive pickling."""
+    max_engine_deaths: int
+    """Deaths of an engine on one shard, within one command, after which the command gives up."""
     needs_image: Callable[[Any], bool] = lambda row: True
     """Whether a row's image has to be read."""
 
@@ -70,12 +77,13 @@ def run_pass(work: Pass[RowT], shards: Sequence[str]) -> Iterator[ShardDone]:
     in_flight = images_in_flight(work.model)
     # A shard's last images leave slots free; the next shards fill them.
     shards_in_flight = max(2, 1 + math.ceil(in_flight / 64))
+    deaths = DeathCount(work.target.storage, f"deaths/{uuid.uuid4().hex}", work.max_engine_deaths)
     done = (
         ray.data.from_items([{"shard": s} for s in shards], override_num_blocks=len(shards))
         .map(Fetch(work.source, work.needs_image), num_cpus=_AUXILIARY_CPUS)
         .map_batches(
             ModelActor,
-            fn_constructor_args=(work.model, work.make_stage),
+            fn_constructor_args=(work.model, work.make_stage, deaths),
             batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -89,8 +97,12 @@ def run_pass(work: Pass[RowT], shards: Sequence[str]) -> Iterator[ShardDone]:
         )
         .map(Commit(work.target), num_cpus=_AUXILIARY_CPUS)
     )
-    for row in done.iter_rows():
-        yield ShardDone(row["shard"], row["num_images"], Counter(pickle.loads(row["outcomes"])))
+    try:
+        for row in done.iter_rows():
+            yield ShardDone(row["shard"], row["num_images"], Counter(pickle.loads(row["outcomes"])))
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise RunError(f"{work.name}: {cause}") from error
 
 
 @dataclass(frozen=True)
@@ -113,11 +125,31 @@ class Fetch:
         return {"shard": row["shard"], "images": pickle.dumps(images)}
 
 
+@dataclass(frozen=True)
+class DeathCount:
+    """How often engines died on each shard, kept in the run so that a restarted actor knows of it."""
+
+    storage: Storage
+    folder: str
+    allowed: int
+
+    def add(self, shard: str, error: BaseException) -> None:
+        """Raises RunError where the shard has now cost more engines than allowed."""
+        folder = f"{self.folder}/{shard}"
+        self.storage.write(f"{folder}/{uuid.uuid4().hex}", str(error).encode())
+        num_deaths = len(list(self.storage.list(folder)))
+        if num_deaths >= self.allowed:
+            raise RunError(f"the engine died {num_deaths} times on shard {shard}, last: {error}")
+
+
 class ModelActor:
     """One replica of a model with its engine; several shards are in it at once, so that no shard's end idles it."""
 
-    def __init__(self, model: ModelConfig, make_stage: Callable[[VisionLanguageModel], Stage[Any, Any]]) -> None:
+    def __init__(
+        self, model: ModelConfig, make_stage: Callable[[VisionLanguageModel], Stage[Any, Any]], deaths: DeathCount
+    ) -> None:
         self._watcher = end_group_with_this_process()
+        self._deaths = deaths
         self._stage = make_stage(build_engine(model))
         self._slots = asyncio.Semaphore(images_in_flight(model))
 
@@ -126,8 +158,11 @@ class ModelActor:
         images = pickle.loads(batch["images"][0].as_py())
         try:
             rows = await visit_all(self._stage.visit, images, self._slots)
-        except* EngineDied:
+        except* EngineDied as died:
             # An engine cannot be mended in place: Ray restarts the actor and sends the shard again.
+            logger.error("shard %s: the engine died: %s", shard, died.exceptions[0])
+            self._deaths.add(shard, died.exceptions[0])
+            logging.shutdown()
             os._exit(1)
         return pa.table({"shard": [shard], "num_images": [len(images)], "rows": [pickle.dumps(rows)]})
 

@@ -42,6 +42,8 @@ class VllmEngine:
             "limit_mm_per_prompt": {"image": 1, "video": 0},
             "disable_log_stats": True,
         }
+        # A generator of its own for a request ends vLLM's CPU engine ("CPU Generator does not use offset").
+        self._takes_seeds = not current_platform.is_cpu()
         if current_platform.is_cpu():
             # vLLM's CPU default of 128 would leave short prompts without one whole block to find again.
             arguments |= {"block_size": 32, "enforce_eager": True}
@@ -62,7 +64,7 @@ class VllmEngine:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_new_tokens,
-            seed=sampling.seed if sampling.temperature > 0 else None,
+            seed=sampling.seed if sampling.temperature > 0 and self._takes_seeds else None,
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -108,8 +110,6 @@ def _prepare_environment(config: VllmEngineConfig) -> None:
         "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib),
         # By default the engine keeps one core for itself, half of a small machine.
         "VLLM_CPU_OMP_THREADS_BIND": cores,
-        # A forked engine would hold this process's open pipes, and its own death watch with them.
-        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
     }.items():

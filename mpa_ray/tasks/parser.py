@@ -1,0 +1,295 @@
+"""Reads a teacher's reply into question-answer pairs, in whatever shape the teacher wrote them.
+
+Every pattern here takes linear time: its runs are possessive or bounded, and no two runs can share a character.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True)
+class QuestionAnswer:
+    """One pair as the teacher wrote it, without labels and mark-up."""
+
+    question: str
+    answer: str
+
+
+class ReplyError(StrEnum):
+    """Why a reply holds no pair."""
+
+    EMPTY_REPLY = "empty_reply"
+    NO_QUESTION = "no_question"
+    NO_ANSWER = "no_answer"
+    EMPTY_QUESTION = "empty_question"
+    EMPTY_ANSWER = "empty_answer"
+    REFUSAL = "refusal"
+    ANSWER_TOO_LONG = "answer_too_long"
+
+
+def parse_reply(reply: str, max_answer_words: int = 20) -> list[QuestionAnswer] | ReplyError:
+    """The pairs of a reply in order, at least one, or why there is none; never raises.
+
+    Text is kept as written (a piece of the reply, inner line breaks included); only JSON strings are decoded. Where
+    some pairs are faulty the others are returned; where all are, the first fault.
+    """
+    text = _without_reasoning(reply)
+    if not text.strip():
+        return ReplyError.EMPTY_REPLY
+    drafts = list(_json_drafts(text)) or list(_labelled_drafts(text))
+    checked = [_checked(draft, max_answer_words) for draft in drafts]
+    pairs = [pair for pair in checked if isinstance(pair, QuestionAnswer)]
+    if pairs:
+        return pairs
+    if _REFUSAL.match(text):
+        return ReplyError.REFUSAL
+    faults = [fault for fault in checked if isinstance(fault, ReplyError)]
+    if faults:
+        return faults[0]
+    return ReplyError.NO_ANSWER if "?" in text or "？" in text else ReplyError.NO_QUESTION  # noqa: RUF001
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A candidate pair; None where the part is missing altogether."""
+
+    question: str | None
+    answer: str | None
+
+
+def _checked(draft: _Draft, max_answer_words: int) -> QuestionAnswer | ReplyError:
+    if draft.question is None:
+        return ReplyError.NO_QUESTION
+    if draft.answer is None:
+        return ReplyError.NO_ANSWER
+    question, answer = _undecorated(draft.question), _undecorated(draft.answer)
+    if not any(map(str.isalnum, question)) or _PLACEHOLDER.fullmatch(question):
+        return ReplyError.EMPTY_QUESTION
+    if not answer or _PLACEHOLDER.fullmatch(answer):
+        return ReplyError.EMPTY_ANSWER
+    if _REFUSAL.match(answer):
+        return ReplyError.REFUSAL
+    if len(answer.split()) > max_answer_words:
+        return ReplyError.ANSWER_TOO_LONG
+    return QuestionAnswer(question, answer)
+
+
+# The words of the labels, by language. A new language is two more words here.
+_QUESTION_WORDS = (
+    "question|frage|pregunta|pergunta|domanda|vraag|fråga|spørgsmål|spørsmål|kysymys|pytanie|otázka|вопрос|питання|soru|"
+    "câu hỏi|pertanyaan|ερώτηση|שאלה|السؤال|سؤال|प्रश्न|คำถาม|问题|問題|質問|问|問|질문"
+)
+_ANSWER_WORDS = (
+    "answer|antwort|réponse|reponse|respuesta|resposta|risposta|antwoord|svar|vastaus|odpowiedź|odpověď|ответ|відповідь|"
+    "cevap|yanıt|câu trả lời|jawaban|απάντηση|תשובה|الإجابة|إجابة|الجواب|उत्तर|คำตอบ|"  # noqa: RUF001
+    "答案|回答|解答|答え|答|답변|정답|답"
+)
+_OTHER_WORDS = (
+    "explanation|reasoning|rationale|reason|justification|note|confidence|type|category|difficulty|(?:qa )?pair|"
+    "example|erklärung|begründung|hinweis|explication|remarque|explicación|nota|解释|说明|説明|理由"
+)
+_QUALIFIERS = "the|final|correct|short|concise|expected|possible|sample|example|generated|visual|my|your"
+
+_SPACE = r"[ \t\u3000\xa0]"
+_OPENING = r"[ \t\u3000\xa0>#*_\-–•·◦▪●\"'`“”‘’«「『{\[(【]"  # noqa: RUF001
+_CLOSING = r"[*_\"'`“”‘’»」』\])】]"  # noqa: RUF001
+
+_LABEL = re.compile(
+    rf"""
+    (?: ^ (?P<line_start>{_OPENING}*+ (?:\(?\d{{1,3}}[.):、]\)?+ {_OPENING}*+)?+)
+      | (?<=[.?!。？！;；]) (?P<after_sentence>{_OPENING}*+)
+      | (?<=\s) (?P<within>[*"'`“«]*+)
+    )
+    (?: <(?P<question_tag>question)> | <(?P<answer_tag>answer)> | (?P<end_tag></(?:question|answer)>)
+      | (?:(?:{_QUALIFIERS}){_SPACE}++){{0,3}}
+        (?: (?P<question>{_QUESTION_WORDS.replace(" ", "[ ]")}) | (?P<answer>{_ANSWER_WORDS.replace(" ", "[ ]")})
+          | (?P<other>{_OTHER_WORDS.replace(" ", "[ ]")}) | (?P<short_question>q) | (?P<short_answer>[ar]) )
+        {_CLOSING}{{0,3}}+ {_SPACE}?+ (?:\(?(?:[#№]|no\.)?[ ]?\d{{1,3}}\)?[.]?)?+
+        (?:{_SPACE}?\([^()\n:]{{1,40}}\))?+
+        {_CLOSING}*+ {_SPACE}*+
+        (?: (?P<colon>[:：﹕︰∶]) | (?P<dash>[-–—])(?=[ \t]) | (?P<heading>(?=\r?(?:\n|\Z))) )
+    )
+    """,  # noqa: RUF001
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+_END_TAG = re.compile(r"</(?:question|answer)>", re.IGNORECASE)
+_OPTION_B = re.compile(r"^[ \t*(-]*+B[ \t]?[:.)]", re.MULTILINE)
+_PARAGRAPH_END = re.compile(r"\n[ \t\r]*+(?:\n|```|---|\*\*\*|</)")
+_PREAMBLE = re.compile(r"(?:sure|certainly|of course|okay|ok|here(?:['’]s| is| are))\b[^:\n?]{0,80}:", re.IGNORECASE)  # noqa: RUF001
+_ITEM = re.compile(r"[ \t>#*•·-]*+(?:\(?\d{1,3}[.)][ \t]++)?+")
+_PLACEHOLDER = re.compile(r"<[^<>]*+>|\.\.\.|…")
+_REASONING_TAG = re.compile(r"<(?P<closing>/?)think(?:ing)?>", re.IGNORECASE)
+_CANNOT = r"(?:cannot|can not|can['’]?t|could not|am (?:unable|not able) to|['’]?m (?:unable|not able) to|won['’]?t)"  # noqa: RUF001
+_REFUSAL = re.compile(
+    rf"""\s*+ (?:(?:unfortunately|sorry)[,.]?[ ](?:but[ ])?)?
+    (?: i(?:['’]m|[ ]am)[ ](?:so[ ]|very[ ])?sorry\b(?=[,.]|[ ](?:but|i)\b) | i[ ]apologi[sz]e\b | as[ ]an[ ]ai\b
+      | i[ ]?{_CANNOT.replace(" ", "[ ]")}[ ](?:see|view|read|tell|determine|identify|answer|help|assist|comply|provide
+          |create|generate|write|process|make|fulfil|access|recogni[sz]e|do)
+      | es[ ]tut[ ]mir[ ]leid | je[ ]suis[ ]désolé | lo[ ]siento[,.] | 抱歉 | 对不起 | 很抱歉 | 申し訳 | 죄송 )""",  # noqa: RUF001
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+@dataclass(frozen=True)
+class _Label:
+    """A label's place in the reply; `kind` is the name of its group in `_LABEL`."""
+
+    kind: str
+    start: int
+    end: int
+
+    def opens(self, part: str) -> bool:
+        return self.kind in (part, f"short_{part}", f"{part}_tag")
+
+
+def _labelled_drafts(text: str) -> Iterator[_Draft]:
+    labels = _labels(text)
+    floor, question = 0, None
+    for index, label in enumerate(labels):
+        following = labels[index + 1] if index + 1 < len(labels) else None
+        body = text[label.end : following.start if following else len(text)]
+        if label.opens("question"):
+            if question is not None:
+                yield _Draft(question, None)
+            question = body
+        elif label.opens("answer"):
+            found = question if question is not None else _unlabelled_question(text[floor : label.start])
+            is_next_unlabelled = following is not None and following.opens("answer")
+            answer = body.strip().split("\n", 1)[0] if is_next_unlabelled else _first_paragraph(body)
+            yield _Draft(found, answer)
+            question, floor = None, label.end + body.find(answer) + len(answer)
+    if question is not None:
+        yield _Draft(question, None)
+
+
+def _labels(text: str) -> list[_Label]:
+    found = list(_LABEL.finditer(text))
+    has_long_answer = any(match["answer"] or match["answer_tag"] for match in found)
+    has_options = _OPTION_B.search(text) is not None
+    labels: list[_Label] = []
+    for match in found:
+        kind = next(name for name in _KINDS if match[name])
+        follows_short = bool(labels) and labels[-1].kind == "short_question"
+        if kind == "short_answer" and (has_long_answer or has_options):
+            continue
+        if _is_label(match, kind, follows_short):
+            labels.append(_Label(kind, match.start(), match.end()))
+    return labels
+
+
+_KINDS = ("question_tag", "answer_tag", "end_tag", "question", "answer", "other", "short_question", "short_answer")
+
+
+def _is_label(match: re.Match[str], kind: str, follows_short: bool) -> bool:
+    """Is this a label, or a word of a sentence such as "which is the right answer: A or B?"."""
+    if kind.endswith("_tag"):
+        return True
+    at_line_start = match["line_start"] is not None
+    is_short = kind.startswith("short_")
+    if match["heading"] is not None:
+        return at_line_start and not is_short and bool(set("#*") & set(match["line_start"]))
+    if match["dash"]:
+        return at_line_start and not is_short
+    if at_line_start:
+        return True
+    if is_short:
+        return match["after_sentence"] is not None and (kind == "short_question" or follows_short)
+    if kind == "other":
+        return False
+    return match["after_sentence"] is not None or bool(match["within"]) or not match[kind][0].islower()
+
+
+def _first_paragraph(body: str) -> str:
+    stripped = body.strip()
+    end = _PARAGRAPH_END.search(stripped)
+    return stripped[: end.start()] if end else stripped
+
+
+def _unlabelled_question(before: str) -> str | None:
+    """The last line before an answer label, if it asks something."""
+    line = before.strip().rsplit("\n", 1)[-1]
+    preamble = _PREAMBLE.match(line)
+    if preamble:
+        line = line[preamble.end() :]
+    item = _ITEM.match(line)
+    question = _undecorated(line[item.end() :] if item else line)
+    return question if question.endswith(("?", "？")) else None  # noqa: RUF001
+
+
+_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』"}  # noqa: RUF001
+_MAX_NESTED_QUOTES = 4
+
+
+def _undecorated(text: str) -> str:
+    """Without the white space, asterisks, backticks and quotation marks around it; a lone quote mark (5') stays."""
+    end_tag = _END_TAG.search(text)
+    text = (text[: end_tag.start()] if end_tag else text).strip("*` \t\r\n\u3000\xa0")
+    for _ in range(_MAX_NESTED_QUOTES):
+        # A comma or brace behind the closing quote is left over from JSON that did not decode.
+        quoted = text.rstrip(" \t\r\n,}]") if text[:1] in _QUOTES else text
+        inner = quoted[1:-1]
+        if len(quoted) < 2 or _QUOTES.get(quoted[0]) != quoted[-1] or quoted[0] in inner or quoted[-1] in inner:
+            break
+        text = inner.strip("*` \t\r\n\u3000\xa0")
+    return text.strip()
+
+
+def _without_reasoning(reply: str) -> str:
+    """What follows the last `</think>` (its opening may stand in the prompt), or precedes a `<think>` left open."""
+    tags = list(_REASONING_TAG.finditer(reply))
+    closings = [tag.end() for tag in tags if tag["closing"]]
+    start = closings[-1] if closings else 0
+    openings = [tag.start() for tag in tags if not tag["closing"] and tag.start() >= start]
+    return reply[start : openings[0] if openings else len(reply)]
+
+
+_JSON_START = re.compile(r"[{\[]\s*+[\"{]")
+_MAX_JSON_STARTS = 16  # Each may read to the end of the reply.
+_QUESTION_KEY = re.compile(rf"(?:{_QUESTION_WORDS}|q)[ _]?\d{{0,3}}", re.IGNORECASE)
+_ANSWER_KEY = re.compile(rf"(?:{_ANSWER_WORDS}|a)[ _]?\d{{0,3}}", re.IGNORECASE)
+_DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str, strict=False)
+"""Numbers stay as they are written: 3.50 is an answer of its own."""
+
+
+def _json_drafts(text: str) -> Iterator[_Draft]:
+    at = 0
+    for _ in range(_MAX_JSON_STARTS):
+        start = _JSON_START.search(text, at)
+        if start is None:
+            return
+        try:
+            value, at = _DECODER.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            at = start.start() + 1
+        else:
+            yield from _drafts_within(value)
+
+
+def _drafts_within(value: object) -> Iterator[_Draft]:
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting.extend(reversed(value))
+        elif isinstance(value, dict):
+            question = [_json_text(value[key]) for key in value if _QUESTION_KEY.fullmatch(key.strip())]
+            answer = [_json_text(value[key]) for key in value if _ANSWER_KEY.fullmatch(key.strip())]
+            if question:
+                answers: list[str] | list[None] = answer or [None] * len(question)
+                yield from (_Draft(*pair) for pair in zip(question, answers, strict=False))
+            else:
+                waiting.extend(reversed(value.values()))
+
+
+def _json_text(value: object) -> str:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bool):
+        return str(value).lower()
+    # A lone surrogate is legal in JSON but cannot be stored as UTF-8.
+    return value.encode(errors="ignore").decode() if isinstance(value, str) else ""
