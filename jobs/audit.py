@@ -1,4 +1,4 @@
-"""Recount a run from its files: JSON on standard output, exit code 1 where anything is missing, doubled or unaccounted."""
+"""Recount a run from its files: JSON on standard output, exit code 1 where an image is missing or counted twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of Model Parity Alignment over a run directory: each continues where it stopped and is a no-op when done."""
+"""The steps of Model Parity Alignment over a run: each continues where it stopped and is a no-op when done."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from mpa_ray.evaluation.score import score
 from mpa_ray.matching import MATCHERS
 from mpa_ray.preflight import check_run, task_of
 from mpa_ray.progress import Progress, say
-from mpa_ray.records import Annotation, Prediction, Verdict
 from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.identify import Identify, WorthAsking
 from mpa_ray.stages.judge import parity_samples
@@ -85,7 +84,12 @@ def _identify(config: RunConfig, student: StudentConfig) -> None:
     verdicts = run.verdicts(student.name)
     worth_asking = WorthAsking(MATCHERS[config.identify.matcher], config.identify.ask_where_teacher_disagrees)
     make_stage = partial(
-        Identify, task=task, config=student, answer=config.answer, matches=worth_asking.matches, worth_asking=worth_asking
+        Identify,
+        task=task,
+        config=student,
+        answer=config.answer,
+        matches=worth_asking.matches,
+        worth_asking=worth_asking,
     )
     _run_missing(
         run, f"identify {student.name}", manifest, config.limits,
@@ -196,7 +200,7 @@ def _run_missing(
     from mpa_ray import flow
 
     flow.start_ray()
-    work: Pass[Annotation] | Pass[Verdict] | Pass[Prediction] = make_pass(flow)
+    work: Pass[Any] = make_pass(flow)
     guard = FailureGuard(limits)
     done = manifest.num_images * (manifest.num_shards - len(missing)) // manifest.num_shards
     with _timed(run, label), Progress(label, manifest.num_images, "images", done) as progress:
@@ -247,4 +251,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
-

@@ -32,7 +32,7 @@ def configured(description: str | None, arguments: list[str] | None = None) -> R
 
 
 def exit_code(main: Callable[[], int | None]) -> int:
-    """Run a job: 0 when it is done, 2 for a mistake in its set-up, 1 where it could not go on. The one place that exits."""
+    """Run a job: 0 when it is done, 2 for a mistake in its set-up, 1 where it could not go on."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         return main() or 0

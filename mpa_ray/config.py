@@ -206,7 +206,7 @@ class EvaluateConfig(Settings):
     """A labelled set to measure the students on; nothing else reads it."""
 
     questions: str
-    """A JSONL file: `question_id`, `image` (path relative to the file), `question`, `answers`, `family` on each line."""
+    """A JSONL file; each line has `question_id`, `image` (relative to the file), `question`, `answers` and `family`."""
     shard_size: int = Field(256, ge=1)
     teacher: bool = True
     """Also measure the teacher: the ceiling of what a student can learn from it."""

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Generic
+from typing import Any, Generic, Protocol
 
 import pyarrow as pa
 import ray
@@ -57,7 +57,7 @@ class Pass(Generic[RowT]):
     """Called in the actor; it must survive pickling."""
     max_engine_deaths: int
     """Deaths of an engine on one shard, within one command, after which the command gives up."""
-    needs_image: Callable[[Any], bool] = lambda row: True
+    needs_image: Callable[[Any], bool] = lambda _: True
     """Whether a row's image has to be read."""
 
 
@@ -71,7 +71,7 @@ class ShardDone:
     """Rows by `state` or `state:reason`."""
 
 
-def run_pass(work: Pass[RowT], shards: Sequence[str]) -> Iterator[ShardDone]:
+def run_pass(work: Pass[Any], shards: Sequence[str]) -> Iterator[ShardDone]:
     """Send the shards through the model and commit each; yields them as they are done, in any order."""
     _quiet()
     in_flight = images_in_flight(work.model)
@@ -188,7 +188,14 @@ def _outcome(row: Row) -> str:
     return f"{state}:{reason}" if reason else state
 
 
-def samples_with_images(rows: Sequence[RowT], rows_per_block: int) -> Dataset:
+class HasImage(Protocol):
+    """A row about one image file."""
+
+    @property
+    def uri(self) -> str: ...
+
+
+def samples_with_images(rows: Sequence[HasImage], rows_per_block: int) -> Dataset:
     """Rows in their order, each with its image file's bytes, for training: columns `row` (pickled) and `content`."""
 
     def fetch(batch: dict[str, Any]) -> dict[str, Any]:
@@ -234,5 +241,3 @@ def start_ray() -> None:
 def _import_paths() -> list[str]:
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     return [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-
-

@@ -58,7 +58,6 @@ class Progress:
         return f", {new / spent:.1f} {self._unit}/s" if new and spent > 1 else ""
 
 
-
 def clock(seconds: float) -> str:
     """Seconds as minutes and seconds, such as 2:05."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -144,13 +144,13 @@ class Prediction:
 
 
 Row = ImageRef | Annotation | Verdict | ParitySample | LabelledQuestion | Prediction
-RowT = TypeVar("RowT", bound=Row)
+RowT = TypeVar("RowT", ImageRef, Annotation, Verdict, ParitySample, LabelledQuestion, Prediction)
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[str]: pa.list_(pa.string())}
 
 
 @cache
-def arrow_schema(row_type: type[Row]) -> pa.Schema:
+def arrow_schema(row_type: type) -> pa.Schema:
     """The Arrow schema of a row type; a field is nullable where its annotation allows None."""
     fields = []
     for name, hint in get_type_hints(row_type).items():
@@ -160,7 +160,7 @@ def arrow_schema(row_type: type[Row]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def to_table(rows: Sequence[Row], row_type: type[Row]) -> pa.Table:
+def to_table(rows: Sequence[RowT], row_type: type[RowT]) -> pa.Table:
     """Rows of one type as an Arrow table with exactly that type's columns."""
     return pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=arrow_schema(row_type))
 

@@ -1,4 +1,4 @@
-"""A prompt as the model's own chat template writes it: the same in annotation, identification, leveling and evaluation."""
+"""A prompt as the model's own chat template writes it: the same wherever a model is asked, trained or measured."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ GAP_FAMILIES = ("place", "chart", "number")
 
 CURRICULUM = (
     Stage("student", 2800, 1.5e-3, 3e-4, 0.0, 1.0, dict.fromkeys(GAP_FAMILIES, 0.02)),
-    Stage("teacher", 3600, 1.2e-3, 2e-5, 0.3, 0.4),
+    Stage("teacher", 2400, 1.2e-3, 2e-5, 0.3, 0.4),
 )
 
 
@@ -173,7 +173,7 @@ def patches(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     From (batch, side, side, 3) to (batch, patches, 1176), equal to what the image processor gives for each image.
     """
     batch, side = pixels.shape[0], pixels.shape[1]
-    scaled = (pixels.astype(np.float32) / 255 - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+    scaled = (pixels.astype(np.float32) / 255 - np.asarray(IMAGE_MEAN, np.float32)) / np.asarray(IMAGE_STD, np.float32)
     grid = side // PATCH // MERGE
     split = scaled.reshape(batch, grid, MERGE, PATCH, grid, MERGE, PATCH, 3)
     ordered = split.transpose(0, 1, 4, 2, 5, 7, 3, 6)
@@ -335,6 +335,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--after", choices=[stage.name for stage in CURRICULUM], help="go on from this finished stage")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
@@ -345,7 +346,11 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens; "
           f"preamble {len(tokenizer(PREAMBLE)['input_ids'])} tokens", flush=True)  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
-    for index, stage in enumerate(CURRICULUM):
+    if options.after is not None:
+        model = Qwen2VLForConditionalGeneration.from_pretrained(options.out / options.after, dtype=torch.float32)
+    names = [stage.name for stage in CURRICULUM]
+    first = names.index(options.after) + 1 if options.after is not None else 0
+    for index, stage in list(enumerate(CURRICULUM))[first:]:
         samples = Samples(tokenizer, spec, stage, options.seed * 1000 + index)
 
         def checkpoint(step: int, stage: Stage = stage) -> None:

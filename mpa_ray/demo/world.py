@@ -40,7 +40,7 @@ class WorldSpec:
     num_rows: int = 2
     num_cols: int = 2
     difficulty: float = 0.5
-    """0 centres every shape at full size on a plain ground; 1 moves, shrinks and shades them as far as a cell allows."""
+    """0 centres every shape at full size on plain ground; 1 moves, shrinks and shades them as far as a cell allows."""
     chart_rate: float = 0.45
     """Share of images in which one row is a bar chart."""
 
@@ -170,8 +170,9 @@ def _count(scene: Scene) -> Iterator[tuple[str, str]]:
     shapes = [s for _, s in scene.shapes()]
     yield "How many objects are there?", str(len(shapes))
     for kind in dict.fromkeys(s.shape for s in shapes):
-        yield f"How many {kind}s are there?" if kind != "cross" else "How many crosses are there?", str(
-            sum(s.shape == kind for s in shapes)
+        yield (
+            f"How many {kind}s are there?" if kind != "cross" else "How many crosses are there?",
+            str(sum(s.shape == kind for s in shapes)),
         )
 
 
@@ -272,9 +273,7 @@ def _paint_item(
             _paint_sign(draw, text, box, 0.36, (222, 232, 244), difficulty, rng)
 
 
-def _paint_shape(
-    draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: tuple[int, ...]
-) -> None:
+def _paint_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: tuple[int, ...]) -> None:
     from math import cos, pi, sin
 
     match shape:

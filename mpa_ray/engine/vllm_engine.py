@@ -16,7 +16,6 @@ from mpa_ray.rendering import load_processor, render
 _TOO_LONG = re.compile(r"max_model_len|maximum (model|context) length|longer than the maximum", re.IGNORECASE)
 
 
-
 class VllmEngine:
     """One vLLM engine with its prefix cache on, on the GPUs or CPUs that this process sees."""
 

@@ -56,12 +56,12 @@ class ReportToRayTrain(TrainerCallback):
     def __init__(self, job: TrainingJob) -> None:
         self._job = job
 
-    def on_log(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_log(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002
         if state.is_world_process_zero:
             content = json.dumps({"step": state.global_step, "num_steps": state.max_steps, "log": state.log_history})
             open_storage(self._job.run_dir).write(f"{self._job.folder}/training.json", content.encode())
 
-    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
         metrics = {"step": state.global_step}
         if not state.is_world_process_zero:
             ray.train.report(metrics)

@@ -76,7 +76,10 @@ def _teacher(rows: Iterable[Annotation]) -> dict[str, Any]:
 
 def _failed(rows: Iterable[Annotation]) -> list[dict[str, Any]]:
     failed = (r for r in rows if r.state == State.FAILED)
-    return [{"image": r.image_id, "reason": r.reason, "detail": r.detail} for r, _ in zip(failed, range(MAX_FAILED_LISTED), strict=False)]
+    return [
+        {"image": r.image_id, "reason": r.reason, "detail": r.detail}
+        for r, _ in zip(failed, range(MAX_FAILED_LISTED), strict=False)
+    ]
 
 
 def _student(verdicts: Iterable[Verdict]) -> dict[str, Any]:

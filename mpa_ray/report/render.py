@@ -76,7 +76,11 @@ def _polyline(training: dict[str, Any] | None, width: int = 560, height: int = 1
 def render_table(summary: dict[str, Any]) -> str:
     """The report as text: counts, drops, accuracy before and after, and what the second teacher pass cost."""
     teacher, counts = summary["teacher"], summary["counts"]
-    lines = ["", f"images                       {counts['images']:>8}", f"D_PA (annotated)             {counts['annotated']:>8}"]
+    lines = [
+        "",
+        f"images                       {counts['images']:>8}",
+        f"D_PA (annotated)             {counts['annotated']:>8}",
+    ]
     for name, student in summary["students"].items():
         lines += ["", f"student {name} ({student['model']}, {student['method']})"]
         lines += [f"  teacher-consistent         {student['num_consistent']:>8}"]
@@ -114,4 +118,8 @@ def _second_pass_lines(teacher: dict[str, Any]) -> list[str]:
 
 def _phase_lines(phases: dict[str, Any]) -> list[str]:
     total = sum(phase["wall_s"] for phase in phases.values())
-    return ["time", *(f"  {n:<27}{clock(p['wall_s']):>8}" for n, p in phases.items()), f"  {'all':<27}{clock(total):>8}"]
+    return [
+        "time",
+        *(f"  {n:<27}{clock(p['wall_s']):>8}" for n, p in phases.items()),
+        f"  {'all':<27}{clock(total):>8}",
+    ]

@@ -39,7 +39,9 @@ def judge(annotation: Annotation, student: Reply | None, matches: Matcher) -> Ve
         case True, False:
             return _verdict(annotation, State.KEPT, None, student, agrees, student_agrees)
         case _:
-            raise ValueError(f"{annotation.annotation_id}: the teacher agrees with itself, so the student must be asked")
+            raise ValueError(
+                f"{annotation.annotation_id}: the teacher agrees with itself, so the student must be asked"
+            )
     return _verdict(annotation, state, reason, student, agrees, student_agrees)
 
 

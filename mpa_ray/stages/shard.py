@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from mpa_ray.corpus.decode import ImageProblem, PreparedImage, prepare
 from mpa_ray.records import Reason, RowT
 
-OutT = TypeVar("OutT", covariant=True)
+OutT = TypeVar("OutT")
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class Stage(Protocol[RowT, OutT]):
     async def visit(self, work: ImageWork[RowT]) -> list[OutT]: ...
 
 
-async def prepare_image(
-    work: ImageWork[RowT], min_pixels: int, max_pixels: int
-) -> PreparedImage | ImageProblem:
+async def prepare_image(work: ImageWork[RowT], min_pixels: int, max_pixels: int) -> PreparedImage | ImageProblem:
     """Decode away from the event loop, so that the engine is not kept waiting."""
     if work.content is None:
         return ImageProblem(Reason.UNREADABLE, work.read_error or "not read")

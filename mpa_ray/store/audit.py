@@ -59,7 +59,9 @@ def _audit_annotations(run: Run, manifest: Manifest, problems: list[str]) -> tup
             problems.append(f"annotations: shard {shard} is missing ({len(expected)} images)")
             continue
         rows = run.annotations.read(shard)
-        _compare(f"annotations shard {shard}: images", expected, list(dict.fromkeys(r.image_id for r in rows)), problems)
+        _compare(
+            f"annotations shard {shard}: images", expected, list(dict.fromkeys(r.image_id for r in rows)), problems
+        )
         _no_doubles(f"annotations shard {shard}", [r.annotation_id for r in rows], problems)
         states.update((r.state, r.reason) for r in rows)
     if num_images != manifest.num_images:

@@ -49,7 +49,9 @@ class Run:
             storage.write(".writable", b"")
         except OSError as error:
             problem = f"cannot be written ({os.strerror(error.errno or 0)})."
-            raise ConfigError("run_dir", run_dir, problem, "Give a folder with free space that you may write.") from error
+            raise ConfigError(
+                "run_dir", run_dir, problem, "Give a folder with free space that you may write."
+            ) from error
         return cls(storage)
 
     def verdicts(self, student: str) -> ShardedDataset[Verdict]:

