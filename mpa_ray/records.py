@@ -7,7 +7,6 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
@@ -149,7 +148,6 @@ RowT = TypeVar("RowT", ImageRef, Annotation, Verdict, ParitySample, LabelledQues
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[str]: pa.list_(pa.string())}
 
 
-@cache
 def arrow_schema(row_type: type) -> pa.Schema:
     """The Arrow schema of a row type; a field is nullable where its annotation allows None."""
     fields = []

@@ -73,7 +73,7 @@ GAP_FAMILIES = ("place", "chart", "number")
 
 CURRICULUM = (
     Stage("student", 2800, 1.5e-3, 3e-4, 0.0, 1.0, dict.fromkeys(GAP_FAMILIES, 0.02)),
-    Stage("teacher", 2400, 1.2e-3, 2e-5, 0.3, 0.4),
+    Stage("teacher", 2200, 1.2e-3, 2e-5, 0.3, 0.4),
 )
 
 
@@ -173,7 +173,7 @@ def patches(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     From (batch, side, side, 3) to (batch, patches, 1176), equal to what the image processor gives for each image.
     """
     batch, side = pixels.shape[0], pixels.shape[1]
-    scaled = (pixels.astype(np.float32) / 255 - np.asarray(IMAGE_MEAN, np.float32)) / np.asarray(IMAGE_STD, np.float32)
+    scaled = ((pixels / 255 - np.asarray(IMAGE_MEAN)) / np.asarray(IMAGE_STD)).astype(np.float32)
     grid = side // PATCH // MERGE
     split = scaled.reshape(batch, grid, MERGE, PATCH, grid, MERGE, PATCH, 3)
     ordered = split.transpose(0, 1, 4, 2, 5, 7, 3, 6)

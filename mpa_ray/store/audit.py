@@ -67,7 +67,7 @@ def _audit_annotations(run: Run, manifest: Manifest, problems: list[str]) -> tup
     if num_images != manifest.num_images:
         problems.append(f"corpus: {num_images} images in its shards, {manifest.num_images} in its manifest")
     problems += [f"corpus: image {i} is in it {n} times" for i, n in ids.items() if n > 1]
-    return states, states[State.KEPT, None]
+    return states, sum(n for (state, _), n in states.items() if state == State.KEPT)
 
 
 def _audit_verdicts(run: Run, manifest: Manifest, student: str, problems: list[str]) -> Counts:

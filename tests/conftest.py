@@ -1,0 +1,42 @@
+"""Things that tests of every tier use."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpa_ray.config import RunConfig
+from mpa_ray.demo.world import WorldSpec, paint, sample_scene
+
+
+def write_images(folder: Path, num_images: int, seed: int = 0) -> Path:
+    """Bundled-world images 000.png, 001.png, ... in a folder."""
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(num_images):
+        paint(sample_scene(WorldSpec(), rng)).save(folder / f"{index:03d}.png")
+    return folder
+
+
+def scripted_tree(images: Path, run_dir: Path, **teacher: Any) -> dict[str, Any]:
+    """A configuration whose models are scripted, as a YAML file would hold it."""
+    return {
+        "run_dir": str(run_dir),
+        "task": "demo_world",
+        "source": {"path": str(images), "shard_size": 8},
+        "teacher": {"model": "scripted", "engine": {"kind": "scripted", **teacher}},
+        "students": [{"name": "small", "model": "scripted", "engine": {"kind": "scripted", "wrong_rate": 0.4}}],
+    }
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"), 60)
+
+
+@pytest.fixture
+def scripted_config(images: Path, tmp_path: Path) -> RunConfig:
+    return RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))

@@ -1,0 +1,132 @@
+"""Mistakes in a configuration are found before anything starts, and named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mpa_ray.command_line import configured, exit_code
+from mpa_ray.config import RunConfig, load_config, resolve_path
+from mpa_ray.errors import ConfigError
+from mpa_ray.preflight import check_run
+from tests.conftest import scripted_tree
+
+STUDENT = Path(resolve_path("bundled:demo/models/student"))
+
+
+@pytest.fixture
+def tree(images: Path, tmp_path: Path) -> dict[str, Any]:
+    return scripted_tree(images, tmp_path / "run")
+
+
+def written(tree: dict[str, Any], tmp_path: Path) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+def test_overrides_reach_lists_and_nested_settings(tree: dict[str, Any], tmp_path: Path) -> None:
+    config = configured(
+        None,
+        ["--config", written(tree, tmp_path), "--students.0.level.seed", "7", "--source.limit=3", "--task=chart_qa"],
+    )
+    assert config.students[0].level.seed == 7
+    assert config.source.limit == 3
+    assert config.task == "chart_qa"
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "told"),
+    [
+        ({"techer": {}}, "techer", "is not a setting"),
+        ({"teacher.num_replicas": 0}, "teacher.num_replicas", "greater than or equal to 1"),
+        ({"teacher.engine.wrong_rat": 0.1}, "teacher.engine.wrong_rat", "is not a setting"),
+        ({"students": []}, "students", "at least 1"),
+        ({"students.0.level.batch_size": 12}, "students.0.level", "multiple of micro_batch_size"),
+        ({"identify.matcher": "fuzzy"}, "identify.matcher", "'exact' or 'containment'"),
+        ({"run_dir": None}, "run_dir", "string"),
+    ],
+)
+def test_a_wrong_value_is_named(
+    tree: dict[str, Any], tmp_path: Path, change: dict[str, Any], field: str, told: str
+) -> None:
+    overrides = {name: yaml.safe_dump(value).strip() for name, value in change.items()}
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tree, tmp_path), overrides)
+    assert caught.value.field == field
+    assert told in str(caught.value)
+
+
+def test_a_missing_setting_is_named(tree: dict[str, Any], tmp_path: Path) -> None:
+    del tree["teacher"]["model"]
+    with pytest.raises(ConfigError, match=r"teacher\.model.*is required"):
+        load_config(written(tree, tmp_path))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", ""])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="--config"):
+        load_config(str(path))
+
+
+def test_an_override_without_its_value_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no value"):
+        configured(None, ["--config", written(tree, tmp_path), "--task"])
+
+
+def checked(tree: dict[str, Any]) -> None:
+    check_run(RunConfig.model_validate(tree))
+
+
+def test_preflight_passes_what_is_right(tree: dict[str, Any]) -> None:
+    checked(tree)
+
+
+def test_preflight_names_a_missing_model(tree: dict[str, Any]) -> None:
+    tree["teacher"] = {"model": "./no/such/model"}
+    with pytest.raises(ConfigError, match=r"teacher\.model = './no/such/model': is not a folder"):
+        checked(tree)
+
+
+def test_preflight_names_a_student_without_processor(tree: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(STUDENT, tmp_path / "bare", ignore=shutil.ignore_patterns("*processor*"))
+    tree["students"] = [{"model": str(tmp_path / "bare")}]
+    with pytest.raises(ConfigError, match=r"students\.0\.model.*has no processor"):
+        checked(tree)
+
+
+def test_preflight_names_an_unknown_task(tree: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"task = 'vqa'.*text_vqa, chart_qa, knowledge_vqa, demo_world"):
+        checked({**tree, "task": "vqa"})
+
+
+def test_preflight_names_a_source_without_images(tree: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
+    with pytest.raises(ConfigError, match=r"source\.path.*holds no images"):
+        checked({**tree, "source": {"path": str(tmp_path / "empty")}})
+
+
+def test_preflight_names_a_missing_source(tree: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"source\.path = '/no/such'.*is not a folder"):
+        checked({**tree, "source": {"path": "/no/such"}})
+
+
+def test_preflight_names_questions_that_are_not_there(tree: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"evaluate\.questions.*cannot be read"):
+        checked({**tree, "evaluate": {"questions": "/no/such.jsonl"}})
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    def wrong() -> int:
+        raise ConfigError("field", 0, "is wrong.", "Mend it.")
+
+    assert exit_code(lambda: None) == 0
+    assert exit_code(wrong) == 2
+    assert "field = 0: is wrong. Mend it." in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""No bytes raise: each is pixels or a reason."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mpa_ray.corpus.decode import ImageProblem, decode, fit, prepare
+from mpa_ray.records import Reason
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+WHOLE = encoded(Image.effect_noise((64, 64), 90), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", Reason.EMPTY_FILE),
+        (b"hello, this is no image", Reason.NOT_AN_IMAGE),
+        (WHOLE[: len(WHOLE) // 2], Reason.TRUNCATED_IMAGE),
+        (encoded(Image.new("RGB", (64, 64), "red"))[:60], Reason.TRUNCATED_IMAGE),
+        (encoded(Image.new("1", (20_000, 20_000))), Reason.TOO_MANY_PIXELS),
+        (encoded(Image.new("RGB", (2_000, 2))), Reason.EXTREME_ASPECT_RATIO),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', Reason.NOT_AN_IMAGE),
+    ],
+)
+def test_what_cannot_be_shown_has_a_reason(content: bytes, reason: Reason) -> None:
+    problem = decode(content)
+    assert isinstance(problem, ImageProblem)
+    assert problem.reason == reason
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "YCbCr"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    form = "TIFF" if mode in ("CMYK", "YCbCr", "I") else "PNG"
+    image = decode(encoded(Image.new(mode, (8, 6)), form))
+    assert isinstance(image, Image.Image)
+    assert (image.mode, image.size) == ("RGB", (8, 6))
+
+
+def test_transparency_is_laid_on_white() -> None:
+    image = decode(encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 0))))
+    assert isinstance(image, Image.Image)
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bits_keep_their_brightness() -> None:
+    image = decode(encoded(Image.new("I;16", (4, 4), 65535)))
+    assert isinstance(image, Image.Image)
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_exif_rotation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = decode(encoded(Image.new("RGB", (10, 4)), "JPEG", exif=exif))
+    assert isinstance(image, Image.Image)
+    assert image.size == (4, 10)
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    image = decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert isinstance(image, Image.Image)
+    assert image.getpixel((0, 0)) == (255, 0, 0)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise(content: bytes) -> None:
+    decode(content)
+
+
+@given(st.integers(0, len(WHOLE) - 1), st.integers(0, 255))
+@settings(max_examples=50)
+def test_no_damage_raises(position: int, value: int) -> None:
+    decode(WHOLE[:position] + bytes([value]) + WHOLE[position + 1 :])
+
+
+@given(st.integers(1, 900), st.integers(1, 900))
+@settings(max_examples=60, deadline=None)
+def test_fit_keeps_the_limits(width: int, height: int) -> None:
+    fitted = fit(Image.new("RGB", (width, height)), 3136, 12544)
+    area = fitted.width * fitted.height
+    assert area <= 12544 or min(fitted.size) == 1
+    assert area >= 3136 or width * height >= 3136
+
+
+def test_the_cache_key_tells_apart_files_and_pixel_limits() -> None:
+    one, other = encoded(Image.new("RGB", (64, 64), "red")), encoded(Image.new("RGB", (64, 64), "blue"))
+    prepared = [prepare(one, 1, 100), prepare(one, 1, 100), prepare(other, 1, 100), prepare(one, 1, 200)]
+    keys = [p.key for p in prepared if not isinstance(p, ImageProblem)]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3

@@ -1,0 +1,139 @@
+"""The commit protocol, fingerprints and the audit, on local files."""
+
+from __future__ import annotations
+
+import json
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mpa_ray.errors import ConfigError, FingerprintMismatch
+from mpa_ray.records import Annotation, ImageRef, Verdict, arrow_schema, from_table, to_table
+from mpa_ray.store.audit import audit
+from mpa_ray.store.dataset import ShardedDataset
+from mpa_ray.store.parity import export_parity
+from mpa_ray.store.run import Run
+from mpa_ray.store.storage import LocalStorage, open_storage
+from mpa_ray.tasks.library import TASKS
+
+REFS = [ImageRef(f"{i}.png", f"/images/{i}.png", 10) for i in range(4)]
+
+
+def test_rows_survive_the_table() -> None:
+    rows = [
+        Annotation("a#0", "a", "/a", "kept", question="?", answer="x", mean_logprob=-0.5),
+        Annotation("b#0", "b", "/b", "failed"),
+    ]
+    assert from_table(to_table(rows, Annotation), Annotation) == rows
+    assert not arrow_schema(Annotation).field("image_id").nullable
+    with pytest.raises(ValueError, match="not Verdict rows"):
+        from_table(to_table(rows, Annotation), Verdict)
+
+
+def test_of_many_creators_one_wins(tmp_path: Path) -> None:
+    storage = LocalStorage(str(tmp_path))
+    with ThreadPoolExecutor(16) as pool:
+        won = list(pool.map(lambda i: storage.create("marker", str(i).encode()), range(16)))
+    assert won.count(True) == 1
+    assert storage.read("marker") == str(won.index(True)).encode()
+    assert [p.name for p in tmp_path.iterdir()] == ["marker"]
+
+
+def test_the_first_commit_of_a_shard_counts(tmp_path: Path) -> None:
+    dataset = ShardedDataset(LocalStorage(str(tmp_path)), "corpus", ImageRef)
+    assert dataset.commit("000000", REFS[:2])
+    assert not dataset.commit("000000", REFS[2:])
+    assert dataset.read("000000") == REFS[:2]
+    assert dataset.missing(["000000", "000001"]) == ["000001"]
+
+
+def test_what_has_no_marker_is_not_read(tmp_path: Path) -> None:
+    dataset = ShardedDataset(LocalStorage(str(tmp_path)), "corpus", ImageRef)
+    dataset.commit("000000", REFS)
+    (tmp_path / "corpus/commits/000000.json").unlink()
+    assert list(dataset.rows(["000000"])) == []
+    with pytest.raises(FileNotFoundError, match="not committed"):
+        dataset.read("000000")
+
+
+def test_a_changed_fingerprint_is_refused_with_the_field(tmp_path: Path) -> None:
+    run = Run.open(str(tmp_path))
+    run.claim("annotations", {"prompt": "Ask.", "top_p": 0.9})
+    run.claim("annotations", {"prompt": "Ask.", "top_p": 0.9})
+    with pytest.raises(FingerprintMismatch, match=r"prompt: was 'Ask\.', now 'Beg\.'") as caught:
+        run.claim("annotations", {"prompt": "Beg.", "top_p": 0.9})
+    assert "top_p" not in str(caught.value)
+
+
+def test_an_unwritable_run_directory_is_named(tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(ConfigError, match=r"run_dir.*cannot be written"):
+        Run.open(str(blocker / "run"))
+    with pytest.raises(ConfigError, match="not a local folder"):
+        open_storage("ftp://host/run")
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Run:
+    """A run of two shards, annotated and identified."""
+    run = Run.open(str(tmp_path))
+    run.write_json("run.json", {"config": {"students": [{"name": "small"}]}})
+    run.write_json("corpus/manifest.json", {"num_images": 4, "num_shards": 2})
+    kept = Verdict("0.png#0", "0.png", "/images/0.png", "kept", None, question="?", answer="a", student_answer="b")
+    rows = [
+        replace(kept, annotation_id=f"{r.image_id}#0", image_id=r.image_id, state=s, reason=reason)
+        for r, (s, reason) in zip(
+            REFS,
+            [("kept", None), ("dropped", "student_correct"), ("failed", "empty_file"), ("kept", None)],
+            strict=True,
+        )
+    ]
+    for shard in (0, 1):
+        part = slice(2 * shard, 2 * shard + 2)
+        run.corpus.commit(f"{shard:06d}", REFS[part])
+        annotations = [
+            Annotation(v.annotation_id, v.image_id, v.uri, "failed" if v.state == "failed" else "kept", v.reason)
+            for v in rows[part]
+        ]
+        run.annotations.commit(f"{shard:06d}", annotations)
+        run.verdicts("small").commit(f"{shard:06d}", rows[part])
+    export_parity(run, "small", TASKS["demo_world"], [])
+    run.write_json("parity/small/manifest.json", {"num_samples": 2})
+    return run
+
+
+def test_audit_counts(finished: Run) -> None:
+    counts = audit(finished)
+    assert counts["problems"] == []
+    assert (counts["images"], counts["annotated"]) == (4, 3)
+    assert counts["kept"] == {"small": 2}
+    assert counts["dropped"] == {"student_correct": 1}
+    assert counts["failed"] == {"empty_file": 1}
+
+
+def test_audit_sees_a_missing_shard(finished: Run) -> None:
+    Path(finished.storage.root, "annotations/commits/000001.json").unlink()
+    assert any("annotations: shard 000001 is missing (2 images)" in p for p in audit(finished)["problems"])
+
+
+def test_audit_sees_a_lost_and_a_doubled_image(finished: Run) -> None:
+    marker = Path(finished.storage.root, "annotations/commits/000000.json")
+    marker.chmod(marker.stat().st_mode | stat.S_IWUSR)
+    marker.unlink()
+    row = Annotation("0.png#0", "0.png", "/images/0.png", "kept")
+    finished.annotations.commit("000000", [row, row])
+    told = " ".join(audit(finished)["problems"])
+    assert "missing: 1.png" in told
+    assert "doubled: 0.png#0" in told
+
+
+def test_audit_sees_a_file_that_is_not_what_its_marker_says(finished: Run) -> None:
+    marker = Path(finished.storage.root, "verdicts/small/commits/000000.json")
+    commit = json.loads(marker.read_text())
+    marker.write_text(json.dumps({**commit, "num_rows": 7}))
+    with pytest.raises(ValueError, match="2 rows, its marker says 7"):
+        audit(finished)
