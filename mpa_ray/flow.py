@@ -72,7 +72,11 @@ class ShardDone:
 
 
 def run_pass(work: Pass[Any], shards: Sequence[str]) -> Iterator[ShardDone]:
-    """Send the shards through the model and commit each; yields them as they are done, in any order."""
+    """Send the shards through the model and commit each; yields them as they are done, in any order.
+
+    Raises:
+        RunError: engines died on one shard as often as is allowed.
+    """
     _quiet()
     in_flight = images_in_flight(work.model)
     # A shard's last images leave slots free; the next shards fill them.
@@ -97,12 +101,10 @@ def run_pass(work: Pass[Any], shards: Sequence[str]) -> Iterator[ShardDone]:
         )
         .map(Commit(work.target), num_cpus=_AUXILIARY_CPUS)
     )
-    try:
-        for row in done.iter_rows():
-            yield ShardDone(row["shard"], row["num_images"], Counter(pickle.loads(row["outcomes"])))
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        raise RunError(f"{work.name}: {cause}") from error
+    for row in done.iter_rows():
+        if row["failure"]:
+            raise RunError(f"{work.name}: {row['failure']}")
+        yield ShardDone(row["shard"], row["num_images"], Counter(pickle.loads(row["outcomes"])))
 
 
 @dataclass(frozen=True)
@@ -133,13 +135,14 @@ class DeathCount:
     folder: str
     allowed: int
 
-    def add(self, shard: str, error: BaseException) -> None:
-        """Raises RunError where the shard has now cost more engines than allowed."""
+    def add(self, shard: str, error: BaseException) -> str | None:
+        """Count a death; what to tell the user where the shard has now cost as many engines as it may."""
         folder = f"{self.folder}/{shard}"
         self.storage.write(f"{folder}/{uuid.uuid4().hex}", str(error).encode())
         num_deaths = len(list(self.storage.list(folder)))
-        if num_deaths >= self.allowed:
-            raise RunError(f"the engine died {num_deaths} times on shard {shard}, last: {error}")
+        if num_deaths < self.allowed:
+            return None
+        return f"the engine died {num_deaths} times on shard {shard}, the last time with: {error}"
 
 
 class ModelActor:
@@ -156,15 +159,19 @@ class ModelActor:
     async def __call__(self, batch: pa.Table) -> pa.Table:
         shard = batch["shard"][0].as_py()
         images = pickle.loads(batch["images"][0].as_py())
+        rows, failure = [], None
         try:
             rows = await visit_all(self._stage.visit, images, self._slots)
         except* EngineDied as died:
-            # An engine cannot be mended in place: Ray restarts the actor and sends the shard again.
             logger.error("shard %s: the engine died: %s", shard, died.exceptions[0])
-            self._deaths.add(shard, died.exceptions[0])
-            logging.shutdown()
-            os._exit(1)
-        return pa.table({"shard": [shard], "num_images": [len(images)], "rows": [pickle.dumps(rows)]})
+            failure = self._deaths.add(shard, died.exceptions[0])
+            if failure is None:
+                # An engine cannot be mended in place: Ray restarts the actor and sends the shard again.
+                logging.shutdown()
+                os._exit(1)
+        return pa.table(
+            {"shard": [shard], "num_images": [len(images)], "rows": [pickle.dumps(rows)], "failure": [failure or ""]}
+        )
 
 
 @dataclass(frozen=True)
@@ -174,11 +181,13 @@ class Commit(Generic[RowT]):
     target: ShardedDataset[RowT]
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["failure"]:
+            return {**row, "outcomes": b""}
         rows: list[RowT] = pickle.loads(row["rows"])
         if not self.target.commit(row["shard"], rows):
             rows = self.target.read(row["shard"])
         outcomes = Counter(map(_outcome, rows))
-        return {"shard": row["shard"], "num_images": row["num_images"], "outcomes": pickle.dumps(outcomes)}
+        return {**row, "rows": b"", "outcomes": pickle.dumps(outcomes)}
 
 
 def _outcome(row: Row) -> str:

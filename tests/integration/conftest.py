@@ -1,0 +1,18 @@
+"""A Ray of the tests' own on this machine, shared by all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from mpa_ray.flow import start_ray
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    import ray
+
+    start_ray()
+    yield
+    ray.shutdown()

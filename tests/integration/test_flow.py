@@ -1,0 +1,102 @@
+"""Scripted engines through the real graph: every image ends once, whatever dies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mpa_ray import campaign
+from mpa_ray.config import RunConfig
+from mpa_ray.errors import RunError
+from mpa_ray.store.audit import audit
+from mpa_ray.store.parity import read_parity
+from mpa_ray.store.run import Run
+from tests.conftest import scripted_tree, write_images
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def identified(tree: dict[str, Any]) -> tuple[RunConfig, Run]:
+    config = RunConfig.model_validate(tree)
+    for step in (campaign.index, campaign.annotate, campaign.identify):
+        step(config)
+    return config, Run.open(config.run_dir)
+
+
+def test_every_image_ends_once(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = scripted_tree(
+        images, tmp_path / "run", inconsistent_rate=0.2, unparsable_rate=0.1, truncated_rate=0.1, fail_on=["003.png"]
+    )
+    config, run = identified(tree)
+    counts = audit(run)
+    assert counts["problems"] == []
+    assert counts["images"] == 60
+    assert sum(counts["kept"].values()) + sum(counts["dropped"].values()) + sum(counts["failed"].values()) == 60
+    assert set(counts["dropped"]) == {"student_correct", "teacher_inconsistent", "no_question", "reply_truncated"}
+    assert counts["failed"] == {"request_failed": 1}
+    assert len(read_parity(run, "small")) == counts["kept"]["small"] > 0
+
+    campaign.report(config)
+    assert "student_correct" in run.storage.read("report/index.html").decode()
+    capsys.readouterr()
+    campaign.annotate(config)
+    campaign.identify(config)
+    assert capsys.readouterr().out.splitlines() == ["annotate: already done", "identify small: already done"]
+
+
+def test_the_shard_size_changes_nothing(images: Path, tmp_path: Path) -> None:
+    kept = []
+    for size in (7, 60):
+        tree = scripted_tree(images, tmp_path / str(size), inconsistent_rate=0.2)
+        tree["source"]["shard_size"] = size
+        kept.append({s.annotation_id for s in read_parity(identified(tree)[1], "small")})
+    assert kept[0] == kept[1]
+
+
+def test_a_dead_engine_is_replaced_and_nothing_is_lost(images: Path, tmp_path: Path) -> None:
+    tree = scripted_tree(images, tmp_path / "run", die_on=["011.png", "042.png"], die_once_in=str(tmp_path))
+    _, run = identified(tree)
+    counts = audit(run)
+    assert counts["problems"] == []
+    assert counts["annotated"] == 60
+
+
+def test_an_engine_that_keeps_dying_ends_the_run(images: Path, tmp_path: Path) -> None:
+    tree = scripted_tree(images, tmp_path / "run", die_on=["000.png"])
+    tree["source"]["limit"] = 4
+    tree["limits"] = {"max_engine_deaths": 2}
+    with pytest.raises(RunError, match="annotate:teacher: the engine died 2 times on shard 000000"):
+        identified(tree)
+
+
+def test_broken_files_are_rows_with_a_reason(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", 20)
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("not an image at all")
+    whole = (folder / "000.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (3000, 2)).save(folder / "strip.png")
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    config, run = identified(scripted_tree(folder, tmp_path / "run"))
+    campaign.report(config)
+    report = run.read_json("report/report.json")
+    assert {row["image"]: row["reason"] for row in report["failed_images"]} == {
+        "empty.png": "empty_file",
+        "text.jpg": "not_an_image",
+        "cut.png": "truncated_image",
+        "strip.png": "extreme_aspect_ratio",
+        "bomb.png": "too_many_pixels",
+    }
+    assert audit(run)["problems"] == []
+    page = run.storage.read("report/index.html").decode()
+    assert all(name in page for name in ("empty.png", "text.jpg", "cut.png", "strip.png", "bomb.png"))
+
+
+def test_a_run_whose_images_mostly_fail_stops(images: Path, tmp_path: Path) -> None:
+    tree = scripted_tree(images, tmp_path / "run", fail_on=[f"{i:03d}.png" for i in range(50)])
+    tree["limits"] = {"max_failed_rate": 0.3, "min_images": 16}
+    with pytest.raises(RunError, match=r"images failed, more than limits\.max_failed_rate = 0\.3 \(request_failed: "):
+        identified(tree)

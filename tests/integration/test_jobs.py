@@ -1,0 +1,108 @@
+"""The commands that a user types: killed, repeated, changed, and given wrong settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import scripted_tree
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tree(images: Path, tmp_path: Path) -> dict[str, Any]:
+    return scripted_tree(images, tmp_path / "run", latency_s=0.5)
+
+
+def command(job: str, tree: dict[str, Any], tmp_path: Path, *overrides: str) -> list[str]:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return [sys.executable, f"jobs/{job}.py", "--config", str(path), *overrides]
+
+
+def run_job(job: str, tree: dict[str, Any], tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(job, tree, tmp_path, *overrides), cwd=ROOT, capture_output=True, text=True, check=False, timeout=200
+    )
+
+
+def run_audit(tree: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, "jobs/audit.py", tree["run_dir"]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.returncode, json.loads(done.stdout)
+
+
+def kill_once(job: str, tree: dict[str, Any], tmp_path: Path, commits: Path) -> int:
+    """Start a job and kill its driver with SIGKILL once something is committed; how many shards were."""
+    with subprocess.Popen(
+        command(job, tree, tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as driver:
+        deadline = time.monotonic() + 120
+        while not (commits.is_dir() and list(commits.glob("*.json"))):
+            assert driver.poll() is None, "the job ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(driver.pid, signal.SIGKILL)
+    return len(list(commits.glob("*.json")))
+
+
+def test_killed_and_repeated(tree: dict[str, Any], tmp_path: Path) -> None:
+    run = Path(tree["run_dir"])
+    # One image at a time, so that the kill finds work undone.
+    tree["teacher"]["max_images_in_flight"] = tree["students"][0]["max_images_in_flight"] = 2
+    assert run_job("index", tree, tmp_path).returncode == 0
+    num_shards = 8
+    assert kill_once("annotate", tree, tmp_path, run / "annotations/commits") < num_shards
+    code, counts = run_audit(tree)
+    assert code == 1
+    assert any("is missing" in problem for problem in counts["problems"])
+    assert run_job("annotate", tree, tmp_path).returncode == 0
+    tree["students"][0]["engine"]["latency_s"] = 0.5
+    assert kill_once("identify", tree, tmp_path, run / "verdicts/small/commits") < num_shards
+    assert run_job("identify", tree, tmp_path).returncode == 0
+    code, counts = run_audit(tree)
+    assert (code, counts["images"], counts["problems"]) == (0, 60, [])
+
+    again = run_job("annotate", tree, tmp_path)
+    assert again.stdout.splitlines() == ["annotate: already done"]
+
+    changed = run_job("annotate", tree, tmp_path, "--task", "text_vqa")
+    assert changed.returncode == 2
+    assert "annotation_instruction: was" in changed.stderr
+    assert "Undo the change, or give a new run_dir." in changed.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("--no_such_key", "1"), "no_such_key = 1: is not a setting."),
+        (("--teacher.num_replicas", "0"), "teacher.num_replicas = 0:"),
+        (("--teacher", "{model: ./no/such/model}"), "teacher.model = './no/such/model': is not a folder."),
+        (("--source.path", "/no/such"), "source.path = '/no/such': is not a folder."),
+    ],
+)
+def test_wrong_settings_end_with_one_message(
+    tree: dict[str, Any], tmp_path: Path, overrides: tuple[str, str], told: str
+) -> None:
+    done = run_job("align", tree, tmp_path, *overrides)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"ConfigError: {told}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_step_before_its_turn_says_what_to_run(tree: dict[str, Any], tmp_path: Path) -> None:
+    done = run_job("annotate", tree, tmp_path)
+    assert done.returncode == 2
+    assert "Run jobs/index.py first." in done.stderr
