@@ -1,0 +1,130 @@
+"""The teacher's visit on real vLLM: the second question finds the whole image in the cache."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from mpa_ray.config import AnswerConfig, ModelConfig, SamplingConfig, VllmEngineConfig, resolve_path
+from mpa_ray.corpus.decode import PreparedImage, prepare
+from mpa_ray.demo.world import Scene, WorldSpec, paint, sample_scene
+from mpa_ray.engine.protocol import RequestRefused, VisualPrompt
+from mpa_ray.engine.vllm_engine import VllmEngine
+from mpa_ray.records import Annotation, ImageRef, Reason
+from mpa_ray.rendering import load_processor, render
+from mpa_ray.stages.annotate import Annotate
+from mpa_ray.stages.shard import ImageWork, visit_all
+from mpa_ray.tasks.library import TASKS
+
+MODEL = resolve_path("bundled:demo/models/teacher")
+TASK = TASKS["demo_world"]
+CONFIG = ModelConfig(
+    model=MODEL, engine=VllmEngineConfig(dtype="float32", max_model_len=512), min_pixels=3136, max_pixels=12544
+)
+T = TypeVar("T")
+Run = Callable[[Awaitable[T]], T]
+
+
+def scenes(count: int) -> list[Scene]:
+    rng = random.Random(4242)
+    return [sample_scene(WorldSpec(), rng) for _ in range(count)]
+
+
+def content_of(scene: Scene) -> bytes:
+    buffer = io.BytesIO()
+    paint(scene).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def prepared(scene: Scene) -> PreparedImage:
+    image = prepare(content_of(scene), CONFIG.min_pixels, CONFIG.max_pixels)
+    assert isinstance(image, PreparedImage)
+    return image
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run[Any]]:
+    """One event loop for the module: an engine answers in the loop of its first request."""
+    with asyncio.Runner() as runner:
+        yield lambda coroutine: runner.run(coroutine)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def engine(run: Run[Any]) -> Iterator[VllmEngine]:  # noqa: ARG001
+    assert isinstance(CONFIG.engine, VllmEngineConfig)
+    engine = VllmEngine(MODEL, CONFIG.engine, max_images_in_flight=32)
+    yield engine
+    engine.close()
+
+
+def annotate(engine: VllmEngine, max_new_tokens: int = 48) -> Annotate:
+    return Annotate(engine, TASK, CONFIG, SamplingConfig(max_new_tokens=max_new_tokens), AnswerConfig())
+
+
+def visited(run: Run[Any], stage: Annotate, count: int) -> list[Annotation]:
+    images = [
+        ImageWork(f"{i}", f"/{i}", (ImageRef(f"{i}", f"/{i}"),), content_of(scene))
+        for i, scene in enumerate(scenes(count))
+    ]
+
+    async def visit() -> list[Annotation]:
+        return await visit_all(stage.visit, images, asyncio.Semaphore(stage.teacher.max_images_in_flight))
+
+    rows: list[Annotation] = run(visit())
+    return rows
+
+
+def test_the_second_pass_computes_no_image_token_again(run: Run[Any], engine: VllmEngine) -> None:
+    rows = visited(run, annotate(engine), 64)
+    asked = [row for row in rows if row.second_answer is not None]
+    assert len(asked) >= 48
+    assert {row.num_uncached_image_tokens for row in asked} == {0}
+    # 64 of about 100 tokens: two whole blocks, the second of which ends beyond the image.
+    assert all(row.num_second_cached_tokens >= 64 for row in asked)
+
+
+def test_the_teacher_writes_pairs_and_agrees_with_itself(run: Run[Any], engine: VllmEngine) -> None:
+    rows = visited(run, annotate(engine), 64)
+    assert sum(row.state == "kept" for row in rows) >= 60
+    assert sum(row.answer == row.second_answer for row in rows) >= 48
+    assert all(row.question and row.question.endswith("?") for row in rows if row.state == "kept")
+
+
+def test_a_cut_off_reply_is_dropped(run: Run[Any], engine: VllmEngine) -> None:
+    rows = visited(run, annotate(engine, max_new_tokens=3), 4)
+    assert [(row.state, row.reason) for row in rows] == [("dropped", Reason.REPLY_TRUNCATED.value)] * 4
+
+
+def test_too_long_a_prompt_is_refused_and_the_engine_lives(run: Run[Any], engine: VllmEngine) -> None:
+    image = prepared(scenes(1)[0])
+    with pytest.raises(RequestRefused) as caught:
+        run(engine.generate(VisualPrompt("long", image, "word " * 2000), SamplingConfig()))
+    assert caught.value.reason == Reason.PROMPT_TOO_LONG
+    assert run(engine.generate(VisualPrompt("short", image, TASK.answer_prompt("What?")), SamplingConfig())).text
+
+
+def test_greedy_answers_equal_those_of_transformers(run: Run[Any], engine: VllmEngine) -> None:
+    processor = load_processor(MODEL)
+    model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).eval()
+    for scene in scenes(6):
+        image, text = prepared(scene), TASK.answer_prompt("How many objects are there?")
+        reply = run(engine.generate(VisualPrompt("x", image, text), SamplingConfig(max_new_tokens=8)))
+        inputs = processor(text=[render(processor, text)], images=[image.image], return_tensors="pt")
+        out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        told = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert reply.text == told
+        assert reply.num_prompt_tokens == inputs["input_ids"].shape[1]
+
+
+def test_the_bundled_checkpoints_are_small() -> None:
+    for name in ("teacher", "student"):
+        folder = Path(resolve_path(f"bundled:demo/models/{name}"))
+        assert sum(f.stat().st_size for f in folder.iterdir()) <= 12e6

@@ -1,0 +1,113 @@
+"""Leveling: the batch a model sees, what of it is trained, and the whole way on one worker and on two."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from mpa_ray.config import FullConfig, LevelConfig, LoraConfig, StudentConfig, resolve_path
+from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
+from mpa_ray.leveling.collator import IGNORED_LABEL, AnswerCollator, TrainingRow
+from mpa_ray.leveling.level import epoch, level
+from mpa_ray.leveling.scope import VISION_MODULES, prepare_for_training
+from mpa_ray.records import ParitySample
+from mpa_ray.rendering import load_processor, render
+from mpa_ray.store.run import Run
+from mpa_ray.tasks.library import TASKS
+
+MODEL = resolve_path("bundled:demo/models/student")
+TASK = TASKS["demo_world"]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[ParitySample]:
+    folder, rng = tmp_path_factory.mktemp("samples"), random.Random(3)
+    found = []
+    while len(found) < 40:
+        scene = sample_scene(WorldSpec(), rng)
+        question = sample_question(scene, rng, {"number": 1.0, "chart": 1.0, "count": 0.2})
+        if question is not None:
+            path = folder / f"{len(found)}.png"
+            paint(scene).save(path)
+            found.append(ParitySample(f"{path.name}#0", path.name, str(path), question.question, question.answer, "?"))
+    return found
+
+
+def collator() -> AnswerCollator:
+    return AnswerCollator(load_processor(MODEL), TASK, 3136, 12544)
+
+
+def contents(samples: list[ParitySample]) -> list[bytes]:
+    return [Path(sample.uri).read_bytes() for sample in samples]
+
+
+def test_labels_are_the_answer_and_the_end_of_the_turn(samples: list[ParitySample]) -> None:
+    tokenizer = load_processor(MODEL).tokenizer
+    batch = collator()([TrainingRow(s) for s in samples[:8]], contents(samples[:8]))
+    for ids, mask, labels, sample in zip(
+        batch["input_ids"], batch["attention_mask"], batch["labels"], samples[:8], strict=True
+    ):
+        supervised = labels != IGNORED_LABEL
+        assert tokenizer.decode(labels[supervised]) == f"{sample.answer}<|im_end|>"
+        assert torch.equal(ids[supervised], labels[supervised])
+        prompt = tokenizer.decode(ids[mask.bool() & ~supervised]).replace("<|image_pad|>" * 16, "<|image_pad|>")
+        assert prompt == render(load_processor(MODEL), TASK.answer_prompt(sample.question))
+
+
+def test_rows_that_fill_up_and_images_that_are_gone_carry_no_loss(samples: list[ParitySample]) -> None:
+    made = collator()
+    rows = [TrainingRow(samples[0]), TrainingRow(samples[1], supervised=False), TrainingRow(samples[2])]
+    batch = made(rows, [*contents(samples[:2]), b""])
+    assert (batch["labels"] != IGNORED_LABEL).any(dim=1).tolist() == [True, False, False]
+    assert made.num_unreadable == 1
+
+
+def test_an_epoch_holds_every_sample_once_in_full_batches(samples: list[ParitySample]) -> None:
+    rows = epoch(samples, 16, seed=1)
+    assert len(rows) == 48
+    assert sorted(r.sample.annotation_id for r in rows if r.supervised) == sorted(s.annotation_id for s in samples)
+    assert rows == epoch(list(reversed(samples)), 16, seed=1)
+    assert rows != epoch(samples, 16, seed=2)
+
+
+@pytest.mark.parametrize("method", [LoraConfig(rank=4), FullConfig(kind="full")])
+def test_only_the_language_model_is_trained(method: LoraConfig | FullConfig) -> None:
+    model = prepare_for_training(AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32), method)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert not any(VISION_MODULES.match(name) for name in trained)
+
+
+def test_full_training_reaches_the_vision_tower_only_by_choice() -> None:
+    model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32)
+    model = prepare_for_training(model, FullConfig(kind="full", train_vision=True))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    ("num_workers", "method"), [(1, LoraConfig(rank=4)), (2, LoraConfig(rank=4)), (1, FullConfig(kind="full"))]
+)
+def test_leveling_end_to_end(
+    samples: list[ParitySample], tmp_path: Path, num_workers: int, method: LoraConfig | FullConfig
+) -> None:
+    settings = LevelConfig(
+        method=method, learning_rate=1e-3, batch_size=8, micro_batch_size=4, num_workers=num_workers,
+        checkpoint_every_steps=2,
+    )  # fmt: skip
+    student = StudentConfig(name="s", model=MODEL, min_pixels=3136, max_pixels=12544, level=settings)
+    run = Run.open(str(tmp_path))
+    level(run, student, TASK, samples, "students/s/parity")
+    log = run.read_json("students/s/parity/training.json")
+    assert (log["step"], log["num_steps"]) == (5, 5)
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "students/s/parity/merged", dtype=torch.float32)
+    before = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).state_dict()
+    changed = {name for name, tensor in merged.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert not any(VISION_MODULES.match(name) for name in changed)
+    assert load_processor(str(tmp_path / "students/s/parity/merged"))
+    assert (tmp_path / "students/s/parity/adapter").is_dir() == isinstance(method, LoraConfig)
