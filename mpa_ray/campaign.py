@@ -24,7 +24,7 @@ from mpa_ray.stages.judge import parity_samples
 from mpa_ray.stages.predict import Predict
 from mpa_ray.store import fingerprint
 from mpa_ray.store.parity import export_parity, read_parity
-from mpa_ray.store.run import Manifest, Run
+from mpa_ray.store.run import Fingerprint, Manifest, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,11 +34,16 @@ if TYPE_CHECKING:
 ARM = "parity"
 
 
-def open_run(config: RunConfig) -> Run:
-    """Check the configuration and open its run directory."""
+def open_run(config: RunConfig, claims: dict[str, Fingerprint] | None = None) -> Run:
+    """Check the configuration, open its run directory and claim the datasets that a step is about to write.
+
+    Raises:
+        ConfigError: something is wrong, or a dataset was begun under other settings; run.json is then left as it was.
+    """
     check_run(config)
     run = Run.open(config.run_dir)
-    run.claim("corpus", fingerprint.corpus_fingerprint(config))
+    for dataset, made_of in {"corpus": fingerprint.corpus_fingerprint(config), **(claims or {})}.items():
+        run.claim(dataset, made_of)
     run.record_config(config, _versions())
     return run
 
@@ -53,9 +58,9 @@ def index(config: RunConfig) -> None:
 
 def annotate(config: RunConfig) -> None:
     """The Pseudo Annotator: D_PA, with the teacher's second answers."""
-    run, task = open_run(config), task_of(config)
+    task = task_of(config)
+    run = open_run(config, {"annotations": fingerprint.annotation_fingerprint(config, task)})
     manifest = run.manifest()
-    run.claim("annotations", fingerprint.annotation_fingerprint(config, task))
     make_stage = partial(
         Annotate, task=task, config=config.teacher, sampling=config.annotate.sampling, answer=config.answer
     )
@@ -75,12 +80,12 @@ def identify(config: RunConfig) -> None:
 
 
 def _identify(config: RunConfig, student: StudentConfig) -> None:
-    run, task = open_run(config), task_of(config)
+    task = task_of(config)
+    run = open_run(config, {f"verdicts/{student.name}": fingerprint.verdict_fingerprint(config, task, student)})
     manifest = run.manifest()
     unannotated = run.annotations.missing(manifest.shards)
     if unannotated:
         raise RunError(f"{len(unannotated)} of {manifest.num_shards} shards are not annotated: run jobs/annotate.py.")
-    run.claim(f"verdicts/{student.name}", fingerprint.verdict_fingerprint(config, task, student))
     verdicts = run.verdicts(student.name)
     worth_asking = WorthAsking(MATCHERS[config.identify.matcher], config.identify.ask_where_teacher_disagrees)
     make_stage = partial(
@@ -112,9 +117,9 @@ def level(config: RunConfig) -> None:
 
 
 def _level(config: RunConfig, student: StudentConfig) -> None:
-    run, task = open_run(config), task_of(config)
-    folder = run.student_dir(student.name, ARM)
-    run.claim(folder, fingerprint.level_fingerprint(config, task, student))
+    task = task_of(config)
+    folder = Run.student_dir(student.name, ARM)
+    run = open_run(config, {folder: fingerprint.level_fingerprint(config, task, student)})
     if run.storage.exists(f"{folder}/complete.json"):
         say(f"level {student.name}: already done")
         return
@@ -133,8 +138,8 @@ def evaluate(config: RunConfig) -> None:
     if config.evaluate is None:
         say("evaluate: no labelled set is configured (evaluate.questions), nothing to measure")
         return
-    run, task = open_run(config), task_of(config)
-    run.claim("evaluation/questions", {"questions": config.evaluate.questions, "size": config.evaluate.shard_size})
+    task = task_of(config)
+    run = open_run(config, {"evaluation/questions": fingerprint.questions_fingerprint(config)})
     manifest = shard_questions(load_questions(config.evaluate), config.evaluate.shard_size, run)
     scores = {}
     for name, model in models_to_measure(config, run).items():

@@ -90,15 +90,17 @@ def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -> 
     return {**verdict_fingerprint(config, task, student), **{f"level.{k}": v for k, v in level.items()}}
 
 
-def prediction_fingerprint(config: RunConfig, task: Task, model: ModelConfig) -> dict[str, Any]:
+def questions_fingerprint(config: RunConfig) -> dict[str, Any]:
     assert config.evaluate is not None
     questions = Path(resolve_path(config.evaluate.questions)).read_bytes()
     return {
-        **_answering(config, task),
-        **_model(model),
         "evaluate.questions": f"sha256:{hashlib.sha256(questions).hexdigest()[:16]}",
         "evaluate.shard_size": config.evaluate.shard_size,
     }
+
+
+def prediction_fingerprint(config: RunConfig, task: Task, model: ModelConfig) -> dict[str, Any]:
+    return {**_answering(config, task), **_model(model), **questions_fingerprint(config)}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

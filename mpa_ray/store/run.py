@@ -63,7 +63,8 @@ class Run:
     def predictions(self, model: str) -> ShardedDataset[Prediction]:
         return ShardedDataset(self.storage, f"evaluation/predictions/{model}", Prediction)
 
-    def student_dir(self, student: str, arm: str = "parity") -> str:
+    @staticmethod
+    def student_dir(student: str, arm: str = "parity") -> str:
         return f"students/{student}/{arm}"
 
     def manifest(self, folder: str = "corpus") -> Manifest:
