@@ -85,6 +85,8 @@ class VllmEngine:
 
     def close(self) -> None:
         self._engine.shutdown()
+        # Collected now: at the interpreter's end its own clean-up would find half of vLLM gone.
+        del self._engine
 
     def _reply(self, output: Any, elapsed_s: float) -> Reply:
         completion, tokens = output.outputs[0], output.prompt_token_ids
