@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from tests.conftest import scripted_tree
 
@@ -43,17 +47,22 @@ def run_audit(tree: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
-def kill_once(job: str, tree: dict[str, Any], tmp_path: Path, commits: Path) -> int:
-    """Start a job and kill its driver with SIGKILL once something is committed; how many shards were."""
+def kill_when(job: str, tree: dict[str, Any], tmp_path: Path, reached: Callable[[], bool]) -> None:
+    """Start a job and kill its driver with SIGKILL once it has come as far as wanted."""
     with subprocess.Popen(
         command(job, tree, tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as driver:
         deadline = time.monotonic() + 120
-        while not (commits.is_dir() and list(commits.glob("*.json"))):
+        while not reached():
             assert driver.poll() is None, "the job ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.kill(driver.pid, signal.SIGKILL)
+
+
+def kill_once(job: str, tree: dict[str, Any], tmp_path: Path, commits: Path) -> int:
+    """Kill a job once a shard is committed; how many were."""
+    kill_when(job, tree, tmp_path, lambda: any(commits.glob("*.json")))
     return len(list(commits.glob("*.json")))
 
 
@@ -81,6 +90,42 @@ def test_killed_and_repeated(tree: dict[str, Any], tmp_path: Path) -> None:
     assert changed.returncode == 2
     assert "annotation_instruction: was" in changed.stderr
     assert "Undo the change, or give a new run_dir." in changed.stderr
+
+
+def leveling_tree(images: Path, run_dir: Path) -> dict[str, Any]:
+    """A real student to train on what scripted engines kept: all 60 images."""
+    tree = scripted_tree(images, run_dir)
+    tree["students"][0] |= {
+        "model": "bundled:demo/models/student",
+        "engine": {"kind": "scripted", "wrong_rate": 1.0},
+        "min_pixels": 3136,
+        "max_pixels": 12544,
+        "level": {"batch_size": 4, "micro_batch_size": 4, "checkpoint_every_steps": 2, "learning_rate": 1.0e-3},
+    }
+    return tree
+
+
+@pytest.mark.timeout(600)
+def test_leveling_killed_and_repeated_ends_with_the_same_weights(images: Path, tmp_path: Path) -> None:
+    prepared = tmp_path / "prepared"
+    for job in ("index", "annotate", "identify"):
+        assert run_job(job, leveling_tree(images, prepared), tmp_path).returncode == 0
+    merged = []
+    for name in ("killed", "undisturbed"):
+        folder = Path(shutil.copytree(prepared, tmp_path / name))
+        tree = leveling_tree(images, folder)
+        training = folder / "students/small/parity/training.json"
+        if name == "killed":
+            kill_when("level", tree, tmp_path, training.exists)
+            assert json.loads(training.read_text())["step"] < 15
+        done = run_job("level", tree, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(training.read_text())["step"] == 15
+        merged.append(load_file(folder / "students/small/parity/merged/model.safetensors"))
+        assert run_job("level", tree, tmp_path).stdout.splitlines() == ["level small: already done"]
+    assert merged[0].keys() == merged[1].keys()
+    for key, tensor in merged[0].items():
+        assert torch.allclose(tensor, merged[1][key], atol=1e-5), key
 
 
 @pytest.mark.parametrize(
