@@ -21,7 +21,6 @@ from typing import Any, Generic, Protocol
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions
-from ray.train import DataConfig
 
 from mpa_ray.config import ModelConfig
 from mpa_ray.corpus.read import read_files
@@ -225,9 +224,9 @@ def _quiet() -> None:
     context.print_on_execution_start = False
 
 
-def ordered_ingest() -> DataConfig:
-    """How Ray Train gets `samples_with_images`: in order, so that a resumed epoch meets the same batches."""
-    return DataConfig(execution_options=ExecutionOptions(preserve_order=True))
+def ordered() -> ExecutionOptions:
+    """How training takes `samples_with_images`: in order, so that a resumed epoch meets the same batches."""
+    return ExecutionOptions(preserve_order=True)
 
 
 def start_ray() -> None:

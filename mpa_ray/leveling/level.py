@@ -12,7 +12,7 @@ from ray.train.torch import TorchTrainer
 
 from mpa_ray.config import StudentConfig, resolve_path
 from mpa_ray.errors import RunError
-from mpa_ray.flow import ordered_ingest, samples_with_images
+from mpa_ray.flow import ordered, samples_with_images
 from mpa_ray.leveling.collator import TrainingRow
 from mpa_ray.leveling.trainer import TrainingJob, train
 from mpa_ray.progress import Progress
@@ -67,7 +67,7 @@ def level(run: Run, student: StudentConfig, task: Task, samples: Sequence[Parity
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
         datasets={"train": samples_with_images(rows, student.level.micro_batch_size)},
-        dataset_config=ordered_ingest(),
+        dataset_config=ray.train.DataConfig(execution_options=ordered()),
     )
     with Progress(f"level {student.name}", job.num_steps, "steps") as progress, _Follow(run, folder, progress):
         try:

@@ -6,16 +6,14 @@ Readers look at markers alone, so what a dead or slower attempt left behind is n
 
 from __future__ import annotations
 
-import io
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Generic
 
-import pyarrow.parquet as pq
-
-from mpa_ray.records import RowT, from_table, to_table
+from mpa_ray.records import RowT
+from mpa_ray.store.parquet import from_parquet, to_parquet
 from mpa_ray.store.storage import Storage
 
 
@@ -43,9 +41,7 @@ class ShardedDataset(Generic[RowT]):
     def commit(self, shard: str, rows: Sequence[RowT]) -> bool:
         """Write a shard and publish it. False where another attempt was first: then its rows count, not these."""
         file = f"{self.folder}/data/{shard}-{uuid.uuid4().hex}.parquet"
-        buffer = io.BytesIO()
-        pq.write_table(to_table(rows, self.row_type), buffer, compression="zstd")
-        self.storage.write(file, buffer.getvalue())
+        self.storage.write(file, to_parquet(rows, self.row_type))
         marker = json.dumps(asdict(Commit(shard, file, len(rows))))
         return self.storage.create(self._marker(shard), marker.encode())
 
@@ -73,7 +69,7 @@ class ShardedDataset(Generic[RowT]):
         commit = self.commit_of(shard)
         if commit is None:
             raise FileNotFoundError(f"{self.folder}: shard {shard} is not committed")
-        rows = from_table(pq.read_table(io.BytesIO(self.storage.read(commit.file))), self.row_type)
+        rows = from_parquet(self.storage.read(commit.file), self.row_type)
         if len(rows) != commit.num_rows:
             raise ValueError(f"{commit.file}: {len(rows)} rows, its marker says {commit.num_rows}")
         return rows

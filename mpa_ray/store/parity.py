@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 
-import pyarrow.parquet as pq
-
-from mpa_ray.records import ParitySample, from_table, to_table
+from mpa_ray.records import ParitySample
+from mpa_ray.store.parquet import from_parquet, to_parquet
 from mpa_ray.store.run import Run
 from mpa_ray.tasks.task import Task
 
@@ -16,9 +14,7 @@ from mpa_ray.tasks.task import Task
 def export_parity(run: Run, student: str, task: Task, samples: Sequence[ParitySample]) -> None:
     """Write `parity/STUDENT/`; the prompt in each form is the one that identification used."""
     folder = f"parity/{student}"
-    buffer = io.BytesIO()
-    pq.write_table(to_table(samples, ParitySample), buffer, compression="zstd")
-    run.storage.write(f"{folder}/parity.parquet", buffer.getvalue())
+    run.storage.write(f"{folder}/parity.parquet", to_parquet(samples, ParitySample))
     llava = [_llava(task, sample) for sample in samples]
     run.storage.write(f"{folder}/llava.json", json.dumps(llava, ensure_ascii=False, indent=1).encode())
     lines = [json.dumps(_messages(task, sample), ensure_ascii=False) + "\n" for sample in samples]
@@ -28,8 +24,7 @@ def export_parity(run: Run, student: str, task: Task, samples: Sequence[ParitySa
 
 def read_parity(run: Run, student: str) -> list[ParitySample]:
     """The exported samples of a student."""
-    content = run.storage.read(f"parity/{student}/parity.parquet")
-    return from_table(pq.read_table(io.BytesIO(content)), ParitySample)
+    return from_parquet(run.storage.read(f"parity/{student}/parity.parquet"), ParitySample)
 
 
 def _llava(task: Task, sample: ParitySample) -> dict[str, object]:

@@ -44,9 +44,7 @@ def test_only_leveling_and_flow_know_ray() -> None:
 
 
 def test_only_leveling_knows_ray_train() -> None:
-    outside = {f for f in files_importing("ray.train") if not f.startswith("leveling/")}
-    # flow.py makes the one object through which Ray Train takes a Ray Data stream.
-    assert outside <= {"flow.py"}
+    assert {f for f in files_importing("ray.train") if not f.startswith("leveling/")} == set()
 
 
 @pytest.mark.parametrize(

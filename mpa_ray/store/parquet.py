@@ -1,0 +1,26 @@
+"""Rows as the bytes of a Parquet file, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mpa_ray.records import RowT, from_table, to_table
+
+
+def to_parquet(rows: Sequence[RowT], row_type: type[RowT]) -> bytes:
+    """A Parquet file with exactly the columns of the row type."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(to_table(rows, row_type), sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def from_parquet(content: bytes, row_type: type[RowT]) -> list[RowT]:
+    """The inverse of `to_parquet`. Raises ValueError where the file holds other columns."""
+    # Reading with Arrow's thread pool, or from a Python file, now and then aborts the interpreter at its end
+    # (apache/arrow#34314, #50482); a shard is too small to gain from threads.
+    with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
+        return from_table(file.read(use_threads=False), row_type)
