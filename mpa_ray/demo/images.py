@@ -12,6 +12,7 @@ import random
 from pathlib import Path
 
 from mpa_ray.demo.world import FAMILIES, WorldSpec, paint, sample_question, sample_scene
+from mpa_ray.progress import Progress, say
 
 HELDOUT_SEED_OFFSET = 1_000_003
 """Keeps the held-out scenes apart from the unlabeled ones of the same seed."""
@@ -20,12 +21,14 @@ HELDOUT_SEED_OFFSET = 1_000_003
 def write_unlabeled(folder: Path, num_images: int, seed: int, spec: WorldSpec) -> None:
     """Images in sub-folders of 1,000, named by number; existing files are left as they are."""
     rng = random.Random(seed)
-    for index in range(num_images):
-        scene = sample_scene(spec, rng)
-        path = folder / f"{index // 1000:03d}" / f"{index:06d}.png"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            paint(scene).save(path)
+    with Progress("unlabeled images", num_images, "images") as progress:
+        for index in range(num_images):
+            scene = sample_scene(spec, rng)
+            path = folder / f"{index // 1000:03d}" / f"{index:06d}.png"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                paint(scene).save(path)
+            progress.advance(1)
 
 
 def write_heldout(folder: Path, num_per_family: int, seed: int, spec: WorldSpec) -> None:
@@ -68,8 +71,7 @@ def main() -> None:
     spec = WorldSpec(image_size=options.image_size, difficulty=options.difficulty)
     write_unlabeled(options.out / "unlabeled", options.num_images, options.seed, spec)
     write_heldout(options.out / "heldout", options.num_heldout_per_family, options.seed, spec)
-    num_questions = len(FAMILIES) * options.num_heldout_per_family
-    print(f"{options.num_images} unlabeled images and {num_questions} held-out questions in {options.out}")
+    say(f"held-out questions: {len(FAMILIES) * options.num_heldout_per_family} in {options.out / 'heldout'}")
 
 
 if __name__ == "__main__":

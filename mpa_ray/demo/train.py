@@ -29,7 +29,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from mpa_ray.demo.world import Scene, WorldSpec, describe, paint, questions, sample_question, sample_scene
+from mpa_ray.demo.world import Question, Scene, WorldSpec, describe, paint, questions, sample_question, sample_scene
 from mpa_ray.tasks.library import TASKS
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT
 
@@ -71,12 +71,14 @@ class Stage:
     """Weight of each question family; 1 where it is not named."""
 
 
-GAP_FAMILIES = ("place", "chart", "number")
+DESCRIBE_ALONE_SHARE = 0.15
+"""Share of the descriptions that are asked for at once, without questions before."""
+
+GAP_FAMILIES = ("number", "word", "chart")
 
 CURRICULUM = (
-    Stage("student", 2000, 1.5e-3, 2e-4, 0.0, 1.0, 1, dict.fromkeys(GAP_FAMILIES, 0.02)),
-    Stage("annotator", 1600, 1.2e-3, 1e-5, 0.25, 0.0, 3, {"chart": 2.0, "position": 1.5}),
-    Stage("teacher", 3000, 1.2e-3, 1e-5, 0.25, 0.0, 8, {"chart": 2.0, "position": 1.5, "number": 0.5, "word": 0.5}),
+    Stage("student", 1200, 1.5e-3, 2e-4, 0.0, 1.0, 1, dict.fromkeys(GAP_FAMILIES, 0.02)),
+    Stage("teacher", 1200, 1.2e-3, 1e-5, 0.25, 0.0, 4, {"chart": 2.0, "word": 2.0, "position": 1.5}),
 )
 
 
@@ -196,6 +198,7 @@ class Samples:
         self._encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
         self._spec, self._stage, self._rng = spec, stage, random.Random(seed)
         self._pad = tokenizer.pad_token_id
+        self._image_token_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self._num_image_tokens = (spec.image_size // PATCH // MERGE) ** 2
 
     def _first_turn(self, scene: Scene) -> tuple[str, str]:
@@ -209,20 +212,24 @@ class Samples:
     def _sequence(self, scene: Scene) -> tuple[list[int], list[int]]:
         image = "<|vision_start|>" + "<|image_pad|>" * self._num_image_tokens + "<|vision_end|>"
         prompt, reply = self._first_turn(scene)
-        turns = [(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{image}{prompt}", reply)]
+        turns = [(prompt, reply)]
         for _ in range(self._stage.num_more_questions):
             more = sample_question(scene, self._rng, self._stage.family_weights)
             if more is not None:
-                turns.append((f"\n<|im_start|>user\n{more.question}\n{TASK.answer_instruction}", more.answer))
+                turns.append((f"{more.question}\n{TASK.answer_instruction}", more.answer))
         if self._rng.random() < self._stage.describe_share:
-            turns.append((f"\n<|im_start|>user\n{DESCRIBE_PROMPT}", describe(scene)))
+            turns.append((DESCRIBE_PROMPT, describe(scene)))
+            if self._rng.random() < DESCRIBE_ALONE_SHARE:
+                turns = [(PREAMBLE + DESCRIBE_PROMPT, describe(scene))]
+        head = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{image}"
         ids: list[int] = []
         labels: list[int] = []
         for user, assistant in turns:
-            asked = self._encode(f"{user}<|im_end|>\n<|im_start|>assistant\n")
+            asked = self._encode(f"{head}{user}<|im_end|>\n<|im_start|>assistant\n")
             told = self._encode(f"{assistant}<|im_end|>")
             ids += asked + told
             labels += [-100] * len(asked) + told
+            head = "\n<|im_start|>user\n"
         return ids, labels
 
     def batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -242,12 +249,8 @@ class Samples:
                 "labels": labels,
                 "pixel_values": torch.from_numpy(pixels.reshape(-1, pixels.shape[-1])),
                 "image_grid_thw": grid,
-                "mm_token_type_ids": (ids == self._image_token(ids)).int(),
+                "mm_token_type_ids": (ids == self._image_token_id).int(),
             }
-
-    def _image_token(self, ids: torch.Tensor) -> int:
-        del ids
-        return int(self._encode("<|image_pad|>")[0])
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -262,6 +265,20 @@ def learning_rate(stage: Stage, step: int, warmup: int = 150) -> float:
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def _optimizers(model: Qwen2VLForConditionalGeneration) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings, norms and biases, at one learning rate.
+
+    With AdamW alone, looking one thing up by another (which colour is the circle?) was not learned in five times
+    the steps.
+    """
+    inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    outer = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [
+        torch.optim.Muon(inner, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outer, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
 def train_stage(
     model: Qwen2VLForConditionalGeneration,
     samples: Samples,
@@ -270,24 +287,23 @@ def train_stage(
     log_path: Path,
     checkpoint: Callable[[int], None],
 ) -> None:
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.95)
-    )
+    optimizers = _optimizers(model)
     model.train()
     forward = torch.compile(model)
     started, losses = time.monotonic(), []
     for step, batch in enumerate(samples.batches(batch_size)):
         if step == stage.num_steps:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage, step)
-        loss = forward(**batch).loss
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(stage, step)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = forward(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         losses.append(loss.item())
         if step % 50 == 49:
             row = {
@@ -305,35 +321,59 @@ def train_stage(
 def accuracy(
     model: Qwen2VLForConditionalGeneration, tokenizer: Qwen2TokenizerFast, spec: WorldSpec, num_images: int, seed: int
 ) -> dict[str, float]:
-    """Share of held-out questions answered exactly right, greedily, per family."""
+    """Share of held-out questions answered exactly right, greedily: over all, per family, and of whole descriptions."""
     model.eval()
     rng = random.Random(seed)
-    right: dict[str, list[bool]] = {}
-    side = spec.image_size
-    image = "<|vision_start|>" + "<|image_pad|>" * (side // PATCH // MERGE) ** 2 + "<|vision_end|>"
-    for _ in range(num_images):
+    asked: list[tuple[Scene, Question]] = []
+    while len(asked) < num_images:
         scene = sample_scene(spec, rng)
         question = sample_question(scene, rng)
-        if question is None:
-            continue
-        prompt = (
-            f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{image}"
-            f"{TASK.answer_prompt(question.question)}<|im_end|>\n<|im_start|>assistant\n"
-        )
-        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        if question is not None:
+            asked.append((scene, question))
+    scenes = [scene for scene, _ in asked]
+    told = _replies(model, tokenizer, scenes, [TASK.answer_prompt(q.question) for _, q in asked], 12)
+    right: dict[str, list[bool]] = {}
+    for (_, question), answer in zip(asked, told, strict=True):
+        right.setdefault(question.family, []).append(answer == question.answer)
+    described = _replies(model, tokenizer, scenes, [PREAMBLE + DESCRIBE_PROMPT] * len(scenes), 64)
+    return {
+        "all": float(np.mean([h for hits in right.values() for h in hits])),
+        **{family: float(np.mean(hits)) for family, hits in sorted(right.items())},
+        "described": float(np.mean([d == describe(s) for s, d in zip(scenes, described, strict=True)])),
+    }
+
+
+def _replies(
+    model: Qwen2VLForConditionalGeneration,
+    tokenizer: Qwen2TokenizerFast,
+    scenes: list[Scene],
+    prompts: list[str],
+    max_new_tokens: int,
+) -> list[str]:
+    side = scenes[0].spec.image_size
+    image = "<|vision_start|>" + "<|image_pad|>" * (side // PATCH // MERGE) ** 2 + "<|vision_end|>"
+    replies: list[str] = []
+    for at in range(0, len(scenes), 50):
+        some, asked = scenes[at : at + 50], prompts[at : at + 50]
+        texts = [
+            f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{image}{prompt}<|im_end|>\n"
+            "<|im_start|>assistant\n"
+            for prompt in asked
+        ]
+        inputs = tokenizer(texts, add_special_tokens=False, return_tensors="pt", padding=True, padding_side="left")
+        pixels = patches(np.stack([np.asarray(paint(s)) for s in some]))
         out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values=torch.from_numpy(patches(np.asarray(paint(scene))[None])[0]),
-            image_grid_thw=torch.tensor([[1, side // PATCH, side // PATCH]]),
-            mm_token_type_ids=(ids == model.config.image_token_id).int(),
-            max_new_tokens=12,
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            pixel_values=torch.from_numpy(pixels.reshape(-1, pixels.shape[-1])),
+            image_grid_thw=torch.tensor([[1, side // PATCH, side // PATCH]] * len(some)),
+            mm_token_type_ids=(inputs["input_ids"] == model.config.image_token_id).int(),
+            max_new_tokens=max_new_tokens,
             do_sample=False,
         )
-        answer = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-        right.setdefault(question.family, []).append(answer.strip() == question.answer)
-    scores = {family: float(np.mean(hits)) for family, hits in sorted(right.items())}
-    return {"all": float(np.mean([h for hits in right.values() for h in hits])), **scores}
+        told = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        replies += [text.strip() for text in told]
+    return replies
 
 
 def save(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, path: Path) -> None:

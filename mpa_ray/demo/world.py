@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 COLOURS = {
@@ -43,6 +45,11 @@ class WorldSpec:
     """0 centres every shape at full size on plain ground; 1 moves, shrinks and shades them as far as a cell allows."""
     chart_rate: float = 0.45
     """Share of images in which one row is a bar chart."""
+    ground_tint: int = 48
+    """Levels of 255 by which the ground loses red from left to right, and blue from top to bottom.
+
+    A model whose positions are all relative sees where things are by it.
+    """
 
 
 @dataclass(frozen=True)
@@ -241,8 +248,7 @@ def sample_question(scene: Scene, rng: random.Random, weights: dict[str, float] 
 def paint(scene: Scene) -> Image.Image:
     """The scene as an RGB image of `image_size` x `image_size`; the same scene gives the same pixels."""
     spec, rng = scene.spec, random.Random(scene.paint_seed)
-    ground = tuple(rng.randint(255 - int(36 * spec.difficulty), 255) for _ in range(3))
-    image = Image.new("RGB", (spec.image_size, spec.image_size), ground)
+    image = Image.fromarray(_ground(spec, rng.randint(255 - int(36 * spec.difficulty), 255)))
     draw = ImageDraw.Draw(image)
     height, width = spec.image_size / spec.num_rows, spec.image_size / spec.num_cols
     for (row, col), item in scene.items.items():
@@ -250,6 +256,15 @@ def paint(scene: Scene) -> Image.Image:
     if scene.chart_row is not None:
         _paint_chart(draw, scene.bars, scene.chart_row * height, spec.image_size, height)
     return image
+
+
+def _ground(spec: WorldSpec, brightness: int) -> NDArray[np.uint8]:
+    side = spec.image_size
+    loss = spec.ground_tint * np.arange(side) / max(1, side - 1)
+    ground = np.full((side, side, 3), float(brightness))
+    ground[:, :, 0] -= loss
+    ground[:, :, 2] -= loss[:, None]
+    return ground.round().astype(np.uint8)
 
 
 def _paint_item(

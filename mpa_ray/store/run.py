@@ -87,8 +87,14 @@ class Run:
         self.storage.write(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
     def record_config(self, config: RunConfig, versions: dict[str, str]) -> None:
-        """Store the resolved configuration of the latest command in run.json."""
-        self.write_json("run.json", {"config": config.model_dump(mode="json"), "versions": versions})
+        """Store in run.json what the latest command was told, and what every dataset so far is made of."""
+        claimed = {p.removeprefix("fingerprints/").removesuffix(".json"): p for p in self.storage.list("fingerprints")}
+        content = {
+            "config": config.model_dump(mode="json"),
+            "versions": versions,
+            "fingerprints": {dataset: self.read_json(path) for dataset, path in claimed.items()},
+        }
+        self.write_json("run.json", content)
 
     def claim(self, dataset: str, fingerprint: Fingerprint) -> None:
         """Say what a dataset is made of; a dataset begun under other settings is refused.
