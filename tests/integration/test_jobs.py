@@ -23,6 +23,7 @@ from mpa_ray.config import resolve_path
 from tests.conftest import scripted_tree
 
 ROOT = Path(__file__).parents[2]
+STUDENT = "bundled:demo/models/student"
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def leveling_tree(images: Path, run_dir: Path) -> dict[str, Any]:
     """A real student to train on what scripted engines kept: all 60 images."""
     tree = scripted_tree(images, run_dir)
     tree["students"][0] |= {
-        "model": "bundled:demo/models/student",
+        "model": STUDENT,
         "engine": {"kind": "scripted", "wrong_rate": 1.0},
         "min_pixels": 3136,
         "max_pixels": 12544,
@@ -130,7 +131,7 @@ def test_leveling_killed_and_repeated_ends_with_the_same_weights(images: Path, t
         assert json.loads(training.read_text())["step"] == 15
         merged.append(load_file(folder / "students/small/parity/merged/model.safetensors"))
         assert run_job("level", tree, tmp_path).stdout.splitlines() == ["level small: already done"]
-    start = load_file(Path(resolve_path("bundled:demo/models/student"), "model.safetensors"))
+    start = load_file(Path(resolve_path(STUDENT), "model.safetensors"))
     # Bits may differ: sums over threads do, and Adam turns the sign of a vanishing gradient into a whole step.
     assert distance(merged[0], merged[1]) < 0.1 * distance(start, merged[1])
 
@@ -140,17 +141,22 @@ def test_leveling_killed_and_repeated_ends_with_the_same_weights(images: Path, t
     [
         (("--no_such_key", "1"), "no_such_key = 1: is not a setting."),
         (("--teacher.num_replicas", "0"), "teacher.num_replicas = 0:"),
-        (("--teacher", "{model: ./no/such/model}"), "teacher.model = './no/such/model': is not a folder."),
+        (("--teacher", "{{model: ./no/such/model}}"), "teacher.model = './no/such/model': is not a folder."),
         (("--source.path", "/no/such"), "source.path = '/no/such': is not a folder."),
+        (("--source.path", "{empty}"), "source.path = '{empty}': holds no images"),
+        (("--students", "[{{model: {bare}}}]"), "students.0.model = '{bare}': has no processor"),
     ],
 )
 def test_wrong_settings_end_with_one_message(
     tree: dict[str, Any], tmp_path: Path, overrides: tuple[str, str], told: str
 ) -> None:
-    done = run_job("align", tree, tmp_path, *overrides)
+    places = {"empty": tmp_path / "empty", "bare": tmp_path / "bare"}
+    places["empty"].mkdir()
+    shutil.copytree(resolve_path(STUDENT), places["bare"], ignore=shutil.ignore_patterns("*processor*"))
+    done = run_job("align", tree, tmp_path, overrides[0], overrides[1].format(**places))
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith(f"ConfigError: {told}")
+    assert done.stderr.startswith(f"ConfigError: {told.format(**places)}")
     assert len(done.stderr.splitlines()) == 1
 
 
