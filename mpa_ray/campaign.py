@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpa_ray.config import LimitsConfig, ModelConfig, RunConfig, StudentConfig
 from mpa_ray.corpus.index import index_source
+from mpa_ray.corpus.read import FileReader
 from mpa_ray.errors import RunError
 from mpa_ray.evaluation.questions import load_questions, shard_questions
 from mpa_ray.evaluation.score import score
@@ -41,7 +42,7 @@ def open_run(config: RunConfig, claims: dict[str, Fingerprint] | None = None) ->
         ConfigError: something is wrong, or a dataset was begun under other settings; run.json is then left as it was.
     """
     check_run(config)
-    run = Run.open(config.run_dir)
+    run = Run.open(config.run_dir, config.object_store)
     for dataset, made_of in {"corpus": fingerprint.corpus_fingerprint(config), **(claims or {})}.items():
         run.claim(dataset, made_of)
     run.record_config(config, _versions())
@@ -67,7 +68,8 @@ def annotate(config: RunConfig) -> None:
     _run_missing(
         run, "annotate", manifest, config.limits,
         lambda flow: flow.Pass(
-            "annotate:teacher", run.corpus, run.annotations, config.teacher, make_stage, config.limits.max_engine_deaths
+            "annotate:teacher", run.corpus, run.annotations, config.teacher, make_stage, _files(config),
+            config.limits.max_engine_deaths,
         ),
         run.annotations.missing(manifest.shards),
     )  # fmt: skip
@@ -93,13 +95,12 @@ def _identify(config: RunConfig, student: StudentConfig) -> None:
         task=task,
         config=student,
         answer=config.answer,
-        matches=worth_asking.matches,
         worth_asking=worth_asking,
     )
     _run_missing(
         run, f"identify {student.name}", manifest, config.limits,
         lambda flow: flow.Pass(
-            f"identify:{student.name}", run.annotations, verdicts, student, make_stage,
+            f"identify:{student.name}", run.annotations, verdicts, student, make_stage, _files(config),
             config.limits.max_engine_deaths, worth_asking,
         ),
         verdicts.missing(manifest.shards),
@@ -130,7 +131,7 @@ def _level(config: RunConfig, student: StudentConfig) -> None:
 
     flow.start_ray()
     with _timed(run, f"level {student.name}"):
-        level_student(run, student, task, read_parity(run, student.name), folder)
+        level_student(run, student, task, read_parity(run, student.name), folder, config.object_store)
 
 
 def evaluate(config: RunConfig) -> None:
@@ -149,7 +150,8 @@ def evaluate(config: RunConfig) -> None:
         _run_missing(
             run, f"evaluate {name}", manifest, config.limits,
             lambda flow, p=predictions, m=model, s=make_stage, n=name: flow.Pass(
-                f"evaluate:{n}", run.questions(), p, m, s, config.limits.max_engine_deaths
+                f"evaluate:{n}", run.questions(), p, m, s, _files(config),
+                config.limits.max_engine_deaths,
             ),
             predictions.missing(manifest.shards),
         )  # fmt: skip
@@ -188,6 +190,10 @@ def align(config: RunConfig) -> None:
     """All steps for every student."""
     for step in (index, annotate, identify, level, evaluate, report):
         step(config)
+
+
+def _files(config: RunConfig) -> FileReader:
+    return FileReader(config.object_store)
 
 
 def _run_missing(

@@ -33,6 +33,25 @@ class SourceConfig(Settings):
     """Take at most this many images, the first by name."""
 
 
+class ObjectStoreConfig(Settings):
+    """How objects at `s3://` are reached; credentials come from the environment, a profile or the machine's role."""
+
+    endpoint_url: str | None = None
+    """A server that speaks S3's protocol; None leaves it to AWS_ENDPOINT_URL, or to AWS itself."""
+    region: str | None = None
+    """None leaves it to AWS_REGION or the profile."""
+    max_attempts: int = Field(8, ge=1)
+    """Requests are repeated after faults that pass, with growing pauses, until this many have failed."""
+    first_pause_s: float = Field(0.2, gt=0)
+    """Pause after the first failure; it doubles with each further one, up to 20 seconds."""
+    connect_timeout_s: float = Field(10.0, gt=0)
+    read_timeout_s: float = Field(60.0, gt=0)
+    max_connections: int = Field(64, ge=1)
+    """Connections of one process."""
+    multipart_bytes: int = Field(64 * 2**20, ge=5 * 2**20)
+    """Objects from this size on are written in parts."""
+
+
 class VllmEngineConfig(Settings):
     """A vLLM engine in every replica."""
 
@@ -238,6 +257,7 @@ class RunConfig(Settings):
     identify: IdentifyConfig = IdentifyConfig()
     evaluate: EvaluateConfig | None = None
     limits: LimitsConfig = LimitsConfig()
+    object_store: ObjectStoreConfig = ObjectStoreConfig()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> RunConfig:
@@ -248,8 +268,10 @@ class RunConfig(Settings):
 
 
 def resolve_path(path: str) -> str:
-    """A `bundled:` path as a real one; any other as it is."""
-    return str(Path(__file__).parent / path.removeprefix(BUNDLED)) if path.startswith(BUNDLED) else path
+    """A `bundled:` path as a real one, and one that exists here as absolute: workers have other working directories."""
+    if path.startswith(BUNDLED):
+        return str(Path(__file__).parent / path.removeprefix(BUNDLED))
+    return str(Path(path).absolute()) if Path(path).exists() else path
 
 
 def load_config(path: str, overrides: dict[str, str] | None = None) -> RunConfig:

@@ -22,8 +22,8 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions
 
-from mpa_ray.config import ModelConfig
-from mpa_ray.corpus.read import read_files
+from mpa_ray.config import ModelConfig, ObjectStoreConfig, resolve_path
+from mpa_ray.corpus.read import FileReader
 from mpa_ray.engine.build import build_engine, images_in_flight
 from mpa_ray.engine.process_group import end_group_with_this_process
 from mpa_ray.engine.protocol import EngineDied, VisionLanguageModel
@@ -54,6 +54,7 @@ class Pass(Generic[RowT]):
     model: ModelConfig
     make_stage: Callable[[VisionLanguageModel], Stage[Any, RowT]]
     """Called in the actor; it must survive pickling."""
+    files: FileReader
     max_engine_deaths: int
     """Deaths of an engine on one shard, within one command, after which the command gives up."""
     needs_image: Callable[[Any], bool] = lambda _: True
@@ -77,26 +78,28 @@ def run_pass(work: Pass[Any], shards: Sequence[str]) -> Iterator[ShardDone]:
         RunError: engines died on one shard as often as is allowed.
     """
     _quiet()
-    in_flight = images_in_flight(work.model)
+    # An actor has another working directory.
+    model = work.model.model_copy(update={"model": resolve_path(work.model.model)})
+    in_flight = images_in_flight(model)
     # A shard's last images leave slots free; the next shards fill them.
     shards_in_flight = max(2, 1 + math.ceil(in_flight / 64))
     deaths = DeathCount(work.target.storage, f"deaths/{uuid.uuid4().hex}", work.max_engine_deaths)
     done = (
         ray.data.from_items([{"shard": s} for s in shards], override_num_blocks=len(shards))
-        .map(Fetch(work.source, work.needs_image), num_cpus=_AUXILIARY_CPUS)
+        .map(Fetch(work.source, work.needs_image, work.files), num_cpus=_AUXILIARY_CPUS)
         .map_batches(
             ModelActor,
-            fn_constructor_args=(work.model, work.make_stage, deaths),
+            fn_constructor_args=(model, work.files.object_store, work.make_stage, deaths),
             batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ActorPoolStrategy(
-                size=work.model.num_replicas,
+                size=model.num_replicas,
                 max_tasks_in_flight_per_actor=shards_in_flight + 1,
                 max_concurrent_calls_per_actor=shards_in_flight,
             ),
-            num_cpus=work.model.cpus_per_replica,
-            num_gpus=work.model.gpus_per_replica,
+            num_cpus=model.cpus_per_replica,
+            num_gpus=model.gpus_per_replica,
         )
         .map(Commit(work.target), num_cpus=_AUXILIARY_CPUS)
     )
@@ -112,13 +115,14 @@ class Fetch:
 
     source: ShardedDataset[Any]
     needs_image: Callable[[Any], bool]
+    files: FileReader
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         rows = self.source.read(row["shard"])
         groups = [tuple(found) for _, found in groupby(rows, key=lambda r: r.image_id)]
         wanted = [any(map(self.needs_image, group)) for group in groups]
         uris = [group[0].uri for group, want in zip(groups, wanted, strict=True) if want]
-        contents = iter(read_files(uris))
+        contents = iter(self.files.read(uris))
         images = []
         for group, want in zip(groups, wanted, strict=True):
             content, error = next(contents) if want else (None, None)
@@ -148,11 +152,15 @@ class ModelActor:
     """One replica of a model with its engine; several shards are in it at once, so that no shard's end idles it."""
 
     def __init__(
-        self, model: ModelConfig, make_stage: Callable[[VisionLanguageModel], Stage[Any, Any]], deaths: DeathCount
+        self,
+        model: ModelConfig,
+        object_store: ObjectStoreConfig,
+        make_stage: Callable[[VisionLanguageModel], Stage[Any, Any]],
+        deaths: DeathCount,
     ) -> None:
         self._watcher = end_group_with_this_process()
         self._deaths = deaths
-        self._stage = make_stage(build_engine(model))
+        self._stage = make_stage(build_engine(model, object_store))
         self._slots = asyncio.Semaphore(images_in_flight(model))
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
@@ -203,11 +211,11 @@ class HasImage(Protocol):
     def uri(self) -> str: ...
 
 
-def samples_with_images(rows: Sequence[HasImage], rows_per_block: int) -> Dataset:
+def samples_with_images(rows: Sequence[HasImage], rows_per_block: int, files: FileReader) -> Dataset:
     """Rows in their order, each with its image file's bytes, for training: columns `row` (pickled) and `content`."""
 
     def fetch(batch: dict[str, Any]) -> dict[str, Any]:
-        found = read_files([pickle.loads(row).uri for row in batch["row"]])
+        found = files.read([pickle.loads(row).uri for row in batch["row"]])
         return {"row": batch["row"], "content": [content or b"" for content, _ in found]}
 
     _quiet()

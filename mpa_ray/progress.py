@@ -11,7 +11,7 @@ from types import TracebackType
 class Progress:
     """Counts towards a total and prints rate and time left; says that it waits until the first count comes."""
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0, every_s: float = 5.0) -> None:
+    def __init__(self, label: str, total: int | None, unit: str, done: int = 0, every_s: float = 5.0) -> None:
         self._label, self._total, self._unit, self._every_s = label, total, unit, every_s
         self._done = self._done_before = done
         self._started = time.monotonic()
@@ -22,7 +22,8 @@ class Progress:
 
     def __enter__(self) -> Progress:
         before = f", {self._done} already done" if self._done else ""
-        say(f"{self._label}: {self._total} {self._unit}{before}")
+        if self._total is not None:
+            say(f"{self._label}: {self._total} {self._unit}{before}")
         self._thread.start()
         return self
 
@@ -48,6 +49,8 @@ class Progress:
         waited = time.monotonic() - self._started
         if self._first is None:
             return f"{self._label}: starting, {clock(waited)} so far"
+        if self._total is None:
+            return f"{self._label}: {self._done} {self._unit} so far{self._rate()}"
         share = self._done / self._total if self._total else 1.0
         new = self._done - self._done_before
         left = (self._total - self._done) * waited / new if new else 0.0

@@ -28,6 +28,7 @@ class Reason(StrEnum):
     REPLY_TRUNCATED = "reply_truncated"
     SECOND_ANSWER_TRUNCATED = "second_answer_truncated"
     PROMPT_TOO_LONG = "prompt_too_long"
+    SPECIAL_TOKEN_IN_TEXT = "special_token_in_text"
     UNREADABLE = "unreadable"
     EMPTY_FILE = "empty_file"
     NOT_AN_IMAGE = "not_an_image"

@@ -8,6 +8,13 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.tasks.task import SYSTEM_PROMPT
 
 
+class SpecialTokenInText(ValueError):
+    """A text to be shown to a model holds one of its special tokens, such as the one that ends a turn."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__(f"it holds the special token {token}")
+
+
 def load_processor(model: str) -> Any:
     """The Hugging Face processor of a checkpoint.
 
@@ -31,8 +38,12 @@ def render(processor: Any, text: str) -> str:
     """The whole prompt up to where the reply begins, with one image placeholder before the text.
 
     Raises:
+        SpecialTokenInText: the text, in part a teacher's, holds what the tokenizer would take for a token of its own.
         ValueError: the chat template does not put exactly one placeholder.
     """
+    for token in processor.tokenizer.added_tokens_decoder.values():
+        if token.special and token.content in text:
+            raise SpecialTokenInText(token.content)
     messages = [
         {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]},

@@ -5,17 +5,24 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import threading
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mpa_ray.records import Reason
 
-MAX_PIXELS = 178_956_970
-"""Pixels above which a file is taken for a decompression bomb; Pillow's own default."""
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "ICO", "PPM", "JPEG2000")
+"""What is decoded, whatever a file is called. Pillow knows more; some of it runs other programs (EPS: Ghostscript)."""
+MAX_PIXELS = 89_478_485
+"""Pixels above which a file is taken for a decompression bomb; where Pillow begins to warn."""
 MAX_ASPECT_RATIO = 200
 """Qwen2-VL's image processor refuses longer images."""
+_LARGE_PIXELS = 16_000_000
+_one_large_image = threading.BoundedSemaphore(1)
+"""Large images are decoded one after another: each can take a gigabyte on its way to RGB."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +59,29 @@ def decode(content: bytes) -> Image.Image | ImageProblem:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(content))
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
             problem = _refused(image.size)
             if problem:
                 return problem
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            large = image.width * image.height > _LARGE_PIXELS
+            with _one_large_image if large else nullcontext():
+                image.load()
+                return _to_rgb(_upright(image))
     except UnidentifiedImageError:
-        return ImageProblem(Reason.NOT_AN_IMAGE, "no image format is recognised")
+        return ImageProblem(Reason.NOT_AN_IMAGE, "no image format that is read here")
     except Image.DecompressionBombError as error:
         return ImageProblem(Reason.TOO_MANY_PIXELS, str(error))
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, IndexError, KeyError, TypeError) as error:
-        # Pillow's plugins report damaged data with whatever their parsing met.
+    except Exception as error:  # noqa: BLE001
+        # Pillow's plugins report damaged data with whatever their parsing met, of any class.
         return ImageProblem(Reason.TRUNCATED_IMAGE, f"{type(error).__name__}: {error}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Rotated as its EXIF data says; as it is where they are damaged, since the pixels are not."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001
+        return image
 
 
 def _refused(size: tuple[int, int]) -> ImageProblem | None:

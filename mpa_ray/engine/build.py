@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from mpa_ray.config import ModelConfig, ScriptedEngineConfig, resolve_path
+from mpa_ray.checkpoints import local_model
+from mpa_ray.config import ModelConfig, ObjectStoreConfig, ScriptedEngineConfig
 from mpa_ray.engine.protocol import VisionLanguageModel
 from mpa_ray.engine.scripted import ScriptedEngine
 
@@ -17,11 +18,11 @@ def images_in_flight(config: ModelConfig) -> int:
     return 64 if isinstance(engine, ScriptedEngineConfig) else math.ceil(1.1 * engine.max_num_seqs)
 
 
-def build_engine(config: ModelConfig) -> VisionLanguageModel:
+def build_engine(config: ModelConfig, object_store: ObjectStoreConfig) -> VisionLanguageModel:
     """Start the engine that the configuration names, in this process."""
     if isinstance(config.engine, ScriptedEngineConfig):
         return ScriptedEngine(config.engine, images_in_flight(config))
     # Only here, so that a machine without vLLM can run everything else.
     from mpa_ray.engine.vllm_engine import VllmEngine
 
-    return VllmEngine(resolve_path(config.model), config.engine, images_in_flight(config))
+    return VllmEngine(local_model(config.model, object_store), config.engine, images_in_flight(config))

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from mpa_ray.config import SamplingConfig
 from mpa_ray.corpus.decode import PreparedImage
-from mpa_ray.records import Reason
+from mpa_ray.records import Reason, State
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,12 @@ class RequestRefused(Exception):
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
+
+    @property
+    def state(self) -> State:
+        """Dropped where the text is at fault, failed where anything else is."""
+        by_text = self.reason in (Reason.PROMPT_TOO_LONG, Reason.SPECIAL_TOKEN_IN_TEXT)
+        return State.DROPPED if by_text else State.FAILED
 
 
 class EngineDied(Exception):

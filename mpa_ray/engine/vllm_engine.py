@@ -11,7 +11,7 @@ from typing import Any
 from mpa_ray.config import SamplingConfig, VllmEngineConfig
 from mpa_ray.engine.protocol import EngineDied, Reply, RequestRefused, VisualPrompt
 from mpa_ray.records import Reason
-from mpa_ray.rendering import load_processor, render
+from mpa_ray.rendering import SpecialTokenInText, load_processor, render
 
 _TOO_LONG = re.compile(r"max_model_len|maximum (model|context) length|longer than the maximum", re.IGNORECASE)
 
@@ -67,8 +67,12 @@ class VllmEngine:
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+        try:
+            rendered = render(self._processor, prompt.text)
+        except SpecialTokenInText as error:
+            raise RequestRefused(Reason.SPECIAL_TOKEN_IN_TEXT, str(error)) from error
         request = {
-            "prompt": render(self._processor, prompt.text),
+            "prompt": rendered,
             "multi_modal_data": {"image": prompt.image.image},
             "multi_modal_uuids": {"image": prompt.image.key},
         }

@@ -59,7 +59,8 @@ class AnswerCollator:
 
     def _completion(self, answer: str) -> list[int]:
         tokenizer = self._processor.tokenizer
-        ids: list[int] = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        # An answer may spell a special token; it is text all the same.
+        ids: list[int] = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [*ids, tokenizer.eos_token_id]
 
     def _append(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from mpa_ray.config import StudentConfig, resolve_path
+from mpa_ray.config import ObjectStoreConfig, StudentConfig, resolve_path
+from mpa_ray.corpus.read import FileReader
 from mpa_ray.errors import RunError
 from mpa_ray.flow import ordered, samples_with_images
 from mpa_ray.leveling.collator import TrainingRow
@@ -32,7 +32,14 @@ def epoch(samples: Sequence[ParitySample], batch_size: int, seed: int) -> list[T
     return rows + [TrainingRow(order[0], supervised=False)] * (-len(rows) % batch_size)
 
 
-def level(run: Run, student: StudentConfig, task: Task, samples: Sequence[ParitySample], folder: str) -> None:
+def level(
+    run: Run,
+    student: StudentConfig,
+    task: Task,
+    samples: Sequence[ParitySample],
+    folder: str,
+    object_store: ObjectStoreConfig,
+) -> None:
     """Fine-tune the student and export it below `folder`; continues where a killed run left its last checkpoint.
 
     Raises:
@@ -43,14 +50,16 @@ def level(run: Run, student: StudentConfig, task: Task, samples: Sequence[Parity
     rows = epoch(samples, student.level.batch_size, student.level.seed)
     job = TrainingJob(
         model=resolve_path(student.model),
+        object_store=object_store,
         task=task,
         level=student.level,
         min_pixels=student.min_pixels,
         max_pixels=student.max_pixels,
         num_steps=len(rows) // student.level.batch_size,
-        run_dir=run.storage.root,
+        storage=run.storage,
         folder=folder,
     )
+    file_system, root = run.storage.arrow()
     trainer = TorchTrainer(
         lambda: train(job),
         scaling_config=ray.train.ScalingConfig(
@@ -62,11 +71,12 @@ def level(run: Run, student: StudentConfig, task: Task, samples: Sequence[Parity
         run_config=ray.train.RunConfig(
             # The same name in the same place makes Ray Train continue from its last reported checkpoint.
             name="checkpoints",
-            storage_path=str(Path(run.storage.root, folder)),
+            storage_path=f"{root}/{folder}",
+            storage_filesystem=file_system,
             failure_config=ray.train.FailureConfig(max_failures=student.level.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
-        datasets={"train": samples_with_images(rows, student.level.micro_batch_size)},
+        datasets={"train": samples_with_images(rows, student.level.micro_batch_size, FileReader(object_store))},
         dataset_config=ray.train.DataConfig(execution_options=ordered()),
     )
     with Progress(f"level {student.name}", job.num_steps, "steps") as progress, _Follow(run, folder, progress):

@@ -17,11 +17,12 @@ from ray.train.huggingface.transformers import prepare_trainer
 from transformers import AutoModelForImageTextToText, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from mpa_ray.config import LevelConfig, LoraConfig
+from mpa_ray.checkpoints import local_model
+from mpa_ray.config import LevelConfig, LoraConfig, ObjectStoreConfig
 from mpa_ray.leveling.collator import AnswerCollator
 from mpa_ray.leveling.scope import prepare_for_training
 from mpa_ray.rendering import load_processor
-from mpa_ray.store.storage import open_storage
+from mpa_ray.store.storage import Storage
 from mpa_ray.tasks.task import Task
 
 
@@ -30,12 +31,13 @@ class TrainingJob:
     """Everything a worker has to know; the rows come from Ray Data."""
 
     model: str
+    object_store: ObjectStoreConfig
     task: Task
     level: LevelConfig
     min_pixels: int
     max_pixels: int
     num_steps: int
-    run_dir: str
+    storage: Storage
     folder: str
     """Where in the run the student's files go."""
 
@@ -59,7 +61,7 @@ class ReportToRayTrain(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002
         if state.is_world_process_zero:
             content = json.dumps({"step": state.global_step, "num_steps": state.max_steps, "log": state.log_history})
-            open_storage(self._job.run_dir).write(f"{self._job.folder}/training.json", content.encode())
+            self._job.storage.write(f"{self._job.folder}/training.json", content.encode())
 
     def on_save(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
         metrics = {"step": state.global_step}
@@ -81,9 +83,10 @@ def train(job: TrainingJob) -> None:
         torch.set_num_threads(max(1, cores // context.get_local_world_size()))
         torch.set_flush_denormal(True)
     set_seed(job.level.seed)
-    processor = load_processor(job.model)
+    start = local_model(job.model, job.object_store)
+    processor = load_processor(start)
     loaded_in = torch.bfloat16 if on_gpu and isinstance(job.level.method, LoraConfig) else torch.float32
-    model = AutoModelForImageTextToText.from_pretrained(job.model, dtype=loaded_in)
+    model = AutoModelForImageTextToText.from_pretrained(start, dtype=loaded_in)
     model = prepare_for_training(model, job.level.method)
     collator = AnswerCollator(processor, job.task, job.min_pixels, job.max_pixels)
     with tempfile.TemporaryDirectory() as scratch:
@@ -142,7 +145,7 @@ def _batches(collator: AnswerCollator, micro_batch_size: int) -> Any:
 
 def export(model: Any, processor: Any, job: TrainingJob, scratch: Path) -> None:
     """Write `adapter/` (with LoRA) and `merged/`, an ordinary Hugging Face checkpoint, into the run."""
-    storage = open_storage(job.run_dir)
+    storage = job.storage
     if isinstance(job.level.method, LoraConfig):
         model.save_pretrained(scratch / "adapter")
         storage.put_folder(scratch / "adapter", f"{job.folder}/adapter")

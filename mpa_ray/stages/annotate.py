@@ -29,19 +29,18 @@ class Annotate:
 
     async def visit(self, work: ImageWork[ImageRef]) -> list[Annotation]:
         """The image's row of D_PA; never raises for a fault of the image or of a reply."""
-        row = Row(work.image_id, work.uri)
+        row = _RowOf(work.image_id, work.uri)
         image = await prepare_image(work, self.config.min_pixels, self.config.max_pixels)
         if isinstance(image, ImageProblem):
             return [row.ended(State.FAILED, image.reason, image.detail)]
+        prompt = VisualPrompt(work.image_id, image, self.task.annotation_prompt())
         try:
-            prompt = VisualPrompt(work.image_id, image, self.task.annotation_prompt())
             first = await self.teacher.generate(prompt, self._sampling_for(work.image_id))
-            return [await self._second_pass(row, prompt, first)]
         except RequestRefused as refused:
-            state = State.DROPPED if refused.reason == Reason.PROMPT_TOO_LONG else State.FAILED
-            return [row.ended(state, refused.reason, refused.detail)]
+            return [row.ended(refused.state, refused.reason, refused.detail)]
+        return [await self._second_pass(row, prompt, first)]
 
-    async def _second_pass(self, row: Row, prompt: VisualPrompt, first: Reply) -> Annotation:
+    async def _second_pass(self, row: _RowOf, prompt: VisualPrompt, first: Reply) -> Annotation:
         if first.truncated:
             return row.ended(State.DROPPED, Reason.REPLY_TRUNCATED, None, first)
         pairs = parse_reply(first.text)
@@ -49,7 +48,10 @@ class Annotate:
             return row.ended(State.DROPPED, pairs, None, first)
         pair = pairs[0]
         asked = VisualPrompt(prompt.image_id, prompt.image, self.task.answer_prompt(pair.question))
-        second = await self.teacher.generate(asked, SamplingConfig(max_new_tokens=self.answer.max_new_tokens))
+        try:
+            second = await self.teacher.generate(asked, SamplingConfig(max_new_tokens=self.answer.max_new_tokens))
+        except RequestRefused as refused:
+            return row.ended(refused.state, refused.reason, refused.detail, first)
         return row.annotated(pair.question, pair.answer, first, second)
 
     def _sampling_for(self, image_id: str) -> SamplingConfig:
@@ -58,7 +60,7 @@ class Annotate:
 
 
 @dataclass(frozen=True)
-class Row:
+class _RowOf:
     """The beginning of an annotation, to be ended in one of its states."""
 
     image_id: str

@@ -9,7 +9,7 @@ from mpa_ray.config import AnswerConfig, ModelConfig, SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.engine.protocol import RequestRefused, VisionLanguageModel, VisualPrompt
 from mpa_ray.matching import Matcher
-from mpa_ray.records import Annotation, Reason, State, Verdict
+from mpa_ray.records import Annotation, State, Verdict
 from mpa_ray.stages.judge import judge, not_answered, teacher_agrees
 from mpa_ray.stages.shard import ImageWork, prepare_image
 from mpa_ray.tasks.task import Task
@@ -35,7 +35,6 @@ class Identify:
     task: Task
     config: ModelConfig
     answer: AnswerConfig
-    matches: Matcher
     worth_asking: WorthAsking
 
     async def visit(self, work: ImageWork[Annotation]) -> list[Verdict]:
@@ -54,11 +53,10 @@ class Identify:
             prompt = VisualPrompt(work.image_id, image, self.task.answer_prompt(annotation.question or ""))
             try:
                 reply = await self.student.generate(prompt, SamplingConfig(max_new_tokens=self.answer.max_new_tokens))
-                verdicts.append(judge(annotation, reply, self.matches))
+                verdicts.append(judge(annotation, reply, self.worth_asking.matches))
             except RequestRefused as refused:
-                state = State.DROPPED if refused.reason == Reason.PROMPT_TOO_LONG else State.FAILED
-                verdicts.append(not_answered(annotation, state, refused.reason, refused.detail))
+                verdicts.append(not_answered(annotation, refused.state, refused.reason, refused.detail))
         return verdicts
 
     def _unasked(self, annotations: Sequence[Annotation]) -> list[Verdict]:
-        return [judge(annotation, None, self.matches) for annotation in annotations]
+        return [judge(annotation, None, self.worth_asking.matches) for annotation in annotations]

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pyarrow as pa
+
 from mpa_ray.errors import ConfigError
-from mpa_ray.records import State
+from mpa_ray.records import RowT, State
+from mpa_ray.store.dataset import ShardedDataset
+from mpa_ray.store.parity import read_parity
 from mpa_ray.store.run import Manifest, Run
 
 
@@ -18,10 +22,11 @@ def audit(run: Run) -> dict[str, Any]:
     manifest = run.manifest()
     problems: list[str] = []
     states, annotated = _audit_annotations(run, manifest, problems)
-    students = {name: _audit_verdicts(run, manifest, name, problems) for name in _students(run)}
+    students: dict[str, Counts] = {}
+    for name in _students(run):
+        students[name], kept = _audit_verdicts(run, manifest, name, problems)
+        _audit_parity(run, name, kept, problems)
     counted = [c for c in students.values() if c] or [states]
-    for name, counts in students.items():
-        _audit_parity(run, name, counts.get((State.KEPT, None), 0), problems)
     return {
         "images": manifest.num_images,
         "annotated": annotated,
@@ -52,13 +57,17 @@ def _audit_annotations(run: Run, manifest: Manifest, problems: list[str]) -> tup
     num_images = 0
     ids: Counter[str] = Counter()
     for shard in manifest.shards:
-        expected = [ref.image_id for ref in run.corpus.read(shard)]
+        refs = _rows(run.corpus, shard, problems)
+        if refs is None:
+            problems.append(f"corpus: shard {shard} is missing")
+            continue
+        expected = [ref.image_id for ref in refs]
         num_images += len(expected)
         ids.update(expected)
-        if not run.annotations.is_committed(shard):
+        rows = _rows(run.annotations, shard, problems)
+        if rows is None:
             problems.append(f"annotations: shard {shard} is missing ({len(expected)} images)")
             continue
-        rows = run.annotations.read(shard)
         _compare(
             f"annotations shard {shard}: images", expected, list(dict.fromkeys(r.image_id for r in rows)), problems
         )
@@ -70,30 +79,46 @@ def _audit_annotations(run: Run, manifest: Manifest, problems: list[str]) -> tup
     return states, sum(n for (state, _), n in states.items() if state == State.KEPT)
 
 
-def _audit_verdicts(run: Run, manifest: Manifest, student: str, problems: list[str]) -> Counts:
+def _audit_verdicts(run: Run, manifest: Manifest, student: str, problems: list[str]) -> tuple[Counts, list[str]]:
     counts: Counts = Counter()
+    kept: list[str] = []
     verdicts = run.verdicts(student)
     for shard in manifest.shards:
-        if not run.annotations.is_committed(shard):
+        annotations = _rows(run.annotations, shard, [])
+        if annotations is None:
             continue
-        expected = [row.annotation_id for row in run.annotations.read(shard)]
-        if not verdicts.is_committed(shard):
-            problems.append(f"verdicts/{student}: shard {shard} is missing ({len(expected)} annotations)")
+        rows = _rows(verdicts, shard, problems)
+        if rows is None:
+            problems.append(f"verdicts/{student}: shard {shard} is missing ({len(annotations)} annotations)")
             continue
-        rows = verdicts.read(shard)
+        expected = [row.annotation_id for row in annotations]
         _compare(f"verdicts/{student} shard {shard}: rows", expected, [r.annotation_id for r in rows], problems)
         counts.update((r.state, r.reason) for r in rows)
-    return counts
+        kept += [r.annotation_id for r in rows if r.state == State.KEPT]
+    return counts, kept
 
 
-def _audit_parity(run: Run, student: str, num_kept: int, problems: list[str]) -> None:
-    try:
-        num_rows = run.read_json(f"parity/{student}/manifest.json")["num_samples"]
-    except FileNotFoundError:
+def _audit_parity(run: Run, student: str, kept: list[str], problems: list[str]) -> None:
+    if not run.storage.exists(f"parity/{student}/manifest.json"):
         problems.append(f"parity/{student}: not exported")
         return
-    if num_rows != num_kept:
-        problems.append(f"parity/{student}: {num_rows} samples, but {num_kept} verdicts are kept")
+    try:
+        exported = [sample.annotation_id for sample in read_parity(run, student)]
+    except (FileNotFoundError, ValueError, pa.ArrowInvalid) as error:
+        problems.append(f"parity/{student}: cannot be read ({error})")
+        return
+    _compare(f"parity/{student}: kept rows", kept, exported, problems)
+
+
+def _rows(dataset: ShardedDataset[RowT], shard: str, problems: list[str]) -> list[RowT] | None:
+    """A shard's rows, or None where it is not committed; a committed one that cannot be read is a problem, too."""
+    if not dataset.is_committed(shard):
+        return None
+    try:
+        return dataset.read(shard)
+    except (FileNotFoundError, ValueError, pa.ArrowInvalid) as error:
+        problems.append(f"{dataset.folder}: shard {shard} cannot be read ({error})")
+        return None
 
 
 def _compare(what: str, expected: list[str], found: list[str], problems: list[str]) -> None:

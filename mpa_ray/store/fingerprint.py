@@ -6,45 +6,32 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from mpa_ray.checkpoints import model_identity
 from mpa_ray.config import ModelConfig, RunConfig, StudentConfig, resolve_path
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
+
+_ONLY_SPEED = frozenset({
+    "gpu_memory_utilization", "max_num_batched_tokens", "max_num_seqs", "tensor_parallel_size",
+    "pipeline_parallel_size", "enforce_eager", "compilation_config", "mm_processor_cache_gb",
+    "distributed_executor_backend", "disable_log_stats",
+})  # fmt: skip
+"""Arguments of an engine that change how fast it answers, not what."""
 
 ALGORITHM_VERSION = 1
 """Goes up when the same settings would give other rows."""
 
-_SAMPLED_BYTES = 1 << 20
 
-
-def model_identity(model: str) -> str:
-    """A local folder by its content, wherever it lies; a hub name as it is.
-
-    Weights are told apart by size and by their first and last MiB: reading terabytes at every start would cost minutes.
-    """
-    folder = Path(resolve_path(model))
-    if not folder.is_dir():
-        return model
-    digest = hashlib.sha256()
-    for file in sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}:".encode())
-        with file.open("rb") as content:
-            digest.update(content.read(_SAMPLED_BYTES))
-            if size > _SAMPLED_BYTES:
-                content.seek(max(_SAMPLED_BYTES, size - _SAMPLED_BYTES))
-                digest.update(content.read())
-    return f"sha256:{digest.hexdigest()[:16]}"
-
-
-def _model(config: ModelConfig) -> dict[str, Any]:
+def _model(config: ModelConfig, run: RunConfig) -> dict[str, Any]:
     engine = config.engine
     fields: dict[str, Any] = {
-        "model": model_identity(config.model),
+        "model": model_identity(config.model, run.object_store),
         "engine": engine.kind,
         "min_pixels": config.min_pixels,
         "max_pixels": config.max_pixels,
     }
     if engine.kind == "vllm":
-        return fields | {"dtype": engine.dtype, "max_model_len": engine.max_model_len}
+        passed_on = {f"engine_args.{k}": v for k, v in engine.engine_args.items() if k not in _ONLY_SPEED}
+        return fields | {"dtype": engine.dtype, "max_model_len": engine.max_model_len} | passed_on
     return fields | engine.model_dump(include={"inconsistent_rate", "wrong_rate", "unparsable_rate", "truncated_rate"})
 
 
@@ -70,7 +57,7 @@ def annotation_fingerprint(config: RunConfig, task: Task) -> dict[str, Any]:
         **_answering(config, task),
         "annotation_instruction": task.annotation_instruction,
         **{f"annotate.sampling.{name}": value for name, value in sampling.items()},
-        **{f"teacher.{name}": value for name, value in _model(config.teacher).items()},
+        **{f"teacher.{name}": value for name, value in _model(config.teacher, config).items()},
     }
 
 
@@ -78,7 +65,7 @@ def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -
     return {
         **_answering(config, task),
         **{f"identify.{name}": value for name, value in config.identify.model_dump(mode="json").items()},
-        **{f"{student.name}.{name}": value for name, value in _model(student).items()},
+        **{f"{student.name}.{name}": value for name, value in _model(student, config).items()},
     }
 
 
@@ -100,7 +87,7 @@ def questions_fingerprint(config: RunConfig) -> dict[str, Any]:
 
 
 def prediction_fingerprint(config: RunConfig, task: Task, model: ModelConfig) -> dict[str, Any]:
-    return {**_answering(config, task), **_model(model), **questions_fingerprint(config)}
+    return {**_answering(config, task), **_model(model, config), **questions_fingerprint(config)}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from typing import Any
 
-from mpa_ray.config import RunConfig
+from mpa_ray.config import ObjectStoreConfig, RunConfig
 from mpa_ray.errors import ConfigError, FingerprintMismatch
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
 from mpa_ray.store.dataset import ShardedDataset, shard_name
@@ -38,19 +37,19 @@ class Run:
         self.annotations = ShardedDataset(storage, "annotations", Annotation)
 
     @classmethod
-    def open(cls, run_dir: str) -> Run:
+    def open(cls, run_dir: str, object_store: ObjectStoreConfig | None = None) -> Run:
         """The run in this directory, whether or not it has begun.
 
         Raises:
             ConfigError: the directory cannot be written.
         """
-        storage = open_storage(run_dir)
+        storage = open_storage(run_dir, object_store)
         try:
             storage.write(".writable", b"")
         except OSError as error:
-            problem = f"cannot be written ({os.strerror(error.errno or 0)})."
+            problem = f"cannot be written ({error.strerror or error})."
             raise ConfigError(
-                "run_dir", run_dir, problem, "Give a folder with free space that you may write."
+                "run_dir", run_dir, problem, "Give a place with free space that you may write."
             ) from error
         return cls(storage)
 

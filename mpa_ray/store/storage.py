@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from pyarrow.fs import FileSystem, LocalFileSystem
+
+from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.errors import ConfigError
 
 
@@ -36,6 +39,10 @@ class Storage(Protocol):
 
     def put_folder(self, source: Path, path: str) -> None:
         """Copy the files directly in a local folder, replacing those of the same name."""
+        ...
+
+    def arrow(self) -> tuple[FileSystem, str]:
+        """The same place for libraries that take pyarrow's file systems, and the root's path in it."""
         ...
 
 
@@ -75,6 +82,9 @@ class LocalStorage:
         for file in sorted(f for f in source.iterdir() if f.is_file()):
             self.write(f"{path}/{file.name}", file.read_bytes())
 
+    def arrow(self) -> tuple[FileSystem, str]:
+        return LocalFileSystem(), self.root
+
     def _write_aside(self, path: str, content: bytes) -> Path:
         target = Path(self.root, path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,12 +96,17 @@ class LocalStorage:
         return temporary
 
 
-def open_storage(root: str) -> Storage:
+def open_storage(root: str, object_store: ObjectStoreConfig | None = None) -> Storage:
     """The storage behind a run directory.
 
     Raises:
         ConfigError: the kind of URI is not supported.
     """
+    if root.startswith("s3://"):
+        # Only here, since boto3 takes a second to import.
+        from mpa_ray.store.s3 import S3Storage
+
+        return S3Storage(root, object_store or ObjectStoreConfig())
     if "://" in root and not root.startswith("file://"):
-        raise ConfigError("run_dir", root, "is not a local folder.", "Give a path that every node of the cluster sees.")
+        raise ConfigError("run_dir", root, "is neither a folder nor at s3://.", "Give one that every node sees.")
     return LocalStorage(root.removeprefix("file://"))

@@ -80,10 +80,40 @@ def test_no_bytes_raise(content: bytes) -> None:
     decode(content)
 
 
-@given(st.integers(0, len(WHOLE) - 1), st.integers(0, 255))
-@settings(max_examples=50)
-def test_no_damage_raises(position: int, value: int) -> None:
-    decode(WHOLE[:position] + bytes([value]) + WHOLE[position + 1 :])
+def with_exif() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "a description"
+    return encoded(Image.new("RGB", (10, 4)), "JPEG", exif=exif)
+
+
+SMALL = [with_exif()] + [encoded(Image.new("RGB", (9, 7), "red"), form) for form in
+         ("PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "ICO", "PPM", "JPEG2000", "DDS", "TGA", "PCX")]  # fmt: skip
+
+
+@given(st.sampled_from(SMALL), st.data())
+@settings(max_examples=400, deadline=None)
+def test_no_damage_raises(whole: bytes, data: st.DataObject) -> None:
+    damaged = bytearray(whole)
+    for position, value in data.draw(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)))):
+        damaged[position] = value
+    decode(bytes(damaged))
+
+
+def test_damaged_exif_data_leave_the_picture() -> None:
+    whole = with_exif()
+    start = whole.index(b"Exif")
+    damaged = whole[: start + 14] + b"\xff" * 12 + whole[start + 26 :]
+    image = decode(damaged)
+    assert isinstance(image, Image.Image)
+    assert image.size in ((4, 10), (10, 4))
+
+
+def test_no_other_program_is_run_for_a_picture() -> None:
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n{} loop\n"
+    problem = decode(postscript)
+    assert isinstance(problem, ImageProblem)
+    assert problem.reason == Reason.NOT_AN_IMAGE
 
 
 @given(st.integers(1, 900), st.integers(1, 900))

@@ -12,6 +12,7 @@ import pytest
 
 from mpa_ray.errors import ConfigError, FingerprintMismatch
 from mpa_ray.records import Annotation, ImageRef, Verdict, arrow_schema, from_table, to_table
+from mpa_ray.stages.judge import parity_samples
 from mpa_ray.store.audit import audit
 from mpa_ray.store.dataset import ShardedDataset
 from mpa_ray.store.parity import export_parity
@@ -73,7 +74,7 @@ def test_an_unwritable_run_directory_is_named(tmp_path: Path) -> None:
     blocker.write_text("")
     with pytest.raises(ConfigError, match=r"run_dir.*cannot be written"):
         Run.open(str(blocker / "run"))
-    with pytest.raises(ConfigError, match="not a local folder"):
+    with pytest.raises(ConfigError, match="neither a folder nor at s3://"):
         open_storage("ftp://host/run")
 
 
@@ -101,8 +102,7 @@ def finished(tmp_path: Path) -> Run:
         ]
         run.annotations.commit(f"{shard:06d}", annotations)
         run.verdicts("small").commit(f"{shard:06d}", rows[part])
-    export_parity(run, "small", TASKS["demo_world"], [])
-    run.write_json("parity/small/manifest.json", {"num_samples": 2})
+    export_parity(run, "small", TASKS["demo_world"], parity_samples(rows))
     return run
 
 
@@ -135,5 +135,18 @@ def test_audit_sees_a_file_that_is_not_what_its_marker_says(finished: Run) -> No
     marker = Path(finished.storage.root, "verdicts/small/commits/000000.json")
     commit = json.loads(marker.read_text())
     marker.write_text(json.dumps({**commit, "num_rows": 7}))
-    with pytest.raises(ValueError, match="2 rows, its marker says 7"):
-        audit(finished)
+    assert any("2 rows, its marker says 7" in problem for problem in audit(finished)["problems"])
+
+
+def test_audit_sees_a_damaged_and_a_lost_file(finished: Run) -> None:
+    folder = Path(finished.storage.root)
+    next((folder / "annotations/data").glob("000000-*")).write_bytes(b"PAR1 and no more")
+    (folder / "parity/small/parity.parquet").unlink()
+    told = " ".join(audit(finished)["problems"])
+    assert "annotations: shard 000000 cannot be read" in told
+    assert "parity/small: cannot be read" in told
+
+
+def test_audit_sees_parity_samples_that_are_not_the_kept_rows(finished: Run) -> None:
+    export_parity(finished, "small", TASKS["demo_world"], [])
+    assert any("parity/small: kept rows missing: 0.png#0, 3.png#0" in p for p in audit(finished)["problems"])

@@ -1,0 +1,84 @@
+"""Model checkpoints by name: which content a name stands for, and a folder of this machine that holds it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from mpa_ray.config import ObjectStoreConfig, resolve_path
+from mpa_ray.errors import ConfigError
+
+_WHOLE_BYTES = 1 << 26
+_NUM_SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
+CACHE_VARIABLE = "MPA_RAY_CACHE"
+"""Names the folder for downloaded checkpoints; ~/.cache/mpa_ray where it is not set."""
+
+
+def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
+    """A folder or an s3:// prefix by its content, wherever it lies; a hub name as it is.
+
+    Files over 64 MiB are told apart by 256 samples spread over them, so that every tensor of some size is met: reading
+    all of a large checkpoint at every start would cost minutes.
+    """
+    if model.startswith("s3://"):
+        return f"etags:{_listing_digest(model, object_store)}"
+    folder = Path(resolve_path(model))
+    if not folder.is_dir():
+        return model
+    digest = hashlib.sha256()
+    for file in sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}:".encode())
+        with file.open("rb") as content:
+            if size <= _WHOLE_BYTES:
+                digest.update(content.read())
+                continue
+            for sample in range(_NUM_SAMPLES):
+                content.seek(sample * (size - _SAMPLE_BYTES) // (_NUM_SAMPLES - 1))
+                digest.update(content.read(_SAMPLE_BYTES))
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def local_model(model: str, object_store: ObjectStoreConfig) -> str:
+    """What `from_pretrained` and vLLM can load: a folder of this machine, or a hub name as it is.
+
+    A checkpoint at s3:// is downloaded once per machine and content.
+
+    Raises:
+        ConfigError: there is no checkpoint at the prefix.
+    """
+    if not model.startswith("s3://"):
+        return resolve_path(model)
+    from mpa_ray.object_store import ObjectStore, split_uri
+
+    store, (bucket, prefix) = ObjectStore(object_store), split_uri(model.rstrip("/") + "/")
+    cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache/mpa_ray")
+    target = cache / _listing_digest(model, object_store)
+    if target.is_dir():
+        return str(target)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        whole = Path(scratch, "checkpoint")
+        whole.mkdir()
+        for found in store.list(bucket, prefix, nested=False):
+            store.download(bucket, found.key, whole / found.key.removeprefix(prefix))
+        try:
+            whole.rename(target)
+        except OSError:
+            # Another process of this machine was first, with the same content.
+            if not target.is_dir():
+                raise
+    return str(target)
+
+
+def _listing_digest(model: str, object_store: ObjectStoreConfig) -> str:
+    from mpa_ray.object_store import ObjectStore, split_uri
+
+    bucket, prefix = split_uri(model.rstrip("/") + "/")
+    found = list(ObjectStore(object_store).list(bucket, prefix, nested=False))
+    if not found:
+        raise ConfigError("model", model, "holds no files.", "Check the bucket and the prefix.")
+    told = "".join(f"{f.key.removeprefix(prefix)}:{f.num_bytes}:{f.etag};" for f in found)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]

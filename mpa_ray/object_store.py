@@ -1,0 +1,191 @@
+"""Objects of S3 and of what speaks its protocol: the one place that knows endpoints, retries and time-outs.
+
+Credentials come from the environment, a profile or the machine's role, as boto3 finds them; they are no settings of
+ours, so no file or log of a run can show them.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import boto3
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
+
+from mpa_ray.config import ObjectStoreConfig
+from mpa_ray.errors import ConfigError
+
+SCHEME = "s3://"
+_GONE = frozenset({"404", "NoSuchKey", "NotFound"})
+_TAKEN = "PreconditionFailed"
+_RACED = "ConditionalRequestConflict"
+_PASSING = frozenset({"500", "502", "503", "504", "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout"})
+_LONGEST_PAUSE_S = 20.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FoundObject:
+    """An object as a listing shows it."""
+
+    key: str
+    num_bytes: int
+    etag: str
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """`s3://bucket/some/key` as bucket and key.
+
+    Raises:
+        ConfigError: there is no bucket in it.
+    """
+    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
+    if not uri.startswith(SCHEME) or not bucket:
+        raise ConfigError("uri", uri, "names no bucket.", "Write s3://bucket/prefix.")
+    return bucket, key
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """Whole objects by bucket and key. It holds settings alone, so it can be sent to any process."""
+
+    config: ObjectStoreConfig
+
+    def get(self, bucket: str, key: str, first: int | None = None, num_bytes: int | None = None) -> bytes:
+        """An object, or `num_bytes` of it from byte `first` on.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            OSError: it could not be read, after `max_attempts`.
+        """
+        span = {} if first is None else {"Range": f"bytes={first}-{'' if num_bytes is None else first + num_bytes - 1}"}
+
+        def attempt() -> bytes:
+            response = self._client.get_object(Bucket=bucket, Key=key, **span)
+            content: bytes = response["Body"].read()
+            return content
+
+        return self._insist(attempt, bucket, key)
+
+    def put(self, bucket: str, key: str, content: bytes) -> None:
+        """Write or replace an object; large ones in parts, which show only once all have arrived."""
+        self._insist(lambda: self._put(bucket, key, content), bucket, key)
+
+    def create(self, bucket: str, key: str, content: bytes) -> bool:
+        """Write an object only if there is none; of many callers exactly one gets True.
+
+        A repeated request may meet the object that its own lost answer had created, so whoever finds the very content
+        it wanted to write has won: callers that race must bring different contents.
+        """
+
+        def attempt() -> bool:
+            try:
+                self._client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+            except ClientError as error:
+                if _code(error) == _TAKEN:
+                    return False
+                raise
+            return True
+
+        return self._insist(attempt, bucket, key) or self.get(bucket, key) == content
+
+    def exists(self, bucket: str, key: str) -> bool:
+        try:
+            self._insist(lambda: self._client.head_object(Bucket=bucket, Key=key), bucket, key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def download(self, bucket: str, key: str, path: Path) -> None:
+        """Copy an object into a file, a part at a time."""
+        self._insist(lambda: self._client.download_file(bucket, key, str(path)), bucket, key)
+
+    def upload(self, path: Path, bucket: str, key: str) -> None:
+        """Copy a file into an object, a part at a time; it shows only once all parts have arrived."""
+        self._insist(lambda: self._client.upload_file(str(path), bucket, key, Config=self._parts), bucket, key)
+
+    def list(self, bucket: str, prefix: str, *, nested: bool) -> Iterator[FoundObject]:
+        """Objects under a prefix, in the order of their keys' UTF-8 bytes, page by page."""
+        arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix} | ({} if nested else {"Delimiter": "/"})
+        while True:
+            page = self._insist(lambda a=dict(arguments): self._client.list_objects_v2(**a), bucket, prefix)  # type: ignore[misc]
+            for found in page.get("Contents", ()):
+                yield FoundObject(found["Key"], found["Size"], found["ETag"].strip('"'))
+            if not page.get("IsTruncated"):
+                return
+            arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+    def arrow(self) -> Any:
+        """The same store as a pyarrow file system."""
+        from pyarrow.fs import S3FileSystem
+
+        return S3FileSystem(
+            endpoint_override=self._client.meta.endpoint_url,
+            region=self._client.meta.region_name,
+            connect_timeout=self.config.connect_timeout_s,
+            request_timeout=self.config.read_timeout_s,
+        )
+
+    @property
+    def _client(self) -> Any:
+        return _client(self.config)
+
+    def _put(self, bucket: str, key: str, content: bytes) -> None:
+        if len(content) < self.config.multipart_bytes:
+            self._client.put_object(Bucket=bucket, Key=key, Body=content)
+            return
+        self._client.upload_fileobj(BytesIO(content), bucket, key, Config=self._parts)
+
+    @property
+    def _parts(self) -> TransferConfig:
+        size = self.config.multipart_bytes
+        return TransferConfig(multipart_threshold=size, multipart_chunksize=size)
+
+    def _insist(self, attempt: Callable[[], T], bucket: str, key: str) -> T:
+        """Try again after faults that pass, a body that breaks off included, which boto3 itself does not repeat."""
+        for tried in range(1, self.config.max_attempts + 1):
+            try:
+                return attempt()
+            except ClientError as error:
+                if _code(error) in _GONE:
+                    raise FileNotFoundError(f"{SCHEME}{bucket}/{key}") from None
+                last: Exception = error
+                if _code(error) not in _PASSING | {_RACED}:
+                    break
+            except (BotoCoreError, HTTPError) as error:
+                last = error
+            if tried < self.config.max_attempts:
+                time.sleep(
+                    random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, self.config.first_pause_s * 2 ** (tried - 1))
+                )
+        raise OSError(f"{SCHEME}{bucket}/{key}: {last} (attempt {tried})") from last
+
+
+def _code(error: ClientError) -> str:
+    code: str = error.response.get("Error", {}).get("Code", "")
+    return code
+
+
+@cache
+def _client(config: ObjectStoreConfig) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=config.endpoint_url,
+        region_name=config.region,
+        config=Config(
+            connect_timeout=config.connect_timeout_s,
+            read_timeout=config.read_timeout_s,
+            retries={"mode": "standard", "total_max_attempts": 1},
+            max_pool_connections=config.max_connections,
+        ),
+    )
