@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from mpa_ray.config import LimitsConfig, ModelConfig, RunConfig, StudentConfig
+from mpa_ray.corpus.files import Files
 from mpa_ray.corpus.index import index_source
-from mpa_ray.corpus.read import FileReader
 from mpa_ray.errors import RunError
 from mpa_ray.evaluation.questions import load_questions, shard_questions
 from mpa_ray.evaluation.score import score
@@ -25,7 +25,7 @@ from mpa_ray.stages.judge import parity_samples
 from mpa_ray.stages.predict import Predict
 from mpa_ray.store import fingerprint
 from mpa_ray.store.parity import export_parity, read_parity
-from mpa_ray.store.run import Fingerprint, Manifest, Run
+from mpa_ray.store.run import Manifest, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,32 +35,39 @@ if TYPE_CHECKING:
 ARM = "parity"
 
 
-def open_run(config: RunConfig, claims: dict[str, Fingerprint] | None = None) -> Run:
-    """Check the configuration, open its run directory and claim the datasets that a step is about to write.
+def open_run(config: RunConfig, claims: Sequence[str] = (), upstream: Sequence[str] = ()) -> Run:
+    """Check the configuration, open its run directory, and hold the settings against what its datasets were made of.
+
+    Args:
+        claims: The datasets that a step is about to write.
+        upstream: The datasets that it reads or tells of.
 
     Raises:
         ConfigError: something is wrong, or a dataset was begun under other settings; run.json is then left as it was.
     """
     check_run(config)
     run = Run.open(config.run_dir, config.object_store)
-    for dataset, made_of in {"corpus": fingerprint.corpus_fingerprint(config), **(claims or {})}.items():
-        run.claim(dataset, made_of)
+    fingerprints = fingerprint.of_datasets(config, task_of(config))
+    for dataset in upstream:
+        run.hold_against(dataset, fingerprints[dataset])
+    for dataset in claims:
+        run.claim(dataset, fingerprints[dataset])
     run.record_config(config, _versions())
     return run
 
 
 def index(config: RunConfig) -> None:
     """List the source's images into the corpus manifest."""
-    run = open_run(config)
+    run = open_run(config, ["corpus"])
     with _timed(run, "index"):
-        manifest = index_source(config.source, run)
+        manifest = index_source(config.source, run, _files(config))
     say(f"index: {manifest.num_images} images in {manifest.num_shards} shards")
 
 
 def annotate(config: RunConfig) -> None:
     """The Pseudo Annotator: D_PA, with the teacher's second answers."""
     task = task_of(config)
-    run = open_run(config, {"annotations": fingerprint.annotation_fingerprint(config, task)})
+    run = open_run(config, ["annotations"], ["corpus"])
     manifest = run.manifest()
     make_stage = partial(
         Annotate, task=task, config=config.teacher, sampling=config.annotate.sampling, answer=config.answer
@@ -83,7 +90,7 @@ def identify(config: RunConfig) -> None:
 
 def _identify(config: RunConfig, student: StudentConfig) -> None:
     task = task_of(config)
-    run = open_run(config, {f"verdicts/{student.name}": fingerprint.verdict_fingerprint(config, task, student)})
+    run = open_run(config, [f"verdicts/{student.name}"], ["corpus", "annotations"])
     manifest = run.manifest()
     unannotated = run.annotations.missing(manifest.shards)
     if unannotated:
@@ -120,7 +127,7 @@ def level(config: RunConfig) -> None:
 def _level(config: RunConfig, student: StudentConfig) -> None:
     task = task_of(config)
     folder = Run.student_dir(student.name, ARM)
-    run = open_run(config, {folder: fingerprint.level_fingerprint(config, task, student)})
+    run = open_run(config, [folder], ["corpus", "annotations", f"verdicts/{student.name}"])
     if run.storage.exists(f"{folder}/complete.json"):
         say(f"level {student.name}: already done")
         return
@@ -131,7 +138,7 @@ def _level(config: RunConfig, student: StudentConfig) -> None:
 
     flow.start_ray()
     with _timed(run, f"level {student.name}"):
-        level_student(run, student, task, read_parity(run, student.name), folder, config.object_store)
+        level_student(run, config, student, task, read_parity(run, student.name), folder)
 
 
 def evaluate(config: RunConfig) -> None:
@@ -140,12 +147,12 @@ def evaluate(config: RunConfig) -> None:
         say("evaluate: no labelled set is configured (evaluate.questions), nothing to measure")
         return
     task = task_of(config)
-    run = open_run(config, {"evaluation/questions": fingerprint.questions_fingerprint(config)})
+    run = open_run(config, ["evaluation/questions"], _made_before_evaluation(config))
     manifest = shard_questions(load_questions(config.evaluate), config.evaluate.shard_size, run)
     scores = {}
     for name, model in models_to_measure(config, run).items():
         predictions = run.predictions(name)
-        run.claim(f"predictions/{name}", fingerprint.prediction_fingerprint(config, task, model))
+        run.claim(predictions.folder, fingerprint.prediction_fingerprint(config, task, model))
         make_stage = partial(Predict, task=task, config=model, answer=config.answer)
         _run_missing(
             run, f"evaluate {name}", manifest, config.limits,
@@ -157,6 +164,11 @@ def evaluate(config: RunConfig) -> None:
         )  # fmt: skip
         scores[name] = score(predictions.rows(manifest.shards))
     run.write_json("evaluation/scores.json", scores)
+
+
+def _made_before_evaluation(config: RunConfig) -> list[str]:
+    names = [student.name for student in config.students]
+    return ["corpus", "annotations", *(f"verdicts/{n}" for n in names), *(Run.student_dir(n, ARM) for n in names)]
 
 
 def models_to_measure(config: RunConfig, run: Run) -> dict[str, ModelConfig]:
@@ -178,7 +190,7 @@ def report(config: RunConfig) -> None:
     from mpa_ray.report.collect import collect
     from mpa_ray.report.render import render_html, render_table
 
-    run = open_run(config)
+    run = open_run(config, upstream=_made_before_evaluation(config))
     summary = collect(run, config)
     run.write_json("report/report.json", summary)
     run.storage.write("report/index.html", render_html(run, config, summary).encode())
@@ -192,8 +204,8 @@ def align(config: RunConfig) -> None:
         step(config)
 
 
-def _files(config: RunConfig) -> FileReader:
-    return FileReader(config.object_store)
+def _files(config: RunConfig) -> Files:
+    return Files(config.object_store)
 
 
 def _run_missing(

@@ -17,7 +17,9 @@ BUNDLED = "bundled:"
 class Settings(BaseModel):
     """A branch of the tree: unknown keys are refused, values cannot change, and each field explains itself."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class SourceConfig(Settings):
@@ -281,7 +283,9 @@ def load_config(path: str, overrides: dict[str, str] | None = None) -> RunConfig
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of its range.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text())
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError("--config", path, f"is not UTF-8 ({error.reason}).", "Save it as UTF-8.") from error
     except OSError as error:
         raise ConfigError("--config", path, f"cannot be read ({error.strerror}).", "Give a YAML file.") from error
     except yaml.YAMLError as error:
@@ -289,11 +293,19 @@ def load_config(path: str, overrides: dict[str, str] | None = None) -> RunConfig
     if not isinstance(tree, dict):
         raise ConfigError("--config", path, "does not hold a mapping.", "Start from configs in the README.")
     for dotted, text in (overrides or {}).items():
-        _override(tree, dotted, yaml.safe_load(text))
+        _override(tree, dotted, _value(text))
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise _readable(error) from None
+
+
+def _value(text: str) -> Any:
+    """A value of the command line as YAML reads it, or as it is where it is no YAML, such as a path with a `*`."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _override(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -302,9 +314,9 @@ def _override(tree: dict[str, Any], dotted: str, value: Any) -> None:
     for depth, key in enumerate(parents):
         try:
             node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, AttributeError):
             where = ".".join(parents[: depth + 1])
-            raise ConfigError(f"--{dotted}", value, f"there is no {where}.", "Use an index of the list.") from None
+            raise ConfigError(f"--{dotted}", value, f"there is no {where}.", "Check the dotted name.") from None
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
         node[int(last)] = value
     elif isinstance(node, dict):

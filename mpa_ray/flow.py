@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import pickle
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,17 +20,18 @@ from typing import Any, Generic, Protocol
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, resolve_path
-from mpa_ray.corpus.read import FileReader
+from mpa_ray.corpus.files import Files
 from mpa_ray.engine.build import build_engine, images_in_flight
 from mpa_ray.engine.process_group import end_group_with_this_process
 from mpa_ray.engine.protocol import EngineDied, VisionLanguageModel
-from mpa_ray.errors import RunError
+from mpa_ray.errors import ConfigError, RunError
+from mpa_ray.progress import say
 from mpa_ray.records import Prediction, Row, RowT
 from mpa_ray.stages.shard import ImageWork, Stage, visit_all
 from mpa_ray.store.dataset import ShardedDataset
-from mpa_ray.store.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Pass(Generic[RowT]):
     model: ModelConfig
     make_stage: Callable[[VisionLanguageModel], Stage[Any, RowT]]
     """Called in the actor; it must survive pickling."""
-    files: FileReader
+    files: Files
     max_engine_deaths: int
     """Deaths of an engine on one shard, within one command, after which the command gives up."""
     needs_image: Callable[[Any], bool] = lambda _: True
@@ -80,16 +80,17 @@ def run_pass(work: Pass[Any], shards: Sequence[str]) -> Iterator[ShardDone]:
     _quiet()
     # An actor has another working directory.
     model = work.model.model_copy(update={"model": resolve_path(work.model.model)})
+    check_resources(f"{work.name}: cpus_per_replica, gpus_per_replica", model.cpus_per_replica, model.gpus_per_replica)
     in_flight = images_in_flight(model)
     # A shard's last images leave slots free; the next shards fill them.
     shards_in_flight = max(2, 1 + math.ceil(in_flight / 64))
-    deaths = DeathCount(work.target.storage, f"deaths/{uuid.uuid4().hex}", work.max_engine_deaths)
+    attempts = _attempt_log()
     done = (
         ray.data.from_items([{"shard": s} for s in shards], override_num_blocks=len(shards))
         .map(Fetch(work.source, work.needs_image, work.files), num_cpus=_AUXILIARY_CPUS)
         .map_batches(
             ModelActor,
-            fn_constructor_args=(model, work.files.object_store, work.make_stage, deaths),
+            fn_constructor_args=(model, work.files.object_store, work.make_stage, attempts, work.max_engine_deaths),
             batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -115,7 +116,7 @@ class Fetch:
 
     source: ShardedDataset[Any]
     needs_image: Callable[[Any], bool]
-    files: FileReader
+    files: Files
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         rows = self.source.read(row["shard"])
@@ -130,22 +131,30 @@ class Fetch:
         return {"shard": row["shard"], "images": pickle.dumps(images)}
 
 
-@dataclass(frozen=True)
-class DeathCount:
-    """How often engines died on each shard, kept in the run so that a restarted actor knows of it."""
+class AttemptLog:
+    """How often each shard was begun in this pass; an actor of its own, which outlives the model actors.
 
-    storage: Storage
-    folder: str
-    allowed: int
+    A model actor that was killed (out of memory, a fault in a codec) cannot tell of it as one whose engine died can:
+    either way Ray sends the shard again, and without a bound would do so for ever.
+    """
 
-    def add(self, shard: str, error: BaseException) -> str | None:
-        """Count a death; what to tell the user where the shard has now cost as many engines as it may."""
-        folder = f"{self.folder}/{shard}"
-        self.storage.write(f"{folder}/{uuid.uuid4().hex}", str(error).encode())
-        num_deaths = len(list(self.storage.list(folder)))
-        if num_deaths < self.allowed:
-            return None
-        return f"the engine died {num_deaths} times on shard {shard}, the last time with: {error}"
+    def __init__(self) -> None:
+        self._num_begun: Counter[str] = Counter()
+        self._last_words: dict[str, str] = {}
+
+    def begin(self, shard: str) -> tuple[int, str]:
+        """Count an attempt: how many there are now, and what the one before said when it died."""
+        self._num_begun[shard] += 1
+        return self._num_begun[shard], self._last_words.get(shard, "no reason was left; see Ray's logs for the actor")
+
+    def note(self, shard: str, error: str) -> None:
+        self._last_words[shard] = error
+
+
+def _attempt_log() -> Any:
+    """Beside the driver, where it lives as long as the pass."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(AttemptLog).remote()
 
 
 class ModelActor:
@@ -156,29 +165,36 @@ class ModelActor:
         model: ModelConfig,
         object_store: ObjectStoreConfig,
         make_stage: Callable[[VisionLanguageModel], Stage[Any, Any]],
-        deaths: DeathCount,
+        attempts: Any,
+        max_deaths: int,
     ) -> None:
         self._watcher = end_group_with_this_process()
-        self._deaths = deaths
+        self._attempts, self._max_deaths = attempts, max_deaths
         self._stage = make_stage(build_engine(model, object_store))
         self._slots = asyncio.Semaphore(images_in_flight(model))
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         shard = batch["shard"][0].as_py()
         images = pickle.loads(batch["images"][0].as_py())
-        rows, failure = [], None
+        num_begun, last_words = await self._attempts.begin.remote(shard)
+        rows, failure = [], ""
+        if num_begun > self._max_deaths:
+            failure = f"the engine died {num_begun - 1} times on shard {shard}, the last time with: {last_words}"
+        else:
+            rows = await self._visit(shard, images)
+        return pa.table(
+            {"shard": [shard], "num_images": [len(images)], "rows": [pickle.dumps(rows)], "failure": [failure]}
+        )
+
+    async def _visit(self, shard: str, images: Sequence[ImageWork[Any]]) -> list[Any]:
         try:
-            rows = await visit_all(self._stage.visit, images, self._slots)
+            return await visit_all(self._stage.visit, images, self._slots)
         except* EngineDied as died:
             logger.error("shard %s: the engine died: %s", shard, died.exceptions[0])
-            failure = self._deaths.add(shard, died.exceptions[0])
-            if failure is None:
-                # An engine cannot be mended in place: Ray restarts the actor and sends the shard again.
-                logging.shutdown()
-                os._exit(1)
-        return pa.table(
-            {"shard": [shard], "num_images": [len(images)], "rows": [pickle.dumps(rows)], "failure": [failure or ""]}
-        )
+            await self._attempts.note.remote(shard, str(died.exceptions[0]))
+            # An engine cannot be mended in place: Ray restarts the actor and sends the shard again.
+            logging.shutdown()
+            os._exit(1)
 
 
 @dataclass(frozen=True)
@@ -211,7 +227,7 @@ class HasImage(Protocol):
     def uri(self) -> str: ...
 
 
-def samples_with_images(rows: Sequence[HasImage], rows_per_block: int, files: FileReader) -> Dataset:
+def samples_with_images(rows: Sequence[HasImage], rows_per_block: int, files: Files) -> Dataset:
     """Rows in their order, each with its image file's bytes, for training: columns `row` (pickled) and `content`."""
 
     def fetch(batch: dict[str, Any]) -> dict[str, Any]:
@@ -250,8 +266,26 @@ def start_ray() -> None:
         return
     # One engine and the small tasks around it must fit side by side even on one core.
     num_cpus = max(2, len(os.sched_getaffinity(0))) + 1
-    ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, runtime_env=environment,
-             logging_level="ERROR")  # fmt: skip
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
+             runtime_env=environment, logging_level="ERROR")  # fmt: skip
+
+
+def check_resources(field: str, num_cpus: float, num_gpus: float) -> None:
+    """Compare what one actor or worker needs with the nodes that are up.
+
+    Raises:
+        ConfigError: none is large enough, and no autoscaler could bring a larger one.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in nodes):
+        return
+    largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
+    problem = (f"needs {num_cpus:g} CPUs and {num_gpus:g} GPUs on one node; the largest now has "
+               f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs.")  # fmt: skip
+    if "RAY_ADDRESS" in os.environ:
+        say(f"WARNING: {field} {problem} Waiting for the cluster to grow.")
+        return
+    raise ConfigError(field, num_gpus or num_cpus, problem, "Lower it, or set RAY_ADDRESS to a cluster that has it.")
 
 
 def _import_paths() -> list[str]:

@@ -1,4 +1,4 @@
-"""When a prediction counts as the reference: the rules that parity and evaluation share."""
+"""When one answer agrees with another, for the parity check; evaluation has metrics of its own."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from mpa_ray.config import EvaluateConfig, ModelConfig, RunConfig, resolve_path
+from mpa_ray.corpus.files import Files
 from mpa_ray.corpus.index import check_source
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.questions import load_questions
@@ -30,7 +31,7 @@ def check_run(config: RunConfig) -> None:
         ConfigError: naming the first thing that is wrong.
     """
     task_of(config)
-    check_source(config.source)
+    check_source(config.source, Files(config.object_store))
     check_model(config.teacher, "teacher.model")
     for index, student in enumerate(config.students):
         check_model(student, f"students.{index}.model")
@@ -49,6 +50,9 @@ def check_model(config: ModelConfig, field: str) -> None:
     if config.min_pixels > config.max_pixels:
         raise ConfigError(field.replace("model", "min_pixels"), config.min_pixels,
                           f"is more than max_pixels ({config.max_pixels}).", "Lower it.")  # fmt: skip
+    if config.model.startswith("s3://"):
+        # Its listing is part of every fingerprint; what is wrong with it shows there.
+        return
     folder = Path(resolve_path(config.model))
     if not folder.is_dir():
         _check_hub_name(config.model, field)
@@ -61,13 +65,13 @@ def check_model(config: ModelConfig, field: str) -> None:
 
 
 def _check_hub_name(model: str, field: str) -> None:
-    if not _HUB_NAME.fullmatch(model):
+    if not _HUB_NAME.fullmatch(model) or model.startswith((".", "/", "~")):
         raise ConfigError(field, model, "is not a folder.", "Give a checkpoint folder or a hub name (owner/name).")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         hf_hub_download(model, "config.json", etag_timeout=5)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ConfigError(field, model, "is neither a folder nor to be had from the hub or its local cache.",
                           "Check the name, the network and your access.") from error  # fmt: skip

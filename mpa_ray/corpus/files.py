@@ -22,7 +22,7 @@ class Files:
 
     object_store: ObjectStoreConfig
 
-    def list(self, root: str) -> Iterator[ImageRef]:
+    def walk(self, root: str) -> Iterator[ImageRef]:
         """All files below a folder or an s3:// prefix, by the UTF-8 bytes of their paths; nothing is read.
 
         Links are followed. A link to nothing is listed, too: reading it will say so.

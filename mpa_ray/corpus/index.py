@@ -30,7 +30,7 @@ def list_images(source: SourceConfig, files: Files) -> Iterator[ImageRef]:
         ConfigError: the source, or a folder in it, cannot be listed.
     """
     endings = tuple(f".{e.lower().lstrip('.')}" for e in source.extensions)
-    return (ref for ref in files.list(source.path) if not endings or ref.image_id.lower().endswith(endings))
+    return (ref for ref in files.walk(source.path) if not endings or ref.image_id.lower().endswith(endings))
 
 
 def index_source(source: SourceConfig, run: Run, files: Files) -> Manifest:

@@ -27,7 +27,10 @@ def write_unlabeled(folder: Path, num_images: int, seed: int, spec: WorldSpec) -
             path = folder / f"{index // 1000:03d}" / f"{index:06d}.png"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                paint(scene).save(path)
+                # A killed command leaves no half of an image under the name that the next one would skip.
+                aside = path.with_suffix(".part")
+                paint(scene).save(aside, "PNG")
+                aside.replace(path)
             progress.advance(1)
 
 

@@ -26,9 +26,9 @@ def load_questions(config: EvaluateConfig) -> list[LabelledQuestion]:
     """
     path = Path(resolve_path(config.questions))
     try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise _refused(config, f"cannot be read ({error.strerror}).", "Give a JSONL file.") from error
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _refused(config, f"cannot be read ({error}).", "Give a JSONL file in UTF-8.") from error
     questions = [_parse(config, path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
     if not questions:
         raise _refused(config, "holds no questions.", "Give a file with a question on each line.")
@@ -43,6 +43,8 @@ def _parse(config: EvaluateConfig, path: Path, number: int, line: str) -> Labell
         row: dict[str, Any] = json.loads(line)
     except json.JSONDecodeError as error:
         raise _refused(config, f"line {number} is not JSON ({error.msg}).", "Mend the line.") from None
+    if not isinstance(row, dict):
+        raise _refused(config, f"line {number} is not an object.", "Give all five fields.")
     for name, kind in _FIELDS.items():
         if not isinstance(row.get(name), kind):
             raise _refused(config, f"line {number}: {name} is not a {kind.__name__}.", "Give all five fields.")

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from mpa_ray.config import ObjectStoreConfig, StudentConfig, resolve_path
-from mpa_ray.corpus.read import FileReader
+from mpa_ray.config import RunConfig, StudentConfig, resolve_path
+from mpa_ray.corpus.files import Files
 from mpa_ray.errors import RunError
-from mpa_ray.flow import ordered, samples_with_images
+from mpa_ray.flow import check_resources, ordered, samples_with_images
 from mpa_ray.leveling.collator import TrainingRow
 from mpa_ray.leveling.trainer import TrainingJob, train
-from mpa_ray.progress import Progress
+from mpa_ray.progress import Progress, say
 from mpa_ray.records import ParitySample
 from mpa_ray.store.run import Run
 from mpa_ray.tasks.task import Task
@@ -33,24 +33,23 @@ def epoch(samples: Sequence[ParitySample], batch_size: int, seed: int) -> list[T
 
 
 def level(
-    run: Run,
-    student: StudentConfig,
-    task: Task,
-    samples: Sequence[ParitySample],
-    folder: str,
-    object_store: ObjectStoreConfig,
+    run: Run, config: RunConfig, student: StudentConfig, task: Task, samples: Sequence[ParitySample], folder: str
 ) -> None:
     """Fine-tune the student and export it below `folder`; continues where a killed run left its last checkpoint.
 
     Raises:
-        RunError: there is nothing to train on, or training failed more often than `max_failures`.
+        RunError: there is nothing to train on, training failed more often than `max_failures`, or too many images have
+            gone.
     """
     if not samples:
         raise RunError(f"{student.name}: no parity samples, so nothing to learn; see the drop reasons in the report.")
+    settings = student.level
+    check_resources(f"{student.name}: level.cpus_per_worker, level.gpus_per_worker", settings.cpus_per_worker,
+                    settings.gpus_per_worker)  # fmt: skip
     rows = epoch(samples, student.level.batch_size, student.level.seed)
     job = TrainingJob(
         model=resolve_path(student.model),
-        object_store=object_store,
+        object_store=config.object_store,
         task=task,
         level=student.level,
         min_pixels=student.min_pixels,
@@ -76,7 +75,7 @@ def level(
             failure_config=ray.train.FailureConfig(max_failures=student.level.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
-        datasets={"train": samples_with_images(rows, student.level.micro_batch_size, FileReader(object_store))},
+        datasets={"train": samples_with_images(rows, student.level.micro_batch_size, Files(config.object_store))},
         dataset_config=ray.train.DataConfig(execution_options=ordered()),
     )
     with Progress(f"level {student.name}", job.num_steps, "steps") as progress, _Follow(run, folder, progress):
@@ -84,7 +83,19 @@ def level(
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise RunError(f"{student.name}: training failed: {error}") from error
+    num_unreadable = run.read_json(f"{folder}/training.json")["num_unreadable"]
+    _check_images(student.name, num_unreadable, len(samples), config.limits.max_failed_rate)
     run.storage.create(f"{folder}/complete.json", b"{}")
+
+
+def _check_images(student: str, num_unreadable: int, num_samples: int, max_failed_rate: float) -> None:
+    """Samples whose images have gone since they were identified carry no loss: say so, and refuse a hollow training."""
+    if not num_unreadable:
+        return
+    told = f"{student}: the images of {num_unreadable} of {num_samples} samples could no longer be read"
+    if num_unreadable > max_failed_rate * num_samples:
+        raise RunError(f"{told}, more than limits.max_failed_rate = {max_failed_rate}: restore the source's files.")
+    say(f"WARNING: {told} and taught nothing.")
 
 
 class _Follow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -52,6 +53,17 @@ class ParityTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
 
 
+def write_down(job: TrainingJob, state: Any, num_unreadable: int | None = None) -> None:
+    """Keep training.json at the state of the trainer: the driver's progress line and the report read it."""
+    content = {
+        "step": state.global_step,
+        "num_steps": state.max_steps,
+        "num_unreadable": num_unreadable,
+        "log": state.log_history,
+    }
+    job.storage.write(f"{job.folder}/training.json", json.dumps(content).encode())
+
+
 class ReportToRayTrain(TrainerCallback):
     """Give Ray Train each checkpoint, once: rank 0 uploads, the others only meet it at the barrier of `report`."""
 
@@ -59,9 +71,11 @@ class ReportToRayTrain(TrainerCallback):
         self._job = job
 
     def on_log(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002
+        losses = [row["loss"] for row in state.log_history if "loss" in row]
+        if losses and not math.isfinite(losses[-1]):
+            raise FloatingPointError(f"the loss is {losses[-1]} at step {state.global_step}: lower the learning rate")
         if state.is_world_process_zero:
-            content = json.dumps({"step": state.global_step, "num_steps": state.max_steps, "log": state.log_history})
-            self._job.storage.write(f"{self._job.folder}/training.json", content.encode())
+            write_down(self._job, state)
 
     def on_save(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
         metrics = {"step": state.global_step}
@@ -104,9 +118,19 @@ def train(job: TrainingJob) -> None:
         else:
             with checkpoint.as_directory() as folder:
                 trainer.train(resume_from_checkpoint=folder)
+        num_unreadable = _sum_over_ranks(collator.num_unreadable)
         if context.get_world_rank() == 0:
             export(trainer.model, processor, job, Path(scratch))
-    ray.train.report({"num_unreadable": collator.num_unreadable})
+            write_down(job, trainer.state, num_unreadable)
+
+
+def _sum_over_ranks(count: int) -> int:
+    total = torch.tensor(count)
+    if torch.distributed.is_initialized():
+        if torch.cuda.is_available():
+            total = total.cuda()
+        torch.distributed.all_reduce(total)
+    return int(total)
 
 
 def _arguments(job: TrainingJob, scratch: str, on_gpu: bool) -> TrainingArguments:

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, Template
 
 from mpa_ray.config import RunConfig
 from mpa_ray.corpus.decode import ImageProblem, prepare
-from mpa_ray.corpus.read import FileReader
+from mpa_ray.corpus.files import Files
 from mpa_ray.progress import clock
 from mpa_ray.store.run import Run
 
@@ -34,7 +34,7 @@ def _template() -> Template:
 
 def render_html(run: Run, config: RunConfig, summary: dict[str, Any]) -> str:
     """The report as a page; sample images are inlined as small JPEGs."""
-    files = FileReader(config.object_store)
+    files = Files(config.object_store)
     uris = {sample["uri"] for student in summary["students"].values() for sample in student["samples"]}
     thumbnails = {uri: _thumbnail(content) for uri, (content, _) in zip(uris, files.read(list(uris)), strict=True)}
     return _template().render(

@@ -90,6 +90,17 @@ def prediction_fingerprint(config: RunConfig, task: Task, model: ModelConfig) ->
     return {**_answering(config, task), **_model(model, config), **questions_fingerprint(config)}
 
 
+def of_datasets(config: RunConfig, task: Task) -> dict[str, dict[str, Any]]:
+    """The fingerprint of every dataset of a run by its folder; predictions, whose models arise later, apart."""
+    found = {"corpus": corpus_fingerprint(config), "annotations": annotation_fingerprint(config, task)}
+    for student in config.students:
+        found[f"verdicts/{student.name}"] = verdict_fingerprint(config, task, student)
+        found[f"students/{student.name}/parity"] = level_fingerprint(config, task, student)
+    if config.evaluate is not None:
+        found["evaluation/questions"] = questions_fingerprint(config)
+    return found
+
+
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The fields whose values differ, each with both values (None where a side lacks it)."""
     # JSON has no tuples; compare as JSON would store them.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mpa_ray.records import ParitySample
 from mpa_ray.store.parquet import from_parquet, to_parquet
 from mpa_ray.store.run import Run
-from mpa_ray.tasks.task import Task
+from mpa_ray.tasks.task import SYSTEM_PROMPT, Task
 
 
 def export_parity(run: Run, student: str, task: Task, samples: Sequence[ParitySample]) -> None:
@@ -42,6 +42,7 @@ def _messages(task: Task, sample: ParitySample) -> dict[str, object]:
     prompt = [{"type": "image"}, {"type": "text", "text": task.answer_prompt(sample.question)}]
     return {
         "messages": [
+            {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]},
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": [{"type": "text", "text": sample.answer}]},
         ],

@@ -96,18 +96,43 @@ class Run:
         self.write_json("run.json", content)
 
     def claim(self, dataset: str, fingerprint: Fingerprint) -> None:
-        """Say what a dataset is made of; a dataset begun under other settings is refused.
+        """Say what a dataset is made of; settings may change until its first rows are there.
+
+        Raises:
+            FingerprintMismatch: it was begun under other settings; names each field that differs, with both values.
+        """
+        path = self._fingerprint_path(dataset)
+        content = json.dumps(fingerprint, indent=2, ensure_ascii=False).encode()
+        if self.storage.create(path, content):
+            return
+        if self._is_begun(dataset):
+            self.hold_against(dataset, fingerprint)
+        else:
+            self.storage.write(path, content)
+
+    def hold_against(self, dataset: str, fingerprint: Fingerprint) -> None:
+        """Refuse settings other than those that a dataset, if it is begun, is made of.
 
         Raises:
             FingerprintMismatch: naming each field that differs, with both values.
         """
-        path = f"fingerprints/{dataset.replace('/', '.')}.json"
-        if self.storage.create(path, json.dumps(fingerprint, indent=2, ensure_ascii=False).encode()):
+        path = self._fingerprint_path(dataset)
+        changed = differences(self.read_json(path), fingerprint) if self._is_begun(dataset) else {}
+        if not changed:
             return
-        changed = differences(self.read_json(path), fingerprint)
-        if changed:
-            told = "; ".join(f"{field}: was {old!r}, now {new!r}" for field, (old, new) in changed.items())
-            raise FingerprintMismatch(
-                "run_dir", self.storage.root, f"its {dataset} were made with other settings: {told}.",
-                "Undo the change, or give a new run_dir.",
-            )  # fmt: skip
+        told = "; ".join(f"{field}: was {old!r}, now {new!r}" for field, (old, new) in changed.items())
+        kind, _, student = dataset.partition("/")
+        remedy = "Undo the change, or give a new run_dir."
+        if kind in ("verdicts", "students"):
+            remedy = f"Undo the change, or rename student {student.partition('/')[0]}: the teacher's work is kept."
+        raise FingerprintMismatch(
+            "run_dir", self.storage.root, f"its {dataset} were made with other settings: {told}.", remedy
+        )
+
+    def _is_begun(self, dataset: str) -> bool:
+        """Are there rows of it, or results of a training?"""
+        return any(self.storage.list(f"{dataset}/commits")) or any(self.storage.list(dataset))
+
+    @staticmethod
+    def _fingerprint_path(dataset: str) -> str:
+        return f"fingerprints/{dataset.replace('/', '.')}.json"

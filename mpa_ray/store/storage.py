@@ -89,10 +89,15 @@ class LocalStorage:
         target = Path(self.root, path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            # A full disk keeps no half-written file besides.
+            temporary.unlink(missing_ok=True)
+            raise
         return temporary
 
 

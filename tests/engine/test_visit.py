@@ -18,7 +18,7 @@ from mpa_ray.corpus.decode import PreparedImage, prepare
 from mpa_ray.demo.world import Scene, WorldSpec, paint, sample_scene
 from mpa_ray.engine.protocol import RequestRefused, VisualPrompt
 from mpa_ray.engine.vllm_engine import VllmEngine
-from mpa_ray.records import Annotation, ImageRef, Reason
+from mpa_ray.records import Annotation, ImageRef, Reason, State
 from mpa_ray.rendering import load_processor, render
 from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.shard import ImageWork, visit_all
@@ -109,6 +109,14 @@ def test_too_long_a_prompt_is_refused_and_the_engine_lives(run: Run[Any], engine
         run(engine.generate(VisualPrompt("long", image, "word " * 2000), SamplingConfig()))
     assert caught.value.reason == Reason.PROMPT_TOO_LONG
     assert run(engine.generate(VisualPrompt("short", image, TASK.answer_prompt("What?")), SamplingConfig())).text
+
+
+def test_a_special_token_in_a_question_is_refused_and_the_engine_lives(run: Run[Any], engine: VllmEngine) -> None:
+    image = prepared(scenes(1)[0])
+    with pytest.raises(RequestRefused) as caught:
+        run(engine.generate(VisualPrompt("x", image, TASK.answer_prompt("What is <|image_pad|>?")), SamplingConfig()))
+    assert (caught.value.reason, caught.value.state) == (Reason.SPECIAL_TOKEN_IN_TEXT, State.DROPPED)
+    assert run(engine.generate(VisualPrompt("y", image, TASK.answer_prompt("What?")), SamplingConfig())).text
 
 
 def test_greedy_answers_equal_those_of_transformers(run: Run[Any], engine: VllmEngine) -> None:

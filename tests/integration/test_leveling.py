@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from mpa_ray.config import FullConfig, LevelConfig, LoraConfig, StudentConfig, resolve_path
+from mpa_ray.config import FullConfig, LevelConfig, LoraConfig, RunConfig, StudentConfig, resolve_path
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
+from mpa_ray.errors import RunError
 from mpa_ray.leveling.collator import IGNORED_LABEL, AnswerCollator, TrainingRow
 from mpa_ray.leveling.level import epoch, level
 from mpa_ray.leveling.scope import VISION_MODULES, prepare_for_training
@@ -18,6 +20,7 @@ from mpa_ray.records import ParitySample
 from mpa_ray.rendering import load_processor, render
 from mpa_ray.store.run import Run
 from mpa_ray.tasks.library import TASKS
+from tests.conftest import scripted_tree
 
 MODEL = resolve_path("bundled:demo/models/student")
 TASK = TASKS["demo_world"]
@@ -66,6 +69,16 @@ def test_rows_that_fill_up_and_images_that_are_gone_carry_no_loss(samples: list[
     assert made.num_unreadable == 1
 
 
+def test_an_answer_that_spells_a_special_token_is_text(samples: list[ParitySample]) -> None:
+    sample = replace(samples[0], answer="the <|image_pad|> token")
+    batch = collator()([TrainingRow(sample)], contents(samples[:1]))
+    processor = load_processor(MODEL)
+    image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    told = batch["labels"][batch["labels"] != IGNORED_LABEL]
+    assert image_token not in told
+    assert processor.tokenizer.decode(told) == "the <|image_pad|> token<|im_end|>"
+
+
 def test_an_epoch_holds_every_sample_once_in_full_batches(samples: list[ParitySample]) -> None:
     rows = epoch(samples, 16, seed=1)
     assert len(rows) == 48
@@ -88,6 +101,28 @@ def test_full_training_reaches_the_vision_tower_only_by_choice() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def leveled(samples: list[ParitySample], folder: Path, settings: LevelConfig) -> Run:
+    student = StudentConfig(name="s", model=MODEL, min_pixels=3136, max_pixels=12544, level=settings)
+    config = RunConfig.model_validate({**scripted_tree(folder / "images", folder), "students": [student.model_dump()]})
+    run = Run.open(config.run_dir)
+    level(run, config, student, TASK, samples, "students/s/parity")
+    return run
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_images_that_are_gone_are_told_of_or_end_the_training(
+    samples: list[ParitySample], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = LevelConfig(batch_size=8, micro_batch_size=4, num_workers=2)
+    some_gone = [replace(s, uri="/gone.png") for s in samples[:3]] + samples[3:]
+    run = leveled(some_gone, tmp_path / "some", settings)
+    assert run.read_json("students/s/parity/training.json")["num_unreadable"] == 3
+    assert "WARNING: s: the images of 3 of 40 samples could no longer be read" in capsys.readouterr().out
+    with pytest.raises(RunError, match=r"the images of 30 of 40 samples .* more than limits\.max_failed_rate"):
+        leveled([replace(s, uri="/gone.png") for s in samples[:30]] + samples[30:], tmp_path / "most", settings)
+    assert not (tmp_path / "most/students/s/parity/complete.json").exists()
+
+
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
     ("num_workers", "method"), [(1, LoraConfig(rank=4)), (2, LoraConfig(rank=4)), (1, FullConfig(kind="full"))]
@@ -99,9 +134,7 @@ def test_leveling_end_to_end(
         method=method, learning_rate=1e-3, batch_size=8, micro_batch_size=4, num_workers=num_workers,
         checkpoint_every_steps=2,
     )  # fmt: skip
-    student = StudentConfig(name="s", model=MODEL, min_pixels=3136, max_pixels=12544, level=settings)
-    run = Run.open(str(tmp_path))
-    level(run, student, TASK, samples, "students/s/parity")
+    run = leveled(samples, tmp_path, settings)
     log = run.read_json("students/s/parity/training.json")
     assert (log["step"], log["num_steps"]) == (5, 5)
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "students/s/parity/merged", dtype=torch.float32)

@@ -49,6 +49,8 @@ def test_overrides_reach_lists_and_nested_settings(tree: dict[str, Any], tmp_pat
         ({"students.0.level.batch_size": 12}, "students.0.level", "multiple of micro_batch_size"),
         ({"identify.matcher": "fuzzy"}, "identify.matcher", "'exact' or 'containment'"),
         ({"run_dir": None}, "run_dir", "string"),
+        ({"students.0.level.learning_rate": float("inf")}, "students.0.level.learning_rate", "finite"),
+        ({"run_dir.deeper.still": 1}, "--run_dir.deeper.still", "there is no run_dir"),
     ],
 )
 def test_a_wrong_value_is_named(
@@ -92,6 +94,24 @@ def test_preflight_names_a_missing_model(tree: dict[str, Any]) -> None:
     tree["teacher"] = {"model": "./no/such/model"}
     with pytest.raises(ConfigError, match=r"teacher\.model = './no/such/model': is not a folder"):
         checked(tree)
+
+
+@pytest.mark.parametrize("model", ["./student", "../student", "a--b/c", "~/student"])
+def test_preflight_names_a_path_that_is_not_there(tree: dict[str, Any], model: str) -> None:
+    tree["teacher"] = {"model": model}
+    with pytest.raises(ConfigError, match=r"teacher\.model"):
+        checked(tree)
+
+
+def test_a_value_that_is_no_yaml_is_taken_as_it_is(tree: dict[str, Any], tmp_path: Path) -> None:
+    assert load_config(written(tree, tmp_path), {"source.path": "*/images"}).source.path == "*/images"
+
+
+def test_an_existing_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "student").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve_path("student") == str(tmp_path / "student")
+    assert resolve_path("owner/name") == "owner/name"
 
 
 def test_preflight_names_a_student_without_processor(tree: dict[str, Any], tmp_path: Path) -> None:

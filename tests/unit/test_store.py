@@ -60,13 +60,24 @@ def test_what_has_no_marker_is_not_read(tmp_path: Path) -> None:
         dataset.read("000000")
 
 
-def test_a_changed_fingerprint_is_refused_with_the_field(tmp_path: Path) -> None:
+def test_settings_may_change_until_the_first_rows_are_there(tmp_path: Path) -> None:
     run = Run.open(str(tmp_path))
     run.claim("annotations", {"prompt": "Ask.", "top_p": 0.9})
-    run.claim("annotations", {"prompt": "Ask.", "top_p": 0.9})
-    with pytest.raises(FingerprintMismatch, match=r"prompt: was 'Ask\.', now 'Beg\.'") as caught:
-        run.claim("annotations", {"prompt": "Beg.", "top_p": 0.9})
-    assert "top_p" not in str(caught.value)
+    run.claim("annotations", {"prompt": "Beg.", "top_p": 0.9})
+    run.annotations.commit("000000", [])
+    run.claim("annotations", {"prompt": "Beg.", "top_p": 0.9})
+    for check in (run.claim, run.hold_against):
+        with pytest.raises(FingerprintMismatch, match=r"prompt: was 'Beg\.', now 'Ask\.'") as caught:
+            check("annotations", {"prompt": "Ask.", "top_p": 0.9})
+        assert "top_p" not in str(caught.value)
+
+
+def test_another_student_keeps_the_teachers_work(tmp_path: Path) -> None:
+    run = Run.open(str(tmp_path))
+    run.claim("verdicts/small", {"small.model": "a"})
+    run.verdicts("small").commit("000000", [])
+    with pytest.raises(FingerprintMismatch, match="rename student small: the teacher's work is kept"):
+        run.claim("verdicts/small", {"small.model": "b"})
 
 
 def test_an_unwritable_run_directory_is_named(tmp_path: Path) -> None:

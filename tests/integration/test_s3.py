@@ -1,0 +1,138 @@
+"""Runs and images at s3://, against a server that speaks the protocol over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from moto.server import ThreadedMotoServer
+
+from mpa_ray.checkpoints import local_model, model_identity
+from mpa_ray.config import ObjectStoreConfig
+from mpa_ray.errors import ConfigError
+from mpa_ray.store.s3 import S3Storage
+from mpa_ray.store.storage import open_storage
+from tests.conftest import scripted_tree
+
+ROOT = Path(__file__).parents[2]
+SECRET = "a-secret-that-no-file-may-hold"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The endpoint's URL; the credentials for it are in the environment, as on a user's machine."""
+    moto = ThreadedMotoServer(port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="bucket")
+        yield f"http://{host}:{port}"
+    moto.stop()
+
+
+@pytest.fixture
+def object_store(server: str) -> ObjectStoreConfig:
+    return ObjectStoreConfig(endpoint_url=server, max_attempts=2, first_pause_s=0.01)
+
+
+@pytest.fixture
+def storage(object_store: ObjectStoreConfig, request: pytest.FixtureRequest) -> S3Storage:
+    found = open_storage(f"s3://bucket/{request.node.name}/", object_store)
+    assert isinstance(found, S3Storage)
+    return found
+
+
+def test_objects_are_written_read_and_listed(storage: S3Storage, tmp_path: Path) -> None:
+    storage.write("a/b.json", b"1")
+    storage.write("a/b.json", b"2")
+    storage.write("a/deeper/c.json", b"3")
+    storage.write("a/.hidden", b"4")
+    (tmp_path / "weights.bin").write_bytes(b"5" * 100)
+    storage.put_folder(tmp_path, "a")
+    assert storage.read("a/b.json") == b"2"
+    assert list(storage.list("a")) == ["a/b.json", "a/weights.bin"]
+    assert storage.exists("a/b.json")
+    assert not storage.exists("a/none")
+    with pytest.raises(FileNotFoundError, match="a/none"):
+        storage.read("a/none")
+
+
+def test_of_many_creators_one_wins(storage: S3Storage) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        won = list(pool.map(lambda i: storage.create("marker", str(i).encode()), range(16)))
+    assert won.count(True) == 1
+    assert storage.read("marker") == str(won.index(True)).encode()
+    assert storage.create("marker", storage.read("marker")), "a repeated request whose first answer was lost"
+
+
+def test_large_objects_arrive_in_parts(object_store: ObjectStoreConfig) -> None:
+    parts = object_store.model_copy(update={"multipart_bytes": 5 * 2**20})
+    storage = S3Storage("s3://bucket/large", parts)
+    content = bytes(range(256)) * (11 * 2**12)
+    storage.write("file", content)
+    assert storage.read("file") == content
+
+
+def test_a_checkpoint_is_downloaded_once(
+    storage: S3Storage, object_store: ObjectStoreConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPA_RAY_CACHE", str(tmp_path))
+    storage.write("model/config.json", b"{}")
+    name = f"{storage.root}/model"
+    folder = local_model(name, object_store)
+    assert Path(folder, "config.json").read_bytes() == b"{}"
+    assert local_model(name, object_store) == folder
+    before = model_identity(name, object_store)
+    storage.write("model/config.json", b"[]")
+    assert model_identity(name, object_store) != before
+    assert local_model(name, object_store) != folder
+    with pytest.raises(ConfigError, match="holds no files"):
+        local_model(f"{storage.root}/none", object_store)
+
+
+def test_a_server_that_is_not_there_is_an_error_that_names_it(object_store: ObjectStoreConfig) -> None:
+    gone = object_store.model_copy(update={"endpoint_url": "http://127.0.0.1:9"})
+    with pytest.raises(OSError, match=r"s3://bucket/run/x.*attempt 2"):
+        S3Storage("s3://bucket/run", gone).read("x")
+
+
+def run_job(job: str, *arguments: str, endpoint: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, f"jobs/{job}.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
+        timeout=200, env={**os.environ, "AWS_ENDPOINT_URL": endpoint},
+    )  # fmt: skip
+
+
+def test_images_and_run_at_s3(server: str, images: Path, tmp_path: Path) -> None:
+    client = boto3.client("s3", endpoint_url=server)
+    for path in images.iterdir():
+        client.upload_file(str(path), "bucket", f"corpus/{path.name}")
+    client.put_object(Bucket="bucket", Key="corpus/empty.png", Body=b"")
+    tree: dict[str, Any] = scripted_tree(images, tmp_path)
+    tree["run_dir"], tree["source"]["path"] = "s3://bucket/runs/one", "s3://bucket/corpus"
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    for job in ("index", "annotate", "identify", "report"):
+        done = run_job(job, "--config", str(config), endpoint=server)
+        assert done.returncode == 0, done.stderr
+        assert SECRET not in done.stdout + done.stderr
+    again = run_job("annotate", "--config", str(config), endpoint=server)
+    assert again.stdout.splitlines() == ["annotate: already done"]
+    audited = run_job("audit", "s3://bucket/runs/one", endpoint=server)
+    counts = json.loads(audited.stdout)
+    assert (audited.returncode, counts["images"], counts["problems"]) == (0, 61, [])
+    assert counts["failed"] == {"empty_file": 1}
+    for found in client.list_objects_v2(Bucket="bucket", Prefix="runs/one/")["Contents"]:
+        assert SECRET.encode() not in client.get_object(Bucket="bucket", Key=found["Key"])["Body"].read()

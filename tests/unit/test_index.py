@@ -1,0 +1,93 @@
+"""Indexing: a fixed order, every file accounted for, and no image twice whatever happens in between."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mpa_ray.config import ObjectStoreConfig, SourceConfig
+from mpa_ray.corpus.files import Files
+from mpa_ray.corpus.index import index_source, list_images
+from mpa_ray.errors import ConfigError
+from mpa_ray.records import ImageRef
+from mpa_ray.store.dataset import ShardedDataset
+from mpa_ray.store.run import Run
+
+FILES = Files(ObjectStoreConfig())
+
+
+def folder_with(root: Path, *names: str) -> SourceConfig:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"not read here")
+    return SourceConfig(path=str(root), shard_size=2)
+
+
+def ids(run: Run) -> list[str]:
+    return [ref.image_id for ref in run.corpus.rows(run.manifest().shards)]
+
+
+def test_images_come_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    source = folder_with(tmp_path, "b.png", "a/z.JPG", "a.png", "a-1/c.png", "notes.txt", "a/y.webp")
+    found = [ref.image_id for ref in list_images(source, FILES)]
+    assert found == sorted(found, key=str.encode) == ["a-1/c.png", "a.png", "a/y.webp", "a/z.JPG", "b.png"]
+
+
+def test_a_killed_index_goes_on_and_doubles_nothing(tmp_path: Path) -> None:
+    source = folder_with(tmp_path / "images", *(f"{c}.png" for c in "bcdefgh"))
+    run = Run.open(str(tmp_path / "run"))
+    run.corpus.commit("000000", list(list_images(source, FILES))[:2])
+    # Between the attempts one file comes and one of the first shard goes.
+    folder_with(tmp_path / "images", "a.png", "i.png")
+    (tmp_path / "images/b.png").unlink()
+    manifest = index_source(source, run, FILES)
+    assert ids(run) == [f"{c}.png" for c in "bcdefghi"]
+    assert manifest.num_images == 8
+
+
+def test_what_another_driver_committed_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = folder_with(tmp_path / "images", *(f"{c}.png" for c in "abcde"))
+    run = Run.open(str(tmp_path / "run"))
+    refs = list(list_images(source, FILES))
+    commit = type(run.corpus).commit
+
+    def raced(dataset: ShardedDataset[ImageRef], shard: str, rows: list[ImageRef]) -> bool:
+        if shard == "000000":
+            commit(dataset, shard, refs[:1])
+        return commit(dataset, shard, rows)
+
+    monkeypatch.setattr(type(run.corpus), "commit", raced)
+    index_source(source, run, FILES)
+    assert ids(run) == [f"{c}.png" for c in "abcde"]
+
+
+def test_a_limit_holds_across_attempts(tmp_path: Path) -> None:
+    source = folder_with(tmp_path / "images", *(f"{c}.png" for c in "abcdefg")).model_copy(update={"limit": 5})
+    run = Run.open(str(tmp_path / "run"))
+    assert index_source(source, run, FILES).num_images == 5
+    assert ids(run) == [f"{c}.png" for c in "abcde"]
+
+
+def test_odd_names_and_links_are_accounted_for(tmp_path: Path) -> None:
+    source = folder_with(tmp_path / "images", "a #1?.png", "b\nc.png", "d/e.png")
+    with open(os.fsencode(tmp_path / "images") + b"/caf\xe9.png", "wb") as file:
+        file.write(b"not UTF-8")
+    (tmp_path / "images/gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "images/loop").symlink_to(tmp_path / "images")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/f.png").write_bytes(b"linked")
+    (tmp_path / "images/link").symlink_to(tmp_path / "elsewhere")
+    refs = {ref.image_id: ref for ref in list_images(source, FILES)}
+    assert sorted(refs) == ["a #1?.png", "b\nc.png", "caf%E9.png", "d/e.png", "gone.png", "link/f.png"]
+    contents = dict(zip(refs, FILES.read([ref.uri for ref in refs.values()]), strict=True))
+    assert contents["caf%E9.png"] == (b"not UTF-8", None)
+    assert contents["link/f.png"] == (b"linked", None)
+    assert contents["gone.png"] == (None, "FileNotFoundError: No such file or directory")
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a folder"):
+        next(list_images(SourceConfig(path=str(tmp_path / "no")), FILES))
