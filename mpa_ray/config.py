@@ -90,6 +90,8 @@ class ScriptedEngineConfig(Settings):
     """Ids of images on which a request fails."""
     die_on: tuple[str, ...] = ()
     """Ids of images on which the engine dies, once per actor start."""
+    kill_on: tuple[str, ...] = ()
+    """Ids of images on which the whole process is killed, as for want of memory."""
     die_once_in: str | None = None
     """Folder in which a mark is left at each death, so that the next engine survives the same image."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -74,6 +76,8 @@ class ScriptedEngine:
             raise RequestRefused(Reason.REQUEST_FAILED, "scripted to fail on this image")
         if image_id in self._config.die_on and self._first_death(image_id):
             raise EngineDied(f"scripted to die on {image_id}")
+        if image_id in self._config.kill_on:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _first_death(self, image_id: str) -> bool:
         if self._config.die_once_in is None:

@@ -64,11 +64,14 @@ def test_a_dead_engine_is_replaced_and_nothing_is_lost(images: Path, tmp_path: P
     assert counts["annotated"] == 60
 
 
-def test_an_engine_that_keeps_dying_ends_the_run(images: Path, tmp_path: Path) -> None:
-    tree = scripted_tree(images, tmp_path / "run", die_on=["000.png"])
+@pytest.mark.parametrize(
+    ("fault", "told"), [("die_on", "scripted to die on 000.png"), ("kill_on", "no reason was left")]
+)
+def test_an_engine_that_keeps_dying_ends_the_run(images: Path, tmp_path: Path, fault: str, told: str) -> None:
+    tree = scripted_tree(images, tmp_path / "run", **{fault: ["000.png"]})
     tree["source"]["limit"] = 4
     tree["limits"] = {"max_engine_deaths": 2}
-    with pytest.raises(RunError, match="annotate:teacher: the engine died 2 times on shard 000000"):
+    with pytest.raises(RunError, match=f"annotate:teacher: the engine died 2 times on shard 000000.*{told}"):
         identified(tree)
 
 

@@ -34,6 +34,10 @@ def test_only_one_file_knows_vllm() -> None:
     assert files_importing("vllm") == {"engine/vllm_engine.py"}
 
 
+def test_only_one_file_knows_boto3() -> None:
+    assert files_importing("boto3") == files_importing("botocore") == {"object_store.py"}
+
+
 def test_only_flow_knows_ray_data() -> None:
     assert files_importing("ray.data") == {"flow.py"}
 
@@ -55,7 +59,12 @@ def test_only_leveling_knows_ray_train() -> None:
         ("matching.py", ["stages", "store", "flow", "engine"]),
         ("tasks", ["stages", "store", "flow", "engine", "leveling"]),
         ("stages", ["store", "flow", "leveling", "evaluation", "campaign"]),
-        ("store", ["stages", "flow", "leveling", "evaluation", "campaign", "engine"]),
+        ("store", ["stages", "corpus", "flow", "leveling", "evaluation", "campaign", "engine"]),
+        ("corpus", ["stages", "flow", "leveling", "evaluation", "campaign", "engine"]),
+        ("flow.py", ["leveling", "evaluation", "report", "campaign"]),
+        ("report", ["flow", "leveling", "evaluation", "campaign", "engine", "stages"]),
+        ("object_store.py", ["store", "corpus", "flow"]),
+        ("checkpoints.py", ["store", "corpus", "flow", "engine"]),
         ("engine", ["stages", "store", "flow", "leveling", "evaluation", "campaign"]),
         ("leveling", ["evaluation", "campaign", "stages", "engine"]),
         ("evaluation", ["campaign", "leveling", "flow"]),
