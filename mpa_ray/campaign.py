@@ -21,7 +21,7 @@ from mpa_ray.preflight import check_run, task_of
 from mpa_ray.progress import Progress, say
 from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.identify import Identify, WorthAsking
-from mpa_ray.stages.judge import parity_samples
+from mpa_ray.stages.judge import known_samples, parity_samples
 from mpa_ray.stages.predict import Predict
 from mpa_ray.store import fingerprint
 from mpa_ray.store.parity import export_parity, read_parity
@@ -138,7 +138,12 @@ def _level(config: RunConfig, student: StudentConfig) -> None:
 
     flow.start_ray()
     with _timed(run, f"level {student.name}"):
-        level_student(run, config, student, task, read_parity(run, student.name), folder)
+        samples = read_parity(run, student.name)
+        verdicts = run.verdicts(student.name).rows(run.manifest().shards)
+        num_replayed = round(student.level.replay_share * len(samples))
+        if num_replayed:
+            samples += known_samples(verdicts, num_replayed, student.level.seed)
+        level_student(run, config, student, task, samples, folder)
 
 
 def evaluate(config: RunConfig) -> None:

@@ -199,6 +199,8 @@ class LevelConfig(Settings):
     gpus_per_worker: float = Field(0.0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    replay_share: float = Field(0.0, ge=0)
+    """Against forgetting: pairs that the student already answers, mixed in at this share of D_PI's size."""
     checkpoint_every_steps: int = Field(50, ge=1)
     """A killed run goes on from the last of these."""
     max_failures: int = Field(3, ge=0)

@@ -1,8 +1,8 @@
 """Train the bundled teacher and student from scratch: `python -m mpa_ray.demo.train --out DIR`.
 
 Both are Qwen2-VL built from a config. Each first learns sight, since nearly every sample ends with a description of the
-whole scene. The student is asked about five of the eight question families and never about the others; the teacher goes
-on with all of them and with annotation.
+whole scene. The student is asked about six of the eight question families and never about the other two; the teacher
+goes on with all of them and with annotation.
 """
 
 from __future__ import annotations
@@ -74,15 +74,18 @@ class Stage:
 DESCRIBE_ALONE_SHARE = 0.15
 """Share of the descriptions that are asked for at once, without questions before."""
 
-WITHHELD = dict.fromkeys(("count", "place", "number"), 0.0)
+WITHHELD = {"count": 0.0, "place": 0.0}
 """Families that the student is never asked about; what they ask for is in its descriptions all the same."""
 
 HARD = {"chart": 2.0, "word": 2.0, "position": 1.5}
 
 CURRICULA = {
-    "student": (Stage("student", 1200, 1.5e-3, 2e-5, 0.0, 1.0, 2, HARD | WITHHELD),),
+    "student": (
+        Stage("student-sight", 1200, 1.5e-3, 2e-5, 0.0, 1.0, 2, HARD | WITHHELD | {"number": 0.0}),
+        Stage("student-numbers", 120, 6e-4, 2e-5, 0.0, 0.5, 2, HARD | WITHHELD | {"number": 2.0}),
+    ),
     "teacher": (
-        Stage("sight", 1200, 1.5e-3, 2e-4, 0.0, 1.0, 1, dict.fromkeys(("number", "word", "chart"), 0.02)),
+        Stage("teacher-sight", 1200, 1.5e-3, 2e-4, 0.0, 1.0, 1, dict.fromkeys(("number", "word", "chart"), 0.02)),
         Stage("teacher", 1200, 1.2e-3, 1e-5, 0.25, 0.0, 4, HARD),
     ),
 }
@@ -263,8 +266,9 @@ class Samples:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def learning_rate(stage: Stage, step: int, warmup: int = 150) -> float:
+def learning_rate(stage: Stage, step: int) -> float:
     """Linear warm-up, then a cosine from the stage's peak to its final rate."""
+    warmup = min(150, stage.num_steps // 4)
     if step < warmup:
         return stage.peak_learning_rate * (step + 1) / warmup
     progress = (step - warmup) / max(1, stage.num_steps - warmup)

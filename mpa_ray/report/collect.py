@@ -35,6 +35,7 @@ def collect(run: Run, config: RunConfig) -> dict[str, Any]:
                 "method": s.level.method.kind,
                 **_student(run.verdicts(s.name).rows(shards)),
                 "accuracy": _accuracy(scores, s.name),
+                "replay_share": s.level.replay_share,
                 "training": _training(run, run.student_dir(s.name)),
                 "warnings": _warnings(counts["kept"][s.name], _accuracy(scores, s.name)),
             }

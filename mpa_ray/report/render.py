@@ -82,6 +82,8 @@ def render_table(summary: dict[str, Any]) -> str:
         lines += ["", f"student {name} ({student['model']}, {student['method']})"]
         lines += [f"  teacher-consistent         {student['num_consistent']:>8}"]
         lines += [f"  D_PI (parity samples)      {student['num_parity_samples']:>8}"]
+        if student["replay_share"]:
+            lines += [f"  replayed against forgetting{student['replay_share']:>8.0%} of D_PI"]
         lines += [f"  not kept: {reason:<17}{n:>8}" for reason, n in student["dropped"].items()]
         lines += _accuracy_lines(student["accuracy"])
         lines += [f"  WARNING: {warning}" for warning in student["warnings"]]
