@@ -78,7 +78,11 @@ def level(
         datasets={"train": samples_with_images(rows, student.level.micro_batch_size, Files(config.object_store))},
         dataset_config=ray.train.DataConfig(execution_options=ordered()),
     )
-    with Progress(f"level {student.name}", job.num_steps, "steps") as progress, _Follow(run, folder, progress):
+    done = run.read_json(f"{folder}/training.json")["step"] if run.storage.exists(f"{folder}/training.json") else 0
+    with (
+        Progress(f"level {student.name}", job.num_steps, "steps", done) as progress,
+        _Follow(run, folder, progress, done),
+    ):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -101,9 +105,9 @@ def _check_images(student: str, num_unreadable: int, num_samples: int, max_faile
 class _Follow:
     """Carries the step that rank 0 last wrote down over to the progress line."""
 
-    def __init__(self, run: Run, folder: str, progress: Progress) -> None:
+    def __init__(self, run: Run, folder: str, progress: Progress, seen: int) -> None:
         self._run, self._path, self._progress = run, f"{folder}/training.json", progress
-        self._seen = 0
+        self._seen = seen
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_looking, daemon=True)
 
