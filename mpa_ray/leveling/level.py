@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
@@ -46,6 +47,8 @@ def level(
     settings = student.level
     check_resources(f"{student.name}: level.cpus_per_worker, level.gpus_per_worker", settings.cpus_per_worker,
                     settings.gpus_per_worker)  # fmt: skip
+    earlier = _training_so_far(run, folder)
+    _check_images(run, folder, earlier, len(samples), config.limits.max_failed_rate)
     rows = epoch(samples, student.level.batch_size, student.level.seed)
     job = TrainingJob(
         model=resolve_path(student.model),
@@ -78,27 +81,37 @@ def level(
         datasets={"train": samples_with_images(rows, student.level.micro_batch_size, Files(config.object_store))},
         dataset_config=ray.train.DataConfig(execution_options=ordered()),
     )
-    done = run.read_json(f"{folder}/training.json")["step"] if run.storage.exists(f"{folder}/training.json") else 0
     with (
-        Progress(f"level {student.name}", job.num_steps, "steps", done) as progress,
-        _Follow(run, folder, progress, done),
+        Progress(f"level {student.name}", job.num_steps, "steps", earlier["step"]) as progress,
+        _Follow(run, folder, progress, earlier["step"]),
     ):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise RunError(f"{student.name}: training failed: {error}") from error
-    num_unreadable = run.read_json(f"{folder}/training.json")["num_unreadable"]
-    _check_images(student.name, num_unreadable, len(samples), config.limits.max_failed_rate)
+    _check_images(run, folder, _training_so_far(run, folder), len(samples), config.limits.max_failed_rate)
     run.storage.create(f"{folder}/complete.json", b"{}")
 
 
-def _check_images(student: str, num_unreadable: int, num_samples: int, max_failed_rate: float) -> None:
-    """Samples whose images have gone since they were identified carry no loss: say so, and refuse a hollow training."""
+def _training_so_far(run: Run, folder: str) -> dict[str, Any]:
+    path = f"{folder}/training.json"
+    return run.read_json(path) if run.storage.exists(path) else {"step": 0, "num_unreadable": None}
+
+
+def _check_images(run: Run, folder: str, training: dict[str, Any], num_samples: int, max_failed_rate: float) -> None:
+    """Samples whose images have gone since they were identified carry no loss: say so, and refuse a hollow training.
+
+    A hollow training must not be continued either: what its checkpoints lack would never be made up for.
+    """
+    num_unreadable = training["num_unreadable"]
     if not num_unreadable:
         return
-    told = f"{student}: the images of {num_unreadable} of {num_samples} samples could no longer be read"
+    told = f"{folder}: the images of {num_unreadable} of {num_samples} samples could no longer be read"
     if num_unreadable > max_failed_rate * num_samples:
-        raise RunError(f"{told}, more than limits.max_failed_rate = {max_failed_rate}: restore the source's files.")
+        raise RunError(
+            f"{told}, more than limits.max_failed_rate = {max_failed_rate}: restore the source's files, delete "
+            f"{run.storage.root}/{folder} and run again."
+        )
     say(f"WARNING: {told} and taught nothing.")
 
 

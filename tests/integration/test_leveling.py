@@ -117,9 +117,13 @@ def test_images_that_are_gone_are_told_of_or_end_the_training(
     some_gone = [replace(s, uri="/gone.png") for s in samples[:3]] + samples[3:]
     run = leveled(some_gone, tmp_path / "some", settings)
     assert run.read_json("students/s/parity/training.json")["num_unreadable"] == 3
-    assert "WARNING: s: the images of 3 of 40 samples could no longer be read" in capsys.readouterr().out
+    assert (
+        "WARNING: students/s/parity: the images of 3 of 40 samples could no longer be read" in capsys.readouterr().out
+    )
     with pytest.raises(RunError, match=r"the images of 30 of 40 samples .* more than limits\.max_failed_rate"):
         leveled([replace(s, uri="/gone.png") for s in samples[:30]] + samples[30:], tmp_path / "most", settings)
+    with pytest.raises(RunError, match=r"restore the source's files, delete .*students/s/parity and run again"):
+        leveled(samples, tmp_path / "most", settings)
     assert not (tmp_path / "most/students/s/parity/complete.json").exists()
 
 
