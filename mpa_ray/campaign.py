@@ -11,8 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from mpa_ray.config import LimitsConfig, ModelConfig, RunConfig, StudentConfig
-from mpa_ray.corpus.files import Files
 from mpa_ray.corpus.index import index_source
+from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import RunError
 from mpa_ray.evaluation.questions import load_questions, shard_questions
 from mpa_ray.evaluation.score import score
@@ -60,7 +61,7 @@ def index(config: RunConfig) -> None:
     """List the source's images into the corpus manifest."""
     run = open_run(config, ["corpus"])
     with _timed(run, "index"):
-        manifest = index_source(config.source, run, _files(config))
+        manifest = index_source(config.source, run, Places(config.object_store))
     say(f"index: {manifest.num_images} images in {manifest.num_shards} shards")
 
 
@@ -75,8 +76,8 @@ def annotate(config: RunConfig) -> None:
     _run_missing(
         run, "annotate", manifest, config.limits,
         lambda flow: flow.Pass(
-            "annotate:teacher", run.corpus, run.annotations, config.teacher, make_stage, _files(config),
-            config.limits.max_engine_deaths,
+            "annotate:teacher", run.corpus, run.annotations, config.teacher, make_stage, _reader(config),
+            config.reading, config.limits, skips_duplicates=config.source.skip_duplicates,
         ),
         run.annotations.missing(manifest.shards),
     )  # fmt: skip
@@ -107,8 +108,8 @@ def _identify(config: RunConfig, student: StudentConfig) -> None:
     _run_missing(
         run, f"identify {student.name}", manifest, config.limits,
         lambda flow: flow.Pass(
-            f"identify:{student.name}", run.annotations, verdicts, student, make_stage, _files(config),
-            config.limits.max_engine_deaths, worth_asking,
+            f"identify:{student.name}", run.annotations, verdicts, student, make_stage, _reader(config),
+            config.reading, config.limits, worth_asking,
         ),
         verdicts.missing(manifest.shards),
     )  # fmt: skip
@@ -162,8 +163,8 @@ def evaluate(config: RunConfig) -> None:
         _run_missing(
             run, f"evaluate {name}", manifest, config.limits,
             lambda flow, p=predictions, m=model, s=make_stage, n=name: flow.Pass(
-                f"evaluate:{n}", run.questions(), p, m, s, _files(config),
-                config.limits.max_engine_deaths,
+                f"evaluate:{n}", run.questions(), p, m, s, Reader(config.object_store),
+                config.reading, config.limits,
             ),
             predictions.missing(manifest.shards),
         )  # fmt: skip
@@ -209,8 +210,9 @@ def align(config: RunConfig) -> None:
         step(config)
 
 
-def _files(config: RunConfig) -> Files:
-    return Files(config.object_store)
+def _reader(config: RunConfig) -> Reader:
+    source = config.source
+    return Reader(config.object_store, config.reading.num_threads, source.min_bytes, source.max_bytes)
 
 
 def _run_missing(
@@ -232,7 +234,9 @@ def _run_missing(
     guard = FailureGuard(limits)
     done = manifest.num_images * (manifest.num_shards - len(missing)) // manifest.num_shards
     with _timed(run, label), Progress(label, manifest.num_images, "images", done) as progress:
-        for shard in flow.run_pass(work, missing):
+        still_missing = set(missing)
+        committed = [shard for shard in manifest.shards if shard not in still_missing]
+        for shard in flow.run_pass(work, missing, committed):
             progress.advance(shard.num_images)
             guard.count(shard.num_images, shard.outcomes)
 

@@ -26,13 +26,55 @@ class SourceConfig(Settings):
     """Where the unlabeled images are."""
 
     path: str
-    """A folder, searched through all its sub-folders."""
+    """A folder or prefix with images, Parquet files or tars, a glob of them, a list of URIs, or a saved `datasets`
+    folder; local, at s3:// or at gs://."""
+    kind: Literal["auto", "images", "list", "parquet", "webdataset", "saved_dataset"] = "auto"
+    """What lies there; `auto` goes by the ending and by what a folder holds."""
     extensions: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-    """File name endings, without the dot, that count as images; an empty list takes every file."""
+    """File name endings, without the dot, that count as images, also in tars; an empty list takes every file."""
+    image_column: str = "image"
+    """Of a CSV or JSONL list, Parquet or saved dataset: holds bytes, a URI, or Hugging Face's struct of both."""
+    id_column: str | None = None
+    """Its values become the images' ids; None numbers the rows."""
+    metadata: tuple[str, ...] = ()
+    """Columns carried through to D_PA and D_PI; in tars a member's ending (`txt`) or a key of the `.json` member."""
+    min_bytes: int = Field(0, ge=0)
+    """Smaller files are left out, or dropped when they are read where listing does not tell sizes."""
+    max_bytes: int = Field(64 * 2**20, ge=1)
+    """Larger files are left out, or dropped without reading them to the end."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Take about this share of the images, drawn by `seed` and each image's id."""
+    seed: int = 0
+    limit: int | None = Field(None, ge=1)
+    """Take at most this many images, the first in the source's order."""
+    skip_duplicates: bool = True
+    """Annotate files with the same bytes once: the others are dropped as `duplicate_of` the first."""
     shard_size: int = Field(256, ge=1)
     """Images per shard, the unit of retry, commit and resume."""
-    limit: int | None = Field(None, ge=1)
-    """Take at most this many images, the first by name."""
+    max_shard_bytes: int = Field(256 * 2**20, ge=1)
+    """A shard ends earlier where its files together would be larger."""
+    num_listers: int = Field(16, ge=1)
+    """Prefixes, tars or Parquet files that are listed at a time."""
+    allow: tuple[Literal["http", "local_files", "parent_folders"], ...] = ()
+    """What entries of lists, Parquet files and tars may name besides s3://, gs:// and files below them: http(s)://
+    URIs, files of this machine in a list that lies elsewhere, paths with `..`."""
+
+    @model_validator(mode="after")
+    def _sizes_are_ordered(self) -> SourceConfig:
+        if self.min_bytes > self.max_bytes:
+            raise ValueError(f"min_bytes {self.min_bytes} is more than max_bytes {self.max_bytes}")
+        return self
+
+
+class ReadingConfig(Settings):
+    """How files are read ahead of the engines."""
+
+    num_shards: int = Field(4, ge=1)
+    """Shards that are read at a time."""
+    num_threads: int = Field(16, ge=1)
+    """Requests at a time for one shard."""
+    max_bytes_in_flight: int = Field(2 * 2**30, ge=1)
+    """Files read and not yet committed, over the whole cluster; a shard that is larger by itself goes alone."""
 
 
 class ObjectStoreConfig(Settings):
@@ -92,6 +134,8 @@ class ScriptedEngineConfig(Settings):
     """Ids of images on which the engine dies, once per actor start."""
     kill_on: tuple[str, ...] = ()
     """Ids of images on which the whole process is killed, as for want of memory."""
+    hang_on: tuple[str, ...] = ()
+    """Ids of images on which no reply ever comes."""
     die_once_in: str | None = None
     """Folder in which a mark is left at each death, so that the next engine survives the same image."""
 
@@ -244,8 +288,12 @@ class LimitsConfig(Settings):
     """Stop once more than this share of the images could not be read or answered."""
     min_images: int = Field(200, ge=1)
     """The share is not looked at before this many images."""
-    max_engine_deaths: int = Field(5, ge=1)
-    """Stop once engines have died this often on one shard; until then an actor with a new engine retries it."""
+    max_engine_deaths: int = Field(10, ge=1)
+    """Stop once engines have died this often on one shard; until then a new engine retries it."""
+    max_image_deaths: int = Field(2, ge=1)
+    """An image that has killed this many engines while alone in them ends as failed: kills_engine."""
+    request_timeout_s: float = Field(600.0, gt=0)
+    """An engine that leaves a request without a reply for so long counts as dead."""
 
 
 class RunConfig(Settings):
@@ -254,6 +302,7 @@ class RunConfig(Settings):
     run_dir: str
     """Where results go and from where a run continues."""
     source: SourceConfig
+    reading: ReadingConfig = ReadingConfig()
     task: str = "text_vqa"
     """text_vqa, chart_qa, knowledge_vqa or demo_world."""
     teacher: ModelConfig

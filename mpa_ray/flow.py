@@ -6,37 +6,43 @@ and a retry repeats exactly one shard.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import os
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Generic, Protocol
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions
+from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
+from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mpa_ray.config import ModelConfig, ObjectStoreConfig, resolve_path
-from mpa_ray.corpus.files import Files
+from mpa_ray.config import LimitsConfig, ModelConfig, ReadingConfig, resolve_path
+from mpa_ray.corpus.decode import ImageProblem
+from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.engine.build import build_engine, images_in_flight
 from mpa_ray.engine.process_group import end_group_with_this_process
-from mpa_ray.engine.protocol import EngineDied, VisionLanguageModel
+from mpa_ray.engine.protocol import VisionLanguageModel
 from mpa_ray.errors import ConfigError, RunError
+from mpa_ray.ledger import Attempt, PassLedger, Sighting, sha256
 from mpa_ray.progress import say
-from mpa_ray.records import Prediction, Row, RowT
-from mpa_ray.stages.shard import ImageWork, Stage, visit_all
+from mpa_ray.records import Prediction, Reason, Row, RowT
+from mpa_ray.stages.shard import ImageWork, Stage
+from mpa_ray.stages.visits import GivenUp, Visits
 from mpa_ray.store.dataset import ShardedDataset
 
 logger = logging.getLogger(__name__)
 
 _AUXILIARY_CPUS = 0.25
 """CPUs that Ray sets aside for a fetch or commit task: they wait for files most of the time."""
+
+_ASSUMED_BYTES = 2**20
+"""Of a file whose size nothing tells until it is read."""
 
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Keeps glibc from returning every large tensor to the system: without, a training step on a CPU takes several times
@@ -54,11 +60,13 @@ class Pass(Generic[RowT]):
     model: ModelConfig
     make_stage: Callable[[VisionLanguageModel], Stage[Any, RowT]]
     """Called in the actor; it must survive pickling."""
-    files: Files
-    max_engine_deaths: int
-    """Deaths of an engine on one shard, within one command, after which the command gives up."""
+    reader: Reader
+    reading: ReadingConfig
+    limits: LimitsConfig
     needs_image: Callable[[Any], bool] = lambda _: True
     """Whether a row's image has to be read."""
+    skips_duplicates: bool = False
+    """Whether an image with the same bytes as an earlier one is left out."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +79,16 @@ class ShardDone:
     """Rows by `state` or `state:reason`."""
 
 
-def run_pass(work: Pass[Any], shards: Sequence[str]) -> Iterator[ShardDone]:
+def run_pass(work: Pass[Any], shards: Sequence[str], committed: Sequence[str] = ()) -> Iterator[ShardDone]:
     """Send the shards through the model and commit each; yields them as they are done, in any order.
 
+    Args:
+        work: What is done.
+        shards: Those that are to be done.
+        committed: Those that are done already, for telling duplicates of their images.
+
     Raises:
-        RunError: engines died on one shard as often as is allowed.
+        RunError: engines died on one shard as often as is allowed, or files of the run cannot be read or written.
     """
     _quiet()
     # An actor has another working directory.
@@ -84,13 +97,13 @@ def run_pass(work: Pass[Any], shards: Sequence[str]) -> Iterator[ShardDone]:
     in_flight = images_in_flight(model)
     # A shard's last images leave slots free; the next shards fill them.
     shards_in_flight = max(2, 1 + math.ceil(in_flight / 64))
-    attempts = _attempt_log()
+    ledger = _start_ledger(work, shards, committed)
     done = (
         ray.data.from_items([{"shard": s} for s in shards], override_num_blocks=len(shards))
-        .map(Fetch(work.source, work.needs_image, work.files), num_cpus=_AUXILIARY_CPUS)
+        .map(Fetch(work, ledger), compute=TaskPoolStrategy(work.reading.num_shards), num_cpus=_AUXILIARY_CPUS)
         .map_batches(
             ModelActor,
-            fn_constructor_args=(model, work.files.object_store, work.make_stage, attempts, work.max_engine_deaths),
+            fn_constructor_args=(work, model, ledger),
             batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -104,97 +117,130 @@ def run_pass(work: Pass[Any], shards: Sequence[str]) -> Iterator[ShardDone]:
         )
         .map(Commit(work.target), num_cpus=_AUXILIARY_CPUS)
     )
-    for row in done.iter_rows():
-        if row["failure"]:
-            raise RunError(f"{work.name}: {row['failure']}")
-        yield ShardDone(row["shard"], row["num_images"], Counter(pickle.loads(row["outcomes"])))
+    try:
+        for row in done.iter_rows():
+            if row["failure"]:
+                raise RunError(f"{work.name}: {row['failure']}")
+            ledger.end.remote(row["shard"])
+            yield ShardDone(row["shard"], row["num_images"], Counter(pickle.loads(row["outcomes"])))
+    except RayTaskError as error:
+        raise RunError(f"{work.name}: {_root_cause(error)} The same command continues.") from error
+
+
+def _start_ledger(work: Pass[Any], shards: Sequence[str], committed: Sequence[str]) -> Any:
+    """Beside the driver, where it lives as long as the pass."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    ledger = ray.remote(num_cpus=0, scheduling_strategy=here)(PassLedger).remote(
+        shards, work.limits, work.reading.max_bytes_in_flight
+    )
+    if work.skips_duplicates:
+        known = [
+            ledger.know.remote({shard: [_sighting(row) for row in rows]})
+            for shard, rows in work.target.columns(committed, ["image_id", "content_sha256"])
+        ]
+        ray.get(known)
+    return ledger
+
+
+def _sighting(row: dict[str, Any]) -> Sighting | None:
+    return Sighting(row["image_id"], row["content_sha256"]) if row["content_sha256"] else None
+
+
+def _root_cause(error: BaseException) -> str:
+    """What went wrong in a task, without the path that it took through Ray."""
+    cause: BaseException = error
+    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
+        cause = inner
+    return f"{type(cause).__name__}: {str(cause).rstrip('.')}."
 
 
 @dataclass(frozen=True)
 class Fetch:
     """Read a shard's rows and the files of the images that are asked about."""
 
-    source: ShardedDataset[Any]
-    needs_image: Callable[[Any], bool]
-    files: Files
+    work: Pass[Any]
+    ledger: Any
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        rows = self.source.read(row["shard"])
-        groups = [tuple(found) for _, found in groupby(rows, key=lambda r: r.image_id)]
-        wanted = [any(map(self.needs_image, group)) for group in groups]
-        uris = [group[0].uri for group, want in zip(groups, wanted, strict=True) if want]
-        contents = iter(self.files.read(uris))
-        images = []
-        for group, want in zip(groups, wanted, strict=True):
-            content, error = next(contents) if want else (None, None)
-            images.append(ImageWork(group[0].image_id, group[0].uri, group, content, error))
-        return {"shard": row["shard"], "images": pickle.dumps(images)}
+        shard = row["shard"]
+        groups = [tuple(found) for _, found in groupby(self.work.source.read(shard), key=lambda r: r.image_id)]
+        wanted = [group for group in groups if any(map(self.work.needs_image, group))]
+        ray.get(self.ledger.acquire.remote(shard, sum(_expected_bytes(group[0]) for group in wanted)))
+        found = self.work.reader.read([group[0].uri for group in wanted])
+        contents = dict(zip((group[0].image_id for group in wanted), found, strict=True))
+        sightings = self._look_for_duplicates(shard, groups, contents)
+        read = (content for content in contents.values() if isinstance(content, bytes))
+        ray.get(self.ledger.correct.remote(shard, sum(map(len, read))))
+        images = [
+            ImageWork(group[0].image_id, group[0].uri, group, contents.get(group[0].image_id),
+                      seen.content_sha256 if seen else None)
+            for group, seen in zip(groups, sightings, strict=True)
+        ]  # fmt: skip
+        return {"shard": shard, "images": pickle.dumps(images)}
+
+    def _look_for_duplicates(
+        self, shard: str, groups: list[tuple[Any, ...]], contents: dict[str, Content]
+    ) -> list[Sighting | None]:
+        """Hashes of what was read; the content of an image that was seen before becomes a reason."""
+        if not self.work.skips_duplicates:
+            return [None] * len(groups)
+        found = ((group[0].image_id, contents.get(group[0].image_id)) for group in groups)
+        sightings = [Sighting(i, sha256(content)) if isinstance(content, bytes) and content else None
+                     for i, content in found]  # fmt: skip
+        for seen, earlier in zip(sightings, ray.get(self.ledger.claim.remote(shard, sightings)), strict=True):
+            if seen is not None and earlier is not None:
+                contents[seen.image_id] = ImageProblem(Reason.DUPLICATE_OF, earlier)
+        return sightings
 
 
-class AttemptLog:
-    """How often each shard was begun in this pass; an actor of its own, which outlives the model actors.
-
-    A model actor that was killed (out of memory, a fault in a codec) cannot tell of it as one whose engine died can:
-    either way Ray sends the shard again, and without a bound would do so for ever.
-    """
-
-    def __init__(self) -> None:
-        self._num_begun: Counter[str] = Counter()
-        self._last_words: dict[str, str] = {}
-
-    def begin(self, shard: str) -> tuple[int, str]:
-        """Count an attempt: how many there are now, and what the one before said when it died."""
-        self._num_begun[shard] += 1
-        return self._num_begun[shard], self._last_words.get(shard, "no reason was left; see Ray's logs for the actor")
-
-    def note(self, shard: str, error: str) -> None:
-        self._last_words[shard] = error
+def _expected_bytes(row: Any) -> int:
+    known: int | None = getattr(row, "num_bytes", None)
+    return _ASSUMED_BYTES if known is None else known
 
 
-def _attempt_log() -> Any:
-    """Beside the driver, where it lives as long as the pass."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(AttemptLog).remote()
+@dataclass(frozen=True)
+class _Log:
+    """The ledger's record of attempts, over the wire."""
+
+    ledger: Any
+
+    async def begin(self, shard: str) -> Attempt:
+        attempt: Attempt = await self.ledger.begin.remote(shard)
+        return attempt
+
+    async def alone(self, shard: str, image_id: str | None) -> None:
+        await self.ledger.alone.remote(shard, image_id)
+
+    async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
+        await self.ledger.died.remote(in_flight, error)
 
 
 class ModelActor:
     """One replica of a model with its engine; several shards are in it at once, so that no shard's end idles it."""
 
-    def __init__(
-        self,
-        model: ModelConfig,
-        object_store: ObjectStoreConfig,
-        make_stage: Callable[[VisionLanguageModel], Stage[Any, Any]],
-        attempts: Any,
-        max_deaths: int,
-    ) -> None:
+    def __init__(self, work: Pass[Any], model: ModelConfig, ledger: Any) -> None:
         self._watcher = end_group_with_this_process()
-        self._attempts, self._max_deaths = attempts, max_deaths
-        self._stage = make_stage(build_engine(model, object_store))
-        self._slots = asyncio.Semaphore(images_in_flight(model))
+        engine = build_engine(model, work.reader.object_store, work.limits.request_timeout_s)
+        self._visits = Visits(work.make_stage(engine), images_in_flight(model), _Log(ledger), _end_process)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         shard = batch["shard"][0].as_py()
         images = pickle.loads(batch["images"][0].as_py())
-        num_begun, last_words = await self._attempts.begin.remote(shard)
         rows, failure = [], ""
-        if num_begun > self._max_deaths:
-            failure = f"the engine died {num_begun - 1} times on shard {shard}, the last time with: {last_words}"
-        else:
-            rows = await self._visit(shard, images)
+        try:
+            rows = await self._visits.visit(shard, images)
+        except GivenUp as error:
+            failure = str(error)
         return pa.table(
             {"shard": [shard], "num_images": [len(images)], "rows": [pickle.dumps(rows)], "failure": [failure]}
         )
 
-    async def _visit(self, shard: str, images: Sequence[ImageWork[Any]]) -> list[Any]:
-        try:
-            return await visit_all(self._stage.visit, images, self._slots)
-        except* EngineDied as died:
-            logger.error("shard %s: the engine died: %s", shard, died.exceptions[0])
-            await self._attempts.note.remote(shard, str(died.exceptions[0]))
-            # An engine cannot be mended in place: Ray restarts the actor and sends the shard again.
-            logging.shutdown()
-            os._exit(1)
+
+async def _end_process(error: str) -> None:
+    """An engine cannot be mended in place: Ray restarts the actor and sends its shards again."""
+    logger.error("the engine died: %s", error)
+    logging.shutdown()
+    os._exit(1)
 
 
 @dataclass(frozen=True)
@@ -227,12 +273,12 @@ class HasImage(Protocol):
     def uri(self) -> str: ...
 
 
-def samples_with_images(rows: Sequence[HasImage], rows_per_block: int, files: Files) -> Dataset:
+def samples_with_images(rows: Sequence[HasImage], rows_per_block: int, reader: Reader) -> Dataset:
     """Rows in their order, each with its image file's bytes, for training: columns `row` (pickled) and `content`."""
 
     def fetch(batch: dict[str, Any]) -> dict[str, Any]:
-        found = files.read([pickle.loads(row).uri for row in batch["row"]])
-        return {"row": batch["row"], "content": [content or b"" for content, _ in found]}
+        found = reader.read([pickle.loads(row).uri for row in batch["row"]])
+        return {"row": batch["row"], "content": [c if isinstance(c, bytes) else b"" for c in found]}
 
     _quiet()
     num_blocks = math.ceil(len(rows) / rows_per_block)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +27,7 @@ from mpa_ray.errors import ConfigError
 
 SCHEME = "s3://"
 _GONE = frozenset({"404", "NoSuchKey", "NotFound"})
+_BEHIND_THE_END = "InvalidRange"
 _TAKEN = "PreconditionFailed"
 _RACED = "ConditionalRequestConflict"
 _PASSING = frozenset({"500", "502", "503", "504", "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout"})
@@ -41,6 +43,16 @@ class FoundObject:
     key: str
     num_bytes: int
     etag: str
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class _Page:
+    """One answer of a listing."""
+
+    objects: list[FoundObject]
+    prefixes: list[str]
+    is_cut: bool
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -62,7 +74,7 @@ class ObjectStore:
     config: ObjectStoreConfig
 
     def get(self, bucket: str, key: str, first: int | None = None, num_bytes: int | None = None) -> bytes:
-        """An object, or `num_bytes` of it from byte `first` on.
+        """An object, or at most `num_bytes` of it from byte `first` on.
 
         Raises:
             FileNotFoundError: there is no such object.
@@ -71,7 +83,12 @@ class ObjectStore:
         span = {} if first is None else {"Range": f"bytes={first}-{'' if num_bytes is None else first + num_bytes - 1}"}
 
         def attempt() -> bytes:
-            response = self._client.get_object(Bucket=bucket, Key=key, **span)
+            try:
+                response = self._client.get_object(Bucket=bucket, Key=key, **span)
+            except ClientError as error:
+                if _code(error) == _BEHIND_THE_END:
+                    return b""
+                raise
             content: bytes = response["Body"].read()
             return content
 
@@ -101,10 +118,34 @@ class ObjectStore:
 
     def exists(self, bucket: str, key: str) -> bool:
         try:
-            self._insist(lambda: self._client.head_object(Bucket=bucket, Key=key), bucket, key)
+            self.size(bucket, key)
         except FileNotFoundError:
             return False
         return True
+
+    def size(self, bucket: str, key: str) -> int:
+        """An object's bytes. Raises FileNotFoundError, or OSError as `get` does."""
+        head = self._insist(lambda: self._client.head_object(Bucket=bucket, Key=key), bucket, key)
+        num_bytes: int = head["ContentLength"]
+        return num_bytes
+
+    def delete(self, bucket: str, key: str) -> None:
+        self._insist(lambda: self._client.delete_object(Bucket=bucket, Key=key), bucket, key)
+
+    def abort_uploads(self, bucket: str, prefix: str, before: datetime) -> int:
+        """Remove the parts of uploads that were begun before a moment and never finished; how many there were."""
+        found = self._insist(
+            lambda: self._client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", []), bucket, prefix
+        )
+        old = [upload for upload in found if upload["Initiated"] < before]
+        for upload in old:
+            key, number = upload["Key"], upload["UploadId"]
+            self._insist(
+                lambda k=key, n=number: self._client.abort_multipart_upload(Bucket=bucket, Key=k, UploadId=n),  # type: ignore[misc]
+                bucket,
+                key,
+            )
+        return len(old)
 
     def download(self, bucket: str, key: str, path: Path) -> None:
         """Copy an object into a file, a part at a time."""
@@ -114,13 +155,30 @@ class ObjectStore:
         """Copy a file into an object, a part at a time; it shows only once all parts have arrived."""
         self._insist(lambda: self._client.upload_file(str(path), bucket, key, Config=self._parts), bucket, key)
 
-    def list(self, bucket: str, prefix: str, *, nested: bool) -> Iterator[FoundObject]:
-        """Objects under a prefix, in the order of their keys' UTF-8 bytes, page by page."""
-        arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix} | ({} if nested else {"Delimiter": "/"})
+    def list(self, bucket: str, prefix: str, *, nested: bool, after: str = "") -> Iterator[FoundObject]:
+        """Objects under a prefix, in the order of their keys' UTF-8 bytes, page by page, from behind a key on."""
+        for page in self._pages(bucket, prefix, nested=nested, after=after):
+            yield from page.objects
+
+    def children(self, bucket: str, prefix: str) -> Sequence[str] | None:
+        """Keys and prefixes (they end with a slash) directly under a prefix; None where one page does not hold them."""
+        page = next(self._pages(bucket, prefix, nested=False))
+        if page.is_cut:
+            return None
+        return [found.key for found in page.objects if not found.key.endswith("/")] + page.prefixes
+
+    def _pages(self, bucket: str, prefix: str, *, nested: bool, after: str = "") -> Iterator[_Page]:
+        arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "StartAfter": after}
+        if not nested:
+            arguments["Delimiter"] = "/"
         while True:
             page = self._insist(lambda a=dict(arguments): self._client.list_objects_v2(**a), bucket, prefix)  # type: ignore[misc]
-            for found in page.get("Contents", ()):
-                yield FoundObject(found["Key"], found["Size"], found["ETag"].strip('"'))
+            yield _Page(
+                [FoundObject(o["Key"], o["Size"], o["ETag"].strip('"'), o["LastModified"])
+                 for o in page.get("Contents", ())],
+                [found["Prefix"] for found in page.get("CommonPrefixes", ())],
+                page.get("IsTruncated", False),
+            )  # fmt: skip
             if not page.get("IsTruncated"):
                 return
             arguments["ContinuationToken"] = page["NextContinuationToken"]

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from mpa_ray.config import EvaluateConfig, ModelConfig, RunConfig, resolve_path
-from mpa_ray.corpus.files import Files
 from mpa_ray.corpus.index import check_source
+from mpa_ray.corpus.places.place import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.questions import load_questions
 from mpa_ray.tasks.library import TASKS
@@ -31,7 +31,7 @@ def check_run(config: RunConfig) -> None:
         ConfigError: naming the first thing that is wrong.
     """
     task_of(config)
-    check_source(config.source, Files(config.object_store))
+    check_source(config.source, Places(config.object_store))
     check_model(config.teacher, "teacher.model")
     for index, student in enumerate(config.students):
         check_model(student, f"students.{index}.model")

@@ -29,13 +29,18 @@ class Reason(StrEnum):
     SECOND_ANSWER_TRUNCATED = "second_answer_truncated"
     PROMPT_TOO_LONG = "prompt_too_long"
     SPECIAL_TOKEN_IN_TEXT = "special_token_in_text"
+    DUPLICATE_OF = "duplicate_of"
     UNREADABLE = "unreadable"
+    TOO_FEW_BYTES = "too_few_bytes"
+    TOO_MANY_BYTES = "too_many_bytes"
     EMPTY_FILE = "empty_file"
     NOT_AN_IMAGE = "not_an_image"
+    UNSUPPORTED_FORMAT = "unsupported_format"
     TRUNCATED_IMAGE = "truncated_image"
     TOO_MANY_PIXELS = "too_many_pixels"
     EXTREME_ASPECT_RATIO = "extreme_aspect_ratio"
     REQUEST_FAILED = "request_failed"
+    KILLS_ENGINE = "kills_engine"
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,13 @@ class ImageRef:
     """An image of the corpus, not yet read."""
 
     image_id: str
-    """Stable and unique in the run: the path below the source's root."""
+    """Stable and unique in the run: the path below the source's root; in a container the container's and a number."""
     uri: str
+    """A file, an object, or a part of one: see `mpa_ray.corpus.locator`."""
     num_bytes: int | None = None
+    """None where listing the source does not tell."""
+    metadata: str | None = None
+    """The columns of `source.metadata` as a JSON object."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,13 @@ class Annotation:
     reason: str | None = None
     detail: str | None = None
     attempts: int = 1
+    """How often the image's shard was begun, or for one that kills engines the image itself."""
+    metadata: str | None = None
+    num_bytes: int | None = None
+    content_sha256: str | None = None
+    """Of the file's bytes, as is their number; None where it was not read."""
+    duplicate_of: str | None = None
+    """The image, earlier in the corpus, with the same bytes."""
     question: str | None = None
     answer: str | None = None
     second_answer: str | None = None
@@ -93,6 +109,7 @@ class Verdict:
     reason: str | None = None
     detail: str | None = None
     attempts: int = 1
+    metadata: str | None = None
     question: str | None = None
     answer: str | None = None
     second_answer: str | None = None
@@ -114,6 +131,7 @@ class ParitySample:
     question: str
     answer: str
     student_answer: str
+    metadata: str | None = None
 
 
 @dataclass(frozen=True)

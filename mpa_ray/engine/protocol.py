@@ -67,8 +67,10 @@ class EngineDied(Exception):
 class VisionLanguageModel(Protocol):
     """An engine. `generate` may be called many times at once, from one event loop."""
 
-    max_images_in_flight: int
-    """Images that may be worked on together, such that each one's KV blocks survive until its second prompt."""
+    @property
+    def max_images_in_flight(self) -> int:
+        """Images that may be worked on together, such that each one's KV blocks survive until its second prompt."""
+        ...
 
     async def generate(self, prompt: VisualPrompt, sampling: SamplingConfig) -> Reply:
         """Raises RequestRefused for this request alone, EngineDied for the engine as a whole."""

@@ -32,6 +32,8 @@ class ScriptedEngine:
     async def generate(self, prompt: VisualPrompt, sampling: SamplingConfig) -> Reply:
         started = time.monotonic()
         self._meet_faults(prompt.image_id)
+        if prompt.image_id in self._config.hang_on:
+            await asyncio.Event().wait()
         if self._config.latency_s:
             await asyncio.sleep(self._config.latency_s)
         asked = _QUESTION.search(prompt.text)

@@ -11,7 +11,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from mpa_ray.config import RunConfig, StudentConfig, resolve_path
-from mpa_ray.corpus.files import Files
+from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import RunError
 from mpa_ray.flow import check_resources, ordered, samples_with_images
 from mpa_ray.leveling.collator import TrainingRow
@@ -78,7 +78,7 @@ def level(
             failure_config=ray.train.FailureConfig(max_failures=student.level.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
-        datasets={"train": samples_with_images(rows, student.level.micro_batch_size, Files(config.object_store))},
+        datasets={"train": samples_with_images(rows, student.level.micro_batch_size, Reader(config.object_store))},
         dataset_config=ray.train.DataConfig(execution_options=ordered()),
     )
     with (

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, Template
 
 from mpa_ray.config import RunConfig
 from mpa_ray.corpus.decode import ImageProblem, prepare
-from mpa_ray.corpus.files import Files
+from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.progress import clock
 from mpa_ray.store.run import Run
 
@@ -34,9 +34,9 @@ def _template() -> Template:
 
 def render_html(run: Run, config: RunConfig, summary: dict[str, Any]) -> str:
     """The report as a page; sample images are inlined as small JPEGs."""
-    files = Files(config.object_store)
-    uris = {sample["uri"] for student in summary["students"].values() for sample in student["samples"]}
-    thumbnails = {uri: _thumbnail(content) for uri, (content, _) in zip(uris, files.read(list(uris)), strict=True)}
+    reader = Reader(config.object_store, max_bytes=config.source.max_bytes)
+    uris = list({sample["uri"] for student in summary["students"].values() for sample in student["samples"]})
+    thumbnails = {uri: _thumbnail(content) for uri, content in zip(uris, reader.read(uris), strict=True)}
     return _template().render(
         summary=summary,
         config=config.model_dump_json(indent=2),
@@ -48,8 +48,8 @@ def render_html(run: Run, config: RunConfig, summary: dict[str, Any]) -> str:
     )
 
 
-def _thumbnail(content: bytes | None) -> str | None:
-    image = prepare(content or b"", 1, _THUMBNAIL_PIXELS)
+def _thumbnail(content: Content) -> str | None:
+    image = content if isinstance(content, ImageProblem) else prepare(content, 1, _THUMBNAIL_PIXELS)
     if isinstance(image, ImageProblem):
         return None
     buffer = io.BytesIO()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 from mpa_ray.config import AnswerConfig, ModelConfig, SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.engine.protocol import Reply, RequestRefused, VisionLanguageModel, VisualPrompt
 from mpa_ray.records import Annotation, ImageRef, Reason, State
-from mpa_ray.stages.shard import ImageWork, prepare_image
+from mpa_ray.stages.shard import ImageWork, prepare_image, state_of
 from mpa_ray.tasks.parser import ReplyError, parse_reply
 from mpa_ray.tasks.task import Task
 
@@ -29,10 +30,10 @@ class Annotate:
 
     async def visit(self, work: ImageWork[ImageRef]) -> list[Annotation]:
         """The image's row of D_PA; never raises for a fault of the image or of a reply."""
-        row = _RowOf(work.image_id, work.uri)
+        row = _RowOf(work)
         image = await prepare_image(work, self.config.min_pixels, self.config.max_pixels)
         if isinstance(image, ImageProblem):
-            return [row.ended(State.FAILED, image.reason, image.detail)]
+            return [row.ended(state_of(image), image.reason, image.detail)]
         prompt = VisualPrompt(work.image_id, image, self.task.annotation_prompt())
         try:
             first = await self.teacher.generate(prompt, self._sampling_for(work.image_id))
@@ -63,17 +64,15 @@ class Annotate:
 class _RowOf:
     """The beginning of an annotation, to be ended in one of its states."""
 
-    image_id: str
-    uri: str
+    work: ImageWork[ImageRef]
 
     def ended(self, state: State, reason: str, detail: str | None, first: Reply | None = None) -> Annotation:
         return Annotation(
-            annotation_id=f"{self.image_id}#0",
-            image_id=self.image_id,
-            uri=self.uri,
+            **self._of_image(),
             state=state.value,
             reason=str(reason),
             detail=detail,
+            duplicate_of=detail if reason == Reason.DUPLICATE_OF else None,
             reply=first.text if first else None,
             finish_reason=first.finish_reason if first else None,
             num_prompt_tokens=first.num_prompt_tokens if first else 0,
@@ -86,9 +85,7 @@ class _RowOf:
             (State.DROPPED, Reason.SECOND_ANSWER_TRUNCATED.value) if second.truncated else (State.KEPT, None)
         )
         return Annotation(
-            annotation_id=f"{self.image_id}#0",
-            image_id=self.image_id,
-            uri=self.uri,
+            **self._of_image(),
             state=state.value,
             reason=reason,
             question=question,
@@ -108,3 +105,15 @@ class _RowOf:
             first_pass_s=first.elapsed_s,
             second_pass_s=second.elapsed_s,
         )
+
+    def _of_image(self) -> dict[str, Any]:
+        (ref,) = self.work.rows
+        return {
+            "annotation_id": f"{ref.image_id}#0",
+            "image_id": ref.image_id,
+            "uri": ref.uri,
+            "metadata": ref.metadata,
+            "num_bytes": len(self.work.content) if isinstance(self.work.content, bytes) else None,
+            "content_sha256": self.work.content_sha256,
+            "attempts": self.work.attempts,
+        }

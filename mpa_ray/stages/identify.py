@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpa_ray.config import AnswerConfig, ModelConfig, SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.engine.protocol import RequestRefused, VisionLanguageModel, VisualPrompt
 from mpa_ray.matching import Matcher
-from mpa_ray.records import Annotation, State, Verdict
+from mpa_ray.records import Annotation, Verdict
 from mpa_ray.stages.judge import judge, not_answered, teacher_agrees
-from mpa_ray.stages.shard import ImageWork, prepare_image
+from mpa_ray.stages.shard import ImageWork, prepare_image, state_of
 from mpa_ray.tasks.task import Task
 
 
@@ -41,10 +41,13 @@ class Identify:
         """One verdict for each annotation of the image, in their order."""
         if not any(map(self.worth_asking, work.rows)):
             return self._unasked(work.rows)
+        return [replace(verdict, attempts=work.attempts) for verdict in await self._verdicts(work)]
+
+    async def _verdicts(self, work: ImageWork[Annotation]) -> list[Verdict]:
         image = await prepare_image(work, self.config.min_pixels, self.config.max_pixels)
         if isinstance(image, ImageProblem):
             # The teacher saw this image; it has gone or changed since.
-            return [not_answered(a, State.FAILED, image.reason, image.detail) for a in work.rows]
+            return [not_answered(a, state_of(image), image.reason, image.detail) for a in work.rows]
         verdicts = []
         for annotation in work.rows:
             if not self.worth_asking(annotation):

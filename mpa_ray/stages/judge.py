@@ -70,7 +70,8 @@ def known_samples(verdicts: Iterable[Verdict], count: int, seed: int) -> list[Pa
 
 
 def _sample(v: Verdict) -> ParitySample:
-    return ParitySample(v.annotation_id, v.image_id, v.uri, v.question or "", v.answer or "", v.student_answer or "")
+    pair = (v.question or "", v.answer or "", v.student_answer or "")
+    return ParitySample(v.annotation_id, v.image_id, v.uri, *pair, v.metadata)
 
 
 def _verdict(
@@ -90,6 +91,7 @@ def _verdict(
         reason=None if reason is None else str(reason),
         detail=detail,
         attempts=annotation.attempts,
+        metadata=annotation.metadata,
         question=annotation.question,
         answer=annotation.answer,
         second_answer=annotation.second_answer,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from mpa_ray.corpus.decode import ImageProblem, PreparedImage, prepare
-from mpa_ray.records import Reason, RowT
+from mpa_ray.records import Reason, RowT, State
 
 OutT = TypeVar("OutT")
 
@@ -20,9 +19,11 @@ class ImageWork(Generic[RowT]):
     image_id: str
     uri: str
     rows: tuple[RowT, ...]
-    content: bytes | None
-    """The file; None where nothing has to be asked, or where it could not be read."""
-    read_error: str | None = None
+    content: bytes | ImageProblem | None
+    """The file, or why there is none; None where nothing has to be asked."""
+    content_sha256: str | None = None
+    attempts: int = 1
+    """The number of this attempt."""
 
 
 class Stage(Protocol[RowT, OutT]):
@@ -33,22 +34,12 @@ class Stage(Protocol[RowT, OutT]):
 
 async def prepare_image(work: ImageWork[RowT], min_pixels: int, max_pixels: int) -> PreparedImage | ImageProblem:
     """Decode away from the event loop, so that the engine is not kept waiting."""
-    if work.content is None:
-        return ImageProblem(Reason.UNREADABLE, work.read_error or "not read")
+    if work.content is None or isinstance(work.content, ImageProblem):
+        return work.content or ImageProblem(Reason.UNREADABLE, "not read")
     return await asyncio.to_thread(prepare, work.content, min_pixels, max_pixels)
 
 
-async def visit_all(
-    visit: Callable[[ImageWork[RowT]], Awaitable[list[OutT]]],
-    images: Sequence[ImageWork[RowT]],
-    slots: asyncio.Semaphore,
-) -> list[OutT]:
-    """Visit every image, as many at once as there are slots; rows come back in the images' order."""
-
-    async def one(work: ImageWork[RowT]) -> list[OutT]:
-        async with slots:
-            return await visit(work)
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(work)) for work in images]
-    return [row for task in tasks for row in task.result()]
+def state_of(problem: ImageProblem) -> State:
+    """Dropped where the user asked to leave such images out, failed where anything is wrong with it."""
+    by_choice = problem.reason in (Reason.DUPLICATE_OF, Reason.TOO_FEW_BYTES, Reason.TOO_MANY_BYTES)
+    return State.DROPPED if by_choice else State.FAILED

@@ -48,7 +48,9 @@ def _answering(config: RunConfig, task: Task) -> dict[str, Any]:
 
 
 def corpus_fingerprint(config: RunConfig) -> dict[str, Any]:
-    return {"algorithm_version": ALGORITHM_VERSION, **config.source.model_dump(mode="json")}
+    # How fast it is listed does not count, nor what is done with the images.
+    source = config.source.model_dump(mode="json", exclude={"num_listers", "skip_duplicates"})
+    return {"algorithm_version": ALGORITHM_VERSION, **source}
 
 
 def annotation_fingerprint(config: RunConfig, task: Task) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def annotation_fingerprint(config: RunConfig, task: Task) -> dict[str, Any]:
     return {
         **_answering(config, task),
         "annotation_instruction": task.annotation_instruction,
+        "source.skip_duplicates": config.source.skip_duplicates,
         **{f"annotate.sampling.{name}": value for name, value in sampling.items()},
         **{f"teacher.{name}": value for name, value in _model(config.teacher, config).items()},
     }

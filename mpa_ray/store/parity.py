@@ -31,6 +31,7 @@ def _llava(task: Task, sample: ParitySample) -> dict[str, object]:
     return {
         "id": sample.annotation_id,
         "image": sample.uri,
+        **_metadata(sample),
         "conversations": [
             {"from": "human", "value": f"<image>\n{task.answer_prompt(sample.question)}"},
             {"from": "gpt", "value": sample.answer},
@@ -47,4 +48,9 @@ def _messages(task: Task, sample: ParitySample) -> dict[str, object]:
             {"role": "assistant", "content": [{"type": "text", "text": sample.answer}]},
         ],
         "images": [sample.uri],
+        **_metadata(sample),
     }
+
+
+def _metadata(sample: ParitySample) -> dict[str, object]:
+    return {"metadata": json.loads(sample.metadata)} if sample.metadata else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,3 +25,10 @@ def from_parquet(content: bytes, row_type: type[RowT]) -> list[RowT]:
     # (apache/arrow#34314, #50482); a shard is too small to gain from threads.
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
         return from_table(file.read(use_threads=False), row_type)
+
+
+def read_columns(content: bytes, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns of a Parquet file, as one mapping for each row."""
+    with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
+        rows: list[dict[str, Any]] = file.read(columns=list(names), use_threads=False).to_pylist()
+        return rows

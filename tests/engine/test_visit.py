@@ -21,7 +21,7 @@ from mpa_ray.engine.vllm_engine import VllmEngine
 from mpa_ray.records import Annotation, ImageRef, Reason, State
 from mpa_ray.rendering import load_processor, render
 from mpa_ray.stages.annotate import Annotate
-from mpa_ray.stages.shard import ImageWork, visit_all
+from mpa_ray.stages.shard import ImageWork
 from mpa_ray.tasks.library import TASKS
 
 MODEL = resolve_path("bundled:demo/models/teacher")
@@ -76,7 +76,13 @@ def visited(run: Run[Any], stage: Annotate, count: int) -> list[Annotation]:
     ]
 
     async def visit() -> list[Annotation]:
-        return await visit_all(stage.visit, images, asyncio.Semaphore(stage.teacher.max_images_in_flight))
+        slots = asyncio.Semaphore(stage.teacher.max_images_in_flight)
+
+        async def one(work: ImageWork[ImageRef]) -> list[Annotation]:
+            async with slots:
+                return await stage.visit(work)
+
+        return [row for rows in await asyncio.gather(*map(one, images)) for row in rows]
 
     rows: list[Annotation] = run(visit())
     return rows

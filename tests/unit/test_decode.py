@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mpa_ray.corpus.decode import ImageProblem, decode, fit, prepare
+from mpa_ray.corpus.decode import FORMATS, SIGNATURES, ImageProblem, PreparedImage, decode, fit, prepare, recognised
 from mpa_ray.records import Reason
+
+# Pillow remarks on damaged files.
+pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -29,9 +32,9 @@ WHOLE = encoded(Image.effect_noise((64, 64), 90), "JPEG")
         (b"hello, this is no image", Reason.NOT_AN_IMAGE),
         (WHOLE[: len(WHOLE) // 2], Reason.TRUNCATED_IMAGE),
         (encoded(Image.new("RGB", (64, 64), "red"))[:60], Reason.TRUNCATED_IMAGE),
-        (encoded(Image.new("1", (20_000, 20_000))), Reason.TOO_MANY_PIXELS),
+        (b"P5 20000 20000 255 ", Reason.TOO_MANY_PIXELS),
         (encoded(Image.new("RGB", (2_000, 2))), Reason.EXTREME_ASPECT_RATIO),
-        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', Reason.NOT_AN_IMAGE),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', Reason.UNSUPPORTED_FORMAT),
     ],
 )
 def test_what_cannot_be_shown_has_a_reason(content: bytes, reason: Reason) -> None:
@@ -75,9 +78,11 @@ def test_an_animation_gives_its_first_frame() -> None:
     assert image.getpixel((0, 0)) == (255, 0, 0)
 
 
-@given(st.binary(max_size=200))
-def test_no_bytes_raise(content: bytes) -> None:
-    decode(content)
+@given(
+    st.sampled_from([b"", *(encoded(Image.new("RGB", (9, 7)), form)[:16] for form in FORMATS)]), st.binary(max_size=200)
+)
+def test_no_bytes_raise(beginning: bytes, content: bytes) -> None:
+    decode(beginning + content)
 
 
 def with_exif() -> bytes:
@@ -111,9 +116,32 @@ def test_damaged_exif_data_leave_the_picture() -> None:
 
 def test_no_other_program_is_run_for_a_picture() -> None:
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n{} loop\n"
-    problem = decode(postscript)
+    assert decode(postscript) == ImageProblem(Reason.UNSUPPORTED_FORMAT, "PostScript")
+
+
+def test_a_format_that_is_not_decoded_is_named() -> None:
+    assert recognised(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic") == "HEIC"
+    assert recognised(b"hello") is None
+
+
+def test_what_is_decoded_can_be_recognised() -> None:
+    assert set(FORMATS) <= set(SIGNATURES)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 199), (7, 5)])
+def test_small_images_are_scaled_up(size: tuple[int, int]) -> None:
+    prepared = prepare(encoded(Image.new("RGB", size, "red")), 3136, 12544)
+    assert isinstance(prepared, PreparedImage)
+    assert prepared.image.width * prepared.image.height >= 3136
+    assert prepared.image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_scaling_that_makes_an_image_too_long_is_refused() -> None:
+    strip = encoded(Image.new("RGB", (50, 9990)))
+    assert isinstance(decode(strip), Image.Image)
+    problem = prepare(strip, 1, 401_408)
     assert isinstance(problem, ImageProblem)
-    assert problem.reason == Reason.NOT_AN_IMAGE
+    assert problem.reason == Reason.EXTREME_ASPECT_RATIO
 
 
 @given(st.integers(1, 900), st.integers(1, 900))

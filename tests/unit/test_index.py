@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
-from mpa_ray.corpus.files import Files
+from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.corpus.index import index_source, list_images
+from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import ConfigError
-from mpa_ray.records import ImageRef
+from mpa_ray.records import ImageRef, Reason
 from mpa_ray.store.dataset import ShardedDataset
 from mpa_ray.store.run import Run
 
-FILES = Files(ObjectStoreConfig())
+FILES = Places(ObjectStoreConfig())
 
 
 def folder_with(root: Path, *names: str) -> SourceConfig:
@@ -82,10 +84,10 @@ def test_odd_names_and_links_are_accounted_for(tmp_path: Path) -> None:
     (tmp_path / "images/link").symlink_to(tmp_path / "elsewhere")
     refs = {ref.image_id: ref for ref in list_images(source, FILES)}
     assert sorted(refs) == ["a #1?.png", "b\nc.png", "caf%E9.png", "d/e.png", "gone.png", "link/f.png"]
-    contents = dict(zip(refs, FILES.read([ref.uri for ref in refs.values()]), strict=True))
-    assert contents["caf%E9.png"] == (b"not UTF-8", None)
-    assert contents["link/f.png"] == (b"linked", None)
-    assert contents["gone.png"] == (None, "FileNotFoundError: No such file or directory")
+    contents = dict(zip(refs, Reader(ObjectStoreConfig()).read([ref.uri for ref in refs.values()]), strict=True))
+    assert contents["caf%E9.png"] == b"not UTF-8"
+    assert contents["link/f.png"] == b"linked"
+    assert contents["gone.png"] == ImageProblem(Reason.UNREADABLE, "FileNotFoundError: No such file or directory")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

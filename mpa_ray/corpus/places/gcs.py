@@ -1,0 +1,65 @@
+"""Objects at gs://, through pyarrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import dropwhile
+
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
+
+from mpa_ray.corpus.places.place import Entry
+from mpa_ray.errors import ConfigError
+
+
+def cloud_storage() -> ArrowPlace:
+    """Google Cloud Storage with the machine's default credentials.
+
+    Raises:
+        ConfigError: this pyarrow was built without it.
+    """
+    try:
+        from pyarrow.fs import GcsFileSystem
+    except ImportError as error:
+        raise ConfigError("source.path", "gs://", "needs a pyarrow with Google Cloud Storage.",
+                          "Install pyarrow from its wheels.") from error  # fmt: skip
+    return ArrowPlace(GcsFileSystem(), "gs://")
+
+
+class ArrowPlace:
+    """Any of pyarrow's file systems."""
+
+    def __init__(self, file_system: FileSystem, scheme: str) -> None:
+        self._files, self._scheme = file_system, scheme
+
+    def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:  # noqa: ARG002
+        folder = self._path(root).rstrip("/")
+        found = (Entry(info.path[len(folder) + 1 :], self._scheme + info.path, info.size)
+                 for info in self._walk(folder, root))  # fmt: skip
+        return dropwhile(lambda e: e.path.encode() <= after.encode(), found) if after else found
+
+    def size(self, uri: str) -> int:
+        size: int | None = self._files.get_file_info(self._path(uri)).size
+        if size is None:
+            raise FileNotFoundError(uri)
+        return size
+
+    def read(self, uri: str, first: int = 0, num_bytes: int | None = None) -> bytes:
+        with self._files.open_input_file(self._path(uri)) as file:
+            content: bytes = file.read_at(file.size() - first if num_bytes is None else num_bytes, first)
+        return content
+
+    def _walk(self, folder: str, root: str) -> Iterator[FileInfo]:
+        try:
+            infos = self._files.get_file_info(FileSelector(folder))
+        except OSError as error:
+            raise ConfigError("source.path", root, f"cannot be listed ({error}).",
+                              "Check the bucket and your credentials.") from error  # fmt: skip
+        names = {info.base_name + "/" * (info.type == FileType.Directory): info for info in infos}
+        for name in sorted(names, key=str.encode):
+            if name.endswith("/"):
+                yield from self._walk(names[name].path, root)
+            else:
+                yield names[name]
+
+    def _path(self, uri: str) -> str:
+        return uri.removeprefix(self._scheme)

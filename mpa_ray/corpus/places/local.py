@@ -1,0 +1,77 @@
+"""Files of this machine, or of a folder that every node mounts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import dropwhile
+from pathlib import Path
+from urllib.parse import quote, unquote_to_bytes
+
+from mpa_ray.config import resolve_path
+from mpa_ray.corpus.places.place import Entry
+from mpa_ray.errors import ConfigError
+
+
+class LocalPlace:
+    """Paths as they are, and file:// URIs for those that are not UTF-8."""
+
+    def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:  # noqa: ARG002
+        """Links are followed. A link to nothing is listed, too: reading it will say so."""
+        folder = Path(resolve_path(root)).absolute()
+        if not folder.is_dir():
+            raise ConfigError("source.path", root, "is not a folder.", "Give a folder or an s3:// prefix with images.")
+        entries = _walk(folder, "", frozenset())
+        return dropwhile(lambda e: e.path.encode() <= after.encode(), entries) if after else entries
+
+    def size(self, uri: str) -> int:
+        return _path(uri).stat().st_size
+
+    def read(self, uri: str, first: int = 0, num_bytes: int | None = None) -> bytes:
+        with _path(uri).open("rb", buffering=0) as file:
+            file.seek(first)
+            content: bytes | None = file.read(-1 if num_bytes is None else num_bytes)
+        return content or b""
+
+
+def _path(uri: str) -> Path:
+    if uri.startswith("file://"):
+        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
+    return Path(uri)
+
+
+def _walk(folder: Path, path: str, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
+    try:
+        with os.scandir(folder) as scan:
+            entries = {_text(entry.name) + "/" * entry.is_dir(): entry for entry in scan}
+        place = folder.stat()
+    except OSError as error:
+        raise ConfigError("source.path", str(folder), f"cannot be listed ({error.strerror}).",
+                          "Mend its permissions, or leave it out.") from error  # fmt: skip
+    here = (place.st_dev, place.st_ino)
+    if here in above:
+        # A link back to a folder that we are in.
+        return
+    for name in sorted(entries, key=str.encode):
+        entry = entries[name]
+        if name.endswith("/"):
+            yield from _walk(Path(entry.path), path + name, above | {here})
+        elif entry.is_file() or entry.is_symlink():
+            yield Entry(path + name, _uri(entry.path), entry.stat().st_size if entry.is_file() else None)
+
+
+def _text(name: str) -> str:
+    """A name that is not UTF-8 with its bytes percent-encoded; any other as it is."""
+    return name if _is_text(name) else quote(os.fsencode(name))
+
+
+def _uri(path: str) -> str:
+    return path if _is_text(path) else Path(path).as_uri()
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,28 @@
+"""A source of image files: a folder, a prefix or a glob."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mpa_ray.config import SourceConfig
+from mpa_ray.corpus.locator import Locator
+from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.sources.source import Files
+from mpa_ray.records import ImageRef
+
+
+class ImageFiles:
+    """An image's id is its path below the root."""
+
+    def __init__(self, config: SourceConfig, places: Places) -> None:
+        self._files = Files(places, config.path, image_endings(config), config.num_listers)
+
+    def images(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
+        """A file that has come since is found if its path lies behind `after`; one that has gone is not missed."""
+        for entry in self._files.entries(after.image_id if after else ""):
+            yield ImageRef(entry.path, str(Locator(entry.uri)), entry.num_bytes)
+
+
+def image_endings(config: SourceConfig) -> tuple[str, ...]:
+    """The file name endings of images, in lower case and with the dot."""
+    return tuple(f".{ending.lower().lstrip('.')}" for ending in config.extensions)

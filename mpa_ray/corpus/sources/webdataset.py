@@ -1,0 +1,91 @@
+"""A source of tars in WebDataset's convention: the members of a sample follow each other and share their stem."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from mpa_ray.config import SourceConfig
+from mpa_ray.corpus.locator import Locator, Span
+from mpa_ray.corpus.places.place import Entry, Places
+from mpa_ray.corpus.sources.images import image_endings
+from mpa_ray.corpus.sources.source import Admission, Files, carried, in_containers
+from mpa_ray.errors import ConfigError
+from mpa_ray.records import ImageRef
+
+ENDINGS = (".tar",)
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_MAX_METADATA_BYTES = 2**20
+
+
+class WebDataset:
+    """An image's id is its tar's path and its member's name; its locator names the bytes of the tar that it is."""
+
+    def __init__(self, config: SourceConfig, places: Places) -> None:
+        if config.path.lower().endswith(_COMPRESSED):
+            raise ConfigError("source.path", config.path, "is compressed, so no image in it can be read by itself.",
+                              "Unpack it to plain .tar files.")  # fmt: skip
+        self._config, self._places = config, places
+        self._admission = Admission(config)
+        self._image_endings = image_endings(config)
+        self._files = Files(places, config.path, ENDINGS, config.num_listers)
+
+    def images(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
+        return in_containers(self._files, self._images_in, after)
+
+    def _images_in(self, entry: Entry) -> Iterator[ImageRef]:
+        try:
+            with self._places.open(entry.uri) as content, tarfile.open(fileobj=content, mode="r:") as tar:
+                seen: set[str] = set()
+                for _, members in groupby(self._members(tar, entry), key=lambda member: _stem(member.name)):
+                    yield from self._images_of(tar, list(members), entry, seen)
+        except (OSError, ValueError, tarfile.TarError) as error:
+            raise ConfigError("source.path", self._config.path, f"{entry.path} is not to be read as a tar ({error}).",
+                              "Mend it, or leave it out.") from error  # fmt: skip
+
+    def _members(self, tar: tarfile.TarFile, entry: Entry) -> Iterator[tarfile.TarInfo]:
+        for member in tar:
+            # tarfile keeps all that it has met.
+            tar.members = []  # type: ignore[attr-defined]
+            if member.isfile() and not member.issparse():
+                self._admission.below(member.name, entry.path)
+                yield member
+
+    def _images_of(
+        self, tar: tarfile.TarFile, members: list[tarfile.TarInfo], entry: Entry, seen: set[str]
+    ) -> Iterator[ImageRef]:
+        metadata = self._metadata(tar, members)
+        for member in members:
+            if self._image_endings and not member.name.lower().endswith(self._image_endings):
+                continue
+            # A tar that was appended to may hold a name twice.
+            name = f"{member.name}@{member.offset_data}" if member.name in seen else member.name
+            seen.add(name)
+            span = Span(member.offset_data, member.size)
+            yield ImageRef(f"{entry.path}/{name}", str(Locator(entry.uri, span)), member.size, metadata)
+
+    def _metadata(self, tar: tarfile.TarFile, members: list[tarfile.TarInfo]) -> str | None:
+        if not self._config.metadata:
+            return None
+        parts = {m.name.removeprefix(_stem(m.name) + "."): m for m in members if m.size <= _MAX_METADATA_BYTES}
+        keys: dict[str, Any] = {}
+        if "json" in parts:
+            found = json.loads(_text(tar, parts["json"]))
+            keys = found if isinstance(found, dict) else {}
+        return carried({
+            name: _text(tar, parts[name]) if name in parts else keys.get(name) for name in self._config.metadata
+        })  # fmt: skip
+
+
+def _stem(name: str) -> str:
+    """A member's name up to the first dot of its last part."""
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.partition(".")[0]
+
+
+def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    content = tar.extractfile(member)
+    return content.read().decode(errors="replace") if content else ""
