@@ -15,5 +15,16 @@ class RunError(Exception):
     """The run cannot go on; what was committed stays and a later run continues from it."""
 
 
+class CannotWrite(RunError):
+    """A file of the run cannot be written: a full disk, or a lack of permission."""
+
+    def __init__(self, target: str, problem: str) -> None:
+        self.target, self.problem = target, problem
+        super().__init__(f"{target} cannot be written ({problem}). Free space or mend permissions.")
+
+    def __reduce__(self) -> tuple[type[CannotWrite], tuple[str, str]]:
+        return CannotWrite, (self.target, self.problem)
+
+
 class FingerprintMismatch(ConfigError):
     """The run directory holds results made under other settings."""

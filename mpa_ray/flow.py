@@ -19,7 +19,6 @@ from typing import Any, Generic, Protocol
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
-from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mpa_ray.config import LimitsConfig, ModelConfig, ReadingConfig, resolve_path
@@ -117,14 +116,11 @@ def run_pass(work: Pass[Any], shards: Sequence[str], committed: Sequence[str] = 
         )
         .map(Commit(work.target), num_cpus=_AUXILIARY_CPUS)
     )
-    try:
-        for row in done.iter_rows():
-            if row["failure"]:
-                raise RunError(f"{work.name}: {row['failure']}")
-            ledger.end.remote(row["shard"])
-            yield ShardDone(row["shard"], row["num_images"], Counter(pickle.loads(row["outcomes"])))
-    except RayTaskError as error:
-        raise RunError(f"{work.name}: {_root_cause(error)} The same command continues.") from error
+    for row in done.iter_rows():
+        if row["failure"]:
+            raise RunError(f"{work.name}: {row['failure']} The same command continues.")
+        ledger.end.remote(row["shard"])
+        yield ShardDone(row["shard"], row["num_images"], Counter(pickle.loads(row["outcomes"])))
 
 
 def _start_ledger(work: Pass[Any], shards: Sequence[str], committed: Sequence[str]) -> Any:
@@ -146,14 +142,6 @@ def _sighting(row: dict[str, Any]) -> Sighting | None:
     return Sighting(row["image_id"], row["content_sha256"]) if row["content_sha256"] else None
 
 
-def _root_cause(error: BaseException) -> str:
-    """What went wrong in a task, without the path that it took through Ray."""
-    cause: BaseException = error
-    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None:
-        cause = inner
-    return f"{type(cause).__name__}: {str(cause).rstrip('.')}."
-
-
 @dataclass(frozen=True)
 class Fetch:
     """Read a shard's rows and the files of the images that are asked about."""
@@ -162,7 +150,14 @@ class Fetch:
     ledger: Any
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        shard = row["shard"]
+        try:
+            images = self._images(row["shard"])
+        except (OSError, ValueError) as error:
+            # Not of an image, but of the run: an earlier step's rows have gone or are damaged.
+            return {"shard": row["shard"], "images": pickle.dumps([]), "failure": f"{type(error).__name__}: {error}."}
+        return {"shard": row["shard"], "images": pickle.dumps(images), "failure": ""}
+
+    def _images(self, shard: str) -> list[ImageWork[Any]]:
         groups = [tuple(found) for _, found in groupby(self.work.source.read(shard), key=lambda r: r.image_id)]
         wanted = [group for group in groups if any(map(self.work.needs_image, group))]
         ray.get(self.ledger.acquire.remote(shard, sum(_expected_bytes(group[0]) for group in wanted)))
@@ -171,12 +166,11 @@ class Fetch:
         sightings = self._look_for_duplicates(shard, groups, contents)
         read = (content for content in contents.values() if isinstance(content, bytes))
         ray.get(self.ledger.correct.remote(shard, sum(map(len, read))))
-        images = [
+        return [
             ImageWork(group[0].image_id, group[0].uri, group, contents.get(group[0].image_id),
                       seen.content_sha256 if seen else None)
             for group, seen in zip(groups, sightings, strict=True)
         ]  # fmt: skip
-        return {"shard": shard, "images": pickle.dumps(images)}
 
     def _look_for_duplicates(
         self, shard: str, groups: list[tuple[Any, ...]], contents: dict[str, Content]
@@ -226,11 +220,12 @@ class ModelActor:
     async def __call__(self, batch: pa.Table) -> pa.Table:
         shard = batch["shard"][0].as_py()
         images = pickle.loads(batch["images"][0].as_py())
-        rows, failure = [], ""
-        try:
-            rows = await self._visits.visit(shard, images)
-        except GivenUp as error:
-            failure = str(error)
+        rows, failure = [], batch["failure"][0].as_py()
+        if not failure:
+            try:
+                rows = await self._visits.visit(shard, images)
+            except GivenUp as error:
+                failure = f"{error}."
         return pa.table(
             {"shard": [shard], "num_images": [len(images)], "rows": [pickle.dumps(rows)], "failure": [failure]}
         )
@@ -253,8 +248,11 @@ class Commit(Generic[RowT]):
         if row["failure"]:
             return {**row, "outcomes": b""}
         rows: list[RowT] = pickle.loads(row["rows"])
-        if not self.target.commit(row["shard"], rows):
-            rows = self.target.read(row["shard"])
+        try:
+            if not self.target.commit(row["shard"], rows):
+                rows = self.target.read(row["shard"])
+        except (RunError, OSError, ValueError) as error:
+            return {**row, "rows": b"", "outcomes": b"", "failure": str(error)}
         outcomes = Counter(map(_outcome, rows))
         return {**row, "rows": b"", "outcomes": pickle.dumps(outcomes)}
 

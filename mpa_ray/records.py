@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -179,7 +178,8 @@ def arrow_schema(row_type: type) -> pa.Schema:
 
 def to_table(rows: Sequence[RowT], row_type: type[RowT]) -> pa.Table:
     """Rows of one type as an Arrow table with exactly that type's columns."""
-    return pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=arrow_schema(row_type))
+    schema = arrow_schema(row_type)
+    return pa.table([pa.array([getattr(r, f.name) for r in rows], f.type) for f in schema], schema=schema)
 
 
 def from_table(table: pa.Table, row_type: type[RowT]) -> list[RowT]:

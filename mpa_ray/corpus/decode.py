@@ -6,7 +6,7 @@ The policy. A file is what its first bytes say (`SIGNATURES`), whatever it is ca
     no bytes                                                                            empty_file
     text, HTML, archives, all else without a known signature                            not_an_image
     HEIC, SVG, PDF, PSD, video, ... (not in `FORMATS`); camera RAW in TIFF              unsupported_format
-    a healthy JPEG, TIFF or BMP of a kind that Pillow lacks, such as 12-bit JPEG        unsupported_format
+    a JPEG, TIFF or BMP whose header names a kind that Pillow lacks (12-bit JPEG)       unsupported_format
     cut or damaged in header or pixels (decoders cannot tell a missing byte from        truncated_image
         a wrong one)
     more than `MAX_PIXELS` in the header, a GIF's frame or a TIFF's tile, or large      too_many_pixels
@@ -124,7 +124,7 @@ _UNKNOWN_KIND = re.compile(
     "unsupported|not (?:yet )?supported|not (?:installed|available)|cannot handle|unknown pixel mode",
     re.IGNORECASE,
 )
-"""Pillow's words for a healthy file of a kind that it lacks; it has no class of error for that."""
+"""Pillow's words for a header that names a kind which it lacks; it has no class of error for that."""
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323
 _NEW_SUBFILE_TYPE, _SUB_IFDS, _SAMPLE_FORMAT, _DNG_VERSION = 254, 330, 339, 50706

@@ -11,6 +11,8 @@ from mpa_ray.records import Reason, RowT, State
 
 OutT = TypeVar("OutT")
 
+_SMALL_BYTES = 4 * 2**10
+
 
 @dataclass(frozen=True)
 class ImageWork(Generic[RowT]):
@@ -33,9 +35,11 @@ class Stage(Protocol[RowT, OutT]):
 
 
 async def prepare_image(work: ImageWork[RowT], min_pixels: int, max_pixels: int) -> PreparedImage | ImageProblem:
-    """Decode away from the event loop, so that the engine is not kept waiting."""
+    """Decode away from the event loop, so that the engine is not kept waiting; a small file takes less than the way."""
     if work.content is None or isinstance(work.content, ImageProblem):
         return work.content or ImageProblem(Reason.UNREADABLE, "not read")
+    if len(work.content) <= _SMALL_BYTES:
+        return prepare(work.content, min_pixels, max_pixels)
     return await asyncio.to_thread(prepare, work.content, min_pixels, max_pixels)
 
 

@@ -67,6 +67,7 @@ class Visits:
         self._stage, self._log, self._die = stage, log, die
         self._slots = Slots(num_slots)
         self._in_flight: dict[str, set[str]] = {}
+        self._is_dying = False
 
     async def visit(self, shard: str, images: Sequence[ImageWork[Any]]) -> list[Any]:
         """The rows of all images, in the images' order. Raises GivenUp."""
@@ -100,8 +101,11 @@ class Visits:
         try:
             return await self._stage.visit(work)
         except EngineDied as error:
-            await self._log.died({s: sorted(images) for s, images in self._in_flight.items()}, str(error))
-            await self._die(str(error))
+            if not self._is_dying:
+                # The first of many that meet the same death speaks for all.
+                self._is_dying = True
+                await self._log.died({s: sorted(images) for s, images in self._in_flight.items()}, str(error))
+                await self._die(str(error))
             raise
         finally:
             self._in_flight[shard].discard(work.image_id)

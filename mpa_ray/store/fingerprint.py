@@ -17,7 +17,7 @@ _ONLY_SPEED = frozenset({
 })  # fmt: skip
 """Arguments of an engine that change how fast it answers, not what."""
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Goes up when the same settings would give other rows."""
 
 

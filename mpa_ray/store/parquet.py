@@ -14,7 +14,7 @@ from mpa_ray.records import RowT, from_table, to_table
 def to_parquet(rows: Sequence[RowT], row_type: type[RowT]) -> bytes:
     """A Parquet file with exactly the columns of the row type."""
     sink = pa.BufferOutputStream()
-    pq.write_table(to_table(rows, row_type), sink, compression="zstd")
+    pq.write_table(to_table(rows, row_type), sink, compression="zstd", use_dictionary=False)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 

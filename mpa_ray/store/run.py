@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpa_ray.config import ObjectStoreConfig, RunConfig
-from mpa_ray.errors import ConfigError, FingerprintMismatch
+from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
 from mpa_ray.store.dataset import ShardedDataset, shard_name
 from mpa_ray.store.fingerprint import differences
@@ -46,8 +46,8 @@ class Run:
         storage = open_storage(run_dir, object_store)
         try:
             storage.write(".writable", b"")
-        except OSError as error:
-            problem = f"cannot be written ({error.strerror or error})."
+        except CannotWrite as error:
+            problem = f"cannot be written ({error.problem})."
             raise ConfigError(
                 "run_dir", run_dir, problem, "Give a place with free space that you may write."
             ) from error

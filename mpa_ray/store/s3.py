@@ -8,6 +8,7 @@ from pathlib import Path
 from pyarrow.fs import FileSystem
 
 from mpa_ray.config import ObjectStoreConfig
+from mpa_ray.errors import CannotWrite
 from mpa_ray.object_store import ObjectStore, split_uri
 
 
@@ -23,10 +24,16 @@ class S3Storage:
         return self._store.get(self._bucket, self._key(path))
 
     def write(self, path: str, content: bytes) -> None:
-        self._store.put(self._bucket, self._key(path), content)
+        try:
+            self._store.put(self._bucket, self._key(path), content)
+        except OSError as error:
+            raise CannotWrite(f"{self.root}/{path}", str(error)) from error
 
     def create(self, path: str, content: bytes) -> bool:
-        return self._store.create(self._bucket, self._key(path), content)
+        try:
+            return self._store.create(self._bucket, self._key(path), content)
+        except OSError as error:
+            raise CannotWrite(f"{self.root}/{path}", str(error)) from error
 
     def exists(self, path: str) -> bool:
         return self._store.exists(self._bucket, self._key(path))

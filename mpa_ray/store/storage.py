@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from pyarrow.fs import FileSystem, LocalFileSystem
 
 from mpa_ray.config import ObjectStoreConfig
-from mpa_ray.errors import ConfigError
+from mpa_ray.errors import CannotWrite, ConfigError
 
 
 class Storage(Protocol):
@@ -24,11 +25,11 @@ class Storage(Protocol):
         ...
 
     def write(self, path: str, content: bytes) -> None:
-        """Write or replace a file; no reader ever sees a part of it."""
+        """Write or replace a file; no reader ever sees a part of it. Raises CannotWrite."""
         ...
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write the file only if there is none; of many callers exactly one gets True."""
+        """Write the file only if there is none; of many callers exactly one gets True. Raises CannotWrite."""
         ...
 
     def exists(self, path: str) -> bool: ...
@@ -87,17 +88,18 @@ class LocalStorage:
 
     def _write_aside(self, path: str, content: bytes) -> Path:
         target = Path(self.root, path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}"
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError:
+        except OSError as error:
             # A full disk keeps no half-written file besides.
-            temporary.unlink(missing_ok=True)
-            raise
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise CannotWrite(str(target), error.strerror or str(error)) from error
         return temporary
 
 

@@ -103,3 +103,45 @@ def test_a_run_whose_images_mostly_fail_stops(images: Path, tmp_path: Path) -> N
     tree["limits"] = {"max_failed_rate": 0.3, "min_images": 16}
     with pytest.raises(RunError, match=r"images failed, more than limits\.max_failed_rate = 0\.3 \(request_failed: "):
         identified(tree)
+
+
+@pytest.mark.parametrize("fault", ["die_on", "kill_on", "hang_on"])
+def test_a_poison_image_is_quarantined(images: Path, tmp_path: Path, fault: str) -> None:
+    tree = scripted_tree(images, tmp_path / "run", **{fault: ["011.png"]})
+    tree["source"]["limit"] = 24
+    tree["limits"] = {"max_image_deaths": 1, "request_timeout_s": 2.0}
+    _, run = identified(tree)
+    counts = audit(run)
+    assert (counts["problems"], counts["annotated"], counts["failed"]) == ([], 23, {"kills_engine": 1})
+    rows = {row.image_id: row for row in run.annotations.rows(run.manifest().shards)}
+    assert rows["011.png"].attempts == 2
+    assert "engines died with this image alone" in (rows["011.png"].detail or "")
+
+
+def test_files_with_the_same_bytes_are_annotated_once(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", 20)
+    copies = {f"{n:03d}-copy{c}.png": f"{n:03d}.png" for n in range(20) for c in range(n % 3)}
+    for copy, original in copies.items():
+        (folder / copy).write_bytes((folder / original).read_bytes())
+    tree = scripted_tree(folder, tmp_path / "run", die_on=["007.png"], die_once_in=str(tmp_path))
+    _, run = identified(tree)
+    counts = audit(run)
+    assert (counts["problems"], counts["images"], counts["annotated"]) == ([], 20 + len(copies), 20)
+    assert counts["dropped"]["duplicate_of"] == len(copies)
+    rows = list(run.annotations.rows(run.manifest().shards))
+    # `-` comes before `.`: of each group the first copy is the first in the corpus.
+    first = {original: min(c for c, o in copies.items() if o == original) for original in copies.values()}
+    assert {row.image_id: row.duplicate_of for row in rows if row.duplicate_of} == {
+        name: first[copies.get(name, name)] for name in [*copies, *first] if name not in first.values()
+    }
+
+
+def test_a_run_directory_that_cannot_be_written_any_more_is_named(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
+    campaign.index(config)
+    # A file where a folder has to be: what even root cannot write.
+    (tmp_path / "run/annotations").write_text("in the way")
+    with pytest.raises(RunError, match=r"run/annotations/.*cannot be written.*The same command continues"):
+        campaign.annotate(config)

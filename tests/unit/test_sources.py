@@ -1,0 +1,363 @@
+"""Sources of every kind give the same images in a fixed order, go on where they were left, and name what is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow.fs import LocalFileSystem
+
+from mpa_ray.config import ObjectStoreConfig, SourceConfig
+from mpa_ray.corpus.decode import ImageProblem
+from mpa_ray.corpus.in_order import in_order
+from mpa_ray.corpus.index import cut, index_source, list_images
+from mpa_ray.corpus.locator import Locator, Span
+from mpa_ray.corpus.places.gcs import ArrowPlace
+from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.read import Reader
+from mpa_ray.corpus.sources.open import kind_of
+from mpa_ray.errors import ConfigError
+from mpa_ray.records import ImageRef, Reason
+from mpa_ray.store.run import Run
+
+PLACES = Places(ObjectStoreConfig())
+READER = Reader(ObjectStoreConfig())
+CONTENTS = [f"picture {i:02d}".encode() * (i + 1) for i in range(23)]
+
+
+def as_files(root: Path) -> Path:
+    folder = root / "files"
+    folder.mkdir()
+    for number, content in enumerate(CONTENTS):
+        (folder / f"{number:02d}.png").write_bytes(content)
+    return folder
+
+
+def as_text(root: Path) -> Path:
+    as_files(root)
+    (root / "list.txt").write_text("".join(f"files/{n:02d}.png\n\n" for n in range(len(CONTENTS))))
+    return root / "list.txt"
+
+
+def as_csv(root: Path) -> Path:
+    as_files(root)
+    with (root / "list.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["caption", "image"])
+        writer.writerows([f'"{n}", with a comma', f"files/{n:02d}.png"] for n in range(len(CONTENTS)))
+    return root / "list.csv"
+
+
+def as_json_lines(root: Path) -> Path:
+    folder = as_files(root)
+    lines = [json.dumps({"image": str(folder / f"{n:02d}.png"), "caption": n}) for n in range(len(CONTENTS))]
+    (root / "list.jsonl").write_text("\n".join(lines))
+    return root / "list.jsonl"
+
+
+def as_parquet(values: list[Any], kind: pa.DataType, root: Path) -> Path:
+    folder = root / "parquet"
+    folder.mkdir()
+    for part in range(2):
+        chosen = values[part * 12 : part * 12 + 12]
+        table = pa.table(
+            {"image": pa.array(chosen, kind), "caption": [f"c{part * 12 + n}" for n in range(len(chosen))]}
+        )
+        pq.write_table(table, folder / f"{part}.parquet", row_group_size=5)
+    return folder
+
+
+HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def as_parquet_bytes(root: Path) -> Path:
+    return as_parquet(CONTENTS, pa.binary(), root)
+
+
+def as_parquet_structs(root: Path) -> Path:
+    return as_parquet([{"bytes": c, "path": f"{n}.png"} for n, c in enumerate(CONTENTS)], HF_IMAGE, root)
+
+
+def as_parquet_paths(root: Path) -> Path:
+    folder = as_files(root)
+    return as_parquet([{"bytes": None, "path": f"{folder}/{n:02d}.png"} for n in range(len(CONTENTS))], HF_IMAGE, root)
+
+
+def as_parquet_uris(root: Path) -> Path:
+    folder = as_files(root)
+    return as_parquet([f"{folder}/{n:02d}.png" for n in range(len(CONTENTS))], pa.string(), root)
+
+
+def as_tars(root: Path) -> Path:
+    folder = root / "tars"
+    folder.mkdir()
+    for part in range(2):
+        with webdataset.TarWriter(str(folder / f"{part}.tar")) as tar:
+            for number in range(part * 12, min(part * 12 + 12, len(CONTENTS))):
+                tar.write({"__key__": f"sample/{number:03d}", "png": CONTENTS[number], "txt": f"c{number}",
+                           "json": {"caption": f"c{number}"}})  # fmt: skip
+    return folder
+
+
+def as_saved_dataset(root: Path) -> Path:
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    rows = {"image": [{"bytes": c, "path": None} for c in CONTENTS], "caption": [f"c{n}" for n in range(len(CONTENTS))]}
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(root / "saved", num_shards=3)
+    return root / "saved"
+
+
+KINDS: list[tuple[Callable[[Path], Path], str]] = [
+    (as_files, "images"),
+    (as_text, "list"),
+    (as_csv, "list"),
+    (as_json_lines, "list"),
+    (as_parquet_bytes, "parquet"),
+    (as_parquet_structs, "parquet"),
+    (as_parquet_paths, "parquet"),
+    (as_parquet_uris, "parquet"),
+    (as_tars, "webdataset"),
+    (as_saved_dataset, "saved_dataset"),
+]
+
+
+def listed(path: object, after: ImageRef | None = None, **settings: Any) -> list[ImageRef]:
+    return list(list_images(SourceConfig.model_validate({"path": str(path), **settings}), PLACES, after))
+
+
+@pytest.mark.parametrize(("make", "kind"), KINDS)
+def test_every_kind_gives_the_same_images(make: Callable[[Path], Path], kind: str, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    assert kind_of(SourceConfig(path=str(path)), PLACES) == kind
+    refs = listed(path)
+    assert READER.read([ref.uri for ref in refs]) == CONTENTS
+    assert len({ref.image_id for ref in refs}) == len(CONTENTS)
+    assert listed(path) == refs
+
+
+@pytest.mark.parametrize(("make", "kind"), KINDS)
+def test_listing_goes_on_behind_any_image(make: Callable[[Path], Path], kind: str, tmp_path: Path) -> None:
+    refs = listed(make(tmp_path), kind=kind)
+    for place in (0, 4, 11, 12, len(refs) - 1):
+        assert listed(make_again(make, tmp_path), refs[place], kind=kind) == refs[place + 1 :]
+
+
+def make_again(make: Callable[[Path], Path], root: Path) -> Path:
+    """The path that `make` gave before, without writing anything."""
+    names = {as_text: "list.txt", as_csv: "list.csv", as_json_lines: "list.jsonl", as_tars: "tars", as_files: "files",
+             as_saved_dataset: "saved"}  # fmt: skip
+    return root / names.get(make, "parquet")
+
+
+@pytest.mark.parametrize("make", [as_csv, as_json_lines, as_parquet_bytes, as_parquet_uris, as_tars, as_saved_dataset])
+def test_chosen_columns_are_carried_along(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    refs = listed(make(tmp_path), metadata=["caption"])
+    for number, ref in enumerate(refs):
+        assert str(number) in str(json.loads(ref.metadata or "{}")["caption"])
+
+
+def test_a_tar_carries_members_and_keys_of_its_json(tmp_path: Path) -> None:
+    ref = listed(as_tars(tmp_path), metadata=["txt", "caption", "absent"])[13]
+    assert json.loads(ref.metadata or "") == {"txt": "c13", "caption": "c13", "absent": None}
+    assert (ref.image_id, ref.num_bytes) == ("1.tar/sample/013.png", len(CONTENTS[13]))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.png", ["a.png"]),
+        ("**/*.png", ["a.png", "x/b.png", "x/y/c.png"]),
+        ("x/*", ["x/b.png"]),
+        ("x/**", ["x/b.png", "x/y/c.png"]),
+        ("?/[ab].png", ["x/b.png"]),
+        ("?/[!a].png", ["x/b.png"]),
+    ],
+)
+def test_globs(pattern: str, found: list[str], tmp_path: Path) -> None:
+    for name in ("a.png", "x/b.png", "x/y/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"1")
+    assert [ref.uri.removeprefix(f"{tmp_path}/") for ref in listed(tmp_path / pattern)] == found
+
+
+def with_member(root: Path, name: str) -> Path:
+    with tarfile.open(root / "odd.tar", "w") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = 3
+        tar.addfile(member, io.BytesIO(b"abc"))
+    return root / "odd.tar"
+
+
+def with_line(root: Path, entry: str) -> Path:
+    (root / "list.txt").write_text(f"fine.png\n{entry}\n")
+    return root / "list.txt"
+
+
+def with_row(root: Path, entry: str) -> Path:
+    pq.write_table(pa.table({"image": [entry]}), root / "uris.parquet")
+    return root / "uris.parquet"
+
+
+@pytest.mark.parametrize(
+    ("make", "entry", "permission"),
+    [
+        (with_member, "../../etc/passwd.png", "parent_folders"),
+        (with_member, "/etc/passwd.png", "parent_folders"),
+        (with_member, "a/../../b.png", "parent_folders"),
+        (with_line, "../secret.png", "parent_folders"),
+        (with_line, "a/../../secret.png", "parent_folders"),
+        (with_line, "http://169.254.169.254/latest/meta-data", "http"),
+        (with_line, "https://example.org/a.png", "http"),
+        (with_row, "../secret.png", "parent_folders"),
+        (with_row, "https://example.org/a.png", "http"),
+    ],
+)
+def test_what_leads_elsewhere_is_refused_unless_allowed(
+    make: Callable[[Path, str], Path], entry: str, permission: str, tmp_path: Path
+) -> None:
+    path = make(tmp_path, entry)
+    with pytest.raises(ConfigError, match=rf"is refused\. Leave it out, or add '{permission}' to source\.allow"):
+        listed(path)
+    assert listed(path, allow=[permission])[-1].image_id
+
+
+@pytest.mark.parametrize("entry", ["ftp://host/a.png", "data://image/png;base64,AAAA"])
+def test_unknown_kinds_of_uris_are_refused(entry: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"row 2: .* is no kind of URI that is read"):
+        listed(with_line(tmp_path, entry), allow=["http", "local_files", "parent_folders"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("list.jsonl", b'{"image": "a.png"}\n{"image"', r"row 2 is not JSON"),
+        ("list.jsonl", b"[1]\n", r"row 1 is no JSON object"),
+        ("list.jsonl", b'{"picture": "a.png"}\n', r"source\.image_column = 'image': is no column of row 1.*'picture'"),
+        ("list.csv", b"picture\na.png\n", r"source\.image_column = 'image': is no column of list\.csv.*'picture'"),
+        ("list.csv", b"image\n\xff\xfe\n", r"cannot be read .* Give a list in UTF-8"),
+        ("list.csv", b"image,b\n,2\n", r"row 1: no URI in 'image'"),
+        ("broken.parquet", b"PAR1 not really", r"broken\.parquet is not to be read as Parquet"),
+        ("cut.tar", b"\x01" * 700, r"cut\.tar is not to be read as a tar"),
+        ("a.tar.gz", b"", r"is compressed"),
+    ],
+)
+def test_containers_that_are_wrong_are_named(name: str, content: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=told):
+        listed(tmp_path / name)
+
+
+def test_a_column_that_is_no_image_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [1, 2]}), tmp_path / "numbers.parquet")
+    with pytest.raises(ConfigError, match=r"source\.image_column = 'image': is int64 in numbers\.parquet"):
+        listed(tmp_path / "numbers.parquet")
+
+
+def test_a_dataset_dict_asks_for_a_split(tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text("{}")
+    with pytest.raises(ConfigError, match="Give the folder of one split"):
+        listed(tmp_path)
+
+
+def test_ids_of_the_users_choice_must_not_repeat(tmp_path: Path) -> None:
+    as_csv(tmp_path)
+    run = Run.open(str(tmp_path / "run"))
+    path = tmp_path / "named.csv"
+    path.write_text("image,key\nfiles/00.png,a\nfiles/01.png,b\nfiles/02.png,a\n")
+    with pytest.raises(ConfigError, match=r"source\.id_column = 'key': 'a' is there twice: .*00\.png, .*02\.png"):
+        index_source(SourceConfig(path=str(path), id_column="key", shard_size=2), run, PLACES)
+    assert [ref.image_id for ref in listed(tmp_path / "list.csv", id_column="image")][3] == "files/03.png"
+
+
+def test_a_source_that_lost_its_last_image_is_not_gone_on_with(tmp_path: Path) -> None:
+    refs = listed(as_csv(tmp_path))
+    (tmp_path / "list.csv").write_text("image\nfiles/00.png\n")
+    with pytest.raises(ConfigError, match=r"no longer holds list\.csv/9, up to which it is indexed"):
+        listed(tmp_path / "list.csv", refs[8])
+
+
+def test_sizes_samples_and_shards(tmp_path: Path) -> None:
+    folder = as_files(tmp_path)
+    assert [ref.num_bytes for ref in listed(folder, min_bytes=20, max_bytes=60)] == [20, 30, 40, 50, 60]
+    half = listed(folder, fraction=0.5)
+    assert 4 < len(half) < 19
+    assert half == listed(folder, fraction=0.5) != listed(folder, fraction=0.5, seed=1)
+    config = SourceConfig(path=str(folder), shard_size=4, max_shard_bytes=300)
+    shards = list(cut(list_images(config, PLACES), config))
+    assert [ref for shard in shards for ref in shard] == listed(folder)
+    assert all(len(shard) <= 4 for shard in shards)
+    assert all(len(shard) == 1 or sum(ref.num_bytes or 0 for ref in shard) <= 300 for shard in shards)
+
+
+def test_sizes_that_listing_does_not_tell_hold_when_reading(tmp_path: Path) -> None:
+    reader = Reader(ObjectStoreConfig(), min_bytes=25, max_bytes=200)
+    for path in (as_parquet_bytes(tmp_path), as_text(tmp_path)):
+        found = reader.read([ref.uri for ref in listed(path)])
+        reasons = [content.reason if isinstance(content, ImageProblem) else "read" for content in found]
+        assert reasons == [Reason.TOO_FEW_BYTES] * 2 + ["read"] * 18 + [Reason.TOO_MANY_BYTES] * 3
+
+
+def test_what_has_gone_or_shrunk_is_a_reason(tmp_path: Path) -> None:
+    refs = listed(as_tars(tmp_path))
+    whole = (tmp_path / "tars/1.tar").read_bytes()
+    (tmp_path / "tars/1.tar").write_bytes(whole[:4000])
+    (tmp_path / "tars/0.tar").unlink()
+    found = READER.read([ref.uri for ref in refs] + [f"{tmp_path}/a\0b.png", "/nowhere.parquet#row=1&column=image"])
+    assert all(isinstance(content, ImageProblem) and content.reason == Reason.UNREADABLE for content in found[:12])
+    assert found[12] == CONTENTS[12]
+    assert isinstance(found[22], ImageProblem)
+    assert "ends before it" in found[22].detail
+    assert all(isinstance(content, ImageProblem) for content in found[-2:])
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+    | st.sampled_from(["a#", "a##", "a#bytes=1-2", "a#row=1&column=b", "x.tar#bytes=3-4#"]),
+    st.none() | st.builds(Span, st.integers(0, 10**13), st.integers(0, 10**9)),
+    st.none() | st.tuples(st.integers(0, 10**9), st.text(st.characters(exclude_categories=["Cs"]), max_size=5)),
+)
+def test_locators_survive_being_written(uri: str, span: Span | None, cell: tuple[int, str] | None) -> None:
+    locator = Locator(uri, span, *(cell or (None, None)))
+    assert Locator.parse(str(locator)) == locator
+
+
+def test_other_stores_are_walked_through_pyarrow(tmp_path: Path) -> None:
+    folder = as_files(tmp_path)
+    (folder / "deeper").mkdir()
+    (folder / "deeper/x.png").write_bytes(b"deep")
+    place = ArrowPlace(LocalFileSystem(), "any://")
+    entries = list(place.walk(f"any://{folder}"))
+    assert [e.path for e in entries] == [*(f"{n:02d}.png" for n in range(len(CONTENTS))), "deeper/x.png"]
+    assert place.read(entries[3].uri) == CONTENTS[3]
+    assert place.read(entries[3].uri, 5, 4) == CONTENTS[3][5:9]
+    assert place.size(entries[3].uri) == len(CONTENTS[3])
+    assert [e.path for e in place.walk(f"any://{folder}", "21.png")] == ["22.png", "deeper/x.png"]
+
+
+@pytest.mark.parametrize("num_ahead", [1, 3, 50])
+def test_iterators_run_ahead_in_order(num_ahead: int) -> None:
+    made = [lambda i=i: iter(range(i * 1000, i * 1000 + i * 37)) for i in range(20)]
+    assert list(in_order(made, num_ahead)) == [x for make in made for x in make()]
+
+
+def test_an_error_comes_in_its_place() -> None:
+    def failing() -> Any:
+        yield 1
+        raise ValueError("halfway")
+
+    items = in_order([lambda: iter([0]), failing, lambda: iter([2])], 3)
+    assert next(items) == 0
+    with pytest.raises(ValueError, match="halfway"):
+        list(items)
