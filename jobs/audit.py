@@ -1,10 +1,15 @@
-"""Recount a run from its files: JSON on standard output, exit code 1 where an image is missing or counted twice."""
+"""Recount a run from its files: JSON on standard output, exit code 1 where an image is missing or counted twice.
+
+With --collect, also remove what dead and slower attempts left behind.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -15,12 +20,21 @@ from mpa_ray.command_line import exit_code
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", metavar="RUN", help="a run directory")
+    parser.add_argument("--collect", action="store_true", help="remove files that belong to no committed shard")
+    parser.add_argument(
+        "--older-than-hours", type=float, default=24.0, metavar="H",
+        help="with --collect: only files of that age, longer than any attempt takes (default: 24)",
+    )  # fmt: skip
     options = parser.parse_args()
     from mpa_ray.store.audit import audit
+    from mpa_ray.store.garbage import collect_garbage
     from mpa_ray.store.run import Run
     from mpa_ray.store.storage import open_storage
 
-    counts = audit(Run(open_storage(options.run_dir)))
+    run = Run(open_storage(options.run_dir))
+    counts = audit(run)
+    if options.collect:
+        counts["collected"] = asdict(collect_garbage(run, timedelta(hours=options.older_than_hours)))
     print(json.dumps(counts, indent=2, ensure_ascii=False))
     return 1 if counts["problems"] else 0
 

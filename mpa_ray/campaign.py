@@ -114,9 +114,9 @@ def _identify(config: RunConfig, student: StudentConfig) -> None:
         verdicts.missing(manifest.shards),
     )  # fmt: skip
     if not run.storage.exists(f"parity/{student.name}/manifest.json"):
-        samples = parity_samples(list(verdicts.rows(manifest.shards)))
-        export_parity(run, student.name, task, samples)
-        say(f"identify {student.name}: {len(samples)} parity samples")
+        samples = parity_samples(verdicts.rows(manifest.shards))
+        num_samples = export_parity(run, student.name, task, samples)
+        say(f"identify {student.name}: {num_samples} parity samples")
 
 
 def level(config: RunConfig) -> None:
@@ -226,6 +226,7 @@ def _run_missing(
     if not missing:
         say(f"{label}: already done")
         return
+    run.check_room(manifest.num_images * len(missing) // manifest.num_shards)
     # Ray takes a second to import, and a step that is done needs none of it.
     from mpa_ray import flow
 

@@ -33,7 +33,7 @@ from mpa_ray.progress import say
 from mpa_ray.records import Prediction, Reason, Row, RowT
 from mpa_ray.stages.shard import ImageWork, Stage
 from mpa_ray.stages.visits import GivenUp, Visits
-from mpa_ray.store.dataset import ShardedDataset
+from mpa_ray.store.dataset import ShardedDataset, ahead
 
 logger = logging.getLogger(__name__)
 
@@ -130,11 +130,11 @@ def _start_ledger(work: Pass[Any], shards: Sequence[str], committed: Sequence[st
         shards, work.limits, work.reading.max_bytes_in_flight
     )
     if work.skips_duplicates:
-        known = [
+        known = ahead(lambda shard: work.target.columns(shard, ["image_id", "content_sha256"]), committed)
+        ray.get([
             ledger.know.remote({shard: [_sighting(row) for row in rows]})
-            for shard, rows in work.target.columns(committed, ["image_id", "content_sha256"])
-        ]
-        ray.get(known)
+            for shard, rows in zip(committed, known, strict=True)
+        ])  # fmt: skip
     return ledger
 
 

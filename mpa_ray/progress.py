@@ -6,12 +6,23 @@ import sys
 import threading
 import time
 from types import TracebackType
+from typing import TextIO
 
 
 class Progress:
     """Counts towards a total and prints rate and time left; says that it waits until the first count comes."""
 
-    def __init__(self, label: str, total: int | None, unit: str, done: int = 0, every_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        label: str,
+        total: int | None,
+        unit: str,
+        done: int = 0,
+        every_s: float = 5.0,
+        to: TextIO | None = None,
+    ) -> None:
+        """Lines go to standard output; to `to` only where it takes longer than `every_s`."""
+        self._to = to
         self._label, self._total, self._unit, self._every_s = label, total, unit, every_s
         self._done = self._done_before = done
         self._started = time.monotonic()
@@ -22,7 +33,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         before = f", {self._done} already done" if self._done else ""
-        if self._total is not None:
+        if self._total is not None and self._to is None:
             say(f"{self._label}: {self._total} {self._unit}{before}")
         self._thread.start()
         return self
@@ -32,7 +43,7 @@ class Progress:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        if kind is None:
+        if kind is None and self._to is None:
             say(f"{self._label}: done in {clock(time.monotonic() - self._started)}{self._rate()}")
 
     def advance(self, count: int) -> None:
@@ -43,7 +54,7 @@ class Progress:
 
     def _keep_printing(self) -> None:
         while not self._ended.wait(self._every_s):
-            say(self._line())
+            say(self._line(), self._to)
 
     def _line(self) -> str:
         waited = time.monotonic() - self._started
@@ -66,6 +77,6 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def say(line: str) -> None:
-    """Print a line at once."""
-    print(line, file=sys.stdout, flush=True)
+def say(line: str, to: TextIO | None = None) -> None:
+    """Print a line at once, to standard output unless told otherwise."""
+    print(line, file=to or sys.stdout, flush=True)

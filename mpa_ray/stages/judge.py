@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from mpa_ray.engine.protocol import Reply
 from mpa_ray.matching import Matcher
@@ -54,9 +54,9 @@ def not_answered(annotation: Annotation, state: State, reason: str, detail: str)
     return _verdict(annotation, state, reason, detail=detail)
 
 
-def parity_samples(verdicts: list[Verdict]) -> list[ParitySample]:
+def parity_samples(verdicts: Iterable[Verdict]) -> Iterator[ParitySample]:
     """D_PI: the view `kept` of the verdicts."""
-    return [_sample(v) for v in verdicts if v.state == State.KEPT]
+    return (_sample(v) for v in verdicts if v.state == State.KEPT)
 
 
 def known_samples(verdicts: Iterable[Verdict], count: int, seed: int) -> list[ParitySample]:

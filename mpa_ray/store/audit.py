@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from mpa_ray.errors import ConfigError
-from mpa_ray.records import RowT, State
-from mpa_ray.store.dataset import ShardedDataset
+from mpa_ray.progress import Progress
+from mpa_ray.records import State
+from mpa_ray.store.dataset import ShardedDataset, ahead
 from mpa_ray.store.parity import read_parity
 from mpa_ray.store.run import Manifest, Run
 
@@ -21,11 +24,14 @@ def audit(run: Run) -> dict[str, Any]:
     """
     manifest = run.manifest()
     problems: list[str] = []
-    states, annotated = _audit_annotations(run, manifest, problems)
+    names = student_names(run)
     students: dict[str, Counts] = {}
-    for name in _students(run):
-        students[name], kept = _audit_verdicts(run, manifest, name, problems)
-        _audit_parity(run, name, kept, problems)
+    total = manifest.num_shards * (1 + len(names))
+    with Progress("audit", total, "shards", to=sys.stderr) as progress:
+        states, annotated = _audit_annotations(run, manifest, problems, progress)
+        for name in names:
+            students[name], kept = _audit_verdicts(run, manifest, name, problems, progress)
+            _audit_parity(run, name, kept, problems)
     counted = [c for c in students.values() if c] or [states]
     return {
         "images": manifest.num_images,
@@ -42,9 +48,11 @@ def audit(run: Run) -> dict[str, Any]:
 
 
 Counts = Counter[tuple[str, str | None]]
+_ROW = ["annotation_id", "image_id", "state", "reason"]
 
 
-def _students(run: Run) -> list[str]:
+def student_names(run: Run) -> list[str]:
+    """The students of the run's latest configuration. Raises ConfigError where nothing has been run."""
     try:
         config = run.read_json("run.json")["config"]
     except FileNotFoundError:
@@ -52,49 +60,52 @@ def _students(run: Run) -> list[str]:
     return [student["name"] for student in config["students"]]
 
 
-def _audit_annotations(run: Run, manifest: Manifest, problems: list[str]) -> tuple[Counts, int]:
+def _audit_annotations(run: Run, manifest: Manifest, problems: list[str], progress: Progress) -> tuple[Counts, int]:
     states: Counts = Counter()
     num_images = 0
     ids: Counter[str] = Counter()
-    for shard in manifest.shards:
-        refs = _rows(run.corpus, shard, problems)
+    corpus = _shards(run.corpus, manifest, ["image_id"], problems)
+    annotations = _shards(run.annotations, manifest, _ROW, problems)
+    for shard, refs, rows in zip(manifest.shards, corpus, annotations, strict=True):
+        progress.advance(1)
         if refs is None:
             problems.append(f"corpus: shard {shard} is missing")
             continue
-        expected = [ref.image_id for ref in refs]
+        expected = [ref["image_id"] for ref in refs]
         num_images += len(expected)
         ids.update(expected)
-        rows = _rows(run.annotations, shard, problems)
         if rows is None:
             problems.append(f"annotations: shard {shard} is missing ({len(expected)} images)")
             continue
-        _compare(
-            f"annotations shard {shard}: images", expected, list(dict.fromkeys(r.image_id for r in rows)), problems
-        )
-        _no_doubles(f"annotations shard {shard}", [r.annotation_id for r in rows], problems)
-        states.update((r.state, r.reason) for r in rows)
+        found = list(dict.fromkeys(row["image_id"] for row in rows))
+        _compare(f"annotations shard {shard}: images", expected, found, problems)
+        _no_doubles(f"annotations shard {shard}", [row["annotation_id"] for row in rows], problems)
+        states.update((row["state"], row["reason"]) for row in rows)
     if num_images != manifest.num_images:
         problems.append(f"corpus: {num_images} images in its shards, {manifest.num_images} in its manifest")
     problems += [f"corpus: image {i} is in it {n} times" for i, n in ids.items() if n > 1]
     return states, sum(n for (state, _), n in states.items() if state == State.KEPT)
 
 
-def _audit_verdicts(run: Run, manifest: Manifest, student: str, problems: list[str]) -> tuple[Counts, list[str]]:
+def _audit_verdicts(
+    run: Run, manifest: Manifest, student: str, problems: list[str], progress: Progress
+) -> tuple[Counts, list[str]]:
     counts: Counts = Counter()
     kept: list[str] = []
-    verdicts = run.verdicts(student)
-    for shard in manifest.shards:
-        annotations = _rows(run.annotations, shard, [])
-        if annotations is None:
+    annotations = _shards(run.annotations, manifest, ["annotation_id"], [])
+    verdicts = _shards(run.verdicts(student), manifest, _ROW, problems)
+    for shard, asked, rows in zip(manifest.shards, annotations, verdicts, strict=True):
+        progress.advance(1)
+        if asked is None:
             continue
-        rows = _rows(verdicts, shard, problems)
         if rows is None:
-            problems.append(f"verdicts/{student}: shard {shard} is missing ({len(annotations)} annotations)")
+            problems.append(f"verdicts/{student}: shard {shard} is missing ({len(asked)} annotations)")
             continue
-        expected = [row.annotation_id for row in annotations]
-        _compare(f"verdicts/{student} shard {shard}: rows", expected, [r.annotation_id for r in rows], problems)
-        counts.update((r.state, r.reason) for r in rows)
-        kept += [r.annotation_id for r in rows if r.state == State.KEPT]
+        expected = [row["annotation_id"] for row in asked]
+        found = [row["annotation_id"] for row in rows]
+        _compare(f"verdicts/{student} shard {shard}: rows", expected, found, problems)
+        counts.update((row["state"], row["reason"]) for row in rows)
+        kept += [row["annotation_id"] for row in rows if row["state"] == State.KEPT]
     return counts, kept
 
 
@@ -110,15 +121,23 @@ def _audit_parity(run: Run, student: str, kept: list[str], problems: list[str]) 
     _compare(f"parity/{student}: kept rows", kept, exported, problems)
 
 
-def _rows(dataset: ShardedDataset[RowT], shard: str, problems: list[str]) -> list[RowT] | None:
-    """A shard's rows, or None where it is not committed; a committed one that cannot be read is a problem, too."""
-    if not dataset.is_committed(shard):
-        return None
-    try:
-        return dataset.read(shard)
-    except (FileNotFoundError, ValueError, pa.ArrowInvalid) as error:
-        problems.append(f"{dataset.folder}: shard {shard} cannot be read ({error})")
-        return None
+def _shards(
+    dataset: ShardedDataset[Any], manifest: Manifest, columns: list[str], problems: list[str]
+) -> Iterator[list[dict[str, Any]] | None]:
+    """Of each shard the rows' columns; None where it is not committed. One that cannot be read is a problem, too."""
+
+    def rows(shard: str) -> list[dict[str, Any]] | str | None:
+        if not dataset.is_committed(shard):
+            return None
+        try:
+            return dataset.columns(shard, columns)
+        except (FileNotFoundError, ValueError, KeyError, pa.ArrowInvalid) as error:
+            return f"{dataset.folder}: shard {shard} cannot be read ({error})"
+
+    for found in ahead(rows, manifest.shards):
+        if isinstance(found, str):
+            problems.append(found)
+        yield None if isinstance(found, str) else found
 
 
 def _compare(what: str, expected: list[str], found: list[str], problems: list[str]) -> None:

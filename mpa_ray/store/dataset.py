@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 from mpa_ray.records import RowT
 from mpa_ray.store.parquet import from_parquet, read_columns, to_parquet
 from mpa_ray.store.storage import Storage
+
+T = TypeVar("T")
 
 _NUM_THREADS = 16
 
@@ -61,12 +64,8 @@ class ShardedDataset(Generic[RowT]):
 
     def missing(self, shards: Iterable[str]) -> list[str]:
         """Those of the shards that are still to be done, in their order."""
-        # A question to an object store takes a hundred times longer than one to a disk.
-        with ThreadPoolExecutor(_NUM_THREADS) as threads:
-            names = list(shards)
-            return [
-                s for s, committed in zip(names, threads.map(self.is_committed, names), strict=True) if not committed
-            ]
+        names = list(shards)
+        return [s for s, committed in zip(names, ahead(self.is_committed, names), strict=True) if not committed]
 
     def read(self, shard: str) -> list[RowT]:
         """The rows of a committed shard.
@@ -76,17 +75,12 @@ class ShardedDataset(Generic[RowT]):
             ValueError: the file does not hold what the marker says.
         """
         commit, content = self._committed(shard)
-        rows = from_parquet(content, self.row_type)
-        if len(rows) != commit.num_rows:
-            raise ValueError(f"{commit.file}: {len(rows)} rows, its marker says {commit.num_rows}")
-        return rows
+        return _as_many(from_parquet(content, self.row_type), commit)
 
-    def columns(self, shards: Iterable[str], names: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """Some columns of committed shards, each with its shard's name, in the shards' order. Raises as `read` does."""
-        with ThreadPoolExecutor(_NUM_THREADS) as threads:
-            for batch in _batches(shards, 4 * _NUM_THREADS):
-                contents = threads.map(lambda shard: self._committed(shard)[1], batch)
-                yield from ((shard, read_columns(c, names)) for shard, c in zip(batch, contents, strict=True))
+    def columns(self, shard: str, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Some columns of a committed shard's rows. Raises as `read` does, and KeyError for an unknown column."""
+        commit, content = self._committed(shard)
+        return _as_many(read_columns(content, names), commit)
 
     def _committed(self, shard: str) -> tuple[Commit, bytes]:
         commit = self.commit_of(shard)
@@ -96,15 +90,24 @@ class ShardedDataset(Generic[RowT]):
 
     def rows(self, shards: Iterable[str]) -> Iterator[RowT]:
         """The rows of every committed shard among those given."""
-        for shard in shards:
-            if self.is_committed(shard):
-                yield from self.read(shard)
+        for found in ahead(lambda shard: self.read(shard) if self.is_committed(shard) else [], shards):
+            yield from found
 
     def _marker(self, shard: str) -> str:
         return f"{self.folder}/commits/{shard}.json"
 
 
-def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:
-    queue = iter(names)
-    while batch := list(islice(queue, size)):
-        yield batch
+def _as_many(rows: list[T], commit: Commit) -> list[T]:
+    if len(rows) != commit.num_rows:
+        raise ValueError(f"{commit.file}: {len(rows)} rows, its marker says {commit.num_rows}")
+    return rows
+
+
+def ahead(work: Callable[[str], T], shards: Iterable[str]) -> Iterator[T]:
+    """What `work` makes of each shard, in their order; a few are worked on ahead, since most of it is waiting."""
+    queue = iter(shards)
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
+        running = deque(threads.submit(work, shard) for shard in islice(queue, 2 * _NUM_THREADS))
+        while running:
+            yield running.popleft().result()
+            running.extend(threads.submit(work, shard) for shard in islice(queue, 1))

@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from mpa_ray.records import ParitySample
-from mpa_ray.store.parquet import from_parquet, to_parquet
+import pyarrow.parquet as pq
+
+from mpa_ray.records import ParitySample, arrow_schema, to_table
+from mpa_ray.store.parquet import from_parquet
 from mpa_ray.store.run import Run
 from mpa_ray.tasks.task import SYSTEM_PROMPT, Task
 
+_CHUNK = 10_000
 
-def export_parity(run: Run, student: str, task: Task, samples: Sequence[ParitySample]) -> None:
-    """Write `parity/STUDENT/`; the prompt in each form is the one that identification used."""
-    folder = f"parity/{student}"
-    run.storage.write(f"{folder}/parity.parquet", to_parquet(samples, ParitySample))
-    llava = [_llava(task, sample) for sample in samples]
-    run.storage.write(f"{folder}/llava.json", json.dumps(llava, ensure_ascii=False, indent=1).encode())
-    lines = [json.dumps(_messages(task, sample), ensure_ascii=False) + "\n" for sample in samples]
-    run.storage.write(f"{folder}/messages.jsonl", "".join(lines).encode())
-    run.write_json(f"{folder}/manifest.json", {"num_samples": len(samples)})
+
+def export_parity(run: Run, student: str, task: Task, samples: Iterable[ParitySample]) -> int:
+    """Write `parity/STUDENT/`; the prompt in each form is the one that identification used. How many samples there are.
+
+    Samples are taken a few thousand at a time, however many there are.
+    """
+    folder, num_samples = f"parity/{student}", 0
+    with TemporaryDirectory() as scratch:
+        schema = arrow_schema(ParitySample)
+        with (
+            pq.ParquetWriter(Path(scratch, "parity.parquet"), schema, compression="zstd") as table,
+            Path(scratch, "llava.json").open("w", encoding="utf-8") as llava,
+            Path(scratch, "messages.jsonl").open("w", encoding="utf-8") as messages,
+        ):
+            llava.write("[")
+            queue = iter(samples)
+            while chunk := list(islice(queue, _CHUNK)):
+                table.write_table(to_table(chunk, ParitySample))
+                for number, sample in enumerate(chunk, num_samples):
+                    llava.write(("," if number else "") + "\n" + json.dumps(_llava(task, sample), ensure_ascii=False))
+                    messages.write(json.dumps(_messages(task, sample), ensure_ascii=False) + "\n")
+                num_samples += len(chunk)
+            llava.write("\n]\n")
+        run.storage.put_folder(Path(scratch), folder)
+    run.write_json(f"{folder}/manifest.json", {"num_samples": num_samples})
+    return num_samples
 
 
 def read_parity(run: Run, student: str) -> list[ParitySample]:

@@ -30,5 +30,7 @@ def from_parquet(content: bytes, row_type: type[RowT]) -> list[RowT]:
 def read_columns(content: bytes, names: Sequence[str]) -> list[dict[str, Any]]:
     """Some columns of a Parquet file, as one mapping for each row."""
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
+        if absent := set(names) - set(file.schema_arrow.names):
+            raise KeyError(f"no column {', '.join(sorted(absent))}")
         rows: list[dict[str, Any]] = file.read(columns=list(names), use_threads=False).to_pylist()
         return rows

@@ -15,6 +15,10 @@ from mpa_ray.store.storage import Storage, open_storage
 
 Fingerprint = dict[str, Any]
 
+_LEAST_FREE_BYTES = 32 * 2**20
+_LEAST_ROW_BYTES = 64
+"""Rows of the smallest kind, with short questions and answers, compressed."""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -52,6 +56,14 @@ class Run:
                 "run_dir", run_dir, problem, "Give a place with free space that you may write."
             ) from error
         return cls(storage)
+
+    def check_room(self, num_rows: int) -> None:
+        """Raises ConfigError where the run directory has no room for that many more rows."""
+        free, needed = self.storage.free_bytes(), _LEAST_FREE_BYTES + num_rows * _LEAST_ROW_BYTES
+        if free is not None and free < needed:
+            raise ConfigError("run_dir", self.storage.root,
+                              f"has {free >> 20} MiB free, and {num_rows} rows need {needed >> 20} MiB or more.",
+                              "Free some, or give another run_dir.")  # fmt: skip
 
     def verdicts(self, student: str) -> ShardedDataset[Verdict]:
         return ShardedDataset(self.storage, f"verdicts/{student}", Verdict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 from pyarrow.fs import FileSystem
@@ -10,6 +11,7 @@ from pyarrow.fs import FileSystem
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.errors import CannotWrite
 from mpa_ray.object_store import ObjectStore, split_uri
+from mpa_ray.store.storage import StoredFile
 
 
 class S3Storage:
@@ -41,13 +43,29 @@ class S3Storage:
     def list(self, folder: str) -> Iterator[str]:
         start = self._key(f"{folder}/")
         for found in self._store.list(self._bucket, start, nested=False):
-            name = found.key.removeprefix(start)
-            if not name.startswith("."):
-                yield f"{folder}/{name}"
+            if not found.key.removeprefix(start).startswith("."):
+                yield f"{folder}/{found.key.removeprefix(start)}"
 
     def put_folder(self, source: Path, path: str) -> None:
         for file in sorted(f for f in source.iterdir() if f.is_file()):
-            self._store.upload(file, self._bucket, self._key(f"{path}/{file.name}"))
+            try:
+                self._store.upload(file, self._bucket, self._key(f"{path}/{file.name}"))
+            except OSError as error:
+                raise CannotWrite(f"{self.root}/{path}/{file.name}", str(error)) from error
+
+    def delete(self, path: str) -> None:
+        self._store.delete(self._bucket, self._key(path))
+
+    def details(self, folder: str) -> Iterator[StoredFile]:
+        start = self._key(f"{folder}/")
+        for found in self._store.list(self._bucket, start, nested=False):
+            yield StoredFile(f"{folder}/{found.key.removeprefix(start)}", found.num_bytes, found.modified)
+
+    def drop_unfinished(self, before: datetime) -> int:
+        return self._store.abort_uploads(self._bucket, self._key(""), before)
+
+    def free_bytes(self) -> int | None:
+        return None
 
     def arrow(self) -> tuple[FileSystem, str]:
         return self._store.arrow(), self.root.removeprefix("s3://")

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from pyarrow.fs import FileSystem, LocalFileSystem
 
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.errors import CannotWrite, ConfigError
+
+_COPIED_AT_A_TIME = 2**20
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file as listing shows it."""
+
+    path: str
+    num_bytes: int
+    modified: datetime
 
 
 class Storage(Protocol):
@@ -39,7 +54,23 @@ class Storage(Protocol):
         ...
 
     def put_folder(self, source: Path, path: str) -> None:
-        """Copy the files directly in a local folder, replacing those of the same name."""
+        """Copy the files directly in a local folder, replacing those of the same name. Raises CannotWrite."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove a file; one that is not there is as good as removed."""
+        ...
+
+    def details(self, folder: str) -> Iterator[StoredFile]:
+        """The files directly in a folder, those included that were never finished."""
+        ...
+
+    def drop_unfinished(self, before: datetime) -> int:
+        """Give up writes that began before a moment and show in no listing; how many there were."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Room that is left; None where there is no limit."""
         ...
 
     def arrow(self) -> tuple[FileSystem, str]:
@@ -57,11 +88,11 @@ class LocalStorage:
         return Path(self.root, path).read_bytes()
 
     def write(self, path: str, content: bytes) -> None:
-        temporary = self._write_aside(path, content)
+        temporary = self._write_aside(path, BytesIO(content))
         temporary.replace(Path(self.root, path))
 
     def create(self, path: str, content: bytes) -> bool:
-        temporary = self._write_aside(path, content)
+        temporary = self._write_aside(path, BytesIO(content))
         try:
             # A link appears whole or not at all and fails where the name exists; a rename would replace it.
             os.link(temporary, Path(self.root, path))
@@ -81,18 +112,38 @@ class LocalStorage:
 
     def put_folder(self, source: Path, path: str) -> None:
         for file in sorted(f for f in source.iterdir() if f.is_file()):
-            self.write(f"{path}/{file.name}", file.read_bytes())
+            with file.open("rb") as content:
+                temporary = self._write_aside(f"{path}/{file.name}", content)
+            temporary.replace(Path(self.root, path, file.name))
+
+    def delete(self, path: str) -> None:
+        Path(self.root, path).unlink(missing_ok=True)
+
+    def details(self, folder: str) -> Iterator[StoredFile]:
+        found = Path(self.root, folder)
+        for entry in os.scandir(found) if found.is_dir() else ():
+            if entry.is_file():
+                status = entry.stat()
+                modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                yield StoredFile(f"{folder}/{entry.name}", status.st_size, modified)
+
+    def drop_unfinished(self, before: datetime) -> int:  # noqa: ARG002
+        # `details` shows them.
+        return 0
+
+    def free_bytes(self) -> int | None:
+        return shutil.disk_usage(self.root).free
 
     def arrow(self) -> tuple[FileSystem, str]:
         return LocalFileSystem(), self.root
 
-    def _write_aside(self, path: str, content: bytes) -> Path:
+    def _write_aside(self, path: str, content: IO[bytes]) -> Path:
         target = Path(self.root, path)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                file.write(content)
+                shutil.copyfileobj(content, file, _COPIED_AT_A_TIME)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

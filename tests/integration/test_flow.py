@@ -136,9 +136,7 @@ def test_files_with_the_same_bytes_are_annotated_once(tmp_path: Path) -> None:
     }
 
 
-def test_a_run_directory_that_cannot_be_written_any_more_is_named(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_directory_that_cannot_be_written_any_more_is_named(images: Path, tmp_path: Path) -> None:
     config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
     campaign.index(config)
     # A file where a folder has to be: what even root cannot write.
