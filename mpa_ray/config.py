@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mpa_ray.errors import ConfigError
 
@@ -94,6 +94,13 @@ class ObjectStoreConfig(Settings):
     """Connections of one process."""
     multipart_bytes: int = Field(64 * 2**20, ge=5 * 2**20)
     """Objects from this size on are written in parts."""
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _holds_no_credentials(cls, url: str | None) -> str | None:
+        if url is not None and "@" in url:
+            raise ValueError("a URL with credentials would end up in run.json; give them in the environment")
+        return url
 
 
 class VllmEngineConfig(Settings):

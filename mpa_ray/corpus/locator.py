@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 _FRAGMENT = re.compile(
     r"(?P<uri>.*)#(?:bytes=(?P<first>\d+)-(?P<last>-?\d+)"
-    r"|(?:batch=(?P<batch_first>\d+)-(?P<batch_last>\d+)&)?row=(?P<row>\d+)&column=(?P<column>[^#&]*))",
+    r"|(?:batch=(?P<batch_first>\d+)-(?P<batch_last>-?\d+)&)?row=(?P<row>\d+)&column=(?P<column>[^#&]*))",
     re.DOTALL,
 )
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,21 @@ import yaml
 from moto.server import ThreadedMotoServer
 
 from mpa_ray.checkpoints import local_model, model_identity
-from mpa_ray.config import ObjectStoreConfig
+from mpa_ray.config import ObjectStoreConfig, SourceConfig
+from mpa_ray.corpus.decode import ImageProblem
+from mpa_ray.corpus.index import list_images
+from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.read import Reader
+from mpa_ray.corpus.sources.open import kind_of
 from mpa_ray.errors import ConfigError
+from mpa_ray.object_store import ObjectStore
+from mpa_ray.records import ImageRef, Reason
+from mpa_ray.store.garbage import Collected, collect_garbage
+from mpa_ray.store.run import Run
 from mpa_ray.store.s3 import S3Storage
 from mpa_ray.store.storage import open_storage
 from tests.conftest import scripted_tree
+from tests.sources import KINDS, Maker, as_tars
 
 ROOT = Path(__file__).parents[2]
 SECRET = "a-secret-that-no-file-may-hold"
@@ -113,6 +124,112 @@ def run_job(job: str, *arguments: str, endpoint: str) -> subprocess.CompletedPro
         [sys.executable, f"jobs/{job}.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
         timeout=200, env={**os.environ, "AWS_ENDPOINT_URL": endpoint},
     )  # fmt: skip
+
+
+def upload(folder: Path, endpoint: str, prefix: str) -> None:
+    client = boto3.client("s3", endpoint_url=endpoint)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            client.upload_file(str(path), "bucket", f"{prefix}/{path.relative_to(folder).as_posix()}")
+
+
+@pytest.mark.parametrize(("make", "kind"), KINDS, ids=[make.__name__ for make, _ in KINDS])
+def test_every_kind_of_source(
+    make: Maker, kind: str, server: str, object_store: ObjectStoreConfig, tmp_path: Path
+) -> None:
+    contents = [f"picture {i:02d}".encode() * (i + 1) for i in range(30)]
+    path = make(contents, tmp_path).relative_to(tmp_path)
+    upload(tmp_path, server, f"sources/{make.__name__}")
+    config = SourceConfig(path=f"s3://bucket/sources/{make.__name__}/{path}")
+    places = Places(object_store)
+    assert kind_of(config, places) == kind
+    refs = list(list_images(config, places))
+    assert Reader(object_store).read([ref.uri for ref in refs]) == contents
+    for place in (0, 11, 12, 28, 29):
+        assert list(list_images(config, places, refs[place])) == refs[place + 1 :]
+
+
+def test_a_shard_of_a_tar_reads_its_bytes_alone(
+    server: str, object_store: ObjectStoreConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = [os.urandom(300_000) for _ in range(12)]
+    as_tars(contents, tmp_path)
+    upload(tmp_path, server, "large")
+    refs = list(list_images(SourceConfig(path="s3://bucket/large/tars"), Places(object_store)))
+    sizes: list[int] = []
+    get = ObjectStore.get
+
+    def counted(*arguments: Any) -> bytes:
+        sizes.append(len(content := get(*arguments)))
+        return content
+
+    monkeypatch.setattr(ObjectStore, "get", counted)
+    assert Reader(object_store).read([ref.uri for ref in refs[4:7]]) == contents[4:7]
+    # One request for neighbours, with what lies between them.
+    assert len(sizes) == 1
+    assert 900_000 <= sizes[0] < 920_000
+
+
+def test_prefixes_are_listed_side_by_side_in_one_order(server: str, object_store: ObjectStoreConfig) -> None:
+    client = boto3.client("s3", endpoint_url=server)
+    names = [
+        "a",
+        "a.png",
+        "a/1.png",
+        "a/b/2.png",
+        "a/b.png",
+        "a-c/3.png",
+        "b/",
+        "b/4.png",
+        "b/c/d/5.png",
+        "z.png",
+        "é/6.png",
+    ]
+    for name in ["", *names]:
+        client.put_object(Bucket="bucket", Key=f"tree/{name}", Body=b"1")
+    expected = sorted((n for n in names if not n.endswith("/")), key=str.encode)
+    place = Places(object_store).of("s3://bucket")
+    for num_listers in (1, 2, 5, 50):
+        assert [e.path for e in place.walk("s3://bucket/tree", "", num_listers)] == expected
+        for number, after in enumerate(expected):
+            assert [e.path for e in place.walk("s3://bucket/tree/", after, num_listers)] == expected[number + 1 :]
+
+
+@pytest.mark.parametrize("entry", ["/etc/passwd", "file:///etc/passwd"])
+def test_a_list_from_elsewhere_names_no_file_of_this_machine(
+    entry: str, storage: S3Storage, object_store: ObjectStoreConfig
+) -> None:
+    storage.write("list.txt", f"a.png\n{entry}\n".encode())
+    config = SourceConfig(path=f"{storage.root}/list.txt")
+    with pytest.raises(ConfigError, match=r"row 2: .* is a file of this machine in a list from elsewhere, which"):
+        list(list_images(config, Places(object_store)))
+    allowed = config.model_copy(update={"allow": ("local_files",)})
+    assert [ref.uri for ref in list_images(allowed, Places(object_store))] == [f"{storage.root}/a.png", entry]
+
+
+def test_an_image_too_large_is_not_read_to_its_end(storage: S3Storage, object_store: ObjectStoreConfig) -> None:
+    storage.write("large.png", b"1" * 5000)
+    storage.write("empty.png", b"")
+    found = Reader(object_store, max_bytes=1000).read([f"{storage.root}/{n}.png" for n in ("large", "empty", "none")])
+    assert [c.reason if isinstance(c, ImageProblem) else c for c in found] == [
+        Reason.TOO_MANY_BYTES, b"", Reason.UNREADABLE,
+    ]  # fmt: skip
+
+
+def test_garbage_is_collected(storage: S3Storage, object_store: ObjectStoreConfig) -> None:
+    run = Run(storage)
+    for rows in ([ImageRef("a", "/a")], [ImageRef("b", "/b")]):
+        run.corpus.commit("000000", rows)
+    run.write_json("corpus/manifest.json", {"num_images": 1, "num_shards": 1})
+    run.write_json("run.json", {"config": {"students": []}})
+    client = boto3.client("s3", endpoint_url=object_store.endpoint_url)
+    client.create_multipart_upload(Bucket="bucket", Key=storage.root.removeprefix("s3://bucket/") + "/parity/half")
+    # This server says of every upload that it began in 2010.
+    assert collect_garbage(run, timedelta(hours=1)) == Collected(0, 0, 1)
+    collected = collect_garbage(run, timedelta(seconds=-5))
+    assert (collected.num_files, collected.num_uploads) == (1, 0)
+    assert run.corpus.read("000000") == [ImageRef("a", "/a")]
+    assert len(list(storage.list("corpus/data"))) == 1
 
 
 def test_images_and_run_at_s3(server: str, images: Path, tmp_path: Path) -> None:

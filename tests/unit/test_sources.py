@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import tarfile
@@ -10,11 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
@@ -31,106 +28,22 @@ from mpa_ray.corpus.sources.open import kind_of
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef, Reason
 from mpa_ray.store.run import Run
+from tests.sources import (
+    KINDS,
+    Maker,
+    as_csv,
+    as_files,
+    as_json_lines,
+    as_parquet_bytes,
+    as_parquet_uris,
+    as_saved_dataset,
+    as_tars,
+    as_text,
+)
 
 PLACES = Places(ObjectStoreConfig())
 READER = Reader(ObjectStoreConfig())
 CONTENTS = [f"picture {i:02d}".encode() * (i + 1) for i in range(23)]
-
-
-def as_files(root: Path) -> Path:
-    folder = root / "files"
-    folder.mkdir()
-    for number, content in enumerate(CONTENTS):
-        (folder / f"{number:02d}.png").write_bytes(content)
-    return folder
-
-
-def as_text(root: Path) -> Path:
-    as_files(root)
-    (root / "list.txt").write_text("".join(f"files/{n:02d}.png\n\n" for n in range(len(CONTENTS))))
-    return root / "list.txt"
-
-
-def as_csv(root: Path) -> Path:
-    as_files(root)
-    with (root / "list.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["caption", "image"])
-        writer.writerows([f'"{n}", with a comma', f"files/{n:02d}.png"] for n in range(len(CONTENTS)))
-    return root / "list.csv"
-
-
-def as_json_lines(root: Path) -> Path:
-    folder = as_files(root)
-    lines = [json.dumps({"image": str(folder / f"{n:02d}.png"), "caption": n}) for n in range(len(CONTENTS))]
-    (root / "list.jsonl").write_text("\n".join(lines))
-    return root / "list.jsonl"
-
-
-def as_parquet(values: list[Any], kind: pa.DataType, root: Path) -> Path:
-    folder = root / "parquet"
-    folder.mkdir()
-    for part in range(2):
-        chosen = values[part * 12 : part * 12 + 12]
-        table = pa.table(
-            {"image": pa.array(chosen, kind), "caption": [f"c{part * 12 + n}" for n in range(len(chosen))]}
-        )
-        pq.write_table(table, folder / f"{part}.parquet", row_group_size=5)
-    return folder
-
-
-HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def as_parquet_bytes(root: Path) -> Path:
-    return as_parquet(CONTENTS, pa.binary(), root)
-
-
-def as_parquet_structs(root: Path) -> Path:
-    return as_parquet([{"bytes": c, "path": f"{n}.png"} for n, c in enumerate(CONTENTS)], HF_IMAGE, root)
-
-
-def as_parquet_paths(root: Path) -> Path:
-    folder = as_files(root)
-    return as_parquet([{"bytes": None, "path": f"{folder}/{n:02d}.png"} for n in range(len(CONTENTS))], HF_IMAGE, root)
-
-
-def as_parquet_uris(root: Path) -> Path:
-    folder = as_files(root)
-    return as_parquet([f"{folder}/{n:02d}.png" for n in range(len(CONTENTS))], pa.string(), root)
-
-
-def as_tars(root: Path) -> Path:
-    folder = root / "tars"
-    folder.mkdir()
-    for part in range(2):
-        with webdataset.TarWriter(str(folder / f"{part}.tar")) as tar:
-            for number in range(part * 12, min(part * 12 + 12, len(CONTENTS))):
-                tar.write({"__key__": f"sample/{number:03d}", "png": CONTENTS[number], "txt": f"c{number}",
-                           "json": {"caption": f"c{number}"}})  # fmt: skip
-    return folder
-
-
-def as_saved_dataset(root: Path) -> Path:
-    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
-    rows = {"image": [{"bytes": c, "path": None} for c in CONTENTS], "caption": [f"c{n}" for n in range(len(CONTENTS))]}
-    datasets.disable_progress_bars()
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(root / "saved", num_shards=3)
-    return root / "saved"
-
-
-KINDS: list[tuple[Callable[[Path], Path], str]] = [
-    (as_files, "images"),
-    (as_text, "list"),
-    (as_csv, "list"),
-    (as_json_lines, "list"),
-    (as_parquet_bytes, "parquet"),
-    (as_parquet_structs, "parquet"),
-    (as_parquet_paths, "parquet"),
-    (as_parquet_uris, "parquet"),
-    (as_tars, "webdataset"),
-    (as_saved_dataset, "saved_dataset"),
-]
 
 
 def listed(path: object, after: ImageRef | None = None, **settings: Any) -> list[ImageRef]:
@@ -138,8 +51,8 @@ def listed(path: object, after: ImageRef | None = None, **settings: Any) -> list
 
 
 @pytest.mark.parametrize(("make", "kind"), KINDS)
-def test_every_kind_gives_the_same_images(make: Callable[[Path], Path], kind: str, tmp_path: Path) -> None:
-    path = make(tmp_path)
+def test_every_kind_gives_the_same_images(make: Maker, kind: str, tmp_path: Path) -> None:
+    path = make(CONTENTS, tmp_path)
     assert kind_of(SourceConfig(path=str(path)), PLACES) == kind
     refs = listed(path)
     assert READER.read([ref.uri for ref in refs]) == CONTENTS
@@ -148,30 +61,24 @@ def test_every_kind_gives_the_same_images(make: Callable[[Path], Path], kind: st
 
 
 @pytest.mark.parametrize(("make", "kind"), KINDS)
-def test_listing_goes_on_behind_any_image(make: Callable[[Path], Path], kind: str, tmp_path: Path) -> None:
-    refs = listed(make(tmp_path), kind=kind)
+def test_listing_goes_on_behind_any_image(make: Maker, kind: str, tmp_path: Path) -> None:
+    path = make(CONTENTS, tmp_path)
+    refs = listed(path, kind=kind)
     for place in (0, 4, 11, 12, len(refs) - 1):
-        assert listed(make_again(make, tmp_path), refs[place], kind=kind) == refs[place + 1 :]
-
-
-def make_again(make: Callable[[Path], Path], root: Path) -> Path:
-    """The path that `make` gave before, without writing anything."""
-    names = {as_text: "list.txt", as_csv: "list.csv", as_json_lines: "list.jsonl", as_tars: "tars", as_files: "files",
-             as_saved_dataset: "saved"}  # fmt: skip
-    return root / names.get(make, "parquet")
+        assert listed(path, refs[place], kind=kind) == refs[place + 1 :]
 
 
 @pytest.mark.parametrize("make", [as_csv, as_json_lines, as_parquet_bytes, as_parquet_uris, as_tars, as_saved_dataset])
-def test_chosen_columns_are_carried_along(make: Callable[[Path], Path], tmp_path: Path) -> None:
-    refs = listed(make(tmp_path), metadata=["caption"])
+def test_chosen_columns_are_carried_along(make: Maker, tmp_path: Path) -> None:
+    refs = listed(make(CONTENTS, tmp_path), metadata=["caption"])
     for number, ref in enumerate(refs):
         assert str(number) in str(json.loads(ref.metadata or "{}")["caption"])
 
 
 def test_a_tar_carries_members_and_keys_of_its_json(tmp_path: Path) -> None:
-    ref = listed(as_tars(tmp_path), metadata=["txt", "caption", "absent"])[13]
+    ref = listed(as_tars(CONTENTS, tmp_path), metadata=["txt", "caption", "absent"])[13]
     assert json.loads(ref.metadata or "") == {"txt": "c13", "caption": "c13", "absent": None}
-    assert (ref.image_id, ref.num_bytes) == ("1.tar/sample/013.png", len(CONTENTS[13]))
+    assert (ref.image_id, ref.num_bytes) == ("01.tar/sample/013.png", len(CONTENTS[13]))
 
 
 @pytest.mark.parametrize(
@@ -272,24 +179,24 @@ def test_a_dataset_dict_asks_for_a_split(tmp_path: Path) -> None:
 
 
 def test_ids_of_the_users_choice_must_not_repeat(tmp_path: Path) -> None:
-    as_csv(tmp_path)
+    as_csv(CONTENTS, tmp_path)
     run = Run.open(str(tmp_path / "run"))
     path = tmp_path / "named.csv"
-    path.write_text("image,key\nfiles/00.png,a\nfiles/01.png,b\nfiles/02.png,a\n")
-    with pytest.raises(ConfigError, match=r"source\.id_column = 'key': 'a' is there twice: .*00\.png, .*02\.png"):
+    path.write_text("image,key\nfiles/000.png,a\nfiles/001.png,b\nfiles/002.png,a\n")
+    with pytest.raises(ConfigError, match=r"source\.id_column = 'key': 'a' is there twice: .*000\.png, .*002\.png"):
         index_source(SourceConfig(path=str(path), id_column="key", shard_size=2), run, PLACES)
-    assert [ref.image_id for ref in listed(tmp_path / "list.csv", id_column="image")][3] == "files/03.png"
+    assert [ref.image_id for ref in listed(tmp_path / "list.csv", id_column="image")][3] == "files/003.png"
 
 
 def test_a_source_that_lost_its_last_image_is_not_gone_on_with(tmp_path: Path) -> None:
-    refs = listed(as_csv(tmp_path))
-    (tmp_path / "list.csv").write_text("image\nfiles/00.png\n")
+    refs = listed(as_csv(CONTENTS, tmp_path))
+    (tmp_path / "list.csv").write_text("image\nfiles/000.png\n")
     with pytest.raises(ConfigError, match=r"no longer holds list\.csv/9, up to which it is indexed"):
         listed(tmp_path / "list.csv", refs[8])
 
 
 def test_sizes_samples_and_shards(tmp_path: Path) -> None:
-    folder = as_files(tmp_path)
+    folder = as_files(CONTENTS, tmp_path)
     assert [ref.num_bytes for ref in listed(folder, min_bytes=20, max_bytes=60)] == [20, 30, 40, 50, 60]
     half = listed(folder, fraction=0.5)
     assert 4 < len(half) < 19
@@ -303,17 +210,17 @@ def test_sizes_samples_and_shards(tmp_path: Path) -> None:
 
 def test_sizes_that_listing_does_not_tell_hold_when_reading(tmp_path: Path) -> None:
     reader = Reader(ObjectStoreConfig(), min_bytes=25, max_bytes=200)
-    for path in (as_parquet_bytes(tmp_path), as_text(tmp_path)):
+    for path in (as_parquet_bytes(CONTENTS, tmp_path), as_text(CONTENTS, tmp_path)):
         found = reader.read([ref.uri for ref in listed(path)])
         reasons = [content.reason if isinstance(content, ImageProblem) else "read" for content in found]
         assert reasons == [Reason.TOO_FEW_BYTES] * 2 + ["read"] * 18 + [Reason.TOO_MANY_BYTES] * 3
 
 
 def test_what_has_gone_or_shrunk_is_a_reason(tmp_path: Path) -> None:
-    refs = listed(as_tars(tmp_path))
-    whole = (tmp_path / "tars/1.tar").read_bytes()
-    (tmp_path / "tars/1.tar").write_bytes(whole[:4000])
-    (tmp_path / "tars/0.tar").unlink()
+    refs = listed(as_tars(CONTENTS, tmp_path))
+    whole = (tmp_path / "tars/01.tar").read_bytes()
+    (tmp_path / "tars/01.tar").write_bytes(whole[:4000])
+    (tmp_path / "tars/00.tar").unlink()
     found = READER.read([ref.uri for ref in refs] + [f"{tmp_path}/a\0b.png", "/nowhere.parquet#row=1&column=image"])
     assert all(isinstance(content, ImageProblem) and content.reason == Reason.UNREADABLE for content in found[:12])
     assert found[12] == CONTENTS[12]
@@ -334,16 +241,16 @@ def test_locators_survive_being_written(uri: str, span: Span | None, cell: tuple
 
 
 def test_other_stores_are_walked_through_pyarrow(tmp_path: Path) -> None:
-    folder = as_files(tmp_path)
+    folder = as_files(CONTENTS, tmp_path)
     (folder / "deeper").mkdir()
     (folder / "deeper/x.png").write_bytes(b"deep")
     place = ArrowPlace(LocalFileSystem(), "any://")
     entries = list(place.walk(f"any://{folder}"))
-    assert [e.path for e in entries] == [*(f"{n:02d}.png" for n in range(len(CONTENTS))), "deeper/x.png"]
+    assert [e.path for e in entries] == [*(f"{n:03d}.png" for n in range(len(CONTENTS))), "deeper/x.png"]
     assert place.read(entries[3].uri) == CONTENTS[3]
     assert place.read(entries[3].uri, 5, 4) == CONTENTS[3][5:9]
     assert place.size(entries[3].uri) == len(CONTENTS[3])
-    assert [e.path for e in place.walk(f"any://{folder}", "21.png")] == ["22.png", "deeper/x.png"]
+    assert [e.path for e in place.walk(f"any://{folder}", "021.png")] == ["022.png", "deeper/x.png"]
 
 
 @pytest.mark.parametrize("num_ahead", [1, 3, 50])

@@ -6,6 +6,7 @@ import json
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from mpa_ray.records import Annotation, ImageRef, Verdict, arrow_schema, from_ta
 from mpa_ray.stages.judge import parity_samples
 from mpa_ray.store.audit import audit
 from mpa_ray.store.dataset import ShardedDataset
+from mpa_ray.store.garbage import Collected, collect_garbage
 from mpa_ray.store.parity import export_parity
 from mpa_ray.store.run import Run
 from mpa_ray.store.storage import LocalStorage, open_storage
@@ -161,3 +163,26 @@ def test_audit_sees_a_damaged_and_a_lost_file(finished: Run) -> None:
 def test_audit_sees_parity_samples_that_are_not_the_kept_rows(finished: Run) -> None:
     export_parity(finished, "small", TASKS["demo_world"], [])
     assert any("parity/small: kept rows missing: 0.png#0, 3.png#0" in p for p in audit(finished)["problems"])
+
+
+def test_garbage_is_what_no_marker_names(finished: Run) -> None:
+    lost = finished.annotations.storage.read(finished.annotations.commit_of("000000").file)  # type: ignore[union-attr]
+    for name in (
+        "annotations/data/000000-of-a-loser.parquet",
+        "verdicts/small/data/.unfinished",
+        "corpus/commits/.half",
+    ):
+        finished.storage.write(name, lost)
+    before = audit(finished)
+    assert collect_garbage(finished, timedelta(hours=1)) == Collected(0, 0, 0)
+    assert collect_garbage(finished, timedelta(seconds=-5)) == Collected(3, 3 * len(lost), 0)
+    assert audit(finished) == before
+    assert before["problems"] == []
+
+
+def test_a_full_disk_is_told_before_work_is_done(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished.check_room(1000)
+    monkeypatch.setattr(LocalStorage, "free_bytes", lambda _: 40 * 2**20)
+    finished.check_room(1000)
+    with pytest.raises(ConfigError, match=r"has 40 MiB free, and 1000000 rows need 93 MiB or more"):
+        finished.check_room(1_000_000)

@@ -1,0 +1,50 @@
+"""The same 500 images as every kind of source give the same D_PA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mpa_ray import campaign
+from mpa_ray.config import RunConfig
+from mpa_ray.store.audit import audit
+from mpa_ray.store.run import Run
+from tests.conftest import scripted_tree, write_images
+from tests.sources import KINDS, Maker
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+NUM_IMAGES = 500
+
+Pair = tuple[str | None, str | None, str | None, str]
+
+
+@pytest.fixture(scope="module")
+def contents(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = write_images(tmp_path_factory.mktemp("images"), NUM_IMAGES, seed=5)
+    return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+
+@pytest.fixture(scope="module")
+def first_pairs() -> list[Pair]:
+    """D_PA by content of the first kind; empty before it."""
+    return []
+
+
+@pytest.mark.parametrize(("make", "kind"), KINDS, ids=[make.__name__ for make, _ in KINDS])
+def test_d_pa_is_the_same(
+    make: Maker, kind: str, contents: list[bytes], first_pairs: list[Pair], tmp_path: Path
+) -> None:
+    tree = scripted_tree(make(contents, tmp_path), tmp_path / "run", inconsistent_rate=0.2, unparsable_rate=0.1)
+    tree["source"] |= {"shard_size": 64, "kind": kind}
+    config = RunConfig.model_validate(tree)
+    campaign.index(config)
+    campaign.annotate(config)
+    run = Run.open(config.run_dir)
+    rows = list(run.annotations.rows(run.manifest().shards))
+    assert len({row.annotation_id for row in rows}) == NUM_IMAGES
+    pairs = sorted(((r.content_sha256, r.question, r.answer, r.state) for r in rows), key=str)
+    first_pairs[:] = first_pairs or pairs
+    assert pairs == first_pairs
+    assert sum(state == "kept" for *_, state in pairs) > 0.8 * NUM_IMAGES
+    assert audit(run)["images"] == NUM_IMAGES
