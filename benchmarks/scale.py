@@ -4,7 +4,7 @@
 
 Each size is a run of its own: index, annotate (teacher), identify (student), by the commands that a user types. Images
 are 16 x 16 PNGs that are made when they are read; all else is real: Ray Data, fetching, decoding, duplicates, prompts,
-parsing, verdicts, Parquet files and commit markers. Memory is sampled twice a second. A phase's time is that between its
+parsing, verdicts, Parquet files, commit markers. Memory is sampled twice a second. A phase's time is that between its
 first and its last committed shard: starting Ray and the engines, some seconds for each command, is told apart.
 """
 

@@ -12,10 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import yaml
-from moto.server import ThreadedMotoServer
 
 from mpa_ray.checkpoints import local_model, model_identity
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
@@ -32,25 +30,19 @@ from mpa_ray.store.run import Run
 from mpa_ray.store.s3 import S3Storage
 from mpa_ray.store.storage import open_storage
 from tests.conftest import scripted_tree
+from tests.s3_server import CREDENTIALS, SECRET, client, environment, files_holding, s3_server, upload
 from tests.sources import KINDS, Maker, as_tars
 
 ROOT = Path(__file__).parents[2]
-SECRET = "a-secret-that-no-file-may-hold"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The endpoint's URL; the credentials for it are in the environment, as on a user's machine."""
-    moto = ThreadedMotoServer(port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="bucket")
-        yield f"http://{host}:{port}"
-    moto.stop()
+    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        yield endpoint
 
 
 @pytest.fixture
@@ -122,15 +114,8 @@ def test_a_server_that_is_not_there_is_an_error_that_names_it(object_store: Obje
 def run_job(job: str, *arguments: str, endpoint: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, f"jobs/{job}.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
-        timeout=200, env={**os.environ, "AWS_ENDPOINT_URL": endpoint},
+        timeout=200, env=environment(endpoint),
     )  # fmt: skip
-
-
-def upload(folder: Path, endpoint: str, prefix: str) -> None:
-    client = boto3.client("s3", endpoint_url=endpoint)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            client.upload_file(str(path), "bucket", f"{prefix}/{path.relative_to(folder).as_posix()}")
 
 
 @pytest.mark.parametrize(("make", "kind"), KINDS, ids=[make.__name__ for make, _ in KINDS])
@@ -171,7 +156,6 @@ def test_a_shard_of_a_tar_reads_its_bytes_alone(
 
 
 def test_prefixes_are_listed_side_by_side_in_one_order(server: str, object_store: ObjectStoreConfig) -> None:
-    client = boto3.client("s3", endpoint_url=server)
     names = [
         "a",
         "a.png",
@@ -186,7 +170,7 @@ def test_prefixes_are_listed_side_by_side_in_one_order(server: str, object_store
         "é/6.png",
     ]
     for name in ["", *names]:
-        client.put_object(Bucket="bucket", Key=f"tree/{name}", Body=b"1")
+        client(server).put_object(Bucket="bucket", Key=f"tree/{name}", Body=b"1")
     expected = sorted((n for n in names if not n.endswith("/")), key=str.encode)
     place = Places(object_store).of("s3://bucket")
     for num_listers in (1, 2, 5, 50):
@@ -216,14 +200,15 @@ def test_an_image_too_large_is_not_read_to_its_end(storage: S3Storage, object_st
     ]  # fmt: skip
 
 
-def test_garbage_is_collected(storage: S3Storage, object_store: ObjectStoreConfig) -> None:
+def test_garbage_is_collected(storage: S3Storage, server: str) -> None:
     run = Run(storage)
     for rows in ([ImageRef("a", "/a")], [ImageRef("b", "/b")]):
         run.corpus.commit("000000", rows)
     run.write_json("corpus/manifest.json", {"num_images": 1, "num_shards": 1})
     run.write_json("run.json", {"config": {"students": []}})
-    client = boto3.client("s3", endpoint_url=object_store.endpoint_url)
-    client.create_multipart_upload(Bucket="bucket", Key=storage.root.removeprefix("s3://bucket/") + "/parity/half")
+    client(server).create_multipart_upload(
+        Bucket="bucket", Key=storage.root.removeprefix("s3://bucket/") + "/parity/half"
+    )
     # This server says of every upload that it began in 2010.
     assert collect_garbage(run, timedelta(hours=1)) == Collected(0, 0, 1)
     collected = collect_garbage(run, timedelta(seconds=-5))
@@ -233,10 +218,8 @@ def test_garbage_is_collected(storage: S3Storage, object_store: ObjectStoreConfi
 
 
 def test_images_and_run_at_s3(server: str, images: Path, tmp_path: Path) -> None:
-    client = boto3.client("s3", endpoint_url=server)
-    for path in images.iterdir():
-        client.upload_file(str(path), "bucket", f"corpus/{path.name}")
-    client.put_object(Bucket="bucket", Key="corpus/empty.png", Body=b"")
+    upload(images, server, "corpus")
+    client(server).put_object(Bucket="bucket", Key="corpus/empty.png", Body=b"")
     tree: dict[str, Any] = scripted_tree(images, tmp_path)
     tree["run_dir"], tree["source"]["path"] = "s3://bucket/runs/one", "s3://bucket/corpus"
     config = tmp_path / "config.yaml"
@@ -251,5 +234,4 @@ def test_images_and_run_at_s3(server: str, images: Path, tmp_path: Path) -> None
     counts = json.loads(audited.stdout)
     assert (audited.returncode, counts["images"], counts["problems"]) == (0, 61, [])
     assert counts["failed"] == {"empty_file": 1}
-    for found in client.list_objects_v2(Bucket="bucket", Prefix="runs/one/")["Contents"]:
-        assert SECRET.encode() not in client.get_object(Bucket="bucket", Key=found["Key"])["Body"].read()
+    assert files_holding(SECRET, server, "runs/one/") == []

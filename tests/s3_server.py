@@ -1,0 +1,51 @@
+"""A server that speaks S3's protocol over HTTP, and the environment in which a user's commands reach it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+SECRET = "a-secret-that-no-file-may-hold"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """The endpoint's URL; it holds an empty bucket named `bucket`. Credentials have to be in the environment."""
+    moto = ThreadedMotoServer(port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    client(f"http://{host}:{port}").create_bucket(Bucket="bucket")
+    yield f"http://{host}:{port}"
+    moto.stop()
+
+
+def client(endpoint: str) -> boto3.client:
+    return boto3.client(
+        "s3", endpoint_url=endpoint, aws_access_key_id="somebody", aws_secret_access_key=SECRET, region_name="us-east-1"
+    )
+
+
+def environment(endpoint: str) -> dict[str, str]:
+    return {**os.environ, **CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
+
+
+def upload(folder: Path, endpoint: str, prefix: str) -> None:
+    """Everything below a folder, under a prefix of the bucket."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            client(endpoint).upload_file(str(path), "bucket", f"{prefix}/{path.relative_to(folder).as_posix()}")
+
+
+def files_holding(secret: str, endpoint: str, prefix: str) -> list[str]:
+    """Keys of the objects under a prefix that hold a text, as it is."""
+    store = client(endpoint)
+    pages = store.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=prefix)
+    keys = [found["Key"] for page in pages for found in page.get("Contents", ())]
+    assert keys
+    return [key for key in keys if secret.encode() in store.get_object(Bucket="bucket", Key=key)["Body"].read()]
