@@ -33,8 +33,11 @@ check: setup ## Style, types and unit tests: under 2 minutes
 test: check ## Everything: also local Ray and real vLLM
 	$(PYTHON) -m pytest -q tests/integration tests/engine
 
-bench: setup ## Measure what we claim; writes benchmarks/results
+bench: setup ## Measure what we claim; writes benchmarks/results (chaos: an hour and a half)
 	$(PYTHON) benchmarks/visit.py
+	$(PYTHON) benchmarks/scale.py
+	$(PYTHON) benchmarks/chaos.py --trials 100
+	$(PYTHON) benchmarks/chaos.py --trials 5 --engine vllm
 
 models: setup ## Train the bundled teacher and student anew, into runs/models
 	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 \

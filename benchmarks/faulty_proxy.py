@@ -1,0 +1,227 @@
+"""An HTTP proxy in front of an object store that answers a share of the requests as a bad day would.
+
+It forwards every request as it came (headers, `Host` and signature included) and lets a share of them meet one fault.
+Which request meets which follows from the seed, the request's line and how often that line came before: a client that
+repeats a request meets a fresh draw, and the order in which clients come changes nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from email.message import Message
+from enum import StrEnum
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+_UPSTREAM_TIMEOUT_S = 60.0
+_NUM_PIECES = 4
+_LONGEST_SLOW_BODY_S = 0.5
+_HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "expect", "content-length"})
+
+
+class WebFault(StrEnum):
+    """What a request may meet."""
+
+    INTERNAL_ERROR = "internal_error"
+    """500, nothing is done."""
+    SLOW_DOWN = "slow_down"
+    """503, nothing is done."""
+    RESET = "reset"
+    """The connection is reset, nothing is done."""
+    LOST_ANSWER = "lost_answer"
+    """The request takes effect; then the connection is reset in place of the answer."""
+    CUT_BODY = "cut_body"
+    """The connection ends in the middle of the answer's body; an answer without a body is lost."""
+    SLOW_BODY = "slow_body"
+    """The answer comes late and in pieces."""
+
+
+_REFUSALS = {
+    WebFault.INTERNAL_ERROR: (500, "InternalError", "We encountered an internal error. Please try again."),
+    WebFault.SLOW_DOWN: (503, "SlowDown", "Please reduce your request rate."),
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer of the object store."""
+
+    status: int
+    reason: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+class FaultyProxy:
+    """A context manager: the proxy listens on a port of this machine from enter to exit."""
+
+    def __init__(self, upstream: str, share: float, seed: int) -> None:
+        self.upstream = upstream
+        self._num_requests = 0
+        self._injected: Counter[str] = Counter()
+        self._share, self._seed = share, seed
+        self._num_seen: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.proxy = self
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    @property
+    def url(self) -> str:
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}"
+
+    def draw(self, method: str, path: str) -> WebFault | None:
+        """The fault that is meant for this request."""
+        line = f"{method} {path}"
+        with self._lock:
+            self._num_requests += 1
+            self._num_seen[line] += 1
+            draws = random.Random(f"{self._seed} {self._num_seen[line]} {line}")
+        return draws.choice(list(WebFault)) if draws.random() < self._share else None
+
+    def count(self, fault: WebFault, method: str) -> None:
+        with self._lock:
+            self._injected[f"{fault} {method}"] += 1
+
+    def counts(self) -> dict[str, Any]:
+        """Requests, and how many of them met which fault, as in `lost_answer PUT`."""
+        with self._lock:
+            return {"requests": self._num_requests, "injected": dict(sorted(self._injected.items()))}
+
+    def __enter__(self) -> FaultyProxy:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # Many engines' readers connect at once.
+    request_queue_size = 128
+    proxy: FaultyProxy
+
+    def shutdown_request(self, request: Any) -> None:
+        # Without the polite end that the base class adds, which would come before a reset.
+        self.close_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: clients are killed in the middle of a request, and one without an answer sees the connection end."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    # Head and body go in two writes, of which the second would wait for the client's acknowledgement.
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def _serve(self) -> None:
+        body = self._request_body()
+        fault = self.server.proxy.draw(self.command, self.path)
+        if fault in _REFUSALS:
+            self._send(_refusal(*_REFUSALS[fault]))
+        elif fault is WebFault.RESET:
+            self._reset()
+        else:
+            fault = self._answer(self._forward(body), fault)
+        if fault:
+            self.server.proxy.count(fault, self.command)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve
+
+    def _answer(self, answer: Answer, fault: WebFault | None) -> WebFault | None:
+        """Answer as the fault has it; returns the fault that the client meets."""
+        if fault is WebFault.CUT_BODY and not answer.body:
+            fault = WebFault.LOST_ANSWER
+        if fault is WebFault.LOST_ANSWER:
+            self._reset()
+        elif fault is WebFault.CUT_BODY:
+            self._send(answer, num_bytes=len(answer.body) // 2)
+            self.close_connection = True
+        elif fault is WebFault.SLOW_BODY:
+            self._trickle(answer)
+        else:
+            self._send(answer)
+        return fault
+
+    def _request_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        # What follows the last chunk, up to an empty line.
+        while self.rfile.readline().strip():
+            pass
+        return b"".join(chunks)
+
+    def _forward(self, body: bytes) -> Answer:
+        upstream = urlsplit(self.server.proxy.upstream)
+        connection = HTTPConnection(upstream.hostname or "", upstream.port, timeout=_UPSTREAM_TIMEOUT_S)
+        try:
+            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in _end_to_end(self.headers):
+                connection.putheader(name, value)
+            connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body)
+            response = connection.getresponse()
+            headers = _end_to_end(response.headers)
+            content = response.read()
+            # The answer to HEAD tells the length of a body that does not come.
+            headers.append(("Content-Length", response.headers.get("Content-Length") or str(len(content))))
+            return Answer(response.status, response.reason, headers, content)
+        finally:
+            connection.close()
+
+    def _send(self, answer: Answer, num_bytes: int | None = None) -> None:
+        """The answer's head and so many bytes of its body, or all of it."""
+        self.send_response_only(answer.status, answer.reason)
+        for name, value in answer.headers:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else answer.body[:num_bytes])
+
+    def _trickle(self, answer: Answer) -> None:
+        pause_s = random.uniform(0.1, _LONGEST_SLOW_BODY_S) / _NUM_PIECES
+        time.sleep(pause_s)
+        self._send(answer, num_bytes=0)
+        size = len(answer.body) // _NUM_PIECES + 1
+        for start in range(0, len(answer.body), size):
+            time.sleep(pause_s)
+            self.wfile.write(answer.body[start : start + size])
+
+    def _reset(self) -> None:
+        # Closed with a linger time of zero, a socket sends RST.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the proxy's counts stand for a log."""
+
+
+def _end_to_end(headers: Message) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in headers.items() if name.lower() not in _HOP_BY_HOP]
+
+
+def _refusal(status: int, code: str, message: str) -> Answer:
+    body = (
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message>'
+        f"<RequestId>injected</RequestId></Error>"
+    ).encode()
+    return Answer(status, code, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))], body)
