@@ -160,7 +160,9 @@ class Fetch:
     def _images(self, shard: str) -> list[ImageWork[Any]]:
         groups = [tuple(found) for _, found in groupby(self.work.source.read(shard), key=lambda r: r.image_id)]
         wanted = [group for group in groups if any(map(self.work.needs_image, group))]
-        ray.get(self.ledger.acquire.remote(shard, sum(_expected_bytes(group[0]) for group in wanted)))
+        num_bytes = sum(_expected_bytes(group[0]) for group in wanted)
+        while not ray.get(self.ledger.acquire.remote(shard, num_bytes)):
+            pass
         found = self.work.reader.read([group[0].uri for group in wanted])
         contents = dict(zip((group[0].image_id for group in wanted), found, strict=True))
         sightings = self._look_for_duplicates(shard, groups, contents)
@@ -181,7 +183,9 @@ class Fetch:
         found = ((group[0].image_id, contents.get(group[0].image_id)) for group in groups)
         sightings = [Sighting(i, sha256(content)) if isinstance(content, bytes) and content else None
                      for i, content in found]  # fmt: skip
-        for seen, earlier in zip(sightings, ray.get(self.ledger.claim.remote(shard, sightings)), strict=True):
+        while (found_earlier := ray.get(self.ledger.claim.remote(shard, sightings))) is None:
+            pass
+        for seen, earlier in zip(sightings, found_earlier, strict=True):
             if seen is not None and earlier is not None:
                 contents[seen.image_id] = ImageProblem(Reason.DUPLICATE_OF, earlier)
         return sightings

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,10 @@ from dataclasses import dataclass, field
 from mpa_ray.config import LimitsConfig
 from mpa_ray.corpus.first_seen import FirstSeen
 
-_PATIENCE_S = 30.0
-"""A shard whose predecessors are held up longer, by a node that died perhaps, goes on without them."""
+_PATIENCE_S = 60.0
+"""A shard whose predecessor has not been heard of for longer, since its node died perhaps, goes on without it."""
+POLL_S = 10.0
+"""How long a question to the ledger waits for its answer before it has to be asked again: a sign of life."""
 
 
 class Turns:
@@ -26,16 +29,21 @@ class Turns:
         self._passed = [False] * len(shards)
         self._next = 0
         self._patience_s = patience_s
+        self._heard_of: dict[int, float] = {}
+        """When each waiting shard, or the one whose turn it is, last gave a sign of life."""
         self._changed = asyncio.Condition()
 
-    async def wait(self, shard: str) -> bool:
-        """Until all shards before this one have passed; False where patience ended first."""
-        place = self._place[shard]
+    async def wait(self, shard: str, wait_s: float = POLL_S) -> bool:
+        """Until all shards before this one have passed, or the next of them seems to be gone; False after `wait_s`."""
+        place, now = self._place[shard], time.monotonic()
+        self._heard_of[place] = now
+        self._heard_of.setdefault(self._next, now)
         try:
-            async with asyncio.timeout(self._patience_s), self._changed:
+            async with asyncio.timeout(wait_s), self._changed:
                 await self._changed.wait_for(lambda: self._next >= place)
         except TimeoutError:
-            return False
+            silent_s = time.monotonic() - self._heard_of.get(self._next, now)
+            return silent_s > self._patience_s
         return True
 
     async def take(self, shard: str) -> None:
@@ -43,6 +51,7 @@ class Turns:
         async with self._changed:
             self._passed[self._place[shard]] = True
             while self._next < len(self._passed) and self._passed[self._next]:
+                self._heard_of.pop(self._next, None)
                 self._next += 1
             self._changed.notify_all()
 
@@ -58,15 +67,21 @@ class BytesInFlight:
         self.peak = 0
         """The most bytes that were leased at a time."""
 
-    async def acquire(self, shard: str, num_bytes: int) -> None:
-        """Wait for room; a shard that is larger than all room goes when nothing else is in flight."""
-        await self._turns.wait(shard)
-        async with self._changed:
-            await self._changed.wait_for(
-                lambda: shard in self._leases or not self._leases or self._total() + num_bytes <= self._max_bytes
-            )
-            self._lease(shard, num_bytes)
+    async def acquire(self, shard: str, num_bytes: int, wait_s: float = POLL_S) -> bool:
+        """Take a lease; False where there was no room within `wait_s`: ask again.
+
+        A shard that is larger than all room goes when nothing else is in flight.
+        """
+        if not await self._turns.wait(shard, wait_s):
+            return False
+        try:
+            async with asyncio.timeout(wait_s), self._changed:
+                await self._changed.wait_for(lambda: self._has_room(shard, num_bytes))
+                self._lease(shard, num_bytes)
+        except TimeoutError:
+            return False
         await self._turns.take(shard)
+        return True
 
     async def correct(self, shard: str, num_bytes: int) -> None:
         """Put the true number in the place of the one that was known before reading."""
@@ -78,6 +93,9 @@ class BytesInFlight:
         async with self._changed:
             self._leases.pop(shard, None)
             self._changed.notify_all()
+
+    def _has_room(self, shard: str, num_bytes: int) -> bool:
+        return shard in self._leases or not self._leases or self._total() + num_bytes <= self._max_bytes
 
     def _lease(self, shard: str, num_bytes: int) -> None:
         self._leases[shard] = num_bytes
@@ -110,9 +128,15 @@ class Duplicates:
         """Take in a shard that is already committed."""
         self._claim(shard, sightings)
 
-    async def claim(self, shard: str, sightings: Sequence[Sighting | None]) -> list[str | None]:
-        """For each image of a shard the earlier image with the same bytes; None for first ones and for None."""
-        await self._turns.wait(shard)
+    async def claim(
+        self, shard: str, sightings: Sequence[Sighting | None], wait_s: float = POLL_S
+    ) -> list[str | None] | None:
+        """For each image of a shard the earlier image with the same bytes; None for first ones and for None.
+
+        None altogether where the shard's turn did not come within `wait_s`: ask again.
+        """
+        if not await self._turns.wait(shard, wait_s):
+            return None
         found = self._claim(shard, sightings)
         await self._turns.take(shard)
         return found
@@ -230,13 +254,13 @@ class PassLedger:
         for shard, sightings in committed.items():
             self.duplicates.know(shard, sightings)
 
-    async def acquire(self, shard: str, num_bytes: int) -> None:
-        await self.bytes.acquire(shard, num_bytes)
+    async def acquire(self, shard: str, num_bytes: int) -> bool:
+        return await self.bytes.acquire(shard, num_bytes)
 
     async def correct(self, shard: str, num_bytes: int) -> None:
         await self.bytes.correct(shard, num_bytes)
 
-    async def claim(self, shard: str, sightings: Sequence[Sighting | None]) -> list[str | None]:
+    async def claim(self, shard: str, sightings: Sequence[Sighting | None]) -> list[str | None] | None:
         return await self.duplicates.claim(shard, sightings)
 
     async def begin(self, shard: str) -> Attempt:

@@ -235,3 +235,19 @@ def test_images_and_run_at_s3(server: str, images: Path, tmp_path: Path) -> None
     assert (audited.returncode, counts["images"], counts["problems"]) == (0, 61, [])
     assert counts["failed"] == {"empty_file": 1}
     assert files_holding(SECRET, server, "runs/one/") == []
+
+
+def test_two_drivers_at_once(server: str, images: Path, tmp_path: Path) -> None:
+    upload(images, server, "shared")
+    tree: dict[str, Any] = scripted_tree(images, tmp_path, latency_s=0.1, inconsistent_rate=0.2)
+    tree["run_dir"], tree["source"]["path"] = "s3://bucket/runs/shared", "s3://bucket/shared"
+    tree["teacher"]["max_images_in_flight"] = 8
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    for job in ("index", "annotate", "identify"):
+        with ThreadPoolExecutor(2) as drivers:
+            both = list(drivers.map(lambda _, j=job: run_job(j, "--config", str(config), endpoint=server), range(2)))
+        assert [done.returncode for done in both] == [0, 0], both
+    audited = run_job("audit", "s3://bucket/runs/shared", endpoint=server)
+    counts = json.loads(audited.stdout)
+    assert (audited.returncode, counts["images"], counts["annotated"], counts["problems"]) == (0, 60, 60, [])

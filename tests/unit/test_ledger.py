@@ -40,7 +40,7 @@ def test_an_image_is_the_duplicate_of_an_earlier_one_only(order: list[int]) -> N
     shards = [f"{n:06d}" for n in range(4)]
     contents = {"000000": ["a0", "b0", "a1"], "000001": ["b1"], "000002": ["c2", "a2"], "000003": ["c3"]}
 
-    async def claimed() -> dict[str, list[str | None]]:
+    async def claimed() -> dict[str, list[str | None] | None]:
         duplicates = Duplicates(shards)
         found = await asyncio.gather(*(duplicates.claim(shards[n], sightings(*contents[shards[n]])) for n in order))
         return dict(zip((shards[n] for n in order), found, strict=True))
@@ -50,7 +50,7 @@ def test_an_image_is_the_duplicate_of_an_earlier_one_only(order: list[int]) -> N
 
 
 def test_what_is_committed_is_known_and_a_shard_may_claim_again() -> None:
-    async def claimed() -> list[list[str | None]]:
+    async def claimed() -> list[list[str | None] | None]:
         duplicates = Duplicates(["000001"])
         duplicates.know("000000", sightings("a0"))
         return [await duplicates.claim("000001", sightings("a1", "b1")) for _ in range(2)]
@@ -59,10 +59,24 @@ def test_what_is_committed_is_known_and_a_shard_may_claim_again() -> None:
 
 
 def test_a_shard_that_never_comes_holds_up_nobody_for_ever() -> None:
-    async def claimed() -> list[str | None]:
-        return await Duplicates(["000000", "000001"], patience_s=0.05).claim("000001", sightings("a1"))
+    async def claimed() -> list[list[str | None] | None]:
+        duplicates = Duplicates(["000000", "000001"], patience_s=0.05)
+        return [await duplicates.claim("000001", sightings("a1"), wait_s=0.03) for _ in range(2)]
 
-    assert asyncio.run(claimed()) == [None]
+    assert asyncio.run(claimed()) == [None, [None]]
+
+
+def test_a_shard_that_only_waits_for_room_is_not_overtaken() -> None:
+    async def order() -> list[bool]:
+        budget = BytesInFlight(["000000", "000001", "000002"], 100, patience_s=0.05)
+        await budget.acquire("000000", 90)
+        got = []
+        for _ in range(5):
+            waiting = [budget.acquire(shard, size, wait_s=0.02) for shard, size in (("000001", 50), ("000002", 1))]
+            got += await asyncio.gather(*waiting)
+        return got
+
+    assert asyncio.run(order()) == [False] * 10
 
 
 def test_bytes_in_flight_stay_below_the_limit() -> None:

@@ -166,6 +166,17 @@ def test_containers_that_are_wrong_are_named(name: str, content: bytes, told: st
         listed(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["none.parquet", "none.tar", "none.csv", "none.png", "none", "none/*.png"])
+def test_a_source_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"source\.path = .*none.*(cannot be read|is not a folder)"):
+        listed(tmp_path / name)
+
+
+def test_a_source_in_the_web_has_to_be_allowed() -> None:
+    with pytest.raises(ConfigError, match="is fetched from the web, which is refused"):
+        listed("https://example.org/list.txt")
+
+
 def test_a_column_that_is_no_image_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [1, 2]}), tmp_path / "numbers.parquet")
     with pytest.raises(ConfigError, match=r"source\.image_column = 'image': is int64 in numbers\.parquet"):

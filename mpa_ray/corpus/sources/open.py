@@ -39,6 +39,9 @@ def open_source(config: SourceConfig, places: Places) -> Source:
     Raises:
         ConfigError: it is of no kind that is read here.
     """
+    if config.path.startswith(("http://", "https://")) and "http" not in config.allow:
+        raise ConfigError("source.path", config.path, "is fetched from the web, which is refused.",
+                          "Copy it, or add 'http' to source.allow.")  # fmt: skip
     # Workers have other working directories.
     config = config.model_copy(update={"path": resolve_path(config.path)})
     return KINDS[kind_of(config, places)](config, places)
@@ -52,18 +55,21 @@ def kind_of(config: SourceConfig, places: Places) -> str:
         if config.path.lower().endswith(ending):
             return kind
     folder = config.path.rstrip("/")
-    if _is_file(places, f"{folder}/dataset_dict.json"):
+    if _is_there(places, config, f"{folder}/dataset_dict.json"):
         raise ConfigError("source.path", config.path, "is a saved DatasetDict.", "Give the folder of one split.")
-    if _is_file(places, f"{folder}/{STATE_FILE}"):
+    if _is_there(places, config, f"{folder}/{STATE_FILE}"):
         return "saved_dataset"
     looked_at = [e.path.lower() for e in islice(Files(places, config.path, ()).entries(), _NUM_LOOKED_AT)]
     endings = {"images": image_endings(config), "parquet": PARQUET_ENDINGS, "webdataset": TAR_ENDINGS}
     return next((kind for kind, e in endings.items() if e and any(path.endswith(e) for path in looked_at)), "images")
 
 
-def _is_file(places: Places, uri: str) -> bool:
+def _is_there(places: Places, config: SourceConfig, uri: str) -> bool:
     try:
         places.of(uri).size(uri)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        raise ConfigError("source.path", config.path, f"cannot be read ({error.strerror or error}).",
+                          "Check the path, object_store and your credentials.") from error  # fmt: skip
     return True

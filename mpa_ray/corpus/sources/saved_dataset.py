@@ -58,7 +58,7 @@ class SavedDataset:
         place, column = self._places.of(uri), self._config.image_column
         schema = stream_schema(self._places, uri)
         self._rows.check(schema.names, name)
-        has_uris = pa.types.is_string(schema.field(column).type)
+        has_uris = pa.types.is_string(kind := schema.field(column).type) or pa.types.is_large_string(kind)
         wanted = [*self._rows.columns, *([column] if has_uris else [])]
         with self._places.open(uri) as file:
             number = 0

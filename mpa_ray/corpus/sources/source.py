@@ -48,14 +48,20 @@ class Files:
         """By the UTF-8 bytes of their paths, from behind the path `after` on."""
         root, pattern = split_glob(self.path)
         if pattern is None and self.endings and self._is_file():
-            name = self.path.rpartition("/")[2]
-            yield from () if after else (Entry(name, self.path, self.places.of(self.path).size(self.path)),)
+            yield from () if after else (self._file(),)
             return
         for entry in self.places.of(root).walk(root, after, self.num_listers):
             if pattern is not None and not pattern.fullmatch(entry.path):
                 continue
             if not self.endings or entry.path.lower().endswith(self.endings):
                 yield entry
+
+    def _file(self) -> Entry:
+        try:
+            return Entry(self.path.rpartition("/")[2], self.path, self.places.of(self.path).size(self.path))
+        except OSError as error:
+            raise ConfigError("source.path", self.path, f"cannot be read ({error.strerror or error}).",
+                              "Check the path and your permissions.") from error  # fmt: skip
 
     def _is_file(self) -> bool:
         return self.path.lower().endswith(self.endings) and not Path(self.path).is_dir()
