@@ -106,6 +106,10 @@ class Setting:
     def is_scripted(self) -> bool:
         return bool(self.teacher["engine"].get("kind") == "scripted")
 
+    def scripts_the_death(self, plan: Plan) -> bool:
+        """A scripted engine is no process that could be killed: it dies where it is told to."""
+        return self.is_scripted and plan.fault is Fault.ENGINE
+
 
 def _scripted(latency_s: float, **rates: float) -> dict[str, Any]:
     engine = {"kind": "scripted", "latency_s": latency_s, **rates}
@@ -143,7 +147,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What befalls one trial."""
+    """A fault and its moment."""
 
     fault: Fault
     step: str
@@ -158,8 +162,8 @@ class Plan:
         return candidates[int(self.draw * len(candidates))]
 
 
-def plan_trial(seed: int, number: int, num_shards: int) -> Plan:
-    """Four trials in a row meet the four faults in some order; over eight, each fault meets both steps."""
+def plan(seed: int, number: int, num_shards: int) -> Plan:
+    """Four plans in a row have the four faults in some order; over eight, each fault meets both steps."""
     faults = list(Fault)
     block, place = divmod(number, len(faults))
     fault = random.Random(f"{seed} {block}").sample(faults, len(faults))[place]
@@ -295,18 +299,19 @@ class Node:
 
     def model_actors(self) -> list[psutil.Process]:
         """Processes in which a model actor is at home, or is about to be."""
-        return [p for p in self._raylet().children() if "ModelActor" in _title(p)]
+        return [p for raylet in self._raylets() for p in raylet.children() if "ModelActor" in _title(p)]
 
     def kill_raylet(self) -> None:
         self._orphans = self.processes()
-        self._raylet().kill()
+        _end(self._raylets())
 
     def end(self) -> None:
         _end([*self.processes(), *self._orphans])
         self._command.wait()
 
-    def _raylet(self) -> psutil.Process:
-        return next(p for p in psutil.Process(self._command.pid).children() if p.name() == "raylet")
+    def _raylets(self) -> list[psutil.Process]:
+        """The one raylet, or none before it is started."""
+        return [p for p in psutil.Process(self._command.pid).children() if p.name() == "raylet"]
 
 
 def _title(process: psutil.Process) -> str:
@@ -382,11 +387,21 @@ class Cluster:
 
 
 @dataclass(frozen=True)
+class FatalImage:
+    """On which a scripted engine dies, once."""
+
+    step: str
+    image_id: str
+
+    def marks(self, folder: Path) -> Path:
+        return folder / f"{self.step}.deaths"
+
+
+@dataclass(frozen=True)
 class Arena:
     """What all trials share."""
 
     setting: Setting
-    seed: int
     folder: Path
     server_url: str
     proxy: FaultyProxy
@@ -396,21 +411,17 @@ class Arena:
         """The run of a trial, past the proxy."""
         return Run(open_storage(f"s3://{name}/run", ObjectStoreConfig(endpoint_url=self.server_url)))
 
-    def configure(self, name: str, endpoint_url: str, dies: tuple[str, str] | None = None) -> Path:
-        """Make a trial's folder and bucket.
-
-        Args:
-            dies: A step, and the image on which its scripted engine dies the first time.
-        """
+    def configure(self, name: str, endpoint_url: str, fatal: Sequence[FatalImage] = ()) -> Path:
+        """Make a trial's folder and bucket."""
         folder = self.folder / name
-        _deaths(folder).mkdir(parents=True)
+        folder.mkdir()
         self.client.create_bucket(Bucket=name)
         replicas = {"num_replicas": NUM_REPLICAS, "cpus_per_replica": REPLICA_CPUS}
         models = {"annotate": self.setting.teacher | replicas, "identify": self.setting.student | replicas}
-        if dies is not None:
-            step, image_id = dies
-            fatal = {"die_on": [image_id], "die_once_in": str(_deaths(folder))}
-            models[step] = models[step] | {"engine": models[step]["engine"] | fatal}
+        for image in fatal:
+            image.marks(folder).mkdir()
+            death = {"die_on": [image.image_id], "die_once_in": str(image.marks(folder))}
+            models[image.step] |= {"engine": models[image.step]["engine"] | death}
         config = {
             "run_dir": f"s3://{name}/run",
             "task": "demo_world",
@@ -447,7 +458,7 @@ def open_arena(setting: Setting, seed: int, web_faults: float, folder: Path) -> 
         server_url = stack.enter_context(object_store_server(folder / "server.log"))
         proxy = stack.enter_context(FaultyProxy(server_url, web_faults, seed))
         cluster = stack.enter_context(Cluster(folder))
-        arena = Arena(setting, seed, folder, server_url, proxy, cluster)
+        arena = Arena(setting, folder, server_url, proxy, cluster)
         upload_images(arena.client, setting.num_images, seed)
         yield arena
 
@@ -509,6 +520,10 @@ class Reference:
     """By image."""
 
     @property
+    def num_shards(self) -> int:
+        return len(set(self.shard_of.values()))
+
+    @property
     def asked(self) -> list[str]:
         """Images about which both models are asked."""
         return sorted(row.image_id for row in self.verdicts.values() if row.student_answer is not None)
@@ -530,9 +545,10 @@ ShardOfStep = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Kill:
+class Hit:
     """What a fault met."""
 
+    plan: Plan
     pids: frozenset[int]
     """Of the model actors that went with it."""
     committed: frozenset[ShardOfStep]
@@ -541,27 +557,28 @@ class Kill:
 
 @dataclass(frozen=True)
 class Strike:
-    """The fault of one trial, which waits for its moment."""
+    """A fault that waits for its moment in a trial."""
 
     plan: Plan
     cluster: Cluster
     run: Run
     folder: Path
-    fatal_image: str | None
-    """Where a scripted engine was told to die: the fault then needs no help."""
+    fatal: FatalImage | None
+    """Where a scripted engine was told to die, the fault needs no help."""
 
-    def fall(self, driver: subprocess.Popen[bytes]) -> Kill | None:
+    def fall(self, driver: subprocess.Popen[bytes]) -> Hit | None:
         """Kill, if the moment has come and there is something to kill."""
         visits = read_visits(self.folder, self.plan.step)
-        if self.fatal_image is not None:
-            died = [v.pid for v in visits if v.image_id == self.fatal_image and any(_deaths(self.folder).iterdir())]
-            return Kill(frozenset(died[:1]), self._committed(*DATASETS)) if died else None
+        if self.fatal is not None:
+            died = [visit.pid for visit in visits if visit.image_id == self.fatal.image_id]
+            is_over = any(self.fatal.marks(self.folder).iterdir())
+            return Hit(self.plan, frozenset(died[:1]), self._committed(*DATASETS)) if is_over else None
         if not visits or len(self._committed(self.plan.step)) < self.plan.num_committed:
             return None
         time.sleep(self.plan.delay_s)
         committed = self._committed(*DATASETS)
         killed = self._kill(driver)
-        return None if killed is None else Kill(frozenset(actor.pid for actor in killed), committed)
+        return None if killed is None else Hit(self.plan, frozenset(actor.pid for actor in killed), committed)
 
     def _committed(self, *steps: str) -> frozenset[ShardOfStep]:
         return frozenset(
@@ -588,13 +605,27 @@ class Strike:
         return [actor]
 
 
-def _deaths(folder: Path) -> Path:
-    return folder / "deaths"
-
-
 def _engines(actor: psutil.Process) -> list[psutil.Process]:
     """The processes of a vLLM engine: its core, and the workers of that."""
     return [p for p in actor.children(recursive=True) if _title(p).startswith("VLLM::")]
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill, as it is recorded."""
+
+    fault: Fault
+    step: str
+    num_committed: int
+    """Shards of the step that were committed before."""
+    num_actors: int
+    """Model actors that went with it."""
+    num_in_flight: int
+    """Shards that may be redone for it: those that these actors were at; when the driver goes, all that they had begun
+    and it had not committed."""
+
+    def __str__(self) -> str:
+        return f"{self.fault} in {self.step} at {self.num_committed} shards ({self.num_actors} actors)"
 
 
 @dataclass(frozen=True)
@@ -602,19 +633,14 @@ class Trial:
     """One trial, as it is recorded."""
 
     number: int
-    fault: Fault
-    step: str
-    num_committed: int | None
-    """Shards of the step that were committed when the fault fell; None where it found nothing to kill."""
-    num_actors: int
-    """Model actors that went with it."""
+    faults: list[Fault]
+    """What was planned."""
+    kills: list[Kill]
+    """What came of it."""
     num_lost: int
     num_doubled: int
     num_differing: int
     """Verdicts other than those of the undisturbed run."""
-    num_in_flight: int
-    """Shards that may be redone: those that the actors which went were at; when the driver goes, also those that it had
-    not committed."""
     num_redone_shards: int
     num_redone_images: int
     """Visits beyond the first of each image."""
@@ -629,50 +655,50 @@ class Trial:
     elapsed_s: float
 
     @property
+    def num_in_flight(self) -> int:
+        return sum(kill.num_in_flight for kill in self.kills)
+
+    @property
     def is_good(self) -> bool:
         return not (self.num_lost or self.num_doubled or self.num_needless or self.problems)
 
     def __str__(self) -> str:
-        moment = "never" if self.num_committed is None else f"at {self.num_committed} shards"
         return (
-            f"{self.fault} in {self.step} {moment}, {self.num_actors} actors: {self.num_lost} lost, "
-            f"{self.num_doubled} doubled, {self.num_redone_shards} of {self.num_in_flight} shards in flight redone "
-            f"({self.num_redone_images} images), {self.num_restarts} restarts, {self.elapsed_s:.0f} s"
+            f"{', '.join(map(str, self.kills)) or 'nothing killed'}: {self.num_lost} lost, {self.num_doubled} doubled, "
+            f"{self.num_redone_shards} of {self.num_in_flight} shards in flight redone ({self.num_redone_images} "
+            f"images), {self.num_restarts} restarts, {self.elapsed_s:.0f} s"
             + "".join(f"\n    {told}" for told in [*self.errors, *self.problems])
         )
 
 
-def run_trial(arena: Arena, number: int, reference: Reference) -> Trial:
+def run_trial(arena: Arena, number: int, plans: Sequence[Plan], reference: Reference) -> Trial:
+    """A new run with these faults in it, to its end."""
     started = time.monotonic()
-    plan = plan_trial(arena.seed, number, len(set(reference.shard_of.values())))
     name = f"trial-{number}"
-    is_scripted_death = plan.fault is Fault.ENGINE and arena.setting.is_scripted
-    fatal_image = plan.pick(reference.asked) if is_scripted_death else None
-    folder = arena.configure(name, arena.proxy.url, (plan.step, fatal_image) if fatal_image else None)
+    fatal = {p: FatalImage(p.step, p.pick(reference.asked)) for p in plans if arena.setting.scripts_the_death(p)}
+    folder = arena.configure(name, arena.proxy.url, list(fatal.values()))
     run = arena.open_run(name)
     arena.cluster.wait_until_whole()
-    kill, errors, num_restarts = drive_to_the_end(arena, folder, Strike(plan, arena.cluster, run, folder, fatal_image))
+    strikes = [Strike(p, arena.cluster, run, folder, fatal.get(p)) for p in plans]
+    hits, errors, num_restarts = drive_to_the_end(arena, folder, strikes)
     counted = recount(run, reference.shard_of)
-    redone, num_images = _redone(folder, reference)
-    begun = _begun_in_vain(folder, kill, reference) if kill else Counter()
-    at_most = begun.total() if plan.fault is Fault.DRIVER or not kill else SHARDS_PER_ACTOR * len(kill.pids)
-    num_in_flight = min(begun.total(), at_most)
+    redone, num_redone_images = _redone(folder, reference)
+    begun = [_begun_in_vain(folder, hit, reference) for hit in hits]
+    kills = [_recorded(hit, len(shards)) for hit, shards in zip(hits, begun, strict=True)]
+    explained = Counter(shard for shards in begun for shard in shards)
     return Trial(
         number=number,
-        fault=plan.fault,
-        step=plan.step,
-        num_committed=sum(step == plan.step for step, _ in kill.committed) if kill else None,
-        num_actors=len(kill.pids) if kill else 0,
+        faults=[p.fault for p in plans],
+        kills=kills,
         num_lost=counted.num_lost,
         num_doubled=counted.num_doubled,
         num_differing=sum(
             counted.verdicts.get(name) != reference.verdicts.get(name)
             for name in counted.verdicts.keys() | reference.verdicts.keys()
         ),
-        num_in_flight=num_in_flight,
         num_redone_shards=redone.total(),
-        num_redone_images=num_images,
-        num_needless=max((redone - begun).total(), redone.total() - num_in_flight),
+        num_redone_images=num_redone_images,
+        num_needless=max((redone - explained).total(), redone.total() - sum(kill.num_in_flight for kill in kills)),
         num_extra_files=counted.num_extra_files,
         num_restarts=num_restarts,
         errors=errors,
@@ -681,24 +707,28 @@ def run_trial(arena: Arena, number: int, reference: Reference) -> Trial:
     )
 
 
-def drive_to_the_end(arena: Arena, folder: Path, strike: Strike) -> tuple[Kill | None, list[str], int]:
-    """Repeat the driver until it is done; what the fault met, how drivers ended by themselves, and the restarts."""
-    kill: Kill | None = None
+def drive_to_the_end(arena: Arena, folder: Path, strikes: Sequence[Strike]) -> tuple[list[Hit], list[str], int]:
+    """Repeat the driver until it is done; what the faults met, how drivers ended by themselves, and the restarts."""
+    waiting = list(strikes)
+    hits: list[Hit] = []
     errors: list[str] = []
     for num_restarts in range(MAX_RESTARTS + 1):
         log = folder / f"driver-{num_restarts}.log"
         deadline = time.monotonic() + arena.setting.driver_timeout_s
         with arena.driver(folder, log) as driver:
             while driver.poll() is None and time.monotonic() < deadline:
-                kill = kill or strike.fall(driver)
+                for strike in list(waiting):
+                    if hit := strike.fall(driver):
+                        hits.append(hit)
+                        waiting.remove(strike)
                 time.sleep(0.05)
             if driver.poll() is None:
                 errors.append(f"hung after {_last_words(log)!r}")
         if driver.returncode == 0:
-            return kill, errors, num_restarts
+            return hits, errors, num_restarts
         if driver.returncode > 0:
             errors.append(_last_words(log))
-    return kill, [*errors, "given up"], num_restarts
+    return hits, [*errors, "given up"], num_restarts
 
 
 def _last_words(log: Path) -> str:
@@ -720,23 +750,30 @@ def _redone(folder: Path, reference: Reference) -> tuple[Counter[ShardOfStep], i
     return shards - Counter(shards.keys()), num_images
 
 
-def _begun_in_vain(folder: Path, kill: Kill, reference: Reference) -> Counter[ShardOfStep]:
-    """The shards that the killed actors had begun and that were not committed, each once."""
+def _begun_in_vain(folder: Path, hit: Hit, reference: Reference) -> set[ShardOfStep]:
+    """The shards that the killed actors had begun and that were not committed."""
     begun = {
         (step, reference.shard_of[visit.image_id])
         for step in DATASETS
         for visit in read_visits(folder, step)
-        if visit.pid in kill.pids
+        if visit.pid in hit.pids
     }
-    return Counter(begun - kill.committed)
+    return begun - hit.committed
+
+
+def _recorded(hit: Hit, num_begun_in_vain: int) -> Kill:
+    fault, step = hit.plan.fault, hit.plan.step
+    at_most = num_begun_in_vain if fault is Fault.DRIVER else SHARDS_PER_ACTOR * len(hit.pids)
+    num_committed = sum(committed_in == step for committed_in, _ in hit.committed)
+    return Kill(fault, step, num_committed, len(hit.pids), min(num_begun_in_vain, at_most))
 
 
 # --- Results.
 
 
 def summarise(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """A row for each fault, and one for all."""
-    groups = [(str(fault), [t for t in trials if t.fault is fault]) for fault in Fault]
+    """A row for each fault, and one for all; of trials with one fault."""
+    groups = [(str(fault), [t for t in trials if t.faults == [fault]]) for fault in Fault]
     return [_summary(name, found) for name, found in [*groups, ("all", list(trials))] if found]
 
 
@@ -744,8 +781,8 @@ def _summary(name: str, trials: Sequence[Trial]) -> dict[str, Any]:
     return {
         "fault": name,
         "trials": len(trials),
-        "kills": sum(t.num_committed is not None for t in trials),
-        "actors_killed": sum(t.num_actors for t in trials),
+        "kills": sum(len(t.kills) for t in trials),
+        "actors_killed": sum(kill.num_actors for t in trials for kill in t.kills),
         "lost_images": sum(t.num_lost for t in trials),
         "doubled_images": sum(t.num_doubled for t in trials),
         "differing_verdicts": sum(t.num_differing for t in trials),
@@ -845,7 +882,7 @@ def main() -> int:
     with open_arena(setting, options.seed, options.web_faults, folder) as arena:
         reference = run_undisturbed(arena)
         for number in range(options.trials):
-            trials.append(run_trial(arena, number, reference))
+            trials.append(run_trial(arena, number, [plan(options.seed, number, reference.num_shards)], reference))
             print(f"trial {number + 1}/{options.trials}: {trials[-1]}", flush=True)
             result = {
                 "conditions": conditions(options, setting),

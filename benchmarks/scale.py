@@ -1,6 +1,6 @@
 """A million images through the complete graph with scripted engines: is time per image flat, and memory?
 
-    python benchmarks/scale.py [--sizes 50000 250000 1000000]
+    python benchmarks/scale.py [--sizes 50000 250000 1000000] [--shard-size 1024]
 
 Each size is a run of its own: index, annotate (teacher), identify (student), by the commands that a user types. Images
 are 16 x 16 PNGs that are made when they are read; all else is real: Ray Data, fetching, decoding, duplicates, prompts,
@@ -60,23 +60,23 @@ class Phase:
     """Of the steady part; the first shard's images do not count."""
 
 
-def configuration(num_images: int, run_dir: Path) -> dict[str, Any]:
+def configuration(num_images: int, shard_size: int, run_dir: Path) -> dict[str, Any]:
     """Scripted engines that take no time and leave the pictures as they are, so that all else is measured."""
     model = {"model": "scripted", "min_pixels": 1, "cpus_per_replica": 1}
     return {
         "run_dir": str(run_dir),
         "task": "demo_world",
-        "source": {"path": f"synthetic://{num_images}"},
+        "source": {"path": f"synthetic://{num_images}", "shard_size": shard_size},
         "teacher": {**model, "engine": {"kind": "scripted", "inconsistent_rate": 0.1, "unparsable_rate": 0.02}},
         "students": [{**model, "name": "small", "engine": {"kind": "scripted", "wrong_rate": 0.4}}],
     }
 
 
-def measure(num_images: int) -> dict[str, Any]:
+def measure(num_images: int, shard_size: int) -> dict[str, Any]:
     """One run of this many images: times, memory over time, and the audit's verdict."""
     with tempfile.TemporaryDirectory(prefix="mpa_ray-scale-") as scratch:
         run_dir, config = Path(scratch, "run"), Path(scratch, "config.yaml")
-        config.write_text(yaml.safe_dump(configuration(num_images, run_dir)))
+        config.write_text(yaml.safe_dump(configuration(num_images, shard_size, run_dir)))
         before, started = psutil.virtual_memory().used, time.monotonic()
         samples: list[Sample] = []
         phases = {}
@@ -94,6 +94,7 @@ def measure(num_images: int) -> dict[str, Any]:
     steady_s = sum(p.steady_s for p in phases.values())
     return {
         "num_images": num_images,
+        "shard_size": shard_size,
         "images_per_s": round(num_images / steady_s, 1),
         "ms_per_image": round(1000 * steady_s / num_images, 4),
         "peak_driver_mib": max(s.driver for s in samples),
@@ -154,7 +155,6 @@ def conditions() -> dict[str, Any]:
         "python": platform.python_version(),
         "ray": version("ray"),
         "pyarrow": version("pyarrow"),
-        "shard_size": 256,
         "images": "16 x 16 grey PNG, made when read",
     }
 
@@ -162,12 +162,13 @@ def conditions() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[50_000, 250_000, 1_000_000])
+    parser.add_argument("--shard-size", type=int, default=1024, help="Ray's cost is that of shards, not of images")
     parser.add_argument("--out", type=Path, default=RESULTS / "scale.json")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     sizes: list[dict[str, Any]] = []
     for num_images in options.sizes:
-        sizes.append(measure(num_images))
+        sizes.append(measure(num_images, options.shard_size))
         ratio = sizes[-1]["ms_per_image"] / sizes[0]["ms_per_image"]
         result = {"conditions": conditions(), "time_per_image_last_over_first": round(ratio, 3), "sizes": sizes}
         options.out.write_text(json.dumps(result, indent=1) + "\n")
