@@ -133,7 +133,7 @@ SETTINGS = {
         shard_size=6,
         teacher=_scripted(0.2, inconsistent_rate=0.2, unparsable_rate=0.05, truncated_rate=0.05),
         student=_scripted(0.4, wrong_rate=0.4),
-        driver_timeout_s=90,
+        driver_timeout_s=300,
     ),
     "vllm": Setting(
         num_images=96,

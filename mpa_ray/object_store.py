@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import boto3
+from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -26,10 +27,11 @@ from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.errors import ConfigError
 
 SCHEME = "s3://"
+# A status alone is the code where an answer lost its body.
 _GONE = frozenset({"404", "NoSuchKey", "NotFound"})
-_BEHIND_THE_END = "InvalidRange"
-_TAKEN = "PreconditionFailed"
-_RACED = "ConditionalRequestConflict"
+_BEHIND_THE_END = frozenset({"InvalidRange", "416"})
+_TAKEN = frozenset({"PreconditionFailed", "412"})
+_RACED = frozenset({"ConditionalRequestConflict", "409"})
 _PASSING = frozenset({"500", "502", "503", "504", "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout"})
 _LONGEST_PAUSE_S = 20.0
 
@@ -86,7 +88,7 @@ class ObjectStore:
             try:
                 response = self._client.get_object(Bucket=bucket, Key=key, **span)
             except ClientError as error:
-                if _code(error) == _BEHIND_THE_END:
+                if _code(error) in _BEHIND_THE_END:
                     return b""
                 raise
             content: bytes = response["Body"].read()
@@ -109,7 +111,7 @@ class ObjectStore:
             try:
                 self._client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
             except ClientError as error:
-                if _code(error) == _TAKEN:
+                if _code(error) in _TAKEN:
                     return False
                 raise
             return True
@@ -214,19 +216,23 @@ class ObjectStore:
         for tried in range(1, self.config.max_attempts + 1):
             try:
                 return attempt()
-            except ClientError as error:
-                if _code(error) in _GONE:
+            except (ClientError, BotoCoreError, Boto3Error, HTTPError) as error:
+                last = _underlying(error)
+                if isinstance(last, ClientError) and _code(last) in _GONE:
                     raise FileNotFoundError(f"{SCHEME}{bucket}/{key}") from None
-                last: Exception = error
-                if _code(error) not in _PASSING | {_RACED}:
+                if isinstance(last, ClientError) and _code(last) not in _PASSING | _RACED:
                     break
-            except (BotoCoreError, HTTPError) as error:
-                last = error
             if tried < self.config.max_attempts:
                 time.sleep(
                     random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, self.config.first_pause_s * 2 ** (tried - 1))
                 )
         raise OSError(f"{SCHEME}{bucket}/{key}: {last} (attempt {tried})") from last
+
+
+def _underlying(error: Exception) -> Exception:
+    """What the server said, where boto3's transfers have put it into words only."""
+    said = error.__context__
+    return said if isinstance(error, Boto3Error) and isinstance(said, ClientError) else error
 
 
 def _code(error: ClientError) -> str:

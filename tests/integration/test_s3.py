@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.faulty_proxy import FaultyProxy, WebFault
 from mpa_ray.checkpoints import local_model, model_identity
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
 from mpa_ray.corpus.decode import ImageProblem
@@ -103,6 +104,36 @@ def test_a_checkpoint_is_downloaded_once(
     assert local_model(name, object_store) != folder
     with pytest.raises(ConfigError, match="holds no files"):
         local_model(f"{storage.root}/none", object_store)
+
+
+def test_nothing_is_lost_on_a_bad_day(server: str, tmp_path: Path) -> None:
+    content = os.urandom(11 * 2**20)
+    (tmp_path / "large.bin").write_bytes(content)
+    with FaultyProxy(server, share=0.4, seed=3) as proxy:
+        config = ObjectStoreConfig(endpoint_url=proxy.url, max_attempts=40, first_pause_s=0.001, read_timeout_s=5,
+                                   multipart_bytes=5 * 2**20)  # fmt: skip
+        store = ObjectStore(config)
+        for number in range(25):
+            key, body = f"bad-day/{number}", f"{number}".encode() * 1000
+            store.put("bucket", key, body)
+            assert store.get("bucket", key) == body
+            assert store.create("bucket", f"{key}.marker", body)
+            assert not store.create("bucket", f"{key}.marker", b"another")
+        store.upload(tmp_path / "large.bin", "bucket", "bad-day/large")
+        store.download("bucket", "bad-day/large", tmp_path / "copy.bin")
+        assert (tmp_path / "copy.bin").read_bytes() == content
+        store.put("bucket", "bad-day/large", content[::-1])
+        assert store.get("bucket", "bad-day/large") == content[::-1]
+        assert len(list(store.list("bucket", "bad-day/", nested=True))) == 51
+        injected = proxy.counts()["injected"]
+    assert {fault for fault in WebFault if any(key.startswith(fault) for key in injected)} == set(WebFault)
+
+
+def test_what_is_forbidden_is_not_asked_for_again(server: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1")
+    store = ObjectStore(ObjectStoreConfig(endpoint_url=server, max_attempts=9, first_pause_s=9))
+    with pytest.raises(OSError, match=r"NoSuchBucket.*\(attempt 1\)"):
+        store.upload(tmp_path / "file", "no-such-bucket", "key")
 
 
 def test_a_server_that_is_not_there_is_an_error_that_names_it(object_store: ObjectStoreConfig) -> None:
