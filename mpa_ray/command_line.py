@@ -42,6 +42,10 @@ def exit_code(main: Callable[[], int | None]) -> int:
     except RunError as error:
         print(f"RunError: {error}", file=sys.stderr)
         return FAILED
+    except OSError as error:
+        # Files of the run that could be read or written when it began.
+        print(f"RunError: {type(error).__name__}: {error}. The same command continues.", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("Interrupted: the same command continues.", file=sys.stderr)
         return INTERRUPTED

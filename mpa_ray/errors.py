@@ -20,7 +20,7 @@ class CannotWrite(RunError):
 
     def __init__(self, target: str, problem: str) -> None:
         self.target, self.problem = target, problem
-        super().__init__(f"{target} cannot be written ({problem}). Free space or mend permissions.")
+        super().__init__(f"{target} cannot be written ({problem}). Check its free space, your permissions and the connection.")
 
     def __reduce__(self) -> tuple[type[CannotWrite], tuple[str, str]]:
         return CannotWrite, (self.target, self.problem)
