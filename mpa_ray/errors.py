@@ -20,7 +20,8 @@ class CannotWrite(RunError):
 
     def __init__(self, target: str, problem: str) -> None:
         self.target, self.problem = target, problem
-        super().__init__(f"{target} cannot be written ({problem}). Check its free space, your permissions and the connection.")
+        remedy = "Check its free space, your permissions and the connection."
+        super().__init__(f"{target} cannot be written ({problem}). {remedy}")
 
     def __reduce__(self) -> tuple[type[CannotWrite], tuple[str, str]]:
         return CannotWrite, (self.target, self.problem)
