@@ -60,6 +60,12 @@ class Lister(BaseHTTPRequestHandler):
         token = f"<NextContinuationToken>{key(numbers[-1])}</NextContinuationToken>" if more else ""
         self.answer(contents + token, "true" if more else "false")
 
+    def do_HEAD(self) -> None:
+        """No object is asked for by its name but those that tell a kind of source."""
+        self.send_response(404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
     @staticmethod
     def number_after(name: str) -> int:
         parts = name.removeprefix("corpus/").removesuffix(".jpg").split("/")
