@@ -24,10 +24,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.config import SamplingConfig, VllmEngineConfig, resolve_path
-from mpa_ray.corpus.decode import PreparedImage
+from mpa_ray.config import ModelConfig, SamplingConfig, VllmEngineConfig, resolve_path
 from mpa_ray.demo.world import WorldSpec, paint, sample_scene
-from mpa_ray.engine.protocol import Reply, VisualPrompt
+from mpa_ray.engine.protocol import Reply, SeenImage
 from mpa_ray.engine.vllm_engine import VllmEngine
 from mpa_ray.tasks.library import TASKS
 from mpa_ray.tasks.parser import ReplyError, parse_reply
@@ -46,19 +45,19 @@ class Timing:
     num_uncached_image_tokens: int
 
 
-async def both_passes(engine: VllmEngine, images: Sequence[PreparedImage], *, shared: bool) -> Timing:
+async def both_passes(engine: VllmEngine, images: Sequence[SeenImage], *, shared: bool) -> Timing:
     slots = asyncio.Semaphore(engine.max_images_in_flight)
 
-    async def first(image: PreparedImage) -> Reply:
-        return await engine.generate(VisualPrompt("", image, TASK.annotation_prompt()), FIRST)
+    async def first(image: SeenImage) -> Reply:
+        return await engine.generate(image, TASK.annotation_prompt(), FIRST)
 
-    async def second(image: PreparedImage, reply: Reply) -> Reply:
+    async def second(image: SeenImage, reply: Reply) -> Reply:
         pairs = parse_reply(reply.text)
         question = "How many objects are there?" if isinstance(pairs, ReplyError) else pairs[0].question
         seen = image if shared else replace(image, key=f"{image.key}-again")
-        return await engine.generate(VisualPrompt("", seen, TASK.answer_prompt(question)), SECOND)
+        return await engine.generate(seen, TASK.answer_prompt(question), SECOND)
 
-    async def visit(image: PreparedImage) -> tuple[Reply, Reply]:
+    async def visit(image: SeenImage) -> tuple[Reply, Reply]:
         async with slots:
             reply = await first(image)
             return reply, await second(image, reply)
@@ -85,14 +84,15 @@ async def both_passes(engine: VllmEngine, images: Sequence[PreparedImage], *, sh
 
 
 async def measure(model: str, num_images: int, repetitions: int) -> dict[str, list[Timing]]:
-    engine = VllmEngine(resolve_path(model), VllmEngineConfig(dtype="float32", max_model_len=512), 70)
+    settings = VllmEngineConfig(dtype="float32", max_model_len=512)
+    engine = VllmEngine(ModelConfig(model=resolve_path(model), engine=settings), 70)
     rng = random.Random(0)
     timings: dict[str, list[Timing]] = {"two_passes": [], "one_visit": []}
     try:
         for repetition in range(repetitions + 1):
             for side, found in timings.items():
                 # New images every time: nothing is left in a cache from the turn before.
-                images = [PreparedImage(paint(sample_scene(WorldSpec(), rng)), f"{side}-{repetition}-{i}")
+                images = [SeenImage(f"{i}", f"{side}-{repetition}-{i}", paint(sample_scene(WorldSpec(), rng)))
                           for i in range(num_images)]  # fmt: skip
                 timing = await both_passes(engine, images, shared=side == "one_visit")
                 if repetition:

@@ -70,9 +70,7 @@ def annotate(config: RunConfig) -> None:
     task = task_of(config)
     run = open_run(config, ["annotations"], ["corpus"])
     manifest = run.manifest()
-    make_stage = partial(
-        Annotate, task=task, config=config.teacher, sampling=config.annotate.sampling, answer=config.answer
-    )
+    make_stage = partial(Annotate, task=task, sampling=config.annotate.sampling, answer=config.answer)
     _run_missing(
         run, "annotate", manifest, config.limits,
         lambda flow: flow.Pass(
@@ -98,13 +96,7 @@ def _identify(config: RunConfig, student: StudentConfig) -> None:
         raise RunError(f"{len(unannotated)} of {manifest.num_shards} shards are not annotated: run jobs/annotate.py.")
     verdicts = run.verdicts(student.name)
     worth_asking = WorthAsking(MATCHERS[config.identify.matcher], config.identify.ask_where_teacher_disagrees)
-    make_stage = partial(
-        Identify,
-        task=task,
-        config=student,
-        answer=config.answer,
-        worth_asking=worth_asking,
-    )
+    make_stage = partial(Identify, task=task, answer=config.answer, worth_asking=worth_asking)
     _run_missing(
         run, f"identify {student.name}", manifest, config.limits,
         lambda flow: flow.Pass(
@@ -159,7 +151,7 @@ def evaluate(config: RunConfig) -> None:
     for name, model in models_to_measure(config, run).items():
         predictions = run.predictions(name)
         run.claim(predictions.folder, fingerprint.prediction_fingerprint(config, task, model))
-        make_stage = partial(Predict, task=task, config=model, answer=config.answer)
+        make_stage = partial(Predict, task=task, answer=config.answer)
         _run_missing(
             run, f"evaluate {name}", manifest, config.limits,
             lambda flow, p=predictions, m=model, s=make_stage, n=name: flow.Pass(

@@ -115,6 +115,9 @@ class VllmEngineConfig(Settings):
     """Requests that the engine decodes together."""
     block_size: int | None = None
     """Tokens per block of the KV cache; None leaves it to vLLM, and to 32 on a CPU."""
+    num_renderers: int | None = Field(None, ge=0)
+    """Processes beside each engine that decode, scale and run the model's processor; None is one for each CPU of
+    `cpus_per_replica` but the first where the engine has a GPU, and none where it computes on those CPUs itself."""
     cpu_kv_cache_gib: int = Field(1, ge=1)
     """KV cache of an engine on a CPU, in GiB."""
     engine_args: dict[str, Any] = {}

@@ -34,6 +34,7 @@ The policy. A file is what its first bytes say (`SIGNATURES`), whatever it is ca
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import math
@@ -62,6 +63,7 @@ MAX_PIXELS = 89_478_485
 MAX_ASPECT_RATIO = 200
 """Qwen2-VL's image processor refuses longer images."""
 _LARGE_PIXELS = 16_000_000
+_SMALL_BYTES = 4 * 2**10
 _one_large_image = threading.BoundedSemaphore(1)
 """Large images are decoded one after another: each can take a gigabyte on its way to RGB."""
 
@@ -161,6 +163,13 @@ def prepare(content: bytes, min_pixels: int, max_pixels: int) -> PreparedImage |
         return problem
     digest = hashlib.sha256(content).hexdigest()
     return PreparedImage(fitted, f"{digest}-{min_pixels}-{max_pixels}")
+
+
+async def prepare_apart(content: bytes, min_pixels: int, max_pixels: int) -> PreparedImage | ImageProblem:
+    """`prepare` away from the event loop, so that nobody else waits; a small file takes less than the way there."""
+    if len(content) <= _SMALL_BYTES:
+        return prepare(content, min_pixels, max_pixels)
+    return await asyncio.to_thread(prepare, content, min_pixels, max_pixels)
 
 
 def decode(content: bytes) -> Image.Image | ImageProblem:

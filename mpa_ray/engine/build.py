@@ -26,8 +26,9 @@ def build_engine(config: ModelConfig, object_store: ObjectStoreConfig, request_t
 
 def _start(config: ModelConfig, object_store: ObjectStoreConfig) -> VisionLanguageModel:
     if isinstance(config.engine, ScriptedEngineConfig):
-        return ScriptedEngine(config.engine, images_in_flight(config))
+        return ScriptedEngine(config.engine, (config.min_pixels, config.max_pixels), images_in_flight(config))
     # Only here, so that a machine without vLLM can run everything else.
     from mpa_ray.engine.vllm_engine import VllmEngine
 
-    return VllmEngine(local_model(config.model, object_store), config.engine, images_in_flight(config))
+    local = config.model_copy(update={"model": local_model(config.model, object_store)})
+    return VllmEngine(local, images_in_flight(config))

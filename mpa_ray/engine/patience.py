@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mpa_ray.config import SamplingConfig
-from mpa_ray.engine.protocol import EngineDied, Reply, VisionLanguageModel, VisualPrompt
+from mpa_ray.corpus.decode import ImageProblem
+from mpa_ray.engine.protocol import EngineDied, Reply, SeenImage, VisionLanguageModel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -20,13 +25,19 @@ class WithTimeout:
     def max_images_in_flight(self) -> int:
         return self.model.max_images_in_flight
 
-    async def generate(self, prompt: VisualPrompt, sampling: SamplingConfig) -> Reply:
-        try:
-            async with asyncio.timeout(self.request_timeout_s):
-                return await self.model.generate(prompt, sampling)
-        except TimeoutError:
-            told = f"no reply about {prompt.image_id} in limits.request_timeout_s = {self.request_timeout_s:g} seconds"
-            raise EngineDied(told) from None
+    async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
+        return await self._in_time(image_id, self.model.look(image_id, content))
+
+    async def generate(self, image: SeenImage, text: str, sampling: SamplingConfig) -> Reply:
+        return await self._in_time(image.image_id, self.model.generate(image, text, sampling))
 
     def close(self) -> None:
         self.model.close()
+
+    async def _in_time(self, image_id: str, answer: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self.request_timeout_s):
+                return await answer
+        except TimeoutError:
+            told = f"no reply about {image_id} in limits.request_timeout_s = {self.request_timeout_s:g} seconds"
+            raise EngineDied(told) from None

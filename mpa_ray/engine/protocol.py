@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from mpa_ray.config import SamplingConfig
-from mpa_ray.corpus.decode import PreparedImage
+from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.records import Reason, State
 
 
 @dataclass(frozen=True)
-class VisualPrompt:
-    """One image and the text that follows it; the engine adds the system prompt and the model's chat template."""
+class SeenImage:
+    """An image that an engine has looked at, ready for any number of prompts to that engine."""
 
     image_id: str
-    image: PreparedImage
-    text: str
+    key: str
+    """Equal for equal files under equal pixel limits."""
+    inputs: Any = None
+    """The engine's own form of it."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,18 @@ class VisionLanguageModel(Protocol):
         """Images that may be worked on together, such that each one's KV blocks survive until its second prompt."""
         ...
 
-    async def generate(self, prompt: VisualPrompt, sampling: SamplingConfig) -> Reply:
-        """Raises RequestRefused for this request alone, EngineDied for the engine as a whole."""
+    async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
+        """Decode a file and bring it to the model's form, once for all prompts about it.
+
+        Raises RequestRefused for this image alone, EngineDied for the engine as a whole.
+        """
+        ...
+
+    async def generate(self, image: SeenImage, text: str, sampling: SamplingConfig) -> Reply:
+        """The reply to the image and the text behind it; the engine adds the system prompt and the chat template.
+
+        Raises RequestRefused for this request alone, EngineDied for the engine as a whole.
+        """
         ...
 
     def close(self) -> None:

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 from mpa_ray.config import SamplingConfig, ScriptedEngineConfig
-from mpa_ray.engine.protocol import EngineDied, Reply, RequestRefused, VisualPrompt
+from mpa_ray.corpus.decode import ImageProblem, prepare_apart
+from mpa_ray.engine.protocol import EngineDied, Reply, RequestRefused, SeenImage
 from mpa_ray.records import Reason
 
 _QUESTION = re.compile(r"What is written on picture ([0-9a-f]{8})\?")
@@ -24,29 +25,33 @@ class ScriptedEngine:
     Whether an image meets a fault follows from a hash of the image and the fault's name, so a run can be repeated.
     """
 
-    def __init__(self, config: ScriptedEngineConfig, max_images_in_flight: int) -> None:
-        self._config = config
+    def __init__(self, config: ScriptedEngineConfig, pixels: tuple[int, int], max_images_in_flight: int) -> None:
+        self._config, self._pixels = config, pixels
         self.max_images_in_flight = max_images_in_flight
         self._seen: set[str] = set()
 
-    async def generate(self, prompt: VisualPrompt, sampling: SamplingConfig) -> Reply:
+    async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
+        prepared = await prepare_apart(content, *self._pixels)
+        return prepared if isinstance(prepared, ImageProblem) else SeenImage(image_id, prepared.key)
+
+    async def generate(self, image: SeenImage, text: str, sampling: SamplingConfig) -> Reply:
         started = time.monotonic()
-        self._meet_faults(prompt.image_id)
-        if prompt.image_id in self._config.hang_on:
+        self._meet_faults(image.image_id)
+        if image.image_id in self._config.hang_on:
             await asyncio.Event().wait()
         if self._config.latency_s:
             await asyncio.sleep(self._config.latency_s)
-        asked = _QUESTION.search(prompt.text)
-        text, finish = self._answer(prompt, asked[1]) if asked else self._annotate(prompt)
-        cached = prompt.image.key in self._seen
-        self._seen.add(prompt.image.key)
-        words = len(prompt.text.split())
+        asked = _QUESTION.search(text)
+        told, finish = self._answer(image, asked[1]) if asked else self._annotate(image)
+        cached = image.key in self._seen
+        self._seen.add(image.key)
+        words = len(text.split())
         return Reply(
-            text=text,
+            text=told,
             finish_reason=finish,
             num_prompt_tokens=_BLOCK_SIZE + words,
             num_cached_tokens=_BLOCK_SIZE if cached else 0,
-            num_output_tokens=min(len(text.split()), sampling.max_new_tokens),
+            num_output_tokens=min(len(told.split()), sampling.max_new_tokens),
             image_end=_BLOCK_SIZE,
             mean_logprob=-0.1,
             elapsed_s=time.monotonic() - started,
@@ -55,16 +60,16 @@ class ScriptedEngine:
     def close(self) -> None:
         self._seen.clear()
 
-    def _annotate(self, prompt: VisualPrompt) -> tuple[str, str]:
-        code = _digest(prompt.image.key)
+    def _annotate(self, image: SeenImage) -> tuple[str, str]:
+        code = _digest(image.key)
         if self._meets("unparsable", self._config.unparsable_rate, code):
             return "I would rather describe the weather.", "stop"
         if self._meets("truncated", self._config.truncated_rate, code):
             return f"Question: What is written on picture {code[:8]}", "length"
         return f"Question: What is written on picture {code[:8]}?\nAnswer: {code[8:12]}", "stop"
 
-    def _answer(self, prompt: VisualPrompt, picture: str) -> tuple[str, str]:
-        code = _digest(prompt.image.key)
+    def _answer(self, image: SeenImage, picture: str) -> tuple[str, str]:
+        code = _digest(image.key)
         astray = self._meets("inconsistent", self._config.inconsistent_rate, code) or self._meets(
             "wrong", self._config.wrong_rate, code
         )

@@ -2,58 +2,80 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import multiprocessing
 import os
+import pickle
 import re
 import time
-from itertools import count
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import count, takewhile
 from typing import Any
 
-from mpa_ray.config import SamplingConfig, VllmEngineConfig
-from mpa_ray.engine.protocol import EngineDied, Reply, RequestRefused, VisualPrompt
+from mpa_ray.config import ModelConfig, SamplingConfig, VllmEngineConfig
+from mpa_ray.corpus.decode import ImageProblem, prepare, prepare_apart
+from mpa_ray.engine.protocol import EngineDied, Reply, RequestRefused, SeenImage
 from mpa_ray.records import Reason
 from mpa_ray.rendering import SpecialTokenInText, load_processor, render
+from mpa_ray.tasks.task import PREAMBLE
+
+logger = logging.getLogger(__name__)
 
 _TOO_LONG = re.compile(r"max_model_len|maximum (model|context) length|longer than the maximum", re.IGNORECASE)
 
 
 class VllmEngine:
-    """One vLLM engine with its prefix cache on, on the GPUs or CPUs that this process sees."""
+    """One vLLM engine with its prefix cache on, on the GPUs or CPUs that this process sees.
 
-    def __init__(self, model: str, config: VllmEngineConfig, max_images_in_flight: int) -> None:
+    With `num_renderers` helper processes each image is decoded, scaled and brought to the model's tensors there, once
+    for all prompts about it; of a prompt only the text behind the image is then made into tokens here. With none, raw
+    prompts go to vLLM, which does all that in one thread of this process.
+    """
+
+    def __init__(self, config: ModelConfig, max_images_in_flight: int) -> None:
         """Start the engine; half a minute or more.
 
         Raises:
             ConfigError: the checkpoint has no processor for images.
         """
-        _prepare_environment(config)
+        assert isinstance(config.engine, VllmEngineConfig)
+        _prepare_environment(config.engine)
         from vllm import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self.max_images_in_flight = max_images_in_flight
-        self._processor = load_processor(model)
+        self._pixels = (config.min_pixels, config.max_pixels)
+        self._processor = load_processor(config.model)
         self._image_token_id = self._processor.tokenizer.convert_tokens_to_ids(self._processor.image_token)
-        arguments: dict[str, Any] = {
-            "model": model,
-            "dtype": config.dtype,
-            "max_num_seqs": config.max_num_seqs,
-            "enable_prefix_caching": True,
-            "limit_mm_per_prompt": {"image": 1, "video": 0},
-            "disable_log_stats": True,
-        }
         # A generator of its own for a request ends vLLM's CPU engine ("CPU Generator does not use offset").
         self._takes_seeds = not current_platform.is_cpu()
-        if current_platform.is_cpu():
-            # vLLM's CPU default of 128 would leave short prompts without one whole block to find again.
-            arguments |= {"block_size": 32, "enforce_eager": True}
-        if config.block_size is not None:
-            arguments["block_size"] = config.block_size
-        if config.max_model_len is not None:
-            arguments["max_model_len"] = config.max_model_len
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments | config.engine_args))
+        num_renderers = _num_renderers(config, current_platform.is_cpu())
+        arguments = _engine_arguments(config.model, config.engine, num_renderers, current_platform.is_cpu())
+        # First, so that they load what they need while the engine does.
+        self._renderers = _start_renderers(num_renderers, arguments, self._pixels) if num_renderers else None
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         self._request_ids = count()
 
-    async def generate(self, prompt: VisualPrompt, sampling: SamplingConfig) -> Reply:
+    async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
+        if self._renderers is None:
+            prepared = await prepare_apart(content, *self._pixels)
+            return prepared if isinstance(prepared, ImageProblem) else SeenImage(image_id, prepared.key, prepared.image)
+        try:
+            answer = await asyncio.get_running_loop().run_in_executor(self._renderers, _render_image, content)
+        except BrokenProcessPool as error:
+            raise EngineDied(f"a renderer died: {error}") from error
+        seen = pickle.loads(answer)
+        if isinstance(seen, ImageProblem):
+            return seen
+        if isinstance(seen, _Refusal):
+            raise RequestRefused(seen.reason, seen.detail)
+        return SeenImage(image_id, seen.key, seen)
+
+    async def generate(self, image: SeenImage, text: str, sampling: SamplingConfig) -> Reply:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMValidationError
         from vllm.sampling_params import RequestOutputKind
@@ -67,30 +89,35 @@ class VllmEngine:
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        try:
-            rendered = render(self._processor, prompt.text)
-        except SpecialTokenInText as error:
-            raise RequestRefused(Reason.SPECIAL_TOKEN_IN_TEXT, str(error)) from error
-        request = {
-            "prompt": rendered,
-            "multi_modal_data": {"image": prompt.image.image},
-            "multi_modal_uuids": {"image": prompt.image.key},
-        }
         started = time.monotonic()
         try:
-            async for output in self._engine.generate(request, parameters, f"{next(self._request_ids)}"):  # type: ignore[arg-type]
+            request = self._request(image, render(self._processor, text))
+            async for output in self._engine.generate(request, parameters, f"{next(self._request_ids)}"):
                 final = output
+        except SpecialTokenInText as error:
+            raise RequestRefused(Reason.SPECIAL_TOKEN_IN_TEXT, str(error)) from error
         except EngineDeadError as error:
             raise EngineDied(str(error)) from error
         except (VLLMValidationError, EngineGenerateError, ValueError) as error:
-            too_long = _TOO_LONG.search(str(error))
-            raise RequestRefused(Reason.PROMPT_TOO_LONG if too_long else Reason.REQUEST_FAILED, str(error)) from error
+            refusal = _refusal(error)
+            raise RequestRefused(refusal.reason, refusal.detail) from error
         return self._reply(final, time.monotonic() - started)
 
     def close(self) -> None:
+        if self._renderers is not None:
+            self._renderers.shutdown(cancel_futures=True)
         self._engine.shutdown()
         # Collected now: at the interpreter's end its own clean-up would find half of vLLM gone.
         del self._engine
+
+    def _request(self, image: SeenImage, prompt: str) -> Any:
+        if not isinstance(image.inputs, _Rendered):
+            return {
+                "prompt": prompt,
+                "multi_modal_data": {"image": image.inputs},
+                "multi_modal_uuids": {"image": image.key},
+            }
+        return image.inputs.followed_by(_tokens(self._engine.renderer, prompt))
 
     def _reply(self, output: Any, elapsed_s: float) -> Reply:
         completion, tokens = output.outputs[0], output.prompt_token_ids
@@ -106,6 +133,138 @@ class VllmEngine:
             mean_logprob=completion.cumulative_logprob / num_output_tokens if num_output_tokens else None,
             elapsed_s=elapsed_s,
         )
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """An image as vLLM takes it, in a prompt that ends where the texts of prompts begin to differ."""
+
+    key: str
+    engine_input: dict[str, Any]
+    head: list[int]
+    """Tokens that every prompt begins with, its image still one placeholder."""
+    expanded_head: list[int]
+    """The same with the image at its full length."""
+
+    def followed_by(self, tokens: list[int]) -> dict[str, Any]:
+        """vLLM's input for the tokens of a whole prompt, its image still one placeholder."""
+        if tokens[: len(self.head)] != self.head:
+            raise ValueError("the chat template writes something before the image that depends on the text behind it")
+        return {**self.engine_input, "prompt_token_ids": self.expanded_head + tokens[len(self.head) :]}
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    reason: Reason
+    detail: str
+
+
+def _refusal(error: Exception) -> _Refusal:
+    return _Refusal(Reason.PROMPT_TOO_LONG if _TOO_LONG.search(str(error)) else Reason.REQUEST_FAILED, str(error))
+
+
+class _Renderer:
+    """What runs in a helper process: file to the tensors and placeholder tokens of the model."""
+
+    def __init__(self, arguments: dict[str, Any], pixels: tuple[int, int]) -> None:
+        import torch
+        from vllm import AsyncEngineArgs
+        from vllm.renderers import renderer_from_config
+
+        torch.set_num_threads(1)
+        self._renderer = renderer_from_config(AsyncEngineArgs(**arguments).create_engine_config())
+        self._pixels = pixels
+        self._prompt = render(load_processor(arguments["model"]), PREAMBLE)
+        self._tokens = _tokens(self._renderer, self._prompt)
+
+    def image(self, content: bytes) -> _Rendered | ImageProblem | _Refusal:
+        prepared = prepare(content, *self._pixels)
+        if isinstance(prepared, ImageProblem):
+            return prepared
+        prompt = {
+            "prompt_token_ids": self._tokens,
+            "multi_modal_data": {"image": prepared.image},
+            "multi_modal_uuids": {"image": prepared.key},
+        }
+        try:
+            (rendered,) = self._renderer.render_cmpl([prompt], skip_mm_cache=True)
+        except ValueError as error:
+            return _refusal(error)
+        expanded = rendered["prompt_token_ids"]
+        # Behind the image both are the same.
+        pairs = zip(reversed(self._tokens), reversed(expanded), strict=False)
+        num_behind = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        # Its own time of arrival would make every later prompt about the image look old.
+        kept = {name: value for name, value in rendered.items() if name not in ("arrival_time", "prompt")}
+        num_head, num_expanded = len(self._tokens) - num_behind, len(expanded) - num_behind
+        return _Rendered(prepared.key, kept, self._tokens[:num_head], expanded[:num_expanded])
+
+
+def _tokens(renderer: Any, prompt: str) -> list[int]:
+    (tokenized,) = renderer.tokenize_prompts([{"prompt": prompt}], renderer.default_cmpl_tok_params)
+    tokens: list[int] = tokenized["prompt_token_ids"]
+    return tokens
+
+
+_renderer: _Renderer | None = None
+"""Of a helper process."""
+
+
+def _load_renderer(arguments: dict[str, Any], pixels: tuple[int, int]) -> None:
+    global _renderer
+    _renderer = _Renderer(arguments, pixels)
+
+
+def _render_image(content: bytes) -> bytes:
+    # Pickled here: torch would otherwise pass tensors on in shared memory, a file descriptor for each.
+    assert _renderer is not None
+    return pickle.dumps(_renderer.image(content), protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _start_renderers(num_renderers: int, arguments: dict[str, Any], pixels: tuple[int, int]) -> ProcessPoolExecutor:
+    pool = ProcessPoolExecutor(
+        num_renderers, multiprocessing.get_context("spawn"), initializer=_load_renderer, initargs=(arguments, pixels)
+    )
+    for _ in range(num_renderers):
+        # A process starts with the first task that finds none idle.
+        pool.submit(os.getpid)
+    return pool
+
+
+def _num_renderers(config: ModelConfig, on_cpu: bool) -> int:
+    assert isinstance(config.engine, VllmEngineConfig)
+    wanted = config.engine.num_renderers
+    if wanted is None:
+        wanted = 0 if on_cpu else max(0, int(config.cpus_per_replica) - 1)
+    try:
+        from vllm.renderers import renderer_from_config  # noqa: F401
+    except ImportError:
+        if wanted:
+            logger.warning("this vLLM renders in no process but its own: num_renderers = %d is not used", wanted)
+        return 0
+    return wanted
+
+
+def _engine_arguments(model: str, config: VllmEngineConfig, num_renderers: int, on_cpu: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "model": model,
+        "dtype": config.dtype,
+        "max_num_seqs": config.max_num_seqs,
+        "enable_prefix_caching": True,
+        "limit_mm_per_prompt": {"image": 1, "video": 0},
+        "disable_log_stats": True,
+    }
+    if on_cpu:
+        # vLLM's CPU default of 128 would leave short prompts without one whole block to find again.
+        arguments |= {"block_size": 32, "enforce_eager": True}
+    if num_renderers:
+        # An image is rendered once; a cache of gigabytes in every process would never be met.
+        arguments["mm_processor_cache_gb"] = 0
+    if config.block_size is not None:
+        arguments["block_size"] = config.block_size
+    if config.max_model_len is not None:
+        arguments["max_model_len"] = config.max_model_len
+    return arguments | config.engine_args
 
 
 def _prepare_environment(config: VllmEngineConfig) -> None:

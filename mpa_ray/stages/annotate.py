@@ -6,11 +6,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from mpa_ray.config import AnswerConfig, ModelConfig, SamplingConfig
+from mpa_ray.config import AnswerConfig, SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
-from mpa_ray.engine.protocol import Reply, RequestRefused, VisionLanguageModel, VisualPrompt
+from mpa_ray.engine.protocol import Reply, RequestRefused, SeenImage, VisionLanguageModel
 from mpa_ray.records import Annotation, ImageRef, Reason, State
-from mpa_ray.stages.shard import ImageWork, prepare_image, state_of
+from mpa_ray.stages.shard import ImageWork, look_at, state_of
 from mpa_ray.tasks.parser import ReplyError, parse_reply
 from mpa_ray.tasks.task import Task
 
@@ -24,33 +24,32 @@ class Annotate:
 
     teacher: VisionLanguageModel
     task: Task
-    config: ModelConfig
     sampling: SamplingConfig
     answer: AnswerConfig
 
     async def visit(self, work: ImageWork[ImageRef]) -> list[Annotation]:
         """The image's row of D_PA; never raises for a fault of the image or of a reply."""
         row = _RowOf(work)
-        image = await prepare_image(work, self.config.min_pixels, self.config.max_pixels)
+        image = await look_at(work, self.teacher)
         if isinstance(image, ImageProblem):
             return [row.ended(state_of(image), image.reason, image.detail)]
-        prompt = VisualPrompt(work.image_id, image, self.task.annotation_prompt())
         try:
-            first = await self.teacher.generate(prompt, self._sampling_for(work.image_id))
+            sampling = self._sampling_for(work.image_id)
+            first = await self.teacher.generate(image, self.task.annotation_prompt(), sampling)
         except RequestRefused as refused:
             return [row.ended(refused.state, refused.reason, refused.detail)]
-        return [await self._second_pass(row, prompt, first)]
+        return [await self._second_pass(row, image, first)]
 
-    async def _second_pass(self, row: _RowOf, prompt: VisualPrompt, first: Reply) -> Annotation:
+    async def _second_pass(self, row: _RowOf, image: SeenImage, first: Reply) -> Annotation:
         if first.truncated:
             return row.ended(State.DROPPED, Reason.REPLY_TRUNCATED, None, first)
         pairs = parse_reply(first.text)
         if isinstance(pairs, ReplyError):
             return row.ended(State.DROPPED, pairs, None, first)
         pair = pairs[0]
-        asked = VisualPrompt(prompt.image_id, prompt.image, self.task.answer_prompt(pair.question))
         try:
-            second = await self.teacher.generate(asked, SamplingConfig(max_new_tokens=self.answer.max_new_tokens))
+            sampling = SamplingConfig(max_new_tokens=self.answer.max_new_tokens)
+            second = await self.teacher.generate(image, self.task.answer_prompt(pair.question), sampling)
         except RequestRefused as refused:
             return row.ended(refused.state, refused.reason, refused.detail, first)
         return row.annotated(pair.question, pair.answer, first, second)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mpa_ray.config import AnswerConfig, ModelConfig, SamplingConfig
+from mpa_ray.config import AnswerConfig, SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
-from mpa_ray.engine.protocol import RequestRefused, VisionLanguageModel, VisualPrompt
+from mpa_ray.engine.protocol import RequestRefused, VisionLanguageModel
 from mpa_ray.matching import Matcher
 from mpa_ray.records import Annotation, Verdict
 from mpa_ray.stages.judge import judge, not_answered, teacher_agrees
-from mpa_ray.stages.shard import ImageWork, prepare_image, state_of
+from mpa_ray.stages.shard import ImageWork, look_at, state_of
 from mpa_ray.tasks.task import Task
 
 
@@ -33,7 +33,6 @@ class Identify:
 
     student: VisionLanguageModel
     task: Task
-    config: ModelConfig
     answer: AnswerConfig
     worth_asking: WorthAsking
 
@@ -44,18 +43,18 @@ class Identify:
         return [replace(verdict, attempts=work.attempts) for verdict in await self._verdicts(work)]
 
     async def _verdicts(self, work: ImageWork[Annotation]) -> list[Verdict]:
-        image = await prepare_image(work, self.config.min_pixels, self.config.max_pixels)
+        image = await look_at(work, self.student)
         if isinstance(image, ImageProblem):
             # The teacher saw this image; it has gone or changed since.
             return [not_answered(a, state_of(image), image.reason, image.detail) for a in work.rows]
-        verdicts = []
+        verdicts, sampling = [], SamplingConfig(max_new_tokens=self.answer.max_new_tokens)
         for annotation in work.rows:
             if not self.worth_asking(annotation):
                 verdicts += self._unasked([annotation])
                 continue
-            prompt = VisualPrompt(work.image_id, image, self.task.answer_prompt(annotation.question or ""))
+            prompt = self.task.answer_prompt(annotation.question or "")
             try:
-                reply = await self.student.generate(prompt, SamplingConfig(max_new_tokens=self.answer.max_new_tokens))
+                reply = await self.student.generate(image, prompt, sampling)
                 verdicts.append(judge(annotation, reply, self.worth_asking.matches))
             except RequestRefused as refused:
                 verdicts.append(not_answered(annotation, refused.state, refused.reason, refused.detail))

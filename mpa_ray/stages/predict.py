@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpa_ray.config import AnswerConfig, ModelConfig, SamplingConfig
+from mpa_ray.config import AnswerConfig, SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
-from mpa_ray.engine.protocol import RequestRefused, VisionLanguageModel, VisualPrompt
+from mpa_ray.engine.protocol import RequestRefused, VisionLanguageModel
 from mpa_ray.records import LabelledQuestion, Prediction
-from mpa_ray.stages.shard import ImageWork, prepare_image
+from mpa_ray.stages.shard import ImageWork, look_at
 from mpa_ray.tasks.task import Task
 
 
@@ -18,19 +18,17 @@ class Predict:
 
     model: VisionLanguageModel
     task: Task
-    config: ModelConfig
     answer: AnswerConfig
 
     async def visit(self, work: ImageWork[LabelledQuestion]) -> list[Prediction]:
         """One prediction for each question on the image, in their order."""
-        image = await prepare_image(work, self.config.min_pixels, self.config.max_pixels)
+        image = await look_at(work, self.model)
         if isinstance(image, ImageProblem):
             return [_prediction(question, None, f"{image.reason}: {image.detail}") for question in work.rows]
-        predictions = []
+        predictions, sampling = [], SamplingConfig(max_new_tokens=self.answer.max_new_tokens)
         for question in work.rows:
-            prompt = VisualPrompt(work.image_id, image, self.task.answer_prompt(question.question))
             try:
-                reply = await self.model.generate(prompt, SamplingConfig(max_new_tokens=self.answer.max_new_tokens))
+                reply = await self.model.generate(image, self.task.answer_prompt(question.question), sampling)
                 predictions.append(_prediction(question, reply.text, "truncated" if reply.truncated else None))
             except RequestRefused as refused:
                 predictions.append(_prediction(question, None, f"{refused.reason}: {refused.detail}"))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from mpa_ray.corpus.decode import ImageProblem, PreparedImage, prepare
+from mpa_ray.corpus.decode import ImageProblem
+from mpa_ray.engine.protocol import RequestRefused, SeenImage, VisionLanguageModel
 from mpa_ray.records import Reason, RowT, State
 
 OutT = TypeVar("OutT")
-
-_SMALL_BYTES = 4 * 2**10
 
 
 @dataclass(frozen=True)
@@ -34,13 +32,14 @@ class Stage(Protocol[RowT, OutT]):
     async def visit(self, work: ImageWork[RowT]) -> list[OutT]: ...
 
 
-async def prepare_image(work: ImageWork[RowT], min_pixels: int, max_pixels: int) -> PreparedImage | ImageProblem:
-    """Decode away from the event loop, so that the engine is not kept waiting; a small file takes less than the way."""
+async def look_at(work: ImageWork[RowT], model: VisionLanguageModel) -> SeenImage | ImageProblem:
+    """Show the image to the model's engine; what was not read needs no look."""
     if work.content is None or isinstance(work.content, ImageProblem):
         return work.content or ImageProblem(Reason.UNREADABLE, "not read")
-    if len(work.content) <= _SMALL_BYTES:
-        return prepare(work.content, min_pixels, max_pixels)
-    return await asyncio.to_thread(prepare, work.content, min_pixels, max_pixels)
+    try:
+        return await model.look(work.image_id, work.content)
+    except RequestRefused as refused:
+        return ImageProblem(refused.reason, refused.detail)
 
 
 def state_of(problem: ImageProblem) -> State:

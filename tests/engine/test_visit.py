@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from mpa_ray.config import AnswerConfig, ModelConfig, SamplingConfig, VllmEngineConfig, resolve_path
-from mpa_ray.corpus.decode import PreparedImage, prepare
+from mpa_ray.corpus.decode import ImageProblem, PreparedImage, prepare
 from mpa_ray.demo.world import Scene, WorldSpec, paint, sample_scene
-from mpa_ray.engine.protocol import RequestRefused, VisualPrompt
+from mpa_ray.engine.protocol import Reply, RequestRefused, SeenImage
 from mpa_ray.engine.vllm_engine import VllmEngine
 from mpa_ray.records import Annotation, ImageRef, Reason, State
 from mpa_ray.rendering import load_processor, render
@@ -27,7 +27,10 @@ from mpa_ray.tasks.library import TASKS
 MODEL = resolve_path("bundled:demo/models/teacher")
 TASK = TASKS["demo_world"]
 CONFIG = ModelConfig(
-    model=MODEL, engine=VllmEngineConfig(dtype="float32", max_model_len=512), min_pixels=3136, max_pixels=12544
+    model=MODEL,
+    engine=VllmEngineConfig(dtype="float32", max_model_len=512, num_renderers=1),
+    min_pixels=3136,
+    max_pixels=12544,
 )
 T = TypeVar("T")
 Run = Callable[[Awaitable[T]], T]
@@ -59,14 +62,19 @@ def run() -> Iterator[Run[Any]]:
 
 @pytest.fixture(scope="module")
 def engine(run: Run[Any]) -> Iterator[VllmEngine]:  # noqa: ARG001
-    assert isinstance(CONFIG.engine, VllmEngineConfig)
-    engine = VllmEngine(MODEL, CONFIG.engine, max_images_in_flight=32)
+    engine = VllmEngine(CONFIG, max_images_in_flight=32)
     yield engine
     engine.close()
 
 
+async def ask(engine: VllmEngine, scene: Scene, text: str, sampling: SamplingConfig | None = None) -> Reply:
+    seen = await engine.look("an image", content_of(scene))
+    assert not isinstance(seen, ImageProblem)
+    return await engine.generate(seen, text, sampling or SamplingConfig())
+
+
 def annotate(engine: VllmEngine, max_new_tokens: int = 48) -> Annotate:
-    return Annotate(engine, TASK, CONFIG, SamplingConfig(max_new_tokens=max_new_tokens), AnswerConfig())
+    return Annotate(engine, TASK, SamplingConfig(max_new_tokens=max_new_tokens), AnswerConfig())
 
 
 def visited(run: Run[Any], stage: Annotate, count: int) -> list[Annotation]:
@@ -110,19 +118,19 @@ def test_a_cut_off_reply_is_dropped(run: Run[Any], engine: VllmEngine) -> None:
 
 
 def test_too_long_a_prompt_is_refused_and_the_engine_lives(run: Run[Any], engine: VllmEngine) -> None:
-    image = prepared(scenes(1)[0])
+    (scene,) = scenes(1)
     with pytest.raises(RequestRefused) as caught:
-        run(engine.generate(VisualPrompt("long", image, "word " * 2000), SamplingConfig()))
+        run(ask(engine, scene, "word " * 2000))
     assert caught.value.reason == Reason.PROMPT_TOO_LONG
-    assert run(engine.generate(VisualPrompt("short", image, TASK.answer_prompt("What?")), SamplingConfig())).text
+    assert run(ask(engine, scene, TASK.answer_prompt("What?"))).text
 
 
 def test_a_special_token_in_a_question_is_refused_and_the_engine_lives(run: Run[Any], engine: VllmEngine) -> None:
-    image = prepared(scenes(1)[0])
+    (scene,) = scenes(1)
     with pytest.raises(RequestRefused) as caught:
-        run(engine.generate(VisualPrompt("x", image, TASK.answer_prompt("What is <|image_pad|>?")), SamplingConfig()))
+        run(ask(engine, scene, TASK.answer_prompt("What is <|image_pad|>?")))
     assert (caught.value.reason, caught.value.state) == (Reason.SPECIAL_TOKEN_IN_TEXT, State.DROPPED)
-    assert run(engine.generate(VisualPrompt("y", image, TASK.answer_prompt("What?")), SamplingConfig())).text
+    assert run(ask(engine, scene, TASK.answer_prompt("What?"))).text
 
 
 def test_greedy_answers_equal_those_of_transformers(run: Run[Any], engine: VllmEngine) -> None:
@@ -130,12 +138,35 @@ def test_greedy_answers_equal_those_of_transformers(run: Run[Any], engine: VllmE
     model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).eval()
     for scene in scenes(6):
         image, text = prepared(scene), TASK.answer_prompt("How many objects are there?")
-        reply = run(engine.generate(VisualPrompt("x", image, text), SamplingConfig(max_new_tokens=8)))
+        reply = run(ask(engine, scene, text, SamplingConfig(max_new_tokens=8)))
         inputs = processor(text=[render(processor, text)], images=[image.image], return_tensors="pt")
         out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
         told = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         assert reply.text == told
         assert reply.num_prompt_tokens == inputs["input_ids"].shape[1]
+
+
+def test_an_image_rendered_beside_the_engine_gives_what_a_raw_prompt_gives(run: Run[Any], engine: VllmEngine) -> None:
+    sampling = SamplingConfig(max_new_tokens=48)
+
+    async def both(scene: Scene, text: str) -> tuple[Reply, Reply]:
+        image = prepared(scene)
+        # A key of its own, so that neither finds the other's work in a cache.
+        raw = SeenImage("raw", f"{image.key}-raw", image.image)
+        return await ask(engine, scene, text, sampling), await engine.generate(raw, text, sampling)
+
+    for scene in scenes(16):
+        for text in (TASK.annotation_prompt(), TASK.answer_prompt("How many objects are there?")):
+            rendered, raw = run(both(scene, text))
+            assert (rendered.text, rendered.num_prompt_tokens, rendered.image_end) == (
+                raw.text, raw.num_prompt_tokens, raw.image_end,
+            )  # fmt: skip
+
+
+def test_what_is_no_image_is_said_by_the_renderer(run: Run[Any], engine: VllmEngine) -> None:
+    found = run(engine.look("x", b"<svg/>"))
+    assert isinstance(found, ImageProblem)
+    assert found.reason == Reason.UNSUPPORTED_FORMAT
 
 
 def test_the_bundled_checkpoints_are_small() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile, features
 
-from mpa_ray.config import AnnotateConfig, AnswerConfig, ModelConfig, ScriptedEngineConfig
+from mpa_ray.config import AnnotateConfig, AnswerConfig, ScriptedEngineConfig
 from mpa_ray.corpus.decode import ImageProblem, decode
 from mpa_ray.engine.scripted import ScriptedEngine
 from mpa_ray.records import ImageRef, Reason
@@ -571,8 +571,8 @@ def test_a_run_over_all_of_them_gives_each_its_row(tmp_path: Path) -> None:
         (tmp_path / f"{number:03d}.jpg").write_bytes(make())
     files = sorted(tmp_path.iterdir())
     engine = ScriptedEngineConfig(kind="scripted")
-    stage = Annotate(ScriptedEngine(engine, 8), TASKS["demo_world"], ModelConfig(model="scripted", engine=engine),
-                     AnnotateConfig().sampling, AnswerConfig())  # fmt: skip
+    model = ScriptedEngine(engine, (3136, 12544), 8)
+    stage = Annotate(model, TASKS["demo_world"], AnnotateConfig().sampling, AnswerConfig())
     work = [ImageWork(file.name, str(file), (ImageRef(file.name, str(file)),), file.read_bytes()) for file in files]
 
     async def run() -> list[tuple[str, str, str | None]]:
