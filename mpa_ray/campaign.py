@@ -70,7 +70,7 @@ def annotate(config: RunConfig) -> None:
     task = task_of(config)
     run = open_run(config, ["annotations"], ["corpus"])
     manifest = run.manifest()
-    make_stage = partial(Annotate, task=task, sampling=config.annotate.sampling, answer=config.answer)
+    make_stage = partial(Annotate, task=task, config=config.annotate, answer=config.answer)
     _run_missing(
         run, "annotate", manifest, config.limits,
         lambda flow: flow.Pass(

@@ -136,6 +136,8 @@ class ScriptedEngineConfig(Settings):
     """Share of annotation replies without a question."""
     truncated_rate: float = Field(0.0, ge=0, le=1)
     """Share of annotation replies that stop at the token limit."""
+    num_questions: int = Field(1, ge=1)
+    """Different questions that a teacher draws from, by the seed of the request."""
     latency_s: float = Field(0.0, ge=0)
     """Seconds that every reply takes."""
     fail_on: tuple[str, ...] = ()
@@ -198,6 +200,14 @@ class AnnotateConfig(Settings):
 
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_p=0.95)
     """How the teacher writes a pair."""
+    num_questions: int = Field(1, ge=1)
+    """Pairs drawn for each image, in one visit; a question that the image has already is dropped."""
+
+    @model_validator(mode="after")
+    def _draws_differ(self) -> AnnotateConfig:
+        if self.num_questions > 1 and self.sampling.temperature == 0:
+            raise ValueError("num_questions over 1 needs sampling.temperature over 0: greedy replies are all the same")
+        return self
 
 
 class AnswerConfig(Settings):

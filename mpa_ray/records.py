@@ -25,6 +25,7 @@ class Reason(StrEnum):
     TEACHER_INCONSISTENT = "teacher_inconsistent"
     STUDENT_CORRECT = "student_correct"
     REPLY_TRUNCATED = "reply_truncated"
+    REPEATED_QUESTION = "repeated_question"
     SECOND_ANSWER_TRUNCATED = "second_answer_truncated"
     PROMPT_TOO_LONG = "prompt_too_long"
     SPECIAL_TOKEN_IN_TEXT = "special_token_in_text"

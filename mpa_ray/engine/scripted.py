@@ -15,7 +15,7 @@ from mpa_ray.corpus.decode import ImageProblem, prepare_apart
 from mpa_ray.engine.protocol import EngineDied, Reply, RequestRefused, SeenImage
 from mpa_ray.records import Reason
 
-_QUESTION = re.compile(r"What is written on picture ([0-9a-f]{8})\?")
+_QUESTION = re.compile(r"What is written on picture ([0-9a-f]{8})(?:, line \d+)?\?")
 _BLOCK_SIZE = 32
 
 
@@ -42,7 +42,7 @@ class ScriptedEngine:
         if self._config.latency_s:
             await asyncio.sleep(self._config.latency_s)
         asked = _QUESTION.search(text)
-        told, finish = self._answer(image, asked[1]) if asked else self._annotate(image)
+        told, finish = self._answer(image, asked[1]) if asked else self._annotate(image, sampling.seed)
         cached = image.key in self._seen
         self._seen.add(image.key)
         words = len(text.split())
@@ -60,13 +60,15 @@ class ScriptedEngine:
     def close(self) -> None:
         self._seen.clear()
 
-    def _annotate(self, image: SeenImage) -> tuple[str, str]:
+    def _annotate(self, image: SeenImage, seed: int) -> tuple[str, str]:
         code = _digest(image.key)
         if self._meets("unparsable", self._config.unparsable_rate, code):
             return "I would rather describe the weather.", "stop"
         if self._meets("truncated", self._config.truncated_rate, code):
             return f"Question: What is written on picture {code[:8]}", "length"
-        return f"Question: What is written on picture {code[:8]}?\nAnswer: {code[8:12]}", "stop"
+        line = seed % self._config.num_questions
+        place = f", line {line}" if line else ""
+        return f"Question: What is written on picture {code[:8]}{place}?\nAnswer: {code[8:12]}", "stop"
 
     def _answer(self, image: SeenImage, picture: str) -> tuple[str, str]:
         code = _digest(image.key)

@@ -1,62 +1,95 @@
-"""The Pseudo Annotator: one visit of the teacher to an image gives a pair and the teacher's second answer to it."""
+"""The Pseudo Annotator: one visit of the teacher to an image gives pairs and the teacher's second answers to them."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mpa_ray.config import AnswerConfig, SamplingConfig
+from mpa_ray.config import AnnotateConfig, AnswerConfig, SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.engine.protocol import Reply, RequestRefused, SeenImage, VisionLanguageModel
 from mpa_ray.records import Annotation, ImageRef, Reason, State
 from mpa_ray.stages.shard import ImageWork, look_at, state_of
-from mpa_ray.tasks.parser import ReplyError, parse_reply
+from mpa_ray.tasks.parser import QuestionAnswer, ReplyError, parse_reply
 from mpa_ray.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Annotate:
-    """Have the teacher write a question and its answer, then answer the question afresh.
+    """Have the teacher write questions with their answers, then answer each question afresh.
 
-    Both prompts go to one engine back to back: the image and the preamble after it are in the KV cache the second time.
+    All prompts on an image go to one engine back to back: the image and the preamble after it are in the KV cache from
+    the second prompt on.
     """
 
     teacher: VisionLanguageModel
     task: Task
-    sampling: SamplingConfig
+    config: AnnotateConfig
     answer: AnswerConfig
 
     async def visit(self, work: ImageWork[ImageRef]) -> list[Annotation]:
-        """The image's row of D_PA; never raises for a fault of the image or of a reply."""
-        row = _RowOf(work)
+        """The image's rows of D_PA, one for each question asked for; never raises for a fault of image or reply."""
         image = await look_at(work, self.teacher)
         if isinstance(image, ImageProblem):
-            return [row.ended(state_of(image), image.reason, image.detail)]
-        try:
-            sampling = self._sampling_for(work.image_id)
-            first = await self.teacher.generate(image, self.task.annotation_prompt(), sampling)
-        except RequestRefused as refused:
-            return [row.ended(refused.state, refused.reason, refused.detail)]
-        return [await self._second_pass(row, image, first)]
+            return [_RowOf(work, 0).ended(state_of(image), image.reason, image.detail)]
+        # The first alone: the others then find the image in the cache.
+        draws = [await self._draw(image, 0)]
+        draws += await asyncio.gather(*(self._draw(image, number) for number in range(1, self.config.num_questions)))
+        pairs = _pairs(draws)
+        return list(await asyncio.gather(*(
+            self._second_pass(_RowOf(work, number), image, draw, pair)
+            for number, (draw, pair) in enumerate(zip(draws, pairs, strict=True))
+        )))  # fmt: skip
 
-    async def _second_pass(self, row: _RowOf, image: SeenImage, first: Reply) -> Annotation:
-        if first.truncated:
-            return row.ended(State.DROPPED, Reason.REPLY_TRUNCATED, None, first)
-        pairs = parse_reply(first.text)
-        if isinstance(pairs, ReplyError):
-            return row.ended(State.DROPPED, pairs, None, first)
-        pair = pairs[0]
+    async def _draw(self, image: SeenImage, number: int) -> Reply | RequestRefused:
+        named = image.image_id if number == 0 else f"{image.image_id}#{number}"
+        digest = hashlib.sha256(f"{self.config.sampling.seed}:{named}".encode()).digest()
+        sampling = self.config.sampling.model_copy(update={"seed": int.from_bytes(digest[:4]) >> 1})
         try:
-            sampling = SamplingConfig(max_new_tokens=self.answer.max_new_tokens)
+            return await self.teacher.generate(image, self.task.annotation_prompt(), sampling)
+        except RequestRefused as refused:
+            return refused
+
+    async def _second_pass(
+        self, row: _RowOf, image: SeenImage, first: Reply | RequestRefused, pair: QuestionAnswer | str
+    ) -> Annotation:
+        if isinstance(first, RequestRefused):
+            return row.ended(first.state, first.reason, first.detail)
+        if isinstance(pair, str):
+            return row.ended(State.DROPPED, pair, None, first)
+        sampling = SamplingConfig(max_new_tokens=self.answer.max_new_tokens)
+        try:
             second = await self.teacher.generate(image, self.task.answer_prompt(pair.question), sampling)
         except RequestRefused as refused:
             return row.ended(refused.state, refused.reason, refused.detail, first)
         return row.annotated(pair.question, pair.answer, first, second)
 
-    def _sampling_for(self, image_id: str) -> SamplingConfig:
-        digest = hashlib.sha256(f"{self.sampling.seed}:{image_id}".encode()).digest()
-        return self.sampling.model_copy(update={"seed": int.from_bytes(digest[:4]) >> 1})
+
+def _pairs(draws: Sequence[Reply | RequestRefused]) -> list[QuestionAnswer | str]:
+    """Each draw's pair, or the reason why it has none; the same question again is none."""
+    found: list[QuestionAnswer | str] = []
+    asked: set[str] = set()
+    for draw in draws:
+        pair = _pair(draw)
+        if isinstance(pair, QuestionAnswer):
+            question = " ".join(pair.question.casefold().split())
+            if question in asked:
+                pair = Reason.REPEATED_QUESTION
+            asked.add(question)
+        found.append(pair)
+    return found
+
+
+def _pair(draw: Reply | RequestRefused) -> QuestionAnswer | str:
+    if isinstance(draw, RequestRefused):
+        return draw.reason
+    if draw.truncated:
+        return Reason.REPLY_TRUNCATED
+    pairs = parse_reply(draw.text)
+    return pairs if isinstance(pairs, ReplyError) else pairs[0]
 
 
 @dataclass(frozen=True)
@@ -64,6 +97,8 @@ class _RowOf:
     """The beginning of an annotation, to be ended in one of its states."""
 
     work: ImageWork[ImageRef]
+    number: int
+    """Of the question on its image, from 0."""
 
     def ended(self, state: State, reason: str, detail: str | None, first: Reply | None = None) -> Annotation:
         return Annotation(
@@ -108,7 +143,7 @@ class _RowOf:
     def _of_image(self) -> dict[str, Any]:
         (ref,) = self.work.rows
         return {
-            "annotation_id": f"{ref.image_id}#0",
+            "annotation_id": f"{ref.image_id}#{self.number}",
             "image_id": ref.image_id,
             "uri": ref.uri,
             "metadata": ref.metadata,

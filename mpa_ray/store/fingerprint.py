@@ -59,6 +59,7 @@ def annotation_fingerprint(config: RunConfig, task: Task) -> dict[str, Any]:
         **_answering(config, task),
         "annotation_instruction": task.annotation_instruction,
         "source.skip_duplicates": config.source.skip_duplicates,
+        "annotate.num_questions": config.annotate.num_questions,
         **{f"annotate.sampling.{name}": value for name, value in sampling.items()},
         **{f"teacher.{name}": value for name, value in _model(config.teacher, config).items()},
     }

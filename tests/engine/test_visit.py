@@ -9,14 +9,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from mpa_ray.config import AnswerConfig, ModelConfig, SamplingConfig, VllmEngineConfig, resolve_path
+from mpa_ray.config import AnnotateConfig, AnswerConfig, ModelConfig, SamplingConfig, VllmEngineConfig, resolve_path
 from mpa_ray.corpus.decode import ImageProblem, PreparedImage, prepare
 from mpa_ray.demo.world import Scene, WorldSpec, paint, sample_scene
-from mpa_ray.engine.protocol import Reply, RequestRefused, SeenImage
+from mpa_ray.engine.protocol import EngineDied, Reply, RequestRefused, SeenImage
 from mpa_ray.engine.vllm_engine import VllmEngine
 from mpa_ray.records import Annotation, ImageRef, Reason, State
 from mpa_ray.rendering import load_processor, render
@@ -74,7 +75,9 @@ async def ask(engine: VllmEngine, scene: Scene, text: str, sampling: SamplingCon
 
 
 def annotate(engine: VllmEngine, max_new_tokens: int = 48) -> Annotate:
-    return Annotate(engine, TASK, SamplingConfig(max_new_tokens=max_new_tokens), AnswerConfig())
+    return Annotate(
+        engine, TASK, AnnotateConfig(sampling=SamplingConfig(max_new_tokens=max_new_tokens)), AnswerConfig()
+    )
 
 
 def visited(run: Run[Any], stage: Annotate, count: int) -> list[Annotation]:
@@ -115,6 +118,16 @@ def test_the_teacher_writes_pairs_and_agrees_with_itself(run: Run[Any], engine: 
 def test_a_cut_off_reply_is_dropped(run: Run[Any], engine: VllmEngine) -> None:
     rows = visited(run, annotate(engine, max_new_tokens=3), 4)
     assert [(row.state, row.reason) for row in rows] == [("dropped", Reason.REPLY_TRUNCATED.value)] * 4
+
+
+def test_four_questions_on_an_image_are_different_and_each_is_verified(run: Run[Any], engine: VllmEngine) -> None:
+    sampling = SamplingConfig(temperature=1.0, max_new_tokens=48)
+    rows = visited(run, Annotate(engine, TASK, AnnotateConfig(sampling=sampling, num_questions=4), AnswerConfig()), 24)
+    assert [row.annotation_id for row in rows] == [f"{image}#{n}" for image in range(24) for n in range(4)]
+    kept = [row for row in rows if row.state == "kept"]
+    assert len({(row.image_id, row.question) for row in kept}) == len(kept) >= 48
+    assert all(row.second_answer for row in kept)
+    assert {row.num_uncached_image_tokens for row in kept} == {0}
 
 
 def test_too_long_a_prompt_is_refused_and_the_engine_lives(run: Run[Any], engine: VllmEngine) -> None:
@@ -167,6 +180,15 @@ def test_what_is_no_image_is_said_by_the_renderer(run: Run[Any], engine: VllmEng
     found = run(engine.look("x", b"<svg/>"))
     assert isinstance(found, ImageProblem)
     assert found.reason == Reason.UNSUPPORTED_FORMAT
+
+
+def test_a_renderer_that_dies_counts_as_the_engines_death(run: Run[Any], engine: VllmEngine) -> None:
+    """The last test of the engine: its actor would be replaced now."""
+    assert engine._renderers is not None
+    (renderer,) = map(psutil.Process, engine._renderers._processes)
+    renderer.kill()
+    with pytest.raises(EngineDied, match="renderer"):
+        run(engine.look("x", content_of(scenes(1)[0])))
 
 
 def test_the_bundled_checkpoints_are_small() -> None:

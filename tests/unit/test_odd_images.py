@@ -572,7 +572,7 @@ def test_a_run_over_all_of_them_gives_each_its_row(tmp_path: Path) -> None:
     files = sorted(tmp_path.iterdir())
     engine = ScriptedEngineConfig(kind="scripted")
     model = ScriptedEngine(engine, (3136, 12544), 8)
-    stage = Annotate(model, TASKS["demo_world"], AnnotateConfig().sampling, AnswerConfig())
+    stage = Annotate(model, TASKS["demo_world"], AnnotateConfig(), AnswerConfig())
     work = [ImageWork(file.name, str(file), (ImageRef(file.name, str(file)),), file.read_bytes()) for file in files]
 
     async def run() -> list[tuple[str, str, str | None]]:

@@ -1,0 +1,59 @@
+"""The teacher's visit with a scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+
+import pytest
+from PIL import Image
+
+from mpa_ray.config import AnnotateConfig, AnswerConfig, SamplingConfig, ScriptedEngineConfig
+from mpa_ray.engine.scripted import ScriptedEngine
+from mpa_ray.records import Annotation, ImageRef
+from mpa_ray.stages.annotate import Annotate
+from mpa_ray.stages.shard import ImageWork
+from mpa_ray.tasks.library import TASKS
+
+
+def visited(num_questions: int, different: int, seed: int = 0, content: bytes | None = None) -> list[Annotation]:
+    """One image's rows from a teacher that knows so many different questions."""
+    engine = ScriptedEngine(ScriptedEngineConfig(kind="scripted", num_questions=different), (3136, 12544), 8)
+    config = AnnotateConfig(sampling=SamplingConfig(temperature=1.0, seed=seed), num_questions=num_questions)
+    if content is None:
+        buffer = io.BytesIO()
+        Image.new("RGB", (60, 60), "teal").save(buffer, "PNG")
+        content = buffer.getvalue()
+    work = ImageWork("a.png", "/a.png", (ImageRef("a.png", "/a.png"),), content)
+    return asyncio.run(Annotate(engine, TASKS["text_vqa"], config, AnswerConfig()).visit(work))
+
+
+@pytest.mark.parametrize("num_questions", [1, 2, 5])
+def test_an_image_has_a_row_for_each_question(num_questions: int) -> None:
+    rows = visited(num_questions, different=10**6)
+    assert [row.annotation_id for row in rows] == [f"a.png#{n}" for n in range(num_questions)]
+    assert {(row.state, row.second_answer) for row in rows} == {("kept", rows[0].answer)}
+    assert len({row.question for row in rows}) == num_questions
+
+
+def test_a_question_that_the_image_has_already_is_dropped() -> None:
+    rows = visited(4, different=1)
+    assert [(row.state, row.reason) for row in rows] == [("kept", None)] + 3 * [("dropped", "repeated_question")]
+    assert [row.second_answer is None for row in rows] == [False, True, True, True]
+
+
+def test_the_seed_decides_the_questions() -> None:
+    def questions(seed: int) -> list[str | None]:
+        return [row.question for row in visited(3, different=10**6, seed=seed)]
+
+    assert questions(1) == questions(1) != questions(2)
+
+
+def test_an_image_that_cannot_be_shown_has_one_row() -> None:
+    rows = visited(4, different=4, content=b"no image")
+    assert [(row.annotation_id, row.state, row.reason) for row in rows] == [("a.png#0", "failed", "not_an_image")]
+
+
+def test_many_greedy_questions_are_refused() -> None:
+    with pytest.raises(ValueError, match="temperature"):
+        AnnotateConfig(sampling=SamplingConfig(), num_questions=2)
