@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from mpa_ray.config import LimitsConfig, ModelConfig, RunConfig, StudentConfig
 from mpa_ray.corpus.index import index_source
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.corpus.read import Reader
+from mpa_ray.effort import Effort
 from mpa_ray.errors import RunError
 from mpa_ray.evaluation.questions import load_questions, shard_questions
 from mpa_ray.evaluation.score import score
@@ -226,11 +228,13 @@ def _run_missing(
     work: Pass[Any] = make_pass(flow)
     guard = FailureGuard(limits)
     done = manifest.num_images * (manifest.num_shards - len(missing)) // manifest.num_shards
-    with _timed(run, label), Progress(label, manifest.num_images, "images", done) as progress:
+    throughput = Throughput()
+    with _timed(run, label, throughput), Progress(label, manifest.num_images, "images", done) as progress:
         still_missing = set(missing)
         committed = [shard for shard in manifest.shards if shard not in still_missing]
         for shard in flow.run_pass(work, missing, committed):
             progress.advance(shard.num_images)
+            throughput.count(shard.num_images, shard.visit_s, shard.effort)
             guard.count(shard.num_images, shard.outcomes)
 
 
@@ -255,17 +259,40 @@ class FailureGuard:
             )
 
 
+class Throughput:
+    """Images of a pass over the seconds in which its engines were at work, their start left out."""
+
+    def __init__(self) -> None:
+        self._num_images = 0
+        self._began: float | None = None
+        self._last = 0.0
+        self._effort = Effort()
+
+    def count(self, num_images: int, visit_s: float, effort: Effort) -> None:
+        """A shard is done that was so long with an engine."""
+        self._last = time.monotonic()
+        if self._began is None:
+            self._began = self._last - visit_s
+        self._num_images += num_images
+        self._effort += effort
+
+    def record(self) -> dict[str, float]:
+        """Numbers that may be added to those of other attempts."""
+        working_s = self._last - self._began if self._began is not None else 0.0
+        return {"num_images": self._num_images, "working_s": working_s, **asdict(self._effort)}
+
+
 @contextmanager
-def _timed(run: Run, label: str) -> Iterator[None]:
+def _timed(run: Run, label: str, throughput: Throughput | None = None) -> Iterator[None]:
     """Add what a step took to the run's record, over all attempts."""
     started = time.monotonic()
     try:
         yield
     finally:
         path = f"phases/{label.replace(' ', '.')}.json"
-        before = run.read_json(path) if run.storage.exists(path) else {"wall_s": 0.0, "num_attempts": 0}
-        spent = round(before["wall_s"] + time.monotonic() - started, 3)
-        run.write_json(path, {"wall_s": spent, "num_attempts": before["num_attempts"] + 1})
+        now = {"wall_s": time.monotonic() - started, "num_attempts": 1, **(throughput.record() if throughput else {})}
+        before = run.read_json(path) if run.storage.exists(path) else {}
+        run.write_json(path, {name: round(before.get(name, 0) + value, 3) for name, value in now.items()})
 
 
 def _versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import pickle
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mpa_ray.config import LimitsConfig, ModelConfig, ReadingConfig, resolve_path
 from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.corpus.read import Content, Reader
+from mpa_ray.effort import Effort
 from mpa_ray.engine.build import build_engine, images_in_flight
 from mpa_ray.engine.process_group import end_group_with_this_process
 from mpa_ray.engine.protocol import VisionLanguageModel
@@ -76,6 +78,10 @@ class ShardDone:
     num_images: int
     outcomes: Counter[str] = field(default_factory=Counter)
     """Rows by `state` or `state:reason`."""
+    visit_s: float = 0.0
+    """From its coming to an engine to its last image."""
+    effort: Effort = field(default_factory=Effort)
+    """What its node spent until it was done, in part on other shards."""
 
 
 def run_pass(work: Pass[Any], shards: Sequence[str], committed: Sequence[str] = ()) -> Iterator[ShardDone]:
@@ -120,7 +126,9 @@ def run_pass(work: Pass[Any], shards: Sequence[str], committed: Sequence[str] = 
         if row["failure"]:
             raise RunError(f"{work.name}: {row['failure']} The same command continues.")
         ledger.end.remote(row["shard"])
-        yield ShardDone(row["shard"], row["num_images"], Counter(pickle.loads(row["outcomes"])))
+        yield ShardDone(
+            row["shard"], row["num_images"], pickle.loads(row["outcomes"]), row["visit_s"], pickle.loads(row["effort"])
+        )
 
 
 def _start_ledger(work: Pass[Any], shards: Sequence[str], committed: Sequence[str]) -> Any:
@@ -150,12 +158,16 @@ class Fetch:
     ledger: Any
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        started = time.monotonic()
         try:
             images = self._images(row["shard"])
         except (OSError, ValueError) as error:
             # Not of an image, but of the run: an earlier step's rows have gone or are damaged.
-            return {"shard": row["shard"], "images": pickle.dumps([]), "failure": f"{type(error).__name__}: {error}."}
-        return {"shard": row["shard"], "images": pickle.dumps(images), "failure": ""}
+            images, failure = [], f"{type(error).__name__}: {error}."
+        else:
+            failure = ""
+        read_s = time.monotonic() - started
+        return {"shard": row["shard"], "images": pickle.dumps(images), "failure": failure, "read_s": read_s}
 
     def _images(self, shard: str) -> list[ImageWork[Any]]:
         groups = [tuple(found) for _, found in groupby(self.work.source.read(shard), key=lambda r: r.image_id)]
@@ -218,21 +230,27 @@ class ModelActor:
 
     def __init__(self, work: Pass[Any], model: ModelConfig, ledger: Any) -> None:
         self._watcher = end_group_with_this_process()
-        engine = build_engine(model, work.reader.object_store, work.limits.request_timeout_s)
-        self._visits = Visits(work.make_stage(engine), images_in_flight(model), _Log(ledger), _end_process)
+        self._effort = Effort()
+        engine = build_engine(model, work.reader.object_store, work.limits.request_timeout_s, self._effort)
+        stage = work.make_stage(engine)
+        self._visits = Visits(stage, images_in_flight(model), _Log(ledger), _end_process, self._effort)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         shard = batch["shard"][0].as_py()
         images = pickle.loads(batch["images"][0].as_py())
         rows, failure = [], batch["failure"][0].as_py()
+        started = time.monotonic()
         if not failure:
             try:
                 rows = await self._visits.visit(shard, images)
             except GivenUp as error:
                 failure = f"{error}."
-        return pa.table(
-            {"shard": [shard], "num_images": [len(images)], "rows": [pickle.dumps(rows)], "failure": [failure]}
-        )
+        effort = self._effort.taken()
+        effort.read_s += batch["read_s"][0].as_py()
+        return pa.table({
+            "shard": [shard], "num_images": [len(images)], "rows": [pickle.dumps(rows)], "failure": [failure],
+            "visit_s": [time.monotonic() - started], "effort": [pickle.dumps(effort)],
+        })  # fmt: skip
 
 
 async def _end_process(error: str) -> None:
@@ -251,14 +269,17 @@ class Commit(Generic[RowT]):
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if row["failure"]:
             return {**row, "outcomes": b""}
+        started = time.monotonic()
         rows: list[RowT] = pickle.loads(row["rows"])
         try:
             if not self.target.commit(row["shard"], rows):
                 rows = self.target.read(row["shard"])
         except (RunError, OSError, ValueError) as error:
             return {**row, "rows": b"", "outcomes": b"", "failure": str(error)}
-        outcomes = Counter(map(_outcome, rows))
-        return {**row, "rows": b"", "outcomes": pickle.dumps(outcomes)}
+        effort: Effort = pickle.loads(row["effort"])
+        effort.write_s += time.monotonic() - started
+        outcomes = pickle.dumps(Counter(map(_outcome, rows)))
+        return {**row, "rows": b"", "outcomes": outcomes, "effort": pickle.dumps(effort)}
 
 
 def _outcome(row: Row) -> str:

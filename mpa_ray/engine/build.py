@@ -6,6 +6,8 @@ import math
 
 from mpa_ray.checkpoints import local_model
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, ScriptedEngineConfig
+from mpa_ray.effort import Effort
+from mpa_ray.engine.measured import Measured
 from mpa_ray.engine.patience import WithTimeout
 from mpa_ray.engine.protocol import VisionLanguageModel
 from mpa_ray.engine.scripted import ScriptedEngine
@@ -19,9 +21,11 @@ def images_in_flight(config: ModelConfig) -> int:
     return 64 if isinstance(engine, ScriptedEngineConfig) else math.ceil(1.1 * engine.max_num_seqs)
 
 
-def build_engine(config: ModelConfig, object_store: ObjectStoreConfig, request_timeout_s: float) -> VisionLanguageModel:
-    """Start the engine that the configuration names, in this process."""
-    return WithTimeout(_start(config, object_store), request_timeout_s)
+def build_engine(
+    config: ModelConfig, object_store: ObjectStoreConfig, request_timeout_s: float, effort: Effort
+) -> VisionLanguageModel:
+    """Start the engine that the configuration names, in this process; what it spends is added to `effort`."""
+    return Measured(WithTimeout(_start(config, object_store), request_timeout_s), effort)
 
 
 def _start(config: ModelConfig, object_store: ObjectStoreConfig) -> VisionLanguageModel:

@@ -175,4 +175,10 @@ def _warnings(num_parity: int, accuracy: dict[str, Any] | None) -> list[str]:
 
 def _phases(run: Run) -> dict[str, Any]:
     paths = run.storage.list("phases")
-    return {path.removeprefix("phases/").removesuffix(".json"): run.read_json(path) for path in paths}
+    return {path.removeprefix("phases/").removesuffix(".json"): _phase(run.read_json(path)) for path in paths}
+
+
+def _phase(sums: dict[str, Any]) -> dict[str, Any]:
+    """A phase's sums over all attempts, with its rate while engines were at work (their start left out)."""
+    working_s = sums.get("working_s")
+    return {**sums, "images_per_s": sums["num_images"] / working_s if working_s else None}

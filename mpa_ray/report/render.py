@@ -119,6 +119,10 @@ def _phase_lines(phases: dict[str, Any]) -> list[str]:
     total = sum(phase["wall_s"] for phase in phases.values())
     return [
         "time",
-        *(f"  {n:<27}{clock(p['wall_s']):>8}" for n, p in phases.items()),
+        *(f"  {n:<27}{clock(p['wall_s']):>8}{_rate(p)}" for n, p in phases.items()),
         f"  {'all':<27}{clock(total):>8}",
     ]
+
+
+def _rate(phase: dict[str, Any]) -> str:
+    return f"{phase['images_per_s']:9.1f} images/s" if phase["images_per_s"] else ""

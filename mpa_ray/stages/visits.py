@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
 from mpa_ray.corpus.decode import ImageProblem
+from mpa_ray.effort import Effort
 from mpa_ray.engine.protocol import EngineDied
 from mpa_ray.ledger import Attempt
 from mpa_ray.records import Reason
@@ -63,8 +65,16 @@ class Visits:
     On the engine's death `die` is called once the log knows which images were in it; it must end the process.
     """
 
-    def __init__(self, stage: Stage[Any, Any], num_slots: int, log: Log, die: Callable[[str], Awaitable[None]]) -> None:
-        self._stage, self._log, self._die = stage, log, die
+    def __init__(
+        self,
+        stage: Stage[Any, Any],
+        num_slots: int,
+        log: Log,
+        die: Callable[[str], Awaitable[None]],
+        effort: Effort | None = None,
+    ) -> None:
+        """What images wait for room is added to `effort`."""
+        self._stage, self._log, self._die, self._effort = stage, log, die, effort or Effort()
         self._slots = Slots(num_slots)
         self._in_flight: dict[str, set[str]] = {}
         self._is_dying = False
@@ -86,7 +96,9 @@ class Visits:
         return [row for i in range(len(works)) for row in rows[i]]
 
     async def _among_others(self, shard: str, work: ImageWork[Any]) -> list[Any]:
+        arrived = time.monotonic()
         async with self._slots.one():
+            self._effort.wait_s += time.monotonic() - arrived
             return await self._visit(shard, work)
 
     async def _alone(self, shard: str, work: ImageWork[Any]) -> list[Any]:

@@ -47,6 +47,32 @@ def test_every_image_ends_once(images: Path, tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.splitlines() == ["annotate: already done", "identify small: already done"]
 
 
+def test_a_phase_says_how_fast_it_was_and_where_time_went(images: Path, tmp_path: Path) -> None:
+    config, run = identified(scripted_tree(images, tmp_path / "run", latency_s=0.05))
+    campaign.report(config)
+    phase = run.read_json("report/report.json")["phases"]["annotate"]
+    rows = run.annotations.rows(run.manifest().shards)
+    assert phase["num_images"] == 60
+    assert phase["images_per_s"] == pytest.approx(60 / phase["working_s"])
+    assert 0 < phase["working_s"] < phase["wall_s"]
+    # Two requests for each image, one after the other.
+    assert phase["engine_s"] > 60 * 2 * 0.05
+    assert min(phase[kind] for kind in ("read_s", "render_s", "wait_s", "write_s")) > 0
+    assert phase["num_output_tokens"] == sum(row.num_output_tokens + row.num_second_output_tokens for row in rows)
+    assert 0 < phase["num_cached_tokens"] < phase["num_prompt_tokens"]
+
+
+def test_many_questions_on_an_image_are_rows_of_their_own(images: Path, tmp_path: Path) -> None:
+    tree = scripted_tree(images, tmp_path / "run", num_questions=3, inconsistent_rate=0.2)
+    tree["annotate"] = {"num_questions": 3, "sampling": {"temperature": 1.0}}
+    _, run = identified(tree)
+    counts = audit(run)
+    assert (counts["problems"], counts["images"]) == ([], 60)
+    assert counts["dropped"]["repeated_question"] + counts["annotated"] == 180
+    assert counts["annotated"] > 90
+    assert sum(counts["kept"].values()) + sum(counts["dropped"].values()) == 180
+
+
 def test_the_shard_size_changes_nothing(images: Path, tmp_path: Path) -> None:
     kept = []
     for size in (7, 60):

@@ -1,0 +1,37 @@
+"""What a pass spends: seconds by kind of work, and tokens. Sums that are kept where the work is done and added up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+
+@dataclass
+class Effort:
+    """Seconds are summed over images that are worked on together, so that only their proportions mean much."""
+
+    read_s: float = 0.0
+    """Reading rows and image files, for a shard at a time."""
+    render_s: float = 0.0
+    """Decoding and scaling, and with renderers the model's processor."""
+    wait_s: float = 0.0
+    """Images that were read, until the engine had room for them."""
+    engine_s: float = 0.0
+    """Requests in the engine, waiting there included."""
+    write_s: float = 0.0
+    """Writing and publishing rows."""
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Of the prompt tokens those that were found in the engine's cache."""
+    num_output_tokens: int = 0
+
+    def __iadd__(self, other: Effort) -> Effort:
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        return self
+
+    def taken(self) -> Effort:
+        """What has come together since the last call."""
+        so_far = replace(self)
+        for field in fields(self):
+            setattr(self, field.name, field.default)
+        return so_far

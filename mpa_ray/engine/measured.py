@@ -1,0 +1,44 @@
+"""An engine whose work is counted."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from mpa_ray.config import SamplingConfig
+from mpa_ray.corpus.decode import ImageProblem
+from mpa_ray.effort import Effort
+from mpa_ray.engine.protocol import Reply, SeenImage, VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model that adds to an effort what each of its answers took."""
+
+    model: VisionLanguageModel
+    effort: Effort
+
+    @property
+    def max_images_in_flight(self) -> int:
+        return self.model.max_images_in_flight
+
+    async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
+        started = time.monotonic()
+        try:
+            return await self.model.look(image_id, content)
+        finally:
+            self.effort.render_s += time.monotonic() - started
+
+    async def generate(self, image: SeenImage, text: str, sampling: SamplingConfig) -> Reply:
+        started = time.monotonic()
+        try:
+            reply = await self.model.generate(image, text, sampling)
+        finally:
+            self.effort.engine_s += time.monotonic() - started
+        self.effort.num_prompt_tokens += reply.num_prompt_tokens
+        self.effort.num_cached_tokens += reply.num_cached_tokens
+        self.effort.num_output_tokens += reply.num_output_tokens
+        return reply
+
+    def close(self) -> None:
+        self.model.close()
