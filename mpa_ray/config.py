@@ -165,7 +165,8 @@ class ModelConfig(Settings):
     num_replicas: int = Field(1, ge=1)
     """Engines side by side, each in a Ray actor of its own."""
     cpus_per_replica: float = Field(1.0, ge=0)
-    """CPUs that Ray sets aside for each replica."""
+    """CPUs that Ray sets aside for each replica. An engine without a GPU computes on that many cores, or on an equal
+    share of the machine's where that is more."""
     gpus_per_replica: float = Field(0.0, ge=0)
     """GPUs for each replica; a fraction lets replicas share one."""
     max_images_in_flight: int | None = Field(None, ge=1)

@@ -17,6 +17,7 @@ from typing import Any
 
 from mpa_ray.config import ModelConfig, SamplingConfig, VllmEngineConfig
 from mpa_ray.corpus.decode import ImageProblem, prepare, prepare_apart
+from mpa_ray.engine.cores import claim_cores, threads_per_engine
 from mpa_ray.engine.protocol import EngineDied, Reply, RequestRefused, SeenImage
 from mpa_ray.records import Reason
 from mpa_ray.rendering import SpecialTokenInText, load_processor, render
@@ -42,7 +43,7 @@ class VllmEngine:
             ConfigError: the checkpoint has no processor for images.
         """
         assert isinstance(config.engine, VllmEngineConfig)
-        _prepare_environment(config.engine)
+        _prepare_environment(config)
         from vllm import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -267,13 +268,16 @@ def _engine_arguments(model: str, config: VllmEngineConfig, num_renderers: int, 
     return arguments | config.engine_args
 
 
-def _prepare_environment(config: VllmEngineConfig) -> None:
+def _prepare_environment(config: ModelConfig) -> None:
     """Settings that vLLM reads from the environment when it is imported; what the user has set stays."""
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    for name, value in {
-        "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib),
+    assert isinstance(config.engine, VllmEngineConfig)
+    if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and not config.gpus_per_replica:
         # By default the engine keeps one core for itself, half of a small machine.
-        "VLLM_CPU_OMP_THREADS_BIND": cores,
+        cores = sorted(os.sched_getaffinity(0))
+        num_threads = threads_per_engine(len(cores), config.num_replicas, config.cpus_per_replica)
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, claim_cores(cores, num_threads)))
+    for name, value in {
+        "VLLM_CPU_KVCACHE_SPACE": str(config.engine.cpu_kv_cache_gib),
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
     }.items():

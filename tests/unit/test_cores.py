@@ -1,0 +1,51 @@
+"""Engines on CPUs side by side."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpa_ray.engine.cores import threads_per_engine
+
+CLAIM = (
+    "import sys; from pathlib import Path; from mpa_ray.engine.cores import claim_cores;"
+    "print(claim_cores(range(4), int(sys.argv[1]), patience_s=0.3, folder=Path(sys.argv[2])), flush=True);"
+    "sys.stdin.read()"
+)
+
+
+def claim(num_threads: int, folder: Path) -> tuple[subprocess.Popen[str], str]:
+    process = subprocess.Popen([sys.executable, "-c", CLAIM, str(num_threads), str(folder)], text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+def test_engines_take_different_cores_and_free_them_when_they_end(tmp_path: Path) -> None:
+    found = [claim(2, tmp_path), claim(1, tmp_path), claim(1, tmp_path)]
+    try:
+        assert [cores for _, cores in found] == ["[0, 1]", "[2]", "[3]"]
+        found[0][0].kill()
+        found[0][0].wait()
+        found.append(claim(2, tmp_path))
+        assert found[-1][1] == "[0, 1]"
+        # None is free: shared rather than refused.
+        found.append(claim(4, tmp_path))
+        assert found[-1][1] == "[0, 1, 2, 3]"
+    finally:
+        for process, _ in found:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "num_engines", "cpus_per_engine", "expected"),
+    [(2, 1, 1.0, 2), (2, 2, 1.0, 1), (2, 3, 0.5, 1), (16, 4, 1.0, 4), (16, 4, 16.0, 16), (4, 1, 8.0, 4)],
+)
+def test_threads_are_an_equal_share_or_what_was_asked_for(
+    num_cores: int, num_engines: int, cpus_per_engine: float, expected: int
+) -> None:
+    assert threads_per_engine(num_cores, num_engines, cpus_per_engine) == expected
