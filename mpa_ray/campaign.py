@@ -235,7 +235,7 @@ def _run_missing(
         for shard in flow.run_pass(work, missing, committed):
             progress.advance(shard.num_images)
             throughput.count(shard.num_images, shard.visit_s, shard.effort)
-            guard.count(shard.num_images, shard.outcomes)
+            guard.count(shard.num_images, shard.failed)
 
 
 class FailureGuard:
@@ -246,10 +246,10 @@ class FailureGuard:
         self._num_images = 0
         self._failed: Counter[str] = Counter()
 
-    def count(self, num_images: int, outcomes: Counter[str]) -> None:
+    def count(self, num_images: int, failed_images: Counter[str]) -> None:
         """Raises RunError once the share of failed images is over the limit."""
         self._num_images += num_images
-        self._failed.update({o.removeprefix("failed:"): n for o, n in outcomes.items() if o.startswith("failed")})
+        self._failed.update(failed_images)
         failed = self._failed.total()
         if self._num_images >= self._limits.min_images and failed > self._limits.max_failed_rate * self._num_images:
             top = ", ".join(f"{reason}: {n}" for reason, n in self._failed.most_common(3))

@@ -32,8 +32,8 @@ from mpa_ray.engine.protocol import VisionLanguageModel
 from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.ledger import Attempt, PassLedger, Sighting, sha256
 from mpa_ray.progress import say
-from mpa_ray.records import Prediction, Reason, Row, RowT
-from mpa_ray.stages.shard import ImageWork, Stage
+from mpa_ray.records import Reason, RowT
+from mpa_ray.stages.shard import ImageWork, Stage, failed_images
 from mpa_ray.stages.visits import GivenUp, Visits
 from mpa_ray.store.dataset import ShardedDataset, ahead
 
@@ -76,8 +76,8 @@ class ShardDone:
 
     shard: str
     num_images: int
-    outcomes: Counter[str] = field(default_factory=Counter)
-    """Rows by `state` or `state:reason`."""
+    failed: Counter[str] = field(default_factory=Counter)
+    """Images of which no row but failed, by reason."""
     visit_s: float = 0.0
     """From its coming to an engine to its last image."""
     effort: Effort = field(default_factory=Effort)
@@ -127,7 +127,7 @@ def run_pass(work: Pass[Any], shards: Sequence[str], committed: Sequence[str] = 
             raise RunError(f"{work.name}: {row['failure']} The same command continues.")
         ledger.end.remote(row["shard"])
         yield ShardDone(
-            row["shard"], row["num_images"], pickle.loads(row["outcomes"]), row["visit_s"], pickle.loads(row["effort"])
+            row["shard"], row["num_images"], pickle.loads(row["failed"]), row["visit_s"], pickle.loads(row["effort"])
         )
 
 
@@ -268,25 +268,17 @@ class Commit(Generic[RowT]):
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if row["failure"]:
-            return {**row, "outcomes": b""}
+            return {**row, "failed": b""}
         started = time.monotonic()
         rows: list[RowT] = pickle.loads(row["rows"])
         try:
             if not self.target.commit(row["shard"], rows):
                 rows = self.target.read(row["shard"])
         except (RunError, OSError, ValueError) as error:
-            return {**row, "rows": b"", "outcomes": b"", "failure": str(error)}
+            return {**row, "rows": b"", "failed": b"", "failure": str(error)}
         effort: Effort = pickle.loads(row["effort"])
         effort.write_s += time.monotonic() - started
-        outcomes = pickle.dumps(Counter(map(_outcome, rows)))
-        return {**row, "rows": b"", "outcomes": outcomes, "effort": pickle.dumps(effort)}
-
-
-def _outcome(row: Row) -> str:
-    if isinstance(row, Prediction):
-        return "unanswered" if row.prediction is None else "answered"
-    state, reason = getattr(row, "state", ""), getattr(row, "reason", None)
-    return f"{state}:{reason}" if reason else state
+        return {**row, "rows": b"", "failed": pickle.dumps(failed_images(rows)), "effort": pickle.dumps(effort)}
 
 
 class HasImage(Protocol):

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _held: list[int] = []
@@ -26,7 +27,9 @@ def claim_cores(
     Engines of an earlier phase may be ending still, so it waits a little; where too few get free, cores are shared.
     """
     folder = folder or Path(tempfile.gettempdir(), f"mpa_ray-cores-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(OSError):
+        # Without locks, as where the disk is full, cores are shared.
+        folder.mkdir(mode=0o700, exist_ok=True)
     ours: list[int] = []
     waiting_until = time.monotonic() + patience_s
     while True:
@@ -42,10 +45,13 @@ def claim_cores(
 
 
 def _take(lock: Path) -> bool:
-    file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:
         os.close(file)
         return False
     _held.append(file)

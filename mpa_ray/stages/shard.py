@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Generic, Protocol, TypeVar
 
 from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.engine.protocol import RequestRefused, SeenImage, VisionLanguageModel
-from mpa_ray.records import Reason, RowT, State
+from mpa_ray.records import Reason, Row, RowT, State
 
 OutT = TypeVar("OutT")
 
@@ -43,6 +46,16 @@ async def look_at(work: ImageWork[RowT], model: VisionLanguageModel) -> SeenImag
 
 
 def state_of(problem: ImageProblem) -> State:
-    """Dropped where the user asked to leave such images out, failed where anything is wrong with it."""
-    by_choice = problem.reason in (Reason.DUPLICATE_OF, Reason.TOO_FEW_BYTES, Reason.TOO_MANY_BYTES)
-    return State.DROPPED if by_choice else State.FAILED
+    """Dropped where the user asked to leave such images out or they leave no room in a prompt; failed otherwise."""
+    left_out = (Reason.DUPLICATE_OF, Reason.TOO_FEW_BYTES, Reason.TOO_MANY_BYTES, Reason.PROMPT_TOO_LONG)
+    return State.DROPPED if problem.reason in left_out else State.FAILED
+
+
+def failed_images(rows: Sequence[Row]) -> Counter[str]:
+    """Images of which no row but failed, by the reason of the first; one image's rows follow one another."""
+    images = (list(found) for _, found in groupby(rows, key=lambda row: row.image_id))
+    return Counter(
+        str(getattr(found[0], "reason", None))
+        for found in images
+        if all(getattr(row, "state", None) == State.FAILED for row in found)
+    )

@@ -12,7 +12,7 @@ from mpa_ray.config import AnnotateConfig, AnswerConfig, SamplingConfig, Scripte
 from mpa_ray.engine.scripted import ScriptedEngine
 from mpa_ray.records import Annotation, ImageRef
 from mpa_ray.stages.annotate import Annotate
-from mpa_ray.stages.shard import ImageWork
+from mpa_ray.stages.shard import ImageWork, failed_images
 from mpa_ray.tasks.library import TASKS
 
 
@@ -57,3 +57,15 @@ def test_an_image_that_cannot_be_shown_has_one_row() -> None:
 def test_many_greedy_questions_are_refused() -> None:
     with pytest.raises(ValueError, match="temperature"):
         AnnotateConfig(sampling=SamplingConfig(), num_questions=2)
+
+
+def test_an_image_counts_as_failed_only_where_every_row_of_it_failed() -> None:
+    def row(image: str, number: int, state: str, reason: str | None = None) -> Annotation:
+        return Annotation(f"{image}#{number}", image, f"/{image}", state, reason)
+
+    rows = [
+        row("a", 0, "failed", "request_failed"), row("a", 1, "kept"),
+        row("b", 0, "failed", "request_failed"), row("b", 1, "failed", "request_failed"),
+        row("c", 0, "failed", "unreadable"), row("d", 0, "dropped", "no_question"),
+    ]  # fmt: skip
+    assert failed_images(rows) == {"request_failed": 1, "unreadable": 1}
