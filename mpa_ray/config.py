@@ -115,6 +115,8 @@ class VllmEngineConfig(Settings):
     """Requests that the engine decodes together."""
     block_size: int | None = None
     """Tokens per block of the KV cache; None leaves it to vLLM, and to 32 on a CPU."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """GPUs that hold one copy of the model together."""
     num_renderers: int | None = Field(None, ge=0)
     """Processes beside each engine that decode, scale and run the model's processor; None is one for each CPU of
     `cpus_per_replica` but the first where the engine has a GPU, and none where it computes on those CPUs itself."""
@@ -164,17 +166,39 @@ class ModelConfig(Settings):
     """What runs the model."""
     num_replicas: int = Field(1, ge=1)
     """Engines side by side, each in a Ray actor of its own."""
+    max_num_replicas: int | None = Field(None, ge=1)
+    """The pool grows from `num_replicas` to so many while shards wait for an engine; None keeps it as it is."""
     cpus_per_replica: float = Field(1.0, ge=0)
     """CPUs that Ray sets aside for each replica. An engine without a GPU computes on that many cores, or on an equal
     share of the machine's where that is more."""
     gpus_per_replica: float = Field(0.0, ge=0)
-    """GPUs for each replica; a fraction lets replicas share one."""
+    """GPUs for each replica; a fraction lets replicas share one, each with that share of its memory."""
+    accelerator_type: str | None = None
+    """Only on nodes with this GPU, by Ray's name for it (`A100`, `H100`, `L4`, ...); None takes any."""
     max_images_in_flight: int | None = Field(None, ge=1)
     """Images that one engine works on at a time; None is 1.1 times the engine's `max_num_seqs`."""
     min_pixels: int = Field(128 * 28 * 28, ge=1)
     """An image with fewer pixels is scaled up to this many."""
     max_pixels: int = Field(512 * 28 * 28, ge=1)
     """An image with more pixels is scaled down to this many: the largest lever on throughput."""
+
+    @model_validator(mode="after")
+    def _resources_fit_together(self) -> ModelConfig:
+        if self.max_num_replicas is not None and self.max_num_replicas < self.num_replicas:
+            raise ValueError(f"max_num_replicas {self.max_num_replicas} is less than num_replicas {self.num_replicas}")
+        if self.gpus_per_replica > 1 and self.gpus_per_replica % 1:
+            raise ValueError(f"gpus_per_replica {self.gpus_per_replica:g} is neither whole nor a fraction of one GPU")
+        if self.accelerator_type is not None and not self.gpus_per_replica:
+            raise ValueError(f"accelerator_type {self.accelerator_type} needs gpus_per_replica over 0")
+        num_gpus = getattr(self.engine, "tensor_parallel_size", 1)
+        if num_gpus > 1 and self.gpus_per_replica and self.gpus_per_replica < num_gpus:
+            raise ValueError(f"gpus_per_replica {self.gpus_per_replica:g} is less than tensor_parallel_size {num_gpus}")
+        return self
+
+    @property
+    def most_replicas(self) -> int:
+        """What the pool may grow to."""
+        return self.max_num_replicas or self.num_replicas
 
     @model_validator(mode="before")
     @classmethod
@@ -201,6 +225,8 @@ class AnnotateConfig(Settings):
 
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_p=0.95)
     """How the teacher writes a pair."""
+    reply: Literal["free", "json"] = "free"
+    """`json` makes the engine write an object with a question and an answer, whatever the model is inclined to."""
     num_questions: int = Field(1, ge=1)
     """Pairs drawn for each image, in one visit; a question that the image has already is dropped."""
 

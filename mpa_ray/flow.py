@@ -113,12 +113,14 @@ def run_pass(work: Pass[Any], shards: Sequence[str], committed: Sequence[str] = 
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ActorPoolStrategy(
-                size=model.num_replicas,
+                min_size=model.num_replicas,
+                max_size=model.most_replicas,
                 max_tasks_in_flight_per_actor=shards_in_flight + 1,
                 max_concurrent_calls_per_actor=shards_in_flight,
             ),
             num_cpus=model.cpus_per_replica,
             num_gpus=model.gpus_per_replica,
+            accelerator_type=model.accelerator_type,
         )
         .map(Commit(work.target), num_cpus=_AUXILIARY_CPUS)
     )

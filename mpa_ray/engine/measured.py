@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mpa_ray.config import SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.effort import Effort
-from mpa_ray.engine.protocol import Reply, SeenImage, VisionLanguageModel
+from mpa_ray.engine.protocol import JsonSchema, Reply, SeenImage, VisionLanguageModel
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,12 @@ class Measured:
         finally:
             self.effort.render_s += time.monotonic() - started
 
-    async def generate(self, image: SeenImage, text: str, sampling: SamplingConfig) -> Reply:
+    async def generate(
+        self, image: SeenImage, text: str, sampling: SamplingConfig, schema: JsonSchema | None = None
+    ) -> Reply:
         started = time.monotonic()
         try:
-            reply = await self.model.generate(image, text, sampling)
+            reply = await self.model.generate(image, text, sampling, schema)
         finally:
             self.effort.engine_s += time.monotonic() - started
         self.effort.num_prompt_tokens += reply.num_prompt_tokens

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from mpa_ray.config import SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
-from mpa_ray.engine.protocol import EngineDied, Reply, SeenImage, VisionLanguageModel
+from mpa_ray.engine.protocol import EngineDied, JsonSchema, Reply, SeenImage, VisionLanguageModel
 
 T = TypeVar("T")
 
@@ -28,8 +28,10 @@ class WithTimeout:
     async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
         return await self._in_time(image_id, self.model.look(image_id, content))
 
-    async def generate(self, image: SeenImage, text: str, sampling: SamplingConfig) -> Reply:
-        return await self._in_time(image.image_id, self.model.generate(image, text, sampling))
+    async def generate(
+        self, image: SeenImage, text: str, sampling: SamplingConfig, schema: JsonSchema | None = None
+    ) -> Reply:
+        return await self._in_time(image.image_id, self.model.generate(image, text, sampling, schema))
 
     def close(self) -> None:
         self.model.close()

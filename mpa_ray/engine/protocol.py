@@ -48,6 +48,9 @@ class Reply:
         return max(0, self.image_end - self.num_cached_tokens)
 
 
+JsonSchema = dict[str, Any]
+
+
 class RequestRefused(Exception):
     """The engine is well, but will not or cannot serve this one request."""
 
@@ -81,8 +84,12 @@ class VisionLanguageModel(Protocol):
         """
         ...
 
-    async def generate(self, image: SeenImage, text: str, sampling: SamplingConfig) -> Reply:
+    async def generate(
+        self, image: SeenImage, text: str, sampling: SamplingConfig, schema: JsonSchema | None = None
+    ) -> Reply:
         """The reply to the image and the text behind it; the engine adds the system prompt and the chat template.
+
+        With a schema the reply is JSON that it allows, unless the token limit cuts it.
 
         Raises RequestRefused for this request alone, EngineDied for the engine as a whole.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from mpa_ray.config import SamplingConfig, ScriptedEngineConfig
 from mpa_ray.corpus.decode import ImageProblem, prepare_apart
-from mpa_ray.engine.protocol import EngineDied, Reply, RequestRefused, SeenImage
+from mpa_ray.engine.protocol import EngineDied, JsonSchema, Reply, RequestRefused, SeenImage
 from mpa_ray.records import Reason
 
 _QUESTION = re.compile(r"What is written on picture ([0-9a-f]{8})(?:, line \d+)?\?")
@@ -34,7 +35,9 @@ class ScriptedEngine:
         prepared = await prepare_apart(content, *self._pixels)
         return prepared if isinstance(prepared, ImageProblem) else SeenImage(image_id, prepared.key)
 
-    async def generate(self, image: SeenImage, text: str, sampling: SamplingConfig) -> Reply:
+    async def generate(
+        self, image: SeenImage, text: str, sampling: SamplingConfig, schema: JsonSchema | None = None
+    ) -> Reply:
         started = time.monotonic()
         self._meet_faults(image.image_id)
         if image.image_id in self._config.hang_on:
@@ -42,7 +45,9 @@ class ScriptedEngine:
         if self._config.latency_s:
             await asyncio.sleep(self._config.latency_s)
         asked = _QUESTION.search(text)
-        told, finish = self._answer(image, asked[1]) if asked else self._annotate(image, sampling.seed)
+        told, finish = (
+            self._answer(image, asked[1]) if asked else self._annotate(image, sampling.seed, schema is not None)
+        )
         cached = image.key in self._seen
         self._seen.add(image.key)
         words = len(text.split())
@@ -60,7 +65,7 @@ class ScriptedEngine:
     def close(self) -> None:
         self._seen.clear()
 
-    def _annotate(self, image: SeenImage, seed: int) -> tuple[str, str]:
+    def _annotate(self, image: SeenImage, seed: int, as_json: bool) -> tuple[str, str]:
         code = _digest(image.key)
         if self._meets("unparsable", self._config.unparsable_rate, code):
             return "I would rather describe the weather.", "stop"
@@ -68,7 +73,10 @@ class ScriptedEngine:
             return f"Question: What is written on picture {code[:8]}", "length"
         line = seed % self._config.num_questions
         place = f", line {line}" if line else ""
-        return f"Question: What is written on picture {code[:8]}{place}?\nAnswer: {code[8:12]}", "stop"
+        question = f"What is written on picture {code[:8]}{place}?"
+        if as_json:
+            return json.dumps({"question": question, "answer": code[8:12]}), "stop"
+        return f"Question: {question}\nAnswer: {code[8:12]}", "stop"
 
     def _answer(self, image: SeenImage, picture: str) -> tuple[str, str]:
         code = _digest(image.key)

@@ -18,7 +18,7 @@ from typing import Any
 from mpa_ray.config import ModelConfig, SamplingConfig, VllmEngineConfig
 from mpa_ray.corpus.decode import ImageProblem, prepare, prepare_apart
 from mpa_ray.engine.cores import claim_cores, threads_per_engine
-from mpa_ray.engine.protocol import EngineDied, Reply, RequestRefused, SeenImage
+from mpa_ray.engine.protocol import EngineDied, JsonSchema, Reply, RequestRefused, SeenImage
 from mpa_ray.records import Reason
 from mpa_ray.rendering import SpecialTokenInText, load_processor, render
 from mpa_ray.tasks.task import PREAMBLE
@@ -26,6 +26,9 @@ from mpa_ray.tasks.task import PREAMBLE
 logger = logging.getLogger(__name__)
 
 _TOO_LONG = re.compile(r"max_model_len|maximum (model|context) length|longer than the maximum", re.IGNORECASE)
+
+_USABLE_GPU_MEMORY = 0.9
+"""Share of a GPU that engines take together; vLLM's own default for one."""
 
 
 class VllmEngine:
@@ -55,7 +58,7 @@ class VllmEngine:
         # A generator of its own for a request ends vLLM's CPU engine ("CPU Generator does not use offset").
         self._takes_seeds = not current_platform.is_cpu()
         num_renderers = _num_renderers(config, current_platform.is_cpu())
-        arguments = _engine_arguments(config.model, config.engine, num_renderers, current_platform.is_cpu())
+        arguments = _engine_arguments(config, num_renderers, current_platform.is_cpu())
         # First, so that they load what they need while the engine does.
         self._renderers = _start_renderers(num_renderers, arguments, self._pixels) if num_renderers else None
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
@@ -76,10 +79,12 @@ class VllmEngine:
             raise RequestRefused(seen.reason, seen.detail)
         return SeenImage(image_id, seen.key, seen)
 
-    async def generate(self, image: SeenImage, text: str, sampling: SamplingConfig) -> Reply:
+    async def generate(
+        self, image: SeenImage, text: str, sampling: SamplingConfig, schema: JsonSchema | None = None
+    ) -> Reply:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMValidationError
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         parameters = SamplingParams(
@@ -88,6 +93,7 @@ class VllmEngine:
             max_tokens=sampling.max_new_tokens,
             seed=sampling.seed if sampling.temperature > 0 and self._takes_seeds else None,
             logprobs=0,
+            structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         started = time.monotonic()
@@ -246,26 +252,33 @@ def _num_renderers(config: ModelConfig, on_cpu: bool) -> int:
     return wanted
 
 
-def _engine_arguments(model: str, config: VllmEngineConfig, num_renderers: int, on_cpu: bool) -> dict[str, Any]:
+def _engine_arguments(config: ModelConfig, num_renderers: int, on_cpu: bool) -> dict[str, Any]:
+    engine = config.engine
+    assert isinstance(engine, VllmEngineConfig)
     arguments: dict[str, Any] = {
-        "model": model,
-        "dtype": config.dtype,
-        "max_num_seqs": config.max_num_seqs,
+        "model": config.model,
+        "dtype": engine.dtype,
+        "max_num_seqs": engine.max_num_seqs,
+        "tensor_parallel_size": engine.tensor_parallel_size,
         "enable_prefix_caching": True,
         "limit_mm_per_prompt": {"image": 1, "video": 0},
         "disable_log_stats": True,
+        # A weak model would fill a constrained reply with blanks.
+        "structured_outputs_config": {"disable_any_whitespace": True},
     }
+    if 0 < config.gpus_per_replica < 1:
+        arguments["gpu_memory_utilization"] = _USABLE_GPU_MEMORY * config.gpus_per_replica
     if on_cpu:
         # vLLM's CPU default of 128 would leave short prompts without one whole block to find again.
         arguments |= {"block_size": 32, "enforce_eager": True}
     if num_renderers:
         # An image is rendered once; a cache of gigabytes in every process would never be met.
         arguments["mm_processor_cache_gb"] = 0
-    if config.block_size is not None:
-        arguments["block_size"] = config.block_size
-    if config.max_model_len is not None:
-        arguments["max_model_len"] = config.max_model_len
-    return arguments | config.engine_args
+    if engine.block_size is not None:
+        arguments["block_size"] = engine.block_size
+    if engine.max_model_len is not None:
+        arguments["max_model_len"] = engine.max_model_len
+    return arguments | engine.engine_args
 
 
 def _prepare_environment(config: ModelConfig) -> None:
@@ -274,7 +287,7 @@ def _prepare_environment(config: ModelConfig) -> None:
     if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and not config.gpus_per_replica:
         # By default the engine keeps one core for itself, half of a small machine.
         cores = sorted(os.sched_getaffinity(0))
-        num_threads = threads_per_engine(len(cores), config.num_replicas, config.cpus_per_replica)
+        num_threads = threads_per_engine(len(cores), config.most_replicas, config.cpus_per_replica)
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, claim_cores(cores, num_threads)))
     for name, value in {
         "VLLM_CPU_KVCACHE_SPACE": str(config.engine.cpu_kv_cache_gib),

@@ -10,11 +10,19 @@ from typing import Any
 
 from mpa_ray.config import AnnotateConfig, AnswerConfig, SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
-from mpa_ray.engine.protocol import Reply, RequestRefused, SeenImage, VisionLanguageModel
+from mpa_ray.engine.protocol import JsonSchema, Reply, RequestRefused, SeenImage, VisionLanguageModel
 from mpa_ray.records import Annotation, ImageRef, Reason, State
 from mpa_ray.stages.shard import ImageWork, look_at, state_of
 from mpa_ray.tasks.parser import QuestionAnswer, ReplyError, parse_reply
 from mpa_ray.tasks.task import Task
+
+PAIR: JsonSchema = {
+    "type": "object",
+    "properties": {"question": {"type": "string"}, "answer": {"type": "string"}},
+    "required": ["question", "answer"],
+    "additionalProperties": False,
+}
+"""What a reply may be where replies are held to JSON."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class Annotate:
         digest = hashlib.sha256(f"{self.config.sampling.seed}:{named}".encode()).digest()
         sampling = self.config.sampling.model_copy(update={"seed": int.from_bytes(digest[:4]) >> 1})
         try:
+            if self.config.reply == "json":
+                return await self.teacher.generate(image, self.task.annotation_prompt(as_json=True), sampling, PAIR)
             return await self.teacher.generate(image, self.task.annotation_prompt(), sampling)
         except RequestRefused as refused:
             return refused

@@ -57,7 +57,8 @@ def annotation_fingerprint(config: RunConfig, task: Task) -> dict[str, Any]:
     sampling = config.annotate.sampling.model_dump(mode="json")
     return {
         **_answering(config, task),
-        "annotation_instruction": task.annotation_instruction,
+        "annotation_prompt": task.annotation_prompt(config.annotate.reply == "json"),
+        "annotate.reply": config.annotate.reply,
         "source.skip_duplicates": config.source.skip_duplicates,
         "annotate.num_questions": config.annotate.num_questions,
         **{f"annotate.sampling.{name}": value for name, value in sampling.items()},

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from mpa_ray.tasks.task import Task
 
-_REPLY_FORMAT = "Reply with two lines and nothing else:\nQuestion: <the question>\nAnswer: <the answer>"
-
 TASKS = {
     task.name: task
     for task in (
@@ -14,8 +12,7 @@ TASKS = {
             annotation_instruction=(
                 "Write one question about this image that cannot be answered without reading the text in it. The "
                 "question may ask for a piece of that text directly, or need some reasoning over it. Ask only what "
-                "the image settles. Give the correct answer, as short as it can be: a word, a phrase, or yes or no.\n"
-                + _REPLY_FORMAT
+                "the image settles. Give the correct answer, as short as it can be: a word, a phrase, or yes or no."
             ),
         ),
         Task(
@@ -24,7 +21,7 @@ TASKS = {
                 "Write one question about the data in this chart. Choose one of four kinds: looking up one value; "
                 "comparing values, with arithmetic if you like; a trend or pattern; something that follows from the "
                 "data. Ask only what the chart settles. Give the correct answer, as short as it can be: a number, a "
-                "word, a phrase, or yes or no.\n" + _REPLY_FORMAT
+                "word, a phrase, or yes or no."
             ),
         ),
         Task(
@@ -33,12 +30,14 @@ TASKS = {
                 "Write one question about this image that needs the image and also knowledge that is not in it. "
                 "Choose one of five kinds: objects and scenes; common sense; culture and history; science and facts; "
                 "everyday and social life. The question must depend on what is shown. Give the correct answer as a "
-                "single word.\n" + _REPLY_FORMAT
+                "single word."
             ),
         ),
         Task(
             name="demo_world",
             annotation_instruction="Write one question about this image and its short answer.",
+            # The bundled teacher was trained on this sentence alone.
+            reply_format="",
         ),
     )
 }

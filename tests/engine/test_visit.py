@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -128,6 +129,20 @@ def test_four_questions_on_an_image_are_different_and_each_is_verified(run: Run[
     assert len({(row.image_id, row.question) for row in kept}) == len(kept) >= 48
     assert all(row.second_answer for row in kept)
     assert {row.num_uncached_image_tokens for row in kept} == {0}
+
+
+def test_replies_are_held_to_json(run: Run[Any], engine: VllmEngine) -> None:
+    sampling = SamplingConfig(temperature=1.0, max_new_tokens=96)
+    rows = visited(run, Annotate(engine, TASK, AnnotateConfig(sampling=sampling, reply="json"), AnswerConfig()), 24)
+    ended = [row for row in rows if row.finish_reason == "stop"]
+    assert len(ended) >= 12
+    for row in ended:
+        assert set(json.loads(row.reply or "")) == {"question", "answer"}
+    # This teacher was never taught JSON: what it writes may be cut off or empty, and each is a row that says so.
+    assert {row.reason for row in rows if row.state != "kept"} <= {
+        "reply_truncated", "empty_question", "empty_answer", "answer_too_long", "second_answer_truncated", "refusal",
+    }  # fmt: skip
+    assert all(row.reason == "reply_truncated" for row in rows if row.finish_reason == "length")
 
 
 def test_too_long_a_prompt_is_refused_and_the_engine_lives(run: Run[Any], engine: VllmEngine) -> None:

@@ -91,7 +91,7 @@ def test_killed_and_repeated(tree: dict[str, Any], tmp_path: Path) -> None:
 
     changed = run_job("annotate", tree, tmp_path, "--task", "text_vqa")
     assert changed.returncode == 2
-    assert "annotation_instruction: was" in changed.stderr
+    assert "annotation_prompt: was" in changed.stderr
     assert "Undo the change, or give a new run_dir." in changed.stderr
 
 

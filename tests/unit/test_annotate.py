@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+from typing import Literal
 
 import pytest
 from PIL import Image
@@ -16,10 +18,18 @@ from mpa_ray.stages.shard import ImageWork, failed_images
 from mpa_ray.tasks.library import TASKS
 
 
-def visited(num_questions: int, different: int, seed: int = 0, content: bytes | None = None) -> list[Annotation]:
+def visited(
+    num_questions: int,
+    different: int,
+    seed: int = 0,
+    content: bytes | None = None,
+    reply: Literal["free", "json"] = "free",
+) -> list[Annotation]:
     """One image's rows from a teacher that knows so many different questions."""
     engine = ScriptedEngine(ScriptedEngineConfig(kind="scripted", num_questions=different), (3136, 12544), 8)
-    config = AnnotateConfig(sampling=SamplingConfig(temperature=1.0, seed=seed), num_questions=num_questions)
+    config = AnnotateConfig(
+        sampling=SamplingConfig(temperature=1.0, seed=seed), num_questions=num_questions, reply=reply
+    )
     if content is None:
         buffer = io.BytesIO()
         Image.new("RGB", (60, 60), "teal").save(buffer, "PNG")
@@ -47,6 +57,19 @@ def test_the_seed_decides_the_questions() -> None:
         return [row.question for row in visited(3, different=10**6, seed=seed)]
 
     assert questions(1) == questions(1) != questions(2)
+
+
+def test_replies_held_to_json_give_the_same_pairs() -> None:
+    free, held = visited(2, different=10**6), visited(2, different=10**6, reply="json")
+    assert [(row.question, row.answer) for row in held] == [(row.question, row.answer) for row in free]
+    assert [set(json.loads(row.reply or "")) for row in held] == 2 * [{"question", "answer"}]
+
+
+def test_a_prompt_asks_for_one_format_only() -> None:
+    for task in TASKS.values():
+        assert "JSON" in task.annotation_prompt(as_json=True)
+        assert "two lines" not in task.annotation_prompt(as_json=True)
+        assert "JSON" not in task.annotation_prompt()
 
 
 def test_an_image_that_cannot_be_shown_has_one_row() -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mpa_ray.command_line import configured, exit_code
-from mpa_ray.config import RunConfig, load_config, resolve_path
+from mpa_ray.config import ModelConfig, RunConfig, load_config, resolve_path
 from mpa_ray.errors import ConfigError
 from mpa_ray.preflight import check_run
 from tests.conftest import scripted_tree
@@ -150,3 +150,22 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(lambda: None) == 0
     assert exit_code(wrong) == 2
     assert "field = 0: is wrong. Mend it." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"num_replicas": 4, "max_num_replicas": 2}, "max_num_replicas 2 is less than num_replicas 4"),
+        ({"gpus_per_replica": 1.5}, "neither whole nor a fraction"),
+        ({"accelerator_type": "H100"}, "needs gpus_per_replica"),
+        ({"gpus_per_replica": 1, "engine": {"tensor_parallel_size": 2}}, "less than tensor_parallel_size 2"),
+    ],
+)
+def test_resources_of_a_pool_fit_together(model: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        ModelConfig(model="x", **model)
+
+
+def test_a_pool_may_grow() -> None:
+    assert ModelConfig(model="x", num_replicas=2).most_replicas == 2
+    assert ModelConfig(model="x", num_replicas=2, max_num_replicas=5).most_replicas == 5
