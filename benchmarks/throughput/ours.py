@@ -1,0 +1,167 @@
+"""Rows `d`, `e` and `f`: this project's own passes, through Ray Data and with everything written and committed.
+
+`d` has the teacher annotate all images in one pass and answer in another. `e` is the shared visit on raw prompts. `f`
+is the shared visit with processes that render beside the engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.throughput.work import QUESTION, TASK, Timings, Work, rates
+from mpa_ray import campaign, flow
+from mpa_ray.config import ModelConfig, RunConfig, SamplingConfig
+from mpa_ray.corpus.decode import ImageProblem
+from mpa_ray.corpus.read import Reader
+from mpa_ray.engine.protocol import JsonSchema, Reply, SeenImage, VisionLanguageModel
+from mpa_ray.matching import MATCHERS
+from mpa_ray.stages.annotate import Annotate
+from mpa_ray.stages.identify import Identify, WorthAsking
+from mpa_ray.stages.shard import Stage
+from mpa_ray.store.run import Run
+
+SHARD_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Readable:
+    """A model with random weights whose replies read as if they were pairs; all its work is done."""
+
+    model: VisionLanguageModel
+
+    @property
+    def max_images_in_flight(self) -> int:
+        return self.model.max_images_in_flight
+
+    async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
+        return await self.model.look(image_id, content)
+
+    async def generate(
+        self, image: SeenImage, text: str, sampling: SamplingConfig, schema: JsonSchema | None = None
+    ) -> Reply:
+        reply = await self.model.generate(image, text, sampling, schema)
+        written = f"Question: {QUESTION}\nAnswer: 3" if text == TASK.annotation_prompt() else "3"
+        return replace(reply, text=written, finish_reason="stop")
+
+    def close(self) -> None:
+        self.model.close()
+
+
+class AnnotateOnly(Annotate):
+    """Leaves the second answer to a pass of its own."""
+
+    async def _second_pass(self, row: Any, image: SeenImage, first: Any, pair: Any) -> Any:
+        if isinstance(first, Reply) and not isinstance(pair, str):
+            return row.annotated(pair.question, pair.answer, first, replace(first, text=pair.answer))
+        return await super()._second_pass(row, image, first, pair)
+
+
+def configuration(work: Work, run_dir: Path, num_renderers: int) -> RunConfig:
+    engine = {
+        "dtype": work.dtype, "max_num_seqs": work.max_num_seqs, "max_model_len": work.max_model_len,
+        "num_renderers": num_renderers,
+    }  # fmt: skip
+    model = {"engine": engine, "min_pixels": 56 * 56, "max_pixels": work.image_size**2}
+    return RunConfig.model_validate({
+        "run_dir": str(run_dir),
+        "task": TASK.name,
+        "source": {"path": str(run_dir.parent / "images"), "shard_size": SHARD_SIZE, "skip_duplicates": False},
+        "teacher": {**model, "model": work.teacher},
+        "students": [{**model, "model": work.student or work.teacher}],
+        "annotate": {"sampling": {"temperature": 0, "max_new_tokens": work.first_tokens}},
+        "answer": {"max_new_tokens": work.second_tokens},
+    })  # fmt: skip
+
+
+def measure(work: Work, row: str) -> Timings:
+    with tempfile.TemporaryDirectory(prefix="mpa_ray-throughput-") as scratch:
+        _lay_out(work, Path(scratch, "images"))
+        config = configuration(work, Path(scratch, "run"), num_renderers=1 if row == "f" else 0)
+        campaign.index(config)
+        run = Run.open(config.run_dir, config.object_store)
+        flow.start_ray()
+        passes = _Passes(work, config, run)
+        found = Timings([], [])
+        wrap: Callable[[VisionLanguageModel], VisionLanguageModel] = Readable if work.random_weights else _as_it_is
+        settings = {"task": TASK, "config": config.annotate, "answer": config.answer}
+        stage: Any = AnnotateOnly if row == "d" else Annotate
+        found.teacher_images_per_s = passes.rates("annotate", config.teacher, partial(_make, stage, wrap, settings))
+        again = {
+            "task": TASK,
+            "answer": config.answer,
+            "worth_asking": WorthAsking(MATCHERS["exact"], where_teacher_disagrees=True),
+        }
+        make_again = partial(_make, Identify, wrap, again)
+        if row == "d":
+            second = passes.rates("again", config.teacher, make_again)
+            found.teacher_images_per_s = [
+                1 / (1 / a + 1 / b) for a, b in zip(found.teacher_images_per_s, second, strict=True)
+            ]
+        else:
+            rows = list(run.annotations.rows(run.manifest().shards))
+            found.num_uncached_image_tokens = sum(r.num_uncached_image_tokens for r in rows)
+            first_s, second_s = sum(r.first_pass_s for r in rows), sum(r.second_pass_s for r in rows)
+            found.second_pass_share = second_s / (first_s + second_s)
+        if work.student is not None:
+            found.student_images_per_s = passes.rates("student", config.students[0], make_again)
+    return found
+
+
+class _Passes:
+    """Passes over one run's shards; the first repetition warms the engine up and does not count."""
+
+    def __init__(self, work: Work, config: RunConfig, run: Run) -> None:
+        self._work, self._config, self._run = work, config, run
+
+    def rates(self, name: str, model: ModelConfig, make_stage: Any) -> list[float]:
+        shards = self._run.manifest().shards
+        source, target = self._run.annotations, self._run.verdicts(name)
+        if name == "annotate":
+            source, target = self._run.corpus, self._run.annotations  # type: ignore[assignment]
+        work: flow.Pass[Any] = flow.Pass(
+            name, source, target, model, make_stage, Reader(self._config.object_store), self._config.reading,
+            self._config.limits,
+        )  # fmt: skip
+        done = [(time.perf_counter(), shard.num_images) for shard in flow.run_pass(work, shards)]
+        return rates(done[0][0], done, self._work.num_images)[1:]
+
+
+def _make(stage: type, wrap: Any, settings: dict[str, Any], model: VisionLanguageModel) -> Stage[Any, Any]:
+    made: Stage[Any, Any] = stage(wrap(model), **settings)
+    return made
+
+
+def _as_it_is(model: VisionLanguageModel) -> VisionLanguageModel:
+    return model
+
+
+def _lay_out(work: Work, folder: Path) -> None:
+    """Each repetition's images as files of their own, the same but for a name in the metadata that changes the hash."""
+    folder.mkdir()
+    for repetition in range(work.repetitions + 1):
+        for file in work.files():
+            # Bytes behind a JPEG's end are not pixels.
+            (folder / f"{repetition}-{file.name}").write_bytes(file.read_bytes() + f"{repetition}".encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("row", choices=["d", "e", "f"])
+    parser.add_argument("work")
+    parser.add_argument("out")
+    options = parser.parse_args()
+    measure(Work.load(options.work), options.row).save(options.out)
+
+
+if __name__ == "__main__":
+    # Under its own name, so that Ray's workers find the stages.
+    from benchmarks.throughput.ours import main as run
+
+    run()

@@ -1,0 +1,161 @@
+"""The same work for every row of the table: a checkpoint, images, prompts and lengths of replies."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mpa_ray.config import resolve_path
+from mpa_ray.demo.world import WorldSpec, paint, sample_scene
+from mpa_ray.tasks.library import TASKS
+from mpa_ray.tasks.parser import ReplyError, parse_reply
+
+TASK = TASKS["demo_world"]
+QUESTION = "How many objects are there?"
+"""Asked where a reply holds no question: of a model with random weights, always."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a row has to do, and how often."""
+
+    name: str
+    teacher: str
+    student: str | None
+    """None measures the teacher's phase alone."""
+    images: str
+    """Folder of image files."""
+    num_images: int
+    repetitions: int
+    image_size: int
+    """Side in pixels."""
+    first_tokens: int
+    """Longest annotation; with random weights every one is so long."""
+    second_tokens: int
+    random_weights: bool
+    dtype: str
+    max_num_seqs: int
+    max_model_len: int
+
+    @property
+    def max_images_in_flight(self) -> int:
+        return round(1.1 * self.max_num_seqs)
+
+    def files(self) -> list[Path]:
+        return sorted(Path(self.images).iterdir())
+
+    def question_of(self, reply: str) -> str:
+        pairs = parse_reply(reply)
+        return QUESTION if self.random_weights or isinstance(pairs, ReplyError) else pairs[0].question
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, path: str) -> Work:
+        return cls(**json.loads(Path(path).read_text()))
+
+
+@dataclass
+class Timings:
+    """What a row found, a number for each repetition."""
+
+    teacher_images_per_s: list[float]
+    student_images_per_s: list[float]
+    num_uncached_image_tokens: int | None = None
+    """In all second passes of the teacher together; None where the row cannot tell."""
+    second_pass_share: float | None = None
+    """Of the teacher's summed request times."""
+
+    def save(self, path: str) -> None:
+        Path(path).write_text(json.dumps(asdict(self)))
+
+
+def rates(began: float, done: list[tuple[float, int]], num_images: int) -> list[float]:
+    """Images per second of each repetition in one stream of them, from when how many images were done.
+
+    Repetitions follow one another without a pause, so that the engine is as full between them as within.
+    """
+    found, start, count = [], began, 0
+    for at, images in sorted(done):
+        count += images
+        if count >= num_images:
+            found.append(count / (at - start))
+            start, count = at, 0
+    return found
+
+
+def bundled(scratch: Path, num_images: int, repetitions: int) -> Work:
+    """The bundled teacher and student on pictures of their world."""
+    return Work(
+        "bundled", resolve_path("bundled:demo/models/teacher"), resolve_path("bundled:demo/models/student"),
+        str(paint_images(scratch / "bundled-images", num_images, 112)), num_images, repetitions, 112,
+        first_tokens=48, second_tokens=32, random_weights=False, dtype="float32", max_num_seqs=64, max_model_len=512,
+    )  # fmt: skip
+
+
+def larger(scratch: Path, num_images: int, repetitions: int) -> Work:
+    """60 M parameters with random weights on 448 x 448 pixels, 256 image tokens: computing outweighs all else."""
+    model = scratch / "larger-model"
+    build_larger_model(model)
+    return Work(
+        "larger", str(model), None, str(paint_images(scratch / "larger-images", num_images, 448)), num_images,
+        repetitions, 448, first_tokens=8, second_tokens=4, random_weights=True, dtype="bfloat16", max_num_seqs=16,
+        max_model_len=1024,
+    )  # fmt: skip
+
+
+def paint_images(folder: Path, num_images: int, size: int) -> Path:
+    """JPEGs of that many random scenes."""
+    folder.mkdir()
+    rng = random.Random(0)
+    for number in range(num_images):
+        scene = paint(sample_scene(WorldSpec(), rng))
+        buffer = io.BytesIO()
+        scene.resize((size, size), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+        (folder / f"{number:05d}.jpg").write_bytes(buffer.getvalue())
+    return folder
+
+
+def build_larger_model(folder: Path) -> None:
+    import torch
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    from mpa_ray.demo.train import build_model, build_processor, build_tokenizer
+
+    tokenizer = build_tokenizer(WorldSpec())
+    small: dict[str, Any] = build_model(tokenizer).config.to_dict()
+    torch.manual_seed(0)
+    config = Qwen2VLConfig(
+        text_config=small["text_config"] | {
+            "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8,
+            "num_key_value_heads": 8,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
+        },
+        vision_config=small["vision_config"] | {
+            "depth": 8, "embed_dim": 512, "hidden_size": 512, "num_heads": 8, "mlp_ratio": 4,
+        },
+        **{name: small[name] for name in small if name.endswith("_token_id")},
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    model = Qwen2VLForConditionalGeneration(config)
+    with torch.no_grad():
+        # The token that would end a reply never comes out on top: every reply has its full length.
+        model.get_input_embeddings().weight[tokenizer.eos_token_id] = 0
+    model.to(torch.bfloat16).save_pretrained(folder)
+    build_processor(tokenizer, image_size=448).save_pretrained(folder)
+
+
+def bind_all_cores() -> None:
+    """vLLM's CPU engine would keep one of two cores to itself."""
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    os.environ.update(
+        {"VLLM_CPU_OMP_THREADS_BIND": cores, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    )
