@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from mpa_ray.config import RunConfig
+from mpa_ray.config import ModelConfig, RunConfig
 from mpa_ray.records import Annotation, State, Verdict
 from mpa_ray.store.audit import audit
 from mpa_ray.store.run import Run
@@ -22,12 +22,13 @@ def collect(run: Run, config: RunConfig) -> dict[str, Any]:
     shards = run.manifest().shards
     counts = audit(run)
     scores = run.read_json("evaluation/scores.json") if run.storage.exists("evaluation/scores.json") else {}
+    teacher = _teacher(run.annotations.rows(shards))
     return {
         "run_dir": run.storage.root,
         "task": config.task,
         "teacher_model": config.teacher.model,
         "counts": counts,
-        "teacher": _teacher(run.annotations.rows(shards)),
+        "teacher": {**teacher, "warnings": teacher_warnings(teacher, config.teacher)},
         "failed_images": _failed(run.annotations.rows(shards)),
         "students": {
             s.name: {
@@ -73,6 +74,20 @@ def _teacher(rows: Iterable[Annotation]) -> dict[str, Any]:
         "second_pass_time_share": second_s / (first_s + second_s) if first_s + second_s else None,
         "num_output_tokens": tokens,
     }
+
+
+def teacher_warnings(teacher: dict[str, Any], model: ModelConfig) -> list[str]:
+    """Where the second pass was not nearly free, what to look at."""
+    num_visits = teacher["num_visits_with_uncached_image"]
+    if not num_visits:
+        return []
+    block_size = getattr(model.engine, "block_size", None) or "vLLM's own; 32 on a CPU"
+    return [
+        f"{num_visits} of {teacher['num_second_answers']} second passes computed image tokens again "
+        f"({teacher['num_uncached_image_tokens']} in all): the chat template of {model.model} puts too little between "
+        f"image and question for blocks of the KV cache of this size (block_size: {block_size}), or the cache is too "
+        "small for the images in flight"
+    ]
 
 
 def _failed(rows: Iterable[Annotation]) -> list[dict[str, Any]]:

@@ -112,6 +112,7 @@ def _second_pass_lines(teacher: dict[str, Any]) -> list[str]:
         f"  prompt tokens from cache   {teacher['cached_token_share']:>8.1%}",
         f"  image tokens computed again{teacher['num_uncached_image_tokens']:>8}",
         f"  share of the teacher's time{teacher['second_pass_time_share']:>8.1%}",
+        *(f"  WARNING: {warning}" for warning in teacher["warnings"]),
     ]
 
 
