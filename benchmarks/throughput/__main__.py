@@ -1,6 +1,6 @@
 """Images per second of one visit, against everything else that can be had from the same machine and models.
 
-    python -m benchmarks.throughput [--rows ceiling a b d e f] [--works bundled larger] [--repetitions 3]
+    python -m benchmarks.throughput [--rows ceiling a b c d e f] [--works bundled larger] [--repetitions 3]
 
 Every row is a process of its own with one engine at a time; starting it does not count, nor does a first repetition.
 """
@@ -29,6 +29,7 @@ ROWS = {
     "ceiling": ("raw", "raw AsyncLLM, the visit's calls on requests rendered before, no Ray"),
     "a": ("padded", "transformers.generate, padded batches of 8, two passes"),
     "b": ("raw", "LLM.generate, two full passes"),
+    "c": ("ray_llm", "ray.data.llm processors, two passes"),
     "d": ("ours", "mpa_ray without the shared visit"),
     "e": ("ours", "mpa_ray, the visit on raw prompts"),
     "f": ("ours", "mpa_ray, the visit with a renderer beside the engine"),
@@ -39,7 +40,7 @@ def measure(row: str, work: Work, scratch: Path) -> dict[str, Any]:
     module, _ = ROWS[row]
     out, settings = scratch / f"{work.name}-{row}.json", scratch / f"{work.name}.json"
     work.save(settings)
-    names = [] if module == "padded" else [row]
+    names = [] if module in ("padded", "ray_llm") else [row]
     command = [sys.executable, "-m", f"benchmarks.throughput.{module}", *names, str(settings), str(out)]
     began = time.monotonic()
     log = scratch / f"{work.name}-{row}.log"

@@ -1,0 +1,98 @@
+"""Row `c`: `ray.data.llm` processors, three passes, each with the machine to itself.
+
+Prompts are rendered as everywhere and made into tokens by vLLM. A pass ends before the
+next begins: engines side by side would fight for the cores.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.throughput.work import TASK, Timings, Work, bind_all_cores, rates
+
+BATCH_SIZE = 16
+"""Small batches, many in flight: what Ray's own advice for throughput is (ray-project/ray#52634)."""
+
+
+def passes(work: Work) -> Timings:
+    import ray
+
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+             runtime_env={"env_vars": environment})  # fmt: skip
+    repeated = [file for _ in range(work.repetitions + 1) for file in work.files()]
+    rows = [{"file": str(file), "key": f"{n}", "text": TASK.annotation_prompt()} for n, file in enumerate(repeated)]
+    replies, first = one_pass(work, work.teacher, rows, work.first_tokens)
+    for row in rows:
+        row["text"] = TASK.answer_prompt(work.question_of(replies[row["key"]]))
+    _, second = one_pass(work, work.teacher, rows, work.second_tokens)
+    found = Timings([1 / (1 / a + 1 / b) for a, b in zip(first, second, strict=True)], [])
+    if work.student is not None:
+        _, found.student_images_per_s = one_pass(work, work.student, rows, work.second_tokens)
+    return found
+
+
+def one_pass(work: Work, model: str, rows: list[dict[str, Any]], max_tokens: int) -> tuple[dict[str, str], list[float]]:
+    """Replies by key, and the rates of all repetitions but the first, which warms the engine up."""
+    import ray
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    config = vLLMEngineProcessorConfig(
+        model_source=model,
+        engine_kwargs={
+            "dtype": work.dtype, "max_num_seqs": work.max_num_seqs, "max_model_len": work.max_model_len,
+            "block_size": 32, "enforce_eager": True, "limit_mm_per_prompt": {"image": 1, "video": 0},
+        },
+        batch_size=BATCH_SIZE,
+        concurrency=1,
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
+        log_engine_metrics=False,
+        placement_group_config={"bundle_per_worker": {"CPU": 1}},
+    )  # fmt: skip
+    prompt = Prompt(model, max_tokens, work.image_size**2)
+    processor = build_processor(
+        config, preprocess=prompt, postprocess=lambda row: {"key": row["key"], "reply": row["generated_text"]}
+    )
+    data = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // BATCH_SIZE))
+    replies, done = {}, []
+    for row in processor(data).iter_rows():
+        replies[row["key"]] = row["reply"]
+        done.append((time.perf_counter(), 1))
+    return replies, rates(done[0][0], done, work.num_images)[1:]
+
+
+class Prompt:
+    """Reads and decodes a row's file and renders its prompt."""
+
+    def __init__(self, model: str, max_tokens: int, max_pixels: int) -> None:
+        self._model, self._max_tokens, self._max_pixels = model, max_tokens, max_pixels
+        self._processor: Any = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        from mpa_ray.corpus.decode import PreparedImage, prepare
+        from mpa_ray.rendering import load_processor, render
+
+        self._processor = self._processor or load_processor(self._model)
+        image = prepare(Path(row["file"]).read_bytes(), 56 * 56, self._max_pixels)
+        assert isinstance(image, PreparedImage)
+        return {
+            "key": row["key"],
+            "prompt": render(self._processor, row["text"]),
+            "multimodal_data": {"image": image.image},
+            "multimodal_uuids": {"image": row["key"]},
+            "sampling_params": {"temperature": 0, "max_tokens": self._max_tokens, "detokenize": True},
+        }
+
+
+if __name__ == "__main__":
+    from benchmarks.throughput.ray_llm import passes as run
+
+    bind_all_cores()
+    run(Work.load(sys.argv[1])).save(sys.argv[2])
