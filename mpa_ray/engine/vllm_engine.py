@@ -264,7 +264,7 @@ def _engine_arguments(config: ModelConfig, num_renderers: int, on_cpu: bool) -> 
         "limit_mm_per_prompt": {"image": 1, "video": 0},
         "disable_log_stats": True,
         # A weak model would fill a constrained reply with blanks.
-        "structured_outputs_config": {"disable_any_whitespace": True},
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     if 0 < config.gpus_per_replica < 1:
         arguments["gpu_memory_utilization"] = _USABLE_GPU_MEMORY * config.gpus_per_replica

@@ -18,7 +18,11 @@ from mpa_ray.tasks.task import Task
 
 PAIR: JsonSchema = {
     "type": "object",
-    "properties": {"question": {"type": "string"}, "answer": {"type": "string"}},
+    "properties": {
+        # Bounded, since a weak model that cannot write its own way of ending a text never closes the string.
+        "question": {"type": "string", "minLength": 1, "maxLength": 200},
+        "answer": {"type": "string", "minLength": 1, "maxLength": 80},
+    },
     "required": ["question", "answer"],
     "additionalProperties": False,
 }

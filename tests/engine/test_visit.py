@@ -132,17 +132,20 @@ def test_four_questions_on_an_image_are_different_and_each_is_verified(run: Run[
 
 
 def test_replies_are_held_to_json(run: Run[Any], engine: VllmEngine) -> None:
-    sampling = SamplingConfig(temperature=1.0, max_new_tokens=96)
+    sampling = SamplingConfig(temperature=1.0, max_new_tokens=320)
     rows = visited(run, Annotate(engine, TASK, AnnotateConfig(sampling=sampling, reply="json"), AnswerConfig()), 24)
     ended = [row for row in rows if row.finish_reason == "stop"]
-    assert len(ended) >= 12
+    assert len(ended) >= 20
     for row in ended:
         assert set(json.loads(row.reply or "")) == {"question", "answer"}
-    # This teacher was never taught JSON: what it writes may be cut off or empty, and each is a row that says so.
-    assert {row.reason for row in rows if row.state != "kept"} <= {
-        "reply_truncated", "empty_question", "empty_answer", "answer_too_long", "second_answer_truncated", "refusal",
-    }  # fmt: skip
-    assert all(row.reason == "reply_truncated" for row in rows if row.finish_reason == "length")
+    # This teacher was never taught JSON, so that its questions make little sense; they are pairs all the same.
+    assert sum(row.question is not None for row in ended) >= 16
+
+
+def test_a_constrained_reply_that_is_cut_off_is_dropped(run: Run[Any], engine: VllmEngine) -> None:
+    sampling = SamplingConfig(max_new_tokens=8)
+    rows = visited(run, Annotate(engine, TASK, AnnotateConfig(sampling=sampling, reply="json"), AnswerConfig()), 4)
+    assert [(row.state, row.reason) for row in rows] == [("dropped", Reason.REPLY_TRUNCATED.value)] * 4
 
 
 def test_too_long_a_prompt_is_refused_and_the_engine_lives(run: Run[Any], engine: VllmEngine) -> None:
