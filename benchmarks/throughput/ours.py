@@ -27,7 +27,7 @@ from mpa_ray.stages.identify import Identify, WorthAsking
 from mpa_ray.stages.shard import Stage
 from mpa_ray.store.run import Run
 
-SHARD_SIZE = 32
+SHARD_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def measure(work: Work, row: str) -> Timings:
 
 
 class _Passes:
-    """Passes over one run's shards; the first repetition warms the engine up and does not count."""
+    """Passes over one run's shards; the first shard warms the engine up and does not count."""
 
     def __init__(self, work: Work, config: RunConfig, run: Run) -> None:
         self._work, self._config, self._run = work, config, run
@@ -130,7 +130,7 @@ class _Passes:
             self._config.limits,
         )  # fmt: skip
         done = [(time.perf_counter(), shard.num_images) for shard in flow.run_pass(work, shards)]
-        return rates(done[0][0], done, self._work.num_images)[1:]
+        return rates(done[0][0], done[1:], self._work.num_images)
 
 
 def _make(stage: type, wrap: Any, settings: dict[str, Any], model: VisionLanguageModel) -> Stage[Any, Any]:

@@ -136,7 +136,7 @@ def build_larger_model(folder: Path) -> None:
     config = Qwen2VLConfig(
         text_config=small["text_config"] | {
             "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8,
-            "num_key_value_heads": 8,
+            "num_key_value_heads": 8, "layer_types": ["full_attention"] * 8,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
         },
         vision_config=small["vision_config"] | {
