@@ -79,7 +79,9 @@ class Annotation:
     question: str | None = None
     answer: str | None = None
     second_answer: str | None = None
-    """The teacher's answer to its own question, asked afresh."""
+    """The teacher's answer to its own question, asked afresh; of several the one given most often."""
+    second_answer_share: float | None = None
+    """Of the answers drawn, how many were this one."""
     reply: str | None = None
     """What the teacher wrote, as it was."""
     finish_reason: str | None = None
@@ -90,6 +92,7 @@ class Annotation:
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_second_prompt_tokens: int = 0
+    """Of all second answers to this question together, as everything about the second pass below."""
     num_second_cached_tokens: int = 0
     num_second_output_tokens: int = 0
     num_uncached_image_tokens: int = 0

@@ -27,8 +27,6 @@ from mpa_ray.stages.identify import Identify, WorthAsking
 from mpa_ray.stages.shard import Stage
 from mpa_ray.store.run import Run
 
-SHARD_SIZE = 16
-
 
 @dataclass(frozen=True)
 class Readable:
@@ -59,7 +57,7 @@ class AnnotateOnly(Annotate):
 
     async def _second_pass(self, row: Any, image: SeenImage, first: Any, pair: Any) -> Any:
         if isinstance(first, Reply) and not isinstance(pair, str):
-            return row.annotated(pair.question, pair.answer, first, replace(first, text=pair.answer))
+            return row.annotated(pair.question, pair.answer, first, [replace(first, text=pair.answer)])
         return await super()._second_pass(row, image, first, pair)
 
 
@@ -72,7 +70,7 @@ def configuration(work: Work, run_dir: Path, num_renderers: int) -> RunConfig:
     return RunConfig.model_validate({
         "run_dir": str(run_dir),
         "task": TASK.name,
-        "source": {"path": str(run_dir.parent / "images"), "shard_size": SHARD_SIZE, "skip_duplicates": False},
+        "source": {"path": str(run_dir.parent / "images"), "shard_size": work.shard_size, "skip_duplicates": False},
         "teacher": {**model, "model": work.teacher},
         "students": [{**model, "model": work.student or work.teacher}],
         "annotate": {"sampling": {"temperature": 0, "max_new_tokens": work.first_tokens}},

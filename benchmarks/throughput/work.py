@@ -43,6 +43,7 @@ class Work:
     dtype: str
     max_num_seqs: int
     max_model_len: int
+    shard_size: int
 
     @property
     def max_images_in_flight(self) -> int:
@@ -98,6 +99,7 @@ def bundled(scratch: Path, num_images: int, repetitions: int) -> Work:
         "bundled", resolve_path("bundled:demo/models/teacher"), resolve_path("bundled:demo/models/student"),
         str(paint_images(scratch / "bundled-images", num_images, 112)), num_images, repetitions, 112,
         first_tokens=48, second_tokens=32, random_weights=False, dtype="float32", max_num_seqs=64, max_model_len=512,
+        shard_size=64,
     )  # fmt: skip
 
 
@@ -108,7 +110,7 @@ def larger(scratch: Path, num_images: int, repetitions: int) -> Work:
     return Work(
         "larger", str(model), None, str(paint_images(scratch / "larger-images", num_images, 448)), num_images,
         repetitions, 448, first_tokens=8, second_tokens=4, random_weights=True, dtype="bfloat16", max_num_seqs=16,
-        max_model_len=1024,
+        max_model_len=1024, shard_size=16,
     )  # fmt: skip
 
 

@@ -6,13 +6,15 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mpa_ray.config import AnnotateConfig, AnswerConfig, SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.engine.protocol import JsonSchema, Reply, RequestRefused, SeenImage, VisionLanguageModel
+from mpa_ray.matching import MATCHERS
 from mpa_ray.records import Annotation, ImageRef, Reason, State
-from mpa_ray.stages.shard import ImageWork, look_at, state_of
+from mpa_ray.stages.shard import ImageWork, first_alone, look_at, state_of
 from mpa_ray.tasks.parser import QuestionAnswer, ReplyError, parse_reply
 from mpa_ray.tasks.task import Task
 
@@ -47,9 +49,7 @@ class Annotate:
         image = await look_at(work, self.teacher)
         if isinstance(image, ImageProblem):
             return [_RowOf(work, 0).ended(state_of(image), image.reason, image.detail)]
-        # The first alone: the others then find the image in the cache.
-        draws = [await self._draw(image, 0)]
-        draws += await asyncio.gather(*(self._draw(image, number) for number in range(1, self.config.num_questions)))
+        draws = await first_alone([partial(self._draw, image, number) for number in range(self.config.num_questions)])
         pairs = _pairs(draws)
         return list(await asyncio.gather(*(
             self._second_pass(_RowOf(work, number), image, draw, pair)
@@ -57,9 +57,7 @@ class Annotate:
         )))  # fmt: skip
 
     async def _draw(self, image: SeenImage, number: int) -> Reply | RequestRefused:
-        named = image.image_id if number == 0 else f"{image.image_id}#{number}"
-        digest = hashlib.sha256(f"{self.config.sampling.seed}:{named}".encode()).digest()
-        sampling = self.config.sampling.model_copy(update={"seed": int.from_bytes(digest[:4]) >> 1})
+        sampling = self._drawn(image.image_id if number == 0 else f"{image.image_id}#{number}")
         try:
             if self.config.reply == "json":
                 return await self.teacher.generate(image, self.task.annotation_prompt(as_json=True), sampling, PAIR)
@@ -74,12 +72,25 @@ class Annotate:
             return row.ended(first.state, first.reason, first.detail)
         if isinstance(pair, str):
             return row.ended(State.DROPPED, pair, None, first)
-        sampling = SamplingConfig(max_new_tokens=self.answer.max_new_tokens)
         try:
-            second = await self.teacher.generate(image, self.task.answer_prompt(pair.question), sampling)
+            seconds = await self._second_answers(row, image, self.task.answer_prompt(pair.question))
         except RequestRefused as refused:
             return row.ended(refused.state, refused.reason, refused.detail, first)
-        return row.annotated(pair.question, pair.answer, first, second)
+        return row.annotated(pair.question, pair.answer, first, seconds)
+
+    async def _second_answers(self, row: _RowOf, image: SeenImage, prompt: str) -> list[Reply]:
+        asked, limit = self.config.num_second_answers, self.answer.max_new_tokens
+        if asked == 1:
+            return [await self.teacher.generate(image, prompt, SamplingConfig(max_new_tokens=limit))]
+        draws = (self._drawn(f"{row.annotation_id}?{number}", limit) for number in range(asked))
+        return list(await asyncio.gather(*(self.teacher.generate(image, prompt, sampling) for sampling in draws)))
+
+    def _drawn(self, name: str, max_new_tokens: int | None = None) -> SamplingConfig:
+        """How a reply is drawn, with a seed of its own by its name."""
+        drawn = self.config.sampling
+        digest = hashlib.sha256(f"{drawn.seed}:{name}".encode()).digest()
+        limit = max_new_tokens or drawn.max_new_tokens
+        return drawn.model_copy(update={"seed": int.from_bytes(digest[:4]) >> 1, "max_new_tokens": limit})
 
 
 def _pairs(draws: Sequence[Reply | RequestRefused]) -> list[QuestionAnswer | str]:
@@ -95,6 +106,25 @@ def _pairs(draws: Sequence[Reply | RequestRefused]) -> list[QuestionAnswer | str
             asked.add(question)
         found.append(pair)
     return found
+
+
+def most_frequent(replies: Sequence[Reply]) -> tuple[Reply, float]:
+    """The first reply of the largest group of equal ones, and that group's share; cut off replies have no vote."""
+    equal = MATCHERS["exact"]
+    groups: list[list[Reply]] = []
+    for reply in replies:
+        if reply.truncated:
+            continue
+        group = next((group for group in groups if equal(group[0].text, reply.text)), None)
+        if group is None:
+            groups.append([reply])
+        else:
+            group.append(reply)
+    if not groups:
+        return replies[0], 0.0
+    # `max` takes the first of several that are as large.
+    largest = max(groups, key=len)
+    return largest[0], len(largest) / len(replies)
 
 
 def _pair(draw: Reply | RequestRefused) -> QuestionAnswer | str:
@@ -114,6 +144,10 @@ class _RowOf:
     number: int
     """Of the question on its image, from 0."""
 
+    @property
+    def annotation_id(self) -> str:
+        return f"{self.work.image_id}#{self.number}"
+
     def ended(self, state: State, reason: str, detail: str | None, first: Reply | None = None) -> Annotation:
         return Annotation(
             **self._of_image(),
@@ -128,7 +162,8 @@ class _RowOf:
             first_pass_s=first.elapsed_s if first else 0.0,
         )
 
-    def annotated(self, question: str, answer: str, first: Reply, second: Reply) -> Annotation:
+    def annotated(self, question: str, answer: str, first: Reply, seconds: Sequence[Reply]) -> Annotation:
+        second, share = most_frequent(seconds)
         state, reason = (
             (State.DROPPED, Reason.SECOND_ANSWER_TRUNCATED.value) if second.truncated else (State.KEPT, None)
         )
@@ -139,6 +174,7 @@ class _RowOf:
             question=question,
             answer=answer,
             second_answer=second.text,
+            second_answer_share=share,
             reply=first.text,
             finish_reason=first.finish_reason,
             second_finish_reason=second.finish_reason,
@@ -146,18 +182,18 @@ class _RowOf:
             second_mean_logprob=second.mean_logprob,
             num_prompt_tokens=first.num_prompt_tokens,
             num_output_tokens=first.num_output_tokens,
-            num_second_prompt_tokens=second.num_prompt_tokens,
-            num_second_cached_tokens=second.num_cached_tokens,
-            num_second_output_tokens=second.num_output_tokens,
-            num_uncached_image_tokens=second.num_uncached_image_tokens,
+            num_second_prompt_tokens=sum(reply.num_prompt_tokens for reply in seconds),
+            num_second_cached_tokens=sum(reply.num_cached_tokens for reply in seconds),
+            num_second_output_tokens=sum(reply.num_output_tokens for reply in seconds),
+            num_uncached_image_tokens=sum(reply.num_uncached_image_tokens for reply in seconds),
             first_pass_s=first.elapsed_s,
-            second_pass_s=second.elapsed_s,
+            second_pass_s=sum(reply.elapsed_s for reply in seconds),
         )
 
     def _of_image(self) -> dict[str, Any]:
         (ref,) = self.work.rows
         return {
-            "annotation_id": f"{ref.image_id}#{self.number}",
+            "annotation_id": self.annotation_id,
             "image_id": ref.image_id,
             "uri": ref.uri,
             "metadata": ref.metadata,

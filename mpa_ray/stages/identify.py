@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from mpa_ray.config import AnswerConfig, SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
-from mpa_ray.engine.protocol import RequestRefused, VisionLanguageModel
+from mpa_ray.engine.protocol import RequestRefused, SeenImage, VisionLanguageModel
 from mpa_ray.matching import Matcher
 from mpa_ray.records import Annotation, Verdict
 from mpa_ray.stages.judge import judge, not_answered, teacher_agrees
-from mpa_ray.stages.shard import ImageWork, look_at, state_of
+from mpa_ray.stages.shard import ImageWork, first_alone, look_at, state_of
 from mpa_ray.tasks.task import Task
 
 
@@ -39,7 +39,7 @@ class Identify:
     async def visit(self, work: ImageWork[Annotation]) -> list[Verdict]:
         """One verdict for each annotation of the image, in their order."""
         if not any(map(self.worth_asking, work.rows)):
-            return self._unasked(work.rows)
+            return [self._unasked(annotation) for annotation in work.rows]
         return [replace(verdict, attempts=work.attempts) for verdict in await self._verdicts(work)]
 
     async def _verdicts(self, work: ImageWork[Annotation]) -> list[Verdict]:
@@ -47,18 +47,18 @@ class Identify:
         if isinstance(image, ImageProblem):
             # The teacher saw this image; it has gone or changed since.
             return [not_answered(a, state_of(image), image.reason, image.detail) for a in work.rows]
-        verdicts, sampling = [], SamplingConfig(max_new_tokens=self.answer.max_new_tokens)
-        for annotation in work.rows:
-            if not self.worth_asking(annotation):
-                verdicts += self._unasked([annotation])
-                continue
-            prompt = self.task.answer_prompt(annotation.question or "")
-            try:
-                reply = await self.student.generate(image, prompt, sampling)
-                verdicts.append(judge(annotation, reply, self.worth_asking.matches))
-            except RequestRefused as refused:
-                verdicts.append(not_answered(annotation, refused.state, refused.reason, refused.detail))
-        return verdicts
+        asked = [annotation for annotation in work.rows if self.worth_asking(annotation)]
+        verdicts = iter(await first_alone([partial(self._verdict, image, annotation) for annotation in asked]))
+        return [next(verdicts) if self.worth_asking(row) else self._unasked(row) for row in work.rows]
 
-    def _unasked(self, annotations: Sequence[Annotation]) -> list[Verdict]:
-        return [judge(annotation, None, self.worth_asking.matches) for annotation in annotations]
+    async def _verdict(self, image: SeenImage, annotation: Annotation) -> Verdict:
+        prompt = self.task.answer_prompt(annotation.question or "")
+        sampling = SamplingConfig(max_new_tokens=self.answer.max_new_tokens)
+        try:
+            reply = await self.student.generate(image, prompt, sampling)
+        except RequestRefused as refused:
+            return not_answered(annotation, refused.state, refused.reason, refused.detail)
+        return judge(annotation, reply, self.worth_asking.matches)
+
+    def _unasked(self, annotation: Annotation) -> Verdict:
+        return judge(annotation, None, self.worth_asking.matches)

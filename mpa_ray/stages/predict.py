@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from mpa_ray.config import AnswerConfig, SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
-from mpa_ray.engine.protocol import RequestRefused, VisionLanguageModel
+from mpa_ray.engine.protocol import RequestRefused, SeenImage, VisionLanguageModel
 from mpa_ray.records import LabelledQuestion, Prediction
-from mpa_ray.stages.shard import ImageWork, look_at
+from mpa_ray.stages.shard import ImageWork, first_alone, look_at
 from mpa_ray.tasks.task import Task
 
 
@@ -25,14 +26,15 @@ class Predict:
         image = await look_at(work, self.model)
         if isinstance(image, ImageProblem):
             return [_prediction(question, None, f"{image.reason}: {image.detail}") for question in work.rows]
-        predictions, sampling = [], SamplingConfig(max_new_tokens=self.answer.max_new_tokens)
-        for question in work.rows:
-            try:
-                reply = await self.model.generate(image, self.task.answer_prompt(question.question), sampling)
-                predictions.append(_prediction(question, reply.text, "truncated" if reply.truncated else None))
-            except RequestRefused as refused:
-                predictions.append(_prediction(question, None, f"{refused.reason}: {refused.detail}"))
-        return predictions
+        return await first_alone([partial(self._answered, image, question) for question in work.rows])
+
+    async def _answered(self, image: SeenImage, question: LabelledQuestion) -> Prediction:
+        sampling = SamplingConfig(max_new_tokens=self.answer.max_new_tokens)
+        try:
+            reply = await self.model.generate(image, self.task.answer_prompt(question.question), sampling)
+        except RequestRefused as refused:
+            return _prediction(question, None, f"{refused.reason}: {refused.detail}")
+        return _prediction(question, reply.text, "truncated" if reply.truncated else None)
 
 
 def _prediction(question: LabelledQuestion, text: str | None, reason: str | None) -> Prediction:

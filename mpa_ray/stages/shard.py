@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Generic, Protocol, TypeVar
@@ -12,6 +13,7 @@ from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.engine.protocol import RequestRefused, SeenImage, VisionLanguageModel
 from mpa_ray.records import Reason, Row, RowT, State
 
+T = TypeVar("T")
 OutT = TypeVar("OutT")
 
 
@@ -43,6 +45,13 @@ async def look_at(work: ImageWork[RowT], model: VisionLanguageModel) -> SeenImag
         return await model.look(work.image_id, work.content)
     except RequestRefused as refused:
         return ImageProblem(refused.reason, refused.detail)
+
+
+async def first_alone(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """What all calls about one image give: the others follow the first together and find the image in the cache."""
+    if not calls:
+        return []
+    return [await calls[0](), *await asyncio.gather(*(call() for call in calls[1:]))]
 
 
 def state_of(problem: ImageProblem) -> State:

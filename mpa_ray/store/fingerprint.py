@@ -17,7 +17,7 @@ _ONLY_SPEED = frozenset({
 })  # fmt: skip
 """Arguments of an engine that change how fast it answers, not what."""
 
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 """Goes up when the same settings would give other rows."""
 
 
@@ -61,6 +61,7 @@ def annotation_fingerprint(config: RunConfig, task: Task) -> dict[str, Any]:
         "annotate.reply": config.annotate.reply,
         "source.skip_duplicates": config.source.skip_duplicates,
         "annotate.num_questions": config.annotate.num_questions,
+        "annotate.num_second_answers": config.annotate.num_second_answers,
         **{f"annotate.sampling.{name}": value for name, value in sampling.items()},
         **{f"teacher.{name}": value for name, value in _model(config.teacher, config).items()},
     }

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from mpa_ray.config import AnnotateConfig, AnswerConfig, SamplingConfig, ScriptedEngineConfig
+from mpa_ray.engine.protocol import Reply
 from mpa_ray.engine.scripted import ScriptedEngine
 from mpa_ray.records import Annotation, ImageRef
-from mpa_ray.stages.annotate import Annotate
+from mpa_ray.stages.annotate import Annotate, most_frequent
 from mpa_ray.stages.shard import ImageWork, failed_images
 from mpa_ray.tasks.library import TASKS
 
@@ -24,11 +25,15 @@ def visited(
     seed: int = 0,
     content: bytes | None = None,
     reply: Literal["free", "json"] = "free",
+    num_second_answers: int = 1,
 ) -> list[Annotation]:
     """One image's rows from a teacher that knows so many different questions."""
     engine = ScriptedEngine(ScriptedEngineConfig(kind="scripted", num_questions=different), (3136, 12544), 8)
     config = AnnotateConfig(
-        sampling=SamplingConfig(temperature=1.0, seed=seed), num_questions=num_questions, reply=reply
+        sampling=SamplingConfig(temperature=1.0, seed=seed),
+        num_questions=num_questions,
+        num_second_answers=num_second_answers,
+        reply=reply,
     )
     if content is None:
         buffer = io.BytesIO()
@@ -92,3 +97,31 @@ def test_an_image_counts_as_failed_only_where_every_row_of_it_failed() -> None:
         row("c", 0, "failed", "unreadable"), row("d", 0, "dropped", "no_question"),
     ]  # fmt: skip
     assert failed_images(rows) == {"request_failed": 1, "unreadable": 1}
+
+
+def test_second_answers_are_put_to_the_vote() -> None:
+    def reply(text: str, finish_reason: str = "stop") -> Reply:
+        return Reply(text, finish_reason, 10, 8, 1, 5, -0.1, 0.0)
+
+    def vote(*replies: Reply) -> tuple[str, float]:
+        winner, share = most_frequent(replies)
+        return winner.text, share
+
+    assert vote(reply("red")) == ("red", 1.0)
+    assert vote(reply("blue"), reply("red"), reply("Red."), reply("red")) == ("red", 0.75)
+    assert vote(reply("blue"), reply("red")) == ("blue", 0.5)
+    assert vote(reply("red", "length"), reply("red", "length"), reply("blue")) == ("blue", 1 / 3)
+    assert vote(reply("a very long", "length")) == ("a very long", 0.0)
+
+
+def test_several_second_answers_are_drawn_each_with_its_own_seed() -> None:
+    (row,) = visited(1, different=10**6, num_second_answers=5)
+    assert (row.state, row.second_answer, row.second_answer_share) == ("kept", row.answer, 1.0)
+    (once,) = visited(1, different=10**6)
+    assert row.num_second_prompt_tokens == 5 * once.num_second_prompt_tokens
+    assert row.question == once.question
+
+
+def test_many_greedy_second_answers_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_second_answers over 1 needs"):
+        AnnotateConfig(sampling=SamplingConfig(), num_second_answers=3)
