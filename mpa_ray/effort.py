@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
 
@@ -9,6 +11,8 @@ from dataclasses import dataclass, fields, replace
 class Effort:
     """Seconds are summed over images that are worked on together, so that only their proportions mean much."""
 
+    num_bytes_read: int = 0
+    """Of image files."""
     read_s: float = 0.0
     """Reading rows and image files, for a shard at a time."""
     render_s: float = 0.0
@@ -35,3 +39,24 @@ class Effort:
         for field in fields(self):
             setattr(self, field.name, field.default)
         return so_far
+
+
+@dataclass
+class Load:
+    """What an engine and the work before it hold at this moment."""
+
+    num_waiting: int = 0
+    """Images that were read and wait for room in the engine."""
+    num_rendering: int = 0
+    """Images being decoded, scaled and brought to the model's form, or waiting for that."""
+    num_in_engine: int = 0
+    """Requests in the engine, waiting there included."""
+
+    @contextmanager
+    def one_more(self, name: str) -> Iterator[None]:
+        """While it lasts, `name` is one more."""
+        setattr(self, name, getattr(self, name) + 1)
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) - 1)

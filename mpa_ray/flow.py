@@ -6,6 +6,7 @@ and a retry repeats exactly one shard.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -25,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mpa_ray.config import LimitsConfig, ModelConfig, ReadingConfig, resolve_path
 from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.corpus.read import Content, Reader
-from mpa_ray.effort import Effort
+from mpa_ray.effort import Effort, Load
 from mpa_ray.engine.build import build_engine, images_in_flight
 from mpa_ray.engine.process_group import end_group_with_this_process
 from mpa_ray.engine.protocol import VisionLanguageModel
@@ -33,9 +34,10 @@ from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.ledger import Attempt, PassLedger, Sighting, sha256
 from mpa_ray.progress import say
 from mpa_ray.records import Reason, RowT
-from mpa_ray.stages.shard import ImageWork, Stage, failed_images
+from mpa_ray.stages.shard import ImageWork, Stage, failed_images, outcomes
 from mpa_ray.stages.visits import GivenUp, Visits
 from mpa_ray.store.dataset import ShardedDataset, ahead
+from mpa_ray.telemetry import Counters, Gauges
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,8 @@ class ShardDone:
 
     shard: str
     num_images: int
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Rows by state and reason."""
     failed: Counter[str] = field(default_factory=Counter)
     """Images of which no row but failed, by reason."""
     visit_s: float = 0.0
@@ -103,7 +107,8 @@ def run_pass(work: Pass[Any], shards: Sequence[str], committed: Sequence[str] = 
     # A shard's last images leave slots free; the next shards fill them.
     shards_in_flight = max(2, 1 + math.ceil(in_flight / 64))
     ledger = _start_ledger(work, shards, committed)
-    done = (
+    counters = Counters(work.name)
+    graph = (
         ray.data.from_items([{"shard": s} for s in shards], override_num_blocks=len(shards))
         .map(Fetch(work, ledger), compute=TaskPoolStrategy(work.reading.num_shards), num_cpus=_AUXILIARY_CPUS)
         .map_batches(
@@ -124,13 +129,15 @@ def run_pass(work: Pass[Any], shards: Sequence[str], committed: Sequence[str] = 
         )
         .map(Commit(work.target), num_cpus=_AUXILIARY_CPUS)
     )
-    for row in done.iter_rows():
+    for row in graph.iter_rows():
         if row["failure"]:
             raise RunError(f"{work.name}: {row['failure']} The same command continues.")
         ledger.end.remote(row["shard"])
-        yield ShardDone(
-            row["shard"], row["num_images"], pickle.loads(row["failed"]), row["visit_s"], pickle.loads(row["effort"])
-        )
+        rows, failed = pickle.loads(row["outcomes"])
+        done = ShardDone(row["shard"], row["num_images"], rows, failed, row["visit_s"], pickle.loads(row["effort"]))
+        # Here and not in the workers: once for each shard, however often it was begun.
+        counters.count(done.num_images, done.outcomes, done.effort)
+        yield done
 
 
 def _start_ledger(work: Pass[Any], shards: Sequence[str], committed: Sequence[str]) -> Any:
@@ -168,8 +175,11 @@ class Fetch:
             images, failure = [], f"{type(error).__name__}: {error}."
         else:
             failure = ""
-        read_s = time.monotonic() - started
-        return {"shard": row["shard"], "images": pickle.dumps(images), "failure": failure, "read_s": read_s}
+        num_bytes = sum(len(image.content) for image in images if isinstance(image.content, bytes))
+        effort = Effort(num_bytes_read=num_bytes, read_s=time.monotonic() - started)
+        return {
+            "shard": row["shard"], "images": pickle.dumps(images), "failure": failure, "effort": pickle.dumps(effort),
+        }  # fmt: skip
 
     def _images(self, shard: str) -> list[ImageWork[Any]]:
         groups = [tuple(found) for _, found in groupby(self.work.source.read(shard), key=lambda r: r.image_id)]
@@ -232,12 +242,15 @@ class ModelActor:
 
     def __init__(self, work: Pass[Any], model: ModelConfig, ledger: Any) -> None:
         self._watcher = end_group_with_this_process()
-        self._effort = Effort()
-        engine = build_engine(model, work.reader.object_store, work.limits.request_timeout_s, self._effort)
+        self._effort, load = Effort(), Load()
+        engine = build_engine(model, work.reader.object_store, work.limits.request_timeout_s, self._effort, load)
         stage = work.make_stage(engine)
-        self._visits = Visits(stage, images_in_flight(model), _Log(ledger), _end_process, self._effort)
+        self._visits = Visits(stage, images_in_flight(model), _Log(ledger), _end_process, self._effort, load)
+        self._gauges = Gauges(work.name, load)
+        self._showing: asyncio.Task[None] | None = None
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
+        self._showing = self._showing or asyncio.create_task(self._gauges.keep_showing())
         shard = batch["shard"][0].as_py()
         images = pickle.loads(batch["images"][0].as_py())
         rows, failure = [], batch["failure"][0].as_py()
@@ -248,7 +261,7 @@ class ModelActor:
             except GivenUp as error:
                 failure = f"{error}."
         effort = self._effort.taken()
-        effort.read_s += batch["read_s"][0].as_py()
+        effort += pickle.loads(batch["effort"][0].as_py())
         return pa.table({
             "shard": [shard], "num_images": [len(images)], "rows": [pickle.dumps(rows)], "failure": [failure],
             "visit_s": [time.monotonic() - started], "effort": [pickle.dumps(effort)],
@@ -270,17 +283,18 @@ class Commit(Generic[RowT]):
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if row["failure"]:
-            return {**row, "failed": b""}
+            return {**row, "outcomes": b""}
         started = time.monotonic()
         rows: list[RowT] = pickle.loads(row["rows"])
         try:
             if not self.target.commit(row["shard"], rows):
                 rows = self.target.read(row["shard"])
         except (RunError, OSError, ValueError) as error:
-            return {**row, "rows": b"", "failed": b"", "failure": str(error)}
+            return {**row, "rows": b"", "outcomes": b"", "failure": str(error)}
         effort: Effort = pickle.loads(row["effort"])
         effort.write_s += time.monotonic() - started
-        return {**row, "rows": b"", "failed": pickle.dumps(failed_images(rows)), "effort": pickle.dumps(effort)}
+        found = outcomes(rows), failed_images(rows)
+        return {**row, "rows": b"", "outcomes": pickle.dumps(found), "effort": pickle.dumps(effort)}
 
 
 class HasImage(Protocol):

@@ -6,7 +6,7 @@ import math
 
 from mpa_ray.checkpoints import local_model
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, ScriptedEngineConfig
-from mpa_ray.effort import Effort
+from mpa_ray.effort import Effort, Load
 from mpa_ray.engine.measured import Measured
 from mpa_ray.engine.patience import WithTimeout
 from mpa_ray.engine.protocol import VisionLanguageModel
@@ -22,10 +22,10 @@ def images_in_flight(config: ModelConfig) -> int:
 
 
 def build_engine(
-    config: ModelConfig, object_store: ObjectStoreConfig, request_timeout_s: float, effort: Effort
+    config: ModelConfig, object_store: ObjectStoreConfig, request_timeout_s: float, effort: Effort, load: Load
 ) -> VisionLanguageModel:
     """Start the engine that the configuration names, in this process; what it spends is added to `effort`."""
-    return Measured(WithTimeout(_start(config, object_store), request_timeout_s), effort)
+    return Measured(WithTimeout(_start(config, object_store), request_timeout_s), effort, load)
 
 
 def _start(config: ModelConfig, object_store: ObjectStoreConfig) -> VisionLanguageModel:

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 from mpa_ray.config import SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
-from mpa_ray.effort import Effort
+from mpa_ray.effort import Effort, Load
 from mpa_ray.engine.protocol import JsonSchema, Reply, SeenImage, VisionLanguageModel
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model that adds to an effort what each of its answers took."""
+    """A model that adds to an effort what each of its answers took, and tells its load."""
 
     model: VisionLanguageModel
     effort: Effort
+    load: Load
 
     @property
     def max_images_in_flight(self) -> int:
@@ -25,7 +26,8 @@ class Measured:
     async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
         started = time.monotonic()
         try:
-            return await self.model.look(image_id, content)
+            with self.load.one_more("num_rendering"):
+                return await self.model.look(image_id, content)
         finally:
             self.effort.render_s += time.monotonic() - started
 
@@ -34,7 +36,8 @@ class Measured:
     ) -> Reply:
         started = time.monotonic()
         try:
-            reply = await self.model.generate(image, text, sampling, schema)
+            with self.load.one_more("num_in_engine"):
+                reply = await self.model.generate(image, text, sampling, schema)
         finally:
             self.effort.engine_s += time.monotonic() - started
         self.effort.num_prompt_tokens += reply.num_prompt_tokens

@@ -60,6 +60,11 @@ def state_of(problem: ImageProblem) -> State:
     return State.DROPPED if problem.reason in left_out else State.FAILED
 
 
+def outcomes(rows: Sequence[Row]) -> Counter[tuple[str, str]]:
+    """Rows by state and reason, an empty one where there is none; predictions, which have no state, are `kept`."""
+    return Counter((str(getattr(row, "state", State.KEPT)), str(getattr(row, "reason", None) or "")) for row in rows)
+
+
 def failed_images(rows: Sequence[Row]) -> Counter[str]:
     """Images of which no row but failed, by the reason of the first; one image's rows follow one another."""
     images = (list(found) for _, found in groupby(rows, key=lambda row: row.image_id))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
 from mpa_ray.corpus.decode import ImageProblem
-from mpa_ray.effort import Effort
+from mpa_ray.effort import Effort, Load
 from mpa_ray.engine.protocol import EngineDied
 from mpa_ray.ledger import Attempt
 from mpa_ray.records import Reason
@@ -72,9 +72,11 @@ class Visits:
         log: Log,
         die: Callable[[str], Awaitable[None]],
         effort: Effort | None = None,
+        load: Load | None = None,
     ) -> None:
-        """What images wait for room is added to `effort`."""
-        self._stage, self._log, self._die, self._effort = stage, log, die, effort or Effort()
+        """Images that wait for room are counted in `load`, and how long they wait is added to `effort`."""
+        self._stage, self._log, self._die = stage, log, die
+        self._effort, self._load = effort or Effort(), load or Load()
         self._slots = Slots(num_slots)
         self._in_flight: dict[str, set[str]] = {}
         self._is_dying = False
@@ -97,7 +99,9 @@ class Visits:
 
     async def _among_others(self, shard: str, work: ImageWork[Any]) -> list[Any]:
         arrived = time.monotonic()
-        async with self._slots.one():
+        async with AsyncExitStack() as slot:
+            with self._load.one_more("num_waiting"):
+                await slot.enter_async_context(self._slots.one())
             self._effort.wait_s += time.monotonic() - arrived
             return await self._visit(shard, work)
 

@@ -42,9 +42,10 @@ def test_only_flow_knows_ray_data() -> None:
     assert files_importing("ray.data") == {"flow.py"}
 
 
-def test_only_leveling_and_flow_know_ray() -> None:
+def test_only_leveling_flow_and_telemetry_know_ray() -> None:
     outside = {f for f in files_importing("ray") if not f.startswith("leveling/")}
-    assert outside == {"flow.py"}
+    assert outside == {"flow.py", "telemetry.py"}
+    assert files_importing("ray.util.metrics") == {"telemetry.py"}
 
 
 def test_only_leveling_knows_ray_train() -> None:
@@ -66,6 +67,7 @@ def test_only_leveling_knows_ray_train() -> None:
         ("ledger.py", ["records", "tasks", "stages", "store", "flow", "engine"]),
         ("corpus/places", ["corpus.sources", "corpus.index", "corpus.read", "store"]),
         ("corpus/sources", ["corpus.index", "corpus.read", "store"]),
+        ("telemetry.py", ["records", "tasks", "stages", "store", "flow", "engine", "corpus"]),
         ("object_store.py", ["store", "corpus", "flow"]),
         ("checkpoints.py", ["store", "corpus", "flow", "engine"]),
         ("engine", ["stages", "store", "flow", "leveling", "evaluation", "campaign"]),
