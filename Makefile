@@ -3,10 +3,11 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 SEED   ?= 0
+VLLM   ?= 0.29.0
 DEMO   ?= runs/demo-$(SEED)
 IMAGES ?= 4000
 
-.PHONY: demo setup format check test bench models
+.PHONY: demo setup format check test other-vllm bench models
 
 demo: setup ## Align the bundled student with the bundled teacher, from unlabeled images to a report
 	$(PYTHON) -m mpa_ray.demo.images --out $(DEMO)/data --num-images $(IMAGES) --seed $(SEED)
@@ -32,6 +33,10 @@ check: setup ## Style, types and unit tests: under 2 minutes
 
 test: check ## Everything: also local Ray and real vLLM
 	$(PYTHON) -m pytest -q tests/integration tests/engine
+
+other-vllm: ## The engine's tests with another vLLM, in an environment of its own: make other-vllm VLLM=0.29.0
+	cluster/setup_cpu.sh .venv-vllm-$(VLLM) $(VLLM)
+	.venv-vllm-$(VLLM)/bin/python -m pytest -q tests/engine/test_visit.py
 
 bench: setup ## Measure what we claim; writes benchmarks/results (chaos: an hour and a half)
 	$(PYTHON) benchmarks/visit.py

