@@ -11,9 +11,11 @@ import logging
 import math
 import os
 import pickle
+import threading
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Generic, Protocol
@@ -88,12 +90,13 @@ class ShardDone:
     """What its node spent until it was done, in part on other shards."""
 
 
-def run_pass(work: Pass[Any], shards: Sequence[str], committed: Sequence[str] = ()) -> Iterator[ShardDone]:
+def run_pass(work: Pass[Any], shards: Iterable[str], committed: Sequence[str] = ()) -> Iterator[ShardDone]:
     """Send the shards through the model and commit each; yields them as they are done, in any order.
 
     Args:
         work: What is done.
-        shards: Those that are to be done.
+        shards: Those that are to be done. They may become known over time: engines start meanwhile. An error raised
+            here ends the pass when what was known before is done.
         committed: Those that are done already, for telling duplicates of their images.
 
     Raises:
@@ -106,15 +109,13 @@ def run_pass(work: Pass[Any], shards: Sequence[str], committed: Sequence[str] = 
     in_flight = images_in_flight(model)
     # A shard's last images leave slots free; the next shards fill them.
     shards_in_flight = max(2, 1 + math.ceil(in_flight / 64))
-    ledger = _start_ledger(work, shards, committed)
+    ledger = _start_ledger(work, committed)
+    feed = _Feed(ledger, shards)
     counters = Counters(work.name)
     graph = (
-        ray.data.from_items([{"shard": s} for s in shards], override_num_blocks=len(shards))
-        .map(
-            Fetch(work, ledger),
-            compute=TaskPoolStrategy(min(work.reading.num_shards, len(shards))),
-            num_cpus=_AUXILIARY_CPUS,
-        )
+        ray.data.from_items([{"pass": work.name}])
+        .flat_map(Shards(ledger), num_cpus=0)
+        .map(Fetch(work, ledger), compute=TaskPoolStrategy(work.reading.num_shards), num_cpus=_AUXILIARY_CPUS)
         .map_batches(
             ModelActor,
             fn_constructor_args=(work, model, ledger),
@@ -133,6 +134,8 @@ def run_pass(work: Pass[Any], shards: Sequence[str], committed: Sequence[str] = 
         )
         .map(Commit(work.target), num_cpus=_AUXILIARY_CPUS)
     )
+    # A row is a whole shard, and it leaves each step by itself as soon as it is there.
+    graph.context.target_max_block_size = 1
     for row in graph.iter_rows():
         if row["failure"]:
             raise RunError(f"{work.name}: {row['failure']} The same command continues.")
@@ -142,13 +145,51 @@ def run_pass(work: Pass[Any], shards: Sequence[str], committed: Sequence[str] = 
         # Here and not in the workers: once for each shard, however often it was begun.
         counters.count(done.num_images, done.outcomes, done.effort)
         yield done
+    feed.end()
 
 
-def _start_ledger(work: Pass[Any], shards: Sequence[str], committed: Sequence[str]) -> Any:
+class _Feed:
+    """Tells the ledger of shards as they become known, from a thread of the driver."""
+
+    def __init__(self, ledger: Any, shards: Iterable[str]) -> None:
+        self._ledger, self._shards = ledger, shards
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._tell, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """After the last shard. Raises what ended the list before its time."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _tell(self) -> None:
+        try:
+            for shard in self._shards:
+                self._ledger.add.remote(shard)
+        except BaseException as error:  # noqa: BLE001
+            self._error = error
+        self._ledger.complete.remote()
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The rows that a graph begins with: the ledger's shards in their order, each as soon as it is known."""
+
+    ledger: Any
+
+    def __call__(self, _: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        place = 0
+        while (found := ray.get(self.ledger.behind.remote(place))) is not None:
+            place += len(found)
+            yield from ({"shard": shard} for shard in found)
+
+
+def _start_ledger(work: Pass[Any], committed: Sequence[str]) -> Any:
     """Beside the driver, where it lives as long as the pass."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     ledger = ray.remote(num_cpus=0, scheduling_strategy=here)(PassLedger).remote(
-        shards, work.limits, work.reading.max_bytes_in_flight
+        work.limits, work.reading.max_bytes_in_flight
     )
     if work.skips_duplicates:
         known = ahead(lambda shard: work.target.columns(shard, ["image_id", "content_sha256"]), committed)
@@ -334,6 +375,8 @@ def _quiet() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Where a pass has fewer shards than may be read at a time.
+    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks", UserWarning)
 
 
 def ordered() -> ExecutionOptions:

@@ -1,4 +1,4 @@
-"""What one pass over a dataset has to remember between its workers: order, bytes in flight, duplicates, deaths.
+"""What one pass over a dataset has to remember between its workers: shards, bytes in flight, duplicates, deaths.
 
 Plain objects for one event loop; `flow.py` puts them into an actor beside the driver, which outlives every worker.
 """
@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from mpa_ray.config import LimitsConfig
@@ -22,16 +23,23 @@ POLL_S = 10.0
 
 
 class Turns:
-    """Lets shards pass in the order of a list."""
+    """Lets shards pass in the order of a list, which may grow."""
 
-    def __init__(self, shards: Sequence[str], patience_s: float = _PATIENCE_S) -> None:
-        self._place = {shard: place for place, shard in enumerate(shards)}
-        self._passed = [False] * len(shards)
+    def __init__(self, shards: Iterable[str] = (), patience_s: float = _PATIENCE_S) -> None:
+        self._place: dict[str, int] = {}
+        self._passed: list[bool] = []
         self._next = 0
         self._patience_s = patience_s
         self._heard_of: dict[int, float] = {}
         """When each waiting shard, or the one whose turn it is, last gave a sign of life."""
         self._changed = asyncio.Condition()
+        for shard in shards:
+            self.add(shard)
+
+    def add(self, shard: str) -> None:
+        """The list's next."""
+        self._place[shard] = len(self._passed)
+        self._passed.append(False)
 
     async def wait(self, shard: str, wait_s: float = POLL_S) -> bool:
         """Until all shards before this one have passed, or the next of them seems to be gone; False after `wait_s`."""
@@ -59,10 +67,10 @@ class Turns:
 class BytesInFlight:
     """Leases of memory by shard, given in turn; a shard that begins again holds the lease that it has."""
 
-    def __init__(self, shards: Sequence[str], max_bytes: int, patience_s: float = _PATIENCE_S) -> None:
+    def __init__(self, turns: Turns, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._leases: dict[str, int] = {}
-        self._turns = Turns(shards, patience_s)
+        self._turns = turns
         self._changed = asyncio.Condition()
         self.peak = 0
         """The most bytes that were leased at a time."""
@@ -120,8 +128,8 @@ class Duplicates:
     first and whoever else works on the same run: the first of several can never be given up for a later one.
     """
 
-    def __init__(self, shards: Sequence[str], patience_s: float = _PATIENCE_S) -> None:
-        self._turns = Turns(shards, patience_s)
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
         self._seen = FirstSeen()
 
     def know(self, shard: str, sightings: Iterable[Sighting | None]) -> None:
@@ -242,13 +250,55 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+class Supply:
+    """The shards that are to be done, told as they become known."""
+
+    def __init__(self) -> None:
+        self._shards: list[str] = []
+        self._is_complete = False
+        self._changed = asyncio.Condition()
+
+    async def add(self, shard: str) -> None:
+        async with self._changed:
+            self._shards.append(shard)
+            self._changed.notify_all()
+
+    async def complete(self) -> None:
+        """No more will come."""
+        async with self._changed:
+            self._is_complete = True
+            self._changed.notify_all()
+
+    async def behind(self, place: int, wait_s: float = POLL_S) -> list[str] | None:
+        """The shards from this place on, none where none became known within `wait_s`; None at the end of all."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s), self._changed:
+                await self._changed.wait_for(lambda: self._is_complete or len(self._shards) > place)
+        found = self._shards[place:]
+        return None if self._is_complete and not found else found
+
+
 class PassLedger:
     """All of it for one pass, as the methods of one actor."""
 
-    def __init__(self, shards: Sequence[str], limits: LimitsConfig, max_bytes_in_flight: int) -> None:
+    def __init__(self, limits: LimitsConfig, max_bytes_in_flight: int) -> None:
+        self.supply = Supply()
         self.attempts = Attempts(limits)
-        self.bytes = BytesInFlight(shards, max_bytes_in_flight)
-        self.duplicates = Duplicates(shards)
+        self._turns = Turns(), Turns()
+        self.bytes = BytesInFlight(self._turns[0], max_bytes_in_flight)
+        self.duplicates = Duplicates(self._turns[1])
+
+    async def add(self, shard: str) -> None:
+        """One more is to be done."""
+        for turns in self._turns:
+            turns.add(shard)
+        await self.supply.add(shard)
+
+    async def complete(self) -> None:
+        await self.supply.complete()
+
+    async def behind(self, place: int) -> list[str] | None:
+        return await self.supply.behind(place)
 
     def know(self, committed: Mapping[str, Sequence[Sighting | None]]) -> None:
         for shard, sightings in committed.items():

@@ -14,7 +14,7 @@ from mpa_ray.config import LimitsConfig
 from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.corpus.first_seen import FirstSeen
 from mpa_ray.engine.protocol import EngineDied
-from mpa_ray.ledger import Attempt, Attempts, BytesInFlight, Duplicates, Sighting, sha256
+from mpa_ray.ledger import Attempt, Attempts, BytesInFlight, Duplicates, Sighting, Supply, Turns, sha256
 from mpa_ray.records import Reason
 from mpa_ray.stages.shard import ImageWork
 from mpa_ray.stages.visits import GivenUp, Slots, Visits
@@ -41,7 +41,7 @@ def test_an_image_is_the_duplicate_of_an_earlier_one_only(order: list[int]) -> N
     contents = {"000000": ["a0", "b0", "a1"], "000001": ["b1"], "000002": ["c2", "a2"], "000003": ["c3"]}
 
     async def claimed() -> dict[str, list[str | None] | None]:
-        duplicates = Duplicates(shards)
+        duplicates = Duplicates(Turns(shards))
         found = await asyncio.gather(*(duplicates.claim(shards[n], sightings(*contents[shards[n]])) for n in order))
         return dict(zip((shards[n] for n in order), found, strict=True))
 
@@ -51,7 +51,7 @@ def test_an_image_is_the_duplicate_of_an_earlier_one_only(order: list[int]) -> N
 
 def test_what_is_committed_is_known_and_a_shard_may_claim_again() -> None:
     async def claimed() -> list[list[str | None] | None]:
-        duplicates = Duplicates(["000001"])
+        duplicates = Duplicates(Turns(["000001"]))
         duplicates.know("000000", sightings("a0"))
         return [await duplicates.claim("000001", sightings("a1", "b1")) for _ in range(2)]
 
@@ -60,7 +60,7 @@ def test_what_is_committed_is_known_and_a_shard_may_claim_again() -> None:
 
 def test_a_shard_that_never_comes_holds_up_nobody_for_ever() -> None:
     async def claimed() -> list[list[str | None] | None]:
-        duplicates = Duplicates(["000000", "000001"], patience_s=0.05)
+        duplicates = Duplicates(Turns(["000000", "000001"], patience_s=0.05))
         return [await duplicates.claim("000001", sightings("a1"), wait_s=0.03) for _ in range(2)]
 
     assert asyncio.run(claimed()) == [None, [None]]
@@ -68,7 +68,7 @@ def test_a_shard_that_never_comes_holds_up_nobody_for_ever() -> None:
 
 def test_a_shard_that_only_waits_for_room_is_not_overtaken() -> None:
     async def order() -> list[bool]:
-        budget = BytesInFlight(["000000", "000001", "000002"], 100, patience_s=0.05)
+        budget = BytesInFlight(Turns(["000000", "000001", "000002"], patience_s=0.05), 100)
         await budget.acquire("000000", 90)
         got = []
         for _ in range(5):
@@ -88,7 +88,7 @@ def test_bytes_in_flight_stay_below_the_limit() -> None:
         await budget.release(shard)
 
     async def peak() -> int:
-        budget = BytesInFlight(shards, 100)
+        budget = BytesInFlight(Turns(shards), 100)
         await asyncio.gather(*(read(budget, s, 30 + n % 3) for n, s in enumerate(reversed(shards))))
         return budget.peak
 
@@ -97,7 +97,7 @@ def test_bytes_in_flight_stay_below_the_limit() -> None:
 
 def test_a_shard_larger_than_all_room_goes_alone_and_one_that_begins_again_keeps_its_lease() -> None:
     async def order() -> list[str]:
-        budget = BytesInFlight(["000000", "000001"], 100)
+        budget = BytesInFlight(Turns(["000000", "000001"]), 100)
         done: list[str] = []
         await budget.acquire("000000", 500)
         await budget.acquire("000000", 500)
@@ -229,3 +229,23 @@ def test_all_slots_are_taken_by_one_at_a_time() -> None:
         return peak_beside[0], peak_beside[1]
 
     assert asyncio.run(most_together()) == (0, 3)
+
+
+def test_shards_are_told_as_they_become_known() -> None:
+    async def told() -> list[list[str] | None]:
+        supply = Supply()
+        found: list[list[str] | None] = [await supply.behind(0, wait_s=0.01)]
+        waiting = asyncio.ensure_future(supply.behind(0))
+        await asyncio.sleep(0)
+        await supply.add("000000")
+        found.append(await waiting)
+        await supply.add("000001")
+        await supply.add("000002")
+        found += [await supply.behind(1), await supply.behind(0)]
+        waiting = asyncio.ensure_future(supply.behind(3))
+        await asyncio.sleep(0)
+        await supply.complete()
+        return [*found, await waiting, await supply.behind(2)]
+
+    every = ["000000", "000001", "000002"]
+    assert asyncio.run(told()) == [[], every[:1], every[1:], every, None, every[2:]]
