@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from mpa_ray.config import LimitsConfig, ModelConfig, RunConfig, StudentConfig
-from mpa_ray.corpus.index import index_source
+from mpa_ray.corpus.index import index_shards, index_source
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.effort import Effort
@@ -69,18 +69,47 @@ def index(config: RunConfig) -> None:
 
 def annotate(config: RunConfig) -> None:
     """The Pseudo Annotator: D_PA, with the teacher's second answers."""
-    task = task_of(config)
     run = open_run(config, ["annotations"], ["corpus"])
     manifest = run.manifest()
-    make_stage = partial(Annotate, task=task, config=config.annotate, answer=config.answer)
-    _run_missing(
-        run, "annotate", manifest, config.limits,
-        lambda flow: flow.Pass(
-            "annotate:teacher", run.corpus, run.annotations, config.teacher, make_stage, _reader(config),
-            config.reading, config.limits, skips_duplicates=config.source.skip_duplicates,
-        ),
-        run.annotations.missing(manifest.shards),
+    _run_missing(run, "annotate", manifest, config.limits, partial(_annotation_pass, config, run),
+                 run.annotations.missing(manifest.shards))  # fmt: skip
+
+
+def index_and_annotate(config: RunConfig) -> None:
+    """Both side by side: the teacher's engines start, and get to work, while the source is being listed."""
+    run = open_run(config, ["corpus", "annotations"])
+    if run.storage.exists("corpus/manifest.json"):
+        index(config)
+        annotate(config)
+        return
+    indexed = run.corpus.leading()
+    missing = run.annotations.missing(indexed)
+    committed = list(_without(indexed, missing))
+
+    def shards(progress: Progress) -> Iterator[str]:
+        yield from missing
+        with _timed(run, "index"):
+            yield from _without(index_shards(config.source, run, Places(config.object_store)), indexed)
+        manifest = run.manifest()
+        say(f"index: {manifest.num_images} images in {manifest.num_shards} shards")
+        progress.expect(manifest.num_images)
+
+    progress = Progress("annotate", None, "images", run.corpus.num_rows(committed))
+    _run(run, "annotate", config.limits, partial(_annotation_pass, config, run), shards(progress), committed, progress)
+
+
+def _annotation_pass(config: RunConfig, run: Run, flow: Any) -> Pass[Any]:
+    make_stage = partial(Annotate, task=task_of(config), config=config.annotate, answer=config.answer)
+    made: Pass[Any] = flow.Pass(
+        "annotate:teacher", run.corpus, run.annotations, config.teacher, make_stage, _reader(config), config.reading,
+        config.limits, skips_duplicates=config.source.skip_duplicates,
     )  # fmt: skip
+    return made
+
+
+def _without(shards: Iterable[str], others: Sequence[str]) -> Iterator[str]:
+    left_out = set(others)
+    return (shard for shard in shards if shard not in left_out)
 
 
 def identify(config: RunConfig) -> None:
@@ -200,7 +229,7 @@ def report(config: RunConfig) -> None:
 
 def align(config: RunConfig) -> None:
     """All steps for every student."""
-    for step in (index, annotate, identify, level, evaluate, report):
+    for step in (index_and_annotate, identify, level, evaluate, report):
         step(config)
 
 
@@ -214,25 +243,34 @@ def _run_missing(
     label: str,
     manifest: Manifest,
     limits: LimitsConfig,
-    make_pass: Any,
+    make_pass: Callable[[Any], Pass[Any]],
     missing: Sequence[str],
 ) -> None:
     if not missing:
         say(f"{label}: already done")
         return
     run.check_room(manifest.num_images * len(missing) // manifest.num_shards)
+    done = manifest.num_images * (manifest.num_shards - len(missing)) // manifest.num_shards
+    progress = Progress(label, manifest.num_images, "images", done)
+    _run(run, label, limits, make_pass, missing, list(_without(manifest.shards, missing)), progress)
+
+
+def _run(
+    run: Run,
+    label: str,
+    limits: LimitsConfig,
+    make_pass: Callable[[Any], Pass[Any]],
+    shards: Iterable[str],
+    committed: Sequence[str],
+    progress: Progress,
+) -> None:
     # Ray takes a second to import, and a step that is done needs none of it.
     from mpa_ray import flow
 
     flow.start_ray()
-    work: Pass[Any] = make_pass(flow)
-    guard = FailureGuard(limits)
-    done = manifest.num_images * (manifest.num_shards - len(missing)) // manifest.num_shards
-    throughput = Throughput()
-    with _timed(run, label, throughput), Progress(label, manifest.num_images, "images", done) as progress:
-        still_missing = set(missing)
-        committed = [shard for shard in manifest.shards if shard not in still_missing]
-        for shard in flow.run_pass(work, missing, committed):
+    guard, throughput = FailureGuard(limits), Throughput()
+    with _timed(run, label, throughput), progress:
+        for shard in flow.run_pass(make_pass(flow), shards, committed):
             progress.advance(shard.num_images)
             throughput.count(shard.num_images, shard.visit_s, shard.effort)
             guard.count(shard.num_images, shard.failed)

@@ -111,7 +111,6 @@ def run_pass(work: Pass[Any], shards: Iterable[str], committed: Sequence[str] = 
     shards_in_flight = max(2, 1 + math.ceil(in_flight / 64))
     ledger = _start_ledger(work, committed)
     feed = _Feed(ledger, shards)
-    counters = Counters(work.name)
     graph = (
         ray.data.from_items([{"pass": work.name}])
         .flat_map(Shards(ledger), num_cpus=0)
@@ -136,6 +135,12 @@ def run_pass(work: Pass[Any], shards: Iterable[str], committed: Sequence[str] = 
     )
     # A row is a whole shard, and it leaves each step by itself as soon as it is there.
     graph.context.target_max_block_size = 1
+    with feed:
+        yield from _done(work, graph, ledger)
+
+
+def _done(work: Pass[Any], graph: Dataset, ledger: Any) -> Iterator[ShardDone]:
+    counters = Counters(work.name)
     for row in graph.iter_rows():
         if row["failure"]:
             raise RunError(f"{work.name}: {row['failure']} The same command continues.")
@@ -145,7 +150,6 @@ def run_pass(work: Pass[Any], shards: Iterable[str], committed: Sequence[str] = 
         # Here and not in the workers: once for each shard, however often it was begun.
         counters.count(done.num_images, done.outcomes, done.effort)
         yield done
-    feed.end()
 
 
 class _Feed:
@@ -154,11 +158,17 @@ class _Feed:
     def __init__(self, ledger: Any, shards: Iterable[str]) -> None:
         self._ledger, self._shards = ledger, shards
         self._error: BaseException | None = None
+        self._is_over = False
         self._thread = threading.Thread(target=self._tell, daemon=True)
         self._thread.start()
 
-    def end(self) -> None:
-        """After the last shard. Raises what ended the list before its time."""
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Behind the last shard. Raises what ended the list before its time."""
+        self._is_over = True
+        if kind is not None:
+            return
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -166,6 +176,8 @@ class _Feed:
     def _tell(self) -> None:
         try:
             for shard in self._shards:
+                if self._is_over:
+                    return
                 self._ledger.add.remote(shard)
         except BaseException as error:  # noqa: BLE001
             self._error = error

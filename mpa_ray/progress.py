@@ -46,6 +46,10 @@ class Progress:
         if kind is None and self._to is None:
             say(f"{self._label}: done in {clock(time.monotonic() - self._started)}{self._rate()}")
 
+    def expect(self, total: int) -> None:
+        """The total has become known."""
+        self._total = total
+
     def advance(self, count: int) -> None:
         if self._first is None:
             # What came before the first count is in part the start of an engine: the rate leaves both out.

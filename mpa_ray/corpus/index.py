@@ -44,13 +44,21 @@ def _is_taken(ref: ImageRef, config: SourceConfig) -> bool:
 
 
 def index_source(config: SourceConfig, run: Run, places: Places) -> Manifest:
-    """Write the corpus manifest; a corpus that is already indexed is left as it is.
+    """Write the corpus manifest; a corpus that is already indexed is left as it is."""
+    for _ in index_shards(config, run, places):
+        pass
+    return run.manifest()
+
+
+def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str]:
+    """Write the corpus manifest, and name each shard once it can be read.
 
     A shard that is committed, by a killed command or by another driver, is taken as it is, and listing goes on behind
     its last image: whatever is added to the source meanwhile, no image is in the corpus twice.
     """
     if run.storage.exists("corpus/manifest.json"):
-        return run.manifest()
+        yield from run.manifest().shards
+        return
     unique = _UniqueIds(config)
     num_images = num_shards = 0
     last: ImageRef | None = None
@@ -74,9 +82,9 @@ def index_source(config: SourceConfig, run: Run, places: Places) -> Manifest:
             last = found[-1]
             num_images, num_shards = num_images + len(found), num_shards + 1
             progress.advance(len(found))
+            yield shard
     counts = {"num_images": num_images, "num_shards": num_shards}
     run.storage.create("corpus/manifest.json", json.dumps(counts).encode())
-    return run.manifest()
 
 
 def cut(refs: Iterator[ImageRef], config: SourceConfig) -> Iterator[list[ImageRef]]:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import count, islice, takewhile
 from typing import Any, Generic, TypeVar
 
 from mpa_ray.records import RowT
@@ -66,6 +66,15 @@ class ShardedDataset(Generic[RowT]):
         """Those of the shards that are still to be done, in their order."""
         names = list(shards)
         return [s for s, committed in zip(names, ahead(self.is_committed, names), strict=True) if not committed]
+
+    def leading(self) -> list[str]:
+        """The shards that are committed, from the first on to the first that is not."""
+        committed = zip(map(shard_name, count()), ahead(self.is_committed, map(shard_name, count())), strict=True)
+        return [shard for shard, _ in takewhile(lambda found: found[1], committed)]
+
+    def num_rows(self, shards: Iterable[str]) -> int:
+        """Of the committed ones among the shards, by their markers."""
+        return sum(commit.num_rows for commit in ahead(self.commit_of, shards) if commit is not None)
 
     def read(self, shard: str) -> list[RowT]:
         """The rows of a committed shard.
