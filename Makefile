@@ -7,7 +7,7 @@ VLLM   ?= 0.29.0
 DEMO   ?= runs/demo-$(SEED)
 IMAGES ?= 4000
 
-.PHONY: demo setup format check test other-vllm bench models
+.PHONY: demo setup format check test other-vllm bench bench-scale bench-chaos models
 
 demo: setup ## Align the bundled student with the bundled teacher, from unlabeled images to a report
 	$(PYTHON) -m mpa_ray.demo.images --out $(DEMO)/data --num-images $(IMAGES) --seed $(SEED)
@@ -38,9 +38,13 @@ other-vllm: ## The engine's tests with another vLLM, in an environment of its ow
 	cluster/setup_cpu.sh .venv-vllm-$(VLLM) $(VLLM)
 	.venv-vllm-$(VLLM)/bin/python -m pytest -q tests/engine/test_visit.py
 
-bench: setup ## Measure what we claim; writes benchmarks/results (chaos: an hour and a half)
-	$(PYTHON) benchmarks/visit.py
+bench: setup ## Throughput against everything else, three quarters of an hour; writes benchmarks/results
+	$(PYTHON) -m benchmarks.throughput
+
+bench-scale: setup ## A million images through the graph, half an hour
 	$(PYTHON) benchmarks/scale.py
+
+bench-chaos: setup ## Kills at random moments, an hour and a half
 	$(PYTHON) benchmarks/chaos.py --trials 100
 	$(PYTHON) benchmarks/chaos.py --trials 5 --engine vllm
 

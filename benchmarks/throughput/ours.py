@@ -61,27 +61,42 @@ class AnnotateOnly(Annotate):
         return await super()._second_pass(row, image, first, pair)
 
 
-def configuration(work: Work, run_dir: Path, num_renderers: int) -> RunConfig:
+@dataclass(frozen=True)
+class Variant:
+    """What the sweeps change of a row."""
+
+    num_renderers: int
+    num_questions: int = 1
+    max_images_in_flight: int | None = None
+
+
+def configuration(work: Work, run_dir: Path, variant: Variant) -> RunConfig:
     engine = {
         "dtype": work.dtype, "max_num_seqs": work.max_num_seqs, "max_model_len": work.max_model_len,
-        "num_renderers": num_renderers,
+        "num_renderers": variant.num_renderers,
     }  # fmt: skip
-    model = {"engine": engine, "min_pixels": 56 * 56, "max_pixels": work.image_size**2}
+    model = {
+        "engine": engine, "min_pixels": 56 * 56, "max_pixels": work.image_size**2,
+        "max_images_in_flight": variant.max_images_in_flight,
+    }  # fmt: skip
+    # Greedy questions on one image would all be the same.
+    temperature = 0.7 if variant.num_questions > 1 else 0
+    sampling = {"temperature": temperature, "max_new_tokens": work.first_tokens}
     return RunConfig.model_validate({
         "run_dir": str(run_dir),
         "task": TASK.name,
         "source": {"path": str(run_dir.parent / "images"), "shard_size": work.shard_size, "skip_duplicates": False},
         "teacher": {**model, "model": work.teacher},
         "students": [{**model, "model": work.student or work.teacher}],
-        "annotate": {"sampling": {"temperature": 0, "max_new_tokens": work.first_tokens}},
+        "annotate": {"sampling": sampling, "num_questions": variant.num_questions},
         "answer": {"max_new_tokens": work.second_tokens},
     })  # fmt: skip
 
 
-def measure(work: Work, row: str) -> Timings:
+def measure(work: Work, row: str, variant: Variant) -> Timings:
     with tempfile.TemporaryDirectory(prefix="mpa_ray-throughput-") as scratch:
         _lay_out(work, Path(scratch, "images"))
-        config = configuration(work, Path(scratch, "run"), num_renderers=1 if row == "f" else 0)
+        config = configuration(work, Path(scratch, "run"), variant)
         campaign.index(config)
         run = Run.open(config.run_dir, config.object_store)
         flow.start_ray()
@@ -107,6 +122,7 @@ def measure(work: Work, row: str) -> Timings:
             found.num_uncached_image_tokens = sum(r.num_uncached_image_tokens for r in rows)
             first_s, second_s = sum(r.first_pass_s for r in rows), sum(r.second_pass_s for r in rows)
             found.second_pass_share = second_s / (first_s + second_s)
+            found.pairs_per_image = sum(r.state == "kept" for r in rows) / len({r.image_id for r in rows})
         if work.student is not None:
             found.student_images_per_s = passes.rates("student", config.students[0], make_again)
     return found
@@ -154,8 +170,14 @@ def main() -> None:
     parser.add_argument("row", choices=["d", "e", "f"])
     parser.add_argument("work")
     parser.add_argument("out")
+    parser.add_argument("--renderers", type=int)
+    parser.add_argument("--questions", type=int, default=1)
+    parser.add_argument("--in-flight", type=int)
     options = parser.parse_args()
-    measure(Work.load(options.work), options.row).save(options.out)
+    shipped = 1 if options.row == "f" else 0
+    renderers = shipped if options.renderers is None else options.renderers
+    variant = Variant(renderers, options.questions, options.in_flight)
+    measure(Work.load(options.work), options.row, variant).save(options.out)
 
 
 if __name__ == "__main__":

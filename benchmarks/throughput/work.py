@@ -74,6 +74,7 @@ class Timings:
     """In all second passes of the teacher together; None where the row cannot tell."""
     second_pass_share: float | None = None
     """Of the teacher's summed request times."""
+    pairs_per_image: float | None = None
 
     def save(self, path: str) -> None:
         Path(path).write_text(json.dumps(asdict(self)))
