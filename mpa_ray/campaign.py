@@ -126,20 +126,22 @@ def _identify(config: RunConfig, student: StudentConfig) -> None:
     if unannotated:
         raise RunError(f"{len(unannotated)} of {manifest.num_shards} shards are not annotated: run jobs/annotate.py.")
     verdicts = run.verdicts(student.name)
-    worth_asking = WorthAsking(MATCHERS[config.identify.matcher], config.identify.ask_where_teacher_disagrees)
-    make_stage = partial(Identify, task=task, answer=config.answer, worth_asking=worth_asking)
-    _run_missing(
-        run, f"identify {student.name}", manifest, config.limits,
-        lambda flow: flow.Pass(
-            f"identify:{student.name}", run.annotations, verdicts, student, make_stage, _reader(config),
-            config.reading, config.limits, worth_asking,
-        ),
-        verdicts.missing(manifest.shards),
-    )  # fmt: skip
+    _run_missing(run, f"identify {student.name}", manifest, config.limits, partial(_verdict_pass, config, run, student),
+                 verdicts.missing(manifest.shards))  # fmt: skip
     if not run.storage.exists(f"parity/{student.name}/manifest.json"):
         samples = parity_samples(verdicts.rows(manifest.shards))
         num_samples = export_parity(run, student.name, task, samples)
         say(f"identify {student.name}: {num_samples} parity samples")
+
+
+def _verdict_pass(config: RunConfig, run: Run, student: StudentConfig, flow: Any) -> Pass[Any]:
+    worth_asking = WorthAsking(MATCHERS[config.identify.matcher], config.identify.ask_where_teacher_disagrees)
+    make_stage = partial(Identify, task=task_of(config), answer=config.answer, worth_asking=worth_asking)
+    made: Pass[Any] = flow.Pass(
+        f"identify:{student.name}", run.annotations, run.verdicts(student.name), student, make_stage, _reader(config),
+        config.reading, config.limits, worth_asking,
+    )  # fmt: skip
+    return made
 
 
 def level(config: RunConfig) -> None:
@@ -182,17 +184,20 @@ def evaluate(config: RunConfig) -> None:
     for name, model in models_to_measure(config, run).items():
         predictions = run.predictions(name)
         run.claim(predictions.folder, fingerprint.prediction_fingerprint(config, task, model))
-        make_stage = partial(Predict, task=task, answer=config.answer)
-        _run_missing(
-            run, f"evaluate {name}", manifest, config.limits,
-            lambda flow, p=predictions, m=model, s=make_stage, n=name: flow.Pass(
-                f"evaluate:{n}", run.questions(), p, m, s, Reader(config.object_store),
-                config.reading, config.limits,
-            ),
-            predictions.missing(manifest.shards),
-        )  # fmt: skip
+        _run_missing(run, f"evaluate {name}", manifest, config.limits,
+                     partial(_prediction_pass, config, run, name, model),
+                     predictions.missing(manifest.shards))  # fmt: skip
         scores[name] = score(predictions.rows(manifest.shards))
     run.write_json("evaluation/scores.json", scores)
+
+
+def _prediction_pass(config: RunConfig, run: Run, name: str, model: ModelConfig, flow: Any) -> Pass[Any]:
+    make_stage = partial(Predict, task=task_of(config), answer=config.answer)
+    made: Pass[Any] = flow.Pass(
+        f"evaluate:{name}", run.questions(), run.predictions(name), model, make_stage, Reader(config.object_store),
+        config.reading, config.limits,
+    )  # fmt: skip
+    return made
 
 
 def _made_before_evaluation(config: RunConfig) -> list[str]:

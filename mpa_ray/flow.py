@@ -178,7 +178,8 @@ class _Feed:
             for shard in self._shards:
                 if self._is_over:
                     return
-                self._ledger.add.remote(shard)
+                # Waited for: an asynchronous actor takes messages in any order.
+                ray.get(self._ledger.add.remote(shard))
         except BaseException as error:  # noqa: BLE001
             self._error = error
         self._ledger.complete.remote()

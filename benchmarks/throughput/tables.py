@@ -28,7 +28,7 @@ def as_markdown(results: dict[str, Any]) -> str:
 
 
 def rate(found: dict[str, Any]) -> float:
-    return statistics.median(found["teacher_images_per_s"])
+    return float(statistics.median(found["teacher_images_per_s"]))
 
 
 def whole_flow(found: dict[str, Any]) -> list[float]:
