@@ -41,6 +41,14 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
+def weight_bytes(model: str) -> int | None:
+    """Size of a checkpoint's weights; None where they do not lie in a folder of this machine."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    return sum(file.stat().st_size for ending in ("safetensors", "bin") for file in folder.glob(f"*.{ending}"))
+
+
 def local_model(model: str, object_store: ObjectStoreConfig) -> str:
     """What `from_pretrained` and vLLM can load: a folder of this machine, or a hub name as it is.
 

@@ -160,5 +160,9 @@ def bind_all_cores() -> None:
     """vLLM's CPU engine would keep one of two cores to itself."""
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     os.environ.update(
-        {"VLLM_CPU_OMP_THREADS_BIND": cores, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+        {
+            "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("BIND", cores),
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+        }
     )

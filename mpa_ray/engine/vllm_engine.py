@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import count, takewhile
 from typing import Any
 
+from mpa_ray.checkpoints import weight_bytes
 from mpa_ray.config import ModelConfig, SamplingConfig, VllmEngineConfig
 from mpa_ray.corpus.decode import ImageProblem, prepare, prepare_apart
 from mpa_ray.engine.cores import claim_cores, threads_per_engine
@@ -353,9 +354,11 @@ def _prepare_environment(config: ModelConfig) -> None:
     """Settings that vLLM reads from the environment when it is imported; what the user has set stays."""
     assert isinstance(config.engine, VllmEngineConfig)
     if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and not config.gpus_per_replica:
-        # By default the engine keeps one core for itself, half of a small machine.
+        # vLLM's own choice would leave a core free, half of a small machine, however large the model.
         cores = sorted(os.sched_getaffinity(0))
-        num_threads = threads_per_engine(len(cores), config.most_replicas, config.cpus_per_replica)
+        num_threads = config.engine.num_threads or threads_per_engine(
+            len(cores), config.most_replicas, config.cpus_per_replica, weight_bytes(config.model)
+        )
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, claim_cores(cores, num_threads)))
     for name, value in {
         "VLLM_CPU_KVCACHE_SPACE": str(config.engine.cpu_kv_cache_gib),

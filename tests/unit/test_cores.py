@@ -42,10 +42,15 @@ def test_engines_take_different_cores_and_free_them_when_they_end(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("num_cores", "num_engines", "cpus_per_engine", "expected"),
-    [(2, 1, 1.0, 2), (2, 2, 1.0, 1), (2, 3, 0.5, 1), (16, 4, 1.0, 4), (16, 4, 16.0, 16), (4, 1, 8.0, 4)],
-)
-def test_threads_are_an_equal_share_or_what_was_asked_for(
-    num_cores: int, num_engines: int, cpus_per_engine: float, expected: int
+    ("num_cores", "num_engines", "cpus_per_engine", "large", "small"),
+    [
+        (1, 1, 1.0, 1, 1), (2, 1, 1.0, 2, 1), (2, 2, 1.0, 1, 1), (2, 3, 0.5, 1, 1), (16, 4, 1.0, 4, 4),
+        (16, 4, 16.0, 16, 15), (4, 1, 8.0, 4, 3),
+    ],
+)  # fmt: skip
+def test_threads_are_an_equal_share_or_what_was_asked_for_and_a_small_model_leaves_a_core_free(
+    num_cores: int, num_engines: int, cpus_per_engine: float, large: int, small: int
 ) -> None:
-    assert threads_per_engine(num_cores, num_engines, cpus_per_engine) == expected
+    assert threads_per_engine(num_cores, num_engines, cpus_per_engine, weight_bytes=10**9) == large
+    assert threads_per_engine(num_cores, num_engines, cpus_per_engine, weight_bytes=None) == large
+    assert threads_per_engine(num_cores, num_engines, cpus_per_engine, weight_bytes=8 * 10**6) == small
