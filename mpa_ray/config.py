@@ -118,8 +118,9 @@ class VllmEngineConfig(Settings):
     tensor_parallel_size: int = Field(1, ge=1)
     """GPUs that hold one copy of the model together."""
     num_renderers: int | None = Field(None, ge=0)
-    """Processes beside each engine that decode, scale and run the model's processor; None is one for each CPU of
-    `cpus_per_replica` but the first where the engine has a GPU, and none where it computes on those CPUs itself."""
+    """Processes beside each engine that decode, scale and run the model's processor; 0 does that in a thread of the
+    engine's own process. None is one for each CPU of `cpus_per_replica` but the first where the engine has a GPU, and 0
+    where it computes on those CPUs itself."""
     num_threads: int | None = Field(None, ge=1)
     """Threads that an engine on a CPU computes with; None is what `cpus_per_replica` says, or one less where that is
     the whole machine and the model is so small (weights under 32 MiB) that it computes faster with a core left free."""

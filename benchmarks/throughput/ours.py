@@ -1,7 +1,7 @@
 """Rows `d`, `e` and `f`: this project's own passes, through Ray Data and with everything written and committed.
 
 `d` has the teacher annotate all images in one pass and answer in another. `e` is the shared visit on raw prompts. `f`
-is the shared visit with processes that render beside the engine.
+is the shared visit as it is shipped, each image rendered once for all prompts about it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from benchmarks.throughput.work import QUESTION, TASK, Timings, Work, rates
 from mpa_ray import campaign, flow
 from mpa_ray.config import ModelConfig, RunConfig, SamplingConfig
-from mpa_ray.corpus.decode import ImageProblem
+from mpa_ray.corpus.decode import ImageProblem, prepare_apart
 from mpa_ray.corpus.read import Reader
 from mpa_ray.engine.protocol import JsonSchema, Reply, SeenImage, VisionLanguageModel
 from mpa_ray.matching import MATCHERS
@@ -52,6 +51,31 @@ class Readable:
         self.model.close()
 
 
+@dataclass(frozen=True)
+class Raw:
+    """An engine that is given the picture itself, as with a vLLM that has no renderer to call."""
+
+    model: VisionLanguageModel
+    min_pixels: int
+    max_pixels: int
+
+    @property
+    def max_images_in_flight(self) -> int:
+        return self.model.max_images_in_flight
+
+    async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
+        prepared = await prepare_apart(content, self.min_pixels, self.max_pixels)
+        return prepared if isinstance(prepared, ImageProblem) else SeenImage(image_id, prepared.key, prepared.image)
+
+    async def generate(
+        self, image: SeenImage, text: str, sampling: SamplingConfig, schema: JsonSchema | None = None
+    ) -> Reply:
+        return await self.model.generate(image, text, sampling, schema)
+
+    def close(self) -> None:
+        self.model.close()
+
+
 class AnnotateOnly(Annotate):
     """Leaves the second answer to a pass of its own."""
 
@@ -63,18 +87,21 @@ class AnnotateOnly(Annotate):
 
 @dataclass(frozen=True)
 class Variant:
-    """What the sweeps change of a row."""
+    """What the sweeps change of a row; None is as shipped."""
 
-    num_renderers: int
+    num_renderers: int | None = None
     num_questions: int = 1
     max_images_in_flight: int | None = None
 
 
-def configuration(work: Work, run_dir: Path, variant: Variant) -> RunConfig:
-    engine = {
+def configuration(work: Work, run_dir: Path, row: str, variant: Variant) -> RunConfig:
+    engine: dict[str, Any] = {
         "dtype": work.dtype, "max_num_seqs": work.max_num_seqs, "max_model_len": work.max_model_len,
         "num_renderers": variant.num_renderers,
     }  # fmt: skip
+    if row == "e":
+        # vLLM's default, so that the second prompt finds the picture processed.
+        engine["engine_args"] = {"mm_processor_cache_gb": 4}
     model = {
         "engine": engine, "min_pixels": 56 * 56, "max_pixels": work.image_size**2,
         "max_images_in_flight": variant.max_images_in_flight,
@@ -96,13 +123,13 @@ def configuration(work: Work, run_dir: Path, variant: Variant) -> RunConfig:
 def measure(work: Work, row: str, variant: Variant) -> Timings:
     with tempfile.TemporaryDirectory(prefix="mpa_ray-throughput-") as scratch:
         _lay_out(work, Path(scratch, "images"))
-        config = configuration(work, Path(scratch, "run"), variant)
+        config = configuration(work, Path(scratch, "run"), row, variant)
         campaign.index(config)
         run = Run.open(config.run_dir, config.object_store)
         flow.start_ray()
         passes = _Passes(work, config, run)
         found = Timings([], [])
-        wrap: Callable[[VisionLanguageModel], VisionLanguageModel] = Readable if work.random_weights else _as_it_is
+        wrap = partial(_wrapped, row == "e", work)
         settings = {"task": TASK, "config": config.annotate, "answer": config.answer}
         stage: Any = AnnotateOnly if row == "d" else Annotate
         found.teacher_images_per_s = passes.rates("annotate", config.teacher, partial(_make, stage, wrap, settings))
@@ -152,8 +179,9 @@ def _make(stage: type, wrap: Any, settings: dict[str, Any], model: VisionLanguag
     return made
 
 
-def _as_it_is(model: VisionLanguageModel) -> VisionLanguageModel:
-    return model
+def _wrapped(is_raw: bool, work: Work, model: VisionLanguageModel) -> VisionLanguageModel:
+    seeing = Raw(model, 56 * 56, work.image_size**2) if is_raw else model
+    return Readable(seeing) if work.random_weights else seeing
 
 
 def _lay_out(work: Work, folder: Path) -> None:
@@ -174,9 +202,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=1)
     parser.add_argument("--in-flight", type=int)
     options = parser.parse_args()
-    shipped = 1 if options.row == "f" else 0
-    renderers = shipped if options.renderers is None else options.renderers
-    variant = Variant(renderers, options.questions, options.in_flight)
+    variant = Variant(options.renderers, options.questions, options.in_flight)
     measure(Work.load(options.work), options.row, variant).save(options.out)
 
 

@@ -13,7 +13,7 @@ ROWS = {
     "c": ("ray_llm", "ray.data.llm processors, two passes"),
     "d": ("ours", "mpa_ray without the shared visit"),
     "e": ("ours", "mpa_ray, the visit on raw prompts"),
-    "f": ("ours", "mpa_ray, the visit with a renderer beside the engine"),
+    "f": ("ours", "mpa_ray as shipped: the visit, each image rendered once"),
 }
 """The module that measures each row, and what it is. The student's pass comes on top where there is a student."""
 

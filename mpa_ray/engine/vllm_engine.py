@@ -13,7 +13,7 @@ import os
 import pickle
 import re
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,9 +42,9 @@ _USABLE_GPU_MEMORY = 0.9
 class VllmEngine:
     """One vLLM engine with its prefix cache on, on the GPUs or CPUs that this process sees.
 
-    With `num_renderers` helper processes each image is decoded, scaled and brought to the model's tensors there, once
-    for all prompts about it; of a prompt only the text behind the image is then made into tokens here. With none, raw
-    prompts go to vLLM, which does all that in one thread of this process.
+    Each image is decoded, scaled and brought to the model's tensors once for all prompts about it, in `num_renderers`
+    helper processes or, with none, in a thread of this one; of a prompt only the text behind the image is then made
+    into tokens. Where this vLLM has no renderer to call, raw prompts go to it.
     """
 
     def __init__(self, config: ModelConfig, max_images_in_flight: int) -> None:
@@ -66,24 +66,19 @@ class VllmEngine:
         self._image_token_id = self._processor.tokenizer.convert_tokens_to_ids(self._processor.image_token)
         # A generator of its own for a request ends vLLM's CPU engine ("CPU Generator does not use offset").
         self._takes_seeds = not current_platform.is_cpu()
+        arguments = _engine_arguments(config, current_platform.is_cpu())
         num_renderers = _num_renderers(config, current_platform.is_cpu())
-        arguments = _engine_arguments(config, num_renderers, current_platform.is_cpu())
-        # First, so that they load what they need while the engine does.
-        self._renderers = _start_renderers(num_renderers, arguments, self._pixels) if num_renderers else None
+        # Processes begin first, so that they load what they need while the engine does.
+        processes = RenderingProcesses(num_renderers, arguments, self._pixels) if num_renderers else None
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        self._renderer = processes or (RenderingThread(arguments, self._pixels) if _can_render() else None)
         self._request_ids = count()
 
     async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
-        if self._renderers is None:
+        if self._renderer is None:
             prepared = await prepare_apart(content, *self._pixels)
             return prepared if isinstance(prepared, ImageProblem) else SeenImage(image_id, prepared.key, prepared.image)
-        try:
-            answer = await asyncio.get_running_loop().run_in_executor(self._renderers, _render_image, content)
-        except BrokenProcessPool as error:
-            raise EngineDied(f"a renderer died: {error}") from error
-        except _RendererCannotStart as error:
-            raise EngineDied(str(error)) from error
-        seen = pickle.loads(answer)
+        seen = await self._renderer.image(content)
         if isinstance(seen, ImageProblem):
             return seen
         if isinstance(seen, _Refusal):
@@ -122,8 +117,8 @@ class VllmEngine:
         return self._reply(final, time.monotonic() - started)
 
     def close(self) -> None:
-        if self._renderers is not None:
-            self._renderers.shutdown(cancel_futures=True)
+        if self._renderer is not None:
+            self._renderer.close()
         self._engine.shutdown()
         # Collected now: at the interpreter's end its own clean-up would find half of vLLM gone.
         del self._engine
@@ -230,7 +225,7 @@ def _refusal(error: Exception) -> _Refusal:
 
 
 class _Renderer:
-    """What runs in a helper process: file to the tensors and placeholder tokens of the model."""
+    """File to the tensors and placeholder tokens of the model."""
 
     def __init__(self, arguments: dict[str, Any], pixels: tuple[int, int]) -> None:
         import torch
@@ -272,6 +267,47 @@ def _tokens(renderer: Any, prompt: str) -> list[int]:
     return tokens
 
 
+class RenderingThread:
+    """Renders beside the event loop; the pure Python in between holds it up."""
+
+    def __init__(self, arguments: dict[str, Any], pixels: tuple[int, int]) -> None:
+        self._renderer = _Renderer(arguments, pixels)
+        self._thread = ThreadPoolExecutor(1)
+
+    async def image(self, content: bytes) -> _Rendered | ImageProblem | _Refusal:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._renderer.image, content)
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+
+class RenderingProcesses:
+    """Renders in processes of their own."""
+
+    def __init__(self, num_processes: int, arguments: dict[str, Any], pixels: tuple[int, int]) -> None:
+        self.pool = ProcessPoolExecutor(
+            num_processes, multiprocessing.get_context("spawn"), initializer=_load_renderer,
+            initargs=(arguments, pixels),
+        )  # fmt: skip
+        for _ in range(num_processes):
+            # A process starts with the first task that finds none idle.
+            self.pool.submit(os.getpid)
+
+    async def image(self, content: bytes) -> _Rendered | ImageProblem | _Refusal:
+        """Raises EngineDied where a process died or cannot start."""
+        try:
+            answer = await asyncio.get_running_loop().run_in_executor(self.pool, _render_image, content)
+        except BrokenProcessPool as error:
+            raise EngineDied(f"a renderer died: {error}") from error
+        except _RendererCannotStart as error:
+            raise EngineDied(str(error)) from error
+        rendered: _Rendered | ImageProblem | _Refusal = pickle.loads(answer)
+        return rendered
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+
 class _RendererCannotStart(Exception):
     """What a helper process met instead of loading the model's processor."""
 
@@ -297,31 +333,24 @@ def _render_image(content: bytes) -> bytes:
     return pickle.dumps(_renderer.image(content), protocol=pickle.HIGHEST_PROTOCOL)
 
 
-def _start_renderers(num_renderers: int, arguments: dict[str, Any], pixels: tuple[int, int]) -> ProcessPoolExecutor:
-    pool = ProcessPoolExecutor(
-        num_renderers, multiprocessing.get_context("spawn"), initializer=_load_renderer, initargs=(arguments, pixels)
-    )
-    for _ in range(num_renderers):
-        # A process starts with the first task that finds none idle.
-        pool.submit(os.getpid)
-    return pool
-
-
 def _num_renderers(config: ModelConfig, on_cpu: bool) -> int:
     assert isinstance(config.engine, VllmEngineConfig)
     wanted = config.engine.num_renderers
     if wanted is None:
         wanted = 0 if on_cpu else max(0, int(config.cpus_per_replica) - 1)
+    return wanted if _can_render() else 0
+
+
+def _can_render() -> bool:
     try:
         from vllm.renderers import renderer_from_config  # noqa: F401
     except ImportError:
-        if wanted:
-            logger.warning("this vLLM renders in no process but its own: num_renderers = %d is not used", wanted)
-        return 0
-    return wanted
+        logger.warning("this vLLM has no renderer to call: raw prompts go to it, engine.num_renderers is not used")
+        return False
+    return True
 
 
-def _engine_arguments(config: ModelConfig, num_renderers: int, on_cpu: bool) -> dict[str, Any]:
+def _engine_arguments(config: ModelConfig, on_cpu: bool) -> dict[str, Any]:
     engine = config.engine
     assert isinstance(engine, VllmEngineConfig)
     arguments: dict[str, Any] = {
@@ -340,7 +369,7 @@ def _engine_arguments(config: ModelConfig, num_renderers: int, on_cpu: bool) -> 
     if on_cpu:
         # vLLM's CPU default of 128 would leave short prompts without one whole block to find again.
         arguments |= {"block_size": 32, "enforce_eager": True}
-    if num_renderers:
+    if _can_render():
         # An image is rendered once; a cache of gigabytes in every process would never be met.
         arguments["mm_processor_cache_gb"] = 0
     if engine.block_size is not None:

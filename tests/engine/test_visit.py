@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import pickle
 import random
 import shutil
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -24,13 +23,7 @@ from mpa_ray.demo.world import Scene, WorldSpec, paint, sample_scene
 from mpa_ray.effort import Effort, Load
 from mpa_ray.engine.measured import Measured
 from mpa_ray.engine.protocol import EngineDied, Reply, RequestRefused, SeenImage
-from mpa_ray.engine.vllm_engine import (
-    VllmEngine,
-    _engine_arguments,
-    _render_image,
-    _RendererCannotStart,
-    _start_renderers,
-)
+from mpa_ray.engine.vllm_engine import RenderingProcesses, RenderingThread, VllmEngine, _engine_arguments
 from mpa_ray.ledger import Attempt
 from mpa_ray.records import Annotation, ImageRef, Reason, State
 from mpa_ray.rendering import load_processor, render
@@ -89,6 +82,14 @@ def engine(run: Run[Any], checkpoint: str) -> Iterator[VllmEngine]:  # noqa: ARG
     engine = VllmEngine(CONFIG.model_copy(update={"model": checkpoint}), max_images_in_flight=32)
     yield engine
     engine.close()
+
+
+async def rendered_in_a_thread(arguments: dict[str, Any], pixels: tuple[int, int], content: bytes) -> Any:
+    thread = RenderingThread(arguments, pixels)
+    try:
+        return await thread.image(content)
+    finally:
+        thread.close()
 
 
 async def ask(engine: VllmEngine, scene: Scene, text: str, sampling: SamplingConfig | None = None) -> Reply:
@@ -202,19 +203,19 @@ def test_greedy_answers_equal_those_of_transformers(run: Run[Any], engine: VllmE
 
 def test_an_image_rendered_beside_the_engine_gives_what_a_raw_prompt_gives(run: Run[Any], engine: VllmEngine) -> None:
     sampling = SamplingConfig(max_new_tokens=48)
+    thread = RenderingThread(_engine_arguments(CONFIG, on_cpu=True), (CONFIG.min_pixels, CONFIG.max_pixels))
 
-    async def both(scene: Scene, text: str) -> tuple[Reply, Reply]:
-        image = prepared(scene)
-        # A key of its own, so that neither finds the other's work in a cache.
-        raw = SeenImage("raw", f"{image.key}-raw", image.image)
-        return await ask(engine, scene, text, sampling), await engine.generate(raw, text, sampling)
+    async def each_way(scene: Scene, text: str) -> list[Reply]:
+        image, in_thread = prepared(scene), await thread.image(content_of(scene))
+        # Keys of their own, so that none finds another's work in a cache.
+        ways = [SeenImage("raw", f"{image.key}-raw", image.image), SeenImage("thread", image.key, in_thread)]
+        return [await ask(engine, scene, text, sampling), *[await engine.generate(w, text, sampling) for w in ways]]
 
     for scene in scenes(16):
         for text in (TASK.annotation_prompt(), TASK.answer_prompt("How many objects are there?")):
-            rendered, raw = run(both(scene, text))
-            assert (rendered.text, rendered.num_prompt_tokens, rendered.image_end) == (
-                raw.text, raw.num_prompt_tokens, raw.image_end,
-            )  # fmt: skip
+            replies = run(each_way(scene, text))
+            assert len({(reply.text, reply.num_prompt_tokens, reply.image_end) for reply in replies}) == 1
+    thread.close()
 
 
 def test_what_is_no_image_is_said_by_the_renderer(run: Run[Any], engine: VllmEngine) -> None:
@@ -239,12 +240,10 @@ def test_an_image_of_too_many_tokens_is_refused_and_the_engine_lives(
     # 1,296 tokens at 28 x 28 pixels each, of 512 that a prompt may have.
     image: Any = Image.new("RGB", (1008, 1008), "teal")
     if is_rendered:
-        arguments = _engine_arguments(CONFIG.model_copy(update={"model": checkpoint}), num_renderers=1, on_cpu=True)
-        renderers = _start_renderers(1, arguments, (3136, 1008 * 1008))
+        arguments = _engine_arguments(CONFIG.model_copy(update={"model": checkpoint}), on_cpu=True)
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        image = pickle.loads(renderers.submit(_render_image, buffer.getvalue()).result())
-        renderers.shutdown()
+        image = run(rendered_in_a_thread(arguments, (3136, 1008 * 1008), buffer.getvalue()))
     seen = SeenImage("large", f"large-{is_rendered}", image)
     with pytest.raises(RequestRefused) as caught:
         run(engine.generate(seen, TASK.answer_prompt("What?"), SamplingConfig()))
@@ -252,13 +251,11 @@ def test_an_image_of_too_many_tokens_is_refused_and_the_engine_lives(
     assert run(ask(engine, scenes(1)[0], TASK.answer_prompt("What?"))).text
 
 
-def test_a_renderer_that_cannot_start_says_why() -> None:
-    renderers = _start_renderers(1, {"model": MODEL, "no_such_argument": 1}, (3136, 12544))
-    try:
-        with pytest.raises(_RendererCannotStart, match=r"cannot start \(TypeError: .*no_such_argument"):
-            renderers.submit(_render_image, b"").result()
-    finally:
-        renderers.shutdown()
+def test_renderers_that_cannot_start_say_why(run: Run[Any]) -> None:
+    processes = RenderingProcesses(1, {"model": MODEL, "no_such_argument": 1}, (3136, 12544))
+    with pytest.raises(EngineDied, match=r"cannot start \(TypeError: .*no_such_argument"):
+        run(processes.image(b""))
+    processes.close()
 
 
 class Remembering:
@@ -302,8 +299,8 @@ def test_an_engine_that_dies_in_mid_visit_leaves_the_names_of_what_was_in_it(run
 
 
 def test_a_renderer_that_dies_counts_as_the_engines_death(run: Run[Any], engine: VllmEngine) -> None:
-    assert engine._renderers is not None
-    (renderer,) = map(psutil.Process, engine._renderers._processes)
+    assert isinstance(engine._renderer, RenderingProcesses)
+    (renderer,) = map(psutil.Process, engine._renderer.pool._processes)
     renderer.kill()
     with pytest.raises(EngineDied, match="renderer"):
         run(engine.look("x", content_of(scenes(1)[0])))
