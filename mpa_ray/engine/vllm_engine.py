@@ -104,9 +104,7 @@ class VllmEngine:
         )
         started = time.monotonic()
         try:
-            request = self._request(image, render(self._processor, text))
-            async for output in self._engine.generate(request, parameters, f"{next(self._request_ids)}"):
-                final = output
+            final = await self._answered(image, render(self._processor, text), parameters)
         except SpecialTokenInText as error:
             raise RequestRefused(Reason.SPECIAL_TOKEN_IN_TEXT, str(error)) from error
         except EngineDeadError as error:
@@ -114,6 +112,8 @@ class VllmEngine:
         except (VLLMValidationError, EngineGenerateError, ValueError) as error:
             refusal = _refusal(error)
             raise RequestRefused(refusal.reason, refusal.detail) from error
+        if final.outputs[0].finish_reason not in ("stop", "length"):
+            raise RequestRefused(Reason.REQUEST_FAILED, f"vLLM ended it with {final.outputs[0].finish_reason!r}")
         return self._reply(final, time.monotonic() - started)
 
     def close(self) -> None:
@@ -123,14 +123,26 @@ class VllmEngine:
         # Collected now: at the interpreter's end its own clean-up would find half of vLLM gone.
         del self._engine
 
-    def _request(self, image: SeenImage, prompt: str) -> Any:
-        if not isinstance(image.inputs, _Rendered):
-            return {
-                "prompt": prompt,
-                "multi_modal_data": {"image": image.inputs},
-                "multi_modal_uuids": {"image": image.key},
-            }
-        return image.inputs.followed_by(_tokens(self._engine.renderer, prompt))
+    async def _answered(self, image: SeenImage, prompt: str, parameters: Any) -> Any:
+        rendered = image.inputs
+        if not isinstance(rendered, _Rendered):
+            data, uuids = {"image": rendered}, {"image": image.key}
+            raw = {"prompt": prompt, "multi_modal_data": data, "multi_modal_uuids": uuids}
+            return await self._final(raw, parameters)
+        tokens = _tokens(self._engine.renderer, prompt)
+        if rendered.is_in_engine:
+            final = await self._final(rendered.followed_by(tokens, with_tensors=False), parameters)
+            if final.outputs[0].finish_reason != "error":
+                return final
+            # Its tensors had to make room for others.
+        final = await self._final(rendered.followed_by(tokens), parameters)
+        rendered.is_in_engine = True
+        return final
+
+    async def _final(self, request: Any, parameters: Any) -> Any:
+        async for output in self._engine.generate(request, parameters, f"{next(self._request_ids)}"):
+            final = output
+        return final
 
     def _reply(self, output: Any, elapsed_s: float) -> Reply:
         completion, tokens = output.outputs[0], output.prompt_token_ids
@@ -196,7 +208,7 @@ def _installed_version() -> str | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Rendered:
     """An image as vLLM takes it, in a prompt that ends where the texts of prompts begin to differ."""
 
@@ -206,12 +218,21 @@ class _Rendered:
     """Tokens that every prompt begins with, its image still one placeholder."""
     expanded_head: list[int]
     """The same with the image at its full length."""
+    is_in_engine: bool = False
+    """Whether the engine was given the tensors and may have them still."""
 
-    def followed_by(self, tokens: list[int]) -> dict[str, Any]:
-        """vLLM's input for the tokens of a whole prompt, its image still one placeholder."""
+    def followed_by(self, tokens: list[int], with_tensors: bool = True) -> dict[str, Any]:
+        """vLLM's input for the tokens of a whole prompt, its image still one placeholder.
+
+        Without tensors vLLM takes those that it has of this image, or ends the request with `error`.
+        """
         if tokens[: len(self.head)] != self.head:
             raise ValueError("the chat template writes something before the image that depends on the text behind it")
-        return {**self.engine_input, "prompt_token_ids": self.expanded_head + tokens[len(self.head) :]}
+        found = {**self.engine_input, "prompt_token_ids": self.expanded_head + tokens[len(self.head) :]}
+        if not with_tensors:
+            items = self.engine_input["mm_kwargs"]
+            found["mm_kwargs"] = type(items)({kind: [None] * len(items[kind]) for kind in items})
+        return found
 
 
 @dataclass(frozen=True)
@@ -370,8 +391,8 @@ def _engine_arguments(config: ModelConfig, on_cpu: bool) -> dict[str, Any]:
         # vLLM's CPU default of 128 would leave short prompts without one whole block to find again.
         arguments |= {"block_size": 32, "enforce_eager": True}
     if _can_render():
-        # An image is rendered once; a cache of gigabytes in every process would never be met.
-        arguments["mm_processor_cache_gb"] = 0
+        # An image is rendered once: this only has to hold the tensors of images in flight for their further prompts.
+        arguments["mm_processor_cache_gb"] = 1
     if engine.block_size is not None:
         arguments["block_size"] = engine.block_size
     if engine.max_model_len is not None:
