@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.throughput.work import TASK, Timings, Work, bind_all_cores, rates
+from benchmarks.throughput.work import TASK, Timings, Work, bind_cores, rates
+from mpa_ray.checkpoints import weight_bytes
+from mpa_ray.engine.cores import threads_per_engine
 
 BATCH_SIZE = 16
 """Small batches, many in flight: what Ray's own advice for throughput is (ray-project/ray#52634)."""
@@ -94,5 +96,7 @@ class Prompt:
 if __name__ == "__main__":
     from benchmarks.throughput.ray_llm import passes as run
 
-    bind_all_cores()
-    run(Work.load(sys.argv[1])).save(sys.argv[2])
+    work = Work.load(sys.argv[1])
+    # As many as our own engine takes, since Ray and the stages before the engine need the same machine here, too.
+    bind_cores(threads_per_engine(len(os.sched_getaffinity(0)), 1, 1.0, weight_bytes(work.teacher)))
+    run(work).save(sys.argv[2])

@@ -73,7 +73,9 @@ class Timings:
     num_uncached_image_tokens: int | None = None
     """In all second passes of the teacher together; None where the row cannot tell."""
     second_pass_share: float | None = None
-    """Of the teacher's summed request times."""
+    """Of the teacher's summed request times, waiting for other requests included."""
+    first_pass_images_per_s: list[float] | None = None
+    """Without second passes: what these cost is the difference."""
     pairs_per_image: float | None = None
 
     def save(self, path: str) -> None:
@@ -156,12 +158,12 @@ def build_larger_model(folder: Path) -> None:
     build_processor(tokenizer, image_size=448).save_pretrained(folder)
 
 
-def bind_all_cores() -> None:
-    """vLLM's CPU engine would keep one of two cores to itself."""
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+def bind_cores(num_cores: int | None = None) -> None:
+    """Have vLLM's CPU engine compute on so many cores, or on all: by itself it would leave one of two free."""
+    cores = sorted(os.sched_getaffinity(0))[:num_cores]
     os.environ.update(
         {
-            "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("BIND", cores),
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_LOGGING_LEVEL": "ERROR",
         }
