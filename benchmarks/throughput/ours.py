@@ -201,9 +201,11 @@ def main() -> None:
     parser.add_argument("--renderers", type=int)
     parser.add_argument("--questions", type=int, default=1)
     parser.add_argument("--in-flight", type=int)
+    parser.add_argument("--no-student", action="store_true")
     options = parser.parse_args()
     variant = Variant(options.renderers, options.questions, options.in_flight)
-    measure(Work.load(options.work), options.row, variant).save(options.out)
+    work = Work.load(options.work)
+    measure(replace(work, student=None) if options.no_student else work, options.row, variant).save(options.out)
 
 
 if __name__ == "__main__":

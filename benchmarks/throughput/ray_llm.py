@@ -59,15 +59,19 @@ def one_pass(work: Work, model: str, rows: list[dict[str, Any]], max_tokens: int
         placement_group_config={"bundle_per_worker": {"CPU": 1}},
     )  # fmt: skip
     prompt = Prompt(model, max_tokens, work.image_size**2)
-    processor = build_processor(
-        config, preprocess=prompt, postprocess=lambda row: {"key": row["key"], "reply": row["generated_text"]}
-    )
+    processor = build_processor(config, preprocess=prompt, postprocess=_done)
     data = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // BATCH_SIZE))
     replies, done = {}, []
     for row in processor(data).iter_rows():
         replies[row["key"]] = row["reply"]
-        done.append((time.perf_counter(), 1))
+        # When the row left the engine's stage: the driver gets rows in bursts.
+        done.append((row["at"], 1))
+    done.sort()
     return replies, rates(done[0][0], done, work.num_images)[1:]
+
+
+def _done(row: dict[str, Any]) -> dict[str, Any]:
+    return {"key": row["key"], "reply": row["generated_text"], "at": time.time()}
 
 
 class Prompt:

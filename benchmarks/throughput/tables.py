@@ -41,7 +41,7 @@ def _table(name: str, rows: dict[str, Any]) -> str:
     lines = [
         f"### {name}",
         "",
-        "| row | teacher, images/s | min to max | whole flow, images/s | image tokens computed again | share of request times |",
+        "| row | teacher, images/s | min to max | whole flow, images/s | image tokens twice | share of requests |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for row, found in rows.items():

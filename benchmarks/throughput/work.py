@@ -107,11 +107,15 @@ def bundled(scratch: Path, num_images: int, repetitions: int) -> Work:
 
 
 def larger(scratch: Path, num_images: int, repetitions: int) -> Work:
-    """60 M parameters with random weights on 448 x 448 pixels, 256 image tokens: computing outweighs all else."""
-    model = scratch / "larger-model"
-    build_larger_model(model)
+    """60 M parameters with random weights on 448 x 448 pixels, 256 image tokens: computing outweighs all else.
+
+    The student has half the layers.
+    """
+    teacher, student = scratch / "larger-teacher", scratch / "larger-student"
+    build_larger_model(teacher, num_layers=8)
+    build_larger_model(student, num_layers=4)
     return Work(
-        "larger", str(model), None, str(paint_images(scratch / "larger-images", num_images, 448)), num_images,
+        "larger", str(teacher), str(student), str(paint_images(scratch / "larger-images", num_images, 448)), num_images,
         repetitions, 448, first_tokens=8, second_tokens=4, random_weights=True, dtype="bfloat16", max_num_seqs=16,
         max_model_len=1024, shard_size=16,
     )  # fmt: skip
@@ -129,7 +133,7 @@ def paint_images(folder: Path, num_images: int, size: int) -> Path:
     return folder
 
 
-def build_larger_model(folder: Path) -> None:
+def build_larger_model(folder: Path, num_layers: int) -> None:
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
@@ -140,12 +144,12 @@ def build_larger_model(folder: Path) -> None:
     torch.manual_seed(0)
     config = Qwen2VLConfig(
         text_config=small["text_config"] | {
-            "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8,
-            "num_key_value_heads": 8, "layer_types": ["full_attention"] * 8,
+            "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": num_layers, "num_attention_heads": 8,
+            "num_key_value_heads": 8, "layer_types": ["full_attention"] * num_layers,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
         },
         vision_config=small["vision_config"] | {
-            "depth": 8, "embed_dim": 512, "hidden_size": 512, "num_heads": 8, "mlp_ratio": 4,
+            "depth": num_layers, "embed_dim": 512, "hidden_size": 512, "num_heads": 8, "mlp_ratio": 4,
         },
         **{name: small[name] for name in small if name.endswith("_token_id")},
         tie_word_embeddings=True,
