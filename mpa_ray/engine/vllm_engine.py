@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count, takewhile
 from typing import Any
@@ -71,6 +72,7 @@ class VllmEngine:
         # Processes begin first, so that they load what they need while the engine does.
         processes = RenderingProcesses(num_renderers, arguments, self._pixels) if num_renderers else None
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        self._keeps_tensors = _keeps_tensors(arguments)
         self._renderer = processes or (RenderingThread(arguments, self._pixels) if _can_render() else None)
         self._request_ids = count()
 
@@ -130,7 +132,7 @@ class VllmEngine:
             raw = {"prompt": prompt, "multi_modal_data": data, "multi_modal_uuids": uuids}
             return await self._final(raw, parameters)
         tokens = _tokens(self._engine.renderer, prompt)
-        if rendered.is_in_engine:
+        if rendered.is_in_engine and self._keeps_tensors:
             final = await self._final(rendered.followed_by(tokens, with_tensors=False), parameters)
             if final.outputs[0].finish_reason != "error":
                 return final
@@ -362,6 +364,7 @@ def _num_renderers(config: ModelConfig, on_cpu: bool) -> int:
     return wanted if _can_render() else 0
 
 
+@cache
 def _can_render() -> bool:
     try:
         from vllm.renderers import renderer_from_config  # noqa: F401
@@ -398,6 +401,15 @@ def _engine_arguments(config: ModelConfig, on_cpu: bool) -> dict[str, Any]:
     if engine.max_model_len is not None:
         arguments["max_model_len"] = engine.max_model_len
     return arguments | engine.engine_args
+
+
+def _keeps_tensors(arguments: dict[str, Any]) -> bool:
+    """Whether the engine has a cache of images' tensors, and says so where it has lost some."""
+    return (
+        arguments.get("mm_processor_cache_gb", 0) > 0
+        and arguments.get("mm_processor_cache_type", "lru") == "lru"
+        and arguments.get("data_parallel_size", 1) == 1
+    )
 
 
 def _prepare_environment(config: ModelConfig) -> None:

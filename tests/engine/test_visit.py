@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -216,6 +217,41 @@ def test_an_image_rendered_beside_the_engine_gives_what_a_raw_prompt_gives(run: 
             replies = run(each_way(scene, text))
             assert len({(reply.text, reply.num_prompt_tokens, reply.image_end) for reply in replies}) == 1
     thread.close()
+
+
+def test_tensors_that_the_engine_has_lost_are_sent_again(run: Run[Any], engine: VllmEngine) -> None:
+    (scene,) = scenes(1)
+
+    async def both() -> tuple[Reply, Reply]:
+        seen = await engine.look("an image", content_of(scene))
+        assert not isinstance(seen, ImageProblem)
+        # Under this name nothing was ever sent.
+        lost = SeenImage("lost", "lost", replace(seen.inputs, is_in_engine=True, engine_input=renamed(seen.inputs)))
+        text, sampling = TASK.annotation_prompt(), SamplingConfig(max_new_tokens=48)
+        return await engine.generate(seen, text, sampling), await engine.generate(lost, text, sampling)
+
+    def renamed(rendered: Any) -> dict[str, Any]:
+        return {**rendered.engine_input, "mm_hashes": {"image": ["lost"]}}
+
+    found, again = run(both())
+    assert found.text == again.text
+    assert again.num_cached_tokens < again.image_end
+
+
+def test_a_vllm_that_cannot_render_gets_raw_prompts(
+    run: Run[Any], engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered = visited(run, annotate_greedily(engine), 8)
+    monkeypatch.setattr(engine, "_renderer", None)
+    raw = visited(run, annotate_greedily(engine), 8)
+    told = [[(row.state, row.question, row.answer, row.second_answer) for row in rows] for rows in (rendered, raw)]
+    assert told[0] == told[1]
+    assert {row.num_uncached_image_tokens for row in raw if row.second_answer} == {0}
+
+
+def annotate_greedily(engine: VllmEngine) -> Annotate:
+    config = AnnotateConfig(sampling=SamplingConfig(temperature=0, max_new_tokens=48))
+    return Annotate(engine, TASK, config, AnswerConfig())
 
 
 def test_what_is_no_image_is_said_by_the_renderer(run: Run[Any], engine: VllmEngine) -> None:

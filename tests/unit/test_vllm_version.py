@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from types import ModuleType
 
 import pytest
 
@@ -60,3 +62,13 @@ def test_a_missing_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "_NEEDED", {"json.v1": ("loads",)})
     with pytest.raises(ConfigError, match=r"json\.v1 cannot be imported"):
         vllm_engine.check_vllm()
+
+
+def test_one_without_a_renderer_to_call_is_used_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    monkeypatch.setitem(sys.modules, "vllm.renderers", None)
+    with caplog.at_level(logging.WARNING):
+        assert not vllm_engine._can_render.__wrapped__()
+    assert "raw prompts go to it" in caplog.text
