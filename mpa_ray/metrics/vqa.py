@@ -1,0 +1,109 @@
+"""VQA accuracy and TextVQA's variant of it, with every quirk of the evaluators that leaderboards run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+_MOST_PERIODS = 32
+"""The evaluators pass a flag, whose value is 32, where the number of replacements goes."""
+
+_NUMBERS = {"none": "0", "zero": "0"} | {
+    word: f"{number}"
+    for number, word in enumerate("one two three four five six seven eight nine ten".split(), start=1)
+}
+_ARTICLES = {"a", "an", "the"}
+
+_SHORT_FORMS = (
+    "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't "
+    "it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't "
+    "somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's "
+    "they'd they'll they're they've wasn't we've weren't what'll what're what's what've when's where'd where's where've "
+    "who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've"
+).split()
+"""Written without their apostrophe they mean themselves."""
+_DOUBLE_SHORT_FORMS = (
+    "couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've "
+    "there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've"
+).split()
+"""Written without one of their two apostrophes they mean themselves."""
+
+
+def _contractions() -> dict[str, str]:
+    found = {form.replace("'", ""): form for form in _SHORT_FORMS}
+    for form in _DOUBLE_SHORT_FORMS:
+        first, second = (at for at, character in enumerate(form) if character == "'")
+        found |= {form[:first] + form[first + 1 :]: form, form[:second] + form[second + 1 :]: form}
+    # As the evaluators have it, the one that works backwards included.
+    found |= {"twas": "'twas", "somebody'd": "somebodyd"}
+    found |= dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at")
+    return found | dict.fromkeys(("yall'd've", "y'alld've", "y'all'dve"), "y'all'd've")
+
+
+_CONTRACTIONS = _contractions()
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Mean over the annotators of min(1, number of *others* who gave the prediction / 3), in [0, 1].
+
+    Both sides are always normalised. With ten answers of which m match: 0, 0.3, 0.6, 0.9, 1, ...; with one answer it is
+    always 0. (visualqa.org/evaluation.html)
+    """
+    return _soft_agreement(normalise(_trimmed(prediction)), [normalise(_trimmed(answer)) for answer in answers])
+
+
+def vqa_accuracy_official(prediction: str, answers: Sequence[str]) -> float:
+    """`vqa_accuracy` as GT-Vision-Lab's script has it since 2021: answers that are all equal are not normalised.
+
+    Nor is the prediction then, so that "Black." is wrong where ten people wrote "black".
+    """
+    told, given = _trimmed(prediction), [_trimmed(answer) for answer in answers]
+    if len(set(given)) > 1:
+        told, given = normalise(told), [normalise(answer) for answer in given]
+    return _soft_agreement(told, given)
+
+
+def textvqa_m4c(prediction: str, answers: Sequence[str]) -> float:
+    """`vqa_accuracy` on answers written alike as M4C's evaluator does: commas vanish and "'s" is a word."""
+    return _soft_agreement(normalise_m4c(prediction), [normalise_m4c(answer) for answer in answers])
+
+
+def normalise(text: str) -> str:
+    """Punctuation away or to spaces, lower case, number words to digits, no articles, apostrophes of short forms."""
+    return _words(_without_punctuation(text))
+
+
+def normalise_m4c(text: str) -> str:
+    """The same behind M4C's own first steps."""
+    tokenized = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    return normalise(_trimmed(tokenized))
+
+
+def _trimmed(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _without_punctuation(text: str) -> str:
+    found = text
+    # One number with a comma anywhere, and all marks vanish instead of becoming spaces.
+    all_vanish = _COMMA_IN_NUMBER.search(text) is not None
+    for mark in _MARKS:
+        vanishes = all_vanish or f"{mark} " in text or f" {mark}" in text
+        found = found.replace(mark, "" if vanishes else " ")
+    return _PERIOD.sub("", found, count=_MOST_PERIODS)
+
+
+def _words(text: str) -> str:
+    numbered = (_NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(_CONTRACTIONS.get(word, word) for word in numbered if word not in _ARTICLES)
+
+
+def _soft_agreement(told: str, answers: Sequence[str]) -> float:
+    if not answers:
+        return 0.0
+    matching = sum(answer == told for answer in answers)
+    # Added up one by one, as the evaluators do, so that not even the last bit differs.
+    return sum(min(1.0, (matching - (answer == told)) / 3) for answer in answers) / len(answers)
