@@ -19,7 +19,7 @@ from mpa_ray.effort import Effort
 from mpa_ray.errors import RunError
 from mpa_ray.evaluation.questions import load_questions, shard_questions
 from mpa_ray.evaluation.score import score
-from mpa_ray.matching import MATCHERS
+from mpa_ray.matching import matcher_of
 from mpa_ray.preflight import check_run, task_of
 from mpa_ray.progress import Progress, say
 from mpa_ray.stages.annotate import Annotate
@@ -135,7 +135,7 @@ def _identify(config: RunConfig, student: StudentConfig) -> None:
 
 
 def _verdict_pass(config: RunConfig, run: Run, student: StudentConfig, flow: Any) -> Pass[Any]:
-    worth_asking = WorthAsking(MATCHERS[config.identify.matcher], config.identify.ask_where_teacher_disagrees)
+    worth_asking = WorthAsking(matcher_of(config.identify.matcher), config.identify.ask_where_teacher_disagrees)
     make_stage = partial(Identify, task=task_of(config), answer=config.answer, worth_asking=worth_asking)
     made: Pass[Any] = flow.Pass(
         f"identify:{student.name}", run.annotations, run.verdicts(student.name), student, make_stage, _reader(config),

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from mpa_ray.config import AnlsMatch, AnyOfMatch, MatcherConfig, NumericMatch
+from mpa_ray.metrics import anls, text, vqa
 
 Matcher = Callable[[str, str], bool]
 """Takes the reference and the prediction, in this order."""
@@ -30,10 +34,89 @@ def containment(reference: str | None, prediction: str | None) -> bool:
     Both lose their case, white space and everything outside `\\w` first; None counts as "". So "no" matches "Nokia",
     "5" matches "35", and an empty reference matches everything. For comparison with the release, not for new work.
     """
-    return _squeezed(reference) in _squeezed(prediction)
+    return text.squeezed(reference or "") in text.squeezed(prediction or "")
 
 
-MATCHERS: dict[str, Matcher] = {"exact": exact, "containment": containment}
+def vqa_normalized(reference: str, prediction: str) -> bool:
+    """Equal once both are written as VQA accuracy writes them: no articles and punctuation, "two" is "2".
+
+    A sign is punctuation there: "-5" is "5". Text that is nothing but articles and punctuation matches nothing.
+    """
+    wanted = vqa.normalise(reference)
+    return bool(wanted) and wanted == vqa.normalise(prediction)
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """Numbers of the same unit that differ by at most a share of the reference; other text as `exact`."""
+
+    tolerance: float
+
+    def __call__(self, reference: str, prediction: str) -> bool:
+        wanted, told = quantity(reference), quantity(prediction)
+        if wanted is None or told is None:
+            return exact(reference, prediction)
+        return wanted.unit == told.unit and abs(told.value - wanted.value) <= self.tolerance * abs(wanted.value)
+
+
+@dataclass(frozen=True)
+class Similar:
+    """Average normalised Levenshtein similarity of at least a threshold."""
+
+    threshold: float
+
+    def __call__(self, reference: str, prediction: str) -> bool:
+        return bool(reference.strip()) and anls.anls(prediction, [reference], self.threshold) > 0
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Agreement by at least one of several matchers."""
+
+    matchers: tuple[Matcher, ...]
+
+    def __call__(self, reference: str, prediction: str) -> bool:
+        return any(matches(reference, prediction) for matches in self.matchers)
+
+
+MATCHERS: dict[str, Matcher] = {"exact": exact, "containment": containment, "vqa_normalized": vqa_normalized}
+"""Those that have no settings."""
+
+
+def matcher_of(config: MatcherConfig) -> Matcher:
+    """The matcher that a configuration describes; it survives pickling."""
+    match config:
+        case NumericMatch():
+            return Numeric(config.tolerance)
+        case AnlsMatch():
+            return Similar(config.threshold)
+        case AnyOfMatch():
+            return AnyOf(tuple(matcher_of(inner) for inner in config.of))
+        case _:
+            return MATCHERS[config.kind]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number and what it counts, such as `%` or `$`; empty where nothing is said."""
+
+    value: float
+    unit: str
+
+
+_QUANTITY = re.compile(
+    r"(?P<sign>[-+\u2212]?)(?P<before>[$€£¥]?)(?P<digits>\d{1,3}(?:,\d{3})+|\d+)?(?P<decimals>\.\d+)?(?P<after>[%‰°$€£¥]?)",
+    re.ASCII,
+)  # fmt: skip
+
+
+def quantity(text: str) -> Quantity | None:
+    """What a text says where it is one number, with thousands separators and a unit sign perhaps; else None."""
+    found = _QUANTITY.fullmatch(normalise(text).replace(" ", ""))
+    if found is None or not (found["digits"] or found["decimals"]):
+        return None
+    value = float(f"{(found['digits'] or '0').replace(',', '')}{found['decimals'] or ''}")
+    return Quantity(-value if found["sign"] in ("-", "\u2212") else value, found["before"] or found["after"])
 
 
 def normalise(text: str) -> str:
@@ -66,7 +149,3 @@ def _is_trailing_noise(text: str, at: int) -> bool:
 def _is_noise(character: str) -> bool:
     is_punctuation = unicodedata.category(character).startswith("P") and character not in _MEANINGFUL
     return is_punctuation or character.isspace()
-
-
-def _squeezed(text: str | None) -> str:
-    return re.sub(r"\W", "", (text or "").lower())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mpa_ray.matching import containment as contains
 from mpa_ray.metrics.anls import anls
 from mpa_ray.metrics.relaxed import relaxed_accuracy
+from mpa_ray.metrics.text import containment, exact_match
 from mpa_ray.metrics.vqa import textvqa_m4c, vqa_accuracy, vqa_accuracy_official
 
 Scorer = Callable[[str, Sequence[str]], float]
@@ -29,21 +29,6 @@ class Metric:
     @property
     def citation(self) -> str:
         return f"{self.name} ({self.source}, {self.version})"
-
-
-def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 where the prediction equals an answer after strip and lower case, else 0."""
-    told = prediction.strip().lower()
-    return float(any(told == answer.strip().lower() for answer in answers))
-
-
-def containment(prediction: str, answers: Sequence[str]) -> float:
-    """1 where the first answer occurs in the prediction, both without case, white space and everything outside `\\w`.
-
-    What the paper's release calls VQA accuracy. "no" is found in "Nokia"; an answer of nothing but punctuation is
-    found in everything.
-    """
-    return float(contains(answers[0], prediction)) if answers else 0.0
 
 
 METRICS = {
