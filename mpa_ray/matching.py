@@ -105,14 +105,15 @@ class Quantity:
 
 
 _QUANTITY = re.compile(
-    r"(?P<sign>[-+\u2212]?)(?P<before>[$€£¥]?)(?P<digits>\d{1,3}(?:,\d{3})+|\d+)?(?P<decimals>\.\d+)?(?P<after>[%‰°$€£¥]?)",
+    r"(?P<sign>[-+\u2212]?)(?P<before>[$€£¥]?) ?(?P<digits>\d{1,3}(?:,\d{3})+|\d+)?(?P<decimals>\.\d+)?"
+    r" ?(?P<after>[%‰°$€£¥]?)",
     re.ASCII,
 )  # fmt: skip
 
 
 def quantity(text: str) -> Quantity | None:
     """What a text says where it is one number, with thousands separators and a unit sign perhaps; else None."""
-    found = _QUANTITY.fullmatch(normalise(text).replace(" ", ""))
+    found = _QUANTITY.fullmatch(normalise(text))
     if found is None or not (found["digits"] or found["decimals"]):
         return None
     value = float(f"{(found['digits'] or '0').replace(',', '')}{found['decimals'] or ''}")
