@@ -71,7 +71,9 @@ class Tally:
             "metric": metric.name,
             "version": metric.version,
             "source": metric.source,
-            "groups": {name: self.groups[name].summary() for name in sorted(self.groups, key=lambda g: (g != "all", g))},
+            "groups": {
+                name: self.groups[name].summary() for name in sorted(self.groups, key=lambda g: (g != "all", g))
+            },
             "num_missing": self.num_missing,
             "warnings": list(self._warnings()),
         }

@@ -13,22 +13,106 @@ _MOST_PERIODS = 32
 
 _NUMBERS = {"none": "0", "zero": "0"} | {
     word: f"{number}"
-    for number, word in enumerate("one two three four five six seven eight nine ten".split(), start=1)
+    for number, word in enumerate(
+        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=1
+    )
 }
 _ARTICLES = {"a", "an", "the"}
 
-_SHORT_FORMS = (
-    "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't "
-    "it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't "
-    "somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's "
-    "they'd they'll they're they've wasn't we've weren't what'll what're what's what've when's where'd where's where've "
-    "who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've"
-).split()
+_SHORT_FORMS = [
+    "ain't",
+    "aren't",
+    "can't",
+    "could've",
+    "couldn't",
+    "didn't",
+    "doesn't",
+    "don't",
+    "hadn't",
+    "hasn't",
+    "haven't",
+    "he'd",
+    "he's",
+    "how'd",
+    "how'll",
+    "how's",
+    "isn't",
+    "it'd",
+    "it'll",
+    "ma'am",
+    "mightn't",
+    "might've",
+    "mustn't",
+    "must've",
+    "needn't",
+    "not've",
+    "o'clock",
+    "oughtn't",
+    "shan't",
+    "should've",
+    "shouldn't",
+    "somebody'll",
+    "somebody's",
+    "someone'd",
+    "someone'll",
+    "someone's",
+    "something'd",
+    "something'll",
+    "that's",
+    "there'd",
+    "there're",
+    "there's",
+    "they'd",
+    "they'll",
+    "they're",
+    "they've",
+    "wasn't",
+    "we've",
+    "weren't",
+    "what'll",
+    "what're",
+    "what's",
+    "what've",
+    "when's",
+    "where'd",
+    "where's",
+    "where've",
+    "who'd",
+    "who'll",
+    "who's",
+    "who've",
+    "why'll",
+    "why're",
+    "why's",
+    "won't",
+    "would've",
+    "wouldn't",
+    "y'all",
+    "you'd",
+    "you'll",
+    "you're",
+    "you've",
+]
 """Written without their apostrophe they mean themselves."""
-_DOUBLE_SHORT_FORMS = (
-    "couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've "
-    "there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've"
-).split()
+_DOUBLE_SHORT_FORMS = [
+    "couldn't've",
+    "hadn't've",
+    "he'd've",
+    "it'd've",
+    "mightn't've",
+    "she'd've",
+    "shouldn't've",
+    "somebody'd've",
+    "someone'd've",
+    "something'd've",
+    "there'd've",
+    "they'd've",
+    "we'd've",
+    "who'd've",
+    "wouldn't've",
+    "y'all'll",
+    "you'd've",
+]
 """Written without one of their two apostrophes they mean themselves."""
 
 

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpa_ray.matching import MATCHERS, containment, exact, normalise
+from mpa_ray.config import IdentifyConfig
+from mpa_ray.matching import (
+    MATCHERS,
+    Matcher,
+    Quantity,
+    containment,
+    exact,
+    matcher_of,
+    normalise,
+    quantity,
+    vqa_normalized,
+)
 
 
 @pytest.mark.parametrize(
@@ -103,3 +116,63 @@ def test_containment_finds_the_reference_inside(before: str, reference: str, aft
 @given(st.from_regex(r"-?[0-9]{1,4}(\.[0-9]{1,3})?", fullmatch=True), st.from_regex(r"-?[0-9.]{1,6}", fullmatch=True))
 def test_exact_keeps_numbers_apart(one: str, other: str) -> None:
     assert exact(one, other) == (one == other.rstrip("."))
+
+
+def configured(matcher: object) -> Matcher:
+    """As a configuration file says it; matchers travel to workers."""
+    found: Matcher = pickle.loads(pickle.dumps(matcher_of(IdentifyConfig.model_validate({"matcher": matcher}).matcher)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        ("5", 5, ""), ("-5", -5, ""), ("−5", -5, ""), ("+5", 5, ""), ("1,234.5", 1234.5, ""), (".5", 0.5, ""), ("5.", 5, ""),
+        ("57 %", 57, "%"), ("57%", 57, "%"), ("$5", 5, "$"), ("-$5", None, ""), ("5€", 5, "€"), ("$ 1,000", 1000, "$"),
+        ("10:30", None, ""), ("1,23", None, ""), ("10 20", None, ""), ("five", None, ""), ("", None, ""), ("%", None, ""),
+        ("5 apples", None, ""), ("1e3", None, ""), ("3.5.2", None, ""),
+    ],
+)  # fmt: skip
+def test_quantities(text: str, value: float | None, unit: str) -> None:
+    assert quantity(text) == (None if value is None else Quantity(value, unit))
+
+
+def test_numbers_agree_within_a_share_of_the_reference() -> None:
+    matches = configured({"kind": "numeric", "tolerance": 0.1})
+    assert matches("100", "110")
+    assert matches("1,000", "950.5")
+    assert not matches("100", "110.1")
+    assert not matches("50%", "50")
+    assert not matches("-5", "5")
+    assert matches("0", "0.0")
+    assert not matches("0", "0.001")
+    assert matches("red", "Red.")
+    assert not matches("red", "5")
+    assert configured("numeric")("100", "105")
+
+
+def test_text_that_is_written_nearly_alike() -> None:
+    assert configured("anls")("hello world", "helo world")
+    assert not configured({"kind": "anls", "threshold": 0.95})("hello world", "helo world")
+    assert not configured("anls")("", "")
+
+
+def test_answers_written_as_vqa_accuracy_writes_them() -> None:
+    assert vqa_normalized("the two dogs.", "2 dogs")
+    assert vqa_normalized("t-shirt", "t shirt")
+    assert not vqa_normalized("the", "a")
+    assert configured("vqa_normalized") is vqa_normalized
+
+
+def test_any_of_several() -> None:
+    matches = configured({"kind": "any_of", "of": ["exact", {"kind": "numeric", "tolerance": 0.05}, "vqa_normalized"]})
+    assert matches("100", "104")
+    assert matches("two", "2")
+    assert matches("red", "RED")
+    assert not matches("red", "blue")
+
+
+@given(st.text(), st.text())
+def test_matchers_never_raise(reference: str, prediction: str) -> None:
+    for matcher in (*MATCHERS, "numeric", "anls"):
+        assert configured(matcher)(reference, prediction) in (True, False)
