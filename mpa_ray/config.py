@@ -294,7 +294,7 @@ class IdentifyConfig(Settings):
     """The Parity Identifier."""
 
     matcher: MatcherConfig = PlainMatch(kind="exact")
-    """When two answers agree: `exact`, `containment` (what the paper's released code does), `vqa_normalized`, `numeric`,
+    """When two answers agree: `exact`, `containment` (as the released code of the paper), `vqa_normalized`, `numeric`,
     `anls`, or `any_of` several; by name, or as a mapping with settings."""
     ask_where_teacher_disagrees: bool = False
     """Also ask the student where the teacher contradicts itself: fills all four cells, changes nothing that is kept."""

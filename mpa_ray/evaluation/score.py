@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,4 +124,9 @@ def paired_difference(
         change = value_of(new, metric) - value_of(old, metric)
         for group in groups_of(old):
             groups[group].add(change)
+    return _summaries(groups)
+
+
+def _summaries(groups: Mapping[str, Distribution]) -> dict[str, dict[str, float]]:
+    """`all` first, the others by name."""
     return {name: groups[name].summary() for name in sorted(groups, key=lambda group: (group != "all", group))}

@@ -1,4 +1,4 @@
-"""ChartQA's relaxed accuracy, as pix2struct computes it: the benchmark's own repository has no scorer with a tolerance."""
+"""ChartQA's relaxed accuracy, as pix2struct computes it; the benchmark's own scorer has no tolerance."""
 
 from __future__ import annotations
 

@@ -11,114 +11,30 @@ _PERIOD = re.compile(r"\.(?!\d)")
 _MOST_PERIODS = 32
 """The evaluators pass a flag, whose value is 32, where the number of replacements goes."""
 
-_NUMBERS = {"none": "0", "zero": "0"} | {
-    word: f"{number}"
-    for number, word in enumerate(
-        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=1
-    )
-}
+_NUMBERS = {
+    "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
+    "eight": "8", "nine": "9", "ten": "10",
+}  # fmt: skip
 _ARTICLES = {"a", "an", "the"}
 
-_SHORT_FORMS = [
-    "ain't",
-    "aren't",
-    "can't",
-    "could've",
-    "couldn't",
-    "didn't",
-    "doesn't",
-    "don't",
-    "hadn't",
-    "hasn't",
-    "haven't",
-    "he'd",
-    "he's",
-    "how'd",
-    "how'll",
-    "how's",
-    "isn't",
-    "it'd",
-    "it'll",
-    "ma'am",
-    "mightn't",
-    "might've",
-    "mustn't",
-    "must've",
-    "needn't",
-    "not've",
-    "o'clock",
-    "oughtn't",
-    "shan't",
-    "should've",
-    "shouldn't",
-    "somebody'll",
-    "somebody's",
-    "someone'd",
-    "someone'll",
-    "someone's",
-    "something'd",
-    "something'll",
-    "that's",
-    "there'd",
-    "there're",
-    "there's",
-    "they'd",
-    "they'll",
-    "they're",
-    "they've",
-    "wasn't",
-    "we've",
-    "weren't",
-    "what'll",
-    "what're",
-    "what's",
-    "what've",
-    "when's",
-    "where'd",
-    "where's",
-    "where've",
-    "who'd",
-    "who'll",
-    "who's",
-    "who've",
-    "why'll",
-    "why're",
-    "why's",
-    "won't",
-    "would've",
-    "wouldn't",
-    "y'all",
-    "you'd",
-    "you'll",
-    "you're",
-    "you've",
-]
+_SHORT_FORMS = """
+ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd
+it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't somebody'll
+somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's they'd they'll
+they're they've wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll who's
+who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
+"""
 """Written without their apostrophe they mean themselves."""
-_DOUBLE_SHORT_FORMS = [
-    "couldn't've",
-    "hadn't've",
-    "he'd've",
-    "it'd've",
-    "mightn't've",
-    "she'd've",
-    "shouldn't've",
-    "somebody'd've",
-    "someone'd've",
-    "something'd've",
-    "there'd've",
-    "they'd've",
-    "we'd've",
-    "who'd've",
-    "wouldn't've",
-    "y'all'll",
-    "you'd've",
-]
+_DOUBLE_SHORT_FORMS = """
+couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've
+there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've
+"""
 """Written without one of their two apostrophes they mean themselves."""
 
 
 def _contractions() -> dict[str, str]:
-    found = {form.replace("'", ""): form for form in _SHORT_FORMS}
-    for form in _DOUBLE_SHORT_FORMS:
+    found = {form.replace("'", ""): form for form in _SHORT_FORMS.split()}
+    for form in _DOUBLE_SHORT_FORMS.split():
         first, second = (at for at, character in enumerate(form) if character == "'")
         found |= {form[:first] + form[first + 1 :]: form, form[:second] + form[second + 1 :]: form}
     # As the evaluators have it, the one that works backwards included.
