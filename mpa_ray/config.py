@@ -293,9 +293,9 @@ MatcherConfig = Annotated[
 class IdentifyConfig(Settings):
     """The Parity Identifier."""
 
-    matcher: MatcherConfig = PlainMatch(kind="exact")
+    matcher: MatcherConfig | None = None
     """When two answers agree: `exact`, `containment` (as the released code of the paper), `vqa_normalized`, `numeric`,
-    `anls`, or `any_of` several; by name, or as a mapping with settings."""
+    `anls`, or `any_of` several; by name, or as a mapping with settings. None takes the task's."""
     ask_where_teacher_disagrees: bool = False
     """Also ask the student where the teacher contradicts itself: fills all four cells, changes nothing that is kept."""
 
@@ -398,7 +398,7 @@ class RunConfig(Settings):
     source: SourceConfig
     reading: ReadingConfig = ReadingConfig()
     task: str = "text_vqa"
-    """text_vqa, chart_qa, knowledge_vqa or demo_world."""
+    """text_vqa, scene_text_vqa, chart_qa, knowledge_vqa, demo_world, or a YAML file like theirs."""
     teacher: ModelConfig
     students: list[StudentConfig] = Field(min_length=1)
     annotate: AnnotateConfig = AnnotateConfig()

@@ -11,17 +11,20 @@ from mpa_ray.corpus.places.place import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.questions import load_questions
 from mpa_ray.tasks.library import TASKS
-from mpa_ray.tasks.task import Task
+from mpa_ray.tasks.task import Task, load_task
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def task_of(config: RunConfig) -> Task:
-    """The task that the run names. Raises ConfigError where there is none of that name."""
-    if config.task not in TASKS:
-        raise ConfigError("task", config.task, "is not a task.", f"Choose one of {', '.join(TASKS)}.")
-    return TASKS[config.task]
+    """The task that the run names: one of ours, or a YAML file. Raises ConfigError where it is neither, or wrong."""
+    if config.task in TASKS:
+        return TASKS[config.task]
+    if config.task.endswith((".yaml", ".yml")):
+        return load_task(config.task)
+    problem = "is neither a task nor a YAML file."
+    raise ConfigError("task", config.task, problem, f"Choose one of {', '.join(TASKS)}, or give a file.")
 
 
 def check_run(config: RunConfig) -> None:

@@ -110,7 +110,8 @@ def build_tokenizer(spec: WorldSpec, vocab_size: int = 640) -> Qwen2TokenizerFas
     for _ in range(1500):
         scene = sample_scene(spec, rng)
         corpus.append(describe(scene))
-        corpus += [f"Question: {q.question}\nAnswer: {q.answer}\n{TASK.answer_instruction}" for q in questions(scene)]
+        instruction = TASK.answer_text("").strip()
+        corpus += [f"Question: {q.question}\nAnswer: {q.answer}\n{instruction}" for q in questions(scene)]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -226,7 +227,7 @@ class Samples:
         for _ in range(self._stage.num_more_questions):
             more = sample_question(scene, self._rng, self._stage.family_weights)
             if more is not None:
-                turns.append((f"{more.question}\n{TASK.answer_instruction}", more.answer))
+                turns.append((TASK.answer_text(more.question), more.answer))
         if self._rng.random() < self._stage.describe_share:
             turns.append((DESCRIBE_PROMPT, describe(scene)))
             if self._rng.random() < DESCRIBE_ALONE_SHARE:

@@ -42,7 +42,7 @@ def _answering(config: RunConfig, task: Task) -> dict[str, Any]:
         "task_version": task.version,
         "system_prompt": SYSTEM_PROMPT,
         "preamble": PREAMBLE,
-        "answer_instruction": task.answer_instruction,
+        "answer_prompt": task.answer_template,
         "answer.max_new_tokens": config.answer.max_new_tokens,
     }
 
@@ -70,7 +70,8 @@ def annotation_fingerprint(config: RunConfig, task: Task) -> dict[str, Any]:
 def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -> dict[str, Any]:
     return {
         **_answering(config, task),
-        **{f"identify.{name}": value for name, value in config.identify.model_dump(mode="json").items()},
+        "identify.matcher": (config.identify.matcher or task.matcher).model_dump(mode="json"),
+        "identify.ask_where_teacher_disagrees": config.identify.ask_where_teacher_disagrees,
         **{f"{student.name}.{name}": value for name, value in _model(student, config).items()},
     }
 

@@ -1,8 +1,17 @@
-"""A task: the prompts that a model sees, and nothing about models, images or clusters."""
+"""A task: the prompts that a model sees and how its answers are compared; nothing of models, images or clusters."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import string
+from pathlib import Path
+from typing import Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from mpa_ray.config import MatcherConfig, PlainMatch, Settings
+from mpa_ray.errors import ConfigError
+from mpa_ray.metrics import METRICS
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 
@@ -16,32 +25,95 @@ It is longer than one block of the KV cache (32 tokens with every tokenizer we k
 part only after the block in which the image ends, and the second finds the whole image in the cache.
 """
 
-REPLY_FORMAT = "Reply with two lines and nothing else:\nQuestion: <the question>\nAnswer: <the answer>"
-
 JSON_FORMAT = 'Reply with a JSON object and nothing else: {"question": "<the question>", "answer": "<the answer>"}'
 
-ANSWER_INSTRUCTION = "Answer in a single word or phrase."
+
+class Labels(Settings):
+    """Words that a reply puts before its parts, the first of each being asked for."""
+
+    question: tuple[str, ...] = Field(("Question",), min_length=1)
+    answer: tuple[str, ...] = Field(("Answer",), min_length=1)
 
 
-@dataclass(frozen=True)
-class Task:
-    """One kind of question, as prompts."""
+class Task(Settings):
+    """One kind of question."""
 
-    name: str
-    annotation_instruction: str
-    """Asks the teacher for a question and its answer."""
-    reply_format: str = REPLY_FORMAT
-    """Says how to label the two; follows the instruction unless replies are held to JSON."""
-    answer_instruction: str = ANSWER_INSTRUCTION
-    version: int = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    version: int = Field(1, ge=1)
     """Goes up whenever a prompt changes; part of a run's fingerprint."""
+    language: str = Field("en", min_length=2)
+    """Of questions and answers, by its code in ISO 639 (`en`, `de`, ...)."""
+    annotation_template: str = Field(alias="annotation_prompt", min_length=1)
+    """Asks the teacher for a question and its answer; `{format}` is where it is told how to write them."""
+    answer_template: str = Field(alias="answer_prompt", min_length=1)
+    """Asks any model a question, which `{question}` stands for."""
+    labels: Labels = Labels()
+    matcher: MatcherConfig = PlainMatch(kind="exact")
+    """When two answers agree, unless `identify.matcher` says otherwise."""
+    metric: str = "exact_match"
+    """Scores answers in evaluation, unless the benchmark or `evaluate.metric` says otherwise."""
+    max_answer_words: int | None = Field(None, ge=1)
+    """A pair with a longer answer is dropped as `answer_too_long`."""
+
+    @field_validator("metric")
+    @classmethod
+    def _is_a_metric(cls, name: str) -> str:
+        if name not in METRICS:
+            raise ValueError(f"{name!r} is not a metric; choose one of {', '.join(METRICS)}")
+        return name
+
+    @model_validator(mode="after")
+    def _placeholders_are_right(self) -> Self:
+        _check_placeholders("annotation_prompt", self.annotation_template, {"format"}, required=False)
+        _check_placeholders("answer_prompt", self.answer_template, {"question"}, required=True)
+        return self
 
     def annotation_prompt(self, as_json: bool = False) -> str:
         """The text after the image when the teacher writes a pair."""
-        return PREAMBLE + "\n".join(
-            filter(None, (self.annotation_instruction, JSON_FORMAT if as_json else self.reply_format))
-        )
+        if "{format}" in self.annotation_template:
+            return PREAMBLE + self.annotation_template.format(format=JSON_FORMAT if as_json else self._two_lines())
+        return PREAMBLE + self.annotation_template + (f"\n{JSON_FORMAT}" if as_json else "")
 
     def answer_prompt(self, question: str) -> str:
         """The text after the image when any model answers: in annotation, identification, leveling and evaluation."""
-        return f"{PREAMBLE}{question.strip()}\n{self.answer_instruction}"
+        return PREAMBLE + self.answer_text(question)
+
+    def answer_text(self, question: str) -> str:
+        """The same without the preamble."""
+        return self.answer_template.format(question=question.strip())
+
+    def _two_lines(self) -> str:
+        question, answer = self.labels.question[0], self.labels.answer[0]
+        return f"Reply with two lines and nothing else:\n{question}: <the question>\n{answer}: <the answer>"
+
+
+def _check_placeholders(field: str, template: str, allowed: set[str], required: bool) -> None:
+    try:
+        found = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}; write {{{{ and }}}} for braces") from None
+    unknown = sorted(set(found) - allowed)
+    if unknown:
+        told = ", ".join(f"{{{name}}}" for name in unknown)
+        raise ValueError(f"{field} has {told}; it may have {', '.join(f'{{{name}}}' for name in allowed)} alone")
+    if len(found) > 1 or (required and not found):
+        raise ValueError(f"{field} needs {{{next(iter(allowed))}}} {'once' if required else 'at most once'}")
+
+
+def load_task(path: str | Path) -> Task:
+    """A task from its YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, or a field of it is wrong.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError("task", str(path), f"cannot be read as YAML ({error}).", "Give a task's file.") from error
+    try:
+        return Task.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ConfigError("task", str(path), f"{where}: {first['msg'].removeprefix('Value error, ')}.",
+                          "Start from a task of mpa_ray/tasks/library.") from None  # fmt: skip

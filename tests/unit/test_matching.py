@@ -120,7 +120,9 @@ def test_exact_keeps_numbers_apart(one: str, other: str) -> None:
 
 def configured(matcher: object) -> Matcher:
     """As a configuration file says it; matchers travel to workers."""
-    found: Matcher = pickle.loads(pickle.dumps(matcher_of(IdentifyConfig.model_validate({"matcher": matcher}).matcher)))
+    config = IdentifyConfig.model_validate({"matcher": matcher}).matcher
+    assert config is not None
+    found: Matcher = pickle.loads(pickle.dumps(matcher_of(config)))
     return found
 
 

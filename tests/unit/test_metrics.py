@@ -1,5 +1,7 @@
 """Metrics, quirk by quirk, with values that the evaluators named give."""
 
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import pytest
@@ -11,7 +13,7 @@ from mpa_ray.metrics.anls import similarity
 from mpa_ray.metrics.vqa import normalise, normalise_m4c
 
 TEXT = st.text(max_size=40)
-HOSTILE = st.text(st.sampled_from("aAthe onez1,2.3%$-'\n\t\r ?!/é’日٣\u00a0\ud800"), max_size=20)  # noqa: RUF001
+HOSTILE = st.text(st.sampled_from("aAthe onez1,2.3%$-'\n\t\r ?!/é’日٣\u00a0\ud800"), max_size=20)
 
 
 def ten(answer: str, count: int, other: str = "something else") -> list[str]:
@@ -46,7 +48,7 @@ def test_agreement_is_with_the_others(metric: str, matching: int, expected: floa
         ("one@two", "1 2"),
         ("1,000", "1000"),
         ("1,0,0", "100"),
-        ("١,٢", "١٢"),  # noqa: RUF001
+        ("١,٢", "١٢"),
         # Left alone.
         ("5%", "5%"),
         ("$5", "$5"),
@@ -57,7 +59,7 @@ def test_agreement_is_with_the_others(metric: str, matching: int, expected: floa
         ("~1", "~1"),
         ("don’t", "don’t"),
         ("5–6", "5–6"),
-        ("はい。", "はい。"),  # noqa: RUF001
+        ("はい。", "はい。"),
         # Periods go unless a digit follows.
         ("5.", "5"),
         ("x.5", "x.5"),
