@@ -135,9 +135,8 @@ def _identify(config: RunConfig, student: StudentConfig) -> None:
 
 
 def _verdict_pass(config: RunConfig, run: Run, student: StudentConfig, flow: Any) -> Pass[Any]:
-    worth_asking = WorthAsking(
-        matcher_of(config.identify.matcher or task_of(config).matcher), config.identify.ask_where_teacher_disagrees
-    )
+    matches = matcher_of(config.identify.matcher or task_of(config).matcher)
+    worth_asking = WorthAsking(matches, config.identify.ask_where_teacher_disagrees)
     make_stage = partial(Identify, task=task_of(config), answer=config.answer, worth_asking=worth_asking)
     made: Pass[Any] = flow.Pass(
         f"identify:{student.name}", run.annotations, run.verdicts(student.name), student, make_stage, _reader(config),
