@@ -147,6 +147,10 @@ class LabelledQuestion:
     question: str
     answers: list[str]
     family: str
+    answer_type: str | None = None
+    """As the benchmark names it, such as `yes/no` or `OPEN`."""
+    split: str = ""
+    """A part that the benchmark reports by itself: ChartQA's `human` and `augmented`, SLAKE's languages."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,8 @@ class Prediction:
     prediction: str | None
     reason: str | None = None
     """Why there is no prediction, or why it may be cut short."""
+    answer_type: str | None = None
+    split: str = ""
 
 
 Row = ImageRef | Annotation | Verdict | ParitySample | LabelledQuestion | Prediction

@@ -47,4 +47,6 @@ def _prediction(question: LabelledQuestion, text: str | None, reason: str | None
         family=question.family,
         prediction=text,
         reason=reason,
+        answer_type=question.answer_type,
+        split=question.split,
     )

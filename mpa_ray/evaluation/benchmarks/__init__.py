@@ -1,0 +1,7 @@
+"""Labelled benchmarks as they are published, read into rows."""
+
+from mpa_ray.evaluation.benchmarks.benchmark import BENCHMARKS, Benchmark, read_benchmark
+from mpa_ray.evaluation.benchmarks.images import check_images
+from mpa_ray.evaluation.benchmarks.spec import BenchmarkSpec
+
+__all__ = ["BENCHMARKS", "Benchmark", "BenchmarkSpec", "check_images", "read_benchmark"]

@@ -1,0 +1,87 @@
+"""The benchmarks that can be read, and what is known of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from mpa_ray.corpus.places.place import Places
+from mpa_ray.errors import ConfigError
+from mpa_ray.evaluation.benchmarks.chartqa import read_chartqa
+from mpa_ray.evaluation.benchmarks.coco import read_vqa
+from mpa_ray.evaluation.benchmarks.documents import read_documents
+from mpa_ray.evaluation.benchmarks.gqa import read_gqa
+from mpa_ray.evaluation.benchmarks.inputs import Inputs
+from mpa_ray.evaluation.benchmarks.medical import read_plain_pairs, read_slake
+from mpa_ray.evaluation.benchmarks.questions import read_questions
+from mpa_ray.evaluation.benchmarks.scene_text import read_stvqa, read_textvqa
+from mpa_ray.evaluation.benchmarks.spec import BenchmarkSpec
+from mpa_ray.records import LabelledQuestion
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A kind of labelled set."""
+
+    name: str
+    metric: str
+    """The default, a key of `mpa_ray.metrics.METRICS`."""
+    read: Callable[[Inputs], Iterator[LabelledQuestion]]
+    sources: tuple[str, ...]
+    """Who defines the set and its files."""
+    settings: frozenset[str] = frozenset()
+    """Of a spec's `annotations` and `columns`, those that it goes by."""
+
+
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark("textvqa", "textvqa_m4c", read_textvqa, ("arXiv 1904.08920", "textvqa.org")),
+        Benchmark("stvqa", "anls", read_stvqa, ("arXiv 1905.13648", "rrc.cvc.uab.es, challenge 11")),
+        Benchmark("chartqa", "relaxed_accuracy", read_chartqa, ("arXiv 2203.10244", "github.com/vis-nlp/ChartQA")),
+        Benchmark("okvqa", "vqa_accuracy", read_vqa, ("arXiv 1906.00067", "okvqa.allenai.org"),
+                  frozenset({"annotations"})),
+        Benchmark("vqav2", "vqa_accuracy", read_vqa, ("arXiv 1612.00837", "visualqa.org"),
+                  frozenset({"annotations"})),
+        Benchmark("docvqa", "anls", read_documents, ("arXiv 2007.00398", "rrc.cvc.uab.es, challenge 17")),
+        Benchmark("infovqa", "anls", read_documents, ("arXiv 2104.12756", "rrc.cvc.uab.es, challenge 17")),
+        Benchmark("gqa", "exact_match", read_gqa, ("arXiv 1902.09506", "cs.stanford.edu/people/dorarad/gqa")),
+        Benchmark("pathvqa", "exact_match", read_plain_pairs, ("arXiv 2003.10286",)),
+        Benchmark("vqa_rad", "exact_match", read_plain_pairs, ("doi 10.1038/sdata.2018.251",)),
+        Benchmark("slake", "exact_match", read_slake, ("arXiv 2102.09542", "www.med-vqa.com/slake")),
+        Benchmark("questions", "exact_match", read_questions, ("the user",), frozenset({"columns"})),
+    )
+}  # fmt: skip
+
+
+def read_benchmark(spec: BenchmarkSpec, places: Places) -> Iterator[LabelledQuestion]:
+    """A benchmark's questions in the order of its files; questions on one image have its id and URI in common.
+
+    Raises:
+        ConfigError: a file, a field or the answers are missing, or an id occurs twice. Images are not looked for: see
+            `check_images`.
+    """
+    benchmark = _known(spec)
+    seen: set[str] = set()
+    uris: dict[str, str] = {}
+    for question in benchmark.read(Inputs(spec, places)):
+        if question.question_id in seen:
+            raise ConfigError("benchmark.path", spec.path, f"has question_id {question.question_id!r} twice.",
+                              "Give one split, and make the ids unique.")  # fmt: skip
+        seen.add(question.question_id)
+        # Mirrors repeat an image in each of its rows; its first will do for all.
+        uri = uris.setdefault(question.image_id, question.uri)
+        yield question if uri == question.uri else replace(question, uri=uri)
+    if not seen:
+        raise ConfigError("benchmark.path", spec.path, "holds no questions.", "Check that the file is whole.")
+
+
+def _known(spec: BenchmarkSpec) -> Benchmark:
+    if spec.kind not in BENCHMARKS:
+        raise ConfigError("benchmark.kind", spec.kind, "is no benchmark that can be read.",
+                          f"Choose one of {', '.join(BENCHMARKS)}.")  # fmt: skip
+    benchmark = BENCHMARKS[spec.kind]
+    for setting, value in (("annotations", spec.annotations), ("columns", spec.columns)):
+        if value and setting not in benchmark.settings:
+            raise ConfigError(f"benchmark.{setting}", value, f"means nothing to {spec.kind}.", "Leave it out.")
+    return benchmark

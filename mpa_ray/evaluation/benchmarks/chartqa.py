@@ -1,0 +1,41 @@
+"""ChartQA: charts, with questions that people wrote and others that were made from summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mpa_ray.evaluation.benchmarks.inputs import Inputs
+from mpa_ray.evaluation.benchmarks.record import Record
+from mpa_ray.records import LabelledQuestion
+
+_FIELDS = ("query", "question", "label", "answer", "human_or_machine", "type")
+_PARTS = {"0": "human", "1": "augmented", "human": "human", "machine": "augmented", "augmented": "augmented"}
+
+
+def read_chartqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
+    """Ids are made up, since there are none: split, part and row. A row is one of its own file in the official files,
+    and one of the whole split in a mirror, so the ids of the two differ."""
+    for record in inputs.records(None, _FIELDS):
+        part = _part(record)
+        name = record.row_id if record.image_uri else record.text("imgname")
+        names = [f"{folder}{name}" for folder in ("png/", "", f"{record.split or '.'}/png/")]
+        yield LabelledQuestion(
+            question_id="-".join(filter(None, [record.source, part, str(record.number)])),
+            image_id=name,
+            uri=record.image_uri or inputs.images.uri(record, *names),
+            question=record.text("query", "question"),
+            answers=record.answers("label", "answer"),
+            family="all",
+            split=part,
+        )
+
+
+def _part(record: Record) -> str:
+    """`human` or `augmented`, by a mirror's column or the official file's name; empty where neither tells."""
+    told = record.optional("human_or_machine", "type")
+    if told is None:
+        return next((part for part in ("human", "augmented") if part in record.file.rpartition("/")[2]), "")
+    part = _PARTS.get(told.partition("_")[0])
+    if part is None:
+        raise record.error(f"{told!r} is neither human nor augmented.", "Check that the file is of ChartQA.")
+    return part

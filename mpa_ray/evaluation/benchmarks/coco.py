@@ -1,0 +1,106 @@
+"""VQA and OK-VQA: open questions on COCO's photographs, and ten annotators' answers in a second file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from mpa_ray.config import resolve_path
+from mpa_ray.errors import ConfigError
+from mpa_ray.evaluation.benchmarks.file import File
+from mpa_ray.evaluation.benchmarks.inputs import Inputs
+from mpa_ray.evaluation.benchmarks.record import Record
+from mpa_ray.records import LabelledQuestion
+
+_FIELDS = ("question_id", "image_id", "question", "question_type", "answer_type", "answers")
+_SUBTYPE = re.compile(r"(?<![a-zA-Z])(train|val|test)(?:-dev)?(\d{4})?")
+
+
+def read_vqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
+    """The official two files, joined by question_id, or a mirror."""
+    if not inputs.files[0].is_parquet:
+        for file in inputs.files:
+            yield from _joined(inputs, file)
+        return
+    for record in inputs.records(None, _FIELDS):
+        image_id = record.optional("image_id") or record.row_id
+        uri = record.image_uri or _image(inputs, record, _subtype(inputs.spec.split or ""))
+        yield _question(record, record, image_id, uri)
+
+
+def _joined(inputs: Inputs, file: File) -> Iterator[LabelledQuestion]:
+    questions = _by_id(inputs.entries(file, "questions"))
+    second = _annotations_of(inputs, file)
+    annotations = _by_id(inputs.entries(second, "annotations"))
+    _check_ids(questions, annotations, second)
+    subtype = _subtype(inputs.spec.split or "") or _subtype(file.name) or _subtype(str(file.value("data_subtype")))
+    for question_id, record in questions.items():
+        uri = _image(inputs, record, subtype)
+        yield _question(record, annotations[question_id], record.text("image_id"), uri)
+
+
+def _question(record: Record, annotation: Record, image_id: str, uri: str) -> LabelledQuestion:
+    return LabelledQuestion(
+        question_id=record.text("question_id"),
+        image_id=image_id,
+        uri=uri,
+        question=record.text("question"),
+        answers=annotation.answers("answers"),
+        family=annotation.optional("question_type") or "all",
+        answer_type=annotation.optional("answer_type"),
+    )
+
+
+def _image(inputs: Inputs, record: Record, subtype: str) -> str:
+    number = record.text("image_id")
+    if not number.isdigit():
+        raise record.error(f"image_id {number!r} is no number of COCO's.", "Check that the file is of this benchmark.")
+    plain, full = f"{int(number):012d}.jpg", f"COCO_{subtype}_{int(number):012d}.jpg"
+    if not subtype:
+        return inputs.images.uri(record, plain)
+    return inputs.images.uri(record, full, f"{subtype}/{full}", plain, f"{subtype}/{plain}")
+
+
+def _subtype(text: str) -> str:
+    """COCO's name of a split, such as val2014, from a name that it is part of."""
+    found = _SUBTYPE.search(text)
+    if found is None:
+        return ""
+    return found[1] + (found[2] or ("2015" if found[1] == "test" else "2014"))
+
+
+def _annotations_of(inputs: Inputs, file: File) -> File:
+    if inputs.spec.annotations is not None:
+        uri = resolve_path(inputs.spec.annotations)
+        return File(inputs.places, uri, uri.rpartition("/")[2], "benchmark.annotations")
+    folder, slash, name = file.uri.rpartition("/")
+    name = re.sub(r"(OpenEnded|MultipleChoice)_", "", name).replace("questions", "annotations")
+    second = File(inputs.places, f"{folder}{slash}{name}", name, "benchmark.annotations")
+    try:
+        inputs.places.of(second.uri).size(second.uri)
+    except OSError as error:
+        raise ConfigError("benchmark.annotations", None, f"answers absent: there is no {second.uri}.",
+                          "Name the file with the annotations; for a test split there is none.") from error  # fmt: skip
+    return second
+
+
+def _by_id(records: Iterator[Record]) -> dict[str, Record]:
+    found: dict[str, Record] = {}
+    for record in records:
+        question_id = record.text("question_id")
+        if question_id in found:
+            raise record.error(f"has question_id {question_id!r} a second time.", "Make the ids unique.")
+        found[question_id] = record
+    return found
+
+
+def _check_ids(questions: dict[str, Record], annotations: dict[str, Record], second: File) -> None:
+    """Raises ConfigError unless questions and annotations are about the same ids."""
+    for found, others, what in (
+        (questions, annotations, "questions without an annotation"),
+        (annotations, questions, "annotations without a question"),
+    ):
+        alone = [question_id for question_id in found if question_id not in others]
+        if alone:
+            raise second.error(f"{len(alone)} {what}, the first with question_id {alone[0]!r}.",
+                               "Give the questions and the annotations of the same split.")  # fmt: skip

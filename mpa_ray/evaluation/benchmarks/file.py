@@ -1,0 +1,166 @@
+"""One file of a benchmark, JSON or Parquet."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mpa_ray.corpus.locator import Locator
+from mpa_ray.corpus.places.place import Places
+from mpa_ray.errors import ConfigError
+
+_LINES = (".jsonl", ".ndjson")
+JSON = (".json", *_LINES)
+PARQUET = (".parquet",)
+_PART_OF = re.compile(r"-\d+-of-\d+.*")
+_SPLIT = re.compile(r"(?:train|val|valid|validate|validation|minival|dev|test|testdev)(?:\d{4})?")
+
+
+@dataclass(frozen=True)
+class File:
+    """One file, of either format."""
+
+    places: Places
+    uri: str
+    name: str
+    """Its path below what was listed."""
+    field: str = "benchmark.path"
+    """The setting that names it, for messages."""
+
+    @property
+    def split(self) -> str:
+        """Train, val, test or the like, as its name or else its folder tells; empty where neither does."""
+        *_, folder, name = ["", "", *self.uri.split("/")]
+        stem = _PART_OF.sub("", re.sub(r"\.\w+$", "", name)).lower()
+        found = [part for part in (*re.split(r"[-_. ]", stem), folder.lower()) if _SPLIT.fullmatch(part)]
+        return canonical_split(found[0]) if found else ""
+
+    @property
+    def is_parquet(self) -> bool:
+        """By its ending, and by its first bytes where that tells nothing."""
+        if self.uri.lower().endswith((*JSON, *PARQUET)):
+            return self.uri.lower().endswith(PARQUET)
+        return self._read(4) == b"PAR1"
+
+    def entries(self, key: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The objects of a JSON file and their places: a list by itself or under `key`, JSON lines, or, without a key,
+        an object of objects, each of which gets its own key as `id`."""
+        for place, entry in self._found(key):
+            if not isinstance(entry, dict):
+                raise self.error(f"{place} is not an object.", "Check that the file is of this benchmark.")
+            yield place, entry
+
+    def rows(self, columns: Sequence[str], image: str) -> Iterator[tuple[dict[str, Any], str | None]]:
+        """The rows of a Parquet file with those of the columns that it has, and their images' locators.
+
+        A column `image` that only names files is among the values instead. Images' bytes are not read.
+        """
+        try:
+            with self.places.open(self.uri) as content, pq.ParquetFile(content, pre_buffer=False) as file:
+                yield from self._rows(file, columns, image)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise self.error(f"is not to be read as Parquet ({error}).", "Fetch it again.") from error
+
+    def value(self, key: str) -> Any:
+        """What a JSON file that is an object holds under a key."""
+        document = self._document(self._text())
+        return document.get(key) if isinstance(document, dict) else None
+
+    def error(self, problem: str, remedy: str) -> ConfigError:
+        return ConfigError(self.field, self.uri, problem, remedy)
+
+    def _found(self, key: str | None) -> Iterator[tuple[str, Any]]:
+        text = self._text()
+        document = None if self.uri.lower().endswith(_LINES) else self._document(text)
+        if document is None:
+            yield from self._lines(text)
+            return
+        if key is None and isinstance(document, dict):
+            for name, entry in document.items():
+                yield f"question {name!r}", {"id": name, **entry} if isinstance(entry, dict) else entry
+            return
+        found = document.get(key) if isinstance(document, dict) else document
+        if not isinstance(found, list):
+            raise self.error(f"has no list {key!r}." if key else "is not a list.",
+                             "Check that the file is of this benchmark.")  # fmt: skip
+        yield from ((f"row {number}", entry) for number, entry in enumerate(found))
+
+    def _document(self, text: str) -> Any:
+        """None for JSON lines, which are one document after the other."""
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            if error.msg == "Extra data":
+                return None
+            raise self.error(f"is not JSON ({error}).", "Fetch it again.") from None
+
+    def _lines(self, text: str) -> Iterator[tuple[str, Any]]:
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                yield f"line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise self.error(f"line {number} is not JSON ({error.msg}).", "Mend the line.") from None
+
+    def _text(self) -> str:
+        try:
+            return self._read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise self.error(f"is not UTF-8 ({error.reason}).", "Give the questions as JSON or Parquet.") from error
+
+    def _read(self, num_bytes: int | None = None) -> bytes:
+        try:
+            return self.places.of(self.uri).read(self.uri, 0, num_bytes)
+        except OSError as error:
+            raise self.error(f"cannot be read ({error.strerror or error}).",
+                             "Check the path, the connection and your permissions.") from error  # fmt: skip
+
+    def _rows(
+        self, file: pq.ParquetFile, columns: Sequence[str], image: str
+    ) -> Iterator[tuple[dict[str, Any], str | None]]:
+        schema = file.schema_arrow
+        wanted = [name for name in columns if name in schema.names and name != image]
+        if not wanted:
+            raise self.error(f"has the columns {', '.join(map(repr, schema.names))}, and none of "
+                             f"{', '.join(map(repr, columns))}.", "Check that it is of this benchmark.")  # fmt: skip
+        names_files = image in schema.names and _names_files(file, image)
+        holds_images = image in schema.names and not names_files and _holds_bytes(schema.field(image).type)
+        if names_files:
+            wanted.append(f"{image}.path" if pa.types.is_struct(schema.field(image).type) else image)
+        number = 0
+        for batch in file.iter_batches(columns=wanted, use_threads=False):
+            for values in cast(list[dict[str, Any]], batch.to_pylist()):
+                if isinstance(values.get(image), dict):
+                    values[image] = values[image]["path"]
+                yield values, str(Locator(self.uri, row=number, column=image)) if holds_images else None
+                number += 1
+
+
+def canonical_split(split: str) -> str:
+    """One name, val, for what is called val, validation or val2014."""
+    name = re.sub(r"\d{4}$", "", split.lower())
+    return "val" if name in ("valid", "validate", "validation") else name
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return "bytes" in {field.name for field in kind}
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _names_files(file: pq.ParquetFile, column: str) -> bool:
+    """Whether a column is text, or Hugging Face's struct whose bytes are all left out, as the statistics tell."""
+    kind = file.schema_arrow.field(column).type
+    if not pa.types.is_struct(kind) or not {"bytes", "path"} <= {field.name for field in kind}:
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    found = [(group.num_rows, group.column(leaves.index(f"{column}.bytes")).statistics) for group in groups]
+    return bool(found) and all(s is not None and s.has_null_count and s.null_count == n for n, s in found)

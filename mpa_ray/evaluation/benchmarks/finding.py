@@ -1,0 +1,75 @@
+"""Which files a benchmark's path means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from mpa_ray.config import resolve_path
+from mpa_ray.corpus.places.place import Entry, Places
+from mpa_ray.corpus.sources.source import Files, split_glob
+from mpa_ray.errors import ConfigError
+from mpa_ray.evaluation.benchmarks.file import JSON, PARQUET, File, canonical_split
+
+_NUM_LOOKED_AT = 1000
+
+
+def find_files(
+    places: Places, path: str, split: str | None = None, field: str = "benchmark.path", only_parquet: bool = False
+) -> list[File]:
+    """The file that a path names; or of a folder or glob the Parquet files, and where there are none the JSON files
+    directly in it, all of one split.
+
+    Raises:
+        ConfigError: there are none, or it is not clear of which split.
+    """
+    path = resolve_path(path)
+    if _is_file(path):
+        return [File(places, path, path.rpartition("/")[2], field)]
+    found = [File(places, e.uri, e.path, field) for e in _below(places, path, field, (*JSON, *PARQUET))]
+    files = [file for file in found if file.name.lower().endswith(PARQUET)]
+    if not files and not only_parquet:
+        files = [file for file in found if "/" not in file.name or split_glob(path)[1]]
+    if not files:
+        raise ConfigError(field, path, "holds no Parquet files and no JSON.", "Give the file with the questions.")
+    return _of_split(files, split, path)
+
+
+def holds_parquet(places: Places, path: str, field: str) -> bool:
+    """Whether a path means Parquet files, and not a folder of images."""
+    path = resolve_path(path)
+    if _is_file(path):
+        return path.lower().endswith(PARQUET)
+    looked_at = islice(_below(places, path, field, ()), _NUM_LOOKED_AT)
+    return any(entry.path.lower().endswith(PARQUET) for entry in looked_at)
+
+
+def _is_file(path: str) -> bool:
+    if split_glob(path)[1] is not None:
+        return False
+    return Path(path).is_file() or (path.lower().endswith((*JSON, *PARQUET)) and not Path(path).is_dir())
+
+
+def _below(places: Places, path: str, field: str, endings: tuple[str, ...]) -> Iterator[Entry]:
+    root, _ = split_glob(path)
+    if "://" not in path and not Path(root).is_dir():
+        raise ConfigError(field, path, "is not there.", "Check the path.")
+    try:
+        yield from Files(places, path, endings).entries()
+    except ConfigError as error:
+        raise ConfigError(field, path, "cannot be listed.", f"The cause: {error}") from error
+
+
+def _of_split(files: list[File], split: str | None, path: str) -> list[File]:
+    named = sorted({file.split for file in files} - {""})
+    if split is not None and named:
+        chosen = [file for file in files if file.split == canonical_split(split)]
+        if not chosen:
+            raise ConfigError("benchmark.split", split, f"is no split of {path}, which has {', '.join(named)}.",
+                              "Choose one of these.")  # fmt: skip
+        return chosen
+    if len(named) > 1:
+        raise ConfigError("benchmark.split", split, f"does not tell which of {path}: it has {', '.join(named)}.",
+                          "Choose one of these.")  # fmt: skip
+    return files

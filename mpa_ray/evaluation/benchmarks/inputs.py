@@ -1,0 +1,51 @@
+"""What the reader of each benchmark works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from mpa_ray.corpus.places.place import Places
+from mpa_ray.evaluation.benchmarks.file import File, canonical_split
+from mpa_ray.evaluation.benchmarks.finding import find_files
+from mpa_ray.evaluation.benchmarks.images import Images
+from mpa_ray.evaluation.benchmarks.record import Record
+from mpa_ray.evaluation.benchmarks.spec import BenchmarkSpec
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A benchmark's files."""
+
+    spec: BenchmarkSpec
+    places: Places
+
+    @cached_property
+    def files(self) -> list[File]:
+        return find_files(self.places, self.spec.path, self.spec.split)
+
+    @cached_property
+    def images(self) -> Images:
+        return Images(self.places, self.spec.images)
+
+    def records(self, key: str | None, columns: Sequence[str], image: str = "image") -> Iterator[Record]:
+        """All entries: of JSON files those under `key` (see `File.entries`), of Parquet files the `columns`."""
+        number = 0
+        for file in self.files:
+            if not file.is_parquet:
+                yield from self.entries(file, key)
+                continue
+            for row, (values, uri) in enumerate(file.rows(columns, image)):
+                split = self.split_of(file)
+                yield Record(file.uri, f"row {row}", number, split, values, f"{file.name}/{row}", uri)
+                number += 1
+
+    def entries(self, file: File, key: str | None) -> Iterator[Record]:
+        """All entries of one JSON file."""
+        split = self.split_of(file)
+        for row, (place, values) in enumerate(file.entries(key)):
+            yield Record(file.uri, place, row, split, values, f"{file.name}/{row}", field=file.field)
+
+    def split_of(self, file: File) -> str:
+        return canonical_split(self.spec.split or file.split)
