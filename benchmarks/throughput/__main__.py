@@ -69,13 +69,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--bundled-images", type=int, default=512)
     parser.add_argument("--larger-images", type=int, default=48)
-    parser.add_argument("--update", action="store_true", help="keep what --out has of other rows and sweeps")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/throughput.json")
     options = parser.parse_args()
     results: dict[str, Any] = {"conditions": conditions(), "rows": {}, "sweeps": {}}
-    if options.update:
-        results = json.loads(options.out.read_text())
-        results.setdefault("updates", []).append(conditions())
     options.out.parent.mkdir(parents=True, exist_ok=True)
 
     def keep() -> None:
@@ -88,8 +84,7 @@ def main() -> None:
         for name in options.works:
             make, num_images = makers[name]
             work = make(scratch, num_images, options.repetitions)
-            results["rows"].setdefault(name, {})
-            results["sweeps"].setdefault(name, {})
+            results["rows"][name], results["sweeps"][name] = {}, {}
             for row in options.rows:
                 results["rows"][name][row] = measure(row, work, scratch)
                 keep()
