@@ -97,7 +97,7 @@ def rates(began: float, done: list[tuple[float, int]], num_images: int) -> list[
 
 
 def steady_rates(done: list[tuple[float, int]], num_images: int, num_in_flight: int) -> list[float]:
-    """`rates` once the engine is full; what is done later than the last whole repetition, as it empties, is left out."""
+    """`rates` of an engine that is full: what is done while it fills, and while it empties, is left out."""
     full = sorted(done)[num_in_flight - 1 :]
     return rates(full[0][0], full[1:], num_images)
 
