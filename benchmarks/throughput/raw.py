@@ -11,7 +11,7 @@ import asyncio
 import time
 from typing import Any
 
-from benchmarks.throughput.work import QUESTION, TASK, Timings, Work, bind_cores, rates
+from benchmarks.throughput.work import QUESTION, TASK, Timings, Work, bind_cores, steady_rates
 from mpa_ray.corpus.decode import PreparedImage, prepare
 from mpa_ray.rendering import load_processor, render
 
@@ -106,18 +106,17 @@ async def _visits(work: Work, found: Timings) -> list[str]:
 
     # Warms the engine up, and tells which questions will be asked.
     await asyncio.gather(*(visit(n, r, f"warm-{n}") for n, r in enumerate(requests(0))))
-    prepared_requests = [r for repetition in range(work.repetitions) for r in requests(1 + repetition)]
+    # One more than is measured: while the engine fills and while it empties does not count.
+    prepared_requests = [r for repetition in range(work.repetitions + 1) for r in requests(1 + repetition)]
     done, found.num_uncached_image_tokens, first_s, second_s = [], 0, 0.0, 0.0
-    began = time.perf_counter()
     await asyncio.gather(*(visit(n % work.num_images, r, f"{n}") for n, r in enumerate(prepared_requests)))
-    found.teacher_images_per_s = rates(began, done, work.num_images)
+    found.teacher_images_per_s = steady_rates(done, work.num_images, work.max_images_in_flight)
     found.second_pass_share = second_s / (first_s + second_s)
-    repetitions = range(1 + work.repetitions, 1 + 2 * work.repetitions)
+    repetitions = range(2 + work.repetitions, 3 + 2 * work.repetitions)
     prepared_requests = [r for repetition in repetitions for r in requests(repetition)]
     done = []
-    began = time.perf_counter()
     await asyncio.gather(*(first_pass(r, f"first-{n}") for n, r in enumerate(prepared_requests)))
-    found.first_pass_images_per_s = rates(began, done, work.num_images)
+    found.first_pass_images_per_s = steady_rates(done, work.num_images, work.max_images_in_flight)
     engine.shutdown()
     return questions
 
@@ -138,11 +137,10 @@ async def _answers(work: Work, model: str, questions: list[str], found: Timings)
         return [rendered.request(i, TASK.answer_prompt(q)) for i, q in zip(images, questions, strict=True)]
 
     await asyncio.gather(*(answer(r, f"warm-{n}") for n, r in enumerate(requests(0))))
-    prepared_requests = [r for repetition in range(work.repetitions) for r in requests(1 + repetition)]
+    prepared_requests = [r for repetition in range(work.repetitions + 1) for r in requests(1 + repetition)]
     done = []
-    began = time.perf_counter()
     await asyncio.gather(*(answer(r, f"{n}") for n, r in enumerate(prepared_requests)))
-    found.student_images_per_s = rates(began, done, work.num_images)
+    found.student_images_per_s = steady_rates(done, work.num_images, work.max_images_in_flight)
     engine.shutdown()
 
 

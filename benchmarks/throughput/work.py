@@ -96,6 +96,12 @@ def rates(began: float, done: list[tuple[float, int]], num_images: int) -> list[
     return found
 
 
+def steady_rates(done: list[tuple[float, int]], num_images: int, num_in_flight: int) -> list[float]:
+    """`rates` of an engine that is full: what is done while it fills, and while it empties, is left out."""
+    full = sorted(done)[num_in_flight - 1 :]
+    return rates(full[0][0], full[1:], num_images)
+
+
 def bundled(scratch: Path, num_images: int, repetitions: int) -> Work:
     """The bundled teacher and student on pictures of their world."""
     return Work(

@@ -405,7 +405,7 @@ def _engine_arguments(config: ModelConfig, on_cpu: bool) -> dict[str, Any]:
 
 def _keeps_tensors(arguments: dict[str, Any]) -> bool:
     """Whether the engine has a cache of images' tensors, and says so where it has lost some."""
-    return (
+    return bool(
         arguments.get("mm_processor_cache_gb", 0) > 0
         and arguments.get("mm_processor_cache_type", "lru") == "lru"
         and arguments.get("data_parallel_size", 1) == 1
