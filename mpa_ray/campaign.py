@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from mpa_ray.config import LimitsConfig, ModelConfig, RunConfig, StudentConfig
+from mpa_ray.config import EvaluateConfig, EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig
 from mpa_ray.corpus.index import index_shards, index_source
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.corpus.read import Reader
-from mpa_ray.effort import Effort
-from mpa_ray.errors import RunError
-from mpa_ray.evaluation.questions import load_questions, shard_questions
-from mpa_ray.evaluation.score import score
-from mpa_ray.matching import matcher_of
-from mpa_ray.preflight import check_run, task_of
+from mpa_ray.errors import ConfigError, RunError
+from mpa_ray.evaluation.questions import lay_out, metric_of
+from mpa_ray.evaluation.score import score_benchmark
+from mpa_ray.matching import matcher_label, matcher_of
+from mpa_ray.passes import Outstanding, run_missing, run_shards, timed
+from mpa_ray.preflight import check_evaluation, check_run, task_of
 from mpa_ray.progress import Progress, say
+from mpa_ray.report.scores import render_scores
 from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.identify import Identify, WorthAsking
-from mpa_ray.stages.judge import known_samples, parity_samples
+from mpa_ray.stages.judge import parity_samples
 from mpa_ray.stages.predict import Predict
+from mpa_ray.stages.rejudge import Changes
+from mpa_ray.stages.top_up import further_samples
 from mpa_ray.store import fingerprint
+from mpa_ray.store.dataset import JoinedDatasets
 from mpa_ray.store.parity import export_parity, read_parity
-from mpa_ray.store.run import Manifest, Run
+from mpa_ray.store.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 ARM = "parity"
 
 
-def open_run(config: RunConfig, claims: Sequence[str] = (), upstream: Sequence[str] = ()) -> Run:
+def open_run(config: EvaluationRunConfig, claims: Sequence[str] = (), upstream: Sequence[str] = ()) -> Run:
     """Check the configuration, open its run directory, and hold the settings against what its datasets were made of.
 
     Args:
@@ -48,9 +48,13 @@ def open_run(config: RunConfig, claims: Sequence[str] = (), upstream: Sequence[s
     Raises:
         ConfigError: something is wrong, or a dataset was begun under other settings; run.json is then left as it was.
     """
-    check_run(config)
+    if isinstance(config, RunConfig):
+        check_run(config)
+        fingerprints = fingerprint.of_datasets(config, task_of(config))
+    else:
+        check_evaluation(config)
+        fingerprints = {}
     run = Run.open(config.run_dir, config.object_store)
-    fingerprints = fingerprint.of_datasets(config, task_of(config))
     for dataset in upstream:
         run.hold_against(dataset, fingerprints[dataset])
     for dataset in claims:
@@ -62,7 +66,7 @@ def open_run(config: RunConfig, claims: Sequence[str] = (), upstream: Sequence[s
 def index(config: RunConfig) -> None:
     """List the source's images into the corpus manifest."""
     run = open_run(config, ["corpus"])
-    with _timed(run, "index"):
+    with timed(run, "index"):
         manifest = index_source(config.source, run, Places(config.object_store))
     say(f"index: {manifest.num_images} images in {manifest.num_shards} shards")
 
@@ -71,8 +75,8 @@ def annotate(config: RunConfig) -> None:
     """The Pseudo Annotator: D_PA, with the teacher's second answers."""
     run = open_run(config, ["annotations"], ["corpus"])
     manifest = run.manifest()
-    _run_missing(run, "annotate", manifest, config.limits, partial(_annotation_pass, config, run),
-                 run.annotations.missing(manifest.shards))  # fmt: skip
+    run_missing(run, "annotate", config.limits, partial(_annotation_pass, config, run),
+                Outstanding.of(run.annotations, manifest))  # fmt: skip
 
 
 def index_and_annotate(config: RunConfig) -> None:
@@ -88,14 +92,14 @@ def index_and_annotate(config: RunConfig) -> None:
 
     def shards(progress: Progress) -> Iterator[str]:
         yield from missing
-        with _timed(run, "index"):
+        with timed(run, "index"):
             yield from _without(index_shards(config.source, run, Places(config.object_store)), indexed)
         manifest = run.manifest()
         say(f"index: {manifest.num_images} images in {manifest.num_shards} shards")
         progress.expect(manifest.num_images)
 
     progress = Progress("annotate", None, "images", run.corpus.num_rows(committed))
-    _run(run, "annotate", config.limits, partial(_annotation_pass, config, run), shards(progress), committed, progress)
+    run_shards(run, "annotate", config.limits, partial(_annotation_pass, config, run), shards(progress), committed, progress)
 
 
 def _annotation_pass(config: RunConfig, run: Run, flow: Any) -> Pass[Any]:
@@ -126,8 +130,8 @@ def _identify(config: RunConfig, student: StudentConfig) -> None:
     if unannotated:
         raise RunError(f"{len(unannotated)} of {manifest.num_shards} shards are not annotated: run jobs/annotate.py.")
     verdicts = run.verdicts(student.name)
-    _run_missing(run, f"identify {student.name}", manifest, config.limits, partial(_verdict_pass, config, run, student),
-                 verdicts.missing(manifest.shards))  # fmt: skip
+    run_missing(run, f"identify {student.name}", config.limits, partial(_verdict_pass, config, run, student),
+                Outstanding.of(verdicts, manifest))  # fmt: skip
     if not run.storage.exists(f"parity/{student.name}/manifest.json"):
         samples = parity_samples(verdicts.rows(manifest.shards))
         num_samples = export_parity(run, student.name, task, samples)
@@ -164,60 +168,150 @@ def _level(config: RunConfig, student: StudentConfig) -> None:
     from mpa_ray.leveling.level import level as level_student
 
     flow.start_ray()
-    with _timed(run, f"level {student.name}"):
+    with timed(run, f"level {student.name}"):
+        verdicts = partial(run.verdicts(student.name).rows, run.manifest().shards)
         samples = read_parity(run, student.name)
-        verdicts = run.verdicts(student.name).rows(run.manifest().shards)
-        num_replayed = round(student.level.replay_share * len(samples))
-        if num_replayed:
-            samples += known_samples(verdicts, num_replayed, student.level.seed)
+        samples += further_samples(samples, verdicts, student.level)
         level_student(run, config, student, task, samples, folder)
 
 
-def evaluate(config: RunConfig) -> None:
-    """Measure every student before and after, and the teacher, on the labelled set."""
-    if config.evaluate is None:
-        say("evaluate: no labelled set is configured (evaluate.questions), nothing to measure")
-        return
+def rematch(config: RunConfig) -> None:
+    """Judge stored verdicts by another matcher, without any model: D_PI anew, and how the cells change."""
     task = task_of(config)
-    run = open_run(config, ["evaluation/questions"], _made_before_evaluation(config))
-    manifest = shard_questions(load_questions(config.evaluate), config.evaluate.shard_size, run)
-    scores = {}
-    for name, model in models_to_measure(config, run).items():
-        predictions = run.predictions(name)
-        run.claim(predictions.folder, fingerprint.prediction_fingerprint(config, task, model))
-        _run_missing(run, f"evaluate {name}", manifest, config.limits,
-                     partial(_prediction_pass, config, run, name, model),
-                     predictions.missing(manifest.shards))  # fmt: skip
-        scores[name] = score(predictions.rows(manifest.shards))
+    matcher = config.identify.matcher or task.matcher
+    check_run(config)
+    run = Run.open(config.run_dir, config.object_store)
+    fingerprints = fingerprint.of_datasets(config, task)
+    for student in config.students:
+        dataset = f"verdicts/{student.name}"
+        run.hold_against(dataset, fingerprints[dataset], but_for="identify.matcher")
+        shards = run.manifest().shards
+        unjudged = run.verdicts(student.name).missing(shards)
+        if unjudged:
+            raise RunError(f"{len(unjudged)} of {len(shards)} shards have no verdicts of {student.name}: "
+                           "run jobs/identify.py.")  # fmt: skip
+        changes = Changes()
+        rejudged = changes.counted(run.verdicts(student.name).rows(shards), matcher_of(matcher))
+        name = f"{student.name}.{matcher_label(matcher)}"
+        export_parity(run, name, task, parity_samples(rejudged), {"matcher": matcher.model_dump(mode="json")})
+        run.write_json(f"parity/{name}/changes.json", changes.record())
+        say(changes.table(name))
+        say(f"rematch {student.name}: {run.storage.root}/parity/{name}")
+
+
+def evaluate(config: EvaluationRunConfig, score_only: bool = False) -> None:
+    """Measure models on the benchmarks: every student before and after, the teacher, and whatever else is named.
+
+    Args:
+        config: With or without a run's source, teacher and students.
+        score_only: Score what was predicted earlier; no engine starts.
+
+    Raises:
+        ConfigError: no benchmark or no model is named, or something is wrong with them.
+        RunError: nothing has been predicted yet.
+    """
+    if config.evaluate is None:
+        say("evaluate: no benchmark is configured (evaluate.benchmarks), nothing to measure")
+        return
+    run = open_run(config, upstream=_made_before_evaluation(config))
+    models = models_to_measure(config, run)
+    if not models:
+        raise ConfigError("evaluate.models", [], "names no model.", "Name one, or add a teacher and students.")
+    lay_out(config.evaluate, run, Places(config.object_store))
+    if not score_only:
+        for name, model in models.items():
+            _predict(config, config.evaluate, run, name, model)
+    scores = _scored(config, config.evaluate, run, list(models))
     run.write_json("evaluation/scores.json", scores)
+    say(render_scores(scores))
 
 
-def _prediction_pass(config: RunConfig, run: Run, name: str, model: ModelConfig, flow: Any) -> Pass[Any]:
+def _predict(config: EvaluationRunConfig, settings: EvaluateConfig, run: Run, name: str, model: ModelConfig) -> None:
+    labels = [benchmark.label for benchmark in settings.benchmarks]
+    predictions = {label: run.predictions(label, name) for label in labels}
+    outstanding = Outstanding([], [], 0, 0)
+    for label, dataset in predictions.items():
+        run.claim(dataset.folder, fingerprint.prediction_fingerprint(config, task_of(config), model))
+        outstanding += Outstanding.of(dataset, run.manifest(run.benchmark_dir(label))).below(label)
+    questions = JoinedDatasets({label: run.questions(label) for label in labels})
     make_stage = partial(Predict, task=task_of(config), answer=config.answer)
-    made: Pass[Any] = flow.Pass(
-        f"evaluate:{name}", run.questions(), run.predictions(name), model, make_stage, Reader(config.object_store),
-        config.reading, config.limits,
-    )  # fmt: skip
-    return made
+
+    def make_pass(flow: Any) -> Pass[Any]:
+        made: Pass[Any] = flow.Pass(
+            f"evaluate:{name}", questions, JoinedDatasets(predictions), model, make_stage, Reader(config.object_store),
+            config.reading, config.limits,
+        )  # fmt: skip
+        return made
+
+    run_missing(run, f"evaluate {name}", config.limits, make_pass, outstanding)
 
 
-def _made_before_evaluation(config: RunConfig) -> list[str]:
+def _scored(config: EvaluationRunConfig, settings: EvaluateConfig, run: Run, models: list[str]) -> dict[str, Any]:
+    """What `scores.json` holds: of each benchmark its metric, the models' scores and the paired differences."""
+    scores = {}
+    for benchmark in settings.benchmarks:
+        shards = run.manifest(run.benchmark_dir(benchmark.label)).shards
+        datasets = {name: run.predictions(benchmark.label, name) for name in models}
+        missing = {name: len(dataset.missing(shards)) for name, dataset in datasets.items()}
+        for name, number in missing.items():
+            if number:
+                say(f"WARNING: {name} has not answered {number} of {len(shards)} shards of {benchmark.label} yet")
+        rows = {name: partial(dataset.rows, shards) for name, dataset in datasets.items() if not missing[name]}
+        if rows:
+            metric = metric_of(benchmark, task_of(config).metric)
+            with Progress(f"score {benchmark.label}", None, "models") as progress:
+                scores[benchmark.label] = score_benchmark(metric, rows, _pairs(config, settings), progress)
+    if not scores:
+        raise RunError("no model has answered a whole benchmark yet: run jobs/evaluate.py without --score-only.")
+    return scores
+
+
+def _pairs(config: EvaluationRunConfig, settings: EvaluateConfig) -> list[tuple[str, str]]:
+    """Models whose answers are compared question by question: from the first to the second."""
+    students = config.students if isinstance(config, RunConfig) else []
+    named = [(model.compared_to, model.name) for model in settings.models if model.compared_to is not None]
+    return [(f"{student.name}.before", f"{student.name}.after") for student in students] + named
+
+
+def _made_before_evaluation(config: EvaluationRunConfig) -> list[str]:
+    if not isinstance(config, RunConfig):
+        return []
     names = [student.name for student in config.students]
     return ["corpus", "annotations", *(f"verdicts/{n}" for n in names), *(Run.student_dir(n, ARM) for n in names)]
 
 
-def models_to_measure(config: RunConfig, run: Run) -> dict[str, ModelConfig]:
-    """The models of an evaluation by the name of their predictions; a student that is not leveled has no `after`."""
+def models_to_measure(config: EvaluationRunConfig, run: Run) -> dict[str, ModelConfig]:
+    """The models of an evaluation by the name of their predictions; a student that is not leveled has no `after`.
+
+    Raises:
+        ConfigError: two have the same name, or one is compared to a model that is not among them.
+    """
     models: dict[str, ModelConfig] = {}
-    for student in config.students:
-        models[f"{student.name}.before"] = student
-        folder = run.student_dir(student.name, ARM)
-        if run.storage.exists(f"{folder}/complete.json"):
-            leveled = f"{run.storage.root}/{folder}/merged"
-            models[f"{student.name}.after"] = student.model_copy(update={"model": leveled})
-    if config.evaluate is not None and config.evaluate.teacher:
-        models["teacher"] = config.teacher
+    if isinstance(config, RunConfig):
+        for student in config.students:
+            models[f"{student.name}.before"] = student
+            folder = run.student_dir(student.name, ARM)
+            if run.storage.exists(f"{folder}/complete.json"):
+                leveled = f"{run.storage.root}/{folder}/merged"
+                models[f"{student.name}.after"] = student.model_copy(update={"model": leveled})
+        if config.evaluate is not None and config.evaluate.teacher:
+            models["teacher"] = config.teacher
+    further = config.evaluate.models if config.evaluate is not None else []
+    for model in further:
+        if model.name in models:
+            raise ConfigError("evaluate.models", model.name, "is the name of a model of the run.", "Give another.")
+        models[model.name] = model
+    for model in further:
+        if model.compared_to is not None and model.compared_to not in models:
+            raise ConfigError("evaluate.models", model.compared_to, f"is compared to by {model.name}, and is no model "
+                              "of this evaluation.", f"Name one of {', '.join(models)}.")  # fmt: skip
     return models
+
+
+def lay_out_benchmarks(config: RunConfig) -> None:
+    """Read the benchmarks, so that what is wrong with them shows before any engine starts."""
+    if config.evaluate is not None:
+        lay_out(config.evaluate, open_run(config), Places(config.object_store))
 
 
 def report(config: RunConfig) -> None:
@@ -235,108 +329,13 @@ def report(config: RunConfig) -> None:
 
 def align(config: RunConfig) -> None:
     """All steps for every student."""
-    for step in (index_and_annotate, identify, level, evaluate, report):
+    for step in (lay_out_benchmarks, index_and_annotate, identify, level, evaluate, report):
         step(config)
 
 
 def _reader(config: RunConfig) -> Reader:
     source = config.source
     return Reader(config.object_store, config.reading.num_threads, source.min_bytes, source.max_bytes)
-
-
-def _run_missing(
-    run: Run,
-    label: str,
-    manifest: Manifest,
-    limits: LimitsConfig,
-    make_pass: Callable[[Any], Pass[Any]],
-    missing: Sequence[str],
-) -> None:
-    if not missing:
-        say(f"{label}: already done")
-        return
-    run.check_room(manifest.num_images * len(missing) // manifest.num_shards)
-    done = manifest.num_images * (manifest.num_shards - len(missing)) // manifest.num_shards
-    progress = Progress(label, manifest.num_images, "images", done)
-    _run(run, label, limits, make_pass, missing, list(_without(manifest.shards, missing)), progress)
-
-
-def _run(
-    run: Run,
-    label: str,
-    limits: LimitsConfig,
-    make_pass: Callable[[Any], Pass[Any]],
-    shards: Iterable[str],
-    committed: Sequence[str],
-    progress: Progress,
-) -> None:
-    # Ray takes a second to import, and a step that is done needs none of it.
-    from mpa_ray import flow
-
-    flow.start_ray()
-    guard, throughput = FailureGuard(limits), Throughput()
-    with _timed(run, label, throughput), progress:
-        for shard in flow.run_pass(make_pass(flow), shards, committed):
-            progress.advance(shard.num_images)
-            throughput.count(shard.num_images, shard.visit_s, shard.effort)
-            guard.count(shard.num_images, shard.failed)
-
-
-class FailureGuard:
-    """Stops a run whose images mostly fail, saying what fails most."""
-
-    def __init__(self, limits: LimitsConfig) -> None:
-        self._limits = limits
-        self._num_images = 0
-        self._failed: Counter[str] = Counter()
-
-    def count(self, num_images: int, failed_images: Counter[str]) -> None:
-        """Raises RunError once the share of failed images is over the limit."""
-        self._num_images += num_images
-        self._failed.update(failed_images)
-        failed = self._failed.total()
-        if self._num_images >= self._limits.min_images and failed > self._limits.max_failed_rate * self._num_images:
-            top = ", ".join(f"{reason}: {n}" for reason, n in self._failed.most_common(3))
-            raise RunError(
-                f"{failed} of {self._num_images} images failed, more than limits.max_failed_rate = "
-                f"{self._limits.max_failed_rate} ({top})."
-            )
-
-
-class Throughput:
-    """Images of a pass over the seconds in which its engines were at work, their start left out."""
-
-    def __init__(self) -> None:
-        self._num_images = 0
-        self._began: float | None = None
-        self._last = 0.0
-        self._effort = Effort()
-
-    def count(self, num_images: int, visit_s: float, effort: Effort) -> None:
-        """A shard is done that was so long with an engine."""
-        self._last = time.monotonic()
-        if self._began is None:
-            self._began = self._last - visit_s
-        self._num_images += num_images
-        self._effort += effort
-
-    def record(self) -> dict[str, float]:
-        """Numbers that may be added to those of other attempts."""
-        working_s = self._last - self._began if self._began is not None else 0.0
-        return {"num_images": self._num_images, "working_s": working_s, **asdict(self._effort)}
-
-
-@contextmanager
-def _timed(run: Run, label: str, throughput: Throughput | None = None) -> Iterator[None]:
-    """Add what a step took to the run's record, over all attempts."""
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        path = f"phases/{label.replace(' ', '.')}.json"
-        now = {"wall_s": time.monotonic() - started, "num_attempts": 1, **(throughput.record() if throughput else {})}
-        before = run.read_json(path) if run.storage.exists(path) else {}
-        run.write_json(path, {name: round(before.get(name, 0) + value, 3) for name, value in now.items()})
 
 
 def _versions() -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -339,6 +339,9 @@ class LevelConfig(Settings):
     max_grad_norm: float = Field(1.0, gt=0)
     replay_share: float = Field(0.0, ge=0)
     """Against forgetting: pairs that the student already answers, mixed in at this share of D_PI's size."""
+    balance: bool = False
+    """Also mix in pairs that the student already answers wherever D_PI has fewer answers of a type (numbers, colours,
+    names, ...) than D_PA's shares would give it."""
     checkpoint_every_steps: int = Field(50, ge=1)
     """A killed run goes on from the last of these."""
     max_failures: int = Field(3, ge=0)
@@ -365,14 +368,71 @@ class StudentConfig(ModelConfig):
     """How this student is fine-tuned."""
 
 
-class EvaluateConfig(Settings):
-    """A labelled set to measure the students on; nothing else reads it."""
+class BenchmarkConfig(Settings):
+    """A labelled benchmark; every path is local or at s3://."""
 
-    questions: str
-    """A JSONL file; each line has `question_id`, `image` (relative to the file), `question`, `answers` and `family`."""
+    kind: Literal[
+        "textvqa", "stvqa", "chartqa", "okvqa", "vqav2", "docvqa", "infovqa", "gqa", "pathvqa", "vqa_rad", "slake",
+        "questions",
+    ] = "questions"  # fmt: skip
+    """In whose format the files are; `questions` is any JSON lines, JSON list or Parquet of your own."""
+    path: str
+    """The official file with the questions, or a Parquet mirror: a file, a folder or a glob. Of GQA's mirror, the
+    instructions."""
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Names its results; None is its kind. Give one where two benchmarks are of one kind."""
+    images: str | None = None
+    """The folder that holds the image files; None is the folder of `path`'s file. Of GQA's mirror, the Parquet files
+    with the images. Where a Parquet file holds its images itself, it is not looked at."""
+    annotations: str | None = None
+    """VQA's and OK-VQA's second file; None is the file beside `path` with its official name."""
+    split: str | None = None
+    """Train, val, test or the like: chooses among the files of a folder, and goes into ids that are made up and into
+    COCO's file names. None goes by the files' names."""
+    columns: dict[str, str] = {}
+    """Of kind `questions`: the fields for `id`, `image`, `question`, `answers`, `family`, `answer_type`, `split` and
+    `image_id` where they are named otherwise."""
+    metric: str | None = None
+    """Scores the answers; None is the benchmark's own, and for `questions` the task's."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first so many questions."""
+
+    @property
+    def label(self) -> str:
+        """Its name in results."""
+        return self.name or self.kind
+
+
+class NamedModelConfig(ModelConfig):
+    """A model to measure, whether or not a run aligns it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Names its predictions."""
+    compared_to: str | None = None
+    """The name of the model from which its paired difference is told."""
+
+
+class EvaluateConfig(Settings):
+    """Labelled benchmarks to measure models on; no other step reads them."""
+
+    benchmarks: list[BenchmarkConfig] = Field(min_length=1)
+    """All are answered in one pass of each model."""
+    models: list[NamedModelConfig] = []
+    """Further models besides the run's own: checkpoints or LoRA adapters."""
     shard_size: int = Field(256, ge=1)
+    """Questions per shard, about."""
     teacher: bool = True
     """Also measure the teacher: the ceiling of what a student can learn from it."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> EvaluateConfig:
+        for what, names in (
+            ("benchmarks", [benchmark.label for benchmark in self.benchmarks]),
+            ("models", [model.name for model in self.models]),
+        ):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{what}: names must differ, got {names}")
+        return self
 
 
 class LimitsConfig(Settings):
@@ -390,23 +450,28 @@ class LimitsConfig(Settings):
     """An engine that leaves a request without a reply for so long counts as dead."""
 
 
-class RunConfig(Settings):
-    """Everything about a run of Model Parity Alignment."""
+class EvaluationRunConfig(Settings):
+    """A run that only measures models on benchmarks."""
 
     run_dir: str
     """Where results go and from where a run continues."""
-    source: SourceConfig
     reading: ReadingConfig = ReadingConfig()
     task: str = "text_vqa"
     """text_vqa, scene_text_vqa, chart_qa, knowledge_vqa, demo_world, or a YAML file like theirs."""
-    teacher: ModelConfig
-    students: list[StudentConfig] = Field(min_length=1)
-    annotate: AnnotateConfig = AnnotateConfig()
     answer: AnswerConfig = AnswerConfig()
-    identify: IdentifyConfig = IdentifyConfig()
     evaluate: EvaluateConfig | None = None
     limits: LimitsConfig = LimitsConfig()
     object_store: ObjectStoreConfig = ObjectStoreConfig()
+
+
+class RunConfig(EvaluationRunConfig):
+    """Everything about a run of Model Parity Alignment."""
+
+    source: SourceConfig
+    teacher: ModelConfig
+    students: list[StudentConfig] = Field(min_length=1)
+    annotate: AnnotateConfig = AnnotateConfig()
+    identify: IdentifyConfig = IdentifyConfig()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> RunConfig:
@@ -414,6 +479,9 @@ class RunConfig(Settings):
         if len(set(names)) != len(names):
             raise ValueError(f"students: names must differ, got {names}")
         return self
+
+
+ConfigT = TypeVar("ConfigT", bound=EvaluationRunConfig)
 
 
 def resolve_path(path: str) -> str:
@@ -429,6 +497,24 @@ def load_config(path: str, overrides: dict[str, str] | None = None) -> RunConfig
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of its range.
     """
+    return _validated(RunConfig, _tree(path, overrides or {}))
+
+
+def load_evaluation(path: str, overrides: dict[str, str] | None = None) -> EvaluationRunConfig:
+    """The same, also for a file without source, teacher and students: then there are only `evaluate.models`."""
+    tree = _tree(path, overrides or {})
+    is_whole = bool(tree.keys() & {"source", "teacher", "students"})
+    return _validated(RunConfig if is_whole else EvaluationRunConfig, tree)
+
+
+def _validated(kind: type[ConfigT], tree: dict[str, Any]) -> ConfigT:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise _readable(error) from None
+
+
+def _tree(path: str, overrides: dict[str, str]) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -439,12 +525,9 @@ def load_config(path: str, overrides: dict[str, str] | None = None) -> RunConfig
         raise ConfigError("--config", path, f"is not YAML ({error}).", "Mend the file.") from error
     if not isinstance(tree, dict):
         raise ConfigError("--config", path, "does not hold a mapping.", "Start from configs in the README.")
-    for dotted, text in (overrides or {}).items():
+    for dotted, text in overrides.items():
         _override(tree, dotted, _value(text))
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise _readable(error) from None
+    return tree
 
 
 def _value(text: str) -> Any:

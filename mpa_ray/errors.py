@@ -7,8 +7,15 @@ class ConfigError(Exception):
     """Something in the set-up is wrong: raised before any work starts, naming the field, its value and the remedy."""
 
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
-        self.field = field
+        self.field, self._rest = field, (value, problem, remedy)
         super().__init__(f"{field} = {value!r}: {problem} {remedy}")
+
+    def of_field(self, field: str) -> ConfigError:
+        """The same of a field that is called otherwise where the user wrote it."""
+        return type(self)(field, *self._rest)
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[object, ...]]:
+        return type(self), (self.field, *self._rest)
 
 
 class RunError(Exception):

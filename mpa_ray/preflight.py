@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mpa_ray.config import EvaluateConfig, ModelConfig, RunConfig, resolve_path
+from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, resolve_path
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.errors import ConfigError
-from mpa_ray.evaluation.questions import load_questions
+from mpa_ray.evaluation.benchmarks.finding import find_files
+from mpa_ray.metrics import METRICS
 from mpa_ray.tasks.library import TASKS
 from mpa_ray.tasks.task import Task, load_task
 
@@ -17,7 +18,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
-def task_of(config: RunConfig) -> Task:
+def task_of(config: EvaluationRunConfig) -> Task:
     """The task that the run names: one of ours, or a YAML file. Raises ConfigError where it is neither, or wrong."""
     if config.task in TASKS:
         return TASKS[config.task]
@@ -38,12 +39,28 @@ def check_run(config: RunConfig) -> None:
     check_model(config.teacher, "teacher.model")
     for index, student in enumerate(config.students):
         check_model(student, f"students.{index}.model")
-    if config.evaluate is not None:
-        check_questions(config.evaluate)
+    check_evaluation(config)
 
 
-def check_questions(config: EvaluateConfig) -> None:
-    load_questions(config)
+def check_evaluation(config: EvaluationRunConfig) -> None:
+    """See that the benchmarks' files and the models that only evaluation needs are there; the files are not read.
+
+    Raises:
+        ConfigError: naming the first thing that is wrong.
+    """
+    task_of(config)
+    if config.evaluate is None:
+        return
+    for index, benchmark in enumerate(config.evaluate.benchmarks):
+        if benchmark.metric is not None and benchmark.metric not in METRICS:
+            raise ConfigError(f"evaluate.benchmarks.{index}.metric", benchmark.metric, "is no metric.",
+                              f"Choose one of {', '.join(METRICS)}.")  # fmt: skip
+        try:
+            find_files(Places(config.object_store), benchmark.path, benchmark.split)
+        except ConfigError as error:
+            raise error.of_field(error.field.replace("benchmark.", f"evaluate.benchmarks.{index}.", 1)) from error
+    for index, model in enumerate(config.evaluate.models):
+        check_model(model, f"evaluate.models.{index}.model")
 
 
 def check_model(config: ModelConfig, field: str) -> None:

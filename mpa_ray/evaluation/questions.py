@@ -1,88 +1,95 @@
-"""Read a labelled set and lay it out in shards, all questions on an image together."""
+"""Lay out benchmarks in shards, all questions on an image together."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterator
-from itertools import groupby
-from pathlib import Path
-from typing import Any
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
 
-from mpa_ray.config import EvaluateConfig, resolve_path
+from mpa_ray.config import BenchmarkConfig, EvaluateConfig
+from mpa_ray.corpus.places.place import Places
 from mpa_ray.errors import ConfigError
+from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, read_benchmark
+from mpa_ray.evaluation.benchmarks.finding import find_files
+from mpa_ray.progress import Progress
 from mpa_ray.records import LabelledQuestion
 from mpa_ray.store.dataset import shard_name
-from mpa_ray.store.run import Manifest, Run
+from mpa_ray.store.run import Run
 
-_FIELDS = {"question_id": str, "image": str, "question": str, "answers": list, "family": str}
+_WHOLE_BYTES = 2**26
+_END_BYTES = 2**20
 
 
-def load_questions(config: EvaluateConfig) -> list[LabelledQuestion]:
-    """The set's questions, ordered by image.
+def metric_of(benchmark: BenchmarkConfig, of_task: str) -> str:
+    """The metric that scores a benchmark; questions of the user's own are scored as the task says."""
+    own = of_task if benchmark.kind == "questions" else BENCHMARKS[benchmark.kind].metric
+    return benchmark.metric or own
+
+
+def lay_out(config: EvaluateConfig, run: Run, places: Places) -> None:
+    """Commit every benchmark's questions; one that is there already is left as it is.
 
     Raises:
-        ConfigError: the file, a field or an image is missing, a field has another type, or an id occurs twice.
+        ConfigError: a file, a field, an answer or an image is missing; or the benchmark's files have changed.
     """
-    path = Path(resolve_path(config.questions))
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _refused(config, f"cannot be read ({error}).", "Give a JSONL file in UTF-8.") from error
-    questions = [_parse(config, path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
-    if not questions:
-        raise _refused(config, "holds no questions.", "Give a file with a question on each line.")
-    doubled = [q for q, n in Counter(q.question_id for q in questions).items() if n > 1]
-    if doubled:
-        raise _refused(config, f"has question_id {doubled[0]!r} twice.", "Make the ids unique.")
-    return sorted(questions, key=lambda q: (q.image_id, q.question_id))
+    for index, benchmark in enumerate(config.benchmarks):
+        try:
+            _lay_out(benchmark, config.shard_size, run, places)
+        except ConfigError as error:
+            raise error.of_field(error.field.replace("benchmark.", f"evaluate.benchmarks.{index}.", 1)) from error
 
 
-def _parse(config: EvaluateConfig, path: Path, number: int, line: str) -> LabelledQuestion:
-    try:
-        row: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise _refused(config, f"line {number} is not JSON ({error.msg}).", "Mend the line.") from None
-    if not isinstance(row, dict):
-        raise _refused(config, f"line {number} is not an object.", "Give all five fields.")
-    for name, kind in _FIELDS.items():
-        if not isinstance(row.get(name), kind):
-            raise _refused(config, f"line {number}: {name} is not a {kind.__name__}.", "Give all five fields.")
-    image = path.parent / row["image"]
-    if not image.is_file():
-        raise _refused(config, f"line {number}: there is no image {image}.", "Paths are relative to the file.")
-    return LabelledQuestion(
-        question_id=row["question_id"],
-        image_id=row["image"],
-        uri=str(image.absolute()),
-        question=row["question"],
-        answers=[str(a) for a in row["answers"]],
-        family=row["family"],
-    )
+def _lay_out(benchmark: BenchmarkConfig, shard_size: int, run: Run, places: Places) -> None:
+    folder = run.benchmark_dir(benchmark.label)
+    run.claim(f"{folder}/questions", _fingerprint(benchmark, shard_size, places))
+    if run.storage.exists(f"{folder}/manifest.json"):
+        return
+    with Progress(f"read {benchmark.label}", None, "questions") as progress:
+        questions = []
+        for question in islice(read_benchmark(benchmark, places), benchmark.limit):
+            questions.append(question)
+            progress.advance(1)
+    check_images(questions)
+    questions.sort(key=lambda question: question.image_id)
+    shards = 0
+    for shard in _shards(questions, shard_size):
+        run.questions(benchmark.label).commit(shard_name(shards), shard)
+        shards += 1
+    num_images = len({question.image_id for question in questions})
+    run.write_json(f"{folder}/manifest.json", {"num_images": num_images, "num_shards": shards})
 
 
-def _refused(config: EvaluateConfig, problem: str, remedy: str) -> ConfigError:
-    return ConfigError("evaluate.questions", config.questions, problem, remedy)
-
-
-def shard_questions(questions: list[LabelledQuestion], shard_size: int, run: Run) -> Manifest:
-    """Commit the questions in shards of about `shard_size`; a set that is already there is left as it is."""
-    folder = "evaluation/questions"
-    if not run.storage.exists(f"{folder}/manifest.json"):
-        shards = list(_shards(questions, shard_size))
-        for index, shard in enumerate(shards):
-            run.questions().commit(shard_name(index), shard)
-        num_images = len({q.image_id for q in questions})
-        run.write_json(f"{folder}/manifest.json", {"num_images": num_images, "num_shards": len(shards)})
-    return run.manifest(folder)
-
-
-def _shards(questions: list[LabelledQuestion], size: int) -> Iterator[list[LabelledQuestion]]:
+def _shards(questions: Iterable[LabelledQuestion], size: int) -> Iterator[list[LabelledQuestion]]:
     shard: list[LabelledQuestion] = []
-    for _, found in groupby(questions, key=lambda q: q.image_id):
+    for _, found in groupby(questions, key=lambda question: question.image_id):
         shard += found
         if len(shard) >= size:
             yield shard
             shard = []
     if shard:
         yield shard
+
+
+def _fingerprint(benchmark: BenchmarkConfig, shard_size: int, places: Places) -> dict[str, object]:
+    """What the questions depend on; where files lie and how answers are scored may change."""
+    settings = benchmark.model_dump(mode="json", include={"kind", "split", "columns", "limit"})
+    files = [file.uri for file in find_files(places, benchmark.path, benchmark.split)]
+    if benchmark.annotations is not None:
+        files += [file.uri for file in find_files(places, benchmark.annotations, field="benchmark.annotations")]
+    digest = hashlib.sha256()
+    for uri in files:
+        try:
+            digest.update(_sample(places, uri))
+        except OSError as error:
+            raise ConfigError("benchmark.path", uri, f"cannot be read ({error.strerror or error}).",
+                              "Check the path, the connection and your credentials.") from error  # fmt: skip
+    return {**settings, "files": f"sha256:{digest.hexdigest()[:16]}", "evaluate.shard_size": shard_size}
+
+
+def _sample(places: Places, uri: str) -> bytes:
+    """A file up to 64 MiB; of a larger one its size and its ends: Parquet keeps statistics of its rows at its end."""
+    place = places.of(uri)
+    size = place.size(uri)
+    if size <= _WHOLE_BYTES:
+        return place.read(uri)
+    return str(size).encode() + place.read(uri, 0, _END_BYTES) + place.read(uri, size - _END_BYTES, _END_BYTES)

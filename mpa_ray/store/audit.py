@@ -53,11 +53,25 @@ _ROW = ["annotation_id", "image_id", "state", "reason"]
 
 def student_names(run: Run) -> list[str]:
     """The students of the run's latest configuration. Raises ConfigError where nothing has been run."""
+    return [student["name"] for student in _config(run).get("students", [])]
+
+
+def evaluated(run: Run) -> dict[str, list[str]]:
+    """The benchmarks of the latest configuration, with the models that may have answered them."""
+    settings = _config(run)["evaluate"]
+    if settings is None:
+        return {}
+    models = ["teacher", *(f"{name}.{when}" for name in student_names(run) for when in ("before", "after"))]
+    models += [model["name"] for model in settings["models"]]
+    return {benchmark["name"] or benchmark["kind"]: models for benchmark in settings["benchmarks"]}
+
+
+def _config(run: Run) -> dict[str, Any]:
     try:
-        config = run.read_json("run.json")["config"]
+        config: dict[str, Any] = run.read_json("run.json")["config"]
     except FileNotFoundError:
         raise ConfigError("run_dir", run.storage.root, "has no run.json.", "Give the directory of a run.") from None
-    return [student["name"] for student in config["students"]]
+    return config
 
 
 def _audit_annotations(run: Run, manifest: Manifest, problems: list[str], progress: Progress) -> tuple[Counts, int]:

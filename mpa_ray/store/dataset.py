@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import count, islice, takewhile
@@ -104,6 +104,32 @@ class ShardedDataset(Generic[RowT]):
 
     def _marker(self, shard: str) -> str:
         return f"{self.folder}/commits/{shard}.json"
+
+
+@dataclass(frozen=True)
+class JoinedDatasets(Generic[RowT]):
+    """Several datasets as one, so that one pass goes over all; a shard is called by both names: `chartqa/000012`."""
+
+    parts: Mapping[str, ShardedDataset[RowT]]
+
+    def commit(self, shard: str, rows: Sequence[RowT]) -> bool:
+        """As `ShardedDataset.commit`."""
+        part, name = self._place(shard)
+        return part.commit(name, rows)
+
+    def read(self, shard: str) -> list[RowT]:
+        """As `ShardedDataset.read`."""
+        part, name = self._place(shard)
+        return part.read(name)
+
+    def columns(self, shard: str, names: Sequence[str]) -> list[dict[str, Any]]:
+        """As `ShardedDataset.columns`."""
+        part, name = self._place(shard)
+        return part.columns(name, names)
+
+    def _place(self, shard: str) -> tuple[ShardedDataset[RowT], str]:
+        part, _, name = shard.partition("/")
+        return self.parts[part], name
 
 
 def _as_many(rows: list[T], commit: Commit) -> list[T]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 from mpa_ray.checkpoints import model_identity
-from mpa_ray.config import ModelConfig, RunConfig, StudentConfig, resolve_path
+from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
 
 _ONLY_SPEED = frozenset({
@@ -17,11 +15,11 @@ _ONLY_SPEED = frozenset({
 })  # fmt: skip
 """Arguments of an engine that change how fast it answers, not what."""
 
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 """Goes up when the same settings would give other rows."""
 
 
-def _model(config: ModelConfig, run: RunConfig) -> dict[str, Any]:
+def _model(config: ModelConfig, run: EvaluationRunConfig) -> dict[str, Any]:
     engine = config.engine
     fields: dict[str, Any] = {
         "model": model_identity(config.model, run.object_store),
@@ -35,7 +33,7 @@ def _model(config: ModelConfig, run: RunConfig) -> dict[str, Any]:
     return fields | engine.model_dump(include={"inconsistent_rate", "wrong_rate", "unparsable_rate", "truncated_rate"})
 
 
-def _answering(config: RunConfig, task: Task) -> dict[str, Any]:
+def _answering(config: EvaluationRunConfig, task: Task) -> dict[str, Any]:
     return {
         "algorithm_version": ALGORITHM_VERSION,
         "task": task.name,
@@ -59,6 +57,8 @@ def annotation_fingerprint(config: RunConfig, task: Task) -> dict[str, Any]:
         **_answering(config, task),
         "annotation_prompt": task.annotation_prompt(config.annotate.reply == "json"),
         "annotate.reply": config.annotate.reply,
+        "task.labels": task.labels.model_dump(mode="json"),
+        "task.max_answer_words": task.max_answer_words,
         "source.skip_duplicates": config.source.skip_duplicates,
         "annotate.num_questions": config.annotate.num_questions,
         "annotate.num_second_answers": config.annotate.num_second_answers,
@@ -84,17 +84,9 @@ def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -> 
     return {**verdict_fingerprint(config, task, student), **{f"level.{k}": v for k, v in level.items()}}
 
 
-def questions_fingerprint(config: RunConfig) -> dict[str, Any]:
-    assert config.evaluate is not None
-    questions = Path(resolve_path(config.evaluate.questions)).read_bytes()
-    return {
-        "evaluate.questions": f"sha256:{hashlib.sha256(questions).hexdigest()[:16]}",
-        "evaluate.shard_size": config.evaluate.shard_size,
-    }
-
-
-def prediction_fingerprint(config: RunConfig, task: Task, model: ModelConfig) -> dict[str, Any]:
-    return {**_answering(config, task), **_model(model, config), **questions_fingerprint(config)}
+def prediction_fingerprint(config: EvaluationRunConfig, task: Task, model: ModelConfig) -> dict[str, Any]:
+    """Of the answers to a benchmark's questions, which have a fingerprint of their own."""
+    return {**_answering(config, task), **_model(model, config)}
 
 
 def of_datasets(config: RunConfig, task: Task) -> dict[str, dict[str, Any]]:
@@ -103,8 +95,6 @@ def of_datasets(config: RunConfig, task: Task) -> dict[str, dict[str, Any]]:
     for student in config.students:
         found[f"verdicts/{student.name}"] = verdict_fingerprint(config, task, student)
         found[f"students/{student.name}/parity"] = level_fingerprint(config, task, student)
-    if config.evaluate is not None:
-        found["evaluation/questions"] = questions_fingerprint(config)
     return found
 
 

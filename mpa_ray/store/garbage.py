@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from mpa_ray.store.audit import student_names
+from mpa_ray.store.audit import evaluated, student_names
 from mpa_ray.store.dataset import ShardedDataset
 from mpa_ray.store.run import Manifest, Run
 
@@ -45,8 +45,9 @@ def _datasets(run: Run) -> Iterator[tuple[ShardedDataset[Any], Manifest]]:
     corpus, students = run.manifest(), student_names(run)
     for dataset in (run.corpus, run.annotations, *map(run.verdicts, students)):
         yield cast(ShardedDataset[Any], dataset), corpus
-    if run.storage.exists("evaluation/questions/manifest.json"):
-        questions = run.manifest("evaluation/questions")
-        models = ["teacher", *(f"{name}.{when}" for name in students for when in ("before", "after"))]
-        for dataset in (run.questions(), *map(run.predictions, models)):
-            yield cast(ShardedDataset[Any], dataset), questions
+    for benchmark, models in evaluated(run).items():
+        folder = run.benchmark_dir(benchmark)
+        if run.storage.exists(f"{folder}/manifest.json"):
+            predictions = (run.predictions(benchmark, model) for model in models)
+            for dataset in (run.questions(benchmark), *predictions):
+                yield cast(ShardedDataset[Any], dataset), run.manifest(folder)

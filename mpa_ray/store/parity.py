@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,10 +18,12 @@ from mpa_ray.tasks.task import SYSTEM_PROMPT, Task
 _CHUNK = 10_000
 
 
-def export_parity(run: Run, student: str, task: Task, samples: Iterable[ParitySample]) -> int:
+def export_parity(
+    run: Run, student: str, task: Task, samples: Iterable[ParitySample], about: Mapping[str, object] | None = None
+) -> int:
     """Write `parity/STUDENT/`; the prompt in each form is the one that identification used. How many samples there are.
 
-    Samples are taken a few thousand at a time, however many there are.
+    Samples are taken a few thousand at a time, however many there are. What `about` tells goes into the manifest.
     """
     folder, num_samples = f"parity/{student}", 0
     with TemporaryDirectory() as scratch:
@@ -41,7 +43,7 @@ def export_parity(run: Run, student: str, task: Task, samples: Iterable[ParitySa
                 num_samples += len(chunk)
             llava.write("\n]\n")
         run.storage.put_folder(Path(scratch), folder)
-    run.write_json(f"{folder}/manifest.json", {"num_samples": num_samples})
+    run.write_json(f"{folder}/manifest.json", {"num_samples": num_samples, **(about or {})})
     return num_samples
 
 

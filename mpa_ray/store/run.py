@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mpa_ray.config import ObjectStoreConfig, RunConfig
+from mpa_ray.config import EvaluationRunConfig, ObjectStoreConfig
 from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
 from mpa_ray.store.dataset import ShardedDataset, shard_name
@@ -68,11 +68,15 @@ class Run:
     def verdicts(self, student: str) -> ShardedDataset[Verdict]:
         return ShardedDataset(self.storage, f"verdicts/{student}", Verdict)
 
-    def questions(self) -> ShardedDataset[LabelledQuestion]:
-        return ShardedDataset(self.storage, "evaluation/questions", LabelledQuestion)
+    @staticmethod
+    def benchmark_dir(benchmark: str) -> str:
+        return f"evaluation/{benchmark}"
 
-    def predictions(self, model: str) -> ShardedDataset[Prediction]:
-        return ShardedDataset(self.storage, f"evaluation/predictions/{model}", Prediction)
+    def questions(self, benchmark: str) -> ShardedDataset[LabelledQuestion]:
+        return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/questions", LabelledQuestion)
+
+    def predictions(self, benchmark: str, model: str) -> ShardedDataset[Prediction]:
+        return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/predictions/{model}", Prediction)
 
     @staticmethod
     def student_dir(student: str, arm: str = "parity") -> str:
@@ -97,7 +101,7 @@ class Run:
     def write_json(self, path: str, content: dict[str, Any]) -> None:
         self.storage.write(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
-    def record_config(self, config: RunConfig, versions: dict[str, str]) -> None:
+    def record_config(self, config: EvaluationRunConfig, versions: dict[str, str]) -> None:
         """Store in run.json what the latest command was told, and what every dataset so far is made of."""
         claimed = {p.removeprefix("fingerprints/").removesuffix(".json"): p for p in self.storage.list("fingerprints")}
         content = {
@@ -122,14 +126,20 @@ class Run:
         else:
             self.storage.write(path, content)
 
-    def hold_against(self, dataset: str, fingerprint: Fingerprint) -> None:
+    def hold_against(self, dataset: str, fingerprint: Fingerprint, but_for: str = "") -> None:
         """Refuse settings other than those that a dataset, if it is begun, is made of.
+
+        Args:
+            dataset: Its folder.
+            fingerprint: What it should be made of.
+            but_for: A field that may differ.
 
         Raises:
             FingerprintMismatch: naming each field that differs, with both values.
         """
         path = self._fingerprint_path(dataset)
         changed = differences(self.read_json(path), fingerprint) if self._is_begun(dataset) else {}
+        changed.pop(but_for, None)
         if not changed:
             return
         told = "; ".join(f"{field}: was {old!r}, now {new!r}" for field, (old, new) in changed.items())
@@ -137,6 +147,8 @@ class Run:
         remedy = "Undo the change, or give a new run_dir."
         if kind in ("verdicts", "students"):
             remedy = f"Undo the change, or rename student {student.partition('/')[0]}: the teacher's work is kept."
+        elif kind == "evaluation":
+            remedy = "Undo the change, or give the benchmark or the model another name."
         raise FingerprintMismatch(
             "run_dir", self.storage.root, f"its {dataset} were made with other settings: {told}.", remedy
         )

@@ -20,7 +20,7 @@ from mpa_ray.corpus.places.local import LocalPlace
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import ConfigError
-from mpa_ray.evaluation.benchmarks import BENCHMARKS, BenchmarkSpec, check_images, read_benchmark
+from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, read_benchmark
 from mpa_ray.metrics import METRICS
 from mpa_ray.records import LabelledQuestion, from_table, to_table
 from mpa_ray.stages.predict import Predict
@@ -64,7 +64,7 @@ def held(number: int) -> dict[str, Any]:
 
 
 def read(kind: str, path: Path, **settings: Any) -> list[LabelledQuestion]:
-    return list(read_benchmark(BenchmarkSpec(kind, str(path), **settings), PLACES))
+    return list(read_benchmark(BenchmarkConfig(kind=kind, path=str(path), **settings), PLACES))
 
 
 def shown(questions: list[LabelledQuestion]) -> list[int]:
@@ -700,11 +700,11 @@ def test_a_benchmark_at_an_object_store(places: Places, tmp_path: Path) -> None:
     upload(tmp_path, cast(str, places.object_store.endpoint_url), "textvqa")
     root = "s3://bucket/textvqa"
     for images in (None, root, f"{root}/train_images"):
-        spec = BenchmarkSpec("textvqa", f"{root}/TextVQA_0.5.1_val.json", images)
+        spec = BenchmarkConfig(kind="textvqa", path=f"{root}/TextVQA_0.5.1_val.json", images=images)
         found = list(read_benchmark(spec, places))
         assert [q.uri for q in found] == [f"{root}/train_images/im{n}.jpg" for n in (0, 0, 1)]
         check_images(found)
-    mirror = list(read_benchmark(BenchmarkSpec("textvqa", f"{root}/mirror"), places))
+    mirror = list(read_benchmark(BenchmarkConfig(kind="textvqa", path=f"{root}/mirror"), places))
     assert mirror[0].uri == f"{root}/mirror/validation-00000-of-00001.parquet#row=0&column=image"
     uris = [found[2].uri, mirror[0].uri]
     assert Reader(places.object_store).read(uris) == [picture(1), picture(3)]

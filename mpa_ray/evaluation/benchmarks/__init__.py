@@ -2,6 +2,5 @@
 
 from mpa_ray.evaluation.benchmarks.benchmark import BENCHMARKS, Benchmark, read_benchmark
 from mpa_ray.evaluation.benchmarks.images import check_images
-from mpa_ray.evaluation.benchmarks.spec import BenchmarkSpec
 
-__all__ = ["BENCHMARKS", "Benchmark", "BenchmarkSpec", "check_images", "read_benchmark"]
+__all__ = ["BENCHMARKS", "Benchmark", "check_images", "read_benchmark"]

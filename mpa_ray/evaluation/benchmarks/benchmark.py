@@ -15,7 +15,7 @@ from mpa_ray.evaluation.benchmarks.inputs import Inputs
 from mpa_ray.evaluation.benchmarks.medical import read_plain_pairs, read_slake
 from mpa_ray.evaluation.benchmarks.questions import read_questions
 from mpa_ray.evaluation.benchmarks.scene_text import read_stvqa, read_textvqa
-from mpa_ray.evaluation.benchmarks.spec import BenchmarkSpec
+from mpa_ray.config import BenchmarkConfig
 from mpa_ray.records import LabelledQuestion
 
 
@@ -54,7 +54,7 @@ BENCHMARKS = {
 }  # fmt: skip
 
 
-def read_benchmark(spec: BenchmarkSpec, places: Places) -> Iterator[LabelledQuestion]:
+def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQuestion]:
     """A benchmark's questions in the order of its files; questions on one image have its id and URI in common.
 
     Raises:
@@ -76,10 +76,7 @@ def read_benchmark(spec: BenchmarkSpec, places: Places) -> Iterator[LabelledQues
         raise ConfigError("benchmark.path", spec.path, "holds no questions.", "Check that the file is whole.")
 
 
-def _known(spec: BenchmarkSpec) -> Benchmark:
-    if spec.kind not in BENCHMARKS:
-        raise ConfigError("benchmark.kind", spec.kind, "is no benchmark that can be read.",
-                          f"Choose one of {', '.join(BENCHMARKS)}.")  # fmt: skip
+def _known(spec: BenchmarkConfig) -> Benchmark:
     benchmark = BENCHMARKS[spec.kind]
     for setting, value in (("annotations", spec.annotations), ("columns", spec.columns)):
         if value and setting not in benchmark.settings:

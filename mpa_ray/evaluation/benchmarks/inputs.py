@@ -11,14 +11,14 @@ from mpa_ray.evaluation.benchmarks.file import File, canonical_split
 from mpa_ray.evaluation.benchmarks.finding import find_files
 from mpa_ray.evaluation.benchmarks.images import Images
 from mpa_ray.evaluation.benchmarks.record import Record
-from mpa_ray.evaluation.benchmarks.spec import BenchmarkSpec
+from mpa_ray.config import BenchmarkConfig
 
 
 @dataclass(frozen=True)
 class Inputs:
     """A benchmark's files."""
 
-    spec: BenchmarkSpec
+    spec: BenchmarkConfig
     places: Places
 
     @cached_property

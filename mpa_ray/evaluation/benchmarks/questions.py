@@ -10,7 +10,7 @@ from mpa_ray.records import LabelledQuestion
 
 COLUMNS = {"id": "question_id", "image": "image", "question": "question", "answers": "answers", "family": "family",
            "answer_type": "answer_type", "split": "split", "image_id": "image_id"}  # fmt: skip
-"""What each part of a question is called unless `BenchmarkSpec.columns` says otherwise."""
+"""What each part of a question is called unless `BenchmarkConfig.columns` says otherwise."""
 
 
 def read_questions(inputs: Inputs) -> Iterator[LabelledQuestion]:

@@ -1,0 +1,146 @@
+"""Passes of models over shards, from the driver's side: progress, throughput, and when to give up."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from mpa_ray.config import LimitsConfig
+from mpa_ray.effort import Effort
+from mpa_ray.errors import RunError
+from mpa_ray.progress import Progress, say
+from mpa_ray.store.dataset import ShardedDataset
+from mpa_ray.store.run import Manifest, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mpa_ray.flow import Pass
+
+
+@dataclass(frozen=True)
+class Outstanding:
+    """What is to be done of a dataset, and what is done."""
+
+    missing: list[str]
+    committed: list[str]
+    num_images: int
+    num_images_done: int
+    """Both as if all shards held as many."""
+
+    @classmethod
+    def of(cls, dataset: ShardedDataset[Any], manifest: Manifest) -> Outstanding:
+        """Of the manifest's shards those that the dataset has, and those that it lacks."""
+        missing = dataset.missing(manifest.shards)
+        left = set(missing)
+        committed = [shard for shard in manifest.shards if shard not in left]
+        done = manifest.num_images * len(committed) // manifest.num_shards
+        return cls(missing, committed, manifest.num_images, done)
+
+    def below(self, part: str) -> Outstanding:
+        """The same with shards named as `JoinedDatasets` names them."""
+        return Outstanding([f"{part}/{shard}" for shard in self.missing], [f"{part}/{shard}" for shard in self.committed],
+                           self.num_images, self.num_images_done)  # fmt: skip
+
+    def __add__(self, other: Outstanding) -> Outstanding:
+        return Outstanding(self.missing + other.missing, self.committed + other.committed,
+                           self.num_images + other.num_images, self.num_images_done + other.num_images_done)  # fmt: skip
+
+
+def run_missing(
+    run: Run, label: str, limits: LimitsConfig, make_pass: Callable[[Any], Pass[Any]], outstanding: Outstanding
+) -> None:
+    """Make a pass over the shards that are missing. Raises as `run_shards` does."""
+    if not outstanding.missing:
+        say(f"{label}: already done")
+        return
+    run.check_room(outstanding.num_images - outstanding.num_images_done)
+    progress = Progress(label, outstanding.num_images, "images", outstanding.num_images_done)
+    run_shards(run, label, limits, make_pass, outstanding.missing, outstanding.committed, progress)
+
+
+def run_shards(
+    run: Run,
+    label: str,
+    limits: LimitsConfig,
+    make_pass: Callable[[Any], Pass[Any]],
+    shards: Iterable[str],
+    committed: Sequence[str],
+    progress: Progress,
+) -> None:
+    """Make a pass over shards, which may become known over time; `make_pass` takes the module `mpa_ray.flow`.
+
+    Raises:
+        RunError: too many images failed, or engines died too often.
+    """
+    # Ray takes a second to import, and a step that is done needs none of it.
+    from mpa_ray import flow
+
+    flow.start_ray()
+    guard, throughput = FailureGuard(limits), Throughput()
+    with timed(run, label, throughput), progress:
+        for shard in flow.run_pass(make_pass(flow), shards, committed):
+            progress.advance(shard.num_images)
+            throughput.count(shard.num_images, shard.visit_s, shard.effort)
+            guard.count(shard.num_images, shard.failed)
+
+
+class FailureGuard:
+    """Stops a run whose images mostly fail, saying what fails most."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits = limits
+        self._num_images = 0
+        self._failed: Counter[str] = Counter()
+
+    def count(self, num_images: int, failed_images: Counter[str]) -> None:
+        """Raises RunError once the share of failed images is over the limit."""
+        self._num_images += num_images
+        self._failed.update(failed_images)
+        failed = self._failed.total()
+        if self._num_images >= self._limits.min_images and failed > self._limits.max_failed_rate * self._num_images:
+            top = ", ".join(f"{reason}: {n}" for reason, n in self._failed.most_common(3))
+            raise RunError(
+                f"{failed} of {self._num_images} images failed, more than limits.max_failed_rate = "
+                f"{self._limits.max_failed_rate} ({top})."
+            )
+
+
+class Throughput:
+    """Images of a pass over the seconds in which its engines were at work, their start left out."""
+
+    def __init__(self) -> None:
+        self._num_images = 0
+        self._began: float | None = None
+        self._last = 0.0
+        self._effort = Effort()
+
+    def count(self, num_images: int, visit_s: float, effort: Effort) -> None:
+        """A shard is done that was so long with an engine."""
+        self._last = time.monotonic()
+        if self._began is None:
+            self._began = self._last - visit_s
+        self._num_images += num_images
+        self._effort += effort
+
+    def record(self) -> dict[str, float]:
+        """Numbers that may be added to those of other attempts."""
+        working_s = self._last - self._began if self._began is not None else 0.0
+        return {"num_images": self._num_images, "working_s": working_s, **asdict(self._effort)}
+
+
+@contextmanager
+def timed(run: Run, label: str, throughput: Throughput | None = None) -> Iterator[None]:
+    """Add what a step took to the run's record, over all attempts."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        path = f"phases/{label.replace(' ', '.')}.json"
+        now = {"wall_s": time.monotonic() - started, "num_attempts": 1, **(throughput.record() if throughput else {})}
+        before = run.read_json(path) if run.storage.exists(path) else {}
+        run.write_json(path, {name: round(before.get(name, 0) + value, 3) for name, value in now.items()})
