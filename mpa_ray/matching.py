@@ -96,6 +96,19 @@ def matcher_of(config: MatcherConfig) -> Matcher:
             return MATCHERS[config.kind]
 
 
+def matcher_label(config: MatcherConfig) -> str:
+    """A matcher's name with its setting, fit for a file's name: `numeric-0.05`."""
+    match config:
+        case NumericMatch():
+            return f"numeric-{config.tolerance:g}"
+        case AnlsMatch():
+            return f"anls-{config.threshold:g}"
+        case AnyOfMatch():
+            return "-or-".join(matcher_label(inner) for inner in config.of)
+        case _:
+            return config.kind
+
+
 @dataclass(frozen=True)
 class Quantity:
     """A number and what it counts, such as `%` or `$`; empty where nothing is said."""

@@ -55,8 +55,13 @@ def check_evaluation(config: EvaluationRunConfig) -> None:
         if benchmark.metric is not None and benchmark.metric not in METRICS:
             raise ConfigError(f"evaluate.benchmarks.{index}.metric", benchmark.metric, "is no metric.",
                               f"Choose one of {', '.join(METRICS)}.")  # fmt: skip
+        places = Places(config.object_store)
         try:
-            find_files(Places(config.object_store), benchmark.path, benchmark.split)
+            for file in find_files(places, benchmark.path, benchmark.split):
+                places.of(file.uri).size(file.uri)
+        except OSError as error:
+            raise ConfigError(f"evaluate.benchmarks.{index}.path", benchmark.path,
+                              f"cannot be read ({error.strerror or error}).", "Check the path.") from error  # fmt: skip
         except ConfigError as error:
             raise error.of_field(error.field.replace("benchmark.", f"evaluate.benchmarks.{index}.", 1)) from error
     for index, model in enumerate(config.evaluate.models):

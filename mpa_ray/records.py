@@ -24,6 +24,7 @@ class Reason(StrEnum):
 
     TEACHER_INCONSISTENT = "teacher_inconsistent"
     STUDENT_CORRECT = "student_correct"
+    STUDENT_NOT_ASKED = "student_not_asked"
     REPLY_TRUNCATED = "reply_truncated"
     REPEATED_QUESTION = "repeated_question"
     SECOND_ANSWER_TRUNCATED = "second_answer_truncated"
@@ -122,6 +123,14 @@ class Verdict:
     """None where the student was not asked."""
     finish_reason: str | None = None
     mean_logprob: float | None = None
+
+    @property
+    def cell(self) -> str:
+        """Who agrees with the teacher's answer, as in `teacher_yes_student_no`; `not_judged` without two answers."""
+        if self.teacher_agrees is None:
+            return "not_judged"
+        student = {True: "yes", False: "no", None: "not_asked"}[self.student_agrees]
+        return f"teacher_{'yes' if self.teacher_agrees else 'no'}_student_{student}"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mpa_ray.engine.protocol import JsonSchema, Reply, RequestRefused, SeenImage
 from mpa_ray.matching import MATCHERS
 from mpa_ray.records import Annotation, ImageRef, Reason, State
 from mpa_ray.stages.shard import ImageWork, first_alone, look_at, state_of
-from mpa_ray.tasks.parser import QuestionAnswer, ReplyError, parse_reply
+from mpa_ray.tasks.parser import QuestionAnswer
 from mpa_ray.tasks.task import Task
 
 PAIR: JsonSchema = {
@@ -50,7 +50,7 @@ class Annotate:
         if isinstance(image, ImageProblem):
             return [_RowOf(work, 0).ended(state_of(image), image.reason, image.detail)]
         draws = await first_alone([partial(self._draw, image, number) for number in range(self.config.num_questions)])
-        pairs = _pairs(draws)
+        pairs = _pairs(draws, self.task)
         return list(await asyncio.gather(*(
             self._second_pass(_RowOf(work, number), image, draw, pair)
             for number, (draw, pair) in enumerate(zip(draws, pairs, strict=True))
@@ -93,12 +93,12 @@ class Annotate:
         return drawn.model_copy(update={"seed": int.from_bytes(digest[:4]) >> 1, "max_new_tokens": limit})
 
 
-def _pairs(draws: Sequence[Reply | RequestRefused]) -> list[QuestionAnswer | str]:
+def _pairs(draws: Sequence[Reply | RequestRefused], task: Task) -> list[QuestionAnswer | str]:
     """Each draw's pair, or the reason why it has none; the same question again is none."""
     found: list[QuestionAnswer | str] = []
     asked: set[str] = set()
     for draw in draws:
-        pair = _pair(draw)
+        pair = _pair(draw, task)
         if isinstance(pair, QuestionAnswer):
             question = " ".join(pair.question.casefold().split())
             if question in asked:
@@ -127,13 +127,10 @@ def most_frequent(replies: Sequence[Reply]) -> tuple[Reply, float]:
     return largest[0], len(largest) / len(replies)
 
 
-def _pair(draw: Reply | RequestRefused) -> QuestionAnswer | str:
+def _pair(draw: Reply | RequestRefused, task: Task) -> QuestionAnswer | str:
     if isinstance(draw, RequestRefused):
         return draw.reason
-    if draw.truncated:
-        return Reason.REPLY_TRUNCATED
-    pairs = parse_reply(draw.text)
-    return pairs if isinstance(pairs, ReplyError) else pairs[0]
+    return Reason.REPLY_TRUNCATED if draw.truncated else task.pair_in(draw.text)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 from collections.abc import Iterable, Iterator
 
 from mpa_ray.engine.protocol import Reply
@@ -56,20 +54,11 @@ def not_answered(annotation: Annotation, state: State, reason: str, detail: str)
 
 def parity_samples(verdicts: Iterable[Verdict]) -> Iterator[ParitySample]:
     """D_PI: the view `kept` of the verdicts."""
-    return (_sample(v) for v in verdicts if v.state == State.KEPT)
+    return (sample_of(v) for v in verdicts if v.state == State.KEPT)
 
 
-def known_samples(verdicts: Iterable[Verdict], count: int, seed: int) -> list[ParitySample]:
-    """A seeded random sample, at most `count`, of the pairs that teacher and student both answer; in any order."""
-
-    def lot(verdict: Verdict) -> bytes:
-        return hashlib.sha256(f"{seed}:{verdict.annotation_id}".encode()).digest()
-
-    known = (v for v in verdicts if v.reason == Reason.STUDENT_CORRECT)
-    return [_sample(v) for v in heapq.nsmallest(count, known, key=lot)]
-
-
-def _sample(v: Verdict) -> ParitySample:
+def sample_of(v: Verdict) -> ParitySample:
+    """A verdict's pair as training takes it."""
     pair = (v.question or "", v.answer or "", v.student_answer or "")
     return ParitySample(v.annotation_id, v.image_id, v.uri, *pair, v.metadata)
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,25 @@ class ReplyError(StrEnum):
     ANSWER_TOO_LONG = "answer_too_long"
 
 
-def parse_reply(reply: str, max_answer_words: int = 20) -> list[QuestionAnswer] | ReplyError:
+def parse_reply(
+    reply: str, max_answer_words: int = 20, question_labels: Sequence[str] = (), answer_labels: Sequence[str] = ()
+) -> list[QuestionAnswer] | ReplyError:
     """The pairs of a reply in order, at least one, or why there is none; never raises.
 
     Text is kept as written (a piece of the reply, inner line breaks included); only JSON strings are decoded. Where
     some pairs are faulty the others are returned; where all are, the first fault.
+
+    Args:
+        reply: What the teacher wrote.
+        max_answer_words: A longer answer is a fault.
+        question_labels: Words before a question, besides those known in many languages.
+        answer_labels: Words before an answer.
     """
+    patterns = _patterns(tuple(question_labels), tuple(answer_labels))
     text = _without_reasoning(reply)
     if not text.strip():
         return ReplyError.EMPTY_REPLY
-    drafts = list(_json_drafts(text)) or list(_labelled_drafts(text))
+    drafts = list(_json_drafts(text, patterns)) or list(_labelled_drafts(text, patterns))
     checked = [_checked(draft, max_answer_words) for draft in drafts]
     pairs = [pair for pair in checked if isinstance(pair, QuestionAnswer)]
     if pairs:
@@ -99,24 +109,41 @@ _SPACE = r"[ \t\u3000\xa0]"
 _OPENING = r"[ \t\u3000\xa0>#*_\-–•·◦▪●\"'`“”‘’«「『{\[(【]"  # noqa: RUF001
 _CLOSING = r"[*_\"'`“”‘’»」』\])】]"  # noqa: RUF001
 
-_LABEL = re.compile(
-    rf"""
-    (?: ^ (?P<line_start>{_OPENING}*+ (?:\(?\d{{1,3}}[.):、]\)?+ {_OPENING}*+)?+)
-      | (?<=[.?!。？！;；]) (?P<after_sentence>{_OPENING}*+)
-      | (?<=\s) (?P<within>[*"'`“«]*+)
+@dataclass(frozen=True)
+class _Patterns:
+    """What tells questions and answers apart, with a task's own labels."""
+
+    label: re.Pattern[str]
+    question_key: re.Pattern[str]
+    answer_key: re.Pattern[str]
+
+
+@cache
+def _patterns(question_labels: tuple[str, ...], answer_labels: tuple[str, ...]) -> _Patterns:
+    questions = "|".join([*map(re.escape, question_labels), _QUESTION_WORDS.replace(" ", "[ ]")])
+    answers = "|".join([*map(re.escape, answer_labels), _ANSWER_WORDS.replace(" ", "[ ]")])
+    label = re.compile(
+        rf"""
+        (?: ^ (?P<line_start>{_OPENING}*+ (?:\(?\d{{1,3}}[.):、]\)?+ {_OPENING}*+)?+)
+          | (?<=[.?!。？！;；]) (?P<after_sentence>{_OPENING}*+)
+          | (?<=\s) (?P<within>[*"'`“«]*+)
+        )
+        (?: <(?P<question_tag>question)> | <(?P<answer_tag>answer)> | (?P<end_tag></(?:question|answer)>)
+          | (?:(?:{_QUALIFIERS}){_SPACE}++){{0,3}}
+            (?: (?P<question>{questions}) | (?P<answer>{answers})
+              | (?P<other>{_OTHER_WORDS.replace(" ", "[ ]")}) | (?P<short_question>q) | (?P<short_answer>[ar]) )
+            {_CLOSING}{{0,3}}+ {_SPACE}?+ (?:\(?(?:[#№]|no\.)?[ ]?\d{{1,3}}\)?[.]?)?+
+            (?:{_SPACE}?\([^()\n:]{{1,40}}\))?+
+            {_CLOSING}*+ {_SPACE}*+
+            (?: (?P<colon>[:：﹕︰∶]) | (?P<dash>[-–—])(?=[ \t]) | (?P<heading>(?=\r?(?:\n|\Z))) )
+        )
+        """,  # noqa: RUF001
+        re.IGNORECASE | re.MULTILINE | re.VERBOSE,
     )
-    (?: <(?P<question_tag>question)> | <(?P<answer_tag>answer)> | (?P<end_tag></(?:question|answer)>)
-      | (?:(?:{_QUALIFIERS}){_SPACE}++){{0,3}}
-        (?: (?P<question>{_QUESTION_WORDS.replace(" ", "[ ]")}) | (?P<answer>{_ANSWER_WORDS.replace(" ", "[ ]")})
-          | (?P<other>{_OTHER_WORDS.replace(" ", "[ ]")}) | (?P<short_question>q) | (?P<short_answer>[ar]) )
-        {_CLOSING}{{0,3}}+ {_SPACE}?+ (?:\(?(?:[#№]|no\.)?[ ]?\d{{1,3}}\)?[.]?)?+
-        (?:{_SPACE}?\([^()\n:]{{1,40}}\))?+
-        {_CLOSING}*+ {_SPACE}*+
-        (?: (?P<colon>[:：﹕︰∶]) | (?P<dash>[-–—])(?=[ \t]) | (?P<heading>(?=\r?(?:\n|\Z))) )
-    )
-    """,  # noqa: RUF001
-    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
-)
+    question_key = re.compile(rf"(?:{questions}|q)[ _]?\d{{0,3}}", re.IGNORECASE)
+    return _Patterns(label, question_key, re.compile(rf"(?:{answers}|a)[ _]?\d{{0,3}}", re.IGNORECASE))
+
+
 _END_TAG = re.compile(r"</(?:question|answer)>", re.IGNORECASE)
 _OPTION_B = re.compile(r"^[ \t*(-]*+B[ \t]?[:.)]", re.MULTILINE)
 _PARAGRAPH_END = re.compile(r"\n[ \t\r]*+(?:\n|```|---|\*\*\*|</)")
@@ -137,7 +164,7 @@ _REFUSAL = re.compile(
 
 @dataclass(frozen=True)
 class _Label:
-    """A label's place in the reply; `kind` is the name of its group in `_LABEL`."""
+    """A label's place in the reply; `kind` is the name of its group in the pattern of labels."""
 
     kind: str
     start: int
@@ -147,8 +174,8 @@ class _Label:
         return self.kind in (part, f"short_{part}", f"{part}_tag")
 
 
-def _labelled_drafts(text: str) -> Iterator[_Draft]:
-    labels = _labels(text)
+def _labelled_drafts(text: str, patterns: _Patterns) -> Iterator[_Draft]:
+    labels = _labels(text, patterns)
     floor, question = 0, None
     for index, label in enumerate(labels):
         following = labels[index + 1] if index + 1 < len(labels) else None
@@ -167,8 +194,8 @@ def _labelled_drafts(text: str) -> Iterator[_Draft]:
         yield _Draft(question, None)
 
 
-def _labels(text: str) -> list[_Label]:
-    found = list(_LABEL.finditer(text))
+def _labels(text: str, patterns: _Patterns) -> list[_Label]:
+    found = list(patterns.label.finditer(text))
     has_long_answer = any(match["answer"] or match["answer_tag"] for match in found)
     has_options = _OPTION_B.search(text) is not None
     labels: list[_Label] = []
@@ -250,13 +277,11 @@ def _without_reasoning(reply: str) -> str:
 
 _JSON_START = re.compile(r"[{\[]\s*+[\"{]")
 _MAX_JSON_STARTS = 16  # Each may read to the end of the reply.
-_QUESTION_KEY = re.compile(rf"(?:{_QUESTION_WORDS}|q)[ _]?\d{{0,3}}", re.IGNORECASE)
-_ANSWER_KEY = re.compile(rf"(?:{_ANSWER_WORDS}|a)[ _]?\d{{0,3}}", re.IGNORECASE)
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str, strict=False)
 """Numbers stay as they are written: 3.50 is an answer of its own."""
 
 
-def _json_drafts(text: str) -> Iterator[_Draft]:
+def _json_drafts(text: str, patterns: _Patterns) -> Iterator[_Draft]:
     at = 0
     for _ in range(_MAX_JSON_STARTS):
         start = _JSON_START.search(text, at)
@@ -267,18 +292,18 @@ def _json_drafts(text: str) -> Iterator[_Draft]:
         except (ValueError, RecursionError):
             at = start.start() + 1
         else:
-            yield from _drafts_within(value)
+            yield from _drafts_within(value, patterns)
 
 
-def _drafts_within(value: object) -> Iterator[_Draft]:
+def _drafts_within(value: object, patterns: _Patterns) -> Iterator[_Draft]:
     waiting = [value]
     while waiting:
         value = waiting.pop()
         if isinstance(value, list):
             waiting.extend(reversed(value))
         elif isinstance(value, dict):
-            question = [_json_text(value[key]) for key in value if _QUESTION_KEY.fullmatch(key.strip())]
-            answer = [_json_text(value[key]) for key in value if _ANSWER_KEY.fullmatch(key.strip())]
+            question = [_json_text(value[key]) for key in value if patterns.question_key.fullmatch(key.strip())]
+            answer = [_json_text(value[key]) for key in value if patterns.answer_key.fullmatch(key.strip())]
             if question:
                 answers: list[str] | list[None] = answer or [None] * len(question)
                 yield from (_Draft(*pair) for pair in zip(question, answers, strict=False))

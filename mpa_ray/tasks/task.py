@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from mpa_ray.config import MatcherConfig, PlainMatch, Settings
 from mpa_ray.errors import ConfigError
 from mpa_ray.metrics import METRICS
+from mpa_ray.tasks.parser import QuestionAnswer, ReplyError, parse_reply
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 
@@ -52,7 +53,7 @@ class Task(Settings):
     """When two answers agree, unless `identify.matcher` says otherwise."""
     metric: str = "exact_match"
     """Scores answers in evaluation, unless the benchmark or `evaluate.metric` says otherwise."""
-    max_answer_words: int | None = Field(None, ge=1)
+    max_answer_words: int = Field(20, ge=1)
     """A pair with a longer answer is dropped as `answer_too_long`."""
 
     @field_validator("metric")
@@ -81,6 +82,11 @@ class Task(Settings):
     def answer_text(self, question: str) -> str:
         """The same without the preamble."""
         return self.answer_template.format(question=question.strip())
+
+    def pair_in(self, reply: str) -> QuestionAnswer | ReplyError:
+        """The first pair of a teacher's reply, or why it holds none."""
+        found = parse_reply(reply, self.max_answer_words, self.labels.question, self.labels.answer)
+        return found if isinstance(found, ReplyError) else found[0]
 
     def _two_lines(self) -> str:
         question, answer = self.labels.question[0], self.labels.answer[0]

@@ -1,0 +1,86 @@
+"""Other matchers applied to verdicts that are there already. Pure functions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mpa_ray.matching import Matcher
+from mpa_ray.records import Reason, State, Verdict
+
+
+def rejudge(verdict: Verdict, matches: Matcher) -> Verdict:
+    """The verdict by another matcher, from the answers that it holds.
+
+    Where the teacher agrees with itself only by this matcher, the student may never have been asked: such a pair is
+    dropped as `student_not_asked`. What was not judged before is not judged now.
+    """
+    if verdict.teacher_agrees is None or verdict.answer is None or verdict.second_answer is None:
+        return verdict
+    agrees = matches(verdict.answer, verdict.second_answer)
+    knows = None if verdict.student_answer is None else matches(verdict.answer, verdict.student_answer)
+    match agrees, knows:
+        case False, _:
+            state, reason = State.DROPPED, Reason.TEACHER_INCONSISTENT
+        case True, True:
+            state, reason = State.DROPPED, Reason.STUDENT_CORRECT
+        case True, False:
+            state, reason = State.KEPT, None
+        case _:
+            state, reason = State.DROPPED, Reason.STUDENT_NOT_ASKED
+    return replace(verdict, state=state.value, reason=None if reason is None else reason.value,
+                   teacher_agrees=agrees, student_agrees=knows)  # fmt: skip
+
+
+@dataclass
+class Changes:
+    """How many verdicts went from which cell to which."""
+
+    moves: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Of the cells before and after."""
+
+    def counted(self, verdicts: Iterable[Verdict], matches: Matcher) -> Iterator[Verdict]:
+        """The verdicts by another matcher, each counted as it passes."""
+        for before in verdicts:
+            after = rejudge(before, matches)
+            self.moves[before.cell, after.cell] += 1
+            yield after
+
+    def record(self) -> dict[str, Any]:
+        """Counts by cell before and after, of every move, and what that means for D_PI."""
+        before, after = self._cells()
+        kept = "teacher_yes_student_no"
+        stayed = self.moves[kept, kept]
+        return {
+            "cells_before": dict(before),
+            "cells_after": dict(after),
+            "moves": [{"before": old, "after": new, "verdicts": n} for (old, new), n in self.moves.most_common()],
+            "parity_samples": {
+                "before": before[kept], "after": after[kept], "gained": after[kept] - stayed,
+                "lost": before[kept] - stayed,
+            },
+            "num_not_asked": after["teacher_yes_student_not_asked"],
+        }  # fmt: skip
+
+    def table(self, name: str) -> str:
+        """The record as text."""
+        before, after = self._cells()
+        lines = [f"{name:<38}{'before':>9}{'after':>9}"]
+        lines += [f"  {cell:<36}{before[cell]:>9}{after[cell]:>9}" for cell in sorted({*before, *after})]
+        parity = self.record()["parity_samples"]
+        lines.append(f"  {'D_PI':<36}{parity['before']:>9}{parity['after']:>9}"
+                     f"  ({parity['gained']} gained, {parity['lost']} lost)")  # fmt: skip
+        if not_asked := after["teacher_yes_student_not_asked"]:
+            lines.append(f"  WARNING: on {not_asked} pairs the teacher agrees with itself by this matcher alone, and the "
+                         "student was never asked: identify with ask_where_teacher_disagrees to have them judged")  # fmt: skip
+        return "\n".join(lines)
+
+    def _cells(self) -> tuple[Counter[str], Counter[str]]:
+        before: Counter[str] = Counter()
+        after: Counter[str] = Counter()
+        for (old, new), number in self.moves.items():
+            before[old] += number
+            after[new] += number
+        return before, after
