@@ -12,7 +12,7 @@ IMAGES ?= 4000
 demo: setup ## Align the bundled student with the bundled teacher, from unlabeled images to a report
 	$(PYTHON) -m mpa_ray.demo.images --out $(DEMO)/data --num-images $(IMAGES) --seed $(SEED)
 	$(PYTHON) jobs/align.py --config mpa_ray/demo/demo.yaml --run_dir $(DEMO)/run \
-	    --source.path $(DEMO)/data/unlabeled --evaluate.questions $(DEMO)/data/heldout/questions.jsonl \
+	    --source.path $(DEMO)/data/unlabeled --evaluate.benchmarks.0.path $(DEMO)/data/heldout/questions.jsonl \
 	    --annotate.sampling.seed $(SEED) --students.0.level.seed $(SEED)
 
 setup: $(READY) ## Make .venv; does nothing when it is up to date

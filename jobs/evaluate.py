@@ -1,4 +1,7 @@
-"""Measure every student before and after, and the teacher, on the labelled set."""
+"""Measure models on labelled benchmarks: a run's students before and after, its teacher, any other checkpoint.
+
+A configuration without source, teacher and students measures `evaluate.models` alone.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.command_line import configured, exit_code
-from mpa_ray.config import RunConfig
+from mpa_ray.command_line import exit_code, parsed
+from mpa_ray.config import load_evaluation
+
+SCORE_ONLY = ("--score-only", "score what was predicted earlier; no model is loaded")
 
 
-def main(config: RunConfig) -> None:
+def main() -> None:
+    options, overrides = parsed(__doc__, SCORE_ONLY)
+    config = load_evaluation(options.config, overrides)
     from mpa_ray import campaign
 
-    campaign.evaluate(config)
+    campaign.evaluate(config, options.score_only)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(configured(__doc__))))
+    sys.exit(exit_code(main))

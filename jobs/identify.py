@@ -7,15 +7,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.command_line import configured, exit_code
-from mpa_ray.config import RunConfig
+from mpa_ray.command_line import exit_code, parsed
+from mpa_ray.config import load_config
+
+REMATCH = ("--rematch", "apply identify.matcher to the verdicts of an earlier identification; no model is loaded")
 
 
-def main(config: RunConfig) -> None:
+def main() -> None:
+    options, overrides = parsed(__doc__, REMATCH)
+    config = load_config(options.config, overrides)
     from mpa_ray import campaign
 
-    campaign.identify(config)
+    (campaign.rematch if options.rematch else campaign.identify)(config)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(configured(__doc__))))
+    sys.exit(exit_code(main))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
 
 from mpa_ray.config import ObjectStoreConfig, resolve_path
 from mpa_ray.errors import ConfigError
 
 _WHOLE_BYTES = 1 << 26
 _NUM_SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
+ADAPTER = "adapter_config.json"
 CACHE_VARIABLE = "MPA_RAY_CACHE"
 """Names the folder for downloaded checkpoints; ~/.cache/mpa_ray where it is not set."""
 
@@ -19,7 +24,7 @@ CACHE_VARIABLE = "MPA_RAY_CACHE"
 def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
     """A folder or an s3:// prefix by its content, wherever it lies; a hub name as it is.
 
-    Files over 64 MiB are told apart by 256 samples spread over them, so that every tensor of some size is met: reading
+    An adapter is told apart by its base model, too. Files over 64 MiB are told apart by 256 samples spread over them, so that every tensor of some size is met: reading
     all of a large checkpoint at every start would cost minutes.
     """
     if model.startswith("s3://"):
@@ -38,7 +43,18 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
             for sample in range(_NUM_SAMPLES):
                 content.seek(sample * (size - _SAMPLE_BYTES) // (_NUM_SAMPLES - 1))
                 digest.update(content.read(_SAMPLE_BYTES))
-    return f"sha256:{digest.hexdigest()[:16]}"
+    identity = f"sha256:{digest.hexdigest()[:16]}"
+    base = base_of_adapter(folder)
+    return identity if base is None else f"{identity} on {model_identity(base, object_store)}"
+
+
+def base_of_adapter(folder: Path) -> str | None:
+    """The model that a LoRA adapter belongs on; None where the folder holds a checkpoint by itself."""
+    settings = folder / ADAPTER
+    if not settings.is_file() or (folder / "config.json").is_file():
+        return None
+    base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return str(base) if base else None
 
 
 def weight_bytes(model: str) -> int | None:
@@ -52,32 +68,53 @@ def weight_bytes(model: str) -> int | None:
 def local_model(model: str, object_store: ObjectStoreConfig) -> str:
     """What `from_pretrained` and vLLM can load: a folder of this machine, or a hub name as it is.
 
-    A checkpoint at s3:// is downloaded once per machine and content.
+    A checkpoint at s3:// is downloaded, and an adapter merged into its base model, once per machine and content.
 
     Raises:
         ConfigError: there is no checkpoint at the prefix.
     """
-    if not model.startswith("s3://"):
-        return resolve_path(model)
+    folder = _downloaded(model, object_store) if model.startswith("s3://") else resolve_path(model)
+    base = base_of_adapter(Path(folder))
+    if base is None:
+        return folder
+    identity = hashlib.sha256(model_identity(folder, object_store).encode()).hexdigest()[:16]
+    return _once(f"merged-{identity}", lambda target: _merge(Path(folder), local_model(base, object_store), target))
+
+
+def _merge(adapter: Path, base: str, target: Path) -> None:
+    # Both take seconds to import, and few runs need them here.
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype="auto")
+    PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(target)
+    AutoProcessor.from_pretrained(base).save_pretrained(target)
+
+
+def _downloaded(model: str, object_store: ObjectStoreConfig) -> str:
     from mpa_ray.object_store import ObjectStore, split_uri
 
     store, (bucket, prefix) = ObjectStore(object_store), split_uri(model.rstrip("/") + "/")
-    cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache/mpa_ray")
-    target = cache / _listing_digest(model, object_store)
-    if target.is_dir():
-        return str(target)
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        whole = Path(scratch, "checkpoint")
-        whole.mkdir()
+
+    def download(target: Path) -> None:
         for found in store.list(bucket, prefix, nested=False):
-            store.download(bucket, found.key, whole / found.key.removeprefix(prefix))
-        try:
-            whole.rename(target)
-        except OSError:
-            # Another process of this machine was first, with the same content.
-            if not target.is_dir():
-                raise
+            store.download(bucket, found.key, target / found.key.removeprefix(prefix))
+
+    return _once(_listing_digest(model, object_store), download)
+
+
+def _once(name: str, make: Callable[[Path], None]) -> str:
+    """A folder of this machine's cache, made by the first process that asks for it."""
+    cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache/mpa_ray")
+    target = cache / name
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f"{name}.lock"):
+        if not target.is_dir():
+            with tempfile.TemporaryDirectory(dir=cache) as scratch:
+                whole = Path(scratch, "checkpoint")
+                whole.mkdir()
+                make(whole)
+                whole.rename(target)
     return str(target)
 
 

@@ -23,12 +23,27 @@ def configured(description: str | None, arguments: list[str] | None = None) -> R
     Raises:
         ConfigError: it is wrong, or an override has no value.
     """
+    options, overrides = parsed(description, arguments=arguments)
+    return load_config(options.config, overrides)
+
+
+def parsed(
+    description: str | None, *flags: tuple[str, str], arguments: list[str] | None = None
+) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The options `config` and whatever flags there are, each with its help, and the dotted overrides.
+
+    Raises:
+        ConfigError: an override has no value.
+    """
     parser = argparse.ArgumentParser(
-        description=description, epilog=settings_help(), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        description=description, epilog=settings_help(), formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file with the settings below")
+    for flag, told in flags:
+        parser.add_argument(flag, action="store_true", help=told)
     options, rest = parser.parse_known_args(arguments)
-    return load_config(options.config, dict(_pairs(rest)))
+    return options, dict(_pairs(rest))
 
 
 def exit_code(main: Callable[[], int | None]) -> int:

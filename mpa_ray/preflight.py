@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from mpa_ray.checkpoints import base_of_adapter
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, resolve_path
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.place import Places
@@ -82,8 +83,13 @@ def check_model(config: ModelConfig, field: str) -> None:
     if not folder.is_dir():
         _check_hub_name(config.model, field)
         return
+    base = base_of_adapter(folder)
+    if base is not None:
+        check_model(config.model_copy(update={"model": base}), f"{field} {config.model!r}, base_model_name_or_path")
+        return
     if not (folder / "config.json").is_file():
-        raise ConfigError(field, config.model, "has no config.json.", "Give a Hugging Face checkpoint folder.")
+        raise ConfigError(field, config.model, "has no config.json.",
+                          "Give the folder of a Hugging Face checkpoint, or of a LoRA adapter.")  # fmt: skip
     if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
         raise ConfigError(field, config.model, f"has no processor ({' or '.join(_PROCESSOR_FILES)}).",
                           "Save the model's processor beside its weights.")  # fmt: skip

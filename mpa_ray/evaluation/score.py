@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from mpa_ray.metrics import METRICS, score
 from mpa_ray.metrics.answer_types import answer_type
+from mpa_ray.progress import Progress
 from mpa_ray.records import Prediction
 
 NUM_RESAMPLES = 1000
@@ -66,14 +67,8 @@ class Tally:
 
     def record(self) -> dict[str, Any]:
         """For `scores.json`."""
-        metric = METRICS[self.metric]
         return {
-            "metric": metric.name,
-            "version": metric.version,
-            "source": metric.source,
-            "groups": {
-                name: self.groups[name].summary() for name in sorted(self.groups, key=lambda g: (g != "all", g))
-            },
+            "groups": _summaries(self.groups),
             "num_missing": self.num_missing,
             "warnings": list(self._warnings()),
         }
@@ -99,6 +94,36 @@ def groups_of(row: Prediction) -> Iterator[str]:
         yield f"split: {row.split}"
     yield f"family: {row.family}"
     yield f"answer type: {row.answer_type or answer_type(row.answers[0] if row.answers else '')}"
+
+
+def score_benchmark(
+    metric: str,
+    predictions: Mapping[str, Callable[[], Iterable[Prediction]]],
+    pairs: Iterable[tuple[str, str]],
+    progress: Progress,
+) -> dict[str, Any]:
+    """The scores of models on one benchmark, for `scores.json`.
+
+    Args:
+        metric: A key of `METRICS`.
+        predictions: Of each model, which are gone through anew at each call.
+        pairs: Models to compare question by question, from the first to the second, where both are among them.
+        progress: Counts models.
+    """
+    defined = METRICS[metric]
+    models = {}
+    for name, rows in predictions.items():
+        models[name] = tally(rows(), metric).record()
+        progress.advance(1)
+    return {
+        "metric": {"name": defined.name, "version": defined.version, "source": defined.source},
+        "models": models,
+        "differences": [
+            {"from": first, "to": second,
+             "groups": paired_difference(predictions[first](), predictions[second](), metric)}
+            for first, second in pairs if first in predictions and second in predictions
+        ],
+    }  # fmt: skip
 
 
 def tally(predictions: Iterable[Prediction], metric: str) -> Tally:
@@ -128,5 +153,6 @@ def paired_difference(
 
 
 def _summaries(groups: Mapping[str, Distribution]) -> dict[str, dict[str, float]]:
-    """`all` first, the others by name."""
-    return {name: groups[name].summary() for name in sorted(groups, key=lambda group: (group != "all", group))}
+    """`all` first, the others by name; without the family of that name that sets without families give."""
+    names = sorted(groups.keys() - {"family: all"}, key=lambda group: (group != "all", group))
+    return {name: groups[name].summary() for name in names}

@@ -10,6 +10,7 @@ from typing import Any
 
 from mpa_ray.config import ModelConfig, RunConfig
 from mpa_ray.records import Annotation, State, Verdict
+from mpa_ray.report.coverage import coverage
 from mpa_ray.store.audit import audit
 from mpa_ray.store.run import Run
 
@@ -30,15 +31,17 @@ def collect(run: Run, config: RunConfig) -> dict[str, Any]:
         "counts": counts,
         "teacher": {**teacher, "warnings": teacher_warnings(teacher, config.teacher)},
         "failed_images": _failed(run.annotations.rows(shards)),
+        "scores": scores,
+        "coverage": coverage(run, config),
         "students": {
             s.name: {
                 "model": s.model,
                 "method": s.level.method.kind,
                 **_student(run.verdicts(s.name).rows(shards)),
-                "accuracy": _accuracy(scores, s.name),
+                "measured": _measured(scores, s.name),
                 "replay_share": s.level.replay_share,
                 "training": _training(run, run.student_dir(s.name)),
-                "warnings": _warnings(counts["kept"][s.name], _accuracy(scores, s.name)),
+                "warnings": _warnings(counts["kept"][s.name], _measured(scores, s.name)),
             }
             for s in config.students
         },
@@ -105,7 +108,7 @@ def _student(verdicts: Iterable[Verdict]) -> dict[str, Any]:
     rng = random.Random(0)
     seen: Counter[str] = Counter()
     for verdict in verdicts:
-        cells[_cell(verdict)] += 1
+        cells[verdict.cell] += 1
         outcome = verdict.reason or verdict.state
         reasons[outcome] += verdict.state != State.KEPT
         # A uniform sample of each outcome in one pass (reservoir sampling).
@@ -125,13 +128,6 @@ def _student(verdicts: Iterable[Verdict]) -> dict[str, Any]:
     }
 
 
-def _cell(verdict: Verdict) -> str:
-    if verdict.teacher_agrees is None:
-        return "not_judged"
-    student = {True: "yes", False: "no", None: "not_asked"}[verdict.student_agrees]
-    return f"teacher_{'yes' if verdict.teacher_agrees else 'no'}_student_{student}"
-
-
 def _mix(samples: dict[str, list[Verdict]]) -> list[Verdict]:
     """Half of the samples kept, the others from every other outcome in turn."""
     kept = samples.pop(State.KEPT.value, [])
@@ -144,25 +140,31 @@ def _mix(samples: dict[str, list[Verdict]]) -> list[Verdict]:
     return chosen + others[: NUM_SAMPLES - len(chosen)]
 
 
-def _accuracy(scores: dict[str, Any], student: str) -> dict[str, Any] | None:
-    before, after, teacher = (scores.get(n) for n in (f"{student}.before", f"{student}.after", "teacher"))
-    if before is None or after is None:
-        return None
-    metric = next(name for name in before["all"] if name != "num_questions")
-    return {
-        "metric": metric,
-        "num_questions": before["all"]["num_questions"],
-        "families": {
-            family: {
-                "num_questions": before[family]["num_questions"],
-                "before": before[family][metric],
-                "after": after[family][metric],
-                "gain_points": 100 * (after[family][metric] - before[family][metric]),
-                "teacher": teacher[family][metric] if teacher else None,
-            }
-            for family in ["all", *sorted(f for f in before if f != "all")]
-        },
-    }
+def _measured(scores: dict[str, Any], student: str) -> dict[str, Any]:
+    """What came of a student on each benchmark: before, after and the paired gain by group of questions."""
+    found = {}
+    for benchmark, scored in scores.items():
+        before, after, teacher = (scored["models"].get(n) for n in (f"{student}.before", f"{student}.after", "teacher"))
+        gains = [pair["groups"] for pair in scored["differences"] if pair["to"] == f"{student}.after"]
+        if before is None or after is None or not gains:
+            continue
+        found[benchmark] = {
+            "metric": scored["metric"],
+            "groups": {
+                group: {
+                    "before": before["groups"][group],
+                    "after": after["groups"][group],
+                    "gain": gains[0][group],
+                    "teacher": teacher["groups"][group] if teacher else None,
+                }
+                for group in before["groups"]
+            },
+            "warnings": [
+                f"{when}: {warning}" for when, model in (("before", before), ("after", after))
+                for warning in model["warnings"]
+            ],
+        }  # fmt: skip
+    return found
 
 
 def _training(run: Run, folder: str) -> dict[str, Any] | None:
@@ -174,17 +176,19 @@ def _training(run: Run, folder: str) -> dict[str, Any] | None:
     return {"losses": losses}
 
 
-def _warnings(num_parity: int, accuracy: dict[str, Any] | None) -> list[str]:
+def _warnings(num_parity: int, measured: dict[str, Any]) -> list[str]:
     """The failure signatures that the method's authors name."""
     found = []
     if num_parity < 100:
         found.append(f"only {num_parity} parity samples: too few to learn from (under 100)")
-    if accuracy:
-        if accuracy["families"]["all"]["gain_points"] <= 0:
-            found.append("no gain after leveling")
-        for family, row in accuracy["families"].items():
-            if family != "all" and row["gain_points"] < -5:
-                found.append(f"{family} lost {-row['gain_points']:.1f} points (forgetting): lower the learning rate")
+    for benchmark, result in measured.items():
+        for group, row in result["groups"].items():
+            gain = 100 * row["gain"]["mean"]
+            if group == "all" and gain <= 0:
+                found.append(f"{benchmark}: no gain after leveling")
+            elif group.startswith("family: ") and gain < -5:
+                found.append(f"{benchmark}: {group} lost {-gain:.1f} points (forgetting): lower the learning rate")
+        found += [f"{benchmark}, {warning}" for warning in result["warnings"]]
     return found
 
 

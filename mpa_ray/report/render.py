@@ -14,6 +14,7 @@ from mpa_ray.config import RunConfig
 from mpa_ray.corpus.decode import ImageProblem, prepare
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.progress import clock
+from mpa_ray.report.scores import percent, render_scores
 from mpa_ray.store.run import Run
 
 _THUMBNAIL_PIXELS = 160 * 160
@@ -24,6 +25,9 @@ _CELLS = (
     ("teacher_no_student_yes", "teacher contradicts itself, student agrees", "dropped: teacher_inconsistent"),
     ("teacher_no_student_not_asked", "teacher contradicts itself, student not asked", "dropped: teacher_inconsistent"),
 )
+
+_COLOURS = ("#4263eb", "#f08c00", "#2b8a3e", "#c92a2a", "#862e9c", "#0b7285", "#868e96", "#ced4da")
+"""Of the types of answers, in their order."""
 
 
 @cache
@@ -43,6 +47,9 @@ def render_html(run: Run, config: RunConfig, summary: dict[str, Any]) -> str:
         thumbnails=thumbnails,
         cells=_CELLS,
         losses={name: _polyline(s["training"]) for name, s in summary["students"].items()},
+        stacks=_stacks(summary["coverage"]),
+        colours=_COLOURS,
+        percent=percent,
         clock=clock,
         root=run.storage.root,
     )
@@ -71,7 +78,7 @@ def _polyline(training: dict[str, Any] | None, width: int = 560, height: int = 1
 
 
 def render_table(summary: dict[str, Any]) -> str:
-    """The report as text: counts, drops, accuracy before and after, and what the second teacher pass cost."""
+    """The report as text: counts, drops, scores before and after, and what the second teacher pass cost."""
     teacher, counts = summary["teacher"], summary["counts"]
     lines = [
         "",
@@ -85,23 +92,29 @@ def render_table(summary: dict[str, Any]) -> str:
         if student["replay_share"]:
             lines += [f"  replayed against forgetting{student['replay_share']:>8.0%} of D_PI"]
         lines += [f"  not kept: {reason:<17}{n:>8}" for reason, n in student["dropped"].items()]
-        lines += _accuracy_lines(student["accuracy"])
         lines += [f"  WARNING: {warning}" for warning in student["warnings"]]
+    scores = render_scores(summary["scores"]) if summary["scores"] else "\nno benchmark was measured"
+    lines += [*_divergence_lines(summary["coverage"]), scores]
     lines += ["", *_second_pass_lines(teacher), *_phase_lines(summary["phases"])]
     return "\n".join(lines)
 
 
-def _accuracy_lines(accuracy: dict[str, Any] | None) -> list[str]:
-    if accuracy is None:
-        return ["  accuracy: not measured"]
-    lines = [f"  {accuracy['metric']}, %       before    after     gain  teacher        n"]
-    for family, row in accuracy["families"].items():
-        teacher = "" if row["teacher"] is None else f"{100 * row['teacher']:9.1f}"
-        lines.append(
-            f"    {family:<14}{100 * row['before']:9.1f}{100 * row['after']:9.1f}{row['gain_points']:+9.1f}"
-            f"{teacher:>9}{row['num_questions']:>9.0f}"
-        )
+def _divergence_lines(coverage: dict[str, Any]) -> list[str]:
+    lines = ["", "answers' types: divergence in bits (0 alike, 1 nothing in common)"]
+    for name, found in coverage["divergences"].items():
+        if name.startswith("D_PI"):
+            lines += [f"  {name} from {base}: {bits:.3f}" for base, bits in found.items()]
     return lines
+
+
+def _stacks(coverage: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sets' answers by type as widths in pixels and colours."""
+    return [
+        {"name": name, "total": sum(counts.values()),
+         "parts": [(480 * counts.get(kind, 0) / sum(counts.values()), colour)
+                   for kind, colour in zip(coverage["types"], _COLOURS, strict=True)]}
+        for name, counts in coverage["sets"].items() if counts
+    ]  # fmt: skip
 
 
 def _second_pass_lines(teacher: dict[str, Any]) -> list[str]:
