@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mpa_ray.demo.world import FAMILIES
 from tests.s3_server import SECRET, client, environment, files_holding, s3_server, upload
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def test_the_demo_at_s3(server: str, tmp_path: Path) -> None:
         "run_dir": RUN,
         "source.path": "s3://bucket/unlabeled",
         "source.shard_size": "32",
-        "evaluate.questions": str(tmp_path / "heldout/questions.jsonl"),
+        "evaluate.benchmarks.0.path": str(tmp_path / "heldout/questions.jsonl"),
     }
     words = [word for name, value in overrides.items() for word in (f"--{name}", value)]
     aligned = command("jobs/align.py", "--config", "mpa_ray/demo/demo.yaml", *words, endpoint=server, timeout=800)
@@ -51,7 +52,8 @@ def test_the_demo_at_s3(server: str, tmp_path: Path) -> None:
     found = store.list_objects_v2(Bucket="bucket", Prefix="runs/demo/students/small/parity/merged/")["Contents"]
     assert {Path(o["Key"]).name for o in found} >= {"model.safetensors", "config.json", "tokenizer.json"}
     report = json.loads(store.get_object(Bucket="bucket", Key="runs/demo/report/report.json")["Body"].read())
-    assert report["students"]["small"]["accuracy"]["num_questions"] > 0
+    groups = report["students"]["small"]["measured"]["heldout"]["groups"]
+    assert groups["all"]["after"]["num_questions"] == 2 * len(FAMILIES)
     assert SECRET not in aligned.stdout + aligned.stderr
     assert files_holding(SECRET, server, "runs/demo/") == []
 

@@ -8,14 +8,14 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mpa_ray.config import AnswerConfig, ObjectStoreConfig
+from mpa_ray.config import AnswerConfig, BenchmarkConfig, ObjectStoreConfig
 from mpa_ray.corpus.places.local import LocalPlace
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.corpus.read import Reader
@@ -86,6 +86,7 @@ def question(question_id: str, image_id: str, uri: object, text: str, answers: l
 def test_every_benchmark_names_a_metric_that_there_is() -> None:
     assert {name: benchmark.name for name, benchmark in BENCHMARKS.items()} == {name: name for name in BENCHMARKS}
     assert {benchmark.metric for benchmark in BENCHMARKS.values()} <= METRICS.keys()
+    assert set(get_args(BenchmarkConfig.model_fields["kind"].annotation)) == BENCHMARKS.keys()
 
 
 # TextVQA
@@ -622,7 +623,6 @@ def test_a_folder_with_several_splits_has_to_be_told_which(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"kind": "imagenet"}, "benchmark.kind = 'imagenet': is no benchmark that can be read. Choose one of textvqa,"),
         ({"annotations": "a.json"}, "benchmark.annotations = 'a.json': means nothing to textvqa."),
         ({"columns": {"id": "a"}}, "benchmark.columns = {'id': 'a'}: means nothing to textvqa."),
     ],

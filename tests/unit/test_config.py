@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mpa_ray.command_line import configured, exit_code
-from mpa_ray.config import ModelConfig, RunConfig, load_config, resolve_path
+from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, load_config, load_evaluation, resolve_path
 from mpa_ray.errors import ConfigError
 from mpa_ray.preflight import check_run
 from tests.conftest import scripted_tree
@@ -139,8 +139,18 @@ def test_preflight_names_a_missing_source(tree: dict[str, Any]) -> None:
 
 
 def test_preflight_names_questions_that_are_not_there(tree: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"evaluate\.questions.*cannot be read"):
-        checked({**tree, "evaluate": {"questions": "/no/such.jsonl"}})
+    with pytest.raises(ConfigError, match=r"evaluate\.benchmarks\.0\.path = '/no/such.jsonl': cannot be read"):
+        checked({**tree, "evaluate": {"benchmarks": [{"path": "/no/such.jsonl"}]}})
+    with pytest.raises(ConfigError, match=r"evaluate\.benchmarks\.0\.metric = 'accuracy': is no metric.*anls"):
+        checked({**tree, "evaluate": {"benchmarks": [{"path": "/no/such.jsonl", "metric": "accuracy"}]}})
+
+
+def test_evaluation_alone_needs_neither_source_nor_students(tree: dict[str, Any], tmp_path: Path) -> None:
+    alone = {"run_dir": "r", "evaluate": {"benchmarks": [{"path": "q.jsonl"}], "models": [{"name": "a", "model": "m"}]}}
+    assert type(load_evaluation(written(alone, tmp_path))) is EvaluationRunConfig
+    assert type(load_evaluation(written(tree, tmp_path))) is RunConfig
+    with pytest.raises(ConfigError, match=r"teacher = None: is required"):
+        load_evaluation(written({**alone, "source": {"path": "x"}}, tmp_path))
 
 
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

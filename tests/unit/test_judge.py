@@ -12,7 +12,7 @@ from mpa_ray.engine.protocol import Reply
 from mpa_ray.matching import MATCHERS
 from mpa_ray.records import Annotation, State
 from mpa_ray.stages.identify import WorthAsking
-from mpa_ray.stages.judge import judge, known_samples, parity_samples
+from mpa_ray.stages.judge import judge, parity_samples
 
 EXACT = MATCHERS["exact"]
 PAIR = Annotation("a#0", "a", "/a", State.KEPT.value, question="What?", answer="red", second_answer="red")
@@ -47,20 +47,6 @@ def test_what_the_teacher_could_not_annotate_keeps_its_reason() -> None:
 def test_a_consistent_pair_needs_the_student() -> None:
     with pytest.raises(ValueError, match="the student must be asked"):
         judge(PAIR, None, EXACT)
-
-
-def test_replayed_pairs_are_known_ones_and_do_not_depend_on_order() -> None:
-    verdicts = [
-        judge(replace(PAIR, annotation_id=f"{i}#0"), reply("blue" if i % 2 else "red"), EXACT) for i in range(40)
-    ]
-    known = {v.annotation_id for v in verdicts if v.reason == "student_correct"}
-    chosen = known_samples(verdicts, 8, seed=0)
-    assert len(known) == 20
-    assert len({sample.annotation_id for sample in chosen}) == 8
-    assert {sample.annotation_id for sample in chosen} <= known
-    assert chosen == known_samples(list(reversed(verdicts)), 8, seed=0)
-    assert chosen != known_samples(verdicts, 8, seed=1)
-    assert len(known_samples(verdicts, 100, seed=0)) == 20
 
 
 answers = st.sampled_from(["red", "Red.", "blue", "5", ""])
