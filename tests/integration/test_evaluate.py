@@ -1,0 +1,210 @@
+"""Several benchmarks and models in one evaluation, and verdicts judged anew: scripted engines through the real graph."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mpa_ray import campaign
+from mpa_ray.config import EvaluationRunConfig, RunConfig
+from mpa_ray.corpus.decode import PreparedImage, prepare
+from mpa_ray.engine.scripted import _digest
+from mpa_ray.errors import ConfigError, FingerprintMismatch
+from mpa_ray.store.parity import read_parity
+from mpa_ray.store.run import Run
+from tests.conftest import scripted_tree
+from tests.integration.test_jobs import run_job
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+STEADY = {"model": "scripted", "engine": {"kind": "scripted"}}
+WRONG = {"model": "scripted", "engine": {"kind": "scripted", "wrong_rate": 0.5}}
+
+
+def code_of(image: Path) -> str:
+    prepared = prepare(image.read_bytes(), 1, 10**6)
+    assert isinstance(prepared, PreparedImage)
+    return _digest(prepared.key)
+
+
+@pytest.fixture(scope="module")
+def benchmarks(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """One of the user's own, three questions on each image, and one in TextVQA's format, one question on each."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    codes = {path: code_of(path) for path in sorted(images.glob("*.png"))[:20]}
+    own = [
+        {"question_id": f"{path.stem}-{n}", "image": path.name, "question": f"What is written on picture {code[:8]}?",
+         "answers": [code[8:12]], "family": f"line {n}"}
+        for path, code in codes.items() for n in range(3)
+    ]  # fmt: skip
+    textvqa = [
+        {"question_id": n, "image_id": path.stem, "question": f"What is written on picture {code[:8]}?",
+         "answers": [code[8:12]] * 10}
+        for n, (path, code) in enumerate(codes.items())
+    ]  # fmt: skip
+    (folder / "own.json").write_text(json.dumps(own))
+    (folder / "TextVQA_0.5.1_val.json").write_text(json.dumps({"data": textvqa}))
+    for path in codes:
+        (folder / "train_images").mkdir(exist_ok=True)
+        (folder / "train_images" / f"{path.stem}.jpg").write_bytes(path.read_bytes())
+    return [
+        {"name": "own", "path": str(folder / "own.json"), "images": str(images)},
+        {"kind": "textvqa", "path": str(folder / "TextVQA_0.5.1_val.json")},
+    ]
+
+
+def alone(run_dir: Path, benchmarks: list[dict[str, str]]) -> dict[str, Any]:
+    models = [{"name": "steady", **STEADY}, {"name": "wrong", **WRONG, "compared_to": "steady"}]
+    return {"run_dir": str(run_dir), "task": "demo_world",
+            "evaluate": {"benchmarks": benchmarks, "models": models, "shard_size": 6}}  # fmt: skip
+
+
+def evaluated(tree: dict[str, Any]) -> dict[str, Any]:
+    campaign.evaluate(EvaluationRunConfig.model_validate(tree))
+    return Run.open(tree["run_dir"]).read_json("evaluation/scores.json")
+
+
+def test_any_models_on_several_benchmarks(
+    benchmarks: list[dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = alone(tmp_path / "run", benchmarks[:1])
+    first = evaluated(tree)["own"]
+    assert first["metric"]["name"] == "exact_match"
+    steady, wrong = (first["models"][name]["groups"] for name in ("steady", "wrong"))
+    assert steady["all"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "num_questions": 60}
+    assert set(steady) == {"all", "family: line 0", "family: line 1", "family: line 2", "answer type: single_word"}
+    assert 0.2 < wrong["all"]["mean"] < 0.8
+    (pair,) = first["differences"]
+    assert pair["groups"]["all"]["mean"] == pytest.approx(wrong["all"]["mean"] - 1)
+    assert pair["groups"]["all"]["high"] < 0
+
+    capsys.readouterr()
+    # Another benchmark costs its own answers alone.
+    both = evaluated(alone(tmp_path / "run", benchmarks))
+    told = capsys.readouterr().out
+    assert "evaluate steady: 40 images, 20 already done" in told
+    assert both["own"] == first
+    assert both["textvqa"]["metric"]["name"] == "textvqa_m4c"
+    assert both["textvqa"]["models"]["wrong"]["groups"]["all"]["mean"] == pytest.approx(wrong["all"]["mean"])
+    assert "WARNING: wrong: " in told
+    assert "predictions match no answer at all" in told
+
+    evaluated(alone(tmp_path / "run", benchmarks))
+    assert "evaluate steady: already done" in capsys.readouterr().out
+
+
+def test_scoring_apart(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
+    tree = alone(tmp_path / "run", benchmarks)
+    too_early = run_job("evaluate", tree, tmp_path, "--score-only")
+    assert (too_early.returncode, "run jobs/evaluate.py without --score-only" in too_early.stderr) == (1, True)
+    evaluated(tree)
+    again = run_job("evaluate", tree, tmp_path, "--score-only", "--evaluate.benchmarks.1.metric", "anls")
+    assert again.returncode == 0, again.stderr
+    assert "textvqa: anls, %" in again.stdout
+    assert "evaluate steady" not in again.stdout
+    scores = Run.open(tree["run_dir"]).read_json("evaluation/scores.json")
+    assert scores["textvqa"]["metric"]["name"] == "anls"
+    tree["evaluate"]["models"].append({"name": "new", **WRONG})
+    partly = run_job("evaluate", tree, tmp_path, "--score-only")
+    assert "WARNING: new has not answered" in partly.stdout
+    assert set(json.loads((tmp_path / "run/evaluation/scores.json").read_text())["own"]["models"]) == {"steady", "wrong"}
+
+
+def test_answers_of_other_settings_are_not_mixed_in(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
+    tree = alone(tmp_path / "run", benchmarks[:1])
+    evaluated(tree)
+    tree["evaluate"]["models"][1]["engine"] = {"kind": "scripted", "wrong_rate": 0.1}
+    with pytest.raises(FingerprintMismatch, match=r"predictions/wrong.*wrong_rate: was 0.5, now 0.1.*another name"):
+        evaluated(tree)
+
+
+@pytest.mark.parametrize(
+    ("models", "problem"),
+    [
+        ([], "evaluate.models = .*names no model"),
+        ([{"name": "a", **STEADY, "compared_to": "b"}], "evaluate.models = 'b': is compared to by a"),
+        ([{"name": "a", "model": "/no/such"}], "evaluate.models.0.model = '/no/such'"),
+    ],
+)
+def test_models_that_will_not_do(
+    models: list[Any], problem: str, benchmarks: list[dict[str, str]], tmp_path: Path
+) -> None:
+    tree = alone(tmp_path / "run", benchmarks[:1])
+    tree["evaluate"]["models"] = models
+    with pytest.raises(ConfigError, match=problem):
+        evaluated(tree)
+
+
+def test_a_run_measures_its_own_models_and_reports_them(
+    images: Path, benchmarks: list[dict[str, str]], tmp_path: Path
+) -> None:
+    tree = scripted_tree(images, tmp_path / "run", inconsistent_rate=0.3)
+    tree["evaluate"] = {"benchmarks": benchmarks, "models": [{"name": "other", **WRONG}]}
+    config = RunConfig.model_validate(tree)
+    for step in (campaign.lay_out_benchmarks, campaign.index_and_annotate, campaign.identify, campaign.evaluate):
+        step(config)
+    campaign.report(config)
+    report = json.loads((tmp_path / "run/report/report.json").read_text())
+    assert set(report["scores"]["own"]["models"]) == {"small.before", "teacher", "other"}
+    coverage = report["coverage"]
+    assert sum(coverage["sets"]["benchmark own"].values()) == 60
+    assert sum(coverage["sets"]["D_PI of small"].values()) == report["counts"]["kept"]["small"]
+    assert sum(coverage["sets"]["D_PA"].values()) == report["counts"]["annotated"]
+    assert 0 <= coverage["divergences"]["D_PI of small"]["D_PA"] < 0.2
+    page = (tmp_path / "run/report/index.html").read_text()
+    assert all(part in page for part in ("Kinds of answers", "benchmark textvqa", "textvqa_m4c", "single_word"))
+
+
+def test_another_matcher_needs_no_model(images: Path, tmp_path: Path) -> None:
+    tree = scripted_tree(images, tmp_path / "run", inconsistent_rate=0.3)
+    config = RunConfig.model_validate(tree)
+    for step in (campaign.index_and_annotate, campaign.identify):
+        step(config)
+    run = Run.open(tree["run_dir"])
+    before = [sample.annotation_id for sample in read_parity(run, "small")]
+    # A scripted model that errs says "not 1a2b", which contains the answer.
+    done = run_job("identify", tree, tmp_path, "--rematch", "--identify.matcher", "containment")
+    assert done.returncode == 0, done.stderr
+    changes = run.read_json("parity/small.containment/changes.json")
+    assert changes["parity_samples"] == {"before": len(before), "after": 0, "gained": 0, "lost": len(before)}
+    assert changes["num_not_asked"] == changes["cells_before"]["teacher_no_student_not_asked"] > 0
+    assert f"on {changes['num_not_asked']} pairs the teacher agrees with itself by this matcher alone" in done.stdout
+    assert read_parity(run, "small.containment") == []
+    assert run.read_json("parity/small.containment/manifest.json")["matcher"] == {"kind": "containment"}
+    assert [sample.annotation_id for sample in read_parity(run, "small")] == before
+
+    same = run_job("identify", tree, tmp_path, "--rematch")
+    assert same.returncode == 0
+    assert [sample.annotation_id for sample in read_parity(run, "small.exact")] == before
+    refused = run_job("identify", tree, tmp_path, "--rematch", "--task", "text_vqa")
+    assert (refused.returncode, "its verdicts/small were made with other settings" in refused.stderr) == (2, True)
+
+
+def test_rematching_needs_verdicts(images: Path, tmp_path: Path) -> None:
+    tree = scripted_tree(images, tmp_path / "run")
+    campaign.index(RunConfig.model_validate(tree))
+    refused = run_job("identify", tree, tmp_path, "--rematch")
+    assert refused.returncode == 1
+    assert "8 of 8 shards have no verdicts of small: run jobs/identify.py" in refused.stderr
+
+
+def test_a_task_of_the_users_own(images: Path, tmp_path: Path) -> None:
+    task = {
+        "name": "mine", "annotation_prompt": "Ask and answer.\n{format}", "answer_prompt": "Question: {question}",
+        "max_answer_words": 1, "matcher": {"kind": "anls", "threshold": 0.5},
+    }  # fmt: skip
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
+    tree = scripted_tree(images, tmp_path / "run") | {"task": str(tmp_path / "mine.yaml")}
+    config = RunConfig.model_validate(tree)
+    for step in (campaign.index_and_annotate, campaign.identify):
+        step(config)
+    fingerprints = Run.open(tree["run_dir"]).read_json("run.json")["fingerprints"]
+    assert fingerprints["verdicts/small"]["identify.matcher"] == {"kind": "anls", "threshold": 0.5}
+    tree["task"] = str(tmp_path / "other.yaml")
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(task | {"max_answer_words": 2}))
+    with pytest.raises(FingerprintMismatch, match=r"task.max_answer_words: was 1, now 2"):
+        campaign.annotate(RunConfig.model_validate(tree))
