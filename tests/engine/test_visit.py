@@ -140,6 +140,14 @@ def test_the_teacher_writes_pairs_and_agrees_with_itself(run: Run[Any], engine: 
     assert all(row.question and row.question.endswith("?") for row in rows if row.state == "kept")
 
 
+def test_the_parser_reads_what_the_bundled_teacher_writes(run: Run[Any], engine: VllmEngine) -> None:
+    # As the demo has it write.
+    drawn = SamplingConfig(temperature=1.0, top_p=0.98, max_new_tokens=48)
+    rows = visited(run, Annotate(engine, TASK, AnnotateConfig(sampling=drawn), AnswerConfig()), 200)
+    refused = [(row.reason, row.reply) for row in rows if row.question is None]
+    assert len(refused) <= 0.02 * len(rows), refused
+
+
 def test_a_cut_off_reply_is_dropped(run: Run[Any], engine: VllmEngine) -> None:
     rows = visited(run, annotate(engine, max_new_tokens=3), 4)
     assert [(row.state, row.reason) for row in rows] == [("dropped", Reason.REPLY_TRUNCATED.value)] * 4
