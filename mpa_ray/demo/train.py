@@ -329,7 +329,7 @@ def train_stage(
 
 
 @torch.no_grad()
-def accuracy(
+def exact_match_shares(
     model: Qwen2VLForConditionalGeneration, tokenizer: Qwen2TokenizerFast, spec: WorldSpec, num_images: int, seed: int
 ) -> dict[str, float]:
     """Share of held-out questions answered exactly right, greedily: over all, per family, and of whole descriptions."""
@@ -405,12 +405,12 @@ def train_model(name: str, out: Path, seed: int, batch_size: int) -> None:
 
         def checkpoint(step: int, stage: Stage = stage) -> None:
             save(model, processor, out / "checkpoints" / f"{stage.name}-{step}")
-            print(stage.name, step, accuracy(model, tokenizer, spec, 100, seed=20_000), flush=True)
+            print(stage.name, step, exact_match_shares(model, tokenizer, spec, 100, seed=20_000), flush=True)
             model.train()
 
         train_stage(model, samples, stage, batch_size, out / f"{name}.jsonl", checkpoint)
     save(model, processor, out / name)
-    print(name, accuracy(model, tokenizer, spec, 600, seed=10_000), flush=True)
+    print(name, exact_match_shares(model, tokenizer, spec, 600, seed=10_000), flush=True)
 
 
 def main() -> None:

@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpa_ray.evaluation.benchmarks import BENCHMARKS
 from mpa_ray.metrics import METRICS, score
 from mpa_ray.metrics.anls import similarity
 from mpa_ray.metrics.vqa import normalise, normalise_m4c
@@ -299,3 +303,11 @@ def test_an_unknown_metric_is_named_with_the_choices() -> None:
 
 def test_every_metric_says_who_defines_it() -> None:
     assert all(metric.source and metric.version and metric.summary for metric in METRICS.values())
+
+
+def test_the_readme_names_each_benchmarks_metric() -> None:
+    told = {}
+    for line in (Path(__file__).parents[2] / "README.md").read_text().splitlines():
+        if found := re.fullmatch(r"\| (`.*?) \| `(\w+)` \| .* \|", line):
+            told |= dict.fromkeys(re.findall(r"`(\w+)`", found[1]), found[2])
+    assert told == {name: benchmark.metric for name, benchmark in BENCHMARKS.items() if name != "questions"}
