@@ -300,22 +300,45 @@ class IdentifyConfig(Settings):
     """Also ask the student where the teacher contradicts itself: fills all four cells, changes nothing that is kept."""
 
 
+Part = Literal["language", "projector", "vision"]
+
+
 class LoraConfig(Settings):
-    """Train low-rank adapters in the language model."""
+    """Train low-rank adapters."""
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
     """Adapters are scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    parts: tuple[Part, ...] = Field(("language",), min_length=1)
+    """Where adapters go: every linear layer of these parts but the output head."""
+    quantize: bool = False
+    """Hold the frozen weights in 4 bits (QLoRA, arXiv 2305.14314); needs bitsandbytes and a GPU."""
 
 
 class FullConfig(Settings):
-    """Train every weight of the language model, and of the vision tower where asked."""
+    """Train weights themselves."""
 
     kind: Literal["full"]
-    train_vision: bool = False
-    """Also train the vision tower and its projector."""
+    parts: tuple[Part, ...] = Field(("language",), min_length=1)
+    """What is trained; the rest is frozen."""
+    projector_learning_rate: float | None = Field(None, gt=0)
+    """Peak rate of the projector; None is `learning_rate`."""
+    vision_learning_rate: float | None = Field(None, gt=0)
+    """Peak rate of the vision tower; None is a tenth of `learning_rate`."""
+
+
+class HoldoutConfig(Settings):
+    """Samples kept out of training to watch it."""
+
+    share: float = Field(0.05, gt=0, lt=1)
+    """Of D_PI."""
+    max_samples: int = Field(512, ge=1)
+    every_steps: int = Field(50, ge=1)
+    """The loss on them is measured this often; the weights with the lowest are exported."""
+    patience: int | None = Field(None, ge=1)
+    """Training stops once so many measurements in a row were no better than the best; None goes to the end."""
 
 
 class LevelConfig(Settings):
@@ -329,12 +352,24 @@ class LevelConfig(Settings):
     """Share of the steps in which the rate rises."""
     batch_size: int = Field(16, ge=1)
     """Samples per optimiser step, over all workers."""
-    micro_batch_size: int = Field(8, ge=1)
-    """Samples per forward pass of one worker."""
+    tokens_per_micro_batch: int = Field(8192, ge=1)
+    """Of prompts, images, answers and padding in one forward pass of one worker: as much as its memory takes."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Longer samples are left out and counted, never cut; None takes the model's limit."""
+    reduction: Literal["token", "sample"] = "token"
+    """What counts alike in the loss of a step: every token of an answer, or every sample."""
     num_workers: int = Field(1, ge=1)
     """Data-parallel workers."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Whether every worker holds the whole model, or all of them one in shards (`fully_shard`)."""
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float = Field(0.0, ge=0)
+    gradient_checkpointing: bool = False
+    """Compute activations twice rather than hold them."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    """Kernel; `auto` is the model's own choice, SDPA as a rule."""
+    liger: bool = False
+    """Fused kernels of liger-kernel on a GPU; training begins only if a batch's loss is the same with them."""
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     replay_share: float = Field(0.0, ge=0)
@@ -342,21 +377,18 @@ class LevelConfig(Settings):
     balance: bool = False
     """Also mix in pairs that the student already answers wherever D_PI has fewer answers of a type (numbers, colours,
     names, ...) than D_PA's shares would give it."""
+    holdout: HoldoutConfig | None = None
+    """Watch the loss on samples that are not trained on; off by default."""
     checkpoint_every_steps: int = Field(50, ge=1)
     """A killed run goes on from the last of these."""
+    checkpoint_every_minutes: float = Field(15.0, gt=0)
+    """Also after so long."""
     max_failures: int = Field(3, ge=0)
     """Worker failures that are survived by restarting from the last checkpoint."""
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where curves go besides the run's own training.json; TensorBoard's files lie beside it."""
     seed: int = 0
     """Order of the samples and initial adapters."""
-
-    @model_validator(mode="after")
-    def _batches_divide(self) -> LevelConfig:
-        if self.batch_size % (self.micro_batch_size * self.num_workers):
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of micro_batch_size x num_workers "
-                f"({self.micro_batch_size} x {self.num_workers})"
-            )
-        return self
 
 
 class StudentConfig(ModelConfig):

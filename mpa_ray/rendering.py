@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from mpa_ray.errors import ConfigError
@@ -54,3 +55,29 @@ def render(processor: Any, text: str) -> str:
         # vLLM would answer without any image and without an error.
         raise ValueError(f"the chat template puts {found} image placeholders, expected 1: {prompt!r}")
     return prompt
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the chat template writes around a reply, behind the prompt of `render`."""
+
+    before: str
+    after: str
+    """Ends with the token that ends the turn."""
+
+
+def turn_of(processor: Any) -> Turn:
+    """The template's own frame of a reply; where it has none, nothing before and the end-of-sequence token after."""
+    prompt, mark = render(processor, "?"), "REPLY"
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": mark}]},
+    ]
+    told: str = processor.apply_chat_template(messages, tokenize=False)
+    before, found, after = told[len(prompt) :].partition(mark)
+    ends = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
+    end = min((after.index(token) + len(token) for token in ends if token in after), default=0)
+    if not told.startswith(prompt) or not found or not end:
+        return Turn("", processor.tokenizer.eos_token)
+    return Turn(before, after[:end])

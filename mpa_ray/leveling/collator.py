@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 
 from mpa_ray.corpus.decode import ImageProblem, prepare
-from mpa_ray.records import ParitySample
-from mpa_ray.rendering import render
+from mpa_ray.leveling.epoch import TrainingRow
+from mpa_ray.leveling.loss import IGNORED_LABEL
+from mpa_ray.rendering import render, turn_of
 from mpa_ray.tasks.task import Task
-
-IGNORED_LABEL = -100
-
-
-@dataclass(frozen=True)
-class TrainingRow:
-    """A parity sample in its place of the epoch."""
-
-    sample: ParitySample
-    supervised: bool = True
-    """False for the rows that only fill the last batch: they carry no loss."""
-
-    @property
-    def uri(self) -> str:
-        return self.sample.uri
 
 
 class AnswerCollator:
@@ -36,6 +21,7 @@ class AnswerCollator:
     def __init__(self, processor: Any, task: Task, min_pixels: int, max_pixels: int) -> None:
         self._processor, self._task = processor, task
         self._min_pixels, self._max_pixels = min_pixels, max_pixels
+        self._turn = turn_of(processor)
         self.num_unreadable = 0
 
     def __call__(self, rows: Sequence[TrainingRow], contents: Sequence[bytes]) -> dict[str, torch.Tensor]:
@@ -45,10 +31,23 @@ class AnswerCollator:
         """
         images, readable = zip(*map(self._image, contents), strict=True)
         prompts = [render(self._processor, self._task.answer_prompt(row.sample.question)) for row in rows]
-        batch = dict(self._processor(text=prompts, images=list(images), padding=True, return_tensors="pt"))
-        completions = [self._completion(row.sample.answer) for row in rows]
+        batch = dict(
+            self._processor(text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt")
+        )
+        completions = [self.completion(row.sample.answer) for row in rows]
         supervised = [row.supervised and seen for row, seen in zip(rows, readable, strict=True)]
         return self._append(batch, completions, supervised)
+
+    def completion(self, answer: str) -> list[int]:
+        """The tokens that a model learns to write."""
+        tokenizer = self._processor.tokenizer
+
+        def tokens(text: str, *, as_text: bool) -> list[int]:
+            # An answer may spell a special token; it is text all the same.
+            ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=as_text)["input_ids"]
+            return ids
+
+        return tokens(self._turn.before + answer, as_text=True) + tokens(self._turn.after, as_text=False)
 
     def _image(self, content: bytes) -> tuple[Image.Image, bool]:
         prepared = prepare(content, self._min_pixels, self._max_pixels)
@@ -56,12 +55,6 @@ class AnswerCollator:
             self.num_unreadable += 1
             return Image.new("RGB", (56, 56)), False
         return prepared.image, True
-
-    def _completion(self, answer: str) -> list[int]:
-        tokenizer = self._processor.tokenizer
-        # An answer may spell a special token; it is text all the same.
-        ids: list[int] = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [*ids, tokenizer.eos_token_id]
 
     def _append(
         self, batch: dict[str, torch.Tensor], completions: list[list[int]], supervised: list[bool]

@@ -5,28 +5,62 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mpa_ray.config import FullConfig, LoraConfig
+from torch import nn
 
-VISION_MODULES = re.compile(r".*(visual|vision_tower|vision_model|multi_modal_projector|connector|merger).*")
-"""Module names of the vision side in Qwen2-VL, Qwen2.5-VL, Qwen3-VL, SmolVLM, Idefics3, InternVL and LLaVA."""
+from mpa_ray.config import FullConfig, LoraConfig, Part
+
+_PARTS: dict[Part, re.Pattern[str]] = {
+    "projector": re.compile(
+        r"(?:^|\.)(?:merger|deepstack_merger_list|multi_modal_projector|connector|image_newline)(?:\.|$)"
+    ),
+    "vision": re.compile(r"(?:^|\.)(?:visual|vision_tower|vision_model)(?:\.|$)"),
+}
+"""Names on the way to a module, in this order: Qwen2-VL, Qwen2.5-VL and Qwen3-VL have `visual` with its `merger`s,
+SmolVLM and Idefics3 `vision_model` and `connector`, InternVL and LLaVA `vision_tower` and `multi_modal_projector`."""
+
+
+def part_of(name: str) -> Part:
+    """Which part of a model a module or parameter belongs to."""
+    return next((part for part, pattern in _PARTS.items() if pattern.search(name)), "language")
 
 
 def prepare_for_training(model: Any, method: LoraConfig | FullConfig) -> Any:
     """Freeze what is not trained, and wrap the model in adapters where they are asked for.
 
     Raises:
-        AssertionError: a parameter of the vision side would be trained unasked.
+        ValueError: the model has no module of a part that is to be trained.
+        AssertionError: something else than the parts asked for would be trained.
     """
     if isinstance(method, LoraConfig):
         model = _with_adapters(model, method)
     else:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad = method.train_vision or not VISION_MODULES.match(name)
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert trained, "nothing would be trained"
-    if isinstance(method, LoraConfig) or not method.train_vision:
-        assert not any(map(VISION_MODULES.match, trained)), "the vision side would be trained"
+            parameter.requires_grad = part_of(name) in method.parts
+    trained = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if absent := set(method.parts) - trained:
+        raise ValueError(f"{type(model).__name__} has no {', '.join(sorted(absent))} that could be trained")
+    assert trained == set(method.parts), f"{', '.join(sorted(trained))} would be trained"
     return model
+
+
+def adapted_modules(model: nn.Module, parts: tuple[Part, ...]) -> list[str]:
+    """The linear layers of these parts, without the output head."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return [
+        name for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and part_of(name) in parts
+    ]  # fmt: skip
+
+
+def learning_rates(method: LoraConfig | FullConfig, learning_rate: float) -> dict[Part, float]:
+    """The peak rate of each part."""
+    if isinstance(method, LoraConfig):
+        return dict.fromkeys(("language", "projector", "vision"), learning_rate)
+    return {
+        "language": learning_rate,
+        "projector": method.projector_learning_rate or learning_rate,
+        "vision": method.vision_learning_rate or learning_rate / 10,
+    }
 
 
 def _with_adapters(model: Any, method: LoraConfig) -> Any:
@@ -36,8 +70,7 @@ def _with_adapters(model: Any, method: LoraConfig) -> Any:
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]
         lora_dropout=method.dropout,
-        target_modules="all-linear",
-        exclude_modules=VISION_MODULES.pattern,
+        target_modules=adapted_modules(model, method.parts),
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, adapters)
