@@ -8,28 +8,52 @@ import os
 import pickle
 import shutil
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+import ray
 import ray.train
 import torch
-from ray.train.huggingface.transformers import prepare_trainer
-from transformers import AutoModelForImageTextToText, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments, set_seed
 
 from mpa_ray.checkpoints import local_model
 from mpa_ray.config import LevelConfig, LoraConfig, ObjectStoreConfig
+from mpa_ray.corpus.read import Reader
+from mpa_ray.flow import with_images
+from mpa_ray.leveling import checkpoint
 from mpa_ray.leveling.collator import AnswerCollator
-from mpa_ray.leveling.scope import prepare_for_training
+from mpa_ray.leveling.epoch import Epoch, MicroBatch, TrainingRow, micro_batches
+from mpa_ray.leveling.export import export
+from mpa_ray.leveling.loss import IGNORED_LABEL, answer_loss, weight_of
+from mpa_ray.leveling.parallel import check_parallel, shard
+from mpa_ray.leveling.scope import learning_rates, part_of, prepare_for_training
 from mpa_ray.rendering import load_processor
 from mpa_ray.store.storage import Storage
 from mpa_ray.tasks.task import Task
 
+_LOG_EVERY_STEPS = 5
+_PROGRESS = "progress.json"
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained on, and what is held out."""
+
+    epoch: Epoch
+    held_out: tuple[TrainingRow, ...]
+
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Everything a worker has to know; the rows come from Ray Data."""
+    """Everything that a worker has to know."""
 
     model: str
     object_store: ObjectStoreConfig
@@ -37,55 +61,242 @@ class TrainingJob:
     level: LevelConfig
     min_pixels: int
     max_pixels: int
+    plan: Any
+    """A reference of Ray to a `Plan`."""
     num_steps: int
     storage: Storage
     folder: str
     """Where in the run the student's files go."""
+    card: str
+    """What the exported checkpoint's README says."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step of this worker."""
+
+    batches: list[Batch]
+    wait_s: float
+    """For which its data kept the worker waiting."""
+    total_weight: float = 0.0
+    """Of all workers' micro-batches; see `weight_of`."""
+
+
+class Steps(IterableDataset[Step]):
+    """This worker's share of the epoch from a step on, its images read and rendered ahead in threads."""
+
+    def __init__(self, steps: Sequence[Sequence[MicroBatch]], collator: AnswerCollator, reader: Reader) -> None:
+        self.steps, self._collator, self._reader = steps, collator, reader
+        self.first = 0
+
+    def __iter__(self) -> Iterator[Step]:
+        steps = self.steps[self.first :]
+        ready = self._ready([batch for step in steps for batch in step])
+        for step in steps:
+            started = time.monotonic()
+            batches = [next(ready) for _ in step]
+            yield Step(batches, time.monotonic() - started)
+
+    def _ready(self, batches: list[MicroBatch]) -> Iterator[Batch]:
+        def collate(rows: dict[str, Any]) -> Batch:
+            (batch,), (contents,) = rows["batch"], rows["contents"]
+            return self._collator(pickle.loads(batch), pickle.loads(contents))
+
+        yield from with_images(batches, self._reader).iter_torch_batches(
+            batch_size=1, collate_fn=collate, prefetch_batches=2
+        )
 
 
 class ParityTrainer(Trainer):
-    """`transformers.Trainer` with the loss normalised over all supervised tokens of an optimiser step."""
+    """`transformers.Trainer` whose batch is a whole optimiser step, cut into micro-batches of like length.
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        # Some families declare that they take no loss arguments; gradient accumulation then averages micro-batches of
-        # unequal token counts as if they were equal.
-        self.model_accepts_loss_kwargs = True
+    The loss is normalised over the supervised tokens (or samples) of the step, on all workers, for every family.
+    """
 
+    def __init__(self, job: TrainingJob, steps: Steps, held_out: Steps, collator: AnswerCollator, **rest: Any) -> None:
+        super().__init__(train_dataset=steps, **rest)
+        self._job, self._steps, self._held_out, self._collator = job, steps, held_out, collator
+        self._pace = dict.fromkeys(("supervised_tokens", "samples", "tokens", "padded_tokens", "wait_s"), 0.0)
+        self._logged_at = self._saved_at = time.monotonic()
+        self.num_unreadable = 0
+        """On all workers, over all attempts."""
+        self.best: dict[str, Any] = {}
+        self._best_loss, self._num_worse = math.inf, 0
 
-def write_down(job: TrainingJob, state: Any, num_unreadable: int | None = None) -> None:
-    """Keep training.json at the state of the trainer: the driver's progress line and the report read it."""
-    content = {
-        "step": state.global_step,
-        "num_steps": state.max_steps,
-        "num_unreadable": num_unreadable,
-        "log": state.log_history,
-    }
-    job.storage.write(f"{job.folder}/training.json", json.dumps(content).encode())
+    # What a step is made of
 
+    def get_train_dataloader(self) -> DataLoader[Step]:
+        return DataLoader(self._steps, batch_size=None)
 
-class ReportToRayTrain(TrainerCallback):
-    """Give Ray Train each checkpoint, once: rank 0 uploads, the others only meet it at the barrier of `report`."""
+    def get_batch_samples(self, epoch_iterator: Iterator[Step], num_batches: int, device: Any) -> tuple[list[Step], None]:  # noqa: ARG002
+        step = next(epoch_iterator, None)
+        if step is None:
+            return [], None
+        is_due = time.monotonic() - self._saved_at > 60 * self._job.level.checkpoint_every_minutes
+        unreadable, self._collator.num_unreadable = self._collator.num_unreadable, 0
+        supervised = [batch["labels"][:, 1:] != IGNORED_LABEL for batch in step.batches]
+        weight, tokens, samples, computed, padded, lost, due = self._sums(
+            sum(weight_of(batch["labels"], self._job.level.reduction) for batch in step.batches),
+            sum(int(found.sum()) for found in supervised),
+            sum(int(found.any(dim=1).sum()) for found in supervised),
+            sum(int(batch["attention_mask"].sum()) for batch in step.batches),
+            sum(batch["attention_mask"].numel() for batch in step.batches),
+            unreadable,
+            float(is_due and self.state.is_world_process_zero),
+        )
+        self.num_unreadable += int(lost)
+        self._is_due = bool(due)
+        for name, value in (("supervised_tokens", tokens), ("samples", samples), ("tokens", computed),
+                            ("padded_tokens", padded), ("wait_s", step.wait_s)):  # fmt: skip
+            self._pace[name] += value
+        return [Step(step.batches, step.wait_s, max(weight, 1.0))], None
 
-    def __init__(self, job: TrainingJob) -> None:
-        self._job = job
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ARG002
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(inputs.batches, 1):
+            is_last = number == len(inputs.batches)
+            with self._apart(model, is_last):
+                loss = self._loss(model, batch, inputs.total_weight)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        if self._is_due or self.state.global_step + 1 == self.state.max_steps:
+            self.control.should_save = True
+        return total
 
-    def on_log(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002
-        losses = [row["loss"] for row in state.log_history if "loss" in row]
-        if losses and not math.isfinite(losses[-1]):
-            raise FloatingPointError(f"the loss is {losses[-1]} at step {state.global_step}: lower the learning rate")
-        if state.is_world_process_zero:
-            write_down(self._job, state)
+    def _loss(self, model: Any, batch: Batch, total_weight: float) -> torch.Tensor:
+        # Gradients are averaged over the workers; here every worker has a part of one sum.
+        inputs = self._prepare_inputs(batch)
+        return self.args.world_size * answer_loss(model, inputs, total_weight, self._job.level.reduction)
 
-    def on_save(self, args: TrainingArguments, state: Any, *_: Any, **__: Any) -> None:
-        metrics = {"step": state.global_step}
-        if not state.is_world_process_zero:
-            ray.train.report(metrics)
+    def _apart(self, model: Any, is_last: bool) -> Any:
+        """Gradients meet once a step."""
+        if hasattr(model, "set_requires_gradient_sync"):
+            model.set_requires_gradient_sync(is_last)
+            return nullcontext()
+        return nullcontext() if is_last else self.accelerator.no_sync(model)
+
+    def _sums(self, *values: float) -> list[float]:
+        total = torch.tensor(values, dtype=torch.float64, device="cpu" if self.args.use_cpu else "cuda")
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+        return total.tolist()
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            rates = learning_rates(self._job.level.method, self._job.level.learning_rate)
+            groups: dict[str, list[Any]] = {}
+            for name, parameter in (model or self.model).named_parameters():
+                if parameter.requires_grad:
+                    groups.setdefault(part_of(name), []).append(parameter)
+            self.optimizer = torch.optim.AdamW(
+                [{"params": found, "lr": rates[part]} for part, found in groups.items()],  # type: ignore[index]
+                weight_decay=self._job.level.weight_decay,
+            )
+        return self.optimizer
+
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
+        return 0
+
+    # What is told
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and not math.isfinite(logs["loss"]):
+            raise FloatingPointError(
+                f"the loss is {logs['loss']} at step {self.state.global_step}: lower the learning rate"
+            )
+        if "loss" in logs:
+            logs |= self._speed()
+        super().log(logs, start_time)
+        if self.state.is_world_process_zero:
+            self.write_down()
+
+    def _speed(self) -> dict[str, float]:
+        now = time.monotonic()
+        took, self._logged_at = now - self._logged_at, now
+        pace, self._pace = self._pace, dict.fromkeys(self._pace, 0.0)
+        memory = psutil.Process().memory_info().rss if self.args.use_cpu else torch.cuda.max_memory_allocated()
+        return {
+            "samples_per_s": pace["samples"] / took,
+            "supervised_tokens_per_s": pace["supervised_tokens"] / took,
+            "tokens_per_s": pace["tokens"] / took,
+            "padding_share": 1 - pace["tokens"] / pace["padded_tokens"] if pace["padded_tokens"] else 0.0,
+            "data_wait_share": pace["wait_s"] / took,
+            "memory_gib": memory / 2**30,
+        }
+
+    def write_down(self, num_unreadable: int | None = None) -> None:
+        """Keep training.json at the state of the trainer: the driver's progress line and the report read it."""
+        content = {
+            "step": self.state.global_step,
+            "num_steps": self.state.max_steps,
+            "num_unreadable": num_unreadable,
+            "best_step": self.state.best_global_step,
+            "log": self.state.log_history,
+        }
+        self._job.storage.write(f"{self._job.folder}/training.json", json.dumps(content).encode())
+
+    # The held-out samples
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        model, level = self.model_wrapped, self._job.level
+        assert level.holdout is not None
+        model.eval()
+        found = weight = 0.0
+        with torch.no_grad():
+            for step in self._held_out:
+                for batch in step.batches:
+                    found += float(answer_loss(model, self._prepare_inputs(batch), 1.0, level.reduction))
+                    weight += weight_of(batch["labels"], level.reduction)
+        self._collator.num_unreadable = 0
+        found, weight = self._sums(found, weight)
+        loss = found / max(weight, 1.0)
+        if loss < self._best_loss:
+            self._best_loss, self._num_worse = loss, 0
+            self.state.best_global_step, self.state.best_metric = self.state.global_step, loss
+            self.best = checkpoint.trainable(model)
+        else:
+            self._num_worse += 1
+        if level.holdout.patience is not None and self._num_worse >= level.holdout.patience:
+            self.control.should_training_stop = True
+        self.log({"eval_loss": loss})
+        return {"eval_loss": loss}
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
+        """Every worker writes and reports its own part; Ray Train takes the whole for valid once all have."""
+        assert self.args.output_dir is not None
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        folder.mkdir(parents=True)
+        checkpoint.save(folder, model, self.optimizer.optimizer, self.lr_scheduler, self.best)  # type: ignore[union-attr]
+        self._save_rng_state(str(folder))
+        if self.state.is_world_process_zero:
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+            progress = {"num_unreadable": self.num_unreadable, "best_loss": self._best_loss,
+                        "num_worse": self._num_worse, "has_best": bool(self.best)}  # fmt: skip
+            (folder / _PROGRESS).write_text(json.dumps(progress))
+        ray.train.report({"step": self.state.global_step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        shutil.rmtree(folder)
+        self._saved_at = time.monotonic()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing yet: weights come with the optimizer's state, once the model is wrapped or sharded."""
+
+    def _load_optimizer_and_scheduler(self, resume_from: str | None) -> None:
+        if resume_from is None:
             return
-        saved = get_last_checkpoint(args.output_dir)
-        assert saved is not None
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(saved))
-        shutil.rmtree(saved)
+        progress = json.loads(Path(resume_from, _PROGRESS).read_text())
+        self.num_unreadable, self._best_loss = progress["num_unreadable"], progress["best_loss"]
+        self._num_worse = progress["num_worse"]
+        self.best = checkpoint.load(Path(resume_from), self.model_wrapped, self.optimizer.optimizer,  # type: ignore[union-attr]
+                                    self.lr_scheduler, progress["has_best"])  # fmt: skip
+        self._steps.first = self.state.global_step
+
+    def _prepare_for_training(self, *arguments: Any) -> Any:
+        prepared = super()._prepare_for_training(*arguments)
+        check_parallel(self.model_wrapped, self._job.level.parallel, self.args.world_size)
+        return prepared
 
 
 def train(job: TrainingJob) -> None:
@@ -99,38 +310,51 @@ def train(job: TrainingJob) -> None:
     set_seed(job.level.seed)
     start = local_model(job.model, job.object_store)
     processor = load_processor(start)
-    loaded_in = torch.bfloat16 if on_gpu and isinstance(job.level.method, LoraConfig) else torch.float32
-    model = AutoModelForImageTextToText.from_pretrained(start, dtype=loaded_in)
-    model = prepare_for_training(model, job.level.method)
+    model = prepare_for_training(load_model(start, job.level, on_gpu), job.level.method)
+    if job.level.parallel == "fsdp" and context.get_world_size() > 1:
+        model = shard(model, on_gpu)
     collator = AnswerCollator(processor, job.task, job.min_pixels, job.max_pixels)
+    plan: Plan = ray.get(job.plan)
+
+    def share(steps: Sequence[Sequence[TrainingRow]]) -> Steps:
+        mine = [micro_batches(step, job.level.tokens_per_micro_batch, context.get_world_size())[context.get_world_rank()]
+                for step in steps]  # fmt: skip
+        return Steps(mine, collator, Reader(job.object_store))
+
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = prepare_trainer(
-            ParityTrainer(
-                model=model,
-                args=_arguments(job, scratch, on_gpu),
-                train_dataset=_batches(collator, job.level.micro_batch_size),
-                callbacks=[ReportToRayTrain(job)],
-            )
-        )
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        trainer = ParityTrainer(
+            job, share(plan.epoch.steps), share([plan.held_out] if plan.held_out else []), collator, model=model,
+            args=_arguments(job, scratch, on_gpu),
+        )  # fmt: skip
+        found = ray.train.get_checkpoint()
+        if found is None:
             trainer.train()
         else:
-            with checkpoint.as_directory() as folder:
+            with found.as_directory() as folder:
                 trainer.train(resume_from_checkpoint=folder)
-        num_unreadable = _sum_over_ranks(collator.num_unreadable)
+        if trainer.best:
+            checkpoint.restore(trainer.model_wrapped, trainer.best)
+        weights = checkpoint.whole(trainer.model_wrapped)
         if context.get_world_rank() == 0:
-            export(trainer.model, processor, job, Path(scratch))
-            write_down(job, trainer.state, num_unreadable)
+            fresh = prepare_for_training(load_model(start, job.level, on_gpu=False), job.level.method)
+            export(fresh, weights, processor, job.level, job.storage, job.folder, job.card)
+            trainer.write_down(trainer.num_unreadable)
 
 
-def _sum_over_ranks(count: int) -> int:
-    total = torch.tensor(count)
-    if torch.distributed.is_initialized():
-        if torch.cuda.is_available():
-            total = total.cuda()
-        torch.distributed.all_reduce(total)
-    return int(total)
+def load_model(start: str, level: LevelConfig, on_gpu: bool) -> Any:
+    """The checkpoint in the number format that it is trained in."""
+    settings: dict[str, Any] = {}
+    if level.attention != "auto":
+        settings["attn_implementation"] = level.attention
+    is_lora = isinstance(level.method, LoraConfig)
+    if on_gpu and is_lora and level.method.quantize:  # type: ignore[union-attr]
+        from transformers import BitsAndBytesConfig
+
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    loaded_in = torch.bfloat16 if on_gpu and is_lora else torch.float32
+    return AutoModelForImageTextToText.from_pretrained(start, dtype=loaded_in, **settings)
 
 
 def _arguments(job: TrainingJob, scratch: str, on_gpu: bool) -> TrainingArguments:
@@ -138,42 +362,27 @@ def _arguments(job: TrainingJob, scratch: str, on_gpu: bool) -> TrainingArgument
     return TrainingArguments(
         output_dir=scratch,
         max_steps=job.num_steps,
-        per_device_train_batch_size=level.micro_batch_size,
-        gradient_accumulation_steps=level.batch_size // (level.micro_batch_size * level.num_workers),
+        # A batch of the Trainer is a whole step of ours.
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
         learning_rate=level.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=int(level.warmup_ratio * job.num_steps),
-        weight_decay=level.weight_decay,
         max_grad_norm=level.max_grad_norm,
-        logging_steps=5,
-        save_steps=level.checkpoint_every_steps,
-        save_strategy="steps",
+        logging_steps=_LOG_EVERY_STEPS,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        # Every worker begins at the step behind the checkpoint by itself.
+        ignore_data_skip=True,
         seed=level.seed,
         bf16=on_gpu,
         use_cpu=not on_gpu,
+        gradient_checkpointing=level.gradient_checkpointing,
+        use_liger_kernel=level.liger,
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
-        dataloader_pin_memory=on_gpu,
+        dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,
     )
-
-
-def _batches(collator: AnswerCollator, micro_batch_size: int) -> Any:
-    def collate(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        return collator([pickle.loads(row) for row in batch["row"]], list(batch["content"]))
-
-    shard = ray.train.get_dataset_shard("train")
-    return shard.iter_torch_batches(batch_size=micro_batch_size, collate_fn=collate, prefetch_batches=2)
-
-
-def export(model: Any, processor: Any, job: TrainingJob, scratch: Path) -> None:
-    """Write `adapter/` (with LoRA) and `merged/`, an ordinary Hugging Face checkpoint, into the run."""
-    storage = job.storage
-    if isinstance(job.level.method, LoraConfig):
-        model.save_pretrained(scratch / "adapter")
-        storage.put_folder(scratch / "adapter", f"{job.folder}/adapter")
-        model = model.merge_and_unload()
-    model.save_pretrained(scratch / "merged")
-    processor.save_pretrained(scratch / "merged")
-    storage.put_folder(scratch / "merged", f"{job.folder}/merged")
