@@ -166,13 +166,14 @@ def _level(config: RunConfig, student: StudentConfig) -> None:
         raise RunError(f"{student.name} has no parity samples yet: run jobs/identify.py.")
     from mpa_ray import flow
     from mpa_ray.leveling.level import level as level_student
+    from mpa_ray.leveling.level import plan
 
     flow.start_ray()
     with timed(run, f"level {student.name}"):
         verdicts = partial(run.verdicts(student.name).rows, run.manifest().shards)
-        samples = read_parity(run, student.name)
-        samples += further_samples(samples, verdicts, student.level)
-        level_student(run, config, student, task, samples, folder)
+        parity = read_parity(run, student.name)
+        planned = plan(parity, further_samples(parity, verdicts, student.level), student.level)
+        level_student(run, config, student, task, planned, folder)
 
 
 def rematch(config: RunConfig) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Generic, Protocol
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mpa_ray.config import LimitsConfig, ModelConfig, ReadingConfig, resolve_path
@@ -48,6 +48,9 @@ _AUXILIARY_CPUS = 0.25
 
 _ASSUMED_BYTES = 2**20
 """Of a file whose size nothing tells until it is read."""
+
+_BATCHES_PER_BLOCK, _READING_AHEAD = 8, 4
+"""Of training: micro-batches that one task reads the images of, and tasks of a worker at a time."""
 
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Keeps glibc from returning every large tensor to the system: without, a training step on a CPU takes several times
@@ -369,17 +372,23 @@ class HasImage(Protocol):
     def uri(self) -> str: ...
 
 
-def samples_with_images(rows: Sequence[HasImage], rows_per_block: int, reader: Reader) -> Dataset:
-    """Rows in their order, each with its image file's bytes, for training: columns `row` (pickled) and `content`."""
+def with_images(batches: Sequence[Sequence[HasImage]], reader: Reader) -> Dataset:
+    """Batches of rows in their order with their images' bytes, for training: columns `batch` and `contents`, pickled.
 
-    def fetch(batch: dict[str, Any]) -> dict[str, Any]:
-        found = reader.read([pickle.loads(row).uri for row in batch["row"]])
-        return {"row": batch["row"], "content": [c if isinstance(c, bytes) else b"" for c in found]}
+    A file that cannot be read is empty.
+    """
+
+    def fetch(row: dict[str, Any]) -> dict[str, Any]:
+        found = reader.read([item.uri for item in pickle.loads(row["batch"])])
+        return {"batch": row["batch"], "contents": pickle.dumps([c if isinstance(c, bytes) else b"" for c in found])}
 
     _quiet()
-    num_blocks = math.ceil(len(rows) / rows_per_block)
-    items = ray.data.from_items([{"row": pickle.dumps(r)} for r in rows], override_num_blocks=num_blocks)
-    return items.map_batches(fetch, batch_size=rows_per_block, num_cpus=_AUXILIARY_CPUS)
+    num_blocks = max(1, math.ceil(len(batches) / _BATCHES_PER_BLOCK))
+    items = ray.data.from_items([{"batch": pickle.dumps(batch)} for batch in batches], override_num_blocks=num_blocks)
+    found = items.map(fetch, num_cpus=_AUXILIARY_CPUS, compute=TaskPoolStrategy(_READING_AHEAD))
+    # A resumed epoch must meet the same batches.
+    found.context.execution_options.preserve_order = True
+    return found
 
 
 def _quiet() -> None:
@@ -390,11 +399,6 @@ def _quiet() -> None:
     context.print_on_execution_start = False
     # Where a pass has fewer shards than may be read at a time.
     warnings.filterwarnings("ignore", "The maximum number of concurrent tasks", UserWarning)
-
-
-def ordered() -> ExecutionOptions:
-    """How training takes `samples_with_images`: in order, so that a resumed epoch meets the same batches."""
-    return ExecutionOptions(preserve_order=True)
 
 
 def start_ray() -> None:

@@ -123,6 +123,8 @@ class Verdict:
     """None where the student was not asked."""
     finish_reason: str | None = None
     mean_logprob: float | None = None
+    num_prompt_tokens: int = 0
+    """Of the student's prompt with its image; leveling sorts by it."""
 
     @property
     def cell(self) -> str:
@@ -144,6 +146,7 @@ class ParitySample:
     answer: str
     student_answer: str
     metadata: str | None = None
+    num_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,31 +10,36 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from mpa_ray.config import RunConfig, StudentConfig, resolve_path
-from mpa_ray.corpus.read import Reader
+from mpa_ray.config import LevelConfig, RunConfig, StudentConfig, resolve_path
 from mpa_ray.errors import RunError
-from mpa_ray.flow import check_resources, ordered, samples_with_images
-from mpa_ray.leveling.collator import TrainingRow
-from mpa_ray.leveling.trainer import TrainingJob, train
+from mpa_ray.flow import check_resources
+from mpa_ray.leveling.epoch import TrainingRow, plan_epoch
+from mpa_ray.leveling.trainer import Plan, TrainingJob, train
 from mpa_ray.progress import Progress, say
 from mpa_ray.records import ParitySample
 from mpa_ray.store.run import Run
 from mpa_ray.tasks.task import Task
 
 
-def epoch(samples: Sequence[ParitySample], batch_size: int, seed: int) -> list[TrainingRow]:
-    """Every sample once in a seeded order, then rows without loss until the last batch is full.
+def num_tokens(sample: ParitySample) -> int:
+    """About how long a sample's row is: the prompt as identification measured it, and a token for 3 bytes of answer."""
+    return sample.num_prompt_tokens + 2 + len(sample.answer.encode()) // 3
 
-    With only full batches every rank takes the same number of steps and Ray Data drops no row to even them out.
-    """
-    order = sorted(samples, key=lambda s: s.annotation_id)
-    random.Random(seed).shuffle(order)
-    rows = [TrainingRow(sample) for sample in order]
-    return rows + [TrainingRow(order[0], supervised=False)] * (-len(rows) % batch_size)
+
+def plan(parity: Sequence[ParitySample], further: Sequence[ParitySample], level: LevelConfig) -> Plan:
+    """The epoch over D_PI and what is mixed in, without the samples of D_PI that are held out."""
+    held_out: list[ParitySample] = []
+    if level.holdout is not None:
+        count = min(level.holdout.max_samples, round(level.holdout.share * len(parity)))
+        held_out = random.Random(f"{level.seed} held out").sample(sorted(parity, key=lambda s: s.annotation_id), count)
+    left_out = {sample.annotation_id for sample in held_out}
+    trained = [sample for sample in (*parity, *further) if sample.annotation_id not in left_out]
+    epoch = plan_epoch(trained, num_tokens, level.batch_size, level.seed, level.max_tokens)
+    return Plan(epoch, tuple(TrainingRow(sample, num_tokens(sample)) for sample in held_out))
 
 
 def level(
-    run: Run, config: RunConfig, student: StudentConfig, task: Task, samples: Sequence[ParitySample], folder: str
+    run: Run, config: RunConfig, student: StudentConfig, task: Task, planned: Plan, folder: str, card: str = ""
 ) -> None:
     """Fine-tune the student and export it below `folder`; continues where a killed run left its last checkpoint.
 
@@ -42,44 +47,46 @@ def level(
         RunError: there is nothing to train on, training failed more often than `max_failures`, or too many images have
             gone.
     """
-    if not samples:
+    settings, num_samples = student.level, planned.epoch.num_samples
+    if not num_samples:
         raise RunError(f"{student.name}: no parity samples, so nothing to learn; see the drop reasons in the report.")
-    settings = student.level
+    if planned.epoch.num_too_long:
+        say(f"WARNING: {planned.epoch.num_too_long} samples are longer than level.max_tokens = {settings.max_tokens} "
+            "and are left out")  # fmt: skip
     check_resources(f"{student.name}: level.cpus_per_worker, level.gpus_per_worker", settings.cpus_per_worker,
                     settings.gpus_per_worker)  # fmt: skip
     earlier = _training_so_far(run, folder)
-    _check_images(run, folder, earlier, len(samples), config.limits.max_failed_rate)
-    rows = epoch(samples, student.level.batch_size, student.level.seed)
+    _check_images(run, folder, earlier, num_samples, config.limits.max_failed_rate)
     job = TrainingJob(
         model=resolve_path(student.model),
         object_store=config.object_store,
         task=task,
-        level=student.level,
+        level=settings,
         min_pixels=student.min_pixels,
         max_pixels=student.max_pixels,
-        num_steps=len(rows) // student.level.batch_size,
+        plan=ray.put(planned),
+        num_steps=len(planned.epoch.steps),
         storage=run.storage,
         folder=folder,
+        card=card,
     )
     file_system, root = run.storage.arrow()
     trainer = TorchTrainer(
         lambda: train(job),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=student.level.num_workers,
-            use_gpu=student.level.gpus_per_worker > 0,
-            resources_per_worker={"CPU": student.level.cpus_per_worker}
-            | ({"GPU": student.level.gpus_per_worker} if student.level.gpus_per_worker else {}),
+            num_workers=settings.num_workers,
+            use_gpu=settings.gpus_per_worker > 0,
+            resources_per_worker={"CPU": settings.cpus_per_worker}
+            | ({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
         ),
         run_config=ray.train.RunConfig(
             # The same name in the same place makes Ray Train continue from its last reported checkpoint.
             name="checkpoints",
             storage_path=f"{root}/{folder}",
             storage_filesystem=file_system,
-            failure_config=ray.train.FailureConfig(max_failures=student.level.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
-        datasets={"train": samples_with_images(rows, student.level.micro_batch_size, Reader(config.object_store))},
-        dataset_config=ray.train.DataConfig(execution_options=ordered()),
     )
     with (
         Progress(f"level {student.name}", job.num_steps, "steps", earlier["step"]) as progress,
@@ -89,7 +96,7 @@ def level(
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise RunError(f"{student.name}: training failed: {error}") from error
-    _check_images(run, folder, _training_so_far(run, folder), len(samples), config.limits.max_failed_rate)
+    _check_images(run, folder, _training_so_far(run, folder), num_samples, config.limits.max_failed_rate)
     run.storage.create(f"{folder}/complete.json", b"{}")
 
 

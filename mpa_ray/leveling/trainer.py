@@ -118,6 +118,7 @@ class ParityTrainer(Trainer):
         self._job, self._steps, self._held_out, self._collator = job, steps, held_out, collator
         self._pace = dict.fromkeys(("supervised_tokens", "samples", "tokens", "padded_tokens", "wait_s"), 0.0)
         self._logged_at = self._saved_at = time.monotonic()
+        self._is_due = False
         self.num_unreadable = 0
         """On all workers, over all attempts."""
         self.best: dict[str, Any] = {}
@@ -160,9 +161,15 @@ class ParityTrainer(Trainer):
                 loss = self._loss(model, batch, inputs.total_weight)
                 self.accelerator.backward(loss)
             total += loss.detach()
-        if self._is_due or self.state.global_step + 1 == self.state.max_steps:
-            self.control.should_save = True
+        self._decide(self.state.global_step + 1)
         return total
+
+    def _decide(self, step: int) -> None:
+        """What follows the step; all workers decide alike."""
+        level, is_last = self._job.level, step == self.state.max_steps
+        self.control.should_save |= self._is_due or is_last or step % level.checkpoint_every_steps == 0
+        if level.holdout is not None and self._held_out.steps:
+            self.control.should_evaluate |= is_last or step % level.holdout.every_steps == 0
 
     def _loss(self, model: Any, batch: Batch, total_weight: float) -> torch.Tensor:
         # Gradients are averaged over the workers; here every worker has a part of one sum.

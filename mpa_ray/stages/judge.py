@@ -60,7 +60,7 @@ def parity_samples(verdicts: Iterable[Verdict]) -> Iterator[ParitySample]:
 def sample_of(v: Verdict) -> ParitySample:
     """A verdict's pair as training takes it."""
     pair = (v.question or "", v.answer or "", v.student_answer or "")
-    return ParitySample(v.annotation_id, v.image_id, v.uri, *pair, v.metadata)
+    return ParitySample(v.annotation_id, v.image_id, v.uri, *pair, v.metadata, v.num_prompt_tokens)
 
 
 def _verdict(
@@ -89,4 +89,5 @@ def _verdict(
         student_agrees=student_agrees,
         finish_reason=student.finish_reason if student else None,
         mean_logprob=student.mean_logprob if student else None,
+        num_prompt_tokens=student.num_prompt_tokens if student else 0,
     )

@@ -15,7 +15,7 @@ _ONLY_SPEED = frozenset({
 })  # fmt: skip
 """Arguments of an engine that change how fast it answers, not what."""
 
-ALGORITHM_VERSION = 4
+ALGORITHM_VERSION = 5
 """Goes up when the same settings would give other rows."""
 
 
@@ -79,7 +79,11 @@ def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -
 def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -> dict[str, Any]:
     # What only says where and how often the same training runs is left out, so that it may change between attempts.
     level = student.level.model_dump(
-        mode="json", exclude={"checkpoint_every_steps", "max_failures", "cpus_per_worker", "gpus_per_worker"}
+        mode="json",
+        exclude={
+            "checkpoint_every_steps", "checkpoint_every_minutes", "max_failures", "cpus_per_worker", "gpus_per_worker",
+            "num_workers", "parallel", "tokens_per_micro_batch", "gradient_checkpointing", "report_to",
+        },
     )
     return {**verdict_fingerprint(config, task, student), **{f"level.{k}": v for k, v in level.items()}}
 
