@@ -103,7 +103,7 @@ def leveling_tree(images: Path, run_dir: Path) -> dict[str, Any]:
         "engine": {"kind": "scripted", "wrong_rate": 1.0},
         "min_pixels": 3136,
         "max_pixels": 12544,
-        "level": {"batch_size": 4, "micro_batch_size": 4, "checkpoint_every_steps": 2, "learning_rate": 1.0e-3},
+        "level": {"batch_size": 4, "checkpoint_every_steps": 2, "learning_rate": 1.0e-3},
     }
     return tree
 

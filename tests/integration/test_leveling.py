@@ -13,9 +13,11 @@ from transformers import AutoModelForImageTextToText
 from mpa_ray.config import FullConfig, LevelConfig, LoraConfig, RunConfig, StudentConfig, resolve_path
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
 from mpa_ray.errors import RunError
-from mpa_ray.leveling.collator import IGNORED_LABEL, AnswerCollator, TrainingRow
-from mpa_ray.leveling.level import epoch, level
-from mpa_ray.leveling.scope import VISION_MODULES, prepare_for_training
+from mpa_ray.leveling.collator import AnswerCollator
+from mpa_ray.leveling.epoch import TrainingRow
+from mpa_ray.leveling.level import level, plan
+from mpa_ray.leveling.loss import IGNORED_LABEL
+from mpa_ray.leveling.scope import part_of, prepare_for_training
 from mpa_ray.records import ParitySample
 from mpa_ray.rendering import load_processor, render
 from mpa_ray.store.run import Run
@@ -50,7 +52,7 @@ def contents(samples: list[ParitySample]) -> list[bytes]:
 
 def test_labels_are_the_answer_and_the_end_of_the_turn(samples: list[ParitySample]) -> None:
     tokenizer = load_processor(MODEL).tokenizer
-    batch = collator()([TrainingRow(s) for s in samples[:8]], contents(samples[:8]))
+    batch = collator()([TrainingRow(s, 1) for s in samples[:8]], contents(samples[:8]))
     for ids, mask, labels, sample in zip(
         batch["input_ids"], batch["attention_mask"], batch["labels"], samples[:8], strict=True
     ):
@@ -63,7 +65,7 @@ def test_labels_are_the_answer_and_the_end_of_the_turn(samples: list[ParitySampl
 
 def test_rows_that_fill_up_and_images_that_are_gone_carry_no_loss(samples: list[ParitySample]) -> None:
     made = collator()
-    rows = [TrainingRow(samples[0]), TrainingRow(samples[1], supervised=False), TrainingRow(samples[2])]
+    rows = [TrainingRow(samples[0], 1), TrainingRow(samples[1], 1, supervised=False), TrainingRow(samples[2], 1)]
     batch = made(rows, [*contents(samples[:2]), b""])
     assert (batch["labels"] != IGNORED_LABEL).any(dim=1).tolist() == [True, False, False]
     assert made.num_unreadable == 1
@@ -71,7 +73,7 @@ def test_rows_that_fill_up_and_images_that_are_gone_carry_no_loss(samples: list[
 
 def test_an_answer_that_spells_a_special_token_is_text(samples: list[ParitySample]) -> None:
     sample = replace(samples[0], answer="the <|image_pad|> token")
-    batch = collator()([TrainingRow(sample)], contents(samples[:1]))
+    batch = collator()([TrainingRow(sample, 1)], contents(samples[:1]))
     processor = load_processor(MODEL)
     image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     told = batch["labels"][batch["labels"] != IGNORED_LABEL]
@@ -79,25 +81,17 @@ def test_an_answer_that_spells_a_special_token_is_text(samples: list[ParitySampl
     assert processor.tokenizer.decode(told) == "the <|image_pad|> token<|im_end|>"
 
 
-def test_an_epoch_holds_every_sample_once_in_full_batches(samples: list[ParitySample]) -> None:
-    rows = epoch(samples, 16, seed=1)
-    assert len(rows) == 48
-    assert sorted(r.sample.annotation_id for r in rows if r.supervised) == sorted(s.annotation_id for s in samples)
-    assert rows == epoch(list(reversed(samples)), 16, seed=1)
-    assert rows != epoch(samples, 16, seed=2)
-
-
 @pytest.mark.parametrize("method", [LoraConfig(rank=4), FullConfig(kind="full")])
 def test_only_the_language_model_is_trained(method: LoraConfig | FullConfig) -> None:
     model = prepare_for_training(AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32), method)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained
-    assert not any(VISION_MODULES.match(name) for name in trained)
+    assert {part_of(name) for name in trained} == {"language"}
 
 
 def test_full_training_reaches_the_vision_tower_only_by_choice() -> None:
     model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32)
-    model = prepare_for_training(model, FullConfig(kind="full", train_vision=True))
+    model = prepare_for_training(model, FullConfig(kind="full", parts=("language", "projector", "vision")))
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -105,7 +99,7 @@ def leveled(samples: list[ParitySample], folder: Path, settings: LevelConfig) ->
     student = StudentConfig(name="s", model=MODEL, min_pixels=3136, max_pixels=12544, level=settings)
     config = RunConfig.model_validate({**scripted_tree(folder / "images", folder), "students": [student.model_dump()]})
     run = Run.open(config.run_dir)
-    level(run, config, student, TASK, samples, "students/s/parity")
+    level(run, config, student, TASK, plan(samples, [], settings), "students/s/parity")
     return run
 
 
@@ -113,7 +107,7 @@ def leveled(samples: list[ParitySample], folder: Path, settings: LevelConfig) ->
 def test_images_that_are_gone_are_told_of_or_end_the_training(
     samples: list[ParitySample], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = LevelConfig(batch_size=8, micro_batch_size=4, num_workers=2)
+    settings = LevelConfig(batch_size=8, tokens_per_micro_batch=400, num_workers=2)
     some_gone = [replace(s, uri="/gone.png") for s in samples[:3]] + samples[3:]
     run = leveled(some_gone, tmp_path / "some", settings)
     assert run.read_json("students/s/parity/training.json")["num_unreadable"] == 3
@@ -135,7 +129,7 @@ def test_leveling_end_to_end(
     samples: list[ParitySample], tmp_path: Path, num_workers: int, method: LoraConfig | FullConfig
 ) -> None:
     settings = LevelConfig(
-        method=method, learning_rate=1e-3, batch_size=8, micro_batch_size=4, num_workers=num_workers,
+        method=method, learning_rate=1e-3, batch_size=8, tokens_per_micro_batch=400, num_workers=num_workers,
         checkpoint_every_steps=2,
     )  # fmt: skip
     run = leveled(samples, tmp_path, settings)
@@ -145,6 +139,6 @@ def test_leveling_end_to_end(
     before = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).state_dict()
     changed = {name for name, tensor in merged.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed
-    assert not any(VISION_MODULES.match(name) for name in changed)
+    assert {part_of(name) for name in changed} == {"language"}
     assert load_processor(str(tmp_path / "students/s/parity/merged"))
     assert (tmp_path / "students/s/parity/adapter").is_dir() == isinstance(method, LoraConfig)

@@ -46,7 +46,6 @@ def test_overrides_reach_lists_and_nested_settings(tree: dict[str, Any], tmp_pat
         ({"teacher.num_replicas": 0}, "teacher.num_replicas", "greater than or equal to 1"),
         ({"teacher.engine.wrong_rat": 0.1}, "teacher.engine.wrong_rat", "is not a setting"),
         ({"students": []}, "students", "at least 1"),
-        ({"students.0.level.batch_size": 12}, "students.0.level", "multiple of micro_batch_size"),
         ({"identify.matcher": "fuzzy"}, "identify.matcher", "'exact', 'containment', 'vqa_normalized', 'numeric'"),
         ({"run_dir": None}, "run_dir", "string"),
         ({"students.0.level.learning_rate": float("inf")}, "students.0.level.learning_rate", "finite"),

@@ -1,0 +1,85 @@
+"""The plan of an epoch: every sample once, steps that depend on nothing but samples and seed, little padding."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpa_ray.leveling.epoch import MicroBatch, TrainingRow, micro_batches, padding_share, plan_epoch
+from mpa_ray.records import ParitySample
+
+
+def samples(*lengths: int) -> list[ParitySample]:
+    return [ParitySample(f"{n:04d}#0", f"{n}", f"/{n}", "?", "a", "b", None, length) for n, length in enumerate(lengths)]
+
+
+def length(sample: ParitySample) -> int:
+    return sample.num_prompt_tokens
+
+
+def row(number: int, tokens: int) -> TrainingRow:
+    return TrainingRow(samples(*[0] * number, tokens)[-1], tokens)
+
+
+LENGTHS = st.lists(st.integers(1, 900), min_size=1, max_size=40)
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(0, 3))
+def test_every_sample_is_in_one_step_and_order_does_not_matter(lengths: list[int], size: int, seed: int) -> None:
+    made = samples(*lengths)
+    plan = plan_epoch(made, length, size, seed)
+    assert Counter(r.sample.annotation_id for step in plan.steps for r in step) == Counter(s.annotation_id for s in made)
+    assert all(len(step) == size for step in plan.steps[:-1])
+    assert 1 <= len(plan.steps[-1]) <= size
+    assert plan == plan_epoch(list(reversed(made)), length, size, seed)
+
+
+def test_the_seed_orders_the_samples() -> None:
+    made = samples(*range(1, 100))
+    assert plan_epoch(made, length, 8, 0) != plan_epoch(made, length, 8, 1)
+
+
+def test_longer_samples_are_left_out_and_counted() -> None:
+    plan = plan_epoch(samples(5, 11, 10, 12), length, 8, 0, max_tokens=10)
+    assert (plan.num_samples, plan.num_too_long) == (2, 2)
+
+
+@given(LENGTHS, st.integers(1, 3000), st.integers(1, 4))
+def test_micro_batches_hold_a_step_once_and_keep_the_budget(lengths: list[int], budget: int, workers: int) -> None:
+    step = [row(n, tokens) for n, tokens in enumerate(lengths)]
+    shares = micro_batches(step, budget, workers)
+    assert len(shares) == workers
+    assert len({len(share) for share in shares}) == 1
+    flat = [batch for share in shares for batch in share]
+    supervised = [r.sample.annotation_id for batch in flat for r in batch if r.supervised]
+    assert Counter(supervised) == Counter(r.sample.annotation_id for r in step)
+    for batch in flat:
+        assert len(batch) == 1 or len(batch) * max(r.num_tokens for r in batch) <= budget
+    # Fillers are few: less than one for each worker.
+    assert sum(not r.supervised for batch in flat for r in batch) < workers
+
+
+def test_steps_do_not_depend_on_the_number_of_workers() -> None:
+    step = [row(n, 50 + 7 * n) for n in range(24)]
+    for workers in (1, 2, 3):
+        flat = [r for share in micro_batches(step, 400, workers) for batch in share for r in batch if r.supervised]
+        assert {r.sample.annotation_id for r in flat} == {r.sample.annotation_id for r in step}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sorting_by_length_saves_padding(workers: int) -> None:
+    rng = random.Random(0)
+    step = [row(n, rng.choice([80, 120, 300, 700])) for n in range(64)]
+    cut = [batch for share in micro_batches(step, 8 * 700, workers) for batch in share]
+    at_random: list[MicroBatch] = [tuple(step[start : start + 8]) for start in range(0, 64, 8)]
+    assert padding_share(cut) < 0.1 < 0.4 < padding_share(at_random)
+
+
+def test_workers_get_about_as_much_to_do() -> None:
+    step = [row(n, tokens) for n, tokens in enumerate([500] * 8 + [100] * 40)]
+    first, second = (sum(len(b) * b[0].num_tokens for b in share) for share in micro_batches(step, 1000, 2))
+    assert abs(first - second) <= 1000
