@@ -73,8 +73,10 @@ class Changes:
         lines.append(f"  {'D_PI':<36}{parity['before']:>9}{parity['after']:>9}"
                      f"  ({parity['gained']} gained, {parity['lost']} lost)")  # fmt: skip
         if not_asked := after["teacher_yes_student_not_asked"]:
-            lines.append(f"  WARNING: on {not_asked} pairs the teacher agrees with itself by this matcher alone, and the "
-                         "student was never asked: identify with ask_where_teacher_disagrees to have them judged")  # fmt: skip
+            lines.append(
+                f"  WARNING: on {not_asked} pairs the teacher agrees with itself by this matcher alone, and the student "
+                "was never asked: identify with ask_where_teacher_disagrees to have them judged"
+            )
         return "\n".join(lines)
 
     def _cells(self) -> tuple[Counter[str], Counter[str]]:

@@ -109,6 +109,7 @@ _SPACE = r"[ \t\u3000\xa0]"
 _OPENING = r"[ \t\u3000\xa0>#*_\-–•·◦▪●\"'`“”‘’«「『{\[(【]"  # noqa: RUF001
 _CLOSING = r"[*_\"'`“”‘’»」』\])】]"  # noqa: RUF001
 
+
 @dataclass(frozen=True)
 class _Patterns:
     """What tells questions and answers apart, with a task's own labels."""

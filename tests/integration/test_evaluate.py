@@ -1,4 +1,4 @@
-"""Several benchmarks and models in one evaluation, and verdicts judged anew: scripted engines through the real graph."""
+"""Several benchmarks and models in one evaluation, and verdicts judged anew, with scripted engines and the real graph."""
 
 from __future__ import annotations
 
@@ -111,7 +111,10 @@ def test_scoring_apart(benchmarks: list[dict[str, str]], tmp_path: Path) -> None
     tree["evaluate"]["models"].append({"name": "new", **WRONG})
     partly = run_job("evaluate", tree, tmp_path, "--score-only")
     assert "WARNING: new has not answered" in partly.stdout
-    assert set(json.loads((tmp_path / "run/evaluation/scores.json").read_text())["own"]["models"]) == {"steady", "wrong"}
+    assert set(json.loads((tmp_path / "run/evaluation/scores.json").read_text())["own"]["models"]) == {
+        "steady",
+        "wrong",
+    }
 
 
 def test_answers_of_other_settings_are_not_mixed_in(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
