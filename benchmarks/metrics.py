@@ -68,9 +68,8 @@ def write_predictions(run: Run, count: int) -> None:
     with Progress("write predictions", 2 * count, "rows") as progress:
         for model, share in (("before", 0.5), ("after", 0.7)):
             for shard in range(0, count, SHARD_SIZE):
-                rows = [
-                    prediction(number, rng.random() < share) for number in range(shard, min(count, shard + SHARD_SIZE))
-                ]
+                numbers = range(shard, min(count, shard + SHARD_SIZE))
+                rows = [prediction(number, rng.random() < share) for number in numbers]
                 run.predictions("set", model).commit(shard_name(shard // SHARD_SIZE), rows)
                 progress.advance(len(rows))
 

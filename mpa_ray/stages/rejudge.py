@@ -74,8 +74,8 @@ class Changes:
                      f"  ({parity['gained']} gained, {parity['lost']} lost)")  # fmt: skip
         if not_asked := after["teacher_yes_student_not_asked"]:
             lines.append(
-                f"  WARNING: on {not_asked} pairs the teacher agrees with itself by this matcher alone, and the student "
-                "was never asked: identify with ask_where_teacher_disagrees to have them judged"
+                f"  WARNING: on {not_asked} pairs the teacher agrees with itself by this matcher alone, and the "
+                "student was never asked: identify with ask_where_teacher_disagrees to have them judged"
             )
         return "\n".join(lines)
 

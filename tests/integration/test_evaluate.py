@@ -1,4 +1,4 @@
-"""Several benchmarks and models in one evaluation, and verdicts judged anew, with scripted engines and the real graph."""
+"""Several benchmarks and models in one evaluation, and verdicts judged anew, with scripted engines in real graphs."""
 
 from __future__ import annotations
 
