@@ -76,8 +76,9 @@ def write_predictions(run: Run, count: int) -> None:
 
 def prediction(number: int, is_right: bool) -> Prediction:
     answers = [f"{number % 97} dogs"] * 7 + ["dogs", "many", "a few dogs"]
-    return Prediction(f"q{number}", f"i{number // 4}", f"/images/{number // 4}.jpg", "How many dogs are there?", answers,
-                      f"family {number % 9}", answers[0] if is_right else "cats")  # fmt: skip
+    told = answers[0] if is_right else "cats"
+    image = f"i{number // 4}"
+    return Prediction(f"q{number}", image, f"/{image}.jpg", "How many dogs?", answers, f"family {number % 9}", told)
 
 
 def score_all(folder: str, count: int) -> dict[str, Any]:
