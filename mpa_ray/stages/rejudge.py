@@ -21,15 +21,17 @@ def rejudge(verdict: Verdict, matches: Matcher) -> Verdict:
         return verdict
     agrees = matches(verdict.answer, verdict.second_answer)
     knows = None if verdict.student_answer is None else matches(verdict.answer, verdict.student_answer)
+    reason: Reason | None
     match agrees, knows:
         case False, _:
-            state, reason = State.DROPPED, Reason.TEACHER_INCONSISTENT
+            reason = Reason.TEACHER_INCONSISTENT
         case True, True:
-            state, reason = State.DROPPED, Reason.STUDENT_CORRECT
+            reason = Reason.STUDENT_CORRECT
         case True, False:
-            state, reason = State.KEPT, None
+            reason = None
         case _:
-            state, reason = State.DROPPED, Reason.STUDENT_NOT_ASKED
+            reason = Reason.STUDENT_NOT_ASKED
+    state = State.KEPT if reason is None else State.DROPPED
     return replace(verdict, state=state.value, reason=None if reason is None else reason.value,
                    teacher_agrees=agrees, student_agrees=knows)  # fmt: skip
 
