@@ -29,12 +29,12 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mpa_ray.evaluation.score import score_benchmark  # noqa: E402
-from mpa_ray.metrics import METRICS  # noqa: E402
-from mpa_ray.progress import Progress, say  # noqa: E402
-from mpa_ray.records import Prediction  # noqa: E402
-from mpa_ray.store.dataset import shard_name  # noqa: E402
-from mpa_ray.store.run import Run  # noqa: E402
+from mpa_ray.evaluation.score import score_benchmark
+from mpa_ray.metrics import METRICS
+from mpa_ray.progress import Progress, say
+from mpa_ray.records import Prediction
+from mpa_ray.store.dataset import shard_name
+from mpa_ray.store.run import Run
 
 PIECES = [*"aAthe onez1234567890,.%$€'\"-–+!?/\\()[]{}:;éüßж犬日٣\u00a0\u3000\n\t\ud800", "the ", "two", "1e5", "don't"]  # noqa: RUF001
 SHARD_SIZE = 1024
@@ -68,15 +68,17 @@ def write_predictions(run: Run, count: int) -> None:
     with Progress("write predictions", 2 * count, "rows") as progress:
         for model, share in (("before", 0.5), ("after", 0.7)):
             for shard in range(0, count, SHARD_SIZE):
-                rows = [prediction(number, rng.random() < share) for number in range(shard, min(count, shard + SHARD_SIZE))]
+                numbers = range(shard, min(count, shard + SHARD_SIZE))
+                rows = [prediction(number, rng.random() < share) for number in numbers]
                 run.predictions("set", model).commit(shard_name(shard // SHARD_SIZE), rows)
                 progress.advance(len(rows))
 
 
 def prediction(number: int, is_right: bool) -> Prediction:
     answers = [f"{number % 97} dogs"] * 7 + ["dogs", "many", "a few dogs"]
-    return Prediction(f"q{number}", f"i{number // 4}", f"/images/{number // 4}.jpg", "How many dogs are there?", answers,
-                      f"family {number % 9}", answers[0] if is_right else "cats")  # fmt: skip
+    told = answers[0] if is_right else "cats"
+    image = f"i{number // 4}"
+    return Prediction(f"q{number}", image, f"/{image}.jpg", "How many dogs?", answers, f"family {number % 9}", told)
 
 
 def score_all(folder: str, count: int) -> dict[str, Any]:

@@ -99,7 +99,9 @@ def index_and_annotate(config: RunConfig) -> None:
         progress.expect(manifest.num_images)
 
     progress = Progress("annotate", None, "images", run.corpus.num_rows(committed))
-    run_shards(run, "annotate", config.limits, partial(_annotation_pass, config, run), shards(progress), committed, progress)
+    run_shards(
+        run, "annotate", config.limits, partial(_annotation_pass, config, run), shards(progress), committed, progress
+    )
 
 
 def _annotation_pass(config: RunConfig, run: Run, flow: Any) -> Pass[Any]:

@@ -24,8 +24,8 @@ CACHE_VARIABLE = "MPA_RAY_CACHE"
 def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
     """A folder or an s3:// prefix by its content, wherever it lies; a hub name as it is.
 
-    An adapter is told apart by its base model, too. Files over 64 MiB are told apart by 256 samples spread over them, so that every tensor of some size is met: reading
-    all of a large checkpoint at every start would cost minutes.
+    An adapter's base model counts, too. Of files over 64 MiB 256 samples spread over them are taken, so that every
+    tensor of some size is met: reading all of a large checkpoint at every start would cost minutes.
     """
     if model.startswith("s3://"):
         return f"etags:{_listing_digest(model, object_store)}"

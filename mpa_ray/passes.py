@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mpa_ray.config import LimitsConfig
@@ -43,12 +43,16 @@ class Outstanding:
 
     def below(self, part: str) -> Outstanding:
         """The same with shards named as `JoinedDatasets` names them."""
-        return Outstanding([f"{part}/{shard}" for shard in self.missing], [f"{part}/{shard}" for shard in self.committed],
-                           self.num_images, self.num_images_done)  # fmt: skip
+        missing, committed = ([f"{part}/{shard}" for shard in shards] for shards in (self.missing, self.committed))
+        return replace(self, missing=missing, committed=committed)
 
     def __add__(self, other: Outstanding) -> Outstanding:
-        return Outstanding(self.missing + other.missing, self.committed + other.committed,
-                           self.num_images + other.num_images, self.num_images_done + other.num_images_done)  # fmt: skip
+        return Outstanding(
+            self.missing + other.missing,
+            self.committed + other.committed,
+            self.num_images + other.num_images,
+            self.num_images_done + other.num_images_done,
+        )
 
 
 def run_missing(

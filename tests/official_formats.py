@@ -29,15 +29,15 @@ class Asked:
 
 def ask(num_images: int, per_image: int, seed: int) -> list[Asked]:
     """Different questions on each image, those on one image one after the other."""
-    rng, found = random.Random(seed), []
-    for number in range(num_images):
+    rng = random.Random(seed)
+    found: list[Asked] = []
+    while len(found) < num_images * per_image:
         scene = sample_scene(WorldSpec(), rng)
-        picture, seen = paint(scene), set()
-        while len(seen) < per_image:
-            question = sample_question(scene, rng)
-            if question is not None and question.question not in seen:
-                seen.add(question.question)
-                found.append(Asked(picture, number, question.question, question.answer))
+        drawn = filter(None, (sample_question(scene, rng) for _ in range(20 * per_image)))
+        answers = {question.question: question.answer for question in drawn}
+        if len(answers) >= per_image:
+            number, picture = len(found) // per_image, paint(scene)
+            found += [Asked(picture, number, *pair) for pair in list(answers.items())[:per_image]]
     return found
 
 

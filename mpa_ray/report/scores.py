@@ -17,7 +17,7 @@ def _lines(benchmark: str, found: dict[str, Any]) -> Iterator[str]:
     metric, models, differences = found["metric"], found["models"], found["differences"]
     yield f"{benchmark}: {metric['name']}, % [95 % interval] ({metric['source']}; {metric['version']})"
     changes = {f"{pair['from']} -> {pair['to']}": pair["groups"] for pair in differences}
-    widths = {name: max(len(name), 19) + 2 for name in [*models, *changes]}
+    widths = {name: max(len(name), len("-100.0 [-100.0, -100.0]")) + 1 for name in [*models, *changes]}
     yield f"  {'':<{_NAME_WIDTH}}{'n':>8}" + "".join(f"{name:>{widths[name]}}" for name in widths)
     groups = next(iter(models.values()))["groups"]
     for group, row in groups.items():

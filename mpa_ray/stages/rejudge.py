@@ -21,15 +21,17 @@ def rejudge(verdict: Verdict, matches: Matcher) -> Verdict:
         return verdict
     agrees = matches(verdict.answer, verdict.second_answer)
     knows = None if verdict.student_answer is None else matches(verdict.answer, verdict.student_answer)
+    reason: Reason | None
     match agrees, knows:
         case False, _:
-            state, reason = State.DROPPED, Reason.TEACHER_INCONSISTENT
+            reason = Reason.TEACHER_INCONSISTENT
         case True, True:
-            state, reason = State.DROPPED, Reason.STUDENT_CORRECT
+            reason = Reason.STUDENT_CORRECT
         case True, False:
-            state, reason = State.KEPT, None
+            reason = None
         case _:
-            state, reason = State.DROPPED, Reason.STUDENT_NOT_ASKED
+            reason = Reason.STUDENT_NOT_ASKED
+    state = State.KEPT if reason is None else State.DROPPED
     return replace(verdict, state=state.value, reason=None if reason is None else reason.value,
                    teacher_agrees=agrees, student_agrees=knows)  # fmt: skip
 
@@ -73,8 +75,10 @@ class Changes:
         lines.append(f"  {'D_PI':<36}{parity['before']:>9}{parity['after']:>9}"
                      f"  ({parity['gained']} gained, {parity['lost']} lost)")  # fmt: skip
         if not_asked := after["teacher_yes_student_not_asked"]:
-            lines.append(f"  WARNING: on {not_asked} pairs the teacher agrees with itself by this matcher alone, and the "
-                         "student was never asked: identify with ask_where_teacher_disagrees to have them judged")  # fmt: skip
+            lines.append(
+                f"  WARNING: on {not_asked} pairs the teacher agrees with itself by this matcher alone, and the "
+                "student was never asked: identify with ask_where_teacher_disagrees to have them judged"
+            )
         return "\n".join(lines)
 
     def _cells(self) -> tuple[Counter[str], Counter[str]]:

@@ -58,7 +58,7 @@ def student_names(run: Run) -> list[str]:
 
 def evaluated(run: Run) -> dict[str, list[str]]:
     """The benchmarks of the latest configuration, with the models that may have answered them."""
-    settings = _config(run)["evaluate"]
+    settings = _config(run).get("evaluate")
     if settings is None:
         return {}
     models = ["teacher", *(f"{name}.{when}" for name in student_names(run) for when in ("before", "after"))]

@@ -109,6 +109,7 @@ _SPACE = r"[ \t\u3000\xa0]"
 _OPENING = r"[ \t\u3000\xa0>#*_\-–•·◦▪●\"'`“”‘’«「『{\[(【]"  # noqa: RUF001
 _CLOSING = r"[*_\"'`“”‘’»」』\])】]"  # noqa: RUF001
 
+
 @dataclass(frozen=True)
 class _Patterns:
     """What tells questions and answers apart, with a task's own labels."""
@@ -127,6 +128,7 @@ def _patterns(question_labels: tuple[str, ...], answer_labels: tuple[str, ...]) 
         (?: ^ (?P<line_start>{_OPENING}*+ (?:\(?\d{{1,3}}[.):、]\)?+ {_OPENING}*+)?+)
           | (?<=[.?!。？！;；]) (?P<after_sentence>{_OPENING}*+)
           | (?<=\s) (?P<within>[*"'`“«]*+)
+          | (?<=</question>) | (?<=</answer>)
         )
         (?: <(?P<question_tag>question)> | <(?P<answer_tag>answer)> | (?P<end_tag></(?:question|answer)>)
           | (?:(?:{_QUALIFIERS}){_SPACE}++){{0,3}}
@@ -255,7 +257,7 @@ _MAX_NESTED_QUOTES = 4
 def _undecorated(text: str) -> str:
     """Without the white space, asterisks, backticks and quotation marks around it; a lone quote mark (5') stays."""
     end_tag = _END_TAG.search(text)
-    text = (text[: end_tag.start()] if end_tag else text).strip("*` \t\r\n\u3000\xa0")
+    text = _without_quote_marks(text[: end_tag.start()] if end_tag else text).strip("*` \t\r\n\u3000\xa0")
     for _ in range(_MAX_NESTED_QUOTES):
         # A comma or brace behind the closing quote is left over from JSON that did not decode.
         quoted = text.rstrip(" \t\r\n,}]") if text[:1] in _QUOTES else text
@@ -264,6 +266,13 @@ def _undecorated(text: str) -> str:
             break
         text = inner.strip("*` \t\r\n\u3000\xa0")
     return text.strip()
+
+
+def _without_quote_marks(text: str) -> str:
+    """Without lines at its end that hold nothing but what marks a quotation in Markdown."""
+    kept = text.rstrip("> \t\r\n")
+    line_end = text.find("\n", len(kept))
+    return text if line_end < 0 else text[:line_end]
 
 
 def _without_reasoning(reply: str) -> str:

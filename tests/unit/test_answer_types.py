@@ -11,8 +11,9 @@ from mpa_ray.metrics.answer_types import TYPES, answer_type, divergence
 TABLE = {
     "yes_no": ["yes", "No.", " YES ", "no!"],
     "number": [
-        "5", "-5", "3.14", "1,234", "50%", "50 %", "$5", "$ 1,000.50", "5€", "two", "twenty-one", "one hundred and five",
-        "2 million", "1950", "2010", ".5", "1st", "22nd", "#7", "20 percent", "a dozen", "10.30", "72°f", "0",
+        "5", "-5", "3.14", "1,234", "50%", "50 %", "$5", "$ 1,000.50", "5€", "two", "twenty-one",
+        "one hundred and five", "2 million", "1950", "2010", ".5", "1st", "22nd",
+        "#7", "20 percent", "a dozen", "10.30", "72°f", "0",
     ],
     "colour": [
         "red", "Red.", "light blue", "dark-green", "black and white", "red, white and blue", "grey", "blue-green",

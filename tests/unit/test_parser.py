@@ -92,8 +92,8 @@ LABELLED = {
     "Vietnamese": f"Câu hỏi: {BUS}\nCâu trả lời: red",
     "Indonesian": f"Pertanyaan: {BUS}\nJawaban: red",
     "Greek": f"Ερώτηση: {BUS}\nΑπάντηση: red",  # noqa: RUF001
-    "Hebrew": f"שאלה: {BUS}\nתשובה: red",
-    "Arabic": f"السؤال: {BUS}\nالإجابة: red",
+    "Hebrew": f"שאלה: {BUS}\nתשובה: red",  # noqa: RUF001
+    "Arabic": f"السؤال: {BUS}\nالإجابة: red",  # noqa: RUF001
     "Hindi": f"प्रश्न: {BUS}\nउत्तर: red",
     "Thai": f"คำถาม: {BUS}\nคำตอบ: red",
     "Ukrainian": f"Питання: {BUS}\nВідповідь: red",  # noqa: RUF001

@@ -69,7 +69,7 @@ def test_what_is_there_is_not_read_again_and_may_not_change(tmp_path: Path) -> N
     path.write_text(path.read_text().replace('["1"]', '["2"]'))
     with pytest.raises(FingerprintMismatch, match=r"its evaluation/set0/questions were made.*another name"):
         lay_out(config(path), run, PLACES)
-    lay_out(config(benchmark(tmp_path / "other", [0]), path), run_in(tmp_path / "else"), PLACES)
+    lay_out(config(benchmark(tmp_path / "other", [0])), run_in(tmp_path / "else"), PLACES)
 
 
 def test_errors_name_the_benchmark_by_its_place(tmp_path: Path) -> None:

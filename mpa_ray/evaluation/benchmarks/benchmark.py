@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from mpa_ray.config import BenchmarkConfig
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.chartqa import read_chartqa
@@ -15,7 +16,6 @@ from mpa_ray.evaluation.benchmarks.inputs import Inputs
 from mpa_ray.evaluation.benchmarks.medical import read_plain_pairs, read_slake
 from mpa_ray.evaluation.benchmarks.questions import read_questions
 from mpa_ray.evaluation.benchmarks.scene_text import read_stvqa, read_textvqa
-from mpa_ray.config import BenchmarkConfig
 from mpa_ray.records import LabelledQuestion
 
 
