@@ -36,9 +36,7 @@ def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: 
         torch.save(scheduler.state_dict(), folder / _SCHEDULER)
 
 
-def load(
-    folder: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any, has_best: bool
-) -> dict[str, Any]:
+def load(folder: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any, has_best: bool) -> dict[str, Any]:
     """Take up a whole checkpoint, whatever number of workers wrote it; gives the best weights that it held."""
     weights, states = get_state_dict(model, optimizer, options=_OPTIONS)
     state: dict[str, Any] = {"model": weights, "optimizer": states}
@@ -49,7 +47,8 @@ def load(
         model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=_OPTIONS
     )
     scheduler.load_state_dict(torch.load(folder / _SCHEDULER, weights_only=True))
-    return state.get("best", {})
+    best: dict[str, Any] = state.get("best", {})
+    return best
 
 
 def trainable(model: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def shard(model: Any, on_gpu: bool) -> Any:
     fully_shard(model, **settings)
     # The Trainer then neither moves the model nor wraps it once more.
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    base._is_distributed_loading_by_transformers = True  # noqa: SLF001
+    base._is_distributed_loading_by_transformers = True
     return model
 
 

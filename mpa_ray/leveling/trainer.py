@@ -129,7 +129,9 @@ class ParityTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Step]:
         return DataLoader(self._steps, batch_size=None)
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Step], num_batches: int, device: Any) -> tuple[list[Step], None]:  # noqa: ARG002
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Step], num_batches: int, device: Any
+    ) -> tuple[list[Step], None]:  # noqa: ARG002
         step = next(epoch_iterator, None)
         if step is None:
             return [], None

@@ -81,8 +81,16 @@ def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -> 
     level = student.level.model_dump(
         mode="json",
         exclude={
-            "checkpoint_every_steps", "checkpoint_every_minutes", "max_failures", "cpus_per_worker", "gpus_per_worker",
-            "num_workers", "parallel", "tokens_per_micro_batch", "gradient_checkpointing", "report_to",
+            "checkpoint_every_steps",
+            "checkpoint_every_minutes",
+            "max_failures",
+            "cpus_per_worker",
+            "gpus_per_worker",
+            "num_workers",
+            "parallel",
+            "tokens_per_micro_batch",
+            "gradient_checkpointing",
+            "report_to",
         },
     )
     return {**verdict_fingerprint(config, task, student), **{f"level.{k}": v for k, v in level.items()}}

@@ -14,7 +14,9 @@ from mpa_ray.records import ParitySample
 
 
 def samples(*lengths: int) -> list[ParitySample]:
-    return [ParitySample(f"{n:04d}#0", f"{n}", f"/{n}", "?", "a", "b", None, length) for n, length in enumerate(lengths)]
+    return [
+        ParitySample(f"{n:04d}#0", f"{n}", f"/{n}", "?", "a", "b", None, length) for n, length in enumerate(lengths)
+    ]
 
 
 def length(sample: ParitySample) -> int:
@@ -32,7 +34,9 @@ LENGTHS = st.lists(st.integers(1, 900), min_size=1, max_size=40)
 def test_every_sample_is_in_one_step_and_order_does_not_matter(lengths: list[int], size: int, seed: int) -> None:
     made = samples(*lengths)
     plan = plan_epoch(made, length, size, seed)
-    assert Counter(r.sample.annotation_id for step in plan.steps for r in step) == Counter(s.annotation_id for s in made)
+    assert Counter(r.sample.annotation_id for step in plan.steps for r in step) == Counter(
+        s.annotation_id for s in made
+    )
     assert all(len(step) == size for step in plan.steps[:-1])
     assert 1 <= len(plan.steps[-1]) <= size
     assert plan == plan_epoch(list(reversed(made)), length, size, seed)
