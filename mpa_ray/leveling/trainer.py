@@ -129,9 +129,8 @@ class ParityTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Step]:
         return DataLoader(self._steps, batch_size=None)
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Step], num_batches: int, device: Any
-    ) -> tuple[list[Step], None]:  # noqa: ARG002
+    def get_batch_samples(self, epoch_iterator: Iterator[Step], *_: Any) -> tuple[list[Step], None]:
+        """The next step, with what it weighs on all workers."""
         step = next(epoch_iterator, None)
         if step is None:
             return [], None
@@ -189,9 +188,12 @@ class ParityTrainer(Trainer):
         total = torch.tensor(values, dtype=torch.float64, device="cpu" if self.args.use_cpu else "cuda")
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
-        return total.tolist()
+        return [float(value) for value in total]
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    optimizer: Any
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Each part of the model with a rate of its own."""
         if self.optimizer is None:
             rates = learning_rates(self._job.level.method, self._job.level.learning_rate)
             groups: dict[str, list[Any]] = {}
@@ -326,8 +328,8 @@ def train(job: TrainingJob) -> None:
     plan: Plan = ray.get(job.plan)
 
     def share(steps: Sequence[Sequence[TrainingRow]]) -> Steps:
-        mine = [micro_batches(step, job.level.tokens_per_micro_batch, context.get_world_size())[context.get_world_rank()]
-                for step in steps]  # fmt: skip
+        budget, rank, size = job.level.tokens_per_micro_batch, context.get_world_rank(), context.get_world_size()
+        mine = [micro_batches(step, budget, size)[rank] for step in steps]
         return Steps(mine, collator, Reader(job.object_store))
 
     with tempfile.TemporaryDirectory() as scratch:
