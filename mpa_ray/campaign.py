@@ -18,6 +18,8 @@ from mpa_ray.matching import matcher_label, matcher_of
 from mpa_ray.passes import Outstanding, run_missing, run_shards, timed
 from mpa_ray.preflight import check_evaluation, check_run, task_of
 from mpa_ray.progress import Progress, say
+from mpa_ray.records import LabelledQuestion, Prediction
+from mpa_ray.report.card import model_card
 from mpa_ray.report.scores import render_scores
 from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.identify import Identify, WorthAsking
@@ -26,9 +28,9 @@ from mpa_ray.stages.predict import Predict
 from mpa_ray.stages.rejudge import Changes
 from mpa_ray.stages.top_up import further_samples
 from mpa_ray.store import fingerprint
-from mpa_ray.store.dataset import JoinedDatasets
+from mpa_ray.store.dataset import Dataset, JoinedDatasets, ShardedDataset, shard_name
 from mpa_ray.store.parity import export_parity, read_parity
-from mpa_ray.store.run import Run
+from mpa_ray.store.run import Manifest, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,8 +176,44 @@ def _level(config: RunConfig, student: StudentConfig) -> None:
     with timed(run, f"level {student.name}"):
         verdicts = partial(run.verdicts(student.name).rows, run.manifest().shards)
         parity = read_parity(run, student.name)
-        planned = plan(parity, further_samples(parity, verdicts, student.level), student.level)
-        level_student(run, config, student, task, planned, folder)
+        further = further_samples(parity, verdicts, student.level)
+        planned = plan(parity, further, student.level)
+        counts = {"D_PI": len(parity), "mixed in": len(further), "held out": len(planned.held_out)}
+        run.write_json(f"{folder}/samples.json", counts)
+        level_student(run, config, student, task, planned, folder, model_card(config, student, counts, _versions()))
+    _check_export(config, run, student, folder)
+    run.storage.create(f"{folder}/complete.json", b"{}")
+
+
+def _check_export(config: RunConfig, run: Run, student: StudentConfig, folder: str) -> None:
+    """Have an engine answer what the exported checkpoint answered in transformers.
+
+    Raises:
+        RunError: it answers most of it otherwise.
+    """
+    expected = {row["annotation_id"]: row for row in run.read_json(f"{folder}/check.json")["answers"]}
+    if student.engine.kind == "scripted" or not expected:
+        return
+    asked = [
+        LabelledQuestion(name, row["image_id"], row["uri"], row["question"], [row["answer"]], "all")
+        for name, row in sorted(expected.items(), key=lambda item: (item[1]["image_id"], item[0]))
+    ]
+    questions = ShardedDataset(run.storage, f"{folder}/check/questions", LabelledQuestion)
+    answers = ShardedDataset(run.storage, f"{folder}/check/answers", Prediction)
+    questions.commit(shard_name(0), asked)
+    model = student.model_copy(update={"model": f"{run.storage.root}/{folder}/merged", "max_num_replicas": None,
+                                       "num_replicas": 1})  # fmt: skip
+    make_pass = partial(_prediction_pass, config, f"check:{student.name}", questions, answers, model)
+    run_missing(
+        run, f"check {student.name}", config.limits, make_pass, Outstanding.of(answers, Manifest(len(asked), 1))
+    )
+    other = [row for row in answers.rows([shard_name(0)]) if (row.prediction or "").strip() != row.answers[0].strip()]
+    if other:
+        told = "; ".join(f"{row.question!r}: {row.prediction!r}, not {row.answers[0]!r}" for row in other[:3])
+        if len(other) > len(asked) / 2:
+            raise RunError(f"{folder}/merged does not answer in {student.engine.kind} as in transformers: {told}")
+        say(f"WARNING: {folder}/merged: {len(other)} of {len(asked)} answers are others in {student.engine.kind} than in "
+            f"transformers (likely near-ties): {told}")  # fmt: skip
 
 
 def rematch(config: RunConfig) -> None:
@@ -226,7 +264,18 @@ def evaluate(config: EvaluationRunConfig, score_only: bool = False) -> None:
             _predict(config, config.evaluate, run, name, model)
     scores = _scored(config, config.evaluate, run, list(models))
     run.write_json("evaluation/scores.json", scores)
+    for student in config.students if isinstance(config, RunConfig) else []:
+        _write_cards(config, run, student, scores)
     say(render_scores(scores))
+
+
+def _write_cards(config: RunConfig, run: Run, student: StudentConfig, scores: dict[str, Any]) -> None:
+    folder = run.student_dir(student.name, ARM)
+    if run.storage.exists(f"{folder}/complete.json"):
+        card = model_card(config, student, run.read_json(f"{folder}/samples.json"), _versions(), scores).encode()
+        for part in ("merged", "adapter"):
+            if run.storage.exists(f"{folder}/{part}/README.md"):
+                run.storage.write(f"{folder}/{part}/README.md", card)
 
 
 def _predict(config: EvaluationRunConfig, settings: EvaluateConfig, run: Run, name: str, model: ModelConfig) -> None:
@@ -237,16 +286,19 @@ def _predict(config: EvaluationRunConfig, settings: EvaluateConfig, run: Run, na
         run.claim(dataset.folder, fingerprint.prediction_fingerprint(config, task_of(config), model))
         outstanding += Outstanding.of(dataset, run.manifest(run.benchmark_dir(label))).below(label)
     questions = JoinedDatasets({label: run.questions(label) for label in labels})
-    make_stage = partial(Predict, task=task_of(config), answer=config.answer)
-
-    def make_pass(flow: Any) -> Pass[Any]:
-        made: Pass[Any] = flow.Pass(
-            f"evaluate:{name}", questions, JoinedDatasets(predictions), model, make_stage, Reader(config.object_store),
-            config.reading, config.limits,
-        )  # fmt: skip
-        return made
-
+    make_pass = partial(_prediction_pass, config, f"evaluate:{name}", questions, JoinedDatasets(predictions), model)
     run_missing(run, f"evaluate {name}", config.limits, make_pass, outstanding)
+
+
+def _prediction_pass(
+    config: EvaluationRunConfig, name: str, questions: Dataset[LabelledQuestion], answers: Dataset[Prediction],
+    model: ModelConfig, flow: Any,
+) -> Pass[Any]:  # fmt: skip
+    make_stage = partial(Predict, task=task_of(config), answer=config.answer)
+    made: Pass[Any] = flow.Pass(
+        name, questions, answers, model, make_stage, Reader(config.object_store), config.reading, config.limits
+    )
+    return made
 
 
 def _scored(config: EvaluationRunConfig, settings: EvaluateConfig, run: Run, models: list[str]) -> dict[str, Any]:

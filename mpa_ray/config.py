@@ -368,8 +368,6 @@ class LevelConfig(Settings):
     """Compute activations twice rather than hold them."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     """Kernel; `auto` is the model's own choice, SDPA as a rule."""
-    liger: bool = False
-    """Fused kernels of liger-kernel on a GPU; training begins only if a batch's loss is the same with them."""
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     replay_share: float = Field(0.0, ge=0)
@@ -386,7 +384,8 @@ class LevelConfig(Settings):
     max_failures: int = Field(3, ge=0)
     """Worker failures that are survived by restarting from the last checkpoint."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
-    """Where curves go besides the run's own training.json; TensorBoard's files lie beside it."""
+    """Where curves go besides training.json: files for TensorBoard beside it, or services that are set up by their own
+    environment variables."""
     seed: int = 0
     """Order of the samples and initial adapters."""
 

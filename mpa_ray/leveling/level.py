@@ -39,9 +39,9 @@ def plan(parity: Sequence[ParitySample], further: Sequence[ParitySample], level:
 
 
 def level(
-    run: Run, config: RunConfig, student: StudentConfig, task: Task, planned: Plan, folder: str, card: str = ""
+    run: Run, config: RunConfig, student: StudentConfig, task: Task, planned: Plan, folder: str, card: str
 ) -> None:
-    """Fine-tune the student and export it below `folder`; continues where a killed run left its last checkpoint.
+    """Fine-tune the student and export it below `folder`, with `check.json`; continues where a killed run left its last checkpoint.
 
     Raises:
         RunError: there is nothing to train on, training failed more often than `max_failures`, or too many images have
@@ -69,6 +69,7 @@ def level(
         storage=run.storage,
         folder=folder,
         card=card,
+        max_new_tokens=config.answer.max_new_tokens,
     )
     file_system, root = run.storage.arrow()
     trainer = TorchTrainer(
@@ -97,7 +98,6 @@ def level(
         except ray.train.TrainingFailedError as error:
             raise RunError(f"{student.name}: training failed: {error}") from error
     _check_images(run, folder, _training_so_far(run, folder), num_samples, config.limits.max_failed_rate)
-    run.storage.create(f"{folder}/complete.json", b"{}")
 
 
 def _training_so_far(run: Run, folder: str) -> dict[str, Any]:

@@ -34,5 +34,7 @@ def check_parallel(model: Any, strategy: str, num_workers: int) -> None:
         assert all(sharded), f"{sharded.count(False)} parameters are not sharded"
         return
     assert not any(sharded), "parameters are sharded unasked"
-    is_ddp = isinstance(model, nn.parallel.DistributedDataParallel)
-    assert is_ddp == (num_workers > 1), f"{num_workers} workers and a {type(model).__name__}"
+    if num_workers > 1:
+        assert isinstance(model, nn.parallel.DistributedDataParallel), (
+            f"{type(model).__name__} on {num_workers} workers"
+        )

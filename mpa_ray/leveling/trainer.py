@@ -19,6 +19,7 @@ import psutil
 import ray
 import ray.train
 import torch
+from tensorboardX import SummaryWriter
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments, set_seed
 
@@ -29,7 +30,7 @@ from mpa_ray.flow import with_images
 from mpa_ray.leveling import checkpoint
 from mpa_ray.leveling.collator import AnswerCollator
 from mpa_ray.leveling.epoch import Epoch, MicroBatch, TrainingRow, micro_batches
-from mpa_ray.leveling.export import export
+from mpa_ray.leveling.export import Check, export, take_over
 from mpa_ray.leveling.loss import IGNORED_LABEL, answer_loss, weight_of
 from mpa_ray.leveling.parallel import check_parallel, shard
 from mpa_ray.leveling.scope import learning_rates, part_of, prepare_for_training
@@ -39,6 +40,8 @@ from mpa_ray.tasks.task import Task
 
 _LOG_EVERY_STEPS = 5
 _PROGRESS = "progress.json"
+_NUM_CHECKED = 8
+"""Questions that an exported checkpoint is tried on."""
 
 Batch = dict[str, torch.Tensor]
 
@@ -69,6 +72,8 @@ class TrainingJob:
     """Where in the run the student's files go."""
     card: str
     """What the exported checkpoint's README says."""
+    max_new_tokens: int
+    """Of an answer."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,9 @@ class ParityTrainer(Trainer):
         self._pace = dict.fromkeys(("supervised_tokens", "samples", "tokens", "padded_tokens", "wait_s"), 0.0)
         self._logged_at = self._saved_at = time.monotonic()
         self._is_due = False
+        self._board: Any = None
+        if "tensorboard" in job.level.report_to and self.is_world_process_zero():
+            self._board = SummaryWriter(f"{self.args.output_dir}/tensorboard")
         self.num_unreadable = 0
         """On all workers, over all attempts."""
         self.best: dict[str, Any] = {}
@@ -221,6 +229,11 @@ class ParityTrainer(Trainer):
         super().log(logs, start_time)
         if self.state.is_world_process_zero:
             self.write_down()
+            if self._board is not None:
+                for name, value in logs.items():
+                    self._board.add_scalar(name, value, self.state.global_step)
+                self._board.flush()
+                self._job.storage.put_folder(Path(self._board.logdir), f"{self._job.folder}/tensorboard")
 
     def _speed(self) -> dict[str, float]:
         now = time.monotonic()
@@ -347,18 +360,22 @@ def train(job: TrainingJob) -> None:
             checkpoint.restore(trainer.model_wrapped, trainer.best)
         weights = checkpoint.whole(trainer.model_wrapped)
         if context.get_world_rank() == 0:
-            fresh = prepare_for_training(load_model(start, job.level, on_gpu=False), job.level.method)
-            export(fresh, weights, processor, job.level, job.storage, job.folder, job.card)
+            fresh = prepare_for_training(load_model(start, job.level, on_gpu, quantized=False), job.level.method)
+            asked = plan.epoch.steps[0][:_NUM_CHECKED]
+            contents = Reader(job.object_store).read([row.uri for row in asked])
+            check = Check(asked, [c if isinstance(c, bytes) else b"" for c in contents], job.task,
+                          (job.min_pixels, job.max_pixels), job.max_new_tokens)  # fmt: skip
+            export(take_over(fresh, weights), processor, job.level, job.storage, job.folder, job.card, check)
             trainer.write_down(trainer.num_unreadable)
 
 
-def load_model(start: str, level: LevelConfig, on_gpu: bool) -> Any:
+def load_model(start: str, level: LevelConfig, on_gpu: bool, quantized: bool = True) -> Any:
     """The checkpoint in the number format that it is trained in."""
     settings: dict[str, Any] = {}
     if level.attention != "auto":
         settings["attn_implementation"] = level.attention
     is_lora = isinstance(level.method, LoraConfig)
-    if on_gpu and is_lora and level.method.quantize:  # type: ignore[union-attr]
+    if quantized and isinstance(level.method, LoraConfig) and level.method.quantize:
         from transformers import BitsAndBytesConfig
 
         settings["quantization_config"] = BitsAndBytesConfig(
@@ -390,9 +407,9 @@ def _arguments(job: TrainingJob, scratch: str, on_gpu: bool) -> TrainingArgument
         bf16=on_gpu,
         use_cpu=not on_gpu,
         gradient_checkpointing=level.gradient_checkpointing,
-        use_liger_kernel=level.liger,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         remove_unused_columns=False,
-        report_to=[],
+        report_to=[service for service in level.report_to if service != "tensorboard"],
         disable_tqdm=True,
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,

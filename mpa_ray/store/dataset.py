@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import count, islice, takewhile
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from mpa_ray.records import RowT
 from mpa_ray.store.parquet import from_parquet, read_columns, to_parquet
@@ -130,6 +130,9 @@ class JoinedDatasets(Generic[RowT]):
     def _place(self, shard: str) -> tuple[ShardedDataset[RowT], str]:
         part, _, name = shard.partition("/")
         return self.parts[part], name
+
+
+Dataset: TypeAlias = ShardedDataset[RowT] | JoinedDatasets[RowT]
 
 
 def _as_many(rows: list[T], commit: Commit) -> list[T]:

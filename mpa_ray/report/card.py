@@ -1,0 +1,62 @@
+"""The README of an exported student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mpa_ray.config import RunConfig, StudentConfig
+from mpa_ray.report.scores import percent
+
+
+def model_card(
+    config: RunConfig, student: StudentConfig, counts: Mapping[str, int], versions: Mapping[str, str],
+    scores: Mapping[str, Any] | None = None,
+) -> str:  # fmt: skip
+    """What a student was made of, in the form that the Hugging Face hub shows.
+
+    Args:
+        config: The run's.
+        student: The one that was trained.
+        counts: Samples by what they are (`D_PI`, `mixed in`, `held out`).
+        versions: Of the libraries.
+        scores: `scores.json`, once there is one.
+    """
+    level = student.level
+    method = level.method.model_dump(exclude_none=True)
+    lines = [
+        "---",
+        f"base_model: {student.model}",
+        "pipeline_tag: image-text-to-text",
+        "tags: [model-parity-alignment, mpa_ray]",
+        "---",
+        "",
+        f"# {student.name}",
+        "",
+        f"`{student.model}`, aligned with `{config.teacher.model}` by Model Parity Alignment (arXiv 2509.16633): trained for "
+        "one epoch on questions about unlabeled images that the teacher answers alike twice and the student did not.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| task | {config.task} |",
+        *(f"| {name} | {number} samples |" for name, number in counts.items()),
+        f"| method | {', '.join(f'{name} {value}' for name, value in method.items())} |",
+        f"| learning rate, samples per step, seed | {level.learning_rate:g}, {level.batch_size}, {level.seed} |",
+        f"| loss | mean over {level.reduction}s |",
+        f"| pixels | {student.min_pixels} to {student.max_pixels} |",
+        f"| made with | {', '.join(f'{name} {version}' for name, version in versions.items())} |",
+    ]
+    return "\n".join([*lines, *_measured(student.name, scores or {}), ""])
+
+
+def _measured(student: str, scores: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for benchmark, scored in scores.items():
+        before, after = (scored["models"].get(f"{student}.{when}") for when in ("before", "after"))
+        if before is not None and after is not None:
+            cells = (percent(model["groups"]["all"]) for model in (before, after))
+            number = before["groups"]["all"]["num_questions"]
+            rows.append(f"| {benchmark} | {scored['metric']['name']} | {number} | {' | '.join(cells)} |")
+    if not rows:
+        return []
+    return ["", "| benchmark | metric | questions | before, % | after, % |", "|---|---|---:|---:|---:|", *rows]
