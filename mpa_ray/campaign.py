@@ -212,8 +212,8 @@ def _check_export(config: RunConfig, run: Run, student: StudentConfig, folder: s
         told = "; ".join(f"{row.question!r}: {row.prediction!r}, not {row.answers[0]!r}" for row in other[:3])
         if len(other) > len(asked) / 2:
             raise RunError(f"{folder}/merged does not answer in {student.engine.kind} as in transformers: {told}")
-        say(f"WARNING: {folder}/merged: {len(other)} of {len(asked)} answers are others in {student.engine.kind} than in "
-            f"transformers (likely near-ties): {told}")  # fmt: skip
+        say(f"WARNING: {folder}/merged: {len(other)} of {len(asked)} answers are others in {student.engine.kind} than "
+            f"in transformers (likely near-ties): {told}")  # fmt: skip
 
 
 def rematch(config: RunConfig) -> None:
@@ -264,8 +264,9 @@ def evaluate(config: EvaluationRunConfig, score_only: bool = False) -> None:
             _predict(config, config.evaluate, run, name, model)
     scores = _scored(config, config.evaluate, run, list(models))
     run.write_json("evaluation/scores.json", scores)
-    for student in config.students if isinstance(config, RunConfig) else []:
-        _write_cards(config, run, student, scores)
+    if isinstance(config, RunConfig):
+        for student in config.students:
+            _write_cards(config, run, student, scores)
     say(render_scores(scores))
 
 

@@ -85,7 +85,7 @@ class Check:
         self._asked = [(row, found.image) for row, found in prepared if not isinstance(found, ImageProblem)]
         self._task, self._max_new_tokens = task, max_new_tokens
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def answers(self, model: Any, processor: Any) -> list[str]:
         """One after the other, so that no padding is in the way."""
         model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -41,7 +41,9 @@ def plan(parity: Sequence[ParitySample], further: Sequence[ParitySample], level:
 def level(
     run: Run, config: RunConfig, student: StudentConfig, task: Task, planned: Plan, folder: str, card: str
 ) -> None:
-    """Fine-tune the student and export it below `folder`, with `check.json`; continues where a killed run left its last checkpoint.
+    """Fine-tune the student and export it below `folder`, with `check.json`.
+
+    Continues where a killed run left its last checkpoint.
 
     Raises:
         RunError: there is nothing to train on, training failed more often than `max_failures`, or too many images have

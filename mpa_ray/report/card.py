@@ -33,8 +33,9 @@ def model_card(
         "",
         f"# {student.name}",
         "",
-        f"`{student.model}`, aligned with `{config.teacher.model}` by Model Parity Alignment (arXiv 2509.16633): trained for "
-        "one epoch on questions about unlabeled images that the teacher answers alike twice and the student did not.",
+        f"`{student.model}`, aligned with `{config.teacher.model}` by Model Parity Alignment (arXiv 2509.16633): "
+        "trained for one epoch on questions about unlabeled images that the teacher answers alike twice and the "
+        "student did not.",
         "",
         "| | |",
         "|---|---|",
