@@ -99,12 +99,17 @@ def level(
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise RunError(f"{student.name}: training failed: {error}") from error
-    _check_images(run, folder, _training_so_far(run, folder), num_samples, config.limits.max_failed_rate)
+    training = _training_so_far(run, folder)
+    _check_images(run, folder, training, num_samples, config.limits.max_failed_rate)
+    for resumed in training["resumed"][len(earlier["resumed"]) :]:
+        repeated = max(0, resumed["had_reached"] - resumed["from_step"])
+        say(f"level {student.name}: went on from step {resumed['from_step']} on {resumed['workers']} workers; {repeated} "
+            "steps that were told of before were done again")  # fmt: skip
 
 
 def _training_so_far(run: Run, folder: str) -> dict[str, Any]:
     path = f"{folder}/training.json"
-    return run.read_json(path) if run.storage.exists(path) else {"step": 0, "num_unreadable": None}
+    return run.read_json(path) if run.storage.exists(path) else {"step": 0, "num_unreadable": None, "resumed": []}
 
 
 def _check_images(run: Run, folder: str, training: dict[str, Any], num_samples: int, max_failed_rate: float) -> None:

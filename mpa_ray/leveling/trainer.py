@@ -131,6 +131,7 @@ class ParityTrainer(Trainer):
         """On all workers, over all attempts."""
         self.best: dict[str, Any] = {}
         self._best_loss, self._num_worse = math.inf, 0
+        self._resumed: list[dict[str, int]] = []
 
     # What a step is made of
 
@@ -256,6 +257,7 @@ class ParityTrainer(Trainer):
             "num_steps": self.state.max_steps,
             "num_unreadable": num_unreadable,
             "best_step": self.state.best_global_step,
+            "resumed": self._resumed,
             "log": self.state.log_history,
         }
         self._job.storage.write(f"{self._job.folder}/training.json", json.dumps(content).encode())
@@ -316,6 +318,12 @@ class ParityTrainer(Trainer):
         self.best = checkpoint.load(Path(resume_from), self.model_wrapped, self.optimizer.optimizer,  # type: ignore[union-attr]
                                     self.lr_scheduler, progress["has_best"])  # fmt: skip
         self._steps.first = self.state.global_step
+        if self.state.is_world_process_zero:
+            earlier = json.loads(self._job.storage.read(f"{self._job.folder}/training.json"))
+            self._resumed = [
+                *earlier["resumed"],
+                {"from_step": self.state.global_step, "had_reached": earlier["step"], "workers": self.args.world_size},
+            ]
 
     def _prepare_for_training(self, *arguments: Any) -> Any:
         prepared = super()._prepare_for_training(*arguments)

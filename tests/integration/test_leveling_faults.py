@@ -1,0 +1,147 @@
+"""Leveling that is killed, moved to other workers or spread in another way ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.integration.test_jobs import ROOT, command, distance, kill_when, leveling_tree, run_job
+
+pytestmark = pytest.mark.timeout(900)
+SETTINGS = {"batch_size": 4, "checkpoint_every_steps": 3, "learning_rate": 1e-3, "tokens_per_micro_batch": 200,
+            "num_workers": 2}  # fmt: skip
+NUM_STEPS = 15
+
+
+@pytest.fixture(scope="module")
+def prepared(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with 60 parity samples, up to leveling."""
+    folder = tmp_path_factory.mktemp("prepared")
+    for job in ("index", "annotate", "identify"):
+        done = run_job(job, leveling_tree(images, folder / "run"), folder)
+        assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def tree_at(images: Path, folder: Path, **level: Any) -> dict[str, Any]:
+    tree = leveling_tree(images, folder)
+    tree["students"][0]["level"] = {**SETTINGS, **level}
+    return tree
+
+
+def training_of(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "students/small/parity/training.json").read_text())
+    return found
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "students/small/parity/adapter/adapter_model.safetensors")
+
+
+def losses_of(run: Path) -> list[float]:
+    return [row["loss"] for row in training_of(run)["log"] if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run = Path(shutil.copytree(prepared, folder / "run"))
+    done = run_job("level", tree_at(images, run), folder)
+    assert done.returncode == 0, done.stderr
+    assert training_of(run)["step"] == NUM_STEPS
+    return run
+
+
+def assert_same(run: Path, undisturbed: Path, share: float = 0.02) -> None:
+    """Apart from sums in another order, by a small share of what training changed."""
+    expected, found = weights_of(undisturbed), weights_of(run)
+    # Adapters begin with B = 0 and a seeded A: what changed is B and a part of A.
+    changed = math.sqrt(sum(w.square().sum().item() for name, w in expected.items() if "lora_B" in name))
+    assert distance(found, expected) < share * changed
+
+
+def workers_of(driver: psutil.Process) -> list[psutil.Process]:
+    """The training workers below a driver that started its own Ray."""
+    return [
+        process for process in driver.children(recursive=True)
+        if any("RayTrainWorker" in word for word in process.cmdline())
+    ]  # fmt: skip
+
+
+def level_with_a_worker_killed(
+    tree: dict[str, Any], folder: Path, when: Callable[[], bool]
+) -> subprocess.CompletedProcess[str]:
+    with subprocess.Popen(
+        command("level", tree, folder), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as driver:
+        deadline = time.monotonic() + 200
+        while not when():
+            assert driver.poll() is None, "it ended before a worker could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        victims = workers_of(psutil.Process(driver.pid))
+        assert victims
+        os.kill(victims[-1].pid, signal.SIGKILL)
+        out, err = driver.communicate(timeout=300)
+    return subprocess.CompletedProcess(driver.args, driver.returncode, out, err)
+
+
+@pytest.mark.parametrize("moment", ["mid-step", "upload"])
+def test_a_worker_is_killed(moment: str, images: Path, prepared: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(prepared, tmp_path / "run"))
+    parity = run / "students/small/parity"
+
+    def reached() -> bool:
+        if moment == "upload":
+            # The first files of the second checkpoint are there, the last may not be.
+            return len(list(parity.glob("checkpoints/checkpoint_*"))) >= 2
+        return (parity / "training.json").exists()
+
+    done = level_with_a_worker_killed(tree_at(images, run), tmp_path, reached)
+    assert done.returncode == 0, done.stderr
+    training = training_of(run)
+    assert training["step"] == NUM_STEPS
+    (resumed,) = training["resumed"]
+    assert resumed["from_step"] % SETTINGS["checkpoint_every_steps"] == 0
+    assert resumed["had_reached"] - resumed["from_step"] <= SETTINGS["checkpoint_every_steps"] + 5
+    assert "went on from step" in done.stdout
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize("other", [{"num_workers": 1}, {"parallel": "fsdp"}, {"tokens_per_micro_batch": 4000}], ids=str)
+def test_the_driver_is_killed_and_training_goes_on_otherwise(
+    other: dict[str, Any], images: Path, prepared: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(prepared, tmp_path / "run"))
+    parity = run / "students/small/parity"
+    kill_when("level", tree_at(images, run), tmp_path, lambda: len(list(parity.glob("checkpoints/checkpoint_*"))) >= 2)
+    done = run_job("level", tree_at(images, run, **other), tmp_path)
+    assert done.returncode == 0, done.stderr
+    (resumed,) = training_of(run)["resumed"]
+    # Steps are sets of samples that do not depend on workers: none is left out, none twice but those of this window.
+    assert 0 < resumed["from_step"] < NUM_STEPS
+    assert resumed["workers"] == other.get("num_workers", 2)
+    assert_same(run, undisturbed)
+
+
+def test_shards_and_copies_of_a_model_learn_alike(
+    images: Path, prepared: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(prepared, tmp_path / "run"))
+    done = run_job("level", tree_at(images, run, parallel="fsdp"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert losses_of(run) == pytest.approx(losses_of(undisturbed), rel=1e-3)
+    assert_same(run, undisturbed)
