@@ -52,7 +52,7 @@ _ASSUMED_BYTES = 2**20
 _BATCHES_PER_BLOCK, _READING_AHEAD = 8, 4
 """Of training: micro-batches that one task reads the images of, and tasks of a worker at a time."""
 
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Keeps glibc from returning every large tensor to the system: without, a training step on a CPU takes several times
 as long, most of it in page faults."""
 
@@ -408,7 +408,7 @@ def start_ray() -> None:
     # Ray's workers, and the engines in them, would otherwise yield to every other process of the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(_import_paths()), **_MALLOC}}
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(_import_paths()), **MALLOC}}
     if "RAY_ADDRESS" in os.environ:
         ray.init(runtime_env=environment, log_to_driver=False)
         return

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from mpa_ray.checkpoints import base_of_adapter
-from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, resolve_path
+from mpa_ray.config import EvaluationRunConfig, LevelConfig, LoraConfig, ModelConfig, RunConfig, resolve_path
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.errors import ConfigError
@@ -40,6 +41,7 @@ def check_run(config: RunConfig) -> None:
     check_model(config.teacher, "teacher.model")
     for index, student in enumerate(config.students):
         check_model(student, f"students.{index}.model")
+        check_level(student.level, f"students.{index}.level")
     check_evaluation(config)
 
 
@@ -93,6 +95,24 @@ def check_model(config: ModelConfig, field: str) -> None:
     if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
         raise ConfigError(field, config.model, f"has no processor ({' or '.join(_PROCESSOR_FILES)}).",
                           "Save the model's processor beside its weights.")  # fmt: skip
+
+
+def check_level(config: LevelConfig, field: str) -> None:
+    """Raises ConfigError where a way of training needs what is not there."""
+    if isinstance(config.method, LoraConfig) and config.method.quantize:
+        told = f"{field}.method.quantize"
+        if not config.gpus_per_worker:
+            raise ConfigError(told, True, "needs a GPU.", "Set level.gpus_per_worker, or leave it out.")
+        if config.parallel == "fsdp":
+            raise ConfigError(told, True, "does not go with parallel: fsdp.", "Choose one of them.")
+        _check_package(told, True, "bitsandbytes")
+    for service in config.report_to:
+        _check_package(f"{field}.report_to", service, {"tensorboard": "tensorboardX"}.get(service, service))
+
+
+def _check_package(field: str, value: object, package: str) -> None:
+    if find_spec(package) is None:
+        raise ConfigError(field, value, f"the package {package} is not installed.", f"pip install {package}.")
 
 
 def _check_hub_name(model: str, field: str) -> None:

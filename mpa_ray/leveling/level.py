@@ -103,8 +103,10 @@ def level(
     _check_images(run, folder, training, num_samples, config.limits.max_failed_rate)
     for resumed in training["resumed"][len(earlier["resumed"]) :]:
         repeated = max(0, resumed["had_reached"] - resumed["from_step"])
-        say(f"level {student.name}: went on from step {resumed['from_step']} on {resumed['workers']} workers; {repeated} "
-            "steps that were told of before were done again")  # fmt: skip
+        say(
+            f"level {student.name}: went on from step {resumed['from_step']} on {resumed['workers']} workers; "
+            f"{repeated} steps that were told of before were done again"
+        )
 
 
 def _training_so_far(run: Run, folder: str) -> dict[str, Any]:

@@ -144,6 +144,23 @@ def test_preflight_names_questions_that_are_not_there(tree: dict[str, Any]) -> N
         checked({**tree, "evaluate": {"benchmarks": [{"path": "/no/such.jsonl", "metric": "accuracy"}]}})
 
 
+@pytest.mark.parametrize(
+    ("level", "problem"),
+    [
+        ({"method": {"kind": "lora", "quantize": True}}, r"level\.method\.quantize = True: needs a GPU"),
+        ({"method": {"kind": "lora", "quantize": True}, "gpus_per_worker": 1, "parallel": "fsdp"}, "does not go with"),
+        ({"report_to": ["wandb"]}, r"report_to = 'wandb': the package wandb is not installed. pip install wandb"),
+    ],
+)
+def test_preflight_names_ways_of_training_that_need_what_is_not_there(
+    level: dict[str, Any], problem: str, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpa_ray.preflight.find_spec", lambda package: None if package == "wandb" else package)
+    tree["students"][0]["level"] = level
+    with pytest.raises(ConfigError, match=problem):
+        checked(tree)
+
+
 def test_evaluation_alone_needs_neither_source_nor_students(tree: dict[str, Any], tmp_path: Path) -> None:
     alone = {"run_dir": "r", "evaluate": {"benchmarks": [{"path": "q.jsonl"}], "models": [{"name": "a", "model": "m"}]}}
     assert type(load_evaluation(written(alone, tmp_path))) is EvaluationRunConfig

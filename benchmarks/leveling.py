@@ -1,0 +1,226 @@
+"""Leveling against a plain `transformers.Trainer` with random batches: same model, rows, collator and adapters.
+
+    python benchmarks/leveling.py [--num-samples 512] [--repetitions 3]
+
+The set is of mixed lengths: pictures of 112 to 448 pixels a side, 16 to 256 image tokens. Both train the adapters of a
+random Qwen2-VL of some 6 million parameters for one epoch, 32 samples a step; the plain Trainer takes 4 random batches
+of 8 for a step, from a data loader with a process of its own, and ours as many tokens at a time as 8 of the longest
+rows have. They take turns, with the same threads and settings of malloc. Rates leave the first 5 steps out; the loss is
+measured afterwards, on rows that neither has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from mpa_ray.config import LevelConfig, LoraConfig, RunConfig
+from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
+from mpa_ray.leveling.collator import AnswerCollator
+from mpa_ray.leveling.epoch import TrainingRow
+from mpa_ray.leveling.level import level, num_tokens, plan
+from mpa_ray.leveling.loss import answer_loss, weight_of
+from mpa_ray.leveling.scope import prepare_for_training
+from mpa_ray.progress import say
+from mpa_ray.records import ParitySample
+from mpa_ray.rendering import load_processor, render
+from mpa_ray.store.run import Run
+from mpa_ray.tasks.library import TASKS
+
+SIDES = (112, 168, 224, 336, 448)
+PIXELS = (112 * 112, 448 * 448)
+BATCH, MICRO_BATCH, LOG_EVERY = 32, 8, 5
+TASK = TASKS["demo_world"]
+LEVEL = LevelConfig(method=LoraConfig(rank=8), learning_rate=1e-3, batch_size=BATCH, report_to=())
+
+
+def build_model(folder: Path) -> None:
+    """A Qwen2-VL with random weights, large enough for computing to outweigh all else."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    from mpa_ray.demo import train
+
+    tokenizer = train.build_tokenizer(WorldSpec())
+    small: dict[str, Any] = train.build_model(tokenizer).config.to_dict()
+    torch.manual_seed(0)
+    config = Qwen2VLConfig(
+        text_config=small["text_config"] | {
+            "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "layer_types": ["full_attention"] * 4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
+        },
+        vision_config=small["vision_config"] | {
+            "depth": 4, "embed_dim": 256, "hidden_size": 256, "num_heads": 4, "mlp_ratio": 4,
+        },
+        **{name: small[name] for name in small if name.endswith("_token_id")},
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+    train.build_processor(tokenizer, image_size=448).save_pretrained(folder)
+
+
+def make_samples(folder: Path, count: int, model: str) -> list[ParitySample]:
+    """Questions on pictures of all sizes, with the lengths that identification would have measured."""
+    folder.mkdir()
+    rng, processor = random.Random(0), load_processor(model)
+    found: list[ParitySample] = []
+    while len(found) < count:
+        scene = sample_scene(WorldSpec(), rng)
+        question = sample_question(scene, rng)
+        if question is None:
+            continue
+        side = rng.choice(SIDES)
+        picture = paint(scene).resize((side, side), Image.Resampling.BICUBIC)
+        path = folder / f"{len(found):05d}.png"
+        picture.save(path)
+        prompt = render(processor, TASK.answer_prompt(question.question))
+        length = processor(text=[prompt], images=[[picture]])["input_ids"]
+        found.append(ParitySample(f"{path.name}#0", path.name, str(path), question.question, question.answer, "?",
+                                  None, len(length[0])))  # fmt: skip
+    return found
+
+
+def rate_of(marks: Sequence[tuple[int, float]]) -> float:
+    """Samples per second between the first and the last (step, seconds)."""
+    (first, began), (last, ended) = marks[0], marks[-1]
+    return BATCH * (last - first) / (ended - began)
+
+
+def train_plainly(model: str, samples: list[ParitySample], folder: Path) -> tuple[float, float, Any]:
+    """Samples per second, share of padding, and the trained model."""
+    from transformers import AutoModelForImageTextToText, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+    set_seed(0)
+    collator = AnswerCollator(load_processor(model), TASK, *PIXELS)
+    marks: list[tuple[int, float]] = []
+    computed = padded = 0
+
+    def collate(rows: list[TrainingRow]) -> dict[str, torch.Tensor]:
+        return collator(rows, [Path(row.uri).read_bytes() for row in rows])
+
+    class Mark(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002
+            if state.global_step % LOG_EVERY == 0:
+                marks.append((state.global_step, time.monotonic()))
+
+    class Counting(Trainer):
+        def training_step(self, model: Any, inputs: Any, *rest: Any) -> torch.Tensor:
+            nonlocal computed, padded
+            computed += int(inputs["attention_mask"].sum())
+            padded += inputs["attention_mask"].numel()
+            return super().training_step(model, inputs, *rest)
+
+    adapted = prepare_for_training(AutoModelForImageTextToText.from_pretrained(model), LEVEL.method)
+    trainer = Counting(
+        model=adapted, train_dataset=[TrainingRow(sample, 0) for sample in samples], data_collator=collate,  # type: ignore[arg-type]
+        callbacks=[Mark()],
+        args=TrainingArguments(
+            output_dir=str(folder), num_train_epochs=1, per_device_train_batch_size=MICRO_BATCH,
+            gradient_accumulation_steps=BATCH // MICRO_BATCH, learning_rate=LEVEL.learning_rate,
+            lr_scheduler_type="linear", warmup_steps=int(LEVEL.warmup_ratio * len(samples) / BATCH), max_grad_norm=1.0,
+            save_strategy="no", use_cpu=True, remove_unused_columns=False, report_to=[], disable_tqdm=True,
+            dataloader_num_workers=1, dataloader_pin_memory=False, seed=0, logging_strategy="no",
+        ),
+    )  # fmt: skip
+    trainer.train()
+    return rate_of(marks), 1 - computed / padded, trainer.model
+
+
+def train_ours(model: str, samples: list[ParitySample], folder: Path) -> tuple[float, float, Any]:
+    from transformers import AutoModelForImageTextToText
+
+    longest = max(map(num_tokens, samples))
+    settings = LEVEL.model_copy(update={"tokens_per_micro_batch": MICRO_BATCH * longest})
+    tree = {
+        "run_dir": str(folder),
+        "source": {"path": "."},
+        "task": TASK.name,
+        "teacher": {"model": "none"},
+        "students": [{"name": "s", "model": model, "min_pixels": PIXELS[0], "max_pixels": PIXELS[1],
+                      "level": settings.model_dump()}],
+    }  # fmt: skip
+    config = RunConfig.model_validate(tree)
+    run = Run.open(str(folder))
+    level(run, config, config.students[0], TASK, plan(samples, [], settings), "students/s/parity", "")
+    log = [row for row in run.read_json("students/s/parity/training.json")["log"] if "samples_per_s" in row]
+    seconds = [BATCH * LOG_EVERY / row["samples_per_s"] for row in log[1:]]
+    rate = BATCH * LOG_EVERY * len(seconds) / sum(seconds)
+    padding = statistics.fmean(row["padding_share"] for row in log)
+    return rate, padding, AutoModelForImageTextToText.from_pretrained(folder / "students/s/parity/merged")
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def loss_of(trained: Any, model: str, rows: list[ParitySample]) -> float:
+    collator = AnswerCollator(load_processor(model), TASK, *PIXELS)
+    total = weight = 0.0
+    for start in range(0, len(rows), MICRO_BATCH):
+        part = rows[start : start + MICRO_BATCH]
+        batch = collator([TrainingRow(row, 0) for row in part], [Path(row.uri).read_bytes() for row in part])
+        total += float(answer_loss(trained.eval(), batch, 1.0, "token"))
+        weight += weight_of(batch["labels"], "token")
+    return total / weight
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-samples", type=int, default=640)
+    parser.add_argument("--repetitions", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_flush_denormal(True)
+    rows: dict[str, dict[str, list[float]]] = {
+        name: {"samples_per_s": [], "padding_share": [], "loss": []} for name in ("plain Trainer", "mpa_ray")
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        model = str(Path(scratch, "model"))
+        build_model(Path(model))
+        samples = make_samples(Path(scratch, "images"), options.num_samples + 64, model)
+        held_out, samples = samples[:64], samples[64:]
+        for repetition in range(options.repetitions):
+            for name, train in (("plain Trainer", train_plainly), ("mpa_ray", train_ours)):
+                rate, padding, trained = train(model, samples, Path(scratch, f"{name}-{repetition}".replace(" ", "-")))
+                found = {"samples_per_s": rate, "padding_share": padding, "loss": loss_of(trained, model, held_out)}
+                say(f"{name}: {found}")
+                for key, value in found.items():
+                    rows[name][key].append(round(value, 4))
+                del trained
+                gc.collect()
+    medians = {name: statistics.median(row["samples_per_s"]) for name, row in rows.items()}
+    results = {
+        "conditions": {
+            "command": " ".join(["python", *sys.argv]), "cores": len(os.sched_getaffinity(0)),
+            "machine": platform.machine(),
+            "versions": {name: version(name) for name in ("ray", "torch", "transformers", "peft")},
+        },
+        "rows": rows,
+        "ratio": round(medians["mpa_ray"] / medians["plain Trainer"], 3),
+    }  # fmt: skip
+    (ROOT / "benchmarks/results/leveling.json").write_text(json.dumps(results, indent=2) + "\n")
+    say(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    from mpa_ray.flow import MALLOC, start_ray
+
+    if not MALLOC.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})
+    start_ray()
+    main()
