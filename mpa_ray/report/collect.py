@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -41,7 +42,9 @@ def collect(run: Run, config: RunConfig) -> dict[str, Any]:
                 "measured": _measured(scores, s.name),
                 "replay_share": s.level.replay_share,
                 "training": _training(run, run.student_dir(s.name)),
-                "warnings": _warnings(counts["kept"][s.name], _measured(scores, s.name)),
+                "warnings": _warnings(
+                    counts["kept"][s.name], _measured(scores, s.name), _training(run, run.student_dir(s.name))
+                ),
             }
             for s in config.students
         },
@@ -171,16 +174,30 @@ def _training(run: Run, folder: str) -> dict[str, Any] | None:
     path = f"{folder}/training.json"
     if not run.storage.exists(path):
         return None
-    log = run.read_json(path)["log"]
-    losses = [{"step": row["step"], "loss": row["loss"]} for row in log if "loss" in row]
-    return {"losses": losses}
+    training = run.read_json(path)
+    told = [row for row in training["log"] if "loss" in row]
+    speeds = ("samples_per_s", "supervised_tokens_per_s", "padding_share", "data_wait_share", "memory_gib")
+    return {
+        "losses": [{"step": row["step"], "loss": row["loss"]} for row in told],
+        "held_out_losses": [
+            {"step": row["step"], "loss": row["eval_loss"]} for row in training["log"] if "eval_loss" in row
+        ],
+        "best_step": training["best_step"],
+        "resumed": training["resumed"],
+        # The first rows tell of warming up.
+        "speed": {name: statistics.median(row[name] for row in told[1:] or told) for name in speeds} if told else {},
+    }
 
 
-def _warnings(num_parity: int, measured: dict[str, Any]) -> list[str]:
+def _warnings(num_parity: int, measured: dict[str, Any], training: dict[str, Any] | None) -> list[str]:
     """The failure signatures that the method's authors name."""
     found = []
     if num_parity < 100:
         found.append(f"only {num_parity} parity samples: too few to learn from (under 100)")
+    losses = [row["loss"] for row in training["losses"]] if training else []
+    quarter = len(losses) // 4
+    if quarter and statistics.fmean(losses[-quarter:]) >= statistics.fmean(losses[:quarter]):
+        found.append("the loss did not fall: lower the learning rate, or look at the samples")
     for benchmark, result in measured.items():
         for group, row in result["groups"].items():
             gain = 100 * row["gain"]["mean"]
