@@ -99,7 +99,7 @@ def leveled(samples: list[ParitySample], folder: Path, settings: LevelConfig) ->
     student = StudentConfig(name="s", model=MODEL, min_pixels=3136, max_pixels=12544, level=settings)
     config = RunConfig.model_validate({**scripted_tree(folder / "images", folder), "students": [student.model_dump()]})
     run = Run.open(config.run_dir)
-    level(run, config, student, TASK, plan(samples, [], settings), "students/s/parity")
+    level(run, config, student, TASK, plan(samples, [], settings), "students/s/parity", "a card")
     return run
 
 
