@@ -83,6 +83,8 @@ def build(family: str, folder: Path) -> Path:
             # Larger than at the start of a training, so that answers depend on what is seen.
             if weights.dim() > 1 and "norm" not in name:
                 weights.normal_(std=0.2 if "embed" in name or "lm_head" in name else weights.shape[-1] ** -0.5)
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

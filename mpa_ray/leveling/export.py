@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText
 
 from mpa_ray.config import LevelConfig, LoraConfig
@@ -59,6 +62,7 @@ def export(
             model = model.merge_and_unload()
         processor.save_pretrained(merged)
         _save(model, merged, card)
+        _rename_for_vllm(merged, model.config.model_type)
         before = check.answers(model, processor)
         again = AutoModelForImageTextToText.from_pretrained(merged, dtype=model.dtype)
         after = check.answers(again, load_processor(str(merged)))
@@ -72,6 +76,29 @@ def export(
 def _save(model: Any, target: Path, card: str) -> None:
     model.save_pretrained(target)
     (target / "README.md").write_text(card, encoding="utf-8")
+
+
+_OTHER_NAMES = {
+    # transformers 5 saves the tower's weights without the level at which vLLM (and older transformers) looks for them.
+    kind: (re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)"), r"\1vision_model.")
+    for kind in ("llava", "llava_next", "llava_onevision")
+}
+"""Of weights in a saved checkpoint, by the model's type: what vLLM calls otherwise; transformers reads both."""
+
+
+def _rename_for_vllm(folder: Path, model_type: str) -> None:
+    if model_type not in _OTHER_NAMES:
+        return
+    pattern, wanted = _OTHER_NAMES[model_type]
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as content:
+            weights = {pattern.sub(wanted, name): content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        save_file(weights, file, metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        told = json.loads(index.read_text())
+        told["weight_map"] = {pattern.sub(wanted, name): file for name, file in told["weight_map"].items()}
+        index.write_text(json.dumps(told, indent=2))
 
 
 class Check:

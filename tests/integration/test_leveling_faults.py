@@ -130,7 +130,7 @@ def test_a_worker_is_killed(moment: str, images: Path, prepared: Path, undisturb
     assert_same(run, undisturbed)
 
 
-@pytest.mark.parametrize("other", [{"num_workers": 1}, {"parallel": "fsdp"}, {"tokens_per_micro_batch": 4000}], ids=str)
+@pytest.mark.parametrize("other", [{"num_workers": 1, "tokens_per_micro_batch": 4000}, {"parallel": "fsdp"}], ids=str)
 def test_the_driver_is_killed_and_training_goes_on_otherwise(
     other: dict[str, Any], images: Path, prepared: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -143,6 +143,9 @@ def test_the_driver_is_killed_and_training_goes_on_otherwise(
     assert 0 < resumed["from_step"] < NUM_STEPS
     assert resumed["workers"] == other.get("num_workers", 2)
     assert_same(run, undisturbed)
+    assert run_job("level", tree_at(images, run, **other), tmp_path).stdout.splitlines() == [
+        "level small: already done"
+    ]
 
 
 def test_shards_and_copies_of_a_model_learn_alike(
