@@ -33,7 +33,7 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
     if not folder.is_dir():
         return model
     digest = hashlib.sha256()
-    for file in sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")):
+    for file in sorted(f for f in folder.iterdir() if f.is_file() and _counts(f.name)):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}:".encode())
         with file.open("rb") as content:
@@ -46,6 +46,11 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
     identity = f"sha256:{digest.hexdigest()[:16]}"
     base = base_of_adapter(folder)
     return identity if base is None else f"{identity} on {model_identity(base, object_store)}"
+
+
+def _counts(name: str) -> bool:
+    """Whether a file makes the model what it is: a model card, which tells of its scores, does not."""
+    return not name.startswith(".") and name != "README.md"
 
 
 def base_of_adapter(folder: Path) -> str | None:
@@ -122,7 +127,9 @@ def _listing_digest(model: str, object_store: ObjectStoreConfig) -> str:
     from mpa_ray.object_store import ObjectStore, split_uri
 
     bucket, prefix = split_uri(model.rstrip("/") + "/")
-    found = list(ObjectStore(object_store).list(bucket, prefix, nested=False))
+    found = [
+        f for f in ObjectStore(object_store).list(bucket, prefix, nested=False) if _counts(f.key.rpartition("/")[2])
+    ]
     if not found:
         raise ConfigError("model", model, "holds no files.", "Check the bucket and the prefix.")
     told = "".join(f"{f.key.removeprefix(prefix)}:{f.num_bytes}:{f.etag};" for f in found)
