@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from mpa_ray.config import FullConfig, LevelConfig, LoraConfig, RunConfig, StudentConfig, resolve_path
+from mpa_ray.config import FullConfig, HoldoutConfig, LevelConfig, LoraConfig, RunConfig, StudentConfig, resolve_path
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
 from mpa_ray.errors import RunError
 from mpa_ray.leveling.collator import AnswerCollator
 from mpa_ray.leveling.epoch import TrainingRow
 from mpa_ray.leveling.level import level, plan
-from mpa_ray.leveling.loss import IGNORED_LABEL
+from mpa_ray.leveling.loss import IGNORED_LABEL, answer_loss, weight_of
 from mpa_ray.leveling.scope import part_of, prepare_for_training
 from mpa_ray.records import ParitySample
 from mpa_ray.rendering import load_processor, render
@@ -142,3 +142,28 @@ def test_leveling_end_to_end(
     assert {part_of(name) for name in changed} == {"language"}
     assert load_processor(str(tmp_path / "students/s/parity/merged"))
     assert (tmp_path / "students/s/parity/adapter").is_dir() == isinstance(method, LoraConfig)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_best_weights_on_held_out_samples_are_exported(samples: list[ParitySample], tmp_path: Path) -> None:
+    # So high a rate spoils the model after its first steps, and training stops early.
+    settings = LevelConfig(
+        learning_rate=0.3, warmup_ratio=0.0, batch_size=4,
+        holdout=HoldoutConfig(share=0.2, every_steps=1, patience=2),
+    )  # fmt: skip
+    planned = plan(samples, [], settings)
+    trained = {row.sample.annotation_id for step in planned.epoch.steps for row in step}
+    held_out = {row.sample.annotation_id for row in planned.held_out}
+    assert (len(held_out), len(trained)) == (8, 32)
+    assert not held_out & trained
+    run = leveled(samples, tmp_path, settings)
+    training = run.read_json("students/s/parity/training.json")
+    losses = {row["step"]: row["eval_loss"] for row in training["log"] if "eval_loss" in row}
+    assert training["best_step"] == min(losses, key=lambda step: losses[step])
+    assert training["step"] == training["best_step"] + 2 < training["num_steps"]
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "students/s/parity/merged", dtype=torch.float32)
+    rows = list(planned.held_out)
+    batch = collator()(rows, contents([row.sample for row in rows]))
+    with torch.no_grad():
+        found = answer_loss(merged.eval(), batch, weight_of(batch["labels"], "token"), "token")
+    assert float(found) == pytest.approx(losses[training["best_step"]], rel=1e-3)

@@ -1,0 +1,33 @@
+"""What an exported student says of itself, and the rates of its parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from mpa_ray.config import FullConfig, LoraConfig, RunConfig
+from mpa_ray.leveling.scope import learning_rates
+from mpa_ray.report.card import model_card
+from tests.conftest import scripted_tree
+
+
+def test_a_card_tells_data_teacher_task_counts_versions_and_scores(tmp_path: Path) -> None:
+    config = RunConfig.model_validate(scripted_tree(tmp_path, tmp_path / "run"))
+    group = {"all": {"mean": 0.5, "low": 0.4, "high": 0.6, "num_questions": 80}}
+    scores = {"held": {"metric": {"name": "anls"}, "models": {
+        "small.before": {"groups": group}, "small.after": {"groups": {"all": {**group["all"], "mean": 0.75}}},
+    }}}  # fmt: skip
+    card = model_card(config, config.students[0], {"D_PI": 12, "mixed in": 3}, {"ray": "2.60.0"}, scores)
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front)["base_model"] == "scripted"
+    for part in ("aligned with `scripted`", "| task | demo_world |", "| D_PI | 12 samples |", "kind lora", "ray 2.60.0",
+                 "| held | anls | 80 | 50.0 [40.0, 60.0] | 75.0 [40.0, 60.0] |"):  # fmt: skip
+        assert part in body
+    assert "benchmark" not in model_card(config, config.students[0], {}, {})
+
+
+def test_parts_have_rates_of_their_own_in_full_training() -> None:
+    assert set(learning_rates(LoraConfig(), 1e-3).values()) == {1e-3}
+    own = FullConfig(kind="full", parts=("language", "vision"), projector_learning_rate=5e-4)
+    assert learning_rates(own, 1e-3) == {"language": 1e-3, "projector": 5e-4, "vision": 1e-4}
