@@ -7,7 +7,7 @@ VLLM   ?= 0.29.0
 DEMO   ?= runs/demo-$(SEED)
 IMAGES ?= 4000
 
-.PHONY: demo setup format check test other-vllm bench bench-metrics bench-scale bench-chaos models
+.PHONY: demo setup format check test other-vllm bench bench-leveling bench-metrics bench-scale bench-chaos models
 
 demo: setup ## Align the bundled student with the bundled teacher, from unlabeled images to a report
 	$(PYTHON) -m mpa_ray.demo.images --out $(DEMO)/data --num-images $(IMAGES) --seed $(SEED)
@@ -40,6 +40,9 @@ other-vllm: ## The engine's tests with another vLLM, in an environment of its ow
 
 bench: setup ## Throughput against everything else, three quarters of an hour; writes benchmarks/results
 	$(PYTHON) -m benchmarks.throughput
+
+bench-leveling: setup ## Leveling against a plain Trainer: 4 minutes
+	$(PYTHON) benchmarks/leveling.py --num-samples 384 --repetitions 2
 
 bench-metrics: setup ## A million strings through every metric, a million predictions scored: 10 minutes
 	$(PYTHON) benchmarks/metrics.py
