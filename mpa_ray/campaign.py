@@ -211,7 +211,10 @@ def _check_export(config: RunConfig, run: Run, student: StudentConfig, folder: s
     if other:
         told = "; ".join(f"{row.question!r}: {row.prediction!r}, not {row.answers[0]!r}" for row in other[:3])
         if len(other) > len(asked) / 2:
-            raise RunError(f"{folder}/merged does not answer in {student.engine.kind} as in transformers: {told}")
+            raise RunError(
+                f"{folder}/merged does not answer in {student.engine.kind} as in transformers: {told}. "
+                f"Delete {run.storage.root}/{folder} to train anew."
+            )
         say(f"WARNING: {folder}/merged: {len(other)} of {len(asked)} answers are others in {student.engine.kind} than "
             f"in transformers (likely near-ties): {told}")  # fmt: skip
 

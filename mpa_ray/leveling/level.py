@@ -73,24 +73,7 @@ def level(
         card=card,
         max_new_tokens=config.answer.max_new_tokens,
     )
-    file_system, root = run.storage.arrow()
-    trainer = TorchTrainer(
-        lambda: train(job),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=settings.num_workers,
-            use_gpu=settings.gpus_per_worker > 0,
-            resources_per_worker={"CPU": settings.cpus_per_worker}
-            | ({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            # The same name in the same place makes Ray Train continue from its last reported checkpoint.
-            name="checkpoints",
-            storage_path=f"{root}/{folder}",
-            storage_filesystem=file_system,
-            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        ),
-    )
+    trainer = _trainer(job, run)
     with (
         Progress(f"level {student.name}", job.num_steps, "steps", earlier["step"]) as progress,
         _Follow(run, folder, progress, earlier["step"]),
@@ -107,6 +90,28 @@ def level(
             f"level {student.name}: went on from step {resumed['from_step']} on {resumed['workers']} workers; "
             f"{repeated} steps that were told of before were done again"
         )
+
+
+def _trainer(job: TrainingJob, run: Run) -> TorchTrainer:
+    settings = job.level
+    file_system, root = run.storage.arrow()
+    return TorchTrainer(
+        lambda: train(job),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.num_workers,
+            use_gpu=settings.gpus_per_worker > 0,
+            resources_per_worker={"CPU": settings.cpus_per_worker}
+            | ({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            # The same name in the same place makes Ray Train continue from its last reported checkpoint.
+            name="checkpoints",
+            storage_path=f"{root}/{job.folder}",
+            storage_filesystem=file_system,
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
 
 
 def _training_so_far(run: Run, folder: str) -> dict[str, Any]:

@@ -319,11 +319,12 @@ class ParityTrainer(Trainer):
                                     self.lr_scheduler, progress["has_best"])  # fmt: skip
         self._steps.first = self.state.global_step
         if self.state.is_world_process_zero:
-            earlier = json.loads(self._job.storage.read(f"{self._job.folder}/training.json"))
-            self._resumed = [
-                *earlier["resumed"],
-                {"from_step": self.state.global_step, "had_reached": earlier["step"], "workers": self.args.world_size},
-            ]
+            path, step = f"{self._job.folder}/training.json", self.state.global_step
+            # A checkpoint may be older than the first log.
+            told = self._job.storage.read(path) if self._job.storage.exists(path) else b"{}"
+            earlier = {"resumed": [], "step": step, **json.loads(told)}
+            now = {"from_step": step, "had_reached": earlier["step"], "workers": self.args.world_size}
+            self._resumed = [*earlier["resumed"], now]
 
     def _prepare_for_training(self, *arguments: Any) -> Any:
         prepared = super()._prepare_for_training(*arguments)

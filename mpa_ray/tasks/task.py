@@ -52,7 +52,7 @@ class Task(Settings):
     matcher: MatcherConfig = PlainMatch(kind="exact")
     """When two answers agree, unless `identify.matcher` says otherwise."""
     metric: str = "exact_match"
-    """Scores answers in evaluation, unless the benchmark or `evaluate.metric` says otherwise."""
+    """Scores answers in evaluation, unless the benchmark has a metric of its own."""
     max_answer_words: int = Field(20, ge=1)
     """A pair with a longer answer is dropped as `answer_too_long`."""
 
