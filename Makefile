@@ -41,8 +41,8 @@ other-vllm: ## The engine's tests with another vLLM, in an environment of its ow
 bench: setup ## Throughput against everything else, three quarters of an hour; writes benchmarks/results
 	$(PYTHON) -m benchmarks.throughput
 
-bench-leveling: setup ## Leveling against a plain Trainer: 4 minutes
-	$(PYTHON) benchmarks/leveling.py --num-samples 384 --repetitions 2
+bench-leveling: setup ## Leveling against a plain Trainer: 6 minutes
+	$(PYTHON) benchmarks/leveling.py
 
 bench-metrics: setup ## A million strings through every metric, a million predictions scored: 5 minutes
 	$(PYTHON) benchmarks/metrics.py

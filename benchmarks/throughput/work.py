@@ -143,10 +143,10 @@ def build_larger_model(folder: Path, num_layers: int) -> None:
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-    from mpa_ray.demo.train import build_model, build_processor, build_tokenizer
+    from mpa_ray.demo.architectures import build_qwen2_vl, build_qwen2_vl_processor, build_tokenizer
 
     tokenizer = build_tokenizer(WorldSpec())
-    small: dict[str, Any] = build_model(tokenizer).config.to_dict()
+    small: dict[str, Any] = build_qwen2_vl(tokenizer).config.to_dict()
     torch.manual_seed(0)
     config = Qwen2VLConfig(
         text_config=small["text_config"] | {
@@ -165,7 +165,7 @@ def build_larger_model(folder: Path, num_layers: int) -> None:
         # The token that would end a reply never comes out on top: every reply has its full length.
         model.get_input_embeddings().weight[tokenizer.eos_token_id] = 0
     model.to(torch.bfloat16).save_pretrained(folder)
-    build_processor(tokenizer, image_size=448).save_pretrained(folder)
+    build_qwen2_vl_processor(tokenizer, image_size=448).save_pretrained(folder)
 
 
 def bind_cores(num_cores: int | None = None) -> None:

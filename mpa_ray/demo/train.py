@@ -1,8 +1,8 @@
-"""Train the bundled teacher and student from scratch: `python -m mpa_ray.demo.train --out DIR`.
+"""Train the bundled teacher and students from scratch: `python -m mpa_ray.demo.train --out DIR`.
 
-Both are Qwen2-VL built from a config. Each first learns sight, since nearly every sample ends with a description of the
-whole scene. The student is asked about six of the eight question families and never about the other two; the teacher
-goes on with all of them and with annotation.
+Each is built from a config, and first learns sight, since nearly every sample ends with a description of the whole
+scene. The students are asked about six of the eight question families and never about the other two; the teacher goes
+on with all of them and with annotation.
 """
 
 from __future__ import annotations
@@ -15,42 +15,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    Qwen2TokenizerFast,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
-)
 
-from mpa_ray.demo.world import Question, Scene, WorldSpec, describe, paint, questions, sample_question, sample_scene
-from mpa_ray.tasks.library import TASKS
+from mpa_ray.demo.architectures import DESCRIBE_PROMPT, INTERNVL, QWEN2_VL, TASK, Architecture
+from mpa_ray.demo.world import Question, Scene, WorldSpec, describe, paint, sample_question, sample_scene
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT
-
-TASK = TASKS["demo_world"]
-DESCRIBE_PROMPT = "Describe the whole image."
-PATCH, MERGE, TEMPORAL = 14, 2, 2
-IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
-)  # fmt: skip
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-QWEN_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 @dataclass(frozen=True)
@@ -75,142 +47,39 @@ DESCRIBE_ALONE_SHARE = 0.15
 """Share of the descriptions that are asked for at once, without questions before."""
 
 WITHHELD = {"count": 0.0, "place": 0.0}
-"""Families that the student is never asked about; what they ask for is in its descriptions all the same."""
+"""Families that the students are never asked about; what they ask for is in its descriptions all the same."""
 
 HARD = {"chart": 2.0, "word": 2.0, "position": 1.5}
 
-CURRICULA = {
-    "student": (
-        Stage("student-sight", 1200, 1.5e-3, 2e-5, 0.0, 1.0, 2, HARD | WITHHELD | {"number": 0.0}),
-        Stage("student-numbers", 120, 6e-4, 2e-5, 0.0, 0.5, 2, HARD | WITHHELD | {"number": 2.0}),
-    ),
-    "teacher": (
-        Stage("teacher-sight", 1200, 1.5e-3, 2e-4, 0.0, 1.0, 1, dict.fromkeys(("number", "word", "chart"), 0.02)),
-        Stage("teacher", 1200, 1.2e-3, 1e-5, 0.25, 0.0, 4, HARD),
-    ),
+STUDENT = (
+    Stage("student-sight", 1200, 1.5e-3, 2e-5, 0.0, 1.0, 2, HARD | WITHHELD | {"number": 0.0}),
+    Stage("student-numbers", 120, 6e-4, 2e-5, 0.0, 0.5, 2, HARD | WITHHELD | {"number": 2.0}),
+)
+TEACHER = (
+    Stage("teacher-sight", 1200, 1.5e-3, 2e-4, 0.0, 1.0, 1, dict.fromkeys(("number", "word", "chart"), 0.02)),
+    Stage("teacher", 1200, 1.2e-3, 1e-5, 0.25, 0.0, 4, HARD),
+)
+MODELS: dict[str, tuple[Architecture, tuple[Stage, ...]]] = {
+    "student": (QWEN2_VL, STUDENT),
+    "student-internvl": (INTERNVL, STUDENT),
+    "teacher": (QWEN2_VL, TEACHER),
 }
-"""The stages of each model, one after another from new weights."""
-
-
-# --- building --------------------------------------------------------------------------------------------------------
-
-
-def build_tokenizer(spec: WorldSpec, vocab_size: int = 640) -> Qwen2TokenizerFast:
-    """A byte-level BPE of our own with Qwen2-VL's special tokens, learned from the world's own sentences."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    rng = random.Random(0)
-    corpus = [f"system\n{SYSTEM_PROMPT}", "user\n", "assistant\n", TASK.annotation_prompt(), DESCRIBE_PROMPT] * 50
-    for _ in range(1500):
-        scene = sample_scene(spec, rng)
-        corpus.append(describe(scene))
-        instruction = TASK.answer_text("").strip()
-        corpus += [f"Question: {q.question}\nAnswer: {q.answer}\n{instruction}" for q in questions(scene)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    fast = Qwen2TokenizerFast(tokenizer_object=tokenizer)
-    fast.add_special_tokens(
-        {
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>",
-            "additional_special_tokens": [t for t in SPECIAL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")],
-        }
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    fast.model_max_length = 4096
-    return fast
-
-
-def build_processor(tokenizer: Qwen2TokenizerFast, image_size: int) -> Qwen2VLProcessor:
-    """Images are scaled to between 56 x 56 and `image_size` x `image_size` pixels of area."""
-    size = {"shortest_edge": 56 * 56, "longest_edge": image_size * image_size}
-    return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size, patch_size=PATCH, merge_size=MERGE),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=size, patch_size=PATCH, merge_size=MERGE),
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-def build_model(tokenizer: Qwen2TokenizerFast) -> Qwen2VLForConditionalGeneration:
-    """About 2 M parameters; the head size of 32 is the least that vLLM's CPU attention takes.
-
-    M-RoPE gives the lowest frequencies to columns. Split as in the large models, two columns of a 4 x 4 grid would
-    differ by 0.01 rad at most in so small a head, and left can't be told from right; with a low base throughout,
-    content no longer finds content over a distance. So time and rows get few, high frequencies and columns the rest.
-    """
-    token = tokenizer.convert_tokens_to_ids
-    hidden = 160
-    config = Qwen2VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": hidden,
-            "intermediate_size": 416,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 5,
-            "num_key_value_heads": 5,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [1, 3, 12]},
-            "bos_token_id": token("<|endoftext|>"),
-            "eos_token_id": token("<|im_end|>"),
-            "pad_token_id": token("<|endoftext|>"),
-            "tie_word_embeddings": True,
-        },
-        vision_config={
-            "depth": 2,
-            "embed_dim": 128,
-            "hidden_size": hidden,
-            "num_heads": 4,
-            "mlp_ratio": 3,
-            "patch_size": PATCH,
-            "spatial_merge_size": MERGE,
-            "temporal_patch_size": TEMPORAL,
-        },
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=True,
-    )
-    return Qwen2VLForConditionalGeneration(config)
+"""What each model is, and the stages of its training, one after another from new weights."""
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
-def patches(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Qwen2-VL's patches of square images whose sides are multiples of 28.
-
-    From (batch, side, side, 3) to (batch, patches, 1176), equal to what the image processor gives for each image.
-    """
-    batch, side = pixels.shape[0], pixels.shape[1]
-    scaled = ((pixels / 255 - np.asarray(IMAGE_MEAN)) / np.asarray(IMAGE_STD)).astype(np.float32)
-    grid = side // PATCH // MERGE
-    split = scaled.reshape(batch, grid, MERGE, PATCH, grid, MERGE, PATCH, 3)
-    ordered = split.transpose(0, 1, 4, 2, 5, 7, 3, 6)
-    doubled = np.repeat(ordered[:, :, :, :, :, :, None], TEMPORAL, axis=6)
-    return doubled.reshape(batch, (grid * MERGE) ** 2, 3 * TEMPORAL * PATCH * PATCH)
-
-
 class Samples:
     """An endless stream of training batches, drawn anew from the generator: no image is seen twice."""
 
-    def __init__(self, tokenizer: Qwen2TokenizerFast, spec: WorldSpec, stage: Stage, seed: int) -> None:
+    def __init__(self, architecture: Architecture, tokenizer: Any, spec: WorldSpec, stage: Stage, seed: int) -> None:
+        self._architecture = architecture
         self._encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
         self._spec, self._stage, self._rng = spec, stage, random.Random(seed)
         self._pad = tokenizer.pad_token_id
-        self._image_token_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        self._num_image_tokens = (spec.image_size // PATCH // MERGE) ** 2
+        self._image_token_id = tokenizer.convert_tokens_to_ids(architecture.image_text[1])
+        self._image = architecture.image(spec)
 
     def _first_turn(self, scene: Scene) -> tuple[str, str]:
         question = sample_question(scene, self._rng, self._stage.family_weights)
@@ -221,7 +90,6 @@ class Samples:
         return TASK.answer_prompt(question.question), question.answer
 
     def _sequence(self, scene: Scene) -> tuple[list[int], list[int]]:
-        image = "<|vision_start|>" + "<|image_pad|>" * self._num_image_tokens + "<|vision_end|>"
         prompt, reply = self._first_turn(scene)
         turns = [(prompt, reply)]
         for _ in range(self._stage.num_more_questions):
@@ -232,7 +100,7 @@ class Samples:
             turns.append((DESCRIBE_PROMPT, describe(scene)))
             if self._rng.random() < DESCRIBE_ALONE_SHARE:
                 turns = [(PREAMBLE + DESCRIBE_PROMPT, describe(scene))]
-        head = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{image}"
+        head = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{self._image}"
         ids: list[int] = []
         labels: list[int] = []
         for user, assistant in turns:
@@ -244,11 +112,9 @@ class Samples:
         return ids, labels
 
     def batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
-        side = self._spec.image_size
-        grid = torch.tensor([[1, side // PATCH, side // PATCH]] * batch_size)
         while True:
             scenes = [sample_scene(self._spec, self._rng) for _ in range(batch_size)]
-            pixels = patches(np.stack([np.asarray(paint(s)) for s in scenes]))
+            pixels = np.stack([np.asarray(paint(s)) for s in scenes])
             rows = [self._sequence(s) for s in scenes]
             length = -(-max(len(ids) for ids, _ in rows) // 32) * 32
             ids = torch.tensor([i + [self._pad] * (length - len(i)) for i, _ in rows])
@@ -258,9 +124,7 @@ class Samples:
                 "input_ids": ids,
                 "attention_mask": mask,
                 "labels": labels,
-                "pixel_values": torch.from_numpy(pixels.reshape(-1, pixels.shape[-1])),
-                "image_grid_thw": grid,
-                "mm_token_type_ids": (ids == self._image_token_id).int(),
+                **self._architecture.inputs(pixels, ids, self._image_token_id),
             }
 
 
@@ -277,7 +141,7 @@ def learning_rate(stage: Stage, step: int) -> float:
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _optimizers(model: Qwen2VLForConditionalGeneration) -> list[torch.optim.Optimizer]:
+def _optimizers(model: Any) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, norms and biases, at one learning rate.
 
     Muon's steps are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so that one schedule serves both.
@@ -291,7 +155,7 @@ def _optimizers(model: Qwen2VLForConditionalGeneration) -> list[torch.optim.Opti
 
 
 def train_stage(
-    model: Qwen2VLForConditionalGeneration,
+    model: Any,
     samples: Samples,
     stage: Stage,
     batch_size: int,
@@ -330,7 +194,7 @@ def train_stage(
 
 @torch.no_grad()
 def exact_match_shares(
-    model: Qwen2VLForConditionalGeneration, tokenizer: Qwen2TokenizerFast, spec: WorldSpec, num_images: int, seed: int
+    architecture: Architecture, model: Any, tokenizer: Any, spec: WorldSpec, num_images: int, seed: int
 ) -> dict[str, float]:
     """Share of held-out questions answered exactly right, greedily: over all, per family, and of whole descriptions."""
     model.eval()
@@ -342,11 +206,11 @@ def exact_match_shares(
         if question is not None:
             asked.append((scene, question))
     scenes = [scene for scene, _ in asked]
-    told = _replies(model, tokenizer, scenes, [TASK.answer_prompt(q.question) for _, q in asked], 12)
+    told = _replies(architecture, model, tokenizer, scenes, [TASK.answer_prompt(q.question) for _, q in asked], 12)
     right: dict[str, list[bool]] = {}
     for (_, question), answer in zip(asked, told, strict=True):
         right.setdefault(question.family, []).append(answer == question.answer)
-    described = _replies(model, tokenizer, scenes, [PREAMBLE + DESCRIBE_PROMPT] * len(scenes), 64)
+    described = _replies(architecture, model, tokenizer, scenes, [PREAMBLE + DESCRIBE_PROMPT] * len(scenes), 64)
     return {
         "all": float(np.mean([h for hits in right.values() for h in hits])),
         **{family: float(np.mean(hits)) for family, hits in sorted(right.items())},
@@ -355,14 +219,15 @@ def exact_match_shares(
 
 
 def _replies(
-    model: Qwen2VLForConditionalGeneration,
-    tokenizer: Qwen2TokenizerFast,
+    architecture: Architecture,
+    model: Any,
+    tokenizer: Any,
     scenes: list[Scene],
     prompts: list[str],
     max_new_tokens: int,
 ) -> list[str]:
-    side = scenes[0].spec.image_size
-    image = "<|vision_start|>" + "<|image_pad|>" * (side // PATCH // MERGE) ** 2 + "<|vision_end|>"
+    image = architecture.image(scenes[0].spec)
+    image_token_id = tokenizer.convert_tokens_to_ids(architecture.image_text[1])
     replies: list[str] = []
     for at in range(0, len(scenes), 50):
         some, asked = scenes[at : at + 50], prompts[at : at + 50]
@@ -372,13 +237,11 @@ def _replies(
             for prompt in asked
         ]
         inputs = tokenizer(texts, add_special_tokens=False, return_tensors="pt", padding=True, padding_side="left")
-        pixels = patches(np.stack([np.asarray(paint(s)) for s in some]))
+        pixels = np.stack([np.asarray(paint(s)) for s in some])
         out = model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
-            pixel_values=torch.from_numpy(pixels.reshape(-1, pixels.shape[-1])),
-            image_grid_thw=torch.tensor([[1, side // PATCH, side // PATCH]] * len(some)),
-            mm_token_type_ids=(inputs["input_ids"] == model.config.image_token_id).int(),
+            **architecture.inputs(pixels, inputs["input_ids"], image_token_id),
             max_new_tokens=max_new_tokens,
             do_sample=False,
         )
@@ -387,7 +250,7 @@ def _replies(
     return replies
 
 
-def save(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, path: Path) -> None:
+def save(model: Any, processor: Any, path: Path) -> None:
     model.save_pretrained(path)
     processor.save_pretrained(path)
 
@@ -396,27 +259,33 @@ def train_model(name: str, out: Path, seed: int, batch_size: int) -> None:
     """Train one model through its stages and save it as `out/name`, with a checkpoint every 200 steps on the way."""
     torch.manual_seed(seed)
     spec = WorldSpec()
-    tokenizer = build_tokenizer(spec)
-    processor, model = build_processor(tokenizer, spec.image_size), build_model(tokenizer)
+    architecture, stages = MODELS[name]
+    model, processor = architecture.build(spec)
+    tokenizer = processor.tokenizer
+    # What generates stops at the end of a turn, whatever a family's defaults are.
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens; "
           f"preamble {len(tokenizer(PREAMBLE)['input_ids'])} tokens", flush=True)  # fmt: skip
-    for index, stage in enumerate(CURRICULA[name]):
-        samples = Samples(tokenizer, spec, stage, seed * 1000 + index)
+    for index, stage in enumerate(stages):
+        samples = Samples(architecture, tokenizer, spec, stage, seed * 1000 + index)
 
         def checkpoint(step: int, stage: Stage = stage) -> None:
             save(model, processor, out / "checkpoints" / f"{stage.name}-{step}")
-            print(stage.name, step, exact_match_shares(model, tokenizer, spec, 100, seed=20_000), flush=True)
+            print(
+                stage.name, step, exact_match_shares(architecture, model, tokenizer, spec, 100, seed=20_000), flush=True
+            )
             model.train()
 
         train_stage(model, samples, stage, batch_size, out / f"{name}.jsonl", checkpoint)
     save(model, processor, out / name)
-    print(name, exact_match_shares(model, tokenizer, spec, 600, seed=10_000), flush=True)
+    print(name, exact_match_shares(architecture, model, tokenizer, spec, 600, seed=10_000), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for teacher/ and student/")
-    parser.add_argument("--models", nargs="+", choices=list(CURRICULA), default=list(CURRICULA))
+    parser.add_argument("--out", type=Path, required=True, help="folder for teacher/, student/ and student-internvl/")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--threads", type=int, default=2)
