@@ -35,9 +35,10 @@ sys.path.insert(0, str(ROOT))
 from mpa_ray.config import LevelConfig, LoraConfig, RunConfig
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
 from mpa_ray.leveling.collator import AnswerCollator
-from mpa_ray.leveling.epoch import TrainingRow
-from mpa_ray.leveling.level import level, num_tokens, plan
+from mpa_ray.leveling.epoch import TrainingRow, row_of
+from mpa_ray.leveling.level import level
 from mpa_ray.leveling.loss import answer_loss, weight_of
+from mpa_ray.leveling.plan import Supply, plan
 from mpa_ray.leveling.scope import prepare_for_training
 from mpa_ray.progress import say
 from mpa_ray.records import ParitySample
@@ -154,7 +155,7 @@ def train_plainly(model: str, samples: list[ParitySample], folder: Path) -> tupl
 def train_ours(model: str, samples: list[ParitySample], folder: Path) -> tuple[float, float, Any]:
     from transformers import AutoModelForImageTextToText
 
-    longest = max(map(num_tokens, samples))
+    longest = max(row_of(sample).num_tokens for sample in samples)
     settings = LEVEL.model_copy(update={"tokens_per_micro_batch": MICRO_BATCH * longest})
     tree = {
         "run_dir": str(folder),
@@ -166,7 +167,9 @@ def train_ours(model: str, samples: list[ParitySample], folder: Path) -> tuple[f
     }  # fmt: skip
     config = RunConfig.model_validate(tree)
     run = Run.open(str(folder))
-    level(run, config, config.students[0], TASK, plan(samples, [], settings), "students/s/parity", "")
+    folder_in_run = "students/s/parity"
+    planned = plan(run, folder_in_run, Supply(lambda: samples, lambda: []), settings)
+    level(run, config, config.students[0], TASK, planned, folder_in_run, "")
     log = [row for row in run.read_json("students/s/parity/training.json")["log"] if "samples_per_s" in row]
     seconds = [BATCH * LOG_EVERY / row["samples_per_s"] for row in log[1:]]
     rate = BATCH * LOG_EVERY * len(seconds) / sum(seconds)

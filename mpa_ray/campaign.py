@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from mpa_ray.config import EvaluateConfig, EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig
+from mpa_ray.config import BenchmarkConfig, EvaluateConfig, EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig
 from mpa_ray.corpus.index import index_shards, index_source
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import ConfigError, RunError
-from mpa_ray.evaluation.questions import lay_out, metric_of
+from mpa_ray.evaluation.questions import labelled_samples, lay_out, metric_of
 from mpa_ray.evaluation.score import score_benchmark
 from mpa_ray.matching import matcher_label, matcher_of
 from mpa_ray.passes import Outstanding, run_missing, run_shards, timed
 from mpa_ray.preflight import check_evaluation, check_run, task_of
 from mpa_ray.progress import Progress, say
-from mpa_ray.records import LabelledQuestion, Prediction
+from mpa_ray.records import EpochCounts, LabelledQuestion, ParitySample, Prediction
 from mpa_ray.report.card import model_card
+from mpa_ray.report.collect import forgetting
 from mpa_ray.report.scores import render_scores
 from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.identify import Identify, WorthAsking
 from mpa_ray.stages.judge import parity_samples
 from mpa_ray.stages.predict import Predict
 from mpa_ray.stages.rejudge import Changes
-from mpa_ray.stages.top_up import further_samples
 from mpa_ray.store import fingerprint
 from mpa_ray.store.dataset import Dataset, JoinedDatasets, ShardedDataset, shard_name
-from mpa_ray.store.parity import export_parity, read_parity
+from mpa_ray.store.parity import export_parity, parity_of
 from mpa_ray.store.run import Manifest, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mpa_ray.flow import Pass
+    from mpa_ray.leveling.plan import Supply
 
 ARM = "parity"
 
@@ -170,19 +171,32 @@ def _level(config: RunConfig, student: StudentConfig) -> None:
         raise RunError(f"{student.name} has no parity samples yet: run jobs/identify.py.")
     from mpa_ray import flow
     from mpa_ray.leveling.level import level as level_student
-    from mpa_ray.leveling.level import plan
+    from mpa_ray.leveling.plan import plan
 
     flow.start_ray()
     with timed(run, f"level {student.name}"):
-        verdicts = partial(run.verdicts(student.name).rows, run.manifest().shards)
-        parity = read_parity(run, student.name)
-        further = further_samples(parity, verdicts, student.level)
-        planned = plan(parity, further, student.level)
-        counts = {"D_PI": len(parity), "mixed in": len(further), "held out": len(planned.held_out)}
-        run.write_json(f"{folder}/samples.json", counts)
-        level_student(run, config, student, task, planned, folder, model_card(config, student, counts, _versions()))
+        planned = plan(run, folder, _supply(config, run, student), student.level)
+        card = model_card(config, student, planned.counts, _versions())
+        level_student(run, config, student, task, planned, folder, card)
+        if (warning := forgetting(run.read_json(f"{folder}/training.json")["retained"])) is not None:
+            say(f"WARNING: {student.name} {warning}")
     _check_export(config, run, student, folder)
     run.storage.create(f"{folder}/complete.json", b"{}")
+
+
+def _supply(config: RunConfig, run: Run, student: StudentConfig) -> Supply:
+    from mpa_ray.leveling.plan import Supply
+
+    def labelled(benchmark: BenchmarkConfig | None) -> Callable[[], Iterator[ParitySample]] | None:
+        return None if benchmark is None else partial(labelled_samples, benchmark, Places(config.object_store))
+
+    holdout = student.level.holdout
+    return Supply(
+        parity=partial(parity_of, run, student.name),
+        verdicts=partial(run.verdicts(student.name).rows, run.manifest().shards),
+        replayed=labelled(student.level.replay_from),
+        held_out=labelled(holdout.questions if holdout is not None else None),
+    )
 
 
 def _check_export(config: RunConfig, run: Run, student: StudentConfig, folder: str) -> None:
@@ -276,7 +290,8 @@ def evaluate(config: EvaluationRunConfig, score_only: bool = False) -> None:
 def _write_cards(config: RunConfig, run: Run, student: StudentConfig, scores: dict[str, Any]) -> None:
     folder = run.student_dir(student.name, ARM)
     if run.storage.exists(f"{folder}/complete.json"):
-        card = model_card(config, student, run.read_json(f"{folder}/samples.json"), _versions(), scores).encode()
+        counts = EpochCounts(**run.read_json(f"{folder}/epoch/manifest.json"))
+        card = model_card(config, student, counts, _versions(), scores).encode()
         for part in ("merged", "adapter"):
             if run.storage.exists(f"{folder}/{part}/README.md"):
                 run.storage.write(f"{folder}/{part}/README.md", card)

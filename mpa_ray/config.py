@@ -329,11 +329,48 @@ class FullConfig(Settings):
     """Peak rate of the vision tower; None is a tenth of `learning_rate`."""
 
 
+class BenchmarkConfig(Settings):
+    """A labelled benchmark; every path is local or at s3://."""
+
+    kind: Literal[
+        "textvqa", "stvqa", "chartqa", "okvqa", "vqav2", "docvqa", "infovqa", "gqa", "pathvqa", "vqa_rad", "slake",
+        "questions",
+    ] = "questions"  # fmt: skip
+    """In whose format the files are; `questions` is any JSON lines, JSON list or Parquet of your own."""
+    path: str
+    """The official file with the questions, or a Parquet mirror: a file, a folder or a glob. Of GQA's mirror, the
+    instructions."""
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Names its results; None is its kind. Give one where two benchmarks are of one kind."""
+    images: str | None = None
+    """The folder that holds the image files; None is the folder of `path`'s file. Of GQA's mirror, the Parquet files
+    with the images. Where a Parquet file holds its images itself, it is not looked at."""
+    annotations: str | None = None
+    """VQA's and OK-VQA's second file; None is the file beside `path` with its official name."""
+    split: str | None = None
+    """Train, val, test or the like: chooses among the files of a folder, and goes into ids that are made up and into
+    COCO's file names. None goes by the files' names."""
+    columns: dict[str, str] = {}
+    """Of kind `questions`: the fields for `id`, `image`, `question`, `answers`, `family`, `answer_type`, `split` and
+    `image_id` where they are named otherwise."""
+    metric: str | None = None
+    """Scores the answers; None is the benchmark's own, and for `questions` the task's."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first so many questions."""
+
+    @property
+    def label(self) -> str:
+        """Its name in results."""
+        return self.name or self.kind
+
+
 class HoldoutConfig(Settings):
     """Samples kept out of training to watch it."""
 
     share: float = Field(0.05, gt=0, lt=1)
     """Of D_PI."""
+    questions: BenchmarkConfig | None = None
+    """A labelled set of your own to watch, in place of that share."""
     max_samples: int = Field(512, ge=1)
     every_steps: int = Field(50, ge=1)
     """The loss on them is measured this often; the weights with the lowest are exported."""
@@ -372,6 +409,11 @@ class LevelConfig(Settings):
     max_grad_norm: float = Field(1.0, gt=0)
     replay_share: float = Field(0.0, ge=0)
     """Against forgetting: pairs that the student already answers, mixed in at this share of D_PI's size."""
+    replay_from: BenchmarkConfig | None = None
+    """A labelled set of your own to replay, in place of those pairs; its questions are asked as the task's are."""
+    retained_samples: int = Field(256, ge=0)
+    """So many pairs that the student already answers are kept from training; how many of them it still answers
+    afterwards is told, and warned of where it is less than 95 %."""
     balance: bool = False
     """Also mix in pairs that the student already answers wherever D_PI has fewer answers of a type (numbers, colours,
     names, ...) than D_PA's shares would give it."""
@@ -397,41 +439,6 @@ class StudentConfig(ModelConfig):
     """Names its folder in the run directory."""
     level: LevelConfig = LevelConfig()
     """How this student is fine-tuned."""
-
-
-class BenchmarkConfig(Settings):
-    """A labelled benchmark; every path is local or at s3://."""
-
-    kind: Literal[
-        "textvqa", "stvqa", "chartqa", "okvqa", "vqav2", "docvqa", "infovqa", "gqa", "pathvqa", "vqa_rad", "slake",
-        "questions",
-    ] = "questions"  # fmt: skip
-    """In whose format the files are; `questions` is any JSON lines, JSON list or Parquet of your own."""
-    path: str
-    """The official file with the questions, or a Parquet mirror: a file, a folder or a glob. Of GQA's mirror, the
-    instructions."""
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Names its results; None is its kind. Give one where two benchmarks are of one kind."""
-    images: str | None = None
-    """The folder that holds the image files; None is the folder of `path`'s file. Of GQA's mirror, the Parquet files
-    with the images. Where a Parquet file holds its images itself, it is not looked at."""
-    annotations: str | None = None
-    """VQA's and OK-VQA's second file; None is the file beside `path` with its official name."""
-    split: str | None = None
-    """Train, val, test or the like: chooses among the files of a folder, and goes into ids that are made up and into
-    COCO's file names. None goes by the files' names."""
-    columns: dict[str, str] = {}
-    """Of kind `questions`: the fields for `id`, `image`, `question`, `answers`, `family`, `answer_type`, `split` and
-    `image_id` where they are named otherwise."""
-    metric: str | None = None
-    """Scores the answers; None is the benchmark's own, and for `questions` the task's."""
-    limit: int | None = Field(None, ge=1)
-    """Only the first so many questions."""
-
-    @property
-    def label(self) -> str:
-        """Its name in results."""
-        return self.name or self.kind
 
 
 class NamedModelConfig(ModelConfig):

@@ -49,8 +49,8 @@ _AUXILIARY_CPUS = 0.25
 _ASSUMED_BYTES = 2**20
 """Of a file whose size nothing tells until it is read."""
 
-_BATCHES_PER_BLOCK, _READING_AHEAD = 8, 4
-"""Of training: micro-batches that one task reads the images of, and tasks of a worker at a time."""
+_ROWS_PER_TASK, _READING_AHEAD = 64, 4
+"""Of training: images that one task reads, about, and tasks of a worker at a time."""
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Keeps glibc from returning every large tensor to the system: without, a training step on a CPU takes several times
@@ -372,20 +372,33 @@ class HasImage(Protocol):
     def uri(self) -> str: ...
 
 
-def with_images(batches: Sequence[Sequence[HasImage]], reader: Reader) -> Dataset:
-    """Batches of rows in their order with their images' bytes, for training: columns `batch` and `contents`, pickled.
+def with_images(
+    num_steps: int, first: int, steps: Callable[[int, int], Iterable[Sequence[Sequence[HasImage]]]], num_rows: int,
+    reader: Reader,
+) -> Dataset:  # fmt: skip
+    """A worker's training steps in their order with their images' bytes: columns `step` and `contents`, pickled.
 
     A file that cannot be read is empty.
+
+    Args:
+        num_steps: Of the epoch.
+        first: From which on.
+        steps: Reads the steps from one up to another, each of them micro-batches of rows; called where images are read.
+        num_rows: Of a step, about.
+        reader: Of images.
     """
 
-    def fetch(row: dict[str, Any]) -> dict[str, Any]:
-        found = reader.read([item.uri for item in pickle.loads(row["batch"])])
-        return {"batch": row["batch"], "contents": pickle.dumps([c if isinstance(c, bytes) else b"" for c in found])}
+    def fetch(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for step in steps(row["first"], row["last"]):
+            found = reader.read([item.uri for batch in step for item in batch])
+            contents = [c if isinstance(c, bytes) else b"" for c in found]
+            yield {"step": pickle.dumps(step), "contents": pickle.dumps(contents)}
 
     _quiet()
-    num_blocks = max(1, math.ceil(len(batches) / _BATCHES_PER_BLOCK))
-    items = ray.data.from_items([{"batch": pickle.dumps(batch)} for batch in batches], override_num_blocks=num_blocks)
-    found = items.map(fetch, num_cpus=_AUXILIARY_CPUS, compute=TaskPoolStrategy(_READING_AHEAD))
+    size = max(1, _ROWS_PER_TASK // num_rows)
+    parts = [{"first": at, "last": min(at + size, num_steps)} for at in range(first, num_steps, size)]
+    items = ray.data.from_items(parts, override_num_blocks=max(1, len(parts)))
+    found = items.flat_map(fetch, num_cpus=_AUXILIARY_CPUS, compute=TaskPoolStrategy(_READING_AHEAD))
     # A resumed epoch must meet the same batches.
     found.context.execution_options.preserve_order = True
     return found

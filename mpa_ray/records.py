@@ -134,6 +134,11 @@ class Verdict:
         student = {True: "yes", False: "no", None: "not_asked"}[self.student_agrees]
         return f"teacher_{'yes' if self.teacher_agrees else 'no'}_student_{student}"
 
+    def sample(self) -> ParitySample:
+        """Its pair as training takes it."""
+        pair = (self.question or "", self.answer or "", self.student_answer or "")
+        return ParitySample(self.annotation_id, self.image_id, self.uri, *pair, self.metadata, self.num_prompt_tokens)
+
 
 @dataclass(frozen=True)
 class ParitySample:
@@ -147,6 +152,20 @@ class ParitySample:
     student_answer: str
     metadata: str | None = None
     num_prompt_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class EpochCounts:
+    """How many samples of each kind a student's training has."""
+
+    num_parity: int
+    num_mixed_in: int
+    num_held_out: int
+    num_retained: int
+    num_too_long: int
+    """Left out, since image tokens must not be cut."""
+    num_samples: int
+    """That are trained on."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 
@@ -12,7 +13,7 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, read_benchmark
 from mpa_ray.evaluation.benchmarks.finding import find_files
 from mpa_ray.progress import Progress
-from mpa_ray.records import LabelledQuestion
+from mpa_ray.records import LabelledQuestion, ParitySample
 from mpa_ray.store.dataset import shard_name
 from mpa_ray.store.run import Run
 
@@ -24,6 +25,18 @@ def metric_of(benchmark: BenchmarkConfig, of_task: str) -> str:
     """The metric that scores a benchmark; questions of the user's own are scored as the task says."""
     own = of_task if benchmark.kind == "questions" else BENCHMARKS[benchmark.kind].metric
     return benchmark.metric or own
+
+
+def labelled_samples(benchmark: BenchmarkConfig, places: Places) -> Iterator[ParitySample]:
+    """Questions with the answer that most of their labels give, as training takes them.
+
+    Raises:
+        ConfigError: a file, a field or an answer is missing.
+    """
+    for number, question in enumerate(islice(read_benchmark(benchmark, places), benchmark.limit)):
+        answer = Counter(question.answers).most_common(1)[0][0]
+        name = f"{benchmark.label}:{number}:{question.question_id}"
+        yield ParitySample(name, question.image_id, question.uri, question.question, answer, student_answer="")
 
 
 def lay_out(config: EvaluateConfig, run: Run, places: Places) -> None:

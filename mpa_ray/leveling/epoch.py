@@ -1,4 +1,4 @@
-"""The plan of an epoch: which samples make a step, and how a step is cut into micro-batches. Pure functions.
+"""The order of an epoch, and how a step is cut into micro-batches.
 
 A step is a random set of samples, the same whatever the number of workers and the size of micro-batches: the loss is
 normalised over the whole step, so cutting it by length changes the padding and not the gradient.
@@ -6,16 +6,19 @@ normalised over the whole step, so cutting it by length changes the padding and 
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+import math
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
+from mpa_ray.leveling.top_up import lot_of
 from mpa_ray.records import ParitySample
 
-_LEAST_FULL = 0.6
-"""Rows shorter than this share of a micro-batch's longest go into another one, where there are enough of them."""
-_WORTH_A_PASS = 2
-"""Rows that make a micro-batch of their own worth its overhead."""
+_NUM_PARTS = 64
+_PASS_COST = 1 / 16
+"""What one more pass through the model costs, as a share of the budget: below it, saved padding is not worth a cut."""
 
 
 @dataclass(frozen=True)
@@ -36,41 +39,25 @@ class TrainingRow:
 MicroBatch = tuple[TrainingRow, ...]
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """Every sample once."""
-
-    steps: tuple[tuple[TrainingRow, ...], ...]
-    num_too_long: int
-    """Samples left out, since image tokens must not be cut."""
-
-    @property
-    def num_samples(self) -> int:
-        return sum(map(len, self.steps))
+def row_of(sample: ParitySample) -> TrainingRow:
+    """With about its length: the prompt as identification measured it, and a token for 3 bytes of answer."""
+    return TrainingRow(sample, sample.num_prompt_tokens + 2 + len(sample.answer.encode()) // 3)
 
 
-def plan_epoch(
-    samples: Sequence[ParitySample],
-    num_tokens: Callable[[ParitySample], int],
-    batch_size: int,
-    seed: int,
-    max_tokens: int | None = None,
-) -> Epoch:
-    """Cut the samples, in a seeded order that does not depend on theirs, into steps; the last may be smaller.
-
-    Args:
-        samples: D_PI and whatever is mixed in.
-        num_tokens: Length of a sample's row.
-        batch_size: Samples per step, over all workers.
-        seed: Of the order.
-        max_tokens: Longer rows are left out.
-    """
-    order = sorted(samples, key=lambda sample: sample.annotation_id)
-    random.Random(seed).shuffle(order)
-    sized = [TrainingRow(sample, num_tokens(sample)) for sample in order]
-    rows = [row for row in sized if max_tokens is None or row.num_tokens <= max_tokens]
-    steps = tuple(tuple(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))
-    return Epoch(steps, len(sized) - len(rows))
+def in_seeded_order(samples: Iterable[ParitySample], seed: int, scratch: Path) -> Iterator[ParitySample]:
+    """All samples in an order that depends on the seed and their ids alone; a part of them is in memory at a time."""
+    parts = [scratch / f"{number}" for number in range(_NUM_PARTS)]
+    with ExitStack() as files:
+        opened = [files.enter_context(part.open("wb")) for part in parts]
+        for sample in samples:
+            lot = lot_of(sample.annotation_id, seed, "order")
+            pickle.dump((lot, sample), opened[lot * _NUM_PARTS >> 64])
+    for part in parts:
+        with part.open("rb") as file:
+            found = []
+            while file.peek(1):
+                found.append(pickle.load(file))
+        yield from (sample for _, sample in sorted(found, key=lambda entry: (entry[0], entry[1].annotation_id)))
 
 
 def micro_batches(step: Sequence[TrainingRow], token_budget: int, num_workers: int) -> list[list[MicroBatch]]:
@@ -101,20 +88,25 @@ def padding_share(batches: Sequence[MicroBatch]) -> float:
 
 
 def _cut(step: Sequence[TrainingRow], token_budget: int) -> list[MicroBatch]:
+    """The cheapest cut of the rows in order of length: computed tokens, and the cost of each pass (exact, by dynamic
+    programming over where the last micro-batch begins)."""
     rows = sorted(step, key=lambda row: (-row.num_tokens, row.sample.annotation_id))
-    cut: list[MicroBatch] = []
-    start = 0
-    while start < len(rows):
-        longest = rows[start].num_tokens
-        end = start + 1
-        while end < len(rows) and longest * (end + 1 - start) <= token_budget:
-            is_short = rows[end].num_tokens < _LEAST_FULL * longest
-            if is_short and end - start >= _WORTH_A_PASS and len(rows) - end >= _WORTH_A_PASS:
+    least = [0.0] + [math.inf] * len(rows)
+    begins = [0] * (len(rows) + 1)
+    for end in range(1, len(rows) + 1):
+        for start in range(end - 1, -1, -1):
+            computed = rows[start].num_tokens * (end - start)
+            if computed > token_budget and end - start > 1:
                 break
-            end += 1
-        cut.append(tuple(rows[start:end]))
-        start = end
-    return cut
+            cost = least[start] + computed + _PASS_COST * token_budget
+            if cost < least[end]:
+                least[end], begins[end] = cost, start
+    cut: list[MicroBatch] = []
+    end = len(rows)
+    while end:
+        cut.append(tuple(rows[begins[end] : end]))
+        end = begins[end]
+    return cut[::-1]
 
 
 def _padded(batch: MicroBatch) -> int:

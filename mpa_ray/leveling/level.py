@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import random
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from mpa_ray.config import LevelConfig, RunConfig, StudentConfig, resolve_path
+from mpa_ray.config import RunConfig, StudentConfig, resolve_path
 from mpa_ray.errors import RunError
 from mpa_ray.flow import check_resources
-from mpa_ray.leveling.epoch import TrainingRow, plan_epoch
-from mpa_ray.leveling.trainer import Plan, TrainingJob, train
+from mpa_ray.leveling.plan import Plan
+from mpa_ray.leveling.trainer import TrainingJob, train
 from mpa_ray.progress import Progress, say
-from mpa_ray.records import ParitySample
 from mpa_ray.store.run import Run
 from mpa_ray.tasks.task import Task
-
-
-def num_tokens(sample: ParitySample) -> int:
-    """About how long a sample's row is: the prompt as identification measured it, and a token for 3 bytes of answer."""
-    return sample.num_prompt_tokens + 2 + len(sample.answer.encode()) // 3
-
-
-def plan(parity: Sequence[ParitySample], further: Sequence[ParitySample], level: LevelConfig) -> Plan:
-    """The epoch over D_PI and what is mixed in, without the samples of D_PI that are held out."""
-    held_out: list[ParitySample] = []
-    if level.holdout is not None:
-        count = min(level.holdout.max_samples, round(level.holdout.share * len(parity)))
-        held_out = random.Random(f"{level.seed} held out").sample(sorted(parity, key=lambda s: s.annotation_id), count)
-    left_out = {sample.annotation_id for sample in held_out}
-    trained = [sample for sample in (*parity, *further) if sample.annotation_id not in left_out]
-    epoch = plan_epoch(trained, num_tokens, level.batch_size, level.seed, level.max_tokens)
-    return Plan(epoch, tuple(TrainingRow(sample, num_tokens(sample)) for sample in held_out))
 
 
 def level(
@@ -49,11 +29,11 @@ def level(
         RunError: there is nothing to train on, training failed more often than `max_failures`, or too many images have
             gone.
     """
-    settings, num_samples = student.level, planned.epoch.num_samples
+    settings, num_samples, num_too_long = student.level, planned.counts.num_samples, planned.counts.num_too_long
     if not num_samples:
         raise RunError(f"{student.name}: no parity samples, so nothing to learn; see the drop reasons in the report.")
-    if planned.epoch.num_too_long:
-        say(f"WARNING: {planned.epoch.num_too_long} samples are longer than level.max_tokens = {settings.max_tokens} "
+    if num_too_long:
+        say(f"WARNING: {num_too_long} samples are longer than level.max_tokens = {settings.max_tokens} "
             "and are left out")  # fmt: skip
     check_resources(f"{student.name}: level.cpus_per_worker, level.gpus_per_worker", settings.cpus_per_worker,
                     settings.gpus_per_worker)  # fmt: skip
@@ -66,8 +46,7 @@ def level(
         level=settings,
         min_pixels=student.min_pixels,
         max_pixels=student.max_pixels,
-        plan=ray.put(planned),
-        num_steps=len(planned.epoch.steps),
+        plan=planned,
         storage=run.storage,
         folder=folder,
         card=card,
@@ -75,7 +54,7 @@ def level(
     )
     trainer = _trainer(job, run)
     with (
-        Progress(f"level {student.name}", job.num_steps, "steps", earlier["step"]) as progress,
+        Progress(f"level {student.name}", planned.num_steps, "steps", earlier["step"]) as progress,
         _Follow(run, folder, progress, earlier["step"]),
     ):
         try:
@@ -83,6 +62,7 @@ def level(
         except ray.train.TrainingFailedError as error:
             raise RunError(f"{student.name}: training failed: {error}") from error
     training = _training_so_far(run, folder)
+    _tell_of_retained(student.name, training)
     _check_images(run, folder, training, num_samples, config.limits.max_failed_rate)
     for resumed in training["resumed"][len(earlier["resumed"]) :]:
         repeated = max(0, resumed["had_reached"] - resumed["from_step"])
@@ -134,6 +114,14 @@ def _check_images(run: Run, folder: str, training: dict[str, Any], num_samples: 
             f"{run.storage.root}/{folder} and run again."
         )
     say(f"WARNING: {told} and taught nothing.")
+
+
+def _tell_of_retained(student: str, training: dict[str, Any]) -> None:
+    retained = training["retained"]
+    if not retained.get("before"):
+        return
+    say(f"level {student}: of {retained['num']} pairs that it answers and was not trained on, word for word "
+        f"{retained['before']} before and {retained['after']} after")  # fmt: skip
 
 
 class _Follow:

@@ -34,17 +34,30 @@ def answer_loss(model: Any, batch: dict[str, torch.Tensor], total_weight: float,
         total_weight: Of all micro-batches of the step, on all workers; see `weight_of`.
         reduction: As there.
     """
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    targets = batch["labels"][:, 1:]
+    logits, targets = _at_labels(model, batch)
     supervised = targets != IGNORED_LABEL
-    kept = supervised.any(dim=0).nonzero().squeeze(1)
-    if not len(kept):
-        # Nothing to learn, but every worker has to go through the model.
-        kept = torch.zeros(1, dtype=torch.long, device=targets.device)
-    logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits.float()
-    targets = targets[:, kept]
     losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
     losses = losses.view_as(targets)
     if reduction == "sample":
         losses = losses / supervised.sum(dim=1, keepdim=True).clamp(min=1)
     return losses.sum() / total_weight
+
+
+def num_answered(model: Any, batch: dict[str, torch.Tensor]) -> int:
+    """How many of a batch's answers the model would write greedily: every token of them is its first choice."""
+    logits, targets = _at_labels(model, batch)
+    supervised = targets != IGNORED_LABEL
+    is_right = (logits.argmax(dim=-1) == targets) | ~supervised
+    return int((is_right.all(dim=1) & supervised.any(dim=1)).sum())
+
+
+def _at_labels(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (batch, places, vocabulary) and labels (batch, places) where some row has a label."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    targets = batch["labels"][:, 1:]
+    kept = (targets != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
+    if not len(kept):
+        # Nothing to learn, but every worker has to go through the model.
+        kept = torch.zeros(1, dtype=torch.long, device=targets.device)
+    logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits.float()
+    return logits, targets[:, kept]

@@ -9,11 +9,12 @@ import pickle
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import ray
@@ -21,6 +22,7 @@ import ray.train
 import torch
 from tensorboardX import SummaryWriter
 from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments, set_seed
 
 from mpa_ray.checkpoints import local_model
@@ -29,10 +31,12 @@ from mpa_ray.corpus.read import Reader
 from mpa_ray.flow import with_images
 from mpa_ray.leveling import checkpoint
 from mpa_ray.leveling.collator import AnswerCollator
-from mpa_ray.leveling.epoch import Epoch, MicroBatch, TrainingRow, micro_batches
+from mpa_ray.leveling.device import peak_tflops
+from mpa_ray.leveling.epoch import MicroBatch, TrainingRow, micro_batches
 from mpa_ray.leveling.export import Check, export, take_over
-from mpa_ray.leveling.loss import IGNORED_LABEL, answer_loss, weight_of
+from mpa_ray.leveling.loss import IGNORED_LABEL, answer_loss, num_answered, weight_of
 from mpa_ray.leveling.parallel import check_parallel, shard
+from mpa_ray.leveling.plan import Plan
 from mpa_ray.leveling.scope import learning_rates, part_of, prepare_for_training
 from mpa_ray.rendering import load_processor
 from mpa_ray.store.storage import Storage
@@ -47,14 +51,6 @@ Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is trained on, and what is held out."""
-
-    epoch: Epoch
-    held_out: tuple[TrainingRow, ...]
-
-
-@dataclass(frozen=True)
 class TrainingJob:
     """Everything that a worker has to know."""
 
@@ -64,9 +60,7 @@ class TrainingJob:
     level: LevelConfig
     min_pixels: int
     max_pixels: int
-    plan: Any
-    """A reference of Ray to a `Plan`."""
-    num_steps: int
+    plan: Plan
     storage: Storage
     folder: str
     """Where in the run the student's files go."""
@@ -87,29 +81,50 @@ class Step:
     """Of all workers' micro-batches; see `weight_of`."""
 
 
-class Steps(IterableDataset[Step]):
-    """This worker's share of the epoch from a step on, its images read and rendered ahead in threads."""
+@dataclass(frozen=True)
+class Share:
+    """Which part of each step a worker has."""
 
-    def __init__(self, steps: Sequence[Sequence[MicroBatch]], collator: AnswerCollator, reader: Reader) -> None:
-        self.steps, self._collator, self._reader = steps, collator, reader
+    token_budget: int
+    rank: int
+    num_workers: int
+
+    def of(self, step: Sequence[TrainingRow]) -> list[MicroBatch]:
+        return micro_batches(step, self.token_budget, self.num_workers)[self.rank]
+
+
+class Steps(IterableDataset[Step]):
+    """This worker's share of an epoch from a step on, its images read and rendered ahead in threads."""
+
+    def __init__(
+        self, num_steps: int, rows: Callable[[int, int], Iterable[Sequence[TrainingRow]]], batch_size: int,
+        share: Share, collator: AnswerCollator, reader: Reader,
+    ) -> None:  # fmt: skip
+        self.num_steps, self._rows, self._num_rows = num_steps, rows, max(1, batch_size // share.num_workers)
+        self._share, self._collator, self._reader = share, collator, reader
         self.first = 0
 
     def __iter__(self) -> Iterator[Step]:
-        steps = self.steps[self.first :]
-        ready = self._ready([batch for step in steps for batch in step])
-        for step in steps:
+        rows, share = self._rows, self._share
+
+        def steps(first: int, last: int) -> Iterator[list[MicroBatch]]:
+            return (share.of(step) for step in rows(first, last))
+
+        found = with_images(self.num_steps, self.first, steps, self._num_rows, self._reader)
+        ready = iter(found.iter_torch_batches(batch_size=1, collate_fn=self._collate, prefetch_batches=1))
+        while True:
             started = time.monotonic()
-            batches = [next(ready) for _ in step]
+            batches = next(ready, None)
+            if batches is None:
+                return
             yield Step(batches, time.monotonic() - started)
 
-    def _ready(self, batches: list[MicroBatch]) -> Iterator[Batch]:
-        def collate(rows: dict[str, Any]) -> Batch:
-            (batch,), (contents,) = rows["batch"], rows["contents"]
-            return self._collator(pickle.loads(batch), pickle.loads(contents))
-
-        yield from with_images(batches, self._reader).iter_torch_batches(
-            batch_size=1, collate_fn=collate, prefetch_batches=2
-        )
+    def _collate(self, rows: dict[str, Any]) -> list[Batch]:
+        # Of this thread alone; more of them would spin on the cores that the model computes on.
+        torch.set_num_threads(1)
+        (step,), (contents,) = rows["step"], rows["contents"]
+        left = iter(pickle.loads(contents))
+        return [self._collator(batch, list(islice(left, len(batch)))) for batch in pickle.loads(step)]
 
 
 class ParityTrainer(Trainer):
@@ -118,9 +133,12 @@ class ParityTrainer(Trainer):
     The loss is normalised over the supervised tokens (or samples) of the step, on all workers, for every family.
     """
 
-    def __init__(self, job: TrainingJob, steps: Steps, held_out: Steps, collator: AnswerCollator, **rest: Any) -> None:
+    def __init__(
+        self, job: TrainingJob, steps: Steps, held_out: Steps, retained: Steps, collator: AnswerCollator, **rest: Any
+    ) -> None:
         super().__init__(train_dataset=steps, **rest)
-        self._job, self._steps, self._held_out, self._collator = job, steps, held_out, collator
+        self._job, self._steps, self._collator = job, steps, collator
+        self._held_out, self._retained = held_out, retained
         self._pace = dict.fromkeys(("supervised_tokens", "samples", "tokens", "padded_tokens", "wait_s"), 0.0)
         self._logged_at = self._saved_at = time.monotonic()
         self._is_due = False
@@ -132,6 +150,8 @@ class ParityTrainer(Trainer):
         self.best: dict[str, Any] = {}
         self._best_loss, self._num_worse = math.inf, 0
         self._resumed: list[dict[str, int]] = []
+        self._answered: dict[str, int] = {}
+        self._flops_per_token: float | None = None
 
     # What a step is made of
 
@@ -167,18 +187,28 @@ class ParityTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(inputs.batches, 1):
             is_last = number == len(inputs.batches)
-            with self._apart(model, is_last):
+            with self._apart(model, is_last), self._counted(batch):
                 loss = self._loss(model, batch, inputs.total_weight)
                 self.accelerator.backward(loss)
             total += loss.detach()
         self._decide(self.state.global_step + 1)
         return total
 
+    @contextmanager
+    def _counted(self, batch: Batch) -> Iterator[None]:
+        """Count the operations of the first micro-batch, forwards and backwards."""
+        if self._flops_per_token is not None:
+            yield
+            return
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self._flops_per_token = counter.get_total_flops() / batch["attention_mask"].numel()
+
     def _decide(self, step: int) -> None:
         """What follows the step; all workers decide alike."""
         level, is_last = self._job.level, step == self.state.max_steps
         self.control.should_save |= self._is_due or is_last or step % level.checkpoint_every_steps == 0
-        if level.holdout is not None and self._held_out.steps:
+        if level.holdout is not None and self._held_out.num_steps:
             self.control.should_evaluate |= is_last or step % level.holdout.every_steps == 0
 
     def _loss(self, model: Any, batch: Batch, total_weight: float) -> torch.Tensor:
@@ -240,6 +270,8 @@ class ParityTrainer(Trainer):
         now = time.monotonic()
         took, self._logged_at = now - self._logged_at, now
         pace, self._pace = self._pace, dict.fromkeys(self._pace, 0.0)
+        tflops = (self._flops_per_token or 0.0) * pace["padded_tokens"] / took / self.args.world_size / 1e12
+        peak = None if self.args.use_cpu else peak_tflops(torch.cuda.get_device_name())
         memory = psutil.Process().memory_info().rss if self.args.use_cpu else torch.cuda.max_memory_allocated()
         return {
             "samples_per_s": pace["samples"] / took,
@@ -248,6 +280,8 @@ class ParityTrainer(Trainer):
             "padding_share": 1 - pace["tokens"] / pace["padded_tokens"] if pace["padded_tokens"] else 0.0,
             "data_wait_share": pace["wait_s"] / took,
             "memory_gib": memory / 2**30,
+            "tflops_per_s": tflops,
+            **({"mfu": tflops / peak} if peak else {}),
         }
 
     def write_down(self, num_unreadable: int | None = None) -> None:
@@ -257,12 +291,24 @@ class ParityTrainer(Trainer):
             "num_steps": self.state.max_steps,
             "num_unreadable": num_unreadable,
             "best_step": self.state.best_global_step,
+            "retained": {"num": len(self._job.plan.retained), **self._answered},
             "resumed": self._resumed,
             "log": self.state.log_history,
         }
         self._job.storage.write(f"{self._job.folder}/training.json", json.dumps(content).encode())
 
-    # The held-out samples
+    # The samples that are watched
+
+    def watch_retained(self, when: Literal["before", "after"]) -> None:
+        """Count the pairs of those that it answered before which the model answers now."""
+        model = self.model_wrapped.eval()
+        with torch.no_grad():
+            found = sum(
+                num_answered(model, self._prepare_inputs(batch)) for step in self._retained for batch in step.batches
+            )
+        self._collator.num_unreadable = 0
+        (total,) = self._sums(found)
+        self._answered[when] = int(total)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         model, level = self.model_wrapped, self._job.level
@@ -311,6 +357,7 @@ class ParityTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, resume_from: str | None) -> None:
         if resume_from is None:
+            self.watch_retained("before")
             return
         progress = json.loads(Path(resume_from, _PROGRESS).read_text())
         self.num_unreadable, self._best_loss = progress["num_unreadable"], progress["best_loss"]
@@ -325,6 +372,7 @@ class ParityTrainer(Trainer):
             earlier = {"resumed": [], "step": step, **json.loads(told)}
             now = {"from_step": step, "had_reached": earlier["step"], "workers": self.args.world_size}
             self._resumed = [*earlier["resumed"], now]
+            self._answered = {"before": earlier["retained"]["before"]} if "retained" in earlier else {}
 
     def _prepare_for_training(self, *arguments: Any) -> Any:
         prepared = super()._prepare_for_training(*arguments)
@@ -347,17 +395,18 @@ def train(job: TrainingJob) -> None:
     if job.level.parallel == "fsdp" and context.get_world_size() > 1:
         model = shard(model, on_gpu)
     collator = AnswerCollator(processor, job.task, job.min_pixels, job.max_pixels)
-    plan: Plan = ray.get(job.plan)
+    share = Share(job.level.tokens_per_micro_batch, context.get_world_rank(), context.get_world_size())
+    size, reader = job.level.batch_size, Reader(job.object_store)
 
-    def share(steps: Sequence[Sequence[TrainingRow]]) -> Steps:
-        budget, rank, size = job.level.tokens_per_micro_batch, context.get_world_rank(), context.get_world_size()
-        mine = [micro_batches(step, budget, size)[rank] for step in steps]
-        return Steps(mine, collator, Reader(job.object_store))
+    def watched(rows: Sequence[TrainingRow]) -> Steps:
+        chunks = [rows[at : at + size] for at in range(0, len(rows), size)]
+        return Steps(len(chunks), lambda first, last: chunks[first:last], size, share, collator, reader)
 
+    plan = job.plan
     with tempfile.TemporaryDirectory() as scratch:
         trainer = ParityTrainer(
-            job, share(plan.epoch.steps), share([plan.held_out] if plan.held_out else []), collator, model=model,
-            args=_arguments(job, scratch, on_gpu),
+            job, Steps(plan.num_steps, plan.steps, size, share, collator, reader), watched(plan.held_out),
+            watched(plan.retained), collator, model=model, args=_arguments(job, scratch, on_gpu),
         )  # fmt: skip
         found = ray.train.get_checkpoint()
         if found is None:
@@ -367,11 +416,12 @@ def train(job: TrainingJob) -> None:
                 trainer.train(resume_from_checkpoint=folder)
         if trainer.best:
             checkpoint.restore(trainer.model_wrapped, trainer.best)
+        trainer.watch_retained("after")
         weights = checkpoint.whole(trainer.model_wrapped)
         if context.get_world_rank() == 0:
             fresh = prepare_for_training(load_model(start, job.level, on_gpu, quantized=False), job.level.method)
-            asked = plan.epoch.steps[0][:_NUM_CHECKED]
-            contents = Reader(job.object_store).read([row.uri for row in asked])
+            asked = next(plan.steps(0, 1))[:_NUM_CHECKED]
+            contents = reader.read([row.uri for row in asked])
             check = Check(asked, [c if isinstance(c, bytes) else b"" for c in contents], job.task,
                           (job.min_pixels, job.max_pixels), job.max_new_tokens)  # fmt: skip
             export(take_over(fresh, weights), processor, job.level, job.storage, job.folder, job.card, check)
@@ -398,13 +448,13 @@ def _arguments(job: TrainingJob, scratch: str, on_gpu: bool) -> TrainingArgument
     level = job.level
     return TrainingArguments(
         output_dir=scratch,
-        max_steps=job.num_steps,
+        max_steps=job.plan.num_steps,
         # A batch of the Trainer is a whole step of ours.
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
         learning_rate=level.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=int(level.warmup_ratio * job.num_steps),
+        warmup_steps=int(level.warmup_ratio * job.plan.num_steps),
         max_grad_norm=level.max_grad_norm,
         logging_steps=_LOG_EVERY_STEPS,
         logging_nan_inf_filter=False,

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpa_ray.config import RunConfig, StudentConfig
+from mpa_ray.records import EpochCounts
 from mpa_ray.report.scores import percent
 
 
 def model_card(
-    config: RunConfig, student: StudentConfig, counts: Mapping[str, int], versions: Mapping[str, str],
+    config: RunConfig, student: StudentConfig, counts: EpochCounts, versions: Mapping[str, str],
     scores: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """What a student was made of, in the form that the Hugging Face hub shows.
@@ -18,12 +19,14 @@ def model_card(
     Args:
         config: The run's.
         student: The one that was trained.
-        counts: Samples by what they are (`D_PI`, `mixed in`, `held out`).
+        counts: Of what it was trained on.
         versions: Of the libraries.
         scores: `scores.json`, once there is one.
     """
     level = student.level
     method = level.method.model_dump(exclude_none=True)
+    told = {"D_PI": counts.num_parity, "mixed in": counts.num_mixed_in, "held out": counts.num_held_out,
+            "trained on": counts.num_samples}  # fmt: skip
     lines = [
         "---",
         f"base_model: {student.model}",
@@ -40,7 +43,7 @@ def model_card(
         "| | |",
         "|---|---|",
         f"| task | {config.task} |",
-        *(f"| {name} | {number} samples |" for name, number in counts.items()),
+        *(f"| {name} | {number} samples |" for name, number in told.items()),
         f"| method | {', '.join(f'{name} {value}' for name, value in method.items())} |",
         f"| learning rate, samples per step, seed | {level.learning_rate:g}, {level.batch_size}, {level.seed} |",
         f"| loss | mean over {level.reduction}s |",

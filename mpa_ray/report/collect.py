@@ -176,7 +176,8 @@ def _training(run: Run, folder: str) -> dict[str, Any] | None:
         return None
     training = run.read_json(path)
     told = [row for row in training["log"] if "loss" in row]
-    speeds = ("samples_per_s", "supervised_tokens_per_s", "padding_share", "data_wait_share", "memory_gib")
+    speeds = ("samples_per_s", "supervised_tokens_per_s", "padding_share", "data_wait_share", "memory_gib",
+              "tflops_per_s", "mfu")  # fmt: skip
     return {
         "losses": [{"step": row["step"], "loss": row["loss"]} for row in told],
         "held_out_losses": [
@@ -184,9 +185,22 @@ def _training(run: Run, folder: str) -> dict[str, Any] | None:
         ],
         "best_step": training["best_step"],
         "resumed": training["resumed"],
+        "retained": training["retained"],
         # The first rows tell of warming up.
-        "speed": {name: statistics.median(row[name] for row in told[1:] or told) for name in speeds} if told else {},
+        "speed": {
+            name: statistics.median(row[name] for row in told[1:] or told)
+            for name in speeds
+            if told and name in told[0]
+        },
     }
+
+
+def forgetting(retained: dict[str, int]) -> str | None:
+    """A warning where a student has lost more than 5 % of the retained pairs that it answered."""
+    if "after" not in retained or retained["after"] >= 0.95 * retained["before"]:
+        return None
+    return (f"answers {retained['after']} of the retained pairs, and answered {retained['before']} before "
+            "(forgetting): raise level.replay_share, or lower the learning rate")  # fmt: skip
 
 
 def _warnings(num_parity: int, measured: dict[str, Any], training: dict[str, Any] | None) -> list[str]:
@@ -198,6 +212,8 @@ def _warnings(num_parity: int, measured: dict[str, Any], training: dict[str, Any
     quarter = len(losses) // 4
     if quarter and statistics.fmean(losses[-quarter:]) >= statistics.fmean(losses[:quarter]):
         found.append("the loss did not fall: lower the learning rate, or look at the samples")
+    if training and (warning := forgetting(training["retained"])) is not None:
+        found.append(warning)
     for benchmark, result in measured.items():
         for group, row in result["groups"].items():
             gain = 100 * row["gain"]["mean"]

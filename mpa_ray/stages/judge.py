@@ -54,13 +54,7 @@ def not_answered(annotation: Annotation, state: State, reason: str, detail: str)
 
 def parity_samples(verdicts: Iterable[Verdict]) -> Iterator[ParitySample]:
     """D_PI: the view `kept` of the verdicts."""
-    return (sample_of(v) for v in verdicts if v.state == State.KEPT)
-
-
-def sample_of(v: Verdict) -> ParitySample:
-    """A verdict's pair as training takes it."""
-    pair = (v.question or "", v.answer or "", v.student_answer or "")
-    return ParitySample(v.annotation_id, v.image_id, v.uri, *pair, v.metadata, v.num_prompt_tokens)
+    return (v.sample() for v in verdicts if v.state == State.KEPT)
 
 
 def _verdict(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pyarrow.parquet as pq
 
 from mpa_ray.records import ParitySample, arrow_schema, to_table
-from mpa_ray.store.parquet import from_parquet
+from mpa_ray.store.parquet import iter_parquet
 from mpa_ray.store.run import Run
 from mpa_ray.tasks.task import SYSTEM_PROMPT, Task
 
@@ -47,9 +47,14 @@ def export_parity(
     return num_samples
 
 
+def parity_of(run: Run, student: str) -> Iterator[ParitySample]:
+    """The exported samples of a student, a few thousand in memory at a time."""
+    return iter_parquet(run.storage.read(f"parity/{student}/parity.parquet"), ParitySample)
+
+
 def read_parity(run: Run, student: str) -> list[ParitySample]:
-    """The exported samples of a student."""
-    return from_parquet(run.storage.read(f"parity/{student}/parity.parquet"), ParitySample)
+    """All exported samples of a student."""
+    return list(parity_of(run, student))
 
 
 def _llava(task: Task, sample: ParitySample) -> dict[str, object]:

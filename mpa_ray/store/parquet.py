@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +25,13 @@ def from_parquet(content: bytes, row_type: type[RowT]) -> list[RowT]:
     # (apache/arrow#34314, #50482); a shard is too small to gain from threads.
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
         return from_table(file.read(use_threads=False), row_type)
+
+
+def iter_parquet(content: bytes, row_type: type[RowT]) -> Iterator[RowT]:
+    """As `from_parquet`, one row group in memory at a time."""
+    with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
+        for group in range(file.num_row_groups):
+            yield from from_table(file.read_row_group(group, use_threads=False), row_type)
 
 
 def read_columns(content: bytes, names: Sequence[str]) -> list[dict[str, Any]]:

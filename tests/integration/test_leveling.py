@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText
 
 from mpa_ray.config import FullConfig, HoldoutConfig, LevelConfig, LoraConfig, RunConfig, StudentConfig, resolve_path
@@ -15,10 +17,11 @@ from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
 from mpa_ray.errors import RunError
 from mpa_ray.leveling.collator import AnswerCollator
 from mpa_ray.leveling.epoch import TrainingRow
-from mpa_ray.leveling.level import level, plan
+from mpa_ray.leveling.level import level
 from mpa_ray.leveling.loss import IGNORED_LABEL, answer_loss, weight_of
+from mpa_ray.leveling.plan import Supply, plan
 from mpa_ray.leveling.scope import part_of, prepare_for_training
-from mpa_ray.records import ParitySample
+from mpa_ray.records import ParitySample, Verdict
 from mpa_ray.rendering import load_processor, render
 from mpa_ray.store.run import Run
 from mpa_ray.tasks.library import TASKS
@@ -26,6 +29,7 @@ from tests.conftest import scripted_tree
 
 MODEL = resolve_path("bundled:demo/models/student")
 TASK = TASKS["demo_world"]
+FOLDER = "students/s/parity"
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +99,12 @@ def test_full_training_reaches_the_vision_tower_only_by_choice() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def leveled(samples: list[ParitySample], folder: Path, settings: LevelConfig) -> Run:
+def leveled(samples: list[ParitySample], folder: Path, settings: LevelConfig, known: Sequence[Verdict] = ()) -> Run:
     student = StudentConfig(name="s", model=MODEL, min_pixels=3136, max_pixels=12544, level=settings)
     config = RunConfig.model_validate({**scripted_tree(folder / "images", folder), "students": [student.model_dump()]})
     run = Run.open(config.run_dir)
-    level(run, config, student, TASK, plan(samples, [], settings), "students/s/parity", "a card")
+    planned = plan(run, FOLDER, Supply(lambda: samples, lambda: known), settings)
+    level(run, config, student, TASK, planned, FOLDER, "a card")
     return run
 
 
@@ -121,6 +126,24 @@ def test_images_that_are_gone_are_told_of_or_end_the_training(
     assert not (tmp_path / "most/students/s/parity/complete.json").exists()
 
 
+def verdict_of(sample: ParitySample) -> Verdict:
+    return Verdict(f"known {sample.annotation_id}", sample.image_id, sample.uri, "dropped", "student_correct",
+                   question=sample.question, answer=sample.answer)  # fmt: skip
+
+
+def test_operations_are_counted_as_they_are_known(samples: list[ParitySample]) -> None:
+    """Forwards 2 for each weight and token; backwards as much for activations; of adapters alone next to nothing more."""
+    model = prepare_for_training(AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32), LoraConfig())
+    batch = collator()([TrainingRow(s, 1) for s in samples[:4]], contents(samples[:4]))
+    with FlopCounterMode(display=False) as counter:
+        answer_loss(model, batch, 1.0, "token").backward()
+    tokens = batch["attention_mask"].numel()
+    layers = sum(p.numel() for name, p in model.named_parameters() if "language_model.layers" in name)
+    vision = sum(p.numel() for name, p in model.named_parameters() if "visual.blocks" in name)
+    expected = 4 * tokens * layers + 2 * len(batch["pixel_values"]) * vision
+    assert expected < counter.get_total_flops() < 1.6 * expected
+
+
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
     ("num_workers", "method"), [(1, LoraConfig(rank=4)), (2, LoraConfig(rank=4)), (1, FullConfig(kind="full"))]
@@ -132,9 +155,16 @@ def test_leveling_end_to_end(
         method=method, learning_rate=1e-3, batch_size=8, tokens_per_micro_batch=400, num_workers=num_workers,
         checkpoint_every_steps=2,
     )  # fmt: skip
-    run = leveled(samples, tmp_path, settings)
+    known = [verdict_of(sample) for sample in samples]
+    run = leveled(samples, tmp_path, settings, known)
     log = run.read_json("students/s/parity/training.json")
     assert (log["step"], log["num_steps"]) == (5, 5)
+    assert log["retained"]["num"] == 4
+    # The student knows numbers and charts, and learns counting.
+    assert 2 <= log["retained"]["before"] <= 4
+    assert 2 <= log["retained"]["after"] <= 4
+    (told,) = [row for row in log["log"] if "loss" in row]
+    assert told["tflops_per_s"] > 0
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "students/s/parity/merged", dtype=torch.float32)
     before = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).state_dict()
     changed = {name for name, tensor in merged.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -151,12 +181,8 @@ def test_the_best_weights_on_held_out_samples_are_exported(samples: list[ParityS
         learning_rate=0.3, warmup_ratio=0.0, batch_size=4,
         holdout=HoldoutConfig(share=0.2, every_steps=1, patience=2),
     )  # fmt: skip
-    planned = plan(samples, [], settings)
-    trained = {row.sample.annotation_id for step in planned.epoch.steps for row in step}
-    held_out = {row.sample.annotation_id for row in planned.held_out}
-    assert (len(held_out), len(trained)) == (8, 32)
-    assert not held_out & trained
     run = leveled(samples, tmp_path, settings)
+    planned = plan(run, FOLDER, Supply(lambda: samples, lambda: []), settings)
     training = run.read_json("students/s/parity/training.json")
     losses = {row["step"]: row["eval_loss"] for row in training["log"] if "eval_loss" in row}
     assert training["best_step"] == min(losses, key=lambda step: losses[step])

@@ -1,15 +1,17 @@
-"""The plan of an epoch: every sample once, steps that depend on nothing but samples and seed, little padding."""
+"""How a step is cut: every row once, alike for every worker, little padding."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpa_ray.leveling.epoch import MicroBatch, TrainingRow, micro_batches, padding_share, plan_epoch
+from mpa_ray.leveling.epoch import MicroBatch, TrainingRow, micro_batches, padding_share
 from mpa_ray.records import ParitySample
 
 
@@ -19,37 +21,11 @@ def samples(*lengths: int) -> list[ParitySample]:
     ]
 
 
-def length(sample: ParitySample) -> int:
-    return sample.num_prompt_tokens
-
-
 def row(number: int, tokens: int) -> TrainingRow:
     return TrainingRow(samples(*[0] * number, tokens)[-1], tokens)
 
 
 LENGTHS = st.lists(st.integers(1, 900), min_size=1, max_size=40)
-
-
-@given(LENGTHS, st.integers(1, 9), st.integers(0, 3))
-def test_every_sample_is_in_one_step_and_order_does_not_matter(lengths: list[int], size: int, seed: int) -> None:
-    made = samples(*lengths)
-    plan = plan_epoch(made, length, size, seed)
-    assert Counter(r.sample.annotation_id for step in plan.steps for r in step) == Counter(
-        s.annotation_id for s in made
-    )
-    assert all(len(step) == size for step in plan.steps[:-1])
-    assert 1 <= len(plan.steps[-1]) <= size
-    assert plan == plan_epoch(list(reversed(made)), length, size, seed)
-
-
-def test_the_seed_orders_the_samples() -> None:
-    made = samples(*range(1, 100))
-    assert plan_epoch(made, length, 8, 0) != plan_epoch(made, length, 8, 1)
-
-
-def test_longer_samples_are_left_out_and_counted() -> None:
-    plan = plan_epoch(samples(5, 11, 10, 12), length, 8, 0, max_tokens=10)
-    assert (plan.num_samples, plan.num_too_long) == (2, 2)
 
 
 @given(LENGTHS, st.integers(1, 3000), st.integers(1, 4))
@@ -87,3 +63,24 @@ def test_workers_get_about_as_much_to_do() -> None:
     step = [row(n, tokens) for n, tokens in enumerate([500] * 8 + [100] * 40)]
     first, second = (sum(len(b) * b[0].num_tokens for b in share) for share in micro_batches(step, 1000, 2))
     assert abs(first - second) <= 1000
+
+
+@given(LENGTHS, st.integers(1, 3000))
+def test_no_cut_of_the_rows_by_length_is_cheaper(lengths: list[int], budget: int) -> None:
+    step = [row(n, tokens) for n, tokens in enumerate(lengths[:9])]
+    (cut,) = micro_batches(step, budget, 1)
+    ordered = sorted((r.num_tokens for r in step), reverse=True)
+
+    def cost(batches: list[list[int]]) -> float:
+        if any(len(batch) > 1 and len(batch) * batch[0] > budget for batch in batches):
+            return math.inf
+        return sum(len(batch) * batch[0] for batch in batches) + len(batches) * budget / 16
+
+    def cuts(rows: list[int]) -> Iterator[list[list[int]]]:
+        if not rows:
+            yield []
+        for size in range(1, len(rows) + 1):
+            yield from ([rows[:size], *rest] for rest in cuts(rows[size:]))
+
+    found = sorted((sorted((r.num_tokens for r in batch), reverse=True) for batch in cut), reverse=True)
+    assert cost(found) == pytest.approx(min(map(cost, cuts(ordered))))

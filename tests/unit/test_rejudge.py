@@ -1,23 +1,18 @@
-"""Another matcher on stored verdicts, and the pairs that training takes beside D_PI."""
+"""Another matcher on stored verdicts."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpa_ray.config import LevelConfig
 from mpa_ray.engine.protocol import Reply
 from mpa_ray.matching import MATCHERS
-from mpa_ray.metrics.answer_types import answer_type
-from mpa_ray.records import Annotation, ParitySample, State, Verdict
+from mpa_ray.records import Annotation, State, Verdict
 from mpa_ray.stages.identify import WorthAsking
 from mpa_ray.stages.judge import judge, parity_samples
 from mpa_ray.stages.rejudge import Changes, rejudge
-from mpa_ray.stages.top_up import further_samples, shortfall
 
 PAIR = Annotation("a#0", "a", "/a", "kept", question="how many?", answer="2", second_answer="2")
 EXACT = MATCHERS["exact"]
@@ -79,65 +74,3 @@ def test_changes_count_every_move() -> None:
     told = changes.table("small.vqa_normalized")
     assert "on 1 pairs the teacher agrees with itself by this matcher alone" in told
     assert "(0 gained, 1 lost)" in told
-
-
-def parity_of(rows: list[Verdict]) -> list[ParitySample]:
-    return list(parity_samples(rows))
-
-
-def test_replayed_pairs_are_known_ones_and_do_not_depend_on_order() -> None:
-    rows = [verdict("2", "3" if number % 2 else "2", number) for number in range(40)]
-    known = {row.annotation_id for row in rows if row.reason == "student_correct"}
-    parity = parity_of(rows)[:16]
-    level = LevelConfig(replay_share=0.5)
-    chosen = further_samples(parity, lambda: rows, level)
-    assert len(known) == 20
-    assert len({sample.annotation_id for sample in chosen}) == 8
-    assert {sample.annotation_id for sample in chosen} <= known
-    assert chosen == further_samples(parity, lambda: list(reversed(rows)), level)
-    assert chosen != further_samples(parity, lambda: rows, LevelConfig(replay_share=0.5, seed=1))
-    assert len(further_samples(parity, lambda: rows, LevelConfig(replay_share=5))) == 20
-
-
-@pytest.mark.parametrize(
-    ("annotated", "parity", "lacking"),
-    [
-        ({"number": 50, "colour": 50}, {"number": 10}, {"colour": 5}),
-        ({"number": 50, "colour": 50}, {"number": 5, "colour": 5}, {}),
-        ({"number": 90, "colour": 10}, {"colour": 20}, {"number": 18}),
-        ({"number": 1}, {}, {}),
-        ({}, {}, {}),
-    ],
-)
-def test_shortfall(annotated: dict[str, int], parity: dict[str, int], lacking: dict[str, int]) -> None:
-    assert shortfall(annotated, parity) == lacking
-
-
-def balanced_case() -> list[Verdict]:
-    """20 parity pairs about numbers; the student knows 30 colours, 10 words and 40 numbers."""
-    rows = [verdict("2", "3", number) for number in range(20)]
-    answers = ["red"] * 30 + ["dog"] * 10 + ["2"] * 40
-    return rows + [verdict(answer, answer, 100 + number, answer) for number, answer in enumerate(answers)]
-
-
-def test_balance_brings_d_pi_to_the_shares_of_d_pa_with_known_pairs() -> None:
-    rows = balanced_case()
-    parity = parity_of(rows)
-    level = LevelConfig(balance=True)
-    added = further_samples(parity, lambda: rows, level)
-    # Of 100 pairs 30 are colours and 10 words: in a set of 20 that is 6 and 2.
-    assert Counter(answer_type(sample.answer) for sample in added) == {"colour": 6, "single_word": 2}
-    assert len({sample.annotation_id for sample in added}) == 8
-    assert added == further_samples(parity, lambda: list(reversed(rows)), level)
-    assert added != further_samples(parity, lambda: rows, LevelConfig(balance=True, seed=1))
-
-
-def test_no_pair_is_both_balancing_and_replayed() -> None:
-    rows = balanced_case()
-    added = further_samples(parity_of(rows), lambda: rows, LevelConfig(balance=True, replay_share=10))
-    assert len(added) == len({sample.annotation_id for sample in added}) == 80
-
-
-def test_by_default_nothing_is_added() -> None:
-    rows = balanced_case()
-    assert further_samples(parity_of(rows), lambda: rows, LevelConfig()) == []
