@@ -357,7 +357,6 @@ class ParityTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, resume_from: str | None) -> None:
         if resume_from is None:
-            self.watch_retained("before")
             return
         progress = json.loads(Path(resume_from, _PROGRESS).read_text())
         self.num_unreadable, self._best_loss = progress["num_unreadable"], progress["best_loss"]
@@ -374,9 +373,11 @@ class ParityTrainer(Trainer):
             self._resumed = [*earlier["resumed"], now]
             self._answered = {"before": earlier["retained"]["before"]} if "retained" in earlier else {}
 
-    def _prepare_for_training(self, *arguments: Any) -> Any:
-        prepared = super()._prepare_for_training(*arguments)
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         check_parallel(self.model_wrapped, self._job.level.parallel, self.args.world_size)
+        if resume_from_checkpoint is None:
+            self.watch_retained("before")
         return prepared
 
 

@@ -132,7 +132,7 @@ def verdict_of(sample: ParitySample) -> Verdict:
 
 
 def test_operations_are_counted_as_they_are_known(samples: list[ParitySample]) -> None:
-    """Forwards 2 for each weight and token; backwards as much for activations; of adapters alone next to nothing more."""
+    """Forwards 2 for each weight and token, backwards as many for activations, and few for adapters."""
     model = prepare_for_training(AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32), LoraConfig())
     batch = collator()([TrainingRow(s, 1) for s in samples[:4]], contents(samples[:4]))
     with FlopCounterMode(display=False) as counter:
