@@ -7,7 +7,7 @@ VLLM   ?= 0.29.0
 DEMO   ?= runs/demo-$(SEED)
 IMAGES ?= 4000
 
-.PHONY: demo setup format check test other-vllm bench bench-leveling bench-metrics bench-scale bench-chaos models
+.PHONY: demo setup format check test other-vllm bench bench-leveling bench-gains bench-metrics bench-scale bench-chaos models
 
 demo: setup ## Align the bundled student with the bundled teacher, from unlabeled images to a report
 	$(PYTHON) -m mpa_ray.demo.images --out $(DEMO)/data --num-images $(IMAGES) --seed $(SEED)
@@ -43,6 +43,9 @@ bench: setup ## Throughput against everything else, three quarters of an hour; w
 
 bench-leveling: setup ## Leveling against a plain Trainer: 6 minutes
 	$(PYTHON) benchmarks/leveling.py
+
+bench-gains: setup ## What alignment gains at 3 seeds, three quarters of an hour
+	$(PYTHON) benchmarks/gains.py
 
 bench-metrics: setup ## A million strings through every metric, a million predictions scored: 5 minutes
 	$(PYTHON) benchmarks/metrics.py

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from mpa_ray.matching import matcher_label, matcher_of
 from mpa_ray.passes import Outstanding, run_missing, run_shards, timed
 from mpa_ray.preflight import check_evaluation, check_run, task_of
 from mpa_ray.progress import Progress, say
-from mpa_ray.records import EpochCounts, LabelledQuestion, ParitySample, Prediction
+from mpa_ray.records import EpochCounts, LabelledQuestion, ParitySample, Prediction, RowT
 from mpa_ray.report.card import model_card
 from mpa_ray.report.collect import forgetting
 from mpa_ray.report.scores import render_scores
@@ -28,7 +28,7 @@ from mpa_ray.stages.judge import parity_samples
 from mpa_ray.stages.predict import Predict
 from mpa_ray.stages.rejudge import Changes
 from mpa_ray.store import fingerprint
-from mpa_ray.store.dataset import Dataset, JoinedDatasets, ShardedDataset, shard_name
+from mpa_ray.store.dataset import Dataset, JoinedDatasets, ShardedDataset, ahead, shard_name
 from mpa_ray.store.parity import export_parity, parity_of
 from mpa_ray.store.run import Manifest, Run
 
@@ -135,12 +135,32 @@ def _identify(config: RunConfig, student: StudentConfig) -> None:
     if unannotated:
         raise RunError(f"{len(unannotated)} of {manifest.num_shards} shards are not annotated: run jobs/annotate.py.")
     verdicts = run.verdicts(student.name)
+    wanted = fingerprint.verdict_fingerprint(config, task, student)
+    twins = (s for s in config.students if s.name != student.name)
+    alike = [s.name for s in twins if fingerprint.verdict_fingerprint(config, task, s) == wanted]
+    others = {name: run.verdicts(name) for name in alike}
+    _take_over(run, f"identify {student.name}", verdicts, others, wanted, manifest.shards)
     run_missing(run, f"identify {student.name}", config.limits, partial(_verdict_pass, config, run, student),
                 Outstanding.of(verdicts, manifest))  # fmt: skip
     if not run.storage.exists(f"parity/{student.name}/manifest.json"):
         samples = parity_samples(verdicts.rows(manifest.shards))
         num_samples = export_parity(run, student.name, task, samples)
         say(f"identify {student.name}: {num_samples} parity samples")
+
+
+def _take_over(
+    run: Run, label: str, dataset: ShardedDataset[RowT], alike: Mapping[str, ShardedDataset[RowT]],
+    made_of: dict[str, Any], shards: Sequence[str],
+) -> None:  # fmt: skip
+    """What the same model has been asked already, under another name, it is not asked again."""
+    for name, other in alike.items():
+        run.hold_against(other.folder, made_of)
+        missing = dataset.missing(shards)
+        there = set(missing) - set(other.missing(missing))
+        if there:
+            with Progress(f"{label}, as {name}", len(there), "shards") as progress:
+                for _ in ahead(lambda shard: dataset.commit(shard, other.read(shard)), sorted(there)):  # noqa: B023
+                    progress.advance(1)
 
 
 def _verdict_pass(config: RunConfig, run: Run, student: StudentConfig, flow: Any) -> Pass[Any]:
@@ -277,8 +297,10 @@ def evaluate(config: EvaluationRunConfig, score_only: bool = False) -> None:
         raise ConfigError("evaluate.models", [], "names no model.", "Name one, or add a teacher and students.")
     lay_out(config.evaluate, run, Places(config.object_store))
     if not score_only:
+        made_of = {n: fingerprint.prediction_fingerprint(config, task_of(config), m) for n, m in models.items()}
         for name, model in models.items():
-            _predict(config, config.evaluate, run, name, model)
+            alike = [other for other, found in made_of.items() if other != name and found == made_of[name]]
+            _predict(config, config.evaluate, run, name, model, alike)
     scores = _scored(config, config.evaluate, run, list(models))
     run.write_json("evaluation/scores.json", scores)
     if isinstance(config, RunConfig):
@@ -297,13 +319,19 @@ def _write_cards(config: RunConfig, run: Run, student: StudentConfig, scores: di
                 run.storage.write(f"{folder}/{part}/README.md", card)
 
 
-def _predict(config: EvaluationRunConfig, settings: EvaluateConfig, run: Run, name: str, model: ModelConfig) -> None:
+def _predict(
+    config: EvaluationRunConfig, settings: EvaluateConfig, run: Run, name: str, model: ModelConfig, alike: Sequence[str]
+) -> None:
     labels = [benchmark.label for benchmark in settings.benchmarks]
     predictions = {label: run.predictions(label, name) for label in labels}
     outstanding = Outstanding([], [], 0, 0)
+    made_of = fingerprint.prediction_fingerprint(config, task_of(config), model)
     for label, dataset in predictions.items():
-        run.claim(dataset.folder, fingerprint.prediction_fingerprint(config, task_of(config), model))
-        outstanding += Outstanding.of(dataset, run.manifest(run.benchmark_dir(label))).below(label)
+        run.claim(dataset.folder, made_of)
+        manifest = run.manifest(run.benchmark_dir(label))
+        others = {twin: run.predictions(label, twin) for twin in alike}
+        _take_over(run, f"evaluate {name} on {label}", dataset, others, made_of, manifest.shards)
+        outstanding += Outstanding.of(dataset, manifest).below(label)
     questions = JoinedDatasets({label: run.questions(label) for label in labels})
     make_pass = partial(_prediction_pass, config, f"evaluate:{name}", questions, JoinedDatasets(predictions), model)
     run_missing(run, f"evaluate {name}", config.limits, make_pass, outstanding)

@@ -72,7 +72,7 @@ def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -
         **_answering(config, task),
         "identify.matcher": (config.identify.matcher or task.matcher).model_dump(mode="json"),
         "identify.ask_where_teacher_disagrees": config.identify.ask_where_teacher_disagrees,
-        **{f"{student.name}.{name}": value for name, value in _model(student, config).items()},
+        **{f"student.{name}": value for name, value in _model(student, config).items()},
     }
 
 

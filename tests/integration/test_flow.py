@@ -47,6 +47,22 @@ def test_every_image_ends_once(images: Path, tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.splitlines() == ["annotate: already done", "identify small: already done"]
 
 
+def test_students_of_the_same_model_share_one_pass(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = scripted_tree(images, tmp_path / "run", inconsistent_rate=0.2)
+    (small,) = tree["students"]
+    tree["students"] = [small, {**small, "name": "twin", "level": {"learning_rate": 5e-4}},
+                        {**small, "name": "other", "max_pixels": 1_000_000}]  # fmt: skip
+    _, run = identified(tree)
+    counts = audit(run)
+    assert counts["problems"] == []
+    assert read_parity(run, "twin") == read_parity(run, "small") != []
+    assert "identify twin, as small: done" in capsys.readouterr().out
+    asked = {path.removeprefix("phases/") for path in run.storage.list("phases")}
+    assert asked == {"index.json", "annotate.json", "identify.small.json", "identify.other.json"}
+
+
 def test_a_phase_says_how_fast_it_was_and_where_time_went(images: Path, tmp_path: Path) -> None:
     config, run = identified(scripted_tree(images, tmp_path / "run", latency_s=0.05))
     campaign.report(config)
