@@ -113,8 +113,9 @@ def families(names: set[str]) -> list[str]:
 
 def score(groups: dict[str, Any], names: list[str]) -> float:
     """Exact match in %, over all questions of the groups."""
-    total = sum(groups[name]["num_questions"] for name in names)
-    return round(100 * float(sum(groups[name]["mean"] * groups[name]["num_questions"] for name in names)) / total, 2)
+    total: int = sum(groups[name]["num_questions"] for name in names)
+    right: float = sum(groups[name]["mean"] * groups[name]["num_questions"] for name in names)
+    return round(100 * right / total, 2)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -351,6 +351,6 @@ def test_a_renderer_that_dies_counts_as_the_engines_death(run: Run[Any], engine:
 
 
 def test_the_bundled_checkpoints_are_small() -> None:
-    for name in ("teacher", "student"):
+    for name in ("teacher", "student", "student-internvl"):
         folder = Path(resolve_path(f"bundled:demo/models/{name}"))
         assert sum(f.stat().st_size for f in folder.iterdir()) <= 12e6

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,14 +147,20 @@ def test_operations_are_counted_as_they_are_known(samples: list[ParitySample]) -
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
-    ("num_workers", "method"), [(1, LoraConfig(rank=4)), (2, LoraConfig(rank=4)), (1, FullConfig(kind="full"))]
+    ("num_workers", "method", "other"),
+    [
+        (1, LoraConfig(rank=4), {}),
+        (2, LoraConfig(rank=4), {"reduction": "sample"}),
+        (1, FullConfig(kind="full"), {"gradient_checkpointing": True}),
+    ],
 )
 def test_leveling_end_to_end(
-    samples: list[ParitySample], tmp_path: Path, num_workers: int, method: LoraConfig | FullConfig
-) -> None:
+    samples: list[ParitySample], tmp_path: Path, num_workers: int, method: LoraConfig | FullConfig,
+    other: dict[str, Any],
+) -> None:  # fmt: skip
     settings = LevelConfig(
         method=method, learning_rate=1e-3, batch_size=8, tokens_per_micro_batch=400, num_workers=num_workers,
-        checkpoint_every_steps=2,
+        checkpoint_every_steps=2, **other,
     )  # fmt: skip
     known = [verdict_of(sample) for sample in samples]
     run = leveled(samples, tmp_path, settings, known)
