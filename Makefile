@@ -6,12 +6,13 @@ SEED   ?= 0
 VLLM   ?= 0.29.0
 DEMO   ?= runs/demo-$(SEED)
 IMAGES ?= 4000
+CONFIG ?= mpa_ray/demo/demo.yaml
 
 .PHONY: demo setup format check test other-vllm bench bench-leveling bench-gains bench-metrics bench-scale bench-chaos models
 
 demo: setup ## Align the bundled student with the bundled teacher, from unlabeled images to a report
 	$(PYTHON) -m mpa_ray.demo.images --out $(DEMO)/data --num-images $(IMAGES) --seed $(SEED)
-	$(PYTHON) jobs/align.py --config mpa_ray/demo/demo.yaml --run_dir $(DEMO)/run \
+	$(PYTHON) jobs/align.py --config $(CONFIG) --run_dir $(DEMO)/run \
 	    --source.path $(DEMO)/data/unlabeled --evaluate.benchmarks.0.path $(DEMO)/data/heldout/questions.jsonl \
 	    --annotate.sampling.seed $(SEED) --students.0.level.seed $(SEED)
 

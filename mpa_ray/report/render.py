@@ -94,8 +94,8 @@ def render_table(summary: dict[str, Any]) -> str:
         lines += [f"  not kept: {reason:<17}{n:>8}" for reason, n in student["dropped"].items()]
         retained = student["training"]["retained"] if student["training"] else {}
         if "after" in retained:
-            lines += [f"  still answered             {retained['after']:>8} of {retained['before']} of "
-                      f"{retained['num']} retained pairs"]  # fmt: skip
+            lines += [f"  retained pairs answered    {retained['after']:>8} of {retained['num']}, "
+                      f"{retained['before']} before"]  # fmt: skip
         lines += [f"  WARNING: {warning}" for warning in student["warnings"]]
     scores = render_scores(summary["scores"]) if summary["scores"] else "\nno benchmark was measured"
     lines += [*_divergence_lines(summary["coverage"]), scores]
