@@ -208,7 +208,7 @@ def _supply(config: RunConfig, run: Run, student: StudentConfig) -> Supply:
     from mpa_ray.leveling.plan import Supply
 
     def labelled(benchmark: BenchmarkConfig | None) -> Callable[[], Iterator[ParitySample]] | None:
-        return None if benchmark is None else partial(labelled_samples, benchmark, Places(config.object_store))
+        return partial(labelled_samples, benchmark, Places(config.object_store)) if benchmark is not None else None
 
     holdout = student.level.holdout
     return Supply(

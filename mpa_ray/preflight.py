@@ -7,7 +7,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mpa_ray.checkpoints import base_of_adapter
-from mpa_ray.config import EvaluationRunConfig, LevelConfig, LoraConfig, ModelConfig, RunConfig, resolve_path
+from mpa_ray.config import (
+    BenchmarkConfig,
+    EvaluationRunConfig,
+    LevelConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+    resolve_path,
+)
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.errors import ConfigError
@@ -41,7 +49,7 @@ def check_run(config: RunConfig) -> None:
     check_model(config.teacher, "teacher.model")
     for index, student in enumerate(config.students):
         check_model(student, f"students.{index}.model")
-        check_level(student.level, f"students.{index}.level")
+        check_level(student.level, f"students.{index}.level", Places(config.object_store))
     check_evaluation(config)
 
 
@@ -55,20 +63,23 @@ def check_evaluation(config: EvaluationRunConfig) -> None:
     if config.evaluate is None:
         return
     for index, benchmark in enumerate(config.evaluate.benchmarks):
-        if benchmark.metric is not None and benchmark.metric not in METRICS:
-            raise ConfigError(f"evaluate.benchmarks.{index}.metric", benchmark.metric, "is no metric.",
-                              f"Choose one of {', '.join(METRICS)}.")  # fmt: skip
-        places = Places(config.object_store)
-        try:
-            for file in find_files(places, benchmark.path, benchmark.split):
-                places.of(file.uri).size(file.uri)
-        except OSError as error:
-            raise ConfigError(f"evaluate.benchmarks.{index}.path", benchmark.path,
-                              f"cannot be read ({error.strerror or error}).", "Check the path.") from error  # fmt: skip
-        except ConfigError as error:
-            raise error.of_field(error.field.replace("benchmark.", f"evaluate.benchmarks.{index}.", 1)) from error
+        _check_benchmark(benchmark, f"evaluate.benchmarks.{index}", Places(config.object_store))
     for index, model in enumerate(config.evaluate.models):
         check_model(model, f"evaluate.models.{index}.model")
+
+
+def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> None:
+    if benchmark.metric is not None and benchmark.metric not in METRICS:
+        raise ConfigError(f"{field}.metric", benchmark.metric, "is no metric.",
+                          f"Choose one of {', '.join(METRICS)}.")  # fmt: skip
+    try:
+        for file in find_files(places, benchmark.path, benchmark.split):
+            places.of(file.uri).size(file.uri)
+    except OSError as error:
+        raise ConfigError(f"{field}.path", benchmark.path, f"cannot be read ({error.strerror or error}).",
+                          "Check the path.") from error  # fmt: skip
+    except ConfigError as error:
+        raise error.of_field(error.field.replace("benchmark.", f"{field}.", 1)) from error
 
 
 def check_model(config: ModelConfig, field: str) -> None:
@@ -97,8 +108,15 @@ def check_model(config: ModelConfig, field: str) -> None:
                           "Save the model's processor beside its weights.")  # fmt: skip
 
 
-def check_level(config: LevelConfig, field: str) -> None:
+def check_level(config: LevelConfig, field: str, places: Places) -> None:
     """Raises ConfigError where a way of training needs what is not there."""
+    if config.replay_from is not None:
+        if not config.replay_share:
+            raise ConfigError(f"{field}.replay_from", config.replay_from.path, "is not used: replay_share is 0.",
+                              "Set level.replay_share.")  # fmt: skip
+        _check_benchmark(config.replay_from, f"{field}.replay_from", places)
+    if config.holdout is not None and config.holdout.questions is not None:
+        _check_benchmark(config.holdout.questions, f"{field}.holdout.questions", places)
     if isinstance(config.method, LoraConfig) and config.method.quantize:
         told = f"{field}.method.quantize"
         if not config.gpus_per_worker:
