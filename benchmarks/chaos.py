@@ -162,16 +162,16 @@ def _watched(make_stage: Callable[..., Stage[Any, Any]], visits: Path, *args: An
 
 def drive(folder: str) -> None:
     """Run the steps of the configuration in a trial's folder, and leave their visits there."""
-    from mpa_ray import campaign
+    from mpa_ray import steps
     from mpa_ray.stages.annotate import Annotate
     from mpa_ray.stages.identify import Identify
 
     config = load_config(f"{folder}/config.json")
     with (
-        patch.object(campaign, "Annotate", partial(_watched, Annotate, Path(folder, "annotate.visits"))),
-        patch.object(campaign, "Identify", partial(_watched, Identify, Path(folder, "identify.visits"))),
+        patch.object(steps, "Annotate", partial(_watched, Annotate, Path(folder, "annotate.visits"))),
+        patch.object(steps, "Identify", partial(_watched, Identify, Path(folder, "identify.visits"))),
     ):
-        for step in (campaign.index, campaign.annotate, campaign.identify):
+        for step in (steps.index, steps.annotate, steps.identify):
             step(config)
 
 

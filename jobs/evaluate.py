@@ -19,9 +19,9 @@ SCORE_ONLY = ("--score-only", "score what was predicted earlier; no model is loa
 def main() -> None:
     options, overrides = parsed(__doc__, SCORE_ONLY)
     config = load_evaluation(options.config, overrides)
-    from mpa_ray import campaign
+    from mpa_ray import steps
 
-    campaign.evaluate(config, options.score_only)
+    steps.evaluate(config, options.score_only)
 
 
 if __name__ == "__main__":

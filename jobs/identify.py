@@ -16,9 +16,9 @@ REMATCH = ("--rematch", "apply identify.matcher to the verdicts of an earlier id
 def main() -> None:
     options, overrides = parsed(__doc__, REMATCH)
     config = load_config(options.config, overrides)
-    from mpa_ray import campaign
+    from mpa_ray import steps
 
-    (campaign.rematch if options.rematch else campaign.identify)(config)
+    (steps.rematch if options.rematch else steps.identify)(config)
 
 
 if __name__ == "__main__":

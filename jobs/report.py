@@ -12,9 +12,9 @@ from mpa_ray.config import RunConfig
 
 
 def main(config: RunConfig) -> None:
-    from mpa_ray import campaign
+    from mpa_ray import steps
 
-    campaign.report(config)
+    steps.report(config)
 
 
 if __name__ == "__main__":

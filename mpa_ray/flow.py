@@ -414,8 +414,16 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", "The maximum number of concurrent tasks", UserWarning)
 
 
+_starting = threading.Lock()
+
+
 def start_ray() -> None:
     """Join the cluster of this job, or start Ray on this machine alone."""
+    with _starting:
+        _start_ray()
+
+
+def _start_ray() -> None:
     if ray.is_initialized():
         return
     # Ray's workers, and the engines in them, would otherwise yield to every other process of the machine.
@@ -429,6 +437,13 @@ def start_ray() -> None:
     num_cpus = max(2, len(os.sched_getaffinity(0))) + 1
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
              runtime_env=environment, logging_level="ERROR")  # fmt: skip
+
+
+def cluster_resources() -> tuple[float, float]:
+    """CPUs and GPUs of all nodes that are up."""
+    start_ray()
+    total = ray.cluster_resources()
+    return total.get("CPU", 0.0), total.get("GPU", 0.0)
 
 
 def check_resources(field: str, num_cpus: float, num_gpus: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mpa_ray.flow import Pass
+
+Admission = Callable[[], AbstractContextManager[None]]
+
+
+def _to_nobody(_: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,13 @@ class Outstanding:
 
 
 def run_missing(
-    run: Run, label: str, limits: LimitsConfig, make_pass: Callable[[Any], Pass[Any]], outstanding: Outstanding
+    run: Run,
+    label: str,
+    limits: LimitsConfig,
+    make_pass: Callable[[Any], Pass[Any]],
+    outstanding: Outstanding,
+    admission: Admission = nullcontext,
+    announce: Callable[[str], None] = _to_nobody,
 ) -> None:
     """Make a pass over the shards that are missing. Raises as `run_shards` does."""
     if not outstanding.missing:
@@ -64,7 +75,7 @@ def run_missing(
         return
     run.check_room(outstanding.num_images - outstanding.num_images_done)
     progress = Progress(label, outstanding.num_images, "images", outstanding.num_images_done)
-    run_shards(run, label, limits, make_pass, outstanding.missing, outstanding.committed, progress)
+    run_shards(run, label, limits, make_pass, outstanding.missing, outstanding.committed, progress, admission, announce)
 
 
 def run_shards(
@@ -75,8 +86,21 @@ def run_shards(
     shards: Iterable[str],
     committed: Sequence[str],
     progress: Progress,
+    admission: Admission = nullcontext,
+    announce: Callable[[str], None] = _to_nobody,
 ) -> None:
     """Make a pass over shards, which may become known over time; `make_pass` takes the module `mpa_ray.flow`.
+
+    Args:
+        run: To which it belongs.
+        label: Names it to the user.
+        limits: On failures.
+        make_pass: See there.
+        shards: Those to do.
+        committed: Those that are done.
+        progress: Counts images.
+        admission: Is entered before any engine starts, and left when all have ended.
+        announce: Is told of each shard as it is done.
 
     Raises:
         RunError: too many images failed, or engines died too often.
@@ -86,11 +110,12 @@ def run_shards(
 
     flow.start_ray()
     guard, throughput = FailureGuard(limits), Throughput()
-    with timed(run, label, throughput), progress:
+    with admission(), timed(run, label, throughput), progress:
         for shard in flow.run_pass(make_pass(flow), shards, committed):
             progress.advance(shard.num_images)
             throughput.count(shard.num_images, shard.visit_s, shard.effort)
             guard.count(shard.num_images, shard.failed)
+            announce(shard.shard)
 
 
 class FailureGuard:

@@ -13,7 +13,9 @@ from mpa_ray.config import (
     LevelConfig,
     LoraConfig,
     ModelConfig,
+    ObjectStoreConfig,
     RunConfig,
+    StudentConfig,
     resolve_path,
 )
 from mpa_ray.corpus.index import check_source
@@ -48,9 +50,14 @@ def check_run(config: RunConfig) -> None:
     check_source(config.source, Places(config.object_store))
     check_model(config.teacher, "teacher.model")
     for index, student in enumerate(config.students):
-        check_model(student, f"students.{index}.model")
-        check_level(student.level, f"students.{index}.level", Places(config.object_store))
+        check_student(student, index, config.object_store)
     check_evaluation(config)
+
+
+def check_student(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
+    """Raises ConfigError where the student, the `index`-th of the run, cannot be aligned."""
+    check_model(student, f"students.{index}.model")
+    check_level(student.level, f"students.{index}.level", Places(object_store))
 
 
 def check_evaluation(config: EvaluationRunConfig) -> None:

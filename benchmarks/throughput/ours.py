@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.throughput.work import QUESTION, TASK, Timings, Work, rates
-from mpa_ray import campaign, flow
+from mpa_ray import flow, steps
 from mpa_ray.config import ModelConfig, RunConfig, SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem, prepare_apart
 from mpa_ray.corpus.read import Reader
@@ -124,7 +124,7 @@ def measure(work: Work, row: str, variant: Variant) -> Timings:
     with tempfile.TemporaryDirectory(prefix="mpa_ray-throughput-") as scratch:
         _lay_out(work, Path(scratch, "images"))
         config = configuration(work, Path(scratch, "run"), row, variant)
-        campaign.index(config)
+        steps.index(config)
         run = Run.open(config.run_dir, config.object_store)
         flow.start_ray()
         passes = _Passes(work, config, run)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mpa_ray import campaign
+from mpa_ray import steps
 from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.corpus.decode import PreparedImage, prepare
 from mpa_ray.engine.scripted import _digest
@@ -65,7 +65,7 @@ def alone(run_dir: Path, benchmarks: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def evaluated(tree: dict[str, Any]) -> dict[str, Any]:
-    campaign.evaluate(EvaluationRunConfig.model_validate(tree))
+    steps.evaluate(EvaluationRunConfig.model_validate(tree))
     return Run.open(tree["run_dir"]).read_json("evaluation/scores.json")
 
 
@@ -149,9 +149,9 @@ def test_a_run_measures_its_own_models_and_reports_them(
     tree = scripted_tree(images, tmp_path / "run", inconsistent_rate=0.3)
     tree["evaluate"] = {"benchmarks": benchmarks, "models": [{"name": "other", **WRONG}]}
     config = RunConfig.model_validate(tree)
-    for step in (campaign.lay_out_benchmarks, campaign.index_and_annotate, campaign.identify, campaign.evaluate):
+    for step in (steps.lay_out_benchmarks, steps.index_and_annotate, steps.identify, steps.evaluate):
         step(config)
-    campaign.report(config)
+    steps.report(config)
     report = json.loads((tmp_path / "run/report/report.json").read_text())
     assert set(report["scores"]["own"]["models"]) == {"small.before", "teacher", "other"}
     coverage = report["coverage"]
@@ -166,7 +166,7 @@ def test_a_run_measures_its_own_models_and_reports_them(
 def test_another_matcher_needs_no_model(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run", inconsistent_rate=0.3)
     config = RunConfig.model_validate(tree)
-    for step in (campaign.index_and_annotate, campaign.identify):
+    for step in (steps.index_and_annotate, steps.identify):
         step(config)
     run = Run.open(tree["run_dir"])
     before = [sample.annotation_id for sample in read_parity(run, "small")]
@@ -190,7 +190,7 @@ def test_another_matcher_needs_no_model(images: Path, tmp_path: Path) -> None:
 
 def test_rematching_needs_verdicts(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run")
-    campaign.index(RunConfig.model_validate(tree))
+    steps.index(RunConfig.model_validate(tree))
     refused = run_job("identify", tree, tmp_path, "--rematch")
     assert refused.returncode == 1
     assert "8 of 8 shards have no verdicts of small: run jobs/identify.py" in refused.stderr
@@ -204,7 +204,7 @@ def test_a_task_of_the_users_own(images: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
     tree = scripted_tree(images, tmp_path / "run") | {"task": str(tmp_path / "mine.yaml")}
     config = RunConfig.model_validate(tree)
-    for step in (campaign.index_and_annotate, campaign.identify):
+    for step in (steps.index_and_annotate, steps.identify):
         step(config)
     run = Run.open(tree["run_dir"])
     assert run.read_json("fingerprints/verdicts.small.json")["identify.matcher"] == {"kind": "anls", "threshold": 0.5}
@@ -213,4 +213,4 @@ def test_a_task_of_the_users_own(images: Path, tmp_path: Path) -> None:
     tree["task"] = str(tmp_path / "other.yaml")
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(task | {"max_answer_words": 2}))
     with pytest.raises(FingerprintMismatch, match=r"task.max_answer_words: was 1, now 2"):
-        campaign.annotate(RunConfig.model_validate(tree))
+        steps.annotate(RunConfig.model_validate(tree))

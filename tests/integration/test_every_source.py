@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mpa_ray import campaign
+from mpa_ray import steps
 from mpa_ray.config import RunConfig
 from mpa_ray.store.audit import audit
 from mpa_ray.store.run import Run
@@ -38,8 +38,8 @@ def test_d_pa_is_the_same(
     tree = scripted_tree(make(contents, tmp_path), tmp_path / "run", inconsistent_rate=0.2, unparsable_rate=0.1)
     tree["source"] |= {"shard_size": 64, "kind": kind}
     config = RunConfig.model_validate(tree)
-    campaign.index(config)
-    campaign.annotate(config)
+    steps.index(config)
+    steps.annotate(config)
     run = Run.open(config.run_dir)
     rows = list(run.annotations.rows(run.manifest().shards))
     assert len({row.annotation_id for row in rows}) == NUM_IMAGES

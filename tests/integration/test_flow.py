@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mpa_ray import campaign
+from mpa_ray import steps
 from mpa_ray.config import RunConfig
 from mpa_ray.errors import RunError
 from mpa_ray.store.audit import audit
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 def identified(tree: dict[str, Any]) -> tuple[RunConfig, Run]:
     config = RunConfig.model_validate(tree)
-    for step in (campaign.index, campaign.annotate, campaign.identify):
+    for step in (steps.index, steps.annotate, steps.identify):
         step(config)
     return config, Run.open(config.run_dir)
 
@@ -39,11 +39,11 @@ def test_every_image_ends_once(images: Path, tmp_path: Path, capsys: pytest.Capt
     assert counts["failed"] == {"request_failed": 1}
     assert len(read_parity(run, "small")) == counts["kept"]["small"] > 0
 
-    campaign.report(config)
+    steps.report(config)
     assert "student_correct" in run.storage.read("report/index.html").decode()
     capsys.readouterr()
-    campaign.annotate(config)
-    campaign.identify(config)
+    steps.annotate(config)
+    steps.identify(config)
     assert capsys.readouterr().out.splitlines() == ["annotate: already done", "identify small: already done"]
 
 
@@ -65,7 +65,7 @@ def test_students_of_the_same_model_share_one_pass(
 
 def test_a_phase_says_how_fast_it_was_and_where_time_went(images: Path, tmp_path: Path) -> None:
     config, run = identified(scripted_tree(images, tmp_path / "run", latency_s=0.05))
-    campaign.report(config)
+    steps.report(config)
     phase = run.read_json("report/report.json")["phases"]["annotate"]
     rows = run.annotations.rows(run.manifest().shards)
     assert phase["num_images"] == 60
@@ -126,7 +126,7 @@ def test_broken_files_are_rows_with_a_reason(tmp_path: Path) -> None:
     Image.new("RGB", (3000, 2)).save(folder / "strip.png")
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
     config, run = identified(scripted_tree(folder, tmp_path / "run"))
-    campaign.report(config)
+    steps.report(config)
     report = run.read_json("report/report.json")
     assert {row["image"]: row["reason"] for row in report["failed_images"]} == {
         "empty.png": "empty_file",
@@ -180,8 +180,8 @@ def test_files_with_the_same_bytes_are_annotated_once(tmp_path: Path) -> None:
 
 def test_a_run_directory_that_cannot_be_written_any_more_is_named(images: Path, tmp_path: Path) -> None:
     config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
-    campaign.index(config)
+    steps.index(config)
     # A file where a folder has to be: what even root cannot write.
     (tmp_path / "run/annotations").write_text("in the way")
     with pytest.raises(RunError, match=r"run/annotations/.*cannot be written.*The same command continues"):
-        campaign.annotate(config)
+        steps.annotate(config)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from mpa_ray import campaign
+from mpa_ray import steps
 from mpa_ray.config import RunConfig
 from mpa_ray.errors import RunError
 from mpa_ray.store.audit import audit
@@ -36,10 +36,10 @@ def wait_until_all_is_free() -> None:
 
 def test_a_phase_gets_the_place_of_the_one_before(images: Path, tmp_path: Path) -> None:
     config = large_pools(images, tmp_path / "run")
-    campaign.index(config)
-    campaign.annotate(config)
+    steps.index(config)
+    steps.annotate(config)
     wait_until_all_is_free()
-    campaign.identify(config)
+    steps.identify(config)
     wait_until_all_is_free()
     assert audit(Run.open(config.run_dir))["problems"] == []
 
@@ -47,9 +47,9 @@ def test_a_phase_gets_the_place_of_the_one_before(images: Path, tmp_path: Path) 
 def test_a_phase_that_fails_leaves_no_engine_behind(images: Path, tmp_path: Path) -> None:
     failing = large_pools(images, tmp_path / "run", fail_on=[f"{n:03d}.png" for n in range(60)])
     failing = failing.model_copy(update={"limits": failing.limits.model_copy(update={"min_images": 8})})
-    campaign.index(failing)
+    steps.index(failing)
     with pytest.raises(RunError, match="images failed"):
-        campaign.annotate(failing)
+        steps.annotate(failing)
     wait_until_all_is_free()
 
 
@@ -58,9 +58,9 @@ def test_an_engine_that_cannot_start_is_told_in_a_sentence(images: Path, tmp_pat
     engine = {"kind": "vllm", "engine_args": {"no_such_argument": 1}}
     tree["teacher"] = {"model": "bundled:demo/models/teacher", "engine": engine}
     config = RunConfig.model_validate(tree)
-    campaign.index(config)
+    steps.index(config)
     with pytest.raises(
         RunError, match=r"annotate:teacher: the engine of .* cannot start \(TypeError: .*no_such_argument"
     ):
-        campaign.annotate(config)
+        steps.annotate(config)
     wait_until_all_is_free()

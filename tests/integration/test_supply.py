@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mpa_ray import campaign
+from mpa_ray import steps
 from mpa_ray.config import ObjectStoreConfig, RunConfig
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.corpus.places.place import Places
@@ -50,8 +50,8 @@ def test_images_are_annotated_before_the_source_is_listed_to_its_end(
                 assert not run.storage.exists("corpus/manifest.json")
                 time.sleep(0.05)
 
-    monkeypatch.setattr(campaign, "index_shards", slowly)
-    campaign.index_and_annotate(config)
+    monkeypatch.setattr(steps, "index_shards", slowly)
+    steps.index_and_annotate(config)
     assert len(run.annotations.missing(run.manifest().shards)) == 0
     assert len(rows_of(run)) == 60
 
@@ -61,21 +61,21 @@ def test_both_at_once_give_what_one_after_the_other_gives_and_go_on_after_a_kill
     apart, together, killed = (
         RunConfig.model_validate(scripted_tree(folder, tmp_path / name)) for name in ("apart", "together", "killed")
     )
-    campaign.index(apart)
-    campaign.annotate(apart)
-    campaign.index_and_annotate(together)
+    steps.index(apart)
+    steps.annotate(apart)
+    steps.index_and_annotate(together)
     expected = rows_of(Run.open(apart.run_dir))
     assert sum(reason == "duplicate_of" for _, reason, _ in expected.values()) == 14
     assert rows_of(Run.open(together.run_dir)) == expected
 
     # Indexing was killed behind the fourth shard, annotation behind the second.
-    run = campaign.open_run(killed, ["corpus", "annotations"])
+    run = steps.open_run(killed, ["corpus", "annotations"])
     list(islice(index_shards(killed.source, run, Places(ObjectStoreConfig())), 4))
     for shard in ("000000", "000001"):
         run.annotations.commit(shard, Run.open(apart.run_dir).annotations.read(shard))
-    campaign.index_and_annotate(killed)
+    steps.index_and_annotate(killed)
     assert rows_of(run) == expected
-    campaign.identify(killed)
+    steps.identify(killed)
     assert audit(run)["problems"] == []
 
 
@@ -87,7 +87,7 @@ def test_a_source_that_turns_out_wrong_ends_the_pass_and_keeps_what_is_done(tmp_
     tree["source"] |= {"path": str(folder / "list.jsonl"), "id_column": "id", "shard_size": 4}
     config = RunConfig.model_validate(tree)
     with pytest.raises(ConfigError, match=r"'0' is there twice"):
-        campaign.index_and_annotate(config)
+        steps.index_and_annotate(config)
     run = Run.open(config.run_dir)
     assert not run.storage.exists("corpus/manifest.json")
     assert [run.annotations.is_committed(f"{n:06d}") for n in range(5)] == [True] * 4 + [False]

