@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -16,15 +16,17 @@ class Resources:
     num_cpus: float
     num_gpus: float = 0.0
 
-    def __add__(self, other: Resources) -> Resources:
-        return Resources(self.num_cpus + other.num_cpus, self.num_gpus + other.num_gpus)
-
-    def __sub__(self, other: Resources) -> Resources:
-        return Resources(self.num_cpus - other.num_cpus, self.num_gpus - other.num_gpus)
+    def without(self, taken: Iterable[Resources]) -> Resources:
+        """What is left, 0 where more is taken than there is."""
+        others = list(taken)
+        return Resources(
+            max(0.0, self.num_cpus - sum(other.num_cpus for other in others)),
+            max(0.0, self.num_gpus - sum(other.num_gpus for other in others)),
+        )
 
     def holds(self, other: Resources) -> bool:
-        """Does the other fit in? Sums of fractions are off by a little; what is not needed may be lacking."""
-        return (other.num_cpus <= max(0.0, self.num_cpus) + 1e-6) and (other.num_gpus <= max(0.0, self.num_gpus) + 1e-6)
+        """Does the other fit in? Sums of fractions are off by a little."""
+        return other.num_cpus <= self.num_cpus + 1e-6 and other.num_gpus <= self.num_gpus + 1e-6
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,7 @@ class Gate:
         self._capacity = capacity
         self._changed = threading.Condition()
         self._waiting: list[_Waiting] = []
-        self._running = Resources(0.0)
-        self._num_running = 0
+        self._running: list[Resources] = []
         self._orders = count()
 
     @contextmanager
@@ -66,21 +67,19 @@ class Gate:
             finally:
                 self._waiting.remove(entry)
                 self._changed.notify_all()
-            self._running += need
-            self._num_running += 1
+            self._running.append(need)
         try:
             yield
         finally:
             with self._changed:
-                self._running -= need
-                self._num_running -= 1
+                self._running.remove(need)
                 self._changed.notify_all()
 
     def _is_next(self, entry: _Waiting) -> bool:
-        free = self._capacity() - self._running
+        free = self._capacity().without(self._running)
         in_order = sorted(self._waiting, key=lambda waiting: (-waiting.size, waiting.order))
         fitting = [waiting for waiting in in_order if free.holds(waiting.need)]
-        if not fitting and not self._num_running:
+        if not fitting and not self._running:
             return in_order[0] is entry
         return bool(fitting) and fitting[0] is entry
 

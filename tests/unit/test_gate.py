@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -91,6 +92,18 @@ def test_what_is_more_than_there_is_runs_alone() -> None:
     steps.begin("third", Resources(1))
     steps.run_soon("giant", "third")
     steps.end("giant", "third")
+    steps.run_soon()
+
+
+def test_what_takes_everything_runs_alone_and_leaves_everything() -> None:
+    steps = Steps(gate(2))
+    steps.begin("all", Resources(math.inf))
+    steps.run_soon("all")
+    steps.begin("other", Resources(1))
+    steps.run_soon("all")
+    steps.end("all")
+    steps.run_soon("other")
+    steps.end("other")
     steps.run_soon()
 
 
