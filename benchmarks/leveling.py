@@ -169,7 +169,7 @@ def train_ours(model: str, samples: list[ParitySample], folder: Path) -> tuple[f
     run = Run.open(str(folder))
     folder_in_run = "students/s/parity"
     planned = plan(run, folder_in_run, Supply(lambda: samples, lambda: []), settings)
-    level(run, config, config.students[0], TASK, planned, folder_in_run, "")
+    level(run, config, config.students[0], "s", TASK, planned, folder_in_run, "")
     log = [row for row in run.read_json("students/s/parity/training.json")["log"] if "samples_per_s" in row]
     seconds = [BATCH * LOG_EVERY / row["samples_per_s"] for row in log[1:]]
     rate = BATCH * LOG_EVERY * len(seconds) / sum(seconds)

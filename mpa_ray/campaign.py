@@ -15,6 +15,7 @@ from mpa_ray.gate import Announced, Gate, Resources
 from mpa_ray.passes import Admission
 from mpa_ray.preflight import check_run, check_student, task_of
 from mpa_ray.progress import say
+from mpa_ray.report.card import measured_as
 from mpa_ray.store import fingerprint
 from mpa_ray.store.run import Run
 
@@ -97,16 +98,20 @@ class _Campaign:
         admission = self._admission(student, size)
         try:
             self._identify(student, admission)
-            steps.level_student(self._config, student, self._admission_to_train(student, size), admission)
-            if self._config.evaluate is not None:
-                for when in ("before", "after"):
-                    steps.predict(self._config, f"{student.name}.{when}", admission)
+            self._measure(student, "before", admission)
+            for arm in student.arms:
+                steps.level_student(self._config, student, arm, self._admission_to_train(student, size), admission)
+                self._measure(student, measured_as(arm), admission)
         except Exception as error:  # noqa: BLE001
             if error is not self._teacher_failed:
                 self._failures[student.name] = error
                 say(f"WARNING: {student.name} failed, the others go on: {error}")
         finally:
             self._identified[student.name].set()
+
+    def _measure(self, student: StudentConfig, when: str, admission: Admission) -> None:
+        if self._config.evaluate is not None:
+            steps.predict(self._config, f"{student.name}.{when}", admission)
 
     def _identify(self, student: StudentConfig, admission: Admission) -> None:
         """Of students that are the same model the first is asked; the others take its answers over."""
@@ -129,10 +134,10 @@ class _Campaign:
     def _measure_others(self) -> None:
         if self._config.evaluate is None:
             return
-        students = {f"{s.name}.{when}" for s in self._config.students for when in ("before", "after")}
+        of_students = tuple(f"{student.name}." for student in self._config.students)
         models = steps.models_to_measure(self._config, Run.open(self._config.run_dir, self._config.object_store))
         for name, model in models.items():
-            if name not in students:
+            if not name.startswith(of_students):
                 try:
                     steps.predict(self._config, name, self._admission(model, 0.0))
                 except Exception as error:  # noqa: BLE001

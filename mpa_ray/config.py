@@ -329,6 +329,9 @@ class FullConfig(Settings):
     """Peak rate of the vision tower; None is a tenth of `learning_rate`."""
 
 
+Arm = Literal["parity", "all", "consistent", "random", "labels"]
+
+
 class BenchmarkConfig(Settings):
     """A labelled benchmark; every path is local or at s3://."""
 
@@ -439,6 +442,12 @@ class StudentConfig(ModelConfig):
     """Names its folder in the run directory."""
     level: LevelConfig = LevelConfig()
     """How this student is fine-tuned."""
+    arms: tuple[Arm, ...] = Field(("parity",), min_length=1)
+    """On what, a training of its own for each: `parity` is D_PI, `all` D_PA, `consistent` the pairs on which the
+    teacher agrees with itself, `random` as many of D_PA as D_PI holds, `labels` the labelled set below. Replay and
+    balance belong to `parity` alone."""
+    labels: BenchmarkConfig | None = None
+    """The labelled set of arm `labels`."""
 
 
 class NamedModelConfig(ModelConfig):

@@ -58,6 +58,11 @@ def check_student(student: StudentConfig, index: int, object_store: ObjectStoreC
     """Raises ConfigError where the student, the `index`-th of the run, cannot be aligned."""
     check_model(student, f"students.{index}.model")
     check_level(student.level, f"students.{index}.level", Places(object_store))
+    if student.labels is not None:
+        _check_benchmark(student.labels, f"students.{index}.labels", Places(object_store))
+    elif "labels" in student.arms:
+        raise ConfigError(f"students.{index}.labels", None, "is not given, and arm labels trains on it.",
+                          "Give a labelled set, or leave the arm out.")  # fmt: skip
 
 
 def check_evaluation(config: EvaluationRunConfig) -> None:

@@ -158,7 +158,8 @@ class ParitySample:
 class EpochCounts:
     """How many samples of each kind a student's training has."""
 
-    num_parity: int
+    num_chosen: int
+    """The arm's own, before any are held out: of arm `parity`, D_PI."""
     num_mixed_in: int
     num_held_out: int
     num_retained: int

@@ -9,7 +9,15 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from mpa_ray.config import BenchmarkConfig, EvaluateConfig, EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig
+from mpa_ray.config import (
+    Arm,
+    BenchmarkConfig,
+    EvaluateConfig,
+    EvaluationRunConfig,
+    ModelConfig,
+    RunConfig,
+    StudentConfig,
+)
 from mpa_ray.corpus.index import index_shards, index_source
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.corpus.read import Reader
@@ -22,7 +30,7 @@ from mpa_ray.passes import Admission, Outstanding, run_missing, run_shards, time
 from mpa_ray.preflight import check_evaluation, check_run, task_of
 from mpa_ray.progress import Progress, say
 from mpa_ray.records import EpochCounts, LabelledQuestion, ParitySample, Prediction, RowT
-from mpa_ray.report.card import model_card
+from mpa_ray.report.card import measured_as, model_card
 from mpa_ray.report.collect import forgetting
 from mpa_ray.report.scores import render_scores
 from mpa_ray.stages.annotate import Annotate
@@ -40,8 +48,6 @@ if TYPE_CHECKING:
 
     from mpa_ray.flow import Pass
     from mpa_ray.leveling.plan import Supply
-
-ARM = "parity"
 
 
 def open_run(config: EvaluationRunConfig, claims: Sequence[str] = (), upstream: Sequence[str] = ()) -> Run:
@@ -223,19 +229,20 @@ def _verdict_pass(config: RunConfig, run: Run, student: StudentConfig, flow: Any
 def level(config: RunConfig) -> None:
     """The Parity Leveler: every student fine-tuned on its D_PI."""
     for student in config.students:
-        level_student(config, student)
+        for arm in student.arms:
+            level_student(config, student, arm)
 
 
 def level_student(
-    config: RunConfig, student: StudentConfig, admission: Admission = nullcontext,
+    config: RunConfig, student: StudentConfig, arm: Arm, admission: Admission = nullcontext,
     admission_to_check: Admission = nullcontext,
 ) -> None:  # fmt: skip
-    """One student, fine-tuned, exported and tried in the engine; each of both is admitted by itself."""
+    """One student, fine-tuned on an arm, exported and tried in the engine; each of both is admitted by itself."""
     task = task_of(config)
-    folder = Run.student_dir(student.name, ARM)
+    folder, name = Run.student_dir(student.name, arm), _arm_of(student, arm)
     run = open_run(config, [folder], ["corpus", "annotations", f"verdicts/{student.name}"])
     if run.storage.exists(f"{folder}/complete.json"):
-        say(f"level {student.name}: already done")
+        say(f"level {name}: already done")
         return
     if not run.storage.exists(f"parity/{student.name}/manifest.json"):
         raise RunError(f"{student.name} has no parity samples yet: run jobs/identify.py.")
@@ -244,52 +251,63 @@ def level_student(
     from mpa_ray.leveling.plan import plan
 
     flow.start_ray()
-    with admission(), timed(run, f"level {student.name}"):
-        planned = plan(run, folder, _supply(config, run, student), student.level)
-        card = model_card(config, student, planned.counts, _versions())
-        fine_tune(run, config, student, task, planned, folder, card)
+    with admission(), timed(run, f"level {name}"):
+        level = student.level
+        if arm != "parity":
+            level = level.model_copy(update={"replay_share": 0.0, "replay_from": None, "balance": False})
+        planned = plan(run, folder, _supply(config, run, student, arm), level)
+        card = model_card(config, student, arm, planned.counts, _versions())
+        fine_tune(run, config, student, name, task, planned, folder, card)
         if (warning := forgetting(run.read_json(f"{folder}/training.json")["retained"])) is not None:
-            say(f"WARNING: {student.name} {warning}")
-    _check_export(config, run, student, folder, admission_to_check)
+            say(f"WARNING: {name} {warning}")
+    _check_export(config, run, student, arm, admission_to_check)
     run.storage.create(f"{folder}/complete.json", b"{}")
 
 
-def _supply(config: RunConfig, run: Run, student: StudentConfig) -> Supply:
+def _arm_of(student: StudentConfig, arm: Arm) -> str:
+    return student.name if arm == "parity" else f"{student.name} {arm}"
+
+
+def _supply(config: RunConfig, run: Run, student: StudentConfig, arm: Arm) -> Supply:
+    from mpa_ray.leveling.arms import samples_of
     from mpa_ray.leveling.plan import Supply
 
     def labelled(benchmark: BenchmarkConfig | None) -> Callable[[], Iterator[ParitySample]] | None:
         return partial(labelled_samples, benchmark, Places(config.object_store)) if benchmark is not None else None
 
     holdout = student.level.holdout
+    verdicts = partial(run.verdicts(student.name).rows, run.manifest().shards)
+    parity = partial(parity_of, run, student.name)
     return Supply(
-        parity=partial(parity_of, run, student.name),
-        verdicts=partial(run.verdicts(student.name).rows, run.manifest().shards),
-        replayed=labelled(student.level.replay_from),
+        samples=samples_of(arm, parity, verdicts, labelled(student.labels), student.level.seed),
+        verdicts=verdicts,
+        replayed=labelled(student.level.replay_from) if arm == "parity" else None,
         held_out=labelled(holdout.questions if holdout is not None else None),
     )
 
 
-def _check_export(config: RunConfig, run: Run, student: StudentConfig, folder: str, admission: Admission) -> None:
+def _check_export(config: RunConfig, run: Run, student: StudentConfig, arm: Arm, admission: Admission) -> None:
     """Have an engine answer what the exported checkpoint answered in transformers.
 
     Raises:
         RunError: it answers most of it otherwise.
     """
+    folder, name = Run.student_dir(student.name, arm), _arm_of(student, arm)
     expected = {row["annotation_id"]: row for row in run.read_json(f"{folder}/check.json")["answers"]}
     if student.engine.kind == "scripted" or not expected:
         return
     asked = [
-        LabelledQuestion(name, row["image_id"], row["uri"], row["question"], [row["answer"]], "all")
-        for name, row in sorted(expected.items(), key=lambda item: (item[1]["image_id"], item[0]))
+        LabelledQuestion(id_, row["image_id"], row["uri"], row["question"], [row["answer"]], "all")
+        for id_, row in sorted(expected.items(), key=lambda item: (item[1]["image_id"], item[0]))
     ]
     questions = ShardedDataset(run.storage, f"{folder}/check/questions", LabelledQuestion)
     answers = ShardedDataset(run.storage, f"{folder}/check/answers", Prediction)
     questions.commit(shard_name(0), asked)
     model = student.model_copy(update={"model": f"{run.storage.root}/{folder}/merged", "max_num_replicas": None,
                                        "num_replicas": 1})  # fmt: skip
-    make_pass = partial(_prediction_pass, config, f"check:{student.name}", questions, answers, model)
+    make_pass = partial(_prediction_pass, config, f"check:{name}", questions, answers, model)
     run_missing(
-        run, f"check {student.name}", config.limits, make_pass, Outstanding.of(answers, Manifest(len(asked), 1)),
+        run, f"check {name}", config.limits, make_pass, Outstanding.of(answers, Manifest(len(asked), 1)),
         admission,
     )  # fmt: skip
     other = [row for row in answers.rows([shard_name(0)]) if (row.prediction or "").strip() != row.answers[0].strip()]
@@ -354,15 +372,16 @@ def evaluate(config: EvaluationRunConfig, score_only: bool = False) -> None:
     run.write_json("evaluation/scores.json", scores)
     if isinstance(config, RunConfig):
         for student in config.students:
-            _write_cards(config, run, student, scores)
+            for arm in student.arms:
+                _write_cards(config, run, student, arm, scores)
     say(render_scores(scores))
 
 
-def _write_cards(config: RunConfig, run: Run, student: StudentConfig, scores: dict[str, Any]) -> None:
-    folder = run.student_dir(student.name, ARM)
+def _write_cards(config: RunConfig, run: Run, student: StudentConfig, arm: Arm, scores: dict[str, Any]) -> None:
+    folder = run.student_dir(student.name, arm)
     if run.storage.exists(f"{folder}/complete.json"):
         counts = EpochCounts(**run.read_json(f"{folder}/epoch/manifest.json"))
-        card = model_card(config, student, counts, _versions(), scores).encode()
+        card = model_card(config, student, arm, counts, _versions(), scores).encode()
         for part in ("merged", "adapter"):
             if run.storage.exists(f"{folder}/{part}/README.md"):
                 run.storage.write(f"{folder}/{part}/README.md", card)
@@ -431,14 +450,15 @@ def _pairs(config: EvaluationRunConfig, settings: EvaluateConfig) -> list[tuple[
     """Models whose answers are compared question by question: from the first to the second."""
     students = config.students if isinstance(config, RunConfig) else []
     named = [(model.compared_to, model.name) for model in settings.models if model.compared_to is not None]
-    return [(f"{student.name}.before", f"{student.name}.after") for student in students] + named
+    arms = [(student.name, measured_as(arm)) for student in students for arm in student.arms]
+    return [(f"{name}.before", f"{name}.{trained}") for name, trained in arms] + named
 
 
 def _made_before_evaluation(config: EvaluationRunConfig) -> list[str]:
     if not isinstance(config, RunConfig):
         return []
-    names = [student.name for student in config.students]
-    return ["corpus", "annotations", *(f"verdicts/{n}" for n in names), *(Run.student_dir(n, ARM) for n in names)]
+    trained = [Run.student_dir(student.name, arm) for student in config.students for arm in student.arms]
+    return ["corpus", "annotations", *(f"verdicts/{student.name}" for student in config.students), *trained]
 
 
 def models_to_measure(config: EvaluationRunConfig, run: Run) -> dict[str, ModelConfig]:
@@ -451,10 +471,11 @@ def models_to_measure(config: EvaluationRunConfig, run: Run) -> dict[str, ModelC
     if isinstance(config, RunConfig):
         for student in config.students:
             models[f"{student.name}.before"] = student
-            folder = run.student_dir(student.name, ARM)
-            if run.storage.exists(f"{folder}/complete.json"):
-                leveled = f"{run.storage.root}/{folder}/merged"
-                models[f"{student.name}.after"] = student.model_copy(update={"model": leveled})
+            for arm in student.arms:
+                folder = run.student_dir(student.name, arm)
+                if run.storage.exists(f"{folder}/complete.json"):
+                    leveled = f"{run.storage.root}/{folder}/merged"
+                    models[f"{student.name}.{measured_as(arm)}"] = student.model_copy(update={"model": leveled})
         if config.evaluate is not None and config.evaluate.teacher:
             models["teacher"] = config.teacher
     further = config.evaluate.models if config.evaluate is not None else []

@@ -19,9 +19,9 @@ from mpa_ray.tasks.task import Task
 
 
 def level(
-    run: Run, config: RunConfig, student: StudentConfig, task: Task, planned: Plan, folder: str, card: str
+    run: Run, config: RunConfig, student: StudentConfig, name: str, task: Task, planned: Plan, folder: str, card: str
 ) -> None:
-    """Fine-tune the student and export it below `folder`, with `check.json`.
+    """Fine-tune the student and export it below `folder`, with `check.json`; the user is told of it as `name`.
 
     Continues where a killed run left its last checkpoint.
 
@@ -31,11 +31,11 @@ def level(
     """
     settings, num_samples, num_too_long = student.level, planned.counts.num_samples, planned.counts.num_too_long
     if not num_samples:
-        raise RunError(f"{student.name}: no parity samples, so nothing to learn; see the drop reasons in the report.")
+        raise RunError(f"{name}: no parity samples, so nothing to learn; see the drop reasons in the report.")
     if num_too_long:
         say(f"WARNING: {num_too_long} samples are longer than level.max_tokens = {settings.max_tokens} "
             "and are left out")  # fmt: skip
-    check_resources(f"{student.name}: level.cpus_per_worker, level.gpus_per_worker", settings.cpus_per_worker,
+    check_resources(f"{name}: level.cpus_per_worker, level.gpus_per_worker", settings.cpus_per_worker,
                     settings.gpus_per_worker)  # fmt: skip
     earlier = _training_so_far(run, folder)
     _check_images(run, folder, earlier, num_samples, config.limits.max_failed_rate)
@@ -54,20 +54,20 @@ def level(
     )
     trainer = _trainer(job, run)
     with (
-        Progress(f"level {student.name}", planned.num_steps, "steps", earlier["step"]) as progress,
+        Progress(f"level {name}", planned.num_steps, "steps", earlier["step"]) as progress,
         _Follow(run, folder, progress, earlier["step"]),
     ):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise RunError(f"{student.name}: training failed: {error}") from error
+            raise RunError(f"{name}: training failed: {error}") from error
     training = _training_so_far(run, folder)
-    _tell_of_retained(student.name, training)
+    _tell_of_retained(name, training)
     _check_images(run, folder, training, num_samples, config.limits.max_failed_rate)
     for resumed in training["resumed"][len(earlier["resumed"]) :]:
         repeated = max(0, resumed["had_reached"] - resumed["from_step"])
         say(
-            f"level {student.name}: went on from step {resumed['from_step']} on {resumed['workers']} workers; "
+            f"level {name}: went on from step {resumed['from_step']} on {resumed['workers']} workers; "
             f"{repeated} steps that were told of before were done again"
         )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mpa_ray.config import LevelConfig
+from mpa_ray.leveling.arms import Samples
 from mpa_ray.leveling.epoch import TrainingRow, in_seeded_order, row_of
 from mpa_ray.leveling.top_up import draw, lot_of
 from mpa_ray.metrics.answer_types import answer_type
@@ -24,15 +25,13 @@ from mpa_ray.store.run import Run
 _SHARD_ROWS = 4096
 """Rows of a shard, about: as many whole steps as fit."""
 
-Samples = Callable[[], Iterable[ParitySample]]
-
 
 @dataclass(frozen=True)
 class Supply:
     """Where the samples come from; every call goes through a source anew."""
 
-    parity: Samples
-    """D_PI."""
+    samples: Samples
+    """The arm's: D_PI, for one."""
     verdicts: Callable[[], Iterable[Verdict]]
     """The student's, which hold the pairs that it already answers."""
     replayed: Samples | None = None
@@ -89,31 +88,29 @@ def _lay_out(
 ) -> EpochCounts:  # fmt: skip
     types: Counter[str] = Counter()
     longest = 0
-    for sample in supply.parity():
+    for sample in supply.samples():
         types[answer_type(sample.answer)] += 1
         longest = max(longest, sample.num_prompt_tokens)
-    num_parity = types.total()
-    held_out = _held_out(supply, level, num_parity)
-    left_out = {sample.annotation_id for sample in held_out}
+    num_chosen = types.total()
+    held_out = _held_out(supply, level, num_chosen)
     # A labelled set's prompts have not been measured.
     measured = [_measured(sample, longest) for sample in held_out]
     known = level.model_copy(update={"replay_share": 0.0}) if supply.replayed else level
     chosen = draw(types, supply.verdicts(), known)
-    retained: list[ParitySample] = []
+    retained = [v.sample() for v in supply.verdicts() if chosen.role(v) == "retained"]
+    left_out = {sample.annotation_id for sample in (*held_out, *retained)}
     mixed_in = too_long = 0
 
     def trained() -> Iterator[ParitySample]:
         nonlocal mixed_in
-        yield from (sample for sample in supply.parity() if sample.annotation_id not in left_out)
+        own = (sample for sample in supply.samples() if sample.annotation_id not in left_out)
+        yield from (_measured(sample, longest) for sample in own)
         for verdict in supply.verdicts():
-            role = chosen.role(verdict)
-            if role == "trained":
+            if chosen.role(verdict) == "trained":
                 mixed_in += 1
                 yield verdict.sample()
-            elif role == "retained":
-                retained.append(verdict.sample())
         if supply.replayed is not None:
-            for sample in _lowest(supply.replayed(), round(level.replay_share * num_parity), level.seed, "replayed"):
+            for sample in _lowest(supply.replayed(), round(level.replay_share * num_chosen), level.seed, "replayed"):
                 mixed_in += 1
                 yield _measured(sample, longest)
 
@@ -135,16 +132,16 @@ def _lay_out(
             progress.advance(len(rows))
     watched["held_out"].commit(shard_name(0), measured)
     watched["retained"].commit(shard_name(0), retained)
-    return EpochCounts(num_parity, mixed_in, len(measured), len(retained), too_long, num_samples)
+    return EpochCounts(num_chosen, mixed_in, len(measured), len(retained), too_long, num_samples)
 
 
-def _held_out(supply: Supply, level: LevelConfig, num_parity: int) -> list[ParitySample]:
+def _held_out(supply: Supply, level: LevelConfig, num_chosen: int) -> list[ParitySample]:
     if level.holdout is None:
         return []
     if supply.held_out is not None:
         return _lowest(supply.held_out(), level.holdout.max_samples, level.seed, "held out")
-    count = min(level.holdout.max_samples, round(level.holdout.share * num_parity))
-    return _lowest(supply.parity(), count, level.seed, "held out")
+    count = min(level.holdout.max_samples, round(level.holdout.share * num_chosen))
+    return _lowest(supply.samples(), count, level.seed, "held out")
 
 
 def _lowest(samples: Iterable[ParitySample], count: int, seed: int, purpose: str) -> list[ParitySample]:

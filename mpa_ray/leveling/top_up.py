@@ -69,14 +69,14 @@ def draw(parity_types: Mapping[str, int], verdicts: Iterable[Verdict], level: Le
     balancing = {}
     if level.balance:
         wanted = shortfall(annotated, parity_types)
-        balancing = {kind: _last(known[of_type == codes[kind]], number) for kind, number in wanted.items()}
+        balancing = {kind: last_of_lowest(known[of_type == codes[kind]], number) for kind, number in wanted.items()}
         for kind, last in balancing.items():
             rest = (of_type != codes[kind]) | (known > np.uint64(max(last, 0)))
             known, of_type = known[rest], of_type[rest]
     num_retained = min(level.retained_samples, int(_RETAINED_SHARE * len(lots)), len(known))
     num_replayed = min(round(level.replay_share * sum(parity_types.values())), len(known) - num_retained)
-    replayed = _last(known, num_replayed)
-    return Draw(level.seed, balancing, replayed, _last(known, num_replayed + num_retained))
+    replayed = last_of_lowest(known, num_replayed)
+    return Draw(level.seed, balancing, replayed, last_of_lowest(known, num_replayed + num_retained))
 
 
 def lot_of(annotation_id: str, seed: int, purpose: str = "known") -> int:
@@ -91,7 +91,7 @@ def shortfall(annotated: Mapping[str, int], parity: Mapping[str, int]) -> dict[s
     return {kind: number - parity.get(kind, 0) for kind, number in wanted.items() if number > parity.get(kind, 0)}
 
 
-def _last(lots: NDArray[np.uint64], number: int) -> int:
+def last_of_lowest(lots: NDArray[np.uint64], number: int) -> int:
     """The last of the `number` lowest lots; -1 for none."""
     if number <= 0 or not len(lots):
         return -1

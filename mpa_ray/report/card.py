@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mpa_ray.config import RunConfig, StudentConfig
+from mpa_ray.config import Arm, RunConfig, StudentConfig
 from mpa_ray.records import EpochCounts
 from mpa_ray.report.scores import percent
 
 
 def model_card(
-    config: RunConfig, student: StudentConfig, counts: EpochCounts, versions: Mapping[str, str],
+    config: RunConfig, student: StudentConfig, arm: Arm, counts: EpochCounts, versions: Mapping[str, str],
     scores: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """What a student was made of, in the form that the Hugging Face hub shows.
@@ -19,13 +19,14 @@ def model_card(
     Args:
         config: The run's.
         student: The one that was trained.
+        arm: On what.
         counts: Of what it was trained on.
         versions: Of the libraries.
         scores: `scores.json`, once there is one.
     """
     level = student.level
     method = level.method.model_dump(exclude_none=True)
-    told = {"D_PI": counts.num_parity, "mixed in": counts.num_mixed_in, "held out": counts.num_held_out,
+    told = {arm_name(arm): counts.num_chosen, "mixed in": counts.num_mixed_in, "held out": counts.num_held_out,
             "trained on": counts.num_samples}  # fmt: skip
     lines = [
         "---",
@@ -50,13 +51,24 @@ def model_card(
         f"| pixels | {student.min_pixels} to {student.max_pixels} |",
         f"| made with | {', '.join(f'{name} {version}' for name, version in versions.items())} |",
     ]
-    return "\n".join([*lines, *_measured(student.name, scores or {}), ""])
+    return "\n".join([*lines, *_measured(student.name, measured_as(arm), scores or {}), ""])
 
 
-def _measured(student: str, scores: Mapping[str, Any]) -> list[str]:
+def arm_name(arm: Arm) -> str:
+    """What an arm trains on, in a few words."""
+    return {"parity": "D_PI", "all": "D_PA", "consistent": "teacher-consistent part of D_PA",
+            "random": "random part of D_PA", "labels": "labelled set"}[arm]  # fmt: skip
+
+
+def measured_as(arm: Arm) -> str:
+    """How predictions of a student that was trained on an arm are called, behind its name."""
+    return "after" if arm == "parity" else arm
+
+
+def _measured(student: str, when_trained: str, scores: Mapping[str, Any]) -> list[str]:
     rows = []
     for benchmark, scored in scores.items():
-        before, after = (scored["models"].get(f"{student}.{when}") for when in ("before", "after"))
+        before, after = (scored["models"].get(f"{student}.{when}") for when in ("before", when_trained))
         if before is not None and after is not None:
             cells = (percent(model["groups"]["all"]) for model in (before, after))
             number = before["groups"]["all"]["num_questions"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mpa_ray.checkpoints import model_identity
-from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig
+from mpa_ray.config import Arm, EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
 
 _ONLY_SPEED = frozenset({
@@ -76,7 +76,7 @@ def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -
     }
 
 
-def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -> dict[str, Any]:
+def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig, arm: Arm) -> dict[str, Any]:
     # What only says where and how often the same training runs is left out, so that it may change between attempts.
     level = student.level.model_dump(
         mode="json",
@@ -93,7 +93,9 @@ def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -> 
             "report_to",
         },
     )
-    return {**verdict_fingerprint(config, task, student), **{f"level.{k}": v for k, v in level.items()}}
+    if arm == "labels" and student.labels is not None:
+        level["labels"] = student.labels.model_dump(mode="json")
+    return {**verdict_fingerprint(config, task, student), **{f"level.{k}": v for k, v in level.items()}, "arm": arm}
 
 
 def prediction_fingerprint(config: EvaluationRunConfig, task: Task, model: ModelConfig) -> dict[str, Any]:
@@ -106,7 +108,8 @@ def of_datasets(config: RunConfig, task: Task) -> dict[str, dict[str, Any]]:
     found = {"corpus": corpus_fingerprint(config), "annotations": annotation_fingerprint(config, task)}
     for student in config.students:
         found[f"verdicts/{student.name}"] = verdict_fingerprint(config, task, student)
-        found[f"students/{student.name}/parity"] = level_fingerprint(config, task, student)
+        for arm in student.arms:
+            found[f"students/{student.name}/{arm}"] = level_fingerprint(config, task, student, arm)
     return found
 
 

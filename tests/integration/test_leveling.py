@@ -105,7 +105,7 @@ def leveled(samples: list[ParitySample], folder: Path, settings: LevelConfig, kn
     config = RunConfig.model_validate({**scripted_tree(folder / "images", folder), "students": [student.model_dump()]})
     run = Run.open(config.run_dir)
     planned = plan(run, FOLDER, Supply(lambda: samples, lambda: known), settings)
-    level(run, config, student, TASK, planned, FOLDER, "a card")
+    level(run, config, student, "s", TASK, planned, FOLDER, "a card")
     return run
 
 

@@ -21,13 +21,13 @@ def test_a_card_tells_data_teacher_task_counts_versions_and_scores(tmp_path: Pat
     scores = {"held": {"metric": {"name": "anls"}, "models": {
         "small.before": {"groups": group}, "small.after": {"groups": {"all": {**group["all"], "mean": 0.75}}},
     }}}  # fmt: skip
-    card = model_card(config, config.students[0], COUNTS, {"ray": "2.60.0"}, scores)
+    card = model_card(config, config.students[0], "parity", COUNTS, {"ray": "2.60.0"}, scores)
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front)["base_model"] == "scripted"
     for part in ("aligned with `scripted`", "| task | demo_world |", "| D_PI | 12 samples |", "kind lora", "ray 2.60.0",
                  "| held | anls | 80 | 50.0 [40.0, 60.0] | 75.0 [40.0, 60.0] |"):  # fmt: skip
         assert part in body
-    assert "benchmark" not in model_card(config, config.students[0], COUNTS, {})
+    assert "benchmark" not in model_card(config, config.students[0], "parity", COUNTS, {})
 
 
 def test_parts_have_rates_of_their_own_in_full_training() -> None:

@@ -164,6 +164,15 @@ def test_preflight_names_ways_of_training_that_need_what_is_not_there(
         checked(tree)
 
 
+def test_an_arm_needs_its_labels(tree: dict[str, Any]) -> None:
+    tree["students"][0]["arms"] = ["parity", "labels"]
+    with pytest.raises(ConfigError, match=r"students\.0\.labels = None: is not given, and arm labels trains on it"):
+        checked(tree)
+    tree["students"][0]["labels"] = {"path": "/none.jsonl"}
+    with pytest.raises(ConfigError, match=r"students\.0\.labels\.path = '/none\.jsonl': cannot be read"):
+        checked(tree)
+
+
 def test_evaluation_alone_needs_neither_source_nor_students(tree: dict[str, Any], tmp_path: Path) -> None:
     alone = {"run_dir": "r", "evaluate": {"benchmarks": [{"path": "q.jsonl"}], "models": [{"name": "a", "model": "m"}]}}
     assert type(load_evaluation(written(alone, tmp_path))) is EvaluationRunConfig

@@ -72,7 +72,7 @@ def test_steps_are_read_from_any_shard(batch_size: int, tmp_path: Path, monkeypa
 
 def test_longer_samples_are_left_out_and_counted(tmp_path: Path) -> None:
     found = planned(tmp_path, samples(5, 10) + samples(3, 50, "long"), LevelConfig(max_tokens=30))
-    assert (found.counts.num_samples, found.counts.num_too_long, found.counts.num_parity) == (5, 3, 8)
+    assert (found.counts.num_samples, found.counts.num_too_long, found.counts.num_chosen) == (5, 3, 8)
 
 
 def test_what_is_held_out_or_retained_is_not_trained_on(tmp_path: Path) -> None:

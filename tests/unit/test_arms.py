@@ -1,0 +1,46 @@
+"""What a student is trained on in each arm."""
+
+from __future__ import annotations
+
+import pytest
+
+from mpa_ray.config import Arm
+from mpa_ray.leveling.arms import samples_of
+from mpa_ray.records import ParitySample, Verdict
+
+CELLS = [(True, False), (True, True), (False, None), (None, None)]
+"""Of teacher and student, in turn; the last were not judged."""
+
+
+def verdicts(count: int) -> list[Verdict]:
+    found = []
+    for number in range(count):
+        teacher, student = CELLS[number % 4]
+        found.append(Verdict(f"{number}#0", f"{number}", "/i", "dropped", question="?", answer="a",
+                             teacher_agrees=teacher, student_agrees=student))  # fmt: skip
+    return found
+
+
+def ids(arm: Arm, count: int = 400, seed: int = 0) -> list[str]:
+    rows = verdicts(count)
+    parity = [row.sample() for row in rows if row.teacher_agrees and row.student_agrees is False]
+    own = [ParitySample("mine", "i", "/i", "?", "a", "")]
+    return [s.annotation_id for s in samples_of(arm, lambda: parity, lambda: rows, lambda: own, seed)()]
+
+
+@pytest.mark.parametrize(("arm", "size"), [("parity", 100), ("all", 300), ("consistent", 200), ("random", 100)])
+def test_the_size_of_each_arm(arm: Arm, size: int) -> None:
+    assert len(ids(arm)) == len(set(ids(arm))) == size
+    assert set(ids(arm)) <= set(ids("all"))
+
+
+def test_a_users_labels_are_an_arm() -> None:
+    assert ids("labels") == ["mine"]
+
+
+def test_the_random_arm_depends_on_the_seed_and_mixes_all_cells() -> None:
+    assert ids("random") == ids("random")
+    assert set(ids("random", seed=1)) != set(ids("random"))
+    cells = [int(name.removesuffix("#0")) % 4 for name in ids("random")]
+    assert all(15 < cells.count(cell) < 55 for cell in (0, 1, 2))
+    assert 3 not in cells
