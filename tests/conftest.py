@@ -6,10 +6,15 @@ import random
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from mpa_ray.config import RunConfig
 from mpa_ray.demo.world import WorldSpec, paint, sample_scene
+
+# How long an example takes decides no test.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def write_images(folder: Path, num_images: int, seed: int = 0) -> Path:
