@@ -12,6 +12,7 @@ from typing import Any
 from mpa_ray.config import ModelConfig, RunConfig
 from mpa_ray.records import Annotation, State, Verdict
 from mpa_ray.report.coverage import coverage
+from mpa_ray.report.leaderboard import leaderboard
 from mpa_ray.store.audit import audit
 from mpa_ray.store.run import Run
 
@@ -48,6 +49,7 @@ def collect(run: Run, config: RunConfig) -> dict[str, Any]:
             }
             for s in config.students
         },
+        "leaderboard": leaderboard(run, config, scores),
         "phases": _phases(run),
         "versions": run.read_json("run.json")["versions"],
     }

@@ -14,6 +14,7 @@ from mpa_ray.config import RunConfig
 from mpa_ray.corpus.decode import ImageProblem, prepare
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.progress import clock
+from mpa_ray.report.leaderboard import render_leaderboard
 from mpa_ray.report.scores import percent, render_scores
 from mpa_ray.store.run import Run
 
@@ -100,6 +101,8 @@ def render_table(summary: dict[str, Any]) -> str:
     scores = render_scores(summary["scores"]) if summary["scores"] else "\nno benchmark was measured"
     lines += [*_divergence_lines(summary["coverage"]), scores]
     lines += ["", *_second_pass_lines(teacher), *_phase_lines(summary["phases"])]
+    if len(summary["leaderboard"]) > 1:
+        lines += ["", "before, after and gain in %", render_leaderboard(summary["leaderboard"])]
     return "\n".join(lines)
 
 
