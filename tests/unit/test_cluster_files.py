@@ -21,6 +21,7 @@ import boto3
 import jsonschema
 import pytest
 import yaml
+from botocore.validate import ParamValidator
 from moto import mock_aws
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
@@ -113,6 +114,15 @@ def test_nobody_outside_reaches_a_node_on_aws(aws_cluster: dict[str, Any]) -> No
     assert not rule["IpRanges"]
     assert not rule.get("Ipv6Ranges")
     assert [pair["GroupId"] for pair in rule["UserIdGroupPairs"]] == [group["GroupId"]]
+
+
+def test_ec2_knows_every_setting_of_a_node(aws_cluster: dict[str, Any]) -> None:
+    shape = boto3.client("ec2", region_name="us-west-2").meta.service_model.operation_model("RunInstances").input_shape
+    for name, kind in aws_cluster["available_node_types"].items():
+        # Ray draws one of them for each node.
+        request = {key: value for key, value in kind["node_config"].items() if key != "SubnetIds"}
+        report = ParamValidator().validate({**request, "MinCount": 1, "MaxCount": 1}, shape)
+        assert not report.has_errors(), f"{name}: {report.generate_report()}"
 
 
 def test_nodes_on_aws_have_the_roles_of_the_stack(aws_cluster: dict[str, Any]) -> None:
