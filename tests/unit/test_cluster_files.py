@@ -92,9 +92,7 @@ def test_ray_accepts_the_launcher_files(name: str) -> None:
 @pytest.fixture(scope="module")
 def aws_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """`aws.yaml` as `ray up` resolves it, in a pretended account in which only `aws_stack.yaml` was deployed."""
-    with pytest.MonkeyPatch.context() as patch, mock_aws():
-        # Ray makes a key pair and keeps it there.
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    with mock_aws():
         boto3.client("cloudformation", region_name="us-west-2").create_stack(
             StackName="mpa-ray",
             TemplateBody=(CLUSTER / "aws_stack.yaml").read_text(),
@@ -102,7 +100,11 @@ def aws_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         )
         config = AWSNodeProvider.fillout_available_node_types_resources(prepare_config(load("aws.yaml")))
         validate_config(config)
-        yield AWSNodeProvider.bootstrap_config(config)
+        with pytest.MonkeyPatch.context() as patch:
+            # Ray makes a key pair and keeps it there.
+            patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+            resolved = AWSNodeProvider.bootstrap_config(config)
+        yield resolved
 
 
 def test_nobody_outside_reaches_a_node_on_aws(aws_cluster: dict[str, Any]) -> None:
