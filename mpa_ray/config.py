@@ -404,6 +404,8 @@ class LevelConfig(Settings):
     """Whether every worker holds the whole model, or all of them one in shards (`fully_shard`)."""
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float = Field(0.0, ge=0)
+    accelerator_type: str | None = None
+    """Which kind of GPU, by Ray's name, such as `L4`; None takes any."""
     gradient_checkpointing: bool = False
     """Compute activations twice rather than hold them."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"

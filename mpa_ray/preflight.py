@@ -122,6 +122,9 @@ def check_model(config: ModelConfig, field: str) -> None:
 
 def check_level(config: LevelConfig, field: str, places: Places) -> None:
     """Raises ConfigError where a way of training needs what is not there."""
+    if config.accelerator_type is not None and not config.gpus_per_worker:
+        raise ConfigError(f"{field}.accelerator_type", config.accelerator_type, "needs a GPU.",
+                          "Set level.gpus_per_worker, or leave it out.")  # fmt: skip
     if config.replay_from is not None:
         if not config.replay_share:
             raise ConfigError(f"{field}.replay_from", config.replay_from.path, "is not used: replay_share is 0.",

@@ -80,6 +80,7 @@ def _trainer(job: TrainingJob, run: Run) -> TorchTrainer:
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.num_workers,
             use_gpu=settings.gpus_per_worker > 0,
+            accelerator_type=settings.accelerator_type,
             resources_per_worker={"CPU": settings.cpus_per_worker}
             | ({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
         ),

@@ -86,6 +86,7 @@ def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig, arm
             "max_failures",
             "cpus_per_worker",
             "gpus_per_worker",
+            "accelerator_type",
             "num_workers",
             "parallel",
             "tokens_per_micro_batch",

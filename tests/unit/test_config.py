@@ -149,6 +149,7 @@ def test_preflight_names_questions_that_are_not_there(tree: dict[str, Any]) -> N
     [
         ({"method": {"kind": "lora", "quantize": True}}, r"level\.method\.quantize = True: needs a GPU"),
         ({"method": {"kind": "lora", "quantize": True}, "gpus_per_worker": 1, "parallel": "fsdp"}, "does not go with"),
+        ({"accelerator_type": "L4"}, r"level\.accelerator_type = 'L4': needs a GPU"),
         ({"replay_from": {"path": "/none.jsonl"}}, r"replay_from = '/none\.jsonl': is not used: replay_share is 0"),
         ({"replay_from": {"path": "/none.jsonl"}, "replay_share": 0.3}, r"level\.replay_from\.path = '/none\.jsonl'"),
         ({"holdout": {"questions": {"path": "/none.jsonl"}}}, r"level\.holdout\.questions\.path = '/none\.jsonl'"),

@@ -1,0 +1,402 @@
+"""The files for clusters: checked by Ray's own code, by KubeRay's schema, and against each other and pyproject.toml."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import boto3
+import jsonschema
+import pytest
+import yaml
+from botocore.validate import ParamValidator
+from moto import mock_aws
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.runtime_env import RuntimeEnv
+
+from mpa_ray.flow import MALLOC
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LAUNCHERS = ["aws.yaml", "gcp.yaml"]
+MANIFESTS = ["kuberay/raycluster.yaml", "kuberay/rayjob.yaml"]
+DOCKERFILES = ["Dockerfile.gpu", "Dockerfile.cpu"]
+KUBERAY = "1.7.0"
+GROUPS = {
+    "head": (0, 0, None),
+    "cpu": (4, 0, None),
+    "teacher": (4, 1, "H100"),
+    "student": (8, 1, "L4"),
+}
+"""Most nodes, GPUs of each, and their kind: the same everywhere."""
+
+
+def load(name: str) -> Any:
+    return yaml.safe_load((CLUSTER / name).read_text())
+
+
+def text_of_all() -> Iterator[tuple[str, str]]:
+    for path in sorted([*CLUSTER.rglob("*"), ROOT / ".rayignore", ROOT / ".dockerignore"]):
+        if path.is_file() and path.suffix != ".pyc":
+            yield str(path.relative_to(ROOT)), path.read_text()
+
+
+def groups(node_types: dict[str, Any]) -> dict[str, tuple[int, int, str | None]]:
+    found = {}
+    for name, node_type in node_types.items():
+        resources = node_type["resources"]
+        kinds = [key.removeprefix("accelerator_type:") for key in resources if key.startswith("accelerator_type:")]
+        most = 0 if name in ("head", "headgroup") else node_type["max_workers"]
+        found[name.removesuffix("group")] = (most, int(resources.get("GPU", 0)), kinds[0] if kinds else None)
+    return found
+
+
+def cluster_spec(name: str) -> dict[str, Any]:
+    manifest = load(name)
+    spec: dict[str, Any] = manifest["spec"]
+    return spec.get("rayClusterSpec", spec)
+
+
+def pods(name: str) -> list[dict[str, Any]]:
+    spec = cluster_spec(name)
+    return [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+
+
+# --- Ray's launcher
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_ray_accepts_the_launcher_files(name: str) -> None:
+    config = prepare_config(load(name))
+    validate_config(config)
+    assert sum(kind["max_workers"] for kind in config["available_node_types"].values()) <= config["max_workers"]
+
+
+@pytest.fixture(scope="module")
+def aws_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """`aws.yaml` as `ray up` resolves it, in a pretended account in which only `aws_stack.yaml` was deployed."""
+    with mock_aws():
+        boto3.client("cloudformation", region_name="us-west-2").create_stack(
+            StackName="mpa-ray",
+            TemplateBody=(CLUSTER / "aws_stack.yaml").read_text(),
+            Parameters=[{"ParameterKey": "Bucket", "ParameterValue": "my-bucket"}],
+        )
+        config = AWSNodeProvider.fillout_available_node_types_resources(prepare_config(load("aws.yaml")))
+        validate_config(config)
+        with pytest.MonkeyPatch.context() as patch:
+            # Ray makes a key pair and keeps it there.
+            patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+            resolved = AWSNodeProvider.bootstrap_config(config)
+        yield resolved
+
+
+def test_nobody_outside_reaches_a_node_on_aws(aws_cluster: dict[str, Any]) -> None:
+    ec2 = boto3.client("ec2", region_name="us-west-2")
+    ids = {kind["node_config"]["SecurityGroupIds"][0] for kind in aws_cluster["available_node_types"].values()}
+    (group,) = ec2.describe_security_groups(GroupIds=list(ids))["SecurityGroups"]
+    assert group["GroupName"] == "mpa-ray"
+    (rule,) = group["IpPermissions"]
+    assert not rule["IpRanges"]
+    assert not rule.get("Ipv6Ranges")
+    assert [pair["GroupId"] for pair in rule["UserIdGroupPairs"]] == [group["GroupId"]]
+
+
+def test_ec2_knows_every_setting_of_a_node(aws_cluster: dict[str, Any]) -> None:
+    shape = boto3.client("ec2", region_name="us-west-2").meta.service_model.operation_model("RunInstances").input_shape
+    for name, kind in aws_cluster["available_node_types"].items():
+        # Ray draws one of them for each node.
+        request = {key: value for key, value in kind["node_config"].items() if key != "SubnetIds"}
+        report = ParamValidator().validate({**request, "MinCount": 1, "MaxCount": 1}, shape)
+        assert not report.has_errors(), f"{name}: {report.generate_report()}"
+
+
+def test_nodes_on_aws_have_the_roles_of_the_stack(aws_cluster: dict[str, Any]) -> None:
+    profiles = {profile["InstanceProfileName"]: profile["Roles"][0]["RoleName"]
+                for profile in boto3.client("iam").list_instance_profiles()["InstanceProfiles"]}  # fmt: skip
+    for name, kind in aws_cluster["available_node_types"].items():
+        profile = kind["node_config"]["IamInstanceProfile"]["Name"]
+        assert profile == ("mpa-ray-head" if name == "head" else "mpa-ray-worker")
+        assert profile in profiles
+    worker = boto3.client("iam").list_attached_role_policies(RoleName=profiles["mpa-ray-worker"])["AttachedPolicies"]
+    assert len(worker) == 1
+    document = boto3.client("iam").get_policy_version(PolicyArn=worker[0]["PolicyArn"], VersionId="v1")
+    resources = {json.dumps(each["Resource"]) for each in document["PolicyVersion"]["Document"]["Statement"]}
+    assert resources == {'"arn:aws:s3:::my-bucket"', '"arn:aws:s3:::my-bucket/*"'}
+
+
+def test_groups_on_aws(aws_cluster: dict[str, Any]) -> None:
+    assert groups(aws_cluster["available_node_types"]) == GROUPS
+
+
+def test_groups_on_gcp() -> None:
+    assert groups(load("gcp.yaml")["available_node_types"]) == GROUPS
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_groups_on_kubernetes_as_rays_autoscaler_sees_them(name: str) -> None:
+    resource = {"metadata": {"name": "x", "namespace": "default"}, "spec": cluster_spec(name)}
+    config = _derive_autoscaling_config_from_ray_cr(resource)
+    validate_config(config)
+    assert groups(config["available_node_types"]) == GROUPS
+
+
+@pytest.mark.parametrize("name", [*LAUNCHERS, *MANIFESTS])
+def test_the_head_takes_no_work_and_is_not_a_spot_node(name: str) -> None:
+    if name in MANIFESTS:
+        head, *workers = pods(name)
+        assert cluster_spec(name)["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+        assert "tolerations" not in head
+        assert all("cloud.google.com/gke-spot" in str(pod["tolerations"]) for pod in workers)
+        return
+    config = load(name)
+    head = config["available_node_types"].pop("head")
+    assert head["resources"] == {"CPU": 0}
+    assert not re.search("spot", str(head), re.IGNORECASE)
+    assert all(re.search("spot", str(kind), re.IGNORECASE) for kind in config["available_node_types"].values())
+    assert all(kind["min_workers"] == 0 for kind in config["available_node_types"].values())
+
+
+def test_both_launcher_files_say_the_same_but_for_the_cloud() -> None:
+    aws, gcp = (load(name) for name in LAUNCHERS)
+    same = ["cluster_name", "max_workers", "idle_timeout_minutes", "file_mounts", "setup_commands",
+            "head_start_ray_commands", "worker_start_ray_commands", "head_node_type"]  # fmt: skip
+    assert [aws[key] for key in same] == [gcp[key] for key in same]
+    assert aws["docker"]["image"] == gcp["docker"]["image"]
+    assert gcp["docker"]["run_options"][: len(aws["docker"]["run_options"])] == aws["docker"]["run_options"]
+
+
+# --- Safety
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_launched_clusters_ask_for_a_token_and_open_no_port(name: str) -> None:
+    config = load(name)
+    assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+    (start,) = [each for each in config["head_start_ray_commands"] if "--head" in each]
+    assert "--dashboard-host=127.0.0.1" in start
+    assert config["auth"]["ssh_proxy_use_node_id"]
+    if name == "gcp.yaml":
+        interfaces = [kind["node_config"]["networkInterfaces"] for kind in config["available_node_types"].values()]
+        assert all(set(interface) == {"subnetwork"} for interface in itertools.chain(*interfaces))
+    else:
+        assert config["provider"]["use_internal_ips"]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_pods_ask_for_a_token_and_open_no_port(name: str) -> None:
+    spec = cluster_spec(name)
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+    for pod in pods(name):
+        assert not pod.keys() & {"hostNetwork", "hostPID"}
+        assert pod["serviceAccountName"] == "mpa-ray"
+        (container,) = pod["containers"]
+        assert "ports" not in container
+        assert all(set(variable) == {"name", "valueFrom"} for variable in container["env"])
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+
+
+def test_no_file_holds_a_secret_or_opens_to_everybody() -> None:
+    forbidden = {
+        "an address that is everywhere": r"0\.0\.0\.0|::/0",
+        "a service that is public": r"LoadBalancer|NodePort|kind: Ingress",
+        "a key of AWS": r"AKIA[0-9A-Z]{16}|aws_secret_access_key",
+        "a token": r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|[0-9a-f]{64}(?!  ray\.io_)",
+        "a private key": r"BEGIN [A-Z ]*PRIVATE KEY|gcp_credentials|aws_credentials",
+    }
+    for name, text in text_of_all():
+        for what, pattern in forbidden.items():
+            assert not re.search(pattern, text), f"{name} holds {what}"
+
+
+# --- Versions
+
+
+@pytest.mark.parametrize("extra", [None, "cpu", "gpu"])
+def test_requirements_are_those_of_the_package(extra: str | None) -> None:
+    lines = (CLUSTER / f"requirements{f'-{extra}' if extra else ''}.txt").read_text().splitlines()
+    found = [line for line in lines if line and not line.startswith("#")]
+    expected = ["-r requirements.txt", *PROJECT["optional-dependencies"][extra]] if extra else PROJECT["dependencies"]
+    assert found == expected
+
+
+def test_all_images_carry_the_pinned_ray_on_one_python() -> None:
+    (ray,) = [each.partition("==")[2] for each in PROJECT["dependencies"] if each.startswith("ray[")]
+    tags = [tag for _, text in text_of_all() for tag in re.findall(r"rayproject/ray:(\S+)", text)]
+    assert len(tags) >= 4
+    assert {tag.rpartition("-")[0] for tag in tags} == {f"{ray}-py311"}
+    assert {tag.rpartition("-")[2] for tag in tags} == {"cu130", "cpu"}
+    assert all(cluster_spec(name)["rayVersion"] == ray for name in MANIFESTS)
+
+
+def test_own_images_carry_the_packages_version() -> None:
+    tags = {tag for _, text in text_of_all() for tag in re.findall(r"/mpa-ray:([\w.-]+)", text)}
+    assert tags == {f"{PROJECT['version']}-gpu", f"{PROJECT['version']}-cpu"}
+
+
+def test_one_version_of_kuberay() -> None:
+    names = [*MANIFESTS, "README.md"]
+    told = {found for name in names for found in re.findall(r"\b1\.\d+\.\d+\b", (CLUSTER / name).read_text())}
+    assert told == {KUBERAY}
+    assert f"kuberay/v{KUBERAY}/" in (ROOT / "Makefile").read_text()
+
+
+# --- KubeRay's schema
+
+
+def crd(kind: str) -> dict[str, Any]:
+    """The schema of a kind in the pinned operator, from a folder that `make check-cluster` fills."""
+    folder = Path(os.environ.get("KUBERAY_CRDS") or Path.home() / f".cache/mpa_ray/kuberay-{KUBERAY}")
+    name = f"ray.io_{kind.lower()}s.yaml"
+    if not (folder / name).is_file():
+        pytest.skip(f"no {name} in {folder}: `make check-cluster` fetches it, or set KUBERAY_CRDS")
+    content = (folder / name).read_bytes()
+    sums = dict(reversed(line.split()) for line in (CLUSTER / "kuberay/crds.sha256").read_text().splitlines())
+    assert hashlib.sha256(content).hexdigest() == sums[name], f"{folder / name} is not that of KubeRay {KUBERAY}"
+    definition = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    (schema,) = [v["schema"]["openAPIV3Schema"] for v in definition["spec"]["versions"] if v["name"] == "v1"]
+    return strict(schema)
+
+
+def strict(schema: Any) -> Any:
+    """The same without unknown fields: Kubernetes would drop them in silence."""
+    if isinstance(schema, list):
+        return [strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    copy = {key: strict(value) for key, value in schema.items()}
+    closed = isinstance(schema.get("properties"), dict) and "type" in schema
+    if closed and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        copy.setdefault("additionalProperties", False)
+    return copy
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_manifests_fit_the_operators_schema(name: str) -> None:
+    manifest = load(name)
+    schema = crd(manifest["kind"])
+    jsonschema.validate(manifest, schema)
+    spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
+    spec["workerGroupSpecs"][0]["maxReplica"] = 4
+    with pytest.raises(jsonschema.ValidationError, match="maxReplica"):
+        jsonschema.validate(manifest, schema)
+
+
+# --- What files refer to
+
+
+def check_install() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("check_install", CLUSTER / "check_install.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_images_are_made_from_files_that_exist_and_are_not_ignored(name: str) -> None:
+    ignored = (ROOT / ".dockerignore").read_text()
+    for word, arguments in check_install().instructions((CLUSTER / name).read_text()):
+        if word == "COPY":
+            for source in [each for each in arguments.split() if not each.startswith("--")][:-1]:
+                assert (ROOT / source).exists(), source
+                assert f"!{source}" in ignored or (source.startswith("cluster/requirements") and "!cluster/" in ignored)
+
+
+def test_the_image_has_what_the_job_starts() -> None:
+    entrypoint = load("kuberay/rayjob.yaml")["spec"]["entrypoint"].split()
+    workdir = dict(check_install().instructions((CLUSTER / "Dockerfile.gpu").read_text()))["WORKDIR"]
+    assert (ROOT / entrypoint[1].removeprefix(f"{workdir}/")).is_file()
+    (mount,) = pods("kuberay/rayjob.yaml")[0]["containers"][0]["volumeMounts"]
+    assert entrypoint[-1] == f"{mount['mountPath']}/run.yaml"
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_launcher_files_refer_to_files_that_exist(name: str) -> None:
+    config = load(name)
+    assert (ROOT / config["file_mounts"]["/home/ray/cluster"]).is_dir()
+    (install,) = [each for each in config["setup_commands"] if each.startswith("pip install")]
+    assert (ROOT / install.rpartition("~/")[2]).is_file()
+
+
+def test_the_readmes_refer_to_files_that_exist() -> None:
+    for path in (CLUSTER / "README.md", ROOT / "README.md"):
+        for name in re.findall(r"\bcluster/[\w./-]+\w", path.read_text()):
+            assert (ROOT / name).exists(), name
+
+
+def test_every_cluster_file_is_what_its_name_says() -> None:
+    for path in CLUSTER.rglob("*.yaml"):
+        yaml.compose(path.read_text())
+    # CloudFormation knows neither.
+    assert not re.search(r"[&*]\w+$", (CLUSTER / "aws_stack.yaml").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_hadolint_finds_nothing(name: str) -> None:
+    beside = Path(sys.executable).with_name("hadolint")
+    hadolint = str(beside) if beside.exists() else shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("no hadolint: `make check-cluster` installs it")
+    found = subprocess.run([hadolint, CLUSTER / name], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+# --- What a job brings along
+
+
+def test_ray_accepts_the_runtime_env() -> None:
+    environment = RuntimeEnv(**load("runtime_env.yaml"))
+    # Ray refuses to merge a job's variables with its driver's where both name one.
+    assert not environment.env_vars().keys() & {"PYTHONPATH", *MALLOC}
+
+
+def uploaded(root: Path) -> set[str]:
+    """What Ray packs of a working directory."""
+    found: set[str] = set()
+    excludes = [_get_excludes(root, get_runtime_env_default_excludes())]
+    _dir_travel(root, excludes, lambda path: found.add(str(path.relative_to(root))), include_gitignore=True)
+    return {name for name in found if (root / name).is_file()}
+
+
+def test_a_job_brings_the_package_with_its_models() -> None:
+    found = uploaded(ROOT)
+    needed = {str(path.relative_to(ROOT)) for folder in ("mpa_ray", "jobs") for path in (ROOT / folder).rglob("*")
+              if path.is_file() and "__pycache__" not in path.parts}  # fmt: skip
+    assert needed <= found
+    assert any(name.endswith("models/teacher/model.safetensors") for name in found)
+    assert sum((ROOT / name).stat().st_size for name in found) < 64 * 2**20
+
+
+def test_a_job_leaves_runs_environments_and_caches_behind(tmp_path: Path) -> None:
+    for name in (".rayignore", ".gitignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    brought = {"my.yaml", "jobs/align.py", "mpa_ray/demo/models/teacher/model.safetensors"}
+    left = {
+        "runs/mine/run.json", ".venv/bin/python", ".venv-vllm-0.29.0/bin/python", ".git/HEAD", ".mypy_cache/x",
+        "out/students/s/parity/merged/model.safetensors", "out/students/s/parity/adapter/adapter_model.safetensors",
+        "mpa_ray/__pycache__/a.pyc", "tests/unit/test_a.py", "benchmarks/results/a.csv", "model.safetensors",
+    }  # fmt: skip
+    for name in brought | left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert uploaded(tmp_path) == brought | {".rayignore", ".gitignore"}
