@@ -65,7 +65,7 @@ class _Campaign:
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
-        self._gate = Gate(_capacity)
+        self._gate = Gate(_capacity, config.max_steps_at_once)
         self._annotated = Announced()
         self._identified = {student.name: threading.Event() for student in config.students}
         self._failures: dict[str, Exception] = {}

@@ -521,6 +521,9 @@ class RunConfig(EvaluationRunConfig):
     students: list[StudentConfig] = Field(min_length=1)
     annotate: AnnotateConfig = AnnotateConfig()
     identify: IdentifyConfig = IdentifyConfig()
+    max_steps_at_once: int | None = Field(None, ge=1)
+    """Passes and trainings that `align` runs side by side, whatever the cluster has; None goes by its CPUs and GPUs.
+    Give it where a cluster grows by demand: as many as its limits hold."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> RunConfig:

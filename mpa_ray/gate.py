@@ -42,9 +42,9 @@ class Gate:
     What needs more than the cluster has comes in when nothing else runs; Ray then tells what is lacking, or gets it.
     """
 
-    def __init__(self, capacity: Callable[[], Resources]) -> None:
-        """`capacity` is asked again and again, for nodes come and go."""
-        self._capacity = capacity
+    def __init__(self, capacity: Callable[[], Resources], max_running: int | None = None) -> None:
+        """`capacity` is asked again and again, for nodes come and go; with `max_running` that alone counts."""
+        self._capacity, self._max_running = capacity, max_running
         self._changed = threading.Condition()
         self._waiting: list[_Waiting] = []
         self._running: list[Resources] = []
@@ -76,8 +76,10 @@ class Gate:
                 self._changed.notify_all()
 
     def _is_next(self, entry: _Waiting) -> bool:
-        free = self._capacity().without(self._running)
         in_order = sorted(self._waiting, key=lambda waiting: (-waiting.size, waiting.order))
+        if self._max_running is not None:
+            return len(self._running) < self._max_running and in_order[0] is entry
+        free = self._capacity().without(self._running)
         fitting = [waiting for waiting in in_order if free.holds(waiting.need)]
         if not fitting and not self._running:
             return in_order[0] is entry

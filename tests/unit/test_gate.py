@@ -107,6 +107,18 @@ def test_what_takes_everything_runs_alone_and_leaves_everything() -> None:
     steps.run_soon()
 
 
+def test_a_number_of_steps_may_stand_for_what_the_cluster_has() -> None:
+    steps = Steps(Gate(lambda: Resources(0), max_running=2))
+    steps.begin("a", Resources(8, 8))
+    steps.begin("b", Resources(8, 8))
+    steps.run_soon("a", "b")
+    steps.begin("c", Resources(1))
+    steps.run_soon("a", "b")
+    steps.end("a")
+    steps.run_soon("b", "c")
+    steps.end("b", "c")
+
+
 def test_nodes_that_join_let_more_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mpa_ray.gate._LOOK_AGAIN_S", 0.01)
     there = [Resources(1)]
