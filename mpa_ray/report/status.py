@@ -119,7 +119,7 @@ class _Look:
         markers = self._markers(self._run.corpus)
         num_images = self._manifest["num_images"] if self._manifest else sum(self._images("corpus").values())
         step = Step("index", _state(self._manifest is not None, bool(markers)), _job("index"), len(markers),
-                    self._manifest and self._manifest["num_shards"], num_images,
+                    self._manifest["num_shards"] if self._manifest else None, num_images,
                     num_images if self._manifest else self.config["source"]["limit"])  # fmt: skip
         return self._timed(step, markers.values())
 
@@ -181,8 +181,8 @@ class _Look:
         manifest = self._manifest if source == "corpus" else self._json(f"{source}/manifest.json")
         markers = self._markers(dataset)
         is_done = manifest is not None and len(markers) >= manifest["num_shards"]
-        step = Step(name, _state(is_done, bool(markers)), _job(job), len(markers), manifest and manifest["num_shards"],
-                    num_total=manifest and manifest["num_images"])  # fmt: skip
+        num_shards, num_images = (manifest[n] if manifest else None for n in ("num_shards", "num_images"))
+        step = Step(name, _state(is_done, bool(markers)), _job(job), len(markers), num_shards, num_total=num_images)
         if is_done:
             step = replace(step, num_done=step.num_total)
         elif source == "corpus":
