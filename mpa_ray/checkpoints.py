@@ -82,6 +82,8 @@ def model_settings(model: str, object_store: ObjectStoreConfig) -> dict[str, Any
                 return model_settings(base, object_store)
             content = (folder / "config.json").read_bytes()
         else:
+            if "/" not in model:
+                raise ConfigError("model", model, "is not a folder.", "Give a folder or a hub name (owner/name).")
             from huggingface_hub import hf_hub_download
 
             content = Path(hf_hub_download(model, "config.json", etag_timeout=5)).read_bytes()

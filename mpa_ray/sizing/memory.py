@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,8 +19,10 @@ ENGINE_ALLOWANCE_GIB = 2.0
 TRAINING_ALLOWANCE_GIB = 2.0
 """For a worker's CUDA context, kernels' work space and what the allocator cannot use."""
 _TRAINED_BYTES = 16
-"""Of a trained parameter: itself, its gradient and AdamW's two moments in float32 (arXiv 1910.02054, section 3.1, with
-one copy of the weights: computing in bfloat16 is autocast's)."""
+"""Of a trained parameter: itself, its gradient and AdamW's two moments in float32 (arXiv 1910.02054, section 3.1)."""
+_COPY_BYTES = 2
+"""Of a trained weight once more in bfloat16: autocast keeps it from the pass forwards to the one backwards. LoRA's
+adapters are too small to count."""
 _QUANTIZED_BYTES = 0.53
 """Of a weight in NF4 with its scales (arXiv 2305.14314, section 3)."""
 _TEXT_TOKENS = 200
@@ -115,28 +118,34 @@ def check_training(
         return check
     remedies = []
     fixed = total - needed["activations"]
-    if fixed < memory_gib:
-        fitting = int(level.tokens_per_micro_batch * (memory_gib - fixed) / needed["activations"])
-        if fitting >= image_tokens + _TEXT_TOKENS:
-            remedies.append(f"level.tokens_per_micro_batch {fitting // 64 * 64}")
-    if not level.gradient_checkpointing and _fits(level, sizes, image_tokens, memory_gib, gradient_checkpointing=True):
-        remedies.append("level.gradient_checkpointing true")
-    for workers in (2, 4, 8):
-        if workers > level.num_workers and _fits(level, sizes, image_tokens, memory_gib,
-                                                 parallel="fsdp", num_workers=workers):  # fmt: skip
-            remedies.append(f"level.parallel fsdp with num_workers {workers}")
-            break
-    if isinstance(level.method, FullConfig):
-        remedies.append("level.method lora")
-    elif not level.method.quantize:
-        remedies.append("level.method.quantize true")
+    fitting = int(level.tokens_per_micro_batch * max(0.0, memory_gib - fixed) / needed["activations"])
+    if fitting >= image_tokens + _TEXT_TOKENS:
+        remedies.append(f"level.tokens_per_micro_batch {fitting // 64 * 64}")
+    for told, change in _changes(level):
+        if sum(training_gib(level.model_copy(update=change), sizes, image_tokens).values()) <= memory_gib:
+            remedies.append(told)
     remedies.append("GPUs with more memory")
     return MemoryCheck(name, "does not fit", gpu, memory_gib, needed, f"{total:.1f} GiB of {memory_gib:.0f}",
                        tuple(remedies))  # fmt: skip
 
 
-def _fits(level: LevelConfig, sizes: Architecture, image_tokens: int, memory_gib: float, **changed: object) -> bool:
-    return sum(training_gib(level.model_copy(update=changed), sizes, image_tokens).values()) <= memory_gib
+def _changes(level: LevelConfig) -> Iterator[tuple[str, dict[str, object]]]:
+    """Settings that take less memory, as a user writes them."""
+    sparing: dict[str, object] = {"gradient_checkpointing": True}
+    if not level.gradient_checkpointing:
+        yield "level.gradient_checkpointing true", sparing
+    for num_workers in (2, 4, 8):
+        if num_workers > level.num_workers:
+            told = f"level.parallel fsdp with num_workers {num_workers} and gradient_checkpointing true"
+            yield told, {**sparing, "parallel": "fsdp", "num_workers": num_workers}
+            break
+    if isinstance(level.method, FullConfig):
+        yield "level.method lora", {"method": LoraConfig()}
+        yield "level.method lora with gradient_checkpointing true", {**sparing, "method": LoraConfig()}
+    elif not level.method.quantize and level.parallel == "ddp":
+        quantized = level.method.model_copy(update={"quantize": True})
+        yield "level.method.quantize true", {"method": quantized}
+        yield "level.method.quantize true with gradient_checkpointing true", {**sparing, "method": quantized}
 
 
 def training_gib(level: LevelConfig, sizes: Architecture, image_tokens: int) -> dict[str, float]:
@@ -150,7 +159,7 @@ def training_gib(level: LevelConfig, sizes: Architecture, image_tokens: int) -> 
         held = trained * _TRAINED_BYTES
     else:
         trained = sum(sizes.num_parameters(part) for part in method.parts)
-        weights, held = (sizes.total - trained) * 4.0, trained * _TRAINED_BYTES
+        weights, held = (sizes.total - trained) * 4.0, trained * (_TRAINED_BYTES + _COPY_BYTES)
     shards = level.num_workers if level.parallel == "fsdp" else 1
     return {
         "frozen weights": weights / shards / _GIB,
@@ -161,22 +170,34 @@ def training_gib(level: LevelConfig, sizes: Architecture, image_tokens: int) -> 
 
 
 def _activation_bytes(level: LevelConfig, sizes: Architecture, image_tokens: int) -> float:
-    """Of a micro-batch, kept for the pass backwards, in 16 bits.
+    """Of a micro-batch, kept for the pass backwards.
 
-    Of every token and layer: the inputs of both norms and of both blocks and the residuals (8 h), queries, keys and
-    values before and after rotation with the attention's output, and the four of a gated MLP. Attention weights are not
-    kept (FlashAttention, SDPA). With checkpointed activations a layer's input alone, and one layer whole. Logits are
-    computed at the answers alone and left out.
+    Attention weights are not kept (SDPA, FlashAttention). With checkpointed activations it is each layer's input, and
+    one layer whole. Logits are computed at the answers alone and left out.
     """
-    tokens = level.tokens_per_micro_batch
-    queries, keys = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
-    whole = 2.0 * (8 * sizes.hidden_size + 3 * queries + 4 * keys + 4 * sizes.intermediate_size)
-    layers = sizes.num_layers
-    kept = layers * 2.0 * sizes.hidden_size + whole if level.gradient_checkpointing else layers * whole
+    tokens, layers = level.tokens_per_micro_batch, sizes.num_layers
+    is_lora = isinstance(level.method, LoraConfig)
+    whole = layer_bytes_per_token(sizes, is_lora)
+    # What is carried from layer to layer has the weights' format.
+    carried = (2.0 if is_lora else 4.0) * sizes.hidden_size
+    kept = layers * carried + whole if level.gradient_checkpointing else layers * whole
     if "vision" not in level.method.parts:
         return tokens * kept
     patches = tokens * image_tokens / (image_tokens + _TEXT_TOKENS / 2) * sizes.patches_per_token
-    seen_whole = 2.0 * (8 + 4 + 8) * sizes.vision_width
+    # As of the language model, with an MLP of four times the width that is not gated.
+    seen_whole = (22 + 8 + 24) * sizes.vision_width
     depth = sizes.vision_depth
     seen = depth * 2.0 * sizes.vision_width + seen_whole if level.gradient_checkpointing else depth * seen_whole
     return tokens * kept + patches * seen
+
+
+def layer_bytes_per_token(sizes: Architecture, is_lora: bool) -> float:
+    """Activations that one layer of the language model keeps for the pass backwards, in bytes per token.
+
+    Counted by the tensors that transformers saves in a Qwen2 layer under autocast to bfloat16: what norms take in and
+    give out, queries, keys and values, what attention gives, and four of a gated MLP; a test counts again.
+    """
+    queries, keys = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
+    if is_lora:
+        return 22.0 * sizes.hidden_size + 4 * queries + 4 * keys + 8 * sizes.intermediate_size
+    return 32.0 * sizes.hidden_size + 2 * queries + 4 * keys + 8 * sizes.intermediate_size
