@@ -124,8 +124,6 @@ class _Sizer:
         self._sizes: dict[str, Architecture | None] = {}
         self._num_images = self._count_images()
         self._num_shards = -(-self._num_images // config.source.shard_size)
-        started = self._measured.engine_start_s if self._measured else None
-        self._engine_start = first(plan.engine_start_s, started, Rate(ENGINE_START_S, "assumed"))
         trained = self._measured.training_start_s if self._measured else None
         self._training_start = first(plan.training_start_s, trained, Rate(TRAINING_START_S, "assumed"))
 
@@ -139,8 +137,8 @@ class _Sizer:
         for student in config.students:
             phases += self._leveling(student)
         phases += self._evaluation()
-        for name, rate in (("engine_start_s", self._engine_start), ("training_start_s", self._training_start)):
-            self._notes.append(f"plan.{name}: {rate.value:.0f} s, {rate.origin}")
+        for what, rate in (("pass", self._engine_start("")), ("training", self._training_start)):
+            self._notes.append(f"start and end of a {what}: {rate.value:.0f} s, {rate.origin}")
         return Sizing(phases, list(self._checks()), self._notes, self._plan.gpu_hour_price)
 
     # How much there is to do
@@ -259,9 +257,13 @@ class _Sizer:
         tokens = self._measured.tokens_per_image(measured_as) if self._measured else None
         if tokens is None and (image := self._image_tokens(model)) is not None:
             tokens = self._tokens(image, is_annotation=measured_as == "annotate")
-        return Phase(name, count, unit, rate, replicas, self._engine_start.value or 0.0,
+        return Phase(name, count, unit, rate, replicas, self._engine_start(name.partition(" ")[0]).value or 0.0,
                      replicas * model.gpus_per_replica, replicas,
                      None if tokens is None or count is None else tokens * count)  # fmt: skip
+
+    def _engine_start(self, kind: str) -> Rate:
+        measured = self._measured.engine_start_s(kind) if self._measured else None
+        return first(self._plan.engine_start_s, measured, Rate(ENGINE_START_S, "assumed"))
 
     def _tokens(self, image: int, is_annotation: bool) -> float:
         """Of all requests about an image; what the cache holds counts, too."""

@@ -65,11 +65,15 @@ class Measured:
         self._parity = {name: _number(run, f"parity/{name}/manifest.json", "num_samples") for name in self._names}
         self._trainings = {name: self._training(run, name) for name in self._names}
         self._questions_per_image = _questions_per_image(run, self.config)
-        starts = [(phase["wall_s"] - phase["working_s"]) / phase["num_attempts"]
-                  for phase in self._phases.values() if phase.get("working_s")]  # fmt: skip
-        self.engine_start_s = statistics.median(starts) if starts else None
         found = [training.start_s for training in self._trainings.values() if training.start_s is not None]
         self.training_start_s = statistics.median(found) if found else None
+
+    def engine_start_s(self, kind: str) -> float | None:
+        """Seconds of a pass in which its engines were not at work: of passes of this kind (`annotate`, `identify`,
+        `check`, `evaluate`), or else of all."""
+        starts = {name: (phase["wall_s"] - phase["working_s"]) / phase["num_attempts"]
+                  for name, phase in self._phases.items() if phase.get("working_s")}  # fmt: skip
+        return _nearest("", kind, starts, {name: name.partition(".")[0] for name in starts})
 
     @property
     def index_images_per_s(self) -> float | None:
