@@ -14,24 +14,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.command_line import exit_code
+from mpa_ray.command_line import exit_code, of_a_run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run_dir", metavar="RUN", help="a run directory")
     parser.add_argument("--collect", action="store_true", help="remove files that belong to no committed shard")
     parser.add_argument(
         "--older-than-hours", type=float, default=24.0, metavar="H",
         help="with --collect: only files of that age, longer than any attempt takes (default: 24)",
     )  # fmt: skip
-    options = parser.parse_args()
+    options, object_store = of_a_run(parser)
     from mpa_ray.store.audit import audit
     from mpa_ray.store.garbage import collect_garbage
     from mpa_ray.store.run import Run
     from mpa_ray.store.storage import open_storage
 
-    run = Run(open_storage(options.run_dir))
+    run = Run(open_storage(options.run_dir, object_store))
     counts = audit(run)
     if options.collect:
         counts["collected"] = asdict(collect_garbage(run, timedelta(hours=options.older_than_hours)))

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -60,6 +61,37 @@ def base_of_adapter(folder: Path) -> str | None:
         return None
     base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
     return str(base) if base else None
+
+
+def model_settings(model: str, object_store: ObjectStoreConfig) -> dict[str, Any]:
+    """A checkpoint's config.json (an adapter's base model's), read where it lies: no weights are loaded.
+
+    Raises:
+        ConfigError: there is none, or it cannot be had.
+    """
+    remedy = "Check the name, the network and your access."
+    try:
+        if model.startswith("s3://"):
+            from mpa_ray.object_store import ObjectStore, split_uri
+
+            bucket, prefix = split_uri(model.rstrip("/") + "/")
+            content = ObjectStore(object_store).get(bucket, f"{prefix}config.json")
+        elif (folder := Path(resolve_path(model))).is_dir():
+            base = base_of_adapter(folder)
+            if base is not None:
+                return model_settings(base, object_store)
+            content = (folder / "config.json").read_bytes()
+        else:
+            if "/" not in model:
+                raise ConfigError("model", model, "is not a folder.", "Give a folder or a hub name (owner/name).")
+            from huggingface_hub import hf_hub_download
+
+            content = Path(hf_hub_download(model, "config.json", etag_timeout=5)).read_bytes()
+        found: dict[str, Any] = json.loads(content)
+    except (OSError, ValueError) as error:
+        raise ConfigError("model", model, f"its config.json cannot be read ({type(error).__name__}).",
+                          remedy) from error  # fmt: skip
+    return found
 
 
 def weight_bytes(model: str) -> int | None:

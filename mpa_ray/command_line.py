@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from mpa_ray.config import RunConfig, load_config
+from mpa_ray.config import ObjectStoreConfig, RunConfig, load_config, load_object_store
 from mpa_ray.errors import ConfigError, RunError
 
 WRONG_SETUP, FAILED, INTERRUPTED = 2, 1, 130
@@ -44,6 +44,24 @@ def parsed(
         parser.add_argument(flag, action="store_true", help=told)
     options, rest = parser.parse_known_args(arguments)
     return options, dict(_pairs(rest))
+
+
+def of_a_run(
+    parser: argparse.ArgumentParser, arguments: list[str] | None = None
+) -> tuple[argparse.Namespace, ObjectStoreConfig]:
+    """The options of a job that looks at a run directory, and how that is reached where it is at s3://.
+
+    Raises:
+        ConfigError: an option is unknown, or a setting of the object store is wrong.
+    """
+    parser.add_argument("run_dir", metavar="RUN", help="a run directory, local or at s3://")
+    parser.epilog = "--object_store.NAME VALUE sets how s3:// is reached:\n" + "\n".join(
+        _lines(ObjectStoreConfig, "object_store.")
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.allow_abbrev = False
+    options, rest = parser.parse_known_args(arguments)
+    return options, load_object_store(dict(_pairs(rest)))
 
 
 def exit_code(main: Callable[[], int | None]) -> int:

@@ -499,6 +499,41 @@ class LimitsConfig(Settings):
     """An engine that leaves a request without a reply for so long counts as dead."""
 
 
+class PlanConfig(Settings):
+    """What `jobs/plan.py` reckons with; no other job reads it, and it may change at any time."""
+
+    from_run: str | None = None
+    """An earlier run, local or at s3://, whose measured rates are taken."""
+    num_images: int | None = Field(None, ge=1)
+    """Images to annotate; None takes what is indexed, or else `source.limit`."""
+    num_benchmark_questions: int | None = Field(None, ge=0)
+    """Questions of all benchmarks together; None takes those that are laid out, or else the benchmarks' limits."""
+    image_tokens: int | None = Field(None, ge=1)
+    """Tokens of an image; None reckons with images of `max_pixels` and the model's patches."""
+    teacher_images_per_s: float | None = Field(None, gt=0)
+    """Images that one replica of the teacher annotates a second, second answers included."""
+    student_images_per_s: float | None = Field(None, gt=0)
+    """Images whose questions one replica of a student answers a second."""
+    questions_per_s: float | None = Field(None, gt=0)
+    """Benchmark questions that one replica answers a second."""
+    samples_per_s: float | None = Field(None, gt=0)
+    """Samples that one worker trains on a second."""
+    parity_share: float | None = Field(None, ge=0)
+    """Parity samples for each image."""
+    engine_start_s: float | None = Field(None, ge=0)
+    """Seconds from the start of a pass to its first request, and to leave its place again."""
+    training_start_s: float | None = Field(None, ge=0)
+    """Seconds of a training in which no step is made: start, first passes, export."""
+    gpu: str | None = None
+    """Kind of GPU where `accelerator_type` is not set: A100-40G, A100-80G, H100, L4, ..."""
+    gpu_memory_gib: float | None = Field(None, gt=0)
+    """Of one GPU; None goes by its kind."""
+    gpu_hour_price: float | None = Field(None, ge=0)
+    """Price of one GPU for one hour, in any currency; without it no cost is told."""
+    efficiency: float = Field(0.4, gt=0, le=1)
+    """Share of a GPU's peak (operations, memory bandwidth) that is assumed where nothing was measured or given."""
+
+
 class EvaluationRunConfig(Settings):
     """A run that only measures models on benchmarks."""
 
@@ -524,6 +559,8 @@ class RunConfig(EvaluationRunConfig):
     max_steps_at_once: int | None = Field(None, ge=1)
     """Passes and trainings that `align` runs side by side, whatever the cluster has; None goes by its CPUs and GPUs.
     Give it where a cluster grows by demand: as many as its limits hold."""
+    plan: PlanConfig | None = None
+    """What a sizing page is drawn up from."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> RunConfig:
@@ -533,7 +570,7 @@ class RunConfig(EvaluationRunConfig):
         return self
 
 
-ConfigT = TypeVar("ConfigT", bound=EvaluationRunConfig)
+ConfigT = TypeVar("ConfigT", bound=Settings)
 
 
 def resolve_path(path: str) -> str:
@@ -557,6 +594,24 @@ def load_evaluation(path: str, overrides: dict[str, str] | None = None) -> Evalu
     tree = _tree(path, overrides or {})
     is_whole = bool(tree.keys() & {"source", "teacher", "students"})
     return _validated(RunConfig if is_whole else EvaluationRunConfig, tree)
+
+
+def load_object_store(overrides: dict[str, str]) -> ObjectStoreConfig:
+    """The settings of `--object_store.NAME value` alone, for jobs that are given a run directory and no file.
+
+    Raises:
+        ConfigError: there is another setting, or a value is out of its range.
+    """
+    tree: dict[str, Any] = {"object_store": {}}
+    for dotted, text in overrides.items():
+        if not dotted.startswith("object_store."):
+            raise ConfigError(f"--{dotted}", text, "is no option of this job.", "See --help.")
+        _override(tree, dotted, _value(text))
+    return _validated(_ObjectStoreAlone, tree).object_store
+
+
+class _ObjectStoreAlone(Settings):
+    object_store: ObjectStoreConfig
 
 
 def _validated(kind: type[ConfigT], tree: dict[str, Any]) -> ConfigT:

@@ -25,13 +25,13 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments, set_seed
 
+from mpa_ray.accelerators import peak_tflops
 from mpa_ray.checkpoints import local_model
 from mpa_ray.config import LevelConfig, LoraConfig, ObjectStoreConfig
 from mpa_ray.corpus.read import Reader
 from mpa_ray.flow import with_images
 from mpa_ray.leveling import checkpoint
 from mpa_ray.leveling.collator import AnswerCollator
-from mpa_ray.leveling.device import peak_tflops
 from mpa_ray.leveling.epoch import MicroBatch, TrainingRow, micro_batches
 from mpa_ray.leveling.export import Check, export, take_over
 from mpa_ray.leveling.loss import IGNORED_LABEL, answer_loss, num_answered, weight_of

@@ -64,6 +64,8 @@ def test_only_leveling_knows_ray_train() -> None:
         ("corpus", ["stages", "flow", "leveling", "evaluation", "campaign", "engine"]),
         ("flow.py", ["leveling", "evaluation", "report", "campaign"]),
         ("report", ["flow", "leveling", "evaluation", "campaign", "engine", "stages"]),
+        ("sizing", ["flow", "leveling", "evaluation", "campaign", "engine", "stages", "report"]),
+        ("accelerators.py", ["config", "store", "leveling", "sizing"]),
         ("ledger.py", ["records", "tasks", "stages", "store", "flow", "engine"]),
         ("corpus/places", ["corpus.sources", "corpus.index", "corpus.read", "store"]),
         ("corpus/sources", ["corpus.index", "corpus.read", "store"]),

@@ -1,0 +1,390 @@
+"""What a run will take: memory against numbers worked out by hand, times against phases that were made up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from mpa_ray.config import LevelConfig, ModelConfig, RunConfig
+from mpa_ray.errors import ConfigError
+from mpa_ray.preflight import task_of
+from mpa_ray.sizing.architecture import Architecture, architecture_of
+from mpa_ray.sizing.memory import check_engine, check_training, layer_bytes_per_token, training_gib
+from mpa_ray.sizing.plan import Phase, Sizing, size
+from mpa_ray.sizing.rates import Rate
+from mpa_ray.sizing.render import render_sizing
+from mpa_ray.store.fingerprint import of_datasets
+from mpa_ray.store.run import Run
+from mpa_ray.store.storage import open_storage
+
+ROOT = Path(__file__).parents[2]
+GIB = 2**30
+
+VISION = {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "in_chans": 3, "hidden_size": 1536,
+          "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}  # fmt: skip
+QWEN2_VL_2B = {
+    "model_type": "qwen2_vl", "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+    "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
+    "max_position_embeddings": 32768, "vision_config": VISION,
+}  # fmt: skip
+"""config.json of Qwen/Qwen2-VL-2B-Instruct; the same numbers are in UbiquitousLearning/mllm, configuration_qwen2vl.hpp.
+Its card on the hub counts 2.21 billion parameters."""
+QWEN2_VL_7B = {
+    **QWEN2_VL_2B, "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,
+    "vocab_size": 152064, "tie_word_embeddings": False, "vision_config": {**VISION, "hidden_size": 3584},
+}  # fmt: skip
+"""As zhenhua32/Qwen2-VL prints the modules of Qwen/Qwen2-VL-7B-Instruct."""
+
+
+def sizes(settings: dict[str, Any] = QWEN2_VL_2B) -> Architecture:
+    return architecture_of(settings, "model")
+
+
+def served(**settings: Any) -> ModelConfig:
+    return ModelConfig.model_validate({"model": "m", "gpus_per_replica": 1, **settings})
+
+
+# Sizes, by hand
+
+
+def test_parameters_of_qwen2_vl_2b() -> None:
+    found = sizes()
+    layer = 2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960
+    assert found.num_parameters("language") == 151936 * 1536 + 28 * layer
+    assert found.num_parameters("vision") == 3 * 2 * 14 * 14 * 1280 + 32 * (4 * 1280 * 1280 + 2 * 1280 * 5120)
+    assert found.num_parameters("projector") == 5120 * 5120 + 5120 * 1536
+    # With biases and norms it has 2,208,985,600.
+    assert found.total == pytest.approx(2_208_985_600, rel=1e-3)
+    # Keys and values, 28 layers, 2 heads of 128, 2 bytes; a head is not cut.
+    assert [found.kv_bytes_per_token(2.0, gpus) for gpus in (1, 2, 4)] == [28672, 14336, 14336]
+    # LoRA of rank 16 on Qwen2's 1.5 B language model, as peft counts it.
+    assert found.num_adapter_parameters(["language"], 16) == 18_464_768
+    # 512 patches of 28 x 28.
+    assert found.image_tokens(512 * 28 * 28) == 512
+
+
+def test_an_output_head_of_its_own_counts_twice() -> None:
+    assert sizes(QWEN2_VL_7B).total == pytest.approx(8.291e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "gib"),
+    [
+        ({"quant_method": "awq", "bits": 4}, (6_525_288_448 / 2 + 2 * 1_765_000_000) / GIB),
+        ({"quant_method": "fp8"}, (6_525_288_448 + 2 * 1_765_000_000) / GIB),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8}}}},
+         (6_525_288_448 + 2 * 1_765_000_000) / GIB),
+    ],
+)  # fmt: skip
+def test_quantized_layers_are_the_language_models(quantization: dict[str, Any], gib: float) -> None:
+    found = sizes({**QWEN2_VL_7B, "quantization_config": quantization})
+    assert found.weight_bytes("auto") / GIB == pytest.approx(gib, rel=0.01)
+
+
+def test_tiles_have_a_view_of_the_whole_besides() -> None:
+    internvl = json.loads((ROOT / "mpa_ray/demo/models/student-internvl/config.json").read_text())
+    found = sizes(internvl)
+    # Tiles of 112 x 112, patches of 14, 4 in a token.
+    assert [found.image_tokens(n * 112 * 112) for n in (1, 2, 4)] == [16, 48, 80]
+    weights = (ROOT / "mpa_ray/demo/models/student-internvl/model.safetensors").stat().st_size
+    assert found.weight_bytes("float32") == pytest.approx(weights, rel=0.02)
+
+
+def test_of_experts_a_token_sees_some() -> None:
+    moe = {**QWEN2_VL_2B, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 1000}
+    found = sizes(moe)
+    assert found.num_expert_parameters == 8 * 3 * 1536 * 1000 * 28
+    attention = 28 * (2 * 1536 * 1536 + 2 * 1536 * 256)
+    assert found.language_operations(1e-9) / 1e-9 == pytest.approx(2 * (attention + found.num_expert_parameters / 4))
+
+
+def test_a_config_without_sizes_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"its config\.json does not tell its sizes"):
+        architecture_of({"model_type": "bert", "hidden_size": 3}, "m")
+
+
+# Memory
+
+
+def test_a_small_model_on_a_large_gpu_fits() -> None:
+    check = check_engine("student", served(), sizes(), "L4", 22.0)
+    # 0.9 * 22 - 2,208,299,008 * 2 bytes - 2, over 28,672 bytes a token.
+    assert check.verdict == "fits"
+    assert check.told.startswith(f"{int((19.8 - 2_208_299_008 * 2 / GIB - 2) * GIB / 28672):,} tokens")
+
+
+def test_too_little_cache_is_tight_and_told_what_would_do() -> None:
+    # 19.8 - 15.44 - 2 = 2.36 GiB: more than 1.75 for one sequence of 32,768 tokens, less than 64 usual ones take.
+    check = check_engine("teacher", served(), sizes(QWEN2_VL_7B), "L4", 22.0)
+    assert check.verdict == "tight"
+    assert check.remedies[0] == "engine.max_num_seqs 62"
+    fewer = served(engine={"max_num_seqs": 62})
+    assert check_engine("teacher", fewer, sizes(QWEN2_VL_7B), "L4", 22.0).verdict == "fits"
+
+
+def test_weights_that_do_not_fit_are_told_with_remedies_that_do() -> None:
+    check = check_engine("teacher", served(), sizes(QWEN2_VL_7B), "T4", 14.5)
+    assert check.verdict == "does not fit"
+    assert "engine.tensor_parallel_size 2 with gpus_per_replica 2" in check.remedies
+    two = served(gpus_per_replica=2, engine={"tensor_parallel_size": 2, "max_num_seqs": 32})
+    assert check_engine("teacher", two, sizes(QWEN2_VL_7B), "T4", 14.5).verdict == "fits"
+    awq = sizes({**QWEN2_VL_7B, "quantization_config": {"quant_method": "awq", "bits": 4}})
+    assert check_engine("teacher", served(engine={"max_model_len": 4096}), awq, "T4", 14.5).verdict == "fits"
+
+
+def test_a_sequence_that_the_cache_cannot_hold_is_shortened() -> None:
+    check = check_engine("student", served(engine={"max_model_len": 32768}), sizes(), "small", 7.5)
+    # 6.75 - 4.11 - 2 = 0.64 GiB; 32,768 tokens take 0.875.
+    assert check.verdict == "does not fit"
+    assert check.remedies[0].startswith("engine.max_model_len 23")
+
+
+def test_a_share_of_a_gpu_is_a_share_of_its_memory() -> None:
+    half = check_engine("student", served(gpus_per_replica=0.5), sizes(), "L4", 22.0)
+    assert half.available_gib == pytest.approx(0.9 * 0.5 * 22.0)
+    told = served(engine={"engine_args": {"gpu_memory_utilization": 0.7}})
+    assert check_engine("student", told, sizes(), "L4", 22.0).available_gib == pytest.approx(0.7 * 22.0)
+
+
+def test_full_training_holds_weights_gradients_moments_and_a_copy() -> None:
+    level = LevelConfig.model_validate({"gpus_per_worker": 1, "method": {"kind": "full"}})
+    found = training_gib(level, sizes(), 512)
+    language = 151936 * 1536 + 28 * 46_792_704
+    assert found["trained weights, gradients and AdamW"] == pytest.approx(18 * language / GIB)
+    assert found["frozen weights"] == pytest.approx(4 * (sizes().total - language) / GIB)
+    sharded = level.model_copy(update={"parallel": "fsdp", "num_workers": 4})
+    assert training_gib(sharded, sizes(), 512)["frozen weights"] == pytest.approx(found["frozen weights"] / 4)
+
+
+def test_lora_holds_frozen_weights_in_16_bits_and_adapters_in_32() -> None:
+    level = LevelConfig.model_validate({"gpus_per_worker": 1})
+    found = training_gib(level, sizes(), 512)
+    assert found["frozen weights"] == pytest.approx(2 * sizes().total / GIB)
+    assert found["trained weights, gradients and AdamW"] == pytest.approx(16 * 18_464_768 / GIB)
+    assert check_training("level", level, sizes(), "H100", 79.0, 512).verdict == "fits"
+    check = check_training("level", level, sizes(), "L4", 22.0, 512)
+    assert check.verdict == "does not fit"
+    tokens = int(check.remedies[0].rpartition(" ")[2])
+    fitting = level.model_copy(update={"tokens_per_micro_batch": tokens})
+    assert check_training("level", fitting, sizes(), "L4", 22.0, 512).verdict == "fits"
+    assert "level.gradient_checkpointing true" in check.remedies
+
+
+@pytest.mark.parametrize("is_lora", [True, False])
+def test_activations_are_what_transformers_saves(is_lora: bool) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2Config, Qwen2Model
+
+    width, inner, layers, tokens = 512, 1536, 2, 384
+    config = Qwen2Config(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=4,
+                         num_key_value_heads=2, vocab_size=64, attn_implementation="sdpa")  # fmt: skip
+    model: Any = Qwen2Model(config)
+    if is_lora:
+        names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        model = get_peft_model(model.to(torch.bfloat16), LoraConfig(r=4, target_modules=names))
+    kept: dict[int, torch.Tensor] = {
+        parameter.untyped_storage().data_ptr(): parameter for parameter in model.parameters()
+    }
+    weights = set(kept)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    dtype = next(model.parameters()).dtype
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        inputs = torch.randn(1, tokens, width, dtype=dtype, requires_grad=True)
+        output = model(inputs_embeds=inputs, use_cache=False)
+    assert output.last_hidden_state.shape == (1, tokens, width)
+    # What has no dimension of tokens is a weight's copy in the other format.
+    saved = sum(x.untyped_storage().nbytes() for at, x in kept.items() if at not in weights and tokens in x.shape)
+    shape = {**QWEN2_VL_2B, "hidden_size": width, "intermediate_size": inner, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "num_hidden_layers": layers}  # fmt: skip
+    assert layer_bytes_per_token(sizes(shape), is_lora) == pytest.approx(saved / layers / tokens, rel=0.08)
+
+
+# Times
+
+
+def tree(run_dir: Path, **more: Any) -> dict[str, Any]:
+    student = {"name": "small", "model": "one", "level": {"replay_share": 0.5}}
+    return {"run_dir": str(run_dir), "task": "demo_world", "source": {"path": "/images", "shard_size": 100},
+            "teacher": {"model": "big"}, "students": [student], **more}  # fmt: skip
+
+
+def measured_run(root: Path) -> Run:
+    """1,000 images: annotated at 50 a second, answered at 200, started in 20 s; 400 samples at 16 a second on 2
+    workers."""
+    run = Run(open_storage(str(root)))
+    config = RunConfig.model_validate(
+        tree(root, students=[{"name": "small", "model": "one", "num_replicas": 2, "level": {"num_workers": 2}}],
+             evaluate={"benchmarks": [{"name": "held", "path": "q.jsonl"}]})
+    )  # fmt: skip
+    run.record_config(config, {})
+    run.write_json("corpus/manifest.json", {"num_images": 1000, "num_shards": 10})
+    phases = {
+        "annotate": (60.0, 20.0, 1000),
+        "identify.small": (25.0, 2.5, 1000),
+        "evaluate.teacher": (30.0, 10.0, 500),
+    }
+    for name, (wall_s, working_s, num_images) in phases.items():
+        tokens = {"num_prompt_tokens": 100 * num_images, "num_output_tokens": 0}
+        attempts = {"num_attempts": 2 if name == "annotate" else 1}
+        took = {"wall_s": wall_s, "working_s": working_s, "num_images": num_images}
+        run.write_json(f"phases/{name}.json", {**took, **attempts, **tokens})
+    run.write_json("phases/level.small.json", {"wall_s": 75.0, "num_attempts": 1})
+    run.write_json("phases/index.json", {"wall_s": 2.0, "num_attempts": 1})
+    run.write_json("parity/small/manifest.json", {"num_samples": 400})
+    run.write_json("students/small/parity/epoch/manifest.json", {"num_samples": 400})
+    run.write_json("students/small/parity/complete.json", {})
+    log = [{"samples_per_s": per_s, "memory_gib": 1.0} for per_s in (2.0, 15.0, 16.0, 17.0)]
+    run.write_json("students/small/parity/training.json", {"log": log})
+    return run
+
+
+def planned(config: dict[str, Any]) -> Sizing:
+    return size(RunConfig.model_validate(config))
+
+
+def times(sizing: Sizing) -> dict[str, float | None]:
+    return {phase.name: phase.wall_s for phase in sizing.phases}
+
+
+def test_a_run_is_predicted_from_another(tmp_path: Path) -> None:
+    measured_run(tmp_path / "earlier")
+    new = {"name": "new", "model": "one", "num_replicas": 4, "level": {"replay_share": 0.5}}
+    config = tree(tmp_path / "run", students=[new], plan={"from_run": str(tmp_path / "earlier"), "num_images": 10_000},
+                  evaluate={"benchmarks": [{"name": "held", "path": "q.jsonl", "limit": 100}]})  # fmt: skip
+    found = times(planned(config))
+    # Starts: (60 - 20) / 2 attempts, 25 - 2.5, 30 - 10, and the median for a check. Training: 75 - 400 / 16.
+    assert found == {
+        "index": pytest.approx(20.0),
+        "annotate": pytest.approx(20 + 10_000 / 50),
+        # 1,000 images in 2.5 s on 2 replicas; now 4 of them.
+        "identify new": pytest.approx(22.5 + 10_000 / (4 * 200)),
+        # 0.4 parity samples an image, half as many replayed, on 1 worker of 8 samples a second.
+        "level new": pytest.approx(50 + 6_000 / 8),
+        "check new": pytest.approx(20 + 8 / 50),
+        # 100 questions are one shard: 3 of the 4 replicas would have nothing to do.
+        "evaluate new.before": pytest.approx(20 + 100 / 50),
+        "evaluate new.after": pytest.approx(20 + 100 / 50),
+        "evaluate teacher": pytest.approx(20 + 100 / 50),
+    }
+
+
+def test_what_is_given_goes_before_what_was_measured(tmp_path: Path) -> None:
+    measured_run(tmp_path / "earlier")
+    plan = {"from_run": str(tmp_path / "earlier"), "num_images": 100, "teacher_images_per_s": 10, "engine_start_s": 0,
+            "parity_share": 0.1, "samples_per_s": 5, "training_start_s": 1}  # fmt: skip
+    sizing = planned(tree(tmp_path / "run", plan=plan))
+    assert times(sizing)["annotate"] == pytest.approx(10)
+    assert times(sizing)["level small"] == pytest.approx(1 + 15 / 5)
+    origins = {phase.name: phase.rate.origin for phase in sizing.phases}
+    assert (origins["annotate"], origins["identify small"]) == ("given", "measured")
+
+
+def test_students_of_one_model_are_asked_once(tmp_path: Path) -> None:
+    students = [{"name": name, "model": "one"} for name in ("a", "b")] + [{"name": "c", "model": "two"}]
+    plan = {"num_images": 100, "teacher_images_per_s": 1, "student_images_per_s": 1, "num_benchmark_questions": 8}
+    config = tree(tmp_path / "run", students=students, plan=plan, evaluate={"benchmarks": [{"path": "q.jsonl"}]})
+    names = list(times(planned(config)))
+    assert [n for n in names if n.startswith("identify")] == ["identify a", "identify c"]
+    assert [n for n in names if n.endswith(".before")] == ["evaluate a.before", "evaluate c.before"]
+    assert [n for n in names if n.startswith("level")] == ["level a", "level b", "level c"]
+
+
+def test_without_rates_or_gpus_the_page_says_what_is_missing(tmp_path: Path) -> None:
+    sizing = planned(tree(tmp_path / "run", plan={"num_images": 100}))
+    assert not sizing.is_complete
+    text = render_sizing(sizing)
+    assert "not known: annotate, identify small, level small, check small. Give plan.from_run" in text
+
+
+def test_images_are_those_of_the_plan_of_the_run_or_of_the_limit(tmp_path: Path) -> None:
+    config = tree(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"plan\.num_images.*Run jobs/index\.py"):
+        planned(config)
+    config["source"]["limit"] = 70
+    assert planned(config).phases[0].count == 70
+    Run(open_storage(config["run_dir"])).write_json("corpus/manifest.json", {"num_images": 60, "num_shards": 1})
+    assert planned(config).phases[0].count == 60
+    assert planned({**config, "plan": {"num_images": 50}}).phases[0].count == 50
+
+
+def test_other_settings_than_those_measured_are_told(tmp_path: Path) -> None:
+    measured_run(tmp_path / "earlier")
+    config = tree(tmp_path / "run", plan={"from_run": str(tmp_path / "earlier"), "num_images": 1})
+    config["teacher"] = {"model": "bigger"}
+    config["annotate"] = {"num_questions": 2}
+    notes = planned(config).notes
+    assert "teacher.model was big where rates were measured, and is bigger" in notes
+    assert "annotate.num_questions was 1 where rates were measured, and is 2" in notes
+
+
+def test_cost_is_told_only_where_a_price_is_given() -> None:
+    phase = Phase("annotate", 3600.0, "images", Rate(1.0, "given"), 2, 1800.0, 2.0, 2)
+    assert phase.gpu_hours == pytest.approx(2 * 1.0)
+    assert "cost" not in render_sizing(Sizing([phase], [], []))
+    told = render_sizing(Sizing([phase], [], [], 1.5))
+    assert "3.00" in told.splitlines()[1]
+    assert Sizing([phase], [], [], 1.5).record()["cost"] == pytest.approx(3.0)
+
+
+def checkpoint(folder: Path, settings: dict[str, Any]) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+def on_gpus(tmp_path: Path, gpu: str) -> dict[str, Any]:
+    teacher, student = (checkpoint(tmp_path / n, c) for n, c in (("7b", QWEN2_VL_7B), ("2b", QWEN2_VL_2B)))
+    asked = {"gpus_per_replica": 1, "engine": {"max_model_len": 4096}}
+    return tree(tmp_path / "run", teacher={"model": teacher, **asked}, plan={"num_images": 1000, "gpu": gpu},
+                students=[{"name": "small", "model": student, **asked,
+                           "level": {"gpus_per_worker": 1, "gradient_checkpointing": True}}])  # fmt: skip
+
+
+def test_estimates_go_by_the_gpu_and_say_so(tmp_path: Path) -> None:
+    config = on_gpus(tmp_path, "H100")
+    h100 = planned(config)
+    assert {phase.rate.origin for phase in h100.phases} == {"estimated"}
+    assert h100.is_complete
+    assert h100.fits
+    assert "expect less" in render_sizing(h100)
+    rates = {phase.name: phase.rate.value or 0.0 for phase in h100.phases}
+    # 632 tokens of a prompt with its image through 6.53 G weights, and 2,048 patches through 0.63 G, at 0.4 of 989 T:
+    # at least 27 ms.
+    assert 20 < rates["annotate"] < 1 / 0.027
+    assert rates["identify small"] > rates["annotate"]
+    l4 = planned({**config, "plan": {"num_images": 1000, "gpu": "L4"}})
+    assert (l4.phases[0].rate.value or 0.0) < rates["annotate"] / 5
+
+
+def test_the_job_needs_no_ray_and_fails_where_a_model_does_not_fit(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(on_gpus(tmp_path, "T4")))
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['plan.py', '--config', {str(config)!r}]\n"
+        "try:\n"
+        "    runpy.run_path('jobs/plan.py', run_name='__main__')\n"
+        "finally:\n"
+        "    heavy = {'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules)\n"
+        "    assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "teacher on T4: does not fit" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_is_part_of_no_fingerprint(tmp_path: Path) -> None:
+    one, other = (RunConfig.model_validate(tree(tmp_path, **more)) for more in ({}, {"plan": {"num_images": 3}}))
+    assert of_datasets(one, task_of(one)) == of_datasets(other, task_of(other))

@@ -1,0 +1,181 @@
+"""What the files of a run tell about how far it has come."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpa_ray.config import RunConfig
+from mpa_ray.errors import ConfigError
+from mpa_ray.records import Annotation, ImageRef, Verdict
+from mpa_ray.report.status import Step, render_status, status
+from mpa_ray.store.run import Run
+from mpa_ray.store.storage import open_storage
+from tests.s3_server import CREDENTIALS, s3_server
+
+ROOT = Path(__file__).parents[2]
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def begun(root: str, num_annotated: int = 2, students: tuple[str, ...] = ("small", "other"), **more: Any) -> Run:
+    """A run of 3 shards with 2, 2 and 1 images, the first of them annotated."""
+    run = Run(open_storage(root))
+    models = [{"name": name, "model": name} for name in students]
+    config = RunConfig.model_validate({"run_dir": root, "source": {"path": "/images"}, "teacher": {"model": "t"},
+                                       "students": models, **more})  # fmt: skip
+    run.record_config(config, {})
+    refs = [ImageRef(f"{i}.png", f"/images/{i}.png", 10) for i in range(5)]
+    for number, shard in enumerate((refs[:2], refs[2:4], refs[4:])):
+        run.corpus.commit(f"{number:06d}", shard)
+    run.write_json("corpus/manifest.json", {"num_images": 5, "num_shards": 3})
+    for shard in run.manifest().shards[:num_annotated]:
+        # Two questions on each image: more rows than images.
+        rows = [
+            Annotation(f"{r.image_id}#{q}", r.image_id, r.uri, "kept") for r in run.corpus.read(shard) for q in (0, 1)
+        ]
+        run.annotations.commit(shard, [*rows[:-1], replace(rows[-1], state="failed", reason="no_question")])
+    return run
+
+
+def step(run: Run, name: str, **settings: Any) -> Step:
+    return next(s for s in status(run, **settings).steps if s.name == name)
+
+
+def at(run: Run, path: str, minutes: int) -> None:
+    """Date a file, so many minutes after the run began."""
+    moment = (BEGAN + timedelta(minutes=minutes)).timestamp()
+    os.utime(Path(run.storage.root, path), (moment, moment))
+
+
+def train(run: Run, student: str, step: int, done: bool = False) -> None:
+    log = [{"loss": 0.9, "samples_per_s": 1.0, "step": 1}, {"loss": 0.25, "samples_per_s": 8.0, "step": step}]
+    run.write_json(f"students/{student}/parity/training.json", {"step": step, "num_steps": 10, "log": log})
+    if done:
+        run.storage.create(f"students/{student}/parity/complete.json", b"{}")
+
+
+def test_images_are_counted_by_the_corpus_not_by_rows(tmp_path: Path) -> None:
+    run = begun(str(tmp_path))
+    found = step(run, "annotate")
+    assert (found.state, found.num_done, found.num_total) == ("begun", 4, 5)
+    assert (found.num_shards_done, found.num_shards) == (2, 3)
+    assert found.counts is None
+    assert step(run, "annotate", count_rows=True).counts == {"kept": 6, "no_question": 2}
+    assert step(run, "identify small").state == "not begun"
+    assert status(run).command == "python jobs/annotate.py --config FILE"
+
+
+def test_without_a_manifest_indexing_is_not_done(tmp_path: Path) -> None:
+    run = begun(str(tmp_path), num_annotated=1)
+    run.storage.delete("corpus/manifest.json")
+    assert (step(run, "index").state, step(run, "index").num_done) == ("begun", 5)
+    assert (step(run, "annotate").state, step(run, "annotate").num_total) == ("begun", None)
+
+
+def test_identification_is_done_once_its_parity_samples_are_exported(tmp_path: Path) -> None:
+    run = begun(str(tmp_path), num_annotated=3)
+    for shard in run.manifest().shards:
+        run.verdicts("small").commit(shard, [Verdict("a#0", "a", "/a", "kept")])
+    assert step(run, "identify small").state == "begun"
+    run.write_json("parity/small/manifest.json", {"num_samples": 3})
+    found = step(run, "identify small", count_rows=True)
+    assert (found.state, found.note, found.counts) == ("done", "3 parity samples", {"kept": 3})
+
+
+def test_students_that_finished_are_told_from_those_that_did_not(tmp_path: Path) -> None:
+    run = begun(str(tmp_path))
+    train(run, "small", 10, done=True)
+    train(run, "other", 4)
+    run.write_json("phases/level.other.json", {"wall_s": 60.0, "num_attempts": 1})
+    at(run, "students/other/parity/training.json", 5)
+    at(run, "phases/level.other.json", 6)
+    found = status(run, now=BEGAN + timedelta(minutes=10))
+    assert (found.finished, found.unfinished) == (["small"], ["other"])
+    other = next(s for s in found.steps if s.name == "level other")
+    assert (other.num_done, other.num_total, other.per_s, other.note) == (4, 10, 8.0, "loss 0.25")
+    assert other.attempt_ended == BEGAN + timedelta(minutes=6)
+    assert "an attempt ended unfinished 4:00 ago" in render_status(found)
+    # Another attempt has written since.
+    at(run, "students/other/parity/training.json", 7)
+    assert step(run, "level other").attempt_ended is None
+
+
+def test_a_trained_student_is_done_once_it_is_checked(tmp_path: Path) -> None:
+    run = begun(str(tmp_path))
+    train(run, "small", 10)
+    run.write_json("phases/level.small.json", {"wall_s": 60.0, "num_attempts": 1})
+    found = step(run, "level small")
+    assert (found.state, found.attempt_ended) == ("begun", None)
+    assert "not checked" in found.note
+
+
+def test_a_pass_that_ended_before_its_first_shard_is_begun(tmp_path: Path) -> None:
+    run = begun(str(tmp_path), num_annotated=0)
+    run.write_json("phases/annotate.json", {"wall_s": 30.0, "num_attempts": 2, "num_images": 0, "working_s": 0.0})
+    found = step(run, "annotate")
+    assert (found.state, found.num_attempts, found.per_s) == ("begun", 2, None)
+    assert found.attempt_ended is not None
+
+
+def test_rates_are_those_of_engines_at_work(tmp_path: Path) -> None:
+    run = begun(str(tmp_path))
+    run.write_json("phases/annotate.json", {"wall_s": 50.0, "num_attempts": 1, "num_images": 4, "working_s": 8.0})
+    assert step(run, "annotate").per_s == 0.5
+
+
+def test_benchmarks_are_listed_by_model(tmp_path: Path) -> None:
+    benchmarks = {"benchmarks": [{"path": "q.jsonl", "name": "heldout"}], "teacher": False,
+                  "models": [{"name": "rival", "model": "other/vlm"}]}  # fmt: skip
+    run = begun(str(tmp_path), students=("small",), evaluate=benchmarks)
+    run.write_json("evaluation/heldout/manifest.json", {"num_images": 2, "num_shards": 1})
+    run.predictions("heldout", "rival").commit("000000", [])
+    states = {s.name: s.state for s in status(run).steps if s.name.startswith("evaluate")}
+    assert states == {"evaluate small.before on heldout": "not begun", "evaluate small.after on heldout": "not begun",
+                      "evaluate rival on heldout": "done"}  # fmt: skip
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run_dir.*has no run\.json"):
+        status(Run(open_storage(str(tmp_path))))
+
+
+def told(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['status.py', *{arguments!r}]\n"
+        "try:\n"
+        "    runpy.run_path('jobs/status.py', run_name='__main__')\n"
+        "finally:\n"
+        "    heavy = {'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules)\n"
+        "    assert not heavy, heavy\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_job_needs_neither_ray_nor_torch(tmp_path: Path) -> None:
+    begun(str(tmp_path))
+    text, record = told(str(tmp_path)), told(str(tmp_path), "--json")
+    assert (text.returncode, record.returncode) == (0, 0), text.stderr + record.stderr
+    assert "4 of 5 images, 2 of 3 shards" in text.stdout
+    assert json.loads(record.stdout)["left"][0] == "annotate"
+    assert told(str(tmp_path), "--object_store.nowhere", "1").returncode == 2
+
+
+def test_a_run_at_another_endpoint_is_found() -> None:
+    with pytest.MonkeyPatch.context() as patch, s3_server() as endpoint:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        begun("s3://bucket/run")
+        patch.delenv("AWS_ENDPOINT_URL")
+        found = told("s3://bucket/run", "--object_store.endpoint_url", endpoint)
+    assert found.returncode == 0, found.stderr
+    assert "4 of 5 images, 2 of 3 shards" in found.stdout
