@@ -67,7 +67,8 @@ class _Campaign:
         self._config = config
         self._gate = Gate(_capacity, config.max_steps_at_once)
         self._annotated = Announced()
-        self._identified = {student.name: threading.Event() for student in config.students}
+        names = [student.name for student in config.students]
+        self._identified, self._measured_before = ({name: threading.Event() for name in names} for _ in range(2))
         self._failures: dict[str, Exception] = {}
         self._teacher_failed: Exception | None = None
 
@@ -97,25 +98,28 @@ class _Campaign:
         size = float(weight_bytes(student.model) or 0)
         admission = self._admission(student, size)
         try:
-            self._identify(student, admission)
-            self._measure(student, "before", admission)
+            first = next(other for other in self._config.students if self._answers_alike(student, other))
+            self._identify(student, first, admission)
             for arm in student.arms:
                 steps.level_student(self._config, student, arm, self._admission_to_train(student, size), admission)
                 self._measure(student, measured_as(arm), admission)
+            if first is not student:
+                self._measured_before[first.name].wait()
+            self._measure(student, "before", admission)
         except Exception as error:  # noqa: BLE001
             if error is not self._teacher_failed:
                 self._failures[student.name] = error
                 say(f"WARNING: {student.name} failed, the others go on: {error}")
         finally:
             self._identified[student.name].set()
+            self._measured_before[student.name].set()
 
     def _measure(self, student: StudentConfig, when: str, admission: Admission) -> None:
         if self._config.evaluate is not None:
             steps.predict(self._config, f"{student.name}.{when}", admission)
 
-    def _identify(self, student: StudentConfig, admission: Admission) -> None:
+    def _identify(self, student: StudentConfig, first: StudentConfig, admission: Admission) -> None:
         """Of students that are the same model the first is asked; the others take its answers over."""
-        first = next(other for other in self._config.students if self._answers_alike(student, other))
         if first is student:
             steps.identify_while_annotating(self._config, student, self._annotated, admission)
         else:
