@@ -9,13 +9,12 @@ from contextlib import AbstractContextManager
 
 from mpa_ray import steps
 from mpa_ray.checkpoints import weight_bytes
-from mpa_ray.config import ModelConfig, RunConfig, StudentConfig
+from mpa_ray.config import ModelConfig, RunConfig, StudentConfig, measured_as
 from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.gate import Announced, Gate, Resources
 from mpa_ray.passes import Admission
 from mpa_ray.preflight import check_run, check_student, task_of
 from mpa_ray.progress import say
-from mpa_ray.report.card import measured_as
 from mpa_ray.store import fingerprint
 from mpa_ray.store.run import Run
 

@@ -332,6 +332,11 @@ class FullConfig(Settings):
 Arm = Literal["parity", "all", "consistent", "random", "labels"]
 
 
+def measured_as(arm: Arm) -> str:
+    """How predictions of a student that was trained on an arm are called, behind its name."""
+    return "after" if arm == "parity" else arm
+
+
 class BenchmarkConfig(Settings):
     """A labelled benchmark; every path is local or at s3://."""
 

@@ -17,6 +17,7 @@ from mpa_ray.config import (
     ModelConfig,
     RunConfig,
     StudentConfig,
+    measured_as,
 )
 from mpa_ray.corpus.index import index_shards, index_source
 from mpa_ray.corpus.places.place import Places
@@ -30,7 +31,7 @@ from mpa_ray.passes import Admission, Outstanding, run_missing, run_shards, time
 from mpa_ray.preflight import check_evaluation, check_run, task_of
 from mpa_ray.progress import Progress, say
 from mpa_ray.records import EpochCounts, LabelledQuestion, ParitySample, Prediction, RowT
-from mpa_ray.report.card import measured_as, model_card
+from mpa_ray.report.card import model_card
 from mpa_ray.report.collect import forgetting
 from mpa_ray.report.scores import render_scores
 from mpa_ray.stages.annotate import Annotate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mpa_ray.config import Arm, RunConfig, StudentConfig
+from mpa_ray.config import Arm, RunConfig, StudentConfig, measured_as
 from mpa_ray.records import EpochCounts
 from mpa_ray.report.scores import percent
 
@@ -58,11 +58,6 @@ def arm_name(arm: Arm) -> str:
     """What an arm trains on, in a few words."""
     return {"parity": "D_PI", "all": "D_PA", "consistent": "teacher-consistent part of D_PA",
             "random": "random part of D_PA", "labels": "labelled set"}[arm]  # fmt: skip
-
-
-def measured_as(arm: Arm) -> str:
-    """How predictions of a student that was trained on an arm are called, behind its name."""
-    return "after" if arm == "parity" else arm
 
 
 def _measured(student: str, when_trained: str, scores: Mapping[str, Any]) -> list[str]:

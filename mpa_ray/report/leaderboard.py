@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpa_ray.config import Arm, RunConfig, StudentConfig
-from mpa_ray.report.card import measured_as
+from mpa_ray.config import Arm, RunConfig, StudentConfig, measured_as
 from mpa_ray.store.run import Run
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 
+from mpa_ray.config import Arm, measured_as
 from mpa_ray.progress import clock
 from mpa_ray.store.audit import student_names
 from mpa_ray.store.dataset import ShardedDataset, ahead
@@ -99,7 +100,7 @@ def status(run: Run, count_rows: bool = False, now: datetime | None = None) -> S
     if "source" in looked.config:
         steps += [looked.index(), looked.annotate()]
         steps += [looked.identify(name) for name in names]
-        steps += [looked.level(name) for name in names]
+        steps += [looked.level(name, arm) for name in names for arm in looked.arms(name)]
     steps += list(looked.evaluate(names))
     if "source" in looked.config:
         steps.append(looked.report())
@@ -135,13 +136,21 @@ class _Look:
             step = replace(step, note=f"{parity['num_samples']} parity samples")
         return step
 
-    def level(self, student: str) -> Step:
-        folder = self._run.student_dir(student)
+    def arms(self, student: str) -> list[Arm]:
+        """On what a student is trained; of one that is not in the latest configuration, on D_PI."""
+        found: list[Arm]
+        found = next((s["arms"] for s in self.config["students"] if s["name"] == student and "arms" in s), ["parity"])
+        return found
+
+    def level(self, student: str, arm: Arm) -> Step:
+        folder = self._run.student_dir(student, arm)
+        name = student if arm == "parity" else f"{student} {arm}"
+        phase = name.replace(" ", ".")
         files = {file.path: file.modified for file in self._run.storage.details(folder)}
         training = self._json(f"{folder}/training.json") if f"{folder}/training.json" in files else None
         is_done = f"{folder}/complete.json" in files
-        begun = bool(files) or f"phases/level.{student}.json" in self._phases
-        step = Step(f"level {student}", _state(is_done, begun), _job("level"), unit="steps")
+        begun = bool(files) or f"phases/level.{phase}.json" in self._phases
+        step = Step(f"level {name}", _state(is_done, begun), _job("level"), unit="steps")
         if training is not None:
             told = [row for row in training["log"] if "loss" in row]
             # The first row tells of warming up.
@@ -152,15 +161,16 @@ class _Look:
                 note += ", trained, not checked in the engine yet"
             step = replace(step, num_done=training["step"], num_total=training["num_steps"], note=note,
                            per_s=speeds[len(speeds) // 2] if speeds else None)  # fmt: skip
-            if is_trained and f"phases/level.{student}.json" in self._phases:
-                return self._timed(step, files.values(), f"check {student}")
+            if is_trained and f"phases/level.{phase}.json" in self._phases:
+                return self._timed(step, files.values(), f"check {name}")
         return self._timed(step, files.values())
 
     def evaluate(self, students: list[str]) -> Iterator[Step]:
         settings = self.config.get("evaluate")
         if settings is None:
             return
-        models = [f"{name}.{when}" for name in students for when in ("before", "after")]
+        trained = {name: [measured_as(arm) for arm in self.arms(name)] for name in students}
+        models = [f"{name}.{when}" for name in students for when in ("before", *trained[name])]
         models += ["teacher"] * ("teacher" in self.config and settings["teacher"])
         models += [model["name"] for model in settings["models"]]
         for benchmark in settings["benchmarks"]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mpa_ray.config import measured_as
 from mpa_ray.errors import ConfigError
 from mpa_ray.progress import Progress
 from mpa_ray.records import State
@@ -61,7 +62,10 @@ def evaluated(run: Run) -> dict[str, list[str]]:
     settings = _config(run).get("evaluate")
     if settings is None:
         return {}
-    models = ["teacher", *(f"{name}.{when}" for name in student_names(run) for when in ("before", "after"))]
+    models = ["teacher"]
+    for student in _config(run).get("students", []):
+        trained = map(measured_as, student.get("arms", ["parity"]))
+        models += [f"{student['name']}.{when}" for when in ("before", *trained)]
     models += [model["name"] for model in settings["models"]]
     return {benchmark["name"] or benchmark["kind"]: models for benchmark in settings["benchmarks"]}
 
