@@ -15,6 +15,7 @@ from mpa_ray.config import RunConfig, SourceConfig
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.errors import RunError
+from mpa_ray.report.status import status
 from mpa_ray.store.audit import audit
 from mpa_ray.store.run import Run
 from tests.integration.test_jobs import leveling_tree
@@ -26,11 +27,12 @@ def tree_of(images: Path, folder: Path) -> dict[str, Any]:
     """Two students of one model, one whose answers all fail, and one that is not there."""
     tree = leveling_tree(images, folder / "run")
     (small,) = tree["students"]
+    small |= {"arms": ["parity", "consistent"]}
     small["level"] |= {"batch_size": 30, "retained_samples": 0}
     all_fail = {**small["engine"], "fail_on": [f"{number:03d}.png" for number in range(60)]}
     failing = {**small, "name": "failing", "engine": all_fail, "max_pixels": 9999}
     absent = {**small, "name": "absent", "model": "./no/such/model", "engine": {"kind": "vllm"}}
-    twin = {**small, "name": "twin", "level": {**small["level"], "learning_rate": 5.0e-4}}
+    twin = {**small, "name": "twin", "arms": ["parity"], "level": {**small["level"], "learning_rate": 5.0e-4}}
     tree["students"] = [small, failing, absent, twin]
     tree["limits"] = {"min_images": 8}
     return tree
@@ -56,8 +58,8 @@ def test_a_campaign(
         campaign.align(RunConfig.model_validate(tree))
     told = capsys.readouterr().out
     run = Run.open(tree["run_dir"])
-    for name in ("small", "twin"):
-        assert run.storage.exists(f"students/{name}/parity/complete.json")
+    for trained in ("small/parity", "small/consistent", "twin/parity"):
+        assert run.storage.exists(f"students/{trained}/complete.json")
     assert not run.storage.exists("students/failing/parity/complete.json")
     assert audit(run)["annotated"] == 60
     assert run.read_json("phases/annotate.json")["num_images"] == 60
@@ -65,9 +67,14 @@ def test_a_campaign(
     assert "identify twin, as small: 8 shards" in told.splitlines()
     report = json.loads(run.storage.read("report/report.json"))
     assert set(report["students"]) == {"small", "twin"}
+    assert {(row["student"], row["arm"]) for row in report["leaderboard"]} == {
+        ("small", "parity"), ("small", "consistent"), ("twin", "parity"),
+    }  # fmt: skip
+    assert status(run).finished == ["small", "small consistent", "twin"]
 
     tree["students"] = [s for s in tree["students"] if s["name"] in ("small", "twin")]
     campaign.align(RunConfig.model_validate(tree))
     again = capsys.readouterr().out.splitlines()
-    assert {"annotate: already done", "level small: already done", "level twin: already done"} <= set(again)
+    done = {"annotate", "identify twin", "level small", "level small consistent", "level twin"}
+    assert {f"{step}: already done" for step in done} <= set(again)
     assert run.read_json("phases/annotate.json")["num_images"] == 60
