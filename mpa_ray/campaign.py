@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from mpa_ray import steps
-from mpa_ray.checkpoints import weight_bytes
-from mpa_ray.config import ModelConfig, RunConfig, StudentConfig, measured_as
+from mpa_ray.checkpoints import model_identity, weight_bytes
+from mpa_ray.config import ModelConfig, RunConfig, StudentConfig, measured_as, resolve_path
 from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.gate import Announced, Gate, Resources
 from mpa_ray.passes import Admission
@@ -32,18 +32,23 @@ def align(config: RunConfig) -> None:
         RunError: the teacher's pass failed, or some students did; names them.
     """
     failures = _students_with_wrong_settings(config)
-    sound = config.model_copy(update={"students": [s for s in config.students if s.name not in failures]})
-    if not sound.students:
+    sound = [student for student in config.students if student.name not in failures]
+    if not sound:
         raise next(iter(failures.values()))
+    check_run(config.model_copy(update={"students": sound}))
+    # Of the others nothing more can be said, and no step of a sound one is to fail of them.
+    steps.check_once(config, is_sound=True)
     for name, problem in failures.items():
         say(f"WARNING: {name} is left out: {problem}")
-    check_run(sound)
-    steps.lay_out_benchmarks(sound)
-    failures |= _Campaign(sound).run()
-    aligned = config.model_copy(update={"students": [s for s in config.students if s.name not in failures]})
-    if aligned.students:
-        steps.evaluate(aligned, score_only=True)
-        steps.report(aligned)
+    steps.lay_out_benchmarks(config)
+    failures |= _Campaign(config, sound).run()
+    try:
+        steps.evaluate(config, score_only=True)
+        steps.report(config)
+    except (ConfigError, RunError) as error:
+        if not failures:
+            raise
+        failures["report"] = error
     if failures:
         told = "; ".join(f"{name}: {error}" for name, error in failures.items())
         raise RunError(f"{', '.join(failures)} failed, what is left is done. The same command tries again. {told}")
@@ -54,6 +59,8 @@ def _students_with_wrong_settings(config: RunConfig) -> dict[str, Exception]:
     for index, student in enumerate(config.students):
         try:
             check_student(student, index, config.object_store)
+            # What lies at s3:// is looked at where its identity is asked for.
+            model_identity(student.model, config.object_store)
         except ConfigError as error:
             found[student.name] = error
     return found
@@ -62,19 +69,20 @@ def _students_with_wrong_settings(config: RunConfig) -> dict[str, Exception]:
 class _Campaign:
     """The threads of one run: the teacher's, one for each student, and one for models that are only measured."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
+    def __init__(self, config: RunConfig, students: Sequence[StudentConfig]) -> None:
+        """Of the run's students, those that can be aligned."""
+        self._config, self._students = config, students
         self._gate = Gate(_capacity, config.max_steps_at_once)
         self._annotated = Announced()
-        names = [student.name for student in config.students]
+        names = [student.name for student in students]
         self._identified, self._measured_before = ({name: threading.Event() for name in names} for _ in range(2))
         self._failures: dict[str, Exception] = {}
-        self._teacher_failed: Exception | None = None
+        self._teacher_failed: BaseException | None = None
 
     def run(self) -> dict[str, Exception]:
         """What students failed of. Raises what the teacher's pass failed of."""
         threads = [_started(self._teach), _started(self._measure_others)]
-        threads += [_started(self._align, student) for student in self._config.students]
+        threads += [_started(self._align, student) for student in self._students]
         for thread in threads:
             while thread.is_alive():
                 # A thread that is waited for without an end would hold up an interrupt.
@@ -86,21 +94,21 @@ class _Campaign:
     def _teach(self) -> None:
         teacher = self._config.teacher
         try:
-            steps.index_and_annotate(self._config, self._admission(teacher, math.inf), self._annotated)
-        except Exception as error:  # noqa: BLE001
+            steps.index_and_annotate(self._config, self._admission(teacher, math.inf), self._annotated.announce)
+        except BaseException as error:  # noqa: BLE001
             self._teacher_failed = error
-            self._annotated.end(error)
-        else:
-            self._annotated.end()
+        finally:
+            self._annotated.end(self._teacher_failed)
 
     def _align(self, student: StudentConfig) -> None:
-        size = float(weight_bytes(student.model) or 0)
-        admission = self._admission(student, size)
         try:
-            first = next(other for other in self._config.students if self._answers_alike(student, other))
+            size = float(weight_bytes(resolve_path(student.model)) or 0)
+            admission = self._admission(student, size)
+            to_check = self._admission(student.model_copy(update={"num_replicas": 1}), size)
+            first = next(other for other in self._students if self._answers_alike(student, other))
             self._identify(student, first, admission)
             for arm in student.arms:
-                steps.level_student(self._config, student, arm, self._admission_to_train(student, size), admission)
+                steps.level_student(self._config, student, arm, self._admission_to_train(student, size), to_check)
                 self._measure(student, measured_as(arm), admission)
             if first is not student:
                 self._measured_before[first.name].wait()
@@ -137,21 +145,24 @@ class _Campaign:
     def _measure_others(self) -> None:
         if self._config.evaluate is None:
             return
+        students = self._config.students
+        of_students = {f"{s.name}.{when}" for s in students for when in ("before", *map(measured_as, s.arms))}
         try:
             # The teacher has to be through: nothing waits for its scores.
             for _ in self._annotated:
                 continue
-        except Exception:  # noqa: BLE001
+            run = Run.open(self._config.run_dir, self._config.object_store)
+            models = steps.models_to_measure(self._config, run)
+        except Exception as error:  # noqa: BLE001
+            if error is not self._teacher_failed:
+                self._failures["evaluate"] = error
             return
-        of_students = tuple(f"{student.name}." for student in self._config.students)
-        models = steps.models_to_measure(self._config, Run.open(self._config.run_dir, self._config.object_store))
-        for name, model in models.items():
-            if not name.startswith(of_students):
-                try:
-                    steps.predict(self._config, name, self._admission(model, 0.0))
-                except Exception as error:  # noqa: BLE001
-                    self._failures[name] = error
-                    say(f"WARNING: {name} could not be measured, the others go on: {error}")
+        for name in sorted(models.keys() - of_students):
+            try:
+                steps.predict(self._config, name, self._admission(models[name], 0.0))
+            except Exception as error:  # noqa: BLE001
+                self._failures[name] = error
+                say(f"WARNING: {name} could not be measured, the others go on: {error}")
 
     def _admission(self, model: ModelConfig, size: float) -> Admission:
         return self._entrance(

@@ -400,7 +400,7 @@ class LevelConfig(Settings):
     tokens_per_micro_batch: int = Field(8192, ge=1)
     """Of prompts, images, answers and padding in one forward pass of one worker: as much as its memory takes."""
     max_tokens: int | None = Field(None, ge=1)
-    """Longer samples are left out and counted, never cut; None takes the model's limit."""
+    """Longer samples are left out and counted, never cut; None takes all, as identification served them."""
     reduction: Literal["token", "sample"] = "token"
     """What counts alike in the loss of a step: every token of an answer, or every sample."""
     num_workers: int = Field(1, ge=1)
@@ -440,6 +440,12 @@ class LevelConfig(Settings):
     environment variables."""
     seed: int = 0
     """Order of the samples and initial adapters."""
+
+    def of_arm(self, arm: Arm) -> LevelConfig:
+        """What counts for an arm: replay and balance belong to D_PI alone."""
+        if arm == "parity":
+            return self
+        return self.model_copy(update={"replay_share": 0.0, "replay_from": None, "balance": False})
 
 
 class StudentConfig(ModelConfig):

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 Admission = Callable[[], AbstractContextManager[None]]
 
 
-def _to_nobody(_: str) -> None: ...
+def to_nobody(_: str) -> None:
+    """Announces nothing."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,13 @@ def run_missing(
     make_pass: Callable[[Any], Pass[Any]],
     outstanding: Outstanding,
     admission: Admission = nullcontext,
-    announce: Callable[[str], None] = _to_nobody,
+    announce: Callable[[str], None] = to_nobody,
 ) -> None:
     """Make a pass over the shards that are missing. Raises as `run_shards` does."""
     if not outstanding.missing:
         say(f"{label}: already done")
+        for shard in outstanding.committed:
+            announce(shard)
         return
     run.check_room(outstanding.num_images - outstanding.num_images_done)
     progress = Progress(label, outstanding.num_images, "images", outstanding.num_images_done)
@@ -87,7 +90,7 @@ def run_shards(
     committed: Sequence[str],
     progress: Progress,
     admission: Admission = nullcontext,
-    announce: Callable[[str], None] = _to_nobody,
+    announce: Callable[[str], None] = to_nobody,
 ) -> None:
     """Make a pass over shards, which may become known over time; `make_pass` takes the module `mpa_ray.flow`.
 
@@ -100,7 +103,7 @@ def run_shards(
         committed: Those that are done.
         progress: Counts images.
         admission: Is entered before any engine starts, and left when all have ended.
-        announce: Is told of each shard as it is done.
+        announce: Is told of each shard that is done, once the pass is admitted: what follows must not take its place.
 
     Raises:
         RunError: too many images failed, or engines died too often.
@@ -111,6 +114,8 @@ def run_shards(
     flow.start_ray()
     guard, throughput = FailureGuard(limits), Throughput()
     with admission(), timed(run, label, throughput), progress:
+        for done in committed:
+            announce(done)
         for shard in flow.run_pass(make_pass(flow), shards, committed):
             progress.advance(shard.num_images)
             throughput.count(shard.num_images, shard.visit_s, shard.effort)

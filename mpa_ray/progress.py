@@ -32,6 +32,7 @@ class Progress:
         self._thread = threading.Thread(target=self._keep_printing, daemon=True)
 
     def __enter__(self) -> Progress:
+        self._started = time.monotonic()
         before = f", {self._done} already done" if self._done else ""
         if self._total is not None and self._to is None:
             say(f"{self._label}: {self._total} {self._unit}{before}")
@@ -83,4 +84,5 @@ def clock(seconds: float) -> str:
 
 def say(line: str, to: TextIO | None = None) -> None:
     """Print a line at once, to standard output unless told otherwise."""
-    print(line, file=to or sys.stdout, flush=True)
+    # In one piece: threads and workers write beside each other.
+    print(f"{line}\n", end="", file=to or sys.stdout, flush=True)

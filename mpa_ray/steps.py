@@ -22,12 +22,11 @@ from mpa_ray.config import (
 from mpa_ray.corpus.index import index_shards, index_source
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.corpus.read import Reader
-from mpa_ray.errors import ConfigError, RunError
+from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
 from mpa_ray.evaluation.questions import labelled_samples, lay_out, metric_of
 from mpa_ray.evaluation.score import score_benchmark
-from mpa_ray.gate import Announced
 from mpa_ray.matching import matcher_label, matcher_of
-from mpa_ray.passes import Admission, Outstanding, run_missing, run_shards, timed
+from mpa_ray.passes import Admission, Outstanding, run_missing, run_shards, timed, to_nobody
 from mpa_ray.preflight import check_evaluation, check_run, task_of
 from mpa_ray.progress import Progress, say
 from mpa_ray.records import EpochCounts, LabelledQuestion, ParitySample, Prediction, RowT
@@ -61,51 +60,78 @@ def open_run(config: EvaluationRunConfig, claims: Sequence[str] = (), upstream: 
     Raises:
         ConfigError: something is wrong, or a dataset was begun under other settings; run.json is then left as it was.
     """
-    if isinstance(config, RunConfig):
-        check_run(config)
-        fingerprints = fingerprint.of_datasets(config, task_of(config))
-    else:
-        check_evaluation(config)
-        fingerprints = {}
+    check_once(config)
     run = Run.open(config.run_dir, config.object_store)
-    for dataset in upstream:
-        run.hold_against(dataset, fingerprints[dataset])
-    for dataset in claims:
-        run.claim(dataset, fingerprints[dataset])
+    if isinstance(config, RunConfig):
+        task = task_of(config)
+        for dataset in upstream:
+            run.hold_against(dataset, fingerprint.of_dataset(config, task, dataset))
+        for dataset in claims:
+            run.claim(dataset, fingerprint.of_dataset(config, task, dataset))
     run.record_config(config, _versions())
     return run
+
+
+_checked: set[str] = set()
+
+
+def check_once(config: EvaluationRunConfig, *, is_sound: bool = False) -> None:
+    """Look at what can be looked at beforehand, once in a process: a step must not fail of what another student needs.
+
+    Args:
+        config: Of the run.
+        is_sound: It has been looked at already, as far as it has to be.
+
+    Raises:
+        ConfigError: naming the first thing that is wrong.
+    """
+    told = config.model_dump_json()
+    if told in _checked:
+        return
+    if not is_sound and isinstance(config, RunConfig):
+        check_run(config)
+    elif not is_sound:
+        check_evaluation(config)
+    _checked.add(told)
 
 
 def index(config: RunConfig) -> None:
     """List the source's images into the corpus manifest."""
     run = open_run(config, ["corpus"])
+    if run.storage.exists("corpus/manifest.json"):
+        manifest = run.manifest()
+        say(f"index: {manifest.num_images} images in {manifest.num_shards} shards")
+        return
     with timed(run, "index"):
         manifest = index_source(config.source, run, Places(config.object_store))
     say(f"index: {manifest.num_images} images in {manifest.num_shards} shards")
 
 
-def annotate(config: RunConfig, admission: Admission = nullcontext, announced: Announced | None = None) -> None:
+def annotate(
+    config: RunConfig, admission: Admission = nullcontext, announce: Callable[[str], None] = to_nobody
+) -> None:
     """The Pseudo Annotator: D_PA, with the teacher's second answers.
 
     Args:
         config: The run's.
         admission: See `run_shards`.
-        announced: Is told of every shard that is annotated.
+        announce: Is told of every shard that is annotated.
     """
     run = open_run(config, ["annotations"], ["corpus"])
-    outstanding = Outstanding.of(run.annotations, run.manifest())
-    told = _announcing(announced, outstanding.committed)
-    run_missing(run, "annotate", config.limits, partial(_annotation_pass, config, run), outstanding, admission, told)
+    run_missing(
+        run, "annotate", config.limits, partial(_annotation_pass, config, run),
+        Outstanding.of(run.annotations, run.manifest()), admission, announce,
+    )  # fmt: skip
 
 
 def index_and_annotate(
-    config: RunConfig, admission: Admission = nullcontext, announced: Announced | None = None
+    config: RunConfig, admission: Admission = nullcontext, announce: Callable[[str], None] = to_nobody
 ) -> None:
     """Both side by side: the teacher's engines start, and get to work, while the source is being listed."""
     run = open_run(config, ["corpus", "annotations"])
     if run.storage.exists("corpus/manifest.json"):
         index(config)
-        annotate(config, admission, announced)
+        annotate(config, admission, announce)
         return
     indexed = run.corpus.leading()
     missing = run.annotations.missing(indexed)
@@ -122,16 +148,8 @@ def index_and_annotate(
     progress = Progress("annotate", None, "images", run.corpus.num_rows(committed))
     run_shards(
         run, "annotate", config.limits, partial(_annotation_pass, config, run), shards(progress), committed, progress,
-        admission, _announcing(announced, committed),
+        admission, announce,
     )  # fmt: skip
-
-
-def _announcing(announced: Announced | None, committed: Iterable[str]) -> Callable[[str], None]:
-    if announced is None:
-        return lambda _: None
-    for shard in committed:
-        announced.announce(shard)
-    return announced.announce
 
 
 def _annotation_pass(config: RunConfig, run: Run, flow: Any) -> Pass[Any]:
@@ -164,7 +182,7 @@ def identify_student(config: RunConfig, student: StudentConfig, admission: Admis
         raise RunError(f"{len(unannotated)} of {manifest.num_shards} shards are not annotated: run jobs/annotate.py.")
     verdicts = run.verdicts(student.name)
     wanted = fingerprint.verdict_fingerprint(config, task, student)
-    twins = (s for s in config.students if s.name != student.name)
+    twins = (s for s in config.students if s.name != student.name and s.model == student.model)
     alike = [s.name for s in twins if fingerprint.verdict_fingerprint(config, task, s) == wanted]
     others = {name: run.verdicts(name) for name in alike}
     _take_over(run, f"identify {student.name}", verdicts, others, wanted, manifest.shards)
@@ -207,7 +225,11 @@ def _take_over(
 ) -> None:  # fmt: skip
     """What the same model has been asked already, under another name, it is not asked again."""
     for name, other in alike.items():
-        run.hold_against(other.folder, made_of)
+        try:
+            run.hold_against(other.folder, made_of)
+        except FingerprintMismatch:
+            # That one is told of where its own step comes to it.
+            continue
         missing = dataset.missing(shards)
         there = set(missing) - set(other.missing(missing))
         if there:
@@ -253,10 +275,7 @@ def level_student(
 
     flow.start_ray()
     with admission(), timed(run, f"level {name}"):
-        level = student.level
-        if arm != "parity":
-            level = level.model_copy(update={"replay_share": 0.0, "replay_from": None, "balance": False})
-        planned = plan(run, folder, _supply(config, run, student, arm), level)
+        planned = plan(run, folder, _supply(config, run, student), student.level, arm)
         card = model_card(config, student, arm, planned.counts, _versions())
         fine_tune(run, config, student, name, task, planned, folder, card)
         if (warning := forgetting(run.read_json(f"{folder}/training.json")["retained"])) is not None:
@@ -269,20 +288,18 @@ def _arm_of(student: StudentConfig, arm: Arm) -> str:
     return student.name if arm == "parity" else f"{student.name} {arm}"
 
 
-def _supply(config: RunConfig, run: Run, student: StudentConfig, arm: Arm) -> Supply:
-    from mpa_ray.leveling.arms import samples_of
+def _supply(config: RunConfig, run: Run, student: StudentConfig) -> Supply:
     from mpa_ray.leveling.plan import Supply
 
     def labelled(benchmark: BenchmarkConfig | None) -> Callable[[], Iterator[ParitySample]] | None:
         return partial(labelled_samples, benchmark, Places(config.object_store)) if benchmark is not None else None
 
     holdout = student.level.holdout
-    verdicts = partial(run.verdicts(student.name).rows, run.manifest().shards)
-    parity = partial(parity_of, run, student.name)
     return Supply(
-        samples=samples_of(arm, parity, verdicts, labelled(student.labels), student.level.seed),
-        verdicts=verdicts,
-        replayed=labelled(student.level.replay_from) if arm == "parity" else None,
+        parity=partial(parity_of, run, student.name),
+        verdicts=partial(run.verdicts(student.name).rows, run.manifest().shards),
+        labels=labelled(student.labels),
+        replayed=labelled(student.level.replay_from),
         held_out=labelled(holdout.questions if holdout is not None else None),
     )
 
@@ -329,10 +346,9 @@ def rematch(config: RunConfig) -> None:
     matcher = config.identify.matcher or task.matcher
     check_run(config)
     run = Run.open(config.run_dir, config.object_store)
-    fingerprints = fingerprint.of_datasets(config, task)
     for student in config.students:
         dataset = f"verdicts/{student.name}"
-        run.hold_against(dataset, fingerprints[dataset], but_for="identify.matcher")
+        run.hold_against(dataset, fingerprint.of_dataset(config, task, dataset), but_for="identify.matcher")
         shards = run.manifest().shards
         unjudged = run.verdicts(student.name).missing(shards)
         if unjudged:
@@ -397,7 +413,7 @@ def predict(config: EvaluationRunConfig, name: str, admission: Admission = nullc
         admission: See `run_shards`.
     """
     assert config.evaluate is not None
-    run = open_run(config, upstream=_made_before_evaluation(config))
+    run = open_run(config, upstream=_made_before(config, name))
     models = models_to_measure(config, run)
     model = models[name]
     made = {n: fingerprint.prediction_fingerprint(config, task_of(config), m) for n, m in models.items()}
@@ -462,6 +478,13 @@ def _made_before_evaluation(config: EvaluationRunConfig) -> list[str]:
     return ["corpus", "annotations", *(f"verdicts/{student.name}" for student in config.students), *trained]
 
 
+def _made_before(config: EvaluationRunConfig, model: str) -> list[str]:
+    """What a model that is measured comes from: of an aligned student, its training."""
+    students = config.students if isinstance(config, RunConfig) else []
+    arms = {f"{s.name}.{measured_as(arm)}": Run.student_dir(s.name, arm) for s in students for arm in s.arms}
+    return [arms[model]] if model in arms else []
+
+
 def models_to_measure(config: EvaluationRunConfig, run: Run) -> dict[str, ModelConfig]:
     """The models of an evaluation by the name of their predictions; a student that is not leveled has no `after`.
 
@@ -469,10 +492,12 @@ def models_to_measure(config: EvaluationRunConfig, run: Run) -> dict[str, ModelC
         ConfigError: two have the same name, or one is compared to a model that is not among them.
     """
     models: dict[str, ModelConfig] = {}
+    to_come: set[str] = set()
     if isinstance(config, RunConfig):
         for student in config.students:
             models[f"{student.name}.before"] = student
             for arm in student.arms:
+                to_come.add(f"{student.name}.{measured_as(arm)}")
                 folder = run.student_dir(student.name, arm)
                 if run.storage.exists(f"{folder}/complete.json"):
                     leveled = f"{run.storage.root}/{folder}/merged"
@@ -481,13 +506,14 @@ def models_to_measure(config: EvaluationRunConfig, run: Run) -> dict[str, ModelC
             models["teacher"] = config.teacher
     further = config.evaluate.models if config.evaluate is not None else []
     for model in further:
-        if model.name in models:
+        if model.name in models or model.name in to_come:
             raise ConfigError("evaluate.models", model.name, "is the name of a model of the run.", "Give another.")
         models[model.name] = model
     for model in further:
-        if model.compared_to is not None and model.compared_to not in models:
+        known = {*models, *to_come}
+        if model.compared_to is not None and model.compared_to not in known:
             raise ConfigError("evaluate.models", model.compared_to, f"is compared to by {model.name}, and is no model "
-                              "of this evaluation.", f"Name one of {', '.join(models)}.")  # fmt: skip
+                              "of this evaluation.", f"Name one of {', '.join(sorted(known))}.")  # fmt: skip
     return models
 
 

@@ -15,7 +15,12 @@ Samples = Callable[[], Iterable[ParitySample]]
 
 
 def samples_of(
-    arm: Arm, parity: Samples, verdicts: Callable[[], Iterable[Verdict]], labels: Samples | None, seed: int
+    arm: Arm,
+    parity: Samples,
+    verdicts: Callable[[], Iterable[Verdict]],
+    labels: Samples | None,
+    seed: int,
+    is_retained: Callable[[Verdict], bool] = lambda _: False,
 ) -> Samples:
     """An arm's samples, from sources that every call goes through anew.
 
@@ -25,10 +30,12 @@ def samples_of(
         verdicts: On all of D_PA.
         labels: A user's labelled set.
         seed: Of the random arm.
+        is_retained: Whether a pair is kept from training, in all arms.
     """
 
     def annotated() -> Iterator[Verdict]:
-        return (verdict for verdict in verdicts() if verdict.teacher_agrees is not None)
+        judged = (verdict for verdict in verdicts() if verdict.teacher_agrees is not None)
+        return (verdict for verdict in judged if not is_retained(verdict))
 
     def at_random() -> Iterator[ParitySample]:
         lots = array("Q", (lot_of(verdict.annotation_id, seed, "random") for verdict in annotated()))

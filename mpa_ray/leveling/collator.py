@@ -22,12 +22,11 @@ class AnswerCollator:
         self._processor, self._task = processor, task
         self._min_pixels, self._max_pixels = min_pixels, max_pixels
         self._turn = turn_of(processor)
-        self.num_unreadable = 0
 
     def __call__(self, rows: Sequence[TrainingRow], contents: Sequence[bytes]) -> dict[str, torch.Tensor]:
         """A right-padded batch of the model's inputs with `labels` (batch, length); -100 everywhere but the answers.
 
-        A row whose image can no longer be read keeps its place, without loss, and is counted in `num_unreadable`.
+        A row whose image can no longer be read keeps its place, without loss.
         """
         images, readable = zip(*map(self._image, contents), strict=True)
         prompts = [render(self._processor, self._task.answer_prompt(row.sample.question)) for row in rows]
@@ -52,7 +51,6 @@ class AnswerCollator:
     def _image(self, content: bytes) -> tuple[Image.Image, bool]:
         prepared = prepare(content, self._min_pixels, self._max_pixels)
         if isinstance(prepared, ImageProblem):
-            self.num_unreadable += 1
             return Image.new("RGB", (56, 56)), False
         return prepared.image, True
 

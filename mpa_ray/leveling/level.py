@@ -31,7 +31,7 @@ def level(
     """
     settings, num_samples, num_too_long = student.level, planned.counts.num_samples, planned.counts.num_too_long
     if not num_samples:
-        raise RunError(f"{name}: no parity samples, so nothing to learn; see the drop reasons in the report.")
+        raise RunError(f"{name}: no samples to learn from; see the drop reasons in the report.")
     if num_too_long:
         say(f"WARNING: {num_too_long} samples are longer than level.max_tokens = {settings.max_tokens} "
             "and are left out")  # fmt: skip
@@ -119,7 +119,7 @@ def _check_images(run: Run, folder: str, training: dict[str, Any], num_samples: 
 
 def _tell_of_retained(student: str, training: dict[str, Any]) -> None:
     retained = training["retained"]
-    if not retained.get("before"):
+    if not retained.get("before") or "after" not in retained:
         return
     say(f"level {student}: of {retained['num']} pairs that it answers and was not trained on, word for word "
         f"{retained['before']} before and {retained['after']} after")  # fmt: skip

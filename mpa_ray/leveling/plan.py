@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mpa_ray.config import LevelConfig
-from mpa_ray.leveling.arms import Samples
+from mpa_ray.config import Arm, LevelConfig
+from mpa_ray.leveling.arms import Samples, samples_of
 from mpa_ray.leveling.epoch import TrainingRow, in_seeded_order, row_of
 from mpa_ray.leveling.top_up import draw, lot_of
 from mpa_ray.metrics.answer_types import answer_type
@@ -30,10 +30,12 @@ _SHARD_ROWS = 4096
 class Supply:
     """Where the samples come from; every call goes through a source anew."""
 
-    samples: Samples
-    """The arm's: D_PI, for one."""
+    parity: Samples
+    """D_PI."""
     verdicts: Callable[[], Iterable[Verdict]]
     """The student's, which hold the pairs that it already answers."""
+    labels: Samples | None = None
+    """A user's labelled set that arm `labels` trains on."""
     replayed: Samples | None = None
     """A user's labelled set to replay, in place of those pairs."""
     held_out: Samples | None = None
@@ -66,17 +68,17 @@ class Plan:
             yield rows[within * self.batch_size : (within + 1) * self.batch_size]
 
 
-def plan(run: Run, folder: str, supply: Supply, level: LevelConfig) -> Plan:
-    """Lay the epoch out below `folder`, or find it there.
+def plan(run: Run, folder: str, supply: Supply, level: LevelConfig, arm: Arm = "parity") -> Plan:
+    """Lay an arm's epoch out below `folder`, or find it there.
 
-    Whatever the size of D_PI, the driver holds 9 bytes for each pair that the student answers, and a few of the
-    samples.
+    Whatever the size of D_PI, the driver holds its Parquet file and a 64th of the epoch's rows, and some 20 bytes for
+    each pair that the student answers.
     """
     samples = ShardedDataset(run.storage, f"{folder}/epoch", ParitySample)
     watched = {name: ShardedDataset(run.storage, f"{folder}/{name}", ParitySample) for name in ("held_out", "retained")}
     path = f"{folder}/epoch/manifest.json"
     if not run.storage.exists(path):
-        run.write_json(path, asdict(_lay_out(samples, watched, supply, level)))
+        run.write_json(path, asdict(_lay_out(samples, watched, supply, level.of_arm(arm), arm)))
     counts = EpochCounts(**run.read_json(path))
     held_out, retained = (tuple(map(row_of, watched[name].read(shard_name(0)))) for name in ("held_out", "retained"))
     return Plan(counts, level.batch_size, samples, held_out, retained)
@@ -84,33 +86,43 @@ def plan(run: Run, folder: str, supply: Supply, level: LevelConfig) -> Plan:
 
 def _lay_out(
     samples: ShardedDataset[ParitySample], watched: dict[str, ShardedDataset[ParitySample]], supply: Supply,
-    level: LevelConfig,
+    level: LevelConfig, arm: Arm,
 ) -> EpochCounts:  # fmt: skip
-    types: Counter[str] = Counter()
     longest = 0
-    for sample in supply.samples():
+
+    def judged() -> Iterator[Verdict]:
+        nonlocal longest
+        for verdict in supply.verdicts():
+            longest = max(longest, verdict.num_prompt_tokens)
+            yield verdict
+
+    types: Counter[str] = Counter()
+    for sample in supply.parity():
         types[answer_type(sample.answer)] += 1
         longest = max(longest, sample.num_prompt_tokens)
-    num_chosen = types.total()
-    held_out = _held_out(supply, level, num_chosen)
+    # A user's own set stands for the pairs that the student already answers.
+    from_verdicts = level.model_copy(update={"replay_share": 0.0}) if supply.replayed else level
+    chosen = draw(types, judged(), from_verdicts)
+    retained = [v.sample() for v in supply.verdicts() if chosen.role(v) == "retained"]
+    own = samples_of(arm, supply.parity, supply.verdicts, supply.labels, level.seed,
+                     lambda verdict: chosen.role(verdict) == "retained")  # fmt: skip
+    num_chosen = types.total() if arm == "parity" else sum(1 for _ in own())
+    held_out = _held_out(supply, own, level, num_chosen)
     # A labelled set's prompts have not been measured.
     measured = [_measured(sample, longest) for sample in held_out]
-    known = level.model_copy(update={"replay_share": 0.0}) if supply.replayed else level
-    chosen = draw(types, supply.verdicts(), known)
-    retained = [v.sample() for v in supply.verdicts() if chosen.role(v) == "retained"]
     left_out = {sample.annotation_id for sample in (*held_out, *retained)}
     mixed_in = too_long = 0
 
     def trained() -> Iterator[ParitySample]:
         nonlocal mixed_in
-        own = (sample for sample in supply.samples() if sample.annotation_id not in left_out)
-        yield from (_measured(sample, longest) for sample in own)
+        yield from (_measured(sample, longest) for sample in own() if sample.annotation_id not in left_out)
         for verdict in supply.verdicts():
             if chosen.role(verdict) == "trained":
                 mixed_in += 1
                 yield verdict.sample()
         if supply.replayed is not None:
-            for sample in _lowest(supply.replayed(), round(level.replay_share * num_chosen), level.seed, "replayed"):
+            others = (sample for sample in supply.replayed() if sample.annotation_id not in left_out)
+            for sample in _lowest(others, round(level.replay_share * num_chosen), level.seed, "replayed"):
                 mixed_in += 1
                 yield _measured(sample, longest)
 
@@ -135,13 +147,13 @@ def _lay_out(
     return EpochCounts(num_chosen, mixed_in, len(measured), len(retained), too_long, num_samples)
 
 
-def _held_out(supply: Supply, level: LevelConfig, num_chosen: int) -> list[ParitySample]:
+def _held_out(supply: Supply, own: Samples, level: LevelConfig, num_chosen: int) -> list[ParitySample]:
     if level.holdout is None:
         return []
     if supply.held_out is not None:
         return _lowest(supply.held_out(), level.holdout.max_samples, level.seed, "held out")
     count = min(level.holdout.max_samples, round(level.holdout.share * num_chosen))
-    return _lowest(supply.samples(), count, level.seed, "held out")
+    return _lowest(own(), count, level.seed, "held out")
 
 
 def _lowest(samples: Iterable[ParitySample], count: int, seed: int, purpose: str) -> list[ParitySample]:

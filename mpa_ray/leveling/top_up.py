@@ -27,27 +27,28 @@ class Draw:
     """Which known pairs are drawn for what: those whose lots, equally likely numbers of 64 bits, are low enough."""
 
     seed: int
-    balancing: Mapping[str, int]
-    """By type of answer the last lot that is trained on for balance."""
-    replayed: int
-    """Of the others the last lot that is replayed; -1 for none."""
     retained: int
-    """And of those behind them the last that is watched."""
+    """The last lot that is kept from training; -1 for none."""
+    balancing: Mapping[str, int]
+    """By type of answer, of the lots behind those, the last that is trained on for balance."""
+    replayed: int
+    """Of what is left, the last that is replayed."""
 
     def role(self, verdict: Verdict) -> Role | None:
         """What becomes of a pair beside D_PI; None for most."""
         if verdict.reason != Reason.STUDENT_CORRECT:
             return None
         lot = lot_of(verdict.annotation_id, self.seed)
-        if lot <= self.balancing.get(answer_type(verdict.answer or ""), -1) or lot <= self.replayed:
-            return "trained"
-        return "retained" if lot <= self.retained else None
+        if lot <= self.retained:
+            return "retained"
+        balances = lot <= self.balancing.get(answer_type(verdict.answer or ""), -1)
+        return "trained" if balances or lot <= self.replayed else None
 
 
 def draw(parity_types: Mapping[str, int], verdicts: Iterable[Verdict], level: LevelConfig) -> Draw:
     """Draw for `level.balance`, `level.replay_share` and `level.retained_samples`.
 
-    Holds 9 bytes for each known pair. The order of the verdicts does not matter.
+    Holds some 20 bytes for each known pair. The order of the verdicts does not matter.
 
     Args:
         parity_types: How many answers of each type D_PI holds.
@@ -66,6 +67,10 @@ def draw(parity_types: Mapping[str, int], verdicts: Iterable[Verdict], level: Le
             lots.append(lot_of(verdict.annotation_id, level.seed))
             types.append(codes[kind])
     known, of_type = np.array(lots, dtype=np.uint64), np.array(types, dtype=np.uint8)
+    # The same ones whatever else is drawn, so that all of a student's trainings are watched alike.
+    retained = last_of_lowest(known, min(level.retained_samples, int(_RETAINED_SHARE * len(known))))
+    rest = known > np.uint64(max(retained, 0))
+    known, of_type = known[rest], of_type[rest]
     balancing = {}
     if level.balance:
         wanted = shortfall(annotated, parity_types)
@@ -73,10 +78,8 @@ def draw(parity_types: Mapping[str, int], verdicts: Iterable[Verdict], level: Le
         for kind, last in balancing.items():
             rest = (of_type != codes[kind]) | (known > np.uint64(max(last, 0)))
             known, of_type = known[rest], of_type[rest]
-    num_retained = min(level.retained_samples, int(_RETAINED_SHARE * len(lots)), len(known))
-    num_replayed = min(round(level.replay_share * sum(parity_types.values())), len(known) - num_retained)
-    replayed = last_of_lowest(known, num_replayed)
-    return Draw(level.seed, balancing, replayed, last_of_lowest(known, num_replayed + num_retained))
+    replayed = last_of_lowest(known, round(level.replay_share * sum(parity_types.values())))
+    return Draw(level.seed, retained, balancing, replayed)
 
 
 def lot_of(annotation_id: str, seed: int, purpose: str = "known") -> int:

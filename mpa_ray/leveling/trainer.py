@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -75,7 +75,9 @@ class Step:
     """One optimiser step of this worker."""
 
     batches: list[Batch]
-    wait_s: float
+    num_unreadable: int
+    """Rows that carry no loss, since their images are gone."""
+    wait_s: float = 0.0
     """For which its data kept the worker waiting."""
     total_weight: float = 0.0
     """Of all workers' micro-batches; see `weight_of`."""
@@ -110,21 +112,25 @@ class Steps(IterableDataset[Step]):
         def steps(first: int, last: int) -> Iterator[list[MicroBatch]]:
             return (share.of(step) for step in rows(first, last))
 
-        found = with_images(self.num_steps, self.first, steps, self._num_rows, self._reader)
-        ready = iter(found.iter_torch_batches(batch_size=1, collate_fn=self._collate, prefetch_batches=1))
+        images = with_images(self.num_steps, self.first, steps, self._num_rows, self._reader)
+        ready: Iterator[Any] = iter(
+            images.iter_torch_batches(batch_size=1, collate_fn=self._collate, prefetch_batches=1)
+        )
         while True:
             started = time.monotonic()
-            batches = next(ready, None)
-            if batches is None:
+            found = next(ready, None)
+            if found is None:
                 return
-            yield Step(batches, time.monotonic() - started)
+            yield replace(found, wait_s=time.monotonic() - started)
 
-    def _collate(self, rows: dict[str, Any]) -> list[Batch]:
+    def _collate(self, rows: dict[str, Any]) -> Step:
         # Of this thread alone; more of them would spin on the cores that the model computes on.
         torch.set_num_threads(1)
         (step,), (contents,) = rows["step"], rows["contents"]
-        left = iter(pickle.loads(contents))
-        return [self._collator(batch, list(islice(left, len(batch)))) for batch in pickle.loads(step)]
+        left, asked = iter(pickle.loads(contents)), pickle.loads(step)
+        batches = [self._collator(batch, list(islice(left, len(batch)))) for batch in asked]
+        num_supervised = sum(row.supervised for batch in asked for row in batch)
+        return Step(batches, num_supervised - sum(weight_of(batch["labels"], "sample") for batch in batches))
 
 
 class ParityTrainer(Trainer):
@@ -164,7 +170,6 @@ class ParityTrainer(Trainer):
         if step is None:
             return [], None
         is_due = time.monotonic() - self._saved_at > 60 * self._job.level.checkpoint_every_minutes
-        unreadable, self._collator.num_unreadable = self._collator.num_unreadable, 0
         supervised = [batch["labels"][:, 1:] != IGNORED_LABEL for batch in step.batches]
         weight, tokens, samples, computed, padded, lost, due = self._sums(
             sum(weight_of(batch["labels"], self._job.level.reduction) for batch in step.batches),
@@ -172,7 +177,7 @@ class ParityTrainer(Trainer):
             sum(int(found.any(dim=1).sum()) for found in supervised),
             sum(int(batch["attention_mask"].sum()) for batch in step.batches),
             sum(batch["attention_mask"].numel() for batch in step.batches),
-            unreadable,
+            step.num_unreadable,
             float(is_due and self.state.is_world_process_zero),
         )
         self.num_unreadable += int(lost)
@@ -180,7 +185,7 @@ class ParityTrainer(Trainer):
         for name, value in (("supervised_tokens", tokens), ("samples", samples), ("tokens", computed),
                             ("padded_tokens", padded), ("wait_s", step.wait_s)):  # fmt: skip
             self._pace[name] += value
-        return [Step(step.batches, step.wait_s, max(weight, 1.0))], None
+        return [replace(step, total_weight=max(weight, 1.0))], None
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ARG002
         model.train()
@@ -306,7 +311,6 @@ class ParityTrainer(Trainer):
             found = sum(
                 num_answered(model, self._prepare_inputs(batch)) for step in self._retained for batch in step.batches
             )
-        self._collator.num_unreadable = 0
         (total,) = self._sums(found)
         self._answered[when] = int(total)
 
@@ -320,7 +324,6 @@ class ParityTrainer(Trainer):
                 for batch in step.batches:
                     found += float(answer_loss(model, self._prepare_inputs(batch), 1.0, level.reduction))
                     weight += weight_of(batch["labels"], level.reduction)
-        self._collator.num_unreadable = 0
         found, weight = self._sums(found, weight)
         loss = found / max(weight, 1.0)
         if loss < self._best_loss:
@@ -345,7 +348,7 @@ class ParityTrainer(Trainer):
         self._save_rng_state(str(folder))
         if self.state.is_world_process_zero:
             self.state.save_to_json(str(folder / "trainer_state.json"))
-            progress = {"num_unreadable": self.num_unreadable, "best_loss": self._best_loss,
+            progress = {"num_unreadable": self.num_unreadable, "answered": self._answered, "best_loss": self._best_loss,
                         "num_worse": self._num_worse, "has_best": bool(self.best)}  # fmt: skip
             (folder / _PROGRESS).write_text(json.dumps(progress))
         ray.train.report({"step": self.state.global_step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
@@ -360,7 +363,7 @@ class ParityTrainer(Trainer):
             return
         progress = json.loads(Path(resume_from, _PROGRESS).read_text())
         self.num_unreadable, self._best_loss = progress["num_unreadable"], progress["best_loss"]
-        self._num_worse = progress["num_worse"]
+        self._num_worse, self._answered = progress["num_worse"], progress["answered"]
         self.best = checkpoint.load(Path(resume_from), self.model_wrapped, self.optimizer.optimizer,  # type: ignore[union-attr]
                                     self.lr_scheduler, progress["has_best"])  # fmt: skip
         self._steps.first = self.state.global_step
@@ -371,7 +374,6 @@ class ParityTrainer(Trainer):
             earlier = {"resumed": [], "step": step, **json.loads(told)}
             now = {"from_step": step, "had_reached": earlier["step"], "workers": self.args.world_size}
             self._resumed = [*earlier["resumed"], now]
-            self._answered = {"before": earlier["retained"]["before"]} if "retained" in earlier else {}
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)

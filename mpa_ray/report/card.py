@@ -38,8 +38,7 @@ def model_card(
         f"# {student.name}",
         "",
         f"`{student.model}`, aligned with `{config.teacher.model}` by Model Parity Alignment (arXiv 2509.16633): "
-        "trained for one epoch on questions about unlabeled images that the teacher answers alike twice and the "
-        "student did not.",
+        f"trained for one epoch on {_made_of(arm)}.",
         "",
         "| | |",
         "|---|---|",
@@ -52,6 +51,17 @@ def model_card(
         f"| made with | {', '.join(f'{name} {version}' for name, version in versions.items())} |",
     ]
     return "\n".join([*lines, *_measured(student.name, measured_as(arm), scores or {}), ""])
+
+
+def _made_of(arm: Arm) -> str:
+    asked = "questions about unlabeled images that the teacher wrote and answered"
+    return {
+        "parity": "questions about unlabeled images that the teacher answers alike twice and the student did not",
+        "all": asked,
+        "consistent": f"{asked} alike twice",
+        "random": f"{asked}, drawn at random",
+        "labels": "a labelled set",
+    }[arm]
 
 
 def arm_name(arm: Arm) -> str:

@@ -199,7 +199,7 @@ def _training(run: Run, folder: str) -> dict[str, Any] | None:
 
 def forgetting(retained: dict[str, int]) -> str | None:
     """A warning where a student has lost more than 5 % of the retained pairs that it answered."""
-    if "after" not in retained or retained["after"] >= 0.95 * retained["before"]:
+    if not retained.keys() >= {"before", "after"} or retained["after"] >= 0.95 * retained["before"]:
         return None
     return (f"answers {retained['after']} of the retained pairs, and answered {retained['before']} before "
             "(forgetting): raise level.replay_share, or lower the learning rate")  # fmt: skip

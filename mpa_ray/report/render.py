@@ -94,7 +94,7 @@ def render_table(summary: dict[str, Any]) -> str:
             lines += [f"  replayed against forgetting{student['replay_share']:>8.0%} of D_PI"]
         lines += [f"  not kept: {reason:<17}{n:>8}" for reason, n in student["dropped"].items()]
         retained = student["training"]["retained"] if student["training"] else {}
-        if "after" in retained:
+        if retained.keys() >= {"before", "after"}:
             lines += [f"  retained pairs answered    {retained['after']:>8} of {retained['num']}, "
                       f"{retained['before']} before"]  # fmt: skip
         lines += [f"  WARNING: {warning}" for warning in student["warnings"]]
@@ -141,7 +141,7 @@ def _phase_lines(phases: dict[str, Any]) -> list[str]:
     return [
         "time",
         *(f"  {n:<27}{clock(p['wall_s']):>8}{_rate(p)}" for n, p in phases.items()),
-        f"  {'all':<27}{clock(total):>8}",
+        f"  {'sum':<27}{clock(total):>8}",
     ]
 
 

@@ -78,7 +78,7 @@ def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -
 
 def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig, arm: Arm) -> dict[str, Any]:
     # What only says where and how often the same training runs is left out, so that it may change between attempts.
-    level = student.level.model_dump(
+    level = student.level.of_arm(arm).model_dump(
         mode="json",
         exclude={
             "checkpoint_every_steps",
@@ -104,14 +104,23 @@ def prediction_fingerprint(config: EvaluationRunConfig, task: Task, model: Model
     return {**_answering(config, task), **_model(model, config)}
 
 
-def of_datasets(config: RunConfig, task: Task) -> dict[str, dict[str, Any]]:
-    """The fingerprint of every dataset of a run by its folder; predictions, whose models arise later, apart."""
-    found = {"corpus": corpus_fingerprint(config), "annotations": annotation_fingerprint(config, task)}
+def of_dataset(config: RunConfig, task: Task, folder: str) -> dict[str, Any]:
+    """The fingerprint of a run's dataset by its folder; of predictions, whose models arise later, see above.
+
+    Raises:
+        KeyError: no student of the run has such a dataset.
+    """
+    if folder == "corpus":
+        return corpus_fingerprint(config)
+    if folder == "annotations":
+        return annotation_fingerprint(config, task)
     for student in config.students:
-        found[f"verdicts/{student.name}"] = verdict_fingerprint(config, task, student)
+        if folder == f"verdicts/{student.name}":
+            return verdict_fingerprint(config, task, student)
         for arm in student.arms:
-            found[f"students/{student.name}/{arm}"] = level_fingerprint(config, task, student, arm)
-    return found
+            if folder == f"students/{student.name}/{arm}":
+                return level_fingerprint(config, task, student, arm)
+    raise KeyError(folder)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

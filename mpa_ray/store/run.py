@@ -155,7 +155,8 @@ class Run:
 
     def _is_begun(self, dataset: str) -> bool:
         """Are there rows of it, or results of a training?"""
-        return any(self.storage.list(f"{dataset}/commits")) or any(self.storage.list(dataset))
+        folders = (f"{dataset}/commits", dataset, f"{dataset}/epoch/commits")
+        return any(any(self.storage.list(folder)) for folder in folders)
 
     @staticmethod
     def _fingerprint_path(dataset: str) -> str:

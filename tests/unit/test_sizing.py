@@ -20,7 +20,7 @@ from mpa_ray.sizing.memory import check_engine, check_training, layer_bytes_per_
 from mpa_ray.sizing.plan import Phase, Sizing, size
 from mpa_ray.sizing.rates import Rate
 from mpa_ray.sizing.render import render_sizing
-from mpa_ray.store.fingerprint import of_datasets
+from mpa_ray.store.fingerprint import of_dataset
 from mpa_ray.store.run import Run
 from mpa_ray.store.storage import open_storage
 
@@ -387,4 +387,10 @@ def test_the_job_needs_no_ray_and_fails_where_a_model_does_not_fit(tmp_path: Pat
 
 def test_the_plan_is_part_of_no_fingerprint(tmp_path: Path) -> None:
     one, other = (RunConfig.model_validate(tree(tmp_path, **more)) for more in ({}, {"plan": {"num_images": 3}}))
-    assert of_datasets(one, task_of(one)) == of_datasets(other, task_of(other))
+    for folder in (
+        "corpus",
+        "annotations",
+        f"verdicts/{one.students[0].name}",
+        f"students/{one.students[0].name}/parity",
+    ):
+        assert of_dataset(one, task_of(one), folder) == of_dataset(other, task_of(other), folder)
