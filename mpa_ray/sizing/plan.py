@@ -121,6 +121,8 @@ class _Sizer:
         self._measured = Measured(Run(open_storage(earlier, config.object_store))) if earlier is not None else None
         if self._measured is not None:
             self._notes += differing(config, self._measured.config)
+        if any(student.arms != ("parity",) for student in config.students):
+            self._notes.append("arms: one training for each student is reckoned with, that on D_PI")
         self._sizes: dict[str, Architecture | None] = {}
         self._num_images = self._count_images()
         self._num_shards = -(-self._num_images // config.source.shard_size)

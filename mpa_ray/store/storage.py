@@ -121,11 +121,14 @@ class LocalStorage:
 
     def details(self, folder: str) -> Iterator[StoredFile]:
         found = Path(self.root, folder)
-        for entry in os.scandir(found) if found.is_dir() else ():
-            if entry.is_file():
-                status = entry.stat()
-                modified = datetime.fromtimestamp(status.st_mtime, UTC)
-                yield StoredFile(f"{folder}/{entry.name}", status.st_size, modified)
+        if not found.is_dir():
+            return
+        with os.scandir(found) as entries:
+            for entry in entries:
+                if entry.is_file():
+                    status = entry.stat()
+                    modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                    yield StoredFile(f"{folder}/{entry.name}", status.st_size, modified)
 
     def drop_unfinished(self, before: datetime) -> int:  # noqa: ARG002
         # `details` shows them.

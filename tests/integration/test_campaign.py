@@ -66,13 +66,16 @@ def test_a_campaign(
     assert not run.storage.exists("phases/identify.twin.json")
     assert "identify twin, as small: 8 shards" in told.splitlines()
     report = json.loads(run.storage.read("report/report.json"))
-    assert set(report["students"]) == {"small", "twin"}
+    assert set(report["students"]) == {"small", "failing", "absent", "twin"}
     assert {(row["student"], row["arm"]) for row in report["leaderboard"]} == {
         ("small", "parity"), ("small", "consistent"), ("twin", "parity"),
     }  # fmt: skip
-    assert status(run).finished == ["small", "small consistent", "twin"]
+    found = status(run)
+    assert found.finished == ["small", "small consistent", "twin"]
+    assert {"identify failing", "identify absent"} <= {step.name for step in found.steps if step.state != "done"}
 
     tree["students"] = [s for s in tree["students"] if s["name"] in ("small", "twin")]
+    tree["max_steps_at_once"] = 1
     campaign.align(RunConfig.model_validate(tree))
     again = capsys.readouterr().out.splitlines()
     done = {"annotate", "identify twin", "level small", "level small consistent", "level twin"}
