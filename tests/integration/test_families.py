@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import random
 from pathlib import Path
 from typing import Any
@@ -130,19 +132,28 @@ def test_four_micro_batches_give_the_gradient_of_the_whole(
 
 def on_worker(rank: int, checkpoints: dict[str, str], rows: list[TrainingRow], folder: str) -> None:
     """One of two workers: its share of the step, for every family, with gradients averaged by DDP."""
+    # A worker that waits for ever for the other tells where, and ends; it is never left behind.
+    faulthandler.dump_traceback_later(120, exit=True)
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=NUM_WORKERS)
     for family, checkpoint in checkpoints.items():
-        model = DistributedDataParallel(loaded(checkpoint), find_unused_parameters=True)
-        batches = [collated(checkpoint, list(batch)) for batch in micro_batches(rows, 200, NUM_WORKERS)[rank]]
-        total = torch.tensor(float(sum(weight_of(batch["labels"], "token") for batch in batches)))
-        torch.distributed.all_reduce(total)
-        for number, batch in enumerate(batches, 1):
-            model.require_backward_grad_sync = number == len(batches)
-            (NUM_WORKERS * answer_loss(model, batch, float(total), "token")).backward()
+        found = gradient_of_worker(rank, checkpoint, rows)
         if rank == 0:
-            torch.save(gradient(model), f"{folder}/{family}.pt")
+            torch.save(found, f"{folder}/{family}.pt")
+    # What holds the process group has to be gone before the group is: their destructors wait for each other otherwise.
+    gc.collect()
     torch.distributed.destroy_process_group()
+
+
+def gradient_of_worker(rank: int, checkpoint: str, rows: list[TrainingRow]) -> dict[str, torch.Tensor]:
+    model = DistributedDataParallel(loaded(checkpoint), find_unused_parameters=True)
+    batches = [collated(checkpoint, list(batch)) for batch in micro_batches(rows, 200, NUM_WORKERS)[rank]]
+    total = torch.tensor(float(sum(weight_of(batch["labels"], "token") for batch in batches)))
+    torch.distributed.all_reduce(total)
+    for number, batch in enumerate(batches, 1):
+        model.require_backward_grad_sync = number == len(batches)
+        (NUM_WORKERS * answer_loss(model, batch, float(total), "token")).backward()
+    return gradient(model)
 
 
 def test_two_workers_give_the_gradient_of_one(
