@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from mpa_ray import steps
-from mpa_ray.checkpoints import model_identity, weight_bytes
-from mpa_ray.config import ModelConfig, RunConfig, StudentConfig, measured_as, resolve_path
+from mpa_ray.checkpoints import model_identity, model_settings
+from mpa_ray.config import ModelConfig, ObjectStoreConfig, RunConfig, StudentConfig, measured_as
 from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.gate import Announced, Gate, Resources
 from mpa_ray.passes import Admission
 from mpa_ray.preflight import check_run, check_student, task_of
 from mpa_ray.progress import say
+from mpa_ray.sizing.architecture import architecture_of
 from mpa_ray.store import fingerprint
 from mpa_ray.store.run import Run
 
@@ -102,7 +103,7 @@ class _Campaign:
 
     def _align(self, student: StudentConfig) -> None:
         try:
-            size = float(weight_bytes(resolve_path(student.model)) or 0)
+            size = _size(student, self._config.object_store)
             admission = self._admission(student, size)
             to_check = self._admission(student.model_copy(update={"num_replicas": 1}), size)
             first = next(other for other in self._students if self._answers_alike(student, other))
@@ -177,6 +178,17 @@ class _Campaign:
 
     def _entrance(self, need: Resources, size: float) -> Callable[[], AbstractContextManager[None]]:
         return lambda: self._gate.admitted(need, size)
+
+
+def _size(student: StudentConfig, object_store: ObjectStoreConfig) -> float:
+    """How long its steps take beside those of other students, by its parameters; 0 where nothing tells."""
+    if student.engine.kind == "scripted":
+        return 0.0
+    try:
+        return float(architecture_of(model_settings(student.model, object_store), student.model).total)
+    except ConfigError:
+        # A family whose layers we cannot count is aligned all the same.
+        return 0.0
 
 
 def _started(work: Callable[..., None], *arguments: object) -> threading.Thread:

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,17 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
     folder = Path(resolve_path(model))
     if not folder.is_dir():
         return model
+    files = sorted(f for f in folder.iterdir() if f.is_file() and _counts(f.name))
+    identity = f"sha256:{_content_digest(tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))[:16]}"
+    base = base_of_adapter(folder)
+    return identity if base is None else f"{identity} on {model_identity(base, object_store)}"
+
+
+@lru_cache(maxsize=256)
+def _content_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of files with their sizes and times of change: what has been read once is not read again by the same process."""
     digest = hashlib.sha256()
-    for file in sorted(f for f in folder.iterdir() if f.is_file() and _counts(f.name)):
-        size = file.stat().st_size
+    for file, size, _ in files:
         digest.update(f"{file.name}:{size}:".encode())
         with file.open("rb") as content:
             if size <= _WHOLE_BYTES:
@@ -44,9 +53,7 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
             for sample in range(_NUM_SAMPLES):
                 content.seek(sample * (size - _SAMPLE_BYTES) // (_NUM_SAMPLES - 1))
                 digest.update(content.read(_SAMPLE_BYTES))
-    identity = f"sha256:{digest.hexdigest()[:16]}"
-    base = base_of_adapter(folder)
-    return identity if base is None else f"{identity} on {model_identity(base, object_store)}"
+    return digest.hexdigest()
 
 
 def _counts(name: str) -> bool:

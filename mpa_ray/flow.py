@@ -16,6 +16,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Generic, Protocol
@@ -418,14 +419,30 @@ _starting = threading.Lock()
 
 
 def start_ray() -> None:
-    """Join the cluster of this job, or start Ray on this machine alone."""
+    """Join the cluster of this job, or start Ray on this machine alone; from any thread."""
     with _starting:
+        if ray.is_initialized():
+            return
+        if threading.current_thread() is threading.main_thread():
+            _start_ray()
+            return
+        started: Future[None] = Future()
+        threading.Thread(target=_start_and_stay, args=(started,), daemon=True).start()
+        started.result()
+
+
+def _start_and_stay(started: Future[None]) -> None:
+    """Linux kills the processes of a Ray on this machine, which are to go with their parent, when this thread ends."""
+    try:
         _start_ray()
+    except BaseException as error:  # noqa: BLE001
+        started.set_exception(error)
+        return
+    started.set_result(None)
+    threading.Event().wait()
 
 
 def _start_ray() -> None:
-    if ray.is_initialized():
-        return
     # Ray's workers, and the engines in them, would otherwise yield to every other process of the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

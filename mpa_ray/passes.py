@@ -145,25 +145,27 @@ class FailureGuard:
 
 
 class Throughput:
-    """Images of a pass over the seconds in which its engines were at work, their start left out."""
+    """Images of a pass over the seconds in which its engines were at work: without their start and waits for shards."""
 
     def __init__(self) -> None:
         self._num_images = 0
-        self._began: float | None = None
-        self._last = 0.0
+        self._at_work: list[tuple[float, float]] = []
+        """When shards were with engines, in order: spans that do not meet, for shards may come with long pauses."""
         self._effort = Effort()
 
     def count(self, num_images: int, visit_s: float, effort: Effort) -> None:
         """A shard is done that was so long with an engine."""
-        self._last = time.monotonic()
-        if self._began is None:
-            self._began = self._last - visit_s
+        end = time.monotonic()
+        begin = end - visit_s
+        while self._at_work and self._at_work[-1][1] >= begin:
+            begin = min(begin, self._at_work.pop()[0])
+        self._at_work.append((begin, end))
         self._num_images += num_images
         self._effort += effort
 
     def record(self) -> dict[str, float]:
         """Numbers that may be added to those of other attempts."""
-        working_s = self._last - self._began if self._began is not None else 0.0
+        working_s = sum(end - begin for begin, end in self._at_work)
         return {"num_images": self._num_images, "working_s": working_s, **asdict(self._effort)}
 
 

@@ -140,3 +140,21 @@ def test_a_step_before_its_turn_says_what_to_run(tree: dict[str, Any], tmp_path:
     done = run_job("annotate", tree, tmp_path)
     assert done.returncode == 2
     assert "Run jobs/index.py first." in done.stderr
+
+
+STARTED_BY_A_THREAD = """
+import threading, time, ray
+from mpa_ray.flow import start_ray
+thread = threading.Thread(target=start_ray)
+thread.start()
+thread.join()
+time.sleep(3)
+print("answer", ray.get(ray.remote(lambda: 42).remote(), timeout=60))
+"""
+
+
+def test_ray_stays_when_the_thread_that_started_it_ends() -> None:
+    """The teacher's thread is through long before the students'."""
+    done = subprocess.run([sys.executable, "-c", STARTED_BY_A_THREAD], cwd=ROOT, capture_output=True, text=True,
+                          check=False, timeout=120)  # fmt: skip
+    assert "answer 42" in done.stdout, done.stderr

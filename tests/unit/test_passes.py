@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from mpa_ray.config import LimitsConfig
-from mpa_ray.passes import Outstanding, run_missing
+from mpa_ray.effort import Effort
+from mpa_ray.passes import Outstanding, Throughput, run_missing
 from mpa_ray.store.run import Run
 
 
@@ -25,8 +26,6 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         for shard in shards:
             happened.append(f"run {shard}")
             yield types.SimpleNamespace(shard=shard, num_images=1, visit_s=0.0, effort=Effort(), failed={})
-
-    from mpa_ray.effort import Effort
 
     flow = types.SimpleNamespace(start_ray=lambda: None, run_pass=run_pass)
     monkeypatch.setitem(sys.modules, "mpa_ray.flow", flow)  # type: ignore[arg-type]
@@ -54,3 +53,14 @@ def test_what_was_done_before_is_told_once_the_pass_has_its_place(tmp_path: Path
 def test_a_pass_that_is_done_tells_its_shards_and_takes_no_place(tmp_path: Path, told: list[str]) -> None:
     made(tmp_path, told, [])
     assert told == ["tell a", "tell b"]
+
+
+def test_only_what_engines_worked_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards one beside the other count once, and the wait for shards of an earlier step does not."""
+    throughput = Throughput()
+    for now, visit_s in ((10.0, 4.0), (12.0, 4.0), (30.0, 5.0), (31.0, 2.0), (40.0, 1.0), (41.0, 20.0)):
+        monkeypatch.setattr("time.monotonic", lambda now=now: now)
+        throughput.count(8, visit_s, Effort())
+    # 6-12, 21-41.
+    assert throughput.record()["working_s"] == 26.0
+    assert throughput.record()["num_images"] == 48
