@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from mpa_ray import steps
+from mpa_ray.adapters import Shared
 from mpa_ray.checkpoints import model_identity, model_settings
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, RunConfig, StudentConfig, measured_as
 from mpa_ray.errors import ConfigError, RunError
@@ -75,6 +76,7 @@ class _Campaign:
         self._config, self._students = config, students
         self._gate = Gate(_capacity, config.max_steps_at_once)
         self._annotated = Announced()
+        self._engines = steps.identified_together(config, students)
         names = [student.name for student in students]
         self._identified, self._measured_before = ({name: threading.Event() for name in names} for _ in range(2))
         self._failures: dict[str, Exception] = {}
@@ -105,15 +107,13 @@ class _Campaign:
         try:
             size = _size(student, self._config.object_store)
             admission = self._admission(student, size)
+            engine = self._engine_of(student)
             to_check = self._admission(student.model_copy(update={"num_replicas": 1}), size)
-            first = next(other for other in self._students if self._answers_alike(student, other))
-            self._identify(student, first, admission)
+            self._identify(student, engine, admission)
             for arm in student.arms:
                 steps.level_student(self._config, student, arm, self._admission_to_train(student, size), to_check)
                 self._measure(student, measured_as(arm), admission)
-            if first is not student:
-                self._measured_before[first.name].wait()
-            self._measure(student, "before", admission)
+            self._measure_before(student, engine, admission)
         except Exception as error:  # noqa: BLE001
             if error is not self._teacher_failed:
                 self._failures[student.name] = error
@@ -126,22 +126,46 @@ class _Campaign:
         if self._config.evaluate is not None:
             steps.predict(self._config, f"{student.name}.{when}", admission)
 
-    def _identify(self, student: StudentConfig, first: StudentConfig, admission: Admission) -> None:
-        """Of students that are the same model the first is asked; the others take its answers over."""
-        if first is student:
-            steps.identify_while_annotating(self._config, student, self._annotated, admission)
+    def _identify(self, student: StudentConfig, engine: Shared, admission: Admission) -> None:
+        """The first student of an engine has it ask all of them; the others, and its equals, take the answers over."""
+        leader = next(iter(engine.adapters))
+        if leader == student.name:
+            try:
+                steps.identify_together(self._config, engine, self._annotated, admission)
+            except (ConfigError, RunError) as error:
+                self._by_itself(engine, error)
         else:
-            self._identified[first.name].wait()
+            self._identified[leader].wait()
         for _ in self._annotated:
             # To its end, or to what ended it.
             continue
         steps.identify_student(self._config, student, admission)
         self._identified[student.name].set()
 
-    def _answers_alike(self, student: StudentConfig, other: StudentConfig) -> bool:
+    def _measure_before(self, student: StudentConfig, engine: Shared, admission: Admission) -> None:
+        leader = next(iter(engine.adapters))
+        if leader != student.name:
+            self._measured_before[leader].wait()
+        elif self._config.evaluate is not None and len(engine.adapters) > 1:
+            models = {f"{name}.before": adapter for name, adapter in engine.adapters.items()}
+            try:
+                steps.predict_together(self._config, Shared(engine.base, models), admission)
+            except (ConfigError, RunError) as error:
+                self._by_itself(engine, error)
+        self._measure(student, "before", admission)
+
+    def _by_itself(self, engine: Shared, error: Exception) -> None:
+        """What several students failed of in one engine may be one of them alone."""
+        if error is self._teacher_failed or len(engine.adapters) == 1:
+            raise error
+        say(f"WARNING: {', '.join(engine.adapters)} in one engine: {error} Each goes on by itself.")
+
+    def _engine_of(self, student: StudentConfig) -> Shared:
+        """That which asks it, or an earlier student that is the same model."""
         task = task_of(self._config)
-        found, wanted = (fingerprint.verdict_fingerprint(self._config, task, s) for s in (other, student))
-        return found == wanted
+        wanted = fingerprint.verdict_fingerprint(self._config, task, student)
+        first = next(s for s in self._students if fingerprint.verdict_fingerprint(self._config, task, s) == wanted)
+        return next(engine for engine in self._engines if first.name in engine.adapters)
 
     def _measure_others(self) -> None:
         if self._config.evaluate is None:

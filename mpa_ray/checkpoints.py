@@ -70,6 +70,24 @@ def base_of_adapter(folder: Path) -> str | None:
     return str(base) if base else None
 
 
+def adapter_folder(model: str, object_store: ObjectStoreConfig) -> Path | None:
+    """A folder of this machine that holds the LoRA adapter of this name; None where it names anything else.
+
+    An adapter at s3:// is downloaded, which its size allows.
+    """
+    if model.startswith("s3://"):
+        from mpa_ray.object_store import ObjectStore, split_uri
+
+        bucket, prefix = split_uri(model.rstrip("/") + "/")
+        names = {
+            found.key.removeprefix(prefix) for found in ObjectStore(object_store).list(bucket, prefix, nested=False)
+        }
+        if ADAPTER not in names or "config.json" in names:
+            return None
+    folder = Path(local_folder(model, object_store))
+    return folder if base_of_adapter(folder) is not None else None
+
+
 def model_settings(model: str, object_store: ObjectStoreConfig) -> dict[str, Any]:
     """A checkpoint's config.json (an adapter's base model's), read where it lies: no weights are loaded.
 
@@ -117,12 +135,17 @@ def local_model(model: str, object_store: ObjectStoreConfig) -> str:
     Raises:
         ConfigError: there is no checkpoint at the prefix.
     """
-    folder = _downloaded(model, object_store) if model.startswith("s3://") else resolve_path(model)
+    folder = local_folder(model, object_store)
     base = base_of_adapter(Path(folder))
     if base is None:
         return folder
     identity = hashlib.sha256(model_identity(folder, object_store).encode()).hexdigest()[:16]
     return _once(f"merged-{identity}", lambda target: _merge(Path(folder), local_model(base, object_store), target))
+
+
+def local_folder(model: str, object_store: ObjectStoreConfig) -> str:
+    """As `local_model`, but an adapter as it is. Raises ConfigError where there is nothing at an s3:// prefix."""
+    return _downloaded(model, object_store) if model.startswith("s3://") else resolve_path(model)
 
 
 def _merge(adapter: Path, base: str, target: Path) -> None:

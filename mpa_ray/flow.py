@@ -26,6 +26,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mpa_ray.adapters import Adapter
 from mpa_ray.config import LimitsConfig, ModelConfig, ReadingConfig, resolve_path
 from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.corpus.read import Content, Reader
@@ -76,6 +77,8 @@ class Pass(Generic[RowT]):
     """Whether a row's image has to be read."""
     skips_duplicates: bool = False
     """Whether an image with the same bytes as an earlier one is left out."""
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    """Of the model, those that the stage's requests name."""
 
 
 @dataclass(frozen=True)
@@ -309,7 +312,8 @@ class ModelActor:
         self._showing: asyncio.Task[None] | None = None
         self._cannot_start = ""
         try:
-            engine = build_engine(model, work.reader.object_store, work.limits.request_timeout_s, self._effort, load)
+            engine = build_engine(model, work.adapters, work.reader.object_store, work.limits.request_timeout_s,
+                                  self._effort, load)  # fmt: skip
         except Exception as error:
             # It would come again: the driver is told in a sentence rather than by Ray in a hundred lines.
             logger.exception("the engine of %s cannot start", model.model)

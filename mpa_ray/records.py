@@ -6,7 +6,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
@@ -204,6 +204,29 @@ class Prediction:
 
 Row = ImageRef | Annotation | Verdict | ParitySample | LabelledQuestion | Prediction
 RowT = TypeVar("RowT", ImageRef, Annotation, Verdict, ParitySample, LabelledQuestion, Prediction)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class OfModel(Generic[T]):
+    """A row of one of several models that are asked together."""
+
+    model: str
+    row: T
+
+    @property
+    def image_id(self) -> str:
+        return str(getattr(self.row, "image_id", ""))
+
+    @property
+    def state(self) -> State:
+        """Predictions have none: they are kept."""
+        return getattr(self.row, "state", State.KEPT)
+
+    @property
+    def reason(self) -> str | None:
+        return getattr(self.row, "reason", None)
+
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[str]: pa.list_(pa.string())}
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from mpa_ray.adapters import Shared, shared_engines
 from mpa_ray.config import (
     Arm,
     BenchmarkConfig,
@@ -22,6 +24,7 @@ from mpa_ray.config import (
 from mpa_ray.corpus.index import index_shards, index_source
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.corpus.read import Reader
+from mpa_ray.engine.protocol import VisionLanguageModel
 from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
 from mpa_ray.evaluation.questions import labelled_samples, lay_out, metric_of
 from mpa_ray.evaluation.score import score_benchmark
@@ -38,8 +41,10 @@ from mpa_ray.stages.identify import Identify, WorthAsking
 from mpa_ray.stages.judge import parity_samples
 from mpa_ray.stages.predict import Predict
 from mpa_ray.stages.rejudge import Changes
+from mpa_ray.stages.shard import Stage
+from mpa_ray.stages.together import together
 from mpa_ray.store import fingerprint
-from mpa_ray.store.dataset import Dataset, JoinedDatasets, ShardedDataset, ahead, shard_name
+from mpa_ray.store.dataset import Dataset, DatasetsOfModels, JoinedDatasets, ShardedDataset, ahead, shard_name
 from mpa_ray.store.parity import export_parity, parity_of
 from mpa_ray.store.run import Manifest, Run
 
@@ -168,8 +173,24 @@ def _without(shards: Iterable[str], others: Sequence[str]) -> Iterator[str]:
 
 def identify(config: RunConfig) -> None:
     """The Parity Identifier: verdicts and D_PI of every student."""
+    run = open_run(config, upstream=["corpus", "annotations"])
+    annotated = run.manifest().shards if run.storage.exists("corpus/manifest.json") else []
+    for engine in identified_together(config, config.students):
+        if len(engine.adapters) > 1:
+            identify_together(config, engine, filter(run.annotations.is_committed, annotated))
     for student in config.students:
         identify_student(config, student)
+
+
+def identified_together(config: RunConfig, students: Sequence[StudentConfig]) -> list[Shared]:
+    """The engines that can ask students, by their names; of those that are the same model only the first is asked."""
+    task = task_of(config)
+    asked: dict[str, StudentConfig] = {}
+    for student in students:
+        wanted = fingerprint.verdict_fingerprint(config, task, student)
+        if all(fingerprint.verdict_fingerprint(config, task, other) != wanted for other in asked.values()):
+            asked[student.name] = student
+    return shared_engines(asked, config.object_store)
 
 
 def identify_student(config: RunConfig, student: StudentConfig, admission: Admission = nullcontext) -> None:
@@ -194,29 +215,39 @@ def identify_student(config: RunConfig, student: StudentConfig, admission: Admis
         say(f"identify {student.name}: {num_samples} parity samples")
 
 
-def identify_while_annotating(
-    config: RunConfig, student: StudentConfig, annotated: Iterable[str], admission: Admission = nullcontext
+def identify_together(
+    config: RunConfig, engine: Shared, annotated: Iterable[str], admission: Admission = nullcontext
 ) -> None:
-    """A student's verdicts on shards as they are annotated; `identify_student` does what then is left."""
-    run = open_run(config, [f"verdicts/{student.name}"], ["annotations"])
-    verdicts = run.verdicts(student.name)
+    """Verdicts of one engine's students on shards as they are annotated; `identify_student` does what then is left.
+
+    Raises as `run_shards` does, and ConfigError where what a student was asked before was asked under other settings.
+    """
+    names = list(engine.adapters)
+    run = open_run(config, [f"verdicts/{name}" for name in names], ["annotations"])
+    verdicts = [run.verdicts(name) for name in names]
     committed: list[str] = []
 
     def outstanding() -> Iterator[str]:
         for shard in annotated:
-            if verdicts.is_committed(shard):
+            there = [dataset.is_committed(shard) for dataset in verdicts]
+            if all(there):
                 committed.append(shard)
-            else:
+            elif not any(there):
                 yield shard
 
     shards = outstanding()
     first = next(shards, None)
     if first is None:
         return
-    label = f"identify {student.name}"
-    progress = Progress(label, None, "images", verdicts.num_rows(committed))
-    run_shards(run, label, config.limits, partial(_verdict_pass, config, run, student), chain([first], shards), (),
-               progress, admission)  # fmt: skip
+    progress = Progress(f"identify {_listed(names)}", None, "images", verdicts[0].num_rows(committed))
+    run_shards(
+        run, f"identify {names[0]}", config.limits, partial(_verdicts_pass, config, run, engine),
+        chain([first], shards), (), progress, admission,
+    )  # fmt: skip
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _take_over(
@@ -239,14 +270,35 @@ def _take_over(
 
 
 def _verdict_pass(config: RunConfig, run: Run, student: StudentConfig, flow: Any) -> Pass[Any]:
+    return _verdicts_pass(config, run, Shared(student, {student.name: None}), flow)
+
+
+def _verdicts_pass(config: RunConfig, run: Run, engine: Shared, flow: Any) -> Pass[Any]:
     matches = matcher_of(config.identify.matcher or task_of(config).matcher)
     worth_asking = WorthAsking(matches, config.identify.ask_where_teacher_disagrees)
     make_stage = partial(Identify, task=task_of(config), answer=config.answer, worth_asking=worth_asking)
     made: Pass[Any] = flow.Pass(
-        f"identify:{student.name}", run.annotations, run.verdicts(student.name), student, make_stage, _reader(config),
-        config.reading, config.limits, worth_asking,
+        _pool("identify", engine), run.annotations, _target(engine, run.verdicts), engine.base,
+        _for_all(make_stage, engine), _reader(config), config.reading, config.limits, worth_asking,
+        adapters=engine.taken_up,
     )  # fmt: skip
     return made
+
+
+def _pool(step: str, engine: Shared) -> str:
+    """As its actors and metrics are called."""
+    first, *others = engine.adapters
+    return f"{step}:{first}+{len(others)}" if others else f"{step}:{first}"
+
+
+def _target(engine: Shared, dataset_of: Callable[[str], Any]) -> Any:
+    datasets = {name: dataset_of(name) for name in engine.adapters}
+    return DatasetsOfModels(datasets) if len(datasets) > 1 else next(iter(datasets.values()))
+
+
+def _for_all(make_stage: Callable[..., Stage[Any, Any]], engine: Shared) -> Callable[[VisionLanguageModel], Any]:
+    """Makes the stage of an engine's one model, or that which asks all of its models."""
+    return partial(together, make_stage, engine.adapters) if len(engine.adapters) > 1 else make_stage
 
 
 def level(config: RunConfig) -> None:
@@ -323,7 +375,7 @@ def _check_export(config: RunConfig, run: Run, student: StudentConfig, arm: Arm,
     questions.commit(shard_name(0), asked)
     model = student.model_copy(update={"model": f"{run.storage.root}/{folder}/merged", "max_num_replicas": None,
                                        "num_replicas": 1})  # fmt: skip
-    make_pass = partial(_prediction_pass, config, f"check:{name}", questions, answers, model)
+    make_pass = partial(_prediction_pass, config, f"check:{name}", questions, answers, Shared(model, {name: None}))
     run_missing(
         run, f"check {name}", config.limits, make_pass, Outstanding.of(answers, Manifest(len(asked), 1)),
         admission,
@@ -383,6 +435,9 @@ def evaluate(config: EvaluationRunConfig, score_only: bool = False) -> None:
         raise ConfigError("evaluate.models", [], "names no model.", "Name one, or add a teacher and students.")
     lay_out(config.evaluate, run, Places(config.object_store))
     if not score_only:
+        for engine in shared_engines(models, config.object_store):
+            if len(engine.adapters) > 1:
+                predict_together(config, engine)
         for name in models:
             predict(config, name)
     scores = _scored(config, config.evaluate, run, list(models))
@@ -415,7 +470,6 @@ def predict(config: EvaluationRunConfig, name: str, admission: Admission = nullc
     assert config.evaluate is not None
     run = open_run(config, upstream=_made_before(config, name))
     models = models_to_measure(config, run)
-    model = models[name]
     made = {n: fingerprint.prediction_fingerprint(config, task_of(config), m) for n, m in models.items()}
     alike = [other for other, found in made.items() if other != name and found == made[name]]
     labels = [benchmark.label for benchmark in config.evaluate.benchmarks]
@@ -427,19 +481,50 @@ def predict(config: EvaluationRunConfig, name: str, admission: Admission = nullc
         others = {twin: run.predictions(label, twin) for twin in alike}
         _take_over(run, f"evaluate {name} on {label}", dataset, others, made[name], manifest.shards)
         outstanding += Outstanding.of(dataset, manifest).below(label)
-    questions = JoinedDatasets({label: run.questions(label) for label in labels})
-    make_pass = partial(_prediction_pass, config, f"evaluate:{name}", questions, JoinedDatasets(predictions), model)
+    make_pass = partial(_predictions_pass, config, run, Shared(models[name], {name: None}))
     run_missing(run, f"evaluate {name}", config.limits, make_pass, outstanding, admission)
 
 
+def predict_together(config: EvaluationRunConfig, engine: Shared, admission: Admission = nullcontext) -> None:
+    """The answers of one engine's models where none has answered yet; `predict` does what then is left of each."""
+    assert config.evaluate is not None
+    names = list(engine.adapters)
+    run = open_run(config, upstream=[dataset for name in names for dataset in _made_before(config, name)])
+    models = models_to_measure(config, run)
+    outstanding = Outstanding([], [], 0, 0)
+    for label in (benchmark.label for benchmark in config.evaluate.benchmarks):
+        manifest = run.manifest(run.benchmark_dir(label))
+        predictions = [run.predictions(label, name) for name in names]
+        for name, dataset in zip(names, predictions, strict=True):
+            run.claim(dataset.folder, fingerprint.prediction_fingerprint(config, task_of(config), models[name]))
+        found = Outstanding.of(predictions[0], manifest)
+        missing = [s for s in found.missing if not any(dataset.is_committed(s) for dataset in predictions[1:])]
+        outstanding += replace(found, missing=missing).below(label)
+    if outstanding.missing:
+        run_missing(run, f"evaluate {names[0]}", config.limits, partial(_predictions_pass, config, run, engine),
+                    outstanding, admission)  # fmt: skip
+
+
+def _predictions_pass(config: EvaluationRunConfig, run: Run, engine: Shared, flow: Any) -> Pass[Any]:
+    assert config.evaluate is not None
+    labels = [benchmark.label for benchmark in config.evaluate.benchmarks]
+
+    def answers_of(name: str) -> JoinedDatasets[Prediction]:
+        return JoinedDatasets({label: run.predictions(label, name) for label in labels})
+
+    questions = JoinedDatasets({label: run.questions(label) for label in labels})
+    return _prediction_pass(config, _pool("evaluate", engine), questions, _target(engine, answers_of), engine, flow)
+
+
 def _prediction_pass(
-    config: EvaluationRunConfig, name: str, questions: Dataset[LabelledQuestion], answers: Dataset[Prediction],
-    model: ModelConfig, flow: Any,
+    config: EvaluationRunConfig, name: str, questions: Dataset[LabelledQuestion], answers: Any, engine: Shared,
+    flow: Any,
 ) -> Pass[Any]:  # fmt: skip
     make_stage = partial(Predict, task=task_of(config), answer=config.answer)
     made: Pass[Any] = flow.Pass(
-        name, questions, answers, model, make_stage, Reader(config.object_store), config.reading, config.limits
-    )
+        name, questions, answers, engine.base, _for_all(make_stage, engine), Reader(config.object_store),
+        config.reading, config.limits, adapters=engine.taken_up,
+    )  # fmt: skip
     return made
 
 

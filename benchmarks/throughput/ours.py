@@ -41,9 +41,14 @@ class Readable:
         return await self.model.look(image_id, content)
 
     async def generate(
-        self, image: SeenImage, text: str, sampling: SamplingConfig, schema: JsonSchema | None = None
+        self,
+        image: SeenImage,
+        text: str,
+        sampling: SamplingConfig,
+        schema: JsonSchema | None = None,
+        adapter: str | None = None,
     ) -> Reply:
-        reply = await self.model.generate(image, text, sampling, schema)
+        reply = await self.model.generate(image, text, sampling, schema, adapter)
         written = f"Question: {QUESTION}\nAnswer: 3" if text == TASK.annotation_prompt() else "3"
         return replace(reply, text=written, finish_reason="stop")
 
@@ -68,9 +73,14 @@ class Raw:
         return prepared if isinstance(prepared, ImageProblem) else SeenImage(image_id, prepared.key, prepared.image)
 
     async def generate(
-        self, image: SeenImage, text: str, sampling: SamplingConfig, schema: JsonSchema | None = None
+        self,
+        image: SeenImage,
+        text: str,
+        sampling: SamplingConfig,
+        schema: JsonSchema | None = None,
+        adapter: str | None = None,
     ) -> Reply:
-        return await self.model.generate(image, text, sampling, schema)
+        return await self.model.generate(image, text, sampling, schema, adapter)
 
     def close(self) -> None:
         self.model.close()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 
-from mpa_ray.checkpoints import local_model
+from mpa_ray.adapters import Adapter
+from mpa_ray.checkpoints import local_folder, local_model
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, ScriptedEngineConfig
 from mpa_ray.effort import Effort, Load
 from mpa_ray.engine.measured import Measured
@@ -22,17 +25,32 @@ def images_in_flight(config: ModelConfig) -> int:
 
 
 def build_engine(
-    config: ModelConfig, object_store: ObjectStoreConfig, request_timeout_s: float, effort: Effort, load: Load
+    config: ModelConfig, adapters: Mapping[str, Adapter], object_store: ObjectStoreConfig, request_timeout_s: float,
+    effort: Effort, load: Load,
+) -> VisionLanguageModel:  # fmt: skip
+    """Start the engine that the configuration names, in this process.
+
+    Args:
+        config: The model, and how it is served.
+        adapters: Those that requests may name.
+        object_store: How models at s3:// are reached.
+        request_timeout_s: An engine that leaves a request unanswered for so long is taken for dead.
+        effort: What the engine spends is added to it.
+        load: Shows what is in the engine.
+    """
+    return Measured(WithTimeout(_start(config, adapters, object_store), request_timeout_s), effort, load)
+
+
+def _start(
+    config: ModelConfig, adapters: Mapping[str, Adapter], object_store: ObjectStoreConfig
 ) -> VisionLanguageModel:
-    """Start the engine that the configuration names, in this process; what it spends is added to `effort`."""
-    return Measured(WithTimeout(_start(config, object_store), request_timeout_s), effort, load)
-
-
-def _start(config: ModelConfig, object_store: ObjectStoreConfig) -> VisionLanguageModel:
     if isinstance(config.engine, ScriptedEngineConfig):
         return ScriptedEngine(config.engine, (config.min_pixels, config.max_pixels), images_in_flight(config))
     # Only here, so that a machine without vLLM can run everything else.
     from mpa_ray.engine.vllm_engine import VllmEngine
 
     local = config.model_copy(update={"model": local_model(config.model, object_store)})
-    return VllmEngine(local, images_in_flight(config))
+    here = {
+        name: replace(adapter, model=local_folder(adapter.model, object_store)) for name, adapter in adapters.items()
+    }
+    return VllmEngine(local, images_in_flight(config), here)

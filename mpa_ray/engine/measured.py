@@ -32,12 +32,17 @@ class Measured:
             self.effort.render_s += time.monotonic() - started
 
     async def generate(
-        self, image: SeenImage, text: str, sampling: SamplingConfig, schema: JsonSchema | None = None
+        self,
+        image: SeenImage,
+        text: str,
+        sampling: SamplingConfig,
+        schema: JsonSchema | None = None,
+        adapter: str | None = None,
     ) -> Reply:
         started = time.monotonic()
         try:
             with self.load.one_more("num_in_engine"):
-                reply = await self.model.generate(image, text, sampling, schema)
+                reply = await self.model.generate(image, text, sampling, schema, adapter)
         finally:
             self.effort.engine_s += time.monotonic() - started
         self.effort.num_prompt_tokens += reply.num_prompt_tokens

@@ -29,9 +29,15 @@ class WithTimeout:
         return await self._in_time(image_id, self.model.look(image_id, content))
 
     async def generate(
-        self, image: SeenImage, text: str, sampling: SamplingConfig, schema: JsonSchema | None = None
+        self,
+        image: SeenImage,
+        text: str,
+        sampling: SamplingConfig,
+        schema: JsonSchema | None = None,
+        adapter: str | None = None,
     ) -> Reply:
-        return await self._in_time(image.image_id, self.model.generate(image, text, sampling, schema))
+        reply = self.model.generate(image, text, sampling, schema, adapter)
+        return await self._in_time(image.image_id, reply)
 
     def close(self) -> None:
         self.model.close()

@@ -85,11 +85,17 @@ class VisionLanguageModel(Protocol):
         ...
 
     async def generate(
-        self, image: SeenImage, text: str, sampling: SamplingConfig, schema: JsonSchema | None = None
+        self,
+        image: SeenImage,
+        text: str,
+        sampling: SamplingConfig,
+        schema: JsonSchema | None = None,
+        adapter: str | None = None,
     ) -> Reply:
         """The reply to the image and the text behind it; the engine adds the system prompt and the chat template.
 
-        With a schema the reply is JSON that it allows, unless the token limit cuts it.
+        With a schema the reply is JSON that it allows, unless the token limit cuts it. An adapter is named as the
+        engine was started with it; without, the model itself replies.
 
         Raises RequestRefused for this request alone, EngineDied for the engine as a whole.
         """

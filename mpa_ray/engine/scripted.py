@@ -36,8 +36,14 @@ class ScriptedEngine:
         return prepared if isinstance(prepared, ImageProblem) else SeenImage(image_id, prepared.key)
 
     async def generate(
-        self, image: SeenImage, text: str, sampling: SamplingConfig, schema: JsonSchema | None = None
+        self,
+        image: SeenImage,
+        text: str,
+        sampling: SamplingConfig,
+        schema: JsonSchema | None = None,
+        adapter: str | None = None,
     ) -> Reply:
+        assert adapter is None, "a scripted engine has no weights to adapt"
         started = time.monotonic()
         self._meet_faults(image.image_id)
         if image.image_id in self._config.hang_on:

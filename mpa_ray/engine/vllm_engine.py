@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import time
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -22,6 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import count, takewhile
 from typing import Any
 
+from mpa_ray.adapters import Adapter
 from mpa_ray.checkpoints import weight_bytes
 from mpa_ray.config import ModelConfig, SamplingConfig, VllmEngineConfig
 from mpa_ray.corpus.decode import ImageProblem, prepare, prepare_apart
@@ -48,8 +50,10 @@ class VllmEngine:
     into tokens. Where this vLLM has no renderer to call, raw prompts go to it.
     """
 
-    def __init__(self, config: ModelConfig, max_images_in_flight: int) -> None:
-        """Start the engine; half a minute or more.
+    def __init__(
+        self, config: ModelConfig, max_images_in_flight: int, adapters: Mapping[str, Adapter] | None = None
+    ) -> None:
+        """Start the engine; half a minute or more. Adapters lie in folders of this machine.
 
         Raises:
             ConfigError: the checkpoint has no processor for images, or this vLLM cannot be used.
@@ -67,7 +71,7 @@ class VllmEngine:
         self._image_token_id = self._processor.tokenizer.convert_tokens_to_ids(self._processor.image_token)
         # A generator of its own for a request ends vLLM's CPU engine ("CPU Generator does not use offset").
         self._takes_seeds = not current_platform.is_cpu()
-        arguments = _engine_arguments(config, current_platform.is_cpu())
+        arguments = _engine_arguments(config, current_platform.is_cpu(), adapters or {})
         num_renderers = _num_renderers(config, current_platform.is_cpu())
         # Processes begin first, so that they load what they need while the engine does.
         processes = RenderingProcesses(num_renderers, arguments, self._pixels) if num_renderers else None
@@ -75,6 +79,8 @@ class VllmEngine:
         self._keeps_tensors = _keeps_tensors(arguments)
         self._renderer = processes or (RenderingThread(arguments, self._pixels) if _can_render() else None)
         self._request_ids = count()
+        # Numbered from 1: vLLM takes 0 for none.
+        self._adapters = {name: (number, a.model) for number, (name, a) in enumerate((adapters or {}).items(), 1)}
 
     async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
         if self._renderer is None:
@@ -88,7 +94,12 @@ class VllmEngine:
         return SeenImage(image_id, seen.key, seen)
 
     async def generate(
-        self, image: SeenImage, text: str, sampling: SamplingConfig, schema: JsonSchema | None = None
+        self,
+        image: SeenImage,
+        text: str,
+        sampling: SamplingConfig,
+        schema: JsonSchema | None = None,
+        adapter: str | None = None,
     ) -> Reply:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMValidationError
@@ -106,7 +117,7 @@ class VllmEngine:
         )
         started = time.monotonic()
         try:
-            final = await self._answered(image, render(self._processor, text), parameters)
+            final = await self._answered(image, render(self._processor, text), parameters, adapter)
         except SpecialTokenInText as error:
             raise RequestRefused(Reason.SPECIAL_TOKEN_IN_TEXT, str(error)) from error
         except EngineDeadError as error:
@@ -125,24 +136,28 @@ class VllmEngine:
         # Collected now: at the interpreter's end its own clean-up would find half of vLLM gone.
         del self._engine
 
-    async def _answered(self, image: SeenImage, prompt: str, parameters: Any) -> Any:
+    async def _answered(self, image: SeenImage, prompt: str, parameters: Any, adapter: str | None) -> Any:
         rendered = image.inputs
         if not isinstance(rendered, _Rendered):
             data, uuids = {"image": rendered}, {"image": image.key}
             raw = {"prompt": prompt, "multi_modal_data": data, "multi_modal_uuids": uuids}
-            return await self._final(raw, parameters)
+            return await self._final(raw, parameters, adapter)
         tokens = _tokens(self._engine.renderer, prompt)
         if rendered.is_in_engine and self._keeps_tensors:
-            final = await self._final(rendered.followed_by(tokens, with_tensors=False), parameters)
+            final = await self._final(rendered.followed_by(tokens, with_tensors=False), parameters, adapter)
             if final.outputs[0].finish_reason != "error":
                 return final
             # Its tensors had to make room for others.
-        final = await self._final(rendered.followed_by(tokens), parameters)
+        final = await self._final(rendered.followed_by(tokens), parameters, adapter)
         rendered.is_in_engine = True
         return final
 
-    async def _final(self, request: Any, parameters: Any) -> Any:
-        async for output in self._engine.generate(request, parameters, f"{next(self._request_ids)}"):
+    async def _final(self, request: Any, parameters: Any, adapter: str | None) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        lora = LoRARequest(adapter, *self._adapters[adapter]) if adapter is not None else None
+        request_id = f"{next(self._request_ids)}"
+        async for output in self._engine.generate(request, parameters, request_id, lora_request=lora):
             final = output
         return final
 
@@ -169,6 +184,7 @@ _NEEDED = {
     "vllm": ("AsyncEngineArgs", "SamplingParams"),
     "vllm.platforms": ("current_platform",),
     "vllm.v1.engine.async_llm": ("AsyncLLM",),
+    "vllm.lora.request": ("LoRARequest",),
     "vllm.exceptions": ("VLLMValidationError",),
     "vllm.sampling_params": ("RequestOutputKind", "StructuredOutputsParams"),
     "vllm.v1.engine.exceptions": ("EngineDeadError", "EngineGenerateError"),
@@ -374,7 +390,7 @@ def _can_render() -> bool:
     return True
 
 
-def _engine_arguments(config: ModelConfig, on_cpu: bool) -> dict[str, Any]:
+def _engine_arguments(config: ModelConfig, on_cpu: bool, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
     engine = config.engine
     assert isinstance(engine, VllmEngineConfig)
     arguments: dict[str, Any] = {
@@ -400,7 +416,16 @@ def _engine_arguments(config: ModelConfig, on_cpu: bool) -> dict[str, Any]:
         arguments["block_size"] = engine.block_size
     if engine.max_model_len is not None:
         arguments["max_model_len"] = engine.max_model_len
-    return arguments | engine.engine_args
+    arguments |= engine.engine_args
+    if adapters:
+        # One place more than there are adapters: on a CPU, requests without an adapter get what lies in the last place.
+        rank = next(size for size in _LORA_RANKS if size >= max(adapter.rank for adapter in adapters.values()))
+        arguments |= {"enable_lora": True, "max_loras": len(adapters) + 1, "max_lora_rank": rank}
+    return arguments
+
+
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM lays out room for."""
 
 
 def _keeps_tensors(arguments: dict[str, Any]) -> bool:

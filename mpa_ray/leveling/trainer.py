@@ -37,7 +37,8 @@ from mpa_ray.leveling.export import Check, export, take_over
 from mpa_ray.leveling.loss import IGNORED_LABEL, answer_loss, num_answered, weight_of
 from mpa_ray.leveling.parallel import check_parallel, shard
 from mpa_ray.leveling.plan import Plan
-from mpa_ray.leveling.scope import learning_rates, part_of, prepare_for_training
+from mpa_ray.leveling.scope import learning_rates, prepare_for_training
+from mpa_ray.parts import part_of
 from mpa_ray.rendering import load_processor
 from mpa_ray.store.storage import Storage
 from mpa_ray.tasks.task import Task

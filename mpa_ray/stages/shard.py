@@ -24,8 +24,8 @@ class ImageWork(Generic[RowT]):
     image_id: str
     uri: str
     rows: tuple[RowT, ...]
-    content: bytes | ImageProblem | None
-    """The file, or why there is none; None where nothing has to be asked."""
+    content: bytes | SeenImage | ImageProblem | None
+    """The file, or what the engine has seen of it, or why there is none; None where nothing has to be asked."""
     content_sha256: str | None = None
     attempts: int = 1
     """The number of this attempt."""
@@ -39,7 +39,7 @@ class Stage(Protocol[RowT, OutT]):
 
 async def look_at(work: ImageWork[RowT], model: VisionLanguageModel) -> SeenImage | ImageProblem:
     """Show the image to the model's engine; what was not read needs no look."""
-    if work.content is None or isinstance(work.content, ImageProblem):
+    if not isinstance(work.content, bytes):
         return work.content or ImageProblem(Reason.UNREADABLE, "not read")
     try:
         return await model.look(work.image_id, work.content)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import count, islice, takewhile
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from mpa_ray.records import RowT
+from mpa_ray.records import OfModel, RowT
 from mpa_ray.store.parquet import from_parquet, read_columns, to_parquet
 from mpa_ray.store.storage import Storage
 
@@ -130,6 +130,26 @@ class JoinedDatasets(Generic[RowT]):
     def _place(self, shard: str) -> tuple[ShardedDataset[RowT], str]:
         part, _, name = shard.partition("/")
         return self.parts[part], name
+
+
+@dataclass(frozen=True)
+class DatasetsOfModels(Generic[RowT]):
+    """What several models give for the same shards, each in its own dataset, committed together."""
+
+    parts: Mapping[str, ShardedDataset[RowT] | JoinedDatasets[RowT]]
+    """By the models' names."""
+
+    def commit(self, shard: str, rows: Sequence[OfModel[RowT]]) -> bool:
+        """False where another attempt was first with any of them."""
+        committed = [
+            part.commit(shard, [found.row for found in rows if found.model == name])
+            for name, part in self.parts.items()
+        ]
+        return all(committed)
+
+    def read(self, shard: str) -> list[OfModel[RowT]]:
+        """As `ShardedDataset.read`, model by model."""
+        return [OfModel(name, row) for name, part in self.parts.items() for row in part.read(shard)]
 
 
 Dataset: TypeAlias = ShardedDataset[RowT] | JoinedDatasets[RowT]

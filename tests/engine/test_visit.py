@@ -212,7 +212,9 @@ def test_greedy_answers_equal_those_of_transformers(run: Run[Any], engine: VllmE
 
 def test_an_image_rendered_beside_the_engine_gives_what_a_raw_prompt_gives(run: Run[Any], engine: VllmEngine) -> None:
     sampling = SamplingConfig(max_new_tokens=48)
-    thread = RenderingThread(_engine_arguments(CONFIG, on_cpu=True), (CONFIG.min_pixels, CONFIG.max_pixels))
+    thread = RenderingThread(
+        _engine_arguments(CONFIG, on_cpu=True, adapters={}), (CONFIG.min_pixels, CONFIG.max_pixels)
+    )
 
     async def each_way(scene: Scene, text: str) -> list[Reply]:
         image, in_thread = prepared(scene), await thread.image(content_of(scene))
@@ -284,7 +286,7 @@ def test_an_image_of_too_many_tokens_is_refused_and_the_engine_lives(
     # 1,296 tokens at 28 x 28 pixels each, of 512 that a prompt may have.
     image: Any = Image.new("RGB", (1008, 1008), "teal")
     if is_rendered:
-        arguments = _engine_arguments(CONFIG.model_copy(update={"model": checkpoint}), on_cpu=True)
+        arguments = _engine_arguments(CONFIG.model_copy(update={"model": checkpoint}), on_cpu=True, adapters={})
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         image = run(rendered_in_a_thread(arguments, (3136, 1008 * 1008), buffer.getvalue()))

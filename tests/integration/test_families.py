@@ -19,7 +19,8 @@ from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
 from mpa_ray.leveling.collator import AnswerCollator
 from mpa_ray.leveling.epoch import TrainingRow, micro_batches
 from mpa_ray.leveling.loss import IGNORED_LABEL, Reduction, answer_loss, weight_of
-from mpa_ray.leveling.scope import part_of, prepare_for_training
+from mpa_ray.leveling.scope import prepare_for_training
+from mpa_ray.parts import part_of
 from mpa_ray.records import ParitySample
 from mpa_ray.rendering import load_processor, render, turn_of
 from mpa_ray.tasks.library import TASKS

@@ -21,7 +21,8 @@ from mpa_ray.leveling.epoch import TrainingRow
 from mpa_ray.leveling.level import level
 from mpa_ray.leveling.loss import IGNORED_LABEL, answer_loss, weight_of
 from mpa_ray.leveling.plan import Supply, plan
-from mpa_ray.leveling.scope import part_of, prepare_for_training
+from mpa_ray.leveling.scope import prepare_for_training
+from mpa_ray.parts import part_of
 from mpa_ray.records import ParitySample, Verdict
 from mpa_ray.rendering import load_processor, render
 from mpa_ray.store.run import Run

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from mpa_ray.config import AnswerConfig, SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
@@ -13,6 +15,9 @@ from mpa_ray.records import Annotation, LabelledQuestion, Reason, State
 from mpa_ray.stages.identify import Identify, WorthAsking
 from mpa_ray.stages.predict import Predict
 from mpa_ray.stages.shard import ImageWork
+from mpa_ray.stages.together import together
+from mpa_ray.store.dataset import DatasetsOfModels
+from mpa_ray.store.run import Run
 from mpa_ray.tasks.library import TASKS
 
 TASK = TASKS["text_vqa"]
@@ -26,14 +31,23 @@ class Counting:
     def __init__(self) -> None:
         self.num_now = 0
         self.together: list[int] = []
+        self.asked: list[str | None] = []
+        self.num_looks = 0
 
     async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
+        self.num_looks += 1
         return SeenImage(image_id, f"{len(content)}")
 
     async def generate(
-        self, image: SeenImage, text: str, sampling: SamplingConfig, schema: JsonSchema | None = None
+        self,
+        image: SeenImage,
+        text: str,
+        sampling: SamplingConfig,
+        schema: JsonSchema | None = None,
+        adapter: str | None = None,
     ) -> Reply:
         assert (image.image_id, sampling.temperature, schema) == ("a", 0, None)
+        self.asked.append(adapter)
         number = text.split("number ")[1].split("?")[0]
         if number == "13":
             raise RequestRefused(Reason.PROMPT_TOO_LONG, "scripted")
@@ -41,7 +55,7 @@ class Counting:
         self.together.append(self.num_now)
         await asyncio.sleep(0.001)
         self.num_now -= 1
-        return Reply(number, "stop", 10, 0, 1, 5, None, 0.0)
+        return Reply(number if adapter != "astray" else "7", "stop", 10, 0, 1, 5, None, 0.0)
 
     def close(self) -> None: ...
 
@@ -75,3 +89,38 @@ def test_labelled_questions_on_an_image_keep_their_order() -> None:
     assert [(p.question_id, p.prediction, p.reason) for p in found] == [
         ("q5", "5", None), ("q13", None, "prompt_too_long: scripted"), ("q7", "7", None),
     ]  # fmt: skip
+
+
+def test_models_of_one_engine_are_asked_about_an_image_that_is_looked_at_once(tmp_path: Path) -> None:
+    engine = Counting()
+    make_stage = partial(Identify, task=TASK, answer=AnswerConfig(), worth_asking=WorthAsking(MATCHERS["exact"]))
+    stage = together(make_stage, {"small": None, "astray": object()}, engine)
+    rows = asyncio.run(stage.visit(ImageWork("a", "/a", (pair(1, "1", "1"), pair(2, "2", "other")), b"file")))
+    assert engine.num_looks == 1
+    assert engine.asked == [None, "astray"]
+    assert [(found.model, found.row.annotation_id, found.row.state) for found in rows] == [
+        ("small", "a#1", State.DROPPED), ("small", "a#2", State.DROPPED),
+        ("astray", "a#1", State.KEPT), ("astray", "a#2", State.DROPPED),
+    ]  # fmt: skip
+    assert [(found.image_id, found.state, found.reason) for found in rows[::3]] == [
+        ("a", State.DROPPED, Reason.STUDENT_CORRECT), ("a", State.DROPPED, Reason.TEACHER_INCONSISTENT),
+    ]  # fmt: skip
+
+    run = Run.open(str(tmp_path))
+    both = DatasetsOfModels({name: run.verdicts(name) for name in ("small", "astray")})
+    assert both.commit("000000", rows)
+    assert [v.state for v in run.verdicts("astray").read("000000")] == [State.KEPT, State.DROPPED]
+    assert not both.commit("000000", rows[:2])
+    assert both.read("000000") == rows
+
+
+def test_what_cannot_be_seen_fails_for_every_model() -> None:
+    engine = Counting()
+    make_stage = partial(Identify, task=TASK, answer=AnswerConfig(), worth_asking=WorthAsking(MATCHERS["exact"]))
+    stage = together(make_stage, {"small": None, "other": object()}, engine)
+    problem = ImageProblem(Reason.UNREADABLE, "gone")
+    rows = asyncio.run(stage.visit(ImageWork("a", "/a", (pair(1, "1", "1"),), problem)))
+    assert [(found.model, found.state, found.reason) for found in rows] == [
+        ("small", State.FAILED, Reason.UNREADABLE), ("other", State.FAILED, Reason.UNREADABLE),
+    ]  # fmt: skip
+    assert engine.asked == []

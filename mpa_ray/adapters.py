@@ -1,0 +1,119 @@
+"""LoRA adapters that one engine serves beside each other and beside the model they belong on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpa_ray.checkpoints import ADAPTER, adapter_folder, model_identity
+from mpa_ray.config import ModelConfig, ObjectStoreConfig, ScriptedEngineConfig, VllmEngineConfig
+from mpa_ray.parts import part_of
+
+_MOST = 15
+"""Adapters of one engine, unless its `max_loras` says otherwise: each takes room on every GPU."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that an engine can take up without merging it."""
+
+    model: str
+    """Its folder or s3:// prefix."""
+    base: str
+    rank: int
+    """Of its largest matrices."""
+
+
+def servable(model: str, object_store: ObjectStoreConfig) -> Adapter | None:
+    """The adapter that a name stands for; None for a checkpoint, and for an adapter that has to be merged.
+
+    An engine takes low-rank matrices of the language model. What changes the vision tower or the projector it would
+    leave out without a word, and of whole weights beside the matrices it knows nothing.
+    """
+    folder = adapter_folder(model, object_store)
+    if folder is None:
+        return None
+    settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    is_plain = (
+        settings.get("peft_type") == "LORA"
+        and settings.get("bias", "none") == "none"
+        and not any(settings.get(name) for name in ("use_dora", "modules_to_save", "alpha_pattern"))
+    )
+    if not is_plain or not _is_of_language(folder):
+        return None
+    rank = max(settings["r"], *settings.get("rank_pattern", {}).values(), 1)
+    return Adapter(model, settings["base_model_name_or_path"], rank)
+
+
+def _is_of_language(folder: Path) -> bool:
+    from safetensors import safe_open
+
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        return False
+    with safe_open(file, "np") as weights:
+        names = list(weights.keys())
+    return all(name.endswith((".lora_A.weight", ".lora_B.weight")) and part_of(name) == "language" for name in names)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Models that one engine serves: those without an adapter are the base itself."""
+
+    base: ModelConfig
+    adapters: Mapping[str, Adapter | None]
+    """By the models' names, in their order."""
+
+    @property
+    def taken_up(self) -> dict[str, Adapter]:
+        """Those that the engine has to be started with."""
+        return {name: adapter for name, adapter in self.adapters.items() if adapter is not None}
+
+
+def shared_engines(models: Mapping[str, ModelConfig], object_store: ObjectStoreConfig) -> list[Shared]:
+    """The models by the engines that can serve them, several at a time where they differ in nothing but adapters.
+
+    A model that shares with no other is served as it is, an adapter merged into its base.
+    """
+    found: dict[str, list[tuple[str, Adapter | None]]] = {}
+    for name, model in models.items():
+        if isinstance(model.engine, ScriptedEngineConfig):
+            continue
+        adapter = servable(model.model, object_store)
+        base = model_identity(adapter.base if adapter is not None else model.model, object_store)
+        found.setdefault(f"{base} {_settings(model)}", []).append((name, adapter))
+    engines = [
+        Shared(models[part[0][0]].model_copy(update={"model": _base(models, part)}), dict(part))
+        for group in found.values()
+        for part in _parts(group, models[group[0][0]].engine)
+        if len(part) > 1
+    ]
+    shared = {name for engine in engines for name in engine.adapters}
+    engines += [Shared(model, {name: None}) for name, model in models.items() if name not in shared]
+    order = list(models)
+    return sorted(engines, key=lambda engine: order.index(next(iter(engine.adapters))))
+
+
+def _settings(model: ModelConfig) -> str:
+    """All but the model itself, and what else a student has."""
+    return model.model_dump_json(include=set(ModelConfig.model_fields) - {"model"})
+
+
+def _parts(group: list[tuple[str, Adapter | None]], engine: Any) -> list[list[tuple[str, Adapter | None]]]:
+    """Groups as large as an engine may serve: adapters that had to take turns would show themselves in base answers."""
+    assert isinstance(engine, VllmEngineConfig)
+    most = max(1, engine.engine_args.get("max_loras", _MOST + 1) - 1)
+    parts: list[list[tuple[str, Adapter | None]]] = [[]]
+    for name, adapter in group:
+        if sum(other is not None for _, other in parts[-1]) == most:
+            parts.append([])
+        parts[-1].append((name, adapter))
+    return parts
+
+
+def _base(models: Mapping[str, ModelConfig], part: list[tuple[str, Adapter | None]]) -> str:
+    name, adapter = part[0]
+    return adapter.base if adapter is not None else models[name].model

@@ -1,0 +1,50 @@
+"""Students that are adapters of one model, in one engine with it: each answers as it does in an engine of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.multi_lora import (
+    annotated_run,
+    differing,
+    merged_models,
+    verdicts_of,
+    write_adapters,
+    write_images,
+)
+from mpa_ray import steps
+from mpa_ray.checkpoints import CACHE_VARIABLE
+from mpa_ray.store.run import Run
+
+NUM_IMAGES = 96
+
+
+@pytest.mark.timeout(600)
+def test_one_engine_gives_the_verdicts_of_separate_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Base and adapters mixed in every batch; so few blocks of cache that all of it is evicted many times."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    questions = write_images(tmp_path / "images", NUM_IMAGES)
+    models = write_adapters(tmp_path, 2)
+    few_blocks = {"engine_args": {"num_gpu_blocks_override": 64}}
+    shared = annotated_run(tmp_path / "shared", tmp_path / "images", questions, models, **few_blocks)
+    steps.identify(shared)
+    run = Run.open(shared.run_dir)
+    assert [path for path in run.storage.list("phases") if "identify" in path] == ["phases/identify.base.json"]
+
+    merged = merged_models(models)
+    separate = annotated_run(tmp_path / "separate", tmp_path / "images", questions, merged)
+    for student in separate.students:
+        steps.identify_student(separate, student)
+    found, expected = verdicts_of(shared), verdicts_of(separate)
+    # Where two answers are as likely as each other, the order of sums may decide; none was seen.
+    assert [(name, one.question, one.student_answer, other.student_answer)
+            for name, one, other in differing(found, expected)] == []  # fmt: skip
+    assert {name: {id_: v.state for id_, v in rows.items()} for name, rows in found.items()} == {
+        name: {id_: v.state for id_, v in rows.items()} for name, rows in expected.items()
+    }
+    answers = {name: [v.student_answer for v in rows.values()] for name, rows in found.items()}
+    assert len({tuple(given) for given in answers.values()}) == 3, "the adapters change nothing"
+    for name in models:
+        assert run.storage.exists(f"parity/{name}/manifest.json")

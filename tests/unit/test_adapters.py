@@ -1,0 +1,86 @@
+"""Which models one engine serves together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from mpa_ray.adapters import Adapter, servable, shared_engines
+from mpa_ray.config import ModelConfig, ObjectStoreConfig, resolve_path
+
+BASE = resolve_path("bundled:demo/models/student")
+OTHER_BASE = resolve_path("bundled:demo/models/teacher")
+STORE = ObjectStoreConfig()
+LANGUAGE = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
+VISION = "base_model.model.model.visual.blocks.0.attn.qkv"
+
+
+def adapter(
+    folder: Path, base: str = BASE, module: str = LANGUAGE, weight: str = "lora_A.weight", **settings: Any
+) -> str:
+    folder.mkdir(parents=True)
+    told = {"peft_type": "LORA", "r": 8, "bias": "none", "base_model_name_or_path": base} | settings
+    (folder / "adapter_config.json").write_text(json.dumps(told))
+    save_file({f"{module}.{weight}": np.zeros((2, 2), np.float32)}, folder / "adapter_model.safetensors")
+    return str(folder)
+
+
+def test_a_plain_adapter_of_the_language_model_is_taken_up_as_it_is(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", r=8, rank_pattern={"q_proj": 24})
+    assert servable(folder, STORE) == Adapter(folder, BASE, 24)
+    assert servable(BASE, STORE) is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"module": VISION},
+        {"weight": "lora_magnitude_vector"},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"bias": "all"},
+        {"peft_type": "IA3"},
+    ],
+)
+def test_what_an_engine_would_leave_out_is_merged(tmp_path: Path, odd: dict[str, Any]) -> None:
+    assert servable(adapter(tmp_path / "a", **odd), STORE) is None
+
+
+def names(models: dict[str, ModelConfig]) -> list[list[str]]:
+    return [list(engine.adapters) for engine in shared_engines(models, STORE)]
+
+
+def test_models_that_differ_in_adapters_alone_share_an_engine(tmp_path: Path) -> None:
+    models = {
+        "first": ModelConfig(model=adapter(tmp_path / "1")),
+        "teacher": ModelConfig(model=OTHER_BASE),
+        "base": ModelConfig(model=BASE),
+        "of-other": ModelConfig(model=adapter(tmp_path / "2", OTHER_BASE)),
+        "vision": ModelConfig(model=adapter(tmp_path / "3", module=VISION)),
+        "larger-images": ModelConfig(model=adapter(tmp_path / "4"), max_pixels=999_999),
+        "second": ModelConfig(model=adapter(tmp_path / "5", r=32)),
+        "scripted": ModelConfig.model_validate({"model": "scripted", "engine": {"kind": "scripted"}}),
+    }
+    assert names(models) == [
+        ["first", "base", "second"], ["teacher", "of-other"], ["vision"], ["larger-images"], ["scripted"],
+    ]  # fmt: skip
+    shared, of_teacher, alone = shared_engines(models, STORE)[:3]
+    assert shared.base.model == BASE
+    assert {name: found.rank for name, found in shared.taken_up.items()} == {"first": 8, "second": 32}
+    assert (of_teacher.base.model, list(of_teacher.taken_up)) == (OTHER_BASE, ["of-other"])
+    assert (alone.base.model, alone.taken_up) == (models["vision"].model, {})
+
+
+def test_adapters_never_take_turns(tmp_path: Path) -> None:
+    """On a CPU, the base's answers would become those of whichever adapter lies in the engine's last place."""
+    engine = {"kind": "vllm", "engine_args": {"max_loras": 3}}
+    models = {
+        name: ModelConfig.model_validate({"model": model, "engine": engine})
+        for name, model in [("base", BASE), *((f"{i}", adapter(tmp_path / f"{i}")) for i in range(5))]
+    }
+    assert names(models) == [["base", "0", "1"], ["2", "3"], ["4"]]
