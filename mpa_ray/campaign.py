@@ -114,6 +114,9 @@ class _Campaign:
                 steps.level_student(self._config, student, arm, self._admission_to_train(student, size), to_check)
                 self._measure(student, measured_as(arm), admission)
             self._measure_before(student, engine, admission)
+            self._measured_before[student.name].set()
+            for number in range(2, student.rounds + 1):
+                self._align_again(student, number, self._admission_to_train(student, size), admission, to_check)
         except Exception as error:  # noqa: BLE001
             if error is not self._teacher_failed:
                 self._failures[student.name] = error
@@ -122,9 +125,25 @@ class _Campaign:
             self._identified[student.name].set()
             self._measured_before[student.name].set()
 
-    def _measure(self, student: StudentConfig, when: str, admission: Admission) -> None:
+    def _align_again(
+        self, student: StudentConfig, number: int, to_train: Admission, admission: Admission, to_check: Admission
+    ) -> None:
+        """A later round: what the student answers now, a training from there, and its scores."""
+        config = steps.with_rounds(self._config)
+        # What may be wrong with other students is known.
+        steps.check_once(config, is_sound=True)
+        again = next(s for s in config.students if s.name == student.name_in(number))
+        steps.identify_student(config, again, admission)
+        steps.level_student(config, again, "parity", to_train, to_check)
+        for when in ("before", "after"):
+            self._measure(again, when, admission, config)
+
+    def _measure(
+        self, student: StudentConfig, when: str, admission: Admission, config: RunConfig | None = None
+    ) -> None:
+        """Whatever the run is measured on; `config` is the run's unless another is given."""
         if self._config.evaluate is not None:
-            steps.predict(self._config, f"{student.name}.{when}", admission)
+            steps.predict(config or self._config, f"{student.name}.{when}", admission)
 
     def _identify(self, student: StudentConfig, engine: Shared, admission: Admission) -> None:
         """The first student of an engine has it ask all of them; the others, and its equals, take the answers over."""

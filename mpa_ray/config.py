@@ -461,6 +461,13 @@ class StudentConfig(ModelConfig):
     balance belong to `parity` alone."""
     labels: BenchmarkConfig | None = None
     """The labelled set of arm `labels`."""
+    rounds: int = Field(1, ge=1)
+    """How often it is aligned: the aligned student is put the teacher's questions again and trained on those that it
+    fails at now. Round 2 of `small` is a student called `small.round2`; only arm `parity` goes on."""
+
+    def name_in(self, round_number: int) -> str:
+        """How it is called in a round, from 1 on."""
+        return self.name if round_number == 1 else f"{self.name}.round{round_number}"
 
 
 class NamedModelConfig(ModelConfig):
@@ -575,9 +582,16 @@ class RunConfig(EvaluationRunConfig):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> RunConfig:
-        names = [student.name for student in self.students]
+        names = [student.name_in(n) for student in self.students for n in range(1, student.rounds + 1)]
         if len(set(names)) != len(names):
             raise ValueError(f"students: names must differ, got {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_have_an_arm(self) -> RunConfig:
+        for student in self.students:
+            if student.rounds > 1 and "parity" not in student.arms:
+                raise ValueError(f"students: {student.name} has {student.rounds} rounds and no arm parity")
         return self
 
 

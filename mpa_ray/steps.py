@@ -100,6 +100,24 @@ def check_once(config: EvaluationRunConfig, *, is_sound: bool = False) -> None:
     _checked.add(told)
 
 
+def with_rounds(config: RunConfig) -> RunConfig:
+    """The same with students of later rounds, as far as the round before is done: its model is what they begin with."""
+    if all(student.rounds == 1 for student in config.students):
+        return config
+    run = Run.open(config.run_dir, config.object_store)
+    students: list[StudentConfig] = []
+    for student in config.students:
+        students.append(student)
+        for number in range(2, student.rounds + 1):
+            before = Run.student_dir(student.name_in(number - 1))
+            if not run.storage.exists(f"{before}/complete.json"):
+                break
+            model = {"name": student.name_in(number), "model": f"{run.storage.root}/{before}/merged"}
+            students.append(student.model_copy(update={**model, "arms": ("parity",), "rounds": 1}))
+    unique = {student.name: student for student in students}
+    return config.model_copy(update={"students": list(unique.values())})
+
+
 def index(config: RunConfig) -> None:
     """List the source's images into the corpus manifest."""
     run = open_run(config, ["corpus"])
@@ -173,6 +191,7 @@ def _without(shards: Iterable[str], others: Sequence[str]) -> Iterator[str]:
 
 def identify(config: RunConfig) -> None:
     """The Parity Identifier: verdicts and D_PI of every student."""
+    config = with_rounds(config)
     run = open_run(config, upstream=["corpus", "annotations"])
     annotated = run.manifest().shards if run.storage.exists("corpus/manifest.json") else []
     for engine in identified_together(config, config.students):
@@ -303,6 +322,7 @@ def _for_all(make_stage: Callable[..., Stage[Any, Any]], engine: Shared) -> Call
 
 def level(config: RunConfig) -> None:
     """The Parity Leveler: every student fine-tuned on its D_PI."""
+    config = with_rounds(config)
     for student in config.students:
         for arm in student.arms:
             level_student(config, student, arm)
@@ -396,6 +416,7 @@ def rematch(config: RunConfig) -> None:
     """Judge stored verdicts by another matcher, without any model: D_PI anew, and how the cells change."""
     task = task_of(config)
     matcher = config.identify.matcher or task.matcher
+    config = with_rounds(config)
     check_run(config)
     run = Run.open(config.run_dir, config.object_store)
     for student in config.students:
@@ -429,6 +450,9 @@ def evaluate(config: EvaluationRunConfig, score_only: bool = False) -> None:
     if config.evaluate is None:
         say("evaluate: no benchmark is configured (evaluate.benchmarks), nothing to measure")
         return
+    if isinstance(config, RunConfig):
+        config = with_rounds(config)
+    assert config.evaluate is not None
     run = open_run(config, upstream=_made_before_evaluation(config))
     models = models_to_measure(config, run)
     if not models:
@@ -613,6 +637,7 @@ def report(config: RunConfig) -> None:
     from mpa_ray.report.collect import collect
     from mpa_ray.report.render import render_html, render_table
 
+    config = with_rounds(config)
     run = open_run(config, upstream=_made_before_evaluation(config))
     summary = collect(run, config)
     run.write_json("report/report.json", summary)

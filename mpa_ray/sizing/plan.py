@@ -123,6 +123,8 @@ class _Sizer:
             self._notes += differing(config, self._measured.config)
         if any(student.arms != ("parity",) for student in config.students):
             self._notes.append("arms: one training for each student is reckoned with, that on D_PI")
+        if any(student.rounds > 1 for student in config.students):
+            self._notes.append("rounds: the first of each student is reckoned with")
         self._sizes: dict[str, Architecture | None] = {}
         self._num_images = self._count_images()
         self._num_shards = -(-self._num_images // config.source.shard_size)

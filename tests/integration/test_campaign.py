@@ -32,7 +32,8 @@ def tree_of(images: Path, folder: Path) -> dict[str, Any]:
     all_fail = {**small["engine"], "fail_on": [f"{number:03d}.png" for number in range(60)]}
     failing = {**small, "name": "failing", "engine": all_fail, "max_pixels": 9999}
     absent = {**small, "name": "absent", "model": "./no/such/model", "engine": {"kind": "vllm"}}
-    twin = {**small, "name": "twin", "arms": ["parity"], "level": {**small["level"], "learning_rate": 5.0e-4}}
+    twin = {**small, "name": "twin", "arms": ["parity"], "rounds": 2}
+    twin["level"] = {**small["level"], "learning_rate": 5.0e-4}
     tree["students"] = [small, failing, absent, twin]
     tree["limits"] = {"min_images": 8}
     return tree
@@ -58,7 +59,7 @@ def test_a_campaign(
         campaign.align(RunConfig.model_validate(tree))
     told = capsys.readouterr().out
     run = Run.open(tree["run_dir"])
-    for trained in ("small/parity", "small/consistent", "twin/parity"):
+    for trained in ("small/parity", "small/consistent", "twin/parity", "twin.round2/parity"):
         assert run.storage.exists(f"students/{trained}/complete.json")
     assert not run.storage.exists("students/failing/parity/complete.json")
     assert audit(run)["annotated"] == 60
@@ -66,12 +67,14 @@ def test_a_campaign(
     assert not run.storage.exists("phases/identify.twin.json")
     assert "identify twin, as small: 8 shards" in told.splitlines()
     report = json.loads(run.storage.read("report/report.json"))
-    assert set(report["students"]) == {"small", "failing", "absent", "twin"}
+    assert set(report["students"]) == {"small", "failing", "absent", "twin", "twin.round2"}
+    assert report["students"]["twin.round2"]["model"] == f"{run.storage.root}/students/twin/parity/merged"
+    assert run.read_json("phases/identify.twin.round2.json")["num_images"] == 60
     assert {(row["student"], row["arm"]) for row in report["leaderboard"]} == {
-        ("small", "parity"), ("small", "consistent"), ("twin", "parity"),
+        ("small", "parity"), ("small", "consistent"), ("twin", "parity"), ("twin.round2", "parity"),
     }  # fmt: skip
     found = status(run)
-    assert found.finished == ["small", "small consistent", "twin"]
+    assert found.finished == ["small", "small consistent", "twin", "twin.round2"]
     assert {"identify failing", "identify absent"} <= {step.name for step in found.steps if step.state != "done"}
 
     tree["students"] = [s for s in tree["students"] if s["name"] in ("small", "twin")]
@@ -79,5 +82,6 @@ def test_a_campaign(
     campaign.align(RunConfig.model_validate(tree))
     again = capsys.readouterr().out.splitlines()
     done = {"annotate", "identify twin", "level small", "level small consistent", "level twin"}
+    done |= {"identify twin.round2", "level twin.round2"}
     assert {f"{step}: already done" for step in done} <= set(again)
     assert run.read_json("phases/annotate.json")["num_images"] == 60
