@@ -49,13 +49,14 @@ def servable(model: str, object_store: ObjectStoreConfig) -> Adapter | None:
 
 
 def _is_of_language(folder: Path) -> bool:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
+    try:
+        with safe_open(folder / "adapter_model.safetensors", "np") as weights:
+            names = list(weights.keys())
+    except (OSError, SafetensorError):
+        # What is wrong with it shows where it is merged, and hinders no other model.
         return False
-    with safe_open(file, "np") as weights:
-        names = list(weights.keys())
     return all(name.endswith((".lora_A.weight", ".lora_B.weight")) and part_of(name) == "language" for name in names)
 
 

@@ -51,6 +51,14 @@ def test_what_an_engine_would_leave_out_is_merged(tmp_path: Path, odd: dict[str,
     assert servable(adapter(tmp_path / "a", **odd), STORE) is None
 
 
+def test_a_damaged_adapter_takes_no_other_down(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a")
+    Path(folder, "adapter_model.safetensors").write_bytes(b"no weights")
+    assert servable(folder, STORE) is None
+    Path(folder, "adapter_model.safetensors").unlink()
+    assert servable(folder, STORE) is None
+
+
 def names(models: dict[str, ModelConfig]) -> list[list[str]]:
     return [list(engine.adapters) for engine in shared_engines(models, STORE)]
 
