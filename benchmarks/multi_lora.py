@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -89,16 +90,22 @@ def merged_models(models: Mapping[str, str]) -> dict[str, str]:
 
 
 def annotated_run(
-    run_dir: Path, images: Path, questions: Mapping[str, Question], models: Mapping[str, str], **engine: Any
+    run_dir: Path,
+    images: Path,
+    questions: Mapping[str, Question],
+    models: Mapping[str, str],
+    engine: Mapping[str, Any] = MappingProxyType({}),
+    evaluate: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """A run in which the true answers stand in the teacher's place, ready for identification."""
-    student = {"engine": ENGINE | engine, "min_pixels": 3136, "max_pixels": 12544}
+    student = {"engine": {**ENGINE, **engine}, "min_pixels": 3136, "max_pixels": 12544}
     config = RunConfig.model_validate({
         "run_dir": str(run_dir),
         "task": "demo_world",
         "source": {"path": str(images), "shard_size": 64},
         "teacher": {"model": "scripted", "engine": {"kind": "scripted"}},
         "students": [{"name": name, "model": model, **student} for name, model in models.items()],
+        "evaluate": evaluate,
     })  # fmt: skip
     steps.index(config)
     run = steps.open_run(config, ["annotations"])

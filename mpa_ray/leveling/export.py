@@ -36,7 +36,7 @@ def take_over(model: Any, weights: dict[str, torch.Tensor]) -> Any:
 
 
 def export(
-    model: Any, processor: Any, level: LevelConfig, storage: Storage, folder: str, card: str, check: Check
+    model: Any, processor: Any, base: str, level: LevelConfig, storage: Storage, folder: str, card: str, check: Check
 ) -> None:
     """Write `adapter/` (with LoRA), `merged/` and `check.json` into the run.
 
@@ -46,6 +46,7 @@ def export(
     Args:
         model: The trained student.
         processor: Saved beside the weights, with its chat template.
+        base: What the adapter says it belongs on: the student as it is named, not where this machine keeps it.
         level: How it was trained.
         storage: The run's.
         folder: Where in the run.
@@ -58,6 +59,7 @@ def export(
     with tempfile.TemporaryDirectory() as scratch:
         adapter, merged = Path(scratch, "adapter"), Path(scratch, "merged")
         if isinstance(level.method, LoraConfig):
+            model.peft_config[model.active_adapter].base_model_name_or_path = base
             _save(model, adapter, card)
             model = model.merge_and_unload()
         processor.save_pretrained(merged)

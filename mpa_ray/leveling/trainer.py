@@ -428,7 +428,7 @@ def train(job: TrainingJob) -> None:
             contents = reader.read([row.uri for row in asked])
             check = Check(asked, [c if isinstance(c, bytes) else b"" for c in contents], job.task,
                           (job.min_pixels, job.max_pixels), job.max_new_tokens)  # fmt: skip
-            export(take_over(fresh, weights), processor, job.level, job.storage, job.folder, job.card, check)
+            export(take_over(fresh, weights), processor, job.model, job.level, job.storage, job.folder, job.card, check)
             trainer.write_down(trainer.num_unreadable)
 
 

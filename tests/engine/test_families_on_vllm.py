@@ -57,9 +57,11 @@ def exported(start: Path, folder: Path, rows: list[TrainingRow]) -> list[dict[st
     plain = AutoModelForImageTextToText.from_pretrained(start)
     before = check.answers(plain, processor)
     model = take_over(prepare_for_training(plain, LEVEL.method), trained_weights(start))
-    export(model, processor, LEVEL, LocalStorage(str(folder)), "student", "a card", check)
+    export(model, processor, "owner/name", LEVEL, LocalStorage(str(folder)), "student", "a card", check)
     told: list[dict[str, Any]] = json.loads((folder / "student/check.json").read_text())["answers"]
     assert [row["answer"] for row in told] != before
+    adapter = json.loads((folder / "student/adapter/adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "owner/name"
     return told
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,10 @@ def test_one_engine_gives_the_verdicts_of_separate_engines(tmp_path: Path, monke
     questions = write_images(tmp_path / "images", NUM_IMAGES)
     models = write_adapters(tmp_path, 2)
     few_blocks = {"engine_args": {"num_gpu_blocks_override": 64}}
-    shared = annotated_run(tmp_path / "shared", tmp_path / "images", questions, models, **few_blocks)
+    rows = [{"image": name, "question": q.question, "answers": [q.answer]} for name, q in questions.items()]
+    (tmp_path / "images/questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluate = {"benchmarks": [{"name": "same", "path": str(tmp_path / "images/questions.jsonl")}], "teacher": False}
+    shared = annotated_run(tmp_path / "shared", tmp_path / "images", questions, models, few_blocks, evaluate)
     steps.identify(shared)
     run = Run.open(shared.run_dir)
     assert [path for path in run.storage.list("phases") if "identify" in path] == ["phases/identify.base.json"]
@@ -48,3 +52,11 @@ def test_one_engine_gives_the_verdicts_of_separate_engines(tmp_path: Path, monke
     assert len({tuple(given) for given in answers.values()}) == 3, "the adapters change nothing"
     for name in models:
         assert run.storage.exists(f"parity/{name}/manifest.json")
+
+    steps.evaluate(shared)
+    assert [path for path in run.storage.list("phases") if "evaluate" in path] == ["phases/evaluate.base.before.json"]
+    for name, rows_of in found.items():
+        answered = run.predictions("same", f"{name}.before").rows(run.manifest("evaluation/same").shards)
+        assert {row.image_id: row.prediction for row in answered} == {
+            v.image_id: v.student_answer for v in rows_of.values()
+        }
