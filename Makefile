@@ -9,7 +9,7 @@ IMAGES ?= 4000
 CONFIG ?= mpa_ray/demo/demo.yaml
 KUBERAY_CRDS ?= $(HOME)/.cache/mpa_ray/kuberay-1.7.0
 
-.PHONY: demo setup format check check-cluster test other-vllm bench bench-leveling bench-gains bench-metrics bench-scale bench-chaos models
+.PHONY: demo setup format check check-cluster test other-vllm bench bench-leveling bench-gains bench-multi-lora bench-metrics bench-scale bench-chaos models
 
 demo: setup ## Align the bundled student with the bundled teacher, from unlabeled images to a report
 	$(PYTHON) -m mpa_ray.demo.images --out $(DEMO)/data --num-images $(IMAGES) --seed $(SEED)
@@ -58,6 +58,9 @@ bench-leveling: setup ## Leveling against a plain Trainer: 6 minutes
 
 bench-gains: setup ## What alignment gains at 3 seeds, three quarters of an hour
 	$(PYTHON) benchmarks/gains.py
+
+bench-multi-lora: setup ## Adapters in one engine against an engine for each: 8 minutes
+	$(PYTHON) benchmarks/multi_lora.py
 
 bench-metrics: setup ## A million strings through every metric, a million predictions scored: 5 minutes
 	$(PYTHON) benchmarks/metrics.py

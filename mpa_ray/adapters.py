@@ -81,7 +81,7 @@ def shared_engines(models: Mapping[str, ModelConfig], object_store: ObjectStoreC
     """
     found: dict[str, list[tuple[str, Adapter | None]]] = {}
     for name, model in models.items():
-        if isinstance(model.engine, ScriptedEngineConfig):
+        if isinstance(model.engine, ScriptedEngineConfig) or not model.share_engine:
             continue
         adapter = servable(model.model, object_store)
         base = model_identity(adapter.base if adapter is not None else model.model, object_store)

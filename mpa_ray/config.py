@@ -181,6 +181,9 @@ class ModelConfig(Settings):
     """Only on nodes with this GPU, by Ray's name for it (`A100`, `H100`, `L4`, ...); None takes any."""
     max_images_in_flight: int | None = Field(None, ge=1)
     """Images that one engine works on at a time; None is 1.1 times the engine's `max_num_seqs`."""
+    share_engine: bool = True
+    """Models that are LoRA adapters of one model, and that model, are asked in one engine where they differ in nothing
+    else. It saves starts, reading, rendering and the vision tower; adapters cost an engine without a GPU dearly."""
     min_pixels: int = Field(128 * 28 * 28, ge=1)
     """An image with fewer pixels is scaled up to this many."""
     max_pixels: int = Field(512 * 28 * 28, ge=1)

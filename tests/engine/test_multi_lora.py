@@ -29,7 +29,10 @@ def test_one_engine_gives_the_verdicts_of_separate_engines(tmp_path: Path, monke
     questions = write_images(tmp_path / "images", NUM_IMAGES)
     models = write_adapters(tmp_path, 2)
     few_blocks = {"engine_args": {"num_gpu_blocks_override": 64}}
-    rows = [{"image": name, "question": q.question, "answers": [q.answer]} for name, q in questions.items()]
+    rows = [
+        {"question_id": name, "image": name, "question": q.question, "answers": [q.answer]}
+        for name, q in questions.items()
+    ]
     (tmp_path / "images/questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     evaluate = {"benchmarks": [{"name": "same", "path": str(tmp_path / "images/questions.jsonl")}], "teacher": False}
     shared = annotated_run(tmp_path / "shared", tmp_path / "images", questions, models, few_blocks, evaluate)

@@ -72,10 +72,12 @@ def test_models_that_differ_in_adapters_alone_share_an_engine(tmp_path: Path) ->
         "vision": ModelConfig(model=adapter(tmp_path / "3", module=VISION)),
         "larger-images": ModelConfig(model=adapter(tmp_path / "4"), max_pixels=999_999),
         "second": ModelConfig(model=adapter(tmp_path / "5", r=32)),
+        "aloof": ModelConfig(model=BASE, share_engine=False),
         "scripted": ModelConfig.model_validate({"model": "scripted", "engine": {"kind": "scripted"}}),
     }
     assert names(models) == [
-        ["first", "base", "second"], ["teacher", "of-other"], ["vision"], ["larger-images"], ["scripted"],
+        ["first", "base", "second"], ["teacher", "of-other"], ["vision"], ["larger-images"], ["aloof"],
+        ["scripted"],
     ]  # fmt: skip
     shared, of_teacher, alone = shared_engines(models, STORE)[:3]
     assert shared.base.model == BASE
