@@ -13,9 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -88,12 +89,12 @@ def object_store_server(log: Path) -> Iterator[str]:
 class Node:
     """A node of a Ray cluster: one `ray start --block` and all that it starts."""
 
-    def __init__(self, arguments: Sequence[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(self, arguments: Sequence[str], num_cpus: int, environment: dict[str, str], log: Path) -> None:
         self._log = log
         self._orphans: list[psutil.Process] = []
         command = [
             sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block", "--disable-usage-stats",
-            f"--num-cpus={NODE_CPUS}", "--object-store-memory=200000000", "--include-log-monitor=false",
+            f"--num-cpus={num_cpus}", "--object-store-memory=200000000", "--include-log-monitor=false",
             "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
         ]  # fmt: skip
         with log.open("w") as out:
@@ -145,12 +146,18 @@ class Cluster:
     On entry the head is up, and the worker node soon.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, head_cpus: int = NODE_CPUS, worker_cpus: int = NODE_CPUS, takes_jobs: bool = False,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        """With `takes_jobs` the head has a dashboard, to which jobs are submitted; nodes get `environment`, too."""
         self._folder = folder
+        self._head_cpus, self._worker_cpus, self._takes_jobs = head_cpus, worker_cpus, takes_jobs
+        self._dashboard_port = free_port()
         # Paths of sockets must be short, so not in `folder`.
         self._ray_folder = tempfile.mkdtemp(prefix="chaos-")
         self._environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        self._environment |= RAY_SETTINGS | CREDENTIALS | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self._environment |= RAY_SETTINGS | CREDENTIALS | {"RAY_AUTH_TOKEN": secrets.token_hex(32), **environment}
         self._port = free_port()
         self._nodes: list[Node] = []
         """All there ever were: the head, then one worker node after the other."""
@@ -158,9 +165,9 @@ class Cluster:
     def __enter__(self) -> Cluster:
         try:
             self._start(
-                "--head", f"--port={self._port}", f"--temp-dir={self._ray_folder}",
-                f"--ray-client-server-port={free_port()}", f"--dashboard-port={free_port()}",
-                "--include-dashboard=false", "--no-monitor",
+                self._head_cpus, "--head", f"--port={self._port}", f"--temp-dir={self._ray_folder}",
+                f"--ray-client-server-port={free_port()}", f"--dashboard-port={self._dashboard_port}",
+                f"--include-dashboard={str(self._takes_jobs).lower()}", "--no-monitor",
             )  # fmt: skip
             self._nodes[0].wait_until_up()
             self._start_worker()
@@ -176,11 +183,24 @@ class Cluster:
     def driver_environment(self) -> dict[str, str]:
         return self._environment | {"RAY_ADDRESS": f"127.0.0.1:{self._port}"}
 
+    @property
+    def submitter_environment(self) -> dict[str, str]:
+        """Of `ray job submit`, `ray job logs` and the like, with the token."""
+        return self._environment | {"RAY_ADDRESS": f"http://127.0.0.1:{self._dashboard_port}"}
+
+    @property
+    def session(self) -> Path:
+        """Where Ray keeps logs and what jobs bring."""
+        return Path(self._ray_folder, "session_latest")
+
     def wait_until_whole(self) -> None:
         self._nodes[-1].wait_until_up()
 
     def model_actors(self) -> list[psutil.Process]:
-        return [*self._nodes[0].model_actors(), *self._nodes[-1].model_actors()]
+        return [*self._nodes[0].model_actors(), *self.model_actors_of_worker()]
+
+    def model_actors_of_worker(self) -> list[psutil.Process]:
+        return self._nodes[-1].model_actors()
 
     def replace_worker_node(self) -> list[psutil.Process]:
         """SIGKILL to the worker node's raylet, and another node in its place; the model actors that went with it."""
@@ -190,11 +210,11 @@ class Cluster:
         return actors
 
     def _start_worker(self) -> None:
-        self._start(f"--address=127.0.0.1:{self._port}")
+        self._start(self._worker_cpus, f"--address=127.0.0.1:{self._port}")
 
-    def _start(self, *arguments: str) -> None:
+    def _start(self, num_cpus: int, *arguments: str) -> None:
         log = self._folder / f"node-{len(self._nodes)}.log"
-        self._nodes.append(Node(arguments, self._environment, log))
+        self._nodes.append(Node(arguments, num_cpus, self._environment, log))
 
     def _end(self) -> None:
         for node in reversed(self._nodes):

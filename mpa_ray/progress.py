@@ -68,9 +68,15 @@ class Progress:
         if self._total is None:
             return f"{self._label}: {self._done} {self._unit} so far{self._rate()}"
         share = self._done / self._total if self._total else 1.0
-        new = self._done - self._done_before
-        left = (self._total - self._done) * waited / new if new else 0.0
+        left = (self._total - self._done) * self._seconds_each(waited)
         return f"{self._label}: {self._done}/{self._total} {self._unit} ({share:.0%}){self._rate()}, {clock(left)} left"
+
+    def _seconds_each(self, waited: float) -> float:
+        """By what was counted since the first count, or, as long as that is nothing, by all the time there was."""
+        since_first, new = self._done - self._rated_from, self._done - self._done_before
+        if since_first and self._first is not None:
+            return (time.monotonic() - self._first) / since_first
+        return waited / new if new else 0.0
 
     def _rate(self) -> str:
         new, spent = self._done - self._rated_from, time.monotonic() - (self._first or self._started)
