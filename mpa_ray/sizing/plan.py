@@ -8,7 +8,7 @@ from typing import Any
 
 from mpa_ray.accelerators import GPUS, Gpu
 from mpa_ray.checkpoints import model_settings
-from mpa_ray.config import ModelConfig, PlanConfig, RunConfig, StudentConfig, VllmEngineConfig
+from mpa_ray.config import Arm, ModelConfig, PlanConfig, RunConfig, StudentConfig, VllmEngineConfig, measured_as
 from mpa_ray.errors import ConfigError
 from mpa_ray.sizing.architecture import Architecture, architecture_of
 from mpa_ray.sizing.memory import MemoryCheck, check_engine, check_training
@@ -121,8 +121,6 @@ class _Sizer:
         self._measured = Measured(Run(open_storage(earlier, config.object_store))) if earlier is not None else None
         if self._measured is not None:
             self._notes += differing(config, self._measured.config)
-        if any(student.arms != ("parity",) for student in config.students):
-            self._notes.append("arms: one training for each student is reckoned with, that on D_PI")
         if any(student.rounds > 1 for student in config.students):
             self._notes.append("rounds: the first of each student is reckoned with")
         self._sizes: dict[str, Architecture | None] = {}
@@ -205,21 +203,29 @@ class _Sizer:
         own = level.holdout is None or level.holdout.questions is not None
         parity = self._num_images * share.value
         held_out = 0.0 if own or level.holdout is None else min(level.holdout.max_samples, level.holdout.share * parity)
-        samples = parity * (1 + level.replay_share) - held_out
         self._notes.append(f"parity samples of {student.name}: {parity:.0f} ({share.value:.2f} per image, "
                            f"{share.origin})")  # fmt: skip
         trained = measured.training(student.name, student.model) if measured else None
         rate = first(self._plan.samples_per_s, trained).or_else(
             lambda: self._estimated(student, lambda r, s, t: r.sample_s(level, s, t), level.gpus_per_worker)
         )
+        # Of the teacher's pairs, as many as there can be.
+        pairs = float(self._num_images * self._config.annotate.num_questions)
+        samples: dict[Arm, float | None] = {
+            "parity": parity * (1 + level.replay_share) - held_out, "random": parity, "all": pairs, "consistent": pairs,
+            "labels": None,
+        }  # fmt: skip
         start_s = self._training_start.value or 0.0
-        training = Phase(f"level {student.name}", samples, "samples", rate, level.num_workers, start_s,
-                         level.num_workers * level.gpus_per_worker)  # fmt: skip
-        if not isinstance(student.engine, VllmEngineConfig):
-            return [training]
         answering = self._rate_of_answers(f"{student.name}.after", student)
         alone = student.model_copy(update={"num_replicas": 1, "max_num_replicas": None})
-        return [training, self._pass(f"check {student.name}", _NUM_CHECKED, "questions", answering, alone)]
+        phases = []
+        for arm in student.arms:
+            name = student.name if arm == "parity" else f"{student.name} {arm}"
+            phases.append(Phase(f"level {name}", samples[arm], "samples", rate, level.num_workers, start_s,
+                                level.num_workers * level.gpus_per_worker))  # fmt: skip
+            if isinstance(student.engine, VllmEngineConfig):
+                phases.append(self._pass(f"check {name}", _NUM_CHECKED, "questions", answering, alone))
+        return phases
 
     def _evaluation(self) -> list[Phase]:
         settings = self._config.evaluate
@@ -230,7 +236,7 @@ class _Sizer:
         asked: list[StudentConfig] = []
         for student in self._config.students:
             models += [] if any(_asks_alike(student, o) for o in asked) else [(f"{student.name}.before", student)]
-            models.append((f"{student.name}.after", student))
+            models += [(f"{student.name}.{measured_as(arm)}", student) for arm in student.arms]
             asked.append(student)
         models += [("teacher", self._config.teacher)] if settings.teacher else []
         models += [(model.name, model) for model in settings.models]

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,19 +56,16 @@ class Arena:
         self.ray("submit", "--submission-id", name, "--no-wait", "--working-dir", ".",
                  "--runtime-env", "cluster/runtime_env.yaml", "--", *command)  # fmt: skip
 
-    def state(self, name: str) -> str:
-        told = self.ray("status", name)
-        return next(state for state in ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING") if state in told)
-
     def wait(self, name: str, timeout_s: float) -> str:
         """Until the job has ended; its logs."""
-        deadline = time.monotonic() + timeout_s
-        while (state := self.state(name)) in ("PENDING", "RUNNING"):
-            assert time.monotonic() < deadline, self.ray("logs", name)
-            time.sleep(2)
-        logs = self.ray("logs", name)
-        assert state == "SUCCEEDED", logs
-        return logs
+
+        def has_ended() -> bool:
+            told = self.ray("status", name)
+            assert f"'{name}' failed" not in told, self.ray("logs", name)
+            return f"'{name}' succeeded" in told
+
+        wait_until(has_ended, name, timeout_s)
+        return self.ray("logs", name)
 
     def open_run(self, run: str) -> Run:
         return Run(open_storage(f"s3://bucket/{run}", ObjectStoreConfig(endpoint_url=self.endpoint)))

@@ -290,6 +290,27 @@ def test_what_is_given_goes_before_what_was_measured(tmp_path: Path) -> None:
     assert (origins["annotate"], origins["identify small"]) == ("given", "measured")
 
 
+def test_every_arm_is_trained_checked_and_measured(tmp_path: Path) -> None:
+    measured_run(tmp_path / "before")
+    plan = {"from_run": str(tmp_path / "before"), "num_images": 2000, "parity_share": 0.1}
+    config = tree(tmp_path / "run", plan=plan,
+                  evaluate={"benchmarks": [{"path": "q.jsonl", "limit": 100}], "teacher": False})  # fmt: skip
+    config["annotate"] = {"num_questions": 2}
+    config["students"][0] |= {"arms": ["parity", "all", "random", "labels"], "labels": {"path": "l.jsonl"}}
+    counts = {phase.name: phase.count for phase in planned(config).phases}
+    trained = {name: count for name, count in counts.items() if name.startswith("level")}
+    assert trained == {
+        "level small": 300,
+        "level small all": 4000,
+        "level small random": 200,
+        "level small labels": None,
+    }
+    for name in ("small", "small all", "small random", "small labels"):
+        assert counts[f"check {name}"] is not None
+    measured = [name for name in counts if name.startswith("evaluate")]
+    assert measured == [f"evaluate small.{when}" for when in ("before", "after", "all", "random", "labels")]
+
+
 def test_students_of_one_model_are_asked_once(tmp_path: Path) -> None:
     students = [{"name": name, "model": "one"} for name in ("a", "b")] + [{"name": "c", "model": "two"}]
     plan = {"num_images": 100, "teacher_images_per_s": 1, "student_images_per_s": 1, "num_benchmark_questions": 8}
