@@ -210,7 +210,11 @@ class Cluster:
         return actors
 
     def _start_worker(self) -> None:
-        self._start(self._worker_cpus, f"--address=127.0.0.1:{self._port}")
+        # A folder of its own, as on a machine of its own: nodes that share one take a job's working directory from
+        # under each other.
+        folder = Path(self._ray_folder, f"{len(self._nodes)}")
+        folder.mkdir()
+        self._start(self._worker_cpus, f"--address=127.0.0.1:{self._port}", f"--temp-dir={folder}")
 
     def _start(self, num_cpus: int, *arguments: str) -> None:
         log = self._folder / f"node-{len(self._nodes)}.log"
