@@ -9,7 +9,7 @@ IMAGES ?= 4000
 CONFIG ?= mpa_ray/demo/demo.yaml
 KUBERAY_CRDS ?= $(HOME)/.cache/mpa_ray/kuberay-1.7.0
 
-.PHONY: demo setup format check check-cluster test other-vllm bench bench-leveling bench-gains bench-multi-lora bench-metrics bench-scale bench-chaos models
+.PHONY: demo setup format check check-cluster test other-vllm bench bench-leveling bench-gains bench-campaign bench-arms bench-multi-lora bench-metrics bench-scale bench-chaos models
 
 demo: setup ## Align the bundled student with the bundled teacher, from unlabeled images to a report
 	$(PYTHON) -m mpa_ray.demo.images --out $(DEMO)/data --num-images $(IMAGES) --seed $(SEED)
@@ -58,6 +58,12 @@ bench-leveling: setup ## Leveling against a plain Trainer: 6 minutes
 
 bench-gains: setup ## What alignment gains at 3 seeds, three quarters of an hour
 	$(PYTHON) benchmarks/gains.py
+
+bench-campaign: setup ## Eight students in one campaign against eight runs, then kills
+	$(PYTHON) benchmarks/campaign.py --faults
+
+bench-arms: setup ## Every arm of the demo's student at 3 seeds
+	$(PYTHON) benchmarks/arms.py
 
 bench-multi-lora: setup ## Adapters in one engine against an engine for each: 8 minutes
 	$(PYTHON) benchmarks/multi_lora.py
