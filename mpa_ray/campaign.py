@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 from mpa_ray import steps
 from mpa_ray.adapters import Shared
@@ -44,6 +45,8 @@ def align(config: RunConfig) -> None:
         say(f"WARNING: {name} is left out: {problem}")
     steps.lay_out_benchmarks(config)
     failures |= _Campaign(config, sound).run()
+    # Later rounds' students, too, are looked at already as far as they have to be.
+    steps.check_once(steps.with_rounds(config), is_sound=True)
     try:
         steps.evaluate(config, score_only=True)
         steps.report(config)
@@ -78,7 +81,8 @@ class _Campaign:
         self._annotated = Announced()
         self._engines = steps.identified_together(config, students)
         names = [student.name for student in students]
-        self._identified, self._measured_before = ({name: threading.Event() for name in names} for _ in range(2))
+        self._identified = {name: threading.Event() for name in names}
+        self._measured_together = {name: _Once() for name in names}
         self._failures: dict[str, Exception] = {}
         self._teacher_failed: BaseException | None = None
 
@@ -107,14 +111,13 @@ class _Campaign:
         try:
             size = _size(student, self._config.object_store)
             admission = self._admission(student, size)
-            engine = self._engine_of(student)
+            first, engine = self._asked_as(student)
             to_check = self._admission(student.model_copy(update={"num_replicas": 1}), size)
-            self._identify(student, engine, admission)
+            self._identify(student, first, engine, admission)
             for arm in student.arms:
                 steps.level_student(self._config, student, arm, self._admission_to_train(student, size), to_check)
                 self._measure(student, measured_as(arm), admission)
             self._measure_before(student, engine, admission)
-            self._measured_before[student.name].set()
             for number in range(2, student.rounds + 1):
                 self._align_again(student, number, self._admission_to_train(student, size), admission, to_check)
         except Exception as error:  # noqa: BLE001
@@ -123,7 +126,6 @@ class _Campaign:
                 say(f"WARNING: {student.name} failed, the others go on: {error}")
         finally:
             self._identified[student.name].set()
-            self._measured_before[student.name].set()
 
     def _align_again(
         self, student: StudentConfig, number: int, to_train: Admission, admission: Admission, to_check: Admission
@@ -145,16 +147,14 @@ class _Campaign:
         if self._config.evaluate is not None:
             steps.predict(config or self._config, f"{student.name}.{when}", admission)
 
-    def _identify(self, student: StudentConfig, engine: Shared, admission: Admission) -> None:
+    def _identify(self, student: StudentConfig, first: str, engine: Shared, admission: Admission) -> None:
         """The first student of an engine has it ask all of them; the others, and its equals, take the answers over."""
         leader = next(iter(engine.adapters))
         if leader == student.name:
-            try:
+            with steps.else_each_by_itself(engine, lambda: self._teacher_failed):
                 steps.identify_together(self._config, engine, self._annotated, admission)
-            except (ConfigError, RunError) as error:
-                self._by_itself(engine, error)
-        else:
-            self._identified[leader].wait()
+        for earlier in {leader, first} - {student.name}:
+            self._identified[earlier].wait()
         for _ in self._annotated:
             # To its end, or to what ended it.
             continue
@@ -162,29 +162,21 @@ class _Campaign:
         self._identified[student.name].set()
 
     def _measure_before(self, student: StudentConfig, engine: Shared, admission: Admission) -> None:
-        leader = next(iter(engine.adapters))
-        if leader != student.name:
-            self._measured_before[leader].wait()
-        elif self._config.evaluate is not None and len(engine.adapters) > 1:
-            models = {f"{name}.before": adapter for name, adapter in engine.adapters.items()}
-            try:
-                steps.predict_together(self._config, Shared(engine.base, models), admission)
-            except (ConfigError, RunError) as error:
-                self._by_itself(engine, error)
+        """Whichever of an engine's students comes here first has it answer for all of them."""
+        if self._config.evaluate is not None and len(engine.adapters) > 1:
+            together = Shared(engine.base, {f"{name}.before": adapter for name, adapter in engine.adapters.items()})
+            with self._measured_together[next(iter(engine.adapters))] as is_first:
+                if is_first:
+                    with steps.else_each_by_itself(together):
+                        steps.predict_together(self._config, together, admission)
         self._measure(student, "before", admission)
 
-    def _by_itself(self, engine: Shared, error: Exception) -> None:
-        """What several students failed of in one engine may be one of them alone."""
-        if error is self._teacher_failed or len(engine.adapters) == 1:
-            raise error
-        say(f"WARNING: {', '.join(engine.adapters)} in one engine: {error} Each goes on by itself.")
-
-    def _engine_of(self, student: StudentConfig) -> Shared:
-        """That which asks it, or an earlier student that is the same model."""
-        task = task_of(self._config)
-        wanted = fingerprint.verdict_fingerprint(self._config, task, student)
-        first = next(s for s in self._students if fingerprint.verdict_fingerprint(self._config, task, s) == wanted)
-        return next(engine for engine in self._engines if first.name in engine.adapters)
+    def _asked_as(self, student: StudentConfig) -> tuple[str, Shared]:
+        """The first student that is the same model, perhaps itself, and the engine that asks it."""
+        fingerprint_of = partial(fingerprint.verdict_fingerprint, self._config, task_of(self._config))
+        wanted = fingerprint_of(student)
+        first = next(s for s in self._students if fingerprint_of(s) == wanted)
+        return first.name, next(engine for engine in self._engines if first.name in engine.adapters)
 
     def _measure_others(self) -> None:
         if self._config.evaluate is None:
@@ -201,7 +193,13 @@ class _Campaign:
             if error is not self._teacher_failed:
                 self._failures["evaluate"] = error
             return
-        for name in sorted(models.keys() - of_students):
+        others = {name: model for name, model in models.items() if name not in of_students}
+        try:
+            steps.predict_all_together(self._config, others, lambda engine: self._admission(engine.base, 0.0))
+        except Exception as error:  # noqa: BLE001
+            # What it is shows where each is measured by itself.
+            say(f"WARNING: models to measure: {error}")
+        for name in others:
             try:
                 steps.predict(self._config, name, self._admission(models[name], 0.0))
             except Exception as error:  # noqa: BLE001
@@ -221,6 +219,21 @@ class _Campaign:
 
     def _entrance(self, need: Resources, size: float) -> Callable[[], AbstractContextManager[None]]:
         return lambda: self._gate.admitted(need, size)
+
+
+class _Once:
+    """Entered by one thread at a time, which learns whether it is the first."""
+
+    def __init__(self) -> None:
+        self._lock, self._is_entered = threading.Lock(), False
+
+    def __enter__(self) -> bool:
+        self._lock.acquire()
+        is_first, self._is_entered = not self._is_entered, True
+        return is_first
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 def _size(student: StudentConfig, object_store: ObjectStoreConfig) -> float:

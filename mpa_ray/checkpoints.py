@@ -30,13 +30,15 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
     tensor of some size is met: reading all of a large checkpoint at every start would cost minutes.
     """
     if model.startswith("s3://"):
-        return f"etags:{_listing_digest(model, object_store)}"
-    folder = Path(resolve_path(model))
-    if not folder.is_dir():
-        return model
-    files = sorted(f for f in folder.iterdir() if f.is_file() and _counts(f.name))
-    identity = f"sha256:{_content_digest(tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))[:16]}"
-    base = base_of_adapter(folder)
+        identity, adapter = f"etags:{_listing_digest(model, object_store)}", adapter_folder(model, object_store)
+        base = base_of_adapter(adapter) if adapter is not None else None
+    else:
+        folder = Path(resolve_path(model))
+        if not folder.is_dir():
+            return model
+        files = sorted(f for f in folder.iterdir() if f.is_file() and _counts(f.name))
+        identity = f"sha256:{_content_digest(tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))[:16]}"
+        base = base_of_adapter(folder)
     return identity if base is None else f"{identity} on {model_identity(base, object_store)}"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -65,8 +67,13 @@ def of_a_run(
 
 
 def exit_code(main: Callable[[], int | None]) -> int:
-    """Run a job: 0 when it is done, 2 for a mistake in its set-up, 1 where it could not go on."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    """Run a job: 0 when it is done, 2 for a mistake in its set-up, 1 where it could not go on.
+
+    It ends on SIGTERM, which `ray job stop` and schedulers send, as on Ctrl-C.
+    """
+    if "RAY_LOGGING_CONFIG_ENCODING" not in os.environ:
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return main() or 0
     except ConfigError as error:

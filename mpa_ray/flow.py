@@ -36,6 +36,7 @@ from mpa_ray.engine.process_group import end_group_with_this_process
 from mpa_ray.engine.protocol import VisionLanguageModel
 from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.ledger import Attempt, PassLedger, Sighting, sha256
+from mpa_ray.logs import about, names_of
 from mpa_ray.progress import say
 from mpa_ray.records import Reason, RowT
 from mpa_ray.stages.shard import ImageWork, Stage, failed_images, outcomes
@@ -79,6 +80,13 @@ class Pass(Generic[RowT]):
     """Whether an image with the same bytes as an earlier one is left out."""
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     """Of the model, those that the stage's requests name."""
+    num_models: int = 1
+    """Asked about each image: the model and its adapters."""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What is logged about it carries these."""
+        return {"run": self.target.storage.root, **names_of(self.name)}
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,9 @@ def _done(work: Pass[Any], graph: Dataset, ledger: Any) -> Iterator[ShardDone]:
         done = ShardDone(row["shard"], row["num_images"], rows, failed, row["visit_s"], pickle.loads(row["effort"]))
         # Here and not in the workers: once for each shard, however often it was begun.
         counters.count(done.num_images, done.outcomes, done.effort)
+        failed_by_reason = {f"failed_{reason}": number for reason, number in failed.items()}
+        logger.info("shard committed", extra={"shard": done.shard, "num_images": done.num_images,
+                                              "visit_s": round(done.visit_s, 3), **failed_by_reason})  # fmt: skip
         yield done
 
 
@@ -232,6 +243,10 @@ class Fetch:
     ledger: Any
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        with about(**self.work.names, shard=row["shard"]):
+            return self._fetched(row)
+
+    def _fetched(self, row: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()
         try:
             images = self._images(row["shard"])
@@ -311,14 +326,18 @@ class ModelActor:
         self._gauges = Gauges(work.name, load)
         self._showing: asyncio.Task[None] | None = None
         self._cannot_start = ""
-        try:
-            engine = build_engine(model, work.adapters, work.reader.object_store, work.limits.request_timeout_s,
-                                  self._effort, load)  # fmt: skip
-        except Exception as error:
-            # It would come again: the driver is told in a sentence rather than by Ray in a hundred lines.
-            logger.exception("the engine of %s cannot start", model.model)
-            self._cannot_start = f"the engine of {model.model} cannot start ({type(error).__name__}: {error})."
-            return
+        self._names, started = work.names, time.monotonic()
+        with about(**self._names):
+            try:
+                engine = build_engine(model, work.adapters, work.reader.object_store, work.limits.request_timeout_s,
+                                      self._effort, load)  # fmt: skip
+            except Exception as error:
+                # It would come again: the driver is told in a sentence rather than by Ray in a hundred lines.
+                logger.exception("the engine of %s cannot start", model.model)
+                self._cannot_start = f"the engine of {model.model} cannot start ({type(error).__name__}: {error})."
+                return
+            logger.info("the engine of %s has started", model.model,
+                        extra={"wall_s": round(time.monotonic() - started, 3)})  # fmt: skip
         stage = work.make_stage(engine)
         self._visits = Visits(stage, images_in_flight(model), _Log(ledger), _end_process, self._effort, load)
 
@@ -330,7 +349,8 @@ class ModelActor:
         started = time.monotonic()
         if not failure:
             try:
-                rows = await self._visits.visit(shard, images)
+                with about(**self._names, shard=shard):
+                    rows = await self._visits.visit(shard, images)
             except GivenUp as error:
                 failure = f"{error}."
         effort = self._effort.taken()
@@ -427,16 +447,17 @@ def start_ray() -> None:
     with _starting:
         if ray.is_initialized():
             return
-        if threading.current_thread() is threading.main_thread():
-            _start_ray()
-            return
         started: Future[None] = Future()
         threading.Thread(target=_start_and_stay, args=(started,), daemon=True).start()
         started.result()
 
 
 def _start_and_stay(started: Future[None]) -> None:
-    """Linux kills the processes of a Ray on this machine, which are to go with their parent, when this thread ends."""
+    """Linux kills the processes of a Ray on this machine, which are to go with their parent, when this thread ends.
+
+    Ray warns that outside of the main thread it takes no SIGTERM: that is for the job to do.
+    """
+    logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler" not in str(record.msg))
     try:
         _start_ray()
     except BaseException as error:  # noqa: BLE001

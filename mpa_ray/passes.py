@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mpa_ray.config import LimitsConfig
 from mpa_ray.effort import Effort
 from mpa_ray.errors import RunError
+from mpa_ray.logs import about, names_of
 from mpa_ray.progress import Progress, say
 from mpa_ray.store.dataset import ShardedDataset
 from mpa_ray.store.run import Manifest, Run
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mpa_ray.flow import Pass
+
+logger = logging.getLogger(__name__)
 
 Admission = Callable[[], AbstractContextManager[None]]
 
@@ -112,11 +116,12 @@ def run_shards(
     from mpa_ray import flow
 
     flow.start_ray()
-    guard, throughput = FailureGuard(limits), Throughput()
+    work = make_pass(flow)
+    guard, throughput = FailureGuard(limits), Throughput(work.num_models)
     with admission(), timed(run, label, throughput), progress:
         for done in committed:
             announce(done)
-        for shard in flow.run_pass(make_pass(flow), shards, committed):
+        for shard in flow.run_pass(work, shards, committed):
             progress.advance(shard.num_images)
             throughput.count(shard.num_images, shard.visit_s, shard.effort)
             guard.count(shard.num_images, shard.failed)
@@ -147,7 +152,9 @@ class FailureGuard:
 class Throughput:
     """Images of a pass over the seconds in which its engines were at work: without their start and waits for shards."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_models: int = 1) -> None:
+        """Of a pass that asks so many models about each image."""
+        self._num_models = num_models
         self._num_images = 0
         self._at_work: list[tuple[float, float]] = []
         """When shards were with engines, in order: spans that do not meet, for shards may come with long pauses."""
@@ -166,16 +173,24 @@ class Throughput:
     def record(self) -> dict[str, float]:
         """Numbers that may be added to those of other attempts."""
         working_s = sum(end - begin for begin, end in self._at_work)
-        return {"num_images": self._num_images, "working_s": working_s, **asdict(self._effort)}
+        asked = {"num_images": self._num_images, "num_images_by_models": self._num_images * self._num_models}
+        return {**asked, "working_s": working_s, **asdict(self._effort)}
 
 
 @contextmanager
 def timed(run: Run, label: str, throughput: Throughput | None = None) -> Iterator[None]:
-    """Add what a step took to the run's record, over all attempts."""
+    """Add what a step took to the run's record, over all attempts; what is logged meanwhile names run and step."""
+    with about(run=run.storage.root, **names_of(label)):
+        logger.info("begins")
+        yield from _timed(run, label, throughput)
+
+
+def _timed(run: Run, label: str, throughput: Throughput | None) -> Iterator[None]:
     started = time.monotonic()
     try:
         yield
     finally:
+        logger.info("ends", extra={"wall_s": round(time.monotonic() - started, 3)})
         path = f"phases/{label.replace(' ', '.')}.json"
         now = {"wall_s": time.monotonic() - started, "num_attempts": 1, **(throughput.record() if throughput else {})}
         before = run.read_json(path) if run.storage.exists(path) else {}

@@ -16,6 +16,7 @@ from mpa_ray.config import (
     ObjectStoreConfig,
     RunConfig,
     StudentConfig,
+    measured_as,
     resolve_path,
 )
 from mpa_ray.corpus.index import check_source
@@ -78,6 +79,27 @@ def check_evaluation(config: EvaluationRunConfig) -> None:
         _check_benchmark(benchmark, f"evaluate.benchmarks.{index}", Places(config.object_store))
     for index, model in enumerate(config.evaluate.models):
         check_model(model, f"evaluate.models.{index}.model")
+
+
+def check_names(config: EvaluationRunConfig) -> None:
+    """Raises ConfigError where two models that are measured have the same name, or one is compared to none of them."""
+    if config.evaluate is None:
+        return
+    known: set[str] = set()
+    if isinstance(config, RunConfig):
+        known = {"teacher"} if config.evaluate.teacher else set()
+        for student in config.students:
+            known |= {f"{student.name}.{when}" for when in ("before", *map(measured_as, student.arms))}
+            later = [student.name_in(number) for number in range(2, student.rounds + 1)]
+            known |= {f"{name}.{when}" for name in later for when in ("before", measured_as("parity"))}
+    for model in config.evaluate.models:
+        if model.name in known:
+            raise ConfigError("evaluate.models", model.name, "is the name of a model of the run.", "Give another.")
+        known.add(model.name)
+    for model in config.evaluate.models:
+        if model.compared_to is not None and model.compared_to not in known:
+            raise ConfigError("evaluate.models", model.compared_to, f"is compared to by {model.name}, and is no model "
+                              "of this evaluation.", f"Name one of {', '.join(sorted(known))}.")  # fmt: skip
 
 
 def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpa_ray.adapters import Shared, shared_engines
 from mpa_ray.config import (
@@ -30,7 +30,7 @@ from mpa_ray.evaluation.questions import labelled_samples, lay_out, metric_of
 from mpa_ray.evaluation.score import score_benchmark
 from mpa_ray.matching import matcher_label, matcher_of
 from mpa_ray.passes import Admission, Outstanding, run_missing, run_shards, timed, to_nobody
-from mpa_ray.preflight import check_evaluation, check_run, task_of
+from mpa_ray.preflight import check_evaluation, check_names, check_run, task_of
 from mpa_ray.progress import Progress, say
 from mpa_ray.records import EpochCounts, LabelledQuestion, ParitySample, Prediction, RowT
 from mpa_ray.report.card import model_card
@@ -49,10 +49,11 @@ from mpa_ray.store.parity import export_parity, parity_of
 from mpa_ray.store.run import Manifest, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mpa_ray.flow import Pass
     from mpa_ray.leveling.plan import Supply
+
+
+ModelT = TypeVar("ModelT", bound=ModelConfig)
 
 
 def open_run(config: EvaluationRunConfig, claims: Sequence[str] = (), upstream: Sequence[str] = ()) -> Run:
@@ -73,7 +74,7 @@ def open_run(config: EvaluationRunConfig, claims: Sequence[str] = (), upstream: 
             run.hold_against(dataset, fingerprint.of_dataset(config, task, dataset))
         for dataset in claims:
             run.claim(dataset, fingerprint.of_dataset(config, task, dataset))
-    run.record_config(config, _versions())
+    run.record_config(with_rounds(config) if isinstance(config, RunConfig) else config, _versions())
     return run
 
 
@@ -93,6 +94,7 @@ def check_once(config: EvaluationRunConfig, *, is_sound: bool = False) -> None:
     told = config.model_dump_json()
     if told in _checked:
         return
+    check_names(config)
     if not is_sound and isinstance(config, RunConfig):
         check_run(config)
     elif not is_sound:
@@ -193,23 +195,47 @@ def identify(config: RunConfig) -> None:
     """The Parity Identifier: verdicts and D_PI of every student."""
     config = with_rounds(config)
     run = open_run(config, upstream=["corpus", "annotations"])
-    annotated = run.manifest().shards if run.storage.exists("corpus/manifest.json") else []
+    shards = run.manifest().shards if run.storage.exists("corpus/manifest.json") else []
+    annotated = list(_without(shards, run.annotations.missing(shards)))
     for engine in identified_together(config, config.students):
         if len(engine.adapters) > 1:
-            identify_together(config, engine, filter(run.annotations.is_committed, annotated))
+            with else_each_by_itself(engine):
+                identify_together(config, engine, annotated)
     for student in config.students:
         identify_student(config, student)
 
 
 def identified_together(config: RunConfig, students: Sequence[StudentConfig]) -> list[Shared]:
     """The engines that can ask students, by their names; of those that are the same model only the first is asked."""
-    task = task_of(config)
-    asked: dict[str, StudentConfig] = {}
-    for student in students:
-        wanted = fingerprint.verdict_fingerprint(config, task, student)
-        if all(fingerprint.verdict_fingerprint(config, task, other) != wanted for other in asked.values()):
-            asked[student.name] = student
-    return shared_engines(asked, config.object_store)
+    fingerprint_of = partial(fingerprint.verdict_fingerprint, config, task_of(config))
+    return shared_engines(_each_once({s.name: s for s in students}, fingerprint_of), config.object_store)
+
+
+def _each_once(models: Mapping[str, ModelT], fingerprint_of: Callable[[ModelT], object]) -> dict[str, ModelT]:
+    """The first of those that are the same model, by its name."""
+    found: list[object] = []
+    once: dict[str, ModelT] = {}
+    for name, model in models.items():
+        if (wanted := fingerprint_of(model)) not in found:
+            found.append(wanted)
+            once[name] = model
+    return once
+
+
+@contextmanager
+def else_each_by_itself(engine: Shared, but_for: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """What several models fail of in one engine may be one of them alone: it is told, and they can go on one by one.
+
+    Args:
+        engine: Of the models that are asked together in the block.
+        but_for: An error that does not come from the models, and is passed on.
+    """
+    try:
+        yield
+    except (ConfigError, RunError) as error:
+        if error is but_for() or len(engine.adapters) == 1:
+            raise
+        say(f"WARNING: {_listed(list(engine.adapters))} in one engine: {error} Each goes on by itself.")
 
 
 def identify_student(config: RunConfig, student: StudentConfig, admission: Admission = nullcontext) -> None:
@@ -241,27 +267,26 @@ def identify_together(
 
     Raises as `run_shards` does, and ConfigError where what a student was asked before was asked under other settings.
     """
-    names = list(engine.adapters)
-    run = open_run(config, [f"verdicts/{name}" for name in names], ["annotations"])
-    verdicts = [run.verdicts(name) for name in names]
-    committed: list[str] = []
-
-    def outstanding() -> Iterator[str]:
-        for shard in annotated:
-            there = [dataset.is_committed(shard) for dataset in verdicts]
-            if all(there):
-                committed.append(shard)
-            elif not any(there):
-                yield shard
-
-    shards = outstanding()
-    first = next(shards, None)
+    run = open_run(config, [f"verdicts/{name}" for name in engine.adapters], ["annotations"])
+    committed: dict[str, Callable[[str], bool]] = {name: run.verdicts(name).is_committed for name in engine.adapters}
+    if run.storage.exists("corpus/manifest.json"):
+        shards = run.manifest().shards
+        missing = {name: set(run.verdicts(name).missing(shards)) for name in engine.adapters}
+        # Who is through would keep the others from being asked together.
+        engine = engine.only(name for name in engine.adapters if missing[name])
+        committed = {name: set(shards).difference(missing[name]).__contains__ for name in engine.adapters}
+    if len(engine.adapters) < 2:
+        return
+    # A shard that some have answered is left to each one's own step: a kill leaves one or two such.
+    outstanding = (shard for shard in annotated if not any(is_there(shard) for is_there in committed.values()))
+    first = next(outstanding, None)
     if first is None:
         return
-    progress = Progress(f"identify {_listed(names)}", None, "images", verdicts[0].num_rows(committed))
+    names = list(engine.adapters)
+    progress = Progress(f"identify {_listed(names)}", None, "images")
     run_shards(
         run, f"identify {names[0]}", config.limits, partial(_verdicts_pass, config, run, engine),
-        chain([first], shards), (), progress, admission,
+        chain([first], outstanding), (), progress, admission,
     )  # fmt: skip
 
 
@@ -299,7 +324,7 @@ def _verdicts_pass(config: RunConfig, run: Run, engine: Shared, flow: Any) -> Pa
     made: Pass[Any] = flow.Pass(
         _pool("identify", engine), run.annotations, _target(engine, run.verdicts), engine.base,
         _for_all(make_stage, engine), _reader(config), config.reading, config.limits, worth_asking,
-        adapters=engine.taken_up,
+        adapters=engine.taken_up, num_models=len(engine.adapters),
     )  # fmt: skip
     return made
 
@@ -321,11 +346,23 @@ def _for_all(make_stage: Callable[..., Stage[Any, Any]], engine: Shared) -> Call
 
 
 def level(config: RunConfig) -> None:
-    """The Parity Leveler: every student fine-tuned on its D_PI."""
-    config = with_rounds(config)
-    for student in config.students:
+    """The Parity Leveler: every student fine-tuned on its D_PI, in a later round as soon as it has one."""
+    for student in _in_rounds(config, lambda run, name: run.storage.exists(f"parity/{name}/manifest.json")):
         for arm in student.arms:
             level_student(config, student, arm)
+
+
+def _in_rounds(config: RunConfig, is_identified: Callable[[Run, str], bool]) -> list[StudentConfig]:
+    """The students of all rounds, but for later rounds that have not been identified; of those it is told."""
+    run = Run.open(config.run_dir, config.object_store)
+    first = [student.name for student in config.students]
+    found = []
+    for student in with_rounds(config).students:
+        if student.name in first or is_identified(run, student.name):
+            found.append(student)
+        else:
+            say(f"{student.name}: not identified yet, left out; jobs/identify.py, then this job, goes on with it")
+    return found
 
 
 def level_student(
@@ -416,10 +453,11 @@ def rematch(config: RunConfig) -> None:
     """Judge stored verdicts by another matcher, without any model: D_PI anew, and how the cells change."""
     task = task_of(config)
     matcher = config.identify.matcher or task.matcher
-    config = with_rounds(config)
     check_run(config)
+    students = _in_rounds(config, lambda run, name: not run.verdicts(name).missing(run.manifest().shards))
+    config = with_rounds(config)
     run = Run.open(config.run_dir, config.object_store)
-    for student in config.students:
+    for student in students:
         dataset = f"verdicts/{student.name}"
         run.hold_against(dataset, fingerprint.of_dataset(config, task, dataset), but_for="identify.matcher")
         shards = run.manifest().shards
@@ -459,9 +497,7 @@ def evaluate(config: EvaluationRunConfig, score_only: bool = False) -> None:
         raise ConfigError("evaluate.models", [], "names no model.", "Name one, or add a teacher and students.")
     lay_out(config.evaluate, run, Places(config.object_store))
     if not score_only:
-        for engine in shared_engines(models, config.object_store):
-            if len(engine.adapters) > 1:
-                predict_together(config, engine)
+        predict_all_together(config, models)
         for name in models:
             predict(config, name)
     scores = _scored(config, config.evaluate, run, list(models))
@@ -509,23 +545,50 @@ def predict(config: EvaluationRunConfig, name: str, admission: Admission = nullc
     run_missing(run, f"evaluate {name}", config.limits, make_pass, outstanding, admission)
 
 
+def predict_all_together(
+    config: EvaluationRunConfig, models: Mapping[str, ModelConfig],
+    admission_of: Callable[[Shared], Admission] = lambda _: nullcontext,
+) -> None:  # fmt: skip
+    """The answers of those models that can share an engine; `predict` does what then is left of each.
+
+    Args:
+        config: Of the evaluation.
+        models: By their names in `models_to_measure`.
+        admission_of: How an engine is let in, see `run_shards`; by default as it comes.
+    """
+    fingerprint_of = partial(fingerprint.prediction_fingerprint, config, task_of(config))
+    for engine in shared_engines(_each_once(models, fingerprint_of), config.object_store):
+        if len(engine.adapters) > 1:
+            with else_each_by_itself(engine):
+                predict_together(config, engine, admission_of(engine))
+
+
 def predict_together(config: EvaluationRunConfig, engine: Shared, admission: Admission = nullcontext) -> None:
     """The answers of one engine's models where none has answered yet; `predict` does what then is left of each."""
     assert config.evaluate is not None
     names = list(engine.adapters)
     run = open_run(config, upstream=[dataset for name in names for dataset in _made_before(config, name)])
     models = models_to_measure(config, run)
-    outstanding = Outstanding([], [], 0, 0)
-    for label in (benchmark.label for benchmark in config.evaluate.benchmarks):
-        manifest = run.manifest(run.benchmark_dir(label))
-        predictions = [run.predictions(label, name) for name in names]
-        for name, dataset in zip(names, predictions, strict=True):
+    labels = [benchmark.label for benchmark in config.evaluate.benchmarks]
+    manifests = {label: run.manifest(run.benchmark_dir(label)) for label in labels}
+    missing: dict[str, dict[str, set[str]]] = {}
+    for name in names:
+        predictions = {label: run.predictions(label, name) for label in labels}
+        for dataset in predictions.values():
             run.claim(dataset.folder, fingerprint.prediction_fingerprint(config, task_of(config), models[name]))
-        found = Outstanding.of(predictions[0], manifest)
-        missing = [s for s in found.missing if not any(dataset.is_committed(s) for dataset in predictions[1:])]
-        outstanding += replace(found, missing=missing).below(label)
+        missing[name] = {label: set(found.missing(manifests[label].shards)) for label, found in predictions.items()}
+    # As with verdicts, who is through would keep the others from being asked together.
+    engine = engine.only(name for name in names if any(missing[name].values()))
+    if len(engine.adapters) < 2:
+        return
+    outstanding = Outstanding([], [], 0, 0)
+    for label, manifest in manifests.items():
+        found = Outstanding.of(run.predictions(label, next(iter(engine.adapters))), manifest)
+        left = [shard for shard in found.missing if all(shard in missing[name][label] for name in engine.adapters)]
+        outstanding += replace(found, missing=left).below(label)
     if outstanding.missing:
-        run_missing(run, f"evaluate {names[0]}", config.limits, partial(_predictions_pass, config, run, engine),
+        first = next(iter(engine.adapters))
+        run_missing(run, f"evaluate {first}", config.limits, partial(_predictions_pass, config, run, engine),
                     outstanding, admission)  # fmt: skip
 
 
@@ -547,7 +610,7 @@ def _prediction_pass(
     make_stage = partial(Predict, task=task_of(config), answer=config.answer)
     made: Pass[Any] = flow.Pass(
         name, questions, answers, engine.base, _for_all(make_stage, engine), Reader(config.object_store),
-        config.reading, config.limits, adapters=engine.taken_up,
+        config.reading, config.limits, adapters=engine.taken_up, num_models=len(engine.adapters),
     )  # fmt: skip
     return made
 
@@ -595,18 +658,12 @@ def _made_before(config: EvaluationRunConfig, model: str) -> list[str]:
 
 
 def models_to_measure(config: EvaluationRunConfig, run: Run) -> dict[str, ModelConfig]:
-    """The models of an evaluation by the name of their predictions; a student that is not leveled has no `after`.
-
-    Raises:
-        ConfigError: two have the same name, or one is compared to a model that is not among them.
-    """
+    """The models of an evaluation by the name of their predictions; a student that is not leveled has no `after`."""
     models: dict[str, ModelConfig] = {}
-    to_come: set[str] = set()
     if isinstance(config, RunConfig):
         for student in config.students:
             models[f"{student.name}.before"] = student
             for arm in student.arms:
-                to_come.add(f"{student.name}.{measured_as(arm)}")
                 folder = run.student_dir(student.name, arm)
                 if run.storage.exists(f"{folder}/complete.json"):
                     leveled = f"{run.storage.root}/{folder}/merged"
@@ -614,16 +671,7 @@ def models_to_measure(config: EvaluationRunConfig, run: Run) -> dict[str, ModelC
         if config.evaluate is not None and config.evaluate.teacher:
             models["teacher"] = config.teacher
     further = config.evaluate.models if config.evaluate is not None else []
-    for model in further:
-        if model.name in models or model.name in to_come:
-            raise ConfigError("evaluate.models", model.name, "is the name of a model of the run.", "Give another.")
-        models[model.name] = model
-    for model in further:
-        known = {*models, *to_come}
-        if model.compared_to is not None and model.compared_to not in known:
-            raise ConfigError("evaluate.models", model.compared_to, f"is compared to by {model.name}, and is no model "
-                              "of this evaluation.", f"Name one of {', '.join(sorted(known))}.")  # fmt: skip
-    return models
+    return models | {model.name: model for model in further}
 
 
 def lay_out_benchmarks(config: RunConfig) -> None:

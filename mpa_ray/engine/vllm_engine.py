@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import count, takewhile
 from typing import Any
 
-from mpa_ray.adapters import Adapter
+from mpa_ray.adapters import RANKS, Adapter
 from mpa_ray.checkpoints import weight_bytes
 from mpa_ray.config import ModelConfig, SamplingConfig, VllmEngineConfig
 from mpa_ray.corpus.decode import ImageProblem, prepare, prepare_apart
@@ -57,6 +57,7 @@ class VllmEngine:
 
         Raises:
             ConfigError: the checkpoint has no processor for images, or this vLLM cannot be used.
+            ValueError: this vLLM does not serve an adapter of this kind.
         """
         assert isinstance(config.engine, VllmEngineConfig)
         _prepare_environment(config)
@@ -72,6 +73,7 @@ class VllmEngine:
         # A generator of its own for a request ends vLLM's CPU engine ("CPU Generator does not use offset").
         self._takes_seeds = not current_platform.is_cpu()
         arguments = _engine_arguments(config, current_platform.is_cpu(), adapters or {})
+        _check_adapters(arguments, adapters or {})
         num_renderers = _num_renderers(config, current_platform.is_cpu())
         # Processes begin first, so that they load what they need while the engine does.
         processes = RenderingProcesses(num_renderers, arguments, self._pixels) if num_renderers else None
@@ -184,6 +186,8 @@ _NEEDED = {
     "vllm": ("AsyncEngineArgs", "SamplingParams"),
     "vllm.platforms": ("current_platform",),
     "vllm.v1.engine.async_llm": ("AsyncLLM",),
+    "vllm.config.lora": ("LoRAConfig",),
+    "vllm.lora.peft_helper": ("PEFTHelper",),
     "vllm.lora.request": ("LoRARequest",),
     "vllm.exceptions": ("VLLMValidationError",),
     "vllm.sampling_params": ("RequestOutputKind", "StructuredOutputsParams"),
@@ -419,13 +423,19 @@ def _engine_arguments(config: ModelConfig, on_cpu: bool, adapters: Mapping[str, 
     arguments |= engine.engine_args
     if adapters:
         # One place more than there are adapters: on a CPU, requests without an adapter get what lies in the last place.
-        rank = next(size for size in _LORA_RANKS if size >= max(adapter.rank for adapter in adapters.values()))
+        rank = next(size for size in RANKS if size >= max(adapter.rank for adapter in adapters.values()))
         arguments |= {"enable_lora": True, "max_loras": len(adapters) + 1, "max_lora_rank": rank}
     return arguments
 
 
-_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks that vLLM lays out room for."""
+def _check_adapters(arguments: dict[str, Any], adapters: Mapping[str, Adapter]) -> None:
+    """What vLLM finds wrong with an adapter's settings, before a request for it would end the engine."""
+    from vllm.config.lora import LoRAConfig
+    from vllm.lora.peft_helper import PEFTHelper
+
+    for adapter in adapters.values():
+        settings = LoRAConfig(max_lora_rank=arguments["max_lora_rank"], max_loras=arguments["max_loras"])
+        PEFTHelper.from_local_dir(adapter.model, None).validate_legal(settings)
 
 
 def _keeps_tensors(arguments: dict[str, Any]) -> bool:

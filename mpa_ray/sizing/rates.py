@@ -89,7 +89,7 @@ class Measured:
     def tokens_per_image(self, phase_name: str) -> float | None:
         """Prompt and output tokens of an image in a phase, or in the phases of its kind where there was none such."""
         found = {
-            name: (phase["num_prompt_tokens"] + phase["num_output_tokens"]) / phase["num_images"]
+            name: (phase["num_prompt_tokens"] + phase["num_output_tokens"]) / _num_asked(phase)
             for name, phase in self._phases.items() if phase.get("num_images") and "num_prompt_tokens" in phase
         }  # fmt: skip
         kind = phase_name.partition(".")[0]
@@ -144,7 +144,7 @@ class Measured:
         if not phase.get("working_s") or not phase.get("num_images"):
             return None
         replicas = model.get("max_num_replicas") or model.get("num_replicas") or 1
-        return float(phase["num_images"] / phase["working_s"] / replicas)
+        return float(_num_asked(phase) / phase["working_s"] / replicas)
 
     def _training(self, run: Run, name: str) -> Training:
         path = f"{run.student_dir(name)}/training.json"
@@ -176,6 +176,11 @@ def _nearest(
     if not chosen and not alike_only:
         chosen = list(known.values())
     return statistics.median(chosen) if chosen else None
+
+
+def _num_asked(phase: dict[str, Any]) -> float:
+    """Images of a pass, each as often as it asked a model about it."""
+    return float(phase.get("num_images_by_models", phase["num_images"]))
 
 
 def _number(run: Run, path: str, key: str) -> int | None:

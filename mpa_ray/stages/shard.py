@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.engine.protocol import RequestRefused, SeenImage, VisionLanguageModel
-from mpa_ray.records import Reason, Row, RowT, State
+from mpa_ray.records import OfModel, Reason, Row, RowT, State
 
 T = TypeVar("T")
 OutT = TypeVar("OutT")
@@ -66,7 +66,17 @@ def outcomes(rows: Sequence[Row]) -> Counter[tuple[str, str]]:
 
 
 def failed_images(rows: Sequence[Row]) -> Counter[str]:
-    """Images of which no row but failed, by the reason of the first; one image's rows follow one another."""
+    """Images of which no row but failed, by the reason of the first; one image's rows follow one another.
+
+    Of several models' rows, those of the model with most of them.
+    """
+    of_models: dict[str, list[Row]] = {}
+    for row in rows:
+        of_models.setdefault(row.model if isinstance(row, OfModel) else "", []).append(row)
+    return max(map(_failed_images, of_models.values()), key=Counter.total, default=Counter())
+
+
+def _failed_images(rows: Sequence[Row]) -> Counter[str]:
     images = (list(found) for _, found in groupby(rows, key=lambda row: row.image_id))
     return Counter(
         str(getattr(found[0], "reason", None))

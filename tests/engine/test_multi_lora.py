@@ -16,10 +16,22 @@ from benchmarks.multi_lora import (
     write_images,
 )
 from mpa_ray import steps
+from mpa_ray.adapters import Adapter
 from mpa_ray.checkpoints import CACHE_VARIABLE
+from mpa_ray.config import ModelConfig, resolve_path
+from mpa_ray.engine.vllm_engine import VllmEngine
 from mpa_ray.store.run import Run
 
 NUM_IMAGES = 96
+
+
+def test_what_this_vllm_does_not_serve_is_told_before_the_engine_starts(tmp_path: Path) -> None:
+    """A request for it would end the engine, and the images that are in it would be taken for the cause."""
+    base = resolve_path("bundled:demo/models/student")
+    settings = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["q_proj"], "use_dora": True}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="DoRA"):
+        VllmEngine(ModelConfig(model=base), 8, {"odd": Adapter(str(tmp_path), base, 8)})
 
 
 @pytest.mark.timeout(600)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mpa_ray import campaign, steps
-from mpa_ray.config import RunConfig, SourceConfig
+from mpa_ray.adapters import Shared
+from mpa_ray.config import ModelConfig, ObjectStoreConfig, RunConfig, SourceConfig
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.errors import RunError
@@ -85,3 +86,37 @@ def test_a_campaign(
     done |= {"identify twin.round2", "level twin.round2"}
     assert {f"{step}: already done" for step in done} <= set(again)
     assert run.read_json("phases/annotate.json")["num_images"] == 60
+    told_of = {student["name"]: student for student in run.read_json("run.json")["config"]["students"]}
+    assert set(told_of) == {"small", "twin", "twin.round2"}
+
+    tree["students"][1]["rounds"] = 3
+    config = RunConfig.model_validate(tree)
+    for step in (steps.level, steps.rematch):
+        step(config)
+        assert "twin.round3: not identified yet, left out" in capsys.readouterr().out
+
+
+def test_what_fails_in_one_engine_is_asked_one_by_one(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = leveling_tree(images, tmp_path / "run")
+    (small,) = tree["students"]
+    tree["students"] = [small, {**small, "name": "larger", "max_pixels": 9999}]
+    config = RunConfig.model_validate(tree)
+    steps.index(config)
+    steps.annotate(config)
+
+    def share(models: Mapping[str, ModelConfig], _: ObjectStoreConfig) -> list[Shared]:
+        return [Shared(next(iter(models.values())), dict.fromkeys(models))]
+
+    def fail(*_: object) -> None:
+        raise RunError("one of them cannot be loaded.")
+
+    monkeypatch.setattr(steps, "shared_engines", share)
+    monkeypatch.setattr(steps, "run_shards", fail)
+    steps.identify(config)
+    told = "WARNING: small, larger in one engine: one of them cannot be loaded. Each goes on by itself."
+    assert told in capsys.readouterr().out.splitlines()
+    assert {"phases/identify.small.json", "phases/identify.larger.json"} <= set(
+        Run.open(config.run_dir).storage.list("phases")
+    )

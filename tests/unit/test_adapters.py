@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from peft import LoraConfig
 from safetensors.numpy import save_file
 
 from mpa_ray.adapters import Adapter, servable, shared_engines
@@ -31,9 +32,22 @@ def adapter(
 
 
 def test_a_plain_adapter_of_the_language_model_is_taken_up_as_it_is(tmp_path: Path) -> None:
-    folder = adapter(tmp_path / "a", r=8, rank_pattern={"q_proj": 24})
+    folder = adapter(tmp_path / "a", r=24, target_modules=["q_proj"], use_rslora=True, init_lora_weights="gaussian")
     assert servable(folder, STORE) == Adapter(folder, BASE, 24)
     assert servable(BASE, STORE) is None
+
+
+def test_what_peft_saves_by_itself_is_plain(tmp_path: Path) -> None:
+    LoraConfig(r=4, target_modules=["q_proj"], base_model_name_or_path=BASE).save_pretrained(str(tmp_path / "told"))
+    told = json.loads((tmp_path / "told/adapter_config.json").read_text())
+    folder = adapter(tmp_path / "a", **{name: value for name, value in told.items() if name != "peft_type"})
+    assert servable(folder, STORE) == Adapter(folder, BASE, 4)
+
+
+def test_a_relative_path_holds_wherever_the_engine_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = adapter(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    assert servable("./a", STORE) == Adapter(folder, BASE, 8)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +59,14 @@ def test_a_plain_adapter_of_the_language_model_is_taken_up_as_it_is(tmp_path: Pa
         {"modules_to_save": ["lm_head"]},
         {"bias": "all"},
         {"peft_type": "IA3"},
+        {"module": "base_model.model.lm_head"},
+        {"rank_pattern": {"q_proj": 24}},
+        {"r": 1024},
+        {"init_lora_weights": "pissa"},
+        {"lora_bias": True},
+        {"layer_replication": [[0, 1]]},
+        {"alora_invocation_tokens": [1]},
+        {"of_a_later_peft": {"any": 1}},
     ],
 )
 def test_what_an_engine_would_leave_out_is_merged(tmp_path: Path, odd: dict[str, Any]) -> None:
@@ -52,11 +74,16 @@ def test_what_an_engine_would_leave_out_is_merged(tmp_path: Path, odd: dict[str,
 
 
 def test_a_damaged_adapter_takes_no_other_down(tmp_path: Path) -> None:
-    folder = adapter(tmp_path / "a")
-    Path(folder, "adapter_model.safetensors").write_bytes(b"no weights")
-    assert servable(folder, STORE) is None
-    Path(folder, "adapter_model.safetensors").unlink()
-    assert servable(folder, STORE) is None
+    damaged = {name: adapter(tmp_path / name) for name in ("no-weights", "gone", "no-json", "no-rank")}
+    Path(damaged["no-weights"], "adapter_model.safetensors").write_bytes(b"no weights")
+    Path(damaged["gone"], "adapter_model.safetensors").unlink()
+    Path(damaged["no-json"], "adapter_config.json").write_text("{")
+    Path(damaged["no-rank"], "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": BASE})
+    )
+    models = {"sound": ModelConfig(model=adapter(tmp_path / "sound")), "base": ModelConfig(model=BASE)}
+    models |= {name: ModelConfig(model=folder) for name, folder in damaged.items()}
+    assert names(models) == [["sound", "base"], ["no-weights"], ["gone"], ["no-json"], ["no-rank"]]
 
 
 def names(models: dict[str, ModelConfig]) -> list[list[str]]:

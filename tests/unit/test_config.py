@@ -12,7 +12,7 @@ import yaml
 from mpa_ray.command_line import configured, exit_code
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, load_config, load_evaluation, resolve_path
 from mpa_ray.errors import ConfigError
-from mpa_ray.preflight import check_run
+from mpa_ray.preflight import check_names, check_run
 from tests.conftest import scripted_tree
 
 STUDENT = Path(resolve_path("bundled:demo/models/student"))
@@ -209,3 +209,26 @@ def test_resources_of_a_pool_fit_together(model: dict[str, Any], told: str) -> N
 def test_a_pool_may_grow() -> None:
     assert ModelConfig(model="x", num_replicas=2).most_replicas == 2
     assert ModelConfig(model="x", num_replicas=2, max_num_replicas=5).most_replicas == 5
+
+
+@pytest.mark.parametrize(
+    ("further", "problem"),
+    [
+        ({"name": "small.round2.before"}, "is the name of a model of the run"),
+        ({"name": "teacher"}, "is the name of a model of the run"),
+        ({"name": "other", "compared_to": "small.round4.after"}, "is compared to by other"),
+        ({"name": "other", "compared_to": "small.round3.after"}, None),
+    ],
+)
+def test_models_to_measure_have_names_of_their_own(
+    further: dict[str, str], problem: str | None, tree: dict[str, Any]
+) -> None:
+    models = [{"model": "one", **further}]
+    tree["evaluate"] = {"benchmarks": [{"name": "own", "path": "q.jsonl"}], "models": models}
+    tree["students"] = [{"name": "small", "model": "one", "rounds": 3}]
+    config = RunConfig.model_validate(tree)
+    if problem is None:
+        check_names(config)
+    else:
+        with pytest.raises(ConfigError, match=problem):
+            check_names(config)

@@ -11,10 +11,10 @@ from mpa_ray.config import AnswerConfig, SamplingConfig
 from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.engine.protocol import JsonSchema, Reply, RequestRefused, SeenImage
 from mpa_ray.matching import MATCHERS
-from mpa_ray.records import Annotation, LabelledQuestion, Reason, State
+from mpa_ray.records import Annotation, LabelledQuestion, OfModel, Reason, State
 from mpa_ray.stages.identify import Identify, WorthAsking
 from mpa_ray.stages.predict import Predict
-from mpa_ray.stages.shard import ImageWork
+from mpa_ray.stages.shard import ImageWork, failed_images
 from mpa_ray.stages.together import together
 from mpa_ray.store.dataset import DatasetsOfModels
 from mpa_ray.store.run import Run
@@ -112,6 +112,16 @@ def test_models_of_one_engine_are_asked_about_an_image_that_is_looked_at_once(tm
     assert [v.state for v in run.verdicts("astray").read("000000")] == [State.KEPT, State.DROPPED]
     assert not both.commit("000000", rows[:2])
     assert both.read("000000") == rows
+
+
+def test_failures_of_models_that_are_asked_together_are_counted_by_images() -> None:
+    def row(model: str, image: str, state: State) -> OfModel[Annotation]:
+        return OfModel(model, Annotation(f"{image}#0", image, f"/{image}", state, "request_failed"))
+
+    fails, kept = State.FAILED, State.KEPT
+    rows = [row("one", "a", fails), row("two", "a", kept), row("one", "b", fails), row("two", "b", fails)]
+    assert failed_images(rows) == {"request_failed": 2}
+    assert failed_images(sorted(rows, key=lambda found: found.model)) == {"request_failed": 2}
 
 
 def test_what_cannot_be_seen_fails_for_every_model() -> None:

@@ -40,7 +40,7 @@ def made(folder: Path, told: list[str], missing: list[str]) -> None:
         yield
         told.append("left")
 
-    run_missing(Run.open(str(folder)), "annotate", LimitsConfig(), lambda _: None,
+    run_missing(Run.open(str(folder)), "annotate", LimitsConfig(), lambda _: types.SimpleNamespace(num_models=1),
                 Outstanding(missing, ["a", "b"], 4, 2), admission, lambda shard: told.append(f"tell {shard}"))  # type: ignore[arg-type, return-value]  # fmt: skip
 
 
@@ -64,3 +64,10 @@ def test_only_what_engines_worked_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     # 6-12, 21-41.
     assert throughput.record()["working_s"] == 26.0
     assert throughput.record()["num_images"] == 48
+
+
+def test_models_asked_together_each_count_for_the_rate() -> None:
+    throughput = Throughput(num_models=3)
+    throughput.count(8, 1.0, Effort())
+    assert throughput.record()["num_images"] == 8
+    assert throughput.record()["num_images_by_models"] == 24

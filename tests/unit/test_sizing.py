@@ -18,7 +18,7 @@ from mpa_ray.preflight import task_of
 from mpa_ray.sizing.architecture import Architecture, architecture_of
 from mpa_ray.sizing.memory import check_engine, check_training, layer_bytes_per_token, training_gib
 from mpa_ray.sizing.plan import Phase, Sizing, size
-from mpa_ray.sizing.rates import Rate
+from mpa_ray.sizing.rates import Measured, Rate
 from mpa_ray.sizing.render import render_sizing
 from mpa_ray.store.fingerprint import of_dataset
 from mpa_ray.store.run import Run
@@ -255,6 +255,17 @@ def planned(config: dict[str, Any]) -> Sizing:
 
 def times(sizing: Sizing) -> dict[str, float | None]:
     return {phase.name: phase.wall_s for phase in sizing.phases}
+
+
+def test_students_that_were_asked_in_one_engine_each_took_their_share_of_it(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "earlier")
+    alone = Measured(run)
+    phase = run.read_json("phases/identify.small.json")
+    run.write_json("phases/identify.small.json", {**phase, "num_images_by_models": 4 * phase["num_images"]})
+    together = Measured(run)
+    rates = [found.identification("small", "one") for found in (alone, together)]
+    assert rates == [200.0, 800.0]
+    assert [found.tokens_per_image("identify.small") for found in (alone, together)] == [100.0, 25.0]
 
 
 def test_a_run_is_predicted_from_another(tmp_path: Path) -> None:
