@@ -24,6 +24,8 @@ from typing import Any, Generic, Protocol
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
+from ray.data._internal.execution import streaming_executor
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mpa_ray.adapters import Adapter
@@ -82,11 +84,13 @@ class Pass(Generic[RowT]):
     """Of the model, those that the stage's requests name."""
     num_models: int = 1
     """Asked about each image: the model and its adapters."""
+    run: str = ""
+    """The run directory."""
 
     @property
     def names(self) -> dict[str, str]:
         """What is logged about it carries these."""
-        return {"run": self.target.storage.root, **names_of(self.name)}
+        return {"run": self.run, **names_of(self.name)}
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def run_pass(work: Pass[Any], shards: Iterable[str], committed: Sequence[str] = 
     Raises:
         RunError: engines died on one shard as often as is allowed, or files of the run cannot be read or written.
     """
-    _quiet()
+    _prepare_ray_data()
     # An actor has another working directory.
     model = work.model.model_copy(update={"model": resolve_path(work.model.model)})
     check_resources(f"{work.name}: cpus_per_replica, gpus_per_replica", model.cpus_per_replica, model.gpus_per_replica)
@@ -419,7 +423,7 @@ def with_images(
             contents = [c if isinstance(c, bytes) else b"" for c in found]
             yield {"step": pickle.dumps(step), "contents": pickle.dumps(contents)}
 
-    _quiet()
+    _prepare_ray_data()
     size = max(1, _ROWS_PER_TASK // num_rows)
     parts = [{"first": at, "last": min(at + size, num_steps)} for at in range(first, num_steps, size)]
     items = ray.data.from_items(parts, override_num_blocks=max(1, len(parts)))
@@ -429,8 +433,42 @@ def with_images(
     return found
 
 
-def _quiet() -> None:
+class _Made:
+    """Makes Ray Data's autoscaler for a pass, and ours around it."""
+
+    def __init__(self, make: Callable[..., ClusterAutoscaler]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any, **named: Any) -> ClusterAutoscaler:
+        return _SharingNothingOut(self._make(*arguments, **named))
+
+
+class _SharingNothingOut(ClusterAutoscaler):
+    """Ray Data's autoscaler of a pass, which may use all CPUs and GPUs of the cluster.
+
+    Ray reserves for each of several passes what it would like to have, for the first one first, and divides the rest
+    of every node in whole CPUs and GPUs: a second pass beside a busy one then gets no CPU to fetch images with, and
+    stands still. Here whoever starts passes sees to it that they fit in beside each other.
+    """
+
+    def __init__(self, ray_data: ClusterAutoscaler) -> None:
+        self._ray_data = ray_data
+
+    def try_trigger_scaling(self) -> None:
+        self._ray_data.try_trigger_scaling()
+
+    def on_executor_shutdown(self) -> None:
+        self._ray_data.on_executor_shutdown()
+
+    def get_total_resources(self) -> Any:
+        total = ray.cluster_resources()
+        return self._ray_data.get_total_resources().copy(cpu=total.get("CPU", 0.0), gpu=total.get("GPU", 0.0))
+
+
+def _prepare_ray_data() -> None:
     """Our own progress line stands for Ray Data's bars and notices; its errors are still logged."""
+    if not isinstance(streaming_executor.create_cluster_autoscaler, _Made):
+        streaming_executor.create_cluster_autoscaler = _Made(streaming_executor.create_cluster_autoscaler)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False

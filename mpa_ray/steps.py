@@ -181,7 +181,7 @@ def _annotation_pass(config: RunConfig, run: Run, flow: Any) -> Pass[Any]:
     make_stage = partial(Annotate, task=task_of(config), config=config.annotate, answer=config.answer)
     made: Pass[Any] = flow.Pass(
         "annotate:teacher", run.corpus, run.annotations, config.teacher, make_stage, _reader(config), config.reading,
-        config.limits, skips_duplicates=config.source.skip_duplicates,
+        config.limits, skips_duplicates=config.source.skip_duplicates, run=config.run_dir,
     )  # fmt: skip
     return made
 
@@ -269,14 +269,14 @@ def identify_together(
     """
     run = open_run(config, [f"verdicts/{name}" for name in engine.adapters], ["annotations"])
     committed: dict[str, Callable[[str], bool]] = {name: run.verdicts(name).is_committed for name in engine.adapters}
-    if run.storage.exists("corpus/manifest.json"):
+    if len(engine.adapters) > 1 and run.storage.exists("corpus/manifest.json"):
         shards = run.manifest().shards
         missing = {name: set(run.verdicts(name).missing(shards)) for name in engine.adapters}
         # Who is through would keep the others from being asked together.
         engine = engine.only(name for name in engine.adapters if missing[name])
         committed = {name: set(shards).difference(missing[name]).__contains__ for name in engine.adapters}
-    if len(engine.adapters) < 2:
-        return
+        if len(engine.adapters) < 2:
+            return
     # A shard that some have answered is left to each one's own step: a kill leaves one or two such.
     outstanding = (shard for shard in annotated if not any(is_there(shard) for is_there in committed.values()))
     first = next(outstanding, None)
@@ -324,7 +324,7 @@ def _verdicts_pass(config: RunConfig, run: Run, engine: Shared, flow: Any) -> Pa
     made: Pass[Any] = flow.Pass(
         _pool("identify", engine), run.annotations, _target(engine, run.verdicts), engine.base,
         _for_all(make_stage, engine), _reader(config), config.reading, config.limits, worth_asking,
-        adapters=engine.taken_up, num_models=len(engine.adapters),
+        adapters=engine.taken_up, num_models=len(engine.adapters), run=config.run_dir,
     )  # fmt: skip
     return made
 
@@ -610,7 +610,7 @@ def _prediction_pass(
     make_stage = partial(Predict, task=task_of(config), answer=config.answer)
     made: Pass[Any] = flow.Pass(
         name, questions, answers, engine.base, _for_all(make_stage, engine), Reader(config.object_store),
-        config.reading, config.limits, adapters=engine.taken_up, num_models=len(engine.adapters),
+        config.reading, config.limits, adapters=engine.taken_up, num_models=len(engine.adapters), run=config.run_dir,
     )  # fmt: skip
     return made
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from PIL import Image
+from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator
 
 from mpa_ray import steps
-from mpa_ray.config import RunConfig
+from mpa_ray.config import RunConfig, SourceConfig
+from mpa_ray.corpus.index import index_shards
+from mpa_ray.corpus.places.place import Places
 from mpa_ray.errors import RunError
 from mpa_ray.store.audit import audit
 from mpa_ray.store.parity import read_parity
@@ -45,6 +51,35 @@ def test_every_image_ends_once(images: Path, tmp_path: Path, capsys: pytest.Capt
     steps.annotate(config)
     steps.identify(config)
     assert capsys.readouterr().out.splitlines() == ["annotate: already done", "identify small: already done"]
+
+
+@pytest.mark.timeout(180)
+def test_a_pass_goes_on_beside_one_that_would_take_the_whole_cluster(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a campaign: a teacher's pass that is busy must not leave a student's without a CPU to fetch images with."""
+
+    def slowly(source: SourceConfig, run: Run, places: Places) -> Iterator[str]:
+        """The last shard is known only when another is annotated."""
+        *most, last = index_shards(source, run, places)
+        yield from most
+        deadline = time.monotonic() + 90
+        while not any(run.storage.list("annotations/commits")):
+            assert time.monotonic() < deadline, "nothing was annotated"
+            time.sleep(0.1)
+        yield last
+
+    monkeypatch.setattr(steps, "index_shards", slowly)
+    config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
+    other = DefaultAutoscalingCoordinator("another pass")
+    num_cpus = int(ray.cluster_resources()["CPU"])
+    other.request_resources([{"CPU": 1}] * num_cpus, expire_after_s=600)
+    try:
+        steps.index_and_annotate(config)
+    finally:
+        other.cancel_request()
+    run = Run.open(config.run_dir)
+    assert not run.annotations.missing(run.manifest().shards)
 
 
 def test_students_of_the_same_model_share_one_pass(

@@ -94,6 +94,37 @@ def test_killed_and_repeated(tree: dict[str, Any], tmp_path: Path) -> None:
     assert "Undo the change, or give a new run_dir." in changed.stderr
 
 
+def test_a_job_that_is_stopped_ends_in_order_and_its_log_is_for_machines_too(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """`ray job stop`, like schedulers, sends SIGTERM first."""
+    tree["teacher"]["max_images_in_flight"] = 2
+    assert run_job("index", tree, tmp_path).returncode == 0
+    run, environment = Path(tree["run_dir"]), {**os.environ, "RAY_LOGGING_CONFIG_ENCODING": "JSON"}
+    with subprocess.Popen(
+        command("annotate", tree, tmp_path), cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as job:  # fmt: skip
+        deadline = time.monotonic() + 120
+        while len(list(run.glob("annotations/commits/*.json"))) < 2:
+            assert job.poll() is None, "the job ended before it could be stopped"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        job.terminate()
+        out, told = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert "Interrupted: the same command continues." in told.splitlines()
+    assert "Traceback" not in out + told
+    assert json.loads((run / "phases/annotate.json").read_text())["num_attempts"] == 1
+
+    records = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    names = {"run": tree["run_dir"], "phase": "annotate"}
+    committed = [record for record in records if record["message"] == "shard committed"]
+    assert {record["shard"] for record in committed} <= {path.stem for path in run.glob("annotations/commits/*.json")}
+    assert committed[0].items() >= {**names, "levelname": "INFO", "num_images": 8}.items()
+    assert next(record["message"] for record in records if record.items() >= names.items()) == "begins"
+
+
 def leveling_tree(images: Path, run_dir: Path) -> dict[str, Any]:
     """A real student to train on what scripted engines kept: all 60 images."""
     tree = scripted_tree(images, run_dir)
