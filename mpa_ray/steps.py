@@ -347,7 +347,9 @@ def _for_all(make_stage: Callable[..., Stage[Any, Any]], engine: Shared) -> Call
 
 def level(config: RunConfig) -> None:
     """The Parity Leveler: every student fine-tuned on its D_PI, in a later round as soon as it has one."""
-    for student in _in_rounds(config, lambda run, name: run.storage.exists(f"parity/{name}/manifest.json")):
+    students = _in_rounds(config, lambda run, name: run.storage.exists(f"parity/{name}/manifest.json"))
+    config = with_rounds(config)
+    for student in students:
         for arm in student.arms:
             level_student(config, student, arm)
 
