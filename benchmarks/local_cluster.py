@@ -186,7 +186,12 @@ class Cluster:
     @property
     def submitter_environment(self) -> dict[str, str]:
         """Of `ray job submit`, `ray job logs` and the like, with the token."""
-        return self._environment | {"RAY_ADDRESS": f"http://127.0.0.1:{self._dashboard_port}"}
+        return self._environment | {"RAY_ADDRESS": self.dashboard}
+
+    @property
+    def dashboard(self) -> str:
+        """Its URL."""
+        return f"http://127.0.0.1:{self._dashboard_port}"
 
     @property
     def session(self) -> Path:
@@ -202,10 +207,15 @@ class Cluster:
     def model_actors_of_worker(self) -> list[psutil.Process]:
         return self._nodes[-1].model_actors()
 
-    def replace_worker_node(self) -> list[psutil.Process]:
-        """SIGKILL to the worker node's raylet, and another node in its place; the model actors that went with it."""
-        actors = self._nodes[-1].model_actors()
-        self._nodes[-1].kill_raylet()
+    def replace_worker_node(self, all_at_once: bool = False) -> list[psutil.Process]:
+        """SIGKILL to the worker node's raylet, or to all of its processes as where a machine is taken away, and another
+        node in its place; the model actors that went with it."""
+        node = self._nodes[-1]
+        actors = node.model_actors()
+        if all_at_once:
+            node.end()
+        else:
+            node.kill_raylet()
         self._start_worker()
         return actors
 

@@ -1,13 +1,17 @@
-"""The demo as a user submits it: to a cluster of two nodes with a token, its run at s3://, and a node that dies."""
+"""The demo as a user submits it: to a cluster of two nodes with a token, its run at s3://, a node that dies, a stop."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -17,7 +21,7 @@ from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.store.parity import read_parity
 from mpa_ray.store.run import Run
 from mpa_ray.store.storage import open_storage
-from tests.s3_server import CREDENTIALS, s3_server, upload
+from tests.s3_server import CREDENTIALS, SECRET, files_holding, s3_server, upload
 
 ROOT = Path(__file__).parents[2]
 NUM_IMAGES, SHARD_SIZE = 192, 16
@@ -39,6 +43,8 @@ class Arena:
             "source.path": "s3://bucket/unlabeled",
             "source.shard_size": SHARD_SIZE,
             "annotate.sampling.temperature": 0,
+            # So that the node's death and the stop find work undone.
+            "teacher.max_images_in_flight": 4,
             "students.0.level.retained_samples": 8,
             "evaluate.benchmarks.0.path": self.heldout / "questions.jsonl",
             "evaluate.teacher": False,
@@ -52,7 +58,11 @@ class Arena:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def submit(self, name: str, *command: str) -> None:
+    def submit(self, name: str, jobs: Sequence[str], run: str) -> None:
+        commands = [
+            ["python", f"jobs/{job}.py", "--config", "mpa_ray/demo/demo.yaml", *self.words(run)] for job in jobs
+        ]
+        command = commands[0] if len(commands) == 1 else ["sh", "-c", " && ".join(map(shlex.join, commands))]
         self.ray("submit", "--submission-id", name, "--no-wait", "--working-dir", ".",
                  "--runtime-env", "cluster/runtime_env.yaml", "--", *command)  # fmt: skip
 
@@ -91,17 +101,42 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
     patch.undo()
 
 
+def _num_commits(run: Run) -> int:
+    return len(list(run.storage.list("annotations/commits")))
+
+
+def test_nobody_submits_without_the_token(arena: Arena) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{arena.cluster.dashboard}/api/jobs/", timeout=10)
+    assert refused.value.code == HTTPStatus.UNAUTHORIZED
+
+
 @pytest.mark.timeout(900)
-def test_a_node_dies_in_the_middle_of_a_submitted_demo(arena: Arena) -> None:
-    arena.submit("struck", "python", "jobs/align.py", "--config", "mpa_ray/demo/demo.yaml", *arena.words("struck"))
+def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
+    arena.submit("struck", ["align"], "struck")
     run, num_shards = arena.open_run("struck"), NUM_IMAGES // SHARD_SIZE
-    wait_until(lambda: any(run.storage.list("annotations/commits")), "the first shard", timeout_s=180)
+
+    wait_until(lambda: _num_commits(run) >= 1, "the first shard", timeout_s=180)
     engines = arena.cluster.model_actors_of_worker()
     assert engines, "no engine is on the worker node"
-    arena.cluster.replace_worker_node()
-    assert len(list(run.storage.list("annotations/commits"))) < num_shards, "the node died too late"
-    logs = arena.wait("struck", 600)
-    assert not any(process.is_running() for process in engines)
+    arena.cluster.replace_worker_node(all_at_once=True)
+    before = _num_commits(run)
+    assert before < num_shards, "the node died too late"
+    wait_until(lambda: _num_commits(run) > before, "a shard from the new node", timeout_s=180)
+    engines += arena.cluster.model_actors_of_worker()
+    arena.ray("stop", "struck")
+    assert "was stopped" in arena.ray("status", "struck")
+    done = _num_commits(run)
+    assert done < num_shards, "the job was stopped too late"
+    told = arena.ray("logs", "struck").splitlines()
+    assert any(line.startswith("annotate: starting") for line in told), "nothing tells of the wait"
+    assert "Interrupted: the same command continues." in told
+    assert not any(line.startswith("Traceback") for line in told)
+    wait_until(lambda: not any(process.is_running() for process in engines), "the engines' end")
+
+    arena.submit("again", ["align"], "struck")
+    logs = arena.wait("again", 600)
+    assert f"annotate: {NUM_IMAGES} images, {done * SHARD_SIZE} already done" in logs.splitlines()
 
     audited = subprocess.run([sys.executable, "jobs/audit.py", "s3://bucket/struck"], cwd=ROOT, text=True, check=False,
                              capture_output=True, env={**os.environ, "AWS_ENDPOINT_URL": arena.endpoint})  # fmt: skip
@@ -109,10 +144,15 @@ def test_a_node_dies_in_the_middle_of_a_submitted_demo(arena: Arena) -> None:
     assert (audited.returncode, counts["images"], counts["problems"]) == (0, NUM_IMAGES, [])
     assert run.storage.exists("students/small/parity/complete.json")
     assert run.storage.exists("report/report.json")
-    told = logs.splitlines()
     assert "level small: done" in logs
     assert "heldout: exact_match" in logs
-    assert any(line.startswith("annotate: starting") for line in told), "nothing tells of the wait"
+    merged = {Path(path).name for path in run.storage.list("students/small/parity/merged")}
+    assert merged >= {"model.safetensors", "config.json", "tokenizer.json"}
+    assert SECRET not in logs + "".join(told)
+    assert files_holding(SECRET, arena.endpoint, "struck/") == []
+    arena.submit("repeated", ["align"], "struck")
+    repeated = arena.wait("repeated", 180).splitlines()
+    assert {"annotate: already done", "identify small: already done", "level small: already done"} <= set(repeated)
 
     # What went up: the code and the bundled models, and nothing that lies beside them.
     (package,) = [
@@ -122,12 +162,9 @@ def test_a_node_dies_in_the_middle_of_a_submitted_demo(arena: Arena) -> None:
     assert sum(path.stat().st_size for path in files) < LARGEST_UPLOAD
     assert {path.name for path in package.iterdir()}.isdisjoint({".venv", ".git", "tests", "runs"})
 
-    # The same steps, each a job of its own, and nobody dies.
-    for step in ("index", "annotate", "identify"):
-        arena.submit(
-            f"calm-{step}", "python", f"jobs/{step}.py", "--config", "mpa_ray/demo/demo.yaml", *arena.words("calm")
-        )
-        arena.wait(f"calm-{step}", 180)
+    # The same steps, and nobody dies.
+    arena.submit("calm", ["index", "annotate", "identify"], "calm")
+    arena.wait("calm", 300)
     found, expected = (
         {s.annotation_id for s in read_parity(arena.open_run(name), "small")} for name in ("struck", "calm")
     )
