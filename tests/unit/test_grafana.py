@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import ray.dashboard.modules.metrics.dashboards as dashboards_of_ray
@@ -22,8 +23,8 @@ OF_EVERY_METRIC = {"SessionName", "instance"}
 class Recording:
     """Stands for Ray's counters and gauges: which there are, with which labels, and which values these took."""
 
-    found: dict[str, set[str]] = {}
-    values: set[tuple[str, str]] = set()
+    found: ClassVar[dict[str, set[str]]] = {}
+    values: ClassVar[set[tuple[str, str]]] = set()
 
     def __init__(self, name: str, _: str, tags: tuple[str, ...]) -> None:
         self.found[f"ray_{name}"] = set(tags)
