@@ -121,7 +121,3 @@ class _UniqueIds:
                                   f"{ref.image_id!r} is there twice: {other}, {ref.uri}.",
                                   "Choose a column without repetitions.")  # fmt: skip
         return refs
-
-
-def _digest(image_id: str) -> bytes:
-    return hashlib.sha256(image_id.encode()).digest()[:16]

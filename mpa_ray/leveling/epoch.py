@@ -81,12 +81,6 @@ def micro_batches(step: Sequence[TrainingRow], token_budget: int, num_workers: i
     return shares
 
 
-def padding_share(batches: Sequence[MicroBatch]) -> float:
-    """Of the tokens that are computed, those that only pad."""
-    padded = sum(map(_padded, batches))
-    return 1 - sum(row.num_tokens for batch in batches for row in batch) / padded if padded else 0.0
-
-
 def _cut(step: Sequence[TrainingRow], token_budget: int) -> list[MicroBatch]:
     """The cheapest cut of the rows in order of length: computed tokens, and the cost of each pass (exact, by dynamic
     programming over where the last micro-batch begins)."""

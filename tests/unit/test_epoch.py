@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpa_ray.leveling.epoch import MicroBatch, TrainingRow, micro_batches, padding_share
+from mpa_ray.leveling.epoch import MicroBatch, TrainingRow, micro_batches
 from mpa_ray.records import ParitySample
 
 
@@ -48,6 +48,12 @@ def test_steps_do_not_depend_on_the_number_of_workers() -> None:
     for workers in (1, 2, 3):
         flat = [r for share in micro_batches(step, 400, workers) for batch in share for r in batch if r.supervised]
         assert {r.sample.annotation_id for r in flat} == {r.sample.annotation_id for r in step}
+
+
+def padding_share(batches: Sequence[MicroBatch]) -> float:
+    """Of the tokens that are computed, those that only pad."""
+    computed = sum(len(batch) * max(r.num_tokens for r in batch) for batch in batches)
+    return 1 - sum(r.num_tokens for batch in batches for r in batch) / computed
 
 
 @pytest.mark.parametrize("workers", [1, 2])
