@@ -66,7 +66,7 @@ def _students_with_wrong_settings(config: RunConfig) -> dict[str, Exception]:
             check_student(student, index, config.object_store)
             # What lies at s3:// is looked at where its identity is asked for.
             model_identity(student.model, config.object_store)
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:
             found[student.name] = error
     return found
 

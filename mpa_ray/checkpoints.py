@@ -30,15 +30,19 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
     tensor of some size is met: reading all of a large checkpoint at every start would cost minutes.
     """
     if model.startswith("s3://"):
-        identity, adapter = f"etags:{_listing_digest(model, object_store)}", adapter_folder(model, object_store)
-        base = base_of_adapter(adapter) if adapter is not None else None
+        identity = f"etags:{_listing_digest(model, object_store)}"
     else:
         folder = Path(resolve_path(model))
         if not folder.is_dir():
             return model
         files = sorted(f for f in folder.iterdir() if f.is_file() and _counts(f.name))
         identity = f"sha256:{_content_digest(tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))[:16]}"
-        base = base_of_adapter(folder)
+    try:
+        adapter = adapter_folder(model, object_store)
+        base = base_of_adapter(adapter) if adapter is not None else None
+    except ConfigError:
+        # Its content is known; what is wrong with it shows where it is loaded.
+        base = None
     return identity if base is None else f"{identity} on {model_identity(base, object_store)}"
 
 
@@ -64,11 +68,19 @@ def _counts(name: str) -> bool:
 
 
 def base_of_adapter(folder: Path) -> str | None:
-    """The model that a LoRA adapter belongs on; None where the folder holds a checkpoint by itself."""
+    """The model that a LoRA adapter belongs on; None where the folder holds a checkpoint by itself.
+
+    Raises:
+        ConfigError: the adapter's settings cannot be read.
+    """
     settings = folder / ADAPTER
     if not settings.is_file() or (folder / "config.json").is_file():
         return None
-    base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError("model", str(folder), f"its {ADAPTER} cannot be read ({type(error).__name__}: {error}).",
+                          "Save the adapter anew.") from error  # fmt: skip
     return str(base) if base else None
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -204,6 +204,10 @@ class _Feed:
                 ray.get(self._ledger.add.remote(shard))
         except BaseException as error:  # noqa: BLE001
             self._error = error
+        finally:
+            # Here, where it was begun: it may be timing what it does.
+            if isinstance(self._shards, Generator):
+                self._shards.close()
         self._ledger.complete.remote()
 
 
@@ -448,7 +452,8 @@ class _SharingNothingOut(ClusterAutoscaler):
 
     Ray reserves for each of several passes what it would like to have, for the first one first, and divides the rest
     of every node in whole CPUs and GPUs: a second pass beside a busy one then gets no CPU to fetch images with, and
-    stands still. Here whoever starts passes sees to it that they fit in beside each other.
+    stands still. Here whoever starts passes sees to it that they fit in beside each other; pools that may grow take
+    what is free.
     """
 
     def __init__(self, ray_data: ClusterAutoscaler) -> None:

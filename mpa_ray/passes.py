@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -118,7 +118,7 @@ def run_shards(
     flow.start_ray()
     work = make_pass(flow)
     guard, throughput = FailureGuard(limits), Throughput(work.num_models)
-    with admission(), timed(run, label, throughput), progress:
+    with admission(), timed(run, label, throughput, work.names), progress:
         for done in committed:
             announce(done)
         for shard in flow.run_pass(work, shards, committed):
@@ -178,9 +178,12 @@ class Throughput:
 
 
 @contextmanager
-def timed(run: Run, label: str, throughput: Throughput | None = None) -> Iterator[None]:
-    """Add what a step took to the run's record, over all attempts; what is logged meanwhile names run and step."""
-    with about(run=run.storage.root, **names_of(label)):
+def timed(
+    run: Run, label: str, throughput: Throughput | None = None, names: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Add what a step took to the run's record, over all attempts; what is logged meanwhile names run and step, as the
+    label does or as `names`."""
+    with about(**(names or {"run": run.storage.root, **names_of(label)})):
         logger.info("begins")
         yield from _timed(run, label, throughput)
 
@@ -194,4 +197,6 @@ def _timed(run: Run, label: str, throughput: Throughput | None) -> Iterator[None
         path = f"phases/{label.replace(' ', '.')}.json"
         now = {"wall_s": time.monotonic() - started, "num_attempts": 1, **(throughput.record() if throughput else {})}
         before = run.read_json(path) if run.storage.exists(path) else {}
+        if "num_images" in before:
+            before.setdefault("num_images_by_models", before["num_images"])
         run.write_json(path, {name: round(before.get(name, 0) + value, 3) for name, value in now.items()})

@@ -181,7 +181,7 @@ def _annotation_pass(config: RunConfig, run: Run, flow: Any) -> Pass[Any]:
     make_stage = partial(Annotate, task=task_of(config), config=config.annotate, answer=config.answer)
     made: Pass[Any] = flow.Pass(
         "annotate:teacher", run.corpus, run.annotations, config.teacher, make_stage, _reader(config), config.reading,
-        config.limits, skips_duplicates=config.source.skip_duplicates, run=config.run_dir,
+        config.limits, skips_duplicates=config.source.skip_duplicates, run=run.storage.root,
     )  # fmt: skip
     return made
 
@@ -201,8 +201,21 @@ def identify(config: RunConfig) -> None:
         if len(engine.adapters) > 1:
             with else_each_by_itself(engine):
                 identify_together(config, engine, annotated)
-    for student in config.students:
-        identify_student(config, student)
+    _one_by_one({student.name: partial(identify_student, config, student) for student in config.students})
+
+
+def _one_by_one(steps: Mapping[str, Callable[[], None]]) -> None:
+    """All of them, whatever some fail of. Raises what the first failed of, or tells of several."""
+    failures: dict[str, ConfigError | RunError] = {}
+    for name, step in steps.items():
+        try:
+            step()
+        except (ConfigError, RunError) as error:
+            failures[name] = error
+    if len({str(error) for error in failures.values()}) == 1:
+        raise next(iter(failures.values()))
+    if failures:
+        raise RunError("; ".join(f"{name}: {error}" for name, error in failures.items()))
 
 
 def identified_together(config: RunConfig, students: Sequence[StudentConfig]) -> list[Shared]:
@@ -324,7 +337,7 @@ def _verdicts_pass(config: RunConfig, run: Run, engine: Shared, flow: Any) -> Pa
     made: Pass[Any] = flow.Pass(
         _pool("identify", engine), run.annotations, _target(engine, run.verdicts), engine.base,
         _for_all(make_stage, engine), _reader(config), config.reading, config.limits, worth_asking,
-        adapters=engine.taken_up, num_models=len(engine.adapters), run=config.run_dir,
+        adapters=engine.taken_up, num_models=len(engine.adapters), run=run.storage.root,
     )  # fmt: skip
     return made
 
@@ -347,6 +360,7 @@ def _for_all(make_stage: Callable[..., Stage[Any, Any]], engine: Shared) -> Call
 
 def level(config: RunConfig) -> None:
     """The Parity Leveler: every student fine-tuned on its D_PI, in a later round as soon as it has one."""
+    check_once(config)
     students = _in_rounds(config, lambda run, name: run.storage.exists(f"parity/{name}/manifest.json"))
     config = with_rounds(config)
     for student in students:
@@ -434,7 +448,8 @@ def _check_export(config: RunConfig, run: Run, student: StudentConfig, arm: Arm,
     questions.commit(shard_name(0), asked)
     model = student.model_copy(update={"model": f"{run.storage.root}/{folder}/merged", "max_num_replicas": None,
                                        "num_replicas": 1})  # fmt: skip
-    make_pass = partial(_prediction_pass, config, f"check:{name}", questions, answers, Shared(model, {name: None}))
+    engine = Shared(model, {name: None})
+    make_pass = partial(_prediction_pass, config, run, f"check:{name}", questions, answers, engine)
     run_missing(
         run, f"check {name}", config.limits, make_pass, Outstanding.of(answers, Manifest(len(asked), 1)),
         admission,
@@ -500,8 +515,7 @@ def evaluate(config: EvaluationRunConfig, score_only: bool = False) -> None:
     lay_out(config.evaluate, run, Places(config.object_store))
     if not score_only:
         predict_all_together(config, models)
-        for name in models:
-            predict(config, name)
+        _one_by_one({name: partial(predict, config, name) for name in models})
     scores = _scored(config, config.evaluate, run, list(models))
     run.write_json("evaluation/scores.json", scores)
     if isinstance(config, RunConfig):
@@ -587,7 +601,8 @@ def predict_together(config: EvaluationRunConfig, engine: Shared, admission: Adm
     for label, manifest in manifests.items():
         found = Outstanding.of(run.predictions(label, next(iter(engine.adapters))), manifest)
         left = [shard for shard in found.missing if all(shard in missing[name][label] for name in engine.adapters)]
-        outstanding += replace(found, missing=left).below(label)
+        done = manifest.num_images * (manifest.num_shards - len(left)) // manifest.num_shards
+        outstanding += replace(found, missing=left, num_images_done=done).below(label)
     if outstanding.missing:
         first = next(iter(engine.adapters))
         run_missing(run, f"evaluate {first}", config.limits, partial(_predictions_pass, config, run, engine),
@@ -602,17 +617,19 @@ def _predictions_pass(config: EvaluationRunConfig, run: Run, engine: Shared, flo
         return JoinedDatasets({label: run.predictions(label, name) for label in labels})
 
     questions = JoinedDatasets({label: run.questions(label) for label in labels})
-    return _prediction_pass(config, _pool("evaluate", engine), questions, _target(engine, answers_of), engine, flow)
+    answers = _target(engine, answers_of)
+    return _prediction_pass(config, run, _pool("evaluate", engine), questions, answers, engine, flow)
 
 
 def _prediction_pass(
-    config: EvaluationRunConfig, name: str, questions: Dataset[LabelledQuestion], answers: Any, engine: Shared,
-    flow: Any,
+    config: EvaluationRunConfig, run: Run, name: str, questions: Dataset[LabelledQuestion], answers: Any,
+    engine: Shared, flow: Any,
 ) -> Pass[Any]:  # fmt: skip
     make_stage = partial(Predict, task=task_of(config), answer=config.answer)
     made: Pass[Any] = flow.Pass(
         name, questions, answers, engine.base, _for_all(make_stage, engine), Reader(config.object_store),
-        config.reading, config.limits, adapters=engine.taken_up, num_models=len(engine.adapters), run=config.run_dir,
+        config.reading, config.limits, adapters=engine.taken_up, num_models=len(engine.adapters),
+        run=run.storage.root,
     )  # fmt: skip
     return made
 

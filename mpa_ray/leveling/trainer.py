@@ -38,6 +38,7 @@ from mpa_ray.leveling.loss import IGNORED_LABEL, answer_loss, num_answered, weig
 from mpa_ray.leveling.parallel import check_parallel, shard
 from mpa_ray.leveling.plan import Plan
 from mpa_ray.leveling.scope import learning_rates, prepare_for_training
+from mpa_ray.logs import about
 from mpa_ray.parts import part_of
 from mpa_ray.rendering import load_processor
 from mpa_ray.store.storage import Storage
@@ -386,6 +387,11 @@ class ParityTrainer(Trainer):
 
 def train(job: TrainingJob) -> None:
     """Train for one epoch, from the last complete checkpoint where there is one, then export."""
+    with about(run=job.storage.root, phase="level", student=job.folder.split("/")[1]):
+        _train(job)
+
+
+def _train(job: TrainingJob) -> None:
     context = ray.train.get_context()
     on_gpu = torch.cuda.is_available()
     if not on_gpu:

@@ -120,19 +120,20 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
     engines = arena.cluster.model_actors_of_worker()
     assert engines, "no engine is on the worker node"
     arena.cluster.replace_worker_node(all_at_once=True)
+    arena.cluster.wait_until_whole()
     before = _num_commits(run)
     assert before < num_shards, "the node died too late"
     wait_until(lambda: _num_commits(run) > before, "a shard from the new node", timeout_s=180)
     engines += arena.cluster.model_actors_of_worker()
     arena.ray("stop", "struck")
     assert "was stopped" in arena.ray("status", "struck")
-    done = _num_commits(run)
-    assert done < num_shards, "the job was stopped too late"
     told = arena.ray("logs", "struck").splitlines()
     assert any(line.startswith("annotate: starting") for line in told), "nothing tells of the wait"
     assert "Interrupted: the same command continues." in told
     assert not any(line.startswith("Traceback") for line in told)
     wait_until(lambda: not any(process.is_running() for process in engines), "the engines' end")
+    done = _num_commits(run)
+    assert done < num_shards, "the job was stopped too late"
 
     arena.submit("again", ["align"], "struck")
     logs = arena.wait("again", 600)

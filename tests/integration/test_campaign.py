@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(600)]
 
 
 def tree_of(images: Path, folder: Path) -> dict[str, Any]:
-    """Two students of one model, one whose answers all fail, and one that is not there."""
+    """Two students of one model, one whose answers all fail, one that is not there, and one that cannot be read."""
     tree = leveling_tree(images, folder / "run")
     (small,) = tree["students"]
     small |= {"arms": ["parity", "consistent"]}
@@ -33,9 +33,12 @@ def tree_of(images: Path, folder: Path) -> dict[str, Any]:
     all_fail = {**small["engine"], "fail_on": [f"{number:03d}.png" for number in range(60)]}
     failing = {**small, "name": "failing", "engine": all_fail, "max_pixels": 9999}
     absent = {**small, "name": "absent", "model": "./no/such/model", "engine": {"kind": "vllm"}}
+    (folder / "damaged").mkdir()
+    (folder / "damaged/adapter_config.json").write_text("{")
+    damaged = {**absent, "name": "damaged", "model": str(folder / "damaged")}
     twin = {**small, "name": "twin", "arms": ["parity"], "rounds": 2}
     twin["level"] = {**small["level"], "learning_rate": 5.0e-4}
-    tree["students"] = [small, failing, absent, twin]
+    tree["students"] = [small, failing, absent, twin, damaged]
     tree["limits"] = {"min_images": 8}
     return tree
 
@@ -56,7 +59,7 @@ def test_a_campaign(
         yield last
 
     monkeypatch.setattr(steps, "index_shards", slowly)
-    with pytest.raises(RunError, match=r"^absent, failing failed, what is left is done.*absent: students.2.model"):
+    with pytest.raises(RunError, match=r"^absent, damaged, failing failed, what is left.*absent: students.2.model"):
         campaign.align(RunConfig.model_validate(tree))
     told = capsys.readouterr().out
     run = Run.open(tree["run_dir"])
@@ -68,7 +71,7 @@ def test_a_campaign(
     assert not run.storage.exists("phases/identify.twin.json")
     assert "identify twin, as small: 8 shards" in told.splitlines()
     report = json.loads(run.storage.read("report/report.json"))
-    assert set(report["students"]) == {"small", "failing", "absent", "twin", "twin.round2"}
+    assert set(report["students"]) == {"small", "failing", "absent", "damaged", "twin", "twin.round2"}
     assert report["students"]["twin.round2"]["model"] == f"{run.storage.root}/students/twin/parity/merged"
     assert run.read_json("phases/identify.twin.round2.json")["num_images"] == 60
     assert {(row["student"], row["arm"]) for row in report["leaderboard"]} == {
@@ -101,7 +104,10 @@ def test_what_fails_in_one_engine_is_asked_one_by_one(
 ) -> None:
     tree = leveling_tree(images, tmp_path / "run")
     (small,) = tree["students"]
-    tree["students"] = [small, {**small, "name": "larger", "max_pixels": 9999}]
+    all_fail = {**small["engine"], "fail_on": [f"{number:03d}.png" for number in range(60)]}
+    failing = {**small, "name": "failing", "engine": all_fail}
+    tree["students"] = [failing, small, {**small, "name": "larger", "max_pixels": 9999}]
+    tree["limits"] = {"min_images": 8}
     config = RunConfig.model_validate(tree)
     steps.index(config)
     steps.annotate(config)
@@ -114,8 +120,9 @@ def test_what_fails_in_one_engine_is_asked_one_by_one(
 
     monkeypatch.setattr(steps, "shared_engines", share)
     monkeypatch.setattr(steps, "run_shards", fail)
-    steps.identify(config)
-    told = "WARNING: small, larger in one engine: one of them cannot be loaded. Each goes on by itself."
+    with pytest.raises(RunError, match="8 of 8 images failed"):
+        steps.identify(config)
+    told = "WARNING: failing, small, larger in one engine: one of them cannot be loaded. Each goes on by itself."
     assert told in capsys.readouterr().out.splitlines()
     assert {"phases/identify.small.json", "phases/identify.larger.json"} <= set(
         Run.open(config.run_dir).storage.list("phases")

@@ -40,7 +40,8 @@ def made(folder: Path, told: list[str], missing: list[str]) -> None:
         yield
         told.append("left")
 
-    run_missing(Run.open(str(folder)), "annotate", LimitsConfig(), lambda _: types.SimpleNamespace(num_models=1),
+    work = types.SimpleNamespace(num_models=1, names={})
+    run_missing(Run.open(str(folder)), "annotate", LimitsConfig(), lambda _: work,
                 Outstanding(missing, ["a", "b"], 4, 2), admission, lambda shard: told.append(f"tell {shard}"))  # type: ignore[arg-type, return-value]  # fmt: skip
 
 
