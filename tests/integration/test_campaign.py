@@ -105,7 +105,7 @@ def test_what_fails_in_one_engine_is_asked_one_by_one(
     tree = leveling_tree(images, tmp_path / "run")
     (small,) = tree["students"]
     all_fail = {**small["engine"], "fail_on": [f"{number:03d}.png" for number in range(60)]}
-    failing = {**small, "name": "failing", "engine": all_fail}
+    failing = {**small, "name": "failing", "engine": all_fail, "max_pixels": 8888}
     tree["students"] = [failing, small, {**small, "name": "larger", "max_pixels": 9999}]
     tree["limits"] = {"min_images": 8}
     config = RunConfig.model_validate(tree)
