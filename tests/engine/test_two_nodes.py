@@ -156,12 +156,13 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
     assert {"annotate: already done", "identify small: already done", "level small: already done"} <= set(repeated)
 
     # What went up: the code and the bundled models, and nothing that lies beside them.
-    (package,) = [
-        path for path in (arena.cluster.session / "runtime_resources/working_dir_files").iterdir() if path.is_dir()
-    ]
-    files = [path for path in package.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < LARGEST_UPLOAD
-    assert {path.name for path in package.iterdir()}.isdisjoint({".venv", ".git", "tests", "runs"})
+    packages = (arena.cluster.session / "runtime_resources/working_dir_files").iterdir()
+    brought = [path for path in packages if path.is_dir()]
+    assert brought
+    for package in brought:
+        assert {"jobs", "mpa_ray"} <= {path.name for path in package.iterdir()}
+        assert {path.name for path in package.iterdir()}.isdisjoint({".venv", ".git", "tests", "runs"})
+        assert sum(path.stat().st_size for path in package.rglob("*") if path.is_file()) < LARGEST_UPLOAD
 
     # The same steps, and nobody dies.
     arena.submit("calm", ["index", "annotate", "identify"], "calm")
