@@ -7,9 +7,10 @@ import logging
 import os
 import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, Union, get_args, get_origin
+from typing import Any, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -73,7 +74,7 @@ def exit_code(main: Callable[[], int | None]) -> int:
     """
     if "RAY_LOGGING_CONFIG_ENCODING" not in os.environ:
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         return main() or 0
     except ConfigError as error:
@@ -87,8 +88,17 @@ def exit_code(main: Callable[[], int | None]) -> int:
         print(f"RunError: {type(error).__name__}: {error}. The same command continues.", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
+        # Threads that are left lose their Ray now: what they would say of it helps nobody.
+        threading.excepthook = lambda _: None
+        logging.disable()
         print("Interrupted: the same command continues.", file=sys.stderr)
         return INTERRUPTED
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """As Ctrl-C; Ray sends the signal to each process of a job, and again to those below it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
