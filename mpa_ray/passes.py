@@ -185,18 +185,20 @@ def timed(
     label does or as `names`."""
     with about(**(names or {"run": run.storage.root, **names_of(label)})):
         logger.info("begins")
-        yield from _timed(run, label, throughput)
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            wall_s = time.monotonic() - started
+            logger.info("ends", extra={"wall_s": round(wall_s, 3)})
+            _add_to_record(
+                run, label, {"wall_s": wall_s, "num_attempts": 1, **(throughput.record() if throughput else {})}
+            )
 
 
-def _timed(run: Run, label: str, throughput: Throughput | None) -> Iterator[None]:
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        logger.info("ends", extra={"wall_s": round(time.monotonic() - started, 3)})
-        path = f"phases/{label.replace(' ', '.')}.json"
-        now = {"wall_s": time.monotonic() - started, "num_attempts": 1, **(throughput.record() if throughput else {})}
-        before = run.read_json(path) if run.storage.exists(path) else {}
-        if "num_images" in before:
-            before.setdefault("num_images_by_models", before["num_images"])
-        run.write_json(path, {name: round(before.get(name, 0) + value, 3) for name, value in now.items()})
+def _add_to_record(run: Run, label: str, now: Mapping[str, float]) -> None:
+    path = f"phases/{label.replace(' ', '.')}.json"
+    before = run.read_json(path) if run.storage.exists(path) else {}
+    if "num_images" in before:
+        before.setdefault("num_images_by_models", before["num_images"])
+    run.write_json(path, {name: round(before.get(name, 0) + value, 3) for name, value in now.items()})

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
-from mpa_ray.config import RunConfig
+from mpa_ray.config import RunConfig, SourceConfig
+from mpa_ray.corpus.index import index_shards
+from mpa_ray.corpus.places.place import Places
 from mpa_ray.demo.world import WorldSpec, paint, sample_scene
+from mpa_ray.store.run import Run
 
 # How long an example takes decides no test.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -45,3 +50,18 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def scripted_config(images: Path, tmp_path: Path) -> RunConfig:
     return RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
+
+
+def indexing_until(dataset: str) -> Callable[[SourceConfig, Run, Places], Iterator[str]]:
+    """Lists a source's shards as `index_shards`, but the last only when the run's dataset has a shard."""
+
+    def slowly(source: SourceConfig, run: Run, places: Places) -> Iterator[str]:
+        *most, last = index_shards(source, run, places)
+        yield from most
+        deadline = time.monotonic() + 120
+        while not any(run.storage.list(f"{dataset}/commits")):
+            assert time.monotonic() < deadline, f"{dataset} has no shard while the last is not known"
+            time.sleep(0.1)
+        yield last
+
+    return slowly

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ import pytest
 
 from mpa_ray import campaign, steps
 from mpa_ray.adapters import Shared
-from mpa_ray.config import ModelConfig, ObjectStoreConfig, RunConfig, SourceConfig
-from mpa_ray.corpus.index import index_shards
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.config import ModelConfig, ObjectStoreConfig, RunConfig
 from mpa_ray.errors import RunError
 from mpa_ray.report.status import status
 from mpa_ray.store.audit import audit
 from mpa_ray.store.run import Run
+from tests.conftest import indexing_until
 from tests.integration.test_jobs import leveling_tree
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(600)]
@@ -47,18 +45,8 @@ def test_a_campaign(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = tree_of(images, tmp_path)
-
-    def slowly(source: SourceConfig, run: Run, places: Places) -> Iterator[str]:
-        """The last shard is known only when the student has been asked about another: before the teacher is through."""
-        *most, last = index_shards(source, run, places)
-        yield from most
-        deadline = time.monotonic() + 120
-        while not any(run.storage.list("verdicts/small/commits")):
-            assert time.monotonic() < deadline, "no student was asked while the teacher worked"
-            time.sleep(0.1)
-        yield last
-
-    monkeypatch.setattr(steps, "index_shards", slowly)
+    # Before the teacher is through.
+    monkeypatch.setattr(steps, "index_shards", indexing_until("verdicts/small"))
     with pytest.raises(RunError, match=r"^absent, damaged, failing failed, what is left.*absent: students.2.model"):
         campaign.align(RunConfig.model_validate(tree))
     told = capsys.readouterr().out

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,12 @@ from PIL import Image
 from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator
 
 from mpa_ray import steps
-from mpa_ray.config import RunConfig, SourceConfig
-from mpa_ray.corpus.index import index_shards
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.config import RunConfig
 from mpa_ray.errors import RunError
 from mpa_ray.store.audit import audit
 from mpa_ray.store.parity import read_parity
 from mpa_ray.store.run import Run
-from tests.conftest import scripted_tree, write_images
+from tests.conftest import indexing_until, scripted_tree, write_images
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -58,18 +54,7 @@ def test_a_pass_goes_on_beside_one_that_would_take_the_whole_cluster(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a campaign: a teacher's pass that is busy must not leave a student's without a CPU to fetch images with."""
-
-    def slowly(source: SourceConfig, run: Run, places: Places) -> Iterator[str]:
-        """The last shard is known only when another is annotated."""
-        *most, last = index_shards(source, run, places)
-        yield from most
-        deadline = time.monotonic() + 90
-        while not any(run.storage.list("annotations/commits")):
-            assert time.monotonic() < deadline, "nothing was annotated"
-            time.sleep(0.1)
-        yield last
-
-    monkeypatch.setattr(steps, "index_shards", slowly)
+    monkeypatch.setattr(steps, "index_shards", indexing_until("annotations"))
     config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
     other = DefaultAutoscalingCoordinator("another pass")
     num_cpus = int(ray.cluster_resources()["CPU"])
