@@ -45,9 +45,9 @@ from benchmarks.bundled_world import (
 )
 from mpa_ray.config import Arm, measured_as
 from mpa_ray.demo.world import FAMILIES
-from mpa_ray.progress import say
-from mpa_ray.store.parity import read_parity
-from mpa_ray.store.run import Run
+from mpa_ray.observability.progress import say
+from mpa_ray.run.parity_export import read_parity
+from mpa_ray.run.run import Run
 
 LEVEL = {**LORA, "batch_size": 16}
 ARMS: dict[str, tuple[str, Arm]] = {
@@ -84,12 +84,16 @@ def measure(seed: int, num_images: int, folder: Path) -> list[dict[str, Any]]:
         training = run.read_json(f"phases/level.{student}{'' if arm == 'parity' else f'.{arm}'}.json")
         rows.append(
             {
-                "seed": seed, "arm": name, "num_chosen": counts["num_chosen"], "num_replayed": counts["num_mixed_in"],
-                "num_samples": counts["num_samples"], "training_s": training["wall_s"],
+                "seed": seed,
+                "arm": name,
+                "num_chosen": counts["num_chosen"],
+                "num_replayed": counts["num_mixed_in"],
+                "num_samples": counts["num_samples"],
+                "training_s": training["wall_s"],
                 "families_inside": sorted(inside),
                 **measured(scores, f"{student}.before", f"{student}.{measured_as(arm)}", inside),
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -99,11 +103,13 @@ def tree_for(seed: int, folder: Path) -> dict[str, Any]:
     level = {**LEVEL, "seed": seed}
     students = {
         "small": {
-            "model": QWEN, "level": {**level, "replay_share": 0.5}, "labels": labels,
+            "model": QWEN,
+            "level": {**level, "replay_share": 0.5},
+            "labels": labels,
             "arms": [arm for student, arm in ARMS.values() if student == "small"],
         },
         "no-replay": {"model": QWEN, "level": {**level, "replay_share": 0.0}},
-    }  # fmt: skip
+    }
     return tree_of(seed, folder / "data", folder / "run", students)
 
 
@@ -113,12 +119,17 @@ def _images(folder: Path) -> set[str]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Means over the seeds, with the gain at each."""
-    lines = ["| arm | samples | training, s | before | after | gain (each seed) | inside: before, after | outside |",
-             "|---|---:|---:|---:|---:|---|---:|---:|"]  # fmt: skip
+    lines = [
+        "| arm | samples | training, s | before | after | gain (each seed) | inside: before, after | outside |",
+        "|---|---:|---:|---:|---:|---|---:|---:|",
+    ]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         found = [row for row in rows if row["arm"] == arm]
-        mean = {key: statistics.fmean(row[key] for row in found) for key, value in found[0].items()
-                if isinstance(value, int | float)}  # fmt: skip
+        mean = {
+            key: statistics.fmean(row[key] for row in found)
+            for key, value in found[0].items()
+            if isinstance(value, int | float)
+        }
         gains = ", ".join(f"{row['after'] - row['before']:+.1f}" for row in found)
         parts = " | ".join(
             f"{mean[f'{part}_before']:.1f}, {mean[f'{part}_after']:.1f}" for part in ("inside", "outside")
@@ -142,14 +153,18 @@ def main() -> None:
     samples = {name: [row["num_samples"] for row in rows if row["arm"] == name] for name in ARMS}
     results = {
         "conditions": {
-            **conditions(), "images": options.images, "seeds": options.seeds, "level": LEVEL,
-            "epochs": 1, "replay_share": {"parity, replay": 0.5, "others": 0.0},
+            **conditions(),
+            "images": options.images,
+            "seeds": options.seeds,
+            "level": LEVEL,
+            "epochs": 1,
+            "replay_share": {"parity, replay": 0.5, "others": 0.0},
             "samples_of_each_arm_by_seed": samples,
             "labels": "equally many questions of each family, about as many in all as D_PI holds, on other images",
             "training_s": "from the start of Ray Train's workers to the exported checkpoint",
         },
         "rows": rows,
-    }  # fmt: skip
+    }
     write_results("arms", results, table(rows))
     say(table(rows))
 

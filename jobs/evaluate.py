@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.command_line import exit_code, parsed
+from mpa_ray.cli import exit_code, parsed
 from mpa_ray.config import load_evaluation
 
 SCORE_ONLY = ("--score-only", "score what was predicted earlier; no model is loaded")
@@ -19,7 +19,7 @@ SCORE_ONLY = ("--score-only", "score what was predicted earlier; no model is loa
 def main() -> None:
     options, overrides = parsed(__doc__, SCORE_ONLY)
     config = load_evaluation(options.config, overrides)
-    from mpa_ray import steps
+    from mpa_ray.phases import steps
 
     steps.evaluate(config, options.score_only)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.command_line import exit_code, parsed
+from mpa_ray.cli import exit_code, parsed
 from mpa_ray.config import load_config
 
 REMATCH = ("--rematch", "apply identify.matcher to the verdicts of an earlier identification; no model is loaded")
@@ -16,7 +16,7 @@ REMATCH = ("--rematch", "apply identify.matcher to the verdicts of an earlier id
 def main() -> None:
     options, overrides = parsed(__doc__, REMATCH)
     config = load_config(options.config, overrides)
-    from mpa_ray import steps
+    from mpa_ray.phases import steps
 
     (steps.rematch if options.rematch else steps.identify)(config)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.command_line import exit_code, parsed
+from mpa_ray.cli import exit_code, parsed
 from mpa_ray.config import load_config
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.command_line import exit_code, of_a_run
+from mpa_ray.cli import exit_code, of_a_run
 
 
 def main() -> None:
@@ -18,8 +18,8 @@ def main() -> None:
     parser.add_argument("--count", action="store_true", help="read all rows' states: kept, dropped and failed so far")
     options, object_store = of_a_run(parser)
     from mpa_ray.report.status import render_status, status
-    from mpa_ray.store.run import Run
-    from mpa_ray.store.storage import open_storage
+    from mpa_ray.run.run import Run
+    from mpa_ray.storage.storage import open_storage
 
     found = status(Run(open_storage(options.run_dir, object_store)), options.count)
     print(json.dumps(found.record(), indent=2, ensure_ascii=False) if options.json else render_status(found))

@@ -121,7 +121,7 @@ _QUANTITY = re.compile(
     r"(?P<sign>[-+\u2212]?)(?P<before>[$€£¥]?) ?(?P<digits>\d{1,3}(?:,\d{3})+|\d+)?(?P<decimals>\.\d+)?"
     r" ?(?P<after>[%‰°$€£¥]?)",
     re.ASCII,
-)  # fmt: skip
+)
 
 
 def quantity(text: str) -> Quantity | None:

@@ -15,7 +15,7 @@ from mpa_ray.config import RunConfig, SourceConfig
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.demo.world import WorldSpec, paint, sample_scene
-from mpa_ray.store.run import Run
+from mpa_ray.run.run import Run
 
 # How long an example takes decides no test.
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -44,9 +44,14 @@ from mpa_ray.config import resolve_path
 HIDDEN, HEADS, LAYERS = 64, 2, 2
 GRIDS = [[112, 112], [112, 224], [224, 112]]
 TEXT = {
-    "hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-    "num_key_value_heads": HEADS, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
-}  # fmt: skip
+    "hidden_size": HIDDEN,
+    "intermediate_size": 96,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": HEADS,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+}
 _CHATML = (
     "{%% for message in messages %%}<|im_start|>{{ message['role'] }}\n"
     "{%% for part in message['content'] %%}"
@@ -108,11 +113,15 @@ def _qwen2_5_vl() -> tuple[Any, Any]:
     config = Qwen2_5_VLConfig(
         text_config={**TEXT, "vocab_size": len(text), "rope_parameters": _rope()},
         vision_config={
-            "depth": 2, "hidden_size": HIDDEN, "out_hidden_size": HIDDEN, "num_heads": HEADS, "intermediate_size": 96,
+            "depth": 2,
+            "hidden_size": HIDDEN,
+            "out_hidden_size": HIDDEN,
+            "num_heads": HEADS,
+            "intermediate_size": 96,
             "fullatt_block_indexes": [1],
         },
         **_qwen_tokens(text),
-    )  # fmt: skip
+    )
     processor = Qwen2_5_VLProcessor(
         Qwen2VLImageProcessor(**_sizes(28)), text, Qwen2VLVideoProcessor(), chat_template=_QWEN
     )
@@ -123,15 +132,22 @@ def _qwen3_vl() -> tuple[Any, Any]:
     text = tokenizer()
     config = Qwen3VLConfig(
         text_config={
-            **TEXT, "head_dim": 32, "vocab_size": len(text),
+            **TEXT,
+            "head_dim": 32,
+            "vocab_size": len(text),
             "rope_parameters": {**_rope(), "mrope_interleaved": True},
         },
         vision_config={
-            "depth": 2, "hidden_size": HIDDEN, "out_hidden_size": HIDDEN, "num_heads": HEADS, "intermediate_size": 96,
-            "deepstack_visual_indexes": [0], "num_position_embeddings": 64,
+            "depth": 2,
+            "hidden_size": HIDDEN,
+            "out_hidden_size": HIDDEN,
+            "num_heads": HEADS,
+            "intermediate_size": 96,
+            "deepstack_visual_indexes": [0],
+            "num_position_embeddings": 64,
         },
         **_qwen_tokens(text),
-    )  # fmt: skip
+    )
     images = Qwen2VLImageProcessor(patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3, **_sizes(32))
     processor = Qwen3VLProcessor(images, text, Qwen3VLVideoProcessor(), chat_template=_QWEN)
     return Qwen3VLForConditionalGeneration(config), processor
@@ -143,11 +159,17 @@ def _smolvlm() -> tuple[Any, Any]:
     config = SmolVLMConfig(
         text_config={**TEXT, "model_type": "llama", "vocab_size": len(text), "pad_token_id": text.pad_token_id},
         vision_config={
-            "hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": HEADS,
-            "image_size": 128, "patch_size": 16,
+            "hidden_size": HIDDEN,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": HEADS,
+            "image_size": 128,
+            "patch_size": 16,
         },
-        image_token_id=text.convert_tokens_to_ids("<image>"), scale_factor=2, pad_token_id=text.pad_token_id,
-    )  # fmt: skip
+        image_token_id=text.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=text.pad_token_id,
+    )
     images = SmolVLMImageProcessor(
         size={"longest_edge": 128}, max_image_size={"longest_edge": 128}, do_image_splitting=False
     )
@@ -162,11 +184,17 @@ def _internvl() -> tuple[Any, Any]:
     config = InternVLConfig(
         text_config={**TEXT, "model_type": "qwen2", "vocab_size": len(text)},
         vision_config={
-            "hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": HEADS,
-            "image_size": [112, 112], "patch_size": [14, 14],
+            "hidden_size": HIDDEN,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": HEADS,
+            "image_size": [112, 112],
+            "patch_size": [14, 14],
         },
-        image_token_id=text.convert_tokens_to_ids("<IMG_CONTEXT>"), downsample_ratio=0.5, image_seq_length=16,
-    )  # fmt: skip
+        image_token_id=text.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        downsample_ratio=0.5,
+        image_seq_length=16,
+    )
     images = GotOcr2ImageProcessor(size={"height": 112, "width": 112}, crop_to_patches=False)
     processor = InternVLProcessor(
         images, text, InternVLVideoProcessor(), image_seq_length=16, chat_template=_CHATML % "<IMG_CONTEXT>"
@@ -179,18 +207,30 @@ def _llava_onevision() -> tuple[Any, Any]:
     config = LlavaOnevisionConfig(
         text_config={**TEXT, "model_type": "qwen2", "vocab_size": len(text)},
         vision_config={
-            "model_type": "siglip_vision_model", "hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": 2,
-            "num_attention_heads": HEADS, "image_size": 112, "patch_size": 14, "vision_use_head": False,
+            "model_type": "siglip_vision_model",
+            "hidden_size": HIDDEN,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": HEADS,
+            "image_size": 112,
+            "patch_size": 14,
+            "vision_use_head": False,
         },
         image_token_index=text.convert_tokens_to_ids("<image>"),
         video_token_index=text.convert_tokens_to_ids("<video>"),
-        vision_feature_layer=-1, vision_feature_select_strategy="full", image_grid_pinpoints=GRIDS,
-    )  # fmt: skip
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_grid_pinpoints=GRIDS,
+    )
     images = LlavaOnevisionImageProcessor(size={"height": 112, "width": 112}, image_grid_pinpoints=GRIDS)
     processor = LlavaOnevisionProcessor(
-        images, text, LlavaOnevisionVideoProcessor(), num_image_tokens=64, vision_feature_select_strategy="full",
+        images,
+        text,
+        LlavaOnevisionVideoProcessor(),
+        num_image_tokens=64,
+        vision_feature_select_strategy="full",
         chat_template=_CHATML % "<image>",
-    )  # fmt: skip
+    )
     return LlavaOnevisionForConditionalGeneration(config), processor
 
 

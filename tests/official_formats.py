@@ -72,20 +72,32 @@ def _parquet(path: Path, questions: list[Asked], **columns: list[Any]) -> str:
 def _textvqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
     _save(questions, folder, "train_images/im{}.jpg")
     data = [
-        {"question_id": n, "question": q.question, "image_id": f"im{q.number}", "image_classes": ["Sign"],
-         "answers": [q.answer] * 10, "set_name": "val"}
+        {
+            "question_id": n,
+            "question": q.question,
+            "image_id": f"im{q.number}",
+            "image_classes": ["Sign"],
+            "answers": [q.answer] * 10,
+            "set_name": "val",
+        }
         for n, q in enumerate(questions)
-    ]  # fmt: skip
+    ]
     return {"path": _json(folder / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": data})}
 
 
 def _stvqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
     _save(questions, folder / "images", "coco-text/{}.jpg")
     data = [
-        {"question_id": n, "question": q.question, "answers": [q.answer], "file_path": f"coco-text/{q.number}.jpg",
-         "file_name": f"{q.number}.jpg", "dataset": "coco-text"}
+        {
+            "question_id": n,
+            "question": q.question,
+            "answers": [q.answer],
+            "file_path": f"coco-text/{q.number}.jpg",
+            "file_name": f"{q.number}.jpg",
+            "dataset": "coco-text",
+        }
         for n, q in enumerate(questions)
-    ]  # fmt: skip
+    ]
     return {"path": _json(folder / "train_task_3.json", {"data": data}), "images": str(folder / "images")}
 
 
@@ -102,11 +114,16 @@ def _vqa(questions_name: str, annotations_name: str) -> Callable[[Path, list[Ask
         _save(questions, folder / "val2014", "COCO_val2014_{:012d}.jpg")
         asked = [{"question_id": n, "image_id": q.number, "question": q.question} for n, q in enumerate(questions)]
         told = [
-            {"question_id": n, "image_id": q.number, "question_type": "what is", "answer_type": "other",
-             "multiple_choice_answer": q.answer,
-             "answers": [{"answer": q.answer, "answer_confidence": "yes", "answer_id": k + 1} for k in range(10)]}
+            {
+                "question_id": n,
+                "image_id": q.number,
+                "question_type": "what is",
+                "answer_type": "other",
+                "multiple_choice_answer": q.answer,
+                "answers": [{"answer": q.answer, "answer_confidence": "yes", "answer_id": k + 1} for k in range(10)],
+            }
             for n, q in enumerate(questions)
-        ]  # fmt: skip
+        ]
         path = _json(folder / questions_name, {"data_subtype": "val2014", "questions": asked})
         _json(folder / annotations_name, {"annotations": told})
         return {"path": path, "images": str(folder / "val2014")}
@@ -117,21 +134,36 @@ def _vqa(questions_name: str, annotations_name: str) -> Callable[[Path, list[Ask
 def _docvqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
     _save(questions, folder / "documents", "{}_1.png")
     data = [
-        {"questionId": n, "question": q.question, "image": f"documents/{q.number}_1.png", "docId": q.number,
-         "ucsf_document_id": str(q.number), "ucsf_document_page_no": "1", "answers": [q.answer], "data_split": "val",
-         "question_types": ["form"]}
+        {
+            "questionId": n,
+            "question": q.question,
+            "image": f"documents/{q.number}_1.png",
+            "docId": q.number,
+            "ucsf_document_id": str(q.number),
+            "ucsf_document_page_no": "1",
+            "answers": [q.answer],
+            "data_split": "val",
+            "question_types": ["form"],
+        }
         for n, q in enumerate(questions)
-    ]  # fmt: skip
+    ]
     return {"path": _json(folder / "val_v1.0_withQT.json", {"dataset_name": "SP-DocVQA", "data": data})}
 
 
 def _infovqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
     _save(questions, folder / "images", "{}.jpeg")
     data = [
-        {"questionId": n, "question": q.question, "image_local_name": f"{q.number}.jpeg", "answers": [q.answer],
-         "answer_type": ["single span"], "operation/reasoning": ["counting"], "data_split": "val"}
+        {
+            "questionId": n,
+            "question": q.question,
+            "image_local_name": f"{q.number}.jpeg",
+            "answers": [q.answer],
+            "answer_type": ["single span"],
+            "operation/reasoning": ["counting"],
+            "data_split": "val",
+        }
         for n, q in enumerate(questions)
-    ]  # fmt: skip
+    ]
     path = _json(folder / "infographicsVQA_val_v1.0_withQT.json", {"data": data})
     return {"path": path, "images": str(folder / "images")}
 
@@ -139,10 +171,14 @@ def _infovqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
 def _gqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
     _save(questions, folder / "images", "n{}.jpg")
     entries = {
-        str(n): {"question": q.question, "answer": q.answer, "imageId": f"n{q.number}",
-                 "types": {"structural": "query", "semantic": "attr", "detailed": "categoryAttr"}}
+        str(n): {
+            "question": q.question,
+            "answer": q.answer,
+            "imageId": f"n{q.number}",
+            "types": {"structural": "query", "semantic": "attr", "detailed": "categoryAttr"},
+        }
         for n, q in enumerate(questions)
-    }  # fmt: skip
+    }
     path = _json(folder / "testdev_balanced_questions.json", entries)
     return {"path": path, "images": str(folder / "images")}
 
@@ -156,20 +192,34 @@ def _pathvqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
 def _vqa_rad(folder: Path, questions: list[Asked]) -> dict[str, str]:
     _save(questions, folder / "images", "synpic{}.jpg")
     entries = [
-        {"qid": n, "image_name": f"synpic{q.number}.jpg", "question": q.question, "answer": q.answer,
-         "answer_type": "OPEN", "question_type": "COLOR"}
+        {
+            "qid": n,
+            "image_name": f"synpic{q.number}.jpg",
+            "question": q.question,
+            "answer": q.answer,
+            "answer_type": "OPEN",
+            "question_type": "COLOR",
+        }
         for n, q in enumerate(questions)
-    ]  # fmt: skip
+    ]
     return {"path": _json(folder / "VQA_RAD Dataset Public.json", entries), "images": str(folder / "images")}
 
 
 def _slake(folder: Path, questions: list[Asked]) -> dict[str, str]:
     _save(questions, folder / "imgs", "xmlab{}/source.jpg")
     entries = [
-        {"img_id": q.number, "img_name": f"xmlab{q.number}/source.jpg", "question": q.question, "answer": q.answer,
-         "q_lang": ("en", "zh")[n % 2], "answer_type": "OPEN", "content_type": "Color", "qid": n}
+        {
+            "img_id": q.number,
+            "img_name": f"xmlab{q.number}/source.jpg",
+            "question": q.question,
+            "answer": q.answer,
+            "q_lang": ("en", "zh")[n % 2],
+            "answer_type": "OPEN",
+            "content_type": "Color",
+            "qid": n,
+        }
         for n, q in enumerate(questions)
-    ]  # fmt: skip
+    ]
     return {"path": _json(folder / "test.json", entries), "images": str(folder / "imgs")}
 
 
@@ -178,7 +228,7 @@ def _own(folder: Path, questions: list[Asked]) -> dict[str, str]:
     rows = [
         {"question_id": str(n), "image": f"{q.number}.png", "question": q.question, "answers": [q.answer]}
         for n, q in enumerate(questions)
-    ]  # fmt: skip
+    ]
     (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"path": str(folder / "own.jsonl")}
 

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.throughput.work import QUESTION, TASK, Timings, Work, rates
-from mpa_ray import flow, steps
 from mpa_ray.config import ModelConfig, RunConfig, SamplingConfig
-from mpa_ray.corpus.decode import ImageProblem, prepare_apart
 from mpa_ray.corpus.read import Reader
-from mpa_ray.engine.protocol import JsonSchema, Reply, SeenImage, VisionLanguageModel
+from mpa_ray.engine.protocol import EncodedImage, JsonSchema, Reply, VisionLanguageModel
+from mpa_ray.imaging.decode import ImageProblem, prepare_apart
 from mpa_ray.matching import MATCHERS
+from mpa_ray.phases import steps
+from mpa_ray.pipeline import graph as flow
+from mpa_ray.run.run import Run
 from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.identify import Identify, WorthAsking
-from mpa_ray.stages.shard import Stage
-from mpa_ray.store.run import Run
+from mpa_ray.stages.image_work import Stage
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Readable:
     def max_images_in_flight(self) -> int:
         return self.model.max_images_in_flight
 
-    async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
-        return await self.model.look(image_id, content)
+    async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
+        return await self.model.encode_image(image_id, content)
 
     async def generate(
         self,
-        image: SeenImage,
+        image: EncodedImage,
         text: str,
         sampling: SamplingConfig,
         schema: JsonSchema | None = None,
@@ -68,13 +69,13 @@ class Raw:
     def max_images_in_flight(self) -> int:
         return self.model.max_images_in_flight
 
-    async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
+    async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
         prepared = await prepare_apart(content, self.min_pixels, self.max_pixels)
-        return prepared if isinstance(prepared, ImageProblem) else SeenImage(image_id, prepared.key, prepared.image)
+        return prepared if isinstance(prepared, ImageProblem) else EncodedImage(image_id, prepared.key, prepared.image)
 
     async def generate(
         self,
-        image: SeenImage,
+        image: EncodedImage,
         text: str,
         sampling: SamplingConfig,
         schema: JsonSchema | None = None,
@@ -89,7 +90,7 @@ class Raw:
 class AnnotateOnly(Annotate):
     """Leaves the second answer to a pass of its own."""
 
-    async def _second_pass(self, row: Any, image: SeenImage, first: Any, pair: Any) -> Any:
+    async def _second_pass(self, row: Any, image: EncodedImage, first: Any, pair: Any) -> Any:
         if isinstance(first, Reply) and not isinstance(pair, str):
             return row.annotated(pair.question, pair.answer, first, [replace(first, text=pair.answer)])
         return await super()._second_pass(row, image, first, pair)
@@ -106,28 +107,34 @@ class Variant:
 
 def configuration(work: Work, run_dir: Path, row: str, variant: Variant) -> RunConfig:
     engine: dict[str, Any] = {
-        "dtype": work.dtype, "max_num_seqs": work.max_num_seqs, "max_model_len": work.max_model_len,
+        "dtype": work.dtype,
+        "max_num_seqs": work.max_num_seqs,
+        "max_model_len": work.max_model_len,
         "num_renderers": variant.num_renderers,
-    }  # fmt: skip
+    }
     if row == "e":
         # vLLM's default, so that the second prompt finds the picture processed.
         engine["engine_args"] = {"mm_processor_cache_gb": 4}
     model = {
-        "engine": engine, "min_pixels": 56 * 56, "max_pixels": work.image_size**2,
+        "engine": engine,
+        "min_pixels": 56 * 56,
+        "max_pixels": work.image_size**2,
         "max_images_in_flight": variant.max_images_in_flight,
-    }  # fmt: skip
+    }
     # Greedy questions on one image would all be the same.
     temperature = 0.7 if variant.num_questions > 1 else 0
     sampling = {"temperature": temperature, "max_new_tokens": work.first_tokens}
-    return RunConfig.model_validate({
-        "run_dir": str(run_dir),
-        "task": TASK.name,
-        "source": {"path": str(run_dir.parent / "images"), "shard_size": work.shard_size, "skip_duplicates": False},
-        "teacher": {**model, "model": work.teacher},
-        "students": [{**model, "model": work.student or work.teacher}],
-        "annotate": {"sampling": sampling, "num_questions": variant.num_questions},
-        "answer": {"max_new_tokens": work.second_tokens},
-    })  # fmt: skip
+    return RunConfig.model_validate(
+        {
+            "run_dir": str(run_dir),
+            "task": TASK.name,
+            "source": {"path": str(run_dir.parent / "images"), "shard_size": work.shard_size, "skip_duplicates": False},
+            "teacher": {**model, "model": work.teacher},
+            "students": [{**model, "model": work.student or work.teacher}],
+            "annotate": {"sampling": sampling, "num_questions": variant.num_questions},
+            "answer": {"max_new_tokens": work.second_tokens},
+        }
+    )
 
 
 def measure(work: Work, row: str, variant: Variant) -> Timings:
@@ -177,9 +184,15 @@ class _Passes:
         if name == "annotate":
             source, target = self._run.corpus, self._run.annotations  # type: ignore[assignment]
         work: flow.Pass[Any] = flow.Pass(
-            name, source, target, model, make_stage, Reader(self._config.object_store), self._config.reading,
+            name,
+            source,
+            target,
+            model,
+            make_stage,
+            Reader(self._config.object_store),
+            self._config.reading,
             self._config.limits,
-        )  # fmt: skip
+        )
         done = [(time.perf_counter(), shard.num_images) for shard in flow.run_pass(work, shards)]
         return rates(done[0][0], done[1:], self._work.num_images)
 

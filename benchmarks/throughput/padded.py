@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.throughput.work import TASK, Timings, Work
-from mpa_ray.corpus.decode import PreparedImage, prepare
-from mpa_ray.rendering import load_processor, render
+from mpa_ray.imaging.decode import PreparedImage, prepare
+from mpa_ray.models.chat_template import load_processor, render
 
 BATCH_SIZE = 8
 

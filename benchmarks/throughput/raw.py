@@ -12,15 +12,20 @@ import time
 from typing import Any
 
 from benchmarks.throughput.work import QUESTION, TASK, Timings, Work, bind_cores, steady_rates
-from mpa_ray.corpus.decode import PreparedImage, prepare
-from mpa_ray.rendering import load_processor, render
+from mpa_ray.imaging.decode import PreparedImage, prepare
+from mpa_ray.models.chat_template import load_processor, render
 
 
 def arguments(work: Work, model: str) -> dict[str, Any]:
     return {
-        "model": model, "dtype": work.dtype, "max_num_seqs": work.max_num_seqs, "max_model_len": work.max_model_len,
-        "block_size": 32, "enforce_eager": True, "limit_mm_per_prompt": {"image": 1, "video": 0},
-    }  # fmt: skip
+        "model": model,
+        "dtype": work.dtype,
+        "max_num_seqs": work.max_num_seqs,
+        "max_model_len": work.max_model_len,
+        "block_size": 32,
+        "enforce_eager": True,
+        "limit_mm_per_prompt": {"image": 1, "video": 0},
+    }
 
 
 def prepared(work: Work, suffix: str) -> list[PreparedImage]:
@@ -179,8 +184,10 @@ def _synchronous(work: Work, model: str, questions: list[str] | None, images_per
     llm, processor = LLM(**arguments(work, model)), load_processor(model)
 
     def answered(images: list[PreparedImage], texts: list[str], max_tokens: int) -> list[str]:
-        prompts = [{"prompt": render(processor, t), "multi_modal_data": {"image": i.image}}
-                   for i, t in zip(images, texts, strict=True)]  # fmt: skip
+        prompts = [
+            {"prompt": render(processor, t), "multi_modal_data": {"image": i.image}}
+            for i, t in zip(images, texts, strict=True)
+        ]
         outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=max_tokens), use_tqdm=False)
         return [output.outputs[0].text for output in outputs]
 

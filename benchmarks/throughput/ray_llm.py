@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.throughput.work import TASK, Timings, Work, bind_cores, rates
-from mpa_ray.checkpoints import weight_bytes
 from mpa_ray.engine.cores import threads_per_engine
+from mpa_ray.models.checkpoints import weight_bytes
 
 BATCH_SIZE = 16
 """Small batches, many in flight: what Ray's own advice for throughput is (ray-project/ray#52634)."""
@@ -25,8 +25,14 @@ def passes(work: Work) -> Timings:
 
     os.environ.setdefault("RAY_worker_niceness", "0")
     environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-             runtime_env={"env_vars": environment})  # fmt: skip
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": environment},
+    )
     repeated = [file for _ in range(work.repetitions + 1) for file in work.files()]
     rows = [{"file": str(file), "key": f"{n}", "text": TASK.annotation_prompt()} for n, file in enumerate(repeated)]
     replies, first = one_pass(work, work.teacher, rows, work.first_tokens)
@@ -47,8 +53,12 @@ def one_pass(work: Work, model: str, rows: list[dict[str, Any]], max_tokens: int
     config = vLLMEngineProcessorConfig(
         model_source=model,
         engine_kwargs={
-            "dtype": work.dtype, "max_num_seqs": work.max_num_seqs, "max_model_len": work.max_model_len,
-            "block_size": 32, "enforce_eager": True, "limit_mm_per_prompt": {"image": 1, "video": 0},
+            "dtype": work.dtype,
+            "max_num_seqs": work.max_num_seqs,
+            "max_model_len": work.max_model_len,
+            "block_size": 32,
+            "enforce_eager": True,
+            "limit_mm_per_prompt": {"image": 1, "video": 0},
         },
         batch_size=BATCH_SIZE,
         concurrency=1,
@@ -57,7 +67,7 @@ def one_pass(work: Work, model: str, rows: list[dict[str, Any]], max_tokens: int
         detokenize_stage=False,
         log_engine_metrics=False,
         placement_group_config={"bundle_per_worker": {"CPU": 1}},
-    )  # fmt: skip
+    )
     prompt = Prompt(model, max_tokens, work.image_size**2)
     processor = build_processor(config, preprocess=prompt, postprocess=_done)
     data = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // BATCH_SIZE))
@@ -82,8 +92,8 @@ class Prompt:
         self._processor: Any = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        from mpa_ray.corpus.decode import PreparedImage, prepare
-        from mpa_ray.rendering import load_processor, render
+        from mpa_ray.imaging.decode import PreparedImage, prepare
+        from mpa_ray.models.chat_template import load_processor, render
 
         self._processor = self._processor or load_processor(self._model)
         image = prepare(Path(row["file"]).read_bytes(), 56 * 56, self._max_pixels)

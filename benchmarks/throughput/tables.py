@@ -48,10 +48,13 @@ def _table(name: str, rows: dict[str, Any]) -> str:
         flow, again, share = whole_flow(found), found["num_uncached_image_tokens"], found["second_pass_share"]
         rates = found["teacher_images_per_s"]
         cells = [
-            f"{row}: {ROWS[row][1]}", f"{rate(found):.2f}", f"{min(rates):.2f} to {max(rates):.2f}",
-            f"{statistics.median(flow):.1f}" if flow else "-", "-" if again is None else f"{again}",
+            f"{row}: {ROWS[row][1]}",
+            f"{rate(found):.2f}",
+            f"{min(rates):.2f} to {max(rates):.2f}",
+            f"{statistics.median(flow):.1f}" if flow else "-",
+            "-" if again is None else f"{again}",
             "-" if share is None else f"{share:.1%}",
-        ]  # fmt: skip
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     ceiling = rows.get("ceiling")
     if ceiling and ceiling["first_pass_images_per_s"]:

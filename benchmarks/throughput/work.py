@@ -105,11 +105,21 @@ def steady_rates(done: list[tuple[float, int]], num_images: int, num_in_flight: 
 def bundled(scratch: Path, num_images: int, repetitions: int) -> Work:
     """The bundled teacher and student on pictures of their world."""
     return Work(
-        "bundled", resolve_path("bundled:demo/models/teacher"), resolve_path("bundled:demo/models/student"),
-        str(paint_images(scratch / "bundled-images", num_images, 112)), num_images, repetitions, 112,
-        first_tokens=48, second_tokens=32, random_weights=False, dtype="float32", max_num_seqs=64, max_model_len=512,
+        "bundled",
+        resolve_path("bundled:demo/models/teacher"),
+        resolve_path("bundled:demo/models/student"),
+        str(paint_images(scratch / "bundled-images", num_images, 112)),
+        num_images,
+        repetitions,
+        112,
+        first_tokens=48,
+        second_tokens=32,
+        random_weights=False,
+        dtype="float32",
+        max_num_seqs=64,
+        max_model_len=512,
         shard_size=64,
-    )  # fmt: skip
+    )
 
 
 def larger(scratch: Path, num_images: int, repetitions: int) -> Work:
@@ -121,10 +131,21 @@ def larger(scratch: Path, num_images: int, repetitions: int) -> Work:
     build_larger_model(teacher, num_layers=8)
     build_larger_model(student, num_layers=4)
     return Work(
-        "larger", str(teacher), str(student), str(paint_images(scratch / "larger-images", num_images, 448)), num_images,
-        repetitions, 448, first_tokens=8, second_tokens=4, random_weights=True, dtype="bfloat16", max_num_seqs=16,
-        max_model_len=1024, shard_size=16,
-    )  # fmt: skip
+        "larger",
+        str(teacher),
+        str(student),
+        str(paint_images(scratch / "larger-images", num_images, 448)),
+        num_images,
+        repetitions,
+        448,
+        first_tokens=8,
+        second_tokens=4,
+        random_weights=True,
+        dtype="bfloat16",
+        max_num_seqs=16,
+        max_model_len=1024,
+        shard_size=16,
+    )
 
 
 def paint_images(folder: Path, num_images: int, size: int) -> Path:
@@ -149,17 +170,27 @@ def build_larger_model(folder: Path, num_layers: int) -> None:
     small: dict[str, Any] = build_qwen2_vl(tokenizer).config.to_dict()
     torch.manual_seed(0)
     config = Qwen2VLConfig(
-        text_config=small["text_config"] | {
-            "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": num_layers, "num_attention_heads": 8,
-            "num_key_value_heads": 8, "layer_types": ["full_attention"] * num_layers,
+        text_config=small["text_config"]
+        | {
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 8,
+            "layer_types": ["full_attention"] * num_layers,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
         },
-        vision_config=small["vision_config"] | {
-            "depth": num_layers, "embed_dim": 512, "hidden_size": 512, "num_heads": 8, "mlp_ratio": 4,
+        vision_config=small["vision_config"]
+        | {
+            "depth": num_layers,
+            "embed_dim": 512,
+            "hidden_size": 512,
+            "num_heads": 8,
+            "mlp_ratio": 4,
         },
         **{name: small[name] for name in small if name.endswith("_token_id")},
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     model = Qwen2VLForConditionalGeneration(config)
     with torch.no_grad():
         # The token that would end a reply never comes out on top: every reply has its full length.

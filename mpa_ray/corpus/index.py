@@ -7,22 +7,26 @@ import json
 from collections.abc import Iterator
 
 from mpa_ray.config import SourceConfig
-from mpa_ray.corpus.first_seen import FirstSeen
+from mpa_ray.corpus.dedup_index import DedupIndex
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.corpus.sources.open import open_source
 from mpa_ray.errors import ConfigError
-from mpa_ray.progress import Progress
+from mpa_ray.observability.progress import Progress
 from mpa_ray.records import ImageRef
-from mpa_ray.store.dataset import shard_name
-from mpa_ray.store.run import Manifest, Run
+from mpa_ray.run.dataset import shard_name
+from mpa_ray.run.run import Manifest, Run
 
 
 def check_source(config: SourceConfig, places: Places) -> None:
     """Raises ConfigError where the source cannot give a single image."""
     if next(open_source(config, places).images(), None) is None:
         endings = ", ".join(config.extensions) or "any"
-        raise ConfigError("source.path", config.path, f"holds no images (endings looked for: {endings}).",
-                          "Check the path, source.kind and source.extensions.")  # fmt: skip
+        raise ConfigError(
+            "source.path",
+            config.path,
+            f"holds no images (endings looked for: {endings}).",
+            "Check the path, source.kind and source.extensions.",
+        )
 
 
 def list_images(config: SourceConfig, places: Places, after: ImageRef | None = None) -> Iterator[ImageRef]:
@@ -106,7 +110,7 @@ class _UniqueIds:
 
     def __init__(self, config: SourceConfig) -> None:
         self._column = config.id_column
-        self._seen = FirstSeen() if self._column is not None else None
+        self._seen = DedupIndex() if self._column is not None else None
 
     def checked(self, refs: list[ImageRef], num_before: int) -> list[ImageRef]:
         """The same images. Raises ConfigError where an id is there already."""
@@ -117,7 +121,10 @@ class _UniqueIds:
         ]
         for ref, other in zip(refs, self._seen.claim(claims), strict=True):
             if other is not None:
-                raise ConfigError("source.id_column", self._column,
-                                  f"{ref.image_id!r} is there twice: {other}, {ref.uri}.",
-                                  "Choose a column without repetitions.")  # fmt: skip
+                raise ConfigError(
+                    "source.id_column",
+                    self._column,
+                    f"{ref.image_id!r} is there twice: {other}, {ref.uri}.",
+                    "Choose a column without repetitions.",
+                )
         return refs

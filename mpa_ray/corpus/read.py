@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mpa_ray.config import ObjectStoreConfig
-from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.corpus.locator import Locator, Span
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.corpus.sources.saved_dataset import read_batch, stream_schema
+from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason
 
 Content = bytes | ImageProblem

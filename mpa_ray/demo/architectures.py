@@ -37,9 +37,11 @@ IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.2613
 _ENDS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 _INTERN_TOKENS = {
-    "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
     "video_token": "<video>",
-}  # fmt: skip
+}
 _CHAT_TEMPLATE = (
     "{%% for message in messages %%}<|im_start|>{{ message['role'] }}\n"
     "{%% if message['content'] is string %%}{{ message['content'] }}{%% else %%}"
@@ -51,9 +53,13 @@ _QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LANGUAGE = {
-    "hidden_size": 160, "intermediate_size": 416, "num_hidden_layers": 4, "num_attention_heads": 5,
-    "num_key_value_heads": 5, "max_position_embeddings": 4096,
-}  # fmt: skip
+    "hidden_size": 160,
+    "intermediate_size": 416,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+    "max_position_embeddings": 4096,
+}
 """The head size of 32 is the least that vLLM's CPU attention takes."""
 
 
@@ -141,7 +147,8 @@ def build_qwen2_vl(tokenizer: Qwen2TokenizerFast) -> Qwen2VLForConditionalGenera
     """
     token = tokenizer.convert_tokens_to_ids
     config = Qwen2VLConfig(
-        text_config=_LANGUAGE | {
+        text_config=_LANGUAGE
+        | {
             "vocab_size": len(tokenizer),
             "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [1, 3, 12]},
             "bos_token_id": token("<|endoftext|>"),
@@ -164,7 +171,7 @@ def build_qwen2_vl(tokenizer: Qwen2TokenizerFast) -> Qwen2VLForConditionalGenera
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     return Qwen2VLForConditionalGeneration(config)
 
 
@@ -197,7 +204,8 @@ def _internvl(spec: WorldSpec) -> tuple[Any, Any]:
     token = tokenizer.convert_tokens_to_ids
     num_tokens = (spec.image_size // PATCH // MERGE) ** 2
     config = InternVLConfig(
-        text_config=_LANGUAGE | {
+        text_config=_LANGUAGE
+        | {
             "model_type": "qwen2",
             "vocab_size": len(tokenizer),
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
@@ -221,7 +229,7 @@ def _internvl(spec: WorldSpec) -> tuple[Any, Any]:
         downsample_ratio=1 / MERGE,
         image_seq_length=num_tokens,
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     size = {"height": spec.image_size, "width": spec.image_size}
     processor = InternVLProcessor(
         GotOcr2ImageProcessor(size=size, crop_to_patches=False),

@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 
 from mpa_ray.demo.world import FAMILIES, WorldSpec, paint, sample_question, sample_scene
-from mpa_ray.progress import Progress, say
+from mpa_ray.observability.progress import Progress, say
 
 HELDOUT_SEED_OFFSET = 1_000_003
 """Keeps the held-out scenes apart from the unlabeled ones of the same seed."""

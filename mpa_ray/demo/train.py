@@ -182,9 +182,11 @@ def train_stage(
         losses.append(loss.item())
         if step % 50 == 49:
             row = {
-                "stage": stage.name, "step": step + 1, "loss": round(float(np.mean(losses[-50:])), 4),
+                "stage": stage.name,
+                "step": step + 1,
+                "loss": round(float(np.mean(losses[-50:])), 4),
                 "minutes": round((time.monotonic() - started) / 60, 1),
-            }  # fmt: skip
+            }
             print(json.dumps(row), flush=True)
             with log_path.open("a") as log:
                 log.write(json.dumps(row) + "\n")
@@ -265,8 +267,11 @@ def train_model(name: str, out: Path, seed: int, batch_size: int) -> None:
     # What generates stops at the end of a turn, whatever a family's defaults are.
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens; "
-          f"preamble {len(tokenizer(PREAMBLE)['input_ids'])} tokens", flush=True)  # fmt: skip
+    print(
+        f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens; "
+        f"preamble {len(tokenizer(PREAMBLE)['input_ids'])} tokens",
+        flush=True,
+    )
     for index, stage in enumerate(stages):
         samples = Samples(architecture, tokenizer, spec, stage, seed * 1000 + index)
 

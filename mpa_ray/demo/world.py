@@ -26,9 +26,27 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 WORDS = (
-    "bus", "cat", "cup", "dog", "egg", "fish", "gate", "hat", "ice", "jam",
-    "key", "lamp", "milk", "nest", "oven", "park", "road", "shop", "taxi", "west",
-)  # fmt: skip
+    "bus",
+    "cat",
+    "cup",
+    "dog",
+    "egg",
+    "fish",
+    "gate",
+    "hat",
+    "ice",
+    "jam",
+    "key",
+    "lamp",
+    "milk",
+    "nest",
+    "oven",
+    "park",
+    "road",
+    "shop",
+    "taxi",
+    "west",
+)
 MAX_BAR_VALUE = 5
 _INK = (30, 30, 36)
 
@@ -320,8 +338,10 @@ def _paint_sign(
     margin = 0.06 * min(width, height)
     draw.rectangle(
         (left + margin, top + 2 * margin, left + width - margin, top + height - 2 * margin),
-        fill=fill, outline=_INK, width=max(1, int(min(width, height) / 40)),
-    )  # fmt: skip
+        fill=fill,
+        outline=_INK,
+        width=max(1, int(min(width, height) / 40)),
+    )
     font = ImageFont.load_default(min(width, height) * scale)
     shift = 0.04 * min(width, height) * difficulty
     at = (left + width / 2 + rng.uniform(-shift, shift), top + height / 2 + rng.uniform(-shift, shift))

@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mpa_ray.adapters import Adapter
-from mpa_ray.checkpoints import local_folder, local_model
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, ScriptedEngineConfig
-from mpa_ray.effort import Effort, Load
-from mpa_ray.engine.measured import Measured
-from mpa_ray.engine.patience import WithTimeout
+from mpa_ray.engine.instrumented import Instrumented
 from mpa_ray.engine.protocol import VisionLanguageModel
 from mpa_ray.engine.scripted import ScriptedEngine
+from mpa_ray.engine.timeout import WithTimeout
+from mpa_ray.models.checkpoints import local_folder, local_model
+from mpa_ray.models.shared_engines import Adapter
+from mpa_ray.observability.usage import Load, Usage
 
 
 def images_in_flight(config: ModelConfig) -> int:
@@ -25,9 +25,13 @@ def images_in_flight(config: ModelConfig) -> int:
 
 
 def build_engine(
-    config: ModelConfig, adapters: Mapping[str, Adapter], object_store: ObjectStoreConfig, request_timeout_s: float,
-    effort: Effort, load: Load,
-) -> VisionLanguageModel:  # fmt: skip
+    config: ModelConfig,
+    adapters: Mapping[str, Adapter],
+    object_store: ObjectStoreConfig,
+    request_timeout_s: float,
+    effort: Usage,
+    load: Load,
+) -> VisionLanguageModel:
     """Start the engine that the configuration names, in this process.
 
     Args:
@@ -38,7 +42,7 @@ def build_engine(
         effort: What the engine spends is added to it.
         load: Shows what is in the engine.
     """
-    return Measured(WithTimeout(_start(config, adapters, object_store), request_timeout_s), effort, load)
+    return Instrumented(WithTimeout(_start(config, adapters, object_store), request_timeout_s), effort, load)
 
 
 def _start(
@@ -47,7 +51,7 @@ def _start(
     if isinstance(config.engine, ScriptedEngineConfig):
         return ScriptedEngine(config.engine, (config.min_pixels, config.max_pixels), images_in_flight(config))
     # Only here, so that a machine without vLLM can run everything else.
-    from mpa_ray.engine.vllm_engine import VllmEngine
+    from mpa_ray.engine.vllm.engine import VllmEngine
 
     local = config.model_copy(update={"model": local_model(config.model, object_store)})
     here = {

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mpa_ray.config import SamplingConfig
-from mpa_ray.corpus.decode import ImageProblem
+from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason, State
 
 
 @dataclass(frozen=True)
-class SeenImage:
+class EncodedImage:
     """An image that an engine has looked at, ready for any number of prompts to that engine."""
 
     image_id: str
@@ -77,7 +77,7 @@ class VisionLanguageModel(Protocol):
         """Images that may be worked on together, such that each one's KV blocks survive until its second prompt."""
         ...
 
-    async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
+    async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
         """Decode a file and bring it to the model's form, once for all prompts about it.
 
         Raises RequestRefused for this image alone, EngineDied for the engine as a whole.
@@ -86,7 +86,7 @@ class VisionLanguageModel(Protocol):
 
     async def generate(
         self,
-        image: SeenImage,
+        image: EncodedImage,
         text: str,
         sampling: SamplingConfig,
         schema: JsonSchema | None = None,

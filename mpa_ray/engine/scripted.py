@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from mpa_ray.config import SamplingConfig, ScriptedEngineConfig
-from mpa_ray.corpus.decode import ImageProblem, prepare_apart
-from mpa_ray.engine.protocol import EngineDied, JsonSchema, Reply, RequestRefused, SeenImage
+from mpa_ray.engine.protocol import EncodedImage, EngineDied, JsonSchema, Reply, RequestRefused
+from mpa_ray.imaging.decode import ImageProblem, prepare_apart
 from mpa_ray.records import Reason
 
 _QUESTION = re.compile(r"What is written on picture ([0-9a-f]{8})(?:, line \d+)?\?")
@@ -31,13 +31,13 @@ class ScriptedEngine:
         self.max_images_in_flight = max_images_in_flight
         self._seen: set[str] = set()
 
-    async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
+    async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
         prepared = await prepare_apart(content, *self._pixels)
-        return prepared if isinstance(prepared, ImageProblem) else SeenImage(image_id, prepared.key)
+        return prepared if isinstance(prepared, ImageProblem) else EncodedImage(image_id, prepared.key)
 
     async def generate(
         self,
-        image: SeenImage,
+        image: EncodedImage,
         text: str,
         sampling: SamplingConfig,
         schema: JsonSchema | None = None,
@@ -71,7 +71,7 @@ class ScriptedEngine:
     def close(self) -> None:
         self._seen.clear()
 
-    def _annotate(self, image: SeenImage, seed: int, as_json: bool) -> tuple[str, str]:
+    def _annotate(self, image: EncodedImage, seed: int, as_json: bool) -> tuple[str, str]:
         code = _digest(image.key)
         if self._meets("unparsable", self._config.unparsable_rate, code):
             return "I would rather describe the weather.", "stop"
@@ -84,7 +84,7 @@ class ScriptedEngine:
             return json.dumps({"question": question, "answer": code[8:12]}), "stop"
         return f"Question: {question}\nAnswer: {code[8:12]}", "stop"
 
-    def _answer(self, image: SeenImage, picture: str) -> tuple[str, str]:
+    def _answer(self, image: EncodedImage, picture: str) -> tuple[str, str]:
         code = _digest(image.key)
         astray = self._meets("inconsistent", self._config.inconsistent_rate, code) or self._meets(
             "wrong", self._config.wrong_rate, code

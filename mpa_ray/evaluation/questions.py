@@ -12,10 +12,10 @@ from mpa_ray.corpus.places.place import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, read_benchmark
 from mpa_ray.evaluation.benchmarks.finding import find_files
-from mpa_ray.progress import Progress
+from mpa_ray.observability.progress import Progress
 from mpa_ray.records import LabelledQuestion, ParitySample
-from mpa_ray.store.dataset import shard_name
-from mpa_ray.store.run import Run
+from mpa_ray.run.dataset import shard_name
+from mpa_ray.run.run import Run
 
 _WHOLE_BYTES = 2**26
 _END_BYTES = 2**20
@@ -54,7 +54,7 @@ def lay_out(config: EvaluateConfig, run: Run, places: Places) -> None:
 
 def _lay_out(benchmark: BenchmarkConfig, shard_size: int, run: Run, places: Places) -> None:
     folder = run.benchmark_dir(benchmark.label)
-    run.claim(f"{folder}/questions", _fingerprint(benchmark, shard_size, places))
+    run.register_fingerprint(f"{folder}/questions", _fingerprint(benchmark, shard_size, places))
     if run.storage.exists(f"{folder}/manifest.json"):
         return
     with Progress(f"read {benchmark.label}", None, "questions") as progress:
@@ -94,8 +94,12 @@ def _fingerprint(benchmark: BenchmarkConfig, shard_size: int, places: Places) ->
         try:
             digest.update(_sample(places, uri))
         except OSError as error:
-            raise ConfigError("benchmark.path", uri, f"cannot be read ({error.strerror or error}).",
-                              "Check the path, the connection and your credentials.") from error  # fmt: skip
+            raise ConfigError(
+                "benchmark.path",
+                uri,
+                f"cannot be read ({error.strerror or error}).",
+                "Check the path, the connection and your credentials.",
+            ) from error
     return {**settings, "files": f"sha256:{digest.hexdigest()[:16]}", "evaluate.shard_size": shard_size}
 
 

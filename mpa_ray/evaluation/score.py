@@ -11,7 +11,7 @@ import numpy as np
 
 from mpa_ray.metrics import METRICS, score
 from mpa_ray.metrics.answer_types import answer_type
-from mpa_ray.progress import Progress
+from mpa_ray.observability.progress import Progress
 from mpa_ray.records import Prediction
 
 NUM_RESAMPLES = 1000
@@ -76,8 +76,10 @@ class Tally:
     def _warnings(self) -> Iterator[str]:
         limit = _MANY * self.num_predictions
         if self.num_sentences > limit:
-            yield (f"{self.num_sentences} of {self.num_predictions} predictions look like sentences "
-                   f"({_SENTENCE_WORDS} words or more), where the metric expects short answers")  # fmt: skip
+            yield (
+                f"{self.num_sentences} of {self.num_predictions} predictions look like sentences "
+                f"({_SENTENCE_WORDS} words or more), where the metric expects short answers"
+            )
         if self.num_zero > limit:
             yield f"{self.num_zero} of {self.num_predictions} predictions match no answer at all"
 
@@ -119,11 +121,15 @@ def score_benchmark(
         "metric": {"name": defined.name, "version": defined.version, "source": defined.source},
         "models": models,
         "differences": [
-            {"from": first, "to": second,
-             "groups": paired_difference(predictions[first](), predictions[second](), metric)}
-            for first, second in pairs if first in predictions and second in predictions
+            {
+                "from": first,
+                "to": second,
+                "groups": paired_difference(predictions[first](), predictions[second](), metric),
+            }
+            for first, second in pairs
+            if first in predictions and second in predictions
         ],
-    }  # fmt: skip
+    }
 
 
 def tally(predictions: Iterable[Prediction], metric: str) -> Tally:

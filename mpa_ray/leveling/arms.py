@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from mpa_ray.config import Arm
-from mpa_ray.leveling.top_up import last_of_lowest, lot_of
+from mpa_ray.leveling.replay import last_of_lowest, sampling_key
 from mpa_ray.records import ParitySample, Verdict
 
 Samples = Callable[[], Iterable[ParitySample]]
@@ -38,9 +38,9 @@ def samples_of(
         return (verdict for verdict in judged if not is_retained(verdict))
 
     def at_random() -> Iterator[ParitySample]:
-        lots = array("Q", (lot_of(verdict.annotation_id, seed, "random") for verdict in annotated()))
+        lots = array("Q", (sampling_key(verdict.annotation_id, seed, "random") for verdict in annotated()))
         last = last_of_lowest(np.array(lots, dtype=np.uint64), sum(1 for _ in parity()))
-        return (v.sample() for v in annotated() if lot_of(v.annotation_id, seed, "random") <= last)
+        return (v.sample() for v in annotated() if sampling_key(v.annotation_id, seed, "random") <= last)
 
     match arm:
         case "parity":

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText
 
 from mpa_ray.config import LevelConfig, LoraConfig
-from mpa_ray.corpus.decode import ImageProblem, prepare
-from mpa_ray.leveling.epoch import TrainingRow
-from mpa_ray.rendering import load_processor, render
-from mpa_ray.store.storage import Storage
+from mpa_ray.imaging.decode import ImageProblem, prepare
+from mpa_ray.leveling.batching import TrainingRow
+from mpa_ray.models.chat_template import load_processor, render
+from mpa_ray.storage.storage import Storage
 from mpa_ray.tasks.task import Task
 
 
@@ -107,9 +107,13 @@ class Check:
     """A few questions with their images, and greedy answers to them."""
 
     def __init__(
-        self, rows: Sequence[TrainingRow], contents: Sequence[bytes], task: Task, pixels: tuple[int, int],
+        self,
+        rows: Sequence[TrainingRow],
+        contents: Sequence[bytes],
+        task: Task,
+        pixels: tuple[int, int],
         max_new_tokens: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         prepared = [(row, prepare(content, *pixels)) for row, content in zip(rows, contents, strict=True)]
         self._asked = [(row, found.image) for row, found in prepared if not isinstance(found, ImageProblem)]
         self._task, self._max_new_tokens = task, max_new_tokens
@@ -131,8 +135,13 @@ class Check:
     def record(self, answers: Sequence[str]) -> bytes:
         """For `check.json`."""
         content = [
-            {"annotation_id": row.sample.annotation_id, "image_id": row.sample.image_id, "uri": row.sample.uri,
-             "question": row.sample.question, "answer": answer}
+            {
+                "annotation_id": row.sample.annotation_id,
+                "image_id": row.sample.image_id,
+                "uri": row.sample.uri,
+                "question": row.sample.question,
+                "answer": answer,
+            }
             for (row, _), answer in zip(self._asked, answers, strict=True)
-        ]  # fmt: skip
+        ]
         return json.dumps({"answers": content}, indent=2, ensure_ascii=False).encode()

@@ -25,23 +25,23 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments, set_seed
 
-from mpa_ray.accelerators import peak_tflops
-from mpa_ray.checkpoints import local_model
 from mpa_ray.config import LevelConfig, LoraConfig, ObjectStoreConfig
 from mpa_ray.corpus.read import Reader
-from mpa_ray.flow import with_images
 from mpa_ray.leveling import checkpoint
-from mpa_ray.leveling.collator import AnswerCollator
-from mpa_ray.leveling.epoch import MicroBatch, TrainingRow, micro_batches
+from mpa_ray.leveling.batching import MicroBatch, TrainingRow, micro_batches
+from mpa_ray.leveling.epoch_plan import Plan
 from mpa_ray.leveling.export import Check, export, take_over
 from mpa_ray.leveling.loss import IGNORED_LABEL, answer_loss, num_answered, weight_of
 from mpa_ray.leveling.parallel import check_parallel, shard
-from mpa_ray.leveling.plan import Plan
-from mpa_ray.leveling.scope import learning_rates, prepare_for_training
-from mpa_ray.logs import about
-from mpa_ray.parts import part_of
-from mpa_ray.rendering import load_processor
-from mpa_ray.store.storage import Storage
+from mpa_ray.leveling.step_data import AnswerCollator
+from mpa_ray.leveling.trainable import learning_rates, prepare_for_training
+from mpa_ray.models.chat_template import load_processor
+from mpa_ray.models.checkpoints import local_model
+from mpa_ray.models.components import component_of
+from mpa_ray.models.gpus import peak_tflops
+from mpa_ray.observability.log_context import about
+from mpa_ray.pipeline.graph import with_images
+from mpa_ray.storage.storage import Storage
 from mpa_ray.tasks.task import Task
 
 _LOG_EVERY_STEPS = 5
@@ -101,9 +101,14 @@ class Steps(IterableDataset[Step]):
     """This worker's share of an epoch from a step on, its images read and rendered ahead in threads."""
 
     def __init__(
-        self, num_steps: int, rows: Callable[[int, int], Iterable[Sequence[TrainingRow]]], batch_size: int,
-        share: Share, collator: AnswerCollator, reader: Reader,
-    ) -> None:  # fmt: skip
+        self,
+        num_steps: int,
+        rows: Callable[[int, int], Iterable[Sequence[TrainingRow]]],
+        batch_size: int,
+        share: Share,
+        collator: AnswerCollator,
+        reader: Reader,
+    ) -> None:
         self.num_steps, self._rows, self._num_rows = num_steps, rows, max(1, batch_size // share.num_workers)
         self._share, self._collator, self._reader = share, collator, reader
         self.first = 0
@@ -184,8 +189,13 @@ class ParityTrainer(Trainer):
         )
         self.num_unreadable += int(lost)
         self._is_due = bool(due)
-        for name, value in (("supervised_tokens", tokens), ("samples", samples), ("tokens", computed),
-                            ("padded_tokens", padded), ("wait_s", step.wait_s)):  # fmt: skip
+        for name, value in (
+            ("supervised_tokens", tokens),
+            ("samples", samples),
+            ("tokens", computed),
+            ("padded_tokens", padded),
+            ("wait_s", step.wait_s),
+        ):
             self._pace[name] += value
         return [replace(step, total_weight=max(weight, 1.0))], None
 
@@ -245,7 +255,7 @@ class ParityTrainer(Trainer):
             groups: dict[str, list[Any]] = {}
             for name, parameter in (model or self.model).named_parameters():
                 if parameter.requires_grad:
-                    groups.setdefault(part_of(name), []).append(parameter)
+                    groups.setdefault(component_of(name), []).append(parameter)
             self.optimizer = torch.optim.AdamW(
                 [{"params": found, "lr": rates[part]} for part, found in groups.items()],  # type: ignore[index]
                 weight_decay=self._job.level.weight_decay,
@@ -350,8 +360,13 @@ class ParityTrainer(Trainer):
         self._save_rng_state(str(folder))
         if self.state.is_world_process_zero:
             self.state.save_to_json(str(folder / "trainer_state.json"))
-            progress = {"num_unreadable": self.num_unreadable, "answered": self._answered, "best_loss": self._best_loss,
-                        "num_worse": self._num_worse, "has_best": bool(self.best)}  # fmt: skip
+            progress = {
+                "num_unreadable": self.num_unreadable,
+                "answered": self._answered,
+                "best_loss": self._best_loss,
+                "num_worse": self._num_worse,
+                "has_best": bool(self.best),
+            }
             (folder / _PROGRESS).write_text(json.dumps(progress))
         ray.train.report({"step": self.state.global_step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
         shutil.rmtree(folder)
@@ -366,8 +381,13 @@ class ParityTrainer(Trainer):
         progress = json.loads(Path(resume_from, _PROGRESS).read_text())
         self.num_unreadable, self._best_loss = progress["num_unreadable"], progress["best_loss"]
         self._num_worse, self._answered = progress["num_worse"], progress["answered"]
-        self.best = checkpoint.load(Path(resume_from), self.model_wrapped, self.optimizer.optimizer,  # type: ignore[union-attr]
-                                    self.lr_scheduler, progress["has_best"])  # fmt: skip
+        self.best = checkpoint.load(
+            Path(resume_from),
+            self.model_wrapped,
+            self.optimizer.optimizer,  # type: ignore[union-attr]
+            self.lr_scheduler,
+            progress["has_best"],
+        )
         self._steps.first = self.state.global_step
         if self.state.is_world_process_zero:
             path, step = f"{self._job.folder}/training.json", self.state.global_step
@@ -415,9 +435,14 @@ def _train(job: TrainingJob) -> None:
     plan = job.plan
     with tempfile.TemporaryDirectory() as scratch:
         trainer = ParityTrainer(
-            job, Steps(plan.num_steps, plan.steps, size, share, collator, reader), watched(plan.held_out),
-            watched(plan.retained), collator, model=model, args=_arguments(job, scratch, on_gpu),
-        )  # fmt: skip
+            job,
+            Steps(plan.num_steps, plan.steps, size, share, collator, reader),
+            watched(plan.held_out),
+            watched(plan.retained),
+            collator,
+            model=model,
+            args=_arguments(job, scratch, on_gpu),
+        )
         found = ray.train.get_checkpoint()
         if found is None:
             trainer.train()
@@ -432,8 +457,13 @@ def _train(job: TrainingJob) -> None:
             fresh = prepare_for_training(load_model(start, job.level, on_gpu, quantized=False), job.level.method)
             asked = next(plan.steps(0, 1))[:_NUM_CHECKED]
             contents = reader.read([row.uri for row in asked])
-            check = Check(asked, [c if isinstance(c, bytes) else b"" for c in contents], job.task,
-                          (job.min_pixels, job.max_pixels), job.max_new_tokens)  # fmt: skip
+            check = Check(
+                asked,
+                [c if isinstance(c, bytes) else b"" for c in contents],
+                job.task,
+                (job.min_pixels, job.max_pixels),
+                job.max_new_tokens,
+            )
             export(take_over(fresh, weights), processor, job.model, job.level, job.storage, job.folder, job.card, check)
             trainer.write_down(trainer.num_unreadable)
 

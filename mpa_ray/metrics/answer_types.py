@@ -7,22 +7,83 @@ import re
 from collections.abc import Mapping
 
 TYPES = (
-    "yes_no", "number", "colour", "time_or_date", "person_place_organisation", "single_word", "phrase", "other",
-)  # fmt: skip
+    "yes_no",
+    "number",
+    "colour",
+    "time_or_date",
+    "person_place_organisation",
+    "single_word",
+    "phrase",
+    "other",
+)
 """The last takes what has no letter and no digit."""
 
 _YES_NO = {"yes", "no"}
 _COLOURS = {
-    "red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "black", "white", "gray", "grey", "gold",
-    "silver", "beige", "tan", "teal", "turquoise", "maroon", "navy", "violet", "cyan", "magenta", "cream", "golden",
-}  # fmt: skip
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "orange",
+    "purple",
+    "pink",
+    "brown",
+    "black",
+    "white",
+    "gray",
+    "grey",
+    "gold",
+    "silver",
+    "beige",
+    "tan",
+    "teal",
+    "turquoise",
+    "maroon",
+    "navy",
+    "violet",
+    "cyan",
+    "magenta",
+    "cream",
+    "golden",
+}
 _SHADES = {"light", "dark", "bright", "pale", "deep"}
 _NUMBER_WORDS = {
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty", "thirty", "forty",
-    "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand", "million", "billion", "trillion", "dozen",
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+    "thirty",
+    "forty",
+    "fifty",
+    "sixty",
+    "seventy",
+    "eighty",
+    "ninety",
+    "hundred",
+    "thousand",
+    "million",
+    "billion",
+    "trillion",
+    "dozen",
     "half",
-}  # fmt: skip
+}
 _MONTHS = (
     "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
     "nov(?:ember)?|dec(?:ember)?"
@@ -37,10 +98,43 @@ _TIME_OR_DATE = re.compile(
 )
 _CLOCK_WITH_POINT = re.compile(r"\d{1,2}\.\d{2}")
 _MARKERS = {
-    "inc", "ltd", "llc", "corp", "co", "gmbh", "university", "college", "school", "museum", "hospital", "street", "st",
-    "avenue", "ave", "road", "rd", "city", "park", "lake", "river", "mount", "mt", "airport", "bank", "company",
-    "association", "institute", "church", "hotel", "mr", "mrs", "ms", "dr", "prof", "sir",
-}  # fmt: skip
+    "inc",
+    "ltd",
+    "llc",
+    "corp",
+    "co",
+    "gmbh",
+    "university",
+    "college",
+    "school",
+    "museum",
+    "hospital",
+    "street",
+    "st",
+    "avenue",
+    "ave",
+    "road",
+    "rd",
+    "city",
+    "park",
+    "lake",
+    "river",
+    "mount",
+    "mt",
+    "airport",
+    "bank",
+    "company",
+    "association",
+    "institute",
+    "church",
+    "hotel",
+    "mr",
+    "mrs",
+    "ms",
+    "dr",
+    "prof",
+    "sir",
+}
 _JOINING = {"of", "the", "and", "de", "la", "van", "von", "der", "di", "del", "&"}
 
 

@@ -34,22 +34,51 @@ class Metric:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("vqa_accuracy", vqa_accuracy, "always normalised", "visualqa.org, as lmms-eval and VLMEvalKit read it",
-               "soft agreement with the annotators"),
-        Metric("vqa_accuracy_official", vqa_accuracy_official, "a013f00 of 2021", "GT-Vision-Lab/VQA",
-               "the same, but answers that are all equal are compared as they are written"),
-        Metric("textvqa_m4c", textvqa_m4c, "mmf m4c_evaluators", "facebookresearch/mmf",
-               "TextVQA's soft agreement, with M4C's way of writing answers alike"),
-        Metric("anls", anls, "threshold 0.5", "Robust Reading Competition",
-               "1 - normalised edit distance to the nearest answer, 0 below a half"),
-        Metric("relaxed_accuracy", relaxed_accuracy, "tolerance 5 %", "google-research/pix2struct",
-               "numbers within 5 % of the answer, other text equal without case"),
-        Metric("exact_match", exact_match, "strip and lower case", "VLMEvalKit, Qwen-VL",
-               "equal to an answer"),
-        Metric("containment", containment, "4e69e39", "vl2g/MPA, the paper's release",
-               "the first answer occurs in the prediction"),
+        Metric(
+            "vqa_accuracy",
+            vqa_accuracy,
+            "always normalised",
+            "visualqa.org, as lmms-eval and VLMEvalKit read it",
+            "soft agreement with the annotators",
+        ),
+        Metric(
+            "vqa_accuracy_official",
+            vqa_accuracy_official,
+            "a013f00 of 2021",
+            "GT-Vision-Lab/VQA",
+            "the same, but answers that are all equal are compared as they are written",
+        ),
+        Metric(
+            "textvqa_m4c",
+            textvqa_m4c,
+            "mmf m4c_evaluators",
+            "facebookresearch/mmf",
+            "TextVQA's soft agreement, with M4C's way of writing answers alike",
+        ),
+        Metric(
+            "anls",
+            anls,
+            "threshold 0.5",
+            "Robust Reading Competition",
+            "1 - normalised edit distance to the nearest answer, 0 below a half",
+        ),
+        Metric(
+            "relaxed_accuracy",
+            relaxed_accuracy,
+            "tolerance 5 %",
+            "google-research/pix2struct",
+            "numbers within 5 % of the answer, other text equal without case",
+        ),
+        Metric("exact_match", exact_match, "strip and lower case", "VLMEvalKit, Qwen-VL", "equal to an answer"),
+        Metric(
+            "containment",
+            containment,
+            "4e69e39",
+            "vl2g/MPA, the paper's release",
+            "the first answer occurs in the prediction",
+        ),
     )
-}  # fmt: skip
+}
 
 
 def score(metric: str, prediction: str, answers: Sequence[str]) -> float:

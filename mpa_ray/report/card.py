@@ -11,9 +11,13 @@ from mpa_ray.report.scores import percent
 
 
 def model_card(
-    config: RunConfig, student: StudentConfig, arm: Arm, counts: EpochCounts, versions: Mapping[str, str],
+    config: RunConfig,
+    student: StudentConfig,
+    arm: Arm,
+    counts: EpochCounts,
+    versions: Mapping[str, str],
     scores: Mapping[str, Any] | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """What a student was made of, in the form that the Hugging Face hub shows.
 
     Args:
@@ -26,8 +30,12 @@ def model_card(
     """
     level = student.level
     method = level.method.model_dump(exclude_none=True)
-    told = {arm_name(arm): counts.num_chosen, "mixed in": counts.num_mixed_in, "held out": counts.num_held_out,
-            "trained on": counts.num_samples}  # fmt: skip
+    told = {
+        arm_name(arm): counts.num_chosen,
+        "mixed in": counts.num_mixed_in,
+        "held out": counts.num_held_out,
+        "trained on": counts.num_samples,
+    }
     lines = [
         "---",
         f"base_model: {student.model}",
@@ -66,8 +74,13 @@ def _made_of(arm: Arm) -> str:
 
 def arm_name(arm: Arm) -> str:
     """What an arm trains on, in a few words."""
-    return {"parity": "D_PI", "all": "D_PA", "consistent": "teacher-consistent part of D_PA",
-            "random": "random part of D_PA", "labels": "labelled set"}[arm]  # fmt: skip
+    return {
+        "parity": "D_PI",
+        "all": "D_PA",
+        "consistent": "teacher-consistent part of D_PA",
+        "random": "random part of D_PA",
+        "labels": "labelled set",
+    }[arm]
 
 
 def _measured(student: str, when_trained: str, scores: Mapping[str, Any]) -> list[str]:

@@ -13,8 +13,8 @@ from mpa_ray.config import ModelConfig, RunConfig
 from mpa_ray.records import Annotation, State, Verdict
 from mpa_ray.report.coverage import coverage
 from mpa_ray.report.leaderboard import leaderboard
-from mpa_ray.store.audit import audit
-from mpa_ray.store.run import Run
+from mpa_ray.run.audit import audit
+from mpa_ray.run.run import Run
 
 NUM_SAMPLES = 24
 MAX_FAILED_LISTED = 200
@@ -165,10 +165,11 @@ def _measured(scores: dict[str, Any], student: str) -> dict[str, Any]:
                 for group in before["groups"]
             },
             "warnings": [
-                f"{when}: {warning}" for when, model in (("before", before), ("after", after))
+                f"{when}: {warning}"
+                for when, model in (("before", before), ("after", after))
                 for warning in model["warnings"]
             ],
-        }  # fmt: skip
+        }
     return found
 
 
@@ -178,8 +179,15 @@ def _training(run: Run, folder: str) -> dict[str, Any] | None:
         return None
     training = run.read_json(path)
     told = [row for row in training["log"] if "loss" in row]
-    speeds = ("samples_per_s", "supervised_tokens_per_s", "padding_share", "data_wait_share", "memory_gib",
-              "tflops_per_s", "mfu")  # fmt: skip
+    speeds = (
+        "samples_per_s",
+        "supervised_tokens_per_s",
+        "padding_share",
+        "data_wait_share",
+        "memory_gib",
+        "tflops_per_s",
+        "mfu",
+    )
     return {
         "losses": [{"step": row["step"], "loss": row["loss"]} for row in told],
         "held_out_losses": [
@@ -201,8 +209,10 @@ def forgetting(retained: dict[str, int]) -> str | None:
     """A warning where a student has lost more than 5 % of the retained pairs that it answered."""
     if not retained.keys() >= {"before", "after"} or retained["after"] >= 0.95 * retained["before"]:
         return None
-    return (f"answers {retained['after']} of the retained pairs, and answered {retained['before']} before "
-            "(forgetting): raise level.replay_share, or lower the learning rate")  # fmt: skip
+    return (
+        f"answers {retained['after']} of the retained pairs, and answered {retained['before']} before "
+        "(forgetting): raise level.replay_share, or lower the learning rate"
+    )
 
 
 def _warnings(num_parity: int, measured: dict[str, Any], training: dict[str, Any] | None) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from mpa_ray.config import RunConfig
 from mpa_ray.metrics.answer_types import TYPES, answer_type, divergence
 from mpa_ray.records import State, Verdict
-from mpa_ray.store.run import Run
+from mpa_ray.run.run import Run
 
 
 def coverage(run: Run, config: RunConfig) -> dict[str, Any]:
@@ -37,9 +37,10 @@ def coverage(run: Run, config: RunConfig) -> dict[str, Any]:
         "sets": {name: dict(counts) for name, counts in sets.items()},
         "divergences": {
             name: {base: divergence(counts, sets[base]) for base in bases if base != name}
-            for name, counts in sets.items() if counts
+            for name, counts in sets.items()
+            if counts
         },
-    }  # fmt: skip
+    }
 
 
 def _of_student(student: str, verdicts: Iterable[Verdict]) -> dict[str, Counter[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mpa_ray.config import Arm, RunConfig, StudentConfig, measured_as
-from mpa_ray.store.run import Run
+from mpa_ray.run.run import Run
 
 
 def leaderboard(run: Run, config: RunConfig, scores: dict[str, Any]) -> list[dict[str, Any]]:
@@ -26,12 +26,20 @@ def _row(run: Run, student: StudentConfig, arm: Arm, scores: dict[str, Any]) -> 
     when = measured_as(arm)
     seconds, gpu_seconds = _cost(run, student, arm)
     return {
-        "student": student.name, "arm": arm, "model": student.model, "method": student.level.method.kind,
-        "num_chosen": counts["num_chosen"], "num_samples": counts["num_samples"],
-        "benchmarks": {name: found for name, scored in scores.items()
-                       if (found := _scores(scored, f"{student.name}.before", f"{student.name}.{when}"))},
-        "seconds": seconds, "gpu_seconds": gpu_seconds,
-    }  # fmt: skip
+        "student": student.name,
+        "arm": arm,
+        "model": student.model,
+        "method": student.level.method.kind,
+        "num_chosen": counts["num_chosen"],
+        "num_samples": counts["num_samples"],
+        "benchmarks": {
+            name: found
+            for name, scored in scores.items()
+            if (found := _scores(scored, f"{student.name}.before", f"{student.name}.{when}"))
+        },
+        "seconds": seconds,
+        "gpu_seconds": gpu_seconds,
+    }
 
 
 def _scores(scored: dict[str, Any], before: str, after: str) -> dict[str, Any] | None:

@@ -11,12 +11,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, Template
 
 from mpa_ray.config import RunConfig
-from mpa_ray.corpus.decode import ImageProblem, prepare
 from mpa_ray.corpus.read import Content, Reader
-from mpa_ray.progress import clock
+from mpa_ray.imaging.decode import ImageProblem, prepare
+from mpa_ray.observability.progress import clock
 from mpa_ray.report.leaderboard import render_leaderboard
 from mpa_ray.report.scores import percent, render_scores
-from mpa_ray.store.run import Run
+from mpa_ray.run.run import Run
 
 _THUMBNAIL_PIXELS = 160 * 160
 _CELLS = (
@@ -95,8 +95,9 @@ def render_table(summary: dict[str, Any]) -> str:
         lines += [f"  not kept: {reason:<17}{n:>8}" for reason, n in student["dropped"].items()]
         retained = student["training"]["retained"] if student["training"] else {}
         if retained.keys() >= {"before", "after"}:
-            lines += [f"  retained pairs answered    {retained['after']:>8} of {retained['num']}, "
-                      f"{retained['before']} before"]  # fmt: skip
+            lines += [
+                f"  retained pairs answered    {retained['after']:>8} of {retained['num']}, {retained['before']} before"
+            ]
         lines += [f"  WARNING: {warning}" for warning in student["warnings"]]
     scores = render_scores(summary["scores"]) if summary["scores"] else "\nno benchmark was measured"
     lines += [*_divergence_lines(summary["coverage"]), scores]
@@ -117,11 +118,17 @@ def _divergence_lines(coverage: dict[str, Any]) -> list[str]:
 def _stacks(coverage: dict[str, Any]) -> list[dict[str, Any]]:
     """The sets' answers by type as widths in pixels and colours."""
     return [
-        {"name": name, "total": sum(counts.values()),
-         "parts": [(480 * counts.get(kind, 0) / sum(counts.values()), colour)
-                   for kind, colour in zip(coverage["types"], _COLOURS, strict=True)]}
-        for name, counts in coverage["sets"].items() if counts
-    ]  # fmt: skip
+        {
+            "name": name,
+            "total": sum(counts.values()),
+            "parts": [
+                (480 * counts.get(kind, 0) / sum(counts.values()), colour)
+                for kind, colour in zip(coverage["types"], _COLOURS, strict=True)
+            ],
+        }
+        for name, counts in coverage["sets"].items()
+        if counts
+    ]
 
 
 def _second_pass_lines(teacher: dict[str, Any]) -> list[str]:

@@ -10,22 +10,22 @@ from functools import partial
 from typing import Any, Literal
 
 from mpa_ray.config import Arm, measured_as
-from mpa_ray.progress import clock
-from mpa_ray.store.audit import student_names
-from mpa_ray.store.dataset import ShardedDataset, ahead
-from mpa_ray.store.run import Run
+from mpa_ray.observability.progress import clock
+from mpa_ray.run.audit import student_names
+from mpa_ray.run.dataset import ShardedDataset, ahead
+from mpa_ray.run.run import Run
 
-State = Literal["done", "begun", "not begun"]
+PhaseState = Literal["done", "begun", "not begun"]
 
 _LEFT_TOLD = 6
 
 
 @dataclass(frozen=True)
-class Step:
+class PhaseStatus:
     """A step of a run. `begun` is running now, or stopped: files cannot tell; the last sign of life can."""
 
     name: str
-    state: State
+    state: PhaseState
     command: str
     """What begins or continues it."""
     num_shards_done: int | None = None
@@ -52,7 +52,7 @@ class Status:
     """The steps of a run in their order."""
 
     run_dir: str
-    steps: list[Step]
+    steps: list[PhaseStatus]
     now: datetime
 
     @property
@@ -70,16 +70,22 @@ class Status:
         """What continues the first step that is not done."""
         return next((step.command for step in self.steps if step.state != "done"), None)
 
-    def _leveled(self) -> Iterator[tuple[str, State]]:
+    def _leveled(self) -> Iterator[tuple[str, PhaseState]]:
         return ((s.name.removeprefix("level "), s.state) for s in self.steps if s.name.startswith("level "))
 
     def record(self) -> dict[str, Any]:
         """For programs: plain values, times as ISO 8601."""
         steps = [{k: v.isoformat() if isinstance(v, datetime) else v for k, v in asdict(s).items()} for s in self.steps]
         left = [step.name for step in self.steps if step.state != "done"]
-        return {"run_dir": self.run_dir, "at": self.now.isoformat(), "is_done": not left, "left": left,
-                "students": {"leveled": self.finished, "begun": self.unfinished},
-                "continue_with": self.command, "steps": steps}  # fmt: skip
+        return {
+            "run_dir": self.run_dir,
+            "at": self.now.isoformat(),
+            "is_done": not left,
+            "left": left,
+            "students": {"leveled": self.finished, "begun": self.unfinished},
+            "continue_with": self.command,
+            "steps": steps,
+        }
 
 
 def status(run: Run, count_rows: bool = False, now: datetime | None = None) -> Status:
@@ -96,7 +102,7 @@ def status(run: Run, count_rows: bool = False, now: datetime | None = None) -> S
     """
     names = student_names(run)
     looked = _Look(run, run.read_json("run.json")["config"], count_rows)
-    steps: list[Step] = []
+    steps: list[PhaseStatus] = []
     if "source" in looked.config:
         steps += [looked.index(), looked.annotate()]
         steps += [looked.identify(name) for name in names]
@@ -116,18 +122,24 @@ class _Look:
         self._sizes: dict[str, dict[str, int]] = {}
         self._manifest = self._json("corpus/manifest.json")
 
-    def index(self) -> Step:
+    def index(self) -> PhaseStatus:
         markers = self._markers(self._run.corpus)
         num_images = self._manifest["num_images"] if self._manifest else sum(self._images("corpus").values())
-        step = Step("index", _state(self._manifest is not None, bool(markers)), _job("index"), len(markers),
-                    self._manifest["num_shards"] if self._manifest else None, num_images,
-                    num_images if self._manifest else self.config["source"]["limit"])  # fmt: skip
+        step = PhaseStatus(
+            "index",
+            _state(self._manifest is not None, bool(markers)),
+            _job("index"),
+            len(markers),
+            self._manifest["num_shards"] if self._manifest else None,
+            num_images,
+            num_images if self._manifest else self.config["source"]["limit"],
+        )
         return self._timed(step, markers.values())
 
-    def annotate(self) -> Step:
+    def annotate(self) -> PhaseStatus:
         return self._pass("annotate", "annotate", "corpus", self._run.annotations)
 
-    def identify(self, student: str) -> Step:
+    def identify(self, student: str) -> PhaseStatus:
         step = self._pass(f"identify {student}", "identify", "corpus", self._run.verdicts(student))
         parity = self._json(f"parity/{student}/manifest.json")
         if step.state == "done" and parity is None:
@@ -142,7 +154,7 @@ class _Look:
         found = next((s["arms"] for s in self.config["students"] if s["name"] == student and "arms" in s), ["parity"])
         return found
 
-    def level(self, student: str, arm: Arm) -> Step:
+    def level(self, student: str, arm: Arm) -> PhaseStatus:
         folder = self._run.student_dir(student, arm)
         name = student if arm == "parity" else f"{student} {arm}"
         phase = name.replace(" ", ".")
@@ -150,7 +162,7 @@ class _Look:
         training = self._json(f"{folder}/training.json") if f"{folder}/training.json" in files else None
         is_done = f"{folder}/complete.json" in files
         begun = bool(files) or f"phases/level.{phase}.json" in self._phases
-        step = Step(f"level {name}", _state(is_done, begun), _job("level"), unit="steps")
+        step = PhaseStatus(f"level {name}", _state(is_done, begun), _job("level"), unit="steps")
         if training is not None:
             told = [row for row in training["log"] if "loss" in row]
             # The first row tells of warming up.
@@ -159,13 +171,18 @@ class _Look:
             is_trained = training["step"] >= training["num_steps"]
             if is_trained and not is_done:
                 note += ", trained, not checked in the engine yet"
-            step = replace(step, num_done=training["step"], num_total=training["num_steps"], note=note,
-                           per_s=speeds[len(speeds) // 2] if speeds else None)  # fmt: skip
+            step = replace(
+                step,
+                num_done=training["step"],
+                num_total=training["num_steps"],
+                note=note,
+                per_s=speeds[len(speeds) // 2] if speeds else None,
+            )
             if is_trained and f"phases/level.{phase}.json" in self._phases:
                 return self._timed(step, files.values(), f"check {name}")
         return self._timed(step, files.values())
 
-    def evaluate(self, students: list[str]) -> Iterator[Step]:
+    def evaluate(self, students: list[str]) -> Iterator[PhaseStatus]:
         settings = self.config.get("evaluate")
         if settings is None:
             return
@@ -180,19 +197,23 @@ class _Look:
                 step = self._pass(f"evaluate {model} on {label}", "evaluate", self._run.benchmark_dir(label), dataset)
                 yield step
         scores = self._modified("evaluation", "scores.json")
-        yield Step("score", _state(scores is not None, False), _job("evaluate", "--score-only"), last_sign=scores)
+        yield PhaseStatus(
+            "score", _state(scores is not None, False), _job("evaluate", "--score-only"), last_sign=scores
+        )
 
-    def report(self) -> Step:
+    def report(self) -> PhaseStatus:
         written = self._modified("report", "report.json")
-        return Step("report", _state(written is not None, False), _job("report"), last_sign=written)
+        return PhaseStatus("report", _state(written is not None, False), _job("report"), last_sign=written)
 
-    def _pass(self, name: str, job: str, source: str, dataset: ShardedDataset[Any]) -> Step:
+    def _pass(self, name: str, job: str, source: str, dataset: ShardedDataset[Any]) -> PhaseStatus:
         """A pass of a model over the shards below `source`, whose images its manifest counts."""
         manifest = self._manifest if source == "corpus" else self._json(f"{source}/manifest.json")
         markers = self._markers(dataset)
         is_done = manifest is not None and len(markers) >= manifest["num_shards"]
         num_shards, num_images = (manifest[n] if manifest else None for n in ("num_shards", "num_images"))
-        step = Step(name, _state(is_done, bool(markers)), _job(job), len(markers), num_shards, num_total=num_images)
+        step = PhaseStatus(
+            name, _state(is_done, bool(markers)), _job(job), len(markers), num_shards, num_total=num_images
+        )
         if is_done:
             step = replace(step, num_done=step.num_total)
         elif source == "corpus":
@@ -202,7 +223,7 @@ class _Look:
             step = replace(step, counts=dict(_outcomes(dataset, markers).most_common()))
         return self._timed(step, markers.values())
 
-    def _timed(self, step: Step, written: Iterable[datetime], phase_name: str | None = None) -> Step:
+    def _timed(self, step: PhaseStatus, written: Iterable[datetime], phase_name: str | None = None) -> PhaseStatus:
         """With rate and times from the files and from the record of the attempts that ended."""
         # One pass of a model answers all benchmarks.
         path = f"phases/{(phase_name or step.name.partition(' on ')[0]).replace(' ', '.')}.json"
@@ -213,7 +234,7 @@ class _Look:
             if step.per_s is None and phase.get("working_s"):
                 step = replace(step, per_s=phase["num_images"] / phase["working_s"])
         stopped = step.state != "done" and ended is not None and (last is None or ended >= last)
-        state: State = "begun" if stopped else step.state
+        state: PhaseState = "begun" if stopped else step.state
         return replace(step, state=state, last_sign=last or ended, attempt_ended=ended if stopped else None)
 
     def _markers(self, dataset: ShardedDataset[Any]) -> dict[str, datetime]:
@@ -241,7 +262,7 @@ class _Look:
         return next((file.modified for file in found if file.path == f"{folder}/{name}"), None)
 
 
-def _state(is_done: bool, is_begun: bool) -> State:
+def _state(is_done: bool, is_begun: bool) -> PhaseState:
     return "done" if is_done else "begun" if is_begun else "not begun"
 
 
@@ -262,8 +283,9 @@ def render_status(found: Status) -> str:
     lines = [found.run_dir, *(f"  {step.name:<{width}}  {_told(step, found.now)}" for step in found.steps)]
     lines += [
         f"  rows of {step.name}: {', '.join(f'{n} {name}' for name, n in step.counts.items())}"
-        for step in found.steps if step.counts
-    ]  # fmt: skip
+        for step in found.steps
+        if step.counts
+    ]
     if found.finished or found.unfinished:
         begun = f"; begun and not done: {', '.join(found.unfinished)}" if found.unfinished else ""
         lines.append(f"students leveled: {', '.join(found.finished) or 'none'}{begun}")
@@ -279,7 +301,7 @@ def render_status(found: Status) -> str:
     return "\n".join(lines)
 
 
-def _told(step: Step, now: datetime) -> str:
+def _told(step: PhaseStatus, now: datetime) -> str:
     parts = [f"{step.state:<9}"]
     if step.state != "not begun":
         done = f"{step.num_done}" if step.num_done is not None else ""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mpa_ray.config import Part
+from mpa_ray.config import Component
 from mpa_ray.errors import ConfigError
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "half": 2.0, "float": 4.0}
@@ -25,7 +25,7 @@ class Linear:
 class Architecture:
     """Weights are counted in matrices: norms and biases are left out, under a thousandth of all."""
 
-    linears: dict[Part, tuple[Linear, ...]]
+    linears: dict[Component, tuple[Linear, ...]]
     num_embeddings: int
     """Parameters of the input embeddings, and of the output head where it is one of its own."""
     head: Linear
@@ -52,7 +52,7 @@ class Architecture:
     weight_bits: int | None
     """Of a quantized checkpoint."""
 
-    def num_parameters(self, part: Part) -> int:
+    def num_parameters(self, part: Component) -> int:
         found = sum(linear.inputs * linear.outputs * linear.count for linear in self.linears[part])
         return found + (self.num_embeddings + self.num_expert_parameters if part == "language" else 0)
 
@@ -61,7 +61,7 @@ class Architecture:
         """All parameters."""
         return sum(self.num_parameters(part) for part in self.linears)
 
-    def num_adapter_parameters(self, parts: Iterable[Part], rank: int) -> int:
+    def num_adapter_parameters(self, parts: Iterable[Component], rank: int) -> int:
         """Of LoRA on every linear layer of these parts: rank * (inputs + outputs) each (arXiv 2106.09685)."""
         return sum(rank * (x.inputs + x.outputs) * x.count for part in parts for x in self.linears[part])
 
@@ -123,8 +123,12 @@ def architecture_of(settings: dict[str, Any], model: str) -> Architecture:
     try:
         return _architecture(settings)
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise ConfigError("model", model, f"its config.json does not tell its sizes ({type(error).__name__}: {error}).",
-                          "Give rates (plan.*), or plan.from_run.") from error  # fmt: skip
+        raise ConfigError(
+            "model",
+            model,
+            f"its config.json does not tell its sizes ({type(error).__name__}: {error}).",
+            "Give rates (plan.*), or plan.from_run.",
+        ) from error
 
 
 def _architecture(settings: dict[str, Any]) -> Architecture:
@@ -138,10 +142,11 @@ def _architecture(settings: dict[str, Any]) -> Architecture:
     expert_size = 3 * width * text.get("moe_intermediate_size", inner) * layers
     is_tied = text.get("tie_word_embeddings", settings.get("tie_word_embeddings", False))
     language = (
-        Linear(width, heads * head_dim, layers), Linear(width, kv_heads * head_dim, 2 * layers),
+        Linear(width, heads * head_dim, layers),
+        Linear(width, kv_heads * head_dim, 2 * layers),
         Linear(heads * head_dim, width, layers),
         *(() if experts else (Linear(width, inner, 2 * layers), Linear(inner, width, layers))),
-    )  # fmt: skip
+    )
     # Qwen2-VL calls the language model's width hidden_size here, and its own embed_dim.
     seen = vision.get("embed_dim") or vision["hidden_size"]
     depth = vision.get("depth") or vision["num_hidden_layers"]
@@ -154,9 +159,10 @@ def _architecture(settings: dict[str, Any]) -> Architecture:
     channels = vision.get("in_channels") or vision.get("in_chans") or 3
     towers = (
         Linear(channels * vision.get("temporal_patch_size", 1) * patch**2, seen),
-        Linear(seen, seen, 4 * depth), Linear(seen, seen_inner, (2 if is_gated else 1) * depth),
+        Linear(seen, seen, 4 * depth),
+        Linear(seen, seen_inner, (2 if is_gated else 1) * depth),
         Linear(seen_inner, seen, depth),
-    )  # fmt: skip
+    )
     merged = seen * merge**2
     projector: tuple[Linear, ...]
     if "spatial_merge_size" in vision:
@@ -172,12 +178,20 @@ def _architecture(settings: dict[str, Any]) -> Architecture:
         head=Linear(width, text["vocab_size"]),
         num_expert_parameters=experts * expert_size,
         expert_share=text.get("num_experts_per_tok", 1) / experts if experts else 0.0,
-        num_layers=layers, hidden_size=width, intermediate_size=inner, num_heads=heads, num_kv_heads=kv_heads,
-        head_dim=head_dim, max_position_embeddings=text.get("max_position_embeddings", 4096),
-        vision_width=seen, vision_depth=depth, patch_pixels=patch**2, patches_per_token=merge**2,
+        num_layers=layers,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=text.get("max_position_embeddings", 4096),
+        vision_width=seen,
+        vision_depth=depth,
+        patch_pixels=patch**2,
+        patches_per_token=merge**2,
         tile_pixels=None if "spatial_merge_size" in vision else _side(vision["image_size"]) ** 2,
         weight_bits=_bits(settings.get("quantization_config")),
-    )  # fmt: skip
+    )
 
 
 def _side(size: Any) -> int:

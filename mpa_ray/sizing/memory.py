@@ -9,7 +9,7 @@ from typing import Literal
 from mpa_ray.config import FullConfig, LevelConfig, LoraConfig, ModelConfig, VllmEngineConfig
 from mpa_ray.sizing.architecture import Architecture
 
-Verdict = Literal["fits", "tight", "does not fit", "not checked"]
+FitResult = Literal["fits", "tight", "does not fit", "not checked"]
 
 _GIB = 2**30
 _UTILIZATION = 0.9
@@ -34,7 +34,7 @@ class MemoryCheck:
     """What one GPU holds of a model, in GiB by purpose, and what follows."""
 
     name: str
-    verdict: Verdict
+    verdict: FitResult
     gpu: str = ""
     available_gib: float | None = None
     needed_gib: dict[str, float] = field(default_factory=dict)
@@ -69,11 +69,16 @@ def check_engine(
     num_gpus, weights = engine.tensor_parallel_size, sizes.weight_bytes(engine.dtype)
     room = left(num_gpus, weights)
     whole, all_usual = needs(longest, num_gpus), needs(engine.max_num_seqs * usual, num_gpus)
-    needed = {"weights": weights / _GIB / num_gpus, "working memory": ENGINE_ALLOWANCE_GIB,
-              "KV cache of the usual requests": all_usual}  # fmt: skip
+    needed = {
+        "weights": weights / _GIB / num_gpus,
+        "working memory": ENGINE_ALLOWANCE_GIB,
+        "KV cache of the usual requests": all_usual,
+    }
     cached = max(0, int(room / needs(1, num_gpus)))
-    told = (f"{cached:,} tokens of KV cache: {cached // usual} requests of {usual} tokens at a time, "
-            f"{cached // longest} of max_model_len {longest}; max_num_seqs {engine.max_num_seqs}")  # fmt: skip
+    told = (
+        f"{cached:,} tokens of KV cache: {cached // usual} requests of {usual} tokens at a time, "
+        f"{cached // longest} of max_model_len {longest}; max_num_seqs {engine.max_num_seqs}"
+    )
     if room >= max(whole, all_usual):
         return MemoryCheck(name, "fits", gpu, available, needed, told)
     wanted = max(whole, all_usual) if room >= whole else whole
@@ -81,12 +86,16 @@ def check_engine(
     if room >= whole:
         remedies.append(f"engine.max_num_seqs {max(1, cached // usual)}")
     elif room >= needs(2 * usual, num_gpus):
-        remedies.append(f"engine.max_model_len {max(64, min(longest, cached) // 64 * 64)} or less "
-                        f"(requests here take about {usual})")  # fmt: skip
+        remedies.append(
+            f"engine.max_model_len {max(64, min(longest, cached) // 64 * 64)} or less "
+            f"(requests here take about {usual})"
+        )
     if engine.dtype == "float32" and left(num_gpus, weights / 2) >= wanted / 2:
         remedies.append("engine.dtype bfloat16")
-    wider = next((n for n in (2, 4, 8) if n > num_gpus and sizes.num_heads % n == 0
-                  and left(n, weights) >= needs(longest, n)), None)  # fmt: skip
+    wider = next(
+        (n for n in (2, 4, 8) if n > num_gpus and sizes.num_heads % n == 0 and left(n, weights) >= needs(longest, n)),
+        None,
+    )
     if wider is not None:
         remedies.append(f"engine.tensor_parallel_size {wider} with gpus_per_replica {wider}")
     if share < 1:
@@ -95,9 +104,12 @@ def check_engine(
         remedies.append("a checkpoint quantized to 4 bits (AWQ, GPTQ)")
     remedies.append("GPUs with more memory")
     tight = room >= whole
-    why = ("too little KV cache for so many requests: some wait, or are computed twice" if tight
-           else f"vLLM would not start: {max(0.0, room):.1f} GiB are left for a KV cache of {whole:.1f} GiB, one "
-           f"request of max_model_len {longest}")  # fmt: skip
+    why = (
+        "too little KV cache for so many requests: some wait, or are computed twice"
+        if tight
+        else f"vLLM would not start: {max(0.0, room):.1f} GiB are left for a KV cache of {whole:.1f} GiB, one "
+        f"request of max_model_len {longest}"
+    )
     return MemoryCheck(name, "tight" if tight else "does not fit", gpu, available, needed, why, tuple(remedies))
 
 
@@ -125,8 +137,9 @@ def check_training(
         if sum(training_gib(level.model_copy(update=change), sizes, image_tokens).values()) <= memory_gib:
             remedies.append(told)
     remedies.append("GPUs with more memory")
-    return MemoryCheck(name, "does not fit", gpu, memory_gib, needed, f"{total:.1f} GiB of {memory_gib:.0f}",
-                       tuple(remedies))  # fmt: skip
+    return MemoryCheck(
+        name, "does not fit", gpu, memory_gib, needed, f"{total:.1f} GiB of {memory_gib:.0f}", tuple(remedies)
+    )
 
 
 def _changes(level: LevelConfig) -> Iterator[tuple[str, dict[str, object]]]:

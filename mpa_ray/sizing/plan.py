@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mpa_ray.accelerators import GPUS, Gpu
-from mpa_ray.checkpoints import model_settings
 from mpa_ray.config import Arm, ModelConfig, PlanConfig, RunConfig, StudentConfig, VllmEngineConfig, measured_as
 from mpa_ray.errors import ConfigError
+from mpa_ray.models.checkpoints import model_settings
+from mpa_ray.models.gpus import GPUS, Gpu
+from mpa_ray.run.run import Run
 from mpa_ray.sizing.architecture import Architecture, architecture_of
 from mpa_ray.sizing.memory import MemoryCheck, check_engine, check_training
 from mpa_ray.sizing.rates import (
@@ -20,14 +21,13 @@ from mpa_ray.sizing.rates import (
     PROMPT_TOKENS,
     TRAINING_START_S,
     UNKNOWN,
-    Measured,
     Rate,
     Roofline,
+    RunRates,
     differing,
     first,
 )
-from mpa_ray.store.run import Run
-from mpa_ray.store.storage import open_storage
+from mpa_ray.storage.storage import open_storage
 
 _NUM_CHECKED = 8
 """Questions that an exported student is tried on."""
@@ -98,9 +98,16 @@ class Sizing:
         """For programs."""
         phases = [{**asdict(p), "wall_s": p.wall_s, "gpu_hours": p.gpu_hours} for p in self.phases]
         cost = None if self.gpu_hour_price is None else self.gpu_hours * self.gpu_hour_price
-        return {"is_complete": self.is_complete, "wall_s": self.wall_s, "gpu_hours": self.gpu_hours, "cost": cost,
-                "fits": self.fits, "phases": phases, "memory": [asdict(c) for c in self.checks],
-                "notes": self.notes}  # fmt: skip
+        return {
+            "is_complete": self.is_complete,
+            "wall_s": self.wall_s,
+            "gpu_hours": self.gpu_hours,
+            "cost": cost,
+            "fits": self.fits,
+            "phases": phases,
+            "memory": [asdict(c) for c in self.checks],
+            "notes": self.notes,
+        }
 
 
 def size(config: RunConfig) -> Sizing:
@@ -118,7 +125,7 @@ class _Sizer:
         self._notes: list[str] = []
         self._run = Run(open_storage(config.run_dir, config.object_store))
         earlier = plan.from_run
-        self._measured = Measured(Run(open_storage(earlier, config.object_store))) if earlier is not None else None
+        self._measured = RunRates(Run(open_storage(earlier, config.object_store))) if earlier is not None else None
         if self._measured is not None:
             self._notes += differing(config, self._measured.config)
         if any(student.rounds > 1 for student in config.students):
@@ -154,8 +161,12 @@ class _Sizer:
             if self._config.source.limit is not None:
                 self._notes.append(f"images: source.limit, {self._config.source.limit}; the source may hold fewer")
                 return self._config.source.limit
-        raise ConfigError("plan.num_images", None, "is not known: nothing is indexed yet and source.limit is not set.",
-                          "Run jobs/index.py, which loads no model, or give it.")  # fmt: skip
+        raise ConfigError(
+            "plan.num_images",
+            None,
+            "is not known: nothing is indexed yet and source.limit is not set.",
+            "Run jobs/index.py, which loads no model, or give it.",
+        )
 
     def _count_questions(self) -> int | None:
         if self._plan.num_benchmark_questions is not None:
@@ -168,8 +179,10 @@ class _Sizer:
             elif benchmark.limit is not None:
                 found += benchmark.limit
             else:
-                self._notes.append(f"benchmark {benchmark.label}: not laid out yet, so its questions are not counted: "
-                                   "give plan.num_benchmark_questions")  # fmt: skip
+                self._notes.append(
+                    f"benchmark {benchmark.label}: not laid out yet, so its questions are not counted: "
+                    "give plan.num_benchmark_questions"
+                )
                 return None
         return found
 
@@ -203,8 +216,9 @@ class _Sizer:
         own = level.holdout is None or level.holdout.questions is not None
         parity = self._num_images * share.value
         held_out = 0.0 if own or level.holdout is None else min(level.holdout.max_samples, level.holdout.share * parity)
-        self._notes.append(f"parity samples of {student.name}: {parity:.0f} ({share.value:.2f} per image, "
-                           f"{share.origin})")  # fmt: skip
+        self._notes.append(
+            f"parity samples of {student.name}: {parity:.0f} ({share.value:.2f} per image, {share.origin})"
+        )
         trained = measured.training(student.name, student.model) if measured else None
         rate = first(self._plan.samples_per_s, trained).or_else(
             lambda: self._estimated(student, lambda r, s, t: r.sample_s(level, s, t), level.gpus_per_worker)
@@ -212,17 +226,29 @@ class _Sizer:
         # Of the teacher's pairs, as many as there can be.
         pairs = float(self._num_images * self._config.annotate.num_questions)
         samples: dict[Arm, float | None] = {
-            "parity": parity * (1 + level.replay_share) - held_out, "random": parity, "all": pairs, "consistent": pairs,
+            "parity": parity * (1 + level.replay_share) - held_out,
+            "random": parity,
+            "all": pairs,
+            "consistent": pairs,
             "labels": None,
-        }  # fmt: skip
+        }
         start_s = self._training_start.value or 0.0
         answering = self._rate_of_answers(f"{student.name}.after", student)
         alone = student.model_copy(update={"num_replicas": 1, "max_num_replicas": None})
         phases = []
         for arm in student.arms:
             name = student.name if arm == "parity" else f"{student.name} {arm}"
-            phases.append(Phase(f"level {name}", samples[arm], "samples", rate, level.num_workers, start_s,
-                                level.num_workers * level.gpus_per_worker))  # fmt: skip
+            phases.append(
+                Phase(
+                    f"level {name}",
+                    samples[arm],
+                    "samples",
+                    rate,
+                    level.num_workers,
+                    start_s,
+                    level.num_workers * level.gpus_per_worker,
+                )
+            )
             if isinstance(student.engine, VllmEngineConfig):
                 phases.append(self._pass(f"check {name}", _NUM_CHECKED, "questions", answering, alone))
         return phases
@@ -241,10 +267,11 @@ class _Sizer:
         models += [("teacher", self._config.teacher)] if settings.teacher else []
         models += [(model.name, model) for model in settings.models]
         return [
-            self._pass(f"evaluate {name}", number, "questions", self._rate_of_answers(name, model), model,
-                       f"evaluate.{name}")
+            self._pass(
+                f"evaluate {name}", number, "questions", self._rate_of_answers(name, model), model, f"evaluate.{name}"
+            )
             for name, model in models
-        ]  # fmt: skip
+        ]
 
     def _rate_of_answers(self, name: str, model: ModelConfig) -> Rate:
         measured = self._measured
@@ -267,9 +294,17 @@ class _Sizer:
         tokens = self._measured.tokens_per_image(measured_as) if self._measured else None
         if tokens is None and (image := self._image_tokens(model)) is not None:
             tokens = self._tokens(image, is_annotation=measured_as == "annotate")
-        return Phase(name, count, unit, rate, replicas, self._engine_start(name.partition(" ")[0]).value or 0.0,
-                     replicas * model.gpus_per_replica, replicas,
-                     None if tokens is None or count is None else tokens * count)  # fmt: skip
+        return Phase(
+            name,
+            count,
+            unit,
+            rate,
+            replicas,
+            self._engine_start(name.partition(" ")[0]).value or 0.0,
+            replicas * model.gpus_per_replica,
+            replicas,
+            None if tokens is None or count is None else tokens * count,
+        )
 
     def _engine_start(self, kind: str) -> Rate:
         measured = self._measured.engine_start_s(kind) if self._measured else None

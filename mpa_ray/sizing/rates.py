@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mpa_ray.accelerators import Gpu
 from mpa_ray.config import LevelConfig, LoraConfig, ModelConfig, RunConfig, VllmEngineConfig
+from mpa_ray.models.gpus import Gpu
+from mpa_ray.run.audit import student_names
+from mpa_ray.run.run import Run
 from mpa_ray.sizing.architecture import Architecture
-from mpa_ray.store.audit import student_names
-from mpa_ray.store.run import Run
 
 Origin = Literal["given", "measured", "estimated", "assumed", "not known"]
 
@@ -49,7 +49,7 @@ class Training:
     memory_gib: float | None
 
 
-class Measured:
+class RunRates:
     """The rates of an earlier run, from its phases, markers and trainings; all of one replica or worker."""
 
     def __init__(self, run: Run) -> None:
@@ -71,8 +71,11 @@ class Measured:
     def engine_start_s(self, kind: str) -> float | None:
         """Seconds of a pass in which its engines were not at work: of passes of this kind (`annotate`, `identify`,
         `check`, `evaluate`), or else of all."""
-        starts = {name: (phase["wall_s"] - phase["working_s"]) / phase["num_attempts"]
-                  for name, phase in self._phases.items() if phase.get("working_s")}  # fmt: skip
+        starts = {
+            name: (phase["wall_s"] - phase["working_s"]) / phase["num_attempts"]
+            for name, phase in self._phases.items()
+            if phase.get("working_s")
+        }
         return _nearest("", kind, starts, {name: name.partition(".")[0] for name in starts})
 
     @property
@@ -90,8 +93,9 @@ class Measured:
         """Prompt and output tokens of an image in a phase, or in the phases of its kind where there was none such."""
         found = {
             name: (phase["num_prompt_tokens"] + phase["num_output_tokens"]) / _num_asked(phase)
-            for name, phase in self._phases.items() if phase.get("num_images") and "num_prompt_tokens" in phase
-        }  # fmt: skip
+            for name, phase in self._phases.items()
+            if phase.get("num_images") and "num_prompt_tokens" in phase
+        }
         kind = phase_name.partition(".")[0]
         return _nearest(phase_name, kind, found, {name: name.partition(".")[0] for name in found}, alike_only=True)
 
@@ -130,8 +134,9 @@ class Measured:
         return self._trainings[name].memory_gib if name in self._trainings else None
 
     def _nearest(self, name: str, model: str, of: Callable[[str], float | None]) -> float | None:
-        return _nearest(name, model, {n: of(n) for n in self._names},
-                        {n: self._students[n]["model"] for n in self._names})  # fmt: skip
+        return _nearest(
+            name, model, {n: of(n) for n in self._names}, {n: self._students[n]["model"] for n in self._names}
+        )
 
     def _settings_of(self, asked: str) -> dict[str, Any]:
         if asked == "teacher":
@@ -278,8 +283,9 @@ _PROMPTS = ("num_questions", "num_second_answers")
 def _changed(whose: str, before: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> list[str]:
     return [
         f"{whose}.{name} was {before[name]} where rates were measured, and is {now[name]}"
-        for name in names if name in before and before[name] != now[name]
-    ]  # fmt: skip
+        for name in names
+        if name in before and before[name] != now[name]
+    ]
 
 
 def first(given: float | None, measured: float | None, otherwise: Rate = UNKNOWN) -> Rate:

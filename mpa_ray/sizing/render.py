@@ -10,19 +10,27 @@ def render_sizing(sizing: Sizing) -> str:
     """A table of phases, the memory checks, and what it all rests on."""
     width = max(len(phase.name) for phase in sizing.phases)
     price = sizing.gpu_hour_price
-    lines = [f"{'phase':<{width}} {'how many':>20} {'tokens':>9} {'a replica does':>16} {'':<10} {'replicas':>8} "
-             f"{'starts':>6} {'time':>9} {'GPU-hours':>10}" + ("" if price is None else f" {'cost':>10}")]  # fmt: skip
+    lines = [
+        f"{'phase':<{width}} {'how many':>20} {'tokens':>9} {'a replica does':>16} {'':<10} {'replicas':>8} "
+        f"{'starts':>6} {'time':>9} {'GPU-hours':>10}" + ("" if price is None else f" {'cost':>10}")
+    ]
     lines += [_phase(phase, width, price) for phase in sizing.phases]
     told = "all" if sizing.is_complete else "all that is known"
-    lines.append(f"{told:<{width}} {'':>20} {'':>9} {'':>16} {'':<10} {'':>8} {'':>6} {_time(sizing.wall_s):>9} "
-                 f"{sizing.gpu_hours:>10.2f}" + _cost(sizing.gpu_hours, price))  # fmt: skip
+    lines.append(
+        f"{told:<{width}} {'':>20} {'':>9} {'':>16} {'':<10} {'':>8} {'':>6} {_time(sizing.wall_s):>9} "
+        f"{sizing.gpu_hours:>10.2f}" + _cost(sizing.gpu_hours, price)
+    )
     if not sizing.is_complete:
         missing = ", ".join(phase.name for phase in sizing.phases if phase.wall_s is None)
-        lines.append(f"not known: {missing}. Give plan.from_run (a run of some hundred images measures all), or rates "
-                     "(plan.teacher_images_per_s, ...); only GPUs of a known kind are estimated")  # fmt: skip
+        lines.append(
+            f"not known: {missing}. Give plan.from_run (a run of some hundred images measures all), or rates "
+            "(plan.teacher_images_per_s, ...); only GPUs of a known kind are estimated"
+        )
     if any(phase.rate.origin == "estimated" for phase in sizing.phases):
-        lines.append("estimated: from parameters and a share of the GPU's peak (plan.efficiency), without rendering "
-                     "images, reading and scheduling; expect less")  # fmt: skip
+        lines.append(
+            "estimated: from parameters and a share of the GPU's peak (plan.efficiency), without rendering "
+            "images, reading and scheduling; expect less"
+        )
     lines += ["", "memory of one GPU, GiB (estimates)"]
     for check in sizing.checks:
         lines += _check(check)
@@ -36,8 +44,10 @@ def _phase(phase: Phase, width: int, price: float | None) -> str:
     wall = "?" if phase.wall_s is None else _time(phase.wall_s)
     hours = "?" if phase.gpu_hours is None else f"{phase.gpu_hours:.2f}"
     starts = str(phase.num_starts or "")
-    return (f"{phase.name:<{width}} {count:>20} {tokens:>9} {rate:>16} {phase.rate.origin:<10} {phase.replicas:>8} "
-            f"{starts:>6} {wall:>9} {hours:>10}" + _cost(phase.gpu_hours, price))  # fmt: skip
+    return (
+        f"{phase.name:<{width}} {count:>20} {tokens:>9} {rate:>16} {phase.rate.origin:<10} {phase.replicas:>8} "
+        f"{starts:>6} {wall:>9} {hours:>10}" + _cost(phase.gpu_hours, price)
+    )
 
 
 def _cost(gpu_hours: float | None, price: float | None) -> str:

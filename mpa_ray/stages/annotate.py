@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 from mpa_ray.config import AnnotateConfig, AnswerConfig, SamplingConfig
-from mpa_ray.corpus.decode import ImageProblem
-from mpa_ray.engine.protocol import JsonSchema, Reply, RequestRefused, SeenImage, VisionLanguageModel
+from mpa_ray.engine.protocol import EncodedImage, JsonSchema, Reply, RequestRefused, VisionLanguageModel
+from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.matching import MATCHERS
 from mpa_ray.records import Annotation, ImageRef, Reason, State
-from mpa_ray.stages.shard import ImageWork, first_alone, look_at, state_of
+from mpa_ray.stages.image_work import ImageWork, encode_work, first_alone, state_of
 from mpa_ray.tasks.parser import QuestionAnswer
 from mpa_ray.tasks.task import Task
 
@@ -46,17 +46,21 @@ class Annotate:
 
     async def visit(self, work: ImageWork[ImageRef]) -> list[Annotation]:
         """The image's rows of D_PA, one for each question asked for; never raises for a fault of image or reply."""
-        image = await look_at(work, self.teacher)
+        image = await encode_work(work, self.teacher)
         if isinstance(image, ImageProblem):
             return [_RowOf(work, 0).ended(state_of(image), image.reason, image.detail)]
         draws = await first_alone([partial(self._draw, image, number) for number in range(self.config.num_questions)])
         pairs = _pairs(draws, self.task)
-        return list(await asyncio.gather(*(
-            self._second_pass(_RowOf(work, number), image, draw, pair)
-            for number, (draw, pair) in enumerate(zip(draws, pairs, strict=True))
-        )))  # fmt: skip
+        return list(
+            await asyncio.gather(
+                *(
+                    self._second_pass(_RowOf(work, number), image, draw, pair)
+                    for number, (draw, pair) in enumerate(zip(draws, pairs, strict=True))
+                )
+            )
+        )
 
-    async def _draw(self, image: SeenImage, number: int) -> Reply | RequestRefused:
+    async def _draw(self, image: EncodedImage, number: int) -> Reply | RequestRefused:
         sampling = self._drawn(image.image_id if number == 0 else f"{image.image_id}#{number}")
         try:
             if self.config.reply == "json":
@@ -66,7 +70,7 @@ class Annotate:
             return refused
 
     async def _second_pass(
-        self, row: _RowOf, image: SeenImage, first: Reply | RequestRefused, pair: QuestionAnswer | str
+        self, row: _RowOf, image: EncodedImage, first: Reply | RequestRefused, pair: QuestionAnswer | str
     ) -> Annotation:
         if isinstance(first, RequestRefused):
             return row.ended(first.state, first.reason, first.detail)
@@ -78,7 +82,7 @@ class Annotate:
             return row.ended(refused.state, refused.reason, refused.detail, first)
         return row.annotated(pair.question, pair.answer, first, seconds)
 
-    async def _second_answers(self, row: _RowOf, image: SeenImage, prompt: str) -> list[Reply]:
+    async def _second_answers(self, row: _RowOf, image: EncodedImage, prompt: str) -> list[Reply]:
         asked, limit = self.config.num_second_answers, self.answer.max_new_tokens
         if asked == 1:
             return [await self.teacher.generate(image, prompt, SamplingConfig(max_new_tokens=limit))]

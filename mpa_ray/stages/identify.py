@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from mpa_ray.config import AnswerConfig, SamplingConfig
-from mpa_ray.corpus.decode import ImageProblem
-from mpa_ray.engine.protocol import RequestRefused, SeenImage, VisionLanguageModel
+from mpa_ray.engine.protocol import EncodedImage, RequestRefused, VisionLanguageModel
+from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.matching import Matcher
 from mpa_ray.records import Annotation, Verdict
+from mpa_ray.stages.image_work import ImageWork, encode_work, first_alone, state_of
 from mpa_ray.stages.judge import judge, not_answered, teacher_agrees
-from mpa_ray.stages.shard import ImageWork, first_alone, look_at, state_of
 from mpa_ray.tasks.task import Task
 
 
@@ -43,7 +43,7 @@ class Identify:
         return [replace(verdict, attempts=work.attempts) for verdict in await self._verdicts(work)]
 
     async def _verdicts(self, work: ImageWork[Annotation]) -> list[Verdict]:
-        image = await look_at(work, self.student)
+        image = await encode_work(work, self.student)
         if isinstance(image, ImageProblem):
             # The teacher saw this image; it has gone or changed since.
             return [not_answered(a, state_of(image), image.reason, image.detail) for a in work.rows]
@@ -51,7 +51,7 @@ class Identify:
         verdicts = iter(await first_alone([partial(self._verdict, image, annotation) for annotation in asked]))
         return [next(verdicts) if self.worth_asking(row) else self._unasked(row) for row in work.rows]
 
-    async def _verdict(self, image: SeenImage, annotation: Annotation) -> Verdict:
+    async def _verdict(self, image: EncodedImage, annotation: Annotation) -> Verdict:
         prompt = self.task.answer_prompt(annotation.question or "")
         sampling = SamplingConfig(max_new_tokens=self.answer.max_new_tokens)
         try:

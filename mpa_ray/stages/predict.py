@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from mpa_ray.config import AnswerConfig, SamplingConfig
-from mpa_ray.corpus.decode import ImageProblem
-from mpa_ray.engine.protocol import RequestRefused, SeenImage, VisionLanguageModel
+from mpa_ray.engine.protocol import EncodedImage, RequestRefused, VisionLanguageModel
+from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import LabelledQuestion, Prediction
-from mpa_ray.stages.shard import ImageWork, first_alone, look_at
+from mpa_ray.stages.image_work import ImageWork, encode_work, first_alone
 from mpa_ray.tasks.task import Task
 
 
@@ -23,12 +23,12 @@ class Predict:
 
     async def visit(self, work: ImageWork[LabelledQuestion]) -> list[Prediction]:
         """One prediction for each question on the image, in their order."""
-        image = await look_at(work, self.model)
+        image = await encode_work(work, self.model)
         if isinstance(image, ImageProblem):
             return [_prediction(question, None, f"{image.reason}: {image.detail}") for question in work.rows]
         return await first_alone([partial(self._answered, image, question) for question in work.rows])
 
-    async def _answered(self, image: SeenImage, question: LabelledQuestion) -> Prediction:
+    async def _answered(self, image: EncodedImage, question: LabelledQuestion) -> Prediction:
         sampling = SamplingConfig(max_new_tokens=self.answer.max_new_tokens)
         try:
             reply = await self.model.generate(image, self.task.answer_prompt(question.question), sampling)

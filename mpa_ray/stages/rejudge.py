@@ -32,8 +32,13 @@ def rejudge(verdict: Verdict, matches: Matcher) -> Verdict:
         case _:
             reason = Reason.STUDENT_NOT_ASKED
     state = State.KEPT if reason is None else State.DROPPED
-    return replace(verdict, state=state.value, reason=None if reason is None else reason.value,
-                   teacher_agrees=agrees, student_agrees=knows)  # fmt: skip
+    return replace(
+        verdict,
+        state=state.value,
+        reason=None if reason is None else reason.value,
+        teacher_agrees=agrees,
+        student_agrees=knows,
+    )
 
 
 @dataclass
@@ -60,11 +65,13 @@ class Changes:
             "cells_after": dict(after),
             "moves": [{"before": old, "after": new, "verdicts": n} for (old, new), n in self.moves.most_common()],
             "parity_samples": {
-                "before": before[kept], "after": after[kept], "gained": after[kept] - stayed,
+                "before": before[kept],
+                "after": after[kept],
+                "gained": after[kept] - stayed,
                 "lost": before[kept] - stayed,
             },
             "num_not_asked": after["teacher_yes_student_not_asked"],
-        }  # fmt: skip
+        }
 
     def table(self, name: str) -> str:
         """The record as text."""
@@ -72,8 +79,10 @@ class Changes:
         lines = [f"{name:<38}{'before':>9}{'after':>9}"]
         lines += [f"  {cell:<36}{before[cell]:>9}{after[cell]:>9}" for cell in sorted({*before, *after})]
         parity = self.record()["parity_samples"]
-        lines.append(f"  {'D_PI':<36}{parity['before']:>9}{parity['after']:>9}"
-                     f"  ({parity['gained']} gained, {parity['lost']} lost)")  # fmt: skip
+        lines.append(
+            f"  {'D_PI':<36}{parity['before']:>9}{parity['after']:>9}"
+            f"  ({parity['gained']} gained, {parity['lost']} lost)"
+        )
         if not_asked := after["teacher_yes_student_not_asked"]:
             lines.append(
                 f"  WARNING: on {not_asked} pairs the teacher agrees with itself by this matcher alone, and the "

@@ -9,15 +9,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
-from mpa_ray.corpus.decode import ImageProblem
-from mpa_ray.effort import Effort, Load
 from mpa_ray.engine.protocol import EngineDied
-from mpa_ray.ledger import Attempt
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.observability.usage import Load, Usage
+from mpa_ray.pipeline.coordinator import Attempt
 from mpa_ray.records import Reason
-from mpa_ray.stages.shard import ImageWork, Stage
+from mpa_ray.stages.image_work import ImageWork, Stage
 
 
-class Log(Protocol):
+class AttemptLog(Protocol):
     """Where attempts are remembered by others than those who may die in them."""
 
     async def begin(self, shard: str) -> Attempt: ...
@@ -69,14 +69,14 @@ class Visits:
         self,
         stage: Stage[Any, Any],
         num_slots: int,
-        log: Log,
+        log: AttemptLog,
         die: Callable[[str], Awaitable[None]],
-        effort: Effort | None = None,
+        effort: Usage | None = None,
         load: Load | None = None,
     ) -> None:
         """Images that wait for room are counted in `load`, and how long they wait is added to `effort`."""
         self._stage, self._log, self._die = stage, log, die
-        self._effort, self._load = effort or Effort(), load or Load()
+        self._effort, self._load = effort or Usage(), load or Load()
         self._slots = Slots(num_slots)
         self._in_flight: dict[str, set[str]] = {}
         self._is_dying = False

@@ -121,5 +121,9 @@ def load_task(path: str | Path) -> Task:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ConfigError("task", str(path), f"{where}: {first['msg'].removeprefix('Value error, ')}.",
-                          "Start from a task of mpa_ray/tasks/library.") from None  # fmt: skip
+        raise ConfigError(
+            "task",
+            str(path),
+            f"{where}: {first['msg'].removeprefix('Value error, ')}.",
+            "Start from a task of mpa_ray/tasks/library.",
+        ) from None

@@ -19,7 +19,7 @@ from mpa_ray.config import resolve_path
 from mpa_ray.evaluation.benchmarks import BENCHMARKS
 from mpa_ray.metrics import METRICS
 from mpa_ray.records import Prediction
-from mpa_ray.store.run import Run
+from mpa_ray.run.run import Run
 from tests.official_formats import ask, write_official
 
 ROOT = Path(__file__).parents[2]
@@ -74,9 +74,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
     done = subprocess.run(
-        [sys.executable, "jobs/evaluate.py", "--config", str(folder / "config.yaml")], cwd=ROOT, capture_output=True,
-        text=True, check=False, timeout=800, env={**os.environ, "MPA_RAY_CACHE": str(folder / "cache")},
-    )  # fmt: skip
+        [sys.executable, "jobs/evaluate.py", "--config", str(folder / "config.yaml")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=800,
+        env={**os.environ, "MPA_RAY_CACHE": str(folder / "cache")},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)
     return Run.open(tree["run_dir"])

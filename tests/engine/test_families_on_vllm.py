@@ -13,15 +13,15 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from mpa_ray.config import LevelConfig, LoraConfig, ModelConfig, SamplingConfig, VllmEngineConfig
-from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.demo.world import WorldSpec, paint, sample_scene
-from mpa_ray.engine.vllm_engine import VllmEngine
-from mpa_ray.leveling.epoch import TrainingRow
+from mpa_ray.engine.vllm.engine import VllmEngine
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.leveling.export import Check, export, take_over
-from mpa_ray.leveling.scope import prepare_for_training
+from mpa_ray.leveling.trainable import prepare_for_training
+from mpa_ray.models.chat_template import load_processor
 from mpa_ray.records import ParitySample
-from mpa_ray.rendering import load_processor
-from mpa_ray.store.storage import LocalStorage
+from mpa_ray.storage.storage import LocalStorage
 from mpa_ray.tasks.library import TASKS
 from tests.families import FAMILIES, build
 
@@ -67,14 +67,16 @@ def exported(start: Path, folder: Path, rows: list[TrainingRow]) -> list[dict[st
 
 async def answered(checkpoint: str, rows: list[TrainingRow]) -> list[str]:
     config = ModelConfig(
-        model=checkpoint, engine=VllmEngineConfig(dtype="float32", max_model_len=1024, max_num_seqs=8),
-        min_pixels=PIXELS[0], max_pixels=PIXELS[1],
-    )  # fmt: skip
+        model=checkpoint,
+        engine=VllmEngineConfig(dtype="float32", max_model_len=1024, max_num_seqs=8),
+        min_pixels=PIXELS[0],
+        max_pixels=PIXELS[1],
+    )
     engine = VllmEngine(config, max_images_in_flight=8)
     try:
         told = []
         for row in rows:
-            seen = await engine.look(row.sample.image_id, Path(row.uri).read_bytes())
+            seen = await engine.encode_image(row.sample.image_id, Path(row.uri).read_bytes())
             assert not isinstance(seen, ImageProblem)
             prompt = TASK.answer_prompt(row.sample.question)
             reply = await engine.generate(seen, prompt, SamplingConfig(max_new_tokens=MAX_NEW_TOKENS))

@@ -15,12 +15,12 @@ from benchmarks.multi_lora import (
     write_adapters,
     write_images,
 )
-from mpa_ray import steps
-from mpa_ray.adapters import Adapter
-from mpa_ray.checkpoints import CACHE_VARIABLE
 from mpa_ray.config import ModelConfig, resolve_path
-from mpa_ray.engine.vllm_engine import VllmEngine
-from mpa_ray.store.run import Run
+from mpa_ray.engine.vllm.engine import VllmEngine
+from mpa_ray.models.checkpoints import CACHE_VARIABLE
+from mpa_ray.models.shared_engines import Adapter
+from mpa_ray.phases import steps
+from mpa_ray.run.run import Run
 
 NUM_IMAGES = 96
 
@@ -58,8 +58,10 @@ def test_one_engine_gives_the_verdicts_of_separate_engines(tmp_path: Path, monke
         steps.identify_student(separate, student)
     found, expected = verdicts_of(shared), verdicts_of(separate)
     # Where two answers are as likely as each other, the order of sums may decide; none was seen.
-    assert [(name, one.question, one.student_answer, other.student_answer)
-            for name, one, other in differing(found, expected)] == []  # fmt: skip
+    assert [
+        (name, one.question, one.student_answer, other.student_answer)
+        for name, one, other in differing(found, expected)
+    ] == []
     assert {name: {id_: v.state for id_, v in rows.items()} for name, rows in found.items()} == {
         name: {id_: v.state for id_, v in rows.items()} for name, rows in expected.items()
     }

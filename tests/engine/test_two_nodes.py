@@ -18,9 +18,9 @@ import pytest
 
 from benchmarks.local_cluster import Cluster, wait_until
 from mpa_ray.config import ObjectStoreConfig
-from mpa_ray.store.parity import read_parity
-from mpa_ray.store.run import Run
-from mpa_ray.store.storage import open_storage
+from mpa_ray.run.parity_export import read_parity
+from mpa_ray.run.run import Run
+from mpa_ray.storage.storage import open_storage
 from tests.s3_server import CREDENTIALS, SECRET, files_holding, s3_server, upload
 
 ROOT = Path(__file__).parents[2]
@@ -63,8 +63,18 @@ class Arena:
             ["python", f"jobs/{job}.py", "--config", "mpa_ray/demo/demo.yaml", *self.words(run)] for job in jobs
         ]
         command = commands[0] if len(commands) == 1 else ["sh", "-c", " && ".join(map(shlex.join, commands))]
-        self.ray("submit", "--submission-id", name, "--no-wait", "--working-dir", ".",
-                 "--runtime-env", "cluster/runtime_env.yaml", "--", *command)  # fmt: skip
+        self.ray(
+            "submit",
+            "--submission-id",
+            name,
+            "--no-wait",
+            "--working-dir",
+            ".",
+            "--runtime-env",
+            "cluster/runtime_env.yaml",
+            "--",
+            *command,
+        )
 
     def wait(self, name: str, timeout_s: float) -> str:
         """Until the job has ended; its logs."""
@@ -88,8 +98,17 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
     patch = pytest.MonkeyPatch()
     for name, value in CREDENTIALS.items():
         patch.setenv(name, value)
-    command = [sys.executable, "-m", "mpa_ray.demo.images", "--out", str(folder), "--num-images", str(NUM_IMAGES),
-               "--num-heldout-per-family", "1"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mpa_ray.demo.images",
+        "--out",
+        str(folder),
+        "--num-images",
+        str(NUM_IMAGES),
+        "--num-heldout-per-family",
+        "1",
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     with s3_server() as endpoint:
         upload(folder / "unlabeled", endpoint, "unlabeled")
@@ -141,8 +160,14 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
 
     # What the dead attempts left is collected, and nothing that is needed below.
     audit = [sys.executable, "jobs/audit.py", "s3://bucket/struck", "--collect", "--older-than-hours", "0"]
-    audited = subprocess.run(audit, cwd=ROOT, text=True, check=False, capture_output=True,
-                             env={**os.environ, "AWS_ENDPOINT_URL": arena.endpoint})  # fmt: skip
+    audited = subprocess.run(
+        audit,
+        cwd=ROOT,
+        text=True,
+        check=False,
+        capture_output=True,
+        env={**os.environ, "AWS_ENDPOINT_URL": arena.endpoint},
+    )
     counts = json.loads(audited.stdout)
     assert (audited.returncode, counts["images"], counts["problems"]) == (0, NUM_IMAGES, [])
     assert run.storage.exists("students/small/parity/complete.json")

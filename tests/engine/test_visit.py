@@ -19,17 +19,17 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from mpa_ray.config import AnnotateConfig, AnswerConfig, ModelConfig, SamplingConfig, VllmEngineConfig, resolve_path
-from mpa_ray.corpus.decode import ImageProblem, PreparedImage, prepare
 from mpa_ray.demo.world import Scene, WorldSpec, paint, sample_scene
-from mpa_ray.effort import Effort, Load
-from mpa_ray.engine.measured import Measured
-from mpa_ray.engine.protocol import EngineDied, Reply, RequestRefused, SeenImage
-from mpa_ray.engine.vllm_engine import RenderingProcesses, RenderingThread, VllmEngine, _engine_arguments
-from mpa_ray.ledger import Attempt
+from mpa_ray.engine.instrumented import Instrumented
+from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, RequestRefused
+from mpa_ray.engine.vllm.engine import RenderingProcesses, RenderingThread, VllmEngine, _engine_arguments
+from mpa_ray.imaging.decode import ImageProblem, PreparedImage, prepare
+from mpa_ray.models.chat_template import load_processor, render
+from mpa_ray.observability.usage import Load, Usage
+from mpa_ray.pipeline.coordinator import Attempt
 from mpa_ray.records import Annotation, ImageRef, Reason, State
-from mpa_ray.rendering import load_processor, render
 from mpa_ray.stages.annotate import Annotate
-from mpa_ray.stages.shard import ImageWork
+from mpa_ray.stages.image_work import ImageWork
 from mpa_ray.stages.visits import Visits
 from mpa_ray.tasks.library import TASKS
 
@@ -94,7 +94,7 @@ async def rendered_in_a_thread(arguments: dict[str, Any], pixels: tuple[int, int
 
 
 async def ask(engine: VllmEngine, scene: Scene, text: str, sampling: SamplingConfig | None = None) -> Reply:
-    seen = await engine.look("an image", content_of(scene))
+    seen = await engine.encode_image("an image", content_of(scene))
     assert not isinstance(seen, ImageProblem)
     return await engine.generate(seen, text, sampling or SamplingConfig())
 
@@ -219,7 +219,7 @@ def test_an_image_rendered_beside_the_engine_gives_what_a_raw_prompt_gives(run: 
     async def each_way(scene: Scene, text: str) -> list[Reply]:
         image, in_thread = prepared(scene), await thread.image(content_of(scene))
         # Keys of their own, so that none finds another's work in a cache.
-        ways = [SeenImage("raw", f"{image.key}-raw", image.image), SeenImage("thread", image.key, in_thread)]
+        ways = [EncodedImage("raw", f"{image.key}-raw", image.image), EncodedImage("thread", image.key, in_thread)]
         return [await ask(engine, scene, text, sampling), *[await engine.generate(w, text, sampling) for w in ways]]
 
     for scene in scenes(16):
@@ -233,10 +233,10 @@ def test_tensors_that_the_engine_has_lost_are_sent_again(run: Run[Any], engine: 
     (scene,) = scenes(1)
 
     async def both() -> tuple[Reply, Reply]:
-        seen = await engine.look("an image", content_of(scene))
+        seen = await engine.encode_image("an image", content_of(scene))
         assert not isinstance(seen, ImageProblem)
         # Under this name nothing was ever sent.
-        lost = SeenImage("lost", "lost", replace(seen.inputs, is_in_engine=True, engine_input=renamed(seen.inputs)))
+        lost = EncodedImage("lost", "lost", replace(seen.inputs, is_in_engine=True, engine_input=renamed(seen.inputs)))
         text, sampling = TASK.annotation_prompt(), SamplingConfig(max_new_tokens=48)
         return await engine.generate(seen, text, sampling), await engine.generate(lost, text, sampling)
 
@@ -265,7 +265,7 @@ def annotate_greedily(engine: VllmEngine) -> Annotate:
 
 
 def test_what_is_no_image_is_said_by_the_renderer(run: Run[Any], engine: VllmEngine) -> None:
-    found = run(engine.look("x", b"<svg/>"))
+    found = run(engine.encode_image("x", b"<svg/>"))
     assert isinstance(found, ImageProblem)
     assert found.reason == Reason.UNSUPPORTED_FORMAT
 
@@ -290,7 +290,7 @@ def test_an_image_of_too_many_tokens_is_refused_and_the_engine_lives(
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         image = run(rendered_in_a_thread(arguments, (3136, 1008 * 1008), buffer.getvalue()))
-    seen = SeenImage("large", f"large-{is_rendered}", image)
+    seen = EncodedImage("large", f"large-{is_rendered}", image)
     with pytest.raises(RequestRefused) as caught:
         run(engine.generate(seen, TASK.answer_prompt("What?"), SamplingConfig()))
     assert (caught.value.reason, caught.value.state) == (Reason.PROMPT_TOO_LONG, State.DROPPED)
@@ -328,7 +328,7 @@ def test_an_engine_that_dies_in_mid_visit_leaves_the_names_of_what_was_in_it(run
         deaths.append(error)
 
     async def kill_in_the_middle() -> None:
-        stage = Annotate(Measured(engine, Effort(), load), TASK, AnnotateConfig(), AnswerConfig())
+        stage = Annotate(Instrumented(engine, Usage(), load), TASK, AnnotateConfig(), AnswerConfig())
         visits = Visits(stage, 8, log, die, load=load)
         works = [ImageWork(f"{i}", "", (ImageRef(f"{i}", ""),), content_of(s)) for i, s in enumerate(scenes(64))]
         task = asyncio.ensure_future(visits.visit("000000", works))
@@ -349,7 +349,7 @@ def test_a_renderer_that_dies_counts_as_the_engines_death(run: Run[Any], engine:
     (renderer,) = map(psutil.Process, engine._renderer.pool._processes)
     renderer.kill()
     with pytest.raises(EngineDied, match="renderer"):
-        run(engine.look("x", content_of(scenes(1)[0])))
+        run(engine.encode_image("x", content_of(scenes(1)[0])))
 
 
 def test_the_bundled_checkpoints_are_small() -> None:

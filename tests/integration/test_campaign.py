@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from mpa_ray import campaign, steps
-from mpa_ray.adapters import Shared
+from mpa_ray.campaign import campaign
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, RunConfig
 from mpa_ray.errors import RunError
+from mpa_ray.models.shared_engines import EngineGroup
+from mpa_ray.phases import steps
 from mpa_ray.report.status import status
-from mpa_ray.store.audit import audit
-from mpa_ray.store.run import Run
+from mpa_ray.run.audit import audit
+from mpa_ray.run.run import Run
 from tests.conftest import indexing_until
 from tests.integration.test_jobs import leveling_tree
 
@@ -63,14 +64,17 @@ def test_a_campaign(
     assert report["students"]["twin.round2"]["model"] == f"{run.storage.root}/students/twin/parity/merged"
     assert run.read_json("phases/identify.twin.round2.json")["num_images"] == 60
     assert {(row["student"], row["arm"]) for row in report["leaderboard"]} == {
-        ("small", "parity"), ("small", "consistent"), ("twin", "parity"), ("twin.round2", "parity"),
-    }  # fmt: skip
+        ("small", "parity"),
+        ("small", "consistent"),
+        ("twin", "parity"),
+        ("twin.round2", "parity"),
+    }
     found = status(run)
     assert found.finished == ["small", "small consistent", "twin", "twin.round2"]
     assert {"identify failing", "identify absent"} <= {step.name for step in found.steps if step.state != "done"}
 
     tree["students"] = [s for s in tree["students"] if s["name"] in ("small", "twin")]
-    tree["max_steps_at_once"] = 1
+    tree["max_concurrent_phases"] = 1
     campaign.align(RunConfig.model_validate(tree))
     again = capsys.readouterr().out.splitlines()
     done = {"annotate", "identify twin", "level small", "level small consistent", "level twin"}
@@ -100,8 +104,8 @@ def test_what_fails_in_one_engine_is_asked_one_by_one(
     steps.index(config)
     steps.annotate(config)
 
-    def share(models: Mapping[str, ModelConfig], _: ObjectStoreConfig) -> list[Shared]:
-        return [Shared(next(iter(models.values())), dict.fromkeys(models))]
+    def share(models: Mapping[str, ModelConfig], _: ObjectStoreConfig) -> list[EngineGroup]:
+        return [EngineGroup(next(iter(models.values())), dict.fromkeys(models))]
 
     def fail(*_: object) -> None:
         raise RunError("one of them cannot be loaded.")

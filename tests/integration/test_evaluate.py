@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from mpa_ray import steps
 from mpa_ray.config import EvaluationRunConfig, RunConfig
-from mpa_ray.corpus.decode import PreparedImage, prepare
 from mpa_ray.engine.scripted import _digest
 from mpa_ray.errors import ConfigError, FingerprintMismatch
-from mpa_ray.store.audit import audit
-from mpa_ray.store.parity import read_parity
-from mpa_ray.store.run import Run
+from mpa_ray.imaging.decode import PreparedImage, prepare
+from mpa_ray.phases import steps
+from mpa_ray.run.audit import audit
+from mpa_ray.run.parity_export import read_parity
+from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
 from tests.integration.test_jobs import run_job
 
@@ -38,15 +38,25 @@ def benchmarks(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[d
     folder = tmp_path_factory.mktemp("benchmarks")
     codes = {path: code_of(path) for path in sorted(images.glob("*.png"))[:20]}
     own = [
-        {"question_id": f"{path.stem}-{n}", "image": path.name, "question": f"What is written on picture {code[:8]}?",
-         "answers": [code[8:12]], "family": f"line {n}"}
-        for path, code in codes.items() for n in range(3)
-    ]  # fmt: skip
+        {
+            "question_id": f"{path.stem}-{n}",
+            "image": path.name,
+            "question": f"What is written on picture {code[:8]}?",
+            "answers": [code[8:12]],
+            "family": f"line {n}",
+        }
+        for path, code in codes.items()
+        for n in range(3)
+    ]
     textvqa = [
-        {"question_id": n, "image_id": path.stem, "question": f"What is written on picture {code[:8]}?",
-         "answers": [code[8:12]] * 10}
+        {
+            "question_id": n,
+            "image_id": path.stem,
+            "question": f"What is written on picture {code[:8]}?",
+            "answers": [code[8:12]] * 10,
+        }
         for n, (path, code) in enumerate(codes.items())
-    ]  # fmt: skip
+    ]
     (folder / "own.json").write_text(json.dumps(own))
     (folder / "TextVQA_0.5.1_val.json").write_text(json.dumps({"data": textvqa}))
     for path in codes:
@@ -60,8 +70,11 @@ def benchmarks(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[d
 
 def alone(run_dir: Path, benchmarks: list[dict[str, str]]) -> dict[str, Any]:
     models = [{"name": "steady", **STEADY}, {"name": "wrong", **WRONG, "compared_to": "steady"}]
-    return {"run_dir": str(run_dir), "task": "demo_world",
-            "evaluate": {"benchmarks": benchmarks, "models": models, "shard_size": 6}}  # fmt: skip
+    return {
+        "run_dir": str(run_dir),
+        "task": "demo_world",
+        "evaluate": {"benchmarks": benchmarks, "models": models, "shard_size": 6},
+    }
 
 
 def evaluated(tree: dict[str, Any]) -> dict[str, Any]:
@@ -198,9 +211,12 @@ def test_rematching_needs_verdicts(images: Path, tmp_path: Path) -> None:
 
 def test_a_task_of_the_users_own(images: Path, tmp_path: Path) -> None:
     task = {
-        "name": "mine", "annotation_prompt": "Ask and answer.\n{format}", "answer_prompt": "Question: {question}",
-        "max_answer_words": 1, "matcher": {"kind": "anls", "threshold": 0.5},
-    }  # fmt: skip
+        "name": "mine",
+        "annotation_prompt": "Ask and answer.\n{format}",
+        "answer_prompt": "Question: {question}",
+        "max_answer_words": 1,
+        "matcher": {"kind": "anls", "threshold": 0.5},
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
     tree = scripted_tree(images, tmp_path / "run") | {"task": str(tmp_path / "mine.yaml")}
     config = RunConfig.model_validate(tree)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mpa_ray import steps
 from mpa_ray.config import RunConfig
-from mpa_ray.store.audit import audit
-from mpa_ray.store.run import Run
+from mpa_ray.phases import steps
+from mpa_ray.run.audit import audit
+from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree, write_images
 from tests.sources import KINDS, Maker
 

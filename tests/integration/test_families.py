@@ -16,13 +16,13 @@ from transformers import AutoModelForImageTextToText
 
 from mpa_ray.config import FullConfig, LoraConfig
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
-from mpa_ray.leveling.collator import AnswerCollator
-from mpa_ray.leveling.epoch import TrainingRow, micro_batches
+from mpa_ray.leveling.batching import TrainingRow, micro_batches
 from mpa_ray.leveling.loss import IGNORED_LABEL, Reduction, answer_loss, weight_of
-from mpa_ray.leveling.scope import prepare_for_training
-from mpa_ray.parts import part_of
+from mpa_ray.leveling.step_data import AnswerCollator
+from mpa_ray.leveling.trainable import prepare_for_training
+from mpa_ray.models.chat_template import load_processor, render, turn_of
+from mpa_ray.models.components import component_of
 from mpa_ray.records import ParitySample
-from mpa_ray.rendering import load_processor, render, turn_of
 from mpa_ray.tasks.library import TASKS
 from tests.families import FAMILIES, build
 
@@ -95,13 +95,16 @@ def test_labels_decode_to_the_answer_and_the_end_of_the_turn(
         # The answer is the row's end, and what is before it is the prompt as inference renders it.
         length = int(mask.sum())
         assert supervised[length - int(supervised.sum()) : length].all()
-        alone = processor(text=[render(processor, TASK.answer_prompt(row.sample.question))],
-                          images=[[image(row)]], return_tensors="pt")["input_ids"][0]  # fmt: skip
+        alone = processor(
+            text=[render(processor, TASK.answer_prompt(row.sample.question))],
+            images=[[image(row)]],
+            return_tensors="pt",
+        )["input_ids"][0]
         assert torch.equal(ids[: length - int(supervised.sum())], alone)
 
 
 def image(row: TrainingRow) -> Any:
-    from mpa_ray.corpus.decode import PreparedImage, prepare
+    from mpa_ray.imaging.decode import PreparedImage, prepare
 
     prepared = prepare(Path(row.uri).read_bytes(), *PIXELS)
     assert isinstance(prepared, PreparedImage)
@@ -175,13 +178,14 @@ def test_adapters_are_on_every_linear_layer_of_the_parts_asked_for(family: str, 
         plain = loaded(checkpoints[family])
         head = plain.get_output_embeddings()
         expected = {
-            name for name, module in plain.named_modules()
-            if isinstance(module, torch.nn.Linear) and module is not head and part_of(name) in parts
-        }  # fmt: skip
+            name
+            for name, module in plain.named_modules()
+            if isinstance(module, torch.nn.Linear) and module is not head and component_of(name) in parts
+        }
         adapted = prepare_for_training(loaded(checkpoints[family]), LoraConfig(rank=2, parts=parts))
         found = {name for name, module in adapted.get_base_model().named_modules() if isinstance(module, LoraLayer)}
         assert found == expected
-        assert {part_of(name) for name in found} == set(parts)
+        assert {component_of(name) for name in found} == set(parts)
         trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
         assert all("lora_" in name for name in trained)
 
@@ -190,7 +194,7 @@ def test_adapters_are_on_every_linear_layer_of_the_parts_asked_for(family: str, 
 def test_every_parameter_has_a_part_and_only_parts_asked_for_are_trained(
     family: str, checkpoints: dict[str, str]
 ) -> None:
-    plain = {name: part_of(name) for name, _ in loaded(checkpoints[family]).named_parameters()}
+    plain = {name: component_of(name) for name, _ in loaded(checkpoints[family]).named_parameters()}
     assert set(plain.values()) == {"language", "projector", "vision"}
     assert all(part == "language" for name, part in plain.items() if "language_model" in name or "text_model" in name)
     for part in ("language", "projector", "vision"):

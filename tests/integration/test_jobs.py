@@ -102,9 +102,10 @@ def test_a_job_that_is_stopped_ends_in_order_and_its_log_is_for_machines_too(
     assert run_job("index", tree, tmp_path).returncode == 0
     run, environment = Path(tree["run_dir"]), {**os.environ, "RAY_LOGGING_CONFIG_ENCODING": "JSON"}
     log = tmp_path / "log"
-    with log.open("w") as out, subprocess.Popen(
-        command("annotate", tree, tmp_path), cwd=ROOT, env=environment, stdout=out, stderr=out
-    ) as job:  # fmt: skip
+    with (
+        log.open("w") as out,
+        subprocess.Popen(command("annotate", tree, tmp_path), cwd=ROOT, env=environment, stdout=out, stderr=out) as job,
+    ):
         deadline = time.monotonic() + 120
         while "shard committed" not in log.read_text():
             assert job.poll() is None, "the job ended before it could be stopped"
@@ -175,7 +176,7 @@ def test_a_step_before_its_turn_says_what_to_run(tree: dict[str, Any], tmp_path:
 
 STARTED_BY_A_THREAD = """
 import threading, time, ray
-from mpa_ray.flow import start_ray
+from mpa_ray.pipeline.graph import start_ray
 thread = threading.Thread(target=start_ray)
 thread.start()
 thread.join()
@@ -186,6 +187,7 @@ print("answer", ray.get(ray.remote(lambda: 42).remote(), timeout=60))
 
 def test_ray_stays_when_the_thread_that_started_it_ends() -> None:
     """The teacher's thread is through long before the students'."""
-    done = subprocess.run([sys.executable, "-c", STARTED_BY_A_THREAD], cwd=ROOT, capture_output=True, text=True,
-                          check=False, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED_BY_A_THREAD], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
     assert "answer 42" in done.stdout, done.stderr

@@ -16,16 +16,16 @@ from transformers import AutoModelForImageTextToText
 from mpa_ray.config import FullConfig, HoldoutConfig, LevelConfig, LoraConfig, RunConfig, StudentConfig, resolve_path
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
 from mpa_ray.errors import RunError
-from mpa_ray.leveling.collator import AnswerCollator
-from mpa_ray.leveling.epoch import TrainingRow
-from mpa_ray.leveling.level import level
+from mpa_ray.leveling.batching import TrainingRow
+from mpa_ray.leveling.driver import level
+from mpa_ray.leveling.epoch_plan import SampleSources, plan
 from mpa_ray.leveling.loss import IGNORED_LABEL, answer_loss, weight_of
-from mpa_ray.leveling.plan import Supply, plan
-from mpa_ray.leveling.scope import prepare_for_training
-from mpa_ray.parts import part_of
+from mpa_ray.leveling.step_data import AnswerCollator
+from mpa_ray.leveling.trainable import prepare_for_training
+from mpa_ray.models.chat_template import load_processor, render
+from mpa_ray.models.components import component_of
 from mpa_ray.records import ParitySample, Verdict
-from mpa_ray.rendering import load_processor, render
-from mpa_ray.store.run import Run
+from mpa_ray.run.run import Run
 from mpa_ray.tasks.library import TASKS
 from tests.conftest import scripted_tree
 
@@ -91,7 +91,7 @@ def test_only_the_language_model_is_trained(method: LoraConfig | FullConfig) -> 
     model = prepare_for_training(AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32), method)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained
-    assert {part_of(name) for name in trained} == {"language"}
+    assert {component_of(name) for name in trained} == {"language"}
 
 
 def test_full_training_reaches_the_vision_tower_only_by_choice() -> None:
@@ -104,7 +104,7 @@ def leveled(samples: list[ParitySample], folder: Path, settings: LevelConfig, kn
     student = StudentConfig(name="s", model=MODEL, min_pixels=3136, max_pixels=12544, level=settings)
     config = RunConfig.model_validate({**scripted_tree(folder / "images", folder), "students": [student.model_dump()]})
     run = Run.open(config.run_dir)
-    planned = plan(run, FOLDER, Supply(lambda: samples, lambda: known), settings)
+    planned = plan(run, FOLDER, SampleSources(lambda: samples, lambda: known), settings)
     level(run, config, student, "s", TASK, planned, FOLDER, "a card")
     return run
 
@@ -128,8 +128,15 @@ def test_images_that_are_gone_are_told_of_or_end_the_training(
 
 
 def verdict_of(sample: ParitySample) -> Verdict:
-    return Verdict(f"known {sample.annotation_id}", sample.image_id, sample.uri, "dropped", "student_correct",
-                   question=sample.question, answer=sample.answer)  # fmt: skip
+    return Verdict(
+        f"known {sample.annotation_id}",
+        sample.image_id,
+        sample.uri,
+        "dropped",
+        "student_correct",
+        question=sample.question,
+        answer=sample.answer,
+    )
 
 
 def test_operations_are_counted_as_they_are_known(samples: list[ParitySample]) -> None:
@@ -155,13 +162,21 @@ def test_operations_are_counted_as_they_are_known(samples: list[ParitySample]) -
     ],
 )
 def test_leveling_end_to_end(
-    samples: list[ParitySample], tmp_path: Path, num_workers: int, method: LoraConfig | FullConfig,
+    samples: list[ParitySample],
+    tmp_path: Path,
+    num_workers: int,
+    method: LoraConfig | FullConfig,
     other: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     settings = LevelConfig(
-        method=method, learning_rate=1e-3, batch_size=8, tokens_per_micro_batch=400, num_workers=num_workers,
-        checkpoint_every_steps=2, **other,
-    )  # fmt: skip
+        method=method,
+        learning_rate=1e-3,
+        batch_size=8,
+        tokens_per_micro_batch=400,
+        num_workers=num_workers,
+        checkpoint_every_steps=2,
+        **other,
+    )
     known = [verdict_of(sample) for sample in samples]
     run = leveled(samples, tmp_path, settings, known)
     log = run.read_json("students/s/parity/training.json")
@@ -176,7 +191,7 @@ def test_leveling_end_to_end(
     before = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).state_dict()
     changed = {name for name, tensor in merged.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed
-    assert {part_of(name) for name in changed} == {"language"}
+    assert {component_of(name) for name in changed} == {"language"}
     assert load_processor(str(tmp_path / "students/s/parity/merged"))
     assert (tmp_path / "students/s/parity/adapter").is_dir() == isinstance(method, LoraConfig)
 
@@ -185,11 +200,13 @@ def test_leveling_end_to_end(
 def test_the_best_weights_on_held_out_samples_are_exported(samples: list[ParitySample], tmp_path: Path) -> None:
     # So high a rate spoils the model after its first steps, and training stops early.
     settings = LevelConfig(
-        learning_rate=0.3, warmup_ratio=0.0, batch_size=4,
+        learning_rate=0.3,
+        warmup_ratio=0.0,
+        batch_size=4,
         holdout=HoldoutConfig(share=0.2, every_steps=1, patience=2),
-    )  # fmt: skip
+    )
     run = leveled(samples, tmp_path, settings)
-    planned = plan(run, FOLDER, Supply(lambda: samples, lambda: []), settings)
+    planned = plan(run, FOLDER, SampleSources(lambda: samples, lambda: []), settings)
     training = run.read_json("students/s/parity/training.json")
     losses = {row["step"]: row["eval_loss"] for row in training["log"] if "eval_loss" in row}
     assert training["best_step"] == min(losses, key=lambda step: losses[step])

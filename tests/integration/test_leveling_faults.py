@@ -21,8 +21,13 @@ from safetensors.torch import load_file
 from tests.integration.test_jobs import ROOT, command, distance, kill_when, leveling_tree, run_job
 
 pytestmark = pytest.mark.timeout(900)
-SETTINGS = {"batch_size": 4, "checkpoint_every_steps": 3, "learning_rate": 1e-3, "tokens_per_micro_batch": 200,
-            "num_workers": 2}  # fmt: skip
+SETTINGS = {
+    "batch_size": 4,
+    "checkpoint_every_steps": 3,
+    "learning_rate": 1e-3,
+    "tokens_per_micro_batch": 200,
+    "num_workers": 2,
+}
 NUM_STEPS = 15
 
 
@@ -85,9 +90,10 @@ def assert_same(run: Path, undisturbed: Path, share: float = 0.02) -> None:
 def workers_of(driver: psutil.Process) -> list[psutil.Process]:
     """The training workers below a driver that started its own Ray."""
     return [
-        process for process in driver.children(recursive=True)
+        process
+        for process in driver.children(recursive=True)
         if any("RayTrainWorker" in word for word in process.cmdline())
-    ]  # fmt: skip
+    ]
 
 
 def level_with_a_worker_killed(

@@ -17,8 +17,8 @@ import psutil
 import pytest
 import yaml
 
-from mpa_ray.store.dataset import shard_name
-from mpa_ray.store.run import Run
+from mpa_ray.run.dataset import shard_name
+from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
 
 ROOT = Path(__file__).parents[2]
@@ -94,11 +94,17 @@ def lister() -> Iterator[str]:
 
 def index(config: Path, endpoint: str, stop_at: Path | None = None) -> tuple[int, int]:
     """Run the job, or kill it once a file is there; its exit code and the most memory that it had, in bytes."""
-    environment = {**os.environ, "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
-                   "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+    environment = {
+        **os.environ,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     peak = 0
-    with subprocess.Popen([sys.executable, "jobs/index.py", "--config", str(config)], cwd=ROOT, env=environment,
-                          stdout=subprocess.DEVNULL) as driver:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "jobs/index.py", "--config", str(config)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+    ) as driver:
         process = psutil.Process(driver.pid)
         while driver.poll() is None:
             try:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import ray
 
-from mpa_ray import steps
 from mpa_ray.config import RunConfig
 from mpa_ray.errors import RunError
-from mpa_ray.store.audit import audit
-from mpa_ray.store.run import Run
+from mpa_ray.phases import steps
+from mpa_ray.run.audit import audit
+from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
 
 pytestmark = pytest.mark.usefixtures("local_ray")

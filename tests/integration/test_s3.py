@@ -16,20 +16,20 @@ import pytest
 import yaml
 
 from benchmarks.faulty_proxy import FaultyProxy, WebFault
-from mpa_ray.checkpoints import local_model, model_identity
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
-from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.corpus.index import list_images
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.corpus.sources.open import kind_of
 from mpa_ray.errors import ConfigError
-from mpa_ray.object_store import ObjectStore
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.models.checkpoints import local_model, model_identity
 from mpa_ray.records import ImageRef, Reason
-from mpa_ray.store.garbage import Collected, collect_garbage
-from mpa_ray.store.run import Run
-from mpa_ray.store.s3 import S3Storage
-from mpa_ray.store.storage import open_storage
+from mpa_ray.run.garbage import Collected, collect_garbage
+from mpa_ray.run.run import Run
+from mpa_ray.storage.object_store import ObjectStore
+from mpa_ray.storage.s3 import S3Storage
+from mpa_ray.storage.storage import open_storage
 from tests.conftest import scripted_tree
 from tests.s3_server import CREDENTIALS, SECRET, client, environment, files_holding, s3_server, upload
 from tests.sources import KINDS, Maker, as_tars
@@ -110,8 +110,9 @@ def test_nothing_is_lost_on_a_bad_day(server: str, tmp_path: Path) -> None:
     content = os.urandom(11 * 2**20)
     (tmp_path / "large.bin").write_bytes(content)
     with FaultyProxy(server, share=0.4, seed=3) as proxy:
-        config = ObjectStoreConfig(endpoint_url=proxy.url, max_attempts=40, first_pause_s=0.001, read_timeout_s=5,
-                                   multipart_bytes=5 * 2**20)  # fmt: skip
+        config = ObjectStoreConfig(
+            endpoint_url=proxy.url, max_attempts=40, first_pause_s=0.001, read_timeout_s=5, multipart_bytes=5 * 2**20
+        )
         store = ObjectStore(config)
         for number in range(25):
             key, body = f"bad-day/{number}", f"{number}".encode() * 1000
@@ -144,9 +145,14 @@ def test_a_server_that_is_not_there_is_an_error_that_names_it(object_store: Obje
 
 def run_job(job: str, *arguments: str, endpoint: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, f"jobs/{job}.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
-        timeout=200, env=environment(endpoint),
-    )  # fmt: skip
+        [sys.executable, f"jobs/{job}.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        env=environment(endpoint),
+    )
 
 
 @pytest.mark.parametrize(("make", "kind"), KINDS, ids=[make.__name__ for make, _ in KINDS])
@@ -227,8 +233,10 @@ def test_an_image_too_large_is_not_read_to_its_end(storage: S3Storage, object_st
     storage.write("empty.png", b"")
     found = Reader(object_store, max_bytes=1000).read([f"{storage.root}/{n}.png" for n in ("large", "empty", "none")])
     assert [c.reason if isinstance(c, ImageProblem) else c for c in found] == [
-        Reason.TOO_MANY_BYTES, b"", Reason.UNREADABLE,
-    ]  # fmt: skip
+        Reason.TOO_MANY_BYTES,
+        b"",
+        Reason.UNREADABLE,
+    ]
 
 
 def test_garbage_is_collected(storage: S3Storage, server: str) -> None:

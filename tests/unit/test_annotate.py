@@ -15,7 +15,7 @@ from mpa_ray.engine.protocol import Reply
 from mpa_ray.engine.scripted import ScriptedEngine
 from mpa_ray.records import Annotation, ImageRef
 from mpa_ray.stages.annotate import Annotate, most_frequent
-from mpa_ray.stages.shard import ImageWork, failed_images
+from mpa_ray.stages.image_work import ImageWork, failed_images
 from mpa_ray.tasks.library import TASKS
 
 
@@ -92,10 +92,13 @@ def test_an_image_counts_as_failed_only_where_every_row_of_it_failed() -> None:
         return Annotation(f"{image}#{number}", image, f"/{image}", state, reason)
 
     rows = [
-        row("a", 0, "failed", "request_failed"), row("a", 1, "kept"),
-        row("b", 0, "failed", "request_failed"), row("b", 1, "failed", "request_failed"),
-        row("c", 0, "failed", "unreadable"), row("d", 0, "dropped", "no_question"),
-    ]  # fmt: skip
+        row("a", 0, "failed", "request_failed"),
+        row("a", 1, "kept"),
+        row("b", 0, "failed", "request_failed"),
+        row("b", 1, "failed", "request_failed"),
+        row("c", 0, "failed", "unreadable"),
+        row("d", 0, "dropped", "no_question"),
+    ]
     assert failed_images(rows) == {"request_failed": 1, "unreadable": 1}
 
 

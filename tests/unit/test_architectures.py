@@ -11,7 +11,7 @@ import torch
 from mpa_ray.demo.architectures import TASK, Architecture
 from mpa_ray.demo.train import MODELS
 from mpa_ray.demo.world import WorldSpec, paint, sample_scene
-from mpa_ray.rendering import render
+from mpa_ray.models.chat_template import render
 from mpa_ray.tasks.task import SYSTEM_PROMPT
 
 SPEC = WorldSpec()

@@ -16,8 +16,18 @@ def verdicts(count: int) -> list[Verdict]:
     found = []
     for number in range(count):
         teacher, student = CELLS[number % 4]
-        found.append(Verdict(f"{number}#0", f"{number}", "/i", "dropped", question="?", answer="a",
-                             teacher_agrees=teacher, student_agrees=student))  # fmt: skip
+        found.append(
+            Verdict(
+                f"{number}#0",
+                f"{number}",
+                "/i",
+                "dropped",
+                question="?",
+                answer="a",
+                teacher_agrees=teacher,
+                student_agrees=student,
+            )
+        )
     return found
 
 

@@ -23,8 +23,8 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, read_benchmark
 from mpa_ray.metrics import METRICS
 from mpa_ray.records import LabelledQuestion, from_table, to_table
+from mpa_ray.stages.image_work import ImageWork
 from mpa_ray.stages.predict import Predict
-from mpa_ray.stages.shard import ImageWork
 from mpa_ray.tasks.library import TASKS
 from tests.s3_server import CREDENTIALS, s3_server, upload
 
@@ -93,9 +93,16 @@ def test_every_benchmark_names_a_metric_that_there_is() -> None:
 
 
 def textvqa(number: int, **changes: Any) -> dict[str, Any]:
-    return {"question_id": 34602 + number, "question": f"what is {number}?", "question_tokens": ["what"],
-            "image_id": f"im{number // 2}", "image_classes": ["Sign"], "answers": TEN, "set_name": "val",
-            **changes}  # fmt: skip
+    return {
+        "question_id": 34602 + number,
+        "question": f"what is {number}?",
+        "question_tokens": ["what"],
+        "image_id": f"im{number // 2}",
+        "image_classes": ["Sign"],
+        "answers": TEN,
+        "set_name": "val",
+        **changes,
+    }
 
 
 @pytest.mark.parametrize(
@@ -106,9 +113,7 @@ def test_textvqa_finds_its_images_in_every_layout(folder: str, images: str | Non
     path = as_json(tmp_path / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": [textvqa(n) for n in range(3)]})
     found = read("textvqa", path, images=str(tmp_path / images) if images else None)
     uris = [tmp_path / folder / name for name in ("im0.jpg", "im0.jpg", "im1.jpg")]
-    assert found == [
-        question(str(34602 + n), f"im{n // 2}", uri, f"what is {n}?", TEN) for n, uri in enumerate(uris)
-    ]  # fmt: skip
+    assert found == [question(str(34602 + n), f"im{n // 2}", uri, f"what is {n}?", TEN) for n, uri in enumerate(uris)]
     assert shown(found) == [0, 0, 1]
     check_images(found)
 
@@ -128,10 +133,16 @@ def test_textvqa_mirror_has_one_picture_for_all_rows_of_an_image(tmp_path: Path)
 def test_stvqa(tmp_path: Path) -> None:
     draw(tmp_path / "images", "coco-text/a.jpg", "VisualGenome/1/b.jpg")
     entries = [
-        {"question_id": 7, "question": "which brand?", "answers": ["nokia", "Nokia"], "file_path": "coco-text/a.jpg",
-         "file_name": "a.jpg", "dataset": "coco-text"},
+        {
+            "question_id": 7,
+            "question": "which brand?",
+            "answers": ["nokia", "Nokia"],
+            "file_path": "coco-text/a.jpg",
+            "file_name": "a.jpg",
+            "dataset": "coco-text",
+        },
         {"question_id": 8, "question": "which number?", "answers": ["7"], "file_path": "VisualGenome/1/b.jpg"},
-    ]  # fmt: skip
+    ]
     path = as_json(tmp_path / "train_task_3.json", {"data": entries})
     found = read("stvqa", path, images=str(tmp_path / "images"))
     assert found == [
@@ -146,9 +157,11 @@ def test_stvqa_mirror_holds_several_pairs_in_a_row(tmp_path: Path) -> None:
     for part, rows in enumerate((pairs[:2], pairs[2:])):
         as_parquet(
             tmp_path / f"data/train-{part:05d}-of-00002.parquet",
-            [{"image": held(2 * part + n), "qas": [{"question": f"{q}?", "answers": [q]} for q in row]}
-             for n, row in enumerate(rows)],
-        )  # fmt: skip
+            [
+                {"image": held(2 * part + n), "qas": [{"question": f"{q}?", "answers": [q]} for q in row]}
+                for n, row in enumerate(rows)
+            ],
+        )
     found = read("stvqa", tmp_path / "data")
     assert [q.question_id for q in found] == ["train-0-0", "train-0-1", "train-1-0", "train-2-0", "train-2-1"]
     assert [q.question for q in found] == ["a?", "b?", "c?", "d?", "e?"]
@@ -193,20 +206,26 @@ def test_chartqa_mirror_numbers_the_rows_of_the_whole_split(tmp_path: Path) -> N
     for part in range(2):
         as_parquet(
             tmp_path / f"data/test-{part:05d}-of-00002-e2cd0b7a.parquet",
-            [{"image": held(2 * part + n), "query": f"{part} {n}?", "label": [f"{n}"], "human_or_machine": n}
-             for n in range(2)],
-        )  # fmt: skip
+            [
+                {"image": held(2 * part + n), "query": f"{part} {n}?", "label": [f"{n}"], "human_or_machine": n}
+                for n in range(2)
+            ],
+        )
     found = read("chartqa", tmp_path / "data")
     assert [(q.question_id, q.split, q.question, q.answers) for q in found] == [
-        ("test-human-0", "human", "0 0?", ["0"]), ("test-augmented-1", "augmented", "0 1?", ["1"]),
-        ("test-human-2", "human", "1 0?", ["0"]), ("test-augmented-3", "augmented", "1 1?", ["1"]),
-    ]  # fmt: skip
+        ("test-human-0", "human", "0 0?", ["0"]),
+        ("test-augmented-1", "augmented", "0 1?", ["1"]),
+        ("test-human-2", "human", "1 0?", ["0"]),
+        ("test-augmented-3", "augmented", "1 1?", ["1"]),
+    ]
     assert shown(found) == [0, 1, 2, 3]
 
 
 def test_chartqa_other_mirror(tmp_path: Path) -> None:
-    rows = [{"type": kind, "question": f"{kind}?", "answer": "2014", "image": held(n)}
-            for n, kind in enumerate(("human_test", "augmented_test"))]  # fmt: skip
+    rows = [
+        {"type": kind, "question": f"{kind}?", "answer": "2014", "image": held(n)}
+        for n, kind in enumerate(("human_test", "augmented_test"))
+    ]
     found = read("chartqa", as_parquet(tmp_path / "test.parquet", rows))
     assert [(q.question_id, q.split) for q in found] == [("test-human-0", "human"), ("test-augmented-1", "augmented")]
     assert ([q.answers for q in found], shown(found)) == ([["2014"], ["2014"]], [0, 1])
@@ -227,8 +246,18 @@ def vqa_questions(*ids: int) -> dict[str, Any]:
 
 
 def vqa_annotations(*ids: int, **changes: Any) -> dict[str, Any]:
-    entries = [{"question_id": n, "image_id": n // 10, "question_type": "what is", "answer_type": "other",
-                "multiple_choice_answer": "a0", "answers": ANSWERS} | changes for n in ids]  # fmt: skip
+    entries = [
+        {
+            "question_id": n,
+            "image_id": n // 10,
+            "question_type": "what is",
+            "answer_type": "other",
+            "multiple_choice_answer": "a0",
+            "answers": ANSWERS,
+        }
+        | changes
+        for n in ids
+    ]
     return {"info": {}, "annotations": entries}
 
 
@@ -245,10 +274,17 @@ def test_vqa_joins_its_two_files(kind: str, name: str, tmp_path: Path) -> None:
     found = read(kind, path, images=str(images))
     answers = [answer["answer"] for answer in ANSWERS]
     assert found == [
-        question(str(n), str(n // 10), images / name.format(n // 10), f"what is {n}?", answers,
-                 family="what is", answer_type="other")
+        question(
+            str(n),
+            str(n // 10),
+            images / name.format(n // 10),
+            f"what is {n}?",
+            answers,
+            family="what is",
+            answer_type="other",
+        )
         for n in (11, 12, 21)
-    ]  # fmt: skip
+    ]
     assert shown(found) == [0, 0, 1]
 
 
@@ -261,9 +297,19 @@ def test_vqa_files_may_be_named_otherwise(name: str, split: str | None, tmp_path
 
 
 def test_vqav2_mirror(tmp_path: Path) -> None:
-    rows = [{"question_type": "how many", "multiple_choice_answer": "a0", "answers": ANSWERS, "image_id": 5,
-             "answer_type": "number", "question_id": 50 + n, "question": f"{n}?", "image": held(3)}
-            for n in range(3)]  # fmt: skip
+    rows = [
+        {
+            "question_type": "how many",
+            "multiple_choice_answer": "a0",
+            "answers": ANSWERS,
+            "image_id": 5,
+            "answer_type": "number",
+            "question_id": 50 + n,
+            "question": f"{n}?",
+            "image": held(3),
+        }
+        for n in range(3)
+    ]
     path = as_parquet(tmp_path / "validation-00000-of-00001.parquet", rows)
     found = read("vqav2", path)
     assert [(q.question_id, q.image_id, q.family, q.answer_type) for q in found] == [
@@ -274,12 +320,22 @@ def test_vqav2_mirror(tmp_path: Path) -> None:
 
 
 def test_okvqa_mirror_has_no_image_ids(tmp_path: Path) -> None:
-    rows = [{"question_id": f"{n}5", "image": held(n), "question": f"{n}?", "answers": TEN, "question_type": "four",
-             "answer_type": "other"} for n in range(2)]  # fmt: skip
+    rows = [
+        {
+            "question_id": f"{n}5",
+            "image": held(n),
+            "question": f"{n}?",
+            "answers": TEN,
+            "question_type": "four",
+            "answer_type": "other",
+        }
+        for n in range(2)
+    ]
     found = read("okvqa", as_parquet(tmp_path / "val2014-00000-of-00001.parquet", rows))
     assert [(q.question_id, q.image_id, q.family) for q in found] == [
-        ("05", "val2014-00000-of-00001.parquet/0", "four"), ("15", "val2014-00000-of-00001.parquet/1", "four"),
-    ]  # fmt: skip
+        ("05", "val2014-00000-of-00001.parquet/0", "four"),
+        ("15", "val2014-00000-of-00001.parquet/1", "four"),
+    ]
     assert (found[1].answers, shown(found)) == (TEN, [0, 1])
 
 
@@ -312,26 +368,45 @@ def test_vqa_without_annotations_is_a_test_split(tmp_path: Path) -> None:
 
 def test_docvqa(tmp_path: Path) -> None:
     draw(tmp_path / "documents", "xnbl0037_1.png")
-    entry = {"questionId": 337, "question": "what is the date?", "image": "documents/xnbl0037_1.png", "docId": 279,
-             "ucsf_document_id": "xnbl0037", "ucsf_document_page_no": "1", "answers": ["1/8/93", "1.8.93"],
-             "data_split": "val"}  # fmt: skip
+    entry = {
+        "questionId": 337,
+        "question": "what is the date?",
+        "image": "documents/xnbl0037_1.png",
+        "docId": 279,
+        "ucsf_document_id": "xnbl0037",
+        "ucsf_document_page_no": "1",
+        "answers": ["1/8/93", "1.8.93"],
+        "data_split": "val",
+    }
     entries = [entry, entry | {"questionId": 338, "question_types": ["form", "layout"]}]
     path = as_json(tmp_path / "val_v1.0_withQT.json", {"dataset_name": "SP-DocVQA", "data": entries})
     uri = tmp_path / "documents/xnbl0037_1.png"
     found = read("docvqa", path)
     assert found == [
         question("337", "documents/xnbl0037_1.png", uri, "what is the date?", ["1/8/93", "1.8.93"]),
-        question("338", "documents/xnbl0037_1.png", uri, "what is the date?", ["1/8/93", "1.8.93"],
-                 family="form+layout"),
-    ]  # fmt: skip
+        question(
+            "338", "documents/xnbl0037_1.png", uri, "what is the date?", ["1/8/93", "1.8.93"], family="form+layout"
+        ),
+    ]
     assert shown(found) == [0, 0]
     assert shown(read("docvqa", path, images=str(tmp_path / "documents"))) == [0, 0]
 
 
 def test_docvqa_mirror(tmp_path: Path) -> None:
-    rows = [{"questionId": str(n), "question": f"{n}?", "question_types": ["table/list"], "image": held(n // 2),
-             "docId": 4720, "ucsf_document_id": "rnbx0223", "ucsf_document_page_no": str(n // 2), "answers": [str(n)],
-             "data_split": "val"} for n in range(3)]  # fmt: skip
+    rows = [
+        {
+            "questionId": str(n),
+            "question": f"{n}?",
+            "question_types": ["table/list"],
+            "image": held(n // 2),
+            "docId": 4720,
+            "ucsf_document_id": "rnbx0223",
+            "ucsf_document_page_no": str(n // 2),
+            "answers": [str(n)],
+            "data_split": "val",
+        }
+        for n in range(3)
+    ]
     found = read("docvqa", as_parquet(tmp_path / "DocVQA/validation-00000-of-00001.parquet", rows))
     assert [(q.question_id, q.image_id, q.answers, q.family) for q in found] == [
         (str(n), f"rnbx0223_{n // 2}", [str(n)], "table/list") for n in range(3)
@@ -340,9 +415,15 @@ def test_docvqa_mirror(tmp_path: Path) -> None:
 
 
 def infovqa(number: int, **image: Any) -> dict[str, Any]:
-    return {"questionId": 98313 + number, "question": f"{number}?", "answers": ["pinterest"], "data_split": "val",
-            "answer_type": ["single span", "multi-span"], "operation/reasoning": ["counting"] * number,
-            **image}  # fmt: skip
+    return {
+        "questionId": 98313 + number,
+        "question": f"{number}?",
+        "answers": ["pinterest"],
+        "data_split": "val",
+        "answer_type": ["single span", "multi-span"],
+        "operation/reasoning": ["counting"] * number,
+        **image,
+    }
 
 
 def test_infovqa(tmp_path: Path) -> None:
@@ -352,10 +433,17 @@ def test_infovqa(tmp_path: Path) -> None:
     found = read("infovqa", path, images=str(tmp_path / "images"))
     uri = tmp_path / "images/37313.jpeg"
     assert found == [
-        question(str(98313 + n), "37313.jpeg", uri, f"{n}?", ["pinterest"], family=family,
-                 answer_type="single span+multi-span")
+        question(
+            str(98313 + n),
+            "37313.jpeg",
+            uri,
+            f"{n}?",
+            ["pinterest"],
+            family=family,
+            answer_type="single span+multi-span",
+        )
         for n, family in enumerate(("all", "counting"))
-    ]  # fmt: skip
+    ]
     assert shown(found) == [0, 0]
 
 
@@ -371,8 +459,14 @@ def test_infovqa_mirror(tmp_path: Path) -> None:
 
 
 def gqa(image: str, **rest: Any) -> dict[str, Any]:
-    return {"question": "is it red?", "answer": "no", "imageId": image, "fullAnswer": "No, it is not.",
-            "types": {"structural": "verify", "semantic": "attr", "detailed": "verifyAttr"}, **rest}  # fmt: skip
+    return {
+        "question": "is it red?",
+        "answer": "no",
+        "imageId": image,
+        "fullAnswer": "No, it is not.",
+        "types": {"structural": "verify", "semantic": "attr", "detailed": "verifyAttr"},
+        **rest,
+    }
 
 
 def test_gqa(tmp_path: Path) -> None:
@@ -397,8 +491,10 @@ def test_gqa_mirror_joins_instructions_and_images(images: str | None, tmp_path: 
         "gqa", tmp_path / "gqa/testdev_balanced_instructions", images=str(tmp_path / images) if images else None
     )
     assert [(q.question_id, q.image_id, q.family) for q in found] == [
-        ("200", "n0", "verify"), ("201", "n1", "verify"), ("202", "n0", "verify"),
-    ]  # fmt: skip
+        ("200", "n0", "verify"),
+        ("201", "n1", "verify"),
+        ("202", "n0", "verify"),
+    ]
     assert [q.uri for q in found] == [f"{path}#row={row}&column=image" for row in (1, 0, 1)]
     assert shown(found) == [0, 1, 0]
 
@@ -429,8 +525,16 @@ def test_medical_mirrors_number_their_rows(kind: str, tmp_path: Path) -> None:
 
 def test_vqa_rad_json(tmp_path: Path) -> None:
     draw(tmp_path / "images", "synpic1.jpg")
-    entry = {"qid": 3, "image_name": "synpic1.jpg", "image_organ": "HEAD", "question": "is there a mass?",
-             "answer": "No", "answer_type": "CLOSED ", "question_type": "PRES", "phrase_type": "freeform"}  # fmt: skip
+    entry = {
+        "qid": 3,
+        "image_name": "synpic1.jpg",
+        "image_organ": "HEAD",
+        "question": "is there a mass?",
+        "answer": "No",
+        "answer_type": "CLOSED ",
+        "question_type": "PRES",
+        "phrase_type": "freeform",
+    }
     found = read("vqa_rad", as_json(tmp_path / "public.json", [entry, entry | {"qid": 4, "answer": 2}]))
     uri = tmp_path / "images/synpic1.jpg"
     assert found == [
@@ -441,9 +545,18 @@ def test_vqa_rad_json(tmp_path: Path) -> None:
 
 def slake(number: int) -> dict[str, Any]:
     language = ("en", "zh")[number % 2]
-    return {"img_id": 1, "img_name": f"xmlab{number // 2}/source.jpg", "question": f"{language}?", "answer": "是",
-            "q_lang": language, "modality": "CT", "answer_type": "CLOSED", "base_type": "vqa",
-            "content_type": "Organ", "qid": 11934 + number}  # fmt: skip
+    return {
+        "img_id": 1,
+        "img_name": f"xmlab{number // 2}/source.jpg",
+        "question": f"{language}?",
+        "answer": "是",
+        "q_lang": language,
+        "modality": "CT",
+        "answer_type": "CLOSED",
+        "base_type": "vqa",
+        "content_type": "Organ",
+        "qid": 11934 + number,
+    }
 
 
 @pytest.mark.parametrize("folder", ["imgs/", ""])
@@ -451,10 +564,18 @@ def test_slake(folder: str, tmp_path: Path) -> None:
     draw(tmp_path, f"{folder}xmlab0/source.jpg", f"{folder}xmlab1/source.jpg")
     found = read("slake", as_json(tmp_path / "test.json", [slake(n) for n in range(3)]))
     assert found == [
-        question(str(11934 + n), f"xmlab{n // 2}/source.jpg", tmp_path / f"{folder}xmlab{n // 2}/source.jpg",
-                 f"{language}?", ["是"], family="Organ", answer_type="CLOSED", split=language)
+        question(
+            str(11934 + n),
+            f"xmlab{n // 2}/source.jpg",
+            tmp_path / f"{folder}xmlab{n // 2}/source.jpg",
+            f"{language}?",
+            ["是"],
+            family="Organ",
+            answer_type="CLOSED",
+            split=language,
+        )
         for n, language in enumerate(("en", "zh", "en"))
-    ]  # fmt: skip
+    ]
     assert shown(found) == [0, 0, 1]
 
 
@@ -473,8 +594,13 @@ def test_slake_mirror(with_images: bool, tmp_path: Path) -> None:
 
 
 def own(number: int) -> dict[str, Any]:
-    return {"question_id": f"q{number}", "image": f"images/{number}.png", "question": f"{number}?",
-            "answers": ["one", "1"], "family": "count"}  # fmt: skip
+    return {
+        "question_id": f"q{number}",
+        "image": f"images/{number}.png",
+        "question": f"{number}?",
+        "answers": ["one", "1"],
+        "family": "count",
+    }
 
 
 def as_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -484,9 +610,15 @@ def as_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "write"),
-    [("own.jsonl", as_lines), ("own.json", as_lines), ("own.json", as_json), ("own.parquet", as_parquet),
-     ("no-ending", as_parquet), ("no-ending", as_json)],
-)  # fmt: skip
+    [
+        ("own.jsonl", as_lines),
+        ("own.json", as_lines),
+        ("own.json", as_json),
+        ("own.parquet", as_parquet),
+        ("no-ending", as_parquet),
+        ("no-ending", as_json),
+    ],
+)
 def test_own_questions(name: str, write: Callable[[Path, Any], Path], tmp_path: Path) -> None:
     draw(tmp_path / "images", "0.png", "1.png")
     found = read("questions", write(tmp_path / name, [own(0), own(1)]))
@@ -498,10 +630,27 @@ def test_own_questions(name: str, write: Callable[[Path, Any], Path], tmp_path: 
 
 
 def test_own_questions_by_the_names_of_their_columns(tmp_path: Path) -> None:
-    rows = [{"key": n, "picture": picture(n), "ask": f"{n}?", "gold": 2.5, "task": ["a", "b"], "form": "number",
-             "page": "p"} for n in range(2)]  # fmt: skip
-    columns = {"id": "key", "image": "picture", "question": "ask", "answers": "gold", "family": "task",
-               "answer_type": "form", "image_id": "page"}  # fmt: skip
+    rows = [
+        {
+            "key": n,
+            "picture": picture(n),
+            "ask": f"{n}?",
+            "gold": 2.5,
+            "task": ["a", "b"],
+            "form": "number",
+            "page": "p",
+        }
+        for n in range(2)
+    ]
+    columns = {
+        "id": "key",
+        "image": "picture",
+        "question": "ask",
+        "answers": "gold",
+        "family": "task",
+        "answer_type": "form",
+        "image_id": "page",
+    }
     path = as_parquet(tmp_path / "own.parquet", rows)
     uri = f"{path}#row=0&column=picture"
     assert read("questions", path, columns=columns) == [
@@ -515,8 +664,12 @@ def test_own_questions_by_the_names_of_their_columns(tmp_path: Path) -> None:
 def test_a_struct_without_bytes_names_its_file(tmp_path: Path) -> None:
     draw(tmp_path, "images/0.png")
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    rows = {"question_id": ["q"], "question": ["?"], "answers": [["a"]],
-            "image": pa.array([{"bytes": None, "path": "images/0.png"}], kind)}  # fmt: skip
+    rows = {
+        "question_id": ["q"],
+        "question": ["?"],
+        "answers": [["a"]],
+        "image": pa.array([{"bytes": None, "path": "images/0.png"}], kind),
+    }
     pq.write_table(pa.table(rows), tmp_path / "own.parquet")
     found = read("questions", tmp_path / "own.parquet")
     assert (found[0].image_id, shown(found)) == ("images/0.png", [0])
@@ -564,9 +717,12 @@ def test_a_test_split_is_refused(answers: Any, write: Callable[[Path, Any], Path
 
 @pytest.mark.parametrize(
     ("answers", "problem"),
-    [([["a"]], "'answers' holds a list"), ([{"text": "a"}], "an entry of 'answers' has no 'answer'"),
-     ([True], "'answers' holds a bool")],
-)  # fmt: skip
+    [
+        ([["a"]], "'answers' holds a list"),
+        ([{"text": "a"}], "an entry of 'answers' has no 'answer'"),
+        ([True], "'answers' holds a bool"),
+    ],
+)
 def test_answers_of_another_form(answers: Any, problem: str, tmp_path: Path) -> None:
     assert problem in told("textvqa", as_json(tmp_path / "val.json", {"data": [textvqa(0, answers=answers)]}))
 

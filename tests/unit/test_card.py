@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from mpa_ray.config import FullConfig, LoraConfig, RunConfig
-from mpa_ray.leveling.scope import learning_rates
+from mpa_ray.leveling.trainable import learning_rates
 from mpa_ray.records import EpochCounts
 from mpa_ray.report.card import model_card
 from tests.conftest import scripted_tree
@@ -18,14 +18,26 @@ COUNTS = EpochCounts(12, 3, 0, 0, 0, 15)
 def test_a_card_tells_data_teacher_task_counts_versions_and_scores(tmp_path: Path) -> None:
     config = RunConfig.model_validate(scripted_tree(tmp_path, tmp_path / "run"))
     group = {"all": {"mean": 0.5, "low": 0.4, "high": 0.6, "num_questions": 80}}
-    scores = {"held": {"metric": {"name": "anls"}, "models": {
-        "small.before": {"groups": group}, "small.after": {"groups": {"all": {**group["all"], "mean": 0.75}}},
-    }}}  # fmt: skip
+    scores = {
+        "held": {
+            "metric": {"name": "anls"},
+            "models": {
+                "small.before": {"groups": group},
+                "small.after": {"groups": {"all": {**group["all"], "mean": 0.75}}},
+            },
+        }
+    }
     card = model_card(config, config.students[0], "parity", COUNTS, {"ray": "2.60.0"}, scores)
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front)["base_model"] == "scripted"
-    for part in ("aligned with `scripted`", "| task | demo_world |", "| D_PI | 12 samples |", "kind lora", "ray 2.60.0",
-                 "| held | anls | 80 | 50.0 [40.0, 60.0] | 75.0 [40.0, 60.0] |"):  # fmt: skip
+    for part in (
+        "aligned with `scripted`",
+        "| task | demo_world |",
+        "| D_PI | 12 samples |",
+        "kind lora",
+        "ray 2.60.0",
+        "| held | anls | 80 | 50.0 [40.0, 60.0] | 75.0 [40.0, 60.0] |",
+    ):
         assert part in body
     assert "benchmark" not in model_card(config, config.students[0], "parity", COUNTS, {})
 

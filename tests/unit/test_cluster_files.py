@@ -30,7 +30,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
-from mpa_ray.flow import MALLOC
+from mpa_ray.pipeline.graph import MALLOC
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -128,8 +128,10 @@ def test_ec2_knows_every_setting_of_a_node(aws_cluster: dict[str, Any]) -> None:
 
 
 def test_nodes_on_aws_have_the_roles_of_the_stack(aws_cluster: dict[str, Any]) -> None:
-    profiles = {profile["InstanceProfileName"]: profile["Roles"][0]["RoleName"]
-                for profile in boto3.client("iam").list_instance_profiles()["InstanceProfiles"]}  # fmt: skip
+    profiles = {
+        profile["InstanceProfileName"]: profile["Roles"][0]["RoleName"]
+        for profile in boto3.client("iam").list_instance_profiles()["InstanceProfiles"]
+    }
     for name, kind in aws_cluster["available_node_types"].items():
         profile = kind["node_config"]["IamInstanceProfile"]["Name"]
         assert profile == ("mpa-ray-head" if name == "head" else "mpa-ray-worker")
@@ -175,8 +177,16 @@ def test_the_head_takes_no_work_and_is_not_a_spot_node(name: str) -> None:
 
 def test_both_launcher_files_say_the_same_but_for_the_cloud() -> None:
     aws, gcp = (load(name) for name in LAUNCHERS)
-    same = ["cluster_name", "max_workers", "idle_timeout_minutes", "file_mounts", "setup_commands",
-            "head_start_ray_commands", "worker_start_ray_commands", "head_node_type"]  # fmt: skip
+    same = [
+        "cluster_name",
+        "max_workers",
+        "idle_timeout_minutes",
+        "file_mounts",
+        "setup_commands",
+        "head_start_ray_commands",
+        "worker_start_ray_commands",
+        "head_node_type",
+    ]
     assert [aws[key] for key in same] == [gcp[key] for key in same]
     assert aws["docker"]["image"] == gcp["docker"]["image"]
     assert gcp["docker"]["run_options"][: len(aws["docker"]["run_options"])] == aws["docker"]["run_options"]
@@ -380,8 +390,12 @@ def uploaded(root: Path) -> set[str]:
 
 def test_a_job_brings_the_package_with_its_models() -> None:
     found = uploaded(ROOT)
-    needed = {str(path.relative_to(ROOT)) for folder in ("mpa_ray", "jobs") for path in (ROOT / folder).rglob("*")
-              if path.is_file() and "__pycache__" not in path.parts}  # fmt: skip
+    needed = {
+        str(path.relative_to(ROOT))
+        for folder in ("mpa_ray", "jobs")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     assert needed <= found
     assert any(name.endswith("models/teacher/model.safetensors") for name in found)
     assert sum((ROOT / name).stat().st_size for name in found) < 64 * 2**20
@@ -392,10 +406,18 @@ def test_a_job_leaves_runs_environments_and_caches_behind(tmp_path: Path) -> Non
         shutil.copy(ROOT / name, tmp_path)
     brought = {"my.yaml", "jobs/align.py", "mpa_ray/demo/models/teacher/model.safetensors"}
     left = {
-        "runs/mine/run.json", ".venv/bin/python", ".venv-vllm-0.29.0/bin/python", ".git/HEAD", ".mypy_cache/x",
-        "out/students/s/parity/merged/model.safetensors", "out/students/s/parity/adapter/adapter_model.safetensors",
-        "mpa_ray/__pycache__/a.pyc", "tests/unit/test_a.py", "benchmarks/results/a.csv", "model.safetensors",
-    }  # fmt: skip
+        "runs/mine/run.json",
+        ".venv/bin/python",
+        ".venv-vllm-0.29.0/bin/python",
+        ".git/HEAD",
+        ".mypy_cache/x",
+        "out/students/s/parity/merged/model.safetensors",
+        "out/students/s/parity/adapter/adapter_model.safetensors",
+        "mpa_ray/__pycache__/a.pyc",
+        "tests/unit/test_a.py",
+        "benchmarks/results/a.csv",
+        "model.safetensors",
+    }
     for name in brought | left:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

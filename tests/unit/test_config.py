@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mpa_ray.command_line import configured, exit_code
+from mpa_ray.cli import configured, exit_code
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, load_config, load_evaluation, resolve_path
 from mpa_ray.errors import ConfigError
-from mpa_ray.preflight import check_names, check_run
+from mpa_ray.phases.preflight import check_names, check_run
 from tests.conftest import scripted_tree
 
 STUDENT = Path(resolve_path("bundled:demo/models/student"))
@@ -160,7 +160,7 @@ def test_preflight_names_questions_that_are_not_there(tree: dict[str, Any]) -> N
 def test_preflight_names_ways_of_training_that_need_what_is_not_there(
     level: dict[str, Any], problem: str, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpa_ray.preflight.find_spec", lambda package: None if package == "wandb" else package)
+    monkeypatch.setattr("mpa_ray.phases.preflight.find_spec", lambda package: None if package == "wandb" else package)
     tree["students"][0]["level"] = level
     with pytest.raises(ConfigError, match=problem):
         checked(tree)

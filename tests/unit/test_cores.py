@@ -18,8 +18,12 @@ CLAIM = (
 
 
 def claim(num_threads: int, folder: Path) -> tuple[subprocess.Popen[str], str]:
-    process = subprocess.Popen([sys.executable, "-c", CLAIM, str(num_threads), str(folder)], text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLAIM, str(num_threads), str(folder)],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert process.stdout is not None
     return process, process.stdout.readline().strip()
 
@@ -44,10 +48,15 @@ def test_engines_take_different_cores_and_free_them_when_they_end(tmp_path: Path
 @pytest.mark.parametrize(
     ("num_cores", "num_engines", "cpus_per_engine", "large", "small"),
     [
-        (1, 1, 1.0, 1, 1), (2, 1, 1.0, 2, 1), (2, 2, 1.0, 1, 1), (2, 3, 0.5, 1, 1), (16, 4, 1.0, 4, 4),
-        (16, 4, 16.0, 16, 15), (4, 1, 8.0, 4, 3),
+        (1, 1, 1.0, 1, 1),
+        (2, 1, 1.0, 2, 1),
+        (2, 2, 1.0, 1, 1),
+        (2, 3, 0.5, 1, 1),
+        (16, 4, 1.0, 4, 4),
+        (16, 4, 16.0, 16, 15),
+        (4, 1, 8.0, 4, 3),
     ],
-)  # fmt: skip
+)
 def test_threads_are_an_equal_share_or_what_was_asked_for_and_a_small_model_leaves_a_core_free(
     num_cores: int, num_engines: int, cpus_per_engine: float, large: int, small: int
 ) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mpa_ray.corpus.decode import FORMATS, SIGNATURES, ImageProblem, PreparedImage, decode, fit, prepare, recognised
+from mpa_ray.imaging.decode import FORMATS, SIGNATURES, ImageProblem, PreparedImage, decode, fit, prepare, recognised
 from mpa_ray.records import Reason
 
 # Pillow remarks on damaged files.
@@ -92,8 +92,10 @@ def with_exif() -> bytes:
     return encoded(Image.new("RGB", (10, 4)), "JPEG", exif=exif)
 
 
-SMALL = [with_exif()] + [encoded(Image.new("RGB", (9, 7), "red"), form) for form in
-         ("PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "ICO", "PPM", "JPEG2000", "DDS", "TGA", "PCX")]  # fmt: skip
+SMALL = [with_exif()] + [
+    encoded(Image.new("RGB", (9, 7), "red"), form)
+    for form in ("PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "ICO", "PPM", "JPEG2000", "DDS", "TGA", "PCX")
+]
 
 
 @given(st.sampled_from(SMALL), st.data())

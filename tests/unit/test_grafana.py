@@ -11,8 +11,8 @@ from typing import ClassVar
 import pytest
 import ray.dashboard.modules.metrics.dashboards as dashboards_of_ray
 
-from mpa_ray import telemetry
-from mpa_ray.effort import Effort, Load
+from mpa_ray.observability.usage import Load, Usage
+from mpa_ray.pipeline import telemetry
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "cluster/grafana/mpa_ray.json").read_text())
@@ -41,7 +41,7 @@ def ours(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
 
     monkeypatch.setattr(telemetry, "Counter", Total)
     monkeypatch.setattr(telemetry, "Gauge", Recording)
-    effort = Effort(*range(1, 10))
+    effort = Usage(*range(1, 10))
     telemetry.Counters("annotate:teacher").count(8, {("kept", ""): 8}, effort)
     telemetry.Gauges("annotate:teacher", Load())
     return Recording

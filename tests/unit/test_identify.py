@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 
 from mpa_ray.config import AnswerConfig, SamplingConfig
-from mpa_ray.corpus.decode import ImageProblem
-from mpa_ray.engine.protocol import JsonSchema, Reply, RequestRefused, SeenImage
+from mpa_ray.engine.protocol import EncodedImage, JsonSchema, Reply, RequestRefused
+from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.matching import MATCHERS
 from mpa_ray.records import Annotation, LabelledQuestion, OfModel, Reason, State
+from mpa_ray.run.dataset import DatasetsOfModels
+from mpa_ray.run.run import Run
 from mpa_ray.stages.identify import Identify, WorthAsking
+from mpa_ray.stages.image_work import ImageWork, failed_images
+from mpa_ray.stages.multi_model import build_multi_model
 from mpa_ray.stages.predict import Predict
-from mpa_ray.stages.shard import ImageWork, failed_images
-from mpa_ray.stages.together import together
-from mpa_ray.store.dataset import DatasetsOfModels
-from mpa_ray.store.run import Run
 from mpa_ray.tasks.library import TASKS
 
 TASK = TASKS["text_vqa"]
@@ -34,13 +34,13 @@ class Counting:
         self.asked: list[str | None] = []
         self.num_looks = 0
 
-    async def look(self, image_id: str, content: bytes) -> SeenImage | ImageProblem:
+    async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
         self.num_looks += 1
-        return SeenImage(image_id, f"{len(content)}")
+        return EncodedImage(image_id, f"{len(content)}")
 
     async def generate(
         self,
-        image: SeenImage,
+        image: EncodedImage,
         text: str,
         sampling: SamplingConfig,
         schema: JsonSchema | None = None,
@@ -87,24 +87,29 @@ def test_labelled_questions_on_an_image_keep_their_order() -> None:
     rows = tuple(LabelledQuestion(f"q{n}", "a", "/a", f"number {n}?", ["1"], "x") for n in (5, 13, 7))
     found = asyncio.run(Predict(model, TASK, AnswerConfig()).visit(ImageWork("a", "/a", rows, b"image")))
     assert [(p.question_id, p.prediction, p.reason) for p in found] == [
-        ("q5", "5", None), ("q13", None, "prompt_too_long: scripted"), ("q7", "7", None),
-    ]  # fmt: skip
+        ("q5", "5", None),
+        ("q13", None, "prompt_too_long: scripted"),
+        ("q7", "7", None),
+    ]
 
 
 def test_models_of_one_engine_are_asked_about_an_image_that_is_looked_at_once(tmp_path: Path) -> None:
     engine = Counting()
     make_stage = partial(Identify, task=TASK, answer=AnswerConfig(), worth_asking=WorthAsking(MATCHERS["exact"]))
-    stage = together(make_stage, {"small": None, "astray": object()}, engine)
+    stage = build_multi_model(make_stage, {"small": None, "astray": object()}, engine)
     rows = asyncio.run(stage.visit(ImageWork("a", "/a", (pair(1, "1", "1"), pair(2, "2", "other")), b"file")))
     assert engine.num_looks == 1
     assert engine.asked == [None, "astray"]
     assert [(found.model, found.row.annotation_id, found.row.state) for found in rows] == [
-        ("small", "a#1", State.DROPPED), ("small", "a#2", State.DROPPED),
-        ("astray", "a#1", State.KEPT), ("astray", "a#2", State.DROPPED),
-    ]  # fmt: skip
+        ("small", "a#1", State.DROPPED),
+        ("small", "a#2", State.DROPPED),
+        ("astray", "a#1", State.KEPT),
+        ("astray", "a#2", State.DROPPED),
+    ]
     assert [(found.image_id, found.state, found.reason) for found in rows[::3]] == [
-        ("a", State.DROPPED, Reason.STUDENT_CORRECT), ("a", State.DROPPED, Reason.TEACHER_INCONSISTENT),
-    ]  # fmt: skip
+        ("a", State.DROPPED, Reason.STUDENT_CORRECT),
+        ("a", State.DROPPED, Reason.TEACHER_INCONSISTENT),
+    ]
 
     run = Run.open(str(tmp_path))
     both = DatasetsOfModels({name: run.verdicts(name) for name in ("small", "astray")})
@@ -127,10 +132,11 @@ def test_failures_of_models_that_are_asked_together_are_counted_by_images() -> N
 def test_what_cannot_be_seen_fails_for_every_model() -> None:
     engine = Counting()
     make_stage = partial(Identify, task=TASK, answer=AnswerConfig(), worth_asking=WorthAsking(MATCHERS["exact"]))
-    stage = together(make_stage, {"small": None, "other": object()}, engine)
+    stage = build_multi_model(make_stage, {"small": None, "other": object()}, engine)
     problem = ImageProblem(Reason.UNREADABLE, "gone")
     rows = asyncio.run(stage.visit(ImageWork("a", "/a", (pair(1, "1", "1"),), problem)))
     assert [(found.model, found.state, found.reason) for found in rows] == [
-        ("small", State.FAILED, Reason.UNREADABLE), ("other", State.FAILED, Reason.UNREADABLE),
-    ]  # fmt: skip
+        ("small", State.FAILED, Reason.UNREADABLE),
+        ("other", State.FAILED, Reason.UNREADABLE),
+    ]
     assert engine.asked == []

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
-from mpa_ray.corpus.decode import ImageProblem
 from mpa_ray.corpus.index import index_source, list_images
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import ConfigError
+from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import ImageRef, Reason
-from mpa_ray.store.dataset import ShardedDataset
-from mpa_ray.store.run import Run
+from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.run import Run
 
 FILES = Places(ObjectStoreConfig())
 

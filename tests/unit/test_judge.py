@@ -67,8 +67,9 @@ def test_every_row_has_one_verdict_and_kept_is_the_definition(row: Annotation, s
     assert verdict.state in set(State)
     assert (verdict.reason is None) == (verdict.state == "kept" or (row.state != "kept" and row.reason is None))
     kept = (
-        row.state == "kept" and matches(row.answer or "", row.second_answer or "")
+        row.state == "kept"
+        and matches(row.answer or "", row.second_answer or "")
         and not matches(row.answer or "", student)
-    )  # fmt: skip
+    )
     assert (verdict.state == "kept") == (kept or (row.state == "kept" and kept))
     assert [s.annotation_id for s in parity_samples([verdict])] == ([row.annotation_id] if kept else [])

@@ -9,7 +9,7 @@ from typing import Any
 from mpa_ray.config import RunConfig
 from mpa_ray.records import EpochCounts
 from mpa_ray.report.leaderboard import leaderboard, render_leaderboard
-from mpa_ray.store.run import Run
+from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
 
 
@@ -34,15 +34,19 @@ def test_students_and_arms_by_their_gain_with_what_they_cost(tmp_path: Path) -> 
     gains = {"small.after": 0.2, "small.random": 0.3}
     scores = {
         "held": {
-            "models": {"small.before": {"groups": group(0.5)}, "small.after": {"groups": group(0.7)},
-                       "small.random": {"groups": group(0.8)}},
+            "models": {
+                "small.before": {"groups": group(0.5)},
+                "small.after": {"groups": group(0.7)},
+                "small.random": {"groups": group(0.8)},
+            },
             "differences": [{"from": "small.before", "to": to, "groups": group(gain)} for to, gain in gains.items()],
         }
-    }  # fmt: skip
+    }
     rows = leaderboard(run, config, scores)
     assert [(row["student"], row["arm"], row["num_chosen"]) for row in rows] == [
-        ("small", "random", 15), ("small", "parity", 20),
-    ]  # fmt: skip
+        ("small", "random", 15),
+        ("small", "parity", 20),
+    ]
     assert [(row["seconds"], row["gpu_seconds"]) for row in rows] == [(130.0, 200.0), (150.0, 200.0)]
     assert [line.split() for line in render_leaderboard(rows).splitlines()] == [
         ["student", "samples", "held", "GPU-s"],

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image, ImageCms, ImageFile, features
 
 from mpa_ray.config import AnnotateConfig, AnswerConfig, ScriptedEngineConfig
-from mpa_ray.corpus.decode import ImageProblem, decode
 from mpa_ray.engine.scripted import ScriptedEngine
+from mpa_ray.imaging.decode import ImageProblem, decode
 from mpa_ray.records import ImageRef, Reason
 from mpa_ray.stages.annotate import Annotate
-from mpa_ray.stages.shard import ImageWork
+from mpa_ray.stages.image_work import ImageWork
 from mpa_ray.tasks.library import TASKS
 
 # Pillow remarks on many of these files.
@@ -137,13 +137,34 @@ def bmp(width: int, height: int, bits: int, pixels: bytes, masks: tuple[int, ...
     return b"BM" + struct.pack("<IHHI", 14 + length + len(pixels), 0, 0, 14 + length) + header + pixels
 
 
-def tiff(width: int, height: int, bits: tuple[int, ...], photometric: int, pixels: bytes,
-         *extra: tuple[int, int, tuple[int, ...]], tile: int = 0, compression: int = 1) -> bytes:  # fmt: skip
+def tiff(
+    width: int,
+    height: int,
+    bits: tuple[int, ...],
+    photometric: int,
+    pixels: bytes,
+    *extra: tuple[int, int, tuple[int, ...]],
+    tile: int = 0,
+    compression: int = 1,
+) -> bytes:
     """One strip, or one tile; extra fields as (tag, type, values), types: 1 byte, 3 short, 4 long."""
-    place = [(322, 4, (tile,)), (323, 4, (tile,)), (324, 4, (0,)), (325, 4, (len(pixels),))] if tile else [
-        (273, 4, (0,)), (278, 4, (height,)), (279, 4, (len(pixels),))]  # fmt: skip
-    fields = sorted([(256, 4, (width,)), (257, 4, (height,)), (258, 3, bits), (259, 3, (compression,)),
-                     (262, 3, (photometric,)), (277, 3, (len(bits),)), *place, *extra])  # fmt: skip
+    place = (
+        [(322, 4, (tile,)), (323, 4, (tile,)), (324, 4, (0,)), (325, 4, (len(pixels),))]
+        if tile
+        else [(273, 4, (0,)), (278, 4, (height,)), (279, 4, (len(pixels),))]
+    )
+    fields = sorted(
+        [
+            (256, 4, (width,)),
+            (257, 4, (height,)),
+            (258, 3, bits),
+            (259, 3, (compression,)),
+            (262, 3, (photometric,)),
+            (277, 3, (len(bits),)),
+            *place,
+            *extra,
+        ]
+    )
     start = 8 + 2 + 12 * len(fields) + 4
     packed = {tag: struct.pack(f"<{len(values)}{' B HI'[kind]}", *values) for tag, kind, values in fields}
     end = start + sum(len(data) for data in packed.values() if len(data) > 4)
@@ -223,8 +244,11 @@ def jp2(image_header: bytes = b"", codestream_size: tuple[int, int] | None = Non
         whole = patched(whole, whole.index(b"ihdr") + 4, image_header)
     if codestream_size:
         start = whole.index(b"\xff\x4f\xff\x51") + 8
-        whole = patched(patched(whole, start, struct.pack(">II", *codestream_size)), start + 16,
-                        struct.pack(">II", *codestream_size))  # fmt: skip
+        whole = patched(
+            patched(whole, start, struct.pack(">II", *codestream_size)),
+            start + 16,
+            struct.pack(">II", *codestream_size),
+        )
     return whole
 
 
@@ -347,22 +371,29 @@ CUT_OR_DAMAGED: dict[str, Case] = {
     "PNG with a damaged header": (lambda: patched(of("PNG"), 29, b"\0\0\0\0"), CUT),
     "PNG with damaged pixels": (lambda: patched(of("PNG"), 60, b"\x55" * 12), CUT),
     "PNG without pixels": (lambda: b"\x89PNG\r\n\x1a\n" + chunk(b"IEND", b""), CUT),
-    "PNG larger in its header than its data": (lambda: patched(black_png(), 16, chunk(
-        b"IHDR", struct.pack(">IIBBBBB", 900, 900, 8, 0, 0, 0, 0))[8:]), CUT),
+    "PNG larger in its header than its data": (
+        lambda: patched(black_png(), 16, chunk(b"IHDR", struct.pack(">IIBBBBB", 900, 900, 8, 0, 0, 0, 0))[8:]),
+        CUT,
+    ),
     "PNG 0 wide": (lambda: png((0, 4), 8, 0, b""), CUT),
     "PNG 0 high": (lambda: png((4, 0), 8, 0, b""), CUT),
     "JPEG 0 high": (lambda: jpeg_frame(size=(64, 0)), CUT),
     "TIFF 0 wide": (lambda: tiff(0, 4, (8,), 1, bytes(16)), CUT),
     "BMP 0 wide": (lambda: bmp(0, 4, 24, bytes(64)), CUT),
     "JPEG 2000 larger in its codestream": (lambda: jp2(codestream_size=(60_000, 60_000)), CUT),
-}  # fmt: skip
+}
 BOMBS: dict[str, Case] = {
     "PNG of 400 megapixels": (png_bomb, BOMB),
     "PNG of 400 megapixels in an icon": (lambda: icon(png_bomb()), BOMB),
     "PNG of 25 megapixels in an icon": (lambda: icon(png((5000, 5000), 1, 0, bytes(625))), BOMB),
     "bitmap of 800 megapixels in an icon": (lambda: icon(bmp(40_000, 40_000, 24, b"")[14:]), BOMB),
-    "icon behind a directory entry that leads nowhere": (lambda: struct.pack(
-        "<HHHBBBBHHIIBBBBHHII", 0, 1, 2, 9, 9, 0, 0, 1, 32, 9, 2**31, 9, 9, 0, 0, 1, 32, 9, 38) + png_bomb(), BOMB),
+    "icon behind a directory entry that leads nowhere": (
+        lambda: (
+            struct.pack("<HHHBBBBHHIIBBBBHHII", 0, 1, 2, 9, 9, 0, 0, 1, 32, 9, 2**31, 9, 9, 0, 0, 1, 32, 9, 38)
+            + png_bomb()
+        ),
+        BOMB,
+    ),
     "GIF with a huge canvas": (lambda: patched(of("GIF"), 6, b"\xff\xff\xff\xff"), BOMB),
     "GIF with a huge frame": (lambda: gif_frame((12_000, 12_000)), BOMB),
     "BMP with a huge header": (lambda: bmp(60_000, 60_000, 24, b""), BOMB),
@@ -371,9 +402,11 @@ BOMBS: dict[str, Case] = {
     "JPEG with a huge header": (lambda: jpeg_frame(size=(65_500, 65_500)), BOMB),
     "JPEG 2000 with a huge header": (lambda: jp2(struct.pack(">II", 20_000, 20_000)), BOMB),
     "PPM with a huge header": (lambda: b"P6 60000 60000 255\n", BOMB),
-    "APNG with a huge canvas": (lambda: png((20_000, 20_000), 1, 0, bytes(2500), chunk(
-        b"acTL", struct.pack(">II", 2, 0))), BOMB),
-}  # fmt: skip
+    "APNG with a huge canvas": (
+        lambda: png((20_000, 20_000), 1, 0, bytes(2500), chunk(b"acTL", struct.pack(">II", 2, 0))),
+        BOMB,
+    ),
+}
 ASPECTS: dict[str, Case] = {
     "1 x 1": (lambda: plain("RGB", GREEN, size=(1, 1)), Shown((1, 1), "gggg")),
     "2 x 1": (lambda: plain("RGB", GREEN, size=(2, 1)), Shown((2, 1), "gggg")),
@@ -383,19 +416,27 @@ ASPECTS: dict[str, Case] = {
     "1 x 5000": (lambda: plain("RGB", GREEN, size=(1, 5000)), LONG),
 }
 HEALTHY_ENOUGH: dict[str, Case] = {
-    **{f"{form} and garbage": (lambda form=form: of(form) + b"garbage" * 99, Shown())
-       for form in ("JPEG", "PNG", "GIF", "TIFF", "BMP", "PPM")},
+    **{
+        f"{form} and garbage": (lambda form=form: of(form) + b"garbage" * 99, Shown())
+        for form in ("JPEG", "PNG", "GIF", "TIFF", "BMP", "PPM")
+    },
     "WebP and garbage": (lambda: of("WEBP", quality=99) + b"garbage" * 99, Shown(tolerance=25)),
     "PNG without its end": (lambda: of("PNG")[:-12], Shown()),
     "PNG with a wrong sum over its pixels": (lambda: patched(of("PNG"), len(of("PNG")) - 16, b"\0\0\0\0"), Shown()),
     "PNG with a damaged text": (lambda: black_png(damaged_chunk(b"tEXt", b"k\0v")), Shown((4, 4), "kkkk")),
     "PNG with a damaged gamma": (lambda: black_png(chunk(b"gAMA", b"\0")), Shown((4, 4), "kkkk")),
     "PNG with a text that unpacks to 30 MB": (
-        lambda: black_png(chunk(b"zTXt", b"k\0\0" + packed_bomb())), Shown((4, 4), "kkkk")),
+        lambda: black_png(chunk(b"zTXt", b"k\0\0" + packed_bomb())),
+        Shown((4, 4), "kkkk"),
+    ),
     "PNG with such a text behind its pixels": (
-        lambda: black_png(after=chunk(b"iTXt", b"k\0\1\0\0\0" + packed_bomb())), Shown((4, 4), "kkkk")),
+        lambda: black_png(after=chunk(b"iTXt", b"k\0\1\0\0\0" + packed_bomb())),
+        Shown((4, 4), "kkkk"),
+    ),
     "PNG with a profile that unpacks to 30 MB": (
-        lambda: black_png(chunk(b"iCCP", b"k\0\0" + packed_bomb())), Shown((4, 4), "kkkk")),
+        lambda: black_png(chunk(b"iCCP", b"k\0\0" + packed_bomb())),
+        Shown((4, 4), "kkkk"),
+    ),
     "PNG with 2 MB of plain text": (lambda: black_png(chunk(b"tEXt", b"k\0" + b"v" * 2**21)), Shown((4, 4), "kkkk")),
     "APNG with a damaged control": (lambda: black_png(chunk(b"acTL", bytes(3))), Shown((4, 4), "kkkk")),
     "JPEG with a broken profile": (lambda: of("JPEG", icc_profile=b"no profile at all"), Shown()),
@@ -410,18 +451,22 @@ HEALTHY_ENOUGH: dict[str, Case] = {
     "JPEG 2000": (lambda: of("JPEG2000"), Shown()),
     "JPEG 2000 codestream": (lambda: of("JPEG2000", no_jp2=True), Shown()),
     "TIFF of several strips": (lambda: of("TIFF", compression="tiff_lzw"), Shown()),
-    "PPM ASCII": (lambda: b"P3\n# made by hand\n2 2\n# white\n255\n" + b"220 30 30\n30 180 60\n40 60 200\n240 220 40\n",
-                  Shown((2, 2))),
+    "PPM ASCII": (
+        lambda: b"P3\n# made by hand\n2 2\n# white\n255\n" + b"220 30 30\n30 180 60\n40 60 200\n240 220 40\n",
+        Shown((2, 2)),
+    ),
     "PGM ASCII": (lambda: b"P2 2 2 15\n0 15\n15 0\n", Shown((2, 2), "kwwk")),
     "PBM ASCII": (lambda: b"P1 2 2\n1 0\n0 1\n", Shown((2, 2), "kwwk")),
     "PGM of 16 bits": (lambda: b"P5 2 2 65535\n" + struct.pack(">4H", 0, 32768, 65535, 0), Shown((2, 2), "khwk")),
     "PFM": (lambda: encoded(Image.new("F", (4, 4), 0.5), "PPM"), Shown((4, 4), "hhhh")),
-    "BMP from the top down": (lambda: bmp(2, -2, 24, bgr("r") + bgr("g") + bytes(2) + bgr("b") + bgr("y") + bytes(2)),
-                              Shown((2, 2))),
+    "BMP from the top down": (
+        lambda: bmp(2, -2, 24, bgr("r") + bgr("g") + bytes(2) + bgr("b") + bgr("y") + bytes(2)),
+        Shown((2, 2)),
+    ),
     "bare DIB": (lambda: of("BMP")[14:], Shown()),
     "icon of a PNG that its directory makes smaller": (lambda: icon(of("PNG")), Shown()),
     "icon of a bitmap": (lambda: plain("RGB", GREEN, "ICO", (16, 16)), Shown((16, 16), "gggg")),
-}  # fmt: skip
+}
 FRAMES: dict[str, Case] = {
     "GIF animated": (lambda: animated("GIF"), Shown()),
     "WebP animated": (lambda: animated("WEBP", lossless=True), Shown()),
@@ -433,19 +478,26 @@ FRAMES: dict[str, Case] = {
 UPRIGHT = {1: "rgby", 2: "gryb", 3: "ybgr", 4: "byrg", 5: "rbgy", 6: "bryg", 7: "ygbr", 8: "gyrb"}
 """Corners of a picture that is stored as rgby, by EXIF orientation."""
 ORIENTATIONS: dict[str, Case] = {
-    **{f"JPEG of orientation {number}": (lambda number=number: oriented(number), Shown(
-        SIZE if number < 5 else TALL, corners)) for number, corners in UPRIGHT.items()},
+    **{
+        f"JPEG of orientation {number}": (
+            lambda number=number: oriented(number),
+            Shown(SIZE if number < 5 else TALL, corners),
+        )
+        for number, corners in UPRIGHT.items()
+    },
     "JPEG of orientation 0": (lambda: oriented(0), Shown()),
     "JPEG of orientation 9": (lambda: oriented(9), Shown()),
     "PNG of orientation 6": (lambda: oriented(6, "PNG"), Shown(TALL, UPRIGHT[6])),
     "TIFF of orientation 6": (lambda: oriented(6, "TIFF"), Shown(TALL, UPRIGHT[6])),
     "TIFF compressed, of orientation 8": (lambda: oriented(8, "TIFF", compression="tiff_lzw"), Shown(TALL, UPRIGHT[8])),
     "WebP of orientation 3": (lambda: oriented(3, "WEBP", lossless=True), Shown(SIZE, UPRIGHT[3])),
-}  # fmt: skip
+}
 MODES: dict[str, Case] = {
     "CMYK JPEG": (lambda: encoded(quarters("CMYK"), "JPEG", quality=95), Shown(tolerance=12)),
     "CMYK JPEG without Adobe's mark": (
-        lambda: without_adobe_segment(plain("CMYK", (0, 255, 255, 0), "JPEG")), Shown((8, 8), "rrrr", 40)),
+        lambda: without_adobe_segment(plain("CMYK", (0, 255, 255, 0), "JPEG")),
+        Shown((8, 8), "rrrr", 40),
+    ),
     "YCCK JPEG": (ycck, Shown((8, 8), "rrrr", 40)),
     "CMYK TIFF": (lambda: encoded(quarters("CMYK"), "TIFF"), Shown()),
     "Lab TIFF": (lab, Shown()),
@@ -454,51 +506,79 @@ MODES: dict[str, Case] = {
     "1 bit, white is zero": (lambda: tiff(8, 2, (1,), 0, b"\0\0"), Shown((8, 2), "wwww")),
     "grey and alpha": (lambda: plain("LA", (128, 255)), Shown((8, 8), "hhhh")),
     "grey of 4 bits, one shade transparent": (
-        lambda: png((2, 2), 4, 0, b"\x5f", chunk(b"tRNS", b"\0\5")), Shown((2, 2), "wwww")),
+        lambda: png((2, 2), 4, 0, b"\x5f", chunk(b"tRNS", b"\0\5")),
+        Shown((2, 2), "wwww"),
+    ),
     "palette": (lambda: encoded(quarters("P")), Shown()),
     "palette, one colour transparent": (lambda: palette_png(b"\xff\0"), Shown((4, 4), "rwrw")),
     "palette with alphas": (lambda: palette_png(b"\0\xff\xff\xff"), Shown((4, 4), "wgwg")),
     "GIF, one colour transparent": (
-        lambda: encoded(quarters("P"), "GIF", transparency=quarters("P").getpixel((0, 0))), Shown(corners="wgby")),
+        lambda: encoded(quarters("P"), "GIF", transparency=quarters("P").getpixel((0, 0))),
+        Shown(corners="wgby"),
+    ),
     "colours, one transparent": (
-        lambda: png((2, 2), 8, 2, bytes(3) + bytes(GREEN), chunk(b"tRNS", bytes(6))), Shown((2, 2), "wgwg")),
+        lambda: png((2, 2), 8, 2, bytes(3) + bytes(GREEN), chunk(b"tRNS", bytes(6))),
+        Shown((2, 2), "wgwg"),
+    ),
     "transparent throughout": (lambda: plain("RGBA", (255, 0, 0, 0)), Shown((8, 8), "wwww")),
     "half transparent black": (lambda: plain("RGBA", (0, 0, 0, 127)), Shown((8, 8), "hhhh")),
     "grey with premultiplied alpha": (
-        lambda: tiff(2, 2, (8, 8), 1, bytes([64, 127] * 4), (338, 3, (1,))), Shown((2, 2), "w" * 4, 64)),
-    "BMP with alpha 0 throughout": (
-        lambda: bmp(2, 2, 32, (bgr("g") + b"\0") * 4, ARGB), Shown((2, 2), "gggg")),
-    "BMP with alpha": (
-        lambda: bmp(2, 1, 32, bgr("g") + b"\xff" + bytes(4), ARGB), Shown((2, 1), "gwgw")),
+        lambda: tiff(2, 2, (8, 8), 1, bytes([64, 127] * 4), (338, 3, (1,))),
+        Shown((2, 2), "w" * 4, 64),
+    ),
+    "BMP with alpha 0 throughout": (lambda: bmp(2, 2, 32, (bgr("g") + b"\0") * 4, ARGB), Shown((2, 2), "gggg")),
+    "BMP with alpha": (lambda: bmp(2, 1, 32, bgr("g") + b"\xff" + bytes(4), ARGB), Shown((2, 1), "gwgw")),
     "16-bit grey": (lambda: png((4, 4), 16, 0, ROW16), Shown((4, 4), "kwkw", 1)),
     "16-bit grey at half": (lambda: plain("I;16", 32768), Shown((8, 8), "hhhh", 1)),
     "16-bit grey that is dark": (lambda: plain("I;16", 200), Shown((8, 8), "kkkk", 1)),
     "16-bit grey, one shade transparent": (
-        lambda: png((4, 4), 16, 0, ROW16, chunk(b"tRNS", b"\0\0")), Shown((4, 4), "wwww", 1)),
-    "16-bit colours": (lambda: png((2, 2), 16, 2, b"".join(
-        struct.pack(">3H", *(257 * value for value in COLOURS[corner])) for corner in "rg")), Shown((2, 2), "rgrg", 1)),
-    "16-bit colours, one transparent": (lambda: png((2, 2), 16, 2, bytes(6) + struct.pack(
-        ">3H", *(257 * value for value in GREEN)), chunk(b"tRNS", bytes(6))), Shown((2, 2), "wgwg", 1)),
+        lambda: png((4, 4), 16, 0, ROW16, chunk(b"tRNS", b"\0\0")),
+        Shown((4, 4), "wwww", 1),
+    ),
+    "16-bit colours": (
+        lambda: png(
+            (2, 2), 16, 2, b"".join(struct.pack(">3H", *(257 * value for value in COLOURS[corner])) for corner in "rg")
+        ),
+        Shown((2, 2), "rgrg", 1),
+    ),
+    "16-bit colours, one transparent": (
+        lambda: png(
+            (2, 2), 16, 2, bytes(6) + struct.pack(">3H", *(257 * value for value in GREEN)), chunk(b"tRNS", bytes(6))
+        ),
+        Shown((2, 2), "wgwg", 1),
+    ),
     "16-bit TIFF": (lambda: plain("I;16", 32768, "TIFF"), Shown((8, 8), "hhhh", 1)),
     "16-bit TIFF, white is zero": (
-        lambda: tiff(2, 2, (16,), 0, struct.pack("<4H", 0, 65535, 32768, 0)), Shown((2, 2), "wkhw", 1)),
+        lambda: tiff(2, 2, (16,), 0, struct.pack("<4H", 0, 65535, 32768, 0)),
+        Shown((2, 2), "wkhw", 1),
+    ),
     "12-bit TIFF": (lambda: tiff(2, 2, (12,), 1, bytes([0xFF, 0xF0, 0, 0x80, 0, 0])), Shown((2, 2), "wkhk", 1)),
     "32-bit TIFF of 8-bit values": (lambda: numbers(np.array([0, 128, 255, 0], np.int32)), Shown((2, 2), "khwk", 1)),
     "32-bit TIFF of 16-bit values": (
-        lambda: numbers(np.array([0, 32768, 65535, 0], np.int32)), Shown((2, 2), "khwk", 1)),
+        lambda: numbers(np.array([0, 32768, 65535, 0], np.int32)),
+        Shown((2, 2), "khwk", 1),
+    ),
     "32-bit TIFF of large values": (
-        lambda: numbers(np.array([-(2**30), 0, 2**30, -(2**30)], np.int32)), Shown((2, 2), "khwk", 1)),
+        lambda: numbers(np.array([-(2**30), 0, 2**30, -(2**30)], np.int32)),
+        Shown((2, 2), "khwk", 1),
+    ),
     "32-bit TIFF without signs": (
-        lambda: tiff(2, 2, (32,), 1, struct.pack("<4I", 0, 2**31, 2**32 - 1, 0)), Shown((2, 2), "khwk", 1)),
+        lambda: tiff(2, 2, (32,), 1, struct.pack("<4I", 0, 2**31, 2**32 - 1, 0)),
+        Shown((2, 2), "khwk", 1),
+    ),
     "float TIFF up to 1": (lambda: numbers(np.array([0, 0.5, 1, 0], np.float32)), Shown((2, 2), "khwk", 1)),
     "float TIFF up to 255": (lambda: numbers(np.array([0, 128, 255, 0], np.float32)), Shown((2, 2), "khwk", 1)),
     "float TIFF of any values": (lambda: numbers(np.array([-80, 10, 100, -80], np.float32)), Shown((2, 2), "khwk", 1)),
     "float TIFF of one value": (lambda: numbers(np.full(4, -3.5, np.float32)), Shown((2, 2), "kkkk", 1)),
     "float TIFF with infinities and none": (
-        lambda: numbers(np.array([np.nan, 0.5, np.inf, -np.inf], np.float32)), Shown((2, 2), "khwk", 1)),
+        lambda: numbers(np.array([np.nan, 0.5, np.inf, -np.inf], np.float32)),
+        Shown((2, 2), "khwk", 1),
+    ),
     "float TIFF of extreme values": (
-        lambda: numbers(np.array([-3e38, 3e38, 3e38, -3e38], np.float32)), Shown((2, 2), "kwwk", 1)),
-}  # fmt: skip
+        lambda: numbers(np.array([-3e38, 3e38, 3e38, -3e38], np.float32)),
+        Shown((2, 2), "kwwk", 1),
+    ),
+}
 AVIF: dict[str, Case] = {
     "AVIF": (lambda: of("AVIF", quality=95), Shown(tolerance=12)),
     "AVIF by a compatible brand": (lambda: patched(of("AVIF", quality=95), 8, b"mif1"), Shown(tolerance=12)),
@@ -507,9 +587,17 @@ AVIF: dict[str, Case] = {
     "AVIF of orientation 6": (lambda: oriented(6, "AVIF", quality=95), Shown(TALL, UPRIGHT[6], 12)),
 }
 CORPUS: dict[str, Case] = {
-    **NOT_IMAGES, **OTHER_FORMATS, **CUT_OR_DAMAGED, **BOMBS, **ASPECTS, **HEALTHY_ENOUGH, **FRAMES, **ORIENTATIONS,
-    **MODES, **(AVIF if features.check("avif") else {}),
-}  # fmt: skip
+    **NOT_IMAGES,
+    **OTHER_FORMATS,
+    **CUT_OR_DAMAGED,
+    **BOMBS,
+    **ASPECTS,
+    **HEALTHY_ENOUGH,
+    **FRAMES,
+    **ORIENTATIONS,
+    **MODES,
+    **(AVIF if features.check("avif") else {}),
+}
 
 
 def corners_of(image: Image.Image) -> list[tuple[int, int, int]]:

@@ -13,7 +13,7 @@ from mpa_ray.corpus.places.place import Places
 from mpa_ray.errors import ConfigError, FingerprintMismatch
 from mpa_ray.evaluation.questions import lay_out, metric_of
 from mpa_ray.records import LabelledQuestion
-from mpa_ray.store.run import Run
+from mpa_ray.run.run import Run
 from tests.conftest import write_images
 
 PLACES = Places(ObjectStoreConfig())
@@ -47,8 +47,11 @@ def test_all_questions_on_an_image_are_in_one_shard(tmp_path: Path) -> None:
     run = run_in(tmp_path)
     lay_out(config(benchmark(tmp_path / "set", [0, 1, 2, 0, 1, 2, 0, 1, 3, 3, 0])), run, PLACES)
     found = shards(run, "set0")
-    assert [[q.image_id for q in shard] for shard in found] == [["000.png"] * 4, ["001.png"] * 3 + ["002.png"] * 2,
-                                                                ["003.png"] * 2]  # fmt: skip
+    assert [[q.image_id for q in shard] for shard in found] == [
+        ["000.png"] * 4,
+        ["001.png"] * 3 + ["002.png"] * 2,
+        ["003.png"] * 2,
+    ]
     assert [q.question_id for q in found[0]] == ["q00", "q03", "q06", "q10"]
     assert run.manifest("evaluation/set0").num_images == 4
 

@@ -44,8 +44,9 @@ def test_where_the_student_was_not_asked_that_is_said(second: str, student: str,
     again = rejudge(stored, MATCHERS[then])
     if asked or not MATCHERS[then]("2", second):
         assert (again.state, again.reason) == (
-            judge(row, reply(student), MATCHERS[then]).state, judge(row, reply(student), MATCHERS[then]).reason,
-        )  # fmt: skip
+            judge(row, reply(student), MATCHERS[then]).state,
+            judge(row, reply(student), MATCHERS[then]).reason,
+        )
     else:
         assert (again.state, again.reason, again.student_agrees) == ("dropped", "student_not_asked", None)
 
@@ -61,12 +62,16 @@ def test_changes_count_every_move() -> None:
     after = list(changes.counted(rows, MATCHERS["vqa_normalized"]))
     record = changes.record()
     assert record["cells_before"] == {
-        "teacher_yes_student_no": 2, "teacher_no_student_not_asked": 2, "teacher_yes_student_yes": 1,
-    }  # fmt: skip
+        "teacher_yes_student_no": 2,
+        "teacher_no_student_not_asked": 2,
+        "teacher_yes_student_yes": 1,
+    }
     assert record["cells_after"] == {
-        "teacher_yes_student_no": 1, "teacher_yes_student_yes": 2, "teacher_yes_student_not_asked": 1,
+        "teacher_yes_student_no": 1,
+        "teacher_yes_student_yes": 2,
+        "teacher_yes_student_not_asked": 1,
         "teacher_no_student_not_asked": 1,
-    }  # fmt: skip
+    }
     assert record["parity_samples"] == {"before": 2, "after": 1, "gained": 0, "lost": 1}
     assert record["num_not_asked"] == 1
     assert sum(move["verdicts"] for move in record["moves"]) == len(rows)

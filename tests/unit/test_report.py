@@ -18,8 +18,12 @@ def test_a_second_pass_that_was_not_free_is_told_with_model_and_block_size() -> 
 
 @pytest.mark.parametrize(
     ("retained", "warned"),
-    [({"num": 120, "before": 100, "after": 95}, False), ({"num": 120, "before": 100, "after": 94}, True),
-     ({"num": 0, "before": 0, "after": 0}, False), ({"num": 10, "before": 10}, False)],
-)  # fmt: skip
+    [
+        ({"num": 120, "before": 100, "after": 95}, False),
+        ({"num": 120, "before": 100, "after": 94}, True),
+        ({"num": 0, "before": 0, "after": 0}, False),
+        ({"num": 10, "before": 10}, False),
+    ],
+)
 def test_losing_over_a_twentieth_of_the_retained_pairs_is_warned_of(retained: dict[str, int], warned: bool) -> None:
     assert (forgetting(retained) is not None) == warned

@@ -11,7 +11,7 @@ import pytest
 
 from mpa_ray.evaluation.score import Distribution, groups_of, paired_difference, score_benchmark, tally
 from mpa_ray.metrics import METRICS
-from mpa_ray.progress import Progress
+from mpa_ray.observability.progress import Progress
 from mpa_ray.records import Prediction
 from mpa_ray.report.scores import render_scores
 

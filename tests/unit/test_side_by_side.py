@@ -27,10 +27,14 @@ def test_every_student_and_arm_is_a_valid_setting(tmp_path: Path) -> None:
 
 def run_of(wall_s: float, after: dict[str, float], num_images: int = 500) -> dict[str, Any]:
     return {
-        "wall_s": wall_s, "cpu_s": 2 * wall_s, "engine_starts": 5, "identification_passes": 1, "step_s": wall_s,
+        "wall_s": wall_s,
+        "cpu_s": 2 * wall_s,
+        "engine_starts": 5,
+        "identification_passes": 1,
+        "step_s": wall_s,
         "teacher": {"images": num_images, "requests": 2 * num_images, "prompt_tokens": 90_000, "output_tokens": 10_000},
         "students": {name: {"num_parity": 100, "before": 70.0, "after": value} for name, value in after.items()},
-    }  # fmt: skip
+    }
 
 
 def test_a_campaign_is_held_against_the_sum_of_single_runs() -> None:
@@ -45,9 +49,12 @@ def test_a_campaign_is_held_against_the_sum_of_single_runs() -> None:
 
 
 GOOD: dict[str, Any] = {
-    "written_again": [], "incomplete": [], "error": "RunError: absent failed, what is left is done. ...",
-    "killed": {"exit_code": -9, "left_behind": []}, "again": {"exit_code": 1, "left_behind": []},
-}  # fmt: skip
+    "written_again": [],
+    "incomplete": [],
+    "error": "RunError: absent failed, what is left is done. ...",
+    "killed": {"exit_code": -9, "left_behind": []},
+    "again": {"exit_code": 1, "left_behind": []},
+}
 
 
 @pytest.mark.parametrize(
@@ -67,15 +74,24 @@ def test_what_did_not_come_out_as_promised(change: dict[str, Any], told: list[st
 
 def test_files_of_finished_work(tmp_path: Path) -> None:
     finished = {
-        "annotations/commits/000000.json", "evaluation/heldout/predictions/a.before/commits/000000.json",
-        "parity/a/manifest.json", "phases/annotate.json", "phases/level.a.json", "phases/check.a.json",
+        "annotations/commits/000000.json",
+        "evaluation/heldout/predictions/a.before/commits/000000.json",
+        "parity/a/manifest.json",
+        "phases/annotate.json",
+        "phases/level.a.json",
+        "phases/check.a.json",
         "students/a/parity/complete.json",
-        "students/a/parity/merged/model.safetensors", "students/a/parity/adapter/adapter_model.safetensors",
-    }  # fmt: skip
+        "students/a/parity/merged/model.safetensors",
+        "students/a/parity/adapter/adapter_model.safetensors",
+    }
     others = {
-        "run.json", "annotations/data/000000-1.parquet", "annotations/commits/.half.json",
-        "students/a/parity/merged/README.md", "students/b/parity/merged/model.safetensors", "phases/level.b.json",
-    }  # fmt: skip
+        "run.json",
+        "annotations/data/000000-1.parquet",
+        "annotations/commits/.half.json",
+        "students/a/parity/merged/README.md",
+        "students/b/parity/merged/model.safetensors",
+        "phases/level.b.json",
+    }
     for name in finished | others:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -103,12 +119,20 @@ def test_a_process_that_outlives_its_parents_is_found() -> None:
 def test_means_of_an_arm_over_seeds() -> None:
     rows = [
         {
-            "seed": seed, "arm": "parity", "num_samples": 600, "training_s": 20.0, "families_inside": ["count"],
-            "before": 70.0, "after": after, "inside_before": 10.0, "inside_after": 50.0, "outside_before": 99.0,
+            "seed": seed,
+            "arm": "parity",
+            "num_samples": 600,
+            "training_s": 20.0,
+            "families_inside": ["count"],
+            "before": 70.0,
+            "after": after,
+            "inside_before": 10.0,
+            "inside_after": 50.0,
+            "outside_before": 99.0,
             "outside_after": 90.0,
         }
         for seed, after in enumerate((80.0, 85.0))
-    ]  # fmt: skip
+    ]
     line = "| parity | 600 | 20 | 70.0 | 82.5 | +12.5 (+10.0, +15.0) | 10.0, 50.0 | 99.0, 90.0 |"
     assert arms.table(rows).splitlines()[-1] == line
 

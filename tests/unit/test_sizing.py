@@ -14,32 +14,54 @@ import yaml
 
 from mpa_ray.config import LevelConfig, ModelConfig, RunConfig
 from mpa_ray.errors import ConfigError
-from mpa_ray.preflight import task_of
+from mpa_ray.phases.preflight import task_of
+from mpa_ray.run.fingerprint import of_dataset
+from mpa_ray.run.run import Run
 from mpa_ray.sizing.architecture import Architecture, architecture_of
 from mpa_ray.sizing.memory import check_engine, check_training, layer_bytes_per_token, training_gib
 from mpa_ray.sizing.plan import Phase, Sizing, size
-from mpa_ray.sizing.rates import Measured, Rate
+from mpa_ray.sizing.rates import Rate, RunRates
 from mpa_ray.sizing.render import render_sizing
-from mpa_ray.store.fingerprint import of_dataset
-from mpa_ray.store.run import Run
-from mpa_ray.store.storage import open_storage
+from mpa_ray.storage.storage import open_storage
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
 
-VISION = {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "in_chans": 3, "hidden_size": 1536,
-          "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}  # fmt: skip
+VISION = {
+    "depth": 32,
+    "embed_dim": 1280,
+    "mlp_ratio": 4,
+    "num_heads": 16,
+    "in_chans": 3,
+    "hidden_size": 1536,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
 QWEN2_VL_2B = {
-    "model_type": "qwen2_vl", "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
-    "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
-    "max_position_embeddings": 32768, "vision_config": VISION,
-}  # fmt: skip
+    "model_type": "qwen2_vl",
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 32768,
+    "vision_config": VISION,
+}
 """config.json of Qwen/Qwen2-VL-2B-Instruct; the same numbers are in UbiquitousLearning/mllm, configuration_qwen2vl.hpp.
 Its card on the hub counts 2.21 billion parameters."""
 QWEN2_VL_7B = {
-    **QWEN2_VL_2B, "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,
-    "vocab_size": 152064, "tie_word_embeddings": False, "vision_config": {**VISION, "hidden_size": 3584},
-}  # fmt: skip
+    **QWEN2_VL_2B,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+    "vision_config": {**VISION, "hidden_size": 3584},
+}
 """As zhenhua32/Qwen2-VL prints the modules of Qwen/Qwen2-VL-7B-Instruct."""
 
 
@@ -79,10 +101,12 @@ def test_an_output_head_of_its_own_counts_twice() -> None:
     [
         ({"quant_method": "awq", "bits": 4}, (6_525_288_448 / 2 + 2 * 1_765_000_000) / GIB),
         ({"quant_method": "fp8"}, (6_525_288_448 + 2 * 1_765_000_000) / GIB),
-        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8}}}},
-         (6_525_288_448 + 2 * 1_765_000_000) / GIB),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8}}}},
+            (6_525_288_448 + 2 * 1_765_000_000) / GIB,
+        ),
     ],
-)  # fmt: skip
+)
 def test_quantized_layers_are_the_language_models(quantization: dict[str, Any], gib: float) -> None:
     found = sizes({**QWEN2_VL_7B, "quantization_config": quantization})
     assert found.weight_bytes("auto") / GIB == pytest.approx(gib, rel=0.01)
@@ -183,8 +207,15 @@ def test_activations_are_what_transformers_saves(is_lora: bool) -> None:
     from transformers import Qwen2Config, Qwen2Model
 
     width, inner, layers, tokens = 512, 1536, 2, 384
-    config = Qwen2Config(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=4,
-                         num_key_value_heads=2, vocab_size=64, attn_implementation="sdpa")  # fmt: skip
+    config = Qwen2Config(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+        attn_implementation="sdpa",
+    )
     model: Any = Qwen2Model(config)
     if is_lora:
         names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -205,8 +236,14 @@ def test_activations_are_what_transformers_saves(is_lora: bool) -> None:
     assert output.last_hidden_state.shape == (1, tokens, width)
     # What has no dimension of tokens is a weight's copy in the other format.
     saved = sum(x.untyped_storage().nbytes() for at, x in kept.items() if at not in weights and tokens in x.shape)
-    shape = {**QWEN2_VL_2B, "hidden_size": width, "intermediate_size": inner, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "num_hidden_layers": layers}  # fmt: skip
+    shape = {
+        **QWEN2_VL_2B,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": layers,
+    }
     assert layer_bytes_per_token(sizes(shape), is_lora) == pytest.approx(saved / layers / tokens, rel=0.08)
 
 
@@ -215,8 +252,14 @@ def test_activations_are_what_transformers_saves(is_lora: bool) -> None:
 
 def tree(run_dir: Path, **more: Any) -> dict[str, Any]:
     student = {"name": "small", "model": "one", "level": {"replay_share": 0.5}}
-    return {"run_dir": str(run_dir), "task": "demo_world", "source": {"path": "/images", "shard_size": 100},
-            "teacher": {"model": "big"}, "students": [student], **more}  # fmt: skip
+    return {
+        "run_dir": str(run_dir),
+        "task": "demo_world",
+        "source": {"path": "/images", "shard_size": 100},
+        "teacher": {"model": "big"},
+        "students": [student],
+        **more,
+    }
 
 
 def measured_run(root: Path) -> Run:
@@ -224,9 +267,12 @@ def measured_run(root: Path) -> Run:
     workers."""
     run = Run(open_storage(str(root)))
     config = RunConfig.model_validate(
-        tree(root, students=[{"name": "small", "model": "one", "num_replicas": 2, "level": {"num_workers": 2}}],
-             evaluate={"benchmarks": [{"name": "held", "path": "q.jsonl"}]})
-    )  # fmt: skip
+        tree(
+            root,
+            students=[{"name": "small", "model": "one", "num_replicas": 2, "level": {"num_workers": 2}}],
+            evaluate={"benchmarks": [{"name": "held", "path": "q.jsonl"}]},
+        )
+    )
     run.record_config(config, {})
     run.write_json("corpus/manifest.json", {"num_images": 1000, "num_shards": 10})
     phases = {
@@ -259,10 +305,10 @@ def times(sizing: Sizing) -> dict[str, float | None]:
 
 def test_students_that_were_asked_in_one_engine_each_took_their_share_of_it(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "earlier")
-    alone = Measured(run)
+    alone = RunRates(run)
     phase = run.read_json("phases/identify.small.json")
     run.write_json("phases/identify.small.json", {**phase, "num_images_by_models": 4 * phase["num_images"]})
-    together = Measured(run)
+    together = RunRates(run)
     rates = [found.identification("small", "one") for found in (alone, together)]
     assert rates == [200.0, 800.0]
     assert [found.tokens_per_image("identify.small") for found in (alone, together)] == [100.0, 25.0]
@@ -271,8 +317,12 @@ def test_students_that_were_asked_in_one_engine_each_took_their_share_of_it(tmp_
 def test_a_run_is_predicted_from_another(tmp_path: Path) -> None:
     measured_run(tmp_path / "earlier")
     new = {"name": "new", "model": "one", "num_replicas": 4, "level": {"replay_share": 0.5}}
-    config = tree(tmp_path / "run", students=[new], plan={"from_run": str(tmp_path / "earlier"), "num_images": 10_000},
-                  evaluate={"benchmarks": [{"name": "held", "path": "q.jsonl", "limit": 100}]})  # fmt: skip
+    config = tree(
+        tmp_path / "run",
+        students=[new],
+        plan={"from_run": str(tmp_path / "earlier"), "num_images": 10_000},
+        evaluate={"benchmarks": [{"name": "held", "path": "q.jsonl", "limit": 100}]},
+    )
     found = times(planned(config))
     # Starts: (60 - 20) / 2 attempts, 25 - 2.5, 30 - 10, and the median for a check. Training: 75 - 400 / 16.
     assert found == {
@@ -292,8 +342,15 @@ def test_a_run_is_predicted_from_another(tmp_path: Path) -> None:
 
 def test_what_is_given_goes_before_what_was_measured(tmp_path: Path) -> None:
     measured_run(tmp_path / "earlier")
-    plan = {"from_run": str(tmp_path / "earlier"), "num_images": 100, "teacher_images_per_s": 10, "engine_start_s": 0,
-            "parity_share": 0.1, "samples_per_s": 5, "training_start_s": 1}  # fmt: skip
+    plan = {
+        "from_run": str(tmp_path / "earlier"),
+        "num_images": 100,
+        "teacher_images_per_s": 10,
+        "engine_start_s": 0,
+        "parity_share": 0.1,
+        "samples_per_s": 5,
+        "training_start_s": 1,
+    }
     sizing = planned(tree(tmp_path / "run", plan=plan))
     assert times(sizing)["annotate"] == pytest.approx(10)
     assert times(sizing)["level small"] == pytest.approx(1 + 15 / 5)
@@ -304,8 +361,9 @@ def test_what_is_given_goes_before_what_was_measured(tmp_path: Path) -> None:
 def test_every_arm_is_trained_checked_and_measured(tmp_path: Path) -> None:
     measured_run(tmp_path / "before")
     plan = {"from_run": str(tmp_path / "before"), "num_images": 2000, "parity_share": 0.1}
-    config = tree(tmp_path / "run", plan=plan,
-                  evaluate={"benchmarks": [{"path": "q.jsonl", "limit": 100}], "teacher": False})  # fmt: skip
+    config = tree(
+        tmp_path / "run", plan=plan, evaluate={"benchmarks": [{"path": "q.jsonl", "limit": 100}], "teacher": False}
+    )
     config["annotate"] = {"num_questions": 2}
     config["students"][0] |= {"arms": ["parity", "all", "random", "labels"], "labels": {"path": "l.jsonl"}}
     counts = {phase.name: phase.count for phase in planned(config).phases}
@@ -378,9 +436,19 @@ def checkpoint(folder: Path, settings: dict[str, Any]) -> str:
 def on_gpus(tmp_path: Path, gpu: str) -> dict[str, Any]:
     teacher, student = (checkpoint(tmp_path / n, c) for n, c in (("7b", QWEN2_VL_7B), ("2b", QWEN2_VL_2B)))
     asked = {"gpus_per_replica": 1, "engine": {"max_model_len": 4096}}
-    return tree(tmp_path / "run", teacher={"model": teacher, **asked}, plan={"num_images": 1000, "gpu": gpu},
-                students=[{"name": "small", "model": student, **asked,
-                           "level": {"gpus_per_worker": 1, "gradient_checkpointing": True}}])  # fmt: skip
+    return tree(
+        tmp_path / "run",
+        teacher={"model": teacher, **asked},
+        plan={"num_images": 1000, "gpu": gpu},
+        students=[
+            {
+                "name": "small",
+                "model": student,
+                **asked,
+                "level": {"gpus_per_worker": 1, "gradient_checkpointing": True},
+            }
+        ],
+    )
 
 
 def test_estimates_go_by_the_gpu_and_say_so(tmp_path: Path) -> None:

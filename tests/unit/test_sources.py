@@ -17,17 +17,17 @@ from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
-from mpa_ray.corpus.decode import ImageProblem
-from mpa_ray.corpus.in_order import in_order
 from mpa_ray.corpus.index import cut, index_source, list_images
 from mpa_ray.corpus.locator import Locator, Span
+from mpa_ray.corpus.ordered_prefetch import in_order
 from mpa_ray.corpus.places.gcs import ArrowPlace
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.corpus.sources.open import kind_of
 from mpa_ray.errors import ConfigError
+from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import ImageRef, Reason
-from mpa_ray.store.run import Run
+from mpa_ray.run.run import Run
 from tests.sources import (
     KINDS,
     Maker,

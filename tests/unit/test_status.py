@@ -16,9 +16,9 @@ import pytest
 from mpa_ray.config import RunConfig
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import Annotation, ImageRef, Verdict
-from mpa_ray.report.status import Step, render_status, status
-from mpa_ray.store.run import Run
-from mpa_ray.store.storage import open_storage
+from mpa_ray.report.status import PhaseStatus, render_status, status
+from mpa_ray.run.run import Run
+from mpa_ray.storage.storage import open_storage
 from tests.s3_server import CREDENTIALS, s3_server
 
 ROOT = Path(__file__).parents[2]
@@ -29,8 +29,9 @@ def begun(root: str, num_annotated: int = 2, students: tuple[str, ...] = ("small
     """A run of 3 shards with 2, 2 and 1 images, the first of them annotated."""
     run = Run(open_storage(root))
     models = [{"name": name, "model": name} for name in students]
-    config = RunConfig.model_validate({"run_dir": root, "source": {"path": "/images"}, "teacher": {"model": "t"},
-                                       "students": models, **more})  # fmt: skip
+    config = RunConfig.model_validate(
+        {"run_dir": root, "source": {"path": "/images"}, "teacher": {"model": "t"}, "students": models, **more}
+    )
     run.record_config(config, {})
     refs = [ImageRef(f"{i}.png", f"/images/{i}.png", 10) for i in range(5)]
     for number, shard in enumerate((refs[:2], refs[2:4], refs[4:])):
@@ -45,7 +46,7 @@ def begun(root: str, num_annotated: int = 2, students: tuple[str, ...] = ("small
     return run
 
 
-def step(run: Run, name: str, **settings: Any) -> Step:
+def step(run: Run, name: str, **settings: Any) -> PhaseStatus:
     return next(s for s in status(run, **settings).steps if s.name == name)
 
 
@@ -132,14 +133,20 @@ def test_rates_are_those_of_engines_at_work(tmp_path: Path) -> None:
 
 
 def test_benchmarks_are_listed_by_model(tmp_path: Path) -> None:
-    benchmarks = {"benchmarks": [{"path": "q.jsonl", "name": "heldout"}], "teacher": False,
-                  "models": [{"name": "rival", "model": "other/vlm"}]}  # fmt: skip
+    benchmarks = {
+        "benchmarks": [{"path": "q.jsonl", "name": "heldout"}],
+        "teacher": False,
+        "models": [{"name": "rival", "model": "other/vlm"}],
+    }
     run = begun(str(tmp_path), students=("small",), evaluate=benchmarks)
     run.write_json("evaluation/heldout/manifest.json", {"num_images": 2, "num_shards": 1})
     run.predictions("heldout", "rival").commit("000000", [])
     states = {s.name: s.state for s in status(run).steps if s.name.startswith("evaluate")}
-    assert states == {"evaluate small.before on heldout": "not begun", "evaluate small.after on heldout": "not begun",
-                      "evaluate rival on heldout": "done"}  # fmt: skip
+    assert states == {
+        "evaluate small.before on heldout": "not begun",
+        "evaluate small.after on heldout": "not begun",
+        "evaluate rival on heldout": "done",
+    }
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:

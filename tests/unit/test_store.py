@@ -13,13 +13,13 @@ import pytest
 
 from mpa_ray.errors import ConfigError, FingerprintMismatch
 from mpa_ray.records import Annotation, ImageRef, Verdict, arrow_schema, from_table, to_table
+from mpa_ray.run.audit import audit
+from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.garbage import Collected, collect_garbage
+from mpa_ray.run.parity_export import export_parity
+from mpa_ray.run.run import Run
 from mpa_ray.stages.judge import parity_samples
-from mpa_ray.store.audit import audit
-from mpa_ray.store.dataset import ShardedDataset
-from mpa_ray.store.garbage import Collected, collect_garbage
-from mpa_ray.store.parity import export_parity
-from mpa_ray.store.run import Run
-from mpa_ray.store.storage import LocalStorage, open_storage
+from mpa_ray.storage.storage import LocalStorage, open_storage
 from mpa_ray.tasks.library import TASKS
 
 REFS = [ImageRef(f"{i}.png", f"/images/{i}.png", 10) for i in range(4)]
@@ -64,11 +64,11 @@ def test_what_has_no_marker_is_not_read(tmp_path: Path) -> None:
 
 def test_settings_may_change_until_the_first_rows_are_there(tmp_path: Path) -> None:
     run = Run.open(str(tmp_path))
-    run.claim("annotations", {"prompt": "Ask.", "top_p": 0.9})
-    run.claim("annotations", {"prompt": "Beg.", "top_p": 0.9})
+    run.register_fingerprint("annotations", {"prompt": "Ask.", "top_p": 0.9})
+    run.register_fingerprint("annotations", {"prompt": "Beg.", "top_p": 0.9})
     run.annotations.commit("000000", [])
-    run.claim("annotations", {"prompt": "Beg.", "top_p": 0.9})
-    for check in (run.claim, run.hold_against):
+    run.register_fingerprint("annotations", {"prompt": "Beg.", "top_p": 0.9})
+    for check in (run.register_fingerprint, run.check_fingerprint):
         with pytest.raises(FingerprintMismatch, match=r"prompt: was 'Beg\.', now 'Ask\.'") as caught:
             check("annotations", {"prompt": "Ask.", "top_p": 0.9})
         assert "top_p" not in str(caught.value)
@@ -76,10 +76,10 @@ def test_settings_may_change_until_the_first_rows_are_there(tmp_path: Path) -> N
 
 def test_another_student_keeps_the_teachers_work(tmp_path: Path) -> None:
     run = Run.open(str(tmp_path))
-    run.claim("verdicts/small", {"small.model": "a"})
+    run.register_fingerprint("verdicts/small", {"small.model": "a"})
     run.verdicts("small").commit("000000", [])
     with pytest.raises(FingerprintMismatch, match="rename student small: the teacher's work is kept"):
-        run.claim("verdicts/small", {"small.model": "b"})
+        run.register_fingerprint("verdicts/small", {"small.model": "b"})
 
 
 def test_an_unwritable_run_directory_is_named(tmp_path: Path) -> None:

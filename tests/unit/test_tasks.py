@@ -10,7 +10,7 @@ import yaml
 
 from mpa_ray.config import NumericMatch, RunConfig
 from mpa_ray.errors import ConfigError
-from mpa_ray.preflight import task_of
+from mpa_ray.phases.preflight import task_of
 from mpa_ray.tasks.library import TASKS
 from mpa_ray.tasks.task import PREAMBLE, load_task
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from mpa_ray.engine import vllm_engine
+from mpa_ray.engine.vllm import engine as vllm_engine
 from mpa_ray.errors import ConfigError
 
 

@@ -20,8 +20,9 @@ def cloud_storage() -> ArrowPlace:
     try:
         from pyarrow.fs import GcsFileSystem
     except ImportError as error:
-        raise ConfigError("source.path", "gs://", "needs a pyarrow with Google Cloud Storage.",
-                          "Install pyarrow from its wheels.") from error  # fmt: skip
+        raise ConfigError(
+            "source.path", "gs://", "needs a pyarrow with Google Cloud Storage.", "Install pyarrow from its wheels."
+        ) from error
     return ArrowPlace(GcsFileSystem(), "gs://")
 
 
@@ -33,8 +34,10 @@ class ArrowPlace:
 
     def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:  # noqa: ARG002
         folder = self._path(root).rstrip("/")
-        found = (Entry(info.path[len(folder) + 1 :], self._scheme + info.path, info.size)
-                 for info in self._walk(folder, root))  # fmt: skip
+        found = (
+            Entry(info.path[len(folder) + 1 :], self._scheme + info.path, info.size)
+            for info in self._walk(folder, root)
+        )
         return dropwhile(lambda e: e.path.encode() <= after.encode(), found) if after else found
 
     def size(self, uri: str) -> int:
@@ -52,8 +55,9 @@ class ArrowPlace:
         try:
             infos = self._files.get_file_info(FileSelector(folder))
         except OSError as error:
-            raise ConfigError("source.path", root, f"cannot be listed ({error}).",
-                              "Check the bucket and your credentials.") from error  # fmt: skip
+            raise ConfigError(
+                "source.path", root, f"cannot be listed ({error}).", "Check the bucket and your credentials."
+            ) from error
         names = {info.base_name + "/" * (info.type == FileType.Directory): info for info in infos}
         for name in sorted(names, key=str.encode):
             if name.endswith("/"):

@@ -46,8 +46,12 @@ def _walk(folder: Path, path: str, above: frozenset[tuple[int, int]]) -> Iterato
             entries = {_text(entry.name) + "/" * entry.is_dir(): entry for entry in scan}
         place = folder.stat()
     except OSError as error:
-        raise ConfigError("source.path", str(folder), f"cannot be listed ({error.strerror}).",
-                          "Mend its permissions, or leave it out.") from error  # fmt: skip
+        raise ConfigError(
+            "source.path",
+            str(folder),
+            f"cannot be listed ({error.strerror}).",
+            "Mend its permissions, or leave it out.",
+        ) from error
     here = (place.st_dev, place.st_ino)
     if here in above:
         # A link back to a folder that we are in.

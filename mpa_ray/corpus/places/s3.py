@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 
 from mpa_ray.config import ObjectStoreConfig
-from mpa_ray.corpus.in_order import in_order
+from mpa_ray.corpus.ordered_prefetch import in_order
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.errors import ConfigError
-from mpa_ray.object_store import FoundObject, ObjectStore, split_uri
+from mpa_ray.storage.object_store import FoundObject, ObjectStore, split_uri
 
 
 class S3Place:
@@ -19,16 +19,21 @@ class S3Place:
     def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:
         bucket, prefix = split_uri(root.rstrip("/") + "/")
         try:
-            listings = [partial(self._listing, bucket, part, prefix + after)
-                        for part in self._parts(bucket, prefix, num_listers)
-                        if not after or part.encode() >= (prefix + after).encode() or (prefix + after).startswith(part)
-                        ]  # fmt: skip
+            listings = [
+                partial(self._listing, bucket, part, prefix + after)
+                for part in self._parts(bucket, prefix, num_listers)
+                if not after or part.encode() >= (prefix + after).encode() or (prefix + after).startswith(part)
+            ]
             for found in in_order(listings, num_listers):
                 if not found.key.endswith("/"):
                     yield Entry(found.key.removeprefix(prefix), f"s3://{bucket}/{found.key}", found.num_bytes)
         except OSError as error:
-            raise ConfigError("source.path", root, f"cannot be listed ({error}).",
-                              "Check the bucket, object_store and your credentials.") from error  # fmt: skip
+            raise ConfigError(
+                "source.path",
+                root,
+                f"cannot be listed ({error}).",
+                "Check the bucket, object_store and your credentials.",
+            ) from error
 
     def size(self, uri: str) -> int:
         return self._store.size(*split_uri(uri))

@@ -40,8 +40,12 @@ def open_source(config: SourceConfig, places: Places) -> Source:
         ConfigError: it is of no kind that is read here.
     """
     if config.path.startswith(("http://", "https://")) and "http" not in config.allow:
-        raise ConfigError("source.path", config.path, "is fetched from the web, which is refused.",
-                          "Copy it, or add 'http' to source.allow.")  # fmt: skip
+        raise ConfigError(
+            "source.path",
+            config.path,
+            "is fetched from the web, which is refused.",
+            "Copy it, or add 'http' to source.allow.",
+        )
     # Workers have other working directories.
     config = config.model_copy(update={"path": resolve_path(config.path)})
     return KINDS[kind_of(config, places)](config, places)
@@ -70,6 +74,10 @@ def _is_there(places: Places, config: SourceConfig, uri: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise ConfigError("source.path", config.path, f"cannot be read ({error.strerror or error}).",
-                          "Check the path, object_store and your credentials.") from error  # fmt: skip
+        raise ConfigError(
+            "source.path",
+            config.path,
+            f"cannot be read ({error.strerror or error}).",
+            "Check the path, object_store and your credentials.",
+        ) from error
     return True

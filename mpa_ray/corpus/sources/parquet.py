@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator
 from mpa_ray.corpus.places.place import Entry, Places
-from mpa_ray.corpus.sources.source import Admission, Files, Rows, in_containers
+from mpa_ray.corpus.sources.source import Files, Rows, UriPolicy, in_containers
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
 
@@ -24,7 +24,7 @@ class ParquetFiles:
 
     def __init__(self, config: SourceConfig, places: Places) -> None:
         self._config, self._places = config, places
-        self._rows, self._admission = Rows(config), Admission(config)
+        self._rows, self._uri_policy = Rows(config), UriPolicy(config)
         self._files = Files(places, config.path, ENDINGS, config.num_listers)
 
     def images(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
@@ -35,8 +35,12 @@ class ParquetFiles:
             with self._places.open(entry.uri) as content, pq.ParquetFile(content, pre_buffer=False) as file:
                 yield from self._images_of(file, entry)
         except (OSError, pa.ArrowInvalid) as error:
-            raise ConfigError("source.path", self._config.path, f"{entry.path} is not to be read as Parquet ({error}).",
-                              "Mend it, or leave it out.") from error  # fmt: skip
+            raise ConfigError(
+                "source.path",
+                self._config.path,
+                f"{entry.path} is not to be read as Parquet ({error}).",
+                "Mend it, or leave it out.",
+            ) from error
 
     def _images_of(self, file: pq.ParquetFile, entry: Entry) -> Iterator[ImageRef]:
         column = self._config.image_column
@@ -55,9 +59,13 @@ class ParquetFiles:
         found = (values[outer] or {}).get(inner) if inner else values[outer]
         where = f"{entry.path}, row {number}"
         if not found:
-            raise ConfigError("source.path", self._config.path, f"{where}: neither bytes nor a URI in {outer!r}.",
-                              "Leave the row out.")  # fmt: skip
-        return self._admission.uri(found, entry.uri, where)
+            raise ConfigError(
+                "source.path",
+                self._config.path,
+                f"{where}: neither bytes nor a URI in {outer!r}.",
+                "Leave the row out.",
+            )
+        return self._uri_policy.uri(found, entry.uri, where)
 
 
 def _column_of_uris(file: pq.ParquetFile, column: str, path: str) -> str | None:
@@ -69,8 +77,12 @@ def _column_of_uris(file: pq.ParquetFile, column: str, path: str) -> str | None:
         return f"{column}.path" if _all_null(file, f"{column}.bytes") else None
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return None
-    raise ConfigError("source.image_column", column, f"is {kind} in {path}.",
-                      "Choose one with bytes, URIs, or a struct of `bytes` and `path`.")  # fmt: skip
+    raise ConfigError(
+        "source.image_column",
+        column,
+        f"is {kind} in {path}.",
+        "Choose one with bytes, URIs, or a struct of `bytes` and `path`.",
+    )
 
 
 def _all_null(file: pq.ParquetFile, leaf: str) -> bool:

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 
 from mpa_ray.config import SourceConfig
-from mpa_ray.corpus.in_order import in_order
 from mpa_ray.corpus.locator import Locator, Span
+from mpa_ray.corpus.ordered_prefetch import in_order
 from mpa_ray.corpus.places.place import Places
-from mpa_ray.corpus.sources.source import Admission, Rows, behind
+from mpa_ray.corpus.sources.source import Rows, UriPolicy, behind
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
 
@@ -30,7 +30,7 @@ class SavedDataset:
 
     def __init__(self, config: SourceConfig, places: Places) -> None:
         self._config, self._places = config, places
-        self._rows, self._admission = Rows(config), Admission(config)
+        self._rows, self._uri_policy = Rows(config), UriPolicy(config)
 
     def images(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
         found = in_order((partial(self._images_in, name) for name in self._file_names()), self._config.num_listers)
@@ -42,17 +42,25 @@ class SavedDataset:
             files = json.loads(self._places.of(state).read(state))["_data_files"]
             return [file["filename"] for file in files]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError("source.path", self._config.path, f"has no {STATE_FILE} of a saved dataset ({error}).",
-                              "Give a folder that Dataset.save_to_disk wrote.") from error  # fmt: skip
+            raise ConfigError(
+                "source.path",
+                self._config.path,
+                f"has no {STATE_FILE} of a saved dataset ({error}).",
+                "Give a folder that Dataset.save_to_disk wrote.",
+            ) from error
 
     def _images_in(self, name: str) -> Iterator[ImageRef]:
-        self._admission.below(name, STATE_FILE)
+        self._uri_policy.below(name, STATE_FILE)
         uri = f"{self._config.path.rstrip('/')}/{name}"
         try:
             yield from self._images_of(uri, name)
         except (OSError, pa.ArrowInvalid, struct.error) as error:
-            raise ConfigError("source.path", self._config.path, f"{name} is not to be read as Arrow ({error}).",
-                              "Save the dataset anew.") from error  # fmt: skip
+            raise ConfigError(
+                "source.path",
+                self._config.path,
+                f"{name} is not to be read as Arrow ({error}).",
+                "Save the dataset anew.",
+            ) from error
 
     def _images_of(self, uri: str, name: str) -> Iterator[ImageRef]:
         place, column = self._places.of(uri), self._config.image_column
@@ -66,8 +74,11 @@ class SavedDataset:
                 content = place.read(uri, batch.span.first, batch.span.num_bytes) if wanted else b""
                 values = _values(content, schema, wanted) if wanted else [{}] * batch.num_rows
                 for row in range(batch.num_rows):
-                    locator = (self._admission.uri(values[row][column], uri, f"{name}, row {number}") if has_uris
-                               else str(Locator(uri, batch.span, row, column)))  # fmt: skip
+                    locator = (
+                        self._uri_policy.uri(values[row][column], uri, f"{name}, row {number}")
+                        if has_uris
+                        else str(Locator(uri, batch.span, row, column))
+                    )
                     yield self._rows.ref(name, number, values[row], locator)
                     number += 1
 

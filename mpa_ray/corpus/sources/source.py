@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mpa_ray.config import SourceConfig
-from mpa_ray.corpus.in_order import in_order
 from mpa_ray.corpus.locator import Locator
+from mpa_ray.corpus.ordered_prefetch import in_order
 from mpa_ray.corpus.places.place import Entry, Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
@@ -60,8 +60,12 @@ class Files:
         try:
             return Entry(self.path.rpartition("/")[2], self.path, self.places.of(self.path).size(self.path))
         except OSError as error:
-            raise ConfigError("source.path", self.path, f"cannot be read ({error.strerror or error}).",
-                              "Check the path and your permissions.") from error  # fmt: skip
+            raise ConfigError(
+                "source.path",
+                self.path,
+                f"cannot be read ({error.strerror or error}).",
+                "Check the path and your permissions.",
+            ) from error
 
     def _is_file(self) -> bool:
         return self.path.lower().endswith(self.endings) and not Path(self.path).is_dir()
@@ -110,13 +114,17 @@ def behind(images: Iterator[ImageRef], last: ImageRef, path: str) -> Iterator[Im
     """What follows the image `last`."""
     found = next((ref for ref in images if ref.image_id == last.image_id), None)
     if found is None:
-        raise ConfigError("source.path", path, f"no longer holds {last.image_id}, up to which it is indexed.",
-                          "Restore it, or begin anew in another run_dir.")  # fmt: skip
+        raise ConfigError(
+            "source.path",
+            path,
+            f"no longer holds {last.image_id}, up to which it is indexed.",
+            "Restore it, or begin anew in another run_dir.",
+        )
     yield from images
 
 
 @dataclass(frozen=True)
-class Admission:
+class UriPolicy:
     """Which files the entries of a list may name: who can write a list should not read this machine by it."""
 
     config: SourceConfig
@@ -134,8 +142,12 @@ class Admission:
         if separator and scheme in ("http", "https"):
             self._need("http", entry, where, "is fetched from the web")
         elif separator and scheme != "file":
-            raise ConfigError("source.path", self.config.path, f"{where}: {entry!r} is no kind of URI that is read.",
-                              "Use s3://, gs:// or paths.")  # fmt: skip
+            raise ConfigError(
+                "source.path",
+                self.config.path,
+                f"{where}: {entry!r} is no kind of URI that is read.",
+                "Use s3://, gs:// or paths.",
+            )
         elif is_remote and (separator or entry.startswith("/")):
             self._need("local_files", entry, where, "is a file of this machine in a list from elsewhere")
         elif not separator and not entry.startswith("/"):
@@ -150,8 +162,12 @@ class Admission:
 
     def _need(self, permission: str, entry: str, where: str, why: str) -> None:
         if permission not in self.config.allow:
-            raise ConfigError("source.path", self.config.path, f"{where}: {entry!r} {why}, which is refused.",
-                              f"Leave it out, or add {permission!r} to source.allow.")  # fmt: skip
+            raise ConfigError(
+                "source.path",
+                self.config.path,
+                f"{where}: {entry!r} {why}, which is refused.",
+                f"Leave it out, or add {permission!r} to source.allow.",
+            )
 
 
 @dataclass(frozen=True)
@@ -171,8 +187,9 @@ class Rows:
         asked += [("metadata", name) for name in self.config.metadata]
         for field, name in asked:
             if name is not None and name not in names:
-                raise ConfigError(f"source.{field}", name, f"is no column of {where}.",
-                                  f"Choose from {', '.join(map(repr, names))}.")  # fmt: skip
+                raise ConfigError(
+                    f"source.{field}", name, f"is no column of {where}.", f"Choose from {', '.join(map(repr, names))}."
+                )
 
     def ref(self, container: str, row: int, values: Mapping[str, Any], uri: str) -> ImageRef:
         """The reference to row number `row` of a file."""
@@ -180,8 +197,12 @@ class Rows:
         if self.config.id_column is not None:
             value = values.get(self.config.id_column)
             if value is None or value == "":
-                raise ConfigError("source.id_column", self.config.id_column, f"is empty in {image_id}.",
-                                  "Fill it, or leave id_column out.")  # fmt: skip
+                raise ConfigError(
+                    "source.id_column",
+                    self.config.id_column,
+                    f"is empty in {image_id}.",
+                    "Fill it, or leave id_column out.",
+                )
             image_id = str(value)
         return ImageRef(image_id, uri, None, carried({name: values.get(name) for name in self.config.metadata}))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.places.place import Places
-from mpa_ray.corpus.sources.source import Admission, Rows, behind
+from mpa_ray.corpus.sources.source import Rows, UriPolicy, behind
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
 
@@ -22,7 +22,7 @@ class UriList:
 
     def __init__(self, config: SourceConfig, places: Places) -> None:
         self._config, self._places = config, places
-        self._rows, self._admission = Rows(config), Admission(config)
+        self._rows, self._uri_policy = Rows(config), UriPolicy(config)
         self._name = config.path.rpartition("/")[2]
 
     def images(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
@@ -34,10 +34,13 @@ class UriList:
             entry = values.get(self._config.image_column)
             where = f"row {number}"
             if not isinstance(entry, str) or not entry:
-                raise ConfigError("source.path", self._config.path,
-                                  f"{where}: no URI in {self._config.image_column!r}.",
-                                  "Fill it, or leave the row out.")  # fmt: skip
-            yield self._rows.ref(self._name, number, values, self._admission.uri(entry, self._config.path, where))
+                raise ConfigError(
+                    "source.path",
+                    self._config.path,
+                    f"{where}: no URI in {self._config.image_column!r}.",
+                    "Fill it, or leave the row out.",
+                )
+            yield self._rows.ref(self._name, number, values, self._uri_policy.uri(entry, self._config.path, where))
 
     def _values(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Rows by number, from 1 on; blank lines are passed over."""
@@ -50,8 +53,9 @@ class UriList:
                 else:
                     yield from self._of_text(file)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise ConfigError("source.path", self._config.path, f"cannot be read ({error}).",
-                              "Give a list in UTF-8.") from error  # fmt: skip
+            raise ConfigError(
+                "source.path", self._config.path, f"cannot be read ({error}).", "Give a list in UTF-8."
+            ) from error
 
     def _of_text(self, file: io.TextIOWrapper) -> Iterator[tuple[int, dict[str, Any]]]:
         self._rows.check([self._config.image_column], self._name)
@@ -70,10 +74,18 @@ class UriList:
             try:
                 values = json.loads(line)
             except ValueError as error:
-                raise ConfigError("source.path", self._config.path, f"row {number} is not JSON ({error}).",
-                                  "Write one object on each line.") from error  # fmt: skip
+                raise ConfigError(
+                    "source.path",
+                    self._config.path,
+                    f"row {number} is not JSON ({error}).",
+                    "Write one object on each line.",
+                ) from error
             if not isinstance(values, dict):
-                raise ConfigError("source.path", self._config.path, f"row {number} is no JSON object.",
-                                  "Write one object on each line.")  # fmt: skip
+                raise ConfigError(
+                    "source.path",
+                    self._config.path,
+                    f"row {number} is no JSON object.",
+                    "Write one object on each line.",
+                )
             self._rows.check(list(values), f"row {number}")
             yield number, values

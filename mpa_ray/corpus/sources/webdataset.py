@@ -12,7 +12,7 @@ from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator, Span
 from mpa_ray.corpus.places.place import Entry, Places
 from mpa_ray.corpus.sources.images import image_endings
-from mpa_ray.corpus.sources.source import Admission, Files, carried, in_containers
+from mpa_ray.corpus.sources.source import Files, UriPolicy, carried, in_containers
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
 
@@ -26,10 +26,14 @@ class WebDataset:
 
     def __init__(self, config: SourceConfig, places: Places) -> None:
         if config.path.lower().endswith(_COMPRESSED):
-            raise ConfigError("source.path", config.path, "is compressed, so no image in it can be read by itself.",
-                              "Unpack it to plain .tar files.")  # fmt: skip
+            raise ConfigError(
+                "source.path",
+                config.path,
+                "is compressed, so no image in it can be read by itself.",
+                "Unpack it to plain .tar files.",
+            )
         self._config, self._places = config, places
-        self._admission = Admission(config)
+        self._uri_policy = UriPolicy(config)
         self._image_endings = image_endings(config)
         self._files = Files(places, config.path, ENDINGS, config.num_listers)
 
@@ -43,15 +47,19 @@ class WebDataset:
                 for _, members in groupby(self._members(tar, entry), key=lambda member: _stem(member.name)):
                     yield from self._images_of(tar, list(members), entry, seen)
         except (OSError, ValueError, tarfile.TarError) as error:
-            raise ConfigError("source.path", self._config.path, f"{entry.path} is not to be read as a tar ({error}).",
-                              "Mend it, or leave it out.") from error  # fmt: skip
+            raise ConfigError(
+                "source.path",
+                self._config.path,
+                f"{entry.path} is not to be read as a tar ({error}).",
+                "Mend it, or leave it out.",
+            ) from error
 
     def _members(self, tar: tarfile.TarFile, entry: Entry) -> Iterator[tarfile.TarInfo]:
         for member in tar:
             # tarfile keeps all that it has met.
             tar.members = []  # type: ignore[attr-defined]
             if member.isfile() and not member.issparse():
-                self._admission.below(member.name, entry.path)
+                self._uri_policy.below(member.name, entry.path)
                 yield member
 
     def _images_of(
@@ -75,9 +83,9 @@ class WebDataset:
         if "json" in parts:
             found = json.loads(_text(tar, parts["json"]))
             keys = found if isinstance(found, dict) else {}
-        return carried({
-            name: _text(tar, parts[name]) if name in parts else keys.get(name) for name in self._config.metadata
-        })  # fmt: skip
+        return carried(
+            {name: _text(tar, parts[name]) if name in parts else keys.get(name) for name in self._config.metadata}
+        )
 
 
 def _stem(name: str) -> str:

@@ -39,10 +39,10 @@ BENCHMARKS = {
         Benchmark("textvqa", "textvqa_m4c", read_textvqa, ("arXiv 1904.08920", "textvqa.org")),
         Benchmark("stvqa", "anls", read_stvqa, ("arXiv 1905.13648", "rrc.cvc.uab.es, challenge 11")),
         Benchmark("chartqa", "relaxed_accuracy", read_chartqa, ("arXiv 2203.10244", "github.com/vis-nlp/ChartQA")),
-        Benchmark("okvqa", "vqa_accuracy", read_vqa, ("arXiv 1906.00067", "okvqa.allenai.org"),
-                  frozenset({"annotations"})),
-        Benchmark("vqav2", "vqa_accuracy", read_vqa, ("arXiv 1612.00837", "visualqa.org"),
-                  frozenset({"annotations"})),
+        Benchmark(
+            "okvqa", "vqa_accuracy", read_vqa, ("arXiv 1906.00067", "okvqa.allenai.org"), frozenset({"annotations"})
+        ),
+        Benchmark("vqav2", "vqa_accuracy", read_vqa, ("arXiv 1612.00837", "visualqa.org"), frozenset({"annotations"})),
         Benchmark("docvqa", "anls", read_documents, ("arXiv 2007.00398", "rrc.cvc.uab.es, challenge 17")),
         Benchmark("infovqa", "anls", read_documents, ("arXiv 2104.12756", "rrc.cvc.uab.es, challenge 17")),
         Benchmark("gqa", "exact_match", read_gqa, ("arXiv 1902.09506", "cs.stanford.edu/people/dorarad/gqa")),
@@ -51,7 +51,7 @@ BENCHMARKS = {
         Benchmark("slake", "exact_match", read_slake, ("arXiv 2102.09542", "www.med-vqa.com/slake")),
         Benchmark("questions", "exact_match", read_questions, ("the user",), frozenset({"columns"})),
     )
-}  # fmt: skip
+}
 
 
 def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQuestion]:
@@ -66,8 +66,12 @@ def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQu
     uris: dict[str, str] = {}
     for question in benchmark.read(Inputs(spec, places)):
         if question.question_id in seen:
-            raise ConfigError("benchmark.path", spec.path, f"has question_id {question.question_id!r} twice.",
-                              "Give one split, and make the ids unique.")  # fmt: skip
+            raise ConfigError(
+                "benchmark.path",
+                spec.path,
+                f"has question_id {question.question_id!r} twice.",
+                "Give one split, and make the ids unique.",
+            )
         seen.add(question.question_id)
         # Mirrors repeat an image in each of its rows; its first will do for all.
         uri = uris.setdefault(question.image_id, question.uri)

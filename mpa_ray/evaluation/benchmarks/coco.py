@@ -79,8 +79,12 @@ def _annotations_of(inputs: Inputs, file: File) -> File:
     try:
         inputs.places.of(second.uri).size(second.uri)
     except OSError as error:
-        raise ConfigError("benchmark.annotations", None, f"answers absent: there is no {second.uri}.",
-                          "Name the file with the annotations; for a test split there is none.") from error  # fmt: skip
+        raise ConfigError(
+            "benchmark.annotations",
+            None,
+            f"answers absent: there is no {second.uri}.",
+            "Name the file with the annotations; for a test split there is none.",
+        ) from error
     return second
 
 
@@ -102,5 +106,7 @@ def _check_ids(questions: dict[str, Record], annotations: dict[str, Record], sec
     ):
         alone = [question_id for question_id in found if question_id not in others]
         if alone:
-            raise second.error(f"{len(alone)} {what}, the first with question_id {alone[0]!r}.",
-                               "Give the questions and the annotations of the same split.")  # fmt: skip
+            raise second.error(
+                f"{len(alone)} {what}, the first with question_id {alone[0]!r}.",
+                "Give the questions and the annotations of the same split.",
+            )

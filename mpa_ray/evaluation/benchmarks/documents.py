@@ -8,8 +8,18 @@ from mpa_ray.evaluation.benchmarks.inputs import Inputs
 from mpa_ray.evaluation.benchmarks.record import Record
 from mpa_ray.records import LabelledQuestion
 
-_FIELDS = ("questionId", "question", "answers", "answer_type", "question_types", "operation/reasoning",
-           "ucsf_document_id", "ucsf_document_page_no", "image_url", "image_local_name")  # fmt: skip
+_FIELDS = (
+    "questionId",
+    "question",
+    "answers",
+    "answer_type",
+    "question_types",
+    "operation/reasoning",
+    "ucsf_document_id",
+    "ucsf_document_page_no",
+    "image_url",
+    "image_local_name",
+)
 
 
 def read_documents(inputs: Inputs) -> Iterator[LabelledQuestion]:

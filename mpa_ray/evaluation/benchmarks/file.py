@@ -87,8 +87,9 @@ class File:
             return
         found = document.get(key) if isinstance(document, dict) else document
         if not isinstance(found, list):
-            raise self.error(f"has no list {key!r}." if key else "is not a list.",
-                             "Check that the file is of this benchmark.")  # fmt: skip
+            raise self.error(
+                f"has no list {key!r}." if key else "is not a list.", "Check that the file is of this benchmark."
+            )
         yield from ((f"row {number}", entry) for number, entry in enumerate(found))
 
     def _document(self, text: str) -> Any:
@@ -119,8 +120,9 @@ class File:
         try:
             return self.places.of(self.uri).read(self.uri, 0, num_bytes)
         except OSError as error:
-            raise self.error(f"cannot be read ({error.strerror or error}).",
-                             "Check the path, the connection and your permissions.") from error  # fmt: skip
+            raise self.error(
+                f"cannot be read ({error.strerror or error}).", "Check the path, the connection and your permissions."
+            ) from error
 
     def _rows(
         self, file: pq.ParquetFile, columns: Sequence[str], image: str
@@ -128,8 +130,10 @@ class File:
         schema = file.schema_arrow
         wanted = [name for name in columns if name in schema.names and name != image]
         if not wanted:
-            raise self.error(f"has the columns {', '.join(map(repr, schema.names))}, and none of "
-                             f"{', '.join(map(repr, columns))}.", "Check that it is of this benchmark.")  # fmt: skip
+            raise self.error(
+                f"has the columns {', '.join(map(repr, schema.names))}, and none of {', '.join(map(repr, columns))}.",
+                "Check that it is of this benchmark.",
+            )
         names_files = image in schema.names and _names_files(file, image)
         holds_images = image in schema.names and not names_files and _holds_bytes(schema.field(image).type)
         if names_files:

@@ -66,10 +66,18 @@ def _of_split(files: list[File], split: str | None, path: str) -> list[File]:
     if split is not None and named:
         chosen = [file for file in files if file.split == canonical_split(split)]
         if not chosen:
-            raise ConfigError("benchmark.split", split, f"is no split of {path}, which has {', '.join(named)}.",
-                              "Choose one of these.")  # fmt: skip
+            raise ConfigError(
+                "benchmark.split",
+                split,
+                f"is no split of {path}, which has {', '.join(named)}.",
+                "Choose one of these.",
+            )
         return chosen
     if len(named) > 1:
-        raise ConfigError("benchmark.split", split, f"does not tell which of {path}: it has {', '.join(named)}.",
-                          "Choose one of these.")  # fmt: skip
+        raise ConfigError(
+            "benchmark.split",
+            split,
+            f"does not tell which of {path}: it has {', '.join(named)}.",
+            "Choose one of these.",
+        )
     return files

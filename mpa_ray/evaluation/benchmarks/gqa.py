@@ -19,9 +19,12 @@ def read_gqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
     for record in inputs.records(None, _FIELDS):
         image_id = record.text("imageId")
         if held is not None and image_id not in held:
-            raise ConfigError("benchmark.images", inputs.spec.images,
-                              f"has no image {image_id!r}, which question {record.text('id')!r} is about.",
-                              "Give the images of the same split.")  # fmt: skip
+            raise ConfigError(
+                "benchmark.images",
+                inputs.spec.images,
+                f"has no image {image_id!r}, which question {record.text('id')!r} is about.",
+                "Give the images of the same split.",
+            )
         yield LabelledQuestion(
             question_id=record.text("id"),
             image_id=image_id,
@@ -38,8 +41,12 @@ def _held_images(inputs: Inputs) -> dict[str, str] | None:
     if path is None and inputs.files[0].is_parquet:
         path = inputs.spec.path.replace("_instructions", "_images")
         if path == inputs.spec.path:
-            raise ConfigError("benchmark.images", None, "is needed, since this mirror keeps images apart.",
-                              "Give the Parquet files with the images.")  # fmt: skip
+            raise ConfigError(
+                "benchmark.images",
+                None,
+                "is needed, since this mirror keeps images apart.",
+                "Give the Parquet files with the images.",
+            )
     if path is None or not holds_parquet(inputs.places, path, "benchmark.images"):
         return None
     held = {}

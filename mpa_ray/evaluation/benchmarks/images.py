@@ -43,8 +43,10 @@ class Images:
         if separator and scheme in ("s3", "gs"):
             return name
         if separator or ".." in name.split("/") or (name.startswith("/") and "://" in root):
-            raise record.error(f"the image {name!r} leads out of {root}, which is refused.",
-                               "Name a folder above as benchmark.images, and paths below it.")  # fmt: skip
+            raise record.error(
+                f"the image {name!r} leads out of {root}, which is refused.",
+                "Name a folder above as benchmark.images, and paths below it.",
+            )
         return name if name.startswith("/") else f"{root}/{name}"
 
     def _is_there(self, uri: str) -> bool:
@@ -53,8 +55,12 @@ class Images:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise ConfigError("benchmark.images", uri, f"cannot be read ({error.strerror or error}).",
-                              "Check the connection and your credentials.") from error  # fmt: skip
+            raise ConfigError(
+                "benchmark.images",
+                uri,
+                f"cannot be read ({error.strerror or error}).",
+                "Check the connection and your credentials.",
+            ) from error
         return True
 
 
@@ -71,11 +77,12 @@ def check_images(questions: Iterable[LabelledQuestion]) -> None:
     missing = [uri for uri in local if not Path(uri).is_file()]
     if missing:
         raise ConfigError(
-            "benchmark.images", missing[0],
+            "benchmark.images",
+            missing[0],
             f"there is no such image, which question {local[missing[0]].question_id!r} is about; of the files with "
             f"images {len(missing)} of {len(local)} are missing.",
             "Fetch the benchmark's images, and name the folder that they are in.",
-        )  # fmt: skip
+        )
 
 
 def _absolute(root: str) -> str:

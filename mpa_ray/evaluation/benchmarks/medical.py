@@ -7,8 +7,17 @@ from collections.abc import Iterator
 from mpa_ray.evaluation.benchmarks.inputs import Inputs
 from mpa_ray.records import LabelledQuestion
 
-_FIELDS = ("qid", "image_name", "img_name", "question", "answer", "answer_type", "question_type", "content_type",
-           "q_lang")  # fmt: skip
+_FIELDS = (
+    "qid",
+    "image_name",
+    "img_name",
+    "question",
+    "answer",
+    "answer_type",
+    "question_type",
+    "content_type",
+    "q_lang",
+)
 
 
 def read_plain_pairs(inputs: Inputs) -> Iterator[LabelledQuestion]:

@@ -8,8 +8,16 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.inputs import Inputs
 from mpa_ray.records import LabelledQuestion
 
-COLUMNS = {"id": "question_id", "image": "image", "question": "question", "answers": "answers", "family": "family",
-           "answer_type": "answer_type", "split": "split", "image_id": "image_id"}  # fmt: skip
+COLUMNS = {
+    "id": "question_id",
+    "image": "image",
+    "question": "question",
+    "answers": "answers",
+    "family": "family",
+    "answer_type": "answer_type",
+    "split": "split",
+    "image_id": "image_id",
+}
 """What each part of a question is called unless `BenchmarkConfig.columns` says otherwise."""
 
 
@@ -18,8 +26,9 @@ def read_questions(inputs: Inputs) -> Iterator[LabelledQuestion]:
     be there; of the rest family, answer type, split and image id may be absent."""
     named = inputs.spec.columns
     if unknown := named.keys() - COLUMNS.keys():
-        raise ConfigError("benchmark.columns", dict(named), f"there is no {min(unknown)!r}.",
-                          f"Name {', '.join(COLUMNS)}.")  # fmt: skip
+        raise ConfigError(
+            "benchmark.columns", dict(named), f"there is no {min(unknown)!r}.", f"Name {', '.join(COLUMNS)}."
+        )
     columns = COLUMNS | dict(named)
     for record in inputs.records("data", tuple(columns.values()), columns["image"]):
         absent = [name for part, name in named.items() if part != "image" and record.get(name) is None]

@@ -67,8 +67,9 @@ class Record:
         found = value if isinstance(value, list) else [] if value is None else [value]
         answers = [self._answer(answer, names) for answer in found]
         if not any(answer.strip() for answer in answers):
-            raise self.error("answers absent: this is a test split without labels.",
-                             "Give a split with answers, such as val.")  # fmt: skip
+            raise self.error(
+                "answers absent: this is a test split without labels.", "Give a split with answers, such as val."
+            )
         return answers
 
     def error(self, problem: str, remedy: str) -> ConfigError:

@@ -1,0 +1,1 @@
+"""Many students in one job."""

@@ -1,0 +1,61 @@
+"""The whole configuration tree. It imports nothing heavy, so that `--help` and a mistake are answered at once."""
+
+from mpa_ray.config.annotate import AnnotateConfig
+from mpa_ray.config.engines import EngineConfig, ScriptedEngineConfig, VllmEngineConfig
+from mpa_ray.config.evaluate import BenchmarkConfig, EvaluateConfig, NamedModelConfig
+from mpa_ray.config.identify import AnlsMatch, AnyOfMatch, IdentifyConfig, MatcherConfig, NumericMatch, PlainMatch
+from mpa_ray.config.level import (
+    Arm,
+    Component,
+    FullConfig,
+    HoldoutConfig,
+    LevelConfig,
+    LoraConfig,
+    StudentConfig,
+    measured_as,
+)
+from mpa_ray.config.load import load_config, load_evaluation, load_object_store
+from mpa_ray.config.models import AnswerConfig, ModelConfig, SamplingConfig
+from mpa_ray.config.run import EvaluationRunConfig, LimitsConfig, PlanConfig, RunConfig
+from mpa_ray.config.settings import BUNDLED, Settings, resolve_path
+from mpa_ray.config.source import ObjectStoreConfig, ReadingConfig, SourceConfig
+
+__all__ = [
+    "BUNDLED",
+    "AnlsMatch",
+    "AnnotateConfig",
+    "AnswerConfig",
+    "AnyOfMatch",
+    "Arm",
+    "BenchmarkConfig",
+    "Component",
+    "EngineConfig",
+    "EvaluateConfig",
+    "EvaluationRunConfig",
+    "FullConfig",
+    "HoldoutConfig",
+    "IdentifyConfig",
+    "LevelConfig",
+    "LimitsConfig",
+    "LoraConfig",
+    "MatcherConfig",
+    "ModelConfig",
+    "NamedModelConfig",
+    "NumericMatch",
+    "ObjectStoreConfig",
+    "PlainMatch",
+    "PlanConfig",
+    "ReadingConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "ScriptedEngineConfig",
+    "Settings",
+    "SourceConfig",
+    "StudentConfig",
+    "VllmEngineConfig",
+    "load_config",
+    "load_evaluation",
+    "load_object_store",
+    "measured_as",
+    "resolve_path",
+]

@@ -1,0 +1,54 @@
+"""An engine whose work is counted."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from mpa_ray.config import SamplingConfig
+from mpa_ray.engine.protocol import EncodedImage, JsonSchema, Reply, VisionLanguageModel
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.observability.usage import Load, Usage
+
+
+@dataclass(frozen=True)
+class Instrumented:
+    """A model that adds to an effort what each of its answers took, and tells its load."""
+
+    model: VisionLanguageModel
+    effort: Usage
+    load: Load
+
+    @property
+    def max_images_in_flight(self) -> int:
+        return self.model.max_images_in_flight
+
+    async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
+        started = time.monotonic()
+        try:
+            with self.load.one_more("num_rendering"):
+                return await self.model.encode_image(image_id, content)
+        finally:
+            self.effort.render_s += time.monotonic() - started
+
+    async def generate(
+        self,
+        image: EncodedImage,
+        text: str,
+        sampling: SamplingConfig,
+        schema: JsonSchema | None = None,
+        adapter: str | None = None,
+    ) -> Reply:
+        started = time.monotonic()
+        try:
+            with self.load.one_more("num_in_engine"):
+                reply = await self.model.generate(image, text, sampling, schema, adapter)
+        finally:
+            self.effort.engine_s += time.monotonic() - started
+        self.effort.num_prompt_tokens += reply.num_prompt_tokens
+        self.effort.num_cached_tokens += reply.num_cached_tokens
+        self.effort.num_output_tokens += reply.num_output_tokens
+        return reply
+
+    def close(self) -> None:
+        self.model.close()

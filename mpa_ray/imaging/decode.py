@@ -1,0 +1,361 @@
+r"""Bytes to pixels, such that no file can end a run: what cannot be shown to a model has a reason instead.
+
+The policy. A file is what its first bytes say (`SIGNATURES`), whatever it is called.
+
+    refused                                                                             reason
+    no bytes                                                                            empty_file
+    text, HTML, archives, all else without a known signature                            not_an_image
+    HEIC, SVG, PDF, PSD, video, ... (not in `FORMATS`); camera RAW in TIFF              unsupported_format
+    a JPEG, TIFF or BMP whose header names a kind that Pillow lacks (12-bit JPEG)       unsupported_format
+    cut or damaged in header or pixels (decoders cannot tell a missing byte from        truncated_image
+        a wrong one)
+    more than `MAX_PIXELS` in the header, a GIF's frame or a TIFF's tile, or large      too_many_pixels
+        pictures in an icon; found before decoding
+    sides of 200 : 1 and beyond, in the file or once scaled                             extreme_aspect_ratio
+
+    decoded, always to RGB                                                              as
+    bytes behind the end; a PNG without its end                                         if they were right
+    PNG texts and profiles, or EXIF data, that are damaged or unpack to megabytes       without them
+    animation, several pages, MPO                                                       the first frame
+    icon                                                                                its largest picture
+    EXIF orientation 2 to 8                                                             turned upright
+    EXIF orientation missing or any other                                               it lies in the file
+    CMYK, YCCK, Lab                                                                     RGB, profiles not applied;
+                                                                                        CMYK JPEG inverted, as by Adobe
+    transparency by alpha, palette or one colour                                        laid on white
+    BMP with alpha 0 throughout                                                         opaque
+    1 bit, grey, palette                                                                RGB
+    12 or 16 bits                                                                       8 bits by the format's range
+    numbers of 32 bits and floats, for which no range is stated                         white at the least of 1, 255 and
+                                                                                        65535 that holds all; if none
+                                                                                        does, stretched to the extremes
+    1 x 1 and all below `min_pixels`                                                    scaled up
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import math
+import re
+import struct
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
+
+from mpa_ray.records import Reason
+
+# Once for the process: warnings.catch_warnings around each decoding would race between threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "ICO", "PPM", "JPEG2000")
+"""What is decoded, by Pillow's names. Pillow knows more; some of it runs other programs (EPS: Ghostscript)."""
+MAX_PIXELS = 89_478_485
+"""Pixels above which a file is taken for a decompression bomb; where Pillow begins to warn."""
+MAX_ASPECT_RATIO = 200
+"""Qwen2-VL's image processor refuses longer images."""
+_LARGE_PIXELS = 16_000_000
+_SMALL_BYTES = 4 * 2**10
+_one_large_image = threading.BoundedSemaphore(1)
+"""Large images are decoded one after another: each can take a gigabyte on its way to RGB."""
+
+_GAP = rb"(?:\s|#[^\r\n]*+[\r\n])++"
+SIGNATURES = {
+    name: re.compile(pattern, re.DOTALL)
+    for name, pattern in {
+        "JPEG": rb"\xff\xd8\xff",
+        "PNG": rb"\x89PNG\r\n\x1a\n",
+        "WEBP": rb"RIFF.{4}WEBP",
+        "GIF": rb"GIF8[79]a",
+        "BMP": rb"BM.{12}.\x00\x00\x00",
+        "DIB": rb"(?:\x0c\x00{3}.{4}|[\x28\x34\x38\x40\x6c\x7c]\x00{3}.{8})\x01\x00[\x01\x04\x08\x10\x18\x20]\x00",
+        "CR2": rb"II\*\x00.{4}CR\x02",
+        "TIFF": rb"II[*+]\x00|MM\x00[*+]|MM\*\x00|II\x00\*",
+        "ICO": rb"\x00\x00\x01\x00(?!\x00\x00)..",
+        "PPM": rb"P[1-6f]" + _GAP + rb"\d++" + _GAP + rb"\d++\s",
+        "JPEG2000": rb"\xff\x4f\xff\x51|\x00\x00\x00\x0cjP  \r\n\x87\n",
+        # Brands follow one another in fours; files of the HEIF family name their codec in any of them.
+        "AVIF": rb"\x00\x00..ftyp(?:.{4}){0,16}?avi[fs]",
+        "HEIC": rb"\x00\x00..ftyp(?:.{4}){0,16}?(?:hei[cxms]|hev[cxms]|mif1|msf1)",
+        "CR3": rb"\x00\x00..ftypcrx ",
+        "MP4": rb"\x00\x00..ftyp.{4}",
+        "QuickTime": rb"\x00.{3}(?:moov|mdat|wide)",
+        "Matroska": rb"\x1a\x45\xdf\xa3",
+        "AVI": rb"RIFF.{4}AVI ",
+        "MPEG": rb"\x00\x00\x01[\xb3\xba]",
+        "FLV": rb"FLV\x01",
+        "JPEG XL": rb"\xff\x0a|\x00\x00\x00\x0cJXL \r\n\x87\n",
+        "JPEG XR": rb"II\xbc",
+        # Possessive and atomic throughout: prologues of hostile files must not be tried in every grouping.
+        "SVG": rb"(?:\xef\xbb\xbf)?\s*+(?:(?><\?.*?\?>|<!--.*?-->|<!DOCTYPE\s+svg[^>\[]*+(?:\[[^\]]*+\])?\s*+>)\s*+)*+"
+        rb"<(?:\w++:)?svg[\s/>]",
+        "PDF": rb"\s*+%PDF-",
+        "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6",
+        "PSD": rb"8BPS\x00[\x01\x02]",
+        "XCF": rb"gimp xcf",
+        "WMF": rb"\xd7\xcd\xc6\x9a|\x01\x00\x09\x00\x00[\x01\x03]",
+        "EMF": rb"\x01\x00\x00\x00.{36} EMF",
+        "RAF": rb"FUJIFILMCCD-RAW",
+        "ORF": rb"IIR[OS]\x08\x00|MMOR\x00\x00",
+        "RW2": rb"IIU\x00",
+        "DDS": rb"DDS \x7c\x00\x00\x00",
+        "PCX": rb"\x0a[\x00-\x05]\x01[\x01\x02\x04\x08]",
+        "CUR": rb"\x00\x00\x02\x00(?!\x00\x00)..",
+        "TGA": rb".(?:\x01[\x01\x09].{5}|\x00[\x02\x03\x0a\x0b]\x00{5}).{8}[\x08\x0f\x10\x18\x20][\x00-\x3f]",
+        "OpenEXR": rb"\x76\x2f\x31\x01",
+        "Radiance HDR": rb"#\?(?:RADIANCE|RGBE)",
+        "QOI": rb"qoif\x00",
+        "ICNS": rb"icns\x00",
+        "FITS": rb"SIMPLE  =",
+        "DICOM": rb".{128}DICM",
+        "DjVu": rb"AT&TFORM",
+        "PAM": rb"P7\n(?:#|WIDTH|HEIGHT|DEPTH)",
+        "PFM in colour": rb"PF\s+\d+\s+\d+\s",
+    }.items()
+}
+"""What a file of each format begins with; the first that fits names the file. Those not in `FORMATS` are refused."""
+_UNKNOWN_KIND = re.compile(
+    "unsupported|not (?:yet )?supported|not (?:installed|available)|cannot handle|unknown pixel mode",
+    re.IGNORECASE,
+)
+"""Pillow's words for a header that names a kind which it lacks; it has no class of error for that."""
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323
+_NEW_SUBFILE_TYPE, _SUB_IFDS, _SAMPLE_FORMAT, _DNG_VERSION = 254, 330, 339, 50706
+_WHITE_IS_ZERO = 0
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """Pixels as a model gets them."""
+
+    image: Image.Image
+    """RGB, within the model's pixel limits."""
+    key: str
+    """Equal for equal files under equal pixel limits: names the image in an engine's caches."""
+
+
+@dataclass(frozen=True)
+class ImageProblem:
+    """Why there are no pixels."""
+
+    reason: Reason
+    detail: str
+
+
+def prepare(content: bytes, min_pixels: int, max_pixels: int) -> PreparedImage | ImageProblem:
+    """A file's bytes as a model's input, or why it has none."""
+    decoded = decode(content)
+    if isinstance(decoded, ImageProblem):
+        return decoded
+    fitted = fit(decoded, min_pixels, max_pixels)
+    # Whole pixels can make a long image longer still.
+    problem = _refused(fitted.size)
+    if problem:
+        return problem
+    digest = hashlib.sha256(content).hexdigest()
+    return PreparedImage(fitted, f"{digest}-{min_pixels}-{max_pixels}")
+
+
+async def prepare_apart(content: bytes, min_pixels: int, max_pixels: int) -> PreparedImage | ImageProblem:
+    """`prepare` away from the event loop, so that nobody else waits; a small file takes less than the way there."""
+    if len(content) <= _SMALL_BYTES:
+        return prepare(content, min_pixels, max_pixels)
+    return await asyncio.to_thread(prepare, content, min_pixels, max_pixels)
+
+
+def decode(content: bytes) -> Image.Image | ImageProblem:
+    """An RGB image as the policy above says, or why there is none; never raises for a fault of the file."""
+    if not content:
+        return ImageProblem(Reason.EMPTY_FILE, "0 bytes")
+    form = recognised(content)
+    if form is None:
+        return ImageProblem(Reason.NOT_AN_IMAGE, "no signature of an image format")
+    if form not in FORMATS:
+        return ImageProblem(Reason.UNSUPPORTED_FORMAT, form)
+    try:
+        return _pixels(content, form)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        return ImageProblem(Reason.TOO_MANY_PIXELS, f"{form}: {error}")
+    except MemoryError:
+        return ImageProblem(Reason.TOO_MANY_PIXELS, f"{form}: memory did not suffice")
+    except Exception as error:  # noqa: BLE001
+        # Pillow's plugins report damaged data with whatever their parsing met, of any class.
+        bare = _without_ancillary_chunks(content) if form == "PNG" else content
+        if len(bare) < len(content):
+            return decode(bare)
+        return ImageProblem(_reason_of(error), f"{form}: {type(error).__name__}: {error}")
+
+
+def recognised(content: bytes) -> str | None:
+    """The name of the format that the first bytes announce."""
+    return next((name for name, signature in SIGNATURES.items() if signature.match(content)), None)
+
+
+def _pixels(content: bytes, form: str) -> Image.Image | ImageProblem:
+    if form == "ICO":
+        # Pillow decodes icons as it opens them.
+        for width, height in _icon_sizes(content):
+            if width * height > _LARGE_PIXELS:
+                return ImageProblem(Reason.TOO_MANY_PIXELS, f"{width} x {height} in an icon")
+    if form == "JPEG2000" and b"\xff\xd9" not in content:
+        # What is cut between two tiles passes for whole, the rest of it black.
+        return ImageProblem(Reason.TRUNCATED_IMAGE, f"{form}: no end of the codestream")
+    Image.init()
+    if form not in Image.OPEN:
+        return ImageProblem(Reason.UNSUPPORTED_FORMAT, f"{form}, by this Pillow")
+    # The plugin itself and not Image.open, which keeps to itself why a plugin refused a file.
+    image = Image.OPEN[form][0](io.BytesIO(content), "")
+    problem = _refused(image.size) or _refused_tiff(image)
+    if problem:
+        return problem
+    if form == "PNG":
+        _scale_transparent_colour(image, bits=content[24])
+    large = image.width * image.height > _LARGE_PIXELS
+    with _one_large_image if large else nullcontext():
+        image.load()
+        with suppress(Exception):
+            # Where EXIF data are damaged the pixels are not.
+            ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+
+
+def _reason_of(error: Exception) -> Reason:
+    return Reason.UNSUPPORTED_FORMAT if _UNKNOWN_KIND.search(str(error)) else Reason.TRUNCATED_IMAGE
+
+
+def _refused(size: tuple[int, int]) -> ImageProblem | None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        return ImageProblem(Reason.TOO_MANY_PIXELS, f"{width} x {height}")
+    if max(size) >= MAX_ASPECT_RATIO * min(size):
+        return ImageProblem(Reason.EXTREME_ASPECT_RATIO, f"{width} x {height}")
+    return None
+
+
+def _refused_tiff(image: Image.Image) -> ImageProblem | None:
+    if not isinstance(image, TiffImageFile):
+        return None
+    tags = image.tag_v2
+    width, height = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
+    if width * height > MAX_PIXELS:
+        # libtiff unpacks a whole tile, however small the image is.
+        return ImageProblem(Reason.TOO_MANY_PIXELS, f"a tile of {width} x {height}")
+    if _DNG_VERSION in tags or (_SUB_IFDS in tags and tags.get(_NEW_SUBFILE_TYPE, 0) & 1):
+        # Its first page is but a preview.
+        return ImageProblem(Reason.UNSUPPORTED_FORMAT, "camera RAW in TIFF")
+    return None
+
+
+def _icon_sizes(content: bytes) -> Iterator[tuple[int, int]]:
+    """Sizes as the pictures in an icon say them; its directory may say otherwise."""
+    (count,) = struct.unpack_from("<H", content, 4)
+    for entry in range(count):
+        with suppress(struct.error):
+            (start,) = struct.unpack_from("<I", content, 6 + 16 * entry + 12)
+            yield _picture_size(content, start)
+
+
+def _picture_size(icon: bytes, start: int) -> tuple[int, int]:
+    if SIGNATURES["PNG"].match(icon, start):
+        width, height = struct.unpack_from(">II", icon, start + 16)
+        return width, height
+    (header_bytes,) = struct.unpack_from("<I", icon, start)
+    width, height = struct.unpack_from("<HH" if header_bytes == 12 else "<Ii", icon, start + 4)
+    # The picture and its mask, one above the other.
+    return width, abs(height) // 2
+
+
+def _without_ancillary_chunks(png: bytes) -> bytes:
+    """What makes a PNG's picture: damage in anything else, or a text that unpacks to megabytes, stops Pillow."""
+    kept, start = [png[:8]], 8
+    while start + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, start)
+        end = start + 12 + length
+        is_critical = not kind[0] & 0x20
+        if is_critical or kind in (b"tRNS", b"eXIf"):
+            kept.append(png[start:end])
+        start = end
+    return b"".join(kept) + png[start:]
+
+
+def _scale_transparent_colour(png: Image.Image, bits: int) -> None:
+    """Bring it to the 8 bits of the pixels; Pillow leaves it in the file's own."""
+    colour = png.info.get("transparency")
+    if png.mode == "L" and bits < 8 and colour is not None:
+        png.info["transparency"] = colour * 255 // (2**bits - 1)
+    if png.mode == "RGB" and bits == 16 and colour is not None:
+        png.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        return _eight_bit_grey(image).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    if image.format == "BMP" and rgba.getchannel("A").getextrema() == (0, 0):
+        # Writers that mean no transparency leave zeros there.
+        return rgba.convert("RGB")
+    ground = Image.new("RGB", rgba.size, "white")
+    ground.paste(rgba, mask=rgba)
+    return ground
+
+
+def _eight_bit_grey(image: Image.Image) -> Image.Image:
+    values = np.array(image, np.float32)
+    transparent = values == image.info.get("transparency")
+    black, white = _black_and_white(image, values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values -= black
+        values *= 255 / ((white - black) or 1)
+    np.nan_to_num(values, copy=False)
+    np.clip(values, 0, 255, out=values)
+    values[transparent] = 255
+    return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
+
+
+def _black_and_white(image: Image.Image, values: NDArray[np.float32]) -> tuple[float, float]:
+    """The values that stand for black and white."""
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    if image.mode == "F" or (tags and image.mode == "I"):
+        if image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1:
+            # Without a sign in the file, with one in Pillow.
+            values[values < 0] += 2.0**32
+        black, white = _range_of(values)
+    else:
+        bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+        black, white = 0.0, 2.0**bits - 1
+    # Pillow minds it up to 8 bits only.
+    return (white, black) if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else (black, white)
+
+
+def _range_of(values: NDArray[np.float32]) -> tuple[float, float]:
+    finite = values[np.isfinite(values)]
+    least, greatest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    usual = next((white for white in (1.0, 255.0, 65535.0) if least >= 0 and greatest <= white), None)
+    return (0.0, usual) if usual else (least, greatest)
+
+
+def fit(image: Image.Image, min_pixels: int, max_pixels: int) -> Image.Image:
+    """The image scaled into the pixel limits, its aspect ratio kept; as it is where it already fits.
+
+    The limits are on the area, as in Qwen2-VL's image processor, which then rounds the sides to its patch grid.
+    """
+    area = image.width * image.height
+    if min_pixels <= area <= max_pixels:
+        return image
+    scale = math.sqrt((max_pixels if area > max_pixels else min_pixels) / area)
+    round_ = math.floor if scale < 1 else math.ceil
+    size = max(1, round_(image.width * scale)), max(1, round_(image.height * scale))
+    return image.resize(size, Image.Resampling.BICUBIC)

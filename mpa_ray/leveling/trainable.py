@@ -1,0 +1,63 @@
+"""What of a model is trained: by default its language model, never its vision tower or projector unasked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from mpa_ray.config import Component, FullConfig, LoraConfig
+from mpa_ray.models.components import component_of
+
+
+def prepare_for_training(model: Any, method: LoraConfig | FullConfig) -> Any:
+    """Freeze what is not trained, and wrap the model in adapters where they are asked for.
+
+    Raises:
+        ValueError: the model has no module of a part that is to be trained.
+        AssertionError: something else than the parts asked for would be trained.
+    """
+    if isinstance(method, LoraConfig):
+        model = _with_adapters(model, method)
+    else:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = component_of(name) in method.parts
+    trained = {component_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if absent := set(method.parts) - trained:
+        raise ValueError(f"{type(model).__name__} has no {', '.join(sorted(absent))} that could be trained")
+    assert trained == set(method.parts), f"{', '.join(sorted(trained))} would be trained"
+    return model
+
+
+def adapted_modules(model: nn.Module, parts: tuple[Component, ...]) -> list[str]:
+    """The linear layers of these parts, without the output head."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and component_of(name) in parts
+    ]
+
+
+def learning_rates(method: LoraConfig | FullConfig, learning_rate: float) -> dict[Component, float]:
+    """The peak rate of each part."""
+    if isinstance(method, LoraConfig):
+        return dict.fromkeys(("language", "projector", "vision"), learning_rate)
+    return {
+        "language": learning_rate,
+        "projector": method.projector_learning_rate or learning_rate,
+        "vision": method.vision_learning_rate or learning_rate / 10,
+    }
+
+
+def _with_adapters(model: Any, method: LoraConfig) -> Any:
+    import peft
+
+    adapters = peft.LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,  # type: ignore[arg-type]
+        lora_dropout=method.dropout,
+        target_modules=adapted_modules(model, method.parts),
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, adapters)

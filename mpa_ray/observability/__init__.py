@@ -1,0 +1,1 @@
+"""What users and operators see: progress, log records, usage."""

@@ -1,0 +1,215 @@
+"""Find what is wrong with a run before anything is started."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from mpa_ray.config import (
+    BenchmarkConfig,
+    EvaluationRunConfig,
+    LevelConfig,
+    LoraConfig,
+    ModelConfig,
+    ObjectStoreConfig,
+    RunConfig,
+    StudentConfig,
+    measured_as,
+    resolve_path,
+)
+from mpa_ray.corpus.index import check_source
+from mpa_ray.corpus.places.place import Places
+from mpa_ray.errors import ConfigError
+from mpa_ray.evaluation.benchmarks.finding import find_files
+from mpa_ray.metrics import METRICS
+from mpa_ray.models.checkpoints import base_of_adapter
+from mpa_ray.tasks.library import TASKS
+from mpa_ray.tasks.task import Task, load_task
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+def task_of(config: EvaluationRunConfig) -> Task:
+    """The task that the run names: one of ours, or a YAML file. Raises ConfigError where it is neither, or wrong."""
+    if config.task in TASKS:
+        return TASKS[config.task]
+    if config.task.endswith((".yaml", ".yml")):
+        return load_task(config.task)
+    problem = "is neither a task nor a YAML file."
+    raise ConfigError("task", config.task, problem, f"Choose one of {', '.join(TASKS)}, or give a file.")
+
+
+def check_run(config: RunConfig) -> None:
+    """Look at everything that can be looked at without Ray, a GPU or a model in memory.
+
+    Raises:
+        ConfigError: naming the first thing that is wrong.
+    """
+    task_of(config)
+    check_source(config.source, Places(config.object_store))
+    check_model(config.teacher, "teacher.model")
+    for index, student in enumerate(config.students):
+        check_student(student, index, config.object_store)
+    check_evaluation(config)
+
+
+def check_student(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
+    """Raises ConfigError where the student, the `index`-th of the run, cannot be aligned."""
+    check_model(student, f"students.{index}.model")
+    check_level(student.level, f"students.{index}.level", Places(object_store))
+    if student.labels is not None:
+        _check_benchmark(student.labels, f"students.{index}.labels", Places(object_store))
+    elif "labels" in student.arms:
+        raise ConfigError(
+            f"students.{index}.labels",
+            None,
+            "is not given, and arm labels trains on it.",
+            "Give a labelled set, or leave the arm out.",
+        )
+
+
+def check_evaluation(config: EvaluationRunConfig) -> None:
+    """See that the benchmarks' files and the models that only evaluation needs are there; the files are not read.
+
+    Raises:
+        ConfigError: naming the first thing that is wrong.
+    """
+    task_of(config)
+    if config.evaluate is None:
+        return
+    for index, benchmark in enumerate(config.evaluate.benchmarks):
+        _check_benchmark(benchmark, f"evaluate.benchmarks.{index}", Places(config.object_store))
+    for index, model in enumerate(config.evaluate.models):
+        check_model(model, f"evaluate.models.{index}.model")
+
+
+def check_names(config: EvaluationRunConfig) -> None:
+    """Raises ConfigError where two models that are measured have the same name, or one is compared to none of them."""
+    if config.evaluate is None:
+        return
+    known: set[str] = set()
+    if isinstance(config, RunConfig):
+        known = {"teacher"} if config.evaluate.teacher else set()
+        for student in config.students:
+            known |= {f"{student.name}.{when}" for when in ("before", *map(measured_as, student.arms))}
+            later = [student.name_in(number) for number in range(2, student.rounds + 1)]
+            known |= {f"{name}.{when}" for name in later for when in ("before", measured_as("parity"))}
+    for model in config.evaluate.models:
+        if model.name in known:
+            raise ConfigError("evaluate.models", model.name, "is the name of a model of the run.", "Give another.")
+        known.add(model.name)
+    for model in config.evaluate.models:
+        if model.compared_to is not None and model.compared_to not in known:
+            raise ConfigError(
+                "evaluate.models",
+                model.compared_to,
+                f"is compared to by {model.name}, and is no model of this evaluation.",
+                f"Name one of {', '.join(sorted(known))}.",
+            )
+
+
+def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> None:
+    if benchmark.metric is not None and benchmark.metric not in METRICS:
+        raise ConfigError(f"{field}.metric", benchmark.metric, "is no metric.", f"Choose one of {', '.join(METRICS)}.")
+    try:
+        for file in find_files(places, benchmark.path, benchmark.split):
+            places.of(file.uri).size(file.uri)
+    except OSError as error:
+        raise ConfigError(
+            f"{field}.path", benchmark.path, f"cannot be read ({error.strerror or error}).", "Check the path."
+        ) from error
+    except ConfigError as error:
+        raise error.of_field(error.field.replace("benchmark.", f"{field}.", 1)) from error
+
+
+def check_model(config: ModelConfig, field: str) -> None:
+    """Raises ConfigError where the model is not there, or is no vision-language checkpoint."""
+    if config.engine.kind == "scripted":
+        return
+    if config.min_pixels > config.max_pixels:
+        raise ConfigError(
+            field.replace("model", "min_pixels"),
+            config.min_pixels,
+            f"is more than max_pixels ({config.max_pixels}).",
+            "Lower it.",
+        )
+    if config.model.startswith("s3://"):
+        # Its listing is part of every fingerprint; what is wrong with it shows there.
+        return
+    folder = Path(resolve_path(config.model))
+    if not folder.is_dir():
+        _check_hub_name(config.model, field)
+        return
+    base = base_of_adapter(folder)
+    if base is not None:
+        check_model(config.model_copy(update={"model": base}), f"{field} {config.model!r}, base_model_name_or_path")
+        return
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            field,
+            config.model,
+            "has no config.json.",
+            "Give the folder of a Hugging Face checkpoint, or of a LoRA adapter.",
+        )
+    if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
+        raise ConfigError(
+            field,
+            config.model,
+            f"has no processor ({' or '.join(_PROCESSOR_FILES)}).",
+            "Save the model's processor beside its weights.",
+        )
+
+
+def check_level(config: LevelConfig, field: str, places: Places) -> None:
+    """Raises ConfigError where a way of training needs what is not there."""
+    if config.accelerator_type is not None and not config.gpus_per_worker:
+        raise ConfigError(
+            f"{field}.accelerator_type",
+            config.accelerator_type,
+            "needs a GPU.",
+            "Set level.gpus_per_worker, or leave it out.",
+        )
+    if config.replay_from is not None:
+        if not config.replay_share:
+            raise ConfigError(
+                f"{field}.replay_from",
+                config.replay_from.path,
+                "is not used: replay_share is 0.",
+                "Set level.replay_share.",
+            )
+        _check_benchmark(config.replay_from, f"{field}.replay_from", places)
+    if config.holdout is not None and config.holdout.questions is not None:
+        _check_benchmark(config.holdout.questions, f"{field}.holdout.questions", places)
+    if isinstance(config.method, LoraConfig) and config.method.quantize:
+        told = f"{field}.method.quantize"
+        if not config.gpus_per_worker:
+            raise ConfigError(told, True, "needs a GPU.", "Set level.gpus_per_worker, or leave it out.")
+        if config.parallel == "fsdp":
+            raise ConfigError(told, True, "does not go with parallel: fsdp.", "Choose one of them.")
+        _check_package(told, True, "bitsandbytes")
+    for service in config.report_to:
+        _check_package(f"{field}.report_to", service, {"tensorboard": "tensorboardX"}.get(service, service))
+
+
+def _check_package(field: str, value: object, package: str) -> None:
+    if find_spec(package) is None:
+        raise ConfigError(field, value, f"the package {package} is not installed.", f"pip install {package}.")
+
+
+def _check_hub_name(model: str, field: str) -> None:
+    if not _HUB_NAME.fullmatch(model) or model.startswith((".", "/", "~")):
+        raise ConfigError(field, model, "is not a folder.", "Give a checkpoint folder or a hub name (owner/name).")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(model, "config.json", etag_timeout=5)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ConfigError(
+            field,
+            model,
+            "is neither a folder nor to be had from the hub or its local cache.",
+            "Check the name, the network and your access.",
+        ) from error

@@ -1,0 +1,1 @@
+"""One pass of a model over shards, as a Ray Data graph."""

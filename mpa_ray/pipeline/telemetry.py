@@ -1,0 +1,76 @@
+"""What Prometheus sees of a pass: metrics that Ray exports from every node, by pool.
+
+A pool is one model in one pass, as in `annotate:teacher`. Counters go up when a shard is committed, so that their sums
+are those of the files; gauges are an engine's load as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import fields
+
+from ray.util.metrics import Counter, Gauge
+
+from mpa_ray.observability.usage import Load, Usage
+
+_SHOW_EVERY_S = 2.0
+
+
+class Counters:
+    """A pool's counters, in the driver."""
+
+    def __init__(self, pool: str) -> None:
+        self._pool = pool
+        self._images = _counter("images", "Images whose shard is committed")
+        self._rows = _counter("rows", "Rows committed: pairs, verdicts or predictions", "state", "reason")
+        self._tokens = _counter("tokens", "Tokens, those of cached prompts also among the prompt's", "kind")
+        self._bytes = _counter("bytes_read", "Bytes of image files read")
+        self._seconds = _counter("seconds", "Seconds, summed over images that are worked on together", "kind")
+
+    def count(self, num_images: int, outcomes: Mapping[tuple[str, str], int], effort: Usage) -> None:
+        """A shard with so many images is committed; outcomes are its rows by state and reason."""
+        _add(self._images, num_images, pool=self._pool)
+        for (state, reason), num_rows in outcomes.items():
+            _add(self._rows, num_rows, pool=self._pool, state=state, reason=reason)
+        _add(self._bytes, effort.num_bytes_read, pool=self._pool)
+        for field in fields(effort):
+            value = getattr(effort, field.name)
+            if field.name.endswith("_s"):
+                _add(self._seconds, value, pool=self._pool, kind=field.name.removesuffix("_s"))
+            elif field.name.endswith("_tokens"):
+                kind = field.name.removeprefix("num_").removesuffix("_tokens")
+                _add(self._tokens, value, pool=self._pool, kind=kind)
+
+
+class Gauges:
+    """The load of one replica's engine, in its actor."""
+
+    def __init__(self, pool: str, load: Load) -> None:
+        self._load, self._tags = load, {"pool": pool}
+        self._gauges = {
+            "num_waiting": _gauge("images_waiting", "Images read that wait for room in the engine"),
+            "num_rendering": _gauge("images_rendering", "Images being decoded, scaled and processed"),
+            "num_in_engine": _gauge("engine_requests", "Requests in the engine, waiting there included"),
+        }
+
+    async def keep_showing(self) -> None:
+        """Never returns."""
+        while True:
+            for name, gauge in self._gauges.items():
+                gauge.set(getattr(self._load, name), self._tags)
+            await asyncio.sleep(_SHOW_EVERY_S)
+
+
+def _counter(name: str, description: str, *tags: str) -> Counter:
+    return Counter(f"mpa_ray_{name}", description, ("pool", *tags))
+
+
+def _gauge(name: str, description: str) -> Gauge:
+    return Gauge(f"mpa_ray_{name}", description, ("pool",))
+
+
+def _add(counter: Counter, value: float, **tags: str) -> None:
+    # Ray refuses to add nothing.
+    if value > 0:
+        counter.inc(value, tags)

@@ -1,0 +1,146 @@
+"""What a dataset's content depends on, as a flat record of names and values that can be compared and shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpa_ray.config import Arm, EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig
+from mpa_ray.models.checkpoints import model_identity
+from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
+
+_ONLY_SPEED = frozenset(
+    {
+        "gpu_memory_utilization",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "enforce_eager",
+        "compilation_config",
+        "mm_processor_cache_gb",
+        "distributed_executor_backend",
+        "disable_log_stats",
+    }
+)
+"""Arguments of an engine that change how fast it answers, not what."""
+
+ALGORITHM_VERSION = 5
+"""Goes up when the same settings would give other rows."""
+
+
+def _model(config: ModelConfig, run: EvaluationRunConfig) -> dict[str, Any]:
+    engine = config.engine
+    fields: dict[str, Any] = {
+        "model": model_identity(config.model, run.object_store),
+        "engine": engine.kind,
+        "min_pixels": config.min_pixels,
+        "max_pixels": config.max_pixels,
+    }
+    if engine.kind == "vllm":
+        passed_on = {f"engine_args.{k}": v for k, v in engine.engine_args.items() if k not in _ONLY_SPEED}
+        return fields | {"dtype": engine.dtype, "max_model_len": engine.max_model_len} | passed_on
+    return fields | engine.model_dump(include={"inconsistent_rate", "wrong_rate", "unparsable_rate", "truncated_rate"})
+
+
+def _answering(config: EvaluationRunConfig, task: Task) -> dict[str, Any]:
+    return {
+        "algorithm_version": ALGORITHM_VERSION,
+        "task": task.name,
+        "task_version": task.version,
+        "system_prompt": SYSTEM_PROMPT,
+        "preamble": PREAMBLE,
+        "answer_prompt": task.answer_template,
+        "answer.max_new_tokens": config.answer.max_new_tokens,
+    }
+
+
+def corpus_fingerprint(config: RunConfig) -> dict[str, Any]:
+    # How fast it is listed does not count, nor what is done with the images.
+    source = config.source.model_dump(mode="json", exclude={"num_listers", "skip_duplicates"})
+    return {"algorithm_version": ALGORITHM_VERSION, **source}
+
+
+def annotation_fingerprint(config: RunConfig, task: Task) -> dict[str, Any]:
+    sampling = config.annotate.sampling.model_dump(mode="json")
+    return {
+        **_answering(config, task),
+        "annotation_prompt": task.annotation_prompt(config.annotate.reply == "json"),
+        "annotate.reply": config.annotate.reply,
+        "task.labels": task.labels.model_dump(mode="json"),
+        "task.max_answer_words": task.max_answer_words,
+        "source.skip_duplicates": config.source.skip_duplicates,
+        "annotate.num_questions": config.annotate.num_questions,
+        "annotate.num_second_answers": config.annotate.num_second_answers,
+        **{f"annotate.sampling.{name}": value for name, value in sampling.items()},
+        **{f"teacher.{name}": value for name, value in _model(config.teacher, config).items()},
+    }
+
+
+def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -> dict[str, Any]:
+    return {
+        **_answering(config, task),
+        "identify.matcher": (config.identify.matcher or task.matcher).model_dump(mode="json"),
+        "identify.ask_where_teacher_disagrees": config.identify.ask_where_teacher_disagrees,
+        **{f"student.{name}": value for name, value in _model(student, config).items()},
+    }
+
+
+def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig, arm: Arm) -> dict[str, Any]:
+    # What only says where and how often the same training runs is left out, so that it may change between attempts.
+    level = student.level.of_arm(arm).model_dump(
+        mode="json",
+        exclude={
+            "checkpoint_every_steps",
+            "checkpoint_every_minutes",
+            "max_failures",
+            "cpus_per_worker",
+            "gpus_per_worker",
+            "accelerator_type",
+            "num_workers",
+            "parallel",
+            "tokens_per_micro_batch",
+            "gradient_checkpointing",
+            "report_to",
+        },
+    )
+    if arm == "labels" and student.labels is not None:
+        level["labels"] = student.labels.model_dump(mode="json")
+    return {**verdict_fingerprint(config, task, student), **{f"level.{k}": v for k, v in level.items()}, "arm": arm}
+
+
+def prediction_fingerprint(config: EvaluationRunConfig, task: Task, model: ModelConfig) -> dict[str, Any]:
+    """Of the answers to a benchmark's questions, which have a fingerprint of their own."""
+    return {**_answering(config, task), **_model(model, config)}
+
+
+def of_dataset(config: RunConfig, task: Task, folder: str) -> dict[str, Any]:
+    """The fingerprint of a run's dataset by its folder; of predictions, whose models arise later, see above.
+
+    Raises:
+        KeyError: no student of the run has such a dataset.
+    """
+    if folder == "corpus":
+        return corpus_fingerprint(config)
+    if folder == "annotations":
+        return annotation_fingerprint(config, task)
+    for student in config.students:
+        if folder == f"verdicts/{student.name}":
+            return verdict_fingerprint(config, task, student)
+        for arm in student.arms:
+            if folder == f"students/{student.name}/{arm}":
+                return level_fingerprint(config, task, student, arm)
+    raise KeyError(folder)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields whose values differ, each with both values (None where a side lacks it)."""
+    # JSON has no tuples; compare as JSON would store them.
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted({*old, *new})
+        if _plain(old.get(name)) != _plain(new.get(name))
+    }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,86 @@
+"""Export D_PI in the forms that trainers read: Parquet, LLaVA-style JSON and TRL-style messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow.parquet as pq
+
+from mpa_ray.records import ParitySample, arrow_schema, to_table
+from mpa_ray.run.parquet_rows import iter_parquet
+from mpa_ray.run.run import Run
+from mpa_ray.tasks.task import SYSTEM_PROMPT, Task
+
+_CHUNK = 10_000
+
+
+def export_parity(
+    run: Run, student: str, task: Task, samples: Iterable[ParitySample], about: Mapping[str, object] | None = None
+) -> int:
+    """Write `parity/STUDENT/`; the prompt in each form is the one that identification used. How many samples there are.
+
+    Samples are taken a few thousand at a time, however many there are. What `about` tells goes into the manifest.
+    """
+    folder, num_samples = f"parity/{student}", 0
+    with TemporaryDirectory() as scratch:
+        schema = arrow_schema(ParitySample)
+        with (
+            pq.ParquetWriter(Path(scratch, "parity.parquet"), schema, compression="zstd") as table,
+            Path(scratch, "llava.json").open("w", encoding="utf-8") as llava,
+            Path(scratch, "messages.jsonl").open("w", encoding="utf-8") as messages,
+        ):
+            llava.write("[")
+            queue = iter(samples)
+            while chunk := list(islice(queue, _CHUNK)):
+                table.write_table(to_table(chunk, ParitySample))
+                for number, sample in enumerate(chunk, num_samples):
+                    llava.write(("," if number else "") + "\n" + json.dumps(_llava(task, sample), ensure_ascii=False))
+                    messages.write(json.dumps(_messages(task, sample), ensure_ascii=False) + "\n")
+                num_samples += len(chunk)
+            llava.write("\n]\n")
+        run.storage.put_folder(Path(scratch), folder)
+    run.write_json(f"{folder}/manifest.json", {"num_samples": num_samples, **(about or {})})
+    return num_samples
+
+
+def parity_of(run: Run, student: str) -> Iterator[ParitySample]:
+    """The exported samples of a student, a few thousand in memory at a time."""
+    return iter_parquet(run.storage.read(f"parity/{student}/parity.parquet"), ParitySample)
+
+
+def read_parity(run: Run, student: str) -> list[ParitySample]:
+    """All exported samples of a student."""
+    return list(parity_of(run, student))
+
+
+def _llava(task: Task, sample: ParitySample) -> dict[str, object]:
+    return {
+        "id": sample.annotation_id,
+        "image": sample.uri,
+        **_metadata(sample),
+        "conversations": [
+            {"from": "human", "value": f"<image>\n{task.answer_prompt(sample.question)}"},
+            {"from": "gpt", "value": sample.answer},
+        ],
+    }
+
+
+def _messages(task: Task, sample: ParitySample) -> dict[str, object]:
+    prompt = [{"type": "image"}, {"type": "text", "text": task.answer_prompt(sample.question)}]
+    return {
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]},
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": [{"type": "text", "text": sample.answer}]},
+        ],
+        "images": [sample.uri],
+        **_metadata(sample),
+    }
+
+
+def _metadata(sample: ParitySample) -> dict[str, object]:
+    return {"metadata": json.loads(sample.metadata)} if sample.metadata else {}

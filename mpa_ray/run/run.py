@@ -1,0 +1,166 @@
+"""A run directory: where each dataset lies, what the run is, and whether it may be continued."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from mpa_ray.config import EvaluationRunConfig, ObjectStoreConfig
+from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch
+from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
+from mpa_ray.run.dataset import ShardedDataset, shard_name
+from mpa_ray.run.fingerprint import differences
+from mpa_ray.storage.storage import Storage, open_storage
+
+Fingerprint = dict[str, Any]
+
+_LEAST_FREE_BYTES = 32 * 2**20
+_LEAST_ROW_BYTES = 64
+"""Rows of the smallest kind, with short questions and answers, compressed."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What indexing found: written once, never changed."""
+
+    num_images: int
+    num_shards: int
+
+    @property
+    def shards(self) -> list[str]:
+        return [shard_name(i) for i in range(self.num_shards)]
+
+
+class Run:
+    """The files of one run, by their meaning."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.corpus = ShardedDataset(storage, "corpus", ImageRef)
+        self.annotations = ShardedDataset(storage, "annotations", Annotation)
+
+    @classmethod
+    def open(cls, run_dir: str, object_store: ObjectStoreConfig | None = None) -> Run:
+        """The run in this directory, whether or not it has begun.
+
+        Raises:
+            ConfigError: the directory cannot be written.
+        """
+        storage = open_storage(run_dir, object_store)
+        try:
+            storage.write(".writable", b"")
+        except CannotWrite as error:
+            problem = f"cannot be written ({error.problem})."
+            raise ConfigError(
+                "run_dir", run_dir, problem, "Give a place with free space that you may write."
+            ) from error
+        return cls(storage)
+
+    def check_room(self, num_rows: int) -> None:
+        """Raises ConfigError where the run directory has no room for that many more rows."""
+        free, needed = self.storage.free_bytes(), _LEAST_FREE_BYTES + num_rows * _LEAST_ROW_BYTES
+        if free is not None and free < needed:
+            raise ConfigError(
+                "run_dir",
+                self.storage.root,
+                f"has {free >> 20} MiB free, and {num_rows} rows need {needed >> 20} MiB or more.",
+                "Free some, or give another run_dir.",
+            )
+
+    def verdicts(self, student: str) -> ShardedDataset[Verdict]:
+        return ShardedDataset(self.storage, f"verdicts/{student}", Verdict)
+
+    @staticmethod
+    def benchmark_dir(benchmark: str) -> str:
+        return f"evaluation/{benchmark}"
+
+    def questions(self, benchmark: str) -> ShardedDataset[LabelledQuestion]:
+        return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/questions", LabelledQuestion)
+
+    def predictions(self, benchmark: str, model: str) -> ShardedDataset[Prediction]:
+        return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/predictions/{model}", Prediction)
+
+    @staticmethod
+    def student_dir(student: str, arm: str = "parity") -> str:
+        return f"students/{student}/{arm}"
+
+    def manifest(self, folder: str = "corpus") -> Manifest:
+        """What the corpus, or another folder with a manifest, consists of.
+
+        Raises:
+            RunError: nothing has been indexed yet.
+        """
+        try:
+            return Manifest(**self.read_json(f"{folder}/manifest.json"))
+        except FileNotFoundError:
+            problem = f"has no {folder}/manifest.json."
+            raise ConfigError("run_dir", self.storage.root, problem, "Run jobs/index.py first.") from None
+
+    def read_json(self, path: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self.storage.read(path))
+        return content
+
+    def write_json(self, path: str, content: dict[str, Any]) -> None:
+        self.storage.write(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
+
+    def record_config(self, config: EvaluationRunConfig, versions: dict[str, str]) -> None:
+        """Store in run.json what the latest command was told, and what every dataset so far is made of."""
+        claimed = {p.removeprefix("fingerprints/").removesuffix(".json"): p for p in self.storage.list("fingerprints")}
+        content = {
+            "config": config.model_dump(mode="json"),
+            "versions": versions,
+            "fingerprints": {dataset: self.read_json(path) for dataset, path in claimed.items()},
+        }
+        self.write_json("run.json", content)
+
+    def register_fingerprint(self, dataset: str, fingerprint: Fingerprint) -> None:
+        """Say what a dataset is made of; settings may change until its first rows are there.
+
+        Raises:
+            FingerprintMismatch: it was begun under other settings; names each field that differs, with both values.
+        """
+        path = self._fingerprint_path(dataset)
+        content = json.dumps(fingerprint, indent=2, ensure_ascii=False).encode()
+        if self.storage.create(path, content):
+            return
+        if self._is_begun(dataset):
+            self.check_fingerprint(dataset, fingerprint)
+        else:
+            self.storage.write(path, content)
+
+    def check_fingerprint(self, dataset: str, fingerprint: Fingerprint, but_for: str = "") -> None:
+        """Refuse settings other than those that a dataset, if it is begun, is made of.
+
+        Args:
+            dataset: Its folder.
+            fingerprint: What it should be made of.
+            but_for: A field that may differ.
+
+        Raises:
+            FingerprintMismatch: naming each field that differs, with both values.
+        """
+        path = self._fingerprint_path(dataset)
+        changed = differences(self.read_json(path), fingerprint) if self._is_begun(dataset) else {}
+        changed.pop(but_for, None)
+        if not changed:
+            return
+        told = "; ".join(f"{field}: was {old!r}, now {new!r}" for field, (old, new) in changed.items())
+        kind, _, student = dataset.partition("/")
+        remedy = "Undo the change, or give a new run_dir."
+        if kind in ("verdicts", "students"):
+            remedy = f"Undo the change, or rename student {student.partition('/')[0]}: the teacher's work is kept."
+        elif kind == "evaluation":
+            remedy = "Undo the change, or give the benchmark or the model another name."
+        raise FingerprintMismatch(
+            "run_dir", self.storage.root, f"its {dataset} were made with other settings: {told}.", remedy
+        )
+
+    def _is_begun(self, dataset: str) -> bool:
+        """Are there rows of it, or results of a training?"""
+        folders = (f"{dataset}/commits", dataset, f"{dataset}/epoch/commits")
+        return any(any(self.storage.list(folder)) for folder in folders)
+
+    @staticmethod
+    def _fingerprint_path(dataset: str) -> str:
+        return f"fingerprints/{dataset.replace('/', '.')}.json"

@@ -1,0 +1,85 @@
+"""A unit of work as a stage gets it: images with their rows, and a bounded number of them in flight."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Generic, Protocol, TypeVar
+
+from mpa_ray.engine.protocol import EncodedImage, RequestRefused, VisionLanguageModel
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.records import OfModel, Reason, Row, RowT, State
+
+T = TypeVar("T")
+OutT = TypeVar("OutT")
+
+
+@dataclass(frozen=True)
+class ImageWork(Generic[RowT]):
+    """One image of a shard and all rows about it."""
+
+    image_id: str
+    uri: str
+    rows: tuple[RowT, ...]
+    content: bytes | EncodedImage | ImageProblem | None
+    """The file, or what the engine has seen of it, or why there is none; None where nothing has to be asked."""
+    content_sha256: str | None = None
+    attempts: int = 1
+    """The number of this attempt."""
+
+
+class Stage(Protocol[RowT, OutT]):
+    """What a model actor runs on each image."""
+
+    async def visit(self, work: ImageWork[RowT]) -> list[OutT]: ...
+
+
+async def encode_work(work: ImageWork[RowT], model: VisionLanguageModel) -> EncodedImage | ImageProblem:
+    """Show the image to the model's engine; what was not read needs no look."""
+    if not isinstance(work.content, bytes):
+        return work.content or ImageProblem(Reason.UNREADABLE, "not read")
+    try:
+        return await model.encode_image(work.image_id, work.content)
+    except RequestRefused as refused:
+        return ImageProblem(refused.reason, refused.detail)
+
+
+async def first_alone(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """What all calls about one image give: the others follow the first together and find the image in the cache."""
+    if not calls:
+        return []
+    return [await calls[0](), *await asyncio.gather(*(call() for call in calls[1:]))]
+
+
+def state_of(problem: ImageProblem) -> State:
+    """Dropped where the user asked to leave such images out or they leave no room in a prompt; failed otherwise."""
+    left_out = (Reason.DUPLICATE_OF, Reason.TOO_FEW_BYTES, Reason.TOO_MANY_BYTES, Reason.PROMPT_TOO_LONG)
+    return State.DROPPED if problem.reason in left_out else State.FAILED
+
+
+def outcomes(rows: Sequence[Row]) -> Counter[tuple[str, str]]:
+    """Rows by state and reason, an empty one where there is none; predictions, which have no state, are `kept`."""
+    return Counter((str(getattr(row, "state", State.KEPT)), str(getattr(row, "reason", None) or "")) for row in rows)
+
+
+def failed_images(rows: Sequence[Row]) -> Counter[str]:
+    """Images of which no row but failed, by the reason of the first; one image's rows follow one another.
+
+    Of several models' rows, those of the model with most of them.
+    """
+    of_models: dict[str, list[Row]] = {}
+    for row in rows:
+        of_models.setdefault(row.model if isinstance(row, OfModel) else "", []).append(row)
+    return max(map(_failed_images, of_models.values()), key=Counter.total, default=Counter())
+
+
+def _failed_images(rows: Sequence[Row]) -> Counter[str]:
+    images = (list(found) for _, found in groupby(rows, key=lambda row: row.image_id))
+    return Counter(
+        str(getattr(found[0], "reason", None))
+        for found in images
+        if all(getattr(row, "state", None) == State.FAILED for row in found)
+    )

@@ -1,0 +1,1 @@
+"""Bytes: local folders and object stores."""

@@ -1,0 +1,74 @@
+"""A run directory in an object store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from pyarrow.fs import FileSystem
+
+from mpa_ray.config import ObjectStoreConfig
+from mpa_ray.errors import CannotWrite
+from mpa_ray.storage.object_store import ObjectStore, split_uri
+from mpa_ray.storage.storage import StoredFile
+
+
+class S3Storage:
+    """A prefix of a bucket, as `Storage`: every write is one whole object, and `create` is a conditional PUT."""
+
+    def __init__(self, root: str, config: ObjectStoreConfig) -> None:
+        self.root = root.rstrip("/")
+        self._store = ObjectStore(config)
+        self._bucket, self._prefix = split_uri(self.root)
+
+    def read(self, path: str) -> bytes:
+        return self._store.get(self._bucket, self._key(path))
+
+    def write(self, path: str, content: bytes) -> None:
+        try:
+            self._store.put(self._bucket, self._key(path), content)
+        except OSError as error:
+            raise CannotWrite(f"{self.root}/{path}", str(error)) from error
+
+    def create(self, path: str, content: bytes) -> bool:
+        try:
+            return self._store.create(self._bucket, self._key(path), content)
+        except OSError as error:
+            raise CannotWrite(f"{self.root}/{path}", str(error)) from error
+
+    def exists(self, path: str) -> bool:
+        return self._store.exists(self._bucket, self._key(path))
+
+    def list(self, folder: str) -> Iterator[str]:
+        start = self._key(f"{folder}/")
+        for found in self._store.list(self._bucket, start, nested=False):
+            if not found.key.removeprefix(start).startswith("."):
+                yield f"{folder}/{found.key.removeprefix(start)}"
+
+    def put_folder(self, source: Path, path: str) -> None:
+        for file in sorted(f for f in source.iterdir() if f.is_file()):
+            try:
+                self._store.upload(file, self._bucket, self._key(f"{path}/{file.name}"))
+            except OSError as error:
+                raise CannotWrite(f"{self.root}/{path}/{file.name}", str(error)) from error
+
+    def delete(self, path: str) -> None:
+        self._store.delete(self._bucket, self._key(path))
+
+    def details(self, folder: str) -> Iterator[StoredFile]:
+        start = self._key(f"{folder}/")
+        for found in self._store.list(self._bucket, start, nested=False):
+            yield StoredFile(f"{folder}/{found.key.removeprefix(start)}", found.num_bytes, found.modified)
+
+    def drop_unfinished(self, before: datetime) -> int:
+        return self._store.abort_uploads(self._bucket, self._key(""), before)
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def arrow(self) -> tuple[FileSystem, str]:
+        return self._store.arrow(), self.root.removeprefix("s3://")
+
+    def _key(self, path: str) -> str:
+        return f"{self._prefix}/{path}" if self._prefix else path

@@ -1,1 +1,0 @@
-"""The run directory: what is written, when it counts, and how it is counted again."""

@@ -1,0 +1,93 @@
+"""Indexing and annotation side by side: engines start and get to work while the source is still being listed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpa_ray.config import ObjectStoreConfig, RunConfig
+from mpa_ray.corpus.index import index_shards
+from mpa_ray.corpus.places.place import Places
+from mpa_ray.errors import ConfigError
+from mpa_ray.phases import steps
+from mpa_ray.run.audit import audit
+from mpa_ray.run.run import Run
+from tests.conftest import scripted_tree, write_images
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def rows_of(run: Run) -> dict[str, tuple[str, str | None, str | None]]:
+    rows = run.annotations.rows(run.manifest().shards)
+    return {row.annotation_id: (row.state, row.reason, row.question) for row in rows}
+
+
+def with_duplicates(folder: Path) -> Path:
+    write_images(folder, 40)
+    for number in range(0, 40, 3):
+        (folder / f"{number:03d}-copy.png").write_bytes((folder / f"{number:03d}.png").read_bytes())
+    return folder
+
+
+def test_images_are_annotated_before_the_source_is_listed_to_its_end(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
+    run = Run.open(config.run_dir)
+
+    def slowly(*arguments: Any) -> Iterator[str]:
+        for number, shard in enumerate(index_shards(*arguments)):
+            yield shard
+            deadline = time.monotonic() + 60
+            while number == 2 and not run.annotations.is_committed("000002"):
+                assert time.monotonic() < deadline
+                assert not run.storage.exists("corpus/manifest.json")
+                time.sleep(0.05)
+
+    monkeypatch.setattr(steps, "index_shards", slowly)
+    steps.index_and_annotate(config)
+    assert len(run.annotations.missing(run.manifest().shards)) == 0
+    assert len(rows_of(run)) == 60
+
+
+def test_both_at_once_give_what_one_after_the_other_gives_and_go_on_after_a_kill(tmp_path: Path) -> None:
+    folder = with_duplicates(tmp_path / "images")
+    apart, together, killed = (
+        RunConfig.model_validate(scripted_tree(folder, tmp_path / name)) for name in ("apart", "together", "killed")
+    )
+    steps.index(apart)
+    steps.annotate(apart)
+    steps.index_and_annotate(together)
+    expected = rows_of(Run.open(apart.run_dir))
+    assert sum(reason == "duplicate_of" for _, reason, _ in expected.values()) == 14
+    assert rows_of(Run.open(together.run_dir)) == expected
+
+    # Indexing was killed behind the fourth shard, annotation behind the second.
+    run = steps.open_run(killed, ["corpus", "annotations"])
+    list(islice(index_shards(killed.source, run, Places(ObjectStoreConfig())), 4))
+    for shard in ("000000", "000001"):
+        run.annotations.commit(shard, Run.open(apart.run_dir).annotations.read(shard))
+    steps.index_and_annotate(killed)
+    assert rows_of(run) == expected
+    steps.identify(killed)
+    assert audit(run)["problems"] == []
+
+
+def test_a_source_that_turns_out_wrong_ends_the_pass_and_keeps_what_is_done(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", 20)
+    entries = [{"image": f"{n:03d}.png", "id": f"{n % 18}"} for n in range(20)]
+    (folder / "list.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    tree = scripted_tree(folder, tmp_path / "run")
+    tree["source"] |= {"path": str(folder / "list.jsonl"), "id_column": "id", "shard_size": 4}
+    config = RunConfig.model_validate(tree)
+    with pytest.raises(ConfigError, match=r"'0' is there twice"):
+        steps.index_and_annotate(config)
+    run = Run.open(config.run_dir)
+    assert not run.storage.exists("corpus/manifest.json")
+    assert [run.annotations.is_committed(f"{n:06d}") for n in range(5)] == [True] * 4 + [False]

@@ -1,0 +1,210 @@
+"""Scripted engines through the real graph: every image ends once, whatever dies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from PIL import Image
+from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator
+
+from mpa_ray.config import RunConfig
+from mpa_ray.errors import RunError
+from mpa_ray.phases import steps
+from mpa_ray.run.audit import audit
+from mpa_ray.run.parity_export import read_parity
+from mpa_ray.run.run import Run
+from tests.conftest import indexing_until, scripted_tree, write_images
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def identified(tree: dict[str, Any]) -> tuple[RunConfig, Run]:
+    config = RunConfig.model_validate(tree)
+    for step in (steps.index, steps.annotate, steps.identify):
+        step(config)
+    return config, Run.open(config.run_dir)
+
+
+def test_every_image_ends_once(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = scripted_tree(
+        images, tmp_path / "run", inconsistent_rate=0.2, unparsable_rate=0.1, truncated_rate=0.1, fail_on=["003.png"]
+    )
+    config, run = identified(tree)
+    counts = audit(run)
+    assert counts["problems"] == []
+    assert counts["images"] == 60
+    assert sum(counts["kept"].values()) + sum(counts["dropped"].values()) + sum(counts["failed"].values()) == 60
+    assert set(counts["dropped"]) == {"student_correct", "teacher_inconsistent", "no_question", "reply_truncated"}
+    assert counts["failed"] == {"request_failed": 1}
+    assert len(read_parity(run, "small")) == counts["kept"]["small"] > 0
+
+    steps.report(config)
+    assert "student_correct" in run.storage.read("report/index.html").decode()
+    capsys.readouterr()
+    steps.annotate(config)
+    steps.identify(config)
+    assert capsys.readouterr().out.splitlines() == ["annotate: already done", "identify small: already done"]
+
+
+@pytest.mark.timeout(180)
+def test_a_pass_goes_on_beside_one_that_would_take_the_whole_cluster(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a campaign: a teacher's pass that is busy must not leave a student's without a CPU to fetch images with."""
+    monkeypatch.setattr(steps, "index_shards", indexing_until("annotations"))
+    config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
+    other = DefaultAutoscalingCoordinator("another pass")
+    num_cpus = int(ray.cluster_resources()["CPU"])
+    other.request_resources([{"CPU": 1}] * num_cpus, expire_after_s=600)
+    try:
+        steps.index_and_annotate(config)
+    finally:
+        other.cancel_request()
+    run = Run.open(config.run_dir)
+    assert not run.annotations.missing(run.manifest().shards)
+
+
+def test_students_of_the_same_model_share_one_pass(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = scripted_tree(images, tmp_path / "run", inconsistent_rate=0.2)
+    (small,) = tree["students"]
+    tree["students"] = [
+        small,
+        {**small, "name": "twin", "level": {"learning_rate": 5e-4}},
+        {**small, "name": "other", "max_pixels": 1_000_000},
+    ]
+    _, run = identified(tree)
+    counts = audit(run)
+    assert counts["problems"] == []
+    assert read_parity(run, "twin") == read_parity(run, "small") != []
+    assert "identify twin, as small: done" in capsys.readouterr().out
+    asked = {path.removeprefix("phases/") for path in run.storage.list("phases")}
+    assert asked == {"index.json", "annotate.json", "identify.small.json", "identify.other.json"}
+
+
+def test_a_phase_says_how_fast_it_was_and_where_time_went(images: Path, tmp_path: Path) -> None:
+    config, run = identified(scripted_tree(images, tmp_path / "run", latency_s=0.05))
+    steps.report(config)
+    phase = run.read_json("report/report.json")["phases"]["annotate"]
+    rows = run.annotations.rows(run.manifest().shards)
+    assert phase["num_images"] == 60
+    assert phase["images_per_s"] == pytest.approx(60 / phase["working_s"])
+    assert 0 < phase["working_s"] < phase["wall_s"]
+    # Two requests for each image, one after the other.
+    assert phase["engine_s"] > 60 * 2 * 0.05
+    assert min(phase[kind] for kind in ("read_s", "render_s", "wait_s", "write_s")) > 0
+    assert phase["num_output_tokens"] == sum(row.num_output_tokens + row.num_second_output_tokens for row in rows)
+    assert 0 < phase["num_cached_tokens"] < phase["num_prompt_tokens"]
+
+
+def test_many_questions_on_an_image_are_rows_of_their_own(images: Path, tmp_path: Path) -> None:
+    tree = scripted_tree(images, tmp_path / "run", num_questions=3, inconsistent_rate=0.2)
+    tree["annotate"] = {"num_questions": 3, "sampling": {"temperature": 1.0}}
+    _, run = identified(tree)
+    counts = audit(run)
+    assert (counts["problems"], counts["images"]) == ([], 60)
+    assert counts["dropped"]["repeated_question"] + counts["annotated"] == 180
+    assert counts["annotated"] > 90
+    assert sum(counts["kept"].values()) + sum(counts["dropped"].values()) == 180
+
+
+def test_the_shard_size_changes_nothing(images: Path, tmp_path: Path) -> None:
+    kept = []
+    for size in (7, 60):
+        tree = scripted_tree(images, tmp_path / str(size), inconsistent_rate=0.2)
+        tree["source"]["shard_size"] = size
+        kept.append({s.annotation_id for s in read_parity(identified(tree)[1], "small")})
+    assert kept[0] == kept[1]
+
+
+def test_a_dead_engine_is_replaced_and_nothing_is_lost(images: Path, tmp_path: Path) -> None:
+    tree = scripted_tree(images, tmp_path / "run", die_on=["011.png", "042.png"], die_once_in=str(tmp_path))
+    _, run = identified(tree)
+    counts = audit(run)
+    assert counts["problems"] == []
+    assert counts["annotated"] == 60
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"), [("die_on", "scripted to die on 000.png"), ("kill_on", "no reason was left")]
+)
+def test_an_engine_that_keeps_dying_ends_the_run(images: Path, tmp_path: Path, fault: str, told: str) -> None:
+    tree = scripted_tree(images, tmp_path / "run", **{fault: ["000.png"]})
+    tree["source"]["limit"] = 4
+    tree["limits"] = {"max_engine_deaths": 2}
+    with pytest.raises(RunError, match=f"annotate:teacher: the engine died 2 times on shard 000000.*{told}"):
+        identified(tree)
+
+
+def test_broken_files_are_rows_with_a_reason(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", 20)
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("not an image at all")
+    whole = (folder / "000.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (3000, 2)).save(folder / "strip.png")
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    config, run = identified(scripted_tree(folder, tmp_path / "run"))
+    steps.report(config)
+    report = run.read_json("report/report.json")
+    assert {row["image"]: row["reason"] for row in report["failed_images"]} == {
+        "empty.png": "empty_file",
+        "text.jpg": "not_an_image",
+        "cut.png": "truncated_image",
+        "strip.png": "extreme_aspect_ratio",
+        "bomb.png": "too_many_pixels",
+    }
+    assert audit(run)["problems"] == []
+    page = run.storage.read("report/index.html").decode()
+    assert all(name in page for name in ("empty.png", "text.jpg", "cut.png", "strip.png", "bomb.png"))
+
+
+def test_a_run_whose_images_mostly_fail_stops(images: Path, tmp_path: Path) -> None:
+    tree = scripted_tree(images, tmp_path / "run", fail_on=[f"{i:03d}.png" for i in range(50)])
+    tree["limits"] = {"max_failed_rate": 0.3, "min_images": 16}
+    with pytest.raises(RunError, match=r"images failed, more than limits\.max_failed_rate = 0\.3 \(request_failed: "):
+        identified(tree)
+
+
+@pytest.mark.parametrize("fault", ["die_on", "kill_on", "hang_on"])
+def test_a_poison_image_is_quarantined(images: Path, tmp_path: Path, fault: str) -> None:
+    tree = scripted_tree(images, tmp_path / "run", **{fault: ["011.png"]})
+    tree["source"]["limit"] = 24
+    tree["limits"] = {"max_image_deaths": 1, "request_timeout_s": 2.0}
+    _, run = identified(tree)
+    counts = audit(run)
+    assert (counts["problems"], counts["annotated"], counts["failed"]) == ([], 23, {"kills_engine": 1})
+    rows = {row.image_id: row for row in run.annotations.rows(run.manifest().shards)}
+    assert rows["011.png"].attempts == 2
+    assert "engines died with this image alone" in (rows["011.png"].detail or "")
+
+
+def test_files_with_the_same_bytes_are_annotated_once(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", 20)
+    copies = {f"{n:03d}-copy{c}.png": f"{n:03d}.png" for n in range(20) for c in range(n % 3)}
+    for copy, original in copies.items():
+        (folder / copy).write_bytes((folder / original).read_bytes())
+    tree = scripted_tree(folder, tmp_path / "run", die_on=["007.png"], die_once_in=str(tmp_path))
+    _, run = identified(tree)
+    counts = audit(run)
+    assert (counts["problems"], counts["images"], counts["annotated"]) == ([], 20 + len(copies), 20)
+    assert counts["dropped"]["duplicate_of"] == len(copies)
+    rows = list(run.annotations.rows(run.manifest().shards))
+    # `-` comes before `.`: of each group the first copy is the first in the corpus.
+    first = {original: min(c for c, o in copies.items() if o == original) for original in copies.values()}
+    assert {row.image_id: row.duplicate_of for row in rows if row.duplicate_of} == {
+        name: first[copies.get(name, name)] for name in [*copies, *first] if name not in first.values()
+    }
+
+
+def test_a_run_directory_that_cannot_be_written_any_more_is_named(images: Path, tmp_path: Path) -> None:
+    config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
+    steps.index(config)
+    # A file where a folder has to be: what even root cannot write.
+    (tmp_path / "run/annotations").write_text("in the way")
+    with pytest.raises(RunError, match=r"run/annotations/.*cannot be written.*The same command continues"):
+        steps.annotate(config)
