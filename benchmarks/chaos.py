@@ -56,7 +56,7 @@ NUM_REPLICAS = 2
 REPLICA_CPUS = NODE_CPUS - 0.25
 """So each node holds one replica, and one worker for what goes before and after the model."""
 SHARDS_PER_ACTOR = 2
-"""How many `flow.py` has in one actor at a time, with so few images in flight."""
+"""How many `pipeline/graph.py` has in one actor at a time, with so few images in flight."""
 
 
 @dataclass(frozen=True)
@@ -162,17 +162,20 @@ def _watched(make_stage: Callable[..., Stage[Any, Any]], visits: Path, *args: An
 
 def drive(folder: str) -> None:
     """Run the steps of the configuration in a trial's folder, and leave their visits there."""
-    from mpa_ray.phases import steps
+    from mpa_ray.phases.annotate import annotate
+    from mpa_ray.phases.context import RunContext
+    from mpa_ray.phases.identify import identify
+    from mpa_ray.phases.index import index
     from mpa_ray.stages.annotate import Annotate
     from mpa_ray.stages.identify import Identify
 
     config = load_config(f"{folder}/config.json")
     with (
-        patch.object(steps, "Annotate", partial(_watched, Annotate, Path(folder, "annotate.visits"))),
-        patch.object(steps, "Identify", partial(_watched, Identify, Path(folder, "identify.visits"))),
+        patch("mpa_ray.phases.annotate.Annotate", partial(_watched, Annotate, Path(folder, "annotate.visits"))),
+        patch("mpa_ray.phases.identify.Identify", partial(_watched, Identify, Path(folder, "identify.visits"))),
     ):
-        for step in (steps.index, steps.annotate, steps.identify):
-            step(config)
+        for step in (index, annotate, identify):
+            step(RunContext.open(config))
 
 
 @dataclass(frozen=True)

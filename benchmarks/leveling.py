@@ -35,8 +35,8 @@ sys.path.insert(0, str(ROOT))
 from mpa_ray.config import LevelConfig, LoraConfig, RunConfig
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
 from mpa_ray.leveling.batching import TrainingRow, row_of
-from mpa_ray.leveling.driver import level
-from mpa_ray.leveling.epoch_plan import SampleSources, plan
+from mpa_ray.leveling.driver import fine_tune
+from mpa_ray.leveling.epoch_plan import SampleSources, plan_epoch
 from mpa_ray.leveling.loss import answer_loss, weight_of
 from mpa_ray.leveling.step_data import AnswerCollator
 from mpa_ray.leveling.trainable import prepare_for_training
@@ -205,8 +205,8 @@ def train_ours(model: str, samples: list[ParitySample], folder: Path) -> tuple[f
     config = RunConfig.model_validate(tree)
     run = Run.open(str(folder))
     folder_in_run = "students/s/parity"
-    planned = plan(run, folder_in_run, SampleSources(lambda: samples, lambda: []), settings)
-    level(run, config, config.students[0], "s", TASK, planned, folder_in_run, "")
+    planned = plan_epoch(run, folder_in_run, SampleSources(lambda: samples, lambda: []), settings)
+    fine_tune(run, config, config.students[0], "s", TASK, planned, folder_in_run, "")
     log = [row for row in run.read_json("students/s/parity/training.json")["log"] if "samples_per_s" in row]
     seconds = [BATCH * LOG_EVERY / row["samples_per_s"] for row in log[1:]]
     rate = BATCH * LOG_EVERY * len(seconds) / sum(seconds)
@@ -266,7 +266,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from mpa_ray.pipeline.graph import MALLOC, start_ray
+    from mpa_ray.pipeline.cluster import MALLOC, start_ray
 
     if not MALLOC.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})

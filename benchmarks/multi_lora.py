@@ -34,9 +34,12 @@ from mpa_ray.demo.world import Question, WorldSpec, paint, sample_question, samp
 from mpa_ray.leveling.trainable import adapted_modules
 from mpa_ray.models.checkpoints import local_model
 from mpa_ray.observability.progress import say
-from mpa_ray.phases import steps
-from mpa_ray.pipeline.graph import start_ray
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.identify import identify, identify_student
+from mpa_ray.phases.index import index
+from mpa_ray.pipeline.cluster import start_ray
 from mpa_ray.records import Annotation, State, Verdict
+from mpa_ray.run.phase_record import PhaseKey, phase_record
 from mpa_ray.run.run import Run
 
 BASE = "bundled:demo/models/student"
@@ -109,8 +112,10 @@ def annotated_run(
             "evaluate": evaluate,
         }
     )
-    steps.index(config)
-    run = steps.open_run(config, ["annotations"])
+    context = RunContext.open(config)
+    index(context)
+    context.begin(writes=["annotations"])
+    run = context.run
     for shard in run.manifest().shards:
         rows = []
         for image in run.corpus.read(shard):
@@ -152,8 +157,8 @@ def differing(
 def working_s(config: RunConfig) -> float:
     """Seconds in which engines were at work, their start left out."""
     run = Run.open(config.run_dir)
-    paths = [f"phases/identify.{student.name}.json" for student in config.students]
-    return float(sum(run.read_json(path)["working_s"] for path in paths if run.storage.exists(path)))
+    records = [phase_record(run, PhaseKey("identify", student.name)) for student in config.students]
+    return sum(record.totals.working_s for record in records if record is not None and record.totals is not None)
 
 
 def measure(scratch: Path, num_images: int, num_adapters: int, repetitions: int) -> dict[str, Any]:
@@ -169,10 +174,10 @@ def measure(scratch: Path, num_images: int, num_adapters: int, repetitions: int)
             config = annotated_run(scratch / f"{way}-{repetition}", scratch / "images", questions, served)
             started = time.monotonic()
             if way == "one engine":
-                steps.identify(config)
+                identify(RunContext.open(config))
             else:
                 for student in config.students:
-                    steps.identify_student(config, student)
+                    identify_student(RunContext.open(config), student)
             found[way].append({"wall_s": time.monotonic() - started, "working_s": working_s(config)})
             say(f"{way}: {found[way][-1]}")
             answers.append(verdicts_of(config))

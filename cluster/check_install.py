@@ -101,7 +101,7 @@ def main() -> None:
             image.do(instruction, arguments, given.dry_run)
         if not given.dry_run:
             check_versions(python)
-            subprocess.run([python, "-c", "import ray, torch, vllm; from mpa_ray import campaign"], check=True)
+            subprocess.run([python, "-c", "import ray, torch, vllm; from mpa_ray.campaign import campaign"], check=True)
     print(f"{given.dockerfile}: all of it {'resolves' if given.dry_run else 'installs, and imports'}")
 
 

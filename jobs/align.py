@@ -12,9 +12,9 @@ from mpa_ray.config import RunConfig
 
 
 def main(config: RunConfig) -> None:
-    from mpa_ray.campaign import campaign
+    from mpa_ray.campaign.campaign import align
 
-    campaign.align(config)
+    align(config)
 
 
 if __name__ == "__main__":

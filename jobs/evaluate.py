@@ -19,9 +19,10 @@ SCORE_ONLY = ("--score-only", "score what was predicted earlier; no model is loa
 def main() -> None:
     options, overrides = parsed(__doc__, SCORE_ONLY)
     config = load_evaluation(options.config, overrides)
-    from mpa_ray.phases import steps
+    from mpa_ray.phases.context import RunContext
+    from mpa_ray.phases.evaluate import evaluate
 
-    steps.evaluate(config, options.score_only)
+    evaluate(RunContext.open(config), options.score_only)
 
 
 if __name__ == "__main__":

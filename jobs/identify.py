@@ -16,9 +16,11 @@ REMATCH = ("--rematch", "apply identify.matcher to the verdicts of an earlier id
 def main() -> None:
     options, overrides = parsed(__doc__, REMATCH)
     config = load_config(options.config, overrides)
-    from mpa_ray.phases import steps
+    from mpa_ray.phases.context import RunContext
+    from mpa_ray.phases.identify import identify
+    from mpa_ray.phases.rematch import rematch
 
-    (steps.rematch if options.rematch else steps.identify)(config)
+    (rematch if options.rematch else identify)(RunContext.open(config))
 
 
 if __name__ == "__main__":

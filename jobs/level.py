@@ -12,9 +12,10 @@ from mpa_ray.config import RunConfig
 
 
 def main(config: RunConfig) -> None:
-    from mpa_ray.phases import steps
+    from mpa_ray.phases.context import RunContext
+    from mpa_ray.phases.level import level
 
-    steps.level(config)
+    level(RunContext.open(config))
 
 
 if __name__ == "__main__":

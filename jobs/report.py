@@ -12,9 +12,10 @@ from mpa_ray.config import RunConfig
 
 
 def main(config: RunConfig) -> None:
-    from mpa_ray.phases import steps
+    from mpa_ray.phases.context import RunContext
+    from mpa_ray.phases.report import report
 
-    steps.report(config)
+    report(RunContext.open(config))
 
 
 if __name__ == "__main__":

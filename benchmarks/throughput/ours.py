@@ -20,8 +20,12 @@ from mpa_ray.corpus.read import Reader
 from mpa_ray.engine.protocol import EncodedImage, JsonSchema, Reply, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem, prepare_apart
 from mpa_ray.matching import MATCHERS
-from mpa_ray.phases import steps
-from mpa_ray.pipeline import graph as flow
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.index import index
+from mpa_ray.pipeline.cluster import start_ray
+from mpa_ray.pipeline.graph import stream_pass
+from mpa_ray.pipeline.pass_spec import Pass
+from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.identify import Identify, WorthAsking
@@ -141,9 +145,9 @@ def measure(work: Work, row: str, variant: Variant) -> Timings:
     with tempfile.TemporaryDirectory(prefix="mpa_ray-throughput-") as scratch:
         _lay_out(work, Path(scratch, "images"))
         config = configuration(work, Path(scratch, "run"), row, variant)
-        steps.index(config)
+        index(RunContext.open(config))
         run = Run.open(config.run_dir, config.object_store)
-        flow.start_ray()
+        start_ray()
         passes = _Passes(work, config, run)
         found = Timings([], [])
         wrap = partial(_wrapped, row == "e", work)
@@ -183,17 +187,18 @@ class _Passes:
         source, target = self._run.annotations, self._run.verdicts(name)
         if name == "annotate":
             source, target = self._run.corpus, self._run.annotations  # type: ignore[assignment]
-        work: flow.Pass[Any] = flow.Pass(
-            name,
-            source,
-            target,
-            model,
-            make_stage,
-            Reader(self._config.object_store),
-            self._config.reading,
-            self._config.limits,
+        work: Pass[Any] = Pass(
+            key=PhaseKey("annotate" if name == "annotate" else "identify", name),
+            models=(name,),
+            source=source,
+            target=target,
+            model=model,
+            make_stage=make_stage,
+            reader=Reader(self._config.object_store),
+            reading=self._config.reading,
+            limits=self._config.limits,
         )
-        done = [(time.perf_counter(), shard.num_images) for shard in flow.run_pass(work, shards)]
+        done = [(time.perf_counter(), shard.num_images) for shard in stream_pass(work, shards)]
         return rates(done[0][0], done[1:], self._work.num_images)
 
 

@@ -1,4 +1,4 @@
-"""What a cluster has, shared out among steps that run side by side."""
+"""Decides which phases of a campaign run beside each other on the cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import count
 
 @dataclass(frozen=True)
 class Resources:
-    """Of Ray's kinds."""
+    """CPUs and GPUs, as Ray counts them."""
 
     num_cpus: float
     num_gpus: float = 0.0
@@ -27,6 +27,10 @@ class Resources:
     def holds(self, other: Resources) -> bool:
         """Does the other fit in? Sums of fractions are off by a little."""
         return other.num_cpus <= self.num_cpus + 1e-6 and other.num_gpus <= self.num_gpus + 1e-6
+
+
+_POLL_S = 5.0
+"""How often the cluster's capacity is read while phases wait."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class AdmissionController:
             self._waiting.append(entry)
             try:
                 while not self._is_next(entry):
-                    self._changed.wait(_LOOK_AGAIN_S)
+                    self._changed.wait(_POLL_S)
             finally:
                 self._waiting.remove(entry)
                 self._changed.notify_all()
@@ -84,41 +88,3 @@ class AdmissionController:
         if not fitting and not self._running:
             return in_order[0] is entry
         return bool(fitting) and fitting[0] is entry
-
-
-_LOOK_AGAIN_S = 5.0
-
-
-class ShardAnnouncements:
-    """Shards in the order in which they were announced, for any number of followers, each from the first on."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._shards: list[str] = []
-        self._is_over = False
-        self._error: BaseException | None = None
-
-    def announce(self, shard: str) -> None:
-        with self._changed:
-            self._shards.append(shard)
-            self._changed.notify_all()
-
-    def end(self, error: BaseException | None = None) -> None:
-        """There are no more; followers that have had all raise the error, if there is one."""
-        with self._changed:
-            self._is_over, self._error = True, error
-            self._changed.notify_all()
-
-    def __iter__(self) -> Iterator[str]:
-        place = 0
-        while True:
-            with self._changed:
-                while place == len(self._shards) and not self._is_over:
-                    self._changed.wait()
-                if place == len(self._shards):
-                    if self._error is not None:
-                        raise self._error
-                    return
-                shard = self._shards[place]
-            place += 1
-            yield shard

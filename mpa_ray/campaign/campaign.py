@@ -1,4 +1,4 @@
-"""Many students in one job: the teacher works once, and every student goes its way as soon as there is work for it."""
+"""Many students in one job: the teacher works once, and each student continues as soon as there is work for it."""
 
 from __future__ import annotations
 
@@ -8,122 +8,136 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
-from mpa_ray.campaign.admission import AdmissionController, Resources, ShardAnnouncements
+from mpa_ray.campaign.admission import AdmissionController, Resources
+from mpa_ray.campaign.announcements import ShardAnnouncements
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, RunConfig, StudentConfig, measured_as
+from mpa_ray.corpus.index import index_shards
 from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.models.checkpoints import model_identity, model_settings
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
-from mpa_ray.phases import steps
-from mpa_ray.phases.preflight import check_run, check_student, task_of
+from mpa_ray.phases.annotate import ListShards, index_and_annotate
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.evaluate import evaluate, lay_out_benchmarks, predict, predict_group, predict_groups
+from mpa_ray.phases.identify import engine_groups, identify_group, identify_student
+from mpa_ray.phases.level import level_student
+from mpa_ray.phases.measured_models import measured_models, names_of_student
+from mpa_ray.phases.model_groups import fall_back_to_single
+from mpa_ray.phases.preflight import check_names, check_run, check_student
+from mpa_ray.phases.report import report
 from mpa_ray.pipeline.run_pass import Admission
-from mpa_ray.run import fingerprint
-from mpa_ray.run.run import Run
+from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.sizing.architecture import architecture_of
 
-_FOR_SMALL_TASKS = 1.0
-"""CPUs of the cluster that no step takes: they fetch images and commit rows."""
+_CPUS_FOR_SMALL_TASKS = 1.0
+"""CPUs of the cluster that no phase takes: they fetch images and commit rows."""
 
 
-def align(config: RunConfig) -> None:
-    """Everything for every student, side by side as far as the cluster's resources go.
+def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
+    """Do everything for every student, side by side as far as the cluster's resources allow.
 
-    A student that fails leaves the others alone; the same command then does what is missing of it.
+    A failing student is reported; the others continue. The same command then does what is missing.
+
+    Args:
+        config: The run.
+        list_shards: See `index_and_annotate`.
 
     Raises:
         ConfigError: something is wrong that concerns all students.
         RunError: the teacher's pass failed, or some students did; names them.
     """
-    failures = _students_with_wrong_settings(config)
-    sound = [student for student in config.students if student.name not in failures]
-    if not sound:
+    failures = _students_with_errors(config)
+    students = [student for student in config.students if student.name not in failures]
+    if not students:
         raise next(iter(failures.values()))
-    check_run(config.model_copy(update={"students": sound}))
-    # Of the others nothing more can be said, and no step of a sound one is to fail of them.
-    steps.check_once(config, is_sound=True)
-    for name, problem in failures.items():
-        say(f"WARNING: {name} is left out: {problem}")
-    steps.lay_out_benchmarks(config)
-    failures |= _Campaign(config, sound).run()
-    # Later rounds' students, too, are looked at already as far as they have to be.
-    steps.check_once(steps.with_rounds(config), is_sound=True)
+    check_names(config)
+    check_run(config.model_copy(update={"students": students}))
+    context = RunContext.from_checked(config)
+    for name, error in failures.items():
+        say(f"WARNING: {name} is left out: {error}")
+    lay_out_benchmarks(context)
+    failures |= _Campaign(context, students, list_shards).run()
     try:
-        steps.evaluate(config, score_only=True)
-        steps.report(config)
+        context = context.with_finished_rounds()
+        evaluate(context, score_only=True)
+        report(context)
     except (ConfigError, RunError) as error:
         if not failures:
             raise
         failures["report"] = error
     if failures:
-        told = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        raise RunError(f"{', '.join(failures)} failed, what is left is done. The same command tries again. {told}")
+        details = "; ".join(f"{name}: {error}" for name, error in failures.items())
+        raise RunError(f"{', '.join(failures)} failed; the rest is done. The same command tries again. {details}")
 
 
-def _students_with_wrong_settings(config: RunConfig) -> dict[str, Exception]:
-    found: dict[str, Exception] = {}
+def _students_with_errors(config: RunConfig) -> dict[str, Exception]:
+    errors: dict[str, Exception] = {}
     for index, student in enumerate(config.students):
         try:
             check_student(student, index, config.object_store)
-            # What lies at s3:// is looked at where its identity is asked for.
+            # A model at s3:// is checked where its identity is read.
             model_identity(student.model, config.object_store)
         except (ConfigError, OSError) as error:
-            found[student.name] = error
-    return found
+            errors[student.name] = error
+    return errors
 
 
 class _Campaign:
-    """The threads of one run: the teacher's, one for each student, and one for models that are only measured."""
+    """The threads of one run: one for the teacher, one for each student, one for models that are only measured."""
 
-    def __init__(self, config: RunConfig, students: Sequence[StudentConfig]) -> None:
+    def __init__(
+        self, context: RunContext[RunConfig], students: Sequence[StudentConfig], list_shards: ListShards
+    ) -> None:
         """Of the run's students, those that can be aligned."""
-        self._config, self._students = config, students
-        self._gate = AdmissionController(_capacity, config.max_concurrent_phases)
+        self._context, self._students, self._list_shards = context, students, list_shards
+        self._controller = AdmissionController(_capacity, context.config.max_concurrent_phases)
         self._annotated = ShardAnnouncements()
-        self._engines = steps.identified_together(config, students)
+        self._groups = engine_groups(context, students)
         names = [student.name for student in students]
         self._identified = {name: threading.Event() for name in names}
         self._measured_together = {name: _Once() for name in names}
         self._failures: dict[str, Exception] = {}
-        self._teacher_failed: BaseException | None = None
+        self._teacher_error: BaseException | None = None
 
     def run(self) -> dict[str, Exception]:
-        """What students failed of. Raises what the teacher's pass failed of."""
+        """Return the errors of students by their names. Raises the error of the teacher's pass."""
         threads = [_started(self._teach), _started(self._measure_others)]
         threads += [_started(self._align, student) for student in self._students]
         for thread in threads:
             while thread.is_alive():
-                # A thread that is waited for without an end would hold up an interrupt.
+                # Joined without a limit, a thread would hold up an interrupt.
                 thread.join(1.0)
-        if self._teacher_failed is not None:
-            raise self._teacher_failed
+        if self._teacher_error is not None:
+            raise self._teacher_error
         return self._failures
 
     def _teach(self) -> None:
-        teacher = self._config.teacher
         try:
-            steps.index_and_annotate(self._config, self._admission(teacher, math.inf), self._annotated.announce)
+            admission = self._admission(self._context.config.teacher, math.inf)
+            index_and_annotate(self._context, admission, self._annotated.announce, self._list_shards)
         except BaseException as error:  # noqa: BLE001
-            self._teacher_failed = error
+            self._teacher_error = error
         finally:
-            self._annotated.end(self._teacher_failed)
+            self._annotated.end(self._teacher_error)
 
     def _align(self, student: StudentConfig) -> None:
         try:
-            size = _size(student, self._config.object_store)
+            size = _size(student, self._context.config.object_store)
             admission = self._admission(student, size)
-            first, engine = self._asked_as(student)
+            to_train = self._admission_to_train(student, size)
             to_check = self._admission(student.model_copy(update={"num_replicas": 1}), size)
-            self._identify(student, first, engine, admission)
+            same_model, group = self._asked_as(student)
+            self._identify(student, same_model, group, admission)
             for arm in student.arms:
-                steps.level_student(self._config, student, arm, self._admission_to_train(student, size), to_check)
-                self._measure(student, measured_as(arm), admission)
-            self._measure_before(student, engine, admission)
+                level_student(self._context, student, arm, to_train, to_check)
+                self._measure(self._context, student, measured_as(arm), admission)
+            self._measure_before(student, group, admission)
             for number in range(2, student.rounds + 1):
-                self._align_again(student, number, self._admission_to_train(student, size), admission, to_check)
+                self._align_again(student, number, to_train, admission, to_check)
         except Exception as error:  # noqa: BLE001
-            if error is not self._teacher_failed:
+            if error is not self._teacher_error:
                 self._failures[student.name] = error
-                say(f"WARNING: {student.name} failed, the others go on: {error}")
+                say(f"WARNING: {student.name} failed, the other students continue: {error}")
         finally:
             self._identified[student.name].set()
 
@@ -131,96 +145,90 @@ class _Campaign:
         self, student: StudentConfig, number: int, to_train: Admission, admission: Admission, to_check: Admission
     ) -> None:
         """A later round: what the student answers now, a training from there, and its scores."""
-        config = steps.with_rounds(self._config)
-        # What may be wrong with other students is known.
-        steps.check_once(config, is_sound=True)
-        again = next(s for s in config.students if s.name == student.name_in(number))
-        steps.identify_student(config, again, admission)
-        steps.level_student(config, again, "parity", to_train, to_check)
+        context = self._context.with_finished_rounds()
+        again = next(s for s in context.config.students if s.name == student.name_in(number))
+        identify_student(context, again, admission)
+        level_student(context, again, "parity", to_train, to_check)
         for when in ("before", "after"):
-            self._measure(again, when, admission, config)
+            self._measure(context, again, when, admission)
 
-    def _measure(
-        self, student: StudentConfig, when: str, admission: Admission, config: RunConfig | None = None
-    ) -> None:
-        """Whatever the run is measured on; `config` is the run's unless another is given."""
-        if self._config.evaluate is not None:
-            steps.predict(config or self._config, f"{student.name}.{when}", admission)
+    def _measure(self, context: RunContext[RunConfig], student: StudentConfig, when: str, admission: Admission) -> None:
+        if context.config.evaluate is not None:
+            predict(context, f"{student.name}.{when}", admission)
 
-    def _identify(self, student: StudentConfig, first: str, engine: EngineGroup, admission: Admission) -> None:
-        """The first student of an engine has it ask all of them; the others, and its equals, take the answers over."""
-        leader = next(iter(engine.adapters))
+    def _identify(self, student: StudentConfig, same_model: str, group: EngineGroup, admission: Admission) -> None:
+        """The first student of a group has its engine ask all of them; the others copy what is theirs."""
+        leader = group.names[0]
         if leader == student.name:
-            with steps.fall_back_to_single(engine, lambda: self._teacher_failed):
-                steps.identify_together(self._config, engine, self._annotated, admission)
-        for earlier in {leader, first} - {student.name}:
+            with fall_back_to_single(group, lambda: self._teacher_error):
+                identify_group(self._context, group, self._annotated, admission)
+        for earlier in {leader, same_model} - {student.name}:
             self._identified[earlier].wait()
-        for _ in self._annotated:
-            # To its end, or to what ended it.
-            continue
-        steps.identify_student(self._config, student, admission)
+        self._wait_for_teacher()
+        identify_student(self._context, student, admission)
         self._identified[student.name].set()
 
-    def _measure_before(self, student: StudentConfig, engine: EngineGroup, admission: Admission) -> None:
-        """Whichever of an engine's students comes here first has it answer for all of them."""
-        if self._config.evaluate is not None and len(engine.adapters) > 1:
-            together = EngineGroup(
-                engine.base, {f"{name}.before": adapter for name, adapter in engine.adapters.items()}
-            )
-            with self._measured_together[next(iter(engine.adapters))] as is_first:
+    def _wait_for_teacher(self) -> None:
+        """Until all images are annotated. Raises the error that ended the teacher's pass."""
+        for _ in self._annotated:
+            continue
+
+    def _measure_before(self, student: StudentConfig, group: EngineGroup, admission: Admission) -> None:
+        """The first of a group's students that arrives here has their engine answer for all of them."""
+        if self._context.config.evaluate is not None and len(group.names) > 1:
+            shared = EngineGroup(group.base, {f"{name}.before": adapter for name, adapter in group.adapters.items()})
+            with self._measured_together[group.names[0]] as is_first:
                 if is_first:
-                    with steps.fall_back_to_single(together):
-                        steps.predict_together(self._config, together, admission)
-        self._measure(student, "before", admission)
+                    with fall_back_to_single(shared):
+                        predict_group(self._context, shared, admission)
+        self._measure(self._context, student, "before", admission)
 
     def _asked_as(self, student: StudentConfig) -> tuple[str, EngineGroup]:
-        """The first student that is the same model, perhaps itself, and the engine that asks it."""
-        fingerprint_of = partial(fingerprint.verdict_fingerprint, self._config, task_of(self._config))
-        wanted = fingerprint_of(student)
-        first = next(s for s in self._students if fingerprint_of(s) == wanted)
-        return first.name, next(engine for engine in self._engines if first.name in engine.adapters)
+        """The first student that is the same model, perhaps itself, and the group that asks it."""
+        fingerprint_of = partial(verdict_fingerprint, self._context.config, self._context.task)
+        fingerprint = fingerprint_of(student)
+        first = next(s for s in self._students if fingerprint_of(s) == fingerprint)
+        return first.name, next(group for group in self._groups if first.name in group.names)
 
     def _measure_others(self) -> None:
-        if self._config.evaluate is None:
+        context = self._context
+        if context.config.evaluate is None:
             return
-        students = self._config.students
-        of_students = {f"{s.name}.{when}" for s in students for when in ("before", *map(measured_as, s.arms))}
         try:
-            # The teacher has to be through: nothing waits for its scores.
-            for _ in self._annotated:
-                continue
-            run = Run.open(self._config.run_dir, self._config.object_store)
-            models = steps.models_to_measure(self._config, run)
+            # The teacher goes first: nothing waits for its scores.
+            self._wait_for_teacher()
+            models = measured_models(context)
         except Exception as error:  # noqa: BLE001
-            if error is not self._teacher_failed:
+            if error is not self._teacher_error:
                 self._failures["evaluate"] = error
             return
+        of_students = {name for student in context.configured.students for name in names_of_student(student)}
         others = {name: model for name, model in models.items() if name not in of_students}
         try:
-            steps.predict_all_together(self._config, others, lambda engine: self._admission(engine.base, 0.0))
+            predict_groups(context, others, lambda group: self._admission(group.base, 0.0))
         except Exception as error:  # noqa: BLE001
-            # What it is shows where each is measured by itself.
+            # Each model's own pass, below, shows what is wrong with it.
             say(f"WARNING: models to measure: {error}")
         for name in others:
             try:
-                steps.predict(self._config, name, self._admission(models[name], 0.0))
+                predict(context, name, self._admission(models[name], 0.0))
             except Exception as error:  # noqa: BLE001
                 self._failures[name] = error
-                say(f"WARNING: {name} could not be measured, the others go on: {error}")
+                say(f"WARNING: {name} could not be measured, the other models continue: {error}")
 
     def _admission(self, model: ModelConfig, size: float) -> Admission:
-        return self._entrance(
-            Resources(model.num_replicas * model.cpus_per_replica, model.num_replicas * model.gpus_per_replica), size
-        )
+        need = Resources(model.num_replicas * model.cpus_per_replica, model.num_replicas * model.gpus_per_replica)
+        return self._admission_for(need, size)
 
     def _admission_to_train(self, student: StudentConfig, size: float) -> Admission:
         level = student.level
-        # Without a GPU training computes on all cores there are, whatever Ray has been told.
+        # Without a GPU, training computes on all cores there are, whatever Ray sets aside.
         num_cpus = level.cpus_per_worker if level.gpus_per_worker else math.inf
-        return self._entrance(Resources(level.num_workers * num_cpus, level.num_workers * level.gpus_per_worker), size)
+        need = Resources(level.num_workers * num_cpus, level.num_workers * level.gpus_per_worker)
+        return self._admission_for(need, size)
 
-    def _entrance(self, need: Resources, size: float) -> Callable[[], AbstractContextManager[None]]:
-        return lambda: self._gate.admitted(need, size)
+    def _admission_for(self, need: Resources, size: float) -> Callable[[], AbstractContextManager[None]]:
+        return lambda: self._controller.admitted(need, size)
 
 
 class _Once:
@@ -239,8 +247,8 @@ class _Once:
 
 
 def _size(student: StudentConfig, object_store: ObjectStoreConfig) -> float:
-    """How long its steps take beside those of other students, by its parameters; 0 where nothing tells."""
-    if student.engine.kind == "scripted":
+    """The student's parameters, which order the students by the time they take; 0 where they are not known."""
+    if not student.engine.has_checkpoint:
         return 0.0
     try:
         return float(architecture_of(model_settings(student.model, object_store), student.model).total)
@@ -249,14 +257,15 @@ def _size(student: StudentConfig, object_store: ObjectStoreConfig) -> float:
         return 0.0
 
 
-def _started(work: Callable[..., None], *arguments: object) -> threading.Thread:
-    thread = threading.Thread(target=work, args=arguments, daemon=True)
+def _started(target: Callable[..., None], *args: object) -> threading.Thread:
+    thread = threading.Thread(target=target, args=args, daemon=True)
     thread.start()
     return thread
 
 
 def _capacity() -> Resources:
-    from mpa_ray.pipeline import graph as flow
+    # Ray takes a second to import, and a campaign that is done needs none of it.
+    from mpa_ray.pipeline.cluster import cluster_resources
 
-    num_cpus, num_gpus = flow.cluster_resources()
-    return Resources(num_cpus - _FOR_SMALL_TASKS, num_gpus)
+    num_cpus, num_gpus = cluster_resources()
+    return Resources(num_cpus - _CPUS_FOR_SMALL_TASKS, num_gpus)

@@ -1,7 +1,7 @@
 """The whole configuration tree. It imports nothing heavy, so that `--help` and a mistake are answered at once."""
 
 from mpa_ray.config.annotate import AnnotateConfig
-from mpa_ray.config.engines import EngineConfig, ScriptedEngineConfig, VllmEngineConfig
+from mpa_ray.config.engines import EngineConfig, EngineSettings, ScriptedEngineConfig, VllmEngineConfig
 from mpa_ray.config.evaluate import BenchmarkConfig, EvaluateConfig, NamedModelConfig
 from mpa_ray.config.identify import AnlsMatch, AnyOfMatch, IdentifyConfig, MatcherConfig, NumericMatch, PlainMatch
 from mpa_ray.config.level import (
@@ -30,6 +30,7 @@ __all__ = [
     "BenchmarkConfig",
     "Component",
     "EngineConfig",
+    "EngineSettings",
     "EvaluateConfig",
     "EvaluationRunConfig",
     "FullConfig",

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from mpa_ray.config.settings import Settings
 
 
-class VllmEngineConfig(Settings):
+class EngineSettings(Settings):
+    """What the rest of the package has to know of a kind of engine."""
+
+    has_checkpoint: ClassVar[bool]
+    """Whether it loads a model's files, which can then be checked, trained and exported."""
+
+
+class VllmEngineConfig(EngineSettings):
     """A vLLM engine in every replica."""
+
+    has_checkpoint: ClassVar[bool] = True
 
     kind: Literal["vllm"] = "vllm"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -36,8 +45,10 @@ class VllmEngineConfig(Settings):
     """Passed to vLLM's `AsyncEngineArgs` as they are."""
 
 
-class ScriptedEngineConfig(Settings):
+class ScriptedEngineConfig(EngineSettings):
     """A stand-in without a model whose replies follow from the image's bytes: for tests and for measuring the rest."""
+
+    has_checkpoint: ClassVar[bool] = False
 
     kind: Literal["scripted"]
     inconsistent_rate: float = Field(0.0, ge=0, le=1)

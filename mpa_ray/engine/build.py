@@ -29,7 +29,7 @@ def build_engine(
     adapters: Mapping[str, Adapter],
     object_store: ObjectStoreConfig,
     request_timeout_s: float,
-    effort: Usage,
+    usage: Usage,
     load: Load,
 ) -> VisionLanguageModel:
     """Start the engine that the configuration names, in this process.
@@ -39,10 +39,10 @@ def build_engine(
         adapters: Those that requests may name.
         object_store: How models at s3:// are reached.
         request_timeout_s: An engine that leaves a request unanswered for so long is taken for dead.
-        effort: What the engine spends is added to it.
+        usage: What the engine spends is added to it.
         load: Shows what is in the engine.
     """
-    return Instrumented(WithTimeout(_start(config, adapters, object_store), request_timeout_s), effort, load)
+    return Instrumented(WithTimeout(_start(config, adapters, object_store), request_timeout_s), usage, load)
 
 
 def _start(

@@ -13,10 +13,10 @@ from mpa_ray.observability.usage import Load, Usage
 
 @dataclass(frozen=True)
 class Instrumented:
-    """A model that adds to an effort what each of its answers took, and tells its load."""
+    """A model that adds to an usage what each of its answers took, and tells its load."""
 
     model: VisionLanguageModel
-    effort: Usage
+    usage: Usage
     load: Load
 
     @property
@@ -29,7 +29,7 @@ class Instrumented:
             with self.load.one_more("num_rendering"):
                 return await self.model.encode_image(image_id, content)
         finally:
-            self.effort.render_s += time.monotonic() - started
+            self.usage.render_s += time.monotonic() - started
 
     async def generate(
         self,
@@ -44,10 +44,10 @@ class Instrumented:
             with self.load.one_more("num_in_engine"):
                 reply = await self.model.generate(image, text, sampling, schema, adapter)
         finally:
-            self.effort.engine_s += time.monotonic() - started
-        self.effort.num_prompt_tokens += reply.num_prompt_tokens
-        self.effort.num_cached_tokens += reply.num_cached_tokens
-        self.effort.num_output_tokens += reply.num_output_tokens
+            self.usage.engine_s += time.monotonic() - started
+        self.usage.num_prompt_tokens += reply.num_prompt_tokens
+        self.usage.num_cached_tokens += reply.num_cached_tokens
+        self.usage.num_output_tokens += reply.num_output_tokens
         return reply
 
     def close(self) -> None:

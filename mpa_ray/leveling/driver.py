@@ -13,12 +13,12 @@ from mpa_ray.errors import RunError
 from mpa_ray.leveling.epoch_plan import Plan
 from mpa_ray.leveling.trainer import TrainingJob, train
 from mpa_ray.observability.progress import Progress, say
-from mpa_ray.pipeline.graph import check_resources
+from mpa_ray.pipeline.cluster import check_resources
 from mpa_ray.run.run import Run
 from mpa_ray.tasks.task import Task
 
 
-def level(
+def fine_tune(
     run: Run, config: RunConfig, student: StudentConfig, name: str, task: Task, planned: Plan, folder: str, card: str
 ) -> None:
     """Fine-tune the student and export it below `folder`, with `check.json`; the user is told of it as `name`.

@@ -68,7 +68,7 @@ class Plan:
             yield rows[within * self.batch_size : (within + 1) * self.batch_size]
 
 
-def plan(run: Run, folder: str, sources: SampleSources, level: LevelConfig, arm: Arm = "parity") -> Plan:
+def plan_epoch(run: Run, folder: str, sources: SampleSources, level: LevelConfig, arm: Arm = "parity") -> Plan:
     """Lay an arm's epoch out below `folder`, or find it there.
 
     Whatever the size of D_PI, the driver holds its Parquet file and a 64th of the epoch's rows, and some 20 bytes for

@@ -39,8 +39,8 @@ from mpa_ray.models.chat_template import load_processor
 from mpa_ray.models.checkpoints import local_model
 from mpa_ray.models.components import component_of
 from mpa_ray.models.gpus import peak_tflops
-from mpa_ray.observability.log_context import about
-from mpa_ray.pipeline.graph import with_images
+from mpa_ray.observability.log_context import log_context
+from mpa_ray.pipeline.training_data import steps_with_images
 from mpa_ray.storage.storage import Storage
 from mpa_ray.tasks.task import Task
 
@@ -119,7 +119,7 @@ class Steps(IterableDataset[Step]):
         def steps(first: int, last: int) -> Iterator[list[MicroBatch]]:
             return (share.of(step) for step in rows(first, last))
 
-        images = with_images(self.num_steps, self.first, steps, self._num_rows, self._reader)
+        images = steps_with_images(self.num_steps, self.first, steps, self._num_rows, self._reader)
         ready: Iterator[Any] = iter(
             images.iter_torch_batches(batch_size=1, collate_fn=self._collate, prefetch_batches=1)
         )
@@ -407,7 +407,7 @@ class ParityTrainer(Trainer):
 
 def train(job: TrainingJob) -> None:
     """Train for one epoch, from the last complete checkpoint where there is one, then export."""
-    with about(run=job.storage.root, phase="level", student=job.folder.split("/")[1]):
+    with log_context(run=job.storage.root, phase="level", student=job.folder.split("/")[1]):
         _train(job)
 
 

@@ -113,6 +113,16 @@ class EngineGroup:
     adapters: Mapping[str, Adapter | None]
     """By the models' names, in their order."""
 
+    @classmethod
+    def single(cls, name: str, model: ModelConfig) -> EngineGroup:
+        """One model in an engine of its own."""
+        return cls(model, {name: None})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models, in their order."""
+        return tuple(self.adapters)
+
     @property
     def lora_adapters(self) -> dict[str, Adapter]:
         """Those that the engine has to be started with."""
@@ -146,7 +156,7 @@ def shared_engines(models: Mapping[str, ModelConfig], object_store: ObjectStoreC
         if len(part) > 1
     ]
     shared = {name for engine in engines for name in engine.adapters}
-    engines += [EngineGroup(model, {name: None}) for name, model in models.items() if name not in shared]
+    engines += [EngineGroup.single(name, model) for name, model in models.items() if name not in shared]
     order = list(models)
     return sorted(engines, key=lambda engine: order.index(next(iter(engine.adapters))))
 

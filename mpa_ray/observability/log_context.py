@@ -1,4 +1,4 @@
-"""Log records that say to which run, phase, student and shard they belong.
+"""Log records that name the run, phase, student and shard they belong to.
 
 Ray writes them: as text, or as JSON where the environment has `RAY_LOGGING_CONFIG_ENCODING=JSON`.
 """
@@ -11,40 +11,34 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-_NOTHING: Mapping[str, str] = {}
-_names: ContextVar[Mapping[str, str]] = ContextVar("names", default=_NOTHING)
+_NO_FIELDS: Mapping[str, str] = {}
+_fields: ContextVar[Mapping[str, str]] = ContextVar("fields", default=_NO_FIELDS)
 
 
 @contextmanager
-def about(**names: str) -> Iterator[None]:
-    """Every record that is logged in the block, by whichever library, carries these names as attributes."""
+def log_context(**fields: str) -> Iterator[None]:
+    """Every record that is logged in the block, by whichever library, carries these fields as attributes."""
     _install()
-    token = _names.set({**_names.get(), **names})
+    token = _fields.set({**_fields.get(), **fields})
     try:
         yield
     finally:
-        _names.reset(token)
+        _fields.reset(token)
 
 
-def names_of(label: str) -> dict[str, str]:
-    """Of a step as it is told of (`level small`) or a pool as Ray shows it (`annotate:teacher`)."""
-    phase, _, student = label.replace(":", " ", 1).partition(" ")
-    return {"phase": phase, "student": student} if student else {"phase": phase}
-
-
-class _Factory:
-    """Makes records as before, and adds the names."""
+class _RecordFactory:
+    """Makes records as before, and adds the fields."""
 
     def __init__(self, make: Callable[..., logging.LogRecord]) -> None:
         self._make = make
 
-    def __call__(self, *arguments: Any, **named: Any) -> logging.LogRecord:
-        record = self._make(*arguments, **named)
-        record.__dict__.update(_names.get())
+    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = self._make(*args, **kwargs)
+        record.__dict__.update(_fields.get())
         return record
 
 
 def _install() -> None:
     make = logging.getLogRecordFactory()
-    if not isinstance(make, _Factory):
-        logging.setLogRecordFactory(_Factory(make))
+    if not isinstance(make, _RecordFactory):
+        logging.setLogRecordFactory(_RecordFactory(make))

@@ -33,8 +33,8 @@ class Usage:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
         return self
 
-    def taken(self) -> Usage:
-        """What has come together since the last call."""
+    def take(self) -> Usage:
+        """The sums since the last call."""
         so_far = replace(self)
         for field in fields(self):
             setattr(self, field.name, field.default)

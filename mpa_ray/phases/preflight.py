@@ -24,21 +24,23 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.finding import find_files
 from mpa_ray.metrics import METRICS
 from mpa_ray.models.checkpoints import base_of_adapter
-from mpa_ray.tasks.library import TASKS
-from mpa_ray.tasks.task import Task, load_task
+from mpa_ray.tasks.library import find_task
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
-def task_of(config: EvaluationRunConfig) -> Task:
-    """The task that the run names: one of ours, or a YAML file. Raises ConfigError where it is neither, or wrong."""
-    if config.task in TASKS:
-        return TASKS[config.task]
-    if config.task.endswith((".yaml", ".yml")):
-        return load_task(config.task)
-    problem = "is neither a task nor a YAML file."
-    raise ConfigError("task", config.task, problem, f"Choose one of {', '.join(TASKS)}, or give a file.")
+def check_config(config: EvaluationRunConfig) -> None:
+    """Check everything that can be checked without Ray, a GPU or a model in memory.
+
+    Raises:
+        ConfigError: names the first field that is wrong.
+    """
+    check_names(config)
+    if isinstance(config, RunConfig):
+        check_run(config)
+    else:
+        check_evaluation(config)
 
 
 def check_run(config: RunConfig) -> None:
@@ -47,7 +49,7 @@ def check_run(config: RunConfig) -> None:
     Raises:
         ConfigError: naming the first thing that is wrong.
     """
-    task_of(config)
+    find_task(config.task)
     check_source(config.source, Places(config.object_store))
     check_model(config.teacher, "teacher.model")
     for index, student in enumerate(config.students):
@@ -76,7 +78,7 @@ def check_evaluation(config: EvaluationRunConfig) -> None:
     Raises:
         ConfigError: naming the first thing that is wrong.
     """
-    task_of(config)
+    find_task(config.task)
     if config.evaluate is None:
         return
     for index, benchmark in enumerate(config.evaluate.benchmarks):
@@ -126,7 +128,7 @@ def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> 
 
 def check_model(config: ModelConfig, field: str) -> None:
     """Raises ConfigError where the model is not there, or is no vision-language checkpoint."""
-    if config.engine.kind == "scripted":
+    if not config.engine.has_checkpoint:
         return
     if config.min_pixels > config.max_pixels:
         raise ConfigError(

@@ -1,6 +1,6 @@
 """What one pass over a dataset has to remember between its workers: shards, bytes in flight, duplicates, deaths.
 
-Plain objects for one event loop; `flow.py` puts them into an actor beside the driver, which outlives every worker.
+Plain objects for one event loop; `graph.py` puts them into an actor beside the driver, which outlives every worker.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from mpa_ray.config import LimitsConfig
 from mpa_ray.corpus.dedup_index import DedupIndex
+from mpa_ray.stages.visits import Attempt
 
 _PATIENCE_S = 60.0
 """A shard whose predecessor has not been heard of for longer, since its node died perhaps, goes on without it."""
@@ -160,22 +161,6 @@ class Duplicates:
         return [next(earlier) if seen is not None else None for _, seen in numbered]
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """How a shard is to be visited this time."""
-
-    number: int
-    """From 1 on."""
-    alone: frozenset[str] = frozenset()
-    """Images that may have killed an engine: each is visited with nothing else in it."""
-    all_alone: bool = False
-    """Nobody knows which images were in the engines that died."""
-    quarantined: Mapping[str, int] = field(default_factory=dict)
-    """Images that are not shown to an engine again, with the engines that each has killed."""
-    given_up: str | None = None
-    """Why the shard is not visited at all."""
-
-
 @dataclass
 class _Record:
     num_begun: int = 0
@@ -288,7 +273,7 @@ class PassCoordinator:
         self.bytes = BytesInFlight(self._turns[0], max_bytes_in_flight)
         self.duplicates = Duplicates(self._turns[1])
 
-    async def add(self, shard: str) -> None:
+    async def add_shard(self, shard: str) -> None:
         """One more is to be done."""
         for turns in self._turns:
             turns.add(shard)
@@ -297,20 +282,20 @@ class PassCoordinator:
     async def complete(self) -> None:
         await self.queue.complete()
 
-    async def behind(self, place: int) -> list[str] | None:
+    async def shards_from(self, place: int) -> list[str] | None:
         return await self.queue.behind(place)
 
-    def know(self, committed: Mapping[str, Sequence[Sighting | None]]) -> None:
+    def add_known_images(self, committed: Mapping[str, Sequence[Sighting | None]]) -> None:
         for shard, sightings in committed.items():
             self.duplicates.know(shard, sightings)
 
-    async def acquire(self, shard: str, num_bytes: int) -> bool:
+    async def acquire_bytes(self, shard: str, num_bytes: int) -> bool:
         return await self.bytes.acquire(shard, num_bytes)
 
-    async def correct(self, shard: str, num_bytes: int) -> None:
+    async def correct_bytes(self, shard: str, num_bytes: int) -> None:
         await self.bytes.correct(shard, num_bytes)
 
-    async def claim(self, shard: str, sightings: Sequence[Sighting | None]) -> list[str | None] | None:
+    async def claim_images(self, shard: str, sightings: Sequence[Sighting | None]) -> list[str | None] | None:
         return await self.duplicates.claim(shard, sightings)
 
     async def begin(self, shard: str) -> Attempt:

@@ -1,50 +1,50 @@
-"""Passes of models over shards, from the driver's side: progress, throughput, and when to give up."""
+"""A pass from the driver's side: admission, progress, throughput, and when to give up."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mpa_ray.config import LimitsConfig
 from mpa_ray.errors import RunError
-from mpa_ray.observability.log_context import about, names_of
+from mpa_ray.observability.log_context import log_context
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.observability.usage import Usage
+from mpa_ray.pipeline.pass_spec import Pass, ShardDone
 from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseRecord, add_to_record
 from mpa_ray.run.run import Manifest, Run
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mpa_ray.pipeline.graph import Pass
 
 logger = logging.getLogger(__name__)
 
 Admission = Callable[[], AbstractContextManager[None]]
+"""Entered before any engine starts, and left when all have ended."""
+Stream = Callable[[Pass[Any], Iterable[str], Sequence[str]], Iterator[ShardDone]]
+"""Sends shards through a pass: see `mpa_ray.pipeline.graph.stream_pass`."""
 
 
-def to_nobody(_: str) -> None:
-    """Announces nothing."""
+def announce_to_nobody(_: str) -> None:
+    """For passes that nobody follows."""
 
 
 @dataclass(frozen=True)
 class Outstanding:
-    """What is to be done of a dataset, and what is done."""
+    """The shards of a dataset that are missing, and those that are committed."""
 
-    missing: list[str]
-    committed: list[str]
-    num_images: int
-    num_images_done: int
-    """Both as if all shards held as many."""
+    missing: list[str] = field(default_factory=list)
+    committed: list[str] = field(default_factory=list)
+    num_images: int = 0
+    num_images_done: int = 0
+    """Assumes that all shards hold as many images."""
 
     @classmethod
     def of(cls, dataset: ShardedDataset[Any], manifest: Manifest) -> Outstanding:
-        """Of the manifest's shards those that the dataset has, and those that it lacks."""
+        """Compare a dataset with the shards of a manifest."""
         missing = dataset.missing(manifest.shards)
         left = set(missing)
         committed = [shard for shard in manifest.shards if shard not in left]
@@ -67,69 +67,85 @@ class Outstanding:
 
 def run_missing(
     run: Run,
-    label: str,
-    limits: LimitsConfig,
-    make_pass: Callable[[Any], Pass[Any]],
+    work: Pass[Any],
     outstanding: Outstanding,
     admission: Admission = nullcontext,
-    announce: Callable[[str], None] = to_nobody,
+    announce: Callable[[str], None] = announce_to_nobody,
+    stream: Stream | None = None,
 ) -> None:
     """Make a pass over the shards that are missing. Raises as `run_shards` does."""
+    label = work.key.label
     if not outstanding.missing:
         say(f"{label}: already done")
         for shard in outstanding.committed:
             announce(shard)
         return
-    run.check_room(outstanding.num_images - outstanding.num_images_done)
+    run.check_free_space(outstanding.num_images - outstanding.num_images_done)
     progress = Progress(label, outstanding.num_images, "images", outstanding.num_images_done)
-    run_shards(run, label, limits, make_pass, outstanding.missing, outstanding.committed, progress, admission, announce)
+    run_shards(run, work, outstanding.missing, outstanding.committed, progress, admission, announce, stream)
 
 
 def run_shards(
     run: Run,
-    label: str,
-    limits: LimitsConfig,
-    make_pass: Callable[[Any], Pass[Any]],
+    work: Pass[Any],
     shards: Iterable[str],
     committed: Sequence[str],
     progress: Progress,
     admission: Admission = nullcontext,
-    announce: Callable[[str], None] = to_nobody,
+    announce: Callable[[str], None] = announce_to_nobody,
+    stream: Stream | None = None,
 ) -> None:
-    """Make a pass over shards, which may become known over time; `make_pass` takes the module `mpa_ray.pipeline.graph`.
+    """Make a pass over shards, which may become known over time.
 
     Args:
-        run: To which it belongs.
-        label: Names it to the user.
-        limits: On failures.
-        make_pass: See there.
-        shards: Those to do.
-        committed: Those that are done.
+        run: The run that the pass belongs to.
+        work: The pass.
+        shards: The shards to do.
+        committed: The shards that are done.
         progress: Counts images.
-        admission: Is entered before any engine starts, and left when all have ended.
-        announce: Is told of each shard that is done, once the pass is admitted: what follows must not take its place.
+        admission: Entered before any engine starts.
+        announce: Called with each shard that is done, once the pass is admitted: a pass that follows this one must not
+            take its place.
+        stream: Does the work; by default `stream_pass`, on Ray.
 
     Raises:
         RunError: too many images failed, or engines died too often.
     """
-    # Ray takes a second to import, and a step that is done needs none of it.
-    from mpa_ray.pipeline import graph as flow
+    stream = stream or _start_ray_stream()
+    totals = Throughput(num_models=len(work.models))
+    with admission(), recorded(run, work.key, totals, work.log_fields), progress:
+        for shard in committed:
+            announce(shard)
+        follow(stream(work, shards, committed), work.limits, progress, totals, announce)
 
-    flow.start_ray()
-    work = make_pass(flow)
-    guard, throughput = FailureGuard(limits), Throughput(work.num_models)
-    with admission(), timed(run, label, throughput, work.names), progress:
-        for done in committed:
-            announce(done)
-        for shard in flow.run_pass(work, shards, committed):
-            progress.advance(shard.num_images)
-            throughput.count(shard.num_images, shard.visit_s, shard.effort)
-            guard.count(shard.num_images, shard.failed)
-            announce(shard.shard)
+
+def _start_ray_stream() -> Stream:
+    # Ray takes a second to import, and a phase that is done needs none of it.
+    from mpa_ray.pipeline.cluster import start_ray
+    from mpa_ray.pipeline.graph import stream_pass
+
+    start_ray()
+    return stream_pass
+
+
+def follow(
+    finished: Iterable[ShardDone],
+    limits: LimitsConfig,
+    progress: Progress,
+    totals: Throughput,
+    announce: Callable[[str], None] = announce_to_nobody,
+) -> None:
+    """Count shards as they finish, and announce each. Raises RunError once too many images have failed."""
+    guard = FailureGuard(limits)
+    for shard in finished:
+        progress.advance(shard.num_images)
+        totals.count(shard.num_images, shard.visit_s, shard.usage)
+        guard.count(shard.num_images, shard.failed)
+        announce(shard.shard)
 
 
 class FailureGuard:
-    """Stops a run whose images mostly fail, saying what fails most."""
+    """Stops a run most of whose images fail, and names the most frequent reasons."""
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
@@ -142,48 +158,53 @@ class FailureGuard:
         self._failed.update(failed_images)
         failed = self._failed.total()
         if self._num_images >= self._limits.min_images and failed > self._limits.max_failed_rate * self._num_images:
-            top = ", ".join(f"{reason}: {n}" for reason, n in self._failed.most_common(3))
+            reasons = ", ".join(f"{reason}: {number}" for reason, number in self._failed.most_common(3))
             raise RunError(
                 f"{failed} of {self._num_images} images failed, more than limits.max_failed_rate = "
-                f"{self._limits.max_failed_rate} ({top})."
+                f"{self._limits.max_failed_rate} ({reasons})."
             )
 
 
 class Throughput:
-    """Images of a pass over the seconds in which its engines were at work: without their start and waits for shards."""
+    """A pass's images over the seconds in which its engines were at work: without their start and waits for shards."""
 
     def __init__(self, num_models: int = 1) -> None:
         """Of a pass that asks so many models about each image."""
         self._num_models = num_models
         self._num_images = 0
-        self._at_work: list[tuple[float, float]] = []
-        """When shards were with engines, in order: spans that do not meet, for shards may come with long pauses."""
-        self._effort = Usage()
+        self._working: list[tuple[float, float]] = []
+        """When shards were with engines: disjoint spans in order, for shards may come with long pauses."""
+        self._usage = Usage()
 
-    def count(self, num_images: int, visit_s: float, effort: Usage) -> None:
-        """A shard is done that was so long with an engine."""
+    def count(self, num_images: int, visit_s: float, usage: Usage) -> None:
+        """Add a shard that is done now and was with an engine for `visit_s` seconds."""
         end = time.monotonic()
         begin = end - visit_s
-        while self._at_work and self._at_work[-1][1] >= begin:
-            begin = min(begin, self._at_work.pop()[0])
-        self._at_work.append((begin, end))
+        while self._working and self._working[-1][1] >= begin:
+            begin = min(begin, self._working.pop()[0])
+        self._working.append((begin, end))
         self._num_images += num_images
-        self._effort += effort
+        self._usage += usage
 
-    def record(self) -> dict[str, float]:
-        """Numbers that may be added to those of other attempts."""
-        working_s = sum(end - begin for begin, end in self._at_work)
-        asked = {"num_images": self._num_images, "num_images_by_models": self._num_images * self._num_models}
-        return {**asked, "working_s": working_s, **asdict(self._effort)}
+    def totals(self) -> PassTotals:
+        """The sums so far."""
+        working_s = sum(end - begin for begin, end in self._working)
+        return PassTotals(self._num_images, self._num_images * self._num_models, working_s, replace(self._usage))
 
 
 @contextmanager
-def timed(
-    run: Run, label: str, throughput: Throughput | None = None, names: Mapping[str, str] | None = None
+def recorded(
+    run: Run, key: PhaseKey, throughput: Throughput | None = None, log_fields: dict[str, str] | None = None
 ) -> Iterator[None]:
-    """Add what a step took to the run's record, over all attempts; what is logged meanwhile names run and step, as the
-    label does or as `names`."""
-    with about(**(names or {"run": run.storage.root, **names_of(label)})):
+    """Add what an attempt took to the phase's record, however the attempt ends.
+
+    Args:
+        run: The run that the phase belongs to.
+        key: The phase.
+        throughput: Of its pass, where the phase makes one.
+        log_fields: What is logged meanwhile carries these; by default the run and the phase.
+    """
+    with log_context(**(log_fields or {"run": run.storage.root, **key.log_fields})):
         logger.info("begins")
         started = time.monotonic()
         try:
@@ -191,14 +212,5 @@ def timed(
         finally:
             wall_s = time.monotonic() - started
             logger.info("ends", extra={"wall_s": round(wall_s, 3)})
-            _add_to_record(
-                run, label, {"wall_s": wall_s, "num_attempts": 1, **(throughput.record() if throughput else {})}
-            )
-
-
-def _add_to_record(run: Run, label: str, now: Mapping[str, float]) -> None:
-    path = f"phases/{label.replace(' ', '.')}.json"
-    before = run.read_json(path) if run.storage.exists(path) else {}
-    if "num_images" in before:
-        before.setdefault("num_images_by_models", before["num_images"])
-    run.write_json(path, {name: round(before.get(name, 0) + value, 3) for name, value in now.items()})
+            totals = throughput.totals() if throughput is not None else None
+            add_to_record(run, key, PhaseRecord(wall_s, num_attempts=1, totals=totals))

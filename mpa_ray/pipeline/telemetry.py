@@ -14,7 +14,7 @@ from ray.util.metrics import Counter, Gauge
 
 from mpa_ray.observability.usage import Load, Usage
 
-_SHOW_EVERY_S = 2.0
+_PUBLISH_EVERY_S = 2.0
 
 
 class Counters:
@@ -28,14 +28,14 @@ class Counters:
         self._bytes = _counter("bytes_read", "Bytes of image files read")
         self._seconds = _counter("seconds", "Seconds, summed over images that are worked on together", "kind")
 
-    def count(self, num_images: int, outcomes: Mapping[tuple[str, str], int], effort: Usage) -> None:
+    def count(self, num_images: int, outcomes: Mapping[tuple[str, str], int], usage: Usage) -> None:
         """A shard with so many images is committed; outcomes are its rows by state and reason."""
         _add(self._images, num_images, pool=self._pool)
         for (state, reason), num_rows in outcomes.items():
             _add(self._rows, num_rows, pool=self._pool, state=state, reason=reason)
-        _add(self._bytes, effort.num_bytes_read, pool=self._pool)
-        for field in fields(effort):
-            value = getattr(effort, field.name)
+        _add(self._bytes, usage.num_bytes_read, pool=self._pool)
+        for field in fields(usage):
+            value = getattr(usage, field.name)
             if field.name.endswith("_s"):
                 _add(self._seconds, value, pool=self._pool, kind=field.name.removesuffix("_s"))
             elif field.name.endswith("_tokens"):
@@ -54,12 +54,12 @@ class Gauges:
             "num_in_engine": _gauge("engine_requests", "Requests in the engine, waiting there included"),
         }
 
-    async def keep_showing(self) -> None:
+    async def keep_publishing(self) -> None:
         """Never returns."""
         while True:
             for name, gauge in self._gauges.items():
                 gauge.set(getattr(self._load, name), self._tags)
-            await asyncio.sleep(_SHOW_EVERY_S)
+            await asyncio.sleep(_PUBLISH_EVERY_S)
 
 
 def _counter(name: str, description: str, *tags: str) -> Counter:

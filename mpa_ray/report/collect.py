@@ -14,6 +14,7 @@ from mpa_ray.records import Annotation, State, Verdict
 from mpa_ray.report.coverage import coverage
 from mpa_ray.report.leaderboard import leaderboard
 from mpa_ray.run.audit import audit
+from mpa_ray.run.phase_record import PhaseRecord, phase_records
 from mpa_ray.run.run import Run
 
 NUM_SAMPLES = 24
@@ -238,11 +239,9 @@ def _warnings(num_parity: int, measured: dict[str, Any], training: dict[str, Any
 
 
 def _phases(run: Run) -> dict[str, Any]:
-    paths = run.storage.list("phases")
-    return {path.removeprefix("phases/").removesuffix(".json"): _phase(run.read_json(path)) for path in paths}
+    return {key.label: _phase(record) for key, record in phase_records(run)}
 
 
-def _phase(sums: dict[str, Any]) -> dict[str, Any]:
+def _phase(record: PhaseRecord) -> dict[str, Any]:
     """A phase's sums over all attempts, with its rate while engines were at work (their start left out)."""
-    working_s = sums.get("working_s")
-    return {**sums, "images_per_s": sums["num_images"] / working_s if working_s else None}
+    return {**record.to_json(), "images_per_s": record.totals.images_per_s if record.totals is not None else None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mpa_ray.config import Arm, RunConfig, StudentConfig, measured_as
+from mpa_ray.run.phase_record import PhaseKey, phase_record
 from mpa_ray.run.run import Run
 
 
@@ -52,21 +53,20 @@ def _scores(scored: dict[str, Any], before: str, after: str) -> dict[str, Any] |
 
 def _cost(run: Run, student: StudentConfig, arm: Arm) -> tuple[float, float]:
     """Of what the arm alone needs, and of identification, which the student's arms share."""
-    suffix, when = ("", "after") if arm == "parity" else (f".{arm}", arm)
+    name, trained = student.name, f"{student.name}.{measured_as(arm)}"
     serving = student.num_replicas * student.gpus_per_replica
     training = student.level.num_workers * student.level.gpus_per_worker
     phases = {
-        f"identify.{student.name}": serving,
-        f"level.{student.name}{suffix}": training,
-        f"check.{student.name}{suffix}": serving,
-        f"evaluate.{student.name}.before": serving,
-        f"evaluate.{student.name}.{when}": serving,
+        PhaseKey("identify", name): serving,
+        PhaseKey("level", name, arm): training,
+        PhaseKey("check", name, arm): serving,
+        PhaseKey("evaluate", f"{name}.before"): serving,
+        PhaseKey("evaluate", trained): serving,
     }
     seconds = gpu_seconds = 0.0
-    for name, num_gpus in phases.items():
-        if run.storage.exists(f"phases/{name}.json"):
-            wall_s = run.read_json(f"phases/{name}.json")["wall_s"]
-            seconds, gpu_seconds = seconds + wall_s, gpu_seconds + num_gpus * wall_s
+    for key, num_gpus in phases.items():
+        if (record := phase_record(run, key)) is not None:
+            seconds, gpu_seconds = seconds + record.wall_s, gpu_seconds + num_gpus * record.wall_s
     return round(seconds, 1), round(gpu_seconds, 1)
 
 

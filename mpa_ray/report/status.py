@@ -13,6 +13,7 @@ from mpa_ray.config import Arm, measured_as
 from mpa_ray.observability.progress import clock
 from mpa_ray.run.audit import student_names
 from mpa_ray.run.dataset import ShardedDataset, ahead
+from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 
 PhaseState = Literal["done", "begun", "not begun"]
@@ -141,7 +142,7 @@ class _Look:
 
     def identify(self, student: str) -> PhaseStatus:
         step = self._pass(f"identify {student}", "identify", "corpus", self._run.verdicts(student))
-        parity = self._json(f"parity/{student}/manifest.json")
+        parity = self._json(f"{self._run.parity_dir(student)}/manifest.json")
         if step.state == "done" and parity is None:
             return replace(step, state="begun", note="D_PI is not exported yet")
         if parity is not None:
@@ -156,13 +157,12 @@ class _Look:
 
     def level(self, student: str, arm: Arm) -> PhaseStatus:
         folder = self._run.student_dir(student, arm)
-        name = student if arm == "parity" else f"{student} {arm}"
-        phase = name.replace(" ", ".")
+        key = PhaseKey("level", student, arm)
         files = {file.path: file.modified for file in self._run.storage.details(folder)}
         training = self._json(f"{folder}/training.json") if f"{folder}/training.json" in files else None
         is_done = f"{folder}/complete.json" in files
-        begun = bool(files) or f"phases/level.{phase}.json" in self._phases
-        step = PhaseStatus(f"level {name}", _state(is_done, begun), _job("level"), unit="steps")
+        begun = bool(files) or key.path in self._phases
+        step = PhaseStatus(key.label, _state(is_done, begun), _job("level"), unit="steps")
         if training is not None:
             told = [row for row in training["log"] if "loss" in row]
             # The first row tells of warming up.
@@ -178,9 +178,9 @@ class _Look:
                 note=note,
                 per_s=speeds[len(speeds) // 2] if speeds else None,
             )
-            if is_trained and f"phases/level.{phase}.json" in self._phases:
-                return self._timed(step, files.values(), f"check {name}")
-        return self._timed(step, files.values())
+            if is_trained and key.path in self._phases:
+                return self._timed(step, files.values(), PhaseKey("check", student, arm))
+        return self._timed(step, files.values(), key)
 
     def evaluate(self, students: list[str]) -> Iterator[PhaseStatus]:
         settings = self.config.get("evaluate")
@@ -223,10 +223,11 @@ class _Look:
             step = replace(step, counts=dict(_outcomes(dataset, markers).most_common()))
         return self._timed(step, markers.values())
 
-    def _timed(self, step: PhaseStatus, written: Iterable[datetime], phase_name: str | None = None) -> PhaseStatus:
+    def _timed(self, step: PhaseStatus, written: Iterable[datetime], key: PhaseKey | None = None) -> PhaseStatus:
         """With rate and times from the files and from the record of the attempts that ended."""
         # One pass of a model answers all benchmarks.
-        path = f"phases/{(phase_name or step.name.partition(' on ')[0]).replace(' ', '.')}.json"
+        kind, _, model = step.name.partition(" on ")[0].partition(" ")
+        path = (key or PhaseKey(kind, model or None)).path  # type: ignore[arg-type]
         last, ended = max(written, default=None), self._phases.get(path)
         phase = self._json(path) if ended is not None else None
         if phase is not None:

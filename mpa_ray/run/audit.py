@@ -128,8 +128,8 @@ def _audit_verdicts(
 
 
 def _audit_parity(run: Run, student: str, kept: list[str], problems: list[str]) -> None:
-    if not run.storage.exists(f"parity/{student}/manifest.json"):
-        problems.append(f"parity/{student}: not exported")
+    if not run.is_identified(student):
+        problems.append(f"{run.parity_dir(student)}: not exported")
         return
     try:
         exported = [sample.annotation_id for sample in read_parity(run, student)]

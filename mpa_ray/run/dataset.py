@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import count, islice, takewhile
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from mpa_ray.records import OfModel, RowT
 from mpa_ray.run.parquet_rows import from_parquet, read_columns, to_parquet
 from mpa_ray.storage.storage import Storage
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _NUM_THREADS = 16
 
@@ -35,6 +36,26 @@ class Commit:
 
 def shard_name(index: int) -> str:
     return f"{index:06d}"
+
+
+class ShardSource(Protocol[T_co]):
+    """Shards that can be read."""
+
+    def read(self, shard: str) -> Sequence[T_co]:
+        """The rows of a committed shard. Raises as `ShardedDataset.read`."""
+        ...
+
+
+class ShardTarget(Protocol[T]):
+    """Shards that can be committed, and read again."""
+
+    def commit(self, shard: str, rows: Sequence[T]) -> bool:
+        """Write a shard and publish it. False where another attempt was first: then its rows count, not these."""
+        ...
+
+    def read(self, shard: str) -> list[T]:
+        """The rows of a committed shard. Raises as `ShardedDataset.read`."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,20 @@ _CHUNK = 10_000
 
 
 def export_parity(
-    run: Run, student: str, task: Task, samples: Iterable[ParitySample], about: Mapping[str, object] | None = None
+    run: Run, folder: str, task: Task, samples: Iterable[ParitySample], extra: Mapping[str, object] | None = None
 ) -> int:
-    """Write `parity/STUDENT/`; the prompt in each form is the one that identification used. How many samples there are.
+    """Write D_PI below a folder of the run, and return the number of samples.
 
-    Samples are taken a few thousand at a time, however many there are. What `about` tells goes into the manifest.
+    The prompt in each form is the one that identification used. A few thousand samples are in memory at a time.
+
+    Args:
+        run: The run.
+        folder: `Run.parity_dir` or `Run.rematch_dir`.
+        task: Gives the prompts.
+        samples: D_PI.
+        extra: Further entries of the manifest.
     """
-    folder, num_samples = f"parity/{student}", 0
+    num_samples = 0
     with TemporaryDirectory() as scratch:
         schema = arrow_schema(ParitySample)
         with (
@@ -43,13 +50,13 @@ def export_parity(
                 num_samples += len(chunk)
             llava.write("\n]\n")
         run.storage.put_folder(Path(scratch), folder)
-    run.write_json(f"{folder}/manifest.json", {"num_samples": num_samples, **(about or {})})
+    run.write_json(f"{folder}/manifest.json", {"num_samples": num_samples, **(extra or {})})
     return num_samples
 
 
 def parity_of(run: Run, student: str) -> Iterator[ParitySample]:
     """The exported samples of a student, a few thousand in memory at a time."""
-    return iter_parquet(run.storage.read(f"parity/{student}/parity.parquet"), ParitySample)
+    return iter_parquet(run.storage.read(f"{run.parity_dir(student)}/parity.parquet"), ParitySample)
 
 
 def read_parity(run: Run, student: str) -> list[ParitySample]:

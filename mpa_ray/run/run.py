@@ -14,6 +14,16 @@ from mpa_ray.run.fingerprint import differences
 from mpa_ray.storage.storage import Storage, open_storage
 
 Fingerprint = dict[str, Any]
+"""Names and values that a dataset's content depends on; see `mpa_ray.run.fingerprint`."""
+
+FORMAT = 2
+"""Goes up when a run directory of an older version can no longer be read. Format 1: mpa_ray 0.1."""
+
+RUN_FILE = "run.json"
+CORPUS_MANIFEST = "corpus/manifest.json"
+SCORES = "evaluation/scores.json"
+REPORT_JSON = "report/report.json"
+REPORT_PAGE = "report/index.html"
 
 _LEAST_FREE_BYTES = 32 * 2**20
 _LEAST_ROW_BYTES = 64
@@ -37,6 +47,7 @@ class Run:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        self._check_format()
         self.corpus = ShardedDataset(storage, "corpus", ImageRef)
         self.annotations = ShardedDataset(storage, "annotations", Annotation)
 
@@ -57,7 +68,22 @@ class Run:
             ) from error
         return cls(storage)
 
-    def check_room(self, num_rows: int) -> None:
+    def _check_format(self) -> None:
+        try:
+            stored = self.read_json(RUN_FILE)
+        except FileNotFoundError:
+            return
+        number = stored.get("format", 1)
+        if number != FORMAT:
+            version = stored.get("versions", {}).get("mpa-ray", "0.1")
+            raise ConfigError(
+                "run_dir",
+                self.storage.root,
+                f"was written in format {number} by mpa-ray {version}; this version reads format {FORMAT}.",
+                f"Continue it with mpa-ray {version}, or give a new run_dir.",
+            )
+
+    def check_free_space(self, num_rows: int) -> None:
         """Raises ConfigError where the run directory has no room for that many more rows."""
         free, needed = self.storage.free_bytes(), _LEAST_FREE_BYTES + num_rows * _LEAST_ROW_BYTES
         if free is not None and free < needed:
@@ -72,6 +98,16 @@ class Run:
         return ShardedDataset(self.storage, f"verdicts/{student}", Verdict)
 
     @staticmethod
+    def parity_dir(student: str) -> str:
+        """Where a student's D_PI is exported."""
+        return f"parity/{student}"
+
+    @staticmethod
+    def rematch_dir(student: str, matcher: str) -> str:
+        """Where D_PI by another matcher is exported: below the student's own, so that no other student has it."""
+        return f"parity/{student}/rematch/{matcher}"
+
+    @staticmethod
     def benchmark_dir(benchmark: str) -> str:
         return f"evaluation/{benchmark}"
 
@@ -84,6 +120,27 @@ class Run:
     @staticmethod
     def student_dir(student: str, arm: str = "parity") -> str:
         return f"students/{student}/{arm}"
+
+    def merged_model(self, student: str, arm: str = "parity") -> str:
+        """The exported checkpoint of a student, as a model's name: a folder or an s3:// prefix."""
+        return f"{self.storage.root}/{self.student_dir(student, arm)}/merged"
+
+    def is_indexed(self) -> bool:
+        return self.storage.exists(CORPUS_MANIFEST)
+
+    def is_identified(self, student: str) -> bool:
+        """Whether the student's D_PI is exported."""
+        return self.storage.exists(f"{self.parity_dir(student)}/manifest.json")
+
+    def is_leveled(self, student: str, arm: str = "parity") -> bool:
+        """Whether the student is trained on the arm, exported and checked."""
+        return self.storage.exists(self._complete_path(student, arm))
+
+    def mark_leveled(self, student: str, arm: str) -> None:
+        self.storage.create(self._complete_path(student, arm), b"{}")
+
+    def _complete_path(self, student: str, arm: str) -> str:
+        return f"{self.student_dir(student, arm)}/complete.json"
 
     def manifest(self, folder: str = "corpus") -> Manifest:
         """What the corpus, or another folder with a manifest, consists of.
@@ -105,14 +162,15 @@ class Run:
         self.storage.write(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
     def record_config(self, config: EvaluationRunConfig, versions: dict[str, str]) -> None:
-        """Store in run.json what the latest command was told, and what every dataset so far is made of."""
-        claimed = {p.removeprefix("fingerprints/").removesuffix(".json"): p for p in self.storage.list("fingerprints")}
+        """Store the latest command's settings in run.json, with the fingerprint of every dataset so far."""
+        registered = {_dataset_of(path): path for path in self.storage.list(_FINGERPRINTS)}
         content = {
+            "format": FORMAT,
             "config": config.model_dump(mode="json"),
             "versions": versions,
-            "fingerprints": {dataset: self.read_json(path) for dataset, path in claimed.items()},
+            "fingerprints": {dataset: self.read_json(path) for dataset, path in registered.items()},
         }
-        self.write_json("run.json", content)
+        self.write_json(RUN_FILE, content)
 
     def register_fingerprint(self, dataset: str, fingerprint: Fingerprint) -> None:
         """Say what a dataset is made of; settings may change until its first rows are there.
@@ -129,20 +187,20 @@ class Run:
         else:
             self.storage.write(path, content)
 
-    def check_fingerprint(self, dataset: str, fingerprint: Fingerprint, but_for: str = "") -> None:
+    def check_fingerprint(self, dataset: str, fingerprint: Fingerprint, ignoring: str = "") -> None:
         """Refuse settings other than those that a dataset, if it is begun, is made of.
 
         Args:
             dataset: Its folder.
             fingerprint: What it should be made of.
-            but_for: A field that may differ.
+            ignoring: A field that may differ.
 
         Raises:
             FingerprintMismatch: naming each field that differs, with both values.
         """
         path = self._fingerprint_path(dataset)
         changed = differences(self.read_json(path), fingerprint) if self._is_begun(dataset) else {}
-        changed.pop(but_for, None)
+        changed.pop(ignoring, None)
         if not changed:
             return
         told = "; ".join(f"{field}: was {old!r}, now {new!r}" for field, (old, new) in changed.items())
@@ -163,4 +221,14 @@ class Run:
 
     @staticmethod
     def _fingerprint_path(dataset: str) -> str:
-        return f"fingerprints/{dataset.replace('/', '.')}.json"
+        return f"{_FINGERPRINTS}/{dataset.replace('/', _SLASH)}.json"
+
+
+_FINGERPRINTS = "fingerprints"
+_SLASH = "@"
+"""Stands for a slash in a file name; no name of a dataset's parts may hold it."""
+
+
+def _dataset_of(path: str) -> str:
+    """The folder of the dataset whose fingerprint is at this path."""
+    return path.removeprefix(f"{_FINGERPRINTS}/").removesuffix(".json").replace(_SLASH, "/")

@@ -10,6 +10,7 @@ from mpa_ray.config import Arm, ModelConfig, PlanConfig, RunConfig, StudentConfi
 from mpa_ray.errors import ConfigError
 from mpa_ray.models.checkpoints import model_settings
 from mpa_ray.models.gpus import GPUS, Gpu
+from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.sizing.architecture import Architecture, architecture_of
 from mpa_ray.sizing.memory import MemoryCheck, check_engine, check_training
@@ -200,13 +201,12 @@ class _Sizer:
         rate = first(self._plan.teacher_images_per_s, measured).or_else(
             lambda: self._estimated(teacher, lambda r, s, t: r.annotation_s(teacher, s, t, config))
         )
-        return self._pass("annotate", self._num_images, "images", rate, teacher, "annotate")
+        return self._pass(PhaseKey("annotate"), self._num_images, "images", rate, teacher)
 
     def _identification(self, student: StudentConfig) -> Phase:
         measured = self._measured.identification(student.name, student.model) if self._measured else None
         rate = first(self._plan.student_images_per_s, measured).or_else(lambda: self._answering(student))
-        name = f"identify {student.name}"
-        return self._pass(name, self._num_images, "images", rate, student, f"identify.{student.name}")
+        return self._pass(PhaseKey("identify", student.name), self._num_images, "images", rate, student)
 
     def _leveling(self, student: StudentConfig) -> list[Phase]:
         level, measured = student.level, self._measured
@@ -237,10 +237,9 @@ class _Sizer:
         alone = student.model_copy(update={"num_replicas": 1, "max_num_replicas": None})
         phases = []
         for arm in student.arms:
-            name = student.name if arm == "parity" else f"{student.name} {arm}"
             phases.append(
                 Phase(
-                    f"level {name}",
+                    PhaseKey("level", student.name, arm).label,
                     samples[arm],
                     "samples",
                     rate,
@@ -250,7 +249,8 @@ class _Sizer:
                 )
             )
             if isinstance(student.engine, VllmEngineConfig):
-                phases.append(self._pass(f"check {name}", _NUM_CHECKED, "questions", answering, alone))
+                key = PhaseKey("check", student.name, arm)
+                phases.append(self._pass(key, _NUM_CHECKED, "questions", answering, alone))
         return phases
 
     def _evaluation(self) -> list[Phase]:
@@ -267,9 +267,7 @@ class _Sizer:
         models += [("teacher", self._config.teacher)] if settings.teacher else []
         models += [(model.name, model) for model in settings.models]
         return [
-            self._pass(
-                f"evaluate {name}", number, "questions", self._rate_of_answers(name, model), model, f"evaluate.{name}"
-            )
+            self._pass(PhaseKey("evaluate", name), number, "questions", self._rate_of_answers(name, model), model)
             for name, model in models
         ]
 
@@ -286,21 +284,19 @@ class _Sizer:
     def _answering(self, model: ModelConfig) -> Rate:
         return self._estimated(model, lambda r, s, t: r.answer_s(model, s, t, self._config))
 
-    def _pass(
-        self, name: str, count: int | None, unit: str, rate: Rate, model: ModelConfig, measured_as: str = ""
-    ) -> Phase:
+    def _pass(self, key: PhaseKey, count: int | None, unit: str, rate: Rate, model: ModelConfig) -> Phase:
         shards = self._num_shards if unit == "images" else -(-(count or 1) // self._shard_questions)
         replicas = max(1, min(model.most_replicas, shards))
-        tokens = self._measured.tokens_per_image(measured_as) if self._measured else None
+        tokens = self._measured.tokens_per_image(key) if self._measured else None
         if tokens is None and (image := self._image_tokens(model)) is not None:
-            tokens = self._tokens(image, is_annotation=measured_as == "annotate")
+            tokens = self._tokens(image, is_annotation=key.kind == "annotate")
         return Phase(
-            name,
+            key.label,
             count,
             unit,
             rate,
             replicas,
-            self._engine_start(name.partition(" ")[0]).value or 0.0,
+            self._engine_start(key.kind).value or 0.0,
             replicas * model.gpus_per_replica,
             replicas,
             None if tokens is None or count is None else tokens * count,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from mpa_ray.config import LevelConfig, LoraConfig, ModelConfig, RunConfig, VllmEngineConfig
 from mpa_ray.models.gpus import Gpu
 from mpa_ray.run.audit import student_names
+from mpa_ray.run.phase_record import PhaseKey, phase_records
 from mpa_ray.run.run import Run
 from mpa_ray.sizing.architecture import Architecture
 
@@ -57,12 +58,11 @@ class RunRates:
         self._names = student_names(run)
         self.config: dict[str, Any] = run.read_json("run.json")["config"]
         self._students = {student["name"]: student for student in self.config.get("students", [])}
-        self._phases = {
-            path.removeprefix("phases/").removesuffix(".json"): run.read_json(path)
-            for path in run.storage.list("phases")
-        }
+        self._phases = dict(phase_records(run))
         self._num_images = _number(run, "corpus/manifest.json", "num_images")
-        self._parity = {name: _number(run, f"parity/{name}/manifest.json", "num_samples") for name in self._names}
+        self._parity = {
+            name: _number(run, f"{run.parity_dir(name)}/manifest.json", "num_samples") for name in self._names
+        }
         self._trainings = {name: self._training(run, name) for name in self._names}
         self._questions_per_image = _questions_per_image(run, self.config)
         found = [training.start_s for training in self._trainings.values() if training.start_s is not None]
@@ -71,51 +71,52 @@ class RunRates:
     def engine_start_s(self, kind: str) -> float | None:
         """Seconds of a pass in which its engines were not at work: of passes of this kind (`annotate`, `identify`,
         `check`, `evaluate`), or else of all."""
-        starts = {
-            name: (phase["wall_s"] - phase["working_s"]) / phase["num_attempts"]
-            for name, phase in self._phases.items()
-            if phase.get("working_s")
-        }
-        return _nearest("", kind, starts, {name: name.partition(".")[0] for name in starts})
+        starts: dict[str, float | None] = {}
+        kinds: dict[str, str] = {}
+        for key, record in self._phases.items():
+            if record.totals is not None and record.totals.working_s:
+                starts[key.label] = (record.wall_s - record.totals.working_s) / record.num_attempts
+                kinds[key.label] = key.kind
+        return _nearest("", kind, starts, kinds)
 
     @property
     def index_images_per_s(self) -> float | None:
         """Of listing, by one driver, beside other work perhaps."""
-        wall_s = self._phases.get("index", {}).get("wall_s")
-        return self._num_images / wall_s if wall_s and self._num_images else None
+        record = self._phases.get(PhaseKey("index"))
+        return self._num_images / record.wall_s if record and record.wall_s and self._num_images else None
 
     @property
     def annotation(self) -> float | None:
         """Images a second."""
-        return self._per_s("annotate", self.config.get("teacher", {}))
+        return self._per_s(PhaseKey("annotate"), self.config.get("teacher", {}))
 
-    def tokens_per_image(self, phase_name: str) -> float | None:
+    def tokens_per_image(self, key: PhaseKey) -> float | None:
         """Prompt and output tokens of an image in a phase, or in the phases of its kind where there was none such."""
-        found = {
-            name: (phase["num_prompt_tokens"] + phase["num_output_tokens"]) / _num_asked(phase)
-            for name, phase in self._phases.items()
-            if phase.get("num_images") and "num_prompt_tokens" in phase
-        }
-        kind = phase_name.partition(".")[0]
-        return _nearest(phase_name, kind, found, {name: name.partition(".")[0] for name in found}, alike_only=True)
+        tokens: dict[str, float | None] = {}
+        kinds: dict[str, str] = {}
+        for other, record in self._phases.items():
+            totals = record.totals
+            if totals is not None and totals.num_images:
+                both = totals.usage.num_prompt_tokens + totals.usage.num_output_tokens
+                tokens[other.label], kinds[other.label] = both / totals.num_images_by_models, other.kind
+        return _nearest(key.label, key.kind, tokens, kinds, alike_only=True)
 
     def identification(self, name: str, model: str) -> float | None:
         """Images a second of a student: this one's, one's of the same model, or the median of all."""
-        return self._nearest(name, model, lambda n: self._per_s(f"identify.{n}", self._students[n]))
+        return self._nearest(name, model, lambda n: self._per_s(PhaseKey("identify", n), self._students[n]))
 
     def evaluation(self, label: str, model: str) -> float | None:
         """Benchmark questions a second of a model, by the name of its predictions; else of the same model, else of
         all."""
         rates: dict[str, float | None] = {}
         models: dict[str, str] = {}
-        for name in self._phases:
-            if not name.startswith("evaluate."):
+        for key in self._phases:
+            if key.kind != "evaluate" or key.model is None:
                 continue
-            asked = name.removeprefix("evaluate.")
-            settings = self._settings_of(asked)
-            per_s = self._per_s(name, settings)
-            rates[asked] = per_s * self._questions_per_image if per_s is not None else None
-            models[asked] = settings.get("model", "")
+            settings = self._settings_of(key.model)
+            per_s = self._per_s(key, settings)
+            rates[key.model] = per_s * self._questions_per_image if per_s is not None else None
+            models[key.model] = settings.get("model", "")
         return _nearest(label, model, rates, models)
 
     def parity_share(self, name: str, model: str) -> float | None:
@@ -144,12 +145,12 @@ class RunRates:
         named = {m["name"]: m for m in (self.config.get("evaluate") or {}).get("models", [])}
         return dict(named.get(asked) or self._students.get(asked.rpartition(".")[0], {}))
 
-    def _per_s(self, phase_name: str, model: dict[str, Any]) -> float | None:
-        phase = self._phases.get(phase_name, {})
-        if not phase.get("working_s") or not phase.get("num_images"):
+    def _per_s(self, key: PhaseKey, model: dict[str, Any]) -> float | None:
+        record = self._phases.get(key)
+        if record is None or record.totals is None or not record.totals.working_s or not record.totals.num_images:
             return None
-        replicas = model.get("max_num_replicas") or model.get("num_replicas") or 1
-        return float(_num_asked(phase) / phase["working_s"] / replicas)
+        replicas: int = model.get("max_num_replicas") or model.get("num_replicas") or 1
+        return record.totals.num_images_by_models / record.totals.working_s / replicas
 
     def _training(self, run: Run, name: str) -> Training:
         path = f"{run.student_dir(name)}/training.json"
@@ -161,12 +162,12 @@ class RunRates:
         per_s = statistics.median(row["samples_per_s"] for row in rows[1:] or rows)
         on_gpu = bool(level.get("gpus_per_worker"))
         memory = max((row.get("memory_gib", 0.0) for row in rows), default=None) if on_gpu else None
-        phase = self._phases.get(f"level.{name}")
+        record = self._phases.get(PhaseKey("level", name))
         samples = _number(run, f"{run.student_dir(name)}/epoch/manifest.json", "num_samples")
-        is_done = run.storage.exists(f"{run.student_dir(name)}/complete.json")
+        is_done = run.is_leveled(name)
         start = None
-        if is_done and phase is not None and samples is not None:
-            start = max(0.0, (phase["wall_s"] - samples / per_s) / phase["num_attempts"])
+        if is_done and record is not None and samples is not None:
+            start = max(0.0, (record.wall_s - samples / per_s) / record.num_attempts)
         return Training(per_s / level.get("num_workers", 1), start, memory)
 
 
@@ -181,11 +182,6 @@ def _nearest(
     if not chosen and not alike_only:
         chosen = list(known.values())
     return statistics.median(chosen) if chosen else None
-
-
-def _num_asked(phase: dict[str, Any]) -> float:
-    """Images of a pass, each as often as it asked a model about it."""
-    return float(phase.get("num_images_by_models", phase["num_images"]))
 
 
 def _number(run: Run, path: str, key: str) -> int | None:

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from mpa_ray.engine.protocol import EncodedImage, RequestRefused, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
-from mpa_ray.records import OfModel, Reason, Row, RowT, State
+from mpa_ray.records import OfModel, Reason, RowT, State
 
 T = TypeVar("T")
 OutT = TypeVar("OutT")
@@ -60,23 +60,23 @@ def state_of(problem: ImageProblem) -> State:
     return State.DROPPED if problem.reason in left_out else State.FAILED
 
 
-def outcomes(rows: Sequence[Row]) -> Counter[tuple[str, str]]:
+def outcomes(rows: Sequence[object]) -> Counter[tuple[str, str]]:
     """Rows by state and reason, an empty one where there is none; predictions, which have no state, are `kept`."""
     return Counter((str(getattr(row, "state", State.KEPT)), str(getattr(row, "reason", None) or "")) for row in rows)
 
 
-def failed_images(rows: Sequence[Row]) -> Counter[str]:
+def failed_images(rows: Sequence[Any]) -> Counter[str]:
     """Images of which no row but failed, by the reason of the first; one image's rows follow one another.
 
     Of several models' rows, those of the model with most of them.
     """
-    of_models: dict[str, list[Row]] = {}
+    of_models: dict[str, list[Any]] = {}
     for row in rows:
         of_models.setdefault(row.model if isinstance(row, OfModel) else "", []).append(row)
     return max(map(_failed_images, of_models.values()), key=Counter.total, default=Counter())
 
 
-def _failed_images(rows: Sequence[Row]) -> Counter[str]:
+def _failed_images(rows: Sequence[Any]) -> Counter[str]:
     images = (list(found) for _, found in groupby(rows, key=lambda row: row.image_id))
     return Counter(
         str(getattr(found[0], "reason", None))

@@ -6,15 +6,30 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from mpa_ray.engine.protocol import EngineDied
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.observability.usage import Load, Usage
-from mpa_ray.pipeline.coordinator import Attempt
 from mpa_ray.records import Reason
 from mpa_ray.stages.image_work import ImageWork, Stage
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How a shard is to be visited this time."""
+
+    number: int
+    """From 1 on."""
+    alone: frozenset[str] = frozenset()
+    """Images that may have killed an engine: each is visited with nothing else in it."""
+    all_alone: bool = False
+    """Nobody knows which images were in the engines that died."""
+    quarantined: Mapping[str, int] = field(default_factory=dict)
+    """Images that are not shown to an engine again, with the engines that each has killed."""
+    given_up: str | None = None
+    """Why the shard is not visited at all."""
 
 
 class AttemptLog(Protocol):
@@ -71,12 +86,12 @@ class Visits:
         num_slots: int,
         log: AttemptLog,
         die: Callable[[str], Awaitable[None]],
-        effort: Usage | None = None,
+        usage: Usage | None = None,
         load: Load | None = None,
     ) -> None:
-        """Images that wait for room are counted in `load`, and how long they wait is added to `effort`."""
+        """Images that wait for room are counted in `load`, and how long they wait is added to `usage`."""
         self._stage, self._log, self._die = stage, log, die
-        self._effort, self._load = effort or Usage(), load or Load()
+        self._effort, self._load = usage or Usage(), load or Load()
         self._slots = Slots(num_slots)
         self._in_flight: dict[str, set[str]] = {}
         self._is_dying = False

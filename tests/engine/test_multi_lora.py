@@ -19,7 +19,8 @@ from mpa_ray.config import ModelConfig, resolve_path
 from mpa_ray.engine.vllm.engine import VllmEngine
 from mpa_ray.models.checkpoints import CACHE_VARIABLE
 from mpa_ray.models.shared_engines import Adapter
-from mpa_ray.phases import steps
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.identify import identify, identify_student
 from mpa_ray.run.run import Run
 
 NUM_IMAGES = 96
@@ -48,14 +49,14 @@ def test_one_engine_gives_the_verdicts_of_separate_engines(tmp_path: Path, monke
     (tmp_path / "images/questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     evaluate = {"benchmarks": [{"name": "same", "path": str(tmp_path / "images/questions.jsonl")}], "teacher": False}
     shared = annotated_run(tmp_path / "shared", tmp_path / "images", questions, models, few_blocks, evaluate)
-    steps.identify(shared)
+    identify(RunContext.open(shared))
     run = Run.open(shared.run_dir)
     assert [path for path in run.storage.list("phases") if "identify" in path] == ["phases/identify.base.json"]
 
     merged = merged_models(models)
     separate = annotated_run(tmp_path / "separate", tmp_path / "images", questions, merged)
     for student in separate.students:
-        steps.identify_student(separate, student)
+        identify_student(RunContext.open(separate), student)
     found, expected = verdicts_of(shared), verdicts_of(separate)
     # Where two answers are as likely as each other, the order of sums may decide; none was seen.
     assert [
@@ -70,7 +71,7 @@ def test_one_engine_gives_the_verdicts_of_separate_engines(tmp_path: Path, monke
     for name in models:
         assert run.storage.exists(f"parity/{name}/manifest.json")
 
-    steps.evaluate(shared)
+    evaluate(RunContext.open(shared))
     assert [path for path in run.storage.list("phases") if "evaluate" in path] == ["phases/evaluate.base.before.json"]
     for name, rows_of in found.items():
         answered = run.predictions("same", f"{name}.before").rows(run.manifest("evaluation/same").shards)

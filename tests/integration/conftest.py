@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpa_ray.pipeline.graph import start_ray
+from mpa_ray.pipeline.cluster import start_ray
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,10 @@ from mpa_ray.config import ObjectStoreConfig, RunConfig
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.corpus.places.place import Places
 from mpa_ray.errors import ConfigError
-from mpa_ray.phases import steps
+from mpa_ray.phases.annotate import annotate, index_and_annotate
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.identify import identify
+from mpa_ray.phases.index import index
 from mpa_ray.run.audit import audit
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree, write_images
@@ -35,9 +38,7 @@ def with_duplicates(folder: Path) -> Path:
     return folder
 
 
-def test_images_are_annotated_before_the_source_is_listed_to_its_end(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_are_annotated_before_the_source_is_listed_to_its_end(images: Path, tmp_path: Path) -> None:
     config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
     run = Run.open(config.run_dir)
 
@@ -50,8 +51,7 @@ def test_images_are_annotated_before_the_source_is_listed_to_its_end(
                 assert not run.storage.exists("corpus/manifest.json")
                 time.sleep(0.05)
 
-    monkeypatch.setattr(steps, "index_shards", slowly)
-    steps.index_and_annotate(config)
+    index_and_annotate(RunContext.open(config), list_shards=slowly)
     assert len(run.annotations.missing(run.manifest().shards)) == 0
     assert len(rows_of(run)) == 60
 
@@ -61,21 +61,23 @@ def test_both_at_once_give_what_one_after_the_other_gives_and_go_on_after_a_kill
     apart, together, killed = (
         RunConfig.model_validate(scripted_tree(folder, tmp_path / name)) for name in ("apart", "together", "killed")
     )
-    steps.index(apart)
-    steps.annotate(apart)
-    steps.index_and_annotate(together)
+    index(RunContext.open(apart))
+    annotate(RunContext.open(apart))
+    index_and_annotate(RunContext.open(together))
     expected = rows_of(Run.open(apart.run_dir))
     assert sum(reason == "duplicate_of" for _, reason, _ in expected.values()) == 14
     assert rows_of(Run.open(together.run_dir)) == expected
 
     # Indexing was killed behind the fourth shard, annotation behind the second.
-    run = steps.open_run(killed, ["corpus", "annotations"])
+    context = RunContext.open(killed)
+    context.begin(writes=["corpus", "annotations"])
+    run = context.run
     list(islice(index_shards(killed.source, run, Places(ObjectStoreConfig())), 4))
     for shard in ("000000", "000001"):
         run.annotations.commit(shard, Run.open(apart.run_dir).annotations.read(shard))
-    steps.index_and_annotate(killed)
+    index_and_annotate(RunContext.open(killed))
     assert rows_of(run) == expected
-    steps.identify(killed)
+    identify(RunContext.open(killed))
     assert audit(run)["problems"] == []
 
 
@@ -87,7 +89,7 @@ def test_a_source_that_turns_out_wrong_ends_the_pass_and_keeps_what_is_done(tmp_
     tree["source"] |= {"path": str(folder / "list.jsonl"), "id_column": "id", "shard_size": 4}
     config = RunConfig.model_validate(tree)
     with pytest.raises(ConfigError, match=r"'0' is there twice"):
-        steps.index_and_annotate(config)
+        index_and_annotate(RunContext.open(config))
     run = Run.open(config.run_dir)
     assert not run.storage.exists("corpus/manifest.json")
     assert [run.annotations.is_committed(f"{n:06d}") for n in range(5)] == [True] * 4 + [False]

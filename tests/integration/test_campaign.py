@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.campaign import campaign
+from mpa_ray.campaign.campaign import align
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, RunConfig
 from mpa_ray.errors import RunError
 from mpa_ray.models.shared_engines import EngineGroup
-from mpa_ray.phases import steps
+from mpa_ray.phases.annotate import annotate
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.identify import identify
+from mpa_ray.phases.index import index
+from mpa_ray.phases.level import level
+from mpa_ray.phases.rematch import rematch
 from mpa_ray.report.status import status
 from mpa_ray.run.audit import audit
 from mpa_ray.run.run import Run
@@ -42,14 +47,11 @@ def tree_of(images: Path, folder: Path) -> dict[str, Any]:
     return tree
 
 
-def test_a_campaign(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_campaign(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = tree_of(images, tmp_path)
     # Before the teacher is through.
-    monkeypatch.setattr(steps, "index_shards", indexing_until("verdicts/small"))
-    with pytest.raises(RunError, match=r"^absent, damaged, failing failed, what is left.*absent: students.2.model"):
-        campaign.align(RunConfig.model_validate(tree))
+    with pytest.raises(RunError, match=r"^absent, damaged, failing failed; the rest.*absent: students.2.model"):
+        align(RunConfig.model_validate(tree), indexing_until("verdicts/small"))
     told = capsys.readouterr().out
     run = Run.open(tree["run_dir"])
     for trained in ("small/parity", "small/consistent", "twin/parity", "twin.round2/parity"):
@@ -75,7 +77,7 @@ def test_a_campaign(
 
     tree["students"] = [s for s in tree["students"] if s["name"] in ("small", "twin")]
     tree["max_concurrent_phases"] = 1
-    campaign.align(RunConfig.model_validate(tree))
+    align(RunConfig.model_validate(tree))
     again = capsys.readouterr().out.splitlines()
     done = {"annotate", "identify twin", "level small", "level small consistent", "level twin"}
     done |= {"identify twin.round2", "level twin.round2"}
@@ -86,9 +88,9 @@ def test_a_campaign(
 
     tree["students"][1]["rounds"] = 3
     config = RunConfig.model_validate(tree)
-    for step in (steps.level, steps.rematch):
-        step(config)
-        assert "twin.round3: not identified yet, left out" in capsys.readouterr().out
+    for step in (level, rematch):
+        step(RunContext.open(config))
+        assert "twin.round3 is not identified yet and is left out" in capsys.readouterr().out
 
 
 def test_what_fails_in_one_engine_is_asked_one_by_one(
@@ -101,8 +103,8 @@ def test_what_fails_in_one_engine_is_asked_one_by_one(
     tree["students"] = [failing, small, {**small, "name": "larger", "max_pixels": 9999}]
     tree["limits"] = {"min_images": 8}
     config = RunConfig.model_validate(tree)
-    steps.index(config)
-    steps.annotate(config)
+    index(RunContext.open(config))
+    annotate(RunContext.open(config))
 
     def share(models: Mapping[str, ModelConfig], _: ObjectStoreConfig) -> list[EngineGroup]:
         return [EngineGroup(next(iter(models.values())), dict.fromkeys(models))]
@@ -110,12 +112,12 @@ def test_what_fails_in_one_engine_is_asked_one_by_one(
     def fail(*_: object) -> None:
         raise RunError("one of them cannot be loaded.")
 
-    monkeypatch.setattr(steps, "shared_engines", share)
-    monkeypatch.setattr(steps, "run_shards", fail)
+    monkeypatch.setattr("mpa_ray.phases.identify.shared_engines", share)
+    monkeypatch.setattr("mpa_ray.phases.identify.run_shards", fail)
     with pytest.raises(RunError, match="8 of 8 images failed"):
-        steps.identify(config)
-    told = "WARNING: failing, small, larger in one engine: one of them cannot be loaded. Each goes on by itself."
-    assert told in capsys.readouterr().out.splitlines()
+        identify(RunContext.open(config))
+    problem = "the engine shared by failing, small, larger failed: one of them cannot be loaded."
+    assert f"WARNING: {problem} Each model continues alone." in capsys.readouterr().out.splitlines()
     assert {"phases/identify.small.json", "phases/identify.larger.json"} <= set(
         Run.open(config.run_dir).storage.list("phases")
     )

@@ -13,7 +13,12 @@ from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.engine.scripted import _digest
 from mpa_ray.errors import ConfigError, FingerprintMismatch
 from mpa_ray.imaging.decode import PreparedImage, prepare
-from mpa_ray.phases import steps
+from mpa_ray.phases.annotate import annotate, index_and_annotate
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.evaluate import evaluate, lay_out_benchmarks
+from mpa_ray.phases.identify import identify
+from mpa_ray.phases.index import index
+from mpa_ray.phases.report import report
 from mpa_ray.run.audit import audit
 from mpa_ray.run.parity_export import read_parity
 from mpa_ray.run.run import Run
@@ -78,7 +83,7 @@ def alone(run_dir: Path, benchmarks: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def evaluated(tree: dict[str, Any]) -> dict[str, Any]:
-    steps.evaluate(EvaluationRunConfig.model_validate(tree))
+    evaluate(RunContext.open(EvaluationRunConfig.model_validate(tree)))
     return Run.open(tree["run_dir"]).read_json("evaluation/scores.json")
 
 
@@ -162,11 +167,11 @@ def test_a_run_measures_its_own_models_and_reports_them(
     tree = scripted_tree(images, tmp_path / "run", inconsistent_rate=0.3)
     tree["evaluate"] = {"benchmarks": benchmarks, "models": [{"name": "other", **WRONG}]}
     config = RunConfig.model_validate(tree)
-    for step in (steps.lay_out_benchmarks, steps.index_and_annotate, steps.identify, steps.evaluate):
-        step(config)
-    steps.report(config)
-    report = json.loads((tmp_path / "run/report/report.json").read_text())
-    assert set(report["scores"]["own"]["models"]) == {"small.before", "teacher", "other"}
+    for step in (lay_out_benchmarks, index_and_annotate, identify, evaluate):
+        step(RunContext.open(config))
+    report(RunContext.open(config))
+    written = json.loads((tmp_path / "run/report/report.json").read_text())
+    assert set(written["scores"]["own"]["models"]) == {"small.before", "teacher", "other"}
     coverage = report["coverage"]
     assert sum(coverage["sets"]["benchmark own"].values()) == 60
     assert sum(coverage["sets"]["D_PI of small"].values()) == report["counts"]["kept"]["small"]
@@ -179,8 +184,8 @@ def test_a_run_measures_its_own_models_and_reports_them(
 def test_another_matcher_needs_no_model(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run", inconsistent_rate=0.3)
     config = RunConfig.model_validate(tree)
-    for step in (steps.index_and_annotate, steps.identify):
-        step(config)
+    for step in (index_and_annotate, identify):
+        step(RunContext.open(config))
     run = Run.open(tree["run_dir"])
     before = [sample.annotation_id for sample in read_parity(run, "small")]
     # A scripted model that errs says "not 1a2b", which contains the answer.
@@ -203,7 +208,7 @@ def test_another_matcher_needs_no_model(images: Path, tmp_path: Path) -> None:
 
 def test_rematching_needs_verdicts(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run")
-    steps.index(RunConfig.model_validate(tree))
+    index(RunContext.open(RunConfig.model_validate(tree)))
     refused = run_job("identify", tree, tmp_path, "--rematch")
     assert refused.returncode == 1
     assert "8 of 8 shards have no verdicts of small: run jobs/identify.py" in refused.stderr
@@ -220,8 +225,8 @@ def test_a_task_of_the_users_own(images: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
     tree = scripted_tree(images, tmp_path / "run") | {"task": str(tmp_path / "mine.yaml")}
     config = RunConfig.model_validate(tree)
-    for step in (steps.index_and_annotate, steps.identify):
-        step(config)
+    for step in (index_and_annotate, identify):
+        step(RunContext.open(config))
     run = Run.open(tree["run_dir"])
     assert run.read_json("fingerprints/verdicts.small.json")["identify.matcher"] == {"kind": "anls", "threshold": 0.5}
     # A scripted student that errs says "not 1a2b": by this matcher it agrees.
@@ -229,4 +234,4 @@ def test_a_task_of_the_users_own(images: Path, tmp_path: Path) -> None:
     tree["task"] = str(tmp_path / "other.yaml")
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(task | {"max_answer_words": 2}))
     with pytest.raises(FingerprintMismatch, match=r"task.max_answer_words: was 1, now 2"):
-        steps.annotate(RunConfig.model_validate(tree))
+        annotate(RunContext.open(RunConfig.model_validate(tree)))

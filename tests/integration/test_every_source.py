@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from mpa_ray.config import RunConfig
-from mpa_ray.phases import steps
+from mpa_ray.phases.annotate import annotate
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.index import index
 from mpa_ray.run.audit import audit
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree, write_images
@@ -38,8 +40,8 @@ def test_d_pa_is_the_same(
     tree = scripted_tree(make(contents, tmp_path), tmp_path / "run", inconsistent_rate=0.2, unparsable_rate=0.1)
     tree["source"] |= {"shard_size": 64, "kind": kind}
     config = RunConfig.model_validate(tree)
-    steps.index(config)
-    steps.annotate(config)
+    index(RunContext.open(config))
+    annotate(RunContext.open(config))
     run = Run.open(config.run_dir)
     rows = list(run.annotations.rows(run.manifest().shards))
     assert len({row.annotation_id for row in rows}) == NUM_IMAGES

@@ -176,7 +176,7 @@ def test_a_step_before_its_turn_says_what_to_run(tree: dict[str, Any], tmp_path:
 
 STARTED_BY_A_THREAD = """
 import threading, time, ray
-from mpa_ray.pipeline.graph import start_ray
+from mpa_ray.pipeline.cluster import start_ray
 thread = threading.Thread(target=start_ray)
 thread.start()
 thread.join()

@@ -17,8 +17,8 @@ from mpa_ray.config import FullConfig, HoldoutConfig, LevelConfig, LoraConfig, R
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
 from mpa_ray.errors import RunError
 from mpa_ray.leveling.batching import TrainingRow
-from mpa_ray.leveling.driver import level
-from mpa_ray.leveling.epoch_plan import SampleSources, plan
+from mpa_ray.leveling.driver import fine_tune
+from mpa_ray.leveling.epoch_plan import SampleSources, plan_epoch
 from mpa_ray.leveling.loss import IGNORED_LABEL, answer_loss, weight_of
 from mpa_ray.leveling.step_data import AnswerCollator
 from mpa_ray.leveling.trainable import prepare_for_training
@@ -104,8 +104,8 @@ def leveled(samples: list[ParitySample], folder: Path, settings: LevelConfig, kn
     student = StudentConfig(name="s", model=MODEL, min_pixels=3136, max_pixels=12544, level=settings)
     config = RunConfig.model_validate({**scripted_tree(folder / "images", folder), "students": [student.model_dump()]})
     run = Run.open(config.run_dir)
-    planned = plan(run, FOLDER, SampleSources(lambda: samples, lambda: known), settings)
-    level(run, config, student, "s", TASK, planned, FOLDER, "a card")
+    planned = plan_epoch(run, FOLDER, SampleSources(lambda: samples, lambda: known), settings)
+    fine_tune(run, config, student, "s", TASK, planned, FOLDER, "a card")
     return run
 
 
@@ -206,7 +206,7 @@ def test_the_best_weights_on_held_out_samples_are_exported(samples: list[ParityS
         holdout=HoldoutConfig(share=0.2, every_steps=1, patience=2),
     )
     run = leveled(samples, tmp_path, settings)
-    planned = plan(run, FOLDER, SampleSources(lambda: samples, lambda: []), settings)
+    planned = plan_epoch(run, FOLDER, SampleSources(lambda: samples, lambda: []), settings)
     training = run.read_json("students/s/parity/training.json")
     losses = {row["step"]: row["eval_loss"] for row in training["log"] if "eval_loss" in row}
     assert training["best_step"] == min(losses, key=lambda step: losses[step])

@@ -12,7 +12,11 @@ from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator
 
 from mpa_ray.config import RunConfig
 from mpa_ray.errors import RunError
-from mpa_ray.phases import steps
+from mpa_ray.phases.annotate import annotate, index_and_annotate
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.identify import identify
+from mpa_ray.phases.index import index
+from mpa_ray.phases.report import report
 from mpa_ray.run.audit import audit
 from mpa_ray.run.parity_export import read_parity
 from mpa_ray.run.run import Run
@@ -23,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 def identified(tree: dict[str, Any]) -> tuple[RunConfig, Run]:
     config = RunConfig.model_validate(tree)
-    for step in (steps.index, steps.annotate, steps.identify):
-        step(config)
+    for step in (index, annotate, identify):
+        step(RunContext.open(config))
     return config, Run.open(config.run_dir)
 
 
@@ -41,26 +45,23 @@ def test_every_image_ends_once(images: Path, tmp_path: Path, capsys: pytest.Capt
     assert counts["failed"] == {"request_failed": 1}
     assert len(read_parity(run, "small")) == counts["kept"]["small"] > 0
 
-    steps.report(config)
+    report(RunContext.open(config))
     assert "student_correct" in run.storage.read("report/index.html").decode()
     capsys.readouterr()
-    steps.annotate(config)
-    steps.identify(config)
+    annotate(RunContext.open(config))
+    identify(RunContext.open(config))
     assert capsys.readouterr().out.splitlines() == ["annotate: already done", "identify small: already done"]
 
 
 @pytest.mark.timeout(180)
-def test_a_pass_goes_on_beside_one_that_would_take_the_whole_cluster(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pass_goes_on_beside_one_that_would_take_the_whole_cluster(images: Path, tmp_path: Path) -> None:
     """As in a campaign: a teacher's pass that is busy must not leave a student's without a CPU to fetch images with."""
-    monkeypatch.setattr(steps, "index_shards", indexing_until("annotations"))
     config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
     other = DefaultAutoscalingCoordinator("another pass")
     num_cpus = int(ray.cluster_resources()["CPU"])
     other.request_resources([{"CPU": 1}] * num_cpus, expire_after_s=600)
     try:
-        steps.index_and_annotate(config)
+        index_and_annotate(RunContext.open(config), list_shards=indexing_until("annotations"))
     finally:
         other.cancel_request()
     run = Run.open(config.run_dir)
@@ -88,7 +89,7 @@ def test_students_of_the_same_model_share_one_pass(
 
 def test_a_phase_says_how_fast_it_was_and_where_time_went(images: Path, tmp_path: Path) -> None:
     config, run = identified(scripted_tree(images, tmp_path / "run", latency_s=0.05))
-    steps.report(config)
+    report(RunContext.open(config))
     phase = run.read_json("report/report.json")["phases"]["annotate"]
     rows = run.annotations.rows(run.manifest().shards)
     assert phase["num_images"] == 60
@@ -149,9 +150,9 @@ def test_broken_files_are_rows_with_a_reason(tmp_path: Path) -> None:
     Image.new("RGB", (3000, 2)).save(folder / "strip.png")
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
     config, run = identified(scripted_tree(folder, tmp_path / "run"))
-    steps.report(config)
-    report = run.read_json("report/report.json")
-    assert {row["image"]: row["reason"] for row in report["failed_images"]} == {
+    report(RunContext.open(config))
+    written = run.read_json("report/report.json")
+    assert {row["image"]: row["reason"] for row in written["failed_images"]} == {
         "empty.png": "empty_file",
         "text.jpg": "not_an_image",
         "cut.png": "truncated_image",
@@ -203,8 +204,8 @@ def test_files_with_the_same_bytes_are_annotated_once(tmp_path: Path) -> None:
 
 def test_a_run_directory_that_cannot_be_written_any_more_is_named(images: Path, tmp_path: Path) -> None:
     config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
-    steps.index(config)
+    index(RunContext.open(config))
     # A file where a folder has to be: what even root cannot write.
     (tmp_path / "run/annotations").write_text("in the way")
     with pytest.raises(RunError, match=r"run/annotations/.*cannot be written.*The same command continues"):
-        steps.annotate(config)
+        annotate(RunContext.open(config))

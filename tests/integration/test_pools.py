@@ -11,7 +11,10 @@ import ray
 
 from mpa_ray.config import RunConfig
 from mpa_ray.errors import RunError
-from mpa_ray.phases import steps
+from mpa_ray.phases.annotate import annotate
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.identify import identify
+from mpa_ray.phases.index import index
 from mpa_ray.run.audit import audit
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
@@ -36,10 +39,10 @@ def wait_until_all_is_free() -> None:
 
 def test_a_phase_gets_the_place_of_the_one_before(images: Path, tmp_path: Path) -> None:
     config = large_pools(images, tmp_path / "run")
-    steps.index(config)
-    steps.annotate(config)
+    index(RunContext.open(config))
+    annotate(RunContext.open(config))
     wait_until_all_is_free()
-    steps.identify(config)
+    identify(RunContext.open(config))
     wait_until_all_is_free()
     assert audit(Run.open(config.run_dir))["problems"] == []
 
@@ -47,9 +50,9 @@ def test_a_phase_gets_the_place_of_the_one_before(images: Path, tmp_path: Path) 
 def test_a_phase_that_fails_leaves_no_engine_behind(images: Path, tmp_path: Path) -> None:
     failing = large_pools(images, tmp_path / "run", fail_on=[f"{n:03d}.png" for n in range(60)])
     failing = failing.model_copy(update={"limits": failing.limits.model_copy(update={"min_images": 8})})
-    steps.index(failing)
+    index(RunContext.open(failing))
     with pytest.raises(RunError, match="images failed"):
-        steps.annotate(failing)
+        annotate(RunContext.open(failing))
     wait_until_all_is_free()
 
 
@@ -58,9 +61,9 @@ def test_an_engine_that_cannot_start_is_told_in_a_sentence(images: Path, tmp_pat
     engine = {"kind": "vllm", "engine_args": {"no_such_argument": 1}}
     tree["teacher"] = {"model": "bundled:demo/models/teacher", "engine": engine}
     config = RunConfig.model_validate(tree)
-    steps.index(config)
+    index(RunContext.open(config))
     with pytest.raises(
         RunError, match=r"annotate:teacher: the engine of .* cannot start \(TypeError: .*no_such_argument"
     ):
-        steps.annotate(config)
+        annotate(RunContext.open(config))
     wait_until_all_is_free()

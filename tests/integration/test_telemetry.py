@@ -11,7 +11,10 @@ import pytest
 import ray
 
 from mpa_ray.config import RunConfig
-from mpa_ray.phases import steps
+from mpa_ray.phases.annotate import annotate
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.identify import identify
+from mpa_ray.phases.index import index
 from mpa_ray.run.audit import audit
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
@@ -40,8 +43,8 @@ def test_counters_are_the_sums_of_the_files_and_gauges_show_the_load(images: Pat
     tree["students"][0]["engine"]["latency_s"] = 0.5
     tree["students"][0]["max_images_in_flight"] = 4
     config = RunConfig.model_validate(tree)
-    for step in (steps.index, steps.annotate, steps.identify):
-        step(config)
+    for step in (index, annotate, identify):
+        step(RunContext.open(config))
     run = Run.open(config.run_dir)
     counts, files = audit(run), sum(f.stat().st_size for f in images.iterdir())
     asked = [v for v in run.verdicts("watched").rows(run.manifest().shards) if v.student_answer is not None]

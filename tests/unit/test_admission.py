@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from mpa_ray.campaign.admission import AdmissionController, Resources, ShardAnnouncements
+from mpa_ray.campaign.admission import AdmissionController, Resources
+from mpa_ray.campaign.announcements import ShardAnnouncements
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -120,7 +121,7 @@ def test_a_number_of_steps_may_stand_for_what_the_cluster_has() -> None:
 
 
 def test_nodes_that_join_let_more_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpa_ray.campaign.admission._LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr("mpa_ray.campaign.admission._POLL_S", 0.01)
     there = [Resources(1)]
     steps = Steps(AdmissionController(lambda: there[0]))
     steps.begin("a", Resources(1))

@@ -30,7 +30,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
-from mpa_ray.pipeline.graph import MALLOC
+from mpa_ray.pipeline.cluster import MALLOC
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

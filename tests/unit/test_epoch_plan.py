@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mpa_ray.config import HoldoutConfig, LevelConfig
 from mpa_ray.leveling import epoch_plan as planning
 from mpa_ray.leveling.batching import in_seeded_order
-from mpa_ray.leveling.epoch_plan import Plan, SampleSources, plan
+from mpa_ray.leveling.epoch_plan import Plan, SampleSources, plan_epoch
 from mpa_ray.records import ParitySample, Verdict
 from mpa_ray.run.run import Run
 
@@ -34,7 +34,7 @@ def verdicts(count: int) -> list[Verdict]:
 
 def planned(folder: Path, parity: Sequence[ParitySample], level: LevelConfig, known: int = 0, **supply: object) -> Plan:
     run = Run.open(str(folder))
-    return plan(run, "students/s/parity", SampleSources(lambda: parity, lambda: verdicts(known), **supply), level)  # type: ignore[arg-type]
+    return plan_epoch(run, "students/s/parity", SampleSources(lambda: parity, lambda: verdicts(known), **supply), level)  # type: ignore[arg-type]
 
 
 def ids(found: Plan) -> list[str]:

@@ -41,8 +41,8 @@ def ours(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
 
     monkeypatch.setattr(telemetry, "Counter", Total)
     monkeypatch.setattr(telemetry, "Gauge", Recording)
-    effort = Usage(*range(1, 10))
-    telemetry.Counters("annotate:teacher").count(8, {("kept", ""): 8}, effort)
+    usage = Usage(*range(1, 10))
+    telemetry.Counters("annotate:teacher").count(8, {("kept", ""): 8}, usage)
     telemetry.Gauges("annotate:teacher", Load())
     return Recording
 

@@ -29,7 +29,7 @@ def test_students_and_arms_by_their_gain_with_what_they_cost(tmp_path: Path) -> 
         counts = EpochCounts(num_samples, 0, 0, 0, 0, num_samples)
         run.write_json(f"students/small/{arm}/epoch/manifest.json", asdict(counts))
         run.write_json(f"students/small/{arm}/complete.json", {})
-    for phase, wall_s in (("identify.small", 100), ("level.small", 50), ("level.small.random", 30)):
+    for phase, wall_s in (("identify.small", 100), ("level.small", 50), ("level.small@random", 30)):
         run.write_json(f"phases/{phase}.json", {"wall_s": wall_s})
     gains = {"small.after": 0.2, "small.random": 0.3}
     scores = {

@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from mpa_ray.observability.log_context import about, names_of
+from mpa_ray.observability.log_context import log_context
+from mpa_ray.run.phase_record import PhaseKey
 
 
 def names(record: logging.LogRecord) -> dict[str, str]:
@@ -20,14 +21,14 @@ def test_records_carry_the_names_of_the_work_that_they_come_from(caplog: pytest.
     other = logging.getLogger("some.library")
 
     async def visit(shard: str) -> None:
-        with about(shard=shard):
+        with log_context(shard=shard):
             await asyncio.sleep(0.001)
             other.info("seen")
 
     async def both() -> None:
         await asyncio.gather(visit("000000"), visit("000001"))
 
-    with about(run="/run", **names_of("identify:small+2")):
+    with log_context(run="/run", phase="identify", student="small+2"):
         asyncio.run(both())
         elsewhere = threading.Thread(target=other.info, args=("of another step",))
         elsewhere.start()
@@ -43,12 +44,12 @@ def test_records_carry_the_names_of_the_work_that_they_come_from(caplog: pytest.
 
 
 @pytest.mark.parametrize(
-    ("label", "expected"),
+    ("key", "expected"),
     [
-        ("annotate", {"phase": "annotate"}),
-        ("annotate:teacher", {"phase": "annotate", "student": "teacher"}),
-        ("level small random", {"phase": "level", "student": "small random"}),
+        (PhaseKey("annotate"), {"phase": "annotate"}),
+        (PhaseKey("identify", "small"), {"phase": "identify", "student": "small"}),
+        (PhaseKey("level", "small", "random"), {"phase": "level", "student": "small", "arm": "random"}),
     ],
 )
-def test_names_of_steps_and_pools(label: str, expected: dict[str, str]) -> None:
-    assert names_of(label) == expected
+def test_phases_name_themselves_in_records(key: PhaseKey, expected: dict[str, str]) -> None:
+    assert key.log_fields == expected

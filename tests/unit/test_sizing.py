@@ -14,8 +14,8 @@ import yaml
 
 from mpa_ray.config import LevelConfig, ModelConfig, RunConfig
 from mpa_ray.errors import ConfigError
-from mpa_ray.phases.preflight import task_of
 from mpa_ray.run.fingerprint import of_dataset
+from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.sizing.architecture import Architecture, architecture_of
 from mpa_ray.sizing.memory import check_engine, check_training, layer_bytes_per_token, training_gib
@@ -23,6 +23,7 @@ from mpa_ray.sizing.plan import Phase, Sizing, size
 from mpa_ray.sizing.rates import Rate, RunRates
 from mpa_ray.sizing.render import render_sizing
 from mpa_ray.storage.storage import open_storage
+from mpa_ray.tasks.library import find_task
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
@@ -311,7 +312,7 @@ def test_students_that_were_asked_in_one_engine_each_took_their_share_of_it(tmp_
     together = RunRates(run)
     rates = [found.identification("small", "one") for found in (alone, together)]
     assert rates == [200.0, 800.0]
-    assert [found.tokens_per_image("identify.small") for found in (alone, together)] == [100.0, 25.0]
+    assert [found.tokens_per_image(PhaseKey("identify", "small")) for found in (alone, together)] == [100.0, 25.0]
 
 
 def test_a_run_is_predicted_from_another(tmp_path: Path) -> None:
@@ -493,4 +494,4 @@ def test_the_plan_is_part_of_no_fingerprint(tmp_path: Path) -> None:
         f"verdicts/{one.students[0].name}",
         f"students/{one.students[0].name}/parity",
     ):
-        assert of_dataset(one, task_of(one), folder) == of_dataset(other, task_of(other), folder)
+        assert of_dataset(one, find_task(one.task), folder) == of_dataset(other, find_task(other.task), folder)

@@ -115,7 +115,7 @@ def finished(tmp_path: Path) -> Run:
         ]
         run.annotations.commit(f"{shard:06d}", annotations)
         run.verdicts("small").commit(f"{shard:06d}", rows[part])
-    export_parity(run, "small", TASKS["demo_world"], parity_samples(rows))
+    export_parity(run, run.parity_dir("small"), TASKS["demo_world"], parity_samples(rows))
     return run
 
 
@@ -161,7 +161,7 @@ def test_audit_sees_a_damaged_and_a_lost_file(finished: Run) -> None:
 
 
 def test_audit_sees_parity_samples_that_are_not_the_kept_rows(finished: Run) -> None:
-    export_parity(finished, "small", TASKS["demo_world"], [])
+    export_parity(finished, finished.parity_dir("small"), TASKS["demo_world"], [])
     assert any("parity/small: kept rows missing: 0.png#0, 3.png#0" in p for p in audit(finished)["problems"])
 
 
@@ -181,8 +181,8 @@ def test_garbage_is_what_no_marker_names(finished: Run) -> None:
 
 
 def test_a_full_disk_is_told_before_work_is_done(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    finished.check_room(1000)
+    finished.check_free_space(1000)
     monkeypatch.setattr(LocalStorage, "free_bytes", lambda _: 40 * 2**20)
-    finished.check_room(1000)
+    finished.check_free_space(1000)
     with pytest.raises(ConfigError, match=r"has 40 MiB free, and 1000000 rows need 93 MiB or more"):
-        finished.check_room(1_000_000)
+        finished.check_free_space(1_000_000)

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mpa_ray.config import NumericMatch, RunConfig
+from mpa_ray.config import NumericMatch
 from mpa_ray.errors import ConfigError
-from mpa_ray.phases.preflight import task_of
-from mpa_ray.tasks.library import TASKS
+from mpa_ray.tasks.library import TASKS, find_task
 from mpa_ray.tasks.task import PREAMBLE, load_task
 
 MINE = {
@@ -32,8 +31,8 @@ def written(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_task_of_ones_own_needs_no_code(tmp_path: Path, scripted_config: RunConfig) -> None:
-    task = task_of(scripted_config.model_copy(update={"task": str(written(tmp_path))}))
+def test_a_task_of_ones_own_needs_no_code(tmp_path: Path) -> None:
+    task = find_task(str(written(tmp_path)))
     assert task.annotation_prompt() == (
         f"{PREAMBLE}Schreibe eine Frage zum Bild.\nReply with two lines and nothing else:\n"
         "Frage: <the question>\nAntwort: <the answer>"
@@ -65,7 +64,7 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path: Path, changes: dict[str, A
         load_task(written(tmp_path, **changes))
 
 
-def test_a_file_that_is_no_task(tmp_path: Path, scripted_config: RunConfig) -> None:
+def test_a_file_that_is_no_task(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1")
     for name, told in (
         (str(tmp_path / "list.yaml"), "the file: "),
@@ -73,7 +72,7 @@ def test_a_file_that_is_no_task(tmp_path: Path, scripted_config: RunConfig) -> N
         ("vqa", "Choose one"),
     ):
         with pytest.raises(ConfigError, match=told):
-            task_of(scripted_config.model_copy(update={"task": name}))
+            find_task(name)
 
 
 def test_the_shipped_tasks_are_those_of_the_paper_and_the_bundled_world() -> None:

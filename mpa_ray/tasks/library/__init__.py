@@ -1,11 +1,26 @@
-"""The tasks that ship with the package: a YAML file each, like one of a user's own."""
+"""The tasks that ship with the package: a YAML file each, like a user's own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from mpa_ray.errors import ConfigError
 from mpa_ray.tasks.task import Task, load_task
 
 TASKS: dict[str, Task] = {
     task.name: task for task in (load_task(path) for path in sorted(Path(__file__).parent.glob("*.yaml")))
 }
+
+
+def find_task(name: str) -> Task:
+    """A task of the library by its name, or a user's own by the path of its YAML file.
+
+    Raises:
+        ConfigError: it is neither, or the file is wrong.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    if name.endswith((".yaml", ".yml")):
+        return load_task(name)
+    problem = "is neither a task of the library nor a YAML file."
+    raise ConfigError("task", name, problem, f"Choose one of {', '.join(TASKS)}, or give a file.")

@@ -1,0 +1,99 @@
+"""The Pseudo Annotator: D_PA, with the teacher's second answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+
+from mpa_ray.config import RunConfig, SourceConfig
+from mpa_ray.corpus.index import index_shards
+from mpa_ray.corpus.places.place import Places
+from mpa_ray.observability.progress import Progress
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.index import INDEX, index, report_corpus
+from mpa_ray.pipeline.pass_spec import Pass
+from mpa_ray.pipeline.run_pass import Admission, Outstanding, announce_to_nobody, recorded, run_missing, run_shards
+from mpa_ray.records import Annotation
+from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.run import Run
+from mpa_ray.stages.annotate import Annotate
+
+ListShards = Callable[[SourceConfig, Run, Places], Iterator[str]]
+
+
+def annotate(
+    context: RunContext[RunConfig],
+    admission: Admission = nullcontext,
+    announce: Callable[[str], None] = announce_to_nobody,
+) -> None:
+    """Annotate the images of an indexed corpus.
+
+    Args:
+        context: The run.
+        admission: See `run_shards`.
+        announce: Called with each shard that is annotated.
+    """
+    context.begin(writes=["annotations"], reads=["corpus"])
+    outstanding = Outstanding.of(context.run.annotations, context.run.manifest())
+    run_missing(context.run, annotation_pass(context), outstanding, admission, announce)
+
+
+def index_and_annotate(
+    context: RunContext[RunConfig],
+    admission: Admission = nullcontext,
+    announce: Callable[[str], None] = announce_to_nobody,
+    list_shards: ListShards = index_shards,
+) -> None:
+    """Do both side by side: the teacher's engines start, and work, while the source is being listed.
+
+    Args:
+        context: The run.
+        admission: See `run_shards`.
+        announce: Called with each shard that is annotated.
+        list_shards: Writes the corpus manifest and names each shard once it can be read.
+    """
+    run = context.run
+    context.begin(writes=["corpus", "annotations"])
+    if run.is_indexed():
+        index(context)
+        annotate(context, admission, announce)
+        return
+    indexed = run.corpus.leading()
+    missing = run.annotations.missing(indexed)
+    committed = list(without(indexed, missing))
+    progress = Progress("annotate", None, "images", run.corpus.num_rows(committed))
+
+    def shards() -> Iterator[str]:
+        yield from missing
+        with recorded(run, INDEX):
+            yield from without(list_shards(context.config.source, run, context.places), indexed)
+        manifest = run.manifest()
+        report_corpus(manifest)
+        progress.expect(manifest.num_images)
+
+    run_shards(run, annotation_pass(context), shards(), committed, progress, admission, announce)
+
+
+def annotation_pass(context: RunContext[RunConfig]) -> Pass[Annotation]:
+    """The teacher over the corpus."""
+    config, run = context.config, context.run
+    return Pass(
+        key=PhaseKey("annotate"),
+        models=("teacher",),
+        source=run.corpus,
+        target=run.annotations,
+        model=config.teacher,
+        make_stage=partial(Annotate, task=context.task, config=config.annotate, answer=config.answer),
+        reader=context.corpus_reader,
+        reading=config.reading,
+        limits=config.limits,
+        deduplicated=run.annotations if config.source.skip_duplicates else None,
+        run_dir=run.storage.root,
+    )
+
+
+def without(shards: Iterable[str], others: Sequence[str]) -> Iterator[str]:
+    """The shards that are not among the others, in their order."""
+    left_out = set(others)
+    return (shard for shard in shards if shard not in left_out)

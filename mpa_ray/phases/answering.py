@@ -1,0 +1,41 @@
+"""The pass in which models answer labelled questions."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from mpa_ray.config import EvaluationRunConfig
+from mpa_ray.models.shared_engines import EngineGroup
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.model_groups import stage_for
+from mpa_ray.pipeline.pass_spec import Pass
+from mpa_ray.records import LabelledQuestion
+from mpa_ray.run.dataset import Dataset, ShardTarget
+from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.stages.predict import Predict
+
+
+def answer_pass(
+    context: RunContext[EvaluationRunConfig],
+    key: PhaseKey,
+    group: EngineGroup,
+    questions: Dataset[LabelledQuestion],
+    answers: ShardTarget[Any],
+) -> Pass[Any]:
+    """The models of one engine over labelled questions."""
+    config = context.config
+    make_stage = partial(Predict, task=context.task, answer=config.answer)
+    return Pass(
+        key=key,
+        models=group.names,
+        source=questions,
+        target=answers,
+        model=group.base,
+        make_stage=stage_for(group, make_stage),
+        reader=context.image_reader,
+        reading=config.reading,
+        limits=config.limits,
+        adapters=group.lora_adapters,
+        run_dir=context.run.storage.root,
+    )

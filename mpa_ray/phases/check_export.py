@@ -1,0 +1,57 @@
+"""Compare an exported checkpoint's answers in its engine with those in transformers."""
+
+from __future__ import annotations
+
+from mpa_ray.config import Arm, RunConfig, StudentConfig
+from mpa_ray.errors import RunError
+from mpa_ray.models.shared_engines import EngineGroup
+from mpa_ray.observability.progress import say
+from mpa_ray.phases.answering import answer_pass
+from mpa_ray.phases.context import RunContext
+from mpa_ray.pipeline.run_pass import Admission, Outstanding, run_missing
+from mpa_ray.records import LabelledQuestion, Prediction
+from mpa_ray.run.dataset import ShardedDataset, shard_name
+from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.run import Manifest
+
+_NUM_SHOWN = 3
+
+
+def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Arm, admission: Admission) -> None:
+    """Have an engine answer what the exported checkpoint answered in transformers.
+
+    Raises:
+        RunError: more than half of the answers differ.
+    """
+    run, folder, key = context.run, context.run.student_dir(student.name, arm), PhaseKey("check", student.name, arm)
+    expected = {row["annotation_id"]: row for row in run.read_json(f"{folder}/check.json")["answers"]}
+    if not student.engine.has_checkpoint or not expected:
+        return
+    asked = [
+        LabelledQuestion(annotation_id, row["image_id"], row["uri"], row["question"], [row["answer"]], "all")
+        for annotation_id, row in sorted(expected.items(), key=lambda item: (item[1]["image_id"], item[0]))
+    ]
+    questions = ShardedDataset(run.storage, f"{folder}/check/questions", LabelledQuestion)
+    answers = ShardedDataset(run.storage, f"{folder}/check/answers", Prediction)
+    questions.commit(shard_name(0), asked)
+    exported = {"model": run.merged_model(student.name, arm), "max_num_replicas": None, "num_replicas": 1}
+    group = EngineGroup.single(student.name, student.model_copy(update=exported))
+    work = answer_pass(context, key, group, questions, answers)
+    run_missing(run, work, Outstanding.of(answers, Manifest(len(asked), 1)), admission)
+    different = [
+        row for row in answers.rows([shard_name(0)]) if (row.prediction or "").strip() != row.answers[0].strip()
+    ]
+    if not different:
+        return
+    examples = "; ".join(
+        f"{row.question!r}: {row.prediction!r}, not {row.answers[0]!r}" for row in different[:_NUM_SHOWN]
+    )
+    if len(different) > len(asked) / 2:
+        raise RunError(
+            f"{folder}/merged does not answer in {student.engine.kind} as in transformers: {examples}. "
+            f"Delete {run.storage.root}/{folder} to train again."
+        )
+    say(
+        f"WARNING: {folder}/merged: {len(different)} of {len(asked)} answers differ between {student.engine.kind} and "
+        f"transformers (likely near-ties): {examples}"
+    )

@@ -1,0 +1,136 @@
+"""The Parity Identifier: verdicts and D_PI of every student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from mpa_ray.config import RunConfig, StudentConfig
+from mpa_ray.errors import RunError
+from mpa_ray.matching import matcher_of
+from mpa_ray.models.shared_engines import EngineGroup, shared_engines
+from mpa_ray.observability.progress import Progress, say
+from mpa_ray.phases.annotate import without
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.model_groups import (
+    copy_same_model_rows,
+    dedupe_by_fingerprint,
+    fall_back_to_single,
+    list_names,
+    run_all_collect_errors,
+    stage_for,
+    target_of,
+)
+from mpa_ray.pipeline.pass_spec import Pass
+from mpa_ray.pipeline.run_pass import Admission, Outstanding, run_missing, run_shards
+from mpa_ray.run.fingerprint import verdict_fingerprint
+from mpa_ray.run.parity_export import export_parity
+from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.stages.identify import Identify, WorthAsking
+from mpa_ray.stages.judge import parity_samples
+
+
+def identify(context: RunContext[RunConfig]) -> None:
+    """All students: those that can share an engine together, then whatever is left of each."""
+    config, run = context.config, context.run
+    context.begin(reads=["corpus", "annotations"])
+    shards = run.manifest().shards if run.is_indexed() else []
+    annotated = list(without(shards, run.annotations.missing(shards)))
+    for group in engine_groups(context, config.students):
+        if len(group.names) > 1:
+            with fall_back_to_single(group):
+                identify_group(context, group, annotated)
+    run_all_collect_errors({s.name: partial(identify_student, context, s) for s in config.students})
+
+
+def engine_groups(context: RunContext[RunConfig], students: Sequence[StudentConfig]) -> list[EngineGroup]:
+    """The engines that can ask students; of those that are the same model only the first is asked."""
+    fingerprint_of = partial(verdict_fingerprint, context.config, context.task)
+    unique = dedupe_by_fingerprint({student.name: student for student in students}, fingerprint_of)
+    return shared_engines(unique, context.config.object_store)
+
+
+def identify_student(
+    context: RunContext[RunConfig], student: StudentConfig, admission: Admission = nullcontext
+) -> None:
+    """One student's verdicts and D_PI, once all images are annotated.
+
+    Raises:
+        RunError: some shards are not annotated yet, or as `run_shards` does.
+    """
+    config, run, task = context.config, context.run, context.task
+    context.begin(writes=[f"verdicts/{student.name}"], reads=["corpus", "annotations"])
+    manifest = run.manifest()
+    unannotated = run.annotations.missing(manifest.shards)
+    if unannotated:
+        raise RunError(f"{len(unannotated)} of {manifest.num_shards} shards are not annotated: run jobs/annotate.py.")
+    work = verdict_pass(context, EngineGroup.single(student.name, student))
+    verdicts, fingerprint = run.verdicts(student.name), verdict_fingerprint(config, task, student)
+    same_model = {
+        other.name: run.verdicts(other.name)
+        for other in config.students
+        if other.name != student.name
+        and other.model == student.model
+        and verdict_fingerprint(config, task, other) == fingerprint
+    }
+    copy_same_model_rows(run, work.key.label, verdicts, same_model, fingerprint, manifest.shards)
+    run_missing(run, work, Outstanding.of(verdicts, manifest), admission)
+    if not run.is_identified(student.name):
+        samples = parity_samples(verdicts.rows(manifest.shards))
+        num_samples = export_parity(run, run.parity_dir(student.name), task, samples)
+        say(f"{work.key.label}: {num_samples} parity samples")
+
+
+def identify_group(
+    context: RunContext[RunConfig],
+    group: EngineGroup,
+    annotated: Iterable[str],
+    admission: Admission = nullcontext,
+) -> None:
+    """Verdicts of one engine's students on shards as they are annotated; `identify_student` does what is left.
+
+    Raises as `run_shards` does, and ConfigError where a student's verdicts were made under other settings.
+    """
+    run = context.run
+    context.begin(writes=[f"verdicts/{name}" for name in group.names], reads=["annotations"])
+    committed: dict[str, Callable[[str], bool]] = {name: run.verdicts(name).is_committed for name in group.names}
+    if len(group.names) > 1 and run.is_indexed():
+        shards = run.manifest().shards
+        missing = {name: set(run.verdicts(name).missing(shards)) for name in group.names}
+        # A student that is done would keep the others from being asked together.
+        group = group.only(name for name in group.names if missing[name])
+        committed = {name: set(shards).difference(missing[name]).__contains__ for name in group.names}
+        if len(group.names) < 2:
+            return
+    # A kill leaves a shard or two that only some have answered: each student's own pass does those.
+    outstanding = (shard for shard in annotated if not any(is_done(shard) for is_done in committed.values()))
+    first = next(outstanding, None)
+    if first is None:
+        return
+    progress = Progress(f"identify {list_names(group.names)}", None, "images")
+    run_shards(run, verdict_pass(context, group), chain([first], outstanding), (), progress, admission)
+
+
+def verdict_pass(context: RunContext[RunConfig], group: EngineGroup) -> Pass[Any]:
+    """The students of one engine over the annotations."""
+    config, run = context.config, context.run
+    matches = matcher_of(config.identify.matcher or context.task.matcher)
+    worth_asking = WorthAsking(matches, config.identify.ask_where_teacher_disagrees)
+    make_stage = partial(Identify, task=context.task, answer=config.answer, worth_asking=worth_asking)
+    return Pass(
+        key=PhaseKey("identify", group.names[0]),
+        models=group.names,
+        source=run.annotations,
+        target=target_of(group, run.verdicts),
+        model=group.base,
+        make_stage=stage_for(group, make_stage),
+        reader=context.corpus_reader,
+        reading=config.reading,
+        limits=config.limits,
+        needs_image=worth_asking,
+        adapters=group.lora_adapters,
+        run_dir=run.storage.root,
+    )

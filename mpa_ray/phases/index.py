@@ -1,0 +1,27 @@
+"""List the source's images into the corpus manifest."""
+
+from __future__ import annotations
+
+from mpa_ray.config import RunConfig
+from mpa_ray.corpus.index import index_source
+from mpa_ray.observability.progress import say
+from mpa_ray.phases.context import RunContext
+from mpa_ray.pipeline.run_pass import recorded
+from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.run import Manifest
+
+INDEX = PhaseKey("index")
+
+
+def index(context: RunContext[RunConfig]) -> None:
+    """Write the corpus manifest; a corpus that is indexed already is left as it is."""
+    context.begin(writes=["corpus"])
+    if not context.run.is_indexed():
+        with recorded(context.run, INDEX):
+            index_source(context.config.source, context.run, context.places)
+    report_corpus(context.run.manifest())
+
+
+def report_corpus(manifest: Manifest) -> None:
+    """Tell the user how large the corpus is."""
+    say(f"index: {manifest.num_images} images in {manifest.num_shards} shards")

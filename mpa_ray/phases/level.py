@@ -1,0 +1,104 @@
+"""The Parity Leveler: every student fine-tuned on its D_PI, or on an arm to compare it with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mpa_ray.config import Arm, BenchmarkConfig, RunConfig, StudentConfig
+from mpa_ray.errors import RunError
+from mpa_ray.evaluation.questions import labelled_samples
+from mpa_ray.observability.progress import say
+from mpa_ray.phases.check_export import check_export
+from mpa_ray.phases.context import RunContext, installed_versions
+from mpa_ray.pipeline.run_pass import Admission, recorded
+from mpa_ray.records import ParitySample
+from mpa_ray.report.card import model_card
+from mpa_ray.report.collect import forgetting
+from mpa_ray.run.parity_export import parity_of
+from mpa_ray.run.phase_record import PhaseKey
+
+if TYPE_CHECKING:
+    from mpa_ray.leveling.epoch_plan import SampleSources
+
+
+def level(context: RunContext[RunConfig]) -> None:
+    """All students on all their arms, of later rounds those that have a D_PI."""
+    for student in students_ready(context, context.run.is_identified):
+        for arm in student.arms:
+            level_student(context, student, arm)
+
+
+def students_ready(context: RunContext[RunConfig], is_ready: Callable[[str], bool]) -> list[StudentConfig]:
+    """The students of all rounds, without later rounds that are not ready; the user is told which."""
+    first = [student.name for student in context.configured.students]
+    ready = []
+    for student in context.config.students:
+        if student.name in first or is_ready(student.name):
+            ready.append(student)
+        else:
+            say(f"{student.name} is not identified yet and is left out: run jobs/identify.py, then this job again.")
+    return ready
+
+
+def level_student(
+    context: RunContext[RunConfig],
+    student: StudentConfig,
+    arm: Arm,
+    admission: Admission = nullcontext,
+    admission_to_check: Admission = nullcontext,
+) -> None:
+    """Fine-tune one student on an arm, export it, and compare the export in its engine.
+
+    Args:
+        context: The run.
+        student: One of its students.
+        arm: What it is trained on.
+        admission: Entered for the training.
+        admission_to_check: Entered for the engine.
+
+    Raises:
+        RunError: the student has no D_PI yet, the training failed, or the export answers otherwise than the training.
+    """
+    config, run, key = context.config, context.run, PhaseKey("level", student.name, arm)
+    folder = run.student_dir(student.name, arm)
+    context.begin(writes=[folder], reads=["corpus", "annotations", f"verdicts/{student.name}"])
+    if run.is_leveled(student.name, arm):
+        say(f"{key.label}: already done")
+        return
+    if not run.is_identified(student.name):
+        raise RunError(f"{student.name} has no parity samples yet: run jobs/identify.py.")
+    # Ray and torch take seconds to import, and a phase that is done needs neither.
+    from mpa_ray.leveling.driver import fine_tune
+    from mpa_ray.leveling.epoch_plan import plan_epoch
+    from mpa_ray.pipeline.cluster import start_ray
+
+    start_ray()
+    with admission(), recorded(run, key):
+        plan = plan_epoch(run, folder, sample_sources(context, student), student.level, arm)
+        card = model_card(config, student, arm, plan.counts, installed_versions())
+        fine_tune(run, config, student, key.label, context.task, plan, folder, card)
+        warning = forgetting(run.read_json(f"{folder}/training.json")["retained"])
+        if warning is not None:
+            say(f"WARNING: {key.label}: the student {warning}")
+    check_export(context, student, arm, admission_to_check)
+    run.mark_leveled(student.name, arm)
+
+
+def sample_sources(context: RunContext[RunConfig], student: StudentConfig) -> SampleSources:
+    """Where the samples of a student's training come from."""
+    from mpa_ray.leveling.epoch_plan import SampleSources
+
+    def labelled(benchmark: BenchmarkConfig | None) -> Callable[[], Iterator[ParitySample]] | None:
+        return partial(labelled_samples, benchmark, context.places) if benchmark is not None else None
+
+    run, holdout = context.run, student.level.holdout
+    return SampleSources(
+        parity=partial(parity_of, run, student.name),
+        verdicts=partial(run.verdicts(student.name).rows, run.manifest().shards),
+        labels=labelled(student.labels),
+        replayed=labelled(student.level.replay_from),
+        held_out=labelled(holdout.questions if holdout is not None else None),
+    )

@@ -1,0 +1,121 @@
+"""What phases share that ask several models: one engine for many, one model under many names, errors of each alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+from mpa_ray.config import ModelConfig
+from mpa_ray.engine.protocol import VisionLanguageModel
+from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
+from mpa_ray.models.shared_engines import EngineGroup
+from mpa_ray.observability.progress import Progress, say
+from mpa_ray.records import RowT
+from mpa_ray.run.dataset import Dataset, DatasetsOfModels, ShardedDataset, ShardTarget, ahead
+from mpa_ray.run.run import Fingerprint, Run
+from mpa_ray.stages.image_work import Stage
+from mpa_ray.stages.multi_model import build_multi_model
+
+ModelT = TypeVar("ModelT", bound=ModelConfig)
+
+_NUM_LISTED = 4
+
+
+def run_all_collect_errors(calls: Mapping[str, Callable[[], None]]) -> None:
+    """Make all calls, whatever errors some raise.
+
+    Raises:
+        ConfigError, RunError: the one error that was raised, or a RunError that names several.
+    """
+    failures: dict[str, ConfigError | RunError] = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except (ConfigError, RunError) as error:
+            failures[name] = error
+    if len({str(error) for error in failures.values()}) == 1:
+        raise next(iter(failures.values()))
+    if failures:
+        raise RunError("; ".join(f"{name}: {error}" for name, error in failures.items()))
+
+
+def dedupe_by_fingerprint(
+    models: Mapping[str, ModelT], fingerprint_of: Callable[[ModelT], Fingerprint]
+) -> dict[str, ModelT]:
+    """The first of those that are the same model, by its name."""
+    fingerprints: list[Fingerprint] = []
+    unique: dict[str, ModelT] = {}
+    for name, model in models.items():
+        if (fingerprint := fingerprint_of(model)) not in fingerprints:
+            fingerprints.append(fingerprint)
+            unique[name] = model
+    return unique
+
+
+@contextmanager
+def fall_back_to_single(group: EngineGroup, passed_on: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """If a shared engine fails in the block, warn and let each model continue alone: one of them may be the cause.
+
+    Args:
+        group: The models that share the engine.
+        passed_on: An error that none of the models caused; it is raised.
+    """
+    try:
+        yield
+    except (ConfigError, RunError) as error:
+        if error is passed_on() or len(group.names) == 1:
+            raise
+        say(f"WARNING: the engine shared by {list_names(group.names)} failed: {error} Each model continues alone.")
+
+
+def list_names(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - _NUM_LISTED} more" if len(names) > _NUM_LISTED else ""
+    return ", ".join(names[:_NUM_LISTED]) + more
+
+
+def copy_same_model_rows(
+    run: Run,
+    label: str,
+    dataset: ShardedDataset[RowT],
+    others: Mapping[str, ShardedDataset[RowT]],
+    fingerprint: Fingerprint,
+    shards: Sequence[str],
+) -> None:
+    """Copy the rows that the same model has under other names, so that it is not asked again.
+
+    Args:
+        run: The run.
+        label: Names the phase to the user.
+        dataset: Where rows are missing.
+        others: Datasets of the same model, by its other names.
+        fingerprint: What the dataset is made under.
+        shards: All shards that it should have.
+    """
+    for name, other in others.items():
+        try:
+            run.check_fingerprint(other.folder, fingerprint)
+        except FingerprintMismatch:
+            # Its own phase reports this.
+            continue
+        missing = dataset.missing(shards)
+        available = set(missing) - set(other.missing(missing))
+        if available:
+            with Progress(f"{label}, as {name}", len(available), "shards") as progress:
+                for _ in ahead(lambda shard: dataset.commit(shard, other.read(shard)), sorted(available)):  # noqa: B023
+                    progress.advance(1)
+
+
+def target_of(group: EngineGroup, dataset_of: Callable[[str], Dataset[RowT]]) -> ShardTarget[Any]:
+    """Where a pass of a group commits its rows: each model's in a dataset of its own."""
+    datasets = {name: dataset_of(name) for name in group.names}
+    return DatasetsOfModels(datasets) if len(datasets) > 1 else next(iter(datasets.values()))
+
+
+def stage_for(
+    group: EngineGroup, make_stage: Callable[..., Stage[Any, Any]]
+) -> Callable[[VisionLanguageModel], Stage[Any, Any]]:
+    """Makes the stage that asks an engine's one model, or all of them."""
+    return partial(build_multi_model, make_stage, group.adapters) if len(group.names) > 1 else make_stage

@@ -1,0 +1,40 @@
+"""Judge stored verdicts by another matcher, without a model: a further D_PI, and how the cells change."""
+
+from __future__ import annotations
+
+from mpa_ray.config import RunConfig
+from mpa_ray.errors import RunError
+from mpa_ray.matching import matcher_label, matcher_of
+from mpa_ray.observability.progress import say
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.level import students_ready
+from mpa_ray.run.fingerprint import verdict_fingerprint
+from mpa_ray.run.parity_export import export_parity
+from mpa_ray.stages.judge import parity_samples
+from mpa_ray.stages.rejudge import Changes
+
+
+def rematch(context: RunContext[RunConfig]) -> None:
+    """Export D_PI by the configured matcher for every student, beside the D_PI that training uses.
+
+    Raises:
+        ConfigError: a student's verdicts were made under other settings than the matcher.
+        RunError: a student has shards without verdicts.
+    """
+    config, run, task = context.config, context.run, context.task
+    matcher = config.identify.matcher or task.matcher
+    label = matcher_label(matcher)
+    for student in students_ready(context, lambda name: not run.verdicts(name).missing(run.manifest().shards)):
+        verdicts, fingerprint = run.verdicts(student.name), verdict_fingerprint(config, task, student)
+        run.check_fingerprint(verdicts.folder, fingerprint, ignoring="identify.matcher")
+        shards = run.manifest().shards
+        unjudged = verdicts.missing(shards)
+        if unjudged:
+            problem = f"{len(unjudged)} of {len(shards)} shards have no verdicts of {student.name}"
+            raise RunError(f"{problem}: run jobs/identify.py.")
+        changes, folder = Changes(), run.rematch_dir(student.name, label)
+        rejudged = changes.counted(verdicts.rows(shards), matcher_of(matcher))
+        export_parity(run, folder, task, parity_samples(rejudged), {"matcher": matcher.model_dump(mode="json")})
+        run.write_json(f"{folder}/changes.json", changes.record())
+        say(changes.table(f"{student.name} by {label}"))
+        say(f"rematch {student.name}: {run.storage.root}/{folder}")

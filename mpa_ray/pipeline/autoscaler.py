@@ -1,0 +1,48 @@
+"""Let every pass use the whole cluster. Works around Ray Data's autoscaler, in a private place of Ray 2.60."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
+from ray.data._internal.execution import streaming_executor
+
+
+def use_whole_cluster() -> None:
+    """Wrap the autoscaler of every pass that this process starts from now on; calling it again changes nothing."""
+    if not isinstance(streaming_executor.create_cluster_autoscaler, _AutoscalerFactory):
+        streaming_executor.create_cluster_autoscaler = _AutoscalerFactory(streaming_executor.create_cluster_autoscaler)
+
+
+class _AutoscalerFactory:
+    """Makes Ray Data's autoscaler for a pass, and ours around it."""
+
+    def __init__(self, make: Callable[..., ClusterAutoscaler]) -> None:
+        self._make = make
+
+    def __call__(self, *args: Any, **kwargs: Any) -> ClusterAutoscaler:
+        return _WholeClusterAutoscaler(self._make(*args, **kwargs))
+
+
+class _WholeClusterAutoscaler(ClusterAutoscaler):
+    """Ray Data's autoscaler for a pass that may use all CPUs and GPUs of the cluster.
+
+    Ray Data reserves resources per dataset, first come, first served, and divides the rest of every node in whole CPUs
+    and GPUs. A second pass beside a busy one then gets no CPU to fetch images with and stands still. Here the admission
+    controller decides which passes run beside each other; pools that may grow take what is free.
+    """
+
+    def __init__(self, ray_data: ClusterAutoscaler) -> None:
+        self._ray_data = ray_data
+
+    def try_trigger_scaling(self) -> None:
+        self._ray_data.try_trigger_scaling()
+
+    def on_executor_shutdown(self) -> None:
+        self._ray_data.on_executor_shutdown()
+
+    def get_total_resources(self) -> Any:
+        total = ray.cluster_resources()
+        return self._ray_data.get_total_resources().copy(cpu=total.get("CPU", 0.0), gpu=total.get("GPU", 0.0))

@@ -1,0 +1,116 @@
+"""The Ray cluster of this process: joining or starting it, what it has, and how Ray Data runs on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import warnings
+from concurrent.futures import Future
+from pathlib import Path
+
+import ray
+from ray.data import DataContext
+
+import mpa_ray
+from mpa_ray.errors import ConfigError
+from mpa_ray.observability.progress import say
+from mpa_ray.pipeline.autoscaler import use_whole_cluster
+
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+"""Keeps glibc from returning every large tensor to the system. Without it a training step on a CPU takes several times
+as long, most of it in page faults."""
+
+AUXILIARY_CPUS = 0.25
+"""CPUs that Ray sets aside for a task that reads or writes files: it waits most of the time."""
+
+_starting = threading.Lock()
+
+
+def start_ray() -> None:
+    """Join the cluster of this job, or start Ray on this machine alone; from any thread."""
+    with _starting:
+        if ray.is_initialized():
+            return
+        started: Future[None] = Future()
+        threading.Thread(target=_start_and_stay, args=(started,), daemon=True).start()
+        started.result()
+
+
+def _start_and_stay(started: Future[None]) -> None:
+    """Start Ray in a thread that never ends.
+
+    Ray's local processes ask Linux to kill them when the thread that started them ends, so a phase's own thread must
+    not start them. Ray warns that outside of the main thread it handles no SIGTERM: the job does that.
+    """
+    logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler" not in str(record.msg))
+    try:
+        _start_ray()
+    except BaseException as error:  # noqa: BLE001
+        started.set_exception(error)
+        return
+    started.set_result(None)
+    threading.Event().wait()
+
+
+def _start_ray() -> None:
+    # Ray's workers, and the engines in them, would otherwise yield to every other process of the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(_import_paths()), **MALLOC}}
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(runtime_env=environment, log_to_driver=False)
+        return
+    # One engine and the small tasks around it must fit side by side even on one core.
+    num_cpus = max(2, len(os.sched_getaffinity(0))) + 1
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env=environment,
+        logging_level="ERROR",
+    )
+
+
+def _import_paths() -> list[str]:
+    root = str(Path(mpa_ray.__file__).parents[1])
+    return [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+
+
+def cluster_resources() -> tuple[float, float]:
+    """The CPUs and GPUs of all nodes that are up."""
+    start_ray()
+    total = ray.cluster_resources()
+    return total.get("CPU", 0.0), total.get("GPU", 0.0)
+
+
+def check_resources(field: str, num_cpus: float, num_gpus: float) -> None:
+    """Compare what one actor or worker needs with the nodes that are up.
+
+    Raises:
+        ConfigError: no node is large enough, and no autoscaler could add a larger one.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in nodes):
+        return
+    largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
+    problem = (
+        f"needs {num_cpus:g} CPUs and {num_gpus:g} GPUs on one node; the largest now has "
+        f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs."
+    )
+    if "RAY_ADDRESS" in os.environ:
+        say(f"WARNING: {field} {problem} Waiting for the cluster to grow.")
+        return
+    raise ConfigError(field, num_gpus or num_cpus, problem, "Lower it, or set RAY_ADDRESS to a cluster that has it.")
+
+
+def configure_ray_data() -> None:
+    """Replace Ray Data's progress bars and notices by our own progress line; its errors are still logged."""
+    use_whole_cluster()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Raised where a pass has fewer shards than may be read at a time.
+    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks", UserWarning)

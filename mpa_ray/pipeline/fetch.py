@@ -1,0 +1,101 @@
+"""The first operators of a graph: name the shards, then read each shard's rows and image files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import ray
+
+from mpa_ray.corpus.read import Content
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.observability.log_context import log_context
+from mpa_ray.observability.usage import Usage
+from mpa_ray.pipeline.coordinator import Sighting, sha256
+from mpa_ray.pipeline.graph_rows import FetchedShard, encode
+from mpa_ray.pipeline.pass_spec import Pass
+from mpa_ray.records import Reason
+from mpa_ray.stages.image_work import ImageWork
+
+_ASSUMED_BYTES = 2**20
+"""Size of a file where listing the source does not tell it."""
+
+
+@dataclass(frozen=True)
+class NameShards:
+    """The rows that a graph begins with: the coordinator's shards in their order, each as soon as it is known."""
+
+    coordinator: Any
+
+    def __call__(self, _: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        place = 0
+        while (shards := ray.get(self.coordinator.shards_from.remote(place))) is not None:
+            place += len(shards)
+            yield from ({"shard": shard} for shard in shards)
+
+
+@dataclass(frozen=True)
+class FetchShard:
+    """Read a shard's rows and the files of the images that the pass needs."""
+
+    work: Pass[Any]
+    coordinator: Any
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        shard, started = row["shard"], time.monotonic()
+        with log_context(**self.work.log_fields, shard=shard):
+            try:
+                images = self._images(shard)
+            except (OSError, ValueError) as error:
+                # The run is at fault, not an image: an earlier phase's rows are missing or damaged.
+                return encode(FetchedShard(shard, [], Usage(), failure=f"{type(error).__name__}: {error}."))
+        num_bytes = sum(len(image.content) for image in images if isinstance(image.content, bytes))
+        return encode(FetchedShard(shard, images, Usage(num_bytes_read=num_bytes, read_s=time.monotonic() - started)))
+
+    def _images(self, shard: str) -> list[ImageWork[Any]]:
+        groups = [tuple(rows) for _, rows in groupby(self.work.source.read(shard), key=lambda row: row.image_id)]
+        needed = [group for group in groups if any(map(self.work.needs_image, group))]
+        expected = sum(_expected_bytes(group[0]) for group in needed)
+        while not ray.get(self.coordinator.acquire_bytes.remote(shard, expected)):
+            pass
+        files = self.work.reader.read([group[0].uri for group in needed])
+        contents = dict(zip((group[0].image_id for group in needed), files, strict=True))
+        sightings = self._mark_duplicates(shard, groups, contents)
+        read = (content for content in contents.values() if isinstance(content, bytes))
+        ray.get(self.coordinator.correct_bytes.remote(shard, sum(map(len, read))))
+        return [
+            ImageWork(
+                image_id=group[0].image_id,
+                uri=group[0].uri,
+                rows=group,
+                content=contents.get(group[0].image_id),
+                content_sha256=sighting.content_sha256 if sighting else None,
+            )
+            for group, sighting in zip(groups, sightings, strict=True)
+        ]
+
+    def _mark_duplicates(
+        self, shard: str, groups: list[tuple[Any, ...]], contents: dict[str, Content]
+    ) -> list[Sighting | None]:
+        """Hash the files that were read; the content of an image that was seen before becomes a reason."""
+        if self.work.deduplicated is None:
+            return [None] * len(groups)
+        files = ((group[0].image_id, contents.get(group[0].image_id)) for group in groups)
+        sightings = [
+            Sighting(image_id, sha256(content)) if isinstance(content, bytes) and content else None
+            for image_id, content in files
+        ]
+        while (originals := ray.get(self.coordinator.claim_images.remote(shard, sightings))) is None:
+            pass
+        for sighting, original in zip(sightings, originals, strict=True):
+            if sighting is not None and original is not None:
+                contents[sighting.image_id] = ImageProblem(Reason.DUPLICATE_OF, original)
+        return sightings
+
+
+def _expected_bytes(row: Any) -> int:
+    num_bytes: int | None = getattr(row, "num_bytes", None)
+    return _ASSUMED_BYTES if num_bytes is None else num_bytes

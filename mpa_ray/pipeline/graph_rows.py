@@ -1,0 +1,75 @@
+"""What travels between the operators of a graph. A row is one whole shard: its name, and the rest pickled."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from mpa_ray.observability.usage import Usage
+from mpa_ray.pipeline.pass_spec import ShardDone
+from mpa_ray.stages.image_work import ImageWork
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FetchedShard:
+    """A shard whose images have been read."""
+
+    shard: str
+    images: list[ImageWork[Any]]
+    usage: Usage
+    failure: str = ""
+    """Why the shard could not be read; empty where it was."""
+
+
+@dataclass(frozen=True)
+class VisitedShard:
+    """A shard whose images have been through the engine."""
+
+    shard: str
+    num_images: int
+    rows: list[Any] = field(default_factory=list)
+    visit_s: float = 0.0
+    usage: Usage = field(default_factory=Usage)
+    failure: str = ""
+    """Why the shard could not be visited; empty where it was."""
+
+
+@dataclass(frozen=True)
+class ShardFailed:
+    """A shard that ends its pass."""
+
+    shard: str
+    failure: str
+
+
+def encode(value: FetchedShard | VisitedShard | ShardDone | ShardFailed) -> dict[str, Any]:
+    """A row of Ray Data. Pickled here, since Ray Data would otherwise look for an Arrow type for every field."""
+    return {"shard": value.shard, "content": pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)}
+
+
+def decode(row: dict[str, Any], kind: type[T]) -> T:
+    """The inverse of `encode`."""
+    value = pickle.loads(row["content"])
+    assert isinstance(value, kind), f"a {type(value).__name__} came where a {kind.__name__} was expected"
+    return value
+
+
+def decode_result(row: dict[str, Any]) -> ShardDone | ShardFailed:
+    """What the graph ends with for a shard."""
+    result: ShardDone | ShardFailed = pickle.loads(row["content"])
+    return result
+
+
+def decode_batch(batch: pa.Table, kind: type[T]) -> T:
+    """The one row of a batch, without copying its images first."""
+    return decode({"content": batch["content"][0].as_buffer()}, kind)
+
+
+def encode_batch(value: VisitedShard) -> pa.Table:
+    """A batch of one row."""
+    return pa.Table.from_pylist([encode(value)])

@@ -1,0 +1,92 @@
+"""The operator of a graph that holds an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from mpa_ray.config import ModelConfig
+from mpa_ray.engine.build import build_engine, images_in_flight
+from mpa_ray.engine.process_group import end_group_with_this_process
+from mpa_ray.observability.log_context import log_context
+from mpa_ray.observability.usage import Load, Usage
+from mpa_ray.pipeline.graph_rows import FetchedShard, VisitedShard, decode_batch, encode_batch
+from mpa_ray.pipeline.pass_spec import Pass
+from mpa_ray.pipeline.telemetry import Gauges
+from mpa_ray.stages.visits import Attempt, GivenUp, Visits
+
+logger = logging.getLogger(__name__)
+
+
+class ModelActor:
+    """One replica of a model with its engine. Several shards are in it at once, so that it is never idle."""
+
+    def __init__(self, work: Pass[Any], model: ModelConfig, coordinator: Any) -> None:
+        self._watcher = end_group_with_this_process()
+        self._usage, load = Usage(), Load()
+        self._gauges = Gauges(work.pool, load)
+        self._publishing: asyncio.Task[None] | None = None
+        self._cannot_start = ""
+        self._log_fields, started = work.log_fields, time.monotonic()
+        with log_context(**self._log_fields):
+            try:
+                engine = build_engine(
+                    model, work.adapters, work.reader.object_store, work.limits.request_timeout_s, self._usage, load
+                )
+            except Exception as error:
+                # The next actor would fail in the same way. Raised here, Ray would report it in a hundred lines.
+                logger.exception("the engine of %s cannot start", model.model)
+                self._cannot_start = f"the engine of {model.model} cannot start ({type(error).__name__}: {error})."
+                return
+            wall_s = round(time.monotonic() - started, 3)
+            logger.info("the engine of %s has started", model.model, extra={"wall_s": wall_s})
+        log = _RemoteAttemptLog(coordinator)
+        self._visits = Visits(work.make_stage(engine), images_in_flight(model), log, _end_process, self._usage, load)
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        self._publishing = self._publishing or asyncio.create_task(self._gauges.keep_publishing())
+        fetched = decode_batch(batch, FetchedShard)
+        rows, failure = [], self._cannot_start or fetched.failure
+        started = time.monotonic()
+        if not failure:
+            try:
+                with log_context(**self._log_fields, shard=fetched.shard):
+                    rows = await self._visits.visit(fetched.shard, fetched.images)
+            except GivenUp as error:
+                failure = f"{error}."
+        usage = self._usage.take()
+        usage += fetched.usage
+        return encode_batch(
+            VisitedShard(fetched.shard, len(fetched.images), rows, time.monotonic() - started, usage, failure)
+        )
+
+
+@dataclass(frozen=True)
+class _RemoteAttemptLog:
+    """The coordinator's record of attempts, as `stages.visits.AttemptLog`."""
+
+    coordinator: Any
+
+    async def begin(self, shard: str) -> Attempt:
+        attempt: Attempt = await self.coordinator.begin.remote(shard)
+        return attempt
+
+    async def alone(self, shard: str, image_id: str | None) -> None:
+        await self.coordinator.alone.remote(shard, image_id)
+
+    async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
+        await self.coordinator.died.remote(in_flight, error)
+
+
+async def _end_process(error: str) -> None:
+    """A dead engine cannot be repaired in place: Ray restarts the actor and sends its shards again."""
+    logger.error("the engine died: %s", error)
+    logging.shutdown()
+    os._exit(1)

@@ -1,0 +1,75 @@
+"""What a pass is and what comes of its shards. Imports no Ray, so that a finished phase starts at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic
+
+from mpa_ray.config import LimitsConfig, ModelConfig, ReadingConfig
+from mpa_ray.corpus.read import Reader
+from mpa_ray.engine.protocol import VisionLanguageModel
+from mpa_ray.models.shared_engines import Adapter
+from mpa_ray.observability.usage import Usage
+from mpa_ray.records import Annotation
+from mpa_ray.run.dataset import ShardedDataset, ShardSource, ShardTarget
+from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.stages.image_work import OutT, Stage
+
+
+@dataclass(frozen=True)
+class Pass(Generic[OutT]):
+    """One pass of one engine's models over the shards of a dataset."""
+
+    key: PhaseKey
+    """The phase that the pass belongs to."""
+    models: tuple[str, ...]
+    """The names of the models that are asked about each image: the engine's model and its adapters."""
+    source: ShardSource[Any]
+    target: ShardTarget[OutT]
+    model: ModelConfig
+    make_stage: Callable[[VisionLanguageModel], Stage[Any, OutT]]
+    """Called in the actor; it must survive pickling."""
+    reader: Reader
+    reading: ReadingConfig
+    limits: LimitsConfig
+    needs_image: Callable[[Any], bool] = lambda _: True
+    """Whether a row's image has to be read."""
+    deduplicated: ShardedDataset[Annotation] | None = None
+    """Annotations whose images are compared: one with the same bytes as an earlier one is not shown to the model. None
+    compares none."""
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    """The adapters that the engine loads, by the models' names."""
+    run_dir: str = ""
+
+    @property
+    def pool(self) -> str:
+        """Names its actors in Ray's dashboard and in metrics, such as `annotate:teacher` or `identify:small+2`."""
+        return f"{self.key.kind}:{self._subject}"
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What log records of the pass carry."""
+        return {"run": self.run_dir, "phase": self.key.kind, "student": self._subject}
+
+    @property
+    def _subject(self) -> str:
+        first, *others = self.models
+        return f"{first}+{len(others)}" if others else first
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """What the driver learns of a committed shard."""
+
+    shard: str
+    num_images: int
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Rows by state and reason."""
+    failed: Counter[str] = field(default_factory=Counter)
+    """Images of which every row failed, by reason."""
+    visit_s: float = 0.0
+    """Seconds from the shard's arrival at an engine to its last image."""
+    usage: Usage = field(default_factory=Usage)
+    """What the node spent until the shard was done, in part on other shards."""

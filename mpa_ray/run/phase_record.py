@@ -1,0 +1,133 @@
+"""Which phase of a run something belongs to, and what each phase has taken so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from mpa_ray.config import Arm
+from mpa_ray.observability.usage import Usage
+from mpa_ray.run.run import Run
+
+PhaseKind = Literal["index", "annotate", "identify", "level", "check", "evaluate", "score", "report"]
+
+_FOLDER = "phases"
+_ARM_MARK = "@"
+"""Between a model and an arm in a file name; no model's name may hold it."""
+
+
+@dataclass(frozen=True)
+class PhaseKey:
+    """A phase of a run: what is done, and to which model."""
+
+    kind: PhaseKind
+    model: str | None = None
+    """The student; of `evaluate` the measured model, such as `small.before`. None where the phase concerns all."""
+    arm: Arm = "parity"
+    """Of `level` and `check`: what the student is trained on."""
+    benchmark: str | None = None
+    """Of `evaluate`, where one benchmark is meant and not all of them."""
+
+    @property
+    def label(self) -> str:
+        """The phase as users see it, such as `level small all`. Two phases never share a label."""
+        words = [self.kind, self.model, self.arm if self.arm != "parity" else None]
+        on = f" on {self.benchmark}" if self.benchmark is not None else ""
+        return " ".join(word for word in words if word) + on
+
+    @property
+    def path(self) -> str:
+        """The phase's record in the run directory. One pass of a model answers all benchmarks, so they share one."""
+        model = f".{self.model}" if self.model is not None else ""
+        arm = f"{_ARM_MARK}{self.arm}" if self.arm != "parity" else ""
+        return f"{_FOLDER}/{self.kind}{model}{arm}.json"
+
+    @classmethod
+    def from_path(cls, path: str) -> PhaseKey:
+        """The inverse of `path`."""
+        head, _, arm = path.removeprefix(f"{_FOLDER}/").removesuffix(".json").partition(_ARM_MARK)
+        kind, _, model = head.partition(".")
+        return cls(kind, model or None, arm or "parity")  # type: ignore[arg-type]
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What log records of the phase carry."""
+        named = {"phase": self.kind, "student": self.model, "arm": self.arm if self.arm != "parity" else None}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class PassTotals:
+    """Sums over the shards that a phase's passes committed."""
+
+    num_images: int
+    num_images_by_models: int
+    """Each image counted once for every model that was asked about it."""
+    working_s: float
+    """Seconds in which engines were at work, without their start and waits for shards."""
+    usage: Usage
+
+    @property
+    def images_per_s(self) -> float | None:
+        """None where nothing was done."""
+        return self.num_images / self.working_s if self.working_s else None
+
+    def __add__(self, other: PassTotals) -> PassTotals:
+        usage = replace(self.usage)
+        usage += other.usage
+        return PassTotals(
+            self.num_images + other.num_images,
+            self.num_images_by_models + other.num_images_by_models,
+            self.working_s + other.working_s,
+            usage,
+        )
+
+
+@dataclass(frozen=True)
+class PhaseRecord:
+    """What a phase has taken, summed over all attempts that ended."""
+
+    wall_s: float
+    num_attempts: int
+    totals: PassTotals | None = None
+    """Of phases in which a model goes over shards."""
+
+    def __add__(self, other: PhaseRecord) -> PhaseRecord:
+        both = self.totals + other.totals if self.totals and other.totals else self.totals or other.totals
+        return PhaseRecord(self.wall_s + other.wall_s, self.num_attempts + other.num_attempts, both)
+
+    def to_json(self) -> dict[str, Any]:
+        """Flat, as it is stored: seconds rounded to milliseconds."""
+        sums: dict[str, Any] = {"wall_s": self.wall_s, "num_attempts": self.num_attempts}
+        if self.totals is not None:
+            totals = {name: value for name, value in asdict(self.totals).items() if name != "usage"}
+            sums |= totals | asdict(self.totals.usage)
+        return {name: round(value, 3) for name, value in sums.items()}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> PhaseRecord:
+        """The inverse of `to_json`."""
+        totals = None
+        if "num_images" in content:
+            usage = Usage(**{field.name: content[field.name] for field in fields(Usage) if field.name in content})
+            by_models = content.get("num_images_by_models", content["num_images"])
+            totals = PassTotals(content["num_images"], by_models, content["working_s"], usage)
+        return cls(content.get("wall_s", 0.0), content.get("num_attempts", 0), totals)
+
+
+def phase_record(run: Run, key: PhaseKey) -> PhaseRecord | None:
+    """The record of one phase; None where no attempt has ended."""
+    return PhaseRecord.from_json(run.read_json(key.path)) if run.storage.exists(key.path) else None
+
+
+def phase_records(run: Run) -> Iterator[tuple[PhaseKey, PhaseRecord]]:
+    """All records of a run."""
+    for path in run.storage.list(_FOLDER):
+        yield PhaseKey.from_path(path), PhaseRecord.from_json(run.read_json(path))
+
+
+def add_to_record(run: Run, key: PhaseKey, attempt: PhaseRecord) -> None:
+    """Add what one attempt took to the phase's record."""
+    before = phase_record(run, key)
+    run.write_json(key.path, (attempt if before is None else before + attempt).to_json())

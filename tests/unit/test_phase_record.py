@@ -1,0 +1,46 @@
+"""Phases of a run: each has a label and a file of its own, and its record adds up over attempts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpa_ray.config import Arm
+from mpa_ray.observability.usage import Usage
+from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseKind, PhaseRecord, add_to_record, phase_records
+from mpa_ray.run.run import Run
+
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]*", fullmatch=True)
+keys = st.builds(PhaseKey, st.sampled_from(get_args(PhaseKind)), st.none() | names, st.sampled_from(get_args(Arm)))
+
+
+@given(keys)
+def test_a_key_is_read_back_from_its_path(key: PhaseKey) -> None:
+    assert PhaseKey.from_path(key.path) == key
+
+
+@given(keys, keys)
+def test_two_phases_share_neither_a_path_nor_a_label(one: PhaseKey, other: PhaseKey) -> None:
+    assert (one.path == other.path) == (one.label == other.label) == (one == other)
+
+
+def test_a_student_whose_name_ends_like_an_arm_has_a_record_of_its_own() -> None:
+    """Both were phases/level.x.all.json."""
+    assert PhaseKey("level", "x", "all").path != PhaseKey("level", "x.all").path
+
+
+def test_a_record_sums_over_attempts(tmp_path: Path) -> None:
+    run, key = Run.open(str(tmp_path)), PhaseKey("annotate")
+    add_to_record(run, key, PhaseRecord(2.0, 1))
+    totals = PassTotals(num_images=8, num_images_by_models=16, working_s=4.0, usage=Usage(num_output_tokens=5))
+    add_to_record(run, key, PhaseRecord(6.0, 1, totals))
+    add_to_record(run, key, PhaseRecord(6.0, 1, totals))
+    ((found, record),) = phase_records(run)
+    assert found == key
+    assert (record.wall_s, record.num_attempts) == (14.0, 3)
+    assert record.totals is not None
+    assert (record.totals.num_images, record.totals.images_per_s) == (16, 2.0)
+    assert record.totals.usage.num_output_tokens == 10
