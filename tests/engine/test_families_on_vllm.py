@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 from mpa_ray.config import LevelConfig, LoraConfig, ModelConfig, SamplingConfig, VllmEngineConfig
 from mpa_ray.demo.world import WorldSpec, paint, sample_scene
+from mpa_ray.engine.protocol import Request
 from mpa_ray.engine.vllm.engine import VllmEngine
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.leveling.batching import TrainingRow
@@ -78,8 +79,8 @@ async def answered(checkpoint: str, rows: list[TrainingRow]) -> list[str]:
         for row in rows:
             seen = await engine.encode_image(row.sample.image_id, Path(row.uri).read_bytes())
             assert not isinstance(seen, ImageProblem)
-            prompt = TASK.answer_prompt(row.sample.question)
-            reply = await engine.generate(seen, prompt, SamplingConfig(max_new_tokens=MAX_NEW_TOKENS))
+            sampling = SamplingConfig(max_new_tokens=MAX_NEW_TOKENS)
+            reply = await engine.generate(seen, Request(TASK.answer_prompt(row.sample.question), sampling))
             told.append(reply.text)
         return told
     finally:

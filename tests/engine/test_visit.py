@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText
 from mpa_ray.config import AnnotateConfig, AnswerConfig, ModelConfig, SamplingConfig, VllmEngineConfig, resolve_path
 from mpa_ray.demo.world import Scene, WorldSpec, paint, sample_scene
 from mpa_ray.engine.instrumented import Instrumented
-from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, RequestRefused
+from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, Request, RequestRefused
 from mpa_ray.engine.vllm.engine import RenderingProcesses, RenderingThread, VllmEngine, _engine_arguments
 from mpa_ray.imaging.decode import ImageProblem, PreparedImage, prepare
 from mpa_ray.models.chat_template import load_processor, render
@@ -96,7 +96,7 @@ async def rendered_in_a_thread(arguments: dict[str, Any], pixels: tuple[int, int
 async def ask(engine: VllmEngine, scene: Scene, text: str, sampling: SamplingConfig | None = None) -> Reply:
     seen = await engine.encode_image("an image", content_of(scene))
     assert not isinstance(seen, ImageProblem)
-    return await engine.generate(seen, text, sampling or SamplingConfig())
+    return await engine.generate(seen, Request(text, sampling or SamplingConfig()))
 
 
 def annotate(engine: VllmEngine, max_new_tokens: int = 48) -> Annotate:
@@ -220,7 +220,8 @@ def test_an_image_rendered_beside_the_engine_gives_what_a_raw_prompt_gives(run: 
         image, in_thread = prepared(scene), await thread.image(content_of(scene))
         # Keys of their own, so that none finds another's work in a cache.
         ways = [EncodedImage("raw", f"{image.key}-raw", image.image), EncodedImage("thread", image.key, in_thread)]
-        return [await ask(engine, scene, text, sampling), *[await engine.generate(w, text, sampling) for w in ways]]
+        request = Request(text, sampling)
+        return [await ask(engine, scene, text, sampling), *[await engine.generate(way, request) for way in ways]]
 
     for scene in scenes(16):
         for text in (TASK.annotation_prompt(), TASK.answer_prompt("How many objects are there?")):
@@ -237,8 +238,8 @@ def test_tensors_that_the_engine_has_lost_are_sent_again(run: Run[Any], engine: 
         assert not isinstance(seen, ImageProblem)
         # Under this name nothing was ever sent.
         lost = EncodedImage("lost", "lost", replace(seen.inputs, is_in_engine=True, engine_input=renamed(seen.inputs)))
-        text, sampling = TASK.annotation_prompt(), SamplingConfig(max_new_tokens=48)
-        return await engine.generate(seen, text, sampling), await engine.generate(lost, text, sampling)
+        request = Request(TASK.annotation_prompt(), SamplingConfig(max_new_tokens=48))
+        return await engine.generate(seen, request), await engine.generate(lost, request)
 
     def renamed(rendered: Any) -> dict[str, Any]:
         return {**rendered.engine_input, "mm_hashes": {"image": ["lost"]}}
@@ -292,7 +293,7 @@ def test_an_image_of_too_many_tokens_is_refused_and_the_engine_lives(
         image = run(rendered_in_a_thread(arguments, (3136, 1008 * 1008), buffer.getvalue()))
     seen = EncodedImage("large", f"large-{is_rendered}", image)
     with pytest.raises(RequestRefused) as caught:
-        run(engine.generate(seen, TASK.answer_prompt("What?"), SamplingConfig()))
+        run(engine.generate(seen, Request(TASK.answer_prompt("What?"), SamplingConfig())))
     assert (caught.value.reason, caught.value.state) == (Reason.PROMPT_TOO_LONG, State.DROPPED)
     assert run(ask(engine, scenes(1)[0], TASK.answer_prompt("What?"))).text
 

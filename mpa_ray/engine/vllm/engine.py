@@ -23,9 +23,9 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import count, takewhile
 from typing import Any
 
-from mpa_ray.config import ModelConfig, SamplingConfig, VllmEngineConfig
+from mpa_ray.config import ModelConfig, VllmEngineConfig
 from mpa_ray.engine.cores import claim_cores, threads_per_engine
-from mpa_ray.engine.protocol import EncodedImage, EngineDied, JsonSchema, Reply, RequestRefused
+from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, Request, RequestRefused
 from mpa_ray.errors import ConfigError
 from mpa_ray.imaging.decode import ImageProblem, prepare, prepare_apart
 from mpa_ray.models.chat_template import SpecialTokenInText, load_processor, render
@@ -97,31 +97,25 @@ class VllmEngine:
             raise RequestRefused(seen.reason, seen.detail)
         return EncodedImage(image_id, seen.key, seen)
 
-    async def generate(
-        self,
-        image: EncodedImage,
-        text: str,
-        sampling: SamplingConfig,
-        schema: JsonSchema | None = None,
-        adapter: str | None = None,
-    ) -> Reply:
+    async def generate(self, image: EncodedImage, request: Request) -> Reply:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMValidationError
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+        sampling = request.sampling
         parameters = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_new_tokens,
             seed=sampling.seed if sampling.temperature > 0 and self._takes_seeds else None,
             logprobs=0,
-            structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
+            structured_outputs=None if request.schema is None else StructuredOutputsParams(json=request.schema),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         started = time.monotonic()
         try:
-            final = await self._answered(image, render(self._processor, text), parameters, adapter)
+            final = await self._answered(image, render(self._processor, request.text), parameters, request.adapter)
         except SpecialTokenInText as error:
             raise RequestRefused(Reason.SPECIAL_TOKEN_IN_TEXT, str(error)) from error
         except EngineDeadError as error:
