@@ -9,15 +9,29 @@ import os
 import re
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from mpa_ray.config import ScriptedEngineConfig
+from mpa_ray.config import ModelConfig, ObjectStoreConfig, ScriptedEngineConfig
 from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, Request, RequestRefused
 from mpa_ray.imaging.decode import ImageProblem, prepare_apart
+from mpa_ray.models.shared_engines import Adapter
 from mpa_ray.records import Reason
 
 _QUESTION = re.compile(r"What is written on picture ([0-9a-f]{8})(?:, line \d+)?\?")
 _BLOCK_SIZE = 32
+
+
+def start(
+    model: ModelConfig,
+    settings: ScriptedEngineConfig,
+    max_images_in_flight: int,
+    adapters: Mapping[str, Adapter],
+    object_store: ObjectStoreConfig,  # noqa: ARG001
+) -> ScriptedEngine:
+    """The engine's factory; there is no model to load."""
+    assert not adapters, "a scripted engine has no weights to adapt"
+    return ScriptedEngine(settings, (model.min_pixels, model.max_pixels), max_images_in_flight)
 
 
 class ScriptedEngine:
