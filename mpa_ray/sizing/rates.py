@@ -258,7 +258,7 @@ class Roofline:
 
 def _num_gpus(model: ModelConfig) -> float:
     """Whose speed one replica has."""
-    return model.gpus_per_replica if model.gpus_per_replica < 1 else getattr(model.engine, "tensor_parallel_size", 1)
+    return model.gpus_per_replica if model.gpus_per_replica < 1 else model.engine.num_gpus_per_copy
 
 
 def differing(config: RunConfig, measured: dict[str, Any]) -> list[str]:
