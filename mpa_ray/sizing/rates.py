@@ -234,7 +234,7 @@ class Roofline:
         vision = sizes.vision_operations(image_tokens)
         weights = 0 if isinstance(level.method, LoraConfig) else 1
         again = 1 if level.gradient_checkpointing else 0
-        sees = "vision" in level.method.parts
+        sees = "vision" in level.method.components
         total = language * (2 + weights + again) + vision * (2 + weights + again if sees else 1)
         return self._compute_s(total) / max(1.0, level.gpus_per_worker)
 
