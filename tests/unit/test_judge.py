@@ -45,7 +45,7 @@ def test_a_row_that_was_not_annotated_keeps_its_state_and_reason() -> None:
 
 
 def test_a_consistent_pair_needs_the_student() -> None:
-    with pytest.raises(ValueError, match="the student must be asked"):
+    with pytest.raises(ValueError, match="needs the student's reply"):
         judge(PAIR, None, EXACT)
 
 
