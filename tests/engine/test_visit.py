@@ -26,11 +26,10 @@ from mpa_ray.engine.vllm.engine import RenderingProcesses, RenderingThread, Vllm
 from mpa_ray.imaging.decode import ImageProblem, PreparedImage, prepare
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.observability.usage import Load, Usage
-from mpa_ray.pipeline.coordinator import Attempt
 from mpa_ray.records import Annotation, ImageRef, Reason, State
 from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.image_work import ImageWork
-from mpa_ray.stages.visits import Visits
+from mpa_ray.stages.visits import Attempt, Visits
 from mpa_ray.tasks.library import TASKS
 
 MODEL = resolve_path("bundled:demo/models/teacher")
