@@ -28,7 +28,7 @@ def audit(run: Run) -> dict[str, Any]:
     names = student_names(run)
     students: dict[str, Counts] = {}
     total = manifest.num_shards * (1 + len(names))
-    with Progress("audit", total, "shards", to=sys.stderr) as progress:
+    with Progress("audit", total, "shards", file=sys.stderr) as progress:
         states, annotated = _audit_annotations(run, manifest, problems, progress)
         for name in names:
             students[name], kept = _audit_verdicts(run, manifest, name, problems, progress)
