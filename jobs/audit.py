@@ -31,7 +31,7 @@ def main() -> int:
     from mpa_ray.run.audit import audit
     from mpa_ray.run.garbage import collect_garbage
     from mpa_ray.run.run import Run
-    from mpa_ray.storage.storage import open_storage
+    from mpa_ray.storage.open import open_storage
 
     run = Run(open_storage(options.run_dir, object_store))
     counts = audit(run)

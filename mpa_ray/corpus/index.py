@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.dedup_index import DedupIndex
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.open import open_source
 from mpa_ray.errors import ConfigError
 from mpa_ray.observability.progress import Progress

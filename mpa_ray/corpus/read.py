@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.locator import Locator, Span
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.saved_dataset import read_batch, stream_schema
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason

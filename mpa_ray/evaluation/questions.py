@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 
 from mpa_ray.config import BenchmarkConfig, EvaluateConfig
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, read_benchmark
 from mpa_ray.evaluation.benchmarks.finding import find_files

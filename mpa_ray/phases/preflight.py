@@ -19,7 +19,7 @@ from mpa_ray.config import (
     resolve_path,
 )
 from mpa_ray.corpus.index import check_source
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.finding import find_files
 from mpa_ray.metrics import METRICS

@@ -11,7 +11,8 @@ from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
 from mpa_ray.run.dataset import ShardedDataset, shard_name
 from mpa_ray.run.fingerprint import differences
-from mpa_ray.storage.storage import Storage, open_storage
+from mpa_ray.storage.open import open_storage
+from mpa_ray.storage.storage import Storage
 
 Fingerprint = dict[str, Any]
 """Names and values that a dataset's content depends on; see `mpa_ray.run.fingerprint`."""

@@ -28,7 +28,7 @@ from mpa_ray.sizing.rates import (
     differing,
     first,
 )
-from mpa_ray.storage.storage import open_storage
+from mpa_ray.storage.open import open_storage
 
 _NUM_CHECKED = 8
 """Questions that an exported student is tried on."""

@@ -20,7 +20,7 @@ from benchmarks.local_cluster import Cluster, wait_until
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.run.parity_export import read_parity
 from mpa_ray.run.run import Run
-from mpa_ray.storage.storage import open_storage
+from mpa_ray.storage.open import open_storage
 from tests.s3_server import CREDENTIALS, SECRET, files_holding, s3_server, upload
 
 ROOT = Path(__file__).parents[2]

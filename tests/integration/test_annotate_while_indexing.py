@@ -13,7 +13,7 @@ import pytest
 
 from mpa_ray.config import ObjectStoreConfig, RunConfig
 from mpa_ray.corpus.index import index_shards
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.phases.annotate import annotate, index_and_annotate
 from mpa_ray.phases.context import RunContext

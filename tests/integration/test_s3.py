@@ -18,7 +18,7 @@ import yaml
 from benchmarks.faulty_proxy import FaultyProxy, WebFault
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
 from mpa_ray.corpus.index import list_images
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.corpus.sources.open import kind_of
 from mpa_ray.errors import ConfigError
@@ -28,8 +28,8 @@ from mpa_ray.records import ImageRef, Reason
 from mpa_ray.run.garbage import Collected, collect_garbage
 from mpa_ray.run.run import Run
 from mpa_ray.storage.object_store import ObjectStore
+from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.s3 import S3Storage
-from mpa_ray.storage.storage import open_storage
 from tests.conftest import scripted_tree
 from tests.s3_server import CREDENTIALS, SECRET, client, environment, files_holding, s3_server, upload
 from tests.sources import KINDS, Maker, as_tars

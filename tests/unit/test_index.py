@@ -9,7 +9,7 @@ import pytest
 
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
 from mpa_ray.corpus.index import index_source, list_images
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import ConfigError
 from mpa_ray.imaging.decode import ImageProblem

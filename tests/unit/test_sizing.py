@@ -22,7 +22,7 @@ from mpa_ray.sizing.memory import check_engine, check_training, layer_bytes_per_
 from mpa_ray.sizing.plan import Phase, Sizing, size
 from mpa_ray.sizing.rates import Rate, RunRates
 from mpa_ray.sizing.render import render_sizing
-from mpa_ray.storage.storage import open_storage
+from mpa_ray.storage.open import open_storage
 from mpa_ray.tasks.library import find_task
 
 ROOT = Path(__file__).parents[2]

@@ -19,9 +19,9 @@ from pyarrow.fs import LocalFileSystem
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
 from mpa_ray.corpus.index import cut, index_source, list_images
 from mpa_ray.corpus.locator import Locator, Span
-from mpa_ray.corpus.ordered_prefetch import in_order
+from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
 from mpa_ray.corpus.places.gcs import ArrowPlace
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.corpus.sources.open import kind_of
 from mpa_ray.errors import ConfigError
@@ -267,7 +267,7 @@ def test_other_stores_are_walked_through_pyarrow(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_ahead", [1, 3, 50])
 def test_iterators_run_ahead_in_order(num_ahead: int) -> None:
     made = [lambda i=i: iter(range(i * 1000, i * 1000 + i * 37)) for i in range(20)]
-    assert list(in_order(made, num_ahead)) == [x for make in made for x in make()]
+    assert list(ordered_prefetch(made, num_ahead)) == [x for make in made for x in make()]
 
 
 def test_an_error_comes_in_its_place() -> None:
@@ -275,7 +275,7 @@ def test_an_error_comes_in_its_place() -> None:
         yield 1
         raise ValueError("halfway")
 
-    items = in_order([lambda: iter([0]), failing, lambda: iter([2])], 3)
+    items = ordered_prefetch([lambda: iter([0]), failing, lambda: iter([2])], 3)
     assert next(items) == 0
     with pytest.raises(ValueError, match="halfway"):
         list(items)

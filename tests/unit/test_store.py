@@ -19,7 +19,8 @@ from mpa_ray.run.garbage import Collected, collect_garbage
 from mpa_ray.run.parity_export import export_parity
 from mpa_ray.run.run import Run
 from mpa_ray.stages.judge import parity_samples
-from mpa_ray.storage.storage import LocalStorage, open_storage
+from mpa_ray.storage.local import LocalStorage
+from mpa_ray.storage.open import open_storage
 from mpa_ray.tasks.library import TASKS
 
 REFS = [ImageRef(f"{i}.png", f"/images/{i}.png", 10) for i in range(4)]
@@ -87,7 +88,7 @@ def test_an_unwritable_run_directory_is_named(tmp_path: Path) -> None:
     blocker.write_text("")
     with pytest.raises(ConfigError, match=r"run_dir.*cannot be written"):
         Run.open(str(blocker / "run"))
-    with pytest.raises(ConfigError, match="neither a folder nor at s3://"):
+    with pytest.raises(ConfigError, match="neither a folder nor an s3:// URI"):
         open_storage("ftp://host/run")
 
 

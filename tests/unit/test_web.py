@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from mpa_ray.config import ObjectStoreConfig
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.source import Files
 from mpa_ray.records import ImageRef
 

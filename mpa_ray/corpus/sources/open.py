@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import islice
 
 from mpa_ray.config import SourceConfig, resolve_path
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.images import ImageFiles, image_endings
 from mpa_ray.corpus.sources.parquet import ENDINGS as PARQUET_ENDINGS
 from mpa_ray.corpus.sources.parquet import ParquetFiles

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator
-from mpa_ray.corpus.places.place import Entry, Places
+from mpa_ray.corpus.places.place import Entry
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.source import Files, Rows, UriPolicy, in_containers
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator, Span
-from mpa_ray.corpus.ordered_prefetch import in_order
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.source import Rows, UriPolicy, behind
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
@@ -33,7 +33,9 @@ class SavedDataset:
         self._rows, self._uri_policy = Rows(config), UriPolicy(config)
 
     def images(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
-        found = in_order((partial(self._images_in, name) for name in self._file_names()), self._config.num_listers)
+        found = ordered_prefetch(
+            (partial(self._images_in, name) for name in self._file_names()), self._config.num_listers
+        )
         return found if after is None else behind(found, after, self._config.path)
 
     def _file_names(self) -> list[str]:

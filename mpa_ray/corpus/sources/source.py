@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator
-from mpa_ray.corpus.ordered_prefetch import in_order
-from mpa_ray.corpus.places.place import Entry, Places
+from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
+from mpa_ray.corpus.places.place import Entry
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
 
@@ -106,7 +107,7 @@ def in_containers(
         if inside.span is not None or inside.row is not None:
             # Whole files before the one that `after` is in need not be opened.
             entries = dropwhile(lambda entry: entry.uri != inside.uri, entries)
-    images = in_order((partial(images_in, entry) for entry in entries), files.num_listers)
+    images = ordered_prefetch((partial(images_in, entry) for entry in entries), files.num_listers)
     return images if after is None else behind(images, after, files.path)
 
 

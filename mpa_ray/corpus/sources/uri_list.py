@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mpa_ray.config import SourceConfig
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.source import Rows, UriPolicy, behind
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef

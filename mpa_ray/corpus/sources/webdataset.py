@@ -10,7 +10,8 @@ from typing import Any
 
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator, Span
-from mpa_ray.corpus.places.place import Entry, Places
+from mpa_ray.corpus.places.place import Entry
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.images import image_endings
 from mpa_ray.corpus.sources.source import Files, UriPolicy, carried, in_containers
 from mpa_ray.errors import ConfigError
