@@ -45,6 +45,8 @@ def _kind_alone(value: Any) -> Any:
 MatcherConfig = Annotated[
     PlainMatch | NumericMatch | AnlsMatch | AnyOfMatch, Field(discriminator="kind"), BeforeValidator(_kind_alone)
 ]
+# `AnyOfMatch.of` refers to the alias, which does not exist when the class is made.
+AnyOfMatch.model_rebuild()
 
 
 class IdentifyConfig(Settings):

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from mpa_ray.config.run import EvaluationRunConfig, RunConfig
+from mpa_ray.config.setting_path import setting_path
 from mpa_ray.config.settings import Settings
 from mpa_ray.config.source import ObjectStoreConfig
 from mpa_ray.errors import ConfigError
@@ -54,7 +55,7 @@ def _validated(kind: type[ConfigT], tree: dict[str, Any]) -> ConfigT:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise _readable(error) from None
+        raise _readable(error, kind) from None
 
 
 def _tree(path: str, overrides: dict[str, str]) -> dict[str, Any]:
@@ -98,14 +99,14 @@ def _override(tree: dict[str, Any], dotted: str, value: Any) -> None:
         raise ConfigError(f"--{dotted}", value, f"{'.'.join(parents)} is not a mapping.", "Check the dotted name.")
 
 
-def _readable(error: ValidationError) -> ConfigError:
+def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
     first, *others = error.errors()
-    # A discriminated union puts the tag of the chosen variant into the location; it is no key of the file.
-    where = ".".join(str(part) for part in first["loc"] if part not in ("vllm", "scripted", "lora", "full"))
     problem = {
         "extra_forbidden": "is not a setting.",
         "missing": "is required.",
     }.get(first["type"], first["msg"].removeprefix("Value error, ") + ".")
     value = first["input"] if first["type"] != "missing" else None
-    more = f" ({len(others)} more: {', '.join('.'.join(map(str, e['loc'])) for e in others)})" if others else ""
-    return ConfigError(where or "config", value, problem, f"See --help for the settings.{more}")
+    names = ", ".join(setting_path(kind, other["loc"]) for other in others)
+    more = f" ({len(others)} more: {names})" if others else ""
+    field = setting_path(kind, first["loc"]) or "config"
+    return ConfigError(field, value, problem, f"See --help for the settings.{more}")

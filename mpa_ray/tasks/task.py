@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mpa_ray.config import MatcherConfig, PlainMatch, Settings
+from mpa_ray.config.setting_path import setting_path
 from mpa_ray.errors import ConfigError
 from mpa_ray.metrics import METRICS
 from mpa_ray.tasks.parser import QuestionAnswer, ReplyError, parse_reply
@@ -120,7 +121,7 @@ def load_task(path: str | Path) -> Task:
         return Task.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
+        where = setting_path(Task, first["loc"]) or "the file"
         raise ConfigError(
             "task",
             str(path),

@@ -63,6 +63,40 @@ def test_a_wrong_value_is_named(
     assert told in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "value", "field"),
+    [
+        ("identify.matcher", {"kind": "numeric", "tolerance": -1}, "identify.matcher.tolerance"),
+        ("identify.matcher", {"kind": "anls", "limit": 1}, "identify.matcher.limit"),
+        (
+            "identify.matcher",
+            {"kind": "any_of", "of": ["exact", {"kind": "any_of", "of": [{"kind": "anls", "threshold": 2}]}]},
+            "identify.matcher.of.1.of.0.threshold",
+        ),
+        ("students.0.level.method", {"kind": "lora", "rank": 0}, "students.0.level.method.rank"),
+        ("teacher.engine", {"kind": "scripted", "scripted": 1}, "teacher.engine.scripted"),
+        ("teacher.engine", {"kind": "vllm", "dtype": "int8"}, "teacher.engine.dtype"),
+        ("students.0.level.full", {}, "students.0.level.full"),
+        ("lora", {}, "lora"),
+        ("evaluate", {"benchmarks": [{"path": "q", "columns": {"vllm": 1}}]}, "evaluate.benchmarks.0.columns.vllm"),
+        ("students.0.labels", {"path": "q", "name": "vllm", "limit": 0}, "students.0.labels.limit"),
+    ],
+)
+def test_a_field_is_named_as_in_the_file(
+    tree: dict[str, Any], tmp_path: Path, override: str, value: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tree, tmp_path), {override: yaml.safe_dump(value)})
+    assert caught.value.field == field
+
+
+def test_further_errors_are_named_as_in_the_file(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["teacher"]["num_replicas"] = 0
+    tree["identify"] = {"matcher": {"kind": "numeric", "tolerance": -1}}
+    with pytest.raises(ConfigError, match=r"1 more: identify\.matcher\.tolerance\)"):
+        load_config(written(tree, tmp_path))
+
+
 def test_a_missing_setting_is_named(tree: dict[str, Any], tmp_path: Path) -> None:
     del tree["teacher"]["model"]
     with pytest.raises(ConfigError, match=r"teacher\.model.*is required"):
@@ -119,6 +153,28 @@ def test_preflight_names_a_student_without_processor(tree: dict[str, Any], tmp_p
     tree["students"] = [{"model": str(tmp_path / "bare")}]
     with pytest.raises(ConfigError, match=r"students\.0\.model.*has no processor"):
         checked(tree)
+
+
+CONTRADICTING_MODEL = {"model": str(STUDENT), "min_pixels": 9, "max_pixels": 8}
+
+
+@pytest.mark.parametrize(
+    ("further", "field"),
+    [
+        ({"teacher": CONTRADICTING_MODEL}, "teacher.min_pixels"),
+        ({"students": [CONTRADICTING_MODEL]}, "students.0.min_pixels"),
+        (
+            {"evaluate": {"benchmarks": [{"path": __file__}], "models": [{"name": "other", **CONTRADICTING_MODEL}]}},
+            "evaluate.models.0.min_pixels",
+        ),
+    ],
+)
+def test_preflight_names_pixel_limits_that_contradict(
+    tree: dict[str, Any], further: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"9: is more than max_pixels \(8\)") as caught:
+        checked(tree | further)
+    assert caught.value.field == field
 
 
 def test_preflight_names_an_unknown_task(tree: dict[str, Any]) -> None:

@@ -53,6 +53,8 @@ def test_a_task_of_ones_own_needs_no_code(tmp_path: Path) -> None:
         ({"annotation_prompt": "open {"}, "annotation_prompt: .*write {{ and }} for braces"),
         ({"metric": "accuracy"}, "metric: 'accuracy' is not a metric; choose one of vqa_accuracy"),
         ({"matcher": "fuzzy"}, "matcher: .*'fuzzy'"),
+        ({"matcher": {"kind": "numeric", "tolerance": -1}}, r"mine\.yaml': matcher\.tolerance: "),
+        ({"matcher": {"kind": "any_of", "of": [{"kind": "anls", "threshold": 2}]}}, r"': matcher\.of\.0\.threshold: "),
         ({"labels": {"question": []}}, "labels.question: "),
         ({"prompt": "x"}, "prompt: "),
         ({"name": "a b"}, "name: "),
