@@ -40,7 +40,12 @@ class Manifest:
 
     @property
     def shards(self) -> list[str]:
+        """The names of all shards, in their order."""
         return [shard_name(i) for i in range(self.num_shards)]
+
+    def estimate_images(self, num_shards: int) -> int:
+        """The number of images in so many of the shards, assuming that all shards are equally large."""
+        return self.num_images * num_shards // self.num_shards if self.num_shards else 0
 
 
 class Run:

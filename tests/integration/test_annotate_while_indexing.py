@@ -88,7 +88,7 @@ def test_a_source_that_turns_out_wrong_ends_the_pass_and_keeps_what_is_done(tmp_
     tree = scripted_tree(folder, tmp_path / "run")
     tree["source"] |= {"path": str(folder / "list.jsonl"), "id_column": "id", "shard_size": 4}
     config = RunConfig.model_validate(tree)
-    with pytest.raises(ConfigError, match=r"'0' is there twice"):
+    with pytest.raises(ConfigError, match=r"'0' occurs twice"):
         index_and_annotate(RunContext.open(config))
     run = Run.open(config.run_dir)
     assert not run.storage.exists("corpus/manifest.json")

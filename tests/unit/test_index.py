@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 
-from mpa_ray.config import ObjectStoreConfig, SourceConfig
-from mpa_ray.corpus.index import index_source, list_images
+from mpa_ray.campaign.campaign import align
+from mpa_ray.config import ObjectStoreConfig, RunConfig, SourceConfig
+from mpa_ray.corpus.index import check_source, index_source, list_images
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import ConfigError
 from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.phases.annotate import annotate, index_and_annotate
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.index import index
+from mpa_ray.pipeline.run_pass import Outstanding
 from mpa_ray.records import ImageRef, Reason
 from mpa_ray.run.dataset import ShardedDataset
-from mpa_ray.run.run import Run
+from mpa_ray.run.run import Manifest, Run
 
 FILES = Places(ObjectStoreConfig())
 
@@ -71,6 +78,78 @@ def test_a_limit_holds_across_attempts(tmp_path: Path) -> None:
     run = Run.open(str(tmp_path / "run"))
     assert index_source(source, run, FILES).num_images == 5
     assert ids(run) == [f"{c}.png" for c in "abcde"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "counts"),
+    [
+        ({"fraction": 1e-9}, "source.fraction", "(left out: 3 by fraction)"),
+        ({"min_bytes": 100}, "source.min_bytes", "(left out: 3 by min_bytes)"),
+        ({"max_bytes": 5}, "source.max_bytes", "(left out: 3 by max_bytes)"),
+        (
+            {"min_bytes": 14, "fraction": 1e-9},
+            "source.min_bytes",
+            "(left out: 2 by min_bytes, 1 by fraction)",
+        ),
+    ],
+)
+def test_filters_that_leave_no_image_are_named(
+    tmp_path: Path, settings: dict[str, float], field: str, counts: str
+) -> None:
+    """They gave an empty manifest, by which annotation then divided."""
+    folder_with(tmp_path / "images", "a.png", "b.png")
+    (tmp_path / "images/c.png").write_bytes(b"one more byte.")
+    source = SourceConfig.model_validate({"path": str(tmp_path / "images"), **settings})
+    run = Run.open(str(tmp_path / "run"))
+    with pytest.raises(ConfigError) as checked:
+        check_source(source, FILES)
+    with pytest.raises(ConfigError) as indexed:
+        index_source(source, run, FILES)
+    assert str(checked.value) == str(indexed.value)
+    assert checked.value.field == field
+    assert f"leaves none of the 3 images {counts}" in str(checked.value)
+    assert not run.is_indexed()
+
+
+def test_a_source_is_listed_only_to_its_first_image_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless:
+        num_listed = 0
+
+        def images(self, _: ImageRef | None = None) -> Iterator[ImageRef]:
+            for number in count():
+                self.num_listed = number + 1
+                yield ImageRef(f"{number}.png", f"/{number}.png", 10)
+
+    source = Endless()
+    monkeypatch.setattr("mpa_ray.corpus.index.open_source", lambda *_: source)
+    config = SourceConfig(path="anywhere", fraction=0.01)
+    check_source(config, FILES)
+    listed = source.num_listed
+    assert 1 < listed < 10_000
+    assert next(list_images(config, FILES)).image_id == f"{listed - 1}.png"
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        lambda config: index(RunContext.open(config)),
+        lambda config: annotate(RunContext.open(config)),
+        lambda config: index_and_annotate(RunContext.open(config)),
+        align,
+    ],
+    ids=["index", "annotate", "index_and_annotate", "align"],
+)
+def test_an_empty_corpus_is_refused_before_anything_starts(
+    phase: Callable[[RunConfig], None], scripted_config: RunConfig
+) -> None:
+    source = scripted_config.source.model_copy(update={"fraction": 1e-9})
+    with pytest.raises(ConfigError, match=r"source\.fraction = 1e-09: leaves none of the 60 images"):
+        phase(scripted_config.model_copy(update={"source": source}))
+    assert not Path(scripted_config.run_dir).exists()
+
+
+def test_of_an_empty_manifest_nothing_is_outstanding(tmp_path: Path) -> None:
+    assert Outstanding.of(Run.open(str(tmp_path)).annotations, Manifest(0, 0)) == Outstanding()
 
 
 def test_odd_names_and_links_are_accounted_for(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_ids_of_the_users_choice_must_not_repeat(tmp_path: Path) -> None:
     run = Run.open(str(tmp_path / "run"))
     path = tmp_path / "named.csv"
     path.write_text("image,key\nfiles/000.png,a\nfiles/001.png,b\nfiles/002.png,a\n")
-    with pytest.raises(ConfigError, match=r"source\.id_column = 'key': 'a' is there twice: .*000\.png, .*002\.png"):
+    with pytest.raises(ConfigError, match=r"source\.id_column = 'key': 'a' occurs twice: .*000\.png, .*002\.png"):
         index_source(SourceConfig(path=str(path), id_column="key", shard_size=2), run, PLACES)
     assert [ref.image_id for ref in listed(tmp_path / "list.csv", id_column="image")][3] == "files/003.png"
 

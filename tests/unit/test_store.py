@@ -8,21 +8,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mpa_ray.cli import exit_code
+from mpa_ray.config import EvaluationRunConfig
 from mpa_ray.errors import ConfigError, FingerprintMismatch
-from mpa_ray.records import Annotation, ImageRef, Verdict, arrow_schema, from_table, to_table
+from mpa_ray.records import Annotation, ImageRef, ParitySample, Verdict, arrow_schema, from_table, to_table
 from mpa_ray.run.audit import audit
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.garbage import Collected, collect_garbage
-from mpa_ray.run.parity_export import export_parity
-from mpa_ray.run.run import Run
+from mpa_ray.run.parity_export import export_parity, read_parity
+from mpa_ray.run.run import FORMAT, Run
 from mpa_ray.stages.judge import parity_samples
 from mpa_ray.storage.local import LocalStorage
 from mpa_ray.storage.open import open_storage
 from mpa_ray.tasks.library import TASKS
 
+SAMPLES = [ParitySample("0.png#0", "0.png", "/images/0.png", "?", "a", "b")]
 REFS = [ImageRef(f"{i}.png", f"/images/{i}.png", 10) for i in range(4)]
 
 
@@ -90,6 +94,68 @@ def test_an_unwritable_run_directory_is_named(tmp_path: Path) -> None:
         Run.open(str(blocker / "run"))
     with pytest.raises(ConfigError, match="neither a folder nor an s3:// URI"):
         open_storage("ftp://host/run")
+
+
+@pytest.mark.parametrize(
+    ("stored", "told"),
+    [
+        # Version 0.1.0 stored no number.
+        ({"config": {}, "versions": {"mpa-ray": "0.1.0"}}, "format 1 by mpa-ray 0.1.0; this version reads format 2"),
+        ({"format": 3, "versions": {"mpa-ray": "0.9.0"}}, "format 3 by mpa-ray 0.9.0; this version reads format 2"),
+    ],
+)
+def test_a_run_of_another_format_is_refused_in_one_line(
+    tmp_path: Path, stored: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(stored))
+
+    def job() -> None:
+        Run.open(str(tmp_path))
+
+    assert exit_code(job) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    version = stored["versions"]["mpa-ray"]
+    assert line.startswith(f"ConfigError: run_dir = {str(tmp_path)!r}: was written in {told}. ")
+    assert f"Continue it with mpa-ray {version}, or give a new run_dir." in line
+
+
+def test_a_run_of_this_format_is_opened_again(tmp_path: Path) -> None:
+    alone = EvaluationRunConfig(run_dir=str(tmp_path))
+    Run.open(alone.run_dir).record_config(alone, {})
+    assert Run.open(alone.run_dir).read_json("run.json")["format"] == FORMAT
+
+
+def test_datasets_of_different_students_have_fingerprints_of_their_own(tmp_path: Path) -> None:
+    """Both datasets of a pair had the same file: slashes were written as dots."""
+    pairs = [("students/x/all", "students/x.all"), ("verdicts/x", "verdicts.x")]
+    run = Run.open(str(tmp_path))
+    for number, dataset in enumerate(name for pair in pairs for name in pair):
+        run.register_fingerprint(dataset, {"number": number})
+    run.record_config(EvaluationRunConfig(run_dir=str(tmp_path)), {})
+    assert run.read_json("run.json")["fingerprints"] == {
+        "students/x/all": {"number": 0},
+        "students/x.all": {"number": 1},
+        "verdicts/x": {"number": 2},
+        "verdicts.x": {"number": 3},
+    }
+
+
+def test_a_student_trained_on_an_arm_is_not_another_student(tmp_path: Path) -> None:
+    run = Run.open(str(tmp_path))
+    for folder in (run.student_dir("x", "all"), run.student_dir("x.all")):
+        run.register_fingerprint(folder, {"folder": folder})
+        run.write_json(f"{folder}/training.json", {})
+    for folder in (run.student_dir("x", "all"), run.student_dir("x.all")):
+        run.check_fingerprint(folder, {"folder": folder})
+
+
+def test_a_rematch_is_not_another_students_export(tmp_path: Path) -> None:
+    """`small` rematched by `exact` replaced the D_PI of a student named `small.exact`."""
+    run = Run.open(str(tmp_path))
+    export_parity(run, run.parity_dir("small.exact"), TASKS["demo_world"], SAMPLES)
+    export_parity(run, run.rematch_dir("small", "exact"), TASKS["demo_world"], [])
+    assert read_parity(run, "small.exact") == SAMPLES
+    assert not run.is_identified("small")
 
 
 @pytest.fixture
