@@ -125,28 +125,19 @@ def test_a_run_of_this_format_is_opened_again(tmp_path: Path) -> None:
     assert Run.open(alone.run_dir).read_json("run.json")["format"] == FORMAT
 
 
-def test_datasets_of_different_students_have_fingerprints_of_their_own(tmp_path: Path) -> None:
-    """Both datasets of a pair had the same file: slashes were written as dots."""
-    pairs = [("students/x/all", "students/x.all"), ("verdicts/x", "verdicts.x")]
+def test_every_dataset_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
+    """Slashes were written as dots, so the datasets of each pair shared a file."""
     run = Run.open(str(tmp_path))
-    for number, dataset in enumerate(name for pair in pairs for name in pair):
-        run.register_fingerprint(dataset, {"number": number})
+    pairs = [
+        (run.student_dir("x", "all"), run.student_dir("x.all").removesuffix("/parity")),
+        (run.predictions("a", "questions").folder, run.questions("a.predictions").folder),
+        (run.student_dir("x", "all"), run.student_dir("x.all")),
+    ]
+    datasets = {dataset: {"dataset": dataset} for pair in pairs for dataset in pair}
+    for dataset, fingerprint in datasets.items():
+        run.register_fingerprint(dataset, fingerprint)
     run.record_config(EvaluationRunConfig(run_dir=str(tmp_path)), {})
-    assert run.read_json("run.json")["fingerprints"] == {
-        "students/x/all": {"number": 0},
-        "students/x.all": {"number": 1},
-        "verdicts/x": {"number": 2},
-        "verdicts.x": {"number": 3},
-    }
-
-
-def test_a_student_trained_on_an_arm_is_not_another_student(tmp_path: Path) -> None:
-    run = Run.open(str(tmp_path))
-    for folder in (run.student_dir("x", "all"), run.student_dir("x.all")):
-        run.register_fingerprint(folder, {"folder": folder})
-        run.write_json(f"{folder}/training.json", {})
-    for folder in (run.student_dir("x", "all"), run.student_dir("x.all")):
-        run.check_fingerprint(folder, {"folder": folder})
+    assert run.read_json("run.json")["fingerprints"] == datasets
 
 
 def test_a_rematch_is_not_another_students_export(tmp_path: Path) -> None:
