@@ -450,7 +450,7 @@ def run_trial(arena: Arena, number: int, plans: Sequence[Plan], reference: Refer
         num_extra_files=counted.num_extra_files,
         num_restarts=num_restarts,
         errors=errors,
-        problems=audit(run)["problems"],
+        problems=audit(run).problems,
         elapsed_s=round(time.monotonic() - started, 1),
     )
 

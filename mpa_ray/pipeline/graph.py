@@ -27,7 +27,7 @@ from mpa_ray.pipeline.graph_rows import ShardFailed, decode_result
 from mpa_ray.pipeline.model_actor import ModelActor
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone
 from mpa_ray.pipeline.telemetry import Counters
-from mpa_ray.run.dataset import ahead
+from mpa_ray.run.dataset import prefetch
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _start_coordinator(work: Pass[Any], committed: Sequence[str]) -> Any:
         work.limits, work.reading.max_bytes_in_flight
     )
     if (annotations := work.deduplicated) is not None:
-        known = ahead(lambda shard: annotations.columns(shard, ["image_id", "content_sha256"]), committed)
+        known = prefetch(lambda shard: annotations.columns(shard, ["image_id", "content_sha256"]), committed)
         ray.get(
             [
                 coordinator.add_known_images.remote({shard: [_sighting(row) for row in rows]})

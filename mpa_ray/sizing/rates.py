@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from mpa_ray.config import LevelConfig, LoraConfig, ModelConfig, RunConfig, VllmEngineConfig
 from mpa_ray.models.gpus import Gpu
-from mpa_ray.run.audit import student_names
 from mpa_ray.run.phase_record import PhaseKey, phase_records
+from mpa_ray.run.recorded_config import student_names
 from mpa_ray.run.run import Run
 from mpa_ray.sizing.architecture import Architecture
 

@@ -78,7 +78,7 @@ def test_both_at_once_give_what_one_after_the_other_gives_and_go_on_after_a_kill
     index_and_annotate(RunContext.open(killed))
     assert rows_of(run) == expected
     identify(RunContext.open(killed))
-    assert audit(run)["problems"] == []
+    assert audit(run).problems == []
 
 
 def test_a_source_that_turns_out_wrong_ends_the_pass_and_keeps_what_is_done(tmp_path: Path) -> None:

@@ -49,4 +49,4 @@ def test_d_pa_is_the_same(
     first_pairs[:] = first_pairs or pairs
     assert pairs == first_pairs
     assert sum(state == "kept" for *_, state in pairs) > 0.8 * NUM_IMAGES
-    assert audit(run)["images"] == NUM_IMAGES
+    assert audit(run).num_images == NUM_IMAGES

@@ -178,17 +178,20 @@ def finished(tmp_path: Path) -> Run:
 
 
 def test_audit_counts(finished: Run) -> None:
-    counts = audit(finished)
-    assert counts["problems"] == []
-    assert (counts["images"], counts["annotated"]) == (4, 3)
-    assert counts["kept"] == {"small": 2}
-    assert counts["dropped"] == {"student_correct": 1}
-    assert counts["failed"] == {"empty_file": 1}
+    assert audit(finished).to_json() == {
+        "images": 4,
+        "annotated": 3,
+        "kept": {"small": 2},
+        "dropped": {"student_correct": 1},
+        "failed": {"empty_file": 1},
+        "students": {"small": {"dropped": {"student_correct": 1}, "failed": {"empty_file": 1}}},
+        "problems": [],
+    }
 
 
 def test_audit_sees_a_missing_shard(finished: Run) -> None:
     Path(finished.storage.root, "annotations/commits/000001.json").unlink()
-    assert any("annotations: shard 000001 is missing (2 images)" in p for p in audit(finished)["problems"])
+    assert any("annotations: shard 000001 is missing (2 images)" in p for p in audit(finished).problems)
 
 
 def test_audit_sees_a_lost_and_a_doubled_image(finished: Run) -> None:
@@ -197,7 +200,7 @@ def test_audit_sees_a_lost_and_a_doubled_image(finished: Run) -> None:
     marker.unlink()
     row = Annotation("0.png#0", "0.png", "/images/0.png", "kept")
     finished.annotations.commit("000000", [row, row])
-    told = " ".join(audit(finished)["problems"])
+    told = " ".join(audit(finished).problems)
     assert "missing: 1.png" in told
     assert "doubled: 0.png#0" in told
 
@@ -206,21 +209,21 @@ def test_audit_sees_a_file_that_is_not_what_its_marker_says(finished: Run) -> No
     marker = Path(finished.storage.root, "verdicts/small/commits/000000.json")
     commit = json.loads(marker.read_text())
     marker.write_text(json.dumps({**commit, "num_rows": 7}))
-    assert any("2 rows, its marker says 7" in problem for problem in audit(finished)["problems"])
+    assert any("2 rows, its marker says 7" in problem for problem in audit(finished).problems)
 
 
 def test_audit_sees_a_damaged_and_a_lost_file(finished: Run) -> None:
     folder = Path(finished.storage.root)
     next((folder / "annotations/data").glob("000000-*")).write_bytes(b"PAR1 and no more")
     (folder / "parity/small/parity.parquet").unlink()
-    told = " ".join(audit(finished)["problems"])
+    told = " ".join(audit(finished).problems)
     assert "annotations: shard 000000 cannot be read" in told
     assert "parity/small: cannot be read" in told
 
 
 def test_audit_sees_parity_samples_that_are_not_the_kept_rows(finished: Run) -> None:
     export_parity(finished, finished.parity_dir("small"), TASKS["demo_world"], [])
-    assert any("parity/small: kept rows missing: 0.png#0, 3.png#0" in p for p in audit(finished)["problems"])
+    assert any("parity/small: kept rows missing: 0.png#0, 3.png#0" in p for p in audit(finished).problems)
 
 
 def test_garbage_is_what_no_marker_names(finished: Run) -> None:
@@ -235,7 +238,7 @@ def test_garbage_is_what_no_marker_names(finished: Run) -> None:
     assert collect_garbage(finished, timedelta(hours=1)) == Collected(0, 0, 0)
     assert collect_garbage(finished, timedelta(seconds=-5)) == Collected(3, 3 * len(lost), 0)
     assert audit(finished) == before
-    assert before["problems"] == []
+    assert before.problems == []
 
 
 def test_a_full_disk_is_told_before_work_is_done(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
