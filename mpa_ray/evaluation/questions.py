@@ -55,7 +55,7 @@ def lay_out(config: EvaluateConfig, run: Run, places: Places) -> None:
 def _lay_out(benchmark: BenchmarkConfig, shard_size: int, run: Run, places: Places) -> None:
     folder = run.benchmark_dir(benchmark.label)
     run.register_fingerprint(f"{folder}/questions", _fingerprint(benchmark, shard_size, places))
-    if run.storage.exists(f"{folder}/manifest.json"):
+    if run.has_manifest(folder):
         return
     with Progress(f"read {benchmark.label}", None, "questions") as progress:
         questions = []
@@ -69,7 +69,7 @@ def _lay_out(benchmark: BenchmarkConfig, shard_size: int, run: Run, places: Plac
         run.questions(benchmark.label).commit(shard_name(shards), shard)
         shards += 1
     num_images = len({question.image_id for question in questions})
-    run.write_json(f"{folder}/manifest.json", {"num_images": num_images, "num_shards": shards})
+    run.write_json(run.manifest_path(folder), {"num_images": num_images, "num_shards": shards})
 
 
 def _shards(questions: Iterable[LabelledQuestion], size: int) -> Iterator[list[LabelledQuestion]]:

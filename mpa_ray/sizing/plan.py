@@ -175,7 +175,7 @@ class _Sizer:
         found = 0
         for benchmark in self._config.evaluate.benchmarks if self._config.evaluate else ():
             folder = self._run.benchmark_dir(benchmark.label)
-            if self._run.storage.exists(f"{folder}/manifest.json"):
+            if self._run.has_manifest(folder):
                 found += self._run.questions(benchmark.label).num_rows(self._run.manifest(folder).shards)
             elif benchmark.limit is not None:
                 found += benchmark.limit

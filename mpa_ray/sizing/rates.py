@@ -11,7 +11,7 @@ from mpa_ray.config import LevelConfig, LoraConfig, ModelConfig, RunConfig, Vllm
 from mpa_ray.models.gpus import Gpu
 from mpa_ray.run.phase_record import PhaseKey, phase_records
 from mpa_ray.run.recorded_config import student_names
-from mpa_ray.run.run import Run
+from mpa_ray.run.run import RUN_FILE, Run
 from mpa_ray.sizing.architecture import Architecture
 
 Origin = Literal["given", "measured", "estimated", "assumed", "not known"]
@@ -56,12 +56,12 @@ class RunRates:
     def __init__(self, run: Run) -> None:
         """Raises ConfigError where the directory holds no run."""
         self._names = student_names(run)
-        self.config: dict[str, Any] = run.read_json("run.json")["config"]
+        self.config: dict[str, Any] = run.read_json(RUN_FILE)["config"]
         self._students = {student["name"]: student for student in self.config.get("students", [])}
         self._phases = dict(phase_records(run))
-        self._num_images = _number(run, "corpus/manifest.json", "num_images")
+        self._num_images = _number(run, run.manifest_path(), "num_images")
         self._parity = {
-            name: _number(run, f"{run.parity_dir(name)}/manifest.json", "num_samples") for name in self._names
+            name: _number(run, run.manifest_path(run.parity_dir(name)), "num_samples") for name in self._names
         }
         self._trainings = {name: self._training(run, name) for name in self._names}
         self._questions_per_image = _questions_per_image(run, self.config)
@@ -195,7 +195,7 @@ def _questions_per_image(run: Run, config: dict[str, Any]) -> float:
     questions = images = 0
     for benchmark in (config.get("evaluate") or {}).get("benchmarks", []):
         label = benchmark["name"] or benchmark["kind"]
-        found = _number(run, f"{run.benchmark_dir(label)}/manifest.json", "num_images")
+        found = _number(run, run.manifest_path(run.benchmark_dir(label)), "num_images")
         if found is not None:
             images += found
             questions += run.questions(label).num_rows(run.manifest(run.benchmark_dir(label)).shards)
