@@ -49,7 +49,7 @@ def lay_out(config: EvaluateConfig, run: Run, places: Places) -> None:
         try:
             _lay_out(benchmark, config.shard_size, run, places)
         except ConfigError as error:
-            raise error.of_field(error.field.replace("benchmark.", f"evaluate.benchmarks.{index}.", 1)) from error
+            raise error.with_field(error.field.replace("benchmark.", f"evaluate.benchmarks.{index}.", 1)) from error
 
 
 def _lay_out(benchmark: BenchmarkConfig, shard_size: int, run: Run, places: Places) -> None:

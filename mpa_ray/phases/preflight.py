@@ -123,7 +123,7 @@ def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> 
             f"{field}.path", benchmark.path, f"cannot be read ({error.strerror or error}).", "Check the path."
         ) from error
     except ConfigError as error:
-        raise error.of_field(error.field.replace("benchmark.", f"{field}.", 1)) from error
+        raise error.with_field(error.field.replace("benchmark.", f"{field}.", 1)) from error
 
 
 def check_model(config: ModelConfig, field: str) -> None:
