@@ -84,11 +84,11 @@ class Annotation:
     question: str | None = None
     answer: str | None = None
     second_answer: str | None = None
-    """The teacher's answer to its own question in a second prompt; the most frequent one of several."""
+    """The teacher's answer to its question, asked again; if several are drawn, the most frequent one."""
     second_answer_share: float | None = None
     """The share of the drawn answers that equal `second_answer`."""
     reply: str | None = None
-    """The teacher's reply as it wrote it."""
+    """The whole reply to the annotation prompt."""
     finish_reason: str | None = None
     second_finish_reason: str | None = None
     mean_logprob: float | None = None
