@@ -63,8 +63,8 @@ class ReadingConfig(Settings):
     num_threads: int = Field(16, ge=1)
     """Concurrent requests for one shard."""
     max_bytes_in_flight: int = Field(2 * 2**30, ge=1)
-    """Largest total size of files, over the whole cluster, that are read but not yet committed with their shard. A larger
-    shard is read alone."""
+    """Largest total size of files, over the whole cluster, that are read but not yet committed with their shard. A
+    larger shard is read alone."""
 
 
 class ObjectStoreConfig(Settings):

@@ -1,4 +1,4 @@
-"""Indexing: a fixed order, every file accounted for, and no image twice whatever happens in between."""
+"""Indexing lists files in a fixed order, accounts for every file, and has no image twice after any interruption."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def ids(run: Run) -> list[str]:
     return [ref.image_id for ref in run.corpus.rows(run.manifest().shards)]
 
 
-def test_images_come_in_the_order_of_their_paths(tmp_path: Path) -> None:
+def test_images_are_sorted_by_their_paths(tmp_path: Path) -> None:
     source = folder_with(tmp_path, "b.png", "a/z.JPG", "a.png", "a-1/c.png", "notes.txt", "a/y.webp")
-    found = [ref.image_id for ref in list_images(source, FILES)]
-    assert found == sorted(found, key=str.encode) == ["a-1/c.png", "a.png", "a/y.webp", "a/z.JPG", "b.png"]
+    names = [ref.image_id for ref in list_images(source, FILES)]
+    assert names == sorted(names, key=str.encode) == ["a-1/c.png", "a.png", "a/y.webp", "a/z.JPG", "b.png"]
 
 
-def test_a_killed_index_goes_on_and_doubles_nothing(tmp_path: Path) -> None:
+def test_a_killed_index_continues_and_repeats_no_image(tmp_path: Path) -> None:
     source = folder_with(tmp_path / "images", *(f"{c}.png" for c in "bcdefgh"))
     run = Run.open(str(tmp_path / "run"))
     run.corpus.commit("000000", list(list_images(source, FILES))[:2])
-    # Between the attempts one file comes and one of the first shard goes.
+    # Between the attempts, one file is added and one of the first shard is deleted.
     folder_with(tmp_path / "images", "a.png", "i.png")
     (tmp_path / "images/b.png").unlink()
     manifest = index_source(source, run, FILES)
@@ -57,7 +57,7 @@ def test_a_killed_index_goes_on_and_doubles_nothing(tmp_path: Path) -> None:
     assert manifest.num_images == 8
 
 
-def test_what_another_driver_committed_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_another_driver_committed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = folder_with(tmp_path / "images", *(f"{c}.png" for c in "abcde"))
     run = Run.open(str(tmp_path / "run"))
     refs = list(list_images(source, FILES))
@@ -96,7 +96,7 @@ def test_a_limit_holds_across_attempts(tmp_path: Path) -> None:
 def test_filters_that_leave_no_image_are_named(
     tmp_path: Path, settings: dict[str, float], field: str, counts: str
 ) -> None:
-    """They gave an empty manifest, by which annotation then divided."""
+    """The manifest was empty, and annotation divided by its number of shards."""
     folder_with(tmp_path / "images", "a.png", "b.png")
     (tmp_path / "images/c.png").write_bytes(b"one more byte.")
     source = SourceConfig.model_validate({"path": str(tmp_path / "images"), **settings})
@@ -111,7 +111,7 @@ def test_filters_that_leave_no_image_are_named(
     assert not run.is_indexed()
 
 
-def test_a_source_is_listed_only_to_its_first_image_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_lists_a_source_only_to_the_first_image_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     class Endless:
         num_listed = 0
 
@@ -148,7 +148,7 @@ def test_an_empty_corpus_is_refused_before_anything_starts(
     assert not Path(scripted_config.run_dir).exists()
 
 
-def test_of_an_empty_manifest_nothing_is_outstanding(tmp_path: Path) -> None:
+def test_an_empty_manifest_has_nothing_outstanding(tmp_path: Path) -> None:
     assert Outstanding.of(Run.open(str(tmp_path)).annotations, Manifest(0, 0)) == Outstanding()
 
 
