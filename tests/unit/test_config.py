@@ -1,4 +1,4 @@
-"""Mistakes in a configuration are found before anything starts, and named."""
+"""Errors in a configuration are found before anything starts, and name the setting."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_overrides_reach_lists_and_nested_settings(tree: dict[str, Any], tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("change", "field", "told"),
+    ("change", "field", "problem"),
     [
         ({"techer": {}}, "techer", "is not a setting"),
         ({"teacher.num_replicas": 0}, "teacher.num_replicas", "greater than or equal to 1"),
@@ -54,13 +54,13 @@ def test_overrides_reach_lists_and_nested_settings(tree: dict[str, Any], tmp_pat
     ],
 )
 def test_a_wrong_value_is_named(
-    tree: dict[str, Any], tmp_path: Path, change: dict[str, Any], field: str, told: str
+    tree: dict[str, Any], tmp_path: Path, change: dict[str, Any], field: str, problem: str
 ) -> None:
     overrides = {name: yaml.safe_dump(value).strip() for name, value in change.items()}
     with pytest.raises(ConfigError) as caught:
         load_config(written(tree, tmp_path), overrides)
     assert caught.value.field == field
-    assert told in str(caught.value)
+    assert problem in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_missing_setting_is_named(tree: dict[str, Any], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", ""])
-def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_configuration_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match="--config"):
@@ -120,7 +120,7 @@ def checked(tree: dict[str, Any]) -> None:
     check_run(RunConfig.model_validate(tree))
 
 
-def test_preflight_passes_what_is_right(tree: dict[str, Any]) -> None:
+def test_preflight_passes_a_correct_configuration(tree: dict[str, Any]) -> None:
     checked(tree)
 
 
@@ -131,13 +131,13 @@ def test_preflight_names_a_missing_model(tree: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("model", ["./student", "../student", "a--b/c", "~/student"])
-def test_preflight_names_a_path_that_is_not_there(tree: dict[str, Any], model: str) -> None:
+def test_preflight_names_a_missing_path(tree: dict[str, Any], model: str) -> None:
     tree["teacher"] = {"model": model}
     with pytest.raises(ConfigError, match=r"teacher\.model"):
         checked(tree)
 
 
-def test_a_value_that_is_no_yaml_is_taken_as_it_is(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_a_value_that_is_not_yaml_stays_text(tree: dict[str, Any], tmp_path: Path) -> None:
     assert load_config(written(tree, tmp_path), {"source.path": "*/images"}).source.path == "*/images"
 
 
@@ -194,7 +194,7 @@ def test_preflight_names_a_missing_source(tree: dict[str, Any]) -> None:
         checked({**tree, "source": {"path": "/no/such"}})
 
 
-def test_preflight_names_questions_that_are_not_there(tree: dict[str, Any]) -> None:
+def test_preflight_names_missing_questions(tree: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.benchmarks\.0\.path = '/no/such.jsonl': cannot be read"):
         checked({**tree, "evaluate": {"benchmarks": [{"path": "/no/such.jsonl"}]}})
     with pytest.raises(ConfigError, match=r"evaluate\.benchmarks\.0\.metric = 'accuracy': is no metric.*anls"):
@@ -213,7 +213,7 @@ def test_preflight_names_questions_that_are_not_there(tree: dict[str, Any]) -> N
         ({"report_to": ["wandb"]}, r"report_to = 'wandb': the package wandb is not installed. pip install wandb"),
     ],
 )
-def test_preflight_names_ways_of_training_that_need_what_is_not_there(
+def test_preflight_names_training_settings_with_unmet_needs(
     level: dict[str, Any], problem: str, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mpa_ray.phases.preflight.find_spec", lambda package: None if package == "wandb" else package)
@@ -231,7 +231,7 @@ def test_an_arm_needs_its_labels(tree: dict[str, Any]) -> None:
         checked(tree)
 
 
-def test_evaluation_alone_needs_neither_source_nor_students(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_that_only_evaluates_needs_neither_source_nor_students(tree: dict[str, Any], tmp_path: Path) -> None:
     alone = {"run_dir": "r", "evaluate": {"benchmarks": [{"path": "q.jsonl"}], "models": [{"name": "a", "model": "m"}]}}
     assert type(load_evaluation(written(alone, tmp_path))) is EvaluationRunConfig
     assert type(load_evaluation(written(tree, tmp_path))) is RunConfig
@@ -241,15 +241,15 @@ def test_evaluation_alone_needs_neither_source_nor_students(tree: dict[str, Any]
 
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     def wrong() -> int:
-        raise ConfigError("field", 0, "is wrong.", "Mend it.")
+        raise ConfigError("field", 0, "is wrong.", "Fix it.")
 
     assert exit_code(lambda: None) == 0
     assert exit_code(wrong) == 2
-    assert "field = 0: is wrong. Mend it." in capsys.readouterr().err
+    assert "field = 0: is wrong. Fix it." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "problem"),
     [
         ({"num_replicas": 4, "max_num_replicas": 2}, "max_num_replicas 2 is less than num_replicas 4"),
         ({"gpus_per_replica": 1.5}, "neither whole nor a fraction"),
@@ -257,8 +257,8 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         ({"gpus_per_replica": 1, "engine": {"tensor_parallel_size": 2}}, "less than tensor_parallel_size 2"),
     ],
 )
-def test_resources_of_a_pool_fit_together(model: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_resources_of_a_pool_fit_together(model: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
         ModelConfig(model="x", **model)
 
 
@@ -276,9 +276,7 @@ def test_a_pool_may_grow() -> None:
         ({"name": "other", "compared_to": "small.round3.after"}, None),
     ],
 )
-def test_models_to_measure_have_names_of_their_own(
-    further: dict[str, str], problem: str | None, tree: dict[str, Any]
-) -> None:
+def test_names_of_measured_models_differ(further: dict[str, str], problem: str | None, tree: dict[str, Any]) -> None:
     models = [{"model": "one", **further}]
     tree["evaluate"] = {"benchmarks": [{"name": "own", "path": "q.jsonl"}], "models": models}
     tree["students"] = [{"name": "small", "model": "one", "rounds": 3}]

@@ -278,8 +278,8 @@ FRAGMENTS = [
     "answer",
     '"question":',
     '"answer":',
-    "问题：",
-    "red",  # noqa: RUF001
+    "问题：",  # noqa: RUF001
+    "red",
     "**",
     "\n",
     "\n\n",

@@ -1,4 +1,4 @@
-"""The commit protocol, fingerprints and the audit, on local files."""
+"""The commit protocol, fingerprints, formats and the audit, on local files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SAMPLES = [ParitySample("0.png#0", "0.png", "/images/0.png", "?", "a", "b")]
 REFS = [ImageRef(f"{i}.png", f"/images/{i}.png", 10) for i in range(4)]
 
 
-def test_rows_survive_the_table() -> None:
+def test_rows_are_read_back_from_a_table() -> None:
     rows = [
         Annotation("a#0", "a", "/a", "kept", question="?", answer="x", mean_logprob=-0.5),
         Annotation("b#0", "b", "/b", "failed"),
@@ -41,7 +41,7 @@ def test_rows_survive_the_table() -> None:
         from_table(to_table(rows, Annotation), Verdict)
 
 
-def test_of_many_creators_one_wins(tmp_path: Path) -> None:
+def test_one_of_many_creators_wins(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     with ThreadPoolExecutor(16) as pool:
         won = list(pool.map(lambda i: storage.create("marker", str(i).encode()), range(16)))
@@ -58,7 +58,7 @@ def test_the_first_commit_of_a_shard_counts(tmp_path: Path) -> None:
     assert dataset.missing(["000000", "000001"]) == ["000001"]
 
 
-def test_what_has_no_marker_is_not_read(tmp_path: Path) -> None:
+def test_rows_without_a_marker_are_not_read(tmp_path: Path) -> None:
     dataset = ShardedDataset(LocalStorage(str(tmp_path)), "corpus", ImageRef)
     dataset.commit("000000", REFS)
     (tmp_path / "corpus/commits/000000.json").unlink()
@@ -67,7 +67,7 @@ def test_what_has_no_marker_is_not_read(tmp_path: Path) -> None:
         dataset.read("000000")
 
 
-def test_settings_may_change_until_the_first_rows_are_there(tmp_path: Path) -> None:
+def test_settings_may_change_until_a_dataset_has_rows(tmp_path: Path) -> None:
     run = Run.open(str(tmp_path))
     run.register_fingerprint("annotations", {"prompt": "Ask.", "top_p": 0.9})
     run.register_fingerprint("annotations", {"prompt": "Beg.", "top_p": 0.9})
@@ -79,7 +79,7 @@ def test_settings_may_change_until_the_first_rows_are_there(tmp_path: Path) -> N
         assert "top_p" not in str(caught.value)
 
 
-def test_another_student_keeps_the_teachers_work(tmp_path: Path) -> None:
+def test_the_remedy_for_a_changed_student_keeps_the_teachers_work(tmp_path: Path) -> None:
     run = Run.open(str(tmp_path))
     run.register_fingerprint("verdicts/small", {"small.model": "a"})
     run.verdicts("small").commit("000000", [])
@@ -97,7 +97,7 @@ def test_an_unwritable_run_directory_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stored", "told"),
+    ("stored", "origin"),
     [
         # Version 0.1.0 stored no number.
         ({"config": {}, "versions": {"mpa-ray": "0.1.0"}}, "format 1 by mpa-ray 0.1.0; this version reads format 2"),
@@ -105,7 +105,7 @@ def test_an_unwritable_run_directory_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_run_of_another_format_is_refused_in_one_line(
-    tmp_path: Path, stored: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, stored: dict[str, Any], origin: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run.json").write_text(json.dumps(stored))
 
@@ -115,7 +115,7 @@ def test_a_run_of_another_format_is_refused_in_one_line(
     assert exit_code(job) == 2
     (line,) = capsys.readouterr().err.splitlines()
     version = stored["versions"]["mpa-ray"]
-    assert line.startswith(f"ConfigError: run_dir = {str(tmp_path)!r}: was written in {told}. ")
+    assert line.startswith(f"ConfigError: run_dir = {str(tmp_path)!r}: was written in {origin}. ")
     assert f"Continue it with mpa-ray {version}, or give a new run_dir." in line
 
 
@@ -177,7 +177,7 @@ def finished(tmp_path: Path) -> Run:
     return run
 
 
-def test_audit_counts(finished: Run) -> None:
+def test_the_audit_counts_rows_by_outcome(finished: Run) -> None:
     assert audit(finished).to_json() == {
         "images": 4,
         "annotated": 3,
@@ -189,59 +189,59 @@ def test_audit_counts(finished: Run) -> None:
     }
 
 
-def test_audit_sees_a_missing_shard(finished: Run) -> None:
+def test_the_audit_finds_a_missing_shard(finished: Run) -> None:
     Path(finished.storage.root, "annotations/commits/000001.json").unlink()
     assert any("annotations: shard 000001 is missing (2 images)" in p for p in audit(finished).problems)
 
 
-def test_audit_sees_a_lost_and_a_doubled_image(finished: Run) -> None:
+def test_the_audit_finds_a_missing_and_a_repeated_image(finished: Run) -> None:
     marker = Path(finished.storage.root, "annotations/commits/000000.json")
     marker.chmod(marker.stat().st_mode | stat.S_IWUSR)
     marker.unlink()
     row = Annotation("0.png#0", "0.png", "/images/0.png", "kept")
     finished.annotations.commit("000000", [row, row])
-    told = " ".join(audit(finished).problems)
-    assert "missing: 1.png" in told
-    assert "doubled: 0.png#0" in told
+    problems = " ".join(audit(finished).problems)
+    assert "missing: 1.png" in problems
+    assert "doubled: 0.png#0" in problems
 
 
-def test_audit_sees_a_file_that_is_not_what_its_marker_says(finished: Run) -> None:
+def test_the_audit_finds_a_file_that_contradicts_its_marker(finished: Run) -> None:
     marker = Path(finished.storage.root, "verdicts/small/commits/000000.json")
     commit = json.loads(marker.read_text())
     marker.write_text(json.dumps({**commit, "num_rows": 7}))
     assert any("2 rows, its marker says 7" in problem for problem in audit(finished).problems)
 
 
-def test_audit_sees_a_damaged_and_a_lost_file(finished: Run) -> None:
+def test_the_audit_finds_a_damaged_and_a_missing_file(finished: Run) -> None:
     folder = Path(finished.storage.root)
     next((folder / "annotations/data").glob("000000-*")).write_bytes(b"PAR1 and no more")
     (folder / "parity/small/parity.parquet").unlink()
-    told = " ".join(audit(finished).problems)
-    assert "annotations: shard 000000 cannot be read" in told
-    assert "parity/small: cannot be read" in told
+    problems = " ".join(audit(finished).problems)
+    assert "annotations: shard 000000 cannot be read" in problems
+    assert "parity/small: cannot be read" in problems
 
 
-def test_audit_sees_parity_samples_that_are_not_the_kept_rows(finished: Run) -> None:
+def test_the_audit_compares_parity_samples_with_kept_rows(finished: Run) -> None:
     export_parity(finished, finished.parity_dir("small"), TASKS["demo_world"], [])
     assert any("parity/small: kept rows missing: 0.png#0, 3.png#0" in p for p in audit(finished).problems)
 
 
-def test_garbage_is_what_no_marker_names(finished: Run) -> None:
-    lost = finished.annotations.storage.read(finished.annotations.commit_of("000000").file)  # type: ignore[union-attr]
+def test_files_that_no_marker_names_are_garbage(finished: Run) -> None:
+    content = finished.annotations.storage.read(finished.annotations.commit_of("000000").file)  # type: ignore[union-attr]
     for name in (
         "annotations/data/000000-of-a-loser.parquet",
         "verdicts/small/data/.unfinished",
         "corpus/commits/.half",
     ):
-        finished.storage.write(name, lost)
+        finished.storage.write(name, content)
     before = audit(finished)
     assert collect_garbage(finished, timedelta(hours=1)) == Collected(0, 0, 0)
-    assert collect_garbage(finished, timedelta(seconds=-5)) == Collected(3, 3 * len(lost), 0)
+    assert collect_garbage(finished, timedelta(seconds=-5)) == Collected(3, 3 * len(content), 0)
     assert audit(finished) == before
     assert before.problems == []
 
 
-def test_a_full_disk_is_told_before_work_is_done(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_any_work(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     finished.check_free_space(1000)
     monkeypatch.setattr(LocalStorage, "free_bytes", lambda _: 40 * 2**20)
     finished.check_free_space(1000)
