@@ -64,7 +64,7 @@ def level_student(
     """
     config, run, key = context.config, context.run, PhaseKey("level", student.name, arm)
     folder = run.student_dir(student.name, arm)
-    context.begin(writes=[folder], reads=["corpus", "annotations", f"verdicts/{student.name}"])
+    context.begin(writes=[folder], reads=["corpus", "annotations", run.verdicts_dir(student.name)])
     if run.is_leveled(student.name, arm):
         say(f"{key.label}: already done")
         return

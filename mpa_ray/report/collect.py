@@ -25,7 +25,7 @@ MAX_FAILED_LISTED = 200
 def collect(run: Run, config: RunConfig) -> dict[str, Any]:
     """Everything that the report shows."""
     shards = run.manifest().shards
-    counts = audit(run)
+    counts = audit(run).to_json()
     scores = run.read_json("evaluation/scores.json") if run.storage.exists("evaluation/scores.json") else {}
     teacher = _teacher(run.annotations.rows(shards))
     return {

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mpa_ray.config import RunConfig
-from mpa_ray.run.audit import student_names
 from mpa_ray.run.phase_record import PhaseKey, PhaseKind, PhaseRecord, phase_records
+from mpa_ray.run.recorded_config import student_names
 from mpa_ray.run.run import CORPUS_MANIFEST, RUN_FILE, Run
 from mpa_ray.run.training_state import TrainingState
 

@@ -233,7 +233,7 @@ def test_a_task_of_the_users_own(images: Path, tmp_path: Path) -> None:
     run = Run.open(tree["run_dir"])
     assert run.read_json("fingerprints/verdicts.small.json")["identify.matcher"] == {"kind": "anls", "threshold": 0.5}
     # A scripted student that errs says "not 1a2b": by this matcher it agrees.
-    assert audit(run)["dropped"] == {"student_correct": 60}
+    assert audit(run).left_out.dropped == {"student_correct": 60}
     tree["task"] = str(tmp_path / "other.yaml")
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(task | {"max_answer_words": 2}))
     with pytest.raises(FingerprintMismatch, match=r"task.max_answer_words: was 1, now 2"):
