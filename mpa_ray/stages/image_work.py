@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from mpa_ray.engine.protocol import EncodedImage, RequestRefused, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
-from mpa_ray.records import OfModel, Reason, RowT, State
+from mpa_ray.records import HasOutcome, OfModel, Reason, RowT, State
 
 T = TypeVar("T")
-OutT = TypeVar("OutT")
+OutT = TypeVar("OutT", bound=HasOutcome)
 
 
 @dataclass(frozen=True)
@@ -60,26 +60,23 @@ def state_of(problem: ImageProblem) -> State:
     return State.DROPPED if problem.reason in left_out else State.FAILED
 
 
-def outcomes(rows: Sequence[object]) -> Counter[tuple[str, str]]:
-    """Rows by state and reason, an empty one where there is none; predictions, which have no state, are `kept`."""
-    return Counter((str(getattr(row, "state", State.KEPT)), str(getattr(row, "reason", None) or "")) for row in rows)
+def outcomes(rows: Sequence[HasOutcome]) -> Counter[tuple[str, str]]:
+    """The number of rows by state and reason; rows without a reason have an empty one."""
+    return Counter((str(row.state), str(row.reason or "")) for row in rows)
 
 
-def failed_images(rows: Sequence[Any]) -> Counter[str]:
-    """Images of which no row but failed, by the reason of the first; one image's rows follow one another.
+def failed_images(rows: Sequence[HasOutcome]) -> Counter[str]:
+    """The number of images whose rows all failed, by the reason of each image's first row.
 
-    Of several models' rows, those of the model with most of them.
+    Rows about the same image follow one another. Where the rows come from several models, the counts are those of the
+    model with the most failed images.
     """
-    of_models: dict[str, list[Any]] = {}
+    by_model: dict[str, list[HasOutcome]] = {}
     for row in rows:
-        of_models.setdefault(row.model if isinstance(row, OfModel) else "", []).append(row)
-    return max(map(_failed_images, of_models.values()), key=Counter.total, default=Counter())
+        by_model.setdefault(row.model if isinstance(row, OfModel) else "", []).append(row)
+    return max(map(_failed_images, by_model.values()), key=Counter.total, default=Counter())
 
 
-def _failed_images(rows: Sequence[Any]) -> Counter[str]:
-    images = (list(found) for _, found in groupby(rows, key=lambda row: row.image_id))
-    return Counter(
-        str(getattr(found[0], "reason", None))
-        for found in images
-        if all(getattr(row, "state", None) == State.FAILED for row in found)
-    )
+def _failed_images(rows: Sequence[HasOutcome]) -> Counter[str]:
+    by_image = (list(group) for _, group in groupby(rows, key=lambda row: row.image_id))
+    return Counter(str(group[0].reason) for group in by_image if all(row.state == State.FAILED for row in group))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.engine.scripted import _digest
-from mpa_ray.errors import ConfigError, FingerprintMismatch
+from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
 from mpa_ray.imaging.decode import PreparedImage, prepare
 from mpa_ray.phases.annotate import annotate, index_and_annotate
 from mpa_ray.phases.context import RunContext
@@ -133,6 +134,21 @@ def test_scoring_apart(benchmarks: list[dict[str, str]], tmp_path: Path) -> None
     assert set(json.loads((tmp_path / "run/evaluation/scores.json").read_text())["own"]["models"]) == {
         "steady",
         "wrong",
+    }
+
+
+def test_an_evaluation_whose_images_mostly_fail_is_stopped(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
+    failing = {"kind": "scripted", "fail_on": [f"{number:03d}.png" for number in range(12)]}
+    tree = alone(tmp_path / "run", benchmarks[:1])
+    tree["evaluate"]["models"] = [{"name": "failing", "model": "scripted", "engine": failing}]
+    tree["limits"] = {"min_images": 20}
+    with pytest.raises(RunError, match=r"^12 of 20 images failed, .*max_failed_rate = 0\.5 \(request_failed: 12\)"):
+        evaluated(tree)
+    run = Run.open(tree["run_dir"])
+    rows = run.predictions("own", "failing").rows(run.manifest("evaluation/own").shards)
+    assert Counter((row.state, row.reason, row.prediction is None) for row in rows) == {
+        ("failed", "request_failed", True): 36,
+        ("kept", None, False): 24,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import urllib.request
@@ -10,14 +11,15 @@ from pathlib import Path
 import pytest
 import ray
 
-from mpa_ray.config import RunConfig
+from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.phases.annotate import annotate
 from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.evaluate import evaluate
 from mpa_ray.phases.identify import identify
 from mpa_ray.phases.index import index
 from mpa_ray.run.audit import audit
 from mpa_ray.run.run import Run
-from tests.conftest import scripted_tree
+from tests.conftest import scripted_tree, write_images
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -37,6 +39,14 @@ def scraped(pool: str) -> dict[str, float]:
     return found
 
 
+def scraped_once_counted(pool: str, num_images: int) -> dict[str, float]:
+    """A pool's samples once they count so many images: processes report every ten seconds."""
+    deadline = time.monotonic() + 60
+    while (found := scraped(pool)).get("images") != num_images and time.monotonic() < deadline:
+        time.sleep(1)
+    return found
+
+
 def test_counters_are_the_sums_of_the_files_and_gauges_show_the_load(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run", inconsistent_rate=0.2, unparsable_rate=0.1)
     tree["students"][0]["name"] = "watched"
@@ -53,13 +63,36 @@ def test_counters_are_the_sums_of_the_files_and_gauges_show_the_load(images: Pat
         "rows kept/": counts["kept"]["watched"],
         **{f"rows dropped/{reason}": n for reason, n in counts["dropped"].items()},
     }
-    deadline = time.monotonic() + 60
-    # Processes send theirs on every ten seconds.
-    while (found := scraped("identify:watched")).get("images") != 60 and time.monotonic() < deadline:
-        time.sleep(1)
+    found = scraped_once_counted("identify:watched", num_images=60)
     assert {key: found.get(key) for key in expected} == expected
     assert 0 < found["bytes_read"] < files
     assert found["tokens output"] >= len(asked)
     assert found["tokens prompt"] > 32 * len(asked)
     assert found["seconds engine"] >= 0.5 * len(asked)
     assert {"images_waiting", "images_rendering", "engine_requests"} <= set(found)
+
+
+def test_rows_of_predictions_are_counted_by_state_and_code(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "labelled", 6)
+    (folder / "005.png").write_bytes(b"no image")
+    questions = [
+        {"question_id": f"q{number}", "image": f"{number:03d}.png", "question": "How many?", "answers": ["1"]}
+        for number in range(6)
+    ]
+    (folder / "questions.json").write_text(json.dumps(questions))
+    engine = {"kind": "scripted", "fail_on": ["003.png", "004.png"]}
+    tree = {
+        "run_dir": str(tmp_path / "run"),
+        "task": "demo_world",
+        "evaluate": {
+            "benchmarks": [{"path": str(folder / "questions.json")}],
+            "models": [{"name": "counted", "model": "scripted", "engine": engine}],
+        },
+    }
+    evaluate(RunContext.open(EvaluationRunConfig.model_validate(tree)))
+    rows = {
+        name.removeprefix("rows "): number
+        for name, number in scraped_once_counted("evaluate:counted", num_images=6).items()
+        if name.startswith("rows ")
+    }
+    assert rows == {"kept/": 3, "failed/request_failed": 2, "failed/not_an_image": 1}

@@ -17,8 +17,11 @@ from mpa_ray.report.scores import render_scores
 
 
 def row(number: int, prediction: str | None, **changes: object) -> Prediction:
-    made = Prediction(f"q{number}", f"i{number}", f"/{number}", "how many?", ["2"], "count", prediction)
-    return replace(made, **changes)  # type: ignore[arg-type]
+    state = "failed" if prediction is None else "kept"
+    answered = Prediction(
+        f"q{number}", f"i{number}", f"/{number}", "how many?", ["2"], "count", state, prediction=prediction
+    )
+    return replace(answered, **changes)  # type: ignore[arg-type]
 
 
 def progress() -> Progress:
