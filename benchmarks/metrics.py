@@ -96,14 +96,14 @@ def score_all(folder: str, count: int) -> dict[str, Any]:
     before, started = psutil.Process().memory_info().rss, time.monotonic()
     with Progress("score", 2, "models") as progress:
         rows = {model: partial(run.predictions("set", model).rows, shards) for model in ("before", "after")}
-        found = score_benchmark("vqa_accuracy", rows, [("before", "after")], progress)
+        scores = score_benchmark("vqa_accuracy", rows, [("before", "after")], progress)
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "num_predictions": count,
         "seconds": round(time.monotonic() - started, 1),
         "mib_before": round(before / MIB),
         "mib_at_most": round(peak / MIB),
-        "means": {name: round(model["groups"]["all"]["mean"], 4) for name, model in found["models"].items()},
+        "means": {name: round(model.overall.mean, 4) for name, model in scores.models.items()},
     }
 
 

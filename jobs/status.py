@@ -17,12 +17,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="for programs: one JSON object")
     parser.add_argument("--count", action="store_true", help="read all rows' states: kept, dropped and failed so far")
     options, object_store = of_a_run(parser)
-    from mpa_ray.report.status import render_status, status
+    from mpa_ray.report.render_status import render_status
+    from mpa_ray.report.status import status
     from mpa_ray.run.run import Run
     from mpa_ray.storage.storage import open_storage
 
-    found = status(Run(open_storage(options.run_dir, object_store)), options.count)
-    print(json.dumps(found.record(), indent=2, ensure_ascii=False) if options.json else render_status(found))
+    now = status(Run(open_storage(options.run_dir, object_store)), options.count)
+    print(json.dumps(now.to_json(), indent=2, ensure_ascii=False) if options.json else render_status(now))
 
 
 if __name__ == "__main__":

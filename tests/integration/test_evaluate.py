@@ -16,7 +16,7 @@ from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
 from mpa_ray.imaging.decode import PreparedImage, prepare
 from mpa_ray.phases.annotate import annotate, index_and_annotate
 from mpa_ray.phases.context import RunContext
-from mpa_ray.phases.evaluate import evaluate, lay_out_benchmarks
+from mpa_ray.phases.evaluate import evaluate, prepare_benchmarks
 from mpa_ray.phases.identify import identify
 from mpa_ray.phases.index import index
 from mpa_ray.phases.report import report
@@ -183,7 +183,7 @@ def test_a_run_measures_its_own_models_and_reports_them(
     tree = scripted_tree(images, tmp_path / "run", inconsistent_rate=0.3)
     tree["evaluate"] = {"benchmarks": benchmarks, "models": [{"name": "other", **WRONG}]}
     config = RunConfig.model_validate(tree)
-    for step in (lay_out_benchmarks, index_and_annotate, identify, evaluate):
+    for step in (prepare_benchmarks, index_and_annotate, identify, evaluate):
         step(RunContext.open(config))
     report(RunContext.open(config))
     written = json.loads((tmp_path / "run/report/report.json").read_text())
