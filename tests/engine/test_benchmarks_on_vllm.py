@@ -108,7 +108,7 @@ def test_every_official_format_is_answered_and_scored(kind: str, run: Run) -> No
     for model in ("teacher", "student"):
         rows = predictions(run, kind, model)
         assert len(rows) == NUM_IMAGES * PER_IMAGE
-        assert all(row.prediction is not None and row.reason is None for row in rows)
+        assert all(row.prediction is not None and (row.state, row.reason) == ("kept", None) for row in rows)
         means[model] = scored["models"][model]["groups"]["all"]["mean"]
         assert means[model] == pytest.approx(fmean(score(row.prediction or "", row.answers) for row in rows))
     assert means["teacher"] > 0.9 > means["student"] > 0.3
@@ -143,5 +143,5 @@ def test_an_adapter_is_measured_as_what_it_merges_to(run: Run) -> None:
     assert adapter == merged
     # It is not the base model that answered.
     assert sum(adapter[question] != plain[question] for question in plain) > 0.1 * len(plain)
-    fingerprint = run.read_json("fingerprints/evaluation.gqa.predictions.adapter.json")
+    fingerprint = run.read_json("fingerprints/evaluation@gqa@predictions@adapter.json")
     assert fingerprint["model"].count("sha256:") == 2

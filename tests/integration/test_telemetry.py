@@ -53,8 +53,8 @@ def test_counters_are_the_sums_of_the_files_and_gauges_show_the_load(images: Pat
     tree["students"][0]["engine"]["latency_s"] = 0.5
     tree["students"][0]["max_images_in_flight"] = 4
     config = RunConfig.model_validate(tree)
-    for step in (index, annotate, identify):
-        step(RunContext.open(config))
+    for phase in (index, annotate, identify):
+        phase(RunContext.open(config))
     run = Run.open(config.run_dir)
     counts, files = audit(run), sum(f.stat().st_size for f in images.iterdir())
     asked = [v for v in run.verdicts("watched").rows(run.manifest().shards) if v.student_answer is not None]

@@ -1,4 +1,4 @@
-"""Benchmarks laid out in shards."""
+"""Benchmarks in a run: their questions in shards."""
 
 from __future__ import annotations
 
@@ -79,10 +79,12 @@ def test_errors_name_the_benchmark_by_its_place(tmp_path: Path) -> None:
     good, bad = benchmark(tmp_path / "a", [0]), benchmark(tmp_path / "b", [0, 1])
     (tmp_path / "b/001.png").unlink()
     run = run_in(tmp_path)
-    with pytest.raises(ConfigError, match=r"^evaluate\.benchmarks\.1\.images = .*b/001\.png.*1 of 2 are missing"):
+    with pytest.raises(
+        ConfigError, match=r"^evaluate\.benchmarks\.1\.images = .*b/001\.png.*missing image files: 1 of 2"
+    ):
         write_questions(config(good, bad), run, PLACES)
     bad.write_text('{"question_id": "q"}')
-    with pytest.raises(ConfigError, match=r"^evaluate\.benchmarks\.0\.path = .*there is no 'image'"):
+    with pytest.raises(ConfigError, match=r"^evaluate\.benchmarks\.0\.path = .*'image' is missing"):
         write_questions(config(bad), run_in(tmp_path / "else"), PLACES)
     assert not run.storage.exists("evaluation/set1/manifest.json")
 
