@@ -25,13 +25,16 @@ from mpa_ray.report.training import TrainingSummary
 
 _THUMBNAIL_PIXELS = 160 * 160
 _STACK_WIDTH = 480
+_NOT_ASKED = "teacher_no_student_not_asked"
 _CELLS = (
     ("teacher_yes_student_no", "teacher agrees with itself, student does not", "kept: a knowledge gap"),
     ("teacher_yes_student_yes", "teacher agrees with itself, student too", "dropped: student_correct"),
     ("teacher_no_student_no", "teacher contradicts itself, student disagrees", "dropped: teacher_inconsistent"),
     ("teacher_no_student_yes", "teacher contradicts itself, student agrees", "dropped: teacher_inconsistent"),
-    ("teacher_no_student_not_asked", "teacher contradicts itself, student not asked", "dropped: teacher_inconsistent"),
+    (_NOT_ASKED, "teacher contradicts itself, student not asked", "dropped: teacher_inconsistent"),
+    ("not_judged", "no pair to judge", "the teacher's result"),
 )
+"""The values of `Verdict.cell`, each with its description and result."""
 
 _COLOURS = ("#4263eb", "#f08c00", "#2b8a3e", "#c92a2a", "#862e9c", "#0b7285", "#868e96", "#ced4da")
 """Colours of the types of answers, in the order of `mpa_ray.metrics.answer_types.TYPES`."""
@@ -67,13 +70,22 @@ def render_html(config: RunConfig, summary: ReportSummary) -> str:
         summary=summary,
         config=config.model_dump_json(indent=2),
         thumbnails={uri: _thumbnail(content) for uri, content in zip(uris, reader.read(uris), strict=True)},
-        cells=_CELLS,
+        cells={name: _cells(student) for name, student in summary.students.items()},
         loss_curves={name: _polyline(student.training) for name, student in summary.students.items()},
         stacks=_stacks(summary.coverage),
         colours=_COLOURS,
         percent=percent,
         clock=clock,
     )
+
+
+def _cells(student: StudentSummary) -> list[tuple[str, int, str]]:
+    """Description, number of pairs and result of each cell, without `_NOT_ASKED` where all questions were asked."""
+    return [
+        (description, student.cells.get(cell, 0), result)
+        for cell, description, result in _CELLS
+        if cell in student.cells or cell != _NOT_ASKED
+    ]
 
 
 def _thumbnail(content: Content) -> str | None:

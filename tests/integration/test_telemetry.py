@@ -1,4 +1,4 @@
-"""What Prometheus would scrape from this node: sums equal to those of the files, and the engines' load."""
+"""Metrics that Prometheus scrapes from this node: sums equal to those of the files, and the engines' load."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def scraped(pool: str) -> dict[str, float]:
-    """Our samples of a pool, by name and labels other than Ray's own, as `rows kept/`, `tokens prompt`."""
+    """Our samples of a pool, by name and our own labels, such as `rows kept/` and `tokens prompt`."""
     port = ray.nodes()[0]["MetricsExportPort"]
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
-    found: dict[str, float] = {}
+    samples: dict[str, float] = {}
     for name, labels, value in re.findall(r"^ray_mpa_ray_(\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
         tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
         if tags.get("pool") == pool:
             kind = "/".join(tags[tag] for tag in ("kind", "state", "reason") if tag in tags)
             key = f"{name.removesuffix('_total')} {kind}".strip()
-            found[key] = found.get(key, 0) + float(value)
-    return found
+            samples[key] = samples.get(key, 0) + float(value)
+    return samples
 
 
 def scraped_once_counted(pool: str, num_images: int) -> dict[str, float]:
     """A pool's samples once they count so many images: processes report every ten seconds."""
     deadline = time.monotonic() + 60
-    while (found := scraped(pool)).get("images") != num_images and time.monotonic() < deadline:
+    while (samples := scraped(pool)).get("images") != num_images and time.monotonic() < deadline:
         time.sleep(1)
-    return found
+    return samples
 
 
 def test_counters_are_the_sums_of_the_files_and_gauges_show_the_load(images: Path, tmp_path: Path) -> None:
@@ -57,19 +57,19 @@ def test_counters_are_the_sums_of_the_files_and_gauges_show_the_load(images: Pat
         phase(RunContext.open(config))
     run = Run.open(config.run_dir)
     counts, files = audit(run), sum(f.stat().st_size for f in images.iterdir())
-    asked = [v for v in run.verdicts("watched").rows(run.manifest().shards) if v.student_answer is not None]
+    answered = [v for v in run.verdicts("watched").rows(run.manifest().shards) if v.student_answer is not None]
     expected = {
         "images": 60,
         "rows kept/": counts["kept"]["watched"],
         **{f"rows dropped/{reason}": n for reason, n in counts["dropped"].items()},
     }
-    found = scraped_once_counted("identify:watched", num_images=60)
-    assert {key: found.get(key) for key in expected} == expected
-    assert 0 < found["bytes_read"] < files
-    assert found["tokens output"] >= len(asked)
-    assert found["tokens prompt"] > 32 * len(asked)
-    assert found["seconds engine"] >= 0.5 * len(asked)
-    assert {"images_waiting", "images_rendering", "engine_requests"} <= set(found)
+    samples = scraped_once_counted("identify:watched", num_images=60)
+    assert {key: samples.get(key) for key in expected} == expected
+    assert 0 < samples["bytes_read"] < files
+    assert samples["tokens output"] >= len(answered)
+    assert samples["tokens prompt"] > 32 * len(answered)
+    assert samples["seconds engine"] >= 0.5 * len(answered)
+    assert {"images_waiting", "images_rendering", "engine_requests"} <= set(samples)
 
 
 def test_rows_of_predictions_are_counted_by_state_and_code(tmp_path: Path) -> None:

@@ -46,13 +46,13 @@ def shards(run: Run, name: str) -> list[list[LabelledQuestion]]:
 def test_all_questions_on_an_image_are_in_one_shard(tmp_path: Path) -> None:
     run = run_in(tmp_path)
     write_questions(config(benchmark(tmp_path / "set", [0, 1, 2, 0, 1, 2, 0, 1, 3, 3, 0])), run, PLACES)
-    found = shards(run, "set0")
-    assert [[q.image_id for q in shard] for shard in found] == [
+    stored = shards(run, "set0")
+    assert [[q.image_id for q in shard] for shard in stored] == [
         ["000.png"] * 4,
         ["001.png"] * 3 + ["002.png"] * 2,
         ["003.png"] * 2,
     ]
-    assert [q.question_id for q in found[0]] == ["q00", "q03", "q06", "q10"]
+    assert [q.question_id for q in stored[0]] == ["q00", "q03", "q06", "q10"]
     assert run.manifest("evaluation/set0").num_images == 4
 
 
@@ -62,7 +62,7 @@ def test_a_limit_takes_the_first_questions(tmp_path: Path) -> None:
     assert [[q.question_id for q in shard] for shard in shards(run, "set0")] == [["q01", "q00"]]
 
 
-def test_what_is_there_is_not_read_again_and_may_not_change(tmp_path: Path) -> None:
+def test_stored_questions_are_not_read_again_and_may_not_change(tmp_path: Path) -> None:
     run, path = run_in(tmp_path), benchmark(tmp_path / "set", [0, 1])
     write_questions(config(path), run, PLACES)
     first = shards(run, "set0")
@@ -75,7 +75,7 @@ def test_what_is_there_is_not_read_again_and_may_not_change(tmp_path: Path) -> N
     write_questions(config(benchmark(tmp_path / "other", [0])), run_in(tmp_path / "else"), PLACES)
 
 
-def test_errors_name_the_benchmark_by_its_place(tmp_path: Path) -> None:
+def test_errors_name_the_benchmark_by_its_index(tmp_path: Path) -> None:
     good, bad = benchmark(tmp_path / "a", [0]), benchmark(tmp_path / "b", [0, 1])
     (tmp_path / "b/001.png").unlink()
     run = run_in(tmp_path)

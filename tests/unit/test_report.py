@@ -19,13 +19,14 @@ from mpa_ray.evaluation.scores import (
     write_scores,
 )
 from mpa_ray.metrics import METRICS
+from mpa_ray.observability.usage import Usage
 from mpa_ray.records import Annotation, EpochCounts, ImageRef, Verdict
 from mpa_ray.report.collect import collect
 from mpa_ray.report.render import render_html, render_table
 from mpa_ray.report.student import NUM_SAMPLES, OutcomeSample
 from mpa_ray.report.summary import ReportSummary
 from mpa_ray.report.teacher import teacher_summary
-from mpa_ray.run.phase_record import PhaseKey, PhaseRecord, add_to_record
+from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseRecord, add_to_record
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree, write_images
 
@@ -111,8 +112,12 @@ def summary(config: RunConfig) -> ReportSummary:
         run.write_json(f"students/small/{arm}/epoch/manifest.json", asdict(EpochCounts(1, 0, 0, 0, 0, 1)))
         run.mark_leveled("small", arm)
     write_scores(run, {"held": scores()})
-    for key in (PhaseKey("index"), PhaseKey("identify", "small"), PhaseKey("level", "small", "random")):
-        add_to_record(run, key, PhaseRecord(wall_s=61.0, num_attempts=1))
+    add_to_record(run, PhaseKey("index"), PhaseRecord(wall_s=61.0, num_attempts=1))
+    add_to_record(run, PhaseKey("level", "small", "random"), PhaseRecord(wall_s=61.0, num_attempts=1))
+    totals = PassTotals(
+        num_images=3, num_images_by_models=3, working_s=1.5, usage=Usage(read_s=125.0, num_output_tokens=77)
+    )
+    add_to_record(run, PhaseKey("identify", "small"), PhaseRecord(61.0, 1, totals))
     return collect(run, config)
 
 
@@ -137,6 +142,10 @@ def test_a_report_is_stored_in_the_form_that_programs_read(summary: ReportSummar
     assert report["failed_images"] == [{"image": "002.png", "reason": "not_an_image", "detail": "<cannot identify>"}]
     assert report["teacher"]["cached_token_share"] == 0.75
     assert report["phases"].keys() == {"index", "identify small", "level small random"}
+    assert (report["phases"]["identify small"]["images_per_s"], report["phases"]["identify small"]["read_s"]) == (
+        2.0,
+        125.0,
+    )
     assert report["phases"]["index"] == {"wall_s": 61.0, "num_attempts": 1, "images_per_s": None}
     small = report["students"]["small"]
     assert small["cells"] == {"teacher_yes_student_no": 1, "teacher_yes_student_yes": 1, "not_judged": 1}
@@ -181,13 +190,16 @@ def test_the_page_has_every_part_and_needs_no_other_file(config: RunConfig, summ
         "<polyline points=",
         "Resumed from step 1 on 2 workers",
         "level small random",
+        '<td class="n">2:05</td>',
+        '<td class="n">77</td>',
+        "<td>no pair to judge</td>",
         "<h2>Leaderboard</h2>",
         "ray 2.60.0",
     ):
         assert part in page
     assert page.count('src="data:image/jpeg;base64,') == 3
     assert "src=" not in page.replace('src="data:', "")
-    assert "undefined" not in page
+    assert "student not asked" not in page
 
 
 def test_the_page_of_a_run_that_is_not_trained_or_measured(config: RunConfig, summary: ReportSummary) -> None:
@@ -208,7 +220,7 @@ def test_the_table_has_counts_scores_and_times(summary: ReportSummary) -> None:
         "retained pairs answered 10 of 20, 20 before training",
         "D_PI of small from D_PA: 0.000",
         "prompt tokens from cache 75.0%",
-        "identify small 1:01",
+        "identify small 1:01 2.0 images/s",
         "sum 3:03",
     ):
         assert line in lines

@@ -50,7 +50,7 @@ def begun(root: str, num_annotated: int = 2, students: tuple[str, ...] = ("small
 
 
 def phase(run: Run, name: str, **settings: Any) -> PhaseStatus:
-    return next(found for found in status(run, **settings).phases if found.name == name)
+    return next(row for row in status(run, **settings).phases if row.name == name)
 
 
 def at(run: Run, path: str, minutes: int) -> None:
@@ -68,10 +68,10 @@ def train(run: Run, student: str, step: int, done: bool = False) -> None:
 
 def test_images_are_counted_by_the_corpus_not_by_rows(tmp_path: Path) -> None:
     run = begun(str(tmp_path))
-    found = phase(run, "annotate")
-    assert (found.state, found.num_done, found.num_total) == ("begun", 4, 5)
-    assert (found.num_shards_done, found.num_shards) == (2, 3)
-    assert found.counts is None
+    annotate = phase(run, "annotate")
+    assert (annotate.state, annotate.num_done, annotate.num_total) == ("begun", 4, 5)
+    assert (annotate.num_shards_done, annotate.num_shards) == (2, 3)
+    assert annotate.counts is None
     assert phase(run, "annotate", count_rows=True).counts == {"kept": 6, "no_question": 2}
     assert phase(run, "identify small").state == "not begun"
     assert status(run).command == "python jobs/annotate.py --config FILE"
@@ -90,8 +90,8 @@ def test_identification_is_done_once_its_parity_samples_are_exported(tmp_path: P
         run.verdicts("small").commit(shard, [Verdict("a#0", "a", "/a", "kept")])
     assert phase(run, "identify small").state == "begun"
     run.write_json("parity/small/manifest.json", {"num_samples": 3})
-    found = phase(run, "identify small", count_rows=True)
-    assert (found.state, found.note, found.counts) == ("done", "3 parity samples", {"kept": 3})
+    identify = phase(run, "identify small", count_rows=True)
+    assert (identify.state, identify.note, identify.counts) == ("done", "3 parity samples", {"kept": 3})
 
 
 def test_finished_and_unfinished_students_are_listed_apart(tmp_path: Path) -> None:
@@ -101,12 +101,12 @@ def test_finished_and_unfinished_students_are_listed_apart(tmp_path: Path) -> No
     run.write_json("phases/level.other.json", {"wall_s": 60.0, "num_attempts": 1})
     at(run, "students/other/parity/training.json", 5)
     at(run, "phases/level.other.json", 6)
-    found = status(run, now=BEGAN + timedelta(minutes=10))
-    assert (found.finished, found.unfinished) == (["small"], ["other"])
-    other = next(row for row in found.phases if row.key == PhaseKey("level", "other"))
+    current = status(run, now=BEGAN + timedelta(minutes=10))
+    assert (current.finished, current.unfinished) == (["small"], ["other"])
+    other = next(row for row in current.phases if row.key == PhaseKey("level", "other"))
     assert (other.num_done, other.num_total, other.per_s, other.note) == (4, 10, 8.0, "loss 0.25")
     assert other.attempt_ended == BEGAN + timedelta(minutes=6)
-    assert "the last attempt ended 4:00 ago without finishing" in render_status(found)
+    assert "the last attempt ended 4:00 ago without finishing" in render_status(current)
     # Another attempt has written since.
     at(run, "students/other/parity/training.json", 7)
     assert phase(run, "level other").attempt_ended is None
@@ -116,9 +116,9 @@ def test_a_trained_student_is_done_once_it_is_checked(tmp_path: Path) -> None:
     run = begun(str(tmp_path))
     train(run, "small", 10)
     run.write_json("phases/level.small.json", {"wall_s": 60.0, "num_attempts": 1})
-    found = phase(run, "level small")
-    assert (found.state, found.attempt_ended) == ("begun", None)
-    assert found.note == "loss 0.25, trained, not checked in the engine yet"
+    level = phase(run, "level small")
+    assert (level.state, level.attempt_ended) == ("begun", None)
+    assert level.note == "loss 0.25, trained, not checked in the engine yet"
 
 
 def test_a_training_without_a_logged_loss_has_no_empty_part_in_its_line(tmp_path: Path) -> None:
@@ -134,9 +134,9 @@ def test_an_arm_is_named_with_its_student(tmp_path: Path) -> None:
     tree["config"]["students"][0]["arms"] = ["parity", "all"]
     run.write_json("run.json", tree)
     run.storage.create("students/small/all/complete.json", b"{}")
-    found = status(run)
-    assert found.finished == ["small all"]
-    assert [row.key for row in found.phases if row.state == "done"] == [
+    current = status(run)
+    assert current.finished == ["small all"]
+    assert [row.key for row in current.phases if row.state == "done"] == [
         PhaseKey("index"),
         PhaseKey("level", "small", "all"),
     ]
@@ -178,9 +178,9 @@ def test_the_record_for_programs_has_a_row_for_each_phase(tmp_path: Path) -> Non
 def test_a_pass_that_ended_before_its_first_shard_is_begun(tmp_path: Path) -> None:
     run = begun(str(tmp_path), num_annotated=0)
     run.write_json("phases/annotate.json", {"wall_s": 30.0, "num_attempts": 2, "num_images": 0, "working_s": 0.0})
-    found = phase(run, "annotate")
-    assert (found.state, found.num_attempts, found.per_s) == ("begun", 2, None)
-    assert found.attempt_ended is not None
+    annotate = phase(run, "annotate")
+    assert (annotate.state, annotate.num_attempts, annotate.per_s) == ("begun", 2, None)
+    assert annotate.attempt_ended is not None
 
 
 def test_rates_are_those_of_engines_at_work(tmp_path: Path) -> None:
@@ -240,6 +240,6 @@ def test_a_run_at_another_endpoint_is_found() -> None:
         patch.setenv("AWS_ENDPOINT_URL", endpoint)
         begun("s3://bucket/run")
         patch.delenv("AWS_ENDPOINT_URL")
-        found = run_status_job("s3://bucket/run", "--object_store.endpoint_url", endpoint)
-    assert found.returncode == 0, found.stderr
-    assert "4 of 5 images, 2 of 3 shards" in found.stdout
+        done = run_status_job("s3://bucket/run", "--object_store.endpoint_url", endpoint)
+    assert done.returncode == 0, done.stderr
+    assert "4 of 5 images, 2 of 3 shards" in done.stdout
