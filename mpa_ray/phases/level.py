@@ -21,7 +21,7 @@ from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.training_state import TrainingState
 
 if TYPE_CHECKING:
-    from mpa_ray.leveling.epoch_plan import SampleSources
+    from mpa_ray.leveling.arms import SampleSources
 
 
 def level(context: RunContext[RunConfig]) -> None:
@@ -89,7 +89,7 @@ def level_student(
 
 def sample_sources(context: RunContext[RunConfig], student: StudentConfig) -> SampleSources:
     """Where the samples of a student's training come from."""
-    from mpa_ray.leveling.epoch_plan import SampleSources
+    from mpa_ray.leveling.arms import SampleSources
 
     def labelled(benchmark: BenchmarkConfig | None) -> Callable[[], Iterator[ParitySample]] | None:
         return partial(labelled_samples, benchmark, context.places) if benchmark is not None else None

@@ -218,7 +218,7 @@ def test_another_matcher_needs_no_model(images: Path, tmp_path: Path) -> None:
     changes = run.read_json("parity/small/rematch/containment/changes.json")
     assert changes["parity_samples"] == {"before": len(before), "after": 0, "gained": 0, "lost": len(before)}
     assert changes["num_not_asked"] == changes["cells_before"]["teacher_no_student_not_asked"] > 0
-    assert f"on {changes['num_not_asked']} pairs the teacher agrees with itself by this matcher alone" in done.stdout
+    assert f"on {changes['num_not_asked']} pairs the teacher agrees with itself only by this matcher" in done.stdout
     assert rematched(run, "containment") == []
     assert run.read_json("parity/small/rematch/containment/manifest.json")["matcher"] == {"kind": "containment"}
     assert [sample.annotation_id for sample in read_parity(run, "small")] == before

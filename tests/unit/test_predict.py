@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from mpa_ray.config import AnswerConfig, SamplingConfig
-from mpa_ray.engine.protocol import EncodedImage, JsonSchema, Reply, RequestRefused
+from mpa_ray.config import AnswerConfig
+from mpa_ray.engine.protocol import EncodedImage, Reply, Request, RequestRefused
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import LabelledQuestion, OfModel, Prediction, Reason, State
 from mpa_ray.stages.image_work import ImageWork, failed_images, outcomes
@@ -28,16 +28,9 @@ class Replying:
         assert content == b"image"
         return EncodedImage(image_id, "image")
 
-    async def generate(
-        self,
-        image: EncodedImage,
-        text: str,
-        sampling: SamplingConfig,
-        schema: JsonSchema | None = None,
-        adapter: str | None = None,
-    ) -> Reply:
-        assert (image.key, sampling.temperature, schema, adapter) == ("image", 0, None, None)
-        reply = next(reply for question, reply in self.replies.items() if question in text)
+    async def generate(self, image: EncodedImage, request: Request) -> Reply:
+        assert (image.key, request.sampling.temperature, request.schema, request.adapter) == ("image", 0, None, None)
+        reply = next(reply for question, reply in self.replies.items() if question in request.text)
         if isinstance(reply, RequestRefused):
             raise reply
         return reply
