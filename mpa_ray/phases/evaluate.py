@@ -128,7 +128,7 @@ def predict_group(
     for benchmark, manifest in manifests.items():
         first = Outstanding.of(run.predictions(benchmark, group.names[0]), manifest)
         lacking = [shard for shard in first.missing if all(shard in missing[n][benchmark] for n in group.names)]
-        num_done = manifest.num_images * (manifest.num_shards - len(lacking)) // manifest.num_shards
+        num_done = manifest.estimate_images(manifest.num_shards - len(lacking))
         outstanding += replace(first, missing=lacking, num_images_done=num_done).below(benchmark)
     if outstanding.missing:
         run_missing(run, _pass_over_benchmarks(context, group), outstanding, admission)

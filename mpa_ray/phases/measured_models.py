@@ -45,7 +45,7 @@ def upstream_datasets(config: EvaluationRunConfig) -> list[str]:
     """The datasets that a run's own models are made from."""
     if not isinstance(config, RunConfig):
         return []
-    verdicts = [f"verdicts/{student.name}" for student in config.students]
+    verdicts = [Run.verdicts_dir(student.name) for student in config.students]
     trainings = [Run.student_dir(student.name, arm) for student in config.students for arm in student.arms]
     return ["corpus", "annotations", *verdicts, *trainings]
 

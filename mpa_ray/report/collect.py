@@ -7,7 +7,7 @@ from mpa_ray.evaluation.scores import read_scores
 from mpa_ray.report.coverage import coverage
 from mpa_ray.report.leaderboard import leaderboard
 from mpa_ray.report.student import student_summary
-from mpa_ray.report.summary import CorpusCounts, PhaseSummary, ReportSummary
+from mpa_ray.report.summary import PhaseSummary, ReportSummary
 from mpa_ray.report.teacher import failed_images, teacher_summary
 from mpa_ray.report.training import training_summary
 from mpa_ray.run.audit import audit
@@ -18,7 +18,7 @@ from mpa_ray.run.run import RUN_FILE, Run
 def collect(run: Run, config: RunConfig) -> ReportSummary:
     """Everything that the report shows."""
     shards = run.manifest().shards
-    counts = CorpusCounts.from_audit(audit(run))
+    counts = audit(run)
     scores = read_scores(run)
     students = {
         student.name: student_summary(

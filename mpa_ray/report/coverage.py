@@ -71,7 +71,7 @@ def _benchmarks(run: Run, config: RunConfig) -> dict[str, Counter[str]]:
     sets = {}
     for benchmark in config.evaluate.benchmarks if config.evaluate is not None else []:
         folder = run.benchmark_dir(benchmark.label)
-        if run.storage.exists(f"{folder}/manifest.json"):
+        if run.has_manifest(folder):
             rows = run.questions(benchmark.label).rows(run.manifest(folder).shards)
             sets[f"benchmark {benchmark.label}"] = Counter(answer_type(row.answers[0]) for row in rows if row.answers)
     return sets

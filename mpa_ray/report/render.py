@@ -126,8 +126,8 @@ def render_table(summary: ReportSummary) -> str:
     """The report as text: counts, scores before and after training, and the cost of the teacher's second pass."""
     lines = [
         "",
-        f"images                       {summary.counts.images:>8}",
-        f"D_PA (annotated)             {summary.counts.annotated:>8}",
+        f"images                       {summary.counts.num_images:>8}",
+        f"D_PA (annotated)             {summary.counts.num_annotated:>8}",
     ]
     for name, student in summary.students.items():
         lines += _student_lines(name, student)

@@ -11,10 +11,10 @@ from typing import Any
 
 from mpa_ray.config import Arm, measured_as
 from mpa_ray.report.phase_status import PhaseState, PhaseStatus, Status
-from mpa_ray.run.audit import student_names
-from mpa_ray.run.dataset import ShardedDataset, ahead
+from mpa_ray.run.dataset import ShardedDataset, prefetch
 from mpa_ray.run.phase_record import PhaseKey, phase_record
-from mpa_ray.run.run import CORPUS_MANIFEST, REPORT_JSON, RUN_FILE, SCORES, Manifest, Run
+from mpa_ray.run.recorded_config import student_names
+from mpa_ray.run.run import REPORT_JSON, RUN_FILE, SCORES, Manifest, Run
 from mpa_ray.run.training_state import TrainingState
 
 
@@ -91,7 +91,7 @@ class _StatusReader:
     def __init__(self, run: Run, settings: _Settings, count_rows: bool) -> None:
         self._run, self._settings, self._count_rows = run, settings, count_rows
         self._records = {file.path: file.modified for file in run.storage.details("phases")}
-        self._corpus = self._manifest(CORPUS_MANIFEST)
+        self._corpus = run.manifest() if run.is_indexed() else None
         self._corpus_sizes: dict[str, int] | None = None
 
     def index(self) -> PhaseStatus:
@@ -113,8 +113,8 @@ class _StatusReader:
 
     def identify(self, student: str) -> PhaseStatus:
         phase = self._pass_over_corpus(PhaseKey("identify", student), self._run.verdicts(student))
-        parity = self._json(f"{self._run.parity_dir(student)}/manifest.json")
-        if parity is not None:
+        if self._run.is_identified(student):
+            parity = self._run.read_json(self._run.manifest_path(self._run.parity_dir(student)))
             return replace(phase, note=f"{parity['num_samples']} parity samples")
         return replace(phase, state="begun", note="D_PI is not exported yet") if phase.state == "done" else phase
 
@@ -145,7 +145,8 @@ class _StatusReader:
 
     def evaluate(self, model: str, benchmark: str) -> PhaseStatus:
         key = PhaseKey("evaluate", model, benchmark=benchmark)
-        manifest = self._manifest(f"{self._run.benchmark_dir(benchmark)}/manifest.json")
+        folder = self._run.benchmark_dir(benchmark)
+        manifest = self._run.manifest(folder) if self._run.has_manifest(folder) else None
         return self._pass(key, manifest, self._run.predictions(benchmark, model))
 
     def score(self) -> PhaseStatus:
@@ -169,7 +170,7 @@ class _StatusReader:
         return replace(phase, counts=_outcomes(dataset, shards)) if self._count_rows else phase
 
     def _pass(self, key: PhaseKey, manifest: Manifest | None, dataset: ShardedDataset[Any]) -> PhaseStatus:
-        """A model's pass over the shards of a manifest; None as long as there is none."""
+        """A model's pass over the shards of a manifest, which is None as long as they are not all known."""
         markers = self._markers(dataset)
         is_done = manifest is not None and len(markers) >= manifest.num_shards
         num_images = manifest.num_images if manifest else None
@@ -211,19 +212,9 @@ class _StatusReader:
     def _sizes_of_corpus_shards(self) -> dict[str, int]:
         """The number of images of each committed shard of the corpus."""
         if self._corpus_sizes is None:
-            commits = ahead(self._run.corpus.commit_of, sorted(self._markers(self._run.corpus)))
+            commits = prefetch(self._run.corpus.commit_of, sorted(self._markers(self._run.corpus)))
             self._corpus_sizes = {commit.shard: commit.num_rows for commit in commits if commit is not None}
         return self._corpus_sizes
-
-    def _manifest(self, path: str) -> Manifest | None:
-        content = self._json(path)
-        return Manifest(**content) if content is not None else None
-
-    def _json(self, path: str) -> dict[str, Any] | None:
-        try:
-            return self._run.read_json(path)
-        except FileNotFoundError:
-            return None
 
 
 def _state(is_done: bool, is_begun: bool) -> PhaseState:
@@ -236,6 +227,6 @@ def _job(name: str, *flags: str) -> str:
 
 def _outcomes(dataset: ShardedDataset[Any], shards: Iterable[str]) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for rows in ahead(partial(dataset.columns, names=["state", "reason"]), sorted(shards)):
+    for rows in prefetch(partial(dataset.columns, names=["state", "reason"]), sorted(shards)):
         counts.update(row["reason"] or row["state"] for row in rows)
     return dict(counts.most_common())

@@ -10,38 +10,8 @@ from mpa_ray.report.coverage import Coverage
 from mpa_ray.report.leaderboard import LeaderboardRow
 from mpa_ray.report.student import StudentSummary
 from mpa_ray.report.teacher import FailedImage, TeacherSummary
+from mpa_ray.run.audit import AuditCounts
 from mpa_ray.run.phase_record import PhaseKey, PhaseRecord
-
-
-@dataclass(frozen=True)
-class StudentCounts:
-    """Verdicts on one student's answers that are not kept, by reason."""
-
-    dropped: dict[str, int]
-    failed: dict[str, int]
-
-
-@dataclass(frozen=True)
-class CorpusCounts:
-    """How every image and annotation ended, recounted from the run's files."""
-
-    images: int
-    annotated: int
-    """Annotations with a question and both of the teacher's answers."""
-    kept: dict[str, int]
-    """The size of each student's D_PI."""
-    dropped: dict[str, int]
-    """Rows by reason, summed over the students; the teacher's rows before any student has verdicts."""
-    failed: dict[str, int]
-    students: dict[str, StudentCounts]
-    problems: list[str]
-    """Everything that is missing, doubled or unaccounted for."""
-
-    @classmethod
-    def from_audit(cls, counts: dict[str, Any]) -> CorpusCounts:
-        """The result of `mpa_ray.run.audit.audit`."""
-        students = {name: StudentCounts(**of_student) for name, of_student in counts["students"].items()}
-        return cls(**{**counts, "students": students})
 
 
 @dataclass(frozen=True)
@@ -67,7 +37,7 @@ class ReportSummary:
     run_dir: str
     task: str
     teacher_model: str
-    counts: CorpusCounts
+    counts: AuditCounts
     teacher: TeacherSummary
     failed_images: list[FailedImage]
     scores: Scores
@@ -82,7 +52,7 @@ class ReportSummary:
             "run_dir": self.run_dir,
             "task": self.task,
             "teacher_model": self.teacher_model,
-            "counts": asdict(self.counts),
+            "counts": self.counts.to_json(),
             "teacher": asdict(self.teacher),
             "failed_images": [asdict(image) for image in self.failed_images],
             "scores": scores_to_json(self.scores),

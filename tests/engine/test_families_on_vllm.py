@@ -23,7 +23,7 @@ from mpa_ray.leveling.trainable import prepare_for_training
 from mpa_ray.models.chat_template import load_processor
 from mpa_ray.records import ParitySample
 from mpa_ray.run.run import Run
-from mpa_ray.storage.storage import LocalStorage
+from mpa_ray.storage.local import LocalStorage
 from mpa_ray.tasks.library import TASKS
 from tests.families import FAMILIES, build
 

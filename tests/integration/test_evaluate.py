@@ -166,7 +166,10 @@ def test_answers_under_other_settings_are_not_mixed(benchmarks: list[dict[str, s
     ("models", "problem"),
     [
         ([], "evaluate.models = .*names no model"),
-        ([{"name": "a", **STEADY, "compared_to": "b"}], "evaluate.models = 'b': is compared to by a"),
+        (
+            [{"name": "a", **STEADY, "compared_to": "b"}],
+            "evaluate.models = 'b': is not a model",
+        ),
         ([{"name": "a", "model": "/no/such"}], "evaluate.models.0.model = '/no/such'"),
     ],
 )
@@ -254,7 +257,7 @@ def test_a_task_from_a_users_file(images: Path, tmp_path: Path) -> None:
     run = Run.open(tree["run_dir"])
     assert run.read_json("fingerprints/verdicts@small.json")["identify.matcher"] == {"kind": "anls", "threshold": 0.5}
     # A scripted student that is wrong says "not 1a2b": by this matcher it agrees.
-    assert audit(run)["dropped"] == {"student_correct": 60}
+    assert audit(run).left_out.dropped == {"student_correct": 60}
     tree["task"] = str(tmp_path / "other.yaml")
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(task | {"max_answer_words": 2}))
     with pytest.raises(FingerprintMismatch, match=r"task.max_answer_words: was 1, now 2"):

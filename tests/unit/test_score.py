@@ -29,7 +29,7 @@ def row(number: int, prediction: str | None, **changes: object) -> Prediction:
 
 
 def progress() -> Progress:
-    return Progress("score", None, "models", to=sys.stderr)
+    return Progress("score", None, "models", file=sys.stderr)
 
 
 def scored() -> BenchmarkScores:

@@ -21,7 +21,7 @@ from mpa_ray.report.render_status import render_status
 from mpa_ray.report.status import status
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
-from mpa_ray.storage.storage import open_storage
+from mpa_ray.storage.open import open_storage
 from tests.s3_server import CREDENTIALS, s3_server
 
 ROOT = Path(__file__).parents[2]
