@@ -1,4 +1,4 @@
-"""Let every pass use the whole cluster. Works around Ray Data's autoscaler, in a private place of Ray 2.60."""
+"""Let every pass use the whole cluster. Wraps Ray Data's autoscaler, which is private in Ray 2.60."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def use_whole_cluster() -> None:
 
 
 class _AutoscalerFactory:
-    """Makes Ray Data's autoscaler for a pass, and ours around it."""
+    """Makes Ray Data's autoscaler for a pass, and wraps it."""
 
     def __init__(self, make: Callable[..., ClusterAutoscaler]) -> None:
         self._make = make

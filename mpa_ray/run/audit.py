@@ -67,7 +67,7 @@ def audit(run: Run) -> AuditCounts:
         ConfigError: nothing has been indexed yet.
     """
     manifest, names = run.manifest(), student_names(run)
-    with Progress("audit", manifest.num_shards * (1 + len(names)), "shards", to=sys.stderr) as progress:
+    with Progress("audit", manifest.num_shards * (1 + len(names)), "shards", file=sys.stderr) as progress:
         auditor = _Auditor(run, manifest, progress)
         annotations = auditor.count_annotations()
         verdicts = {name: auditor.count_verdicts(name) for name in names}

@@ -148,7 +148,10 @@ def test_answers_of_other_settings_are_not_mixed_in(benchmarks: list[dict[str, s
     ("models", "problem"),
     [
         ([], "evaluate.models = .*names no model"),
-        ([{"name": "a", **STEADY, "compared_to": "b"}], "evaluate.models = 'b': is compared to by a"),
+        (
+            [{"name": "a", **STEADY, "compared_to": "b"}],
+            "evaluate.models = 'b': is not a model",
+        ),
         ([{"name": "a", "model": "/no/such"}], "evaluate.models.0.model = '/no/such'"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mpa_ray.cli import configured, exit_code
+from mpa_ray.cli import load_from_arguments, run_job
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, load_config, load_evaluation, resolve_path
 from mpa_ray.errors import ConfigError
 from mpa_ray.phases.preflight import check_names, check_run
@@ -30,7 +30,7 @@ def written(tree: dict[str, Any], tmp_path: Path) -> str:
 
 
 def test_overrides_reach_lists_and_nested_settings(tree: dict[str, Any], tmp_path: Path) -> None:
-    config = configured(
+    config = load_from_arguments(
         None,
         ["--config", written(tree, tmp_path), "--students.0.level.seed", "7", "--source.limit=3", "--task=chart_qa"],
     )
@@ -113,7 +113,7 @@ def test_a_file_that_is_not_a_configuration_is_refused(tmp_path: Path, text: str
 
 def test_an_override_without_its_value_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no value"):
-        configured(None, ["--config", written(tree, tmp_path), "--task"])
+        load_from_arguments(None, ["--config", written(tree, tmp_path), "--task"])
 
 
 def checked(tree: dict[str, Any]) -> None:
@@ -197,7 +197,7 @@ def test_preflight_names_a_missing_source(tree: dict[str, Any]) -> None:
 def test_preflight_names_missing_questions(tree: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.benchmarks\.0\.path = '/no/such.jsonl': cannot be read"):
         checked({**tree, "evaluate": {"benchmarks": [{"path": "/no/such.jsonl"}]}})
-    with pytest.raises(ConfigError, match=r"evaluate\.benchmarks\.0\.metric = 'accuracy': is no metric.*anls"):
+    with pytest.raises(ConfigError, match=r"evaluate\.benchmarks\.0\.metric = 'accuracy': is not a metric.*anls"):
         checked({**tree, "evaluate": {"benchmarks": [{"path": "/no/such.jsonl", "metric": "accuracy"}]}})
 
 
@@ -205,12 +205,18 @@ def test_preflight_names_missing_questions(tree: dict[str, Any]) -> None:
     ("level", "problem"),
     [
         ({"method": {"kind": "lora", "quantize": True}}, r"level\.method\.quantize = True: needs a GPU"),
-        ({"method": {"kind": "lora", "quantize": True}, "gpus_per_worker": 1, "parallel": "fsdp"}, "does not go with"),
+        (
+            {"method": {"kind": "lora", "quantize": True}, "gpus_per_worker": 1, "parallel": "fsdp"},
+            "cannot be combined",
+        ),
         ({"accelerator_type": "L4"}, r"level\.accelerator_type = 'L4': needs a GPU"),
         ({"replay_from": {"path": "/none.jsonl"}}, r"replay_from = '/none\.jsonl': is not used: replay_share is 0"),
         ({"replay_from": {"path": "/none.jsonl"}, "replay_share": 0.3}, r"level\.replay_from\.path = '/none\.jsonl'"),
         ({"holdout": {"questions": {"path": "/none.jsonl"}}}, r"level\.holdout\.questions\.path = '/none\.jsonl'"),
-        ({"report_to": ["wandb"]}, r"report_to = 'wandb': the package wandb is not installed. pip install wandb"),
+        (
+            {"report_to": ["wandb"]},
+            r"report_to = 'wandb': needs the package wandb, .* Run pip install wandb",
+        ),
     ],
 )
 def test_preflight_names_training_settings_with_unmet_needs(
@@ -224,7 +230,7 @@ def test_preflight_names_training_settings_with_unmet_needs(
 
 def test_an_arm_needs_its_labels(tree: dict[str, Any]) -> None:
     tree["students"][0]["arms"] = ["parity", "labels"]
-    with pytest.raises(ConfigError, match=r"students\.0\.labels = None: is not given, and arm labels trains on it"):
+    with pytest.raises(ConfigError, match=r"students\.0\.labels = None: is not set, but the arm `labels` trains on it"):
         checked(tree)
     tree["students"][0]["labels"] = {"path": "/none.jsonl"}
     with pytest.raises(ConfigError, match=r"students\.0\.labels\.path = '/none\.jsonl': cannot be read"):
@@ -243,8 +249,8 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     def wrong() -> int:
         raise ConfigError("field", 0, "is wrong.", "Fix it.")
 
-    assert exit_code(lambda: None) == 0
-    assert exit_code(wrong) == 2
+    assert run_job(lambda: None) == 0
+    assert run_job(wrong) == 2
     assert "field = 0: is wrong. Fix it." in capsys.readouterr().err
 
 
@@ -270,9 +276,9 @@ def test_a_pool_may_grow() -> None:
 @pytest.mark.parametrize(
     ("further", "problem"),
     [
-        ({"name": "small.round2.before"}, "is the name of a model of the run"),
-        ({"name": "teacher"}, "is the name of a model of the run"),
-        ({"name": "other", "compared_to": "small.round4.after"}, "is compared to by other"),
+        ({"name": "small.round2.before"}, "is already the name of another model"),
+        ({"name": "teacher"}, "is already the name of another model"),
+        ({"name": "other", "compared_to": "small.round4.after"}, "but other is compared to it"),
         ({"name": "other", "compared_to": "small.round3.after"}, None),
     ],
 )

@@ -22,7 +22,7 @@ def row(number: int, prediction: str | None, **changes: object) -> Prediction:
 
 
 def progress() -> Progress:
-    return Progress("score", None, "models", to=sys.stderr)
+    return Progress("score", None, "models", file=sys.stderr)
 
 
 def test_the_interval_is_the_bootstrap_of_the_scores_themselves() -> None:

@@ -19,9 +19,11 @@ from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.sizing.architecture import Architecture, architecture_of
 from mpa_ray.sizing.memory import check_engine, check_training, layer_bytes_per_token, training_gib
-from mpa_ray.sizing.plan import Phase, Sizing, size
-from mpa_ray.sizing.rates import Rate, RunRates
+from mpa_ray.sizing.plan import size_run
+from mpa_ray.sizing.rates import Rate
 from mpa_ray.sizing.render import render_sizing
+from mpa_ray.sizing.run_rates import RunRates
+from mpa_ray.sizing.sizing import PhaseSizing, Sizing
 from mpa_ray.storage.open import open_storage
 from mpa_ray.tasks.library import find_task
 
@@ -131,7 +133,7 @@ def test_of_experts_a_token_sees_some() -> None:
 
 
 def test_a_config_without_sizes_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"its config\.json does not tell its sizes"):
+    with pytest.raises(ConfigError, match=r"its config\.json lacks its sizes"):
         architecture_of({"model_type": "bert", "hidden_size": 3}, "m")
 
 
@@ -141,33 +143,33 @@ def test_a_config_without_sizes_is_named() -> None:
 def test_a_small_model_on_a_large_gpu_fits() -> None:
     check = check_engine("student", served(), sizes(), "L4", 22.0)
     # 0.9 * 22 - 2,208,299,008 * 2 bytes - 2, over 28,672 bytes a token.
-    assert check.verdict == "fits"
-    assert check.told.startswith(f"{int((19.8 - 2_208_299_008 * 2 / GIB - 2) * GIB / 28672):,} tokens")
+    assert check.result == "fits"
+    assert check.detail.startswith(f"{int((19.8 - 2_208_299_008 * 2 / GIB - 2) * GIB / 28672):,} tokens")
 
 
 def test_too_little_cache_is_tight_and_told_what_would_do() -> None:
     # 19.8 - 15.44 - 2 = 2.36 GiB: more than 1.75 for one sequence of 32,768 tokens, less than 64 usual ones take.
     check = check_engine("teacher", served(), sizes(QWEN2_VL_7B), "L4", 22.0)
-    assert check.verdict == "tight"
+    assert check.result == "tight"
     assert check.remedies[0] == "engine.max_num_seqs 62"
     fewer = served(engine={"max_num_seqs": 62})
-    assert check_engine("teacher", fewer, sizes(QWEN2_VL_7B), "L4", 22.0).verdict == "fits"
+    assert check_engine("teacher", fewer, sizes(QWEN2_VL_7B), "L4", 22.0).result == "fits"
 
 
 def test_weights_that_do_not_fit_are_told_with_remedies_that_do() -> None:
     check = check_engine("teacher", served(), sizes(QWEN2_VL_7B), "T4", 14.5)
-    assert check.verdict == "does not fit"
+    assert check.result == "does not fit"
     assert "engine.tensor_parallel_size 2 with gpus_per_replica 2" in check.remedies
     two = served(gpus_per_replica=2, engine={"tensor_parallel_size": 2, "max_num_seqs": 32})
-    assert check_engine("teacher", two, sizes(QWEN2_VL_7B), "T4", 14.5).verdict == "fits"
+    assert check_engine("teacher", two, sizes(QWEN2_VL_7B), "T4", 14.5).result == "fits"
     awq = sizes({**QWEN2_VL_7B, "quantization_config": {"quant_method": "awq", "bits": 4}})
-    assert check_engine("teacher", served(engine={"max_model_len": 4096}), awq, "T4", 14.5).verdict == "fits"
+    assert check_engine("teacher", served(engine={"max_model_len": 4096}), awq, "T4", 14.5).result == "fits"
 
 
 def test_a_sequence_that_the_cache_cannot_hold_is_shortened() -> None:
     check = check_engine("student", served(engine={"max_model_len": 32768}), sizes(), "small", 7.5)
     # 6.75 - 4.11 - 2 = 0.64 GiB; 32,768 tokens take 0.875.
-    assert check.verdict == "does not fit"
+    assert check.result == "does not fit"
     assert check.remedies[0].startswith("engine.max_model_len 23")
 
 
@@ -193,12 +195,12 @@ def test_lora_holds_frozen_weights_in_16_bits_and_adapters_in_32() -> None:
     found = training_gib(level, sizes(), 512)
     assert found["frozen weights"] == pytest.approx(2 * sizes().total / GIB)
     assert found["trained weights, gradients and AdamW"] == pytest.approx(16 * 18_464_768 / GIB)
-    assert check_training("level", level, sizes(), "H100", 79.0, 512).verdict == "fits"
+    assert check_training("level", level, sizes(), "H100", 79.0, 512).result == "fits"
     check = check_training("level", level, sizes(), "L4", 22.0, 512)
-    assert check.verdict == "does not fit"
+    assert check.result == "does not fit"
     tokens = int(check.remedies[0].rpartition(" ")[2])
     fitting = level.model_copy(update={"tokens_per_micro_batch": tokens})
-    assert check_training("level", fitting, sizes(), "L4", 22.0, 512).verdict == "fits"
+    assert check_training("level", fitting, sizes(), "L4", 22.0, 512).result == "fits"
     assert "level.gradient_checkpointing true" in check.remedies
 
 
@@ -297,20 +299,20 @@ def measured_run(root: Path) -> Run:
 
 
 def planned(config: dict[str, Any]) -> Sizing:
-    return size(RunConfig.model_validate(config))
+    return size_run(RunConfig.model_validate(config))
 
 
 def times(sizing: Sizing) -> dict[str, float | None]:
-    return {phase.name: phase.wall_s for phase in sizing.phases}
+    return {phase.key.label: phase.wall_s for phase in sizing.phases}
 
 
 def test_students_that_were_asked_in_one_engine_each_took_their_share_of_it(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "earlier")
-    alone = RunRates(run)
+    alone = RunRates.of_run(run)
     phase = run.read_json("phases/identify.small.json")
     run.write_json("phases/identify.small.json", {**phase, "num_images_by_models": 4 * phase["num_images"]})
-    together = RunRates(run)
-    rates = [found.identification("small", "one") for found in (alone, together)]
+    together = RunRates.of_run(run)
+    rates = [found.identified_images_per_s("small", "one") for found in (alone, together)]
     assert rates == [200.0, 800.0]
     assert [found.tokens_per_image(PhaseKey("identify", "small")) for found in (alone, together)] == [100.0, 25.0]
 
@@ -355,7 +357,7 @@ def test_what_is_given_goes_before_what_was_measured(tmp_path: Path) -> None:
     sizing = planned(tree(tmp_path / "run", plan=plan))
     assert times(sizing)["annotate"] == pytest.approx(10)
     assert times(sizing)["level small"] == pytest.approx(1 + 15 / 5)
-    origins = {phase.name: phase.rate.origin for phase in sizing.phases}
+    origins = {phase.key.label: phase.rate.origin for phase in sizing.phases}
     assert (origins["annotate"], origins["identify small"]) == ("given", "measured")
 
 
@@ -367,7 +369,7 @@ def test_every_arm_is_trained_checked_and_measured(tmp_path: Path) -> None:
     )
     config["annotate"] = {"num_questions": 2}
     config["students"][0] |= {"arms": ["parity", "all", "random", "labels"], "labels": {"path": "l.jsonl"}}
-    counts = {phase.name: phase.count for phase in planned(config).phases}
+    counts = {phase.key.label: phase.count for phase in planned(config).phases}
     trained = {name: count for name, count in counts.items() if name.startswith("level")}
     assert trained == {
         "level small": 300,
@@ -395,7 +397,7 @@ def test_without_rates_or_gpus_the_page_says_what_is_missing(tmp_path: Path) -> 
     sizing = planned(tree(tmp_path / "run", plan={"num_images": 100}))
     assert not sizing.is_complete
     text = render_sizing(sizing)
-    assert "not known: annotate, identify small, level small, check small. Give plan.from_run" in text
+    assert "not known: annotate, identify small, level small, check small. Set plan.from_run" in text
 
 
 def test_images_are_those_of_the_plan_of_the_run_or_of_the_limit(tmp_path: Path) -> None:
@@ -420,7 +422,7 @@ def test_other_settings_than_those_measured_are_told(tmp_path: Path) -> None:
 
 
 def test_cost_is_told_only_where_a_price_is_given() -> None:
-    phase = Phase("annotate", 3600.0, "images", Rate(1.0, "given"), 2, 1800.0, 2.0, 2)
+    phase = PhaseSizing(PhaseKey("annotate"), 3600.0, "images", Rate(1.0, "given"), 2, 1800.0, 2.0, 2)
     assert phase.gpu_hours == pytest.approx(2 * 1.0)
     assert "cost" not in render_sizing(Sizing([phase], [], []))
     told = render_sizing(Sizing([phase], [], [], 1.5))
@@ -459,7 +461,7 @@ def test_estimates_go_by_the_gpu_and_say_so(tmp_path: Path) -> None:
     assert h100.is_complete
     assert h100.fits
     assert "expect less" in render_sizing(h100)
-    rates = {phase.name: phase.rate.value or 0.0 for phase in h100.phases}
+    rates = {phase.key.label: phase.rate.value or 0.0 for phase in h100.phases}
     # 632 tokens of a prompt with its image through 6.53 G weights, and 2,048 patches through 0.63 G, at 0.4 of 989 T:
     # at least 27 ms.
     assert 20 < rates["annotate"] < 1 / 0.027
