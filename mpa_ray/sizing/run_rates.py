@@ -55,7 +55,7 @@ class RunRates:
             num_images=_number(run, CORPUS_MANIFEST, "num_images"),
             questions_per_image=_questions_per_image(run, config),
             records=records,
-            num_parity={name: _number(run, f"{run.parity_dir(name)}/manifest.json", "num_samples") for name in names},
+            num_parity={name: _number(run, run.manifest_path(run.parity_dir(name)), "num_samples") for name in names},
             trainings={
                 name: _training_rates(run, name, students[name]["level"], records.get(PhaseKey("level", name)))
                 for name in names
@@ -220,7 +220,7 @@ def _questions_per_image(run: Run, config: Mapping[str, Any]) -> float:
     num_questions = num_images = 0
     for benchmark in (config.get("evaluate") or {}).get("benchmarks", []):
         label = benchmark["name"] or benchmark["kind"]
-        number = _number(run, f"{run.benchmark_dir(label)}/manifest.json", "num_images")
+        number = _number(run, run.manifest_path(run.benchmark_dir(label)), "num_images")
         if number is not None:
             num_images += number
             num_questions += run.questions(label).num_rows(run.manifest(run.benchmark_dir(label)).shards)
