@@ -31,14 +31,15 @@ def main() -> int:
     from mpa_ray.run.audit import audit
     from mpa_ray.run.garbage import collect_garbage
     from mpa_ray.run.run import Run
-    from mpa_ray.storage.storage import open_storage
+    from mpa_ray.storage.open import open_storage
 
     run = Run(open_storage(options.run_dir, object_store))
     counts = audit(run)
+    summary = counts.to_json()
     if options.collect:
-        counts["collected"] = asdict(collect_garbage(run, timedelta(hours=options.older_than_hours)))
-    print(json.dumps(counts, indent=2, ensure_ascii=False))
-    return 1 if counts["problems"] else 0
+        summary["collected"] = asdict(collect_garbage(run, timedelta(hours=options.older_than_hours)))
+    print(json.dumps(summary, indent=2, ensure_ascii=False))
+    return 1 if counts.problems else 0
 
 
 if __name__ == "__main__":

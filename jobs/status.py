@@ -19,7 +19,7 @@ def main() -> None:
     options, object_store = parse_run_options(parser)
     from mpa_ray.report.status import render_status, status
     from mpa_ray.run.run import Run
-    from mpa_ray.storage.storage import open_storage
+    from mpa_ray.storage.open import open_storage
 
     run_status = status(Run(open_storage(options.run_dir, object_store)), options.count)
     print(json.dumps(run_status.record(), indent=2, ensure_ascii=False) if options.json else render_status(run_status))

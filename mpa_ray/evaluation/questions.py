@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 
 from mpa_ray.config import BenchmarkConfig, EvaluateConfig
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, read_benchmark
 from mpa_ray.evaluation.benchmarks.finding import find_files
@@ -49,13 +49,13 @@ def lay_out(config: EvaluateConfig, run: Run, places: Places) -> None:
         try:
             _lay_out(benchmark, config.shard_size, run, places)
         except ConfigError as error:
-            raise error.of_field(error.field.replace("benchmark.", f"evaluate.benchmarks.{index}.", 1)) from error
+            raise error.with_field(error.field.replace("benchmark.", f"evaluate.benchmarks.{index}.", 1)) from error
 
 
 def _lay_out(benchmark: BenchmarkConfig, shard_size: int, run: Run, places: Places) -> None:
     folder = run.benchmark_dir(benchmark.label)
     run.register_fingerprint(f"{folder}/questions", _fingerprint(benchmark, shard_size, places))
-    if run.storage.exists(f"{folder}/manifest.json"):
+    if run.has_manifest(folder):
         return
     with Progress(f"read {benchmark.label}", None, "questions") as progress:
         questions = []
@@ -69,7 +69,7 @@ def _lay_out(benchmark: BenchmarkConfig, shard_size: int, run: Run, places: Plac
         run.questions(benchmark.label).commit(shard_name(shards), shard)
         shards += 1
     num_images = len({question.image_id for question in questions})
-    run.write_json(f"{folder}/manifest.json", {"num_images": num_images, "num_shards": shards})
+    run.write_json(run.manifest_path(folder), {"num_images": num_images, "num_shards": shards})
 
 
 def _shards(questions: Iterable[LabelledQuestion], size: int) -> Iterator[list[LabelledQuestion]]:

@@ -8,7 +8,7 @@ from functools import partial
 
 from mpa_ray.config import RunConfig, SourceConfig
 from mpa_ray.corpus.index import index_shards
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.observability.progress import Progress
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.index import INDEX, index, report_corpus

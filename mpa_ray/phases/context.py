@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Generic, TypeVar, cast
 
 from mpa_ray.config import EvaluationRunConfig, RunConfig
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.phases.preflight import check_config
 from mpa_ray.phases.rounds import with_rounds

@@ -135,7 +135,7 @@ def predict_group(
     for label, manifest in manifests.items():
         first = Outstanding.of(run.predictions(label, group.names[0]), manifest)
         left = [shard for shard in first.missing if all(shard in missing[name][label] for name in group.names)]
-        done = manifest.num_images * (manifest.num_shards - len(left)) // manifest.num_shards
+        done = manifest.estimate_images(manifest.num_shards - len(left))
         outstanding += replace(first, missing=left, num_images_done=done).below(label)
     if outstanding.missing:
         run_missing(run, _pass_over_benchmarks(context, group), outstanding, admission)

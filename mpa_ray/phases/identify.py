@@ -69,7 +69,7 @@ def identify_student(
         RunError: some shards are not annotated yet, or the pass failed (see `run_shards`).
     """
     config, run, task = context.config, context.run, context.task
-    context.begin(writes=[f"verdicts/{student.name}"], reads=["corpus", "annotations"])
+    context.begin(writes=[run.verdicts_dir(student.name)], reads=["corpus", "annotations"])
     manifest = run.manifest()
     unannotated = run.annotations.missing(manifest.shards)
     if unannotated:
@@ -112,7 +112,7 @@ def identify_group(
         RunError: the pass failed (see `run_shards`).
     """
     run = context.run
-    context.begin(writes=[f"verdicts/{name}" for name in group.names], reads=["annotations"])
+    context.begin(writes=[run.verdicts_dir(name) for name in group.names], reads=["annotations"])
     committed: dict[str, Callable[[str], bool]] = {name: run.verdicts(name).is_committed for name in group.names}
     if len(group.names) > 1 and run.is_indexed():
         shards = run.manifest().shards

@@ -42,7 +42,7 @@ def upstream_of_all(config: EvaluationRunConfig) -> list[str]:
     if not isinstance(config, RunConfig):
         return []
     trained = [Run.student_dir(student.name, arm) for student in config.students for arm in student.arms]
-    return ["corpus", "annotations", *(f"verdicts/{student.name}" for student in config.students), *trained]
+    return ["corpus", "annotations", *(Run.verdicts_dir(student.name) for student in config.students), *trained]
 
 
 def upstream_of(config: EvaluationRunConfig, model: str) -> list[str]:

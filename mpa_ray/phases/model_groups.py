@@ -13,7 +13,7 @@ from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.records import RowT
-from mpa_ray.run.dataset import Dataset, DatasetsOfModels, ShardedDataset, ShardTarget, ahead
+from mpa_ray.run.dataset import Dataset, DatasetsOfModels, ShardedDataset, ShardTarget, prefetch
 from mpa_ray.run.run import Fingerprint, Run
 from mpa_ray.stages.image_work import Stage
 from mpa_ray.stages.multi_model import build_multi_model
@@ -104,7 +104,7 @@ def copy_same_model_rows(
         available = set(missing) - set(other.missing(missing))
         if available:
             with Progress(f"{label}, as {name}", len(available), "shards") as progress:
-                for _ in ahead(lambda shard: dataset.commit(shard, other.read(shard)), sorted(available)):  # noqa: B023
+                for _ in prefetch(lambda shard: dataset.commit(shard, other.read(shard)), sorted(available)):  # noqa: B023
                     progress.advance(1)
 
 

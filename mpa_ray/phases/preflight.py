@@ -19,7 +19,7 @@ from mpa_ray.config import (
     resolve_path,
 )
 from mpa_ray.corpus.index import check_source
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.finding import find_files
 from mpa_ray.metrics import METRICS
@@ -51,7 +51,7 @@ def check_run(config: RunConfig) -> None:
     """
     find_task(config.task)
     check_source(config.source, Places(config.object_store))
-    check_model(config.teacher, "teacher.model")
+    check_model(config.teacher, "teacher")
     for index, student in enumerate(config.students):
         check_student(student, index, config.object_store)
     check_evaluation(config)
@@ -59,7 +59,7 @@ def check_run(config: RunConfig) -> None:
 
 def check_student(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
     """Check the student with this index. Raises ConfigError if it cannot be aligned."""
-    check_model(student, f"students.{index}.model")
+    check_model(student, f"students.{index}")
     check_level(student.level, f"students.{index}.level", Places(object_store))
     if student.labels is not None:
         _check_benchmark(student.labels, f"students.{index}.labels", Places(object_store))
@@ -84,7 +84,7 @@ def check_evaluation(config: EvaluationRunConfig) -> None:
     for index, benchmark in enumerate(config.evaluate.benchmarks):
         _check_benchmark(benchmark, f"evaluate.benchmarks.{index}", Places(config.object_store))
     for index, model in enumerate(config.evaluate.models):
-        check_model(model, f"evaluate.models.{index}.model")
+        check_model(model, f"evaluate.models.{index}")
 
 
 def check_names(config: EvaluationRunConfig) -> None:
@@ -127,7 +127,7 @@ def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> 
             f"{field}.path", benchmark.path, f"cannot be read ({error.strerror or error}).", "Check the path."
         ) from error
     except ConfigError as error:
-        raise error.of_field(error.field.replace("benchmark.", f"{field}.", 1)) from error
+        raise error.with_field(error.field.replace("benchmark.", f"{field}.", 1)) from error
 
 
 def check_model(config: ModelConfig, field: str) -> None:
@@ -136,33 +136,37 @@ def check_model(config: ModelConfig, field: str) -> None:
         return
     if config.min_pixels > config.max_pixels:
         raise ConfigError(
-            field.replace("model", "min_pixels"),
+            f"{field}.min_pixels",
             config.min_pixels,
             f"is more than max_pixels ({config.max_pixels}).",
             "Lower it.",
         )
-    if config.model.startswith("s3://"):
+    _check_checkpoint(config.model, f"{field}.model")
+
+
+def _check_checkpoint(model: str, field: str) -> None:
+    if model.startswith("s3://"):
         # Every fingerprint lists its files, which finds errors.
         return
-    folder = Path(resolve_path(config.model))
+    folder = Path(resolve_path(model))
     if not folder.is_dir():
-        _check_hub_name(config.model, field)
+        _check_hub_name(model, field)
         return
     base = base_of_adapter(folder)
     if base is not None:
-        check_model(config.model_copy(update={"model": base}), f"{field} {config.model!r}, base_model_name_or_path")
+        _check_checkpoint(base, f"{field} {model!r}, base_model_name_or_path")
         return
     if not (folder / "config.json").is_file():
         raise ConfigError(
             field,
-            config.model,
+            model,
             "has no config.json.",
             "Set it to the folder of a Hugging Face checkpoint or of a LoRA adapter.",
         )
     if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
         raise ConfigError(
             field,
-            config.model,
+            model,
             f"has no processor ({' or '.join(_PROCESSOR_FILES)}).",
             "Save the model's processor beside its weights.",
         )

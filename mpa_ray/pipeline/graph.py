@@ -29,7 +29,7 @@ from mpa_ray.pipeline.graph_rows import ShardFailed, decode_result
 from mpa_ray.pipeline.model_actor import ModelActor
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone
 from mpa_ray.pipeline.telemetry import Counters
-from mpa_ray.run.dataset import ahead
+from mpa_ray.run.dataset import prefetch
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def _start_coordinator(work: Pass[Any], committed: Sequence[str]) -> Any:
         work.limits, work.reading.max_bytes_in_flight
     )
     if (annotations := work.deduplicated) is not None:
-        rows_of_shards = ahead(lambda shard: annotations.columns(shard, ["image_id", "content_sha256"]), committed)
+        rows_of_shards = prefetch(lambda shard: annotations.columns(shard, ["image_id", "content_sha256"]), committed)
         ray.get(
             [
                 coordinator.add_committed_images.remote({shard: [_sighting(row) for row in rows]})

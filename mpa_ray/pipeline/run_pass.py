@@ -48,7 +48,7 @@ class Outstanding:
         missing = dataset.missing(manifest.shards)
         left = set(missing)
         committed = [shard for shard in manifest.shards if shard not in left]
-        done = manifest.num_images * len(committed) // manifest.num_shards
+        done = manifest.estimate_images(len(committed))
         return cls(missing, committed, manifest.num_images, done)
 
     def below(self, part: str) -> Outstanding:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from mpa_ray.config import Arm, measured_as
 from mpa_ray.observability.progress import clock
-from mpa_ray.run.audit import student_names
-from mpa_ray.run.dataset import ShardedDataset, ahead
+from mpa_ray.run.dataset import ShardedDataset, prefetch
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.recorded_config import student_names
 from mpa_ray.run.run import Run
 
 PhaseState = Literal["done", "begun", "not begun"]
@@ -248,7 +248,7 @@ class _Look:
         """Of each shard of the corpus, by its marker."""
         if folder not in self._sizes:
             shards = sorted(self._markers(self._run.corpus))
-            commits = ahead(self._run.corpus.commit_of, shards)
+            commits = prefetch(self._run.corpus.commit_of, shards)
             self._sizes[folder] = {commit.shard: commit.num_rows for commit in commits if commit is not None}
         return self._sizes[folder]
 
@@ -273,7 +273,7 @@ def _job(name: str, *flags: str) -> str:
 
 def _outcomes(dataset: ShardedDataset[Any], shards: Iterable[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for rows in ahead(partial(dataset.columns, names=["state", "reason"]), sorted(shards)):
+    for rows in prefetch(partial(dataset.columns, names=["state", "reason"]), sorted(shards)):
         counts.update(row["reason"] or row["state"] for row in rows)
     return counts
 

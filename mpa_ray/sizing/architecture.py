@@ -52,19 +52,19 @@ class Architecture:
     weight_bits: int | None
     """Bits per weight of a quantized checkpoint; None where it is not quantized."""
 
-    def num_parameters(self, part: Component) -> int:
+    def num_parameters(self, component: Component) -> int:
         """Parameters of one component; embeddings and experts belong to the language model."""
-        in_layers = sum(linear.inputs * linear.outputs * linear.count for linear in self.linears[part])
-        return in_layers + (self.num_embeddings + self.num_expert_parameters if part == "language" else 0)
+        in_layers = sum(linear.inputs * linear.outputs * linear.count for linear in self.linears[component])
+        return in_layers + (self.num_embeddings + self.num_expert_parameters if component == "language" else 0)
 
     @property
     def total(self) -> int:
         """All parameters."""
-        return sum(self.num_parameters(part) for part in self.linears)
+        return sum(self.num_parameters(component) for component in self.linears)
 
-    def num_adapter_parameters(self, parts: Iterable[Component], rank: int) -> int:
+    def num_adapter_parameters(self, components: Iterable[Component], rank: int) -> int:
         """Parameters of LoRA on every linear layer: rank * (inputs + outputs) each (arXiv 2106.09685)."""
-        return sum(rank * (x.inputs + x.outputs) * x.count for part in parts for x in self.linears[part])
+        return sum(rank * (x.inputs + x.outputs) * x.count for component in components for x in self.linears[component])
 
     def weight_bytes(self, dtype: str) -> float:
         """All weights in the number format of an engine, where `auto` means 16 bits.

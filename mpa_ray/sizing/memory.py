@@ -225,9 +225,9 @@ def training_gib(level: LevelConfig, sizes: Architecture, image_tokens: int) -> 
         # The frozen weights are in bfloat16, or their linear layers in 4 bits; adapters are in float32.
         in_layers = sizes.total - sizes.num_embeddings
         frozen = in_layers * _QUANTIZED_BYTES + sizes.num_embeddings * 2 if method.quantize else sizes.total * 2.0
-        trained = sizes.num_adapter_parameters(method.parts, method.rank) * _TRAINED_BYTES
+        trained = sizes.num_adapter_parameters(method.components, method.rank) * _TRAINED_BYTES
     else:
-        num_trained = sum(sizes.num_parameters(part) for part in method.parts)
+        num_trained = sum(sizes.num_parameters(component) for component in method.components)
         frozen, trained = (sizes.total - num_trained) * 4.0, num_trained * (_TRAINED_BYTES + _COPY_BYTES)
     num_shards = level.num_workers if level.parallel == "fsdp" else 1
     return {
@@ -250,7 +250,7 @@ def _activation_bytes(level: LevelConfig, sizes: Architecture, image_tokens: int
     # The input of a layer has the number format of the weights.
     layer_input = (2.0 if is_lora else 4.0) * sizes.hidden_size
     language = num_layers * layer_input + per_layer if level.gradient_checkpointing else num_layers * per_layer
-    if "vision" not in level.method.parts:
+    if "vision" not in level.method.components:
         return tokens * language
     patches = tokens * image_tokens / (image_tokens + _TEXT_TOKENS / 2) * sizes.patches_per_token
     # Counted as in the language model, with an ungated MLP of four times the width.

@@ -14,7 +14,7 @@ from mpa_ray.sizing.phases import PhaseSizer
 from mpa_ray.sizing.run_rates import RunRates, changed_settings
 from mpa_ray.sizing.sizing import Sizing
 from mpa_ray.sizing.workload import workload_of
-from mpa_ray.storage.storage import open_storage
+from mpa_ray.storage.open import open_storage
 
 
 def size_run(config: RunConfig) -> Sizing:

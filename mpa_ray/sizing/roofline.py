@@ -53,7 +53,7 @@ class Roofline:
         weight_gradients = 0 if isinstance(level.method, LoraConfig) else 1
         recomputation = 1 if level.gradient_checkpointing else 0
         trained = 2 + weight_gradients + recomputation
-        total = language * trained + vision * (trained if "vision" in level.method.parts else 1)
+        total = language * trained + vision * (trained if "vision" in level.method.components else 1)
         return self._compute_s(total) / max(1.0, level.gpus_per_worker)
 
     def _prompt_s(self, sizes: Architecture, image_tokens: int) -> float:

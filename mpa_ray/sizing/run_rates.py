@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mpa_ray.config import RunConfig
-from mpa_ray.run.audit import student_names
 from mpa_ray.run.phase_record import PhaseKey, PhaseKind, PhaseRecord, phase_records
+from mpa_ray.run.recorded_config import student_names
 from mpa_ray.run.run import CORPUS_MANIFEST, RUN_FILE, Run
+from mpa_ray.run.training_state import TrainingState
 
 T = TypeVar("T")
 
@@ -195,18 +196,15 @@ def _median(values: Mapping[T, float], is_included: Callable[[T], bool] = lambda
 
 def _training_rates(run: Run, name: str, level: Mapping[str, Any], record: PhaseRecord | None) -> TrainingRates:
     folder = run.student_dir(name)
-    if not run.storage.exists(f"{folder}/training.json"):
+    state = TrainingState.read(run, folder)
+    samples_per_s = state.samples_per_s if state is not None else None
+    if state is None or samples_per_s is None:
         return TrainingRates()
-    rows = [row for row in run.read_json(f"{folder}/training.json")["log"] if "samples_per_s" in row]
-    if not rows:
-        return TrainingRates()
-    # The first row includes the warm-up.
-    samples_per_s = statistics.median(row["samples_per_s"] for row in rows[1:] or rows)
     num_samples = _number(run, f"{folder}/epoch/manifest.json", "num_samples")
     start_s = None
     if record is not None and num_samples is not None and run.is_leveled(name):
         start_s = max(0.0, (record.wall_s - num_samples / samples_per_s) / record.num_attempts)
-    memory_gib = max(row.get("memory_gib", 0.0) for row in rows) if level.get("gpus_per_worker") else None
+    memory_gib = max(entry.memory_gib or 0.0 for entry in state.log) if level.get("gpus_per_worker") else None
     return TrainingRates(samples_per_s / level.get("num_workers", 1), start_s, memory_gib)
 
 

@@ -20,7 +20,7 @@ from mpa_ray.evaluation.benchmarks import BENCHMARKS
 from mpa_ray.metrics import METRICS
 from mpa_ray.records import Prediction
 from mpa_ray.run.run import Run
-from tests.official_formats import ask, write_official
+from tests.official_formats import draw_questions, write_official
 
 ROOT = Path(__file__).parents[2]
 NUM_IMAGES, PER_IMAGE = 6, 4
@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "task": "demo_world",
         "evaluate": {
             "benchmarks": [
-                write_official(kind, folder / kind, ask(NUM_IMAGES, PER_IMAGE, seed))
+                write_official(kind, folder / kind, draw_questions(NUM_IMAGES, PER_IMAGE, seed))
                 for seed, kind in enumerate(BENCHMARKS)
             ],
             "models": [

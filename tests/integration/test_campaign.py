@@ -58,7 +58,7 @@ def test_a_campaign(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     for trained in ("small/parity", "small/consistent", "twin/parity", "twin.round2/parity"):
         assert run.storage.exists(f"students/{trained}/complete.json")
     assert not run.storage.exists("students/failing/parity/complete.json")
-    assert audit(run)["annotated"] == 60
+    assert audit(run).num_annotated == 60
     assert run.read_json("phases/annotate.json")["num_images"] == 60
     assert not run.storage.exists("phases/identify.twin.json")
     assert "identify twin, as small: 8 shards" in output.splitlines()

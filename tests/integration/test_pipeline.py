@@ -37,7 +37,7 @@ def test_every_image_ends_once(images: Path, tmp_path: Path, capsys: pytest.Capt
         images, tmp_path / "run", inconsistent_rate=0.2, unparsable_rate=0.1, truncated_rate=0.1, fail_on=["003.png"]
     )
     config, run = identified(tree)
-    counts = audit(run)
+    counts = audit(run).to_json()
     assert counts["problems"] == []
     assert counts["images"] == 60
     assert sum(counts["kept"].values()) + sum(counts["dropped"].values()) + sum(counts["failed"].values()) == 60
@@ -79,7 +79,7 @@ def test_students_of_the_same_model_share_one_pass(
         {**small, "name": "other", "max_pixels": 1_000_000},
     ]
     _, run = identified(tree)
-    counts = audit(run)
+    counts = audit(run).to_json()
     assert counts["problems"] == []
     assert read_parity(run, "twin") == read_parity(run, "small") != []
     assert "identify twin, as small: done" in capsys.readouterr().out
@@ -106,7 +106,7 @@ def test_each_of_several_questions_on_an_image_has_a_row(images: Path, tmp_path:
     tree = scripted_tree(images, tmp_path / "run", num_questions=3, inconsistent_rate=0.2)
     tree["annotate"] = {"num_questions": 3, "sampling": {"temperature": 1.0}}
     _, run = identified(tree)
-    counts = audit(run)
+    counts = audit(run).to_json()
     assert (counts["problems"], counts["images"]) == ([], 60)
     assert counts["dropped"]["repeated_question"] + counts["annotated"] == 180
     assert counts["annotated"] > 90
@@ -125,7 +125,7 @@ def test_the_shard_size_changes_nothing(images: Path, tmp_path: Path) -> None:
 def test_a_dead_engine_is_replaced_and_nothing_is_lost(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run", die_on=["011.png", "042.png"], die_once_in=str(tmp_path))
     _, run = identified(tree)
-    counts = audit(run)
+    counts = audit(run).to_json()
     assert counts["problems"] == []
     assert counts["annotated"] == 60
 
@@ -159,7 +159,7 @@ def test_broken_files_are_rows_with_a_reason(tmp_path: Path) -> None:
         "strip.png": "extreme_aspect_ratio",
         "bomb.png": "too_many_pixels",
     }
-    assert audit(run)["problems"] == []
+    assert audit(run).problems == []
     page = run.storage.read("report/index.html").decode()
     assert all(name in page for name in ("empty.png", "text.jpg", "cut.png", "strip.png", "bomb.png"))
 
@@ -177,7 +177,7 @@ def test_an_image_that_kills_engines_is_quarantined(images: Path, tmp_path: Path
     tree["source"]["limit"] = 24
     tree["limits"] = {"max_image_deaths": 1, "request_timeout_s": 2.0}
     _, run = identified(tree)
-    counts = audit(run)
+    counts = audit(run).to_json()
     assert (counts["problems"], counts["annotated"], counts["failed"]) == ([], 23, {"kills_engine": 1})
     rows = {row.image_id: row for row in run.annotations.rows(run.manifest().shards)}
     assert rows["011.png"].attempts == 2
@@ -191,7 +191,7 @@ def test_files_with_the_same_bytes_are_annotated_once(tmp_path: Path) -> None:
         (folder / copy).write_bytes((folder / original).read_bytes())
     tree = scripted_tree(folder, tmp_path / "run", die_on=["007.png"], die_once_in=str(tmp_path))
     _, run = identified(tree)
-    counts = audit(run)
+    counts = audit(run).to_json()
     assert (counts["problems"], counts["images"], counts["annotated"]) == ([], 20 + len(copies), 20)
     assert counts["dropped"]["duplicate_of"] == len(copies)
     rows = list(run.annotations.rows(run.manifest().shards))

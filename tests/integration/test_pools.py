@@ -44,7 +44,7 @@ def test_a_phase_gets_the_resources_of_the_previous_one(images: Path, tmp_path: 
     wait_until_all_is_free()
     identify(RunContext.open(config))
     wait_until_all_is_free()
-    assert audit(Run.open(config.run_dir))["problems"] == []
+    assert audit(Run.open(config.run_dir)).problems == []
 
 
 def test_a_phase_that_fails_leaves_no_engine_behind(images: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_counters_are_the_sums_of_the_files_and_gauges_show_the_load(images: Pat
     for step in (index, annotate, identify):
         step(RunContext.open(config))
     run = Run.open(config.run_dir)
-    counts, files = audit(run), sum(f.stat().st_size for f in images.iterdir())
+    counts, files = audit(run).to_json(), sum(f.stat().st_size for f in images.iterdir())
     asked = [v for v in run.verdicts("watched").rows(run.manifest().shards) if v.student_answer is not None]
     expected = {
         "images": 60,

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mpa_ray.config import AnswerConfig, BenchmarkConfig, ObjectStoreConfig
 from mpa_ray.corpus.places.local import LocalPlace
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, read_benchmark

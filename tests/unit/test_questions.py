@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mpa_ray.config import EvaluateConfig, ObjectStoreConfig
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError, FingerprintMismatch
 from mpa_ray.evaluation.questions import lay_out, metric_of
 from mpa_ray.records import LabelledQuestion

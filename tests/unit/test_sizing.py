@@ -24,7 +24,7 @@ from mpa_ray.sizing.rates import Rate
 from mpa_ray.sizing.render import render_sizing
 from mpa_ray.sizing.run_rates import RunRates
 from mpa_ray.sizing.sizing import PhaseSizing, Sizing
-from mpa_ray.storage.storage import open_storage
+from mpa_ray.storage.open import open_storage
 from mpa_ray.tasks.library import find_task
 
 ROOT = Path(__file__).parents[2]

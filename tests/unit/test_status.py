@@ -18,7 +18,7 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.records import Annotation, ImageRef, Verdict
 from mpa_ray.report.status import PhaseStatus, render_status, status
 from mpa_ray.run.run import Run
-from mpa_ray.storage.storage import open_storage
+from mpa_ray.storage.open import open_storage
 from tests.s3_server import CREDENTIALS, s3_server
 
 ROOT = Path(__file__).parents[2]

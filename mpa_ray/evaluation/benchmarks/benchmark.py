@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mpa_ray.config import BenchmarkConfig
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.chartqa import read_chartqa
 from mpa_ray.evaluation.benchmarks.coco import read_vqa

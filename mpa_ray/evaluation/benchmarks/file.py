@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mpa_ray.corpus.locator import Locator
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 
 _LINES = (".jsonl", ".ndjson")

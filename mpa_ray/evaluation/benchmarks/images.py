@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mpa_ray.config import resolve_path
 from mpa_ray.corpus.locator import Locator
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.record import Record
 from mpa_ray.records import LabelledQuestion

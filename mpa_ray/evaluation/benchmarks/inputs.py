@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mpa_ray.config import BenchmarkConfig
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.evaluation.benchmarks.file import File, canonical_split
 from mpa_ray.evaluation.benchmarks.finding import find_files
 from mpa_ray.evaluation.benchmarks.images import Images
