@@ -247,7 +247,7 @@ def problems_of(faults: Mapping[str, Any]) -> list[str]:
     found += [f"left behind: {told}" for part in ("killed", "again") for told in faults[part]["left_behind"]]
     if faults["killed"]["exit_code"] != -signal.SIGKILL:
         found.append(f"the first command ended by itself, with exit code {faults['killed']['exit_code']}")
-    if faults["again"]["exit_code"] != 1 or not faults["error"].startswith(f"RunError: {ABSENT} failed, "):
+    if faults["again"]["exit_code"] != 1 or not faults["error"].startswith(f"RunError: {ABSENT} failed; "):
         found.append(f"exit code {faults['again']['exit_code']}, {faults['error']!r}")
     return found
 

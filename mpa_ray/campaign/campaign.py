@@ -232,7 +232,7 @@ class _Campaign:
 
 
 class _Once:
-    """A lock whose first holder is told apart: entering returns True the first time."""
+    """A lock. Entering it returns True the first time, and False from then on."""
 
     def __init__(self) -> None:
         self._lock, self._is_entered = threading.Lock(), False

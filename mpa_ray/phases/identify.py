@@ -32,18 +32,7 @@ from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.stages.identify import Identify, WorthAsking
 from mpa_ray.stages.judge import parity_samples
 
-
-def identify(context: RunContext[RunConfig]) -> None:
-    """Identify for all students: first together those that can share an engine, then each alone what is left."""
-    config, run = context.config, context.run
-    context.begin(reads=["corpus", "annotations"])
-    shards = run.manifest().shards if run.is_indexed() else []
-    annotated = list(without(shards, run.annotations.missing(shards)))
-    for group in engine_groups(context, config.students):
-        if len(group.names) > 1:
-            with fall_back_to_single(group):
-                identify_group(context, group, annotated)
-    run_all_collect_errors({s.name: partial(identify_student, context, s) for s in config.students})
+FindGroups = Callable[[RunContext[RunConfig], Sequence[StudentConfig]], list[EngineGroup]]
 
 
 def engine_groups(context: RunContext[RunConfig], students: Sequence[StudentConfig]) -> list[EngineGroup]:
@@ -51,6 +40,24 @@ def engine_groups(context: RunContext[RunConfig], students: Sequence[StudentConf
     fingerprint_of = partial(verdict_fingerprint, context.config, context.task)
     unique = dedupe_by_fingerprint({student.name: student for student in students}, fingerprint_of)
     return shared_engines(unique, context.config.object_store)
+
+
+def identify(context: RunContext[RunConfig], find_groups: FindGroups = engine_groups) -> None:
+    """Write verdicts and D_PI of all students: first of those that can share an engine, then of each alone.
+
+    Args:
+        context: The run.
+        find_groups: Groups students by the engine that can serve them.
+    """
+    config, run = context.config, context.run
+    context.begin(reads=["corpus", "annotations"])
+    shards = run.manifest().shards if run.is_indexed() else []
+    annotated = list(without(shards, run.annotations.missing(shards)))
+    for group in find_groups(context, config.students):
+        if len(group.names) > 1:
+            with fall_back_to_single(group):
+                identify_group(context, group, annotated)
+    run_all_collect_errors({s.name: partial(identify_student, context, s) for s in config.students})
 
 
 def identify_student(

@@ -31,7 +31,7 @@ class _WholeClusterAutoscaler(ClusterAutoscaler):
 
     Ray Data reserves resources per dataset, first come, first served, and divides the rest of every node in whole CPUs
     and GPUs. A second pass beside a busy one then gets no CPU to fetch images with and stands still. Here the admission
-    controller decides which passes run beside each other; pools that may grow take what is free.
+    controller decides which passes run at the same time, and pools that may grow take what is free.
     """
 
     def __init__(self, ray_data: ClusterAutoscaler) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import ray
@@ -91,15 +91,14 @@ def _graph(work: Pass[Any], coordinator: Any) -> Dataset:
         )
         .map(CommitShard(work.target), num_cpus=AUXILIARY_CPUS)
     )
-    # Each row leaves an operator as soon as it is there, in a block of its own.
+    # One row per block, so that each row leaves an operator as soon as it is ready.
     graph.context.target_max_block_size = 1
     return graph
 
 
 def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Generator[ShardDone, None, None]:
     counters = Counters(work.pool)
-    # Ray Data ends the actors when the iterator is closed. A stored error would keep it alive.
-    with closing(iter(graph.iter_rows())) as rows:
+    with _rows_of(graph) as rows:
         for row in rows:
             result = decode_result(row)
             if isinstance(result, ShardFailed):
@@ -111,6 +110,22 @@ def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Gener
             fields |= {"shard": result.shard, "num_images": result.num_images, "visit_s": round(result.visit_s, 3)}
             logger.info("shard committed", extra=fields)
             yield result
+
+
+@contextmanager
+def _rows_of(graph: Dataset) -> Iterator[Iterator[dict[str, Any]]]:
+    """Run the graph, and end its actors with the block.
+
+    Ray Data ends them when the iterator is deleted, but an error that someone keeps would keep the iterator.
+    """
+    rows: Generator[dict[str, Any], None, None] = iter(graph.iter_rows())
+    try:
+        yield rows
+    except BaseException:
+        # Ray itself may have ended. Its error must not hide the first one.
+        with suppress(Exception):
+            rows.close()
+        raise
 
 
 def _start_coordinator(work: Pass[Any], committed: Sequence[str]) -> Any:

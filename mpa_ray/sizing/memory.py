@@ -46,7 +46,7 @@ class MemoryCheck:
 
 @dataclass(frozen=True)
 class _EngineMemory:
-    """One GPU's memory under a vLLM engine: what is left for the KV cache, and what requests need of it."""
+    """The memory of one GPU with a vLLM engine: the room for the KV cache, and the cache that requests need."""
 
     model: ModelConfig
     engine: VllmEngineConfig
@@ -79,13 +79,13 @@ class _EngineMemory:
         return self.sizes.weight_bytes(self.engine.dtype)
 
     def room_gib(self, num_gpus: int | None = None, weight_bytes: float | None = None) -> float:
-        """What is left for the KV cache; negative where nothing is. By default as the engine is configured."""
+        """The memory that is left for the KV cache, or less than 0. By default with the engine's own settings."""
         num_gpus = num_gpus or self.engine.tensor_parallel_size
         weight_bytes = self.weight_bytes if weight_bytes is None else weight_bytes
         return self.available_gib - weight_bytes / _GIB / num_gpus - ENGINE_ALLOWANCE_GIB
 
     def cache_gib(self, num_tokens: float, num_gpus: int | None = None) -> float:
-        """The KV cache of so many tokens."""
+        """The memory of the KV cache of these tokens."""
         is_fp8 = "fp8" in str(self.engine.engine_args.get("kv_cache_dtype", "auto"))
         value_bytes = 1.0 if is_fp8 else 4.0 if self.engine.dtype == "float32" else 2.0
         num_gpus = num_gpus or self.engine.tensor_parallel_size
@@ -140,7 +140,7 @@ def check_engine(
         return MemoryCheck(name, "fits", gpu, memory.available_gib, needed_gib, detail)
     remedies = tuple(_engine_remedies(memory))
     if room_gib >= memory.longest_gib:
-        detail = "the KV cache is too small for so many requests: some wait, or are computed twice"
+        detail = "the KV cache is too small for max_num_seqs requests: some wait, or are computed twice"
         return MemoryCheck(name, "tight", gpu, memory.available_gib, needed_gib, detail, remedies)
     detail = (
         f"vLLM would not start: {max(0.0, room_gib):.1f} GiB are left for a KV cache of {memory.longest_gib:.1f} GiB, "
@@ -265,7 +265,7 @@ def layer_bytes_per_token(sizes: Architecture, is_lora: bool) -> float:
 
     The coefficients count the tensors that transformers saves in a Qwen2 layer under autocast to bfloat16: inputs and
     outputs of the norms, queries, keys and values, the output of attention, and four tensors of a gated MLP. A test
-    compares them with what is saved.
+    compares them with the saved tensors.
     """
     queries, keys = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
     if is_lora:

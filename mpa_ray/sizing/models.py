@@ -79,7 +79,7 @@ class Models:
 
 
 def answers_alike(one: ModelConfig, other: ModelConfig) -> bool:
-    """Whether one pass serves both: the same model with the same settings, whatever it is trained on later."""
+    """Whether one pass serves both: the same model with the same serving settings. Training settings may differ."""
     return _serving_settings(one) == _serving_settings(other)
 
 

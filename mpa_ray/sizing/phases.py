@@ -179,7 +179,7 @@ class PhaseSizer:
     def _pass(
         self, key: PhaseKey, model: ModelConfig, rate: Rate, count: int | None, unit: str, num_shards: int
     ) -> PhaseSizing:
-        # A replica without a shard of its own would have nothing to do.
+        # Each replica needs at least one shard.
         replicas = max(1, min(model.most_replicas, num_shards))
         tokens = self._tokens_of_one(key, model)
         return PhaseSizing(

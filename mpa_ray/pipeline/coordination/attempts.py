@@ -12,7 +12,7 @@ from mpa_ray.stages.visits import Attempt
 
 @dataclass
 class _ShardHistory:
-    """What is known of the attempts at one shard."""
+    """The attempts at one shard so far."""
 
     num_attempts: int = 0
     num_deaths: int = 0
