@@ -65,9 +65,11 @@ MAX_PIXELS = 89_478_485
 MAX_ASPECT_RATIO = 200
 """Images of this ratio and above are refused, as by Qwen2-VL's image processor."""
 _LARGE_PIXELS = 16_000_000
-_SMALL_BYTES = 4 * 2**10
+"""Images with more pixels are decoded one at a time."""
 _one_large_image = threading.BoundedSemaphore(1)
 """Held while a large image is decoded: each may need a gigabyte of memory until it is RGB."""
+_SMALL_BYTES = 4 * 2**10
+"""Files up to this size are prepared without a thread."""
 
 _GAP = rb"(?:\s|#[^\r\n]*+[\r\n])++"
 SIGNATURES = {
@@ -96,7 +98,7 @@ SIGNATURES = {
         "FLV": rb"FLV\x01",
         "JPEG XL": rb"\xff\x0a|\x00\x00\x00\x0cJXL \r\n\x87\n",
         "JPEG XR": rb"II\xbc",
-        # All quantifiers are possessive and all groups atomic: hostile prologues must not cause backtracking.
+        # Possessive and atomic, so that a hostile prologue causes no backtracking.
         "SVG": rb"(?:\xef\xbb\xbf)?\s*+(?:(?><\?.*?\?>|<!--.*?-->|<!DOCTYPE\s+svg[^>\[]*+(?:\[[^\]]*+\])?\s*+>)\s*+)*+"
         rb"<(?:\w++:)?svg[\s/>]",
         "PDF": rb"\s*+%PDF-",
@@ -130,9 +132,18 @@ _UNKNOWN_VARIANT = re.compile(
 )
 """Pillow's messages about a variant of a format that it cannot decode; it has no error class for that."""
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323
-_NEW_SUBFILE_TYPE, _SUB_IFDS, _SAMPLE_FORMAT, _DNG_VERSION = 254, 330, 339, 50706
+# Tags of TIFF.
+_NEW_SUBFILE_TYPE = 254
+_BITS_PER_SAMPLE = 258
+_PHOTOMETRIC = 262
+_TILE_WIDTH = 322
+_TILE_LENGTH = 323
+_SUB_IFDS = 330
+_SAMPLE_FORMAT = 339
+_DNG_VERSION = 50706
+
 _WHITE_IS_ZERO = 0
+"""A value of `_PHOTOMETRIC`."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from safetensors.numpy import save_file
 
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, resolve_path
-from mpa_ray.models.shared_engines import Adapter, servable, shared_engines
+from mpa_ray.models.shared_engines import Adapter, servable_adapter, shared_engines
 
 BASE = resolve_path("bundled:demo/models/student")
 OTHER_BASE = resolve_path("bundled:demo/models/teacher")
@@ -33,21 +33,21 @@ def adapter(
 
 def test_a_plain_adapter_of_the_language_model_is_served_without_merging(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", r=24, target_modules=["q_proj"], use_rslora=True, init_lora_weights="gaussian")
-    assert servable(folder, STORE) == Adapter(folder, BASE, 24)
-    assert servable(BASE, STORE) is None
+    assert servable_adapter(folder, STORE) == Adapter(folder, BASE, 24)
+    assert servable_adapter(BASE, STORE) is None
 
 
 def test_the_default_settings_of_peft_are_plain(tmp_path: Path) -> None:
     LoraConfig(r=4, target_modules=["q_proj"], base_model_name_or_path=BASE).save_pretrained(str(tmp_path / "saved"))
     saved = json.loads((tmp_path / "saved/adapter_config.json").read_text())
     folder = adapter(tmp_path / "a", **{name: value for name, value in saved.items() if name != "peft_type"})
-    assert servable(folder, STORE) == Adapter(folder, BASE, 4)
+    assert servable_adapter(folder, STORE) == Adapter(folder, BASE, 4)
 
 
 def test_the_path_of_an_adapter_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = adapter(tmp_path / "a")
     monkeypatch.chdir(tmp_path)
-    assert servable("./a", STORE) == Adapter(folder, BASE, 8)
+    assert servable_adapter("./a", STORE) == Adapter(folder, BASE, 8)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_the_path_of_an_adapter_becomes_absolute(tmp_path: Path, monkeypatch: py
     ],
 )
 def test_an_adapter_that_an_engine_would_not_fully_apply_is_merged(tmp_path: Path, settings: dict[str, Any]) -> None:
-    assert servable(adapter(tmp_path / "a", **settings), STORE) is None
+    assert servable_adapter(adapter(tmp_path / "a", **settings), STORE) is None
 
 
 def test_a_damaged_adapter_does_not_affect_other_models(tmp_path: Path) -> None:
