@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -141,10 +142,14 @@ def configuration(work: Work, run_dir: Path, row: str, variant: Variant) -> RunC
     )
 
 
-def measure(work: Work, row: str, variant: Variant) -> Timings:
+Configure = Callable[[Work, Path, str, Variant], RunConfig]
+"""Makes the configuration of a run from the work, its folder, the row and the variant."""
+
+
+def measure(work: Work, row: str, variant: Variant, configure: Configure = configuration) -> Timings:
     with tempfile.TemporaryDirectory(prefix="mpa_ray-throughput-") as scratch:
         _lay_out(work, Path(scratch, "images"))
-        config = configuration(work, Path(scratch, "run"), row, variant)
+        config = configure(work, Path(scratch, "run"), row, variant)
         index(RunContext.open(config))
         run = Run.open(config.run_dir, config.object_store)
         start_ray()
