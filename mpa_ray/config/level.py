@@ -21,8 +21,8 @@ class LoraConfig(Settings):
     alpha: float = Field(32.0, gt=0)
     """Adapters are scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    parts: tuple[Component, ...] = Field(("language",), min_length=1)
-    """Where adapters go: every linear layer of these parts but the output head."""
+    components: tuple[Component, ...] = Field(("language",), min_length=1)
+    """Adapters go to every linear layer of these components of the model, except the output head."""
     quantize: bool = False
     """Hold the frozen weights in 4 bits (QLoRA, arXiv 2305.14314); needs bitsandbytes and a GPU."""
 
@@ -31,8 +31,8 @@ class FullConfig(Settings):
     """Train weights themselves."""
 
     kind: Literal["full"]
-    parts: tuple[Component, ...] = Field(("language",), min_length=1)
-    """What is trained; the rest is frozen."""
+    components: tuple[Component, ...] = Field(("language",), min_length=1)
+    """Components of the model that are trained; the others are frozen."""
     projector_learning_rate: float | None = Field(None, gt=0)
     """Peak rate of the projector; None is `learning_rate`."""
     vision_learning_rate: float | None = Field(None, gt=0)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from mpa_ray.config.engines import ENGINE_KINDS
 from mpa_ray.config.run import EvaluationRunConfig, RunConfig
 from mpa_ray.config.settings import Settings
 from mpa_ray.config.source import ObjectStoreConfig
@@ -101,7 +102,7 @@ def _override(tree: dict[str, Any], dotted: str, value: Any) -> None:
 def _readable(error: ValidationError) -> ConfigError:
     first, *others = error.errors()
     # A discriminated union puts the tag of the chosen variant into the location; it is no key of the file.
-    where = ".".join(str(part) for part in first["loc"] if part not in ("vllm", "scripted", "lora", "full"))
+    where = ".".join(str(part) for part in first["loc"] if part not in (*ENGINE_KINDS, "lora", "full"))
     problem = {
         "extra_forbidden": "is not a setting.",
         "missing": "is required.",

@@ -46,7 +46,7 @@ class ModelConfig(Settings):
             raise ValueError(f"gpus_per_replica {self.gpus_per_replica:g} is neither whole nor a fraction of one GPU")
         if self.accelerator_type is not None and not self.gpus_per_replica:
             raise ValueError(f"accelerator_type {self.accelerator_type} needs gpus_per_replica over 0")
-        num_gpus = getattr(self.engine, "tensor_parallel_size", 1)
+        num_gpus = self.engine.num_gpus_per_copy
         if num_gpus > 1 and self.gpus_per_replica and self.gpus_per_replica < num_gpus:
             raise ValueError(f"gpus_per_replica {self.gpus_per_replica:g} is less than tensor_parallel_size {num_gpus}")
         return self

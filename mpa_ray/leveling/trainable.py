@@ -14,33 +14,33 @@ def prepare_for_training(model: Any, method: LoraConfig | FullConfig) -> Any:
     """Freeze what is not trained, and wrap the model in adapters where they are asked for.
 
     Raises:
-        ValueError: the model has no module of a part that is to be trained.
-        AssertionError: something else than the parts asked for would be trained.
+        ValueError: the model has no module of a component that is to be trained.
+        AssertionError: a component that is not configured would be trained.
     """
     if isinstance(method, LoraConfig):
         model = _with_adapters(model, method)
     else:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad = component_of(name) in method.parts
+            parameter.requires_grad = component_of(name) in method.components
     trained = {component_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if absent := set(method.parts) - trained:
+    if absent := set(method.components) - trained:
         raise ValueError(f"{type(model).__name__} has no {', '.join(sorted(absent))} that could be trained")
-    assert trained == set(method.parts), f"{', '.join(sorted(trained))} would be trained"
+    assert trained == set(method.components), f"{', '.join(sorted(trained))} would be trained"
     return model
 
 
-def adapted_modules(model: nn.Module, parts: tuple[Component, ...]) -> list[str]:
-    """The linear layers of these parts, without the output head."""
+def adapted_modules(model: nn.Module, components: tuple[Component, ...]) -> list[str]:
+    """The linear layers of these components, without the output head."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and component_of(name) in parts
+        if isinstance(module, nn.Linear) and module is not head and component_of(name) in components
     ]
 
 
 def learning_rates(method: LoraConfig | FullConfig, learning_rate: float) -> dict[Component, float]:
-    """The peak rate of each part."""
+    """The peak rate of each component."""
     if isinstance(method, LoraConfig):
         return dict.fromkeys(("language", "projector", "vision"), learning_rate)
     return {
@@ -57,7 +57,7 @@ def _with_adapters(model: Any, method: LoraConfig) -> Any:
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]
         lora_dropout=method.dropout,
-        target_modules=adapted_modules(model, method.parts),
+        target_modules=adapted_modules(model, method.components),
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, adapters)

@@ -8,38 +8,18 @@ from mpa_ray.config import Arm, EvaluationRunConfig, ModelConfig, RunConfig, Stu
 from mpa_ray.models.checkpoints import model_identity
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
 
-_ONLY_SPEED = frozenset(
-    {
-        "gpu_memory_utilization",
-        "max_num_batched_tokens",
-        "max_num_seqs",
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        "enforce_eager",
-        "compilation_config",
-        "mm_processor_cache_gb",
-        "distributed_executor_backend",
-        "disable_log_stats",
-    }
-)
-"""Arguments of an engine that change how fast it answers, not what."""
-
 ALGORITHM_VERSION = 5
 """Goes up when the same settings would give other rows."""
 
 
 def _model(config: ModelConfig, run: EvaluationRunConfig) -> dict[str, Any]:
-    engine = config.engine
-    fields: dict[str, Any] = {
+    return {
         "model": model_identity(config.model, run.object_store),
-        "engine": engine.kind,
+        "engine": config.engine.kind,
         "min_pixels": config.min_pixels,
         "max_pixels": config.max_pixels,
+        **config.engine.identity_fields(),
     }
-    if engine.kind == "vllm":
-        passed_on = {f"engine_args.{k}": v for k, v in engine.engine_args.items() if k not in _ONLY_SPEED}
-        return fields | {"dtype": engine.dtype, "max_model_len": engine.max_model_len} | passed_on
-    return fields | engine.model_dump(include={"inconsistent_rate", "wrong_rate", "unparsable_rate", "truncated_rate"})
 
 
 def _answering(config: EvaluationRunConfig, task: Task) -> dict[str, Any]:

@@ -52,18 +52,18 @@ class Architecture:
     weight_bits: int | None
     """Of a quantized checkpoint."""
 
-    def num_parameters(self, part: Component) -> int:
-        found = sum(linear.inputs * linear.outputs * linear.count for linear in self.linears[part])
-        return found + (self.num_embeddings + self.num_expert_parameters if part == "language" else 0)
+    def num_parameters(self, component: Component) -> int:
+        found = sum(linear.inputs * linear.outputs * linear.count for linear in self.linears[component])
+        return found + (self.num_embeddings + self.num_expert_parameters if component == "language" else 0)
 
     @property
     def total(self) -> int:
         """All parameters."""
-        return sum(self.num_parameters(part) for part in self.linears)
+        return sum(self.num_parameters(component) for component in self.linears)
 
-    def num_adapter_parameters(self, parts: Iterable[Component], rank: int) -> int:
-        """Of LoRA on every linear layer of these parts: rank * (inputs + outputs) each (arXiv 2106.09685)."""
-        return sum(rank * (x.inputs + x.outputs) * x.count for part in parts for x in self.linears[part])
+    def num_adapter_parameters(self, components: Iterable[Component], rank: int) -> int:
+        """Of LoRA on every linear layer of these components: rank * (inputs + outputs) each (arXiv 2106.09685)."""
+        return sum(rank * (x.inputs + x.outputs) * x.count for name in components for x in self.linears[name])
 
     def weight_bytes(self, dtype: str) -> float:
         """In the number format of an engine: `auto` is 16 bits; a quantized checkpoint has its language model's

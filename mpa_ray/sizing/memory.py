@@ -168,10 +168,10 @@ def training_gib(level: LevelConfig, sizes: Architecture, image_tokens: int) -> 
         # The frozen weights in bfloat16, or their linear layers in 4 bits; adapters in float32.
         in_layers = sizes.total - sizes.num_embeddings
         weights = in_layers * _QUANTIZED_BYTES + sizes.num_embeddings * 2 if method.quantize else sizes.total * 2.0
-        trained = sizes.num_adapter_parameters(method.parts, method.rank)
+        trained = sizes.num_adapter_parameters(method.components, method.rank)
         held = trained * _TRAINED_BYTES
     else:
-        trained = sum(sizes.num_parameters(part) for part in method.parts)
+        trained = sum(sizes.num_parameters(component) for component in method.components)
         weights, held = (sizes.total - trained) * 4.0, trained * (_TRAINED_BYTES + _COPY_BYTES)
     shards = level.num_workers if level.parallel == "fsdp" else 1
     return {
@@ -194,7 +194,7 @@ def _activation_bytes(level: LevelConfig, sizes: Architecture, image_tokens: int
     # What is carried from layer to layer has the weights' format.
     carried = (2.0 if is_lora else 4.0) * sizes.hidden_size
     kept = layers * carried + whole if level.gradient_checkpointing else layers * whole
-    if "vision" not in level.method.parts:
+    if "vision" not in level.method.components:
         return tokens * kept
     patches = tokens * image_tokens / (image_tokens + _TEXT_TOKENS / 2) * sizes.patches_per_token
     # As of the language model, with an MLP of four times the width that is not gated.

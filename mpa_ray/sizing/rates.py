@@ -234,7 +234,7 @@ class Roofline:
         vision = sizes.vision_operations(image_tokens)
         weights = 0 if isinstance(level.method, LoraConfig) else 1
         again = 1 if level.gradient_checkpointing else 0
-        sees = "vision" in level.method.parts
+        sees = "vision" in level.method.components
         total = language * (2 + weights + again) + vision * (2 + weights + again if sees else 1)
         return self._compute_s(total) / max(1.0, level.gpus_per_worker)
 
@@ -258,7 +258,7 @@ class Roofline:
 
 def _num_gpus(model: ModelConfig) -> float:
     """Whose speed one replica has."""
-    return model.gpus_per_replica if model.gpus_per_replica < 1 else getattr(model.engine, "tensor_parallel_size", 1)
+    return model.gpus_per_replica if model.gpus_per_replica < 1 else model.engine.num_gpus_per_copy
 
 
 def differing(config: RunConfig, measured: dict[str, Any]) -> list[str]:

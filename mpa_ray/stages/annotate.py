@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from mpa_ray.config import AnnotateConfig, AnswerConfig, SamplingConfig
-from mpa_ray.engine.protocol import EncodedImage, JsonSchema, Reply, RequestRefused, VisionLanguageModel
+from mpa_ray.engine.protocol import EncodedImage, JsonSchema, Reply, Request, RequestRefused, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.matching import MATCHERS
 from mpa_ray.records import Annotation, ImageRef, Reason, State
@@ -61,11 +61,14 @@ class Annotate:
         )
 
     async def _draw(self, image: EncodedImage, number: int) -> Reply | RequestRefused:
-        sampling = self._drawn(image.image_id if number == 0 else f"{image.image_id}#{number}")
+        as_json = self.config.reply == "json"
+        request = Request(
+            self.task.annotation_prompt(as_json),
+            self._drawn(image.image_id if number == 0 else f"{image.image_id}#{number}"),
+            schema=PAIR if as_json else None,
+        )
         try:
-            if self.config.reply == "json":
-                return await self.teacher.generate(image, self.task.annotation_prompt(as_json=True), sampling, PAIR)
-            return await self.teacher.generate(image, self.task.annotation_prompt(), sampling)
+            return await self.teacher.generate(image, request)
         except RequestRefused as refused:
             return refused
 
@@ -85,9 +88,9 @@ class Annotate:
     async def _second_answers(self, row: _RowOf, image: EncodedImage, prompt: str) -> list[Reply]:
         asked, limit = self.config.num_second_answers, self.answer.max_new_tokens
         if asked == 1:
-            return [await self.teacher.generate(image, prompt, SamplingConfig(max_new_tokens=limit))]
-        draws = (self._drawn(f"{row.annotation_id}?{number}", limit) for number in range(asked))
-        return list(await asyncio.gather(*(self.teacher.generate(image, prompt, sampling) for sampling in draws)))
+            return [await self.teacher.generate(image, Request(prompt, SamplingConfig(max_new_tokens=limit)))]
+        requests = (Request(prompt, self._drawn(f"{row.annotation_id}?{number}", limit)) for number in range(asked))
+        return list(await asyncio.gather(*(self.teacher.generate(image, request) for request in requests)))
 
     def _drawn(self, name: str, max_new_tokens: int | None = None) -> SamplingConfig:
         """How a reply is drawn, with a seed of its own by its name."""

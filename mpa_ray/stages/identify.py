@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from mpa_ray.config import AnswerConfig, SamplingConfig
-from mpa_ray.engine.protocol import EncodedImage, RequestRefused, VisionLanguageModel
+from mpa_ray.engine.protocol import EncodedImage, Request, RequestRefused, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.matching import Matcher
 from mpa_ray.records import Annotation, Verdict
@@ -55,7 +55,7 @@ class Identify:
         prompt = self.task.answer_prompt(annotation.question or "")
         sampling = SamplingConfig(max_new_tokens=self.answer.max_new_tokens)
         try:
-            reply = await self.student.generate(image, prompt, sampling)
+            reply = await self.student.generate(image, Request(prompt, sampling))
         except RequestRefused as refused:
             return not_answered(annotation, refused.state, refused.reason, refused.detail)
         return judge(annotation, reply, self.worth_asking.matches)

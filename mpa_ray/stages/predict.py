@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mpa_ray.config import AnswerConfig, SamplingConfig
-from mpa_ray.engine.protocol import EncodedImage, RequestRefused, VisionLanguageModel
+from mpa_ray.engine.protocol import EncodedImage, Request, RequestRefused, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import LabelledQuestion, Prediction
 from mpa_ray.stages.image_work import ImageWork, encode_work, first_alone
@@ -31,7 +31,7 @@ class Predict:
     async def _answered(self, image: EncodedImage, question: LabelledQuestion) -> Prediction:
         sampling = SamplingConfig(max_new_tokens=self.answer.max_new_tokens)
         try:
-            reply = await self.model.generate(image, self.task.answer_prompt(question.question), sampling)
+            reply = await self.model.generate(image, Request(self.task.answer_prompt(question.question), sampling))
         except RequestRefused as refused:
             return _prediction(question, None, f"{refused.reason}: {refused.detail}")
         return _prediction(question, reply.text, "truncated" if reply.truncated else None)

@@ -171,33 +171,37 @@ def test_two_workers_give_the_gradient_of_one(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_are_on_every_linear_layer_of_the_parts_asked_for(family: str, checkpoints: dict[str, str]) -> None:
+def test_adapters_are_on_every_linear_layer_of_the_configured_components(
+    family: str, checkpoints: dict[str, str]
+) -> None:
     from peft.tuners.lora import LoraLayer
 
-    for parts in (("language",), ("projector", "vision")):
+    for components in (("language",), ("projector", "vision")):
         plain = loaded(checkpoints[family])
         head = plain.get_output_embeddings()
         expected = {
             name
             for name, module in plain.named_modules()
-            if isinstance(module, torch.nn.Linear) and module is not head and component_of(name) in parts
+            if isinstance(module, torch.nn.Linear) and module is not head and component_of(name) in components
         }
-        adapted = prepare_for_training(loaded(checkpoints[family]), LoraConfig(rank=2, parts=parts))
+        adapted = prepare_for_training(loaded(checkpoints[family]), LoraConfig(rank=2, components=components))
         found = {name for name, module in adapted.get_base_model().named_modules() if isinstance(module, LoraLayer)}
         assert found == expected
-        assert {component_of(name) for name in found} == set(parts)
+        assert {component_of(name) for name in found} == set(components)
         trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
         assert all("lora_" in name for name in trained)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_parameter_has_a_part_and_only_parts_asked_for_are_trained(
+def test_every_parameter_has_a_component_and_only_the_configured_ones_are_trained(
     family: str, checkpoints: dict[str, str]
 ) -> None:
     plain = {name: component_of(name) for name, _ in loaded(checkpoints[family]).named_parameters()}
     assert set(plain.values()) == {"language", "projector", "vision"}
-    assert all(part == "language" for name, part in plain.items() if "language_model" in name or "text_model" in name)
-    for part in ("language", "projector", "vision"):
-        model = prepare_for_training(loaded(checkpoints[family]), FullConfig(kind="full", parts=(part,)))
+    assert all(
+        component == "language" for name, component in plain.items() if "language_model" in name or "text_model" in name
+    )
+    for component in ("language", "projector", "vision"):
+        model = prepare_for_training(loaded(checkpoints[family]), FullConfig(kind="full", components=(component,)))
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        assert trained == {name for name, found in plain.items() if found == part}
+        assert trained == {name for name, found in plain.items() if found == component}

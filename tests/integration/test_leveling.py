@@ -96,7 +96,7 @@ def test_only_the_language_model_is_trained(method: LoraConfig | FullConfig) -> 
 
 def test_full_training_reaches_the_vision_tower_only_by_choice() -> None:
     model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32)
-    model = prepare_for_training(model, FullConfig(kind="full", parts=("language", "projector", "vision")))
+    model = prepare_for_training(model, FullConfig(kind="full", components=("language", "projector", "vision")))
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

@@ -42,7 +42,7 @@ def test_a_card_tells_data_teacher_task_counts_versions_and_scores(tmp_path: Pat
     assert "benchmark" not in model_card(config, config.students[0], "parity", COUNTS, {})
 
 
-def test_parts_have_rates_of_their_own_in_full_training() -> None:
+def test_each_component_has_its_own_rate_in_full_training() -> None:
     assert set(learning_rates(LoraConfig(), 1e-3).values()) == {1e-3}
-    own = FullConfig(kind="full", parts=("language", "vision"), projector_learning_rate=5e-4)
+    own = FullConfig(kind="full", components=("language", "vision"), projector_learning_rate=5e-4)
     assert learning_rates(own, 1e-3) == {"language": 1e-3, "projector": 5e-4, "vision": 1e-4}

@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mpa_ray.config import AnswerConfig, SamplingConfig
-from mpa_ray.engine.protocol import EncodedImage, JsonSchema, Reply, RequestRefused
+from mpa_ray.config import AnswerConfig
+from mpa_ray.engine.protocol import EncodedImage, Reply, Request, RequestRefused
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.matching import MATCHERS
 from mpa_ray.records import Annotation, LabelledQuestion, OfModel, Reason, State
@@ -38,24 +38,17 @@ class Counting:
         self.num_looks += 1
         return EncodedImage(image_id, f"{len(content)}")
 
-    async def generate(
-        self,
-        image: EncodedImage,
-        text: str,
-        sampling: SamplingConfig,
-        schema: JsonSchema | None = None,
-        adapter: str | None = None,
-    ) -> Reply:
-        assert (image.image_id, sampling.temperature, schema) == ("a", 0, None)
-        self.asked.append(adapter)
-        number = text.split("number ")[1].split("?")[0]
+    async def generate(self, image: EncodedImage, request: Request) -> Reply:
+        assert (image.image_id, request.sampling.temperature, request.schema) == ("a", 0, None)
+        self.asked.append(request.adapter)
+        number = request.text.split("number ")[1].split("?")[0]
         if number == "13":
             raise RequestRefused(Reason.PROMPT_TOO_LONG, "scripted")
         self.num_now += 1
         self.together.append(self.num_now)
         await asyncio.sleep(0.001)
         self.num_now -= 1
-        return Reply(number if adapter != "astray" else "7", "stop", 10, 0, 1, 5, None, 0.0)
+        return Reply(number if request.adapter != "astray" else "7", "stop", 10, 0, 1, 5, None, 0.0)
 
     def close(self) -> None: ...
 
