@@ -34,11 +34,12 @@ sys.path.insert(0, str(ROOT))
 
 from mpa_ray.config import LevelConfig, LoraConfig, RunConfig
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
-from mpa_ray.leveling.batching import TrainingRow, row_of
+from mpa_ray.leveling.arms import SampleSources
+from mpa_ray.leveling.batching import TrainingRow
+from mpa_ray.leveling.collator import AnswerCollator
 from mpa_ray.leveling.driver import fine_tune
-from mpa_ray.leveling.epoch_plan import SampleSources, plan_epoch
+from mpa_ray.leveling.epoch_plan import plan_epoch
 from mpa_ray.leveling.loss import answer_loss, weight_of
-from mpa_ray.leveling.step_data import AnswerCollator
 from mpa_ray.leveling.trainable import prepare_for_training
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.observability.progress import say
@@ -185,7 +186,7 @@ def train_plainly(model: str, samples: list[ParitySample], folder: Path) -> tupl
 def train_ours(model: str, samples: list[ParitySample], folder: Path) -> tuple[float, float, Any]:
     from transformers import AutoModelForImageTextToText
 
-    longest = max(row_of(sample).num_tokens for sample in samples)
+    longest = max(TrainingRow.of(sample).num_tokens for sample in samples)
     settings = LEVEL.model_copy(update={"tokens_per_micro_batch": MICRO_BATCH * longest})
     tree = {
         "run_dir": str(folder),

@@ -1,4 +1,4 @@
-"""What of a model is trained: by default its language model, never its vision tower or projector unasked."""
+"""Which components of a model are trained, and at which rate: by default the language model alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from mpa_ray.models.components import component_of
 
 
 def prepare_for_training(model: Any, method: LoraConfig | FullConfig) -> Any:
-    """Freeze what is not trained, and wrap the model in adapters where they are asked for.
+    """Freeze what is not trained, and add adapters if the method is LoRA.
 
     Raises:
-        ValueError: the model has no module of a component that is to be trained.
-        AssertionError: a component that is not configured would be trained.
+        ValueError: the model has no module of a component that is to be trained, or others would be trained too.
     """
     if isinstance(method, LoraConfig):
         model = _with_adapters(model, method)
@@ -25,12 +24,13 @@ def prepare_for_training(model: Any, method: LoraConfig | FullConfig) -> Any:
     trained = {component_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     if absent := set(method.components) - trained:
         raise ValueError(f"{type(model).__name__} has no {', '.join(sorted(absent))} that could be trained")
-    assert trained == set(method.components), f"{', '.join(sorted(trained))} would be trained"
+    if unexpected := trained - set(method.components):
+        raise ValueError(f"training {type(model).__name__} would also change {', '.join(sorted(unexpected))}")
     return model
 
 
 def adapted_modules(model: nn.Module, components: tuple[Component, ...]) -> list[str]:
-    """The linear layers of these components, without the output head."""
+    """The names of the linear layers of these components, without the output head."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     return [
         name
@@ -40,7 +40,7 @@ def adapted_modules(model: nn.Module, components: tuple[Component, ...]) -> list
 
 
 def learning_rates(method: LoraConfig | FullConfig, learning_rate: float) -> dict[Component, float]:
-    """The peak rate of each component."""
+    """The peak learning rate of each component."""
     if isinstance(method, LoraConfig):
         return dict.fromkeys(("language", "projector", "vision"), learning_rate)
     return {
@@ -48,6 +48,16 @@ def learning_rates(method: LoraConfig | FullConfig, learning_rate: float) -> dic
         "projector": method.projector_learning_rate or learning_rate,
         "vision": method.vision_learning_rate or learning_rate / 10,
     }
+
+
+def parameter_groups(model: nn.Module, method: LoraConfig | FullConfig, learning_rate: float) -> list[dict[str, Any]]:
+    """The trainable parameters as groups of an optimizer, one for each part with its peak learning rate."""
+    rates = learning_rates(method, learning_rate)
+    groups: dict[Component, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(component_of(name), []).append(parameter)
+    return [{"params": parameters, "lr": rates[component]} for component, parameters in groups.items()]
 
 
 def _with_adapters(model: Any, method: LoraConfig) -> Any:

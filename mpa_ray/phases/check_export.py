@@ -11,6 +11,7 @@ from mpa_ray.phases.context import RunContext
 from mpa_ray.pipeline.run_pass import Admission, Outstanding, run_missing
 from mpa_ray.records import LabelledQuestion, Prediction
 from mpa_ray.run.dataset import ShardedDataset, shard_name
+from mpa_ray.run.export_check import ExportCheck
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Manifest
 
@@ -24,12 +25,12 @@ def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Ar
         RunError: more than half of the answers differ.
     """
     run, folder, key = context.run, context.run.student_dir(student.name, arm), PhaseKey("check", student.name, arm)
-    expected = {row["annotation_id"]: row for row in run.read_json(f"{folder}/check.json")["answers"]}
+    expected = ExportCheck.read(run, folder).answers
     if not student.engine.has_checkpoint or not expected:
         return
     asked = [
-        LabelledQuestion(annotation_id, row["image_id"], row["uri"], row["question"], [row["answer"]], "all")
-        for annotation_id, row in sorted(expected.items(), key=lambda item: (item[1]["image_id"], item[0]))
+        LabelledQuestion(row.annotation_id, row.image_id, row.uri, row.question, [row.answer], "all")
+        for row in sorted(expected, key=lambda row: (row.image_id, row.annotation_id))
     ]
     questions = ShardedDataset(run.storage, f"{folder}/check/questions", LabelledQuestion)
     answers = ShardedDataset(run.storage, f"{folder}/check/answers", Prediction)

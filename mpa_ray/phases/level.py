@@ -16,12 +16,12 @@ from mpa_ray.phases.context import RunContext, installed_versions
 from mpa_ray.pipeline.run_pass import Admission, recorded
 from mpa_ray.records import ParitySample
 from mpa_ray.report.card import model_card
-from mpa_ray.report.collect import forgetting
 from mpa_ray.run.parity_export import parity_of
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.training_state import TrainingState
 
 if TYPE_CHECKING:
-    from mpa_ray.leveling.epoch_plan import SampleSources
+    from mpa_ray.leveling.arms import SampleSources
 
 
 def level(context: RunContext[RunConfig]) -> None:
@@ -80,8 +80,8 @@ def level_student(
         plan = plan_epoch(run, folder, sample_sources(context, student), student.level, arm)
         card = model_card(config, student, arm, plan.counts, installed_versions())
         fine_tune(run, config, student, key.label, context.task, plan, folder, card)
-        warning = forgetting(run.read_json(f"{folder}/training.json")["retained"])
-        if warning is not None:
+        state = TrainingState.read(run, folder)
+        if state is not None and (warning := state.retained.forgetting_warning()) is not None:
             say(f"WARNING: {key.label}: the student {warning}")
     check_export(context, student, arm, admission_to_check)
     run.mark_leveled(student.name, arm)
@@ -89,7 +89,7 @@ def level_student(
 
 def sample_sources(context: RunContext[RunConfig], student: StudentConfig) -> SampleSources:
     """Where the samples of a student's training come from."""
-    from mpa_ray.leveling.epoch_plan import SampleSources
+    from mpa_ray.leveling.arms import SampleSources
 
     def labelled(benchmark: BenchmarkConfig | None) -> Callable[[], Iterator[ParitySample]] | None:
         return partial(labelled_samples, benchmark, context.places) if benchmark is not None else None

@@ -16,6 +16,7 @@ from mpa_ray.report.leaderboard import leaderboard
 from mpa_ray.run.audit import audit
 from mpa_ray.run.phase_record import PhaseRecord, phase_records
 from mpa_ray.run.run import Run
+from mpa_ray.run.training_state import Retained
 
 NUM_SAMPLES = 24
 MAX_FAILED_LISTED = 200
@@ -206,16 +207,6 @@ def _training(run: Run, folder: str) -> dict[str, Any] | None:
     }
 
 
-def forgetting(retained: dict[str, int]) -> str | None:
-    """A warning where a student has lost more than 5 % of the retained pairs that it answered."""
-    if not retained.keys() >= {"before", "after"} or retained["after"] >= 0.95 * retained["before"]:
-        return None
-    return (
-        f"answers {retained['after']} of the retained pairs, and answered {retained['before']} before "
-        "(forgetting): raise level.replay_share, or lower the learning rate"
-    )
-
-
 def _warnings(num_parity: int, measured: dict[str, Any], training: dict[str, Any] | None) -> list[str]:
     """The failure signatures that the method's authors name."""
     found = []
@@ -225,7 +216,7 @@ def _warnings(num_parity: int, measured: dict[str, Any], training: dict[str, Any
     quarter = len(losses) // 4
     if quarter and statistics.fmean(losses[-quarter:]) >= statistics.fmean(losses[:quarter]):
         found.append("the loss did not fall: lower the learning rate, or look at the samples")
-    if training and (warning := forgetting(training["retained"])) is not None:
+    if training and (warning := Retained(**training["retained"]).forgetting_warning()) is not None:
         found.append(warning)
     for benchmark, result in measured.items():
         for group, row in result["groups"].items():

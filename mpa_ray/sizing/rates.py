@@ -12,6 +12,7 @@ from mpa_ray.models.gpus import Gpu
 from mpa_ray.run.audit import student_names
 from mpa_ray.run.phase_record import PhaseKey, phase_records
 from mpa_ray.run.run import Run
+from mpa_ray.run.training_state import TrainingState
 from mpa_ray.sizing.architecture import Architecture
 
 Origin = Literal["given", "measured", "estimated", "assumed", "not known"]
@@ -153,15 +154,13 @@ class RunRates:
         return record.totals.num_images_by_models / record.totals.working_s / replicas
 
     def _training(self, run: Run, name: str) -> Training:
-        path = f"{run.student_dir(name)}/training.json"
-        rows = [row for row in run.read_json(path)["log"] if "samples_per_s" in row] if run.storage.exists(path) else []
-        if not rows:
+        state = TrainingState.read(run, run.student_dir(name))
+        if state is None or (per_s := state.samples_per_s) is None:
             return Training(None, None, None)
         level = self._students[name]["level"]
-        # The first rows tell of warming up.
-        per_s = statistics.median(row["samples_per_s"] for row in rows[1:] or rows)
         on_gpu = bool(level.get("gpus_per_worker"))
-        memory = max((row.get("memory_gib", 0.0) for row in rows), default=None) if on_gpu else None
+        peaks = [entry.memory_gib for entry in state.log if entry.memory_gib is not None]
+        memory = max(peaks, default=None) if on_gpu else None
         record = self._phases.get(PhaseKey("level", name))
         samples = _number(run, f"{run.student_dir(name)}/epoch/manifest.json", "num_samples")
         is_done = run.is_leveled(name)

@@ -17,8 +17,8 @@ from transformers import AutoModelForImageTextToText
 from mpa_ray.config import FullConfig, LoraConfig
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
 from mpa_ray.leveling.batching import TrainingRow, micro_batches
+from mpa_ray.leveling.collator import AnswerCollator
 from mpa_ray.leveling.loss import IGNORED_LABEL, Reduction, answer_loss, weight_of
-from mpa_ray.leveling.step_data import AnswerCollator
 from mpa_ray.leveling.trainable import prepare_for_training
 from mpa_ray.models.chat_template import load_processor, render, turn_of
 from mpa_ray.models.components import component_of

@@ -16,11 +16,12 @@ from transformers import AutoModelForImageTextToText
 from mpa_ray.config import FullConfig, HoldoutConfig, LevelConfig, LoraConfig, RunConfig, StudentConfig, resolve_path
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
 from mpa_ray.errors import RunError
+from mpa_ray.leveling.arms import SampleSources
 from mpa_ray.leveling.batching import TrainingRow
+from mpa_ray.leveling.collator import AnswerCollator
 from mpa_ray.leveling.driver import fine_tune
-from mpa_ray.leveling.epoch_plan import SampleSources, plan_epoch
+from mpa_ray.leveling.epoch_plan import plan_epoch
 from mpa_ray.leveling.loss import IGNORED_LABEL, answer_loss, weight_of
-from mpa_ray.leveling.step_data import AnswerCollator
 from mpa_ray.leveling.trainable import prepare_for_training
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.models.components import component_of
