@@ -42,7 +42,8 @@ def dry_run(name: str, folder: Path, *arguments: str, without: Sequence[str] = (
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.gpu.{name}", "--dry-run", "--out", str(out), *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(absent)},
+        # With one thread each, processes that share few cores do not wait for one another at barriers.
+        env={**os.environ, "PYTHONPATH": str(absent), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
