@@ -106,7 +106,7 @@ def watched(
         tree = ProcessTree(driver.pid)
         try:
             while driver.poll() is None:
-                tree.look()
+                tree.update()
                 if is_time_to_kill():
                     break
                 if (wall_s := time.monotonic() - started) > reported_s + REPORT_S:
