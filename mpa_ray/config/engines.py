@@ -1,6 +1,6 @@
 """Engine settings: one class for each kind of engine.
 
-To add an engine, write its class here, with its factory in a module of its own, and add the class to `EngineConfig`.
+To add an engine, write its settings here and its factory in a new module, and add the class to `EngineConfig`.
 """
 
 from __future__ import annotations
