@@ -60,7 +60,7 @@ def _count_questions(evaluate: EvaluateConfig, plan: PlanConfig, run: Run, notes
     num_questions = 0
     for benchmark in evaluate.benchmarks:
         folder = run.benchmark_dir(benchmark.label)
-        if run.storage.exists(f"{folder}/manifest.json"):
+        if run.has_manifest(folder):
             num_questions += run.questions(benchmark.label).num_rows(run.manifest(folder).shards)
         elif benchmark.limit is not None:
             num_questions += benchmark.limit
