@@ -6,7 +6,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
@@ -210,37 +210,55 @@ class Prediction:
     question: str
     answers: list[str]
     family: str
-    prediction: str | None
+    state: str
+    """`kept` where the model replied, `dropped` or `failed` where it could not."""
     reason: str | None = None
-    """Why there is no prediction, or why it may be cut short."""
+    detail: str | None = None
+    prediction: str | None = None
+    """None where there is no reply; it counts as wrong."""
+    finish_reason: str | None = None
+    """`length` where the token limit cut the reply, which is scored all the same."""
     answer_type: str | None = None
     split: str = ""
 
 
+class HasOutcome(Protocol):
+    """A row that says what became of its image."""
+
+    @property
+    def image_id(self) -> str: ...
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def reason(self) -> str | None: ...
+
+
 Row = ImageRef | Annotation | Verdict | ParitySample | LabelledQuestion | Prediction
 RowT = TypeVar("RowT", ImageRef, Annotation, Verdict, ParitySample, LabelledQuestion, Prediction)
-T = TypeVar("T")
+OutcomeT = TypeVar("OutcomeT", Annotation, Verdict, Prediction)
+OfModelT = TypeVar("OfModelT", bound=HasOutcome)
 
 
 @dataclass(frozen=True)
-class OfModel(Generic[T]):
-    """A row of one of several models that are asked together."""
+class OfModel(Generic[OfModelT]):
+    """A row of one of several models that answer in the same pass."""
 
     model: str
-    row: T
+    row: OfModelT
 
     @property
     def image_id(self) -> str:
-        return str(getattr(self.row, "image_id", ""))
+        return self.row.image_id
 
     @property
-    def state(self) -> State:
-        """Predictions have none: they are kept."""
-        return getattr(self.row, "state", State.KEPT)
+    def state(self) -> str:
+        return self.row.state
 
     @property
     def reason(self) -> str | None:
-        return getattr(self.row, "reason", None)
+        return self.row.reason
 
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[str]: pa.list_(pa.string())}

@@ -18,7 +18,7 @@ from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.annotate import ListShards, index_and_annotate
 from mpa_ray.phases.context import RunContext
-from mpa_ray.phases.evaluate import evaluate, lay_out_benchmarks, predict, predict_group, predict_groups
+from mpa_ray.phases.evaluate import evaluate, predict, predict_group, predict_groups, prepare_benchmarks
 from mpa_ray.phases.identify import engine_groups, identify_group, identify_student
 from mpa_ray.phases.level import level_student
 from mpa_ray.phases.measured_models import measured_models, names_of_student
@@ -55,7 +55,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
     context = RunContext.from_checked(config)
     for name, error in failures.items():
         say(f"WARNING: {name} is left out: {error}")
-    lay_out_benchmarks(context)
+    prepare_benchmarks(context)
     failures |= _Campaign(context, students, list_shards).run()
     try:
         context = context.with_finished_rounds()

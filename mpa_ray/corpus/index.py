@@ -16,7 +16,7 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import ImageRef
 from mpa_ray.run.dataset import shard_name
-from mpa_ray.run.run import Manifest, Run
+from mpa_ray.run.run import CORPUS_MANIFEST, Manifest, Run
 
 
 def check_source(config: SourceConfig, places: Places) -> None:
@@ -133,7 +133,7 @@ def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str
             yield name
     if num_shards == 0:
         raise selection.no_images_error()
-    run.storage.create(run.manifest_path(), json.dumps(asdict(Manifest(num_images, num_shards))).encode())
+    run.storage.create(CORPUS_MANIFEST, json.dumps(asdict(Manifest(num_images, num_shards))).encode())
 
 
 def cut(refs: Iterator[ImageRef], config: SourceConfig) -> Iterator[list[ImageRef]]:

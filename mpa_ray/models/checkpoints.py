@@ -17,14 +17,17 @@ from mpa_ray.config import ObjectStoreConfig, resolve_path
 from mpa_ray.errors import ConfigError
 
 _WHOLE_BYTES = 1 << 26
-_NUM_SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
-ADAPTER = "adapter_config.json"
+"""Files up to this size are read whole for their digest."""
+_NUM_SAMPLES = 256
+_SAMPLE_BYTES = 1 << 16
+ADAPTER_SETTINGS = "adapter_config.json"
+"""The file that makes a folder a LoRA adapter."""
 CACHE_VARIABLE = "MPA_RAY_CACHE"
 """The environment variable with the folder of downloaded checkpoints; ~/.cache/mpa_ray if it is not set."""
 
 
 def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
-    """A digest of the content of a folder or s3:// prefix, the same wherever the files are; a hub name unchanged.
+    """A digest of the content of a folder or s3:// prefix, independent of its path; a hub name unchanged.
 
     An adapter's identity includes its base model's. Files over 64 MiB are sampled at 256 evenly spaced places, which
     reach every large tensor: reading all of a large checkpoint at every start would take minutes.
@@ -73,7 +76,7 @@ def base_of_adapter(folder: Path) -> str | None:
     Raises:
         ConfigError: the adapter's settings cannot be read.
     """
-    settings = folder / ADAPTER
+    settings = folder / ADAPTER_SETTINGS
     if not settings.is_file() or (folder / "config.json").is_file():
         return None
     try:
@@ -82,7 +85,7 @@ def base_of_adapter(folder: Path) -> str | None:
         raise ConfigError(
             "model",
             str(folder),
-            f"its {ADAPTER} cannot be read ({type(error).__name__}: {error}).",
+            f"its {ADAPTER_SETTINGS} cannot be read ({type(error).__name__}: {error}).",
             "Save the adapter again.",
         ) from error
     return str(base) if base else None
@@ -99,7 +102,7 @@ def adapter_folder(model: str, object_store: ObjectStoreConfig) -> Path | None:
         bucket, prefix = split_uri(model.rstrip("/") + "/")
         objects = ObjectStore(object_store).list(bucket, prefix, nested=False)
         names = {file.key.removeprefix(prefix) for file in objects}
-        if ADAPTER not in names or "config.json" in names:
+        if ADAPTER_SETTINGS not in names or "config.json" in names:
             return None
     folder = Path(local_folder(model, object_store))
     return folder if base_of_adapter(folder) is not None else None
@@ -158,7 +161,11 @@ def local_model(model: str, object_store: ObjectStoreConfig) -> str:
     if base is None:
         return folder
     identity = hashlib.sha256(model_identity(folder, object_store).encode()).hexdigest()[:16]
-    return _once(f"merged-{identity}", lambda target: _merge(Path(folder), local_model(base, object_store), target))
+
+    def merge(target: Path) -> None:
+        _merge(Path(folder), local_model(base, object_store), target)
+
+    return _make_once(f"merged-{identity}", merge)
 
 
 def local_folder(model: str, object_store: ObjectStoreConfig) -> str:
@@ -190,10 +197,10 @@ def _downloaded(model: str, object_store: ObjectStoreConfig) -> str:
         for file in store.list(bucket, prefix, nested=False):
             store.download(bucket, file.key, target / file.key.removeprefix(prefix))
 
-    return _once(_listing_digest(model, object_store), download)
+    return _make_once(_listing_digest(model, object_store), download)
 
 
-def _once(name: str, make: Callable[[Path], None]) -> str:
+def _make_once(name: str, make: Callable[[Path], None]) -> str:
     """A folder in this machine's cache, made by the first process that needs it."""
     cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache/mpa_ray")
     target = cache / name
@@ -209,6 +216,11 @@ def _once(name: str, make: Callable[[Path], None]) -> str:
 
 
 def _listing_digest(model: str, object_store: ObjectStoreConfig) -> str:
+    """Digest of the names, sizes and etags of the files at an s3:// prefix.
+
+    Raises:
+        ConfigError: there is no file at the prefix.
+    """
     from mpa_ray.storage.object_store import ObjectStore, split_uri
 
     bucket, prefix = split_uri(model.rstrip("/") + "/")

@@ -12,7 +12,7 @@ from mpa_ray.engine.protocol import VisionLanguageModel
 from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import Progress, say
-from mpa_ray.records import RowT
+from mpa_ray.records import OutcomeT, RowT
 from mpa_ray.run.dataset import Dataset, DatasetsOfModels, ShardedDataset, ShardTarget, prefetch
 from mpa_ray.run.run import Fingerprint, Run
 from mpa_ray.stages.image_work import Stage
@@ -108,7 +108,7 @@ def copy_same_model_rows(
                     progress.advance(1)
 
 
-def target_of(group: EngineGroup, dataset_of: Callable[[str], Dataset[RowT]]) -> ShardTarget[Any]:
+def target_of(group: EngineGroup, dataset_of: Callable[[str], Dataset[OutcomeT]]) -> ShardTarget[Any]:
     """Where a group's pass commits its rows: one dataset per model."""
     datasets = {name: dataset_of(name) for name in group.names}
     return DatasetsOfModels(datasets) if len(datasets) > 1 else next(iter(datasets.values()))

@@ -34,7 +34,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class AuditCounts:
-    """What an audit found."""
+    """The result of an audit."""
 
     num_images: int
     """The number of images in the corpus manifest."""
@@ -192,5 +192,5 @@ def _left_out(counted: list[Outcomes]) -> LeftOut:
 def _by_reason(counted: list[Outcomes], state: State) -> dict[str, int]:
     reasons: Counter[str] = Counter()
     for outcomes in counted:
-        reasons.update({str(reason): number for (found, reason), number in outcomes.items() if found == state})
+        reasons.update({str(reason): number for (row_state, reason), number in outcomes.items() if row_state == state})
     return dict(reasons.most_common())

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import count, islice, takewhile
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from mpa_ray.records import OfModel, RowT
+from mpa_ray.records import OfModel, OutcomeT, RowT
 from mpa_ray.run.parquet_rows import from_parquet, read_columns, to_parquet
 from mpa_ray.storage.storage import Storage
 
@@ -156,13 +156,13 @@ class JoinedDatasets(Generic[RowT]):
 
 
 @dataclass(frozen=True)
-class DatasetsOfModels(Generic[RowT]):
+class DatasetsOfModels(Generic[OutcomeT]):
     """What several models give for the same shards, each in its own dataset, committed together."""
 
-    parts: Mapping[str, ShardedDataset[RowT] | JoinedDatasets[RowT]]
+    parts: Mapping[str, ShardedDataset[OutcomeT] | JoinedDatasets[OutcomeT]]
     """By the models' names."""
 
-    def commit(self, shard: str, rows: Sequence[OfModel[RowT]]) -> bool:
+    def commit(self, shard: str, rows: Sequence[OfModel[OutcomeT]]) -> bool:
         """False where another attempt was first with any of them."""
         committed = [
             part.commit(shard, [found.row for found in rows if found.model == name])
@@ -170,7 +170,7 @@ class DatasetsOfModels(Generic[RowT]):
         ]
         return all(committed)
 
-    def read(self, shard: str) -> list[OfModel[RowT]]:
+    def read(self, shard: str) -> list[OfModel[OutcomeT]]:
         """As `ShardedDataset.read`, model by model."""
         return [OfModel(name, row) for name, part in self.parts.items() for row in part.read(shard)]
 

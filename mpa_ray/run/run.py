@@ -20,11 +20,11 @@ FORMAT = 2
 """The format of run directories. It goes up when older ones can no longer be read; mpa-ray 0.1 wrote format 1."""
 
 RUN_FILE = "run.json"
+CORPUS_MANIFEST = "corpus/manifest.json"
 SCORES = "evaluation/scores.json"
 REPORT_JSON = "report/report.json"
 REPORT_PAGE = "report/index.html"
 
-_CORPUS = "corpus"
 _FINGERPRINTS = "fingerprints"
 _SLASH = "@"
 """Replaces a slash in the name of a fingerprint's file; no dataset's name contains it."""
@@ -57,7 +57,7 @@ class Run:
         """Raises ConfigError if another version wrote the run in a format that this version cannot read."""
         self.storage = storage
         self._check_format()
-        self.corpus = ShardedDataset(storage, _CORPUS, ImageRef)
+        self.corpus = ShardedDataset(storage, "corpus", ImageRef)
         self.annotations = ShardedDataset(storage, "annotations", Annotation)
 
     @classmethod
@@ -146,7 +146,7 @@ class Run:
 
     def is_indexed(self) -> bool:
         """Whether the corpus is complete."""
-        return self.has_manifest(_CORPUS)
+        return self.storage.exists(CORPUS_MANIFEST)
 
     def is_identified(self, student: str) -> bool:
         """Whether the student's D_PI is exported."""
@@ -164,7 +164,7 @@ class Run:
         return f"{self.student_dir(student, arm)}/complete.json"
 
     @staticmethod
-    def manifest_path(folder: str = _CORPUS) -> str:
+    def manifest_path(folder: str) -> str:
         """The file in a folder that is written when the folder is complete."""
         return f"{folder}/manifest.json"
 
@@ -172,7 +172,7 @@ class Run:
         """Whether a folder is complete: the corpus, a benchmark's questions, an exported D_PI."""
         return self.storage.exists(self.manifest_path(folder))
 
-    def manifest(self, folder: str = _CORPUS) -> Manifest:
+    def manifest(self, folder: str = "corpus") -> Manifest:
         """Read the manifest of the corpus, or of a benchmark.
 
         Raises:

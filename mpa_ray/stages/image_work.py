@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from mpa_ray.engine.protocol import EncodedImage, RequestRefused, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
-from mpa_ray.records import OfModel, Reason, RowT, State
+from mpa_ray.records import HasOutcome, OfModel, Reason, RowT, State
 
 T = TypeVar("T")
-OutT = TypeVar("OutT")
+OutT = TypeVar("OutT", bound=HasOutcome)
 
 
 @dataclass(frozen=True)
@@ -67,30 +67,23 @@ def state_of(problem: ImageProblem) -> State:
     return State.DROPPED if problem.reason in dropped else State.FAILED
 
 
-def outcomes(rows: Sequence[object]) -> Counter[tuple[str, str]]:
-    """The number of rows by state and reason.
+def outcomes(rows: Sequence[HasOutcome]) -> Counter[tuple[str, str]]:
+    """The number of rows by state and reason; rows without a reason have an empty one."""
+    return Counter((str(row.state), str(row.reason or "")) for row in rows)
 
-    The reason is empty for rows without one. Predictions have no state and count as `kept`.
+
+def failed_images(rows: Sequence[HasOutcome]) -> Counter[str]:
+    """The number of images whose rows all failed, by the reason of each image's first row.
+
+    Rows about the same image follow one another. Where the rows come from several models, the counts are those of the
+    model with the most failed images.
     """
-    return Counter((str(getattr(row, "state", State.KEPT)), str(getattr(row, "reason", None) or "")) for row in rows)
-
-
-def failed_images(rows: Sequence[Any]) -> Counter[str]:
-    """The number of images all of whose rows failed, by the reason of their first row.
-
-    Rows of one image must follow one another. If the rows are of several models, these are the images of the model
-    with the most failed ones.
-    """
-    by_model: dict[str, list[Any]] = {}
+    by_model: dict[str, list[HasOutcome]] = {}
     for row in rows:
         by_model.setdefault(row.model if isinstance(row, OfModel) else "", []).append(row)
     return max(map(_failed_images, by_model.values()), key=Counter.total, default=Counter())
 
 
-def _failed_images(rows: Sequence[Any]) -> Counter[str]:
-    images = (list(rows_of_image) for _, rows_of_image in groupby(rows, key=lambda row: row.image_id))
-    return Counter(
-        str(getattr(rows_of_image[0], "reason", None))
-        for rows_of_image in images
-        if all(getattr(row, "state", None) == State.FAILED for row in rows_of_image)
-    )
+def _failed_images(rows: Sequence[HasOutcome]) -> Counter[str]:
+    by_image = (list(group) for _, group in groupby(rows, key=lambda row: row.image_id))
+    return Counter(str(group[0].reason) for group in by_image if all(row.state == State.FAILED for row in group))

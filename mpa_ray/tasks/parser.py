@@ -188,10 +188,11 @@ def _labelled_drafts(text: str, patterns: _Patterns) -> Iterator[_Draft]:
                 yield _Draft(question, None)
             question = body
         elif label.opens("answer"):
-            asked = question if question is not None else _unlabelled_question(text[floor : label.start])
+            if question is None:
+                question = _unlabelled_question(text[floor : label.start])
             is_next_unlabelled = following is not None and following.opens("answer")
             answer = body.strip().split("\n", 1)[0] if is_next_unlabelled else _first_paragraph(body)
-            yield _Draft(asked, answer)
+            yield _Draft(question, answer)
             question, floor = None, label.end + body.find(answer) + len(answer)
     if question is not None:
         yield _Draft(question, None)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.cli import exit_code
+from mpa_ray.cli import run_job
 from mpa_ray.config import EvaluationRunConfig
 from mpa_ray.errors import ConfigError, FingerprintMismatch
 from mpa_ray.records import Annotation, ImageRef, ParitySample, Verdict, arrow_schema, from_table, to_table
@@ -112,7 +112,7 @@ def test_a_run_of_another_format_is_refused_in_one_line(
     def job() -> None:
         Run.open(str(tmp_path))
 
-    assert exit_code(job) == 2
+    assert run_job(job) == 2
     (line,) = capsys.readouterr().err.splitlines()
     version = stored["versions"]["mpa-ray"]
     assert line.startswith(f"ConfigError: run_dir = {str(tmp_path)!r}: was written in {origin}. ")

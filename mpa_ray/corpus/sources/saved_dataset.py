@@ -52,7 +52,7 @@ class SavedDataset:
             ) from error
 
     def _images_in(self, name: str) -> Iterator[ImageRef]:
-        self._uri_policy.below(name, STATE_FILE)
+        self._uri_policy.check_below(name, STATE_FILE)
         uri = f"{self._config.path.rstrip('/')}/{name}"
         try:
             yield from self._images_of(uri, name)

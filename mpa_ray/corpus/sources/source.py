@@ -36,7 +36,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Files:
-    """The files in a folder, below a prefix, or that a glob matches, or one file."""
+    """The files in a folder, below a prefix or matched by a glob, or a single file."""
 
     places: Places
     path: str
@@ -156,11 +156,11 @@ class UriPolicy:
         elif is_remote and (separator or entry.startswith("/")):
             self._need("local_files", entry, where, "is a local file in a remote list")
         elif not separator and not entry.startswith("/"):
-            self.below(entry, where)
+            self.check_below(entry, where)
             return str(Locator(f"{container.rpartition('/')[0] or '.'}/{entry}"))
         return str(Locator(entry))
 
-    def below(self, path: str, where: str) -> None:
+    def check_below(self, path: str, where: str) -> None:
         """Raise ConfigError if a path leads out of the folder that it is relative to."""
         if path.startswith("/") or ".." in path.split("/"):
             self._need("parent_folders", path, where, "leads out of its folder")

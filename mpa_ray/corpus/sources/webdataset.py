@@ -60,7 +60,7 @@ class WebDataset:
             # tarfile keeps every member in memory.
             tar.members = []  # type: ignore[attr-defined]
             if member.isfile() and not member.issparse():
-                self._uri_policy.below(member.name, entry.path)
+                self._uri_policy.check_below(member.name, entry.path)
                 yield member
 
     def _images_of(
