@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# On a fresh machine, `make demo` and `make test` do everything, including the installation.
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 READY  := $(VENV)/.ready
@@ -11,29 +11,29 @@ KUBERAY_CRDS ?= $(HOME)/.cache/mpa_ray/kuberay-1.7.0
 
 .PHONY: demo setup format check check-cluster test other-vllm bench bench-leveling bench-gains bench-campaign bench-arms bench-multi-lora bench-metrics bench-scale bench-chaos models
 
-demo: setup ## Align the bundled student with the bundled teacher, from unlabeled images to a report
+demo: setup ## Align the bundled student with the bundled teacher: from unlabeled images to a report
 	$(PYTHON) -m mpa_ray.demo.images --out $(DEMO)/data --num-images $(IMAGES) --seed $(SEED)
 	$(PYTHON) jobs/align.py --config $(CONFIG) --run_dir $(DEMO)/run \
 	    --source.path $(DEMO)/data/unlabeled --evaluate.benchmarks.0.path $(DEMO)/data/heldout/questions.jsonl \
 	    --annotate.sampling.seed $(SEED) --students.0.level.seed $(SEED)
 
-setup: $(READY) ## Make .venv; does nothing when it is up to date
+setup: $(READY) ## Create .venv, or do nothing if it is up to date
 
 $(READY): pyproject.toml cluster/setup_cpu.sh
 	cluster/setup_cpu.sh $(VENV)
 	touch $@
 
-format: setup ## Rewrite the code in the project's style
+format: setup ## Format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-check: setup ## Style, types and unit tests: under 2 minutes
+check: setup ## Check style and types and run the unit tests: under 2 minutes
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(PYTHON) -m pytest -q tests/unit
 
-check-cluster: setup ## Cluster files: also KubeRay's schema, hadolint, and the images' install lines (several GB, from the net)
+check-cluster: setup ## Check the cluster files with KubeRay's schema, hadolint and the images' install lines (downloads several GB)
 	mkdir -p $(KUBERAY_CRDS)
 	for kind in rayclusters rayjobs; do [ -f $(KUBERAY_CRDS)/ray.io_$$kind.yaml ] || curl -fsSL --max-time 60 \
 	    -o $(KUBERAY_CRDS)/ray.io_$$kind.yaml https://raw.githubusercontent.com/ray-project/kuberay/v1.7.0/helm-chart/kuberay-operator/crds/ray.io_$$kind.yaml \
@@ -43,10 +43,10 @@ check-cluster: setup ## Cluster files: also KubeRay's schema, hadolint, and the 
 	$(PYTHON) cluster/check_install.py --dry-run cluster/Dockerfile.gpu
 	$(PYTHON) cluster/check_install.py cluster/Dockerfile.cpu
 
-test: check ## Everything: also local Ray and real vLLM
+test: check ## Run all tests, including those on a local Ray and with real vLLM
 	$(PYTHON) -m pytest -q tests/integration tests/engine
 
-other-vllm: ## The engine's tests with another vLLM, in an environment of its own: make other-vllm VLLM=0.29.0
+other-vllm: ## Run the engine tests with another version of vLLM, in a separate environment: make other-vllm VLLM=0.29.0
 	cluster/setup_cpu.sh .venv-vllm-$(VLLM) $(VLLM)
 	.venv-vllm-$(VLLM)/bin/python -m pytest -q tests/engine/test_visit.py
 
@@ -78,6 +78,6 @@ bench-chaos: setup ## Kills at random moments: 90 minutes
 	$(PYTHON) benchmarks/chaos.py --trials 100
 	$(PYTHON) benchmarks/chaos.py --trials 5 --engine vllm
 
-models: setup ## Train the bundled teacher and student anew, into runs/models
+models: setup ## Train the bundled teacher and student from scratch, into runs/models
 	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 \
 	    $(PYTHON) -m mpa_ray.demo.train --out runs/models --seed $(SEED)

@@ -269,7 +269,7 @@ def run_trial(testbed: Testbed, number: int, plans: Sequence[Plan], reference: R
         num_extra_files=counted.num_extra_files,
         num_restarts=num_restarts,
         errors=errors,
-        problems=audit(run)["problems"],
+        problems=audit(run).problems,
         elapsed_s=round(time.monotonic() - started, 1),
     )
 

@@ -34,7 +34,7 @@ from benchmarks.gpu.serving import Serving, disable_flashinfer_sampler
 from benchmarks.gpu.shapes import SHAPES, build_checkpoint, paint_images
 from mpa_ray.config import ModelConfig, SamplingConfig, VllmEngineConfig
 from mpa_ray.engine.protocol import EncodedImage, Reply, Request, VisionLanguageModel
-from mpa_ray.imaging.decode import ImageProblem, prepare_apart
+from mpa_ray.imaging.decode import ImageProblem, prepare_in_thread
 from mpa_ray.tasks.library import TASKS
 
 ROWS = ("two-passes", "visit-raw", "visit-thread", "visit-processes", "visit-rendered")
@@ -255,7 +255,7 @@ class Ladder:
 
     async def _encode_raw(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
         """The decoded image, which vLLM renders for every prompt."""
-        prepared = await prepare_apart(content, self._config.min_pixels, self._config.max_pixels)
+        prepared = await prepare_in_thread(content, self._config.min_pixels, self._config.max_pixels)
         return prepared if isinstance(prepared, ImageProblem) else EncodedImage(image_id, prepared.key, prepared.image)
 
 

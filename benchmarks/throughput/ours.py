@@ -19,7 +19,7 @@ from benchmarks.throughput.work import QUESTION, TASK, Timings, Work, rates
 from mpa_ray.config import ModelConfig, RunConfig
 from mpa_ray.corpus.read import Reader
 from mpa_ray.engine.protocol import EncodedImage, Reply, Request, VisionLanguageModel
-from mpa_ray.imaging.decode import ImageProblem, prepare_apart
+from mpa_ray.imaging.decode import ImageProblem, prepare_in_thread
 from mpa_ray.matching import MATCHERS
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.index import index
@@ -68,7 +68,7 @@ class Raw:
         return self.model.max_images_in_flight
 
     async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
-        prepared = await prepare_apart(content, self.min_pixels, self.max_pixels)
+        prepared = await prepare_in_thread(content, self.min_pixels, self.max_pixels)
         return prepared if isinstance(prepared, ImageProblem) else EncodedImage(image_id, prepared.key, prepared.image)
 
     async def generate(self, image: EncodedImage, request: Request) -> Reply:

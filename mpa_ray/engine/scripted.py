@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, ScriptedEngineConfig
 from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, Request, RequestRefused
-from mpa_ray.imaging.decode import ImageProblem, prepare_apart
+from mpa_ray.imaging.decode import ImageProblem, prepare_in_thread
 from mpa_ray.models.shared_engines import Adapter
 from mpa_ray.records import Reason
 
@@ -47,7 +47,7 @@ class ScriptedEngine:
         self._cached_keys: set[str] = set()
 
     async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
-        prepared = await prepare_apart(content, *self._pixels)
+        prepared = await prepare_in_thread(content, *self._pixels)
         return prepared if isinstance(prepared, ImageProblem) else EncodedImage(image_id, prepared.key)
 
     async def generate(self, image: EncodedImage, request: Request) -> Reply:

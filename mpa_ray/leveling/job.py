@@ -22,7 +22,7 @@ class TrainingJob:
     task: Task
     plan: EpochPlan
     reader: Reader
-    """Reads images, and its object store also the checkpoint."""
+    """Reads the images. Its object store settings also apply to the checkpoint."""
     min_pixels: int
     max_pixels: int
     max_new_tokens: int

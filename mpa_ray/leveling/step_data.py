@@ -83,7 +83,14 @@ class StepLoader:
     def load(
         self, num_steps: int, first: int, rows: Callable[[int, int], Iterable[Sequence[TrainingRow]]]
     ) -> Iterator[Step]:
-        """The steps from `first` on; `rows` gives the rows of a range of steps, in the tasks that read images."""
+        """The steps of an epoch, read and rendered ahead.
+
+        Args:
+            num_steps: The number of steps in the epoch.
+            first: The step to start with, from 0.
+            rows: Takes the range of steps from its first argument up to its second; gives the rows of each. It runs in
+                the tasks that read the images.
+        """
         share = self.share
 
         def batches(start: int, end: int) -> Iterator[list[MicroBatch]]:

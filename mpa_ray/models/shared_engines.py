@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, resolve_path
 from mpa_ray.errors import ConfigError
-from mpa_ray.models.checkpoints import ADAPTER, adapter_folder, model_identity
+from mpa_ray.models.checkpoints import ADAPTER_SETTINGS, adapter_folder, model_identity
 from mpa_ray.models.components import component_of
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -60,7 +60,7 @@ class Adapter:
     rank: int
 
 
-def servable(model: str, object_store: ObjectStoreConfig) -> Adapter | None:
+def servable_adapter(model: str, object_store: ObjectStoreConfig) -> Adapter | None:
     """The adapter that a name stands for; None for a checkpoint and for an adapter that has to be merged.
 
     An engine serves low-rank matrices of the language model. It silently ignores those of the vision tower and the
@@ -72,7 +72,7 @@ def servable(model: str, object_store: ObjectStoreConfig) -> Adapter | None:
     folder = adapter_folder(model, object_store)
     if folder is None:
         return None
-    settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    settings = json.loads((folder / ADAPTER_SETTINGS).read_text(encoding="utf-8"))
     initialisation = settings.get("init_lora_weights")
     is_plain = (
         settings.get("peft_type") == "LORA"
@@ -145,7 +145,7 @@ def shared_engines(models: Mapping[str, ModelConfig], object_store: ObjectStoreC
         if not model.engine.max_adapters or not model.share_engine:
             continue
         try:
-            adapter = servable(model.model, object_store)
+            adapter = servable_adapter(model.model, object_store)
             base = model_identity(adapter.base if adapter is not None else model.model, object_store)
         except (ConfigError, OSError, ValueError, KeyError, TypeError):
             continue

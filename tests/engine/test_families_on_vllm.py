@@ -18,11 +18,12 @@ from mpa_ray.engine.protocol import Request
 from mpa_ray.engine.vllm.engine import VllmEngine
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.leveling.batching import TrainingRow
-from mpa_ray.leveling.export import Check, export, take_over
+from mpa_ray.leveling.export import CheckQuestions, export, load_trained_weights
 from mpa_ray.leveling.trainable import prepare_for_training
 from mpa_ray.models.chat_template import load_processor
 from mpa_ray.records import ParitySample
-from mpa_ray.storage.storage import LocalStorage
+from mpa_ray.run.run import Run
+from mpa_ray.storage.local import LocalStorage
 from mpa_ray.tasks.library import TASKS
 from tests.families import FAMILIES, build
 
@@ -55,11 +56,11 @@ def trained_weights(start: Path) -> dict[str, torch.Tensor]:
 def exported(start: Path, folder: Path, rows: list[TrainingRow]) -> list[dict[str, Any]]:
     processor = load_processor(str(start))
     contents = [Path(row.uri).read_bytes() for row in rows]
-    check = Check(rows, contents, TASK, PIXELS, MAX_NEW_TOKENS)
+    questions = CheckQuestions(rows, contents, TASK, PIXELS, MAX_NEW_TOKENS)
     plain = AutoModelForImageTextToText.from_pretrained(start)
-    before = check.answers(plain, processor)
-    model = take_over(prepare_for_training(plain, LEVEL.method), trained_weights(start))
-    export(model, processor, "owner/name", LEVEL, LocalStorage(str(folder)), "student", "a card", check)
+    before = questions.answers(plain, processor)
+    model = load_trained_weights(prepare_for_training(plain, LEVEL.method), trained_weights(start))
+    export(model, processor, "owner/name", "a card", questions, Run(LocalStorage(str(folder))), "student")
     answers: list[dict[str, Any]] = json.loads((folder / "student/check.json").read_text())["answers"]
     assert [row["answer"] for row in answers] != before
     adapter = json.loads((folder / "student/adapter/adapter_config.json").read_text())

@@ -20,6 +20,7 @@ from mpa_ray.engine.vllm.engine import VllmEngine
 from mpa_ray.models.checkpoints import CACHE_VARIABLE
 from mpa_ray.models.shared_engines import Adapter
 from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.evaluate import evaluate
 from mpa_ray.phases.identify import identify, identify_student
 from mpa_ray.run.run import Run
 
@@ -47,8 +48,8 @@ def test_one_engine_gives_the_verdicts_of_separate_engines(tmp_path: Path, monke
         for name, q in questions.items()
     ]
     (tmp_path / "images/questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evaluate = {"benchmarks": [{"name": "same", "path": str(tmp_path / "images/questions.jsonl")}], "teacher": False}
-    shared = annotated_run(tmp_path / "shared", tmp_path / "images", questions, models, few_blocks, evaluate)
+    evaluation = {"benchmarks": [{"name": "same", "path": str(tmp_path / "images/questions.jsonl")}], "teacher": False}
+    shared = annotated_run(tmp_path / "shared", tmp_path / "images", questions, models, few_blocks, evaluation)
     identify(RunContext.open(shared))
     run = Run.open(shared.run_dir)
     assert [path for path in run.storage.list("phases") if "identify" in path] == ["phases/identify.base.json"]

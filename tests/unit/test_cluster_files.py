@@ -1,4 +1,4 @@
-"""The files for clusters: checked by Ray's own code, by KubeRay's schema, and against each other and pyproject.toml."""
+"""Check the cluster files with Ray's own code and KubeRay's schema, and against each other and pyproject.toml."""
 
 from __future__ import annotations
 
@@ -45,27 +45,29 @@ GROUPS = {
     "teacher": (4, 1, "H100"),
     "student": (8, 1, "L4"),
 }
-"""Most nodes, GPUs of each, and their kind: the same everywhere."""
+"""The node groups, equal on all clouds: maximum number of nodes, GPUs per node, and kind of GPU."""
 
 
 def load(name: str) -> Any:
     return yaml.safe_load((CLUSTER / name).read_text())
 
 
-def text_of_all() -> Iterator[tuple[str, str]]:
+def texts_by_name() -> Iterator[tuple[str, str]]:
+    """The names and texts of all cluster files and ignore files."""
     for path in sorted([*CLUSTER.rglob("*"), ROOT / ".rayignore", ROOT / ".dockerignore"]):
         if path.is_file() and path.suffix != ".pyc":
             yield str(path.relative_to(ROOT)), path.read_text()
 
 
 def groups(node_types: dict[str, Any]) -> dict[str, tuple[int, int, str | None]]:
-    found = {}
+    """The node groups in the form of `GROUPS`."""
+    by_name = {}
     for name, node_type in node_types.items():
         resources = node_type["resources"]
         kinds = [key.removeprefix("accelerator_type:") for key in resources if key.startswith("accelerator_type:")]
-        most = 0 if name in ("head", "headgroup") else node_type["max_workers"]
-        found[name.removesuffix("group")] = (most, int(resources.get("GPU", 0)), kinds[0] if kinds else None)
-    return found
+        max_nodes = 0 if name in ("head", "headgroup") else node_type["max_workers"]
+        by_name[name.removesuffix("group")] = (max_nodes, int(resources.get("GPU", 0)), kinds[0] if kinds else None)
+    return by_name
 
 
 def cluster_spec(name: str) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def pods(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_ray_accepts_the_launcher_files(name: str) -> None:
+def test_launcher_files_pass_rays_validation(name: str) -> None:
     config = prepare_config(load(name))
     validate_config(config)
     assert sum(kind["max_workers"] for kind in config["available_node_types"].values()) <= config["max_workers"]
@@ -91,7 +93,7 @@ def test_ray_accepts_the_launcher_files(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def aws_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """`aws.yaml` as `ray up` resolves it, in a pretended account in which only `aws_stack.yaml` was deployed."""
+    """`aws.yaml` as `ray up` resolves it, in a mocked account in which only `aws_stack.yaml` is deployed."""
     with mock_aws():
         boto3.client("cloudformation", region_name="us-west-2").create_stack(
             StackName="mpa-ray",
@@ -101,13 +103,13 @@ def aws_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         config = AWSNodeProvider.fillout_available_node_types_resources(prepare_config(load("aws.yaml")))
         validate_config(config)
         with pytest.MonkeyPatch.context() as patch:
-            # Ray makes a key pair and keeps it there.
+            # Ray creates a key pair and stores it in the home directory.
             patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
             resolved = AWSNodeProvider.bootstrap_config(config)
         yield resolved
 
 
-def test_nobody_outside_reaches_a_node_on_aws(aws_cluster: dict[str, Any]) -> None:
+def test_aws_security_group_admits_only_its_own_members(aws_cluster: dict[str, Any]) -> None:
     ec2 = boto3.client("ec2", region_name="us-west-2")
     ids = {kind["node_config"]["SecurityGroupIds"][0] for kind in aws_cluster["available_node_types"].values()}
     (group,) = ec2.describe_security_groups(GroupIds=list(ids))["SecurityGroups"]
@@ -118,16 +120,16 @@ def test_nobody_outside_reaches_a_node_on_aws(aws_cluster: dict[str, Any]) -> No
     assert [pair["GroupId"] for pair in rule["UserIdGroupPairs"]] == [group["GroupId"]]
 
 
-def test_ec2_knows_every_setting_of_a_node(aws_cluster: dict[str, Any]) -> None:
+def test_aws_node_settings_are_valid_ec2_parameters(aws_cluster: dict[str, Any]) -> None:
     shape = boto3.client("ec2", region_name="us-west-2").meta.service_model.operation_model("RunInstances").input_shape
     for name, kind in aws_cluster["available_node_types"].items():
-        # Ray draws one of them for each node.
+        # Ray replaces the list of subnets with one of them for each node.
         request = {key: value for key, value in kind["node_config"].items() if key != "SubnetIds"}
         report = ParamValidator().validate({**request, "MinCount": 1, "MaxCount": 1}, shape)
         assert not report.has_errors(), f"{name}: {report.generate_report()}"
 
 
-def test_nodes_on_aws_have_the_roles_of_the_stack(aws_cluster: dict[str, Any]) -> None:
+def test_aws_nodes_use_the_roles_of_the_stack_and_workers_reach_only_the_bucket(aws_cluster: dict[str, Any]) -> None:
     profiles = {
         profile["InstanceProfileName"]: profile["Roles"][0]["RoleName"]
         for profile in boto3.client("iam").list_instance_profiles()["InstanceProfiles"]
@@ -139,20 +141,20 @@ def test_nodes_on_aws_have_the_roles_of_the_stack(aws_cluster: dict[str, Any]) -
     worker = boto3.client("iam").list_attached_role_policies(RoleName=profiles["mpa-ray-worker"])["AttachedPolicies"]
     assert len(worker) == 1
     document = boto3.client("iam").get_policy_version(PolicyArn=worker[0]["PolicyArn"], VersionId="v1")
-    resources = {json.dumps(each["Resource"]) for each in document["PolicyVersion"]["Document"]["Statement"]}
+    resources = {json.dumps(statement["Resource"]) for statement in document["PolicyVersion"]["Document"]["Statement"]}
     assert resources == {'"arn:aws:s3:::my-bucket"', '"arn:aws:s3:::my-bucket/*"'}
 
 
-def test_groups_on_aws(aws_cluster: dict[str, Any]) -> None:
+def test_aws_has_the_expected_groups(aws_cluster: dict[str, Any]) -> None:
     assert groups(aws_cluster["available_node_types"]) == GROUPS
 
 
-def test_groups_on_gcp() -> None:
+def test_gcp_has_the_expected_groups() -> None:
     assert groups(load("gcp.yaml")["available_node_types"]) == GROUPS
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_groups_on_kubernetes_as_rays_autoscaler_sees_them(name: str) -> None:
+def test_kubernetes_manifests_have_the_expected_groups_for_rays_autoscaler(name: str) -> None:
     resource = {"metadata": {"name": "x", "namespace": "default"}, "spec": cluster_spec(name)}
     config = _derive_autoscaling_config_from_ray_cr(resource)
     validate_config(config)
@@ -160,7 +162,7 @@ def test_groups_on_kubernetes_as_rays_autoscaler_sees_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*LAUNCHERS, *MANIFESTS])
-def test_the_head_takes_no_work_and_is_not_a_spot_node(name: str) -> None:
+def test_head_has_no_cpus_and_only_workers_are_spot_nodes(name: str) -> None:
     if name in MANIFESTS:
         head, *workers = pods(name)
         assert cluster_spec(name)["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
@@ -175,9 +177,9 @@ def test_the_head_takes_no_work_and_is_not_a_spot_node(name: str) -> None:
     assert all(kind["min_workers"] == 0 for kind in config["available_node_types"].values())
 
 
-def test_both_launcher_files_say_the_same_but_for_the_cloud() -> None:
+def test_launcher_files_differ_only_in_cloud_settings() -> None:
     aws, gcp = (load(name) for name in LAUNCHERS)
-    same = [
+    shared_keys = [
         "cluster_name",
         "max_workers",
         "idle_timeout_minutes",
@@ -187,20 +189,20 @@ def test_both_launcher_files_say_the_same_but_for_the_cloud() -> None:
         "worker_start_ray_commands",
         "head_node_type",
     ]
-    assert [aws[key] for key in same] == [gcp[key] for key in same]
+    assert [aws[key] for key in shared_keys] == [gcp[key] for key in shared_keys]
     assert aws["docker"]["image"] == gcp["docker"]["image"]
     assert gcp["docker"]["run_options"][: len(aws["docker"]["run_options"])] == aws["docker"]["run_options"]
 
 
-# --- Safety
+# --- Security
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_launched_clusters_ask_for_a_token_and_open_no_port(name: str) -> None:
+def test_launched_clusters_require_a_token_and_open_no_port(name: str) -> None:
     config = load(name)
     assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
-    (start,) = [each for each in config["head_start_ray_commands"] if "--head" in each]
+    (start,) = [command for command in config["head_start_ray_commands"] if "--head" in command]
     assert "--dashboard-host=127.0.0.1" in start
     assert config["auth"]["ssh_proxy_use_node_id"]
     if name == "gcp.yaml":
@@ -211,7 +213,7 @@ def test_launched_clusters_ask_for_a_token_and_open_no_port(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_pods_ask_for_a_token_and_open_no_port(name: str) -> None:
+def test_pods_require_a_token_and_open_no_port(name: str) -> None:
     spec = cluster_spec(name)
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
@@ -224,48 +226,48 @@ def test_pods_ask_for_a_token_and_open_no_port(name: str) -> None:
         assert container["resources"]["requests"] == container["resources"]["limits"]
 
 
-def test_no_file_holds_a_secret_or_opens_to_everybody() -> None:
+def test_no_file_contains_a_secret_or_a_public_address() -> None:
     forbidden = {
-        "an address that is everywhere": r"0\.0\.0\.0|::/0",
-        "a service that is public": r"LoadBalancer|NodePort|kind: Ingress",
-        "a key of AWS": r"AKIA[0-9A-Z]{16}|aws_secret_access_key",
+        "an address range of the whole internet": r"0\.0\.0\.0|::/0",
+        "a public service": r"LoadBalancer|NodePort|kind: Ingress",
+        "an AWS key": r"AKIA[0-9A-Z]{16}|aws_secret_access_key",
         "a token": r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|[0-9a-f]{64}(?!  ray\.io_)",
         "a private key": r"BEGIN [A-Z ]*PRIVATE KEY|gcp_credentials|aws_credentials",
     }
-    for name, text in text_of_all():
+    for name, text in texts_by_name():
         for what, pattern in forbidden.items():
-            assert not re.search(pattern, text), f"{name} holds {what}"
+            assert not re.search(pattern, text), f"{name} contains {what}"
 
 
 # --- Versions
 
 
 @pytest.mark.parametrize("extra", [None, "cpu", "gpu"])
-def test_requirements_are_those_of_the_package(extra: str | None) -> None:
+def test_requirements_equal_the_dependencies_in_pyproject(extra: str | None) -> None:
     lines = (CLUSTER / f"requirements{f'-{extra}' if extra else ''}.txt").read_text().splitlines()
-    found = [line for line in lines if line and not line.startswith("#")]
+    requirements = [line for line in lines if line and not line.startswith("#")]
     expected = ["-r requirements.txt", *PROJECT["optional-dependencies"][extra]] if extra else PROJECT["dependencies"]
-    assert found == expected
+    assert requirements == expected
 
 
-def test_all_images_carry_the_pinned_ray_on_one_python() -> None:
-    (ray,) = [each.partition("==")[2] for each in PROJECT["dependencies"] if each.startswith("ray[")]
-    tags = [tag for _, text in text_of_all() for tag in re.findall(r"rayproject/ray:(\S+)", text)]
+def test_base_images_have_the_pinned_ray_and_the_same_python() -> None:
+    (ray,) = [line.partition("==")[2] for line in PROJECT["dependencies"] if line.startswith("ray[")]
+    tags = [tag for _, text in texts_by_name() for tag in re.findall(r"rayproject/ray:(\S+)", text)]
     assert len(tags) >= 4
     assert {tag.rpartition("-")[0] for tag in tags} == {f"{ray}-py311"}
     assert {tag.rpartition("-")[2] for tag in tags} == {"cu130", "cpu"}
     assert all(cluster_spec(name)["rayVersion"] == ray for name in MANIFESTS)
 
 
-def test_own_images_carry_the_packages_version() -> None:
-    tags = {tag for _, text in text_of_all() for tag in re.findall(r"/mpa-ray:([\w.-]+)", text)}
+def test_own_images_are_tagged_with_the_version_of_the_package() -> None:
+    tags = {tag for _, text in texts_by_name() for tag in re.findall(r"/mpa-ray:([\w.-]+)", text)}
     assert tags == {f"{PROJECT['version']}-gpu", f"{PROJECT['version']}-cpu"}
 
 
-def test_one_version_of_kuberay() -> None:
+def test_all_files_name_the_same_version_of_kuberay() -> None:
     names = [*MANIFESTS, "README.md"]
-    told = {found for name in names for found in re.findall(r"\b1\.\d+\.\d+\b", (CLUSTER / name).read_text())}
-    assert told == {KUBERAY}
+    versions = {version for name in names for version in re.findall(r"\b1\.\d+\.\d+\b", (CLUSTER / name).read_text())}
+    assert versions == {KUBERAY}
     assert f"kuberay/v{KUBERAY}/" in (ROOT / "Makefile").read_text()
 
 
@@ -273,34 +275,35 @@ def test_one_version_of_kuberay() -> None:
 
 
 def crd(kind: str) -> dict[str, Any]:
-    """The schema of a kind in the pinned operator, from a folder that `make check-cluster` fills."""
+    """The schema of a kind in the pinned version of KubeRay, from the folder that `make check-cluster` fills."""
     folder = Path(os.environ.get("KUBERAY_CRDS") or Path.home() / f".cache/mpa_ray/kuberay-{KUBERAY}")
     name = f"ray.io_{kind.lower()}s.yaml"
     if not (folder / name).is_file():
-        pytest.skip(f"no {name} in {folder}: `make check-cluster` fetches it, or set KUBERAY_CRDS")
+        pytest.skip(f"no {name} in {folder}: run `make check-cluster`, which downloads it, or set KUBERAY_CRDS")
     content = (folder / name).read_bytes()
     sums = dict(reversed(line.split()) for line in (CLUSTER / "kuberay/crds.sha256").read_text().splitlines())
-    assert hashlib.sha256(content).hexdigest() == sums[name], f"{folder / name} is not that of KubeRay {KUBERAY}"
+    assert hashlib.sha256(content).hexdigest() == sums[name], f"{folder / name} is not the file of KubeRay {KUBERAY}"
     definition = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    (schema,) = [v["schema"]["openAPIV3Schema"] for v in definition["spec"]["versions"] if v["name"] == "v1"]
+    versions = definition["spec"]["versions"]
+    (schema,) = [version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1"]
     return strict(schema)
 
 
 def strict(schema: Any) -> Any:
-    """The same without unknown fields: Kubernetes would drop them in silence."""
+    """The schema with unknown fields forbidden, because Kubernetes drops them silently."""
     if isinstance(schema, list):
-        return [strict(each) for each in schema]
+        return [strict(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     copy = {key: strict(value) for key, value in schema.items()}
-    closed = isinstance(schema.get("properties"), dict) and "type" in schema
-    if closed and not schema.get("x-kubernetes-preserve-unknown-fields"):
+    is_object = isinstance(schema.get("properties"), dict) and "type" in schema
+    if is_object and not schema.get("x-kubernetes-preserve-unknown-fields"):
         copy.setdefault("additionalProperties", False)
     return copy
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_manifests_fit_the_operators_schema(name: str) -> None:
+def test_manifests_match_kuberays_schema_which_rejects_unknown_fields(name: str) -> None:
     manifest = load(name)
     schema = crd(manifest["kind"])
     jsonschema.validate(manifest, schema)
@@ -310,7 +313,7 @@ def test_manifests_fit_the_operators_schema(name: str) -> None:
         jsonschema.validate(manifest, schema)
 
 
-# --- What files refer to
+# --- References between files
 
 
 def check_install() -> ModuleType:
@@ -323,16 +326,16 @@ def check_install() -> ModuleType:
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_images_are_made_from_files_that_exist_and_are_not_ignored(name: str) -> None:
+def test_dockerfiles_copy_files_that_exist_and_are_not_ignored(name: str) -> None:
     ignored = (ROOT / ".dockerignore").read_text()
-    for word, arguments in check_install().instructions((CLUSTER / name).read_text()):
-        if word == "COPY":
-            for source in [each for each in arguments.split() if not each.startswith("--")][:-1]:
+    for instruction, arguments in check_install().instructions((CLUSTER / name).read_text()):
+        if instruction == "COPY":
+            for source in [word for word in arguments.split() if not word.startswith("--")][:-1]:
                 assert (ROOT / source).exists(), source
                 assert f"!{source}" in ignored or (source.startswith("cluster/requirements") and "!cluster/" in ignored)
 
 
-def test_the_image_has_what_the_job_starts() -> None:
+def test_rayjob_starts_a_script_and_a_config_that_the_image_contains() -> None:
     entrypoint = load("kuberay/rayjob.yaml")["spec"]["entrypoint"].split()
     workdir = dict(check_install().instructions((CLUSTER / "Dockerfile.gpu").read_text()))["WORKDIR"]
     assert (ROOT / entrypoint[1].removeprefix(f"{workdir}/")).is_file()
@@ -341,71 +344,71 @@ def test_the_image_has_what_the_job_starts() -> None:
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_launcher_files_refer_to_files_that_exist(name: str) -> None:
+def test_launcher_files_name_files_that_exist(name: str) -> None:
     config = load(name)
     assert (ROOT / config["file_mounts"]["/home/ray/cluster"]).is_dir()
-    (install,) = [each for each in config["setup_commands"] if each.startswith("pip install")]
+    (install,) = [command for command in config["setup_commands"] if command.startswith("pip install")]
     assert (ROOT / install.rpartition("~/")[2]).is_file()
 
 
-def test_the_readmes_refer_to_files_that_exist() -> None:
+def test_readmes_name_cluster_files_that_exist() -> None:
     for path in (CLUSTER / "README.md", ROOT / "README.md"):
         for name in re.findall(r"\bcluster/[\w./-]+\w", path.read_text()):
             assert (ROOT / name).exists(), name
 
 
-def test_every_cluster_file_is_what_its_name_says() -> None:
+def test_yaml_files_parse_and_the_stack_has_no_anchors() -> None:
     for path in CLUSTER.rglob("*.yaml"):
         yaml.compose(path.read_text())
-    # CloudFormation knows neither.
+    # CloudFormation supports neither anchors nor aliases.
     assert not re.search(r"[&*]\w+$", (CLUSTER / "aws_stack.yaml").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_hadolint_finds_nothing(name: str) -> None:
-    beside = Path(sys.executable).with_name("hadolint")
-    hadolint = str(beside) if beside.exists() else shutil.which("hadolint")
+def test_dockerfiles_pass_hadolint(name: str) -> None:
+    installed = Path(sys.executable).with_name("hadolint")
+    hadolint = str(installed) if installed.exists() else shutil.which("hadolint")
     if hadolint is None:
         pytest.skip("no hadolint: `make check-cluster` installs it")
-    found = subprocess.run([hadolint, CLUSTER / name], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout
+    result = subprocess.run([hadolint, CLUSTER / name], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
 
 
-# --- What a job brings along
+# --- Job uploads
 
 
-def test_ray_accepts_the_runtime_env() -> None:
+def test_runtime_env_is_valid_and_sets_no_variable_that_the_driver_sets() -> None:
     environment = RuntimeEnv(**load("runtime_env.yaml"))
-    # Ray refuses to merge a job's variables with its driver's where both name one.
+    # Ray refuses a variable that both the job and its driver set.
     assert not environment.env_vars().keys() & {"PYTHONPATH", *MALLOC}
 
 
 def uploaded(root: Path) -> set[str]:
-    """What Ray packs of a working directory."""
-    found: set[str] = set()
+    """The files of a working directory that Ray uploads."""
+    names: set[str] = set()
     excludes = [_get_excludes(root, get_runtime_env_default_excludes())]
-    _dir_travel(root, excludes, lambda path: found.add(str(path.relative_to(root))), include_gitignore=True)
-    return {name for name in found if (root / name).is_file()}
+    _dir_travel(root, excludes, lambda path: names.add(str(path.relative_to(root))), include_gitignore=True)
+    return {name for name in names if (root / name).is_file()}
 
 
-def test_a_job_brings_the_package_with_its_models() -> None:
-    found = uploaded(ROOT)
+def test_job_uploads_the_package_with_its_models() -> None:
+    names = uploaded(ROOT)
     needed = {
         str(path.relative_to(ROOT))
         for folder in ("mpa_ray", "jobs")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert needed <= found
-    assert any(name.endswith("models/teacher/model.safetensors") for name in found)
-    assert sum((ROOT / name).stat().st_size for name in found) < 64 * 2**20
+    assert needed <= names
+    assert any(name.endswith("models/teacher/model.safetensors") for name in names)
+    assert sum((ROOT / name).stat().st_size for name in names) < 64 * 2**20
 
 
-def test_a_job_leaves_runs_environments_and_caches_behind(tmp_path: Path) -> None:
+def test_job_does_not_upload_runs_environments_and_caches(tmp_path: Path) -> None:
     for name in (".rayignore", ".gitignore"):
         shutil.copy(ROOT / name, tmp_path)
-    brought = {"my.yaml", "jobs/align.py", "mpa_ray/demo/models/teacher/model.safetensors"}
-    left = {
+    expected = {"my.yaml", "jobs/align.py", "mpa_ray/demo/models/teacher/model.safetensors"}
+    excluded = {
         "runs/mine/run.json",
         ".venv/bin/python",
         ".venv-vllm-0.29.0/bin/python",
@@ -418,7 +421,7 @@ def test_a_job_leaves_runs_environments_and_caches_behind(tmp_path: Path) -> Non
         "benchmarks/results/a.csv",
         "model.safetensors",
     }
-    for name in brought | left:
+    for name in expected | excluded:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert uploaded(tmp_path) == brought | {".rayignore", ".gitignore"}
+    assert uploaded(tmp_path) == expected | {".rayignore", ".gitignore"}

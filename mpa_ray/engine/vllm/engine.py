@@ -26,7 +26,7 @@ from mpa_ray.engine.vllm.rendering import (
     tokenize,
 )
 from mpa_ray.engine.vllm.version import check_vllm
-from mpa_ray.imaging.decode import ImageProblem, prepare_apart
+from mpa_ray.imaging.decode import ImageProblem, prepare_in_thread
 from mpa_ray.models.chat_template import SpecialTokenInText, load_processor, render
 from mpa_ray.models.checkpoints import local_folder, local_model
 from mpa_ray.models.shared_engines import Adapter
@@ -103,7 +103,7 @@ class VllmEngine:
 
     async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
         if self._renderer is None:
-            prepared = await prepare_apart(content, *self._pixel_limits)
+            prepared = await prepare_in_thread(content, *self._pixel_limits)
             if isinstance(prepared, ImageProblem):
                 return prepared
             return EncodedImage(image_id, prepared.key, prepared.image)
