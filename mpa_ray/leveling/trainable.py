@@ -1,4 +1,4 @@
-"""Which parts of a model are trained, and at which rate: by default the language model alone."""
+"""Which components of a model are trained, and at which rate: by default the language model alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def prepare_for_training(model: Any, method: LoraConfig | FullConfig) -> Any:
     """Freeze what is not trained, and add adapters if the method is LoRA.
 
     Raises:
-        ValueError: the model has no module of a part that is to be trained, or other parts would be trained too.
+        ValueError: the model has no module of a configured component, or another component would be trained too.
     """
     if isinstance(method, LoraConfig):
         model = _with_adapters(model, method)
@@ -29,18 +29,18 @@ def prepare_for_training(model: Any, method: LoraConfig | FullConfig) -> Any:
     return model
 
 
-def adapted_modules(model: nn.Module, parts: tuple[Component, ...]) -> list[str]:
-    """The names of the linear layers of these parts, without the output head."""
+def adapted_modules(model: nn.Module, components: tuple[Component, ...]) -> list[str]:
+    """The names of the linear layers of these components, without the output head."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and component_of(name) in parts
+        if isinstance(module, nn.Linear) and module is not head and component_of(name) in components
     ]
 
 
 def learning_rates(method: LoraConfig | FullConfig, learning_rate: float) -> dict[Component, float]:
-    """The peak learning rate of each part."""
+    """The peak learning rate of each component."""
     if isinstance(method, LoraConfig):
         return dict.fromkeys(("language", "projector", "vision"), learning_rate)
     return {
@@ -51,7 +51,7 @@ def learning_rates(method: LoraConfig | FullConfig, learning_rate: float) -> dic
 
 
 def parameter_groups(model: nn.Module, method: LoraConfig | FullConfig, learning_rate: float) -> list[dict[str, Any]]:
-    """The trainable parameters as groups of an optimizer, one for each part with its peak learning rate."""
+    """The trainable parameters as groups of an optimizer, one for each component with its peak learning rate."""
     rates = learning_rates(method, learning_rate)
     groups: dict[Component, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
