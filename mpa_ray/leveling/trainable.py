@@ -14,17 +14,17 @@ def prepare_for_training(model: Any, method: LoraConfig | FullConfig) -> Any:
     """Freeze what is not trained, and add adapters if the method is LoRA.
 
     Raises:
-        ValueError: the model has no module of a component that is to be trained, or others would be trained too.
+        ValueError: the model has no module of a configured component, or another component would be trained too.
     """
     if isinstance(method, LoraConfig):
         model = _with_adapters(model, method)
     else:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad = component_of(name) in method.components
+            parameter.requires_grad = component_of(name) in method.parts
     trained = {component_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if absent := set(method.components) - trained:
+    if absent := set(method.parts) - trained:
         raise ValueError(f"{type(model).__name__} has no {', '.join(sorted(absent))} that could be trained")
-    if unexpected := trained - set(method.components):
+    if unexpected := trained - set(method.parts):
         raise ValueError(f"training {type(model).__name__} would also change {', '.join(sorted(unexpected))}")
     return model
 
@@ -51,7 +51,7 @@ def learning_rates(method: LoraConfig | FullConfig, learning_rate: float) -> dic
 
 
 def parameter_groups(model: nn.Module, method: LoraConfig | FullConfig, learning_rate: float) -> list[dict[str, Any]]:
-    """The trainable parameters as groups of an optimizer, one for each part with its peak learning rate."""
+    """The trainable parameters as groups of an optimizer, one for each component with its peak learning rate."""
     rates = learning_rates(method, learning_rate)
     groups: dict[Component, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -67,7 +67,7 @@ def _with_adapters(model: Any, method: LoraConfig) -> Any:
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]
         lora_dropout=method.dropout,
-        target_modules=adapted_modules(model, method.components),
+        target_modules=adapted_modules(model, method.parts),
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, adapters)
