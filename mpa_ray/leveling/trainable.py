@@ -20,11 +20,11 @@ def prepare_for_training(model: Any, method: LoraConfig | FullConfig) -> Any:
         model = _with_adapters(model, method)
     else:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad = component_of(name) in method.parts
+            parameter.requires_grad = component_of(name) in method.components
     trained = {component_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if absent := set(method.parts) - trained:
+    if absent := set(method.components) - trained:
         raise ValueError(f"{type(model).__name__} has no {', '.join(sorted(absent))} that could be trained")
-    if unexpected := trained - set(method.parts):
+    if unexpected := trained - set(method.components):
         raise ValueError(f"training {type(model).__name__} would also change {', '.join(sorted(unexpected))}")
     return model
 
@@ -67,7 +67,7 @@ def _with_adapters(model: Any, method: LoraConfig) -> Any:
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]
         lora_dropout=method.dropout,
-        target_modules=adapted_modules(model, method.parts),
+        target_modules=adapted_modules(model, method.components),
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, adapters)
