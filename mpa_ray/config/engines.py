@@ -56,6 +56,16 @@ class EngineSettings(Settings):
         """The number of LoRA adapters that one engine serves beside its model; 0 if it serves none."""
         return 0
 
+    @property
+    def num_decoded_together(self) -> int:
+        """The number of requests that share one read of the weights; estimates of the engine's speed use it."""
+        return 1
+
+    @property
+    def weight_format(self) -> str:
+        """The number format of the weights: `float32`, `bfloat16`, `float16`, or `auto`, which stands for 16 bits."""
+        return "auto"
+
     @abstractmethod
     def identity_fields(self) -> dict[str, Any]:
         """The settings that change an engine's replies, by their names in a run's fingerprint."""
@@ -104,6 +114,14 @@ class VllmEngineConfig(EngineSettings):
         """One less than the engine's slots: requests without an adapter need a slot that no adapter takes."""
         num_slots: int = self.engine_args.get("max_loras", _MAX_ADAPTERS + 1)
         return max(1, num_slots - 1)
+
+    @property
+    def num_decoded_together(self) -> int:
+        return self.max_num_seqs
+
+    @property
+    def weight_format(self) -> str:
+        return self.dtype
 
     def identity_fields(self) -> dict[str, Any]:
         further = {f"engine_args.{k}": v for k, v in self.engine_args.items() if k not in _SPEED_ARGUMENTS}

@@ -12,8 +12,8 @@ class BenchmarkConfig(Settings):
     """A labelled benchmark; every path is local or at s3://."""
 
     kind: str = "questions"
-    """The format of the files: textvqa, stvqa, chartqa, okvqa, vqav2, docvqa, infovqa, gqa, pathvqa, vqa_rad, slake, or
-    `questions` for your own set as JSON lines, a JSON list or Parquet."""
+    """The format of the files: `questions` for your own set as JSON lines, a JSON list or Parquet, or a published
+    benchmark such as textvqa, chartqa, okvqa, docvqa, gqa or slake. The error for an unknown kind lists all kinds."""
     path: str
     """The official file with the questions, or a Parquet mirror: a file, a folder or a glob. For GQA's mirror, the
     instructions."""

@@ -48,21 +48,25 @@ Arm = Literal["parity", "all", "consistent", "random", "labels"]
 
 @dataclass(frozen=True)
 class ArmDescription:
-    """How reports name an arm."""
+    """How reports name an arm, and how many samples a plan expects of it."""
 
     name: str
     """What a student is trained on, in a few words."""
     sentence: str
     """The same after "trained for one epoch on"."""
+    as_many_as: Literal["D_PI", "D_PA"] | None
+    """The set that is about as large, or None where no estimate is possible."""
 
 
 _QUESTIONS = "questions about unlabeled images that the teacher wrote and answered"
 ARMS: Mapping[Arm, ArmDescription] = {
-    "parity": ArmDescription("D_PI", f"{_QUESTIONS} the same way twice, and that the student answered differently"),
-    "all": ArmDescription("D_PA", _QUESTIONS),
-    "consistent": ArmDescription("teacher-consistent part of D_PA", f"{_QUESTIONS} the same way twice"),
-    "random": ArmDescription("random part of D_PA", f"{_QUESTIONS}, drawn at random"),
-    "labels": ArmDescription("labelled set", "a labelled set"),
+    "parity": ArmDescription(
+        "D_PI", f"{_QUESTIONS} the same way twice, and that the student answered differently", "D_PI"
+    ),
+    "all": ArmDescription("D_PA", _QUESTIONS, "D_PA"),
+    "consistent": ArmDescription("teacher-consistent part of D_PA", f"{_QUESTIONS} the same way twice", "D_PA"),
+    "random": ArmDescription("random part of D_PA", f"{_QUESTIONS}, drawn at random", "D_PI"),
+    "labels": ArmDescription("labelled set", "a labelled set", None),
 }
 
 

@@ -71,7 +71,8 @@ class EvaluationRunConfig(Settings):
     reading: ReadingConfig = ReadingConfig()
     """How images are read ahead of the engines."""
     task: str = "text_vqa"
-    """text_vqa, scene_text_vqa, chart_qa, knowledge_vqa, demo_world, or the path of a YAML file of the same form."""
+    """A task of the library, such as text_vqa, chart_qa or knowledge_vqa, or the path of a YAML file of the same form.
+    The error for an unknown task lists the library."""
     answer: AnswerConfig = AnswerConfig()
     """How models answer a question."""
     evaluate: EvaluateConfig | None = None

@@ -10,7 +10,7 @@ from itertools import groupby, islice
 from mpa_ray.config import BenchmarkConfig, EvaluateConfig
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
-from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, read_benchmark
+from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, question_files, read_benchmark
 from mpa_ray.evaluation.benchmarks.finding import find_files
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import LabelledQuestion, ParitySample
@@ -91,7 +91,7 @@ def _shards(questions: Iterable[LabelledQuestion], size: int) -> Iterator[list[L
 def _fingerprint(benchmark: BenchmarkConfig, shard_size: int, places: Places) -> dict[str, object]:
     """What the questions depend on. Neither the paths of the files nor the metric is part of it, so both may change."""
     settings = benchmark.model_dump(mode="json", include={"kind", "split", "columns", "limit"})
-    files = [file.uri for file in find_files(places, benchmark.path, benchmark.split)]
+    files = [file.uri for file in question_files(benchmark, places)]
     if benchmark.annotations is not None:
         files += [file.uri for file in find_files(places, benchmark.annotations, field="benchmark.annotations")]
     digest = hashlib.sha256()

@@ -21,8 +21,7 @@ from mpa_ray.config import (
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
-from mpa_ray.evaluation.benchmarks.benchmark import BENCHMARKS
-from mpa_ray.evaluation.benchmarks.finding import find_files
+from mpa_ray.evaluation.benchmarks import BENCHMARKS, question_files
 from mpa_ray.metrics import METRICS
 from mpa_ray.models.checkpoints import base_of_adapter
 from mpa_ray.tasks.library import find_task
@@ -125,7 +124,7 @@ def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> 
             f"{field}.metric", benchmark.metric, "is not a metric.", f"Choose one of {', '.join(METRICS)}."
         )
     try:
-        for file in find_files(places, benchmark.path, benchmark.split):
+        for file in question_files(benchmark, places):
             places.of(file.uri).size(file.uri)
     except OSError as error:
         raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpa_ray.config import Arm, EvaluateConfig, ModelConfig, PlanConfig, RunConfig, StudentConfig, measured_as
+from mpa_ray.config import ARMS, Arm, EvaluateConfig, ModelConfig, PlanConfig, RunConfig, StudentConfig, measured_as
 from mpa_ray.run.phase_record import PhaseKey, PhaseKind
 from mpa_ray.sizing.models import Models, first_of_same_model
 from mpa_ray.sizing.rates import (
@@ -94,7 +94,7 @@ class PhaseSizer:
             phases.append(
                 PhaseSizing(
                     PhaseKey("level", student.name, arm),
-                    num_samples.get(arm),
+                    num_samples[arm],
                     "samples",
                     rate,
                     replicas=level.num_workers,
@@ -107,7 +107,7 @@ class PhaseSizer:
         return phases
 
     def _samples_of_arms(self, student: StudentConfig) -> dict[Arm, float | None]:
-        """The number of training samples by arm; an arm whose number is not known beforehand is absent or None."""
+        """The number of training samples by arm; None where it cannot be estimated."""
         level = student.level
         measured = self.measured.parity_share(student.name, student.model)
         share = choose_rate(self.plan.parity_share, measured, Rate(PARITY_SHARE, "assumed"))
@@ -121,13 +121,10 @@ class PhaseSizer:
             num_held_out = min(level.holdout.max_samples, level.holdout.share * num_parity)
         # An upper bound: some of the teacher's pairs are dropped.
         num_pairs = float(self.workload.num_images * self.config.annotate.num_questions)
-        return {
-            "parity": num_parity * (1 + level.replay_share) - num_held_out,
-            "random": num_parity,
-            "all": num_pairs,
-            "consistent": num_pairs,
-            "labels": None,
-        }
+        by_set = {"D_PI": num_parity, "D_PA": num_pairs, None: None}
+        num_samples = {arm: by_set[ARMS[arm].as_many_as] for arm in student.arms}
+        with_parity: dict[Arm, float | None] = {"parity": num_parity * (1 + level.replay_share) - num_held_out}
+        return num_samples | with_parity
 
     def _check(self, student: StudentConfig, arm: Arm) -> PhaseSizing:
         rate = self._answer_rate(f"{student.name}.after", student)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpa_ray.config import LevelConfig, LoraConfig, ModelConfig, RunConfig, VllmEngineConfig
+from mpa_ray.config import LevelConfig, LoraConfig, ModelConfig, RunConfig
 from mpa_ray.models.gpus import Gpu
 from mpa_ray.sizing.architecture import Architecture
 from mpa_ray.sizing.rates import ANSWER_TOKENS, PAIR_TOKENS, PROMPT_TOKENS
@@ -66,8 +66,7 @@ class Roofline:
 
         All requests that are decoded together share one read of the weights; each reads its own cache.
         """
-        assert isinstance(model.engine, VllmEngineConfig), "only models in vLLM have an architecture"
-        num_bytes = sizes.weight_bytes(model.engine.dtype) / model.engine.max_num_seqs
+        num_bytes = sizes.weight_bytes(model.engine.weight_format) / model.engine.num_decoded_together
         num_bytes += sizes.kv_bytes_per_token() * (image_tokens + PROMPT_TOKENS)
         operations = sizes.language_operations(1, image_tokens + PROMPT_TOKENS) + sizes.head_operations
         return max(num_bytes / (self.gpu.bandwidth_gb_s * 1e9 * self.efficiency), self._compute_s(operations))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
-from mpa_ray.config import Arm
+from mpa_ray.config import ARMS, Arm
 from mpa_ray.leveling.arms import SampleSources, samples_of
 from mpa_ray.records import ParitySample, Verdict
 
@@ -43,6 +45,10 @@ def ids(arm: Arm, count: int = 400, seed: int = 0) -> list[str]:
 def test_the_size_of_each_arm(arm: Arm, size: int) -> None:
     assert len(ids(arm)) == len(set(ids(arm))) == size
     assert set(ids(arm)) <= set(ids("all"))
+
+
+def test_every_arm_has_a_description() -> None:
+    assert set(ARMS) == set(get_args(Arm))
 
 
 def test_a_users_labels_are_an_arm() -> None:

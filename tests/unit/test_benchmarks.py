@@ -20,7 +20,8 @@ from mpa_ray.corpus.places.local import LocalPlace
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import ConfigError
-from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, read_benchmark
+from mpa_ray.evaluation.benchmarks import BENCHMARKS, Benchmark, check_images, question_files, read_benchmark
+from mpa_ray.evaluation.benchmarks.inputs import Inputs
 from mpa_ray.metrics import METRICS
 from mpa_ray.records import LabelledQuestion, from_table, to_table
 from mpa_ray.stages.image_work import ImageWork
@@ -86,8 +87,8 @@ def question(question_id: str, image_id: str, uri: object, text: str, answers: l
 def test_every_benchmark_names_an_existing_metric() -> None:
     assert {name: benchmark.name for name, benchmark in BENCHMARKS.items()} == {name: name for name in BENCHMARKS}
     assert {benchmark.metric for benchmark in BENCHMARKS.values()} <= METRICS.keys()
-    documented = BenchmarkConfig.model_fields["kind"].description or ""
-    assert not [name for name in BENCHMARKS if name not in documented]
+    documented = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+    assert not [name for name in BENCHMARKS if f"`{name}`" not in documented]
 
 
 # TextVQA
@@ -758,10 +759,26 @@ def test_a_file_of_another_form(kind: str, content: str, problem: str, tmp_path:
     assert problem in error_of(kind, path)
 
 
+def test_a_reader_names_the_endings_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_lines(inputs: Inputs) -> Iterator[LabelledQuestion]:
+        for file in inputs.files:
+            with PLACES.open(file.uri) as lines:
+                yield from (
+                    LabelledQuestion(f"{n}", "i", "/i", line.decode(), ["a"], "all") for n, line in enumerate(lines)
+                )
+
+    monkeypatch.setitem(BENCHMARKS, "lines", Benchmark("lines", "anls", read_lines, ("me",), endings=(".txt",)))
+    as_json(tmp_path / "val.json", [])
+    (tmp_path / "val.txt").write_text("What?")
+    assert [question.question for question in read("lines", tmp_path)] == ["What?"]
+    spec = BenchmarkConfig(kind="lines", path=str(tmp_path))
+    assert [file.name for file in question_files(spec, PLACES)] == ["val.txt"]
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "cannot be read (No such file or directory)" in error_of("textvqa", tmp_path / "val.json")
     assert "does not exist" in error_of("textvqa", tmp_path / "nowhere")
-    assert "holds neither Parquet nor JSON files" in error_of("textvqa", tmp_path)
+    assert "holds no files that end in .json, .jsonl, .ndjson, .parquet" in error_of("textvqa", tmp_path)
     (tmp_path / "val.parquet").write_bytes(b"PAR1 and no more")
     assert "cannot be read as Parquet" in error_of("textvqa", tmp_path / "val.parquet")
     (tmp_path / "val.json").write_bytes(b"\xff\xfe\x00")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import pickle
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpa_ray.config import IdentifyConfig
+from mpa_ray.config import IdentifyConfig, MatcherConfig
 from mpa_ray.matching import (
     MATCHERS,
     Matcher,
     Quantity,
     containment,
     exact,
+    matcher_label,
     matcher_of,
     normalise,
     quantity,
@@ -190,6 +192,24 @@ def test_any_of_several() -> None:
     assert matches("two", "2")
     assert matches("red", "RED")
     assert not matches("red", "blue")
+
+
+KINDS = [
+    kind
+    for settings in get_args(get_args(MatcherConfig)[0])
+    for kind in get_args(settings.model_fields["kind"].annotation)
+]
+"""The values of `identify.matcher.kind`."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_a_matcher_and_a_label(kind: str) -> None:
+    settings = {"of": ["exact", "anls"]} if kind == "any_of" else {}
+    matcher = IdentifyConfig.model_validate({"matcher": {"kind": kind, **settings}}).matcher
+    assert matcher is not None
+    assert matcher_of(matcher)("red", "red")
+    assert not matcher_of(matcher)("red", "blue")
+    assert matcher_label(matcher)
 
 
 @given(st.text(), st.text())

@@ -12,8 +12,9 @@ import pytest
 import torch
 import yaml
 
-from mpa_ray.config import LevelConfig, ModelConfig, RunConfig
+from mpa_ray.config import EngineSettings, LevelConfig, ModelConfig, RunConfig
 from mpa_ray.errors import ConfigError
+from mpa_ray.models.gpus import GPUS
 from mpa_ray.run.fingerprint import of_dataset
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
@@ -22,6 +23,7 @@ from mpa_ray.sizing.memory import check_engine, check_training, layer_bytes_per_
 from mpa_ray.sizing.plan import size_run
 from mpa_ray.sizing.rates import Rate
 from mpa_ray.sizing.render import render_sizing
+from mpa_ray.sizing.roofline import Roofline
 from mpa_ray.sizing.run_rates import RunRates
 from mpa_ray.sizing.sizing import PhaseSizing, Sizing
 from mpa_ray.storage.open import open_storage
@@ -468,6 +470,28 @@ def test_estimates_depend_on_the_gpu_and_are_marked(tmp_path: Path) -> None:
     assert rates["identify small"] > rates["annotate"]
     l4 = planned({**config, "plan": {"num_images": 1000, "gpu": "L4"}})
     assert (l4.phases[0].rate.value or 0.0) < rates["annotate"] / 5
+
+
+class OtherEngine(EngineSettings):
+    """A kind of engine that serves checkpoints and is not vLLM."""
+
+    has_checkpoint = True
+
+    @property
+    def default_images_in_flight(self) -> int:
+        return 1
+
+    def identity_fields(self) -> dict[str, Any]:
+        return {}
+
+
+def test_an_engine_of_any_kind_has_an_estimate(tmp_path: Path) -> None:
+    config, roofline = RunConfig.model_validate(tree(tmp_path)), Roofline(GPUS["H100"], 0.4)
+    one_at_a_time = served(engine={"max_num_seqs": 1})
+    other = served().model_copy(update={"engine": OtherEngine()})
+    seconds = [roofline.answer_s(model, sizes(), 100, config) for model in (other, one_at_a_time, served())]
+    assert seconds[0] == seconds[1] > seconds[2]
+    assert check_engine("other", other, sizes(), "H100", 80).result == "not checked"
 
 
 def test_the_job_needs_no_ray_and_fails_if_a_model_does_not_fit(tmp_path: Path) -> None:

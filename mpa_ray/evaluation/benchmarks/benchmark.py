@@ -11,6 +11,8 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.chartqa import read_chartqa
 from mpa_ray.evaluation.benchmarks.coco import read_vqa
 from mpa_ray.evaluation.benchmarks.documents import read_documents
+from mpa_ray.evaluation.benchmarks.file import File
+from mpa_ray.evaluation.benchmarks.finding import JSON_OR_PARQUET
 from mpa_ray.evaluation.benchmarks.gqa import read_gqa
 from mpa_ray.evaluation.benchmarks.inputs import Inputs
 from mpa_ray.evaluation.benchmarks.medical import read_plain_pairs, read_slake
@@ -31,6 +33,8 @@ class Benchmark:
     """Who defines the benchmark and the format of its files."""
     settings: frozenset[str] = frozenset()
     """Those of the settings `annotations` and `columns` that apply to it."""
+    endings: tuple[str, ...] = JSON_OR_PARQUET
+    """The endings of its files, in lower case with the dot."""
 
 
 BENCHMARKS = {
@@ -54,6 +58,11 @@ BENCHMARKS = {
 }
 
 
+def question_files(spec: BenchmarkConfig, places: Places) -> list[File]:
+    """The files with a benchmark's questions. Raises ConfigError if there are none, or they are of several splits."""
+    return _inputs(spec, places).files
+
+
 def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQuestion]:
     """A benchmark's questions, in the order of its files. Questions about the same image have the same id and URI.
 
@@ -65,7 +74,7 @@ def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQu
     benchmark = _benchmark_of(spec)
     seen: set[str] = set()
     uris: dict[str, str] = {}
-    for question in benchmark.read(Inputs(spec, places)):
+    for question in benchmark.read(_inputs(spec, places)):
         if question.question_id in seen:
             raise ConfigError(
                 "benchmark.path",
@@ -79,6 +88,10 @@ def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQu
         yield question if uri == question.uri else replace(question, uri=uri)
     if not seen:
         raise ConfigError("benchmark.path", spec.path, "holds no questions.", "Check that the file is complete.")
+
+
+def _inputs(spec: BenchmarkConfig, places: Places) -> Inputs:
+    return Inputs(spec, places, BENCHMARKS[spec.kind].endings)
 
 
 def _benchmark_of(spec: BenchmarkConfig) -> Benchmark:

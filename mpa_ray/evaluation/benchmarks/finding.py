@@ -13,52 +13,59 @@ from mpa_ray.corpus.sources.source import Files, split_glob
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.file import JSON, PARQUET, File, canonical_split
 
+JSON_OR_PARQUET = (*JSON, *PARQUET)
+
 _NUM_LISTED = 1000
 """So many files of a folder are listed to see whether it holds Parquet files."""
 
 
 def find_files(
-    places: Places, path: str, split: str | None = None, field: str = "benchmark.path", only_parquet: bool = False
+    places: Places,
+    path: str,
+    split: str | None = None,
+    field: str = "benchmark.path",
+    endings: tuple[str, ...] = JSON_OR_PARQUET,
 ) -> list[File]:
     """The file at a path, or the files of one split in a folder or glob.
 
-    In a folder or glob, the Parquet files are taken, or the JSON files directly in the folder if there are none.
+    In a folder or glob, the Parquet files are taken, or the other files directly in the folder if there are none.
 
     Args:
         places: Where files lie.
         path: A file, a folder or a glob.
         split: The split to take; None requires that all files belong to the same one.
         field: The setting that holds the path, for error messages.
-        only_parquet: Whether JSON files are ignored.
+        endings: The file name endings to look for, in lower case with the dot.
 
     Raises:
         ConfigError: there are no files, or they belong to several splits.
     """
     path = resolve_path(path)
-    if _is_file(path):
+    if _is_file(path, endings):
         return [File(places, path, path.rpartition("/")[2], field)]
-    listed = [File(places, e.uri, e.path, field) for e in _below(places, path, field, (*JSON, *PARQUET))]
+    listed = [File(places, e.uri, e.path, field) for e in _below(places, path, field, endings)]
     files = [file for file in listed if file.name.lower().endswith(PARQUET)]
-    if not files and not only_parquet:
+    if not files:
         files = [file for file in listed if "/" not in file.name or split_glob(path)[1]]
     if not files:
-        raise ConfigError(field, path, "holds neither Parquet nor JSON files.", "Give the file with the questions.")
+        problem = f"holds no files that end in {', '.join(endings)}."
+        raise ConfigError(field, path, problem, "Give the file with the questions.")
     return _of_split(files, split, path)
 
 
 def holds_parquet(places: Places, path: str, field: str) -> bool:
     """Whether a path names Parquet files, and not a folder of images."""
     path = resolve_path(path)
-    if _is_file(path):
+    if _is_file(path, JSON_OR_PARQUET):
         return path.lower().endswith(PARQUET)
     entries = islice(_below(places, path, field, ()), _NUM_LISTED)
     return any(entry.path.lower().endswith(PARQUET) for entry in entries)
 
 
-def _is_file(path: str) -> bool:
+def _is_file(path: str, endings: tuple[str, ...]) -> bool:
     if split_glob(path)[1] is not None:
         return False
-    return Path(path).is_file() or (path.lower().endswith((*JSON, *PARQUET)) and not Path(path).is_dir())
+    return Path(path).is_file() or (path.lower().endswith(endings) and not Path(path).is_dir())
 
 
 def _below(places: Places, path: str, field: str, endings: tuple[str, ...]) -> Iterator[Entry]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mpa_ray.errors import ConfigError
+from mpa_ray.evaluation.benchmarks.file import PARQUET
 from mpa_ray.evaluation.benchmarks.finding import find_files, holds_parquet
 from mpa_ray.evaluation.benchmarks.inputs import Inputs
 from mpa_ray.evaluation.benchmarks.record import Record
@@ -52,7 +53,7 @@ def _mirrored_images(inputs: Inputs) -> dict[str, str] | None:
     if path is None or not holds_parquet(inputs.places, path, "benchmark.images"):
         return None
     locators = {}
-    for file in find_files(inputs.places, path, inputs.spec.split, "benchmark.images", only_parquet=True):
+    for file in find_files(inputs.places, path, inputs.spec.split, "benchmark.images", PARQUET):
         for row, (values, uri) in enumerate(file.rows(("id",), "image")):
             if uri is None or values.get("id") is None:
                 raise file.error(f"row {row} has no 'id' or no 'image'.", "Check that the file holds GQA's images.")

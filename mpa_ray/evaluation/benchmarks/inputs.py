@@ -9,7 +9,7 @@ from functools import cached_property
 from mpa_ray.config import BenchmarkConfig
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.evaluation.benchmarks.file import File, canonical_split
-from mpa_ray.evaluation.benchmarks.finding import find_files
+from mpa_ray.evaluation.benchmarks.finding import JSON_OR_PARQUET, find_files
 from mpa_ray.evaluation.benchmarks.images import Images
 from mpa_ray.evaluation.benchmarks.record import Record
 
@@ -20,10 +20,12 @@ class Inputs:
 
     spec: BenchmarkConfig
     places: Places
+    endings: tuple[str, ...] = JSON_OR_PARQUET
+    """The endings of files with questions, where `spec.path` is a folder or in an object store."""
 
     @cached_property
     def files(self) -> list[File]:
-        return find_files(self.places, self.spec.path, self.spec.split)
+        return find_files(self.places, self.spec.path, self.spec.split, endings=self.endings)
 
     @cached_property
     def images(self) -> Images:
