@@ -28,7 +28,7 @@ Groups = dict[str, Summary]
 
 @dataclass(frozen=True)
 class MetricReference:
-    """Which metric the scores are of; a number means little without its evaluator."""
+    """The metric of the scores, and the evaluator whose results it reproduces."""
 
     name: str
     version: str

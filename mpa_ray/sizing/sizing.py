@@ -23,7 +23,7 @@ class PhaseSizing:
     replicas: int
     """Engines or workers that work side by side."""
     start_s: float
-    """Seconds to start and to end, without work."""
+    """Seconds of start-up and shutdown, which `rate` does not include."""
     num_gpus: float
     """GPUs that the phase holds from its start to its end."""
     num_starts: int = 0
@@ -75,7 +75,7 @@ class Sizing:
 
     @property
     def fits(self) -> bool:
-        """Whether no model is known not to fit."""
+        """False if a model is known not to fit."""
         return all(check.result != "does not fit" for check in self.checks)
 
     def record(self) -> dict[str, Any]:
