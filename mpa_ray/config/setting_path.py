@@ -15,7 +15,7 @@ def setting_path(model: type[BaseModel], location: Iterable[str | int]) -> str:
     """The dotted name of the setting at a location in a model, such as `identify.matcher.tolerance`.
 
     Pydantic's locations also contain the tag of the variant that a discriminated union has chosen, here `numeric`. The
-    tag is no key of the file, so it is left out.
+    tag is not a key of the file, so it is left out.
     """
     names = []
     node = _Node(model)
@@ -48,7 +48,7 @@ class _Node:
         return cls(annotation, discriminator if isinstance(discriminator, str) else None)
 
     def variant(self, tag: str | int) -> _Node | None:
-        """The variant of a discriminated union with this tag; None if the node is no discriminated union."""
+        """The variant of a discriminated union with this tag; None if the node is not a discriminated union."""
         if self.discriminator is None:
             return None
         members = get_args(self.annotation)

@@ -157,15 +157,15 @@ class JoinedDatasets(Generic[RowT]):
 
 @dataclass(frozen=True)
 class DatasetsOfModels(Generic[OutcomeT]):
-    """What several models give for the same shards, each in its own dataset, committed together."""
+    """The outcomes of several models for the same shards: a dataset for each model, all committed together."""
 
     parts: Mapping[str, ShardedDataset[OutcomeT] | JoinedDatasets[OutcomeT]]
     """By the models' names."""
 
     def commit(self, shard: str, rows: Sequence[OfModel[OutcomeT]]) -> bool:
-        """False where another attempt was first with any of them."""
+        """Write the shard to each dataset. Returns False if another attempt has published it in any of them."""
         committed = [
-            part.commit(shard, [found.row for found in rows if found.model == name])
+            part.commit(shard, [of_model.row for of_model in rows if of_model.model == name])
             for name, part in self.parts.items()
         ]
         return all(committed)

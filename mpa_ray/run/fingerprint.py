@@ -70,7 +70,7 @@ def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -
 
 def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig, arm: Arm) -> Fingerprint:
     """What a training depends on, apart from the verdicts."""
-    # Settings of where and how the same training runs may change between attempts.
+    # Left out are settings that may change between attempts: they do not change what is trained.
     level = student.level.of_arm(arm).model_dump(
         mode="json",
         exclude={

@@ -16,7 +16,7 @@ class PhaseSizing:
 
     key: PhaseKey
     count: float | None
-    """Images, questions or samples; None where the number is not known."""
+    """Images, questions or samples; None if the number is not known."""
     unit: str
     rate: Rate
     """Units per second of one replica or worker."""
@@ -33,14 +33,14 @@ class PhaseSizing:
 
     @property
     def wall_s(self) -> float | None:
-        """None where the rate or the count is not known."""
+        """None if the rate or the count is not known."""
         if self.count is None or self.rate.value is None:
             return None
         return self.start_s + self.count / (self.rate.value * self.replicas)
 
     @property
     def gpu_hours(self) -> float | None:
-        """None where the time is not known."""
+        """None if the time is not known."""
         return None if self.wall_s is None else self.wall_s * self.num_gpus / 3600
 
     def record(self) -> dict[str, Any]:

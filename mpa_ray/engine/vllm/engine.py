@@ -138,7 +138,7 @@ class VllmEngine:
         if self._renderer is not None:
             self._renderer.close()
         self._engine.shutdown()
-        # Collected now: at interpreter exit the engine's own clean-up would find half of vLLM gone.
+        # Deleted now: when the interpreter exits, the modules that its clean-up needs may already be gone.
         del self._engine
 
     def _sampling_params(self, request: Request) -> Any:
