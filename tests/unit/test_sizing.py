@@ -131,8 +131,6 @@ def test_a_token_passes_through_some_of_the_experts() -> None:
     attention = 28 * (2 * 1536 * 1536 + 2 * 1536 * 256)
     per_token = architecture.language_operations(1e-9) / 1e-9
     assert per_token == pytest.approx(2 * (attention + architecture.num_expert_parameters / 4))
-        2 * (attention + architecture.num_expert_parameters / 4)
-    )
 
 
 def test_a_config_json_without_sizes_is_an_error() -> None:
