@@ -157,21 +157,21 @@ class JoinedDatasets(Generic[RowT]):
 
 @dataclass(frozen=True)
 class DatasetsOfModels(Generic[OutcomeT]):
-    """The outcomes of several models for the same shards: a dataset for each model, all committed together."""
+    """The datasets of several models that one pass fills, shard by shard."""
 
     parts: Mapping[str, ShardedDataset[OutcomeT] | JoinedDatasets[OutcomeT]]
-    """By the models' names."""
+    """The dataset of each model, by the model's name."""
 
     def commit(self, shard: str, rows: Sequence[OfModel[OutcomeT]]) -> bool:
-        """Write the shard to each dataset. Returns False if another attempt has published it in any of them."""
+        """Write a shard of each dataset. Returns False if another attempt has published the shard of any of them."""
         committed = [
-            part.commit(shard, [of_model.row for of_model in rows if of_model.model == name])
+            part.commit(shard, [answer.row for answer in rows if answer.model == name])
             for name, part in self.parts.items()
         ]
         return all(committed)
 
     def read(self, shard: str) -> list[OfModel[OutcomeT]]:
-        """As `ShardedDataset.read`, model by model."""
+        """Return the rows of all models, one model after the other. Raises as `ShardedDataset.read` does."""
         return [OfModel(name, row) for name, part in self.parts.items() for row in part.read(shard)]
 
 
