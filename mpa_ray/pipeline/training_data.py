@@ -68,7 +68,7 @@ def steps_with_images(
         reader: Reads the images.
     """
 
-    def fetch(row: dict[str, Any]) -> Iterator[dict[str, bytes]]:
+    def fetch(row: dict[str, int]) -> Iterator[dict[str, bytes]]:
         for batches in steps(row["first"], row["last"]):
             yield _fetched(batches, reader).encode()
 
