@@ -11,7 +11,7 @@ class ConfigError(Exception):
         super().__init__(f"{field} = {value!r}: {problem} {remedy}")
 
     def with_field(self, field: str) -> ConfigError:
-        """The same error with the name that the user knows the field by."""
+        """The same error, with the field's name as the user knows it."""
         return type(self)(field, *self._rest)
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[object, ...]]:

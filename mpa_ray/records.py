@@ -179,7 +179,7 @@ class EpochCounts:
     num_retained: int
     """Pairs kept out of training to measure forgetting."""
     num_too_long: int
-    """Samples left out because image tokens must not be truncated."""
+    """Samples left out because they are longer than `level.max_tokens`: truncation would cut image tokens."""
     num_samples: int
     """Samples that the student is trained on."""
 
@@ -215,7 +215,7 @@ class Prediction:
     reason: str | None = None
     detail: str | None = None
     prediction: str | None = None
-    """None where there is no reply; it counts as wrong."""
+    """None if there is no reply; it counts as wrong."""
     finish_reason: str | None = None
     """`length` where the token limit cut the reply, which is scored all the same."""
     answer_type: str | None = None

@@ -70,13 +70,13 @@ _SMOL = (
 def tokenizer(*tokens: str, **named: str) -> Any:
     """The bundled student's, with further special tokens, some of them by the names that a processor asks for."""
     start = resolve_path("bundled:demo/models/student")
-    found = (
+    bundled = (
         AutoTokenizer.from_pretrained(start, extra_special_tokens=named)
         if named
         else AutoTokenizer.from_pretrained(start)
     )
-    found.add_tokens([AddedToken(token, special=True) for token in (*tokens, *named.values())], special_tokens=True)
-    return found
+    bundled.add_tokens([AddedToken(token, special=True) for token in (*tokens, *named.values())], special_tokens=True)
+    return bundled
 
 
 def build(family: str, folder: Path) -> Path:

@@ -58,7 +58,7 @@ class Sizes(Options):
     rows: list[str]
     shape: str
     side: int
-    """Of the square images, in pixels."""
+    """Width and height of the square images, in pixels."""
     num_images: int
     max_num_seqs: int
     max_model_len: int

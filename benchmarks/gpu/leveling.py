@@ -46,7 +46,7 @@ class Sizes(Options):
     shape: str
     num_samples: int
     sides: list[int]
-    """Of the square images, in pixels."""
+    """Width and height of the square images, in pixels."""
     batch_size: int
     """Samples of an optimiser step."""
     micro_batch: int

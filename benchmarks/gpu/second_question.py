@@ -33,7 +33,7 @@ NUM_WARMUPS = 2
 class Sizes(Options):
     shape: str
     sides: list[int]
-    """Of the square images, in pixels."""
+    """Width and height of the square images, in pixels."""
     batch_sizes: list[int]
     num_repetitions: int
     first_tokens: int

@@ -45,7 +45,7 @@ class Sizes(Options):
     rows: list[str]
     shape: str
     side: int
-    """Of the square images, in pixels."""
+    """Width and height of the square images, in pixels."""
     num_images: int
     """In each repetition."""
     num_repetitions: int

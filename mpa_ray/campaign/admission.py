@@ -72,7 +72,7 @@ class AdmissionController:
 
         Args:
             need: The resources that the phase takes.
-            size: A measure of the phase's duration, in any unit. Of the phases that wait, the largest goes first.
+            size: A measure of the phase's duration, in any unit. Among waiting phases, the largest goes first.
         """
         entry = _Waiting(need, size, next(self._arrivals))
         with self._changed:

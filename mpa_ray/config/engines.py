@@ -30,7 +30,7 @@ _SPEED_ARGUMENTS = frozenset(
         "disable_log_stats",
     }
 )
-"""Arguments of vLLM that change how fast it answers, but not what."""
+"""Arguments of vLLM that change its speed, but not its answers."""
 
 
 class EngineSettings(Settings):
@@ -93,8 +93,8 @@ class VllmEngineConfig(EngineSettings):
     engine's process. None is 0 on a CPU; with a GPU it is one process for each CPU of `cpus_per_replica` but the
     first."""
     num_threads: int | None = Field(None, ge=1)
-    """Threads of an engine on a CPU. None is one for each of its cores (see `cpus_per_replica`), less one if those are
-    the whole machine and the model's weights are under 32 MiB: so small a model is faster with one core free."""
+    """Threads of an engine on a CPU. None is one for each of its cores (see `cpus_per_replica`). If those are all cores
+    of the machine, a model with under 32 MiB of weights leaves one core free, which makes it faster."""
     cpu_kv_cache_gib: int = Field(1, ge=1)
     """KV cache of an engine on a CPU, in GiB."""
     engine_args: dict[str, Any] = Field({})

@@ -53,7 +53,7 @@ class ArmDescription:
     name: str
     """What a student is trained on, in a few words."""
     sentence: str
-    """The same after "trained for one epoch on"."""
+    """The same in more words, to complete the sentence "trained for one epoch on ..."."""
     as_many_as: Literal["D_PI", "D_PA"] | None
     """The set that is about as large, or None where no estimate is possible."""
 
@@ -71,7 +71,7 @@ ARMS: Mapping[Arm, ArmDescription] = {
 
 
 def measured_as(arm: Arm) -> str:
-    """The name, after the student's, of predictions by the student trained on an arm: `after` in `small.after`."""
+    """The suffix that names the predictions of a student trained on an arm: `after` in `small.after`."""
     return "after" if arm == "parity" else arm
 
 
@@ -102,7 +102,8 @@ class LevelConfig(Settings):
     batch_size: int = Field(16, ge=1)
     """Samples per optimiser step, on all workers together."""
     tokens_per_micro_batch: int = Field(8192, ge=1)
-    """Most tokens of prompts, images, answers and padding in a forward pass of one worker. Limited by its memory."""
+    """Maximum number of tokens (prompts, images, answers and padding) in a forward pass of one worker. Lower this if a
+    worker runs out of memory."""
     max_tokens: int | None = Field(None, ge=1)
     """Longer samples are left out and counted, never truncated; None trains on samples of any length."""
     reduction: Literal["token", "sample"] = "token"
@@ -133,8 +134,8 @@ class LevelConfig(Settings):
     """Keep this many pairs that the student already answers out of training, to measure forgetting. A warning follows
     if it answers fewer than 95 % of them afterwards."""
     balance: bool = False
-    """Also mix in pairs that the student already answers where D_PI has a smaller share of an answer type (numbers,
-    colours, names, ...) than D_PA."""
+    """If an answer type (numbers, colours, names, ...) has a smaller share of D_PI than of D_PA, also mix in pairs of
+    that type that the student already answers."""
     holdout: HoldoutConfig | None = None
     """Hold samples out of training and export the weights with the lowest loss on them; off by default."""
     checkpoint_every_steps: int = Field(50, ge=1)

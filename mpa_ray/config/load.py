@@ -41,7 +41,7 @@ def load_object_store(overrides: dict[str, str]) -> ObjectStoreConfig:
     """Read `--object_store.NAME value` options, for jobs that take a run directory instead of a file.
 
     Raises:
-        ConfigError: there is another setting, or a value is out of range.
+        ConfigError: an option is not a setting of `object_store`, or a value is out of range.
     """
     tree: dict[str, Any] = {"object_store": {}}
     for dotted, text in overrides.items():

@@ -97,8 +97,8 @@ class RunConfig(EvaluationRunConfig):
     identify: IdentifyConfig = IdentifyConfig()
     """How the answers of teacher and student are compared."""
     max_concurrent_phases: int | None = Field(None, ge=1)
-    """Passes and trainings that `align` runs concurrently; None is as many as the cluster's CPUs and GPUs allow. Set it
-    for a cluster that scales up on demand, to the number that fits its largest size."""
+    """Passes and trainings that `align` runs concurrently; None is as many as the cluster's CPUs and GPUs allow. For a
+    cluster that scales up on demand, set it to the number that fits the cluster at its largest."""
     plan: PlanConfig | None = None
     """Assumptions for estimating the size of a run."""
 

@@ -15,7 +15,7 @@ def setting_path(model: type[BaseModel], location: Iterable[str | int]) -> str:
     """The dotted name of the setting at a location in a model, such as `identify.matcher.tolerance`.
 
     Pydantic's locations also contain the tag of the variant that a discriminated union has chosen, here `numeric`. The
-    tag is no key of the file, so it is left out.
+    tag is not a key of the file, so it is left out.
     """
     names = []
     node = _Node(model)
@@ -48,7 +48,7 @@ class _Node:
         return cls(annotation, discriminator if isinstance(discriminator, str) else None)
 
     def variant(self, tag: str | int) -> _Node | None:
-        """The variant of a discriminated union with this tag; None if the node is no discriminated union."""
+        """The variant of a discriminated union with this tag; None if the node is not a discriminated union."""
         if self.discriminator is None:
             return None
         members = get_args(self.annotation)
@@ -56,7 +56,7 @@ class _Node:
         return _Node(chosen[0]) if chosen else None
 
     def child(self, part: str | int) -> _Node:
-        """The value of a field, or an item of a list or mapping; of an unknown type if there is no such field."""
+        """The node of a field, or of the items of a list or mapping; a node without a type if there is no such field."""
         if isinstance(self.annotation, type) and issubclass(self.annotation, BaseModel):
             fields = self.annotation.model_fields.items()
             field = next((field for name, field in fields if part in (name, field.alias)), None)

@@ -77,4 +77,4 @@ class _Prefetched(Iterable[T]):
 
 
 class _Stopped(Exception):
-    """Nobody reads the items any more."""
+    """The reader of the items has stopped."""

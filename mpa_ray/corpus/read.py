@@ -24,7 +24,7 @@ Content = bytes | ImageProblem
 
 _NumberedLocator = tuple[int, Locator]
 _NumberedContent = tuple[int, Content]
-"""Both numbers are positions in the list of URIs to read."""
+"""The numbers in both types are positions in the list of URIs to read."""
 
 _MAX_GAP_BYTES = 64 * 2**10
 """Spans with a smaller gap are read together: headers and other members lie between the images of a tar."""
@@ -90,7 +90,7 @@ class Reader:
         content = self.places.of(uri).read(uri, first, max(span.last for span in spans) + 1 - first)
         parts = [content[span.first - first : span.last + 1 - first] for span in spans]
         return [
-            (number, part if len(part) == span.num_bytes else ImageProblem(Reason.UNREADABLE, f"{uri} ends before it"))
+            (number, part if len(part) == span.num_bytes else ImageProblem(Reason.UNREADABLE, f"{uri} ends before the image does"))
             for (number, _), span, part in zip(run, spans, parts, strict=True)
         ]
 

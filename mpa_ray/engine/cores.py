@@ -14,7 +14,7 @@ _held: list[int] = []
 """Open files whose locks claim a core for this process; the system releases them when the process ends."""
 
 _SMALL_BYTES = 32 * 2**20
-"""A model with fewer bytes of weights computes so little between its threads' barriers that they mostly wait there."""
+"""A model with fewer bytes of weights computes so little at a time that its threads mostly wait for each other."""
 
 
 def threads_per_engine(num_cores: int, num_engines: int, cpus_per_engine: float, weight_bytes: int | None) -> int:
@@ -22,7 +22,7 @@ def threads_per_engine(num_cores: int, num_engines: int, cpus_per_engine: float,
 
     If that is the whole machine, a small model (under 32 MiB) leaves one core free for rendering images and handling
     requests. A compute thread that shares its core with them delays all others: on two cores, the bundled teacher
-    (8.5 MB) annotates 112 images/s with one thread and 83 with two, but a model of 120 MB 2.6 and 4.3.
+    (8.5 MB) annotates 112 images/s with one thread and 83 with two; a model of 120 MB annotates 2.6 and 4.3.
     """
     share = min(num_cores, max(1, num_cores // num_engines, int(cpus_per_engine)))
     is_small = weight_bytes is not None and weight_bytes < _SMALL_BYTES

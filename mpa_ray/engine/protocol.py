@@ -95,16 +95,16 @@ class VisionLanguageModel(Protocol):
 
         Raises:
             RequestRefused: the engine cannot take this image.
-            EngineDied: the engine can take no image any more.
+            EngineDied: the engine can no longer take images.
         """
         ...
 
     async def generate(self, image: EncodedImage, request: Request) -> Reply:
-        """The model's reply to a prompt of the image and the request's text.
+        """The model's reply to a prompt that consists of the image and the request's text.
 
         Raises:
             RequestRefused: the engine cannot serve this request.
-            EngineDied: the engine can serve no request any more.
+            EngineDied: the engine can no longer serve requests.
         """
         ...
 

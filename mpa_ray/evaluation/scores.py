@@ -28,7 +28,7 @@ Groups = dict[str, Summary]
 
 @dataclass(frozen=True)
 class MetricReference:
-    """Which metric the scores are of; a number means little without its evaluator."""
+    """The metric of the scores, and the evaluator whose results it reproduces."""
 
     name: str
     version: str
@@ -96,7 +96,7 @@ class BenchmarkScores:
     differences: list[PairedDifference]
 
     def gains(self, before: str, after: str) -> dict[str, Gain] | None:
-        """What one model gains over another, by group of questions; None where the two were not compared."""
+        """What one model gains over another, by group of questions; None if the two were not compared."""
         for pair in self.differences:
             if (pair.from_model, pair.to_model) == (before, after):
                 old, new = self.models[before].groups, self.models[after].groups

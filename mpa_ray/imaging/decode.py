@@ -179,7 +179,7 @@ def prepare(content: bytes, min_pixels: int, max_pixels: int) -> PreparedImage |
 
 
 async def prepare_in_thread(content: bytes, min_pixels: int, max_pixels: int) -> PreparedImage | ImageProblem:
-    """`prepare` in a thread, so that the event loop does not wait; a small file takes less time than the switch."""
+    """`prepare` in a thread, so that the event loop does not wait; a small file is faster without a thread."""
     if len(content) <= _SMALL_BYTES:
         return prepare(content, min_pixels, max_pixels)
     return await asyncio.to_thread(prepare, content, min_pixels, max_pixels)
@@ -209,7 +209,7 @@ def decode(content: bytes) -> Image.Image | ImageProblem:
 
 
 def recognise_format(content: bytes) -> str | None:
-    """The format of a file by its first bytes, by its name in `SIGNATURES`; None if they match none."""
+    """The name in `SIGNATURES` of the format that a file's first bytes show; None if they match no format."""
     return next((name for name, signature in SIGNATURES.items() if signature.match(content)), None)
 
 

@@ -22,7 +22,7 @@ class SampleSources:
     parity: Samples
     """D_PI."""
     verdicts: Callable[[], Iterable[Verdict]]
-    """The student's, on all of D_PA."""
+    """The student's verdicts on all of D_PA."""
     labels: Samples | None = None
     """The labelled set that arm `labels` trains on."""
     replayed: Samples | None = None

@@ -27,7 +27,7 @@ class TrainingRow:
 
     sample: ParitySample
     num_tokens: int
-    """About how many tokens prompt, image and answer have."""
+    """An estimate of the number of tokens of prompt, image and answer."""
     supervised: bool = True
     """False for filler rows, which keep a worker busy and carry no loss."""
 
@@ -81,7 +81,7 @@ def micro_batches(step: Sequence[TrainingRow], token_budget: int, num_workers: i
 
 
 def _split_until_divisible(cut: list[MicroBatch], num_workers: int) -> list[MicroBatch]:
-    """Halve the largest micro-batches until every worker gets as many, or all have one row."""
+    """Halve the largest micro-batches until all workers get the same number, or every micro-batch has one row."""
     while len(cut) % num_workers and any(len(batch) > 1 for batch in cut):
         largest = max(range(len(cut)), key=lambda index: (len(cut[index]) > 1, _num_computed_tokens(cut[index])))
         batch = cut.pop(largest)
@@ -115,5 +115,5 @@ def _cheapest_cut(step: Sequence[TrainingRow], token_budget: int) -> list[MicroB
 
 
 def _num_computed_tokens(batch: MicroBatch) -> int:
-    """Tokens of the batch with padding."""
+    """Tokens of the batch, padding included."""
     return len(batch) * max(row.num_tokens for row in batch)

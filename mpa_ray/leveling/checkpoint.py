@@ -49,7 +49,9 @@ class Progress:
         return cls(num_retained_before=content.pop("answered").get("before"), **content)
 
 
-def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any, best: dict[str, Any]) -> None:
+def save(
+    folder: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any, best: dict[str, torch.Tensor]
+) -> None:
     """Write this worker's part of a checkpoint; all workers call this together.
 
     Args:
@@ -65,7 +67,9 @@ def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: 
         torch.save(scheduler.state_dict(), folder / _SCHEDULER)
 
 
-def load(folder: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any, has_best: bool) -> dict[str, Any]:
+def load(
+    folder: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any, has_best: bool
+) -> dict[str, torch.Tensor]:
     """Load a complete checkpoint, written by any number of workers; returns the best weights in it."""
     weights, states = get_state_dict(model, optimizer, options=_LOCAL)
     state: dict[str, Any] = {"model": weights, "optimizer": states}
@@ -76,16 +80,16 @@ def load(folder: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: 
         model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=_LOCAL
     )
     scheduler.load_state_dict(torch.load(folder / _SCHEDULER, weights_only=True))
-    best: dict[str, Any] = state.get("best", {})
+    best: dict[str, torch.Tensor] = state.get("best", {})
     return best
 
 
-def trainable_weights(model: Any) -> dict[str, Any]:
+def trainable_weights(model: Any) -> dict[str, torch.Tensor]:
     """A copy of this worker's part of the trainable weights."""
     return {name: tensor.detach().clone() for name, tensor in get_model_state_dict(model, options=_LOCAL).items()}
 
 
-def restore_weights(model: Any, weights: dict[str, Any]) -> None:
+def restore_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
     """The inverse of `trainable_weights`."""
     set_model_state_dict(model, weights, options=_LOCAL)
 

@@ -56,7 +56,7 @@ class AnswerCollator:
         return tokens(self._turn.before + answer, as_text=True) + tokens(self._turn.after, as_text=False)
 
     def _image(self, content: bytes) -> tuple[Image.Image, bool]:
-        """The image, or a blank one and False."""
+        """The image and True, or a blank image and False if the file cannot be decoded."""
         prepared = prepare(content, self._min_pixels, self._max_pixels)
         if isinstance(prepared, ImageProblem):
             return Image.new("RGB", (56, 56)), False

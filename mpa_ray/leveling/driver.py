@@ -29,7 +29,7 @@ def fine_tune(
         config: Its configuration.
         student: The student to train.
         label: The phase as the user sees it, such as `level small all`.
-        task: Words the prompts.
+        task: Defines the prompts.
         plan: What the student is trained on.
         folder: Where in the run the files of this training go.
         card: The model card of the export.
@@ -91,10 +91,10 @@ def _state(job: TrainingJob) -> TrainingState:
 
 
 def _check_images(job: TrainingJob, label: str, state: TrainingState, max_failed_rate: float) -> None:
-    """Warn of samples whose images could no longer be read, since they carried no loss.
+    """Warn of samples whose images could no longer be read and which therefore added nothing to the loss.
 
     Raises:
-        RunError: there are too many of them. Such a training is not continued either: its checkpoints would still lack
+        RunError: there are too many of them. Resuming would not help, because the checkpoints were trained without
             those samples.
     """
     num_samples = job.plan.counts.num_samples

@@ -78,7 +78,7 @@ def plan_epoch(run: Run, folder: str, sources: SampleSources, level: LevelConfig
 class _EpochFiles:
     samples: ShardedDataset[ParitySample]
     held_out: ShardedDataset[ParitySample]
-    """One shard, as the retained pairs."""
+    """In a single shard, like the retained pairs."""
     retained: ShardedDataset[ParitySample]
 
     @classmethod
@@ -121,7 +121,7 @@ def _held_out(sources: SampleSources, own: Samples, level: LevelConfig, num_chos
 def _mixed_in(
     sources: SampleSources, selection: KnownPairSelection, level: LevelConfig, num_chosen: int, excluded: set[str]
 ) -> Iterator[ParitySample]:
-    """The samples that are trained on beside the arm's own."""
+    """The samples that are trained on in addition to the arm's own."""
     yield from (v.sample() for v in sources.verdicts() if selection.role(v) == "trained")
     if sources.replayed is not None:
         num = round(level.replay_share * num_chosen)
@@ -151,7 +151,7 @@ def _write_in_order(dataset: ShardedDataset[ParitySample], samples: Iterable[Par
 
 
 class _LongestPrompt:
-    """Measures the longest prompt, to stand for those that were never measured: prompts of a labelled set."""
+    """Measures the longest prompt. Prompts of a labelled set were never measured and are assumed to have its length."""
 
     def __init__(self) -> None:
         self._num_tokens = 0
@@ -188,4 +188,4 @@ def _rows(samples: ShardedDataset[ParitySample], shard: str) -> tuple[TrainingRo
 
 
 _last_rows = lru_cache(maxsize=1)(_rows)
-"""Steps that follow each other are mostly in one shard."""
+"""Consecutive steps are usually in the same shard."""

@@ -1,4 +1,4 @@
-"""The trained student in the formats that others load: a LoRA adapter, and a Hugging Face checkpoint."""
+"""The trained student in the formats that other programs load: a LoRA adapter, and a Hugging Face checkpoint."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from mpa_ray.run.run import Run
 from mpa_ray.tasks.task import Task
 
 _NUM_NAMED = 3
-"""Weights that an error names."""
+"""The number of weights that an error names."""
 
 
 def load_trained_weights(model: Any, weights: dict[str, torch.Tensor]) -> Any:
-    """Put the trained weights into the student from before training, which has been prepared for training too.
+    """Load the trained weights into a model with the student's original weights, prepared in the same way for training.
 
     Raises:
         RunError: a weight is missing, or the model does not have it.
@@ -97,7 +97,7 @@ class CheckQuestions:
         Args:
             rows: The questions.
             contents: The image file of each row.
-            task: Words the prompts.
+            task: Defines the prompts.
             pixels: The student's `min_pixels` and `max_pixels`.
             max_new_tokens: The length limit of an answer.
         """

@@ -53,7 +53,7 @@ def select_known_pairs(
 
     Args:
         parity_types: The number of answers of each type in D_PI.
-        verdicts: The student's, on all of D_PA.
+        verdicts: The student's verdicts on all of D_PA.
         level: How many pairs to select, and the seed.
     """
     annotated: Counter[str] = Counter()

@@ -28,7 +28,7 @@ class StepCounts:
     """Samples with loss."""
     num_tokens: int
     num_computed_tokens: int
-    """Tokens with padding."""
+    """Tokens, padding included."""
     num_unreadable: int
     """Samples without loss, since their images cannot be read."""
 
@@ -88,8 +88,8 @@ class StepLoader:
         Args:
             num_steps: The number of steps in the epoch.
             first: The step to start with, from 0.
-            rows: Takes the range of steps from its first argument up to its second; gives the rows of each. It runs in
-                the tasks that read the images.
+            rows: Called with two step numbers; yields the rows of each step from the first up to the second, exclusive.
+                It runs in the tasks that read the images.
         """
         share = self.share
 
@@ -109,7 +109,7 @@ class StepLoader:
             yield replace(step, wait_s=time.monotonic() - started)
 
     def _collate(self, columns: dict[str, Any]) -> Step:
-        # This thread alone: more of them would compete with the model for the cores.
+        # One thread only: more would compete with the model for the cores.
         torch.set_num_threads(1)
         fetched: FetchedStep[TrainingRow] = decode(columns)
         batches = [self.collator(*batch) for batch in zip(fetched.batches, fetched.contents, strict=True)]
@@ -118,7 +118,7 @@ class StepLoader:
 
 
 class Steps(IterableDataset[Step]):
-    """One worker's part of an epoch, from a step on."""
+    """One worker's part of an epoch, starting at the step `first`."""
 
     def __init__(
         self, num_steps: int, rows: Callable[[int, int], Iterable[Sequence[TrainingRow]]], loader: StepLoader

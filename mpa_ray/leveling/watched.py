@@ -46,7 +46,7 @@ class BestWeights:
     """The weights with the lowest loss on the held-out samples so far."""
 
     def __init__(self) -> None:
-        self.weights: dict[str, Any] = {}
+        self.weights: dict[str, torch.Tensor] = {}
         """This worker's part of them; empty before the first loss."""
         self.loss = math.inf
         self.num_worse = 0

@@ -51,7 +51,7 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
 
 @lru_cache(maxsize=256)
 def _content_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Digest of files, given with their sizes and modification times, so that a process reads each version once."""
+    """Digest of (file, size, modification time) entries; they are the cache key, so each version is read once."""
     digest = hashlib.sha256()
     for file, size, _ in files:
         digest.update(f"{file.name}:{size}:".encode())

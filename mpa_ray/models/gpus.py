@@ -37,5 +37,5 @@ since `peak_tflops` takes the first match."""
 
 
 def peak_tflops(name: str) -> float | None:
-    """A GPU's peak, in 10^12 bfloat16 operations per second, by its driver's name for it; None if it is not known."""
+    """A GPU's peak in 10^12 bfloat16 operations per second, by its name in the driver; None if it is not known."""
     return next((gpu.tflops for ray_name, gpu in GPUS.items() if ray_name in name), None)

@@ -44,8 +44,8 @@ _PLAIN = frozenset(
         "use_rslora",
     )
 )
-"""Settings of PEFT's LoraConfig with which an adapter is only its two matrices, treated alike in all modules. Any other
-setting changes what the adapter computes; vLLM refuses some of them, and only newer versions support others."""
+"""Settings of PEFT's LoraConfig that leave an adapter a plain pair of matrices, applied in the same way in all modules.
+Any other setting changes what the adapter computes. vLLM refuses some, and only newer versions support others."""
 _PLAIN_INITIALISATIONS = ("gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base model's weights unchanged; only PEFT can undo the others."""
 
@@ -138,7 +138,7 @@ def shared_engines(models: Mapping[str, ModelConfig], object_store: ObjectStoreC
     """Group the models into engines: models that differ only in their adapters share one.
 
     A model that shares its engine with no other is served alone, and an adapter is then merged into its base. A model
-    that cannot be read is also alone, so that its error, which shows when it is loaded, stops no other model.
+    that cannot be read is also served alone, so that it fails alone when it is loaded.
     """
     candidates: dict[str, Members] = {}
     for name, model in models.items():
@@ -163,7 +163,7 @@ def shared_engines(models: Mapping[str, ModelConfig], object_store: ObjectStoreC
 
 
 def _serving_settings(model: ModelConfig) -> str:
-    """The settings that models of one engine must have in common: all but the model itself and a student's own."""
+    """The settings that models of one engine must share: all but the model and those that only students have."""
     return model.model_dump_json(include=set(ModelConfig.model_fields) - {"model"})
 
 

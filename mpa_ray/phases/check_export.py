@@ -19,7 +19,7 @@ _NUM_SHOWN = 3
 
 
 def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Arm, admission: Admission) -> None:
-    """Ask the exported checkpoint in its engine what it was asked in transformers.
+    """Ask the exported checkpoint, in its engine, the questions that it answered in transformers.
 
     Raises:
         RunError: more than half of the answers differ.

@@ -36,7 +36,7 @@ FindGroups = Callable[[RunContext[RunConfig], Sequence[StudentConfig]], list[Eng
 
 
 def engine_groups(context: RunContext[RunConfig], students: Sequence[StudentConfig]) -> list[EngineGroup]:
-    """Group students by the engine that can serve them. Of students with the same model, only the first is asked."""
+    """Group students by the engine that can serve them. Among students with the same model, only the first is asked."""
     fingerprint_of = partial(verdict_fingerprint, context.config, context.task)
     unique = dedupe_by_fingerprint({student.name: student for student in students}, fingerprint_of)
     return shared_engines(unique, context.config.object_store)

@@ -60,7 +60,7 @@ def fall_back_to_single(group: EngineGroup, passed_on: Callable[[], object] = la
 
     Args:
         group: The models that share the engine.
-        passed_on: Returns an error that no model caused; that one is raised.
+        passed_on: Returns an error that no model caused, if there is one; this error is raised.
     """
     try:
         yield

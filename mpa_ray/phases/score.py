@@ -24,7 +24,8 @@ def score(context: RunContext[EvaluationRunConfig], settings: EvaluateConfig, mo
     Args:
         context: The run.
         settings: Its benchmarks.
-        models: Names of measured models. One that has not answered a whole benchmark is reported and left out of it.
+        models: Names of measured models. A model is not scored on a benchmark that it has not answered completely; a
+            warning names it.
 
     Raises:
         RunError: no model has answered a whole benchmark yet.
@@ -49,7 +50,7 @@ def _score_benchmark(
     benchmark: BenchmarkConfig,
     models: Sequence[str],
 ) -> BenchmarkScores | None:
-    """None where no model has answered all of the benchmark."""
+    """Score the models on one benchmark; None if no model has answered all of it."""
     run, label = context.run, benchmark.label
     shards = run.manifest(run.benchmark_dir(label)).shards
     answered = {}

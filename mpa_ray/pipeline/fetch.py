@@ -83,7 +83,7 @@ class FetchShard:
         """Hash the files that were read, and replace the content of each duplicate by a reason.
 
         Returns:
-            A sighting of each group's image, or None where its file could not be read.
+            A sighting of each group's image, or None if its file could not be read.
         """
         if self.work.deduplicated is None:
             return [None] * len(groups)

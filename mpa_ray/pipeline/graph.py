@@ -116,7 +116,7 @@ def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Gener
 def _rows_of(graph: Dataset) -> Iterator[Iterator[dict[str, Any]]]:
     """Run the graph, and end its actors with the block.
 
-    Ray Data ends them when the iterator is deleted, but an error that someone keeps would keep the iterator.
+    Ray Data ends them when the iterator is deleted, but an error that is still referenced keeps the iterator alive.
     """
     rows: Generator[dict[str, Any], None, None] = iter(graph.iter_rows())
     try:

@@ -61,7 +61,7 @@ class Gauges:
         }
 
     async def keep_publishing(self) -> None:
-        """Set the gauges every few seconds, for ever."""
+        """Set the gauges every few seconds, forever."""
         while True:
             for name, gauge in self._gauges.items():
                 gauge.set(getattr(self._load, name), self._tags)

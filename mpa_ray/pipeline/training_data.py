@@ -62,13 +62,13 @@ def steps_with_images(
     Args:
         num_steps: The number of steps in the epoch.
         first: The step to start with, from 0.
-        steps: Takes the range of steps from its first argument up to its second; gives each step as micro-batches of
-            rows. It runs in the tasks that read the images.
+        steps: Called with two step numbers; yields the micro-batches of each step from the first up to the second,
+            exclusive. It runs in the tasks that read the images.
         rows_per_step: About how many rows a step has on this worker.
         reader: Reads the images.
     """
 
-    def fetch(row: dict[str, Any]) -> Iterator[dict[str, bytes]]:
+    def fetch(row: dict[str, int]) -> Iterator[dict[str, bytes]]:
         for batches in steps(row["first"], row["last"]):
             yield _fetched(batches, reader).encode()
 

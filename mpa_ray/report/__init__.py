@@ -1,1 +1,1 @@
-"""What came of a run, as JSON, as one self-contained page and as a table for the terminal."""
+"""The results of a run, as JSON, as one self-contained page and as a table for the terminal."""

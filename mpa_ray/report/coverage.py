@@ -1,4 +1,4 @@
-"""Which types of answers the sets of a run hold, and how far the sets differ in that."""
+"""Which types of answers the sets of a run hold, and how far the sets differ."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class LeaderboardRow:
 
     @property
     def mean_gain(self) -> float:
-        """Over all benchmarks; -1, the least possible, without any."""
+        """The mean gain over all benchmarks; -1, the lowest possible gain, if there are no benchmarks."""
         gains = [gain.gain.mean for gain in self.benchmarks.values()]
         return sum(gains) / len(gains) if gains else -1.0
 

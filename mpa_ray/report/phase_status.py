@@ -24,7 +24,7 @@ class PhaseStatus:
     num_shards_done: int | None = None
     num_shards: int | None = None
     num_done: int | None = None
-    """Images, or steps of a training, that are done; None where the phase counts neither."""
+    """Images, or steps of a training, that are done; None if the phase counts neither."""
     num_total: int | None = None
     unit: str = "images"
     """What `num_done` and `num_total` count."""
@@ -37,7 +37,7 @@ class PhaseStatus:
     attempt_ended: datetime | None = None
     """When the last attempt ended, if it did not finish the phase and nothing has been written since."""
     counts: dict[str, int] | None = None
-    """Rows of all committed shards by outcome, which is `kept` or a reason; None where rows were not read."""
+    """Rows of all committed shards by outcome, which is `kept` or a reason; None if rows were not read."""
     note: str = ""
 
     @property

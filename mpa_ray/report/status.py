@@ -21,8 +21,8 @@ from mpa_ray.run.training_state import TrainingState
 def status(run: Run, count_rows: bool = False, now: datetime | None = None) -> Status:
     """The state of every phase of the run's latest configuration.
 
-    Lists the markers of each dataset, and reads those of the corpus while images remain to be counted: O(shards) small
-    files in all.
+    Lists the markers of each dataset. Also reads the markers of the corpus, one small file per shard, as long as
+    indexing or a pass is unfinished, because they hold the numbers of images.
 
     Args:
         run: The run.
@@ -62,7 +62,7 @@ class _Settings:
 
     @classmethod
     def read(cls, run: Run) -> _Settings:
-        """Takes what it needs from run.json, whose other settings may be those of another version.
+        """Read only these settings from run.json, since another version may have written its other settings.
 
         Raises:
             ConfigError: there is no run.json.

@@ -24,7 +24,7 @@ class MeasuredGroup(Gain):
     """A student's gain on a group of questions, beside the teacher's score."""
 
     teacher: Summary | None
-    """None where the teacher is not measured."""
+    """None if the teacher is not measured."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class PhaseSummary:
 
     @property
     def images_per_s(self) -> float | None:
-        """The rate while engines were at work, without their start; None where the phase counts no images."""
+        """The rate while engines were at work, without their start; None if the phase counts no images."""
         return self.record.totals.images_per_s if self.record.totals is not None else None
 
     def to_json(self) -> dict[str, Any]:

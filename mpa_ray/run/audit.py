@@ -152,7 +152,7 @@ class _Auditor:
     def _read(
         self, dataset: ShardedDataset[Any], columns: list[str], report: bool = True
     ) -> Iterator[list[dict[str, Any]] | None]:
-        """Some columns of each shard; None if the shard is not committed, or cannot be read, which is a problem."""
+        """Some columns of each shard; None if the shard is not committed, or cannot be read, which is reported."""
 
         def rows(shard: str) -> list[dict[str, Any]] | str | None:
             if not dataset.is_committed(shard):

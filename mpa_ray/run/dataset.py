@@ -51,7 +51,7 @@ class ShardTarget(Protocol[T]):
     """Takes the rows that a pass makes."""
 
     def commit(self, shard: str, rows: Sequence[T]) -> bool:
-        """Write a shard and publish it. Returns False if another attempt has published the shard: its rows count."""
+        """Write a shard and publish it. Returns False if another attempt has published it: that one's rows count."""
         ...
 
     def read(self, shard: str) -> list[T]:
@@ -68,7 +68,7 @@ class ShardedDataset(Generic[RowT]):
     row_type: type[RowT]
 
     def commit(self, shard: str, rows: Sequence[RowT]) -> bool:
-        """Write a shard and publish it. Returns False if another attempt has published the shard: its rows count."""
+        """Write a shard and publish it. Returns False if another attempt has published it: that one's rows count."""
         file = f"{self.folder}/data/{shard}-{uuid.uuid4().hex}.parquet"
         self.storage.write(file, to_parquet(rows, self.row_type))
         marker = json.dumps(asdict(Commit(shard, file, len(rows))))

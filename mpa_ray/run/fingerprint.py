@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mpa_ray.config import Arm, EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig
 from mpa_ray.models.checkpoints import model_identity
 from mpa_ray.run.run import Fingerprint, Run
@@ -13,7 +11,7 @@ ALGORITHM_VERSION = 5
 """It goes up when the same settings would give other rows."""
 
 
-def _model(config: ModelConfig, run: EvaluationRunConfig) -> dict[str, Any]:
+def _model(config: ModelConfig, run: EvaluationRunConfig) -> Fingerprint:
     return {
         "model": model_identity(config.model, run.object_store),
         "engine": config.engine.kind,
@@ -23,7 +21,7 @@ def _model(config: ModelConfig, run: EvaluationRunConfig) -> dict[str, Any]:
     }
 
 
-def _answering(config: EvaluationRunConfig, task: Task) -> dict[str, Any]:
+def _answering(config: EvaluationRunConfig, task: Task) -> Fingerprint:
     return {
         "algorithm_version": ALGORITHM_VERSION,
         "task": task.name,
@@ -70,7 +68,7 @@ def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -
 
 def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig, arm: Arm) -> Fingerprint:
     """What a training depends on, apart from the verdicts."""
-    # Settings of where and how the same training runs may change between attempts.
+    # Left out are settings that may change between attempts: they do not change what is trained.
     level = student.level.of_arm(arm).model_dump(
         mode="json",
         exclude={

@@ -119,7 +119,7 @@ class Run:
 
     @staticmethod
     def rematch_dir(student: str, matcher: str) -> str:
-        """The folder that D_PI by another matcher is exported to, in the student's own folder."""
+        """The folder of the D_PI that another matcher yields, inside the folder of the student's D_PI."""
         return f"{Run.parity_dir(student)}/rematch/{matcher}"
 
     @staticmethod
@@ -236,7 +236,7 @@ class Run:
         if not changed:
             return
         changes = "; ".join(f"{field}: was {old!r}, now {new!r}" for field, (old, new) in changed.items())
-        problem = f"its {dataset} were made with other settings: {changes}."
+        problem = f"its dataset {dataset} was made with other settings: {changes}."
         raise FingerprintMismatch("run_dir", self.storage.root, problem, _remedy_for_change(dataset))
 
     def _is_begun(self, dataset: str) -> bool:

@@ -25,7 +25,7 @@ class Retained:
     """The same after training; None until they are counted."""
 
     def forgetting_warning(self) -> str | None:
-        """A warning whose subject is the student, if it answers fewer than 95 % of the pairs that it answered."""
+        """A warning with the student as its subject, if fewer than 95 % of the pairs are still answered."""
         if self.before is None or self.after is None or self.after >= _LEAST_RETAINED * self.before:
             return None
         return (
@@ -61,7 +61,7 @@ class Resumption:
 
 @dataclass(frozen=True)
 class LogEntry:
-    """One entry of the training's log; a field is None where the entry has no such value."""
+    """One entry of the training's log; a field is None if the entry has no such value."""
 
     step: int = 0
     loss: float | None = None
@@ -82,7 +82,7 @@ class LogEntry:
     tflops_per_s: float | None = None
     """Operations of each worker."""
     mfu: float | None = None
-    """Model FLOPs utilization: operations as a share of the GPU's peak; None where the peak is not known."""
+    """Model FLOPs utilization: operations as a share of the GPU's peak; None if the peak is not known."""
     other: dict[str, Any] = field(default_factory=dict)
     """Entries that transformers adds, such as `epoch`."""
 
@@ -121,7 +121,7 @@ class TrainingState:
 
     @property
     def speed_entries(self) -> tuple[LogEntry, ...]:
-        """The entries with a speed, without the first where there are more: it includes the warm-up."""
+        """The entries with a speed. If there are several, the first is left out, because it includes the warm-up."""
         measured = tuple(entry for entry in self.log if entry.samples_per_s is not None)
         return measured[1:] or measured
 

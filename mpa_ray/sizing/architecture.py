@@ -48,9 +48,9 @@ class Architecture:
     patches_per_token: int
     """Patches that are merged into one token of the language model."""
     tile_pixels: int | None
-    """Pixels of a tile where images are cut into tiles of one size; None where images may have any size."""
+    """Pixels of a tile where images are cut into tiles of one size; None if images may have any size."""
     weight_bits: int | None
-    """Bits per weight of a quantized checkpoint; None where it is not quantized."""
+    """Bits per weight of a quantized checkpoint; None if it is not quantized."""
 
     def num_parameters(self, component: Component) -> int:
         """Parameters of one component; embeddings and experts belong to the language model."""

@@ -79,7 +79,7 @@ class _EngineMemory:
         return self.sizes.weight_bytes(self.engine.dtype)
 
     def room_gib(self, num_gpus: int | None = None, weight_bytes: float | None = None) -> float:
-        """The memory that is left for the KV cache, or less than 0. By default with the engine's own settings."""
+        """The memory that is left for the KV cache; negative if the weights do not fit."""
         num_gpus = num_gpus or self.engine.tensor_parallel_size
         weight_bytes = self.weight_bytes if weight_bytes is None else weight_bytes
         return self.available_gib - weight_bytes / _GIB / num_gpus - ENGINE_ALLOWANCE_GIB

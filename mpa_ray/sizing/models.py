@@ -25,7 +25,7 @@ class Models:
     _architectures: dict[str, Architecture | None] = field(default_factory=dict, init=False, repr=False)
 
     def architecture(self, model: ModelConfig) -> Architecture | None:
-        """None where the model has no checkpoint, or its sizes cannot be read."""
+        """None if the model has no checkpoint, or its sizes cannot be read."""
         if not model.engine.has_checkpoint:
             return None
         if model.model not in self._architectures:
@@ -40,25 +40,25 @@ class Models:
             return None
 
     def image_tokens(self, model: ModelConfig) -> int | None:
-        """Tokens of one image; None where neither the plan nor the checkpoint gives them."""
+        """Tokens of one image; None if neither the plan nor the checkpoint gives them."""
         if self.plan.image_tokens is not None:
             return self.plan.image_tokens
         sizes = self.architecture(model)
         return sizes.image_tokens(model.max_pixels) if sizes is not None else None
 
     def gpu_name(self, model: ModelConfig) -> str:
-        """The kind of GPU that the model runs on; empty where the settings name none."""
+        """The kind of GPU that the model runs on; empty if the settings name none."""
         return model.accelerator_type or self.plan.gpu or ""
 
     def gpu(self, model: ModelConfig) -> Gpu | None:
-        """None where the kind is not known."""
+        """None if the kind is not known."""
         gpu = GPUS.get(self.gpu_name(model))
         if gpu is not None and self.plan.gpu_memory_gib is not None:
             return replace(gpu, memory_gib=self.plan.gpu_memory_gib)
         return gpu
 
     def gpu_memory_gib(self, model: ModelConfig) -> float | None:
-        """None where neither the plan nor the kind of GPU gives it."""
+        """None if neither the plan nor the kind of GPU gives it."""
         gpu = self.gpu(model)
         return gpu.memory_gib if gpu is not None else self.plan.gpu_memory_gib
 

@@ -50,7 +50,7 @@ class PhaseSizer:
         return phases
 
     def _index(self) -> list[PhaseSizing]:
-        """Only a measured rate is worth a line: listing takes no GPU."""
+        """The index phase, if its rate was measured; otherwise it is left out, since listing takes no GPU."""
         per_s = self.measured.index_images_per_s
         if per_s is None:
             return []
@@ -155,8 +155,8 @@ class PhaseSizer:
         elif measured is None:
             # Identification asks about each image, too.
             measured = self.measured.identified_images_per_s(name, model.model)
-        given = self.plan.questions_per_s or self.plan.student_images_per_s
-        return choose_rate(given, measured).or_else(lambda: self._estimated_answers(model))
+        planned = self.plan.questions_per_s or self.plan.student_images_per_s
+        return choose_rate(planned, measured).or_else(lambda: self._estimated_answers(model))
 
     def _estimated_answers(self, model: ModelConfig) -> Rate:
         return self.models.estimate(

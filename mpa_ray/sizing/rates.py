@@ -28,7 +28,7 @@ class Rate:
     """A number and where it comes from."""
 
     value: float | None
-    """None where it is not known."""
+    """None if it is not known."""
     origin: Origin
 
     def or_else(self, estimate: Callable[[], Rate]) -> Rate:
@@ -39,8 +39,8 @@ class Rate:
 UNKNOWN = Rate(None, "not known")
 
 
-def choose_rate(given: float | None, measured: float | None, otherwise: Rate = UNKNOWN) -> Rate:
-    """The user's value, else the measured one, else the other."""
-    if given is not None:
-        return Rate(given, "given")
+def choose_rate(planned: float | None, measured: float | None, otherwise: Rate = UNKNOWN) -> Rate:
+    """The value in the user's plan, else the measured value, else `otherwise`."""
+    if planned is not None:
+        return Rate(planned, "given")
     return Rate(measured, "measured") if measured is not None else otherwise

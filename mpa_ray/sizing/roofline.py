@@ -1,4 +1,4 @@
-"""Seconds of work that a GPU's peak allows: an estimate where nothing was measured."""
+"""Estimate seconds of work from a GPU's peak speed, for rates that were not measured."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Roofline:
     def sample_s(self, level: LevelConfig, sizes: Architecture, image_tokens: int) -> float:
         """Seconds that one worker takes for one training sample.
 
-        A forward pass costs 1, a backward pass 1 for the activations before a trained weight and 1 for the trained
-        weights themselves (arXiv 2001.08361, section 2.1). LoRA's weights are too small to count.
+        In units of a forward pass, the backward pass costs 1 for the gradients of activations and 1 for those of the
+        trained weights (arXiv 2001.08361, section 2.1). LoRA's weights are too small to count.
         """
         language = sizes.language_operations(image_tokens + PROMPT_TOKENS)
         vision = sizes.vision_operations(image_tokens)
@@ -76,5 +76,5 @@ class Roofline:
 
 
 def _num_gpus(model: ModelConfig) -> float:
-    """How many GPUs work on one request of a replica: a share of one, or those of tensor parallelism."""
+    """How many GPUs work on one request: a fraction of one, or all that hold one copy of the model."""
     return model.gpus_per_replica if model.gpus_per_replica < 1 else model.engine.num_gpus_per_copy

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainingRates:
-    """What a finished training measured; None where it measured nothing."""
+    """What a finished training measured; None if it measured nothing."""
 
     samples_per_s: float | None = None
     """By one worker."""
@@ -90,12 +90,11 @@ class RunRates:
         return self._images_per_s(PhaseKey("annotate"), self.config.get("teacher", {}))
 
     def identified_images_per_s(self, name: str, model: str) -> float | None:
-        """Images about which a student is asked in a second: this one, else of the same model, else the median."""
+        """Images per second in identification: of this student, else of one with the same model, else the median."""
         return self._of_student(name, model, lambda n: self._images_per_s(PhaseKey("identify", n), self._students[n]))
 
     def benchmark_questions_per_s(self, name: str, model: str) -> float | None:
-        """Benchmark questions that a measured model answers in a second: this one, else of the same model, else the
-        median."""
+        """Benchmark questions per second: of this measured model, else of one with the same model, else the median."""
         rates: dict[str, float | None] = {}
         models: dict[str, str] = {}
         for key in self.records:
@@ -117,7 +116,7 @@ class RunRates:
         return tokens[key] if key in tokens else _median(tokens, lambda other: other.kind == key.kind)
 
     def parity_share(self, name: str, model: str) -> float | None:
-        """Parity samples per image: of this student, else of the same model, else the median."""
+        """Parity samples per image: of this student, else of one with the same model, else the median."""
         num_images = self.num_images
         if not num_images:
             return None
@@ -125,11 +124,11 @@ class RunRates:
         return self._of_student(name, model, shares.get)
 
     def trained_samples_per_s(self, name: str, model: str) -> float | None:
-        """Samples that one worker trains on in a second: of this student, else of the same model, else the median."""
+        """Samples per second and worker: of this student, else of one with the same model, else the median."""
         return self._of_student(name, model, lambda n: self.trainings[n].samples_per_s)
 
     def training_memory_gib(self, name: str) -> float | None:
-        """The most that a worker's GPU held for this very student."""
+        """The most memory that a worker's GPU held in this student's training."""
         return self.trainings[name].memory_gib if name in self.trainings else None
 
     @property
@@ -189,7 +188,7 @@ def _nearest(name: str, model: str, rates: Mapping[str, float | None], models: M
 
 
 def _median(values: Mapping[T, float], is_included: Callable[[T], bool] = lambda _: True) -> float | None:
-    """None where none is included."""
+    """None if none is included."""
     included = [value for key, value in values.items() if is_included(key)]
     return statistics.median(included) if included else None
 
@@ -209,7 +208,7 @@ def _training_rates(run: Run, name: str, level: Mapping[str, Any], record: Phase
 
 
 def _number(run: Run, path: str, name: str) -> int | None:
-    """A number in a JSON file; None where there is no such file."""
+    """A number in a JSON file; None if there is no such file."""
     try:
         return int(run.read_json(path)[name])
     except FileNotFoundError:

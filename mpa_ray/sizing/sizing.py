@@ -16,14 +16,14 @@ class PhaseSizing:
 
     key: PhaseKey
     count: float | None
-    """Images, questions or samples; None where the number is not known."""
+    """Images, questions or samples; None if the number is not known."""
     unit: str
     rate: Rate
     """Units per second of one replica or worker."""
     replicas: int
     """Engines or workers that work side by side."""
     start_s: float
-    """Seconds to start and to end, without work."""
+    """Seconds of start-up and shutdown, which `rate` does not include."""
     num_gpus: float
     """GPUs that the phase holds from its start to its end."""
     num_starts: int = 0
@@ -33,14 +33,14 @@ class PhaseSizing:
 
     @property
     def wall_s(self) -> float | None:
-        """None where the rate or the count is not known."""
+        """None if the rate or the count is not known."""
         if self.count is None or self.rate.value is None:
             return None
         return self.start_s + self.count / (self.rate.value * self.replicas)
 
     @property
     def gpu_hours(self) -> float | None:
-        """None where the time is not known."""
+        """None if the time is not known."""
         return None if self.wall_s is None else self.wall_s * self.num_gpus / 3600
 
     def record(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Sizing:
 
     @property
     def fits(self) -> bool:
-        """Whether no model is known not to fit."""
+        """False if a model is known not to fit."""
         return all(check.result != "does not fit" for check in self.checks)
 
     def record(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ class Workload:
     num_images: int
     images_per_shard: int
     num_questions: int | None
-    """Questions of all benchmarks; None where their number is not known."""
+    """Questions of all benchmarks; None if their number is not known."""
     questions_per_shard: int
 
 

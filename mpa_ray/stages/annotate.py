@@ -47,7 +47,7 @@ class Annotate:
         """The image's rows of D_PA, one for each question; a faulty image or reply is a row with a reason.
 
         Raises:
-            EngineDied: the teacher's engine can serve no request any more.
+            EngineDied: the teacher's engine can no longer serve requests.
         """
         image = await encode_work(work, self.teacher)
         if isinstance(image, ImageProblem):
@@ -97,7 +97,7 @@ class Annotate:
         return list(await asyncio.gather(*(self.teacher.generate(image, request) for request in requests)))
 
     def _seeded(self, name: str, max_new_tokens: int | None = None) -> SamplingConfig:
-        """The configured sampling with a seed that depends on the configured one and on the name of the reply."""
+        """The configured sampling, with a seed derived from the configured seed and the name of the reply."""
         sampling = self.config.sampling
         digest = hashlib.sha256(f"{sampling.seed}:{name}".encode()).digest()
         return sampling.model_copy(
@@ -109,7 +109,7 @@ class Annotate:
 
 
 def _parse_pairs(replies: Sequence[Reply | RequestRefused], task: Task) -> list[QuestionAnswer | str]:
-    """The pair of each reply, or the reason why it has none; a question that an earlier pair asks is such a reason."""
+    """The pair of each reply, or the reason why it has none; a question may not repeat that of an earlier pair."""
     pairs: list[QuestionAnswer | str] = []
     questions: set[str] = set()
     for reply in replies:

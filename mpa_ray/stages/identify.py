@@ -41,7 +41,7 @@ class Identify:
         """One verdict for each annotation of the image, in their order.
 
         Raises:
-            EngineDied: the student's engine can serve no request any more.
+            EngineDied: the student's engine can no longer serve requests.
         """
         if not any(map(self.worth_asking, work.rows)):
             return [self._judge_without_student(annotation) for annotation in work.rows]

@@ -41,7 +41,7 @@ async def encode_work(work: ImageWork[RowT], model: VisionLanguageModel) -> Enco
     """The image in the engine's form, or why there is none.
 
     Raises:
-        EngineDied: the engine can take no image any more.
+        EngineDied: the engine can no longer take images.
     """
     if not isinstance(work.content, bytes):
         return work.content or ImageProblem(Reason.UNREADABLE, "not read")

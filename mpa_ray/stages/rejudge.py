@@ -12,7 +12,7 @@ from mpa_ray.records import Reason, State, Verdict
 
 
 def rejudge(verdict: Verdict, matches: Matcher) -> Verdict:
-    """The verdict by another matcher, from the answers that are stored in it.
+    """The verdict that another matcher gives, from the answers stored in the verdict.
 
     If the teacher agrees with itself only by this matcher, the student may never have been asked: such a pair is
     dropped as `student_not_asked`. A verdict without two answers of the teacher stays unchanged.

@@ -27,7 +27,7 @@ class Attempt:
     all_alone: bool = False
     """Visit every image alone, since it is not known which images were in the engines that died."""
     quarantined: Mapping[str, int] = field(default_factory=dict)
-    """Images that go to no engine any more, with the number of engines that each has killed."""
+    """Images that are no longer sent to an engine, with the number of engines that each has killed."""
     given_up: str | None = None
     """Why the shard is not visited at all."""
 

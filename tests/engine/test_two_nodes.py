@@ -80,9 +80,9 @@ class Arena:
         """Until the job has ended; its logs."""
 
         def has_ended() -> bool:
-            told = self.ray("status", name)
-            assert f"'{name}' failed" not in told, self.ray("logs", name)
-            return f"'{name}' succeeded" in told
+            status = self.ray("status", name)
+            assert f"'{name}' failed" not in status, self.ray("logs", name)
+            return f"'{name}' succeeded" in status
 
         wait_until(has_ended, name, timeout_s)
         return self.ray("logs", name)
@@ -146,10 +146,10 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
     engines += arena.cluster.model_actors_of_worker()
     arena.ray("stop", "struck")
     assert "was stopped" in arena.ray("status", "struck")
-    told = arena.ray("logs", "struck").splitlines()
-    assert any(line.startswith("annotate: starting") for line in told), "nothing tells of the wait"
-    assert "Interrupted: the same command continues." in told
-    assert not any(line.startswith("Traceback") for line in told), "\n".join(told[-60:])
+    lines = arena.ray("logs", "struck").splitlines()
+    assert any(line.startswith("annotate: starting") for line in lines), "no line about the wait"
+    assert "Interrupted: the same command continues." in lines
+    assert not any(line.startswith("Traceback") for line in lines), "\n".join(lines[-60:])
     wait_until(lambda: not any(process.is_running() for process in engines), "the engines' end")
     done = _num_commits(run)
     assert done < num_shards, "the job was stopped too late"
@@ -176,7 +176,7 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
     assert "heldout: exact_match" in logs
     merged = {Path(path).name for path in run.storage.list("students/small/parity/merged")}
     assert merged >= {"model.safetensors", "config.json", "tokenizer.json"}
-    assert SECRET not in logs + "".join(told)
+    assert SECRET not in logs + "".join(lines)
     assert keys_containing(SECRET, arena.endpoint, "struck/") == []
     arena.submit("repeated", ["align"], "struck")
     repeated = arena.wait("repeated", 180).splitlines()
@@ -194,8 +194,8 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
     # The same steps, and nobody dies.
     arena.submit("calm", ["index", "annotate", "identify"], "calm")
     arena.wait("calm", 300)
-    found, expected = (
+    resumed, expected = (
         {s.annotation_id for s in read_parity(arena.open_run(name), "small")} for name in ("struck", "calm")
     )
-    assert found == expected
+    assert resumed == expected
     assert len(expected) >= 8

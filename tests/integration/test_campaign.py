@@ -72,9 +72,9 @@ def test_a_campaign(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         ("twin", "parity"),
         ("twin.round2", "parity"),
     }
-    found = status(run)
-    assert found.finished == ["small", "small consistent", "twin", "twin.round2"]
-    assert {"identify failing", "identify absent"} <= {phase.name for phase in found.remaining}
+    state = status(run)
+    assert state.finished == ["small", "small consistent", "twin", "twin.round2"]
+    assert {"identify failing", "identify absent"} <= {phase.name for phase in state.remaining}
 
     tree["students"] = [s for s in tree["students"] if s["name"] in ("small", "twin")]
     tree["max_concurrent_phases"] = 1

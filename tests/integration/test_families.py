@@ -203,4 +203,4 @@ def test_every_parameter_has_a_component_and_only_the_configured_ones_are_traine
     for component in ("language", "projector", "vision"):
         model = prepare_for_training(loaded(checkpoints[family]), FullConfig(kind="full", components=(component,)))
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        assert trained == {name for name, found in plain.items() if found == component}
+        assert trained == {name for name, part in plain.items() if part == component}

@@ -31,8 +31,6 @@ LAYERS = (
 )
 """From the lowest to the highest; a package imports itself and packages of lower layers, and nothing beside it."""
 
-EXCEPTIONS = {("corpus", "run")}
-
 
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name."""
@@ -51,8 +49,8 @@ def imports(path: Path) -> Iterator[str]:
 
 def imported_modules(path: Path, known: dict[str, Path]) -> set[str]:
     """The modules of the package among a file's imports."""
-    found = {name if name in known else name.rpartition(".")[0] for name in imports(path)}
-    return {name for name in found if name in known and name != "mpa_ray"}
+    names = {name if name in known else name.rpartition(".")[0] for name in imports(path)}
+    return {name for name in names if name in known and name != "mpa_ray"}
 
 
 def files_importing(module: str) -> set[str]:

@@ -70,7 +70,7 @@ def test_stored_questions_are_not_read_again_and_may_not_change(tmp_path: Path) 
     write_questions(config(path, metric="anls"), run, PLACES)
     assert shards(run, "set0") == first
     path.write_text(path.read_text().replace('["1"]', '["2"]'))
-    with pytest.raises(FingerprintMismatch, match=r"its evaluation/set0/questions were made.*another name"):
+    with pytest.raises(FingerprintMismatch, match=r"its dataset evaluation/set0/questions was made.*another name"):
         write_questions(config(path), run, PLACES)
     write_questions(config(benchmark(tmp_path / "other", [0])), run_in(tmp_path / "else"), PLACES)
 

@@ -106,7 +106,7 @@ def test_a_process_that_outlives_its_parents_is_found() -> None:
         pid = int(process.stdout.readline())
         tree = ProcessTree(process.pid)
         tree.update()
-        assert {found.pid for found in tree.alive()} == {process.pid, pid}
+        assert {alive.pid for alive in tree.alive()} == {process.pid, pid}
         assert tree.cpu_s > 0
         process.kill()
     (orphan,) = tree.alive()
@@ -138,12 +138,12 @@ def test_the_table_shows_the_means_of_an_arm_over_seeds() -> None:
 
 
 def test_scores_are_split_by_whether_a_family_was_trained_on() -> None:
-    asked = ["How many stars are there?"] * 19 + ["What colour is the star?"]
-    inside = inside_of([ParitySample(f"{n}", "i", "/i", question, "a", "b") for n, question in enumerate(asked)])
+    texts = ["How many stars are there?"] * 19 + ["What colour is the star?"]
+    inside = inside_of([ParitySample(f"{n}", "i", "/i", question, "a", "b") for n, question in enumerate(texts)])
     assert inside == {"count", "colour"}
-    assert inside_of([ParitySample("0", "i", "/i", asked[0], "a", "b")] * 99) == {"count"}
+    assert inside_of([ParitySample("0", "i", "/i", texts[0], "a", "b")] * 99) == {"count"}
     right = {"count": 0.5, "colour": 1.0, "chart": 1.0, "number": 0.8, "place": 0.0, "position": 1.0, "shape": 1.0}
     groups = {f"family: {name}": {"mean": mean, "num_questions": 10} for name, mean in {**right, "word": 1.0}.items()}
     models = {"a": {"groups": {"all": {"mean": 0.7, "num_questions": 80}, **groups}}}
-    found = measured({"heldout": {"models": models}}, "a", "a", inside)
-    assert (found["after"], found["inside_after"], found["outside_after"]) == (70.0, 75.0, 80.0)
+    scores = measured({"heldout": {"models": models}}, "a", "a", inside)
+    assert (scores["after"], scores["inside_after"], scores["outside_after"]) == (70.0, 75.0, 80.0)

@@ -82,19 +82,19 @@ def served(**settings: Any) -> ModelConfig:
 
 
 def test_parameters_of_qwen2_vl_2b() -> None:
-    found = sizes()
+    architecture = sizes()
     layer = 2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960
-    assert found.num_parameters("language") == 151936 * 1536 + 28 * layer
-    assert found.num_parameters("vision") == 3 * 2 * 14 * 14 * 1280 + 32 * (4 * 1280 * 1280 + 2 * 1280 * 5120)
-    assert found.num_parameters("projector") == 5120 * 5120 + 5120 * 1536
+    assert architecture.num_parameters("language") == 151936 * 1536 + 28 * layer
+    assert architecture.num_parameters("vision") == 3 * 2 * 14 * 14 * 1280 + 32 * (4 * 1280 * 1280 + 2 * 1280 * 5120)
+    assert architecture.num_parameters("projector") == 5120 * 5120 + 5120 * 1536
     # With biases and norms it has 2,208,985,600.
-    assert found.total == pytest.approx(2_208_985_600, rel=1e-3)
+    assert architecture.total == pytest.approx(2_208_985_600, rel=1e-3)
     # Keys and values, 28 layers, 2 heads of 128, 2 bytes; a head is not cut.
-    assert [found.kv_bytes_per_token(2.0, gpus) for gpus in (1, 2, 4)] == [28672, 14336, 14336]
+    assert [architecture.kv_bytes_per_token(2.0, gpus) for gpus in (1, 2, 4)] == [28672, 14336, 14336]
     # LoRA of rank 16 on Qwen2's 1.5 B language model, as peft counts it.
-    assert found.num_adapter_parameters(["language"], 16) == 18_464_768
+    assert architecture.num_adapter_parameters(["language"], 16) == 18_464_768
     # 512 patches of 28 x 28.
-    assert found.image_tokens(512 * 28 * 28) == 512
+    assert architecture.image_tokens(512 * 28 * 28) == 512
 
 
 def test_an_untied_output_head_is_counted() -> None:
@@ -113,25 +113,26 @@ def test_an_untied_output_head_is_counted() -> None:
     ],
 )
 def test_quantized_layers_are_the_language_models(quantization: dict[str, Any], gib: float) -> None:
-    found = sizes({**QWEN2_VL_7B, "quantization_config": quantization})
-    assert found.weight_bytes("auto") / GIB == pytest.approx(gib, rel=0.01)
+    architecture = sizes({**QWEN2_VL_7B, "quantization_config": quantization})
+    assert architecture.weight_bytes("auto") / GIB == pytest.approx(gib, rel=0.01)
 
 
 def test_an_image_of_several_tiles_also_has_a_view_of_the_whole() -> None:
     internvl = json.loads((ROOT / "mpa_ray/demo/models/student-internvl/config.json").read_text())
-    found = sizes(internvl)
+    architecture = sizes(internvl)
     # Tiles of 112 x 112, patches of 14, 4 in a token.
-    assert [found.image_tokens(n * 112 * 112) for n in (1, 2, 4)] == [16, 48, 80]
+    assert [architecture.image_tokens(n * 112 * 112) for n in (1, 2, 4)] == [16, 48, 80]
     weights = (ROOT / "mpa_ray/demo/models/student-internvl/model.safetensors").stat().st_size
-    assert found.weight_bytes("float32") == pytest.approx(weights, rel=0.02)
+    assert architecture.weight_bytes("float32") == pytest.approx(weights, rel=0.02)
 
 
 def test_a_token_passes_through_some_of_the_experts() -> None:
     moe = {**QWEN2_VL_2B, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 1000}
-    found = sizes(moe)
-    assert found.num_expert_parameters == 8 * 3 * 1536 * 1000 * 28
+    architecture = sizes(moe)
+    assert architecture.num_expert_parameters == 8 * 3 * 1536 * 1000 * 28
     attention = 28 * (2 * 1536 * 1536 + 2 * 1536 * 256)
-    assert found.language_operations(1e-9) / 1e-9 == pytest.approx(2 * (attention + found.num_expert_parameters / 4))
+    per_token = architecture.language_operations(1e-9) / 1e-9
+    assert per_token == pytest.approx(2 * (attention + architecture.num_expert_parameters / 4))
 
 
 def test_a_config_json_without_sizes_is_an_error() -> None:
@@ -184,19 +185,19 @@ def test_a_share_of_a_gpu_is_a_share_of_its_memory() -> None:
 
 def test_full_training_holds_weights_gradients_moments_and_a_copy() -> None:
     level = LevelConfig.model_validate({"gpus_per_worker": 1, "method": {"kind": "full"}})
-    found = training_gib(level, sizes(), 512)
+    parts_gib = training_gib(level, sizes(), 512)
     language = 151936 * 1536 + 28 * 46_792_704
-    assert found["trained weights, gradients and AdamW"] == pytest.approx(18 * language / GIB)
-    assert found["frozen weights"] == pytest.approx(4 * (sizes().total - language) / GIB)
+    assert parts_gib["trained weights, gradients and AdamW"] == pytest.approx(18 * language / GIB)
+    assert parts_gib["frozen weights"] == pytest.approx(4 * (sizes().total - language) / GIB)
     sharded = level.model_copy(update={"parallel": "fsdp", "num_workers": 4})
-    assert training_gib(sharded, sizes(), 512)["frozen weights"] == pytest.approx(found["frozen weights"] / 4)
+    assert training_gib(sharded, sizes(), 512)["frozen weights"] == pytest.approx(parts_gib["frozen weights"] / 4)
 
 
 def test_lora_holds_frozen_weights_in_16_bits_and_adapters_in_32() -> None:
     level = LevelConfig.model_validate({"gpus_per_worker": 1})
-    found = training_gib(level, sizes(), 512)
-    assert found["frozen weights"] == pytest.approx(2 * sizes().total / GIB)
-    assert found["trained weights, gradients and AdamW"] == pytest.approx(16 * 18_464_768 / GIB)
+    parts_gib = training_gib(level, sizes(), 512)
+    assert parts_gib["frozen weights"] == pytest.approx(2 * sizes().total / GIB)
+    assert parts_gib["trained weights, gradients and AdamW"] == pytest.approx(16 * 18_464_768 / GIB)
     assert check_training("level", level, sizes(), "H100", 79.0, 512).result == "fits"
     check = check_training("level", level, sizes(), "L4", 22.0, 512)
     assert check.result == "does not fit"
@@ -314,9 +315,9 @@ def test_the_rate_of_a_shared_engine_counts_each_model(tmp_path: Path) -> None:
     phase = run.read_json("phases/identify.small.json")
     run.write_json("phases/identify.small.json", {**phase, "num_images_by_models": 4 * phase["num_images"]})
     together = RunRates.of_run(run)
-    rates = [found.identified_images_per_s("small", "one") for found in (alone, together)]
+    rates = [rates_of.identified_images_per_s("small", "one") for rates_of in (alone, together)]
     assert rates == [200.0, 800.0]
-    assert [found.tokens_per_image(PhaseKey("identify", "small")) for found in (alone, together)] == [100.0, 25.0]
+    assert [rates_of.tokens_per_image(PhaseKey("identify", "small")) for rates_of in (alone, together)] == [100.0, 25.0]
 
 
 def test_a_run_is_sized_from_another_run(tmp_path: Path) -> None:
@@ -328,9 +329,9 @@ def test_a_run_is_sized_from_another_run(tmp_path: Path) -> None:
         plan={"from_run": str(tmp_path / "earlier"), "num_images": 10_000},
         evaluate={"benchmarks": [{"name": "held", "path": "q.jsonl", "limit": 100}]},
     )
-    found = times(planned(config))
+    seconds = times(planned(config))
     # Starts: (60 - 20) / 2 attempts, 25 - 2.5, 30 - 10, and the median for a check. Training: 75 - 400 / 16.
-    assert found == {
+    assert seconds == {
         "index": pytest.approx(20.0),
         "annotate": pytest.approx(20 + 10_000 / 50),
         # 1,000 images in 2.5 s on 2 replicas; now 4 of them.
@@ -440,16 +441,16 @@ def checkpoint(folder: Path, settings: dict[str, Any]) -> str:
 
 def on_gpus(tmp_path: Path, gpu: str) -> dict[str, Any]:
     teacher, student = (checkpoint(tmp_path / n, c) for n, c in (("7b", QWEN2_VL_7B), ("2b", QWEN2_VL_2B)))
-    asked = {"gpus_per_replica": 1, "engine": {"max_model_len": 4096}}
+    engine = {"gpus_per_replica": 1, "engine": {"max_model_len": 4096}}
     return tree(
         tmp_path / "run",
-        teacher={"model": teacher, **asked},
+        teacher={"model": teacher, **engine},
         plan={"num_images": 1000, "gpu": gpu},
         students=[
             {
                 "name": "small",
                 "model": student,
-                **asked,
+                **engine,
                 "level": {"gpus_per_worker": 1, "gradient_checkpointing": True},
             }
         ],

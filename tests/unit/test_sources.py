@@ -240,7 +240,7 @@ def test_a_missing_or_truncated_file_is_a_reason(tmp_path: Path) -> None:
     assert all(isinstance(content, ImageProblem) and content.reason == Reason.UNREADABLE for content in contents[:12])
     assert contents[12] == CONTENTS[12]
     assert isinstance(contents[22], ImageProblem)
-    assert "ends before it" in contents[22].detail
+    assert "ends before the image does" in contents[22].detail
     assert all(isinstance(content, ImageProblem) for content in contents[-2:])
 
 

@@ -31,7 +31,7 @@ def test_no_scene_gives_one_question_two_answers() -> None:
         answers: dict[str, set[str]] = {}
         for question in questions(scene):
             answers.setdefault(question.question, set()).add(question.answer)
-        assert all(len(found) == 1 for found in answers.values()), answers
+        assert all(len(distinct) == 1 for distinct in answers.values()), answers
 
 
 def test_answers_agree_with_the_description() -> None:
@@ -44,8 +44,8 @@ def test_answers_agree_with_the_description() -> None:
 
 def test_every_family_is_sampled_unless_its_weight_is_0() -> None:
     rng = random.Random(0)
-    asked = [sample_question(scene, rng) for scene in scenes(400)]
-    assert {question.family for question in asked if question} == set(FAMILIES)
+    sampled = [sample_question(scene, rng) for scene in scenes(400)]
+    assert {question.family for question in sampled if question} == set(FAMILIES)
     without = [sample_question(scene, rng, {"chart": 0.0}) for scene in scenes(400)]
     assert "chart" not in {question.family for question in without if question}
 

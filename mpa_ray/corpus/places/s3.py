@@ -46,7 +46,7 @@ class S3Place:
         return self._store.get(*split_uri(uri), first, num_bytes)
 
     def _parts(self, bucket: str, prefix: str, min_parts: int) -> list[str]:
-        """Split a prefix at its slashes into at least `min_parts` prefixes and keys if it has that many, sorted."""
+        """Split a prefix at its slashes into sorted prefixes and keys: at least `min_parts`, if there are that many."""
         parts, folders = [prefix], [prefix]
         while folders and len(parts) < min_parts:
             # A folder with more than one page of objects directly in it is not split further.

@@ -55,7 +55,7 @@ def open_source(config: SourceConfig, places: Places) -> Source:
 
 
 def kind_of(config: SourceConfig, places: Places) -> str:
-    """`source.kind`; for `auto` the kind by the path's ending, or else by the files in the folder."""
+    """`source.kind`; for `auto`, the kind that the path's ending shows, or else the files in the folder."""
     if config.kind != "auto":
         return config.kind
     for ending, kind in _BY_ENDING.items():

@@ -13,7 +13,7 @@ from mpa_ray.models.checkpoints import weight_bytes
 from mpa_ray.models.shared_engines import RANKS, Adapter
 
 _USABLE_GPU_MEMORY = 0.9
-"""The share of a GPU that all its engines use together; vLLM's own default for a single one."""
+"""The share of a GPU's memory that all of its engines use together: vLLM's default for a single engine."""
 
 
 def prepare_environment(model: ModelConfig, settings: VllmEngineConfig) -> None:
@@ -48,7 +48,7 @@ def engine_arguments(
     if 0 < model.gpus_per_replica < 1:
         arguments["gpu_memory_utilization"] = _USABLE_GPU_MEMORY * model.gpus_per_replica
     if on_cpu:
-        # With vLLM's default of 128 on CPUs, a short prompt would have no whole block to find in the cache.
+        # vLLM's default on CPUs is 128; a short prompt would not fill one block, and only whole blocks are cached.
         arguments |= {"block_size": 32, "enforce_eager": True}
     if has_renderer():
         # Images are rendered outside vLLM: its cache only has to hold the tensors of images in flight.

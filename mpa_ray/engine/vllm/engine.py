@@ -66,7 +66,7 @@ class VllmEngine:
         """Start the engine, which takes half a minute or more.
 
         Args:
-            model: Its checkpoint and those of the adapters are folders of this machine or hub names.
+            model: The model. Its checkpoint, like those of the adapters, is a local folder or a hub name.
             settings: How vLLM serves the model.
             max_images_in_flight: See `VisionLanguageModel`.
             adapters: The adapters that requests may name.
@@ -138,7 +138,7 @@ class VllmEngine:
         if self._renderer is not None:
             self._renderer.close()
         self._engine.shutdown()
-        # Collected now: at interpreter exit the engine's own clean-up would find half of vLLM gone.
+        # Deleted now: when the interpreter exits, the modules that its clean-up needs may already be gone.
         del self._engine
 
     def _sampling_params(self, request: Request) -> Any:

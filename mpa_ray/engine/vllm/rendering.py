@@ -41,7 +41,7 @@ def has_renderer() -> bool:
 
 @dataclass
 class RenderedImage:
-    """An image in vLLM's form, inside a prompt that ends before the texts of prompts begin to differ."""
+    """An image in vLLM's form, inside the head that all prompts about it share."""
 
     key: str
     engine_input: dict[str, Any]

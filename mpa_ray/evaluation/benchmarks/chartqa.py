@@ -34,7 +34,7 @@ def read_chartqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
 
 
 def _part(record: Record) -> str:
-    """`human` or `augmented`, from a mirror's column or the official file's name; empty where neither has it."""
+    """`human` or `augmented`, from a mirror's column or the official file's name; empty if neither has it."""
     value = record.optional("human_or_machine", "type")
     if value is None:
         return next((part for part in ("human", "augmented") if part in record.file.rpartition("/")[2]), "")

@@ -42,7 +42,7 @@ def read_documents(inputs: Inputs) -> Iterator[LabelledQuestion]:
 
 
 def _image_id(record: Record) -> str:
-    """The id of a mirror's image: for DocVQA document and page, as in the official file's image names."""
+    """The id of a mirror's image. For DocVQA, it consists of document and page, as in the official image names."""
     document, page = record.optional("ucsf_document_id"), record.optional("ucsf_document_page_no")
     if document and page:
         return f"{document}_{page}"

@@ -62,7 +62,7 @@ class File:
     def rows(self, columns: Sequence[str], image: str) -> Iterator[tuple[dict[str, Any], str | None]]:
         """The rows of a Parquet file, each with the locator of its image; the images' bytes are not read.
 
-        Rows have those of the columns that the file has. If column `image` names files instead of holding images, its
+        A row has those of `columns` that the file has. If column `image` names files instead of holding images, its
         names are among the values and the locators are None.
         """
         try:

@@ -16,7 +16,7 @@ from mpa_ray.evaluation.benchmarks.file import JSON, PARQUET, File, canonical_sp
 JSON_OR_PARQUET = (*JSON, *PARQUET)
 
 _NUM_LISTED = 1000
-"""So many files of a folder are listed to see whether it holds Parquet files."""
+"""The number of files that are listed to see whether a folder holds Parquet files."""
 
 
 def find_files(
@@ -31,7 +31,7 @@ def find_files(
     In a folder or glob, the Parquet files are taken, or the other files directly in the folder if there are none.
 
     Args:
-        places: Where files lie.
+        places: Opens files by their URIs.
         path: A file, a folder or a glob.
         split: The split to take; None requires that all files belong to the same one.
         field: The setting that holds the path, for error messages.

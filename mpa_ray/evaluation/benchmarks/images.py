@@ -23,10 +23,10 @@ class Images:
         self._layout: int | None = None
 
     def uri(self, record: Record, *names: str) -> str:
-        """The locator of the first of the names at which a file exists; of the first name if none does.
+        """The locator of an image with several possible names: the first name whose file exists, or else the first one.
 
-        All calls must give as many names in the same order: in an object store only the first image's names are tried,
-        and the others follow its layout.
+        All calls must give the same number of names in the same order. In an object store, names are tried for the
+        first image alone; all later images use the name at the same position.
 
         Raises:
             ConfigError: a name points outside the folder.

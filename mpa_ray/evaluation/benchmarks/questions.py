@@ -24,8 +24,8 @@ COLUMNS = {
 def read_questions(inputs: Inputs) -> Iterator[LabelledQuestion]:
     """Read questions.
 
-    Fields that `columns` names are required. Of the others, family, answer type, split and image id are optional; the
-    image id defaults to the image's file name, or to the row that holds the image.
+    Fields that `columns` names are required. Family, answer type, split and image id are otherwise optional; the image
+    id defaults to the image's file name, or to the row that holds the image.
     """
     named = inputs.spec.columns
     if unknown := named.keys() - COLUMNS.keys():

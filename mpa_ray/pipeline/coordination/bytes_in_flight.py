@@ -22,7 +22,7 @@ class BytesInFlight:
         """Take a lease. A shard that is larger than the limit gets one when no other is in flight.
 
         Returns:
-            False where the lease was not granted within `wait_s` seconds: the caller must ask again.
+            False if the lease was not granted within `wait_s` seconds: the caller must ask again.
         """
         if not await self._turns.wait(shard, wait_s):
             return False

@@ -45,8 +45,8 @@ class Duplicates:
         """Add the images of a shard; None stands for an image that could not be read.
 
         Returns:
-            For each image, the id of an earlier image with the same bytes, or None where there is none. None instead of
-            a list where the shard's turn did not come within `wait_s` seconds: the caller must ask again.
+            For each image, the id of an earlier image with the same bytes, or None if there is none. None instead of
+            a list if the shard's turn did not come within `wait_s` seconds: the caller must ask again.
         """
         if not await self._turns.wait(shard, wait_s):
             return None

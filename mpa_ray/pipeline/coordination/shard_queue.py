@@ -29,7 +29,7 @@ class ShardQueue:
             self._changed.notify_all()
 
     async def read_from(self, index: int, wait_s: float = POLL_S) -> list[str] | None:
-        """The shards from an index on; empty where none came within `wait_s` seconds, None after the last."""
+        """The shards from an index on; empty if none came within `wait_s` seconds, None after the last."""
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s), self._changed:
                 await self._changed.wait_for(lambda: self._is_closed or len(self._shards) > index)

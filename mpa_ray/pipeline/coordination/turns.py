@@ -36,8 +36,8 @@ class OrderedTurns:
         """Wait until it is the shard's turn.
 
         Returns:
-            True once all shards before it are done, or the next of them has been silent for too long; False after
-            `wait_s` seconds.
+            True once all shards before it are done; after `wait_s` seconds, whether the shard whose turn it is has sent
+            no request for too long.
         """
         index, now = self._index[shard], time.monotonic()
         self._last_seen[index] = now
