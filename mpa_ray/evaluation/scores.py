@@ -92,7 +92,7 @@ class BenchmarkScores:
 
     metric: MetricReference
     models: dict[str, ModelScores]
-    """By the models' names, such as `small.before`."""
+    """Scores by the models' names, such as `small.before`."""
     differences: list[PairedDifference]
 
     def gains(self, before: str, after: str) -> dict[str, Gain] | None:

@@ -14,7 +14,7 @@ def prepare_for_training(model: Any, method: LoraConfig | FullConfig) -> Any:
     """Freeze what is not trained, and add adapters if the method is LoRA.
 
     Raises:
-        ValueError: the model has no module of a component that is to be trained, or others would be trained too.
+        ValueError: the model has no module of a configured component, or another component would be trained too.
     """
     if isinstance(method, LoraConfig):
         model = _with_adapters(model, method)
@@ -51,7 +51,7 @@ def learning_rates(method: LoraConfig | FullConfig, learning_rate: float) -> dic
 
 
 def parameter_groups(model: nn.Module, method: LoraConfig | FullConfig, learning_rate: float) -> list[dict[str, Any]]:
-    """The trainable parameters as groups of an optimizer, one for each part with its peak learning rate."""
+    """The trainable parameters as groups of an optimizer, one for each component with its peak learning rate."""
     rates = learning_rates(method, learning_rate)
     groups: dict[Component, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -116,7 +116,7 @@ class ParityTrainer(Trainer):
             self.control.should_evaluate |= is_last or step % level.holdout.every_steps == 0
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """AdamW with a learning rate for each part of the model."""
+        """AdamW with a learning rate for each component of the model."""
         if self.optimizer is None:
             level = self._job.level
             groups = parameter_groups(model or self.model, level.method, level.learning_rate)

@@ -170,7 +170,7 @@ class _StatusReader:
         return replace(phase, counts=_outcomes(dataset, shards)) if self._count_rows else phase
 
     def _pass(self, key: PhaseKey, manifest: Manifest | None, dataset: ShardedDataset[Any]) -> PhaseStatus:
-        """A model's pass over the shards of a manifest, which is None as long as they are not all known."""
+        """A model's pass over the shards of a manifest; the manifest is None until all shards are known."""
         markers = self._markers(dataset)
         is_done = manifest is not None and len(markers) >= manifest.num_shards
         num_images = manifest.num_images if manifest else None

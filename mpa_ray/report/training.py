@@ -45,7 +45,7 @@ class TrainingSummary:
 
     @property
     def is_falling(self) -> bool:
-        """Whether the mean loss of the last quarter is below that of the first; true of trainings too short to say."""
+        """Whether the mean loss of the last quarter is below that of the first. True if the training is too short."""
         losses = [point.loss for point in self.losses]
         quarter = len(losses) // 4
         return not quarter or statistics.fmean(losses[-quarter:]) < statistics.fmean(losses[:quarter])

@@ -97,7 +97,7 @@ class Visits:
         self._load = load or Load()
         self._slots = Slots(num_slots)
         self._in_flight: dict[str, set[str]] = {}
-        self._is_dying = False
+        self._death: asyncio.Task[None] | None = None
 
     async def visit(self, shard: str, images: Sequence[ImageWork[Any]]) -> list[Any]:
         """The rows of all images, in the images' order.
@@ -144,14 +144,24 @@ class Visits:
         try:
             return await self._stage.visit(work)
         except EngineDied as error:
-            if not self._is_dying:
-                # All images in the engine raise this error; only the first one reports the death.
-                self._is_dying = True
-                await self._log.died({s: sorted(ids) for s, ids in self._in_flight.items()}, str(error))
-                await self._die(str(error))
+            await self._end(str(error))
             raise
         finally:
             self._in_flight[shard].discard(work.image_id)
+
+    async def _end(self, error: str) -> None:
+        """Report the images in the engine once, then end the process.
+
+        All images in a dead engine come here. Each waits for the end: one that raised earlier would cancel the report.
+        """
+        if self._death is None:
+            in_flight = {shard: sorted(image_ids) for shard, image_ids in self._in_flight.items()}
+            self._death = asyncio.create_task(self._report_and_die(in_flight, error))
+        await asyncio.shield(self._death)
+
+    async def _report_and_die(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
+        await self._log.died(in_flight, error)
+        await self._die(error)
 
 
 def _in_attempt(work: ImageWork[Any], attempt: Attempt) -> ImageWork[Any]:

@@ -15,7 +15,7 @@ PASSES = ("first-pass", "second-pass")
 VISITS = ("visit-raw", "visit-thread", "visit-processes", "visit-rendered")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_every_way_to_use_an_engine_is_measured_without_ray(tmp_path: Path) -> None:
     run = dry_run("engine_ladder", tmp_path, without=("ray",))
     assert_complete(run, [*PASSES, "two-passes", *VISITS])
@@ -32,7 +32,7 @@ def test_every_way_to_use_an_engine_is_measured_without_ray(tmp_path: Path) -> N
         assert (row["first_mean_reply_tokens"], row["second_mean_reply_tokens"]) == (32, 8)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_the_whole_flow_is_measured(tmp_path: Path) -> None:
     run = dry_run("whole_flow", tmp_path)
     assert_complete(run, ["visit"])

@@ -40,7 +40,7 @@ def test_a_row_that_takes_too_long_fails_alone(tmp_path: Path) -> None:
     assert run.summary["ours_over_plain_lora"] is None
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_bundled_models_are_trained_without_ray_and_vllm(tmp_path: Path) -> None:
     run = dry_run("bundled_models", tmp_path, without=("ray", "vllm"))
     assert_complete(run, ["student"])

@@ -31,7 +31,7 @@ def run_of(wall_s: float, after: dict[str, float], num_images: int = 500) -> dic
         "cpu_s": 2 * wall_s,
         "engine_starts": 5,
         "identification_passes": 1,
-        "step_s": wall_s,
+        "phase_s": wall_s,
         "teacher": {"images": num_images, "requests": 2 * num_images, "prompt_tokens": 90_000, "output_tokens": 10_000},
         "students": {name: {"num_parity": 100, "before": 70.0, "after": value} for name, value in after.items()},
     }
@@ -45,7 +45,7 @@ def test_a_campaign_is_compared_with_the_sum_of_single_runs() -> None:
     assert "| images that the teacher annotated | 500 | 1,000 | 500 | 2.00 |" in lines
     assert "| the teacher's tokens, prompts and replies | 100,000 | 200,000 | 100,000 | 2.00 |" in lines
     assert "| qwen-lora | student | lora | 100, 100 | 70.0 | 80.0, 82.5 | 90 |" in lines
-    assert lines[-1].endswith("85.0 in the campaign, 86.2 by themselves; a student's differ by 2.5 points at most.")
+    assert lines[-1].endswith("85.0 in the campaign, 86.2 alone. The largest difference of one student is 2.5 points.")
 
 
 GOOD: dict[str, Any] = {
@@ -64,7 +64,7 @@ GOOD: dict[str, Any] = {
         ({"written_again": ["phases/annotate.json"]}, ["phases/annotate.json was written again"]),
         ({"incomplete": ["qwen-lora"]}, ["qwen-lora is not complete"]),
         ({"killed": {"exit_code": -9, "left_behind": ["7: raylet"]}}, ["left behind: 7: raylet"]),
-        ({"killed": {"exit_code": 1, "left_behind": []}}, ["the first command ended by itself, with exit code 1"]),
+        ({"killed": {"exit_code": 1, "left_behind": []}}, ["the first command was not killed: exit code 1"]),
         ({"error": "RunError: absent, small failed; ..."}, ["exit code 1, 'RunError: absent, small failed; ...'"]),
     ],
 )
@@ -105,7 +105,7 @@ def test_a_process_that_outlives_its_parents_is_found() -> None:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
         tree = ProcessTree(process.pid)
-        tree.look()
+        tree.update()
         assert {found.pid for found in tree.alive()} == {process.pid, pid}
         assert tree.cpu_s > 0
         process.kill()

@@ -43,7 +43,7 @@ class File:
 
     @property
     def is_parquet(self) -> bool:
-        """From its extension, or else from its first bytes."""
+        """Whether the file is Parquet, by its extension or else by its first bytes."""
         if self.uri.lower().endswith((*JSON, *PARQUET)):
             return self.uri.lower().endswith(PARQUET)
         return self._read(4) == b"PAR1"
