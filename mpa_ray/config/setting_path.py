@@ -56,7 +56,7 @@ class _Node:
         return _Node(chosen[0]) if chosen else None
 
     def child(self, part: str | int) -> _Node:
-        """The node of a field, or of the items of a list or mapping; a node without a type if there is no such field."""
+        """The node of a field, or of the items of a list or mapping; without a type if there is no such field."""
         if isinstance(self.annotation, type) and issubclass(self.annotation, BaseModel):
             fields = self.annotation.model_fields.items()
             field = next((field for name, field in fields if part in (name, field.alias)), None)

@@ -89,13 +89,9 @@ class Reader:
         first = spans[0].first
         content = self.places.of(uri).read(uri, first, max(span.last for span in spans) + 1 - first)
         parts = [content[span.first - first : span.last + 1 - first] for span in spans]
+        cut = ImageProblem(Reason.UNREADABLE, f"{uri} ends before the image does")
         return [
-            (
-                number,
-                part
-                if len(part) == span.num_bytes
-                else ImageProblem(Reason.UNREADABLE, f"{uri} ends before the image does"),
-            )
+            (number, part if len(part) == span.num_bytes else cut)
             for (number, _), span, part in zip(run, spans, parts, strict=True)
         ]
 
