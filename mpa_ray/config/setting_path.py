@@ -1,9 +1,10 @@
-"""Names a setting as it is written in a file, from the location of a validation error."""
+"""The names of settings as they are written in a file: of the location of an error, and of the whole tree."""
 
 from __future__ import annotations
 
+import difflib
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
 
@@ -25,6 +26,54 @@ def setting_path(model: type[BaseModel], location: Iterable[str | int]) -> str:
             names.append(str(part))
         node = variant or node.child(part)
     return ".".join(names)
+
+
+def similar_settings(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """The dotted names that someone who wrote an unknown setting at this location may have meant, the best first.
+
+    They are settings of the same branch with a similar name, otherwise settings elsewhere with the same name.
+    """
+    *parents, last = location
+    branch = setting_path(model, parents)
+    siblings = difflib.get_close_matches(str(last), _fields_at(model, parents), n=2, cutoff=0.7)
+    if siblings:
+        return [f"{branch}.{name}" if branch else name for name in siblings]
+    return [name for name in setting_names(model) if name.rpartition(".")[2] == last]
+
+
+def setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all settings below a model, with 0 for each item of a list; without those of tests."""
+    for name, field in model.model_fields.items():
+        dotted = f"{prefix}{name}"
+        yield dotted
+        items = f"{dotted}.0." if is_list(field.annotation) else f"{dotted}."
+        for branch in branches_of(field.annotation):
+            yield from setting_names(branch, items)
+
+
+def branches_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The branches of the tree that a setting of this type may hold; without those that only tests use."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if not getattr(annotation, "for_tests", False):
+            yield annotation
+    elif get_origin(annotation) in (Union, types.UnionType, list) or hasattr(annotation, "__metadata__"):
+        for inner in get_args(annotation):
+            yield from branches_of(inner)
+
+
+def is_list(annotation: Any) -> bool:
+    """Whether a setting of this type holds a list of branches."""
+    return get_origin(annotation) is list
+
+
+def _fields_at(model: type[BaseModel], location: Iterable[str | int]) -> list[str]:
+    """The names of the settings in the branch at a location."""
+    node = _Node(model)
+    for part in location:
+        node = node.variant(part) or node.child(part)
+    branches = [node.annotation] if node.discriminator is None else get_args(node.annotation)
+    known = [branch for branch in branches if isinstance(branch, type) and issubclass(branch, BaseModel)]
+    return list(dict.fromkeys(name for branch in known for name in branch.model_fields))
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,50 @@ def test_further_errors_are_named_as_in_the_file(tree: dict[str, Any], tmp_path:
         load_config(written(tree, tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("override", "value", "suggestion"),
+    [
+        ("techer", {}, "Did you mean teacher?"),
+        ("learning_rate", 1e-4, "Did you mean students.0.level.learning_rate?"),
+        ("teacher.num_replica", 2, "Did you mean teacher.num_replicas or teacher.max_num_replicas?"),
+        ("teacher.engine", {"max_model_length": 64}, "Did you mean teacher.engine.max_model_len?"),
+        ("students.0.level.method", {"kind": "lora", "rnk": 8}, "Did you mean students.0.level.method.rank?"),
+        ("source.kind", "webdatset", "Did you mean webdataset?"),
+        ("teacher.engine", {"kind": "vlm"}, "Did you mean vllm?"),
+        ("identify.matcher", "exct", "Did you mean exact?"),
+        ("students", {"model": "s"}, "Begin each item with `- `."),
+        ("zzz", 1, "is not a setting. `mpa-ray --help-all` lists all settings."),
+    ],
+)
+def test_a_wrong_name_comes_with_a_similar_one(
+    tree: dict[str, Any], tmp_path: Path, override: str, value: object, suggestion: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tree, tmp_path), {override: value})
+    assert suggestion in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://me:hunter2@host:9000", "me:hunter2@host", "http://me:hun/ter2@host"])
+def test_a_password_in_an_endpoint_is_refused_and_not_shown(tree: dict[str, Any], tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"object_store\.endpoint_url = '.*\*\*\*@host") as caught:
+        load_config(written(tree, tmp_path), {"object_store.endpoint_url": url})
+    assert "ter2" not in str(caught.value)
+
+
+def test_a_password_within_another_value_is_not_shown(tree: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"http://\*\*\*@host") as caught:
+        load_config(written(tree, tmp_path), {"object_store": [{"endpoint_url": "http://me:hunter2@host:9000"}]})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_error_in_yaml_takes_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("run_dir: x\nsource:\n\tpath: y\n")
+    with pytest.raises(ConfigError, match=r"is not YAML \(line 3, column 1: found character '\\t'") as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_setting_is_named(tree: dict[str, Any], tmp_path: Path) -> None:
     del tree["teacher"]["model"]
     with pytest.raises(ConfigError, match=r"teacher\.model.*is required"):
