@@ -49,7 +49,7 @@ class AuditCounts:
     """What is missing, doubled, unreadable or unaccounted for, one sentence each."""
 
     def to_json(self) -> dict[str, Any]:
-        """The counts as `jobs/audit.py` prints them."""
+        """The counts as `mpa-ray audit` prints them."""
         return {
             "images": self.num_images,
             "annotated": self.num_annotated,

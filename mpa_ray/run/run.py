@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from mpa_ray.config import EvaluationRunConfig, ObjectStoreConfig
@@ -274,7 +274,7 @@ def _cut_to_difference(old: str, new: str) -> tuple[str, str]:
     """Both texts if they are short, else the part of each where they first differ."""
     if max(len(old), len(new)) <= _MAX_VALUE_LENGTH:
         return old, new
-    differs_at = len(os.path.commonprefix([old, new]))
+    differs_at = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
     start = max(0, differs_at - _MAX_VALUE_LENGTH // 4)
     return _cut(old, start), _cut(new, start)
 

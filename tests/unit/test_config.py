@@ -226,6 +226,42 @@ def test_preflight_names_an_unknown_task(tree: dict[str, Any]) -> None:
         checked({**tree, "task": "vqa"})
 
 
+def test_preflight_names_a_similar_task(tree: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"task = 'textvqa'.*Did you mean text_vqa"):
+        checked({**tree, "task": "textvqa"})
+
+
+def test_preflight_refuses_a_prompt_whose_replies_cannot_be_parsed(tree: dict[str, Any], tmp_path: Path) -> None:
+    task = tmp_path / "own.yaml"
+    prompts = {"annotation_prompt": "Ask something and answer it.", "answer_prompt": "{question}"}
+    task.write_text(yaml.safe_dump({"name": "own", **prompts}))
+    tree["task"] = str(task)
+    with pytest.raises(ConfigError, match=r"task = '.*own\.yaml': its annotation_prompt has no \{format\}"):
+        checked(tree)
+    checked({**tree, "annotate": {"reply": "json"}})
+
+
+def test_preflight_names_a_similar_model(tree: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "qwen-2b").mkdir()
+    for model, similar in (
+        ("bundled:demo/models/teachr", "Did you mean bundled:demo/models/teacher"),
+        (f"{tmp_path}/qwen2b", f"Did you mean {tmp_path}/qwen-2b?"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            checked({**tree, "teacher": {"model": model}})
+        assert similar in str(caught.value)
+
+
+def test_preflight_names_a_missing_engine(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpa_ray.phases.preflight.find_spec", lambda package: None if package == "vllm" else package)
+    tree["teacher"] = {"model": str(STUDENT)}
+    with pytest.raises(ConfigError, match=r"teacher\.engine\.kind = 'vllm': needs the package vllm.*mpa-ray\[cpu\]"):
+        checked(tree)
+    # The job's own machine need not have the engine of a cluster.
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    checked(tree)
+
+
 def test_preflight_names_a_source_without_images(tree: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no image")
