@@ -45,7 +45,15 @@ def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None
     Raises:
         ConfigError: as `load_config` does.
     """
-    tree = _tree(path, overrides or {})
+    return parse_config(_tree(path, overrides or {}))
+
+
+def parse_config(tree: dict[str, Any]) -> EvaluationRunConfig:
+    """Check a configuration that is already read; a `RunConfig` if it has a source, a teacher or students.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is out of range.
+    """
     is_whole = bool(tree.keys() & {"source", "teacher", "students"})
     return _validated(RunConfig if is_whole else EvaluationRunConfig, tree)
 

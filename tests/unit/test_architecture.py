@@ -27,6 +27,7 @@ LAYERS = (
     ("leveling", "report"),
     ("phases",),
     ("campaign", "demo"),
+    ("api",),
     ("cli",),
 )
 """From the lowest to the highest; a package imports itself and packages of lower layers, and nothing beside it."""
