@@ -124,7 +124,8 @@ def _override(tree: dict[str, Any], dotted: str, value: Any) -> None:
     node: Any = tree
     for depth, key in enumerate(parents):
         try:
-            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
+            following = ([*parents, last])[depth + 1]
+            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, [{}] if following == "0" else {})
         except (ValueError, IndexError, AttributeError):
             where = ".".join(parents[: depth + 1])
             raise ConfigError(f"--{dotted}", value, f"there is no {where}.", "Check the dotted name.") from None

@@ -38,17 +38,20 @@ def similar_settings(model: type[BaseModel], location: Sequence[str | int]) -> l
     siblings = difflib.get_close_matches(str(last), _fields_at(model, parents), n=2, cutoff=0.7)
     if siblings:
         return [f"{branch}.{name}" if branch else name for name in siblings]
-    return [name for name in setting_names(model) if name.rpartition(".")[2] == last]
+    return [name for name, _ in all_settings(model) if name.rpartition(".")[2] == last]
 
 
-def setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted names of all settings below a model, with 0 for each item of a list; without those of tests."""
+def all_settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """All settings below a model by their dotted names, with 0 for an item of a list; without those of tests."""
     for name, field in model.model_fields.items():
-        dotted = f"{prefix}{name}"
-        yield dotted
-        items = f"{dotted}.0." if is_list(field.annotation) else f"{dotted}."
+        yield f"{prefix}{name}", field
         for branch in branches_of(field.annotation):
-            yield from setting_names(branch, items)
+            yield from all_settings(branch, f"{prefix}{branch_name(name, field)}.")
+
+
+def branch_name(name: str, field: FieldInfo) -> str:
+    """The name of a setting as the parent of further settings: `students.0` for a list, otherwise its own name."""
+    return f"{name}.0" if get_origin(field.annotation) is list else name
 
 
 def branches_of(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -59,11 +62,6 @@ def branches_of(annotation: Any) -> Iterator[type[BaseModel]]:
     elif get_origin(annotation) in (Union, types.UnionType, list) or hasattr(annotation, "__metadata__"):
         for inner in get_args(annotation):
             yield from branches_of(inner)
-
-
-def is_list(annotation: Any) -> bool:
-    """Whether a setting of this type holds a list of branches."""
-    return get_origin(annotation) is list
 
 
 def _fields_at(model: type[BaseModel], location: Iterable[str | int]) -> list[str]:

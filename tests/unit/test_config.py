@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from mpa_ray.cli import load_from_arguments, run_job
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, load_config, load_evaluation, resolve_path
 from mpa_ray.errors import ConfigError
 from mpa_ray.phases.preflight import check_names, check_run
@@ -30,10 +29,8 @@ def written(tree: dict[str, Any], tmp_path: Path) -> str:
 
 
 def test_overrides_reach_lists_and_nested_settings(tree: dict[str, Any], tmp_path: Path) -> None:
-    config = load_from_arguments(
-        None,
-        ["--config", written(tree, tmp_path), "--students.0.level.seed", "7", "--source.limit=3", "--task=chart_qa"],
-    )
+    overrides = {"students.0.level.seed": "7", "source.limit": 3, "task": "chart_qa"}
+    config = load_config(Path(written(tree, tmp_path)), overrides)
     assert config.students[0].level.seed == 7
     assert config.source.limit == 3
     assert config.task == "chart_qa"
@@ -153,11 +150,6 @@ def test_a_file_that_is_not_a_configuration_is_refused(tmp_path: Path, text: str
     path.write_text(text)
     with pytest.raises(ConfigError, match="--config"):
         load_config(str(path))
-
-
-def test_an_override_without_its_value_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no value"):
-        load_from_arguments(None, ["--config", written(tree, tmp_path), "--task"])
 
 
 def checked(tree: dict[str, Any]) -> None:
@@ -323,15 +315,6 @@ def test_a_run_that_only_evaluates_needs_neither_source_nor_students(tree: dict[
     assert type(load_evaluation(written(tree, tmp_path))) is RunConfig
     with pytest.raises(ConfigError, match=r"teacher = None: is required"):
         load_evaluation(written({**alone, "source": {"path": "x"}}, tmp_path))
-
-
-def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    def wrong() -> int:
-        raise ConfigError("field", 0, "is wrong.", "Fix it.")
-
-    assert run_job(lambda: None) == 0
-    assert run_job(wrong) == 2
-    assert "field = 0: is wrong. Fix it." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.cli import run_job
+from mpa_ray.cli.run_job import run_job
 from mpa_ray.config import EvaluationRunConfig
 from mpa_ray.errors import ConfigError, FingerprintMismatch
 from mpa_ray.records import Annotation, ImageRef, ParitySample, Verdict, arrow_schema, from_table, to_table
