@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from mpa_ray.config.run import EvaluationRunConfig, RunConfig
 from mpa_ray.config.setting_path import setting_path, similar_settings
@@ -152,7 +151,7 @@ def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
     return ConfigError(field, value, problem, f"{_suggestion(first, kind)}{ALL_SETTINGS}{more}")
 
 
-def _suggestion(error: ErrorDetails, kind: type[Settings]) -> str:
+def _suggestion(error: Mapping[str, Any], kind: type[Settings]) -> str:
     """What the user may have meant, with a space after it; empty if nothing is similar."""
     if error["type"] == "extra_forbidden":
         similar = similar_settings(kind, error["loc"])[:_MAX_SUGGESTIONS]
