@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from mpa_ray.config.run import EvaluationRunConfig, RunConfig
-from mpa_ray.config.setting_path import setting_path, similar_settings
+from mpa_ray.config.setting_path import setting_path, settings_at, similar_settings
 from mpa_ray.config.settings import Settings
 from mpa_ray.config.source import ObjectStoreConfig
 from mpa_ray.errors import ConfigError, did_you_mean
@@ -19,6 +19,8 @@ from mpa_ray.errors import ConfigError, did_you_mean
 ALL_SETTINGS = "`mpa-ray --help-all` lists all settings."
 _STARTER = "`mpa-ray init > my.yaml` writes one to start from."
 _MAX_SUGGESTIONS = 2
+_NO_MAPPING = ("model_type", "model_attributes_type", "dict_type")
+"""Pydantic's types of errors for a plain value in place of a mapping."""
 _CREDENTIALS = re.compile(r"^(\w+://)?.*@")
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
@@ -141,6 +143,7 @@ def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
     problem = {
         "extra_forbidden": "is not a setting.",
         "missing": "is required.",
+        **dict.fromkeys(_NO_MAPPING, "is not a mapping of settings."),
     }.get(first["type"], first["msg"].removeprefix("Value error, ") + ".")
     field = setting_path(kind, first["loc"]) or "config"
     value = first["input"] if first["type"] != "missing" else None
@@ -156,6 +159,8 @@ def _suggestion(error: Mapping[str, Any], kind: type[Settings]) -> str:
     if error["type"] == "extra_forbidden":
         similar = similar_settings(kind, error["loc"])[:_MAX_SUGGESTIONS]
         return f"Did you mean {' or '.join(similar)}? " if similar else ""
+    if error["type"] in _NO_MAPPING and (names := settings_at(kind, error["loc"])):
+        return f"Write its settings below it, such as {setting_path(kind, error['loc'])}.{names[0]}. "
     if error["type"] in ("literal_error", "union_tag_invalid"):
         context = error.get("ctx", {})
         choices = re.findall(r"'([^']*)'", str(context.get("expected", context.get("expected_tags", ""))))

@@ -35,7 +35,7 @@ def similar_settings(model: type[BaseModel], location: Sequence[str | int]) -> l
     """
     *parents, last = location
     branch = setting_path(model, parents)
-    siblings = difflib.get_close_matches(str(last), _fields_at(model, parents), n=2, cutoff=0.7)
+    siblings = difflib.get_close_matches(str(last), settings_at(model, parents), n=2, cutoff=0.7)
     if siblings:
         return [f"{branch}.{name}" if branch else name for name in siblings]
     return [name for name, _ in all_settings(model) if name.rpartition(".")[2] == last]
@@ -64,8 +64,8 @@ def branches_of(annotation: Any) -> Iterator[type[BaseModel]]:
             yield from branches_of(inner)
 
 
-def _fields_at(model: type[BaseModel], location: Iterable[str | int]) -> list[str]:
-    """The names of the settings in the branch at a location."""
+def settings_at(model: type[BaseModel], location: Iterable[str | int]) -> list[str]:
+    """The names of the settings in the branch at a location; empty if there is no branch."""
     node = _Node(model)
     for part in location:
         node = node.variant(part) or node.child(part)

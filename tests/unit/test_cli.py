@@ -369,6 +369,8 @@ MISTAKES = {
     ),
     "status of nothing": ("status", "RUN = None: is required."),
     "status of a folder without a run": ("status {folder}", "has no run.json."),
+    "an audit of nothing": ("audit runs/none", "has no run.json. Give the directory of a run."),
+    "a model without its key": ("align --config {config} --teacher owner/name", "such as teacher.model."),
     "status of a configuration": ("status {config}", "is a file, and this command takes a run directory."),
     "a misspelled flag": ("status {folder} --jsn", "Did you mean --json?"),
     "a setting that a command does not take": ("status {folder} --task x", "takes only --object_store.NAME"),

@@ -106,6 +106,8 @@ def test_further_errors_are_named_as_in_the_file(tree: dict[str, Any], tmp_path:
         ("teacher.engine", {"kind": "vlm"}, "Did you mean vllm?"),
         ("identify.matcher", "exct", "Did you mean exact?"),
         ("students", {"model": "s"}, "Begin each item with `- `."),
+        ("teacher", "owner/name", "is not a mapping of settings. Write its settings below it, such as teacher.model."),
+        ("students.0.level.method", "lora", "below it, such as students.0.level.method.kind."),
         ("zzz", 1, "is not a setting. `mpa-ray --help-all` lists all settings."),
     ],
 )
