@@ -16,9 +16,6 @@ def main(words: list[str] | None = None) -> int:
     if problem is not None:
         print(problem, file=sys.stderr)
         return 2
-    try:
-        from mpa_ray.cli.dispatch import run_command
-    except ModuleNotFoundError as error:
-        print(f"mpa_ray needs the package {error.name}, which is not installed: pip install mpa-ray", file=sys.stderr)
-        return 2
+    from mpa_ray.cli.dispatch import run_command
+
     return run_command(sys.argv[1:] if words is None else words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -211,6 +212,11 @@ def test_an_unsupported_python_is_named(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(mpa_ray, "_unsupported_python", lambda: "mpa_ray needs Python 3.11, 3.12 or 3.13.")
     assert main(["--help"]) == 2
     assert capsys.readouterr().err == "mpa_ray needs Python 3.11, 3.12 or 3.13.\n"
+
+
+@pytest.mark.parametrize("file", ["mpa_ray/__init__.py", "mpa_ray/cli/__init__.py", "jobs/align.py"])
+def test_an_old_python_can_parse_what_names_it(file: str) -> None:
+    ast.parse((ROOT / file).read_text(), feature_version=(3, 8))
 
 
 def test_a_missing_dependency_is_named_in_one_line() -> None:
