@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 import mpa_ray
-from mpa_ray import ConfigError, EvaluationRunConfig, RunConfig, open_run, run_phase
+from mpa_ray import ConfigError, EvaluationRunConfig, ObjectStoreConfig, RunConfig, open_run, run_phase
 from mpa_ray.evaluation.scores import BenchmarkScores, MetricReference, ModelScores, Summary, write_scores
 from mpa_ray.metrics import METRICS
 from mpa_ray.phases.context import RunContext
@@ -24,6 +24,7 @@ from mpa_ray.run.run import Run
 from mpa_ray.storage.local import LocalStorage
 from mpa_ray.tasks.library import TASKS
 from tests.conftest import scripted_tree
+from tests.s3_server import CREDENTIALS, s3_server
 
 ROOT = Path(__file__).parents[2]
 EVALUATE = {"benchmarks": [{"path": "q.jsonl", "name": "held"}], "models": [{"name": "rival", "model": "m"}]}
@@ -93,7 +94,7 @@ def test_a_phase_runs_by_its_name(images: Path, tmp_path: Path, capsys: pytest.C
 def written(tree: dict[str, Any]) -> Run:
     """A run with two of three shards annotated, judged and answered by one student."""
     config = RunConfig.model_validate({**tree, "evaluate": EVALUATE})
-    run = Run.open(config.run_dir)
+    run = Run.open(config.run_dir, config.object_store)
     run.record_config(config, {})
     for number in range(3):
         run.corpus.commit(f"{number:06d}", [ImageRef(f"{number}.png", f"/{number}.png")])
@@ -200,6 +201,18 @@ def test_a_run_that_only_measures_models_is_read(tmp_path: Path) -> None:
     assert view.annotations().num_rows == 0
     assert asdict(view.report()).keys() == {"run_dir", "task", "scores", "phases", "versions"}
     assert [phase.name for phase in view.status().phases] == ["evaluate rival on held", "score"]
+
+
+def test_a_run_at_an_object_store_is_read(tree: dict[str, Any]) -> None:
+    with pytest.MonkeyPatch.context() as patch, s3_server() as endpoint:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        store = ObjectStoreConfig(endpoint_url=endpoint)
+        written({**tree, "run_dir": "s3://bucket/run", "object_store": {"endpoint_url": endpoint}})
+        view = open_run("s3://bucket/run", store)
+        assert view.annotations()["image_id"].to_pylist() == ["0.png", "1.png"]
+        assert [table.num_rows for table in view.parity_batches("small")] == [2]
+        assert (view.path, view.students) == ("s3://bucket/run", ["small"])
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
