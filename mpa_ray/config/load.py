@@ -22,6 +22,8 @@ _MAX_SUGGESTIONS = 2
 _NO_MAPPING = ("model_type", "model_attributes_type", "dict_type")
 """Pydantic's types of errors for a plain value in place of a mapping."""
 _CREDENTIALS = re.compile(r"^(\w+://)?.*@")
+_NO_LIST = ("list_type", "tuple_type")
+"""Pydantic's types of errors for another value in place of a list."""
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
 
@@ -144,6 +146,7 @@ def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
         "extra_forbidden": "is not a setting.",
         "missing": "is required.",
         **dict.fromkeys(_NO_MAPPING, "is not a mapping of settings."),
+        **dict.fromkeys(_NO_LIST, "is not a list."),
     }.get(first["type"], first["msg"].removeprefix("Value error, ") + ".")
     field = setting_path(kind, first["loc"]) or "config"
     value = first["input"] if first["type"] != "missing" else None
@@ -166,4 +169,7 @@ def _suggestion(error: Mapping[str, Any], kind: type[Settings]) -> str:
         choices = re.findall(r"'([^']*)'", str(context.get("expected", context.get("expected_tags", ""))))
         suggestion = did_you_mean(str(context.get("tag", error["input"])), choices)
         return f"{suggestion} " if suggestion else ""
-    return "Begin each item with `- `. " if error["type"] == "list_type" else ""
+    if error["type"] in _NO_LIST:
+        value = error["input"]
+        return f"Write [{value}]. " if isinstance(value, str | int | float) else "Begin each item with `- `. "
+    return ""

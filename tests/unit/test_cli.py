@@ -336,7 +336,10 @@ MISTAKES = {
     "a number out of range": ("align --config {config} --source.fraction 2", "less than or equal to 1"),
     "a misspelled choice": ("align --config {config} --source.kind webdatset", "Did you mean webdataset?"),
     "a missing branch": ("align --config {no_teacher}", "teacher = None: is required."),
-    "a mapping for a list": ("align --config {config} --students {{name: x}}", "Begin each item with `- `."),
+    "a mapping for a list": (
+        "align --config {config} --students {{name: x}}",
+        "is not a list. Begin each item with `- `.",
+    ),
     "two students of one name": (
         "align --config {config} --students [{{model: a}},{{model: b}}]",
         "students: names must differ",
