@@ -1,22 +1,10 @@
-"""Write report/report.json and report/index.html and print the summary."""
-
-from __future__ import annotations
+"""`mpa-ray report`, for `ray job submit --working-dir .`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mpa_ray.cli import load_from_arguments, run_job
-from mpa_ray.config import RunConfig
-
-
-def main(config: RunConfig) -> None:
-    from mpa_ray.phases.context import RunContext
-    from mpa_ray.phases.report import report
-
-    report(RunContext.open(config))
-
+from mpa_ray.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_job(lambda: main(load_from_arguments(__doc__))))
+    sys.exit(main([Path(__file__).stem, *sys.argv[1:]]))

@@ -282,7 +282,13 @@ def to_table(rows: Sequence[RowT], row_type: type[RowT]) -> pa.Table:
 
 
 def from_table(table: pa.Table, row_type: type[RowT]) -> list[RowT]:
-    """The inverse of `to_table`.
+    """The inverse of `to_table`. Raises ValueError as `checked_table` does."""
+    rows: list[dict[str, Any]] = checked_table(table, row_type).to_pylist()
+    return [row_type(**row) for row in rows]
+
+
+def checked_table(table: pa.Table, row_type: type[RowT]) -> pa.Table:
+    """The table itself.
 
     Raises:
         ValueError: the table has another schema than the row type.
@@ -290,5 +296,4 @@ def from_table(table: pa.Table, row_type: type[RowT]) -> list[RowT]:
     expected = arrow_schema(row_type)
     if not table.schema.equals(expected):
         raise ValueError(f"not {row_type.__name__} rows: columns {table.schema.names}, expected {expected.names}")
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return [row_type(**row) for row in rows]
+    return table

@@ -12,7 +12,7 @@ from mpa_ray.campaign.admission import AdmissionController, Resources
 from mpa_ray.campaign.announcements import ShardAnnouncements
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, RunConfig, StudentConfig, measured_as
 from mpa_ray.corpus.index import index_shards
-from mpa_ray.errors import ConfigError, RunError
+from mpa_ray.errors import ConfigError, RunError, Unfinished
 from mpa_ray.models.checkpoints import model_identity, model_settings
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
@@ -44,7 +44,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
 
     Raises:
         ConfigError: a setting that all students need is wrong.
-        RunError: the teacher's pass or some students failed; names the students.
+        RunError: the teacher's pass or some students failed; names the students. Unfinished if every cause may pass.
     """
     failures = _students_with_errors(config)
     students = [student for student in config.students if student.name not in failures]
@@ -67,7 +67,9 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
         failures["report"] = error
     if failures:
         details = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        raise RunError(f"{', '.join(failures)} failed; the rest is done. The same command tries again. {details}")
+        problem = f"{', '.join(failures)} failed; the rest is done. The same command tries again. {details}"
+        may_pass = all(isinstance(error, Unfinished | OSError) for error in failures.values())
+        raise Unfinished(problem) if may_pass else RunError(problem)
 
 
 def _students_with_errors(config: RunConfig) -> dict[str, Exception]:

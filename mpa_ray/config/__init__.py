@@ -16,7 +16,7 @@ from mpa_ray.config.level import (
     StudentConfig,
     measured_as,
 )
-from mpa_ray.config.load import load_config, load_evaluation, load_object_store
+from mpa_ray.config.load import load_config, load_evaluation, load_object_store, parse_config
 from mpa_ray.config.models import AnswerConfig, ModelConfig, SamplingConfig
 from mpa_ray.config.run import EvaluationRunConfig, LimitsConfig, PlanConfig, RunConfig
 from mpa_ray.config.settings import BUNDLED, Settings, resolve_path
@@ -62,5 +62,6 @@ __all__ = [
     "load_evaluation",
     "load_object_store",
     "measured_as",
+    "parse_config",
     "resolve_path",
 ]

@@ -40,6 +40,10 @@ class EngineSettings(Settings):
     """`module:function` of the `EngineFactory` that starts the engine."""
     has_checkpoint: ClassVar[bool]
     """Whether the engine loads a model's files, which can then be checked, trained and exported."""
+    package: ClassVar[str | None] = None
+    """The Python package that the engine needs, if it is not installed with mpa_ray itself."""
+    for_tests: ClassVar[bool] = False
+    """Whether only tests and measurements use the engine; `--help` leaves it out."""
 
     @property
     @abstractmethod
@@ -76,6 +80,7 @@ class VllmEngineConfig(EngineSettings):
 
     factory: ClassVar[str] = "mpa_ray.engine.vllm.engine:start"
     has_checkpoint: ClassVar[bool] = True
+    package: ClassVar[str | None] = "vllm"
 
     kind: Literal["vllm"] = "vllm"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -133,6 +138,7 @@ class ScriptedEngineConfig(EngineSettings):
 
     factory: ClassVar[str] = "mpa_ray.engine.scripted:start"
     has_checkpoint: ClassVar[bool] = False
+    for_tests: ClassVar[bool] = True
 
     kind: Literal["scripted"]
     inconsistent_rate: float = Field(0.0, ge=0, le=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,16 +11,30 @@ import yaml
 from pydantic import ValidationError
 
 from mpa_ray.config.run import EvaluationRunConfig, RunConfig
-from mpa_ray.config.setting_path import setting_path
+from mpa_ray.config.setting_path import setting_path, settings_at, similar_settings
 from mpa_ray.config.settings import Settings
 from mpa_ray.config.source import ObjectStoreConfig
-from mpa_ray.errors import ConfigError
+from mpa_ray.errors import ConfigError, did_you_mean
+
+ALL_SETTINGS = "`mpa-ray --help-all` lists all settings."
+_STARTER = "`mpa-ray init > my.yaml` writes one to start from."
+_MAX_SUGGESTIONS = 2
+_NO_MAPPING = ("model_type", "model_attributes_type", "dict_type")
+"""Pydantic's types of errors for a plain value in place of a mapping."""
+_CREDENTIALS = re.compile(r"^(\w+://)?.*@")
+_NO_LIST = ("list_type", "tuple_type")
+"""Pydantic's types of errors for another value in place of a list."""
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
 
 
-def load_config(path: str, overrides: dict[str, str] | None = None) -> RunConfig:
-    """Read a YAML file, apply dotted overrides such as `{"students.0.level.seed": "1"}`, and check the result.
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read the configuration of a run from a YAML file.
+
+    Args:
+        path: The file.
+        overrides: Settings that replace those of the file, by their dotted names, such as
+            `{"students.0.level.seed": 1}`. Text is read as YAML, as on the command line.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
@@ -26,18 +42,26 @@ def load_config(path: str, overrides: dict[str, str] | None = None) -> RunConfig
     return _validated(RunConfig, _tree(path, overrides or {}))
 
 
-def load_evaluation(path: str, overrides: dict[str, str] | None = None) -> EvaluationRunConfig:
+def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None) -> EvaluationRunConfig:
     """Like `load_config`, but a file without source, teacher and students only measures `evaluate.models`.
 
     Raises:
         ConfigError: as `load_config` does.
     """
-    tree = _tree(path, overrides or {})
+    return parse_config(_tree(path, overrides or {}))
+
+
+def parse_config(tree: dict[str, Any]) -> EvaluationRunConfig:
+    """Check a configuration that is already read; a `RunConfig` if it has a source, a teacher or students.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is out of range.
+    """
     is_whole = bool(tree.keys() & {"source", "teacher", "students"})
     return _validated(RunConfig if is_whole else EvaluationRunConfig, tree)
 
 
-def load_object_store(overrides: dict[str, str]) -> ObjectStoreConfig:
+def load_object_store(overrides: Mapping[str, str]) -> ObjectStoreConfig:
     """Read `--object_store.NAME value` options, for jobs that take a run directory instead of a file.
 
     Raises:
@@ -46,7 +70,9 @@ def load_object_store(overrides: dict[str, str]) -> ObjectStoreConfig:
     tree: dict[str, Any] = {"object_store": {}}
     for dotted, text in overrides.items():
         if not dotted.startswith("object_store."):
-            raise ConfigError(f"--{dotted}", text, "is not an option of this job.", "See --help.")
+            names = [f"--object_store.{name}" for name in ObjectStoreConfig.model_fields]
+            remedy = did_you_mean(f"--{dotted}", names) or "This command takes only --object_store.NAME settings."
+            raise ConfigError(f"--{dotted}", text, "is not an option of this command.", remedy)
         _override(tree, dotted, _value(text))
     return _validated(_ObjectStoreOnly, tree).object_store
 
@@ -62,20 +88,30 @@ def _validated(kind: type[ConfigT], tree: dict[str, Any]) -> ConfigT:
         raise _readable(error, kind) from None
 
 
-def _tree(path: str, overrides: dict[str, str]) -> dict[str, Any]:
+def _tree(path: str | Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    file = str(path)
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigError("--config", path, f"is not UTF-8 ({error.reason}).", "Save it as UTF-8.") from error
+        raise ConfigError("--config", file, f"is not UTF-8 ({error.reason}).", "Save it as UTF-8.") from error
     except OSError as error:
-        raise ConfigError("--config", path, f"cannot be read ({error.strerror}).", "Give a YAML file.") from error
+        problem = f"cannot be read ({error.strerror})."
+        raise ConfigError("--config", file, problem, f"Give a YAML file; {_STARTER}") from error
     except yaml.YAMLError as error:
-        raise ConfigError("--config", path, f"is not YAML ({error}).", "Fix the file.") from error
+        raise ConfigError("--config", file, f"is not YAML ({_first_problem(error)}).", "Fix the file.") from error
     if not isinstance(tree, dict):
-        raise ConfigError("--config", path, "does not contain a mapping.", "Start from an example in the README.")
-    for dotted, text in overrides.items():
-        _override(tree, dotted, _value(text))
+        raise ConfigError("--config", file, "does not contain a mapping.", _STARTER)
+    for dotted, value in overrides.items():
+        _override(tree, dotted, _value(value) if isinstance(value, str) else value)
     return tree
+
+
+def _first_problem(error: yaml.YAMLError) -> str:
+    """The problem in one line; PyYAML's own message has up to seven."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 def _value(text: str) -> Any:
@@ -91,7 +127,8 @@ def _override(tree: dict[str, Any], dotted: str, value: Any) -> None:
     node: Any = tree
     for depth, key in enumerate(parents):
         try:
-            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
+            following = ([*parents, last])[depth + 1]
+            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, [{}] if following == "0" else {})
         except (ValueError, IndexError, AttributeError):
             where = ".".join(parents[: depth + 1])
             raise ConfigError(f"--{dotted}", value, f"there is no {where}.", "Check the dotted name.") from None
@@ -108,9 +145,31 @@ def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
     problem = {
         "extra_forbidden": "is not a setting.",
         "missing": "is required.",
+        **dict.fromkeys(_NO_MAPPING, "is not a mapping of settings."),
+        **dict.fromkeys(_NO_LIST, "is not a list."),
     }.get(first["type"], first["msg"].removeprefix("Value error, ") + ".")
+    field = setting_path(kind, first["loc"]) or "config"
     value = first["input"] if first["type"] != "missing" else None
+    if field.endswith("endpoint_url") and isinstance(value, str):
+        value = _CREDENTIALS.sub(r"\1***@", value)
     names = ", ".join(setting_path(kind, other["loc"]) for other in others)
     more = f" ({len(others)} more: {names})" if others else ""
-    field = setting_path(kind, first["loc"]) or "config"
-    return ConfigError(field, value, problem, f"See --help for the settings.{more}")
+    return ConfigError(field, value, problem, f"{_suggestion(first, kind)}{ALL_SETTINGS}{more}")
+
+
+def _suggestion(error: Mapping[str, Any], kind: type[Settings]) -> str:
+    """What the user may have meant, with a space after it; empty if nothing is similar."""
+    if error["type"] == "extra_forbidden":
+        similar = similar_settings(kind, error["loc"])[:_MAX_SUGGESTIONS]
+        return f"Did you mean {' or '.join(similar)}? " if similar else ""
+    if error["type"] in _NO_MAPPING and (names := settings_at(kind, error["loc"])):
+        return f"Write its settings below it, such as {setting_path(kind, error['loc'])}.{names[0]}. "
+    if error["type"] in ("literal_error", "union_tag_invalid"):
+        context = error.get("ctx", {})
+        choices = re.findall(r"'([^']*)'", str(context.get("expected", context.get("expected_tags", ""))))
+        suggestion = did_you_mean(str(context.get("tag", error["input"])), choices)
+        return f"{suggestion} " if suggestion else ""
+    if error["type"] in _NO_LIST:
+        value = error["input"]
+        return f"Write [{value}]. " if isinstance(value, str | int | float) else "Begin each item with `- `. "
+    return ""

@@ -29,7 +29,7 @@ class LimitsConfig(Settings):
 
 
 class PlanConfig(Settings):
-    """Settings of `jobs/plan.py`. No other job reads them, and they may change at any time."""
+    """Settings of `mpa-ray plan`. No other command reads them, and they may change at any time."""
 
     from_run: str | None = None
     """An earlier run, local or at s3://, whose measured rates to use."""

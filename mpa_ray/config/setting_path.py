@@ -1,9 +1,10 @@
-"""Names a setting as it is written in a file, from the location of a validation error."""
+"""The names of settings as they are written in a file: of the location of an error, and of the whole tree."""
 
 from __future__ import annotations
 
+import difflib
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
 
@@ -25,6 +26,52 @@ def setting_path(model: type[BaseModel], location: Iterable[str | int]) -> str:
             names.append(str(part))
         node = variant or node.child(part)
     return ".".join(names)
+
+
+def similar_settings(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """The dotted names that someone who wrote an unknown setting at this location may have meant, the best first.
+
+    They are settings of the same branch with a similar name, otherwise settings elsewhere with the same name.
+    """
+    *parents, last = location
+    branch = setting_path(model, parents)
+    siblings = difflib.get_close_matches(str(last), settings_at(model, parents), n=2, cutoff=0.7)
+    if siblings:
+        return [f"{branch}.{name}" if branch else name for name in siblings]
+    return [name for name, _ in all_settings(model) if name.rpartition(".")[2] == last]
+
+
+def all_settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """All settings below a model by their dotted names, with 0 for an item of a list; without those of tests."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}", field
+        for branch in branches_of(field.annotation):
+            yield from all_settings(branch, f"{prefix}{branch_name(name, field)}.")
+
+
+def branch_name(name: str, field: FieldInfo) -> str:
+    """The name of a setting as the parent of further settings: `students.0` for a list, otherwise its own name."""
+    return f"{name}.0" if get_origin(field.annotation) is list else name
+
+
+def branches_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The branches of the tree that a setting of this type may hold; without those that only tests use."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if not getattr(annotation, "for_tests", False):
+            yield annotation
+    elif get_origin(annotation) in (Union, types.UnionType, list) or hasattr(annotation, "__metadata__"):
+        for inner in get_args(annotation):
+            yield from branches_of(inner)
+
+
+def settings_at(model: type[BaseModel], location: Iterable[str | int]) -> list[str]:
+    """The names of the settings in the branch at a location; empty if there is no branch."""
+    node = _Node(model)
+    for part in location:
+        node = node.variant(part) or node.child(part)
+    branches = [node.annotation] if node.discriminator is None else get_args(node.annotation)
+    known = [branch for branch in branches if isinstance(branch, type) and issubclass(branch, BaseModel)]
+    return list(dict.fromkeys(name for branch in known for name in branch.model_fields))
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,16 @@ def write_heldout(folder: Path, num_per_family: int, seed: int, spec: WorldSpec)
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def write_data(
+    folder: Path, num_images: int, seed: int, num_per_family: int = 100, spec: WorldSpec | None = None
+) -> None:
+    """Write `unlabeled/` and `heldout/` into a folder, with so many held-out questions of every family."""
+    spec = spec or WorldSpec()
+    write_unlabeled(folder / "unlabeled", num_images, seed, spec)
+    write_heldout(folder / "heldout", num_per_family, seed, spec)
+    say(f"held-out questions: {len(FAMILIES) * num_per_family} in {folder / 'heldout'}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -72,9 +82,7 @@ def main() -> None:
     parser.add_argument("--difficulty", type=float, default=0.5)
     options = parser.parse_args()
     spec = WorldSpec(image_size=options.image_size, difficulty=options.difficulty)
-    write_unlabeled(options.out / "unlabeled", options.num_images, options.seed, spec)
-    write_heldout(options.out / "heldout", options.num_heldout_per_family, options.seed, spec)
-    say(f"held-out questions: {len(FAMILIES) * options.num_heldout_per_family} in {options.out / 'heldout'}")
+    write_data(options.out, options.num_images, options.seed, options.num_heldout_per_family, spec)
 
 
 if __name__ == "__main__":

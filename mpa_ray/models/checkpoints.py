@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from mpa_ray.config import ObjectStoreConfig, resolve_path
 from mpa_ray.errors import ConfigError
+from mpa_ray.models.hub import hub_file
 
 _WHOLE_BYTES = 1 << 26
 """Files up to this size are read whole for their digest."""
@@ -129,9 +130,7 @@ def model_settings(model: str, object_store: ObjectStoreConfig) -> dict[str, Any
         else:
             if "/" not in model:
                 raise ConfigError("model", model, "is not a folder.", "Give a folder or a hub name (owner/name).")
-            from huggingface_hub import hf_hub_download
-
-            content = Path(hf_hub_download(model, "config.json", etag_timeout=5)).read_bytes()
+            content = hub_file(model, "config.json").read_bytes()
         settings: dict[str, Any] = json.loads(content)
     except (OSError, ValueError) as error:
         raise ConfigError(

@@ -73,7 +73,7 @@ def identify_student(
     manifest = run.manifest()
     unannotated = run.annotations.missing(manifest.shards)
     if unannotated:
-        raise RunError(f"{len(unannotated)} of {manifest.num_shards} shards are not annotated: run jobs/annotate.py.")
+        raise RunError(f"{len(unannotated)} of {manifest.num_shards} shards are not annotated: run mpa-ray annotate.")
     work = verdict_pass(context, EngineGroup.single(student.name, student))
     verdicts, fingerprint = run.verdicts(student.name), verdict_fingerprint(config, task, student)
     same_model = {

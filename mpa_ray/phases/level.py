@@ -39,7 +39,7 @@ def students_ready(context: RunContext[RunConfig], is_ready: Callable[[str], boo
         if student.name in first or is_ready(student.name):
             ready.append(student)
         else:
-            say(f"{student.name} is not identified yet and is left out: run jobs/identify.py, then this job again.")
+            say(f"{student.name} is not identified yet and is left out: run mpa-ray identify, then this command again.")
     return ready
 
 
@@ -69,7 +69,7 @@ def level_student(
         say(f"{key.label}: already done")
         return
     if not run.is_identified(student.name):
-        raise RunError(f"{student.name} has no parity samples yet: run jobs/identify.py.")
+        raise RunError(f"{student.name} has no parity samples yet: run mpa-ray identify.")
     # Ray and torch take seconds to import, and a finished phase needs neither.
     from mpa_ray.leveling.driver import fine_tune
     from mpa_ray.leveling.epoch_plan import plan_epoch

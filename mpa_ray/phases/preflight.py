@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,10 +21,11 @@ from mpa_ray.config import (
 )
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.places import Places
-from mpa_ray.errors import ConfigError
+from mpa_ray.errors import ConfigError, did_you_mean
 from mpa_ray.evaluation.benchmarks import BENCHMARKS, question_files
 from mpa_ray.metrics import METRICS
 from mpa_ray.models.checkpoints import base_of_adapter
+from mpa_ray.models.hub import hub_file
 from mpa_ray.tasks.library import find_task
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -49,12 +51,25 @@ def check_run(config: RunConfig) -> None:
     Raises:
         ConfigError: a setting is wrong; names the first such field.
     """
-    find_task(config.task)
+    check_task(config)
     check_source(config.source, Places(config.object_store))
     check_model(config.teacher, "teacher")
     for index, student in enumerate(config.students):
         check_student(student, index, config.object_store)
     check_evaluation(config)
+
+
+def check_task(config: RunConfig) -> None:
+    """Check that the teacher's replies can be parsed. Raises ConfigError if the task's prompt asks for no format."""
+    task = find_task(config.task)
+    if config.annotate.reply == "free" and not task.asks_for_format:
+        raise ConfigError(
+            "task",
+            config.task,
+            "its annotation_prompt has no {format} and asks for no labels, so replies could not be parsed.",
+            f"Add {{format}} or `{task.labels.question[0]}: ...` and `{task.labels.answer[0]}: ...` to it, or set "
+            "annotate.reply to json.",
+        )
 
 
 def check_student(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
@@ -110,18 +125,24 @@ def check_names(config: EvaluationRunConfig) -> None:
                 "evaluate.models",
                 model.compared_to,
                 f"is not a model of this evaluation, but {model.name} is compared to it.",
-                f"Choose one of {', '.join(sorted(known))}.",
+                f"{did_you_mean(model.compared_to, known)} Choose one of {', '.join(sorted(known))}.".lstrip(),
             )
 
 
 def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> None:
     if benchmark.kind not in BENCHMARKS:
         raise ConfigError(
-            f"{field}.kind", benchmark.kind, "is not a kind of benchmark.", f"Choose one of {', '.join(BENCHMARKS)}."
+            f"{field}.kind",
+            benchmark.kind,
+            "is not a kind of benchmark.",
+            f"{did_you_mean(benchmark.kind, BENCHMARKS)} Choose one of {', '.join(BENCHMARKS)}.".lstrip(),
         )
     if benchmark.metric is not None and benchmark.metric not in METRICS:
         raise ConfigError(
-            f"{field}.metric", benchmark.metric, "is not a metric.", f"Choose one of {', '.join(METRICS)}."
+            f"{field}.metric",
+            benchmark.metric,
+            "is not a metric.",
+            f"{did_you_mean(benchmark.metric, METRICS)} Choose one of {', '.join(METRICS)}.".lstrip(),
         )
     try:
         for file in question_files(benchmark, places):
@@ -138,6 +159,9 @@ def check_model(config: ModelConfig, field: str) -> None:
     """Check a model. Raises ConfigError if it does not exist or is not a vision-language checkpoint."""
     if not config.engine.has_checkpoint:
         return
+    # The head node of a cluster needs no engine.
+    if config.engine.package is not None and "RAY_ADDRESS" not in os.environ:
+        _check_engine_package(config.engine.kind, config.engine.package, field)
     if config.min_pixels > config.max_pixels:
         raise ConfigError(
             f"{field}.min_pixels",
@@ -214,18 +238,29 @@ def _check_package(field: str, value: object, package: str) -> None:
         )
 
 
+def _check_engine_package(kind: str, package: str, field: str) -> None:
+    if find_spec(package) is None:
+        raise ConfigError(
+            f"{field}.engine.kind",
+            kind,
+            f"needs the package {package}, which is not installed.",
+            "Run pip install 'mpa-ray[gpu]', or 'mpa-ray[cpu]' on a machine without a GPU.",
+        )
+
+
+def _neighbours(model: str) -> list[str]:
+    """The folders beside a folder that does not exist, written as its path is."""
+    parent = Path(resolve_path(model)).parent
+    prefix = model[: len(model) - len(Path(model).name)]
+    return [f"{prefix}{folder.name}" for folder in parent.iterdir() if folder.is_dir()] if parent.is_dir() else []
+
+
 def _check_hub_name(model: str, field: str) -> None:
     if not _HUB_NAME.fullmatch(model) or model.startswith((".", "/", "~")):
-        raise ConfigError(field, model, "is not a folder.", "Set it to a checkpoint folder or a hub name (owner/name).")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
+        remedy = did_you_mean(model, _neighbours(model), 3)
+        remedy = remedy or "Set it to a checkpoint folder or a hub name (owner/name)."
+        raise ConfigError(field, model, "is not a folder.", remedy)
     try:
-        hf_hub_download(model, "config.json", etag_timeout=5)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ConfigError(
-            field,
-            model,
-            "is not a folder, and not available from the hub or its local cache.",
-            "Check the name, the network and your access rights.",
-        ) from error
+        hub_file(model, "config.json")
+    except ConfigError as error:
+        raise error.with_field(field) from error

@@ -31,7 +31,7 @@ def rematch(context: RunContext[RunConfig]) -> None:
         unjudged = verdicts.missing(shards)
         if unjudged:
             problem = f"{len(unjudged)} of {len(shards)} shards have no verdicts of {student.name}"
-            raise RunError(f"{problem}: run jobs/identify.py.")
+            raise RunError(f"{problem}: run mpa-ray identify.")
         changes, folder = Changes(), run.rematch_dir(student.name, label)
         rejudged = changes.counted(verdicts.rows(shards), matcher_of(matcher))
         export_parity(run, folder, task, parity_samples(rejudged), {"matcher": matcher.model_dump(mode="json")})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpa_ray.config import RunConfig
+from mpa_ray.config import EvaluationRunConfig
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.measured_models import upstream_datasets
@@ -11,8 +11,11 @@ from mpa_ray.report.render import render_html, render_table
 from mpa_ray.run.run import REPORT_JSON, REPORT_PAGE
 
 
-def report(context: RunContext[RunConfig]) -> None:
-    """Write report/report.json and report/index.html, and print the summary table."""
+def report(context: RunContext[EvaluationRunConfig]) -> None:
+    """Write report/report.json and report/index.html, and print the summary table.
+
+    The report of a run that only measures models has its scores and times.
+    """
     config, run = context.config, context.run
     context.begin(reads=upstream_datasets(config))
     summary = collect(run, config)

@@ -35,7 +35,7 @@ def score(context: RunContext[EvaluationRunConfig], settings: EvaluateConfig, mo
     }
     scores = {label: of_benchmark for label, of_benchmark in scored.items() if of_benchmark is not None}
     if not scores:
-        raise RunError("no model has answered a whole benchmark yet: run jobs/evaluate.py without --score-only.")
+        raise RunError("no model has answered a whole benchmark yet: run mpa-ray evaluate without --score-only.")
     write_scores(context.run, scores)
     if isinstance(context.config, RunConfig):
         for student in context.config.students:

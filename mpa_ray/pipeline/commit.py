@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Generic
 
-from mpa_ray.errors import RunError
+from mpa_ray.errors import RunError, Unfinished
 from mpa_ray.pipeline.graph_rows import ShardFailed, VisitedShard, decode, encode
 from mpa_ray.pipeline.pass_spec import ShardDone
 from mpa_ray.run.dataset import ShardTarget
@@ -30,7 +30,7 @@ class CommitShard(Generic[OutT]):
                 # Another attempt was first, so its rows count.
                 rows = self.target.read(visited.shard)
         except (RunError, OSError, ValueError) as error:
-            return encode(ShardFailed(visited.shard, str(error)))
+            return encode(ShardFailed(visited.shard, str(error), may_pass=isinstance(error, Unfinished | OSError)))
         visited.usage.write_s += time.monotonic() - started
         return encode(
             ShardDone(

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mpa_ray.config import resolve_path
 from mpa_ray.engine.build import images_in_flight
-from mpa_ray.errors import RunError
+from mpa_ray.errors import RunError, Unfinished
 from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, check_resources, configure_ray_data
 from mpa_ray.pipeline.commit import CommitShard
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
@@ -102,7 +102,8 @@ def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Gener
         for row in rows:
             result = decode_result(row)
             if isinstance(result, ShardFailed):
-                raise RunError(f"{work.pool}: {result.failure} The same command continues.")
+                problem = f"{work.pool}: {result.failure} The same command continues."
+                raise Unfinished(problem) if result.may_pass else RunError(problem)
             coordinator.end_shard.remote(result.shard)
             # Counted in the driver: once for each shard, no matter how often it was begun.
             counters.count(result.num_images, result.outcomes, result.usage)

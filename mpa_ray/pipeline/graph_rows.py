@@ -45,6 +45,8 @@ class ShardFailed:
 
     shard: str
     failure: str
+    may_pass: bool = False
+    """Whether the cause may pass, such as a full disk."""
 
 
 def encode(value: FetchedShard | VisitedShard | ShardDone | ShardFailed) -> dict[str, Any]:

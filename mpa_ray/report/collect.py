@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mpa_ray.config import RunConfig
+from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.evaluation.scores import read_scores
 from mpa_ray.report.coverage import coverage
 from mpa_ray.report.leaderboard import leaderboard
 from mpa_ray.report.student import student_summary
-from mpa_ray.report.summary import PhaseSummary, ReportSummary
+from mpa_ray.report.summary import EvaluationSummary, PhaseSummary, ReportSummary
 from mpa_ray.report.teacher import failed_images, teacher_summary
 from mpa_ray.report.training import training_summary
 from mpa_ray.run.audit import audit
@@ -15,8 +15,21 @@ from mpa_ray.run.phase_record import phase_records
 from mpa_ray.run.run import RUN_FILE, Run
 
 
-def collect(run: Run, config: RunConfig) -> ReportSummary:
-    """Everything that the report shows."""
+def collect(run: Run, config: EvaluationRunConfig) -> EvaluationSummary:
+    """Everything that the report shows: a `ReportSummary` if the run aligns students and its images are indexed."""
+    if isinstance(config, RunConfig) and run.is_indexed():
+        return collect_alignment(run, config)
+    return EvaluationSummary(
+        run_dir=run.storage.root,
+        task=config.task,
+        scores=read_scores(run),
+        phases=_phases(run),
+        versions=_versions(run),
+    )
+
+
+def collect_alignment(run: Run, config: RunConfig) -> ReportSummary:
+    """Everything that the report of an indexed run shows."""
     shards = run.manifest().shards
     counts = audit(run)
     scores = read_scores(run)
@@ -41,6 +54,15 @@ def collect(run: Run, config: RunConfig) -> ReportSummary:
         coverage=coverage(run, config),
         students=students,
         leaderboard=leaderboard(run, config, scores),
-        phases=[PhaseSummary(key, record) for key, record in phase_records(run)],
-        versions=run.read_json(RUN_FILE)["versions"],
+        phases=_phases(run),
+        versions=_versions(run),
     )
+
+
+def _phases(run: Run) -> list[PhaseSummary]:
+    return [PhaseSummary(key, record) for key, record in phase_records(run)]
+
+
+def _versions(run: Run) -> dict[str, str]:
+    versions: dict[str, str] = run.read_json(RUN_FILE)["versions"]
+    return versions

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from mpa_ray.config import RunConfig
+from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.observability.progress import clock
@@ -19,7 +19,7 @@ from mpa_ray.report.coverage import Coverage, parity_set
 from mpa_ray.report.leaderboard import render_leaderboard
 from mpa_ray.report.scores import percent, render_scores
 from mpa_ray.report.student import StudentSummary
-from mpa_ray.report.summary import PhaseSummary, ReportSummary
+from mpa_ray.report.summary import EvaluationSummary, PhaseSummary, ReportSummary
 from mpa_ray.report.teacher import TeacherSummary
 from mpa_ray.report.training import TrainingSummary
 
@@ -62,21 +62,34 @@ def _template() -> Template:
     return environment.get_template("page.html")
 
 
-def render_html(config: RunConfig, summary: ReportSummary) -> str:
+def render_html(config: EvaluationRunConfig, summary: EvaluationSummary) -> str:
     """The report as a page; sample images are inlined as small JPEGs."""
-    reader = Reader(config.object_store, config.reading.num_threads, max_bytes=config.source.max_bytes)
-    uris = list({verdict.uri for student in summary.students.values() for verdict in student.samples})
+    aligns_students = isinstance(config, RunConfig)
+    alignment = summary if isinstance(summary, ReportSummary) else None
+    students = alignment.students if alignment is not None else {}
     return _template().render(
         summary=summary,
+        alignment=alignment,
+        title="Model Parity Alignment" if aligns_students else "Evaluation",
+        is_indexed=alignment is not None or not aligns_students,
         config=config.model_dump_json(indent=2),
-        thumbnails={uri: _thumbnail(content) for uri, content in zip(uris, reader.read(uris), strict=True)},
-        cells={name: _cells(student) for name, student in summary.students.items()},
-        loss_curves={name: _polyline(student.training) for name, student in summary.students.items()},
-        stacks=_stacks(summary.coverage),
+        thumbnails=_thumbnails(config, students.values()),
+        cells={name: _cells(student) for name, student in students.items()},
+        loss_curves={name: _polyline(student.training) for name, student in students.items()},
+        stacks=_stacks(alignment.coverage) if alignment is not None else [],
         colours=_COLOURS,
         percent=percent,
         clock=clock,
     )
+
+
+def _thumbnails(config: EvaluationRunConfig, students: Iterable[StudentSummary]) -> dict[str, str | None]:
+    """The images of the students' sample pairs, by URI; None for an image that cannot be shown."""
+    reader = Reader(config.object_store, config.reading.num_threads)
+    if isinstance(config, RunConfig):
+        reader = replace(reader, max_bytes=config.source.max_bytes)
+    uris = list({verdict.uri for student in students for verdict in student.samples})
+    return {uri: _thumbnail(content) for uri, content in zip(uris, reader.read(uris), strict=True)}
 
 
 def _cells(student: StudentSummary) -> list[tuple[str, int, str]]:
@@ -122,8 +135,11 @@ def _parts(counts: dict[str, int], types: Sequence[str]) -> list[tuple[float, st
     return [(_STACK_WIDTH * counts.get(kind, 0) / total, colour) for kind, colour in zip(types, _COLOURS, strict=True)]
 
 
-def render_table(summary: ReportSummary) -> str:
+def render_table(summary: EvaluationSummary) -> str:
     """The report as text: counts, scores before and after training, and the cost of the teacher's second pass."""
+    scores = render_scores(summary.scores) if summary.scores else "\nno benchmark was measured"
+    if not isinstance(summary, ReportSummary):
+        return "\n".join([scores, "", *_phase_lines(summary.phases)])
     lines = [
         "",
         f"images                       {summary.counts.num_images:>8}",
@@ -132,8 +148,7 @@ def render_table(summary: ReportSummary) -> str:
     for name, student in summary.students.items():
         lines += _student_lines(name, student)
     lines += _divergence_lines(summary.coverage, [parity_set(name) for name in summary.students])
-    lines.append(render_scores(summary.scores) if summary.scores else "\nno benchmark was measured")
-    lines += ["", *_second_pass_lines(summary.teacher), *_phase_lines(summary.phases)]
+    lines += [scores, "", *_second_pass_lines(summary.teacher), *_phase_lines(summary.phases)]
     if len(summary.leaderboard) > 1:
         lines += ["", "before, after and gain in %", render_leaderboard(summary.leaderboard)]
     return "\n".join(lines)

@@ -30,7 +30,7 @@ def render_status(status: Status) -> str:
         lines.append(f"last sign of life: {last:%Y-%m-%d %H:%M:%S} UTC, {_age(status.now, last)} ago ({name})")
     lines.append(f"remaining: {_names([phase.name for phase in status.remaining])}")
     if status.command is not None:
-        lines.append(f"continue with: {status.command}   (or jobs/align.py for all remaining phases)")
+        lines.append(f"continue with: {status.command}   (or mpa-ray align for all remaining phases)")
     return "\n".join(lines)
 
 

@@ -222,7 +222,7 @@ def _state(is_done: bool, is_begun: bool) -> PhaseState:
 
 
 def _job(name: str, *flags: str) -> str:
-    return " ".join([f"python jobs/{name}.py --config FILE", *flags])
+    return " ".join([f"mpa-ray {name} --config FILE", *flags])
 
 
 def _outcomes(dataset: ShardedDataset[Any], shards: Iterable[str]) -> dict[str, int]:

@@ -31,34 +31,46 @@ class PhaseSummary:
 
 
 @dataclass(frozen=True)
-class ReportSummary:
-    """The figures of a run."""
+class EvaluationSummary:
+    """The figures of a run that only measures models."""
 
     run_dir: str
     task: str
-    teacher_model: str
-    counts: AuditCounts
-    teacher: TeacherSummary
-    failed_images: list[FailedImage]
     scores: Scores
-    coverage: Coverage
-    students: dict[str, StudentSummary]
-    leaderboard: list[LeaderboardRow]
     phases: list[PhaseSummary]
     versions: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
+        """The content of `report/report.json`."""
         return {
             "run_dir": self.run_dir,
             "task": self.task,
+            "scores": scores_to_json(self.scores),
+            "phases": {phase.key.label: phase.to_json() for phase in self.phases},
+            "versions": self.versions,
+        }
+
+
+@dataclass(frozen=True)
+class ReportSummary(EvaluationSummary):
+    """The figures of a run that aligns students."""
+
+    teacher_model: str
+    counts: AuditCounts
+    teacher: TeacherSummary
+    failed_images: list[FailedImage]
+    coverage: Coverage
+    students: dict[str, StudentSummary]
+    leaderboard: list[LeaderboardRow]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **super().to_json(),
             "teacher_model": self.teacher_model,
             "counts": self.counts.to_json(),
             "teacher": asdict(self.teacher),
             "failed_images": [asdict(image) for image in self.failed_images],
-            "scores": scores_to_json(self.scores),
             "coverage": asdict(self.coverage),
             "students": {name: student.to_json() for name, student in self.students.items()},
             "leaderboard": [asdict(row) for row in self.leaderboard],
-            "phases": {phase.key.label: phase.to_json() for phase in self.phases},
-            "versions": self.versions,
         }

@@ -49,7 +49,7 @@ class AuditCounts:
     """What is missing, doubled, unreadable or unaccounted for, one sentence each."""
 
     def to_json(self) -> dict[str, Any]:
-        """The counts as `jobs/audit.py` prints them."""
+        """The counts as `mpa-ray audit` prints them."""
         return {
             "images": self.num_images,
             "annotated": self.num_annotated,
@@ -64,9 +64,9 @@ def audit(run: Run) -> AuditCounts:
     """Count the rows of all datasets of a run, and compare the datasets with each other.
 
     Raises:
-        ConfigError: nothing has been indexed yet.
+        ConfigError: the directory holds no run, or nothing has been indexed yet.
     """
-    manifest, names = run.manifest(), student_names(run)
+    names, manifest = student_names(run), run.manifest()
     with Progress("audit", manifest.num_shards * (1 + len(names)), "shards", file=sys.stderr) as progress:
         auditor = _Auditor(run, manifest, progress)
         annotations = auditor.count_annotations()

@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass
 from itertools import count, islice, takewhile
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
+import pyarrow as pa
+
 from mpa_ray.records import OfModel, OutcomeT, RowT
-from mpa_ray.run.parquet_rows import from_parquet, read_columns, to_parquet
+from mpa_ray.run.parquet_rows import from_parquet, read_columns, read_table, to_parquet
 from mpa_ray.storage.storage import Storage
 
 T = TypeVar("T")
@@ -108,6 +110,19 @@ class ShardedDataset(Generic[RowT]):
         """
         commit, content = self._committed(shard)
         return _check_num_rows(from_parquet(content, self.row_type), commit)
+
+    def table(self, shard: str) -> pa.Table:
+        """Return the rows of a committed shard as an Arrow table. Raises as `read` does."""
+        commit, content = self._committed(shard)
+        table = read_table(content, self.row_type)
+        if table.num_rows != commit.num_rows:
+            raise ValueError(f"{commit.file}: {table.num_rows} rows, its marker says {commit.num_rows}")
+        return table
+
+    def committed(self) -> list[str]:
+        """Return all committed shards, in their order. Lists the markers, whether or not the corpus is complete."""
+        markers = self.storage.list(f"{self.folder}/commits")
+        return sorted((path.rpartition("/")[2].removesuffix(".json") for path in markers), key=int)
 
     def columns(self, shard: str, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return some columns of a committed shard. Raises as `read` does, and KeyError for an unknown column."""

@@ -8,10 +8,11 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mpa_ray.records import ParitySample, arrow_schema, to_table
-from mpa_ray.run.parquet_rows import iter_parquet
+from mpa_ray.run.parquet_rows import iter_parquet, iter_tables
 from mpa_ray.run.run import Run
 from mpa_ray.tasks.task import SYSTEM_PROMPT, Task
 
@@ -57,6 +58,11 @@ def export_parity(
 def parity_of(run: Run, student: str) -> Iterator[ParitySample]:
     """Yield a student's exported samples, with a few thousand in memory at a time."""
     return iter_parquet(run.storage.read(f"{run.parity_dir(student)}/parity.parquet"), ParitySample)
+
+
+def parity_tables(run: Run, student: str) -> Iterator[pa.Table]:
+    """Yield a student's exported samples as tables of a few thousand rows."""
+    return iter_tables(run.storage.read(f"{run.parity_dir(student)}/parity.parquet"), ParitySample)
 
 
 def read_parity(run: Run, student: str) -> list[ParitySample]:

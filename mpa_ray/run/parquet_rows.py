@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mpa_ray.records import RowT, from_table, to_table
+from mpa_ray.records import RowT, checked_table, from_table, to_table
 
 
 def to_parquet(rows: Sequence[RowT], row_type: type[RowT]) -> bytes:
@@ -25,6 +25,19 @@ def from_parquet(content: bytes, row_type: type[RowT]) -> list[RowT]:
     # (apache/arrow#34314, #50482). A shard is too small to gain from threads.
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
         return from_table(file.read(use_threads=False), row_type)
+
+
+def read_table(content: bytes, row_type: type[RowT]) -> pa.Table:
+    """The content of a Parquet file as an Arrow table. Raises ValueError if the file has other columns."""
+    with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
+        return checked_table(file.read(use_threads=False), row_type)
+
+
+def iter_tables(content: bytes, row_type: type[RowT]) -> Iterator[pa.Table]:
+    """Like `read_table`, with one row group in memory at a time, beside the file itself."""
+    with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
+        for group in range(file.num_row_groups):
+            yield checked_table(file.read_row_group(group, use_threads=False), row_type)
 
 
 def iter_parquet(content: bytes, row_type: type[RowT]) -> Iterator[RowT]:

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpa_ray.config import measured_as
+from mpa_ray.config import EvaluationRunConfig, measured_as, parse_config
 from mpa_ray.errors import ConfigError
 from mpa_ray.run.run import RUN_FILE, Run
+
+
+def read_config(run: Run) -> EvaluationRunConfig:
+    """The configuration; a `RunConfig` if the run aligns students.
+
+    Raises:
+        ConfigError: the directory holds no run, or its settings are those of another version.
+    """
+    config = _recorded_config(run)
+    students = config.get("students", [])
+    later = {f"{s['name']}.round{number}" for s in students for number in range(2, s.get("rounds", 1) + 1)}
+    # Students of later rounds are derived from the first.
+    first = {"students": [student for student in students if student["name"] not in later]} if students else {}
+    return parse_config({**config, **first})
 
 
 def student_names(run: Run) -> list[str]:
@@ -20,7 +34,7 @@ def models_by_benchmark(run: Run) -> dict[str, list[str]]:
     settings = config.get("evaluate")
     if settings is None:
         return {}
-    models = ["teacher"]
+    models = ["teacher"] if "teacher" in config else []
     for student in config.get("students", []):
         trained = map(measured_as, student.get("arms", ["parity"]))
         models += [f"{student['name']}.{when}" for when in ("before", *trained)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from mpa_ray.config import EvaluationRunConfig, ObjectStoreConfig
@@ -29,6 +30,8 @@ _FINGERPRINTS = "fingerprints"
 _SLASH = "@"
 """Replaces a slash in the name of a fingerprint's file; no dataset's name contains it."""
 _MIN_FREE_BYTES = 32 * 2**20
+_NUM_CHANGES_SHOWN = 4
+_MAX_VALUE_LENGTH = 48
 _MIN_ROW_BYTES = 64
 """The size of a compressed row with a short question and a short answer."""
 
@@ -182,7 +185,7 @@ class Run:
         try:
             return Manifest(**self.read_json(path))
         except FileNotFoundError:
-            raise ConfigError("run_dir", self.storage.root, f"has no {path}.", "Run jobs/index.py first.") from None
+            raise ConfigError("run_dir", self.storage.root, f"has no {path}.", "Run mpa-ray index first.") from None
 
     def read_json(self, path: str) -> dict[str, Any]:
         """Read a JSON object. Raises FileNotFoundError."""
@@ -228,15 +231,14 @@ class Run:
             ignoring: A field that may differ.
 
         Raises:
-            FingerprintMismatch: fields differ; names each of them, with both values.
+            FingerprintMismatch: fields differ; names them, the first few with both values.
         """
         path = self._fingerprint_path(dataset)
         changed = _changed_fields(self.read_json(path), fingerprint) if self._is_begun(dataset) else {}
         changed.pop(ignoring, None)
         if not changed:
             return
-        changes = "; ".join(f"{field}: was {old!r}, now {new!r}" for field, (old, new) in changed.items())
-        problem = f"its dataset {dataset} was made with other settings: {changes}."
+        problem = f"its dataset {dataset} was made with other settings: {_changes_in_words(changed)}."
         raise FingerprintMismatch("run_dir", self.storage.root, problem, _remedy_for_change(dataset))
 
     def _is_begun(self, dataset: str) -> bool:
@@ -253,6 +255,33 @@ def _changed_fields(old: Fingerprint, new: Fingerprint) -> dict[str, tuple[Any, 
     """The fields whose values differ, each with both values; the value of a missing field is None."""
     names = sorted({*old, *new})
     return {name: (old.get(name), new.get(name)) for name in names if _plain(old.get(name)) != _plain(new.get(name))}
+
+
+def _changes_in_words(changed: dict[str, tuple[Any, Any]]) -> str:
+    """The fields that differ, the first few with both values."""
+    # A short value, such as the name of a task, says more than the prompts that differ because of it.
+    fields = sorted(changed, key=lambda field: max(len(repr(value)) for value in changed[field]))
+    parts = []
+    for field in fields[:_NUM_CHANGES_SHOWN]:
+        old, new = _cut_to_difference(*map(repr, changed[field]))
+        parts.append(f"{field}: was {old}, now {new}")
+    if rest := fields[_NUM_CHANGES_SHOWN:]:
+        parts.append(f"also {', '.join(rest)}")
+    return "; ".join(parts)
+
+
+def _cut_to_difference(old: str, new: str) -> tuple[str, str]:
+    """Both texts if they are short, else the part of each where they first differ."""
+    if max(len(old), len(new)) <= _MAX_VALUE_LENGTH:
+        return old, new
+    differs_at = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
+    start = max(0, differs_at - _MAX_VALUE_LENGTH // 4)
+    return _cut(old, start), _cut(new, start)
+
+
+def _cut(text: str, start: int) -> str:
+    end = start + _MAX_VALUE_LENGTH
+    return ("..." if start else "") + text[start:end] + ("..." if end < len(text) else "")
 
 
 def _plain(value: Any) -> Any:

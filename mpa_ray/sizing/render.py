@@ -5,6 +5,9 @@ from __future__ import annotations
 from mpa_ray.sizing.memory import MemoryCheck
 from mpa_ray.sizing.sizing import PhaseSizing, Sizing
 
+_UNKNOWN = "-"
+"""In place of a number that is not known."""
+
 
 def render_sizing(sizing: Sizing) -> str:
     """A table of phases, the memory checks and the notes."""
@@ -34,30 +37,41 @@ def _table(sizing: Sizing, width: int) -> list[str]:
         f"{'starts':>6} {'time':>9} {'GPU-hours':>10}" + ("" if price is None else f" {'cost':>10}")
     )
     total = "total" if sizing.is_complete else "total of known"
+    is_any_known = any(phase.wall_s is not None for phase in sizing.phases)
+    wall_s, gpu_hours = (sizing.wall_s, sizing.gpu_hours) if is_any_known else (None, None)
     footer = (
-        f"{total:<{width}} {'':>20} {'':>9} {'':>16} {'':<10} {'':>8} {'':>6} {_duration(sizing.wall_s):>9} "
-        f"{sizing.gpu_hours:>10.2f}" + _cost(sizing.gpu_hours, price)
+        f"{total:<{width}} {'':>20} {'':>9} {'':>16} {'':<10} {'':>8} {'':>6} {_duration(wall_s):>9} "
+        f"{_hours(gpu_hours):>10}" + _cost(gpu_hours, price)
     )
     return [header, *(_row(phase, width, price) for phase in sizing.phases), footer]
 
 
 def _row(phase: PhaseSizing, width: int, price: float | None) -> str:
-    count = "?" if phase.count is None else f"{phase.count:,.0f} {phase.unit}"
-    rate = "?" if phase.rate.value is None else f"{phase.rate.value:,.4g}/s"
+    count = _UNKNOWN if phase.count is None else f"{phase.count:,.0f} {phase.unit}"
     tokens = "" if phase.tokens is None else _short(phase.tokens)
-    time = "?" if phase.wall_s is None else _duration(phase.wall_s)
-    hours = "?" if phase.gpu_hours is None else f"{phase.gpu_hours:.2f}"
     starts = str(phase.num_starts or "")
     return (
-        f"{phase.key.label:<{width}} {count:>20} {tokens:>9} {rate:>16} {phase.rate.origin:<10} {phase.replicas:>8} "
-        f"{starts:>6} {time:>9} {hours:>10}" + _cost(phase.gpu_hours, price)
+        f"{phase.key.label:<{width}} {count:>20} {tokens:>9} {_per_s(phase.rate.value):>16} {phase.rate.origin:<10} "
+        f"{phase.replicas:>8} {starts:>6} {_duration(phase.wall_s):>9} {_hours(phase.gpu_hours):>10}"
+        + _cost(phase.gpu_hours, price)
     )
 
 
 def _cost(gpu_hours: float | None, price: float | None) -> str:
     if price is None:
         return ""
-    return f" {'?' if gpu_hours is None else f'{gpu_hours * price:.2f}':>10}"
+    return f" {_UNKNOWN if gpu_hours is None else f'{gpu_hours * price:.2f}':>10}"
+
+
+def _per_s(rate: float | None) -> str:
+    """A rate without an exponent, such as 14,783/s, 7.4/s or 0.031/s."""
+    if rate is None:
+        return _UNKNOWN
+    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s" if rate >= 1 else f"{rate:.2g}/s"
+
+
+def _hours(gpu_hours: float | None) -> str:
+    return _UNKNOWN if gpu_hours is None else f"{gpu_hours:.2f}"
 
 
 def _check_lines(check: MemoryCheck) -> list[str]:
@@ -73,8 +87,12 @@ def _check_lines(check: MemoryCheck) -> list[str]:
     return lines
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: float | None) -> str:
     """Hours, minutes and seconds, such as 2:05:09."""
+    if seconds is None:
+        return _UNKNOWN
+    if 0 < seconds < 1:
+        return "< 1 s"
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 

@@ -50,7 +50,7 @@ def _count_images(config: RunConfig, plan: PlanConfig, run: Run, notes: list[str
         "plan.num_images",
         None,
         "is not known: nothing is indexed yet and source.limit is not set.",
-        "Run jobs/index.py, which loads no model, or set it.",
+        "Run mpa-ray index, which loads no model, or set it.",
     )
 
 

@@ -64,6 +64,13 @@ def parse_reply(
     return ReplyError.NO_ANSWER if "?" in text or "？" in text else ReplyError.NO_QUESTION  # noqa: RUF001
 
 
+def asks_for_pair(prompt: str, question_labels: Sequence[str] = (), answer_labels: Sequence[str] = ()) -> bool:
+    """Whether a prompt shows a format that `parse_reply` reads: labels of a question and an answer, or JSON."""
+    labels = _labels(prompt, _patterns(tuple(question_labels), tuple(answer_labels)))
+    has_both = all(any(label.opens(part) for label in labels) for part in ("question", "answer"))
+    return has_both or "json" in prompt.lower()
+
+
 @dataclass(frozen=True)
 class _Draft:
     """A candidate pair; a missing part is None."""

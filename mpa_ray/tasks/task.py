@@ -14,7 +14,7 @@ from mpa_ray.config import MatcherConfig, PlainMatch, Settings
 from mpa_ray.config.setting_path import setting_path
 from mpa_ray.errors import ConfigError
 from mpa_ray.metrics import METRICS
-from mpa_ray.tasks.parser import QuestionAnswer, ReplyError, parse_reply
+from mpa_ray.tasks.parser import QuestionAnswer, ReplyError, asks_for_pair, parse_reply
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 
@@ -55,6 +55,8 @@ class Task(Settings):
     """When two answers agree; `identify.matcher` overrides it."""
     metric: str = "exact_match"
     """Scores answers on benchmarks that have no metric."""
+    teacher_knows_format: bool = False
+    """Whether the teacher was trained to write labels that the prompt does not ask for."""
     max_answer_words: int = Field(20, ge=1)
     """A pair with a longer answer is dropped as `answer_too_long`."""
 
@@ -70,6 +72,16 @@ class Task(Settings):
         _check_placeholders("annotation_prompt", self.annotation_template, {"format"}, required=False)
         _check_placeholders("answer_prompt", self.answer_template, {"question"}, required=True)
         return self
+
+    @property
+    def asks_for_format(self) -> bool:
+        """Whether a reply to the annotation prompt can be parsed: the prompt asks for labels or JSON."""
+        template = self.annotation_template
+        return (
+            self.teacher_knows_format
+            or "{format}" in template
+            or asks_for_pair(template, self.labels.question, self.labels.answer)
+        )
 
     def annotation_prompt(self, as_json: bool = False) -> str:
         """The text after the image in the prompt for a pair."""

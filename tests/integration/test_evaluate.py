@@ -122,7 +122,7 @@ def test_several_models_answer_several_benchmarks(
 def test_scoring_without_answering(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
     tree = alone(tmp_path / "run", benchmarks)
     too_early = run_job("evaluate", tree, tmp_path, "--score-only")
-    assert (too_early.returncode, "run jobs/evaluate.py without --score-only" in too_early.stderr) == (1, True)
+    assert (too_early.returncode, "run mpa-ray evaluate without --score-only" in too_early.stderr) == (1, True)
     evaluated(tree)
     again = run_job("evaluate", tree, tmp_path, "--score-only", "--evaluate.benchmarks.1.metric", "anls")
     assert again.returncode == 0, again.stderr
@@ -239,7 +239,7 @@ def test_rematching_needs_verdicts(images: Path, tmp_path: Path) -> None:
     index(RunContext.open(RunConfig.model_validate(tree)))
     refused = run_job("identify", tree, tmp_path, "--rematch")
     assert refused.returncode == 1
-    assert "8 of 8 shards have no verdicts of small: run jobs/identify.py" in refused.stderr
+    assert "8 of 8 shards have no verdicts of small: run mpa-ray identify" in refused.stderr
 
 
 def test_a_task_from_a_users_file(images: Path, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_a_wrong_setting_ends_the_job_with_one_message(
 def test_a_phase_that_is_too_early_names_the_job_to_run_first(tree: dict[str, Any], tmp_path: Path) -> None:
     done = run_job("annotate", tree, tmp_path)
     assert done.returncode == 2
-    assert "Run jobs/index.py first." in done.stderr
+    assert "Run mpa-ray index first." in done.stderr
 
 
 STARTED_BY_A_THREAD = """

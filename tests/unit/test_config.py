@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from mpa_ray.cli import load_from_arguments, run_job
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, load_config, load_evaluation, resolve_path
 from mpa_ray.errors import ConfigError
 from mpa_ray.phases.preflight import check_names, check_run
@@ -30,10 +29,8 @@ def written(tree: dict[str, Any], tmp_path: Path) -> str:
 
 
 def test_overrides_reach_lists_and_nested_settings(tree: dict[str, Any], tmp_path: Path) -> None:
-    config = load_from_arguments(
-        None,
-        ["--config", written(tree, tmp_path), "--students.0.level.seed", "7", "--source.limit=3", "--task=chart_qa"],
-    )
+    overrides = {"students.0.level.seed": "7", "source.limit": 3, "task": "chart_qa"}
+    config = load_config(Path(written(tree, tmp_path)), overrides)
     assert config.students[0].level.seed == 7
     assert config.source.limit == 3
     assert config.task == "chart_qa"
@@ -97,6 +94,53 @@ def test_further_errors_are_named_as_in_the_file(tree: dict[str, Any], tmp_path:
         load_config(written(tree, tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("override", "value", "suggestion"),
+    [
+        ("techer", {}, "Did you mean teacher?"),
+        ("learning_rate", 1e-4, "Did you mean students.0.level.learning_rate?"),
+        ("teacher.num_replica", 2, "Did you mean teacher.num_replicas or teacher.max_num_replicas?"),
+        ("teacher.engine", {"max_model_length": 64}, "Did you mean teacher.engine.max_model_len?"),
+        ("students.0.level.method", {"kind": "lora", "rnk": 8}, "Did you mean students.0.level.method.rank?"),
+        ("source.kind", "webdatset", "Did you mean webdataset?"),
+        ("teacher.engine", {"kind": "vlm"}, "Did you mean vllm?"),
+        ("identify.matcher", "exct", "Did you mean exact?"),
+        ("students", {"model": "s"}, "is not a list. Begin each item with `- `."),
+        ("source.extensions", "jpg", "is not a list. Write [jpg]."),
+        ("teacher", "owner/name", "is not a mapping of settings. Write its settings below it, such as teacher.model."),
+        ("students.0.level.method", "lora", "below it, such as students.0.level.method.kind."),
+        ("zzz", 1, "is not a setting. `mpa-ray --help-all` lists all settings."),
+    ],
+)
+def test_a_wrong_name_comes_with_a_similar_one(
+    tree: dict[str, Any], tmp_path: Path, override: str, value: object, suggestion: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tree, tmp_path), {override: value})
+    assert suggestion in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://me:hunter2@host:9000", "me:hunter2@host", "http://me:hun/ter2@host"])
+def test_a_password_in_an_endpoint_is_refused_and_not_shown(tree: dict[str, Any], tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"object_store\.endpoint_url = '.*\*\*\*@host") as caught:
+        load_config(written(tree, tmp_path), {"object_store.endpoint_url": url})
+    assert "ter2" not in str(caught.value)
+
+
+def test_a_password_within_another_value_is_not_shown(tree: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"http://\*\*\*@host") as caught:
+        load_config(written(tree, tmp_path), {"object_store": [{"endpoint_url": "http://me:hunter2@host:9000"}]})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_error_in_yaml_takes_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("run_dir: x\nsource:\n\tpath: y\n")
+    with pytest.raises(ConfigError, match=r"is not YAML \(line 3, column 1: found character '\\t'") as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_setting_is_named(tree: dict[str, Any], tmp_path: Path) -> None:
     del tree["teacher"]["model"]
     with pytest.raises(ConfigError, match=r"teacher\.model.*is required"):
@@ -109,11 +153,6 @@ def test_a_file_that_is_not_a_configuration_is_refused(tmp_path: Path, text: str
     path.write_text(text)
     with pytest.raises(ConfigError, match="--config"):
         load_config(str(path))
-
-
-def test_an_override_without_its_value_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no value"):
-        load_from_arguments(None, ["--config", written(tree, tmp_path), "--task"])
 
 
 def checked(tree: dict[str, Any]) -> None:
@@ -180,6 +219,42 @@ def test_preflight_names_pixel_limits_that_contradict(
 def test_preflight_names_an_unknown_task(tree: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"task = 'vqa'.*chart_qa, demo_world, .*or give a file"):
         checked({**tree, "task": "vqa"})
+
+
+def test_preflight_names_a_similar_task(tree: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"task = 'textvqa'.*Did you mean text_vqa"):
+        checked({**tree, "task": "textvqa"})
+
+
+def test_preflight_refuses_a_prompt_whose_replies_cannot_be_parsed(tree: dict[str, Any], tmp_path: Path) -> None:
+    task = tmp_path / "own.yaml"
+    prompts = {"annotation_prompt": "Ask something and answer it.", "answer_prompt": "{question}"}
+    task.write_text(yaml.safe_dump({"name": "own", **prompts}))
+    tree["task"] = str(task)
+    with pytest.raises(ConfigError, match=r"task = '.*own\.yaml': its annotation_prompt has no \{format\}"):
+        checked(tree)
+    checked({**tree, "annotate": {"reply": "json"}})
+
+
+def test_preflight_names_a_similar_model(tree: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "qwen-2b").mkdir()
+    for model, similar in (
+        ("bundled:demo/models/teachr", "Did you mean bundled:demo/models/teacher"),
+        (f"{tmp_path}/qwen2b", f"Did you mean {tmp_path}/qwen-2b?"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            checked({**tree, "teacher": {"model": model}})
+        assert similar in str(caught.value)
+
+
+def test_preflight_names_a_missing_engine(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpa_ray.phases.preflight.find_spec", lambda package: None if package == "vllm" else package)
+    tree["teacher"] = {"model": str(STUDENT)}
+    with pytest.raises(ConfigError, match=r"teacher\.engine\.kind = 'vllm': needs the package vllm.*mpa-ray\[cpu\]"):
+        checked(tree)
+    # The job's own machine need not have the engine of a cluster.
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    checked(tree)
 
 
 def test_preflight_names_a_source_without_images(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -250,15 +325,6 @@ def test_a_run_that_only_evaluates_needs_neither_source_nor_students(tree: dict[
     assert type(load_evaluation(written(tree, tmp_path))) is RunConfig
     with pytest.raises(ConfigError, match=r"teacher = None: is required"):
         load_evaluation(written({**alone, "source": {"path": "x"}}, tmp_path))
-
-
-def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    def wrong() -> int:
-        raise ConfigError("field", 0, "is wrong.", "Fix it.")
-
-    assert run_job(lambda: None) == 0
-    assert run_job(wrong) == 2
-    assert "field = 0: is wrong. Fix it." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

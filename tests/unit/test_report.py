@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.config import ModelConfig, RunConfig, VllmEngineConfig
+from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, VllmEngineConfig
 from mpa_ray.evaluation.scores import (
     BenchmarkScores,
     MetricReference,
@@ -20,8 +20,10 @@ from mpa_ray.evaluation.scores import (
 )
 from mpa_ray.metrics import METRICS
 from mpa_ray.observability.usage import Usage
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.report import report
 from mpa_ray.records import Annotation, EpochCounts, ImageRef, Verdict
-from mpa_ray.report.collect import collect
+from mpa_ray.report.collect import collect, collect_alignment
 from mpa_ray.report.render import render_html, render_table
 from mpa_ray.report.student import NUM_SAMPLES, OutcomeSample
 from mpa_ray.report.summary import ReportSummary
@@ -118,7 +120,7 @@ def summary(config: RunConfig) -> ReportSummary:
         num_images=3, num_images_by_models=3, working_s=1.5, usage=Usage(read_s=125.0, num_output_tokens=77)
     )
     add_to_record(run, PhaseKey("identify", "small"), PhaseRecord(61.0, 1, totals))
-    return collect(run, config)
+    return collect_alignment(run, config)
 
 
 def test_a_report_is_stored_in_the_form_that_programs_read(summary: ReportSummary) -> None:
@@ -207,6 +209,35 @@ def test_the_page_of_a_run_that_is_not_trained_or_measured(config: RunConfig, su
     page = render_html(config, replace(summary, students={"small": student}, scores={}, leaderboard=[], phases=[]))
     assert "<h2>Student small</h2>" in page
     assert "Benchmarks" not in page
+
+
+def test_a_run_that_only_measures_models_has_a_report(tmp_path: Path) -> None:
+    evaluate = {"benchmarks": [{"path": "q.jsonl", "name": "held"}], "models": [{"name": "rival", "model": "m"}]}
+    config = EvaluationRunConfig.model_validate({"run_dir": str(tmp_path), "evaluate": evaluate})
+    run = Run.open(config.run_dir)
+    run.record_config(config, {"ray": "2.60.0"})
+    add_to_record(run, PhaseKey("evaluate", "rival"), PhaseRecord(wall_s=61.0, num_attempts=1))
+    write_scores(run, {"held": scores()})
+    report(RunContext.from_checked(config))
+    page = (tmp_path / "report/index.html").read_text()
+    assert "<h1>Evaluation: text_vqa</h1>" in page
+    assert "70.0 [60.0, 80.0]" in page
+    assert not any(part in page for part in ("teacher <code>", "Types of answers", "not indexed"))
+    assert json.loads((tmp_path / "report/report.json").read_text()).keys() == {
+        "run_dir",
+        "task",
+        "scores",
+        "phases",
+        "versions",
+    }
+    assert "evaluate rival" in render_table(collect(run, config))
+
+
+def test_a_run_that_is_not_indexed_has_a_report(config: RunConfig) -> None:
+    run = Run.open(config.run_dir)
+    run.record_config(config, {"ray": "2.60.0"})
+    page = render_html(config, collect(run, config))
+    assert "The images are not indexed yet." in page
 
 
 def test_the_table_has_counts_scores_and_times(summary: ReportSummary) -> None:

@@ -401,11 +401,24 @@ def test_without_rates_or_gpus_the_page_says_what_is_missing(tmp_path: Path) -> 
     assert not sizing.is_complete
     text = render_sizing(sizing)
     assert "not known: annotate, identify small, level small, check small. Set plan.from_run" in text
+    *_, total = text.split("\nnot known")[0].splitlines()
+    assert total.split() == ["total", "of", "known", "-", "-"]
+    assert not any(sign in text for sign in ("?", "0:00:00"))
+
+
+def test_rates_and_times_are_written_without_exponents() -> None:
+    def row(rate: float, count: float) -> list[str]:
+        phase = PhaseSizing(PhaseKey("annotate"), count, "images", Rate(rate, "given"), 1, 0.0, 1.0)
+        return render_sizing(Sizing([phase], [], [])).splitlines()[1].split()
+
+    assert row(14_783.4, 14_783.4 * 3600)[3:] == ["14,783/s", "given", "1", "1:00:00", "1.00"]
+    assert row(7.44, 1)[3:] == ["7.4/s", "given", "1", "<", "1", "s", "0.00"]
+    assert row(0.0312, 0)[3:] == ["0.031/s", "given", "1", "0:00:00", "0.00"]
 
 
 def test_the_number_of_images_comes_from_the_plan_the_run_or_the_limit(tmp_path: Path) -> None:
     config = tree(tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"plan\.num_images.*Run jobs/index\.py"):
+    with pytest.raises(ConfigError, match=r"plan\.num_images.*Run mpa-ray index"):
         planned(config)
     config["source"]["limit"] = 70
     assert planned(config).phases[0].count == 70

@@ -74,7 +74,7 @@ def test_images_are_counted_by_the_corpus_not_by_rows(tmp_path: Path) -> None:
     assert annotate.counts is None
     assert phase(run, "annotate", count_rows=True).counts == {"kept": 6, "no_question": 2}
     assert phase(run, "identify small").state == "not begun"
-    assert status(run).command == "python jobs/annotate.py --config FILE"
+    assert status(run).command == "mpa-ray annotate --config FILE"
 
 
 def test_without_a_manifest_indexing_is_not_done(tmp_path: Path) -> None:

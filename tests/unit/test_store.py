@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.cli import run_job
+from mpa_ray.cli.run_job import run_job
 from mpa_ray.config import EvaluationRunConfig
 from mpa_ray.errors import ConfigError, FingerprintMismatch
 from mpa_ray.records import Annotation, ImageRef, ParitySample, Verdict, arrow_schema, from_table, to_table
@@ -77,6 +77,22 @@ def test_settings_may_change_until_a_dataset_has_rows(tmp_path: Path) -> None:
         with pytest.raises(FingerprintMismatch, match=r"prompt: was 'Beg\.', now 'Ask\.'") as caught:
             check("annotations", {"prompt": "Ask.", "top_p": 0.9})
         assert "top_p" not in str(caught.value)
+
+
+def test_long_values_that_differ_are_cut_to_the_difference(tmp_path: Path) -> None:
+    run, other = Run.open(str(tmp_path)), {"task": "chart_qa"}
+    prompts = {f"prompt_{i}": "Look at the image closely before you reply. " * 20 + str(i) for i in range(6)}
+    run.register_fingerprint("annotations", {"task": "text_vqa", **prompts})
+    run.annotations.commit("000000", [])
+    changed = {name: prompt.removesuffix(name[-1]) + "Be short." for name, prompt in prompts.items()}
+    with pytest.raises(FingerprintMismatch) as caught:
+        run.check_fingerprint("annotations", other | changed)
+    message = str(caught.value)
+    assert "task: was 'text_vqa', now 'chart_qa'" in message
+    assert "now '...you reply. Be short.'" not in message
+    assert "reply. Be short.'; " in message
+    assert "also prompt_3, prompt_4, prompt_5" in message
+    assert len(message) < 900
 
 
 def test_the_remedy_for_a_changed_student_keeps_the_teachers_work(tmp_path: Path) -> None:

@@ -66,6 +66,28 @@ def test_a_wrong_field_of_a_file_is_named(tmp_path: Path, changes: dict[str, Any
         load_task(written(tmp_path, **changes))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "asks"),
+    [
+        ("Schreibe eine Frage zum Bild.\n{format}", True),
+        ("Schreibe zwei Zeilen:\nFrage: <die Frage>\nAntwort: <die Antwort>", True),
+        ('Write "Question: ..." and then "Answer: ..."', True),
+        ("Reply in JSON.", True),
+        ("Write one question about this image and its short answer.", False),
+        ("Write one question: short. Then the answer: short.", False),
+        ("Schreibe eine Frage und die Antwort.", False),
+        ("Frage: was siehst du?", False),
+    ],
+)
+def test_a_prompt_asks_for_a_format_or_not(tmp_path: Path, prompt: str, asks: bool) -> None:
+    assert load_task(written(tmp_path, annotation_prompt=prompt)).asks_for_format == asks
+    assert load_task(written(tmp_path, annotation_prompt=prompt, teacher_knows_format=True)).asks_for_format
+
+
+def test_every_task_of_the_library_asks_for_its_format() -> None:
+    assert all(task.asks_for_format for task in TASKS.values())
+
+
 def test_a_file_that_is_not_a_task_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1")
     for name, message in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mpa_ray.errors import ConfigError
+from mpa_ray.errors import ConfigError, did_you_mean
 from mpa_ray.tasks.task import Task, load_task
 
 TASKS: dict[str, Task] = {
@@ -23,4 +23,5 @@ def find_task(name: str) -> Task:
     if name.endswith((".yaml", ".yml")):
         return load_task(name)
     problem = "is neither a task in the library nor a YAML file."
-    raise ConfigError("task", name, problem, f"Choose one of {', '.join(TASKS)}, or give a file.")
+    remedy = f"{did_you_mean(name, TASKS)} Choose one of {', '.join(TASKS)}, or give a file.".lstrip()
+    raise ConfigError("task", name, problem, remedy)

@@ -1,0 +1,1 @@
+"""The Python API. `mpa_ray` itself exports it."""

@@ -1,0 +1,85 @@
+"""Run phases from Python, as the commands do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+from mpa_ray.config import EvaluationRunConfig, RunConfig
+from mpa_ray.errors import ConfigError, did_you_mean
+
+Phase = Literal["index", "annotate", "identify", "level", "evaluate", "score", "report"]
+"""The phases in their order. `evaluate` includes `score`, which only scores stored predictions."""
+
+_WITHOUT_STUDENTS = ("evaluate", "score", "report")
+"""The phases of a run that only measures models."""
+
+
+def run_phase(config: EvaluationRunConfig, phase: Phase) -> None:
+    """Run one phase of a run, for all students. It continues where an earlier attempt ended.
+
+    Progress goes to standard output, results to the run directory. Phases with models use the Ray cluster of
+    `RAY_ADDRESS`, or start Ray on this machine.
+
+    Args:
+        config: The settings, from `load_config`. `evaluate`, `score` and `report` also accept those of a run that only
+            measures models, from `load_evaluation`.
+        phase: The phase: `index`, `annotate`, `identify`, `level`, `evaluate`, `score` or `report`.
+
+    Raises:
+        ConfigError: a setting is wrong, or the run has results that were made with other settings. Nothing was started.
+        RunError: the phase failed, or an earlier phase is not done. Finished work is kept.
+    """
+    if phase not in get_args(Phase):
+        remedy = did_you_mean(phase, get_args(Phase)) or f"Choose one of {', '.join(get_args(Phase))}."
+        raise ConfigError("phase", phase, "is not a phase.", remedy)
+    if phase not in _WITHOUT_STUDENTS and not isinstance(config, RunConfig):
+        problem = "needs a run with source, teacher and students, and this one only measures models."
+        raise ConfigError("phase", phase, problem, f"Choose one of {', '.join(_WITHOUT_STUDENTS)}.")
+    from mpa_ray.phases.context import RunContext
+
+    _function_of(phase)(RunContext.open(config))
+
+
+def align(config: RunConfig) -> None:
+    """Run all phases for all students side by side, as far as the cluster allows.
+
+    A student that fails does not stop the others. The same call does what is missing.
+
+    Args:
+        config: The settings, from `load_config`.
+
+    Raises:
+        ConfigError: a setting that all students need is wrong. Nothing was started.
+        RunError: the teacher's pass or some students failed; names them. Finished work is kept.
+    """
+    from mpa_ray.campaign.campaign import align as align_students
+
+    align_students(config)
+
+
+def _function_of(phase: Phase) -> Callable[[Any], None]:
+    # Each phase is imported only when it runs, since some of them import Ray or torch.
+    if phase == "index":
+        from mpa_ray.phases.index import index
+
+        return index
+    if phase == "annotate":
+        from mpa_ray.phases.annotate import annotate
+
+        return annotate
+    if phase == "identify":
+        from mpa_ray.phases.identify import identify
+
+        return identify
+    if phase == "level":
+        from mpa_ray.phases.level import level
+
+        return level
+    if phase == "report":
+        from mpa_ray.phases.report import report
+
+        return report
+    from mpa_ray.phases.evaluate import evaluate
+
+    return lambda context: evaluate(context, score_only=phase == "score")

@@ -1,0 +1,127 @@
+"""Parse the words after a command: `RUN --flag --option VALUE --dotted.setting VALUE`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mpa_ray.cli.commands import EVERYWHERE, Command
+from mpa_ray.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A parsed command line."""
+
+    argument: str | None = None
+    """The word without dashes, such as a run directory."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The command's own options that are given, by name without dashes; empty text for those without a value."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Values by the dotted names of settings."""
+
+    def has(self, option: str) -> bool:
+        """Whether an option is given."""
+        return option in self.options
+
+    def number(self, option: str, default: float) -> float:
+        """The value of an option as a number. Raises ConfigError if it is none, or negative."""
+        text = self.options.get(option)
+        try:
+            value = default if text is None else float(text)
+        except ValueError:
+            value = -1.0
+        if not value >= 0:
+            raise ConfigError(f"--{option}", text, "is not a number of 0 or more.", "Give one.")
+        return value
+
+    def required(self, option: str, remedy: str) -> str:
+        """The value of an option. Raises ConfigError with this remedy if it is not given."""
+        if option not in self.options:
+            raise ConfigError(f"--{option}", None, "is required.", remedy)
+        return self.options[option]
+
+
+def parse(command: Command, words: list[str]) -> Arguments:
+    """Parse the words after a command.
+
+    Raises:
+        ConfigError: a word is unknown, or lacks its value; names what the user may have meant.
+    """
+    argument: str | None = None
+    options: dict[str, str] = {}
+    settings: dict[str, str] = {}
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("--"):
+            if argument is not None or not command.argument or word.startswith("-"):
+                raise _unexpected(command, word)
+            argument = word
+            continue
+        name, equals, value = word.removeprefix("--").partition("=")
+        option = command.option(name)
+        if option is not None and not option.metavar:
+            if equals:
+                raise ConfigError(f"--{name}", value, "takes no value.", f"Write --{name} alone.")
+            options[name] = ""
+            continue
+        if option is None:
+            _check_is_setting(command, name)
+        if not equals:
+            value = _value_of(name, queue)
+        (settings if option is None else options)[name] = value
+    return Arguments(argument, options, settings)
+
+
+def _value_of(name: str, queue: list[str]) -> str:
+    if not queue or queue[0].startswith("--"):
+        raise ConfigError(f"--{name}", None, "has no value.", f"Write --{name} VALUE.")
+    return queue.pop(0)
+
+
+def _check_is_setting(command: Command, name: str) -> None:
+    """Raise ConfigError for a name that can be no setting: one without a dot that is similar to an option.
+
+    All other names are checked with the configuration, which knows more about them.
+    """
+    own = [option.name for option in (*command.options, *EVERYWHERE)]
+    suggestion = did_you_mean(f"--{name}", [f"--{option}" for option in own])
+    if command.accepts == "none":
+        raise ConfigError(
+            f"--{name}", None, f"is not an option of mpa-ray {command.name}.", suggestion or _help(command)
+        )
+    is_setting = command.accepts == "all" and name in _top_level_settings()
+    if suggestion and "." not in name and not is_setting:
+        raise ConfigError(f"--{name}", None, f"is not an option of mpa-ray {command.name}.", suggestion)
+
+
+def _top_level_settings() -> set[str]:
+    from mpa_ray.config import RunConfig
+
+    return set(RunConfig.model_fields)
+
+
+def _unexpected(command: Command, word: str) -> ConfigError:
+    """An error for a word that is neither an option, a value nor an argument."""
+    problem = "is not an option."
+    name, equals, value = word.partition("=")
+    if command.option("config") is not None and Path(word).suffix in (".yaml", ".yml"):
+        remedy = f"Did you mean --config {word}?"
+    elif equals and command.accepts != "none":
+        remedy = f"Did you mean --{name.lstrip('-')} {value}?"
+    elif word.startswith("-") and (option := _abbreviated(command, word.lstrip("-"))) is not None:
+        remedy = f"Did you mean --{option}?"
+    else:
+        remedy = _help(command)
+    return ConfigError(f"mpa-ray {command.name}", word, problem, remedy)
+
+
+def _abbreviated(command: Command, letters: str) -> str | None:
+    names = [option.name for option in (*command.options, *EVERYWHERE)]
+    return next((name for name in names if letters and name.startswith(letters)), None)
+
+
+def _help(command: Command) -> str:
+    return f"See mpa-ray {command.name} --help."

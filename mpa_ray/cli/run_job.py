@@ -1,0 +1,79 @@
+"""Turn the outcome of a command into a message and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import NoReturn
+
+from mpa_ray.errors import ConfigError, RunError, Unfinished, without_passwords
+
+DONE, FAILED, WRONG_SETUP, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
+
+EXIT_CODES = """\
+exit codes:
+  0    done
+  1    failed, or the audit found problems, or a planned model does not fit its GPUs
+  2    wrong set-up: an option, a setting or the installation; nothing was started
+  3    unfinished for a reason that may pass, such as a full disk or an unreachable object store
+  130  interrupted by Ctrl-C or SIGTERM
+After 1, 3 and 130, the same command continues where the run ended."""
+
+
+def run_job(main: Callable[[], int | None]) -> int:
+    """Run a command and return its exit code, which `EXIT_CODES` describes; errors go to standard error.
+
+    SIGTERM, which `ray job stop` and schedulers send, interrupts it like Ctrl-C.
+    """
+    if "RAY_LOGGING_CONFIG_ENCODING" not in os.environ:
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = main() or DONE
+        sys.stdout.flush()
+        return code
+    except ConfigError as error:
+        return _failed("ConfigError", error, WRONG_SETUP)
+    except Unfinished as error:
+        return _failed("Unfinished", error, UNFINISHED)
+    except RunError as error:
+        return _failed("RunError", error, FAILED)
+    except BrokenPipeError:
+        # The reader of a pipe, such as `head`, has ended. Python would fail again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        # A file of the run that could not be read or written at the start.
+        return _failed("Unfinished", f"{type(error).__name__}: {error}. The same command continues.", UNFINISHED)
+    except ModuleNotFoundError as error:
+        return _missing_package(error)
+    except KeyboardInterrupt:
+        # Other threads now lose their connection to Ray; their errors would only confuse.
+        threading.excepthook = lambda _: None
+        logging.disable()
+        return _failed("Interrupted", "the same command continues.", INTERRUPTED)
+
+
+def _failed(kind: str, problem: object, code: int) -> int:
+    print(f"{kind}: {without_passwords(str(problem))}", file=sys.stderr)
+    return code
+
+
+def _missing_package(error: ModuleNotFoundError) -> int:
+    """Name the package to install. An error in a module of mpa_ray is raised: installing nothing would help."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "mpa_ray"):
+        raise error
+    name = "'mpa-ray[gpu]', or 'mpa-ray[cpu]' on a machine without a GPU" if package == "vllm" else "mpa-ray"
+    return _failed("ConfigError", f"the package {package} is not installed. Run pip install {name}.", WRONG_SETUP)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """Interrupt like Ctrl-C, once: Ray sends the signal to each process of a job, and again to its children."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt

@@ -1,0 +1,83 @@
+"""Files of models on the Hugging Face hub, without a long wait where the hub cannot be reached."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from mpa_ray.errors import ConfigError, did_you_mean
+
+_WAIT_S = 4.0
+"""How long the hub may take to answer. The retries of huggingface_hub would take 24 seconds."""
+
+_down: set[str] = set()
+"""The hubs that this process could not reach: it asks each of them only once."""
+
+
+def hub_file(model: str, name: str) -> Path:
+    """A file of a model on the hub: the newest if the hub answers within seconds, otherwise that of the local cache.
+
+    Raises:
+        ConfigError: the file is neither on the hub nor in the cache; the field is `model`.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    problem = _problem_on_hub(model, name)
+    try:
+        return Path(hf_hub_download(model, name, etag_timeout=_WAIT_S, local_files_only=problem is not None))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ConfigError(
+            "model",
+            model,
+            f"is neither a folder nor in the hub's local cache, and the hub {problem or type(error).__name__}.",
+            did_you_mean(model, _cached_models()) or "Check the name, the network and your access rights.",
+        ) from error
+
+
+def _problem_on_hub(model: str, name: str) -> str | None:
+    """Why the hub does not give a file, as the end of a sentence; None if it does."""
+    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if ENDPOINT in _down:
+        return "cannot be reached"
+    error = _error_of_request(model, name)
+    if error is None:
+        return None
+    if isinstance(error, HFValidationError):
+        return "allows no such name"
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        return f"answers with status {error.response.status_code}"
+    _down.add(ENDPOINT)
+    return f"cannot be reached ({type(error).__name__})"
+
+
+def _error_of_request(model: str, name: str) -> Exception | None:
+    """The error of a request for a file's metadata; None if it succeeds."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    errors: list[Exception] = [TimeoutError()]
+
+    def request() -> None:
+        try:
+            get_hf_file_metadata(hf_hub_url(model, name), timeout=_WAIT_S)
+        except Exception as error:  # noqa: BLE001
+            # Errors of the network belong to httpx or httpx2, depending on the version of huggingface_hub.
+            errors[:] = [error]
+        else:
+            errors.clear()
+
+    # A name server that does not answer blocks for longer than any timeout of a request.
+    thread = threading.Thread(target=request, daemon=True)
+    thread.start()
+    thread.join(_WAIT_S)
+    return errors[0] if errors else None
+
+
+def _cached_models() -> list[str]:
+    """The names of the models in the hub's local cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = Path(HF_HUB_CACHE).glob("models--*--*")
+    return [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders]
