@@ -1,20 +1,20 @@
-"""Is it the filter that helps? One student of the bundled world, trained on D_PI and on other sets, at several seeds.
+"""Does the filter help? One student of the bundled world, trained on D_PI and on other sets, at several seeds.
 
     python benchmarks/arms.py [--seeds 0 1 2] [--images 2000] [--scratch DIR]
 
-For each seed: new unlabeled images, 800 held-out questions, one pass of the teacher, and the demo's student, which is
-trained from the same checkpoint on
+For each seed: new unlabeled images, 800 held-out questions, one pass of the teacher, and the demo's student, trained
+from the same checkpoint on
 
-- `parity`: D_PI, with as many pairs replayed as the demo does (50 % of D_PI's size), and without
+- `parity`: D_PI, with the demo's replay (pairs amounting to 50 % of D_PI) and without
 - `random`: as many of the teacher's pairs as D_PI holds
-- `labels`: the truth about images of their own, as many questions of each of the eight families, about as many in all
-  as D_PI holds (81 of each for 2,000 images); that none of these images is in the held-out set is looked at
+- `labels`: correct answers on separate images, equally many for each of the eight question families and about as many
+  in total as D_PI holds (81 per family for 2,000 images); the benchmark checks that the held-out set has none of them
 - `consistent`: all pairs on which the teacher agrees with itself
 - `all`: all pairs
 
-for one epoch each, so that an arm with more samples makes more steps: of one budget are `parity` without replay,
-`random` and `labels`. A tenth of the pairs that the student answers, up to 256, is kept from training in all arms. A
-killed benchmark goes on where it was.
+for one epoch each, so an arm with more samples takes more steps. `parity` without replay, `random` and `labels` have
+the same budget. In all arms, a tenth of the pairs that the student already answers, up to 256, is kept out of training.
+With `--scratch`, a killed benchmark resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ from benchmarks.bundled_world import (
 from mpa_ray.config import Arm, measured_as
 from mpa_ray.demo.world import FAMILIES
 from mpa_ray.observability.progress import say
+from mpa_ray.records import EpochCounts
 from mpa_ray.run.parity_export import read_parity
+from mpa_ray.run.phase_record import PhaseKey, phase_record
 from mpa_ray.run.run import Run
 
 LEVEL = {**LORA, "batch_size": 16}
@@ -58,15 +60,15 @@ ARMS: dict[str, tuple[str, Arm]] = {
     "consistent": ("small", "consistent"),
     "all": ("small", "all"),
 }
-"""Rows of the table: which student of the run, and what it is trained on. Replay belongs to D_PI alone."""
+"""Rows of the table: a student of the run and its arm. Replay applies to D_PI alone."""
 LABELS_SEED_OFFSET = 500
-"""Keeps the labelled set's scenes apart from the held-out ones of all seeds."""
+"""Gives the labelled set other scenes than the held-out sets of all seeds."""
 LABELS_PER_IMAGE = 0.325
-"""Labelled questions for each unlabeled image: about D_PI's share of them."""
+"""Labelled questions per unlabeled image, about as many as D_PI has."""
 
 
 def measure(seed: int, num_images: int, folder: Path) -> list[dict[str, Any]]:
-    """A row for each arm."""
+    """Run one seed; returns a row for each arm."""
     folder.mkdir(parents=True, exist_ok=True)
     make_images(folder / "data", num_images, seed)
     num_per_family = max(1, round(LABELS_PER_IMAGE * num_images / len(FAMILIES)))
@@ -80,16 +82,18 @@ def measure(seed: int, num_images: int, folder: Path) -> list[dict[str, Any]]:
     inside = inside_of(read_parity(run, "small"))
     rows = []
     for name, (student, arm) in ARMS.items():
-        counts = run.read_json(f"{run.student_dir(student, arm)}/epoch/manifest.json")
-        training = run.read_json(f"phases/level.{student}{'' if arm == 'parity' else f'.{arm}'}.json")
+        counts = EpochCounts(**run.read_json(f"{run.student_dir(student, arm)}/epoch/manifest.json"))
+        record = phase_record(run, PhaseKey("level", student, arm))
+        if record is None:
+            raise SystemExit(f"seed {seed}: the run has no record of the training on {name}")
         rows.append(
             {
                 "seed": seed,
                 "arm": name,
-                "num_chosen": counts["num_chosen"],
-                "num_replayed": counts["num_mixed_in"],
-                "num_samples": counts["num_samples"],
-                "training_s": training["wall_s"],
+                "num_chosen": counts.num_chosen,
+                "num_replayed": counts.num_mixed_in,
+                "num_samples": counts.num_samples,
+                "training_s": record.wall_s,
                 "families_inside": sorted(inside),
                 **measured(scores, f"{student}.before", f"{student}.{measured_as(arm)}", inside),
             }
@@ -98,7 +102,7 @@ def measure(seed: int, num_images: int, folder: Path) -> list[dict[str, Any]]:
 
 
 def tree_for(seed: int, folder: Path) -> dict[str, Any]:
-    """A run with the demo's student in all arms, and as another student on D_PI without replay."""
+    """Settings of a run: the demo's student in all arms, and again as a student on D_PI without replay."""
     labels = {"name": "labels", "path": str(folder / "labels/heldout/questions.jsonl")}
     level = {**LEVEL, "seed": seed}
     students = {
@@ -118,19 +122,19 @@ def _images(folder: Path) -> set[str]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Means over the seeds, with the gain at each."""
+    """Means over the seeds, and the gain at each seed."""
     lines = [
         "| arm | samples | training, s | before | after | gain (each seed) | inside: before, after | outside |",
         "|---|---:|---:|---:|---:|---|---:|---:|",
     ]
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        found = [row for row in rows if row["arm"] == arm]
+        runs = [row for row in rows if row["arm"] == arm]
         mean = {
-            key: statistics.fmean(row[key] for row in found)
-            for key, value in found[0].items()
+            key: statistics.fmean(row[key] for row in runs)
+            for key, value in runs[0].items()
             if isinstance(value, int | float)
         }
-        gains = ", ".join(f"{row['after'] - row['before']:+.1f}" for row in found)
+        gains = ", ".join(f"{row['after'] - row['before']:+.1f}" for row in runs)
         parts = " | ".join(
             f"{mean[f'{part}_before']:.1f}, {mean[f'{part}_after']:.1f}" for part in ("inside", "outside")
         )
@@ -145,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--scratch", type=Path, help="kept, and gone on with; by default a folder that is deleted")
+    parser.add_argument("--scratch", type=Path, help="a folder to keep and to resume from; by default a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         scratch = (options.scratch or Path(temporary)).resolve()
@@ -160,7 +164,7 @@ def main() -> None:
             "epochs": 1,
             "replay_share": {"parity, replay": 0.5, "others": 0.0},
             "samples_of_each_arm_by_seed": samples,
-            "labels": "equally many questions of each family, about as many in all as D_PI holds, on other images",
+            "labels": "equally many questions of each family, about as many in total as D_PI holds, on other images",
             "training_s": "from the start of Ray Train's workers to the exported checkpoint",
         },
         "rows": rows,

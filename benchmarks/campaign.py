@@ -200,15 +200,15 @@ def faulted(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
     run_dir, command = Path(tree["run_dir"]), align_command(tree, folder / "align.yaml")
     killed = watched(command, folder, "killed", lambda: bool(_leveled(run_dir)))
     leveled, before = _leveled(run_dir), finished_files(run_dir)
-    steps = status(Run.open(str(run_dir))).steps
+    phases = status(Run.open(str(run_dir))).phases
     again = watched(command, folder, "again")
     after, told = finished_files(run_dir), (folder / "again.log").read_text().splitlines()
     scores = Run.open(str(run_dir)).read_json("evaluation/scores.json")[BENCHMARK]["models"]
     return {
         "killed": killed,
         "leveled_at_the_kill": leveled,
-        "done_at_the_kill": [step.name for step in steps if step.state == "done"],
-        "begun_at_the_kill": [step.name for step in steps if step.state == "begun"],
+        "done_at_the_kill": [phase.name for phase in phases if phase.state == "done"],
+        "begun_at_the_kill": [phase.name for phase in phases if phase.state == "begun"],
         "finished_files_at_the_kill": len(before),
         "written_again": sorted(name for name, at in before.items() if after.get(name) != at),
         "again": again,
@@ -247,7 +247,7 @@ def problems_of(faults: Mapping[str, Any]) -> list[str]:
     found += [f"left behind: {told}" for part in ("killed", "again") for told in faults[part]["left_behind"]]
     if faults["killed"]["exit_code"] != -signal.SIGKILL:
         found.append(f"the first command ended by itself, with exit code {faults['killed']['exit_code']}")
-    if faults["again"]["exit_code"] != 1 or not faults["error"].startswith(f"RunError: {ABSENT} failed, "):
+    if faults["again"]["exit_code"] != 1 or not faults["error"].startswith(f"RunError: {ABSENT} failed; "):
         found.append(f"exit code {faults['again']['exit_code']}, {faults['error']!r}")
     return found
 

@@ -46,7 +46,7 @@ from mpa_ray.run.audit import audit
 from mpa_ray.run.parity_export import read_parity
 from mpa_ray.run.run import Run
 from mpa_ray.stages.image_work import ImageWork, Stage
-from mpa_ray.storage.storage import open_storage
+from mpa_ray.storage.open import open_storage
 
 STUDENT = "small"
 DATASETS = {"annotate": "annotations", "identify": f"verdicts/{STUDENT}"}
@@ -450,7 +450,7 @@ def run_trial(arena: Arena, number: int, plans: Sequence[Plan], reference: Refer
         num_extra_files=counted.num_extra_files,
         num_restarts=num_restarts,
         errors=errors,
-        problems=audit(run)["problems"],
+        problems=audit(run).problems,
         elapsed_s=round(time.monotonic() - started, 1),
     )
 

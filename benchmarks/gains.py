@@ -3,8 +3,8 @@
     python benchmarks/gains.py [--seeds 0 1 2] [--images 4000] [--scratch DIR]
 
 For each seed: 4,000 new unlabeled images, 800 held-out questions, one pass of the teacher, and students that start from
-the same checkpoint and differ in how they are trained. The families of questions that D_PI holds at least 5 % of count
-as inside it, the others as outside: what a student loses there is forgetting. A killed benchmark goes on where it was.
+the same checkpoint and differ in how they are trained. A question family with at least 5 % of D_PI counts as inside it,
+the others as outside: losses outside are forgetting. With `--scratch`, a killed benchmark resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from benchmarks.bundled_world import (
 from mpa_ray.observability.progress import say
 from mpa_ray.run.parity_export import read_parity
 from mpa_ray.run.run import Run
+from mpa_ray.run.training_state import TrainingState
 
 LEVELS: dict[str, dict[str, Any]] = {
     "lora": {**LORA, "replay_share": 0.0},
@@ -50,7 +51,7 @@ STUDENTS = {
 
 
 def measure(seed: int, num_images: int, folder: Path) -> list[dict[str, Any]]:
-    """A row for each student."""
+    """Run one seed; returns a row for each student."""
     folder.mkdir(parents=True, exist_ok=True)
     make_images(folder / "data", num_images, seed)
     students = {
@@ -65,7 +66,7 @@ def measure(seed: int, num_images: int, folder: Path) -> list[dict[str, Any]]:
     for name in STUDENTS:
         parity = read_parity(run, name)
         inside = inside_of(parity)
-        training = run.read_json(f"students/{name}/parity/training.json")
+        state = TrainingState.read(run, run.student_dir(name)) or TrainingState()
         rows.append(
             {
                 "seed": seed,
@@ -73,25 +74,25 @@ def measure(seed: int, num_images: int, folder: Path) -> list[dict[str, Any]]:
                 "num_parity": len(parity),
                 "families_inside": sorted(inside),
                 **measured(scores, f"{name}.before", f"{name}.after", inside),
-                "retained": training["retained"],
+                "retained": state.retained.to_json(),
             }
         )
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Means over the seeds, with the lowest and the highest gain."""
+    """Means over the seeds, and the gain at each seed."""
     lines = [
         "| student | D_PI | before | after | gain (each seed) | outside D_PI: before, after | change |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(row["student"] for row in rows):
-        found = [row for row in rows if row["student"] == name]
+        runs = [row for row in rows if row["student"] == name]
         mean = {
-            key: statistics.fmean(row[key] for row in found)
+            key: statistics.fmean(row[key] for row in runs)
             for key in ("num_parity", "before", "after", "outside_before", "outside_after")
         }
-        gains = ", ".join(f"{row['after'] - row['before']:+.1f}" for row in found)
+        gains = ", ".join(f"{row['after'] - row['before']:+.1f}" for row in runs)
         lines.append(
             f"| {name} | {mean['num_parity']:.0f} | {mean['before']:.1f} | {mean['after']:.1f} | "
             f"{mean['after'] - mean['before']:+.1f} ({gains}) | {mean['outside_before']:.1f}, "
@@ -104,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=4000)
-    parser.add_argument("--scratch", type=Path, help="kept, and gone on with; by default a folder that is deleted")
+    parser.add_argument("--scratch", type=Path, help="a folder to keep and to resume from; by default a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         scratch = options.scratch or Path(temporary)

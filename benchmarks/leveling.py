@@ -2,11 +2,11 @@
 
     python benchmarks/leveling.py [--num-samples 384] [--repetitions 3]
 
-The set is of mixed lengths: pictures of 112 to 448 pixels a side, 16 to 256 image tokens. Both train the adapters of a
-random Qwen2-VL of 15 million parameters, with about the proportions of the 2B model, for one epoch, 32 samples a step;
-the plain Trainer takes 4 random batches of 8 for a step, from a data loader with a process of its own, and ours as many
-tokens at a time as 8 of the longest rows have. They take turns, with the same threads and settings of malloc. Rates
-leave the first 5 steps out; the loss is measured afterwards, on rows that neither has seen.
+The samples have mixed lengths: images of 112 to 448 pixels a side, 16 to 256 image tokens. Both train the adapters of a
+random Qwen2-VL with 15 million parameters, in about the proportions of the 2B model, for one epoch with 32 samples per
+step. The plain Trainer computes a step as 4 random batches of 8, from a data loader with one worker process. Leveling
+gets a token budget of 8 of the longest rows. The two alternate, with the same number of threads and the same malloc
+settings. Rates leave out the first 5 steps. The loss is measured after training, on rows that neither has seen.
 """
 
 from __future__ import annotations
@@ -34,16 +34,18 @@ sys.path.insert(0, str(ROOT))
 
 from mpa_ray.config import LevelConfig, LoraConfig, RunConfig
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
-from mpa_ray.leveling.batching import TrainingRow, row_of
+from mpa_ray.leveling.arms import SampleSources
+from mpa_ray.leveling.batching import TrainingRow
+from mpa_ray.leveling.collator import AnswerCollator
 from mpa_ray.leveling.driver import fine_tune
-from mpa_ray.leveling.epoch_plan import SampleSources, plan_epoch
+from mpa_ray.leveling.epoch_plan import plan_epoch
 from mpa_ray.leveling.loss import answer_loss, weight_of
-from mpa_ray.leveling.step_data import AnswerCollator
 from mpa_ray.leveling.trainable import prepare_for_training
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.observability.progress import say
 from mpa_ray.records import ParitySample
 from mpa_ray.run.run import Run
+from mpa_ray.run.training_state import TrainingState
 from mpa_ray.tasks.library import TASKS
 
 SIDES = (112, 168, 224, 336, 448)
@@ -54,10 +56,10 @@ LEVEL = LevelConfig(method=LoraConfig(rank=8), learning_rate=1e-3, batch_size=BA
 
 
 def build_model(folder: Path) -> None:
-    """A Qwen2-VL with random weights, large enough for computing to outweigh all else.
+    """Save a Qwen2-VL with random weights, large enough for computation to take most of the time.
 
-    Vision tower and embeddings are in about the proportions of Qwen2-VL-2B, 0.43 and 0.15 of the language model:
-    padding costs the language model time, and not the tower.
+    The vision tower has 0.43 and the embeddings 0.15 of the language model's parameters, about as in Qwen2-VL-2B:
+    padding costs time in the language model, and not in the tower.
     """
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
@@ -91,7 +93,7 @@ def build_model(folder: Path) -> None:
     )
     model = Qwen2VLForConditionalGeneration(config)
     say(
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, the vision tower "
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, of which the vision tower has "
         f"{sum(p.numel() for p in model.model.visual.parameters()) / 1e6:.1f} M"
     )
     model.save_pretrained(folder)
@@ -99,27 +101,33 @@ def build_model(folder: Path) -> None:
 
 
 def make_samples(folder: Path, count: int, model: str) -> list[ParitySample]:
-    """Questions on pictures of all sizes, with the lengths that identification would have measured."""
+    """Questions on images of all sizes, with the prompt lengths that identification would have measured."""
     folder.mkdir()
     rng, processor = random.Random(0), load_processor(model)
-    found: list[ParitySample] = []
-    while len(found) < count:
+    samples: list[ParitySample] = []
+    while len(samples) < count:
         scene = sample_scene(WorldSpec(), rng)
         question = sample_question(scene, rng)
         if question is None:
             continue
         side = rng.choice(SIDES)
-        picture = paint(scene).resize((side, side), Image.Resampling.BICUBIC)
-        path = folder / f"{len(found):05d}.png"
-        picture.save(path)
+        image = paint(scene).resize((side, side), Image.Resampling.BICUBIC)
+        path = folder / f"{len(samples):05d}.png"
+        image.save(path)
         prompt = render(processor, TASK.answer_prompt(question.question))
-        length = processor(text=[prompt], images=[[picture]])["input_ids"]
-        found.append(
+        (tokens,) = processor(text=[prompt], images=[[image]])["input_ids"]
+        samples.append(
             ParitySample(
-                f"{path.name}#0", path.name, str(path), question.question, question.answer, "?", None, len(length[0])
+                annotation_id=f"{path.name}#0",
+                image_id=path.name,
+                uri=str(path),
+                question=question.question,
+                answer=question.answer,
+                student_answer="?",
+                num_prompt_tokens=len(tokens),
             )
         )
-    return found
+    return samples
 
 
 def rate_of(marks: Sequence[tuple[int, float]]) -> float:
@@ -129,7 +137,7 @@ def rate_of(marks: Sequence[tuple[int, float]]) -> float:
 
 
 def train_plainly(model: str, samples: list[ParitySample], folder: Path) -> tuple[float, float, Any]:
-    """Samples per second, share of padding, and the trained model."""
+    """Samples per second, share of padding, and the trained model of the plain Trainer."""
     from transformers import AutoModelForImageTextToText, Trainer, TrainerCallback, TrainingArguments, set_seed
 
     set_seed(0)
@@ -182,10 +190,11 @@ def train_plainly(model: str, samples: list[ParitySample], folder: Path) -> tupl
     return rate_of(marks), 1 - computed / padded, trainer.model
 
 
-def train_ours(model: str, samples: list[ParitySample], folder: Path) -> tuple[float, float, Any]:
+def train_by_leveling(model: str, samples: list[ParitySample], folder: Path) -> tuple[float, float, Any]:
+    """Samples per second, share of padding, and the trained model of leveling."""
     from transformers import AutoModelForImageTextToText
 
-    longest = max(row_of(sample).num_tokens for sample in samples)
+    longest = max(TrainingRow.of(sample).num_tokens for sample in samples)
     settings = LEVEL.model_copy(update={"tokens_per_micro_batch": MICRO_BATCH * longest})
     tree = {
         "run_dir": str(folder),
@@ -204,18 +213,20 @@ def train_ours(model: str, samples: list[ParitySample], folder: Path) -> tuple[f
     }
     config = RunConfig.model_validate(tree)
     run = Run.open(str(folder))
-    folder_in_run = "students/s/parity"
-    planned = plan_epoch(run, folder_in_run, SampleSources(lambda: samples, lambda: []), settings)
-    fine_tune(run, config, config.students[0], "s", TASK, planned, folder_in_run, "")
-    log = [row for row in run.read_json("students/s/parity/training.json")["log"] if "samples_per_s" in row]
-    seconds = [BATCH * LOG_EVERY / row["samples_per_s"] for row in log[1:]]
-    rate = BATCH * LOG_EVERY * len(seconds) / sum(seconds)
-    padding = statistics.fmean(row["padding_share"] for row in log)
-    return rate, padding, AutoModelForImageTextToText.from_pretrained(folder / "students/s/parity/merged")
+    folder_in_run = run.student_dir("s")
+    plan = plan_epoch(run, folder_in_run, SampleSources(lambda: samples, lambda: []), settings)
+    fine_tune(run, config, config.students[0], "level s", TASK, plan, folder_in_run, "")
+    state = TrainingState.read(run, folder_in_run)
+    if state is None:
+        raise SystemExit("leveling has logged nothing")
+    rate = statistics.harmonic_mean([entry.samples_per_s for entry in state.speed_entries if entry.samples_per_s])
+    padding = statistics.fmean(entry.padding_share for entry in state.log if entry.padding_share is not None)
+    return rate, padding, AutoModelForImageTextToText.from_pretrained(folder / folder_in_run / "merged")
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def loss_of(trained: Any, model: str, rows: list[ParitySample]) -> float:
+    """Mean loss per token of the answers."""
     collator = AnswerCollator(load_processor(model), TASK, *PIXELS)
     total = weight = 0.0
     for start in range(0, len(rows), MICRO_BATCH):
@@ -242,11 +253,11 @@ def main() -> None:
         samples = make_samples(Path(scratch, "images"), options.num_samples + 64, model)
         held_out, samples = samples[:64], samples[64:]
         for repetition in range(options.repetitions):
-            for name, train in (("plain Trainer", train_plainly), ("mpa_ray", train_ours)):
+            for name, train in (("plain Trainer", train_plainly), ("mpa_ray", train_by_leveling)):
                 rate, padding, trained = train(model, samples, Path(scratch, f"{name}-{repetition}".replace(" ", "-")))
-                found = {"samples_per_s": rate, "padding_share": padding, "loss": loss_of(trained, model, held_out)}
-                say(f"{name}: {found}")
-                for key, value in found.items():
+                figures = {"samples_per_s": rate, "padding_share": padding, "loss": loss_of(trained, model, held_out)}
+                say(f"{name}: {figures}")
+                for key, value in figures.items():
                     rows[name][key].append(round(value, 4))
                 del trained
                 gc.collect()

@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from mpa_ray.evaluation.score import score_benchmark
 from mpa_ray.metrics import METRICS
 from mpa_ray.observability.progress import Progress, say
-from mpa_ray.records import Prediction
+from mpa_ray.records import Prediction, State
 from mpa_ray.run.dataset import shard_name
 from mpa_ray.run.run import Run
 
@@ -76,9 +76,17 @@ def write_predictions(run: Run, count: int) -> None:
 
 def prediction(number: int, is_right: bool) -> Prediction:
     answers = [f"{number % 97} dogs"] * 7 + ["dogs", "many", "a few dogs"]
-    told = answers[0] if is_right else "cats"
     image = f"i{number // 4}"
-    return Prediction(f"q{number}", image, f"/{image}.jpg", "How many dogs?", answers, f"family {number % 9}", told)
+    return Prediction(
+        question_id=f"q{number}",
+        image_id=image,
+        uri=f"/{image}.jpg",
+        question="How many dogs?",
+        answers=answers,
+        family=f"family {number % 9}",
+        state=State.KEPT.value,
+        prediction=answers[0] if is_right else "cats",
+    )
 
 
 def score_all(folder: str, count: int) -> dict[str, Any]:
@@ -88,14 +96,14 @@ def score_all(folder: str, count: int) -> dict[str, Any]:
     before, started = psutil.Process().memory_info().rss, time.monotonic()
     with Progress("score", 2, "models") as progress:
         rows = {model: partial(run.predictions("set", model).rows, shards) for model in ("before", "after")}
-        found = score_benchmark("vqa_accuracy", rows, [("before", "after")], progress)
+        scores = score_benchmark("vqa_accuracy", rows, [("before", "after")], progress)
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "num_predictions": count,
         "seconds": round(time.monotonic() - started, 1),
         "mib_before": round(before / MIB),
         "mib_at_most": round(peak / MIB),
-        "means": {name: round(model["groups"]["all"]["mean"], 4) for name, model in found["models"].items()},
+        "means": {name: round(model.overall.mean, 4) for name, model in scores.models.items()},
     }
 
 

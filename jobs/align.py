@@ -1,4 +1,4 @@
-"""Do everything for every student: index, annotate, identify, level, evaluate, report."""
+"""Run all phases for all students: index, annotate, identify, level, evaluate, report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.cli import configured, exit_code
+from mpa_ray.cli import load_from_arguments, run_job
 from mpa_ray.config import RunConfig
 
 
@@ -18,4 +18,4 @@ def main(config: RunConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(configured(__doc__))))
+    sys.exit(run_job(lambda: main(load_from_arguments(__doc__))))

@@ -1,4 +1,4 @@
-"""Have the teacher write and check a question and answer for every image (D_PA)."""
+"""Have the teacher write questions with answers for every image, and answer them again (D_PA)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.cli import configured, exit_code
+from mpa_ray.cli import load_from_arguments, run_job
 from mpa_ray.config import RunConfig
 
 
@@ -19,4 +19,4 @@ def main(config: RunConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(configured(__doc__))))
+    sys.exit(run_job(lambda: main(load_from_arguments(__doc__))))

@@ -1,6 +1,6 @@
-"""Measure models on labelled benchmarks: a run's students before and after, its teacher, any other checkpoint.
+"""Measure models on labelled benchmarks: a run's students before and after, its teacher, and other checkpoints.
 
-A configuration without source, teacher and students measures `evaluate.models` alone.
+A configuration without source, teacher and students measures only `evaluate.models`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.cli import exit_code, parsed
+from mpa_ray.cli import parse_options, run_job
 from mpa_ray.config import load_evaluation
 
-SCORE_ONLY = ("--score-only", "score what was predicted earlier; no model is loaded")
+SCORE_ONLY = ("--score-only", "only score stored predictions; no model is loaded")
 
 
 def main() -> None:
-    options, overrides = parsed(__doc__, SCORE_ONLY)
+    options, overrides = parse_options(__doc__, SCORE_ONLY)
     config = load_evaluation(options.config, overrides)
     from mpa_ray.phases.context import RunContext
     from mpa_ray.phases.evaluate import evaluate
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(run_job(main))

@@ -1,4 +1,4 @@
-"""Ask every student the teacher's questions and keep what only the teacher knows (D_PI)."""
+"""Ask every student the teacher's questions, and keep those that only the teacher answers correctly (D_PI)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.cli import exit_code, parsed
+from mpa_ray.cli import parse_options, run_job
 from mpa_ray.config import load_config
 
-REMATCH = ("--rematch", "apply identify.matcher to the verdicts of an earlier identification; no model is loaded")
+REMATCH = ("--rematch", "only apply identify.matcher to stored verdicts; no model is loaded")
 
 
 def main() -> None:
-    options, overrides = parsed(__doc__, REMATCH)
+    options, overrides = parse_options(__doc__, REMATCH)
     config = load_config(options.config, overrides)
     from mpa_ray.phases.context import RunContext
     from mpa_ray.phases.identify import identify
@@ -24,4 +24,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(run_job(main))

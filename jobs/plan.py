@@ -1,7 +1,7 @@
-"""Reckon what a run takes before anything is started: hours, GPU-hours, cost, and whether its models fit the GPUs.
+"""Estimate what a run takes before it starts: hours, GPU-hours, cost, and whether its models fit the GPUs.
 
-Rates are those that `plan` gives, else those of an earlier run (`--plan.from_run RUN`), else estimates for known GPUs.
-The exit code is 1 where a model does not fit.
+Rates come from the settings in `plan`, else from an earlier run (`--plan.from_run RUN`), else from estimates for known
+GPUs. The exit code is 1 if a model does not fit.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.cli import exit_code, parsed
+from mpa_ray.cli import parse_options, run_job
 from mpa_ray.config import load_config
 
 
 def main() -> int:
-    options, overrides = parsed(__doc__, ("--json", "for programs: one JSON object"))
+    options, overrides = parse_options(__doc__, ("--json", "print one JSON object, for programs"))
     config = load_config(options.config, overrides)
-    from mpa_ray.sizing.plan import size
+    from mpa_ray.sizing.plan import size_run
     from mpa_ray.sizing.render import render_sizing
 
-    sizing = size(config)
+    sizing = size_run(config)
     print(json.dumps(sizing.record(), indent=2) if options.json else render_sizing(sizing))
     return 0 if sizing.fits else 1
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(run_job(main))

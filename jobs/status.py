@@ -1,4 +1,4 @@
-"""Show how far a run has come, from its files alone: on any machine that can read them, at any time."""
+"""Show the progress of a run from its files, on any machine that can read them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpa_ray.cli import exit_code, of_a_run
+from mpa_ray.cli import parse_run_options, run_job
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="for programs: one JSON object")
-    parser.add_argument("--count", action="store_true", help="read all rows' states: kept, dropped and failed so far")
-    options, object_store = of_a_run(parser)
-    from mpa_ray.report.status import render_status, status
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    parser.add_argument("--count", action="store_true", help="read all rows and count kept, dropped and failed")
+    options, object_store = parse_run_options(parser)
+    from mpa_ray.report.render_status import render_status
+    from mpa_ray.report.status import status
     from mpa_ray.run.run import Run
-    from mpa_ray.storage.storage import open_storage
+    from mpa_ray.storage.open import open_storage
 
-    found = status(Run(open_storage(options.run_dir, object_store)), options.count)
-    print(json.dumps(found.record(), indent=2, ensure_ascii=False) if options.json else render_status(found))
+    run_status = status(Run(open_storage(options.run_dir, object_store)), options.count)
+    print(json.dumps(run_status.to_json(), indent=2, ensure_ascii=False) if options.json else render_status(run_status))
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(run_job(main))

@@ -1,4 +1,4 @@
-"""What the jobs share: `--config FILE --dotted.override value`, help from the configuration tree, and exit codes."""
+"""The command line of the jobs: `--config FILE --dotted.override value`, help on all settings, and exit codes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,32 @@ from mpa_ray.errors import ConfigError, RunError
 WRONG_SETUP, FAILED, INTERRUPTED = 2, 1, 130
 
 
-def configured(description: str | None, arguments: list[str] | None = None) -> RunConfig:
-    """The configuration that the command line names.
+def load_from_arguments(description: str | None, arguments: list[str] | None = None) -> RunConfig:
+    """Load the configuration that the command line names.
+
+    Args:
+        description: Begins the help.
+        arguments: The command line; by default that of this process.
 
     Raises:
-        ConfigError: it is wrong, or an override has no value.
+        ConfigError: a setting is wrong, or an override has no value.
     """
-    options, overrides = parsed(description, arguments=arguments)
+    options, overrides = parse_options(description, arguments=arguments)
     return load_config(options.config, overrides)
 
 
-def parsed(
+def parse_options(
     description: str | None, *flags: tuple[str, str], arguments: list[str] | None = None
 ) -> tuple[argparse.Namespace, dict[str, str]]:
-    """The options `config` and whatever flags there are, each with its help, and the dotted overrides.
+    """Parse the command line of a job that has a configuration.
+
+    Args:
+        description: Begins the help.
+        flags: The job's own flags, such as `--score-only`, each with its help.
+        arguments: The command line; by default that of this process.
+
+    Returns:
+        The options `config` and the flags, and the overrides by their dotted names.
 
     Raises:
         ConfigError: an override has no value.
@@ -45,34 +57,41 @@ def parsed(
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file with the settings below")
-    for flag, told in flags:
-        parser.add_argument(flag, action="store_true", help=told)
-    options, rest = parser.parse_known_args(arguments)
-    return options, dict(_pairs(rest))
+    for flag, flag_help in flags:
+        parser.add_argument(flag, action="store_true", help=flag_help)
+    options, words = parser.parse_known_args(arguments)
+    return options, dict(_parse_overrides(words))
 
 
-def of_a_run(
+def parse_run_options(
     parser: argparse.ArgumentParser, arguments: list[str] | None = None
 ) -> tuple[argparse.Namespace, ObjectStoreConfig]:
-    """The options of a job that looks at a run directory, and how that is reached where it is at s3://.
+    """Parse the command line of a job that reads a run directory.
+
+    Args:
+        parser: Has the job's own options; the run directory and the help are added to it.
+        arguments: The command line; by default that of this process.
+
+    Returns:
+        The options, and how a run at s3:// is reached.
 
     Raises:
         ConfigError: an option is unknown, or a setting of the object store is wrong.
     """
     parser.add_argument("run_dir", metavar="RUN", help="a run directory, local or at s3://")
     parser.epilog = "--object_store.NAME VALUE sets how s3:// is reached:\n" + "\n".join(
-        _lines(ObjectStoreConfig, "object_store.")
+        _help_lines(ObjectStoreConfig, "object_store.")
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.allow_abbrev = False
-    options, rest = parser.parse_known_args(arguments)
-    return options, load_object_store(dict(_pairs(rest)))
+    options, words = parser.parse_known_args(arguments)
+    return options, load_object_store(dict(_parse_overrides(words)))
 
 
-def exit_code(main: Callable[[], int | None]) -> int:
-    """Run a job: 0 when it is done, 2 for a mistake in its set-up, 1 where it could not go on.
+def run_job(main: Callable[[], int | None]) -> int:
+    """Run a job and return its exit code: 0 when it is done, 2 for a wrong setting, 1 if it failed, 130 if interrupted.
 
-    It ends on SIGTERM, which `ray job stop` and schedulers send, as on Ctrl-C.
+    SIGTERM, which `ray job stop` and schedulers send, interrupts it like Ctrl-C.
     """
     if "RAY_LOGGING_CONFIG_ENCODING" not in os.environ:
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -86,11 +105,11 @@ def exit_code(main: Callable[[], int | None]) -> int:
         print(f"RunError: {error}", file=sys.stderr)
         return FAILED
     except OSError as error:
-        # Files of the run that could be read or written when it began.
+        # A file of the run that could be read or written at the start.
         print(f"RunError: {type(error).__name__}: {error}. The same command continues.", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        # Threads that are left lose their Ray now: what they would say of it helps nobody.
+        # Other threads now lose their connection to Ray; their errors would only confuse.
         threading.excepthook = lambda _: None
         logging.disable()
         print("Interrupted: the same command continues.", file=sys.stderr)
@@ -98,42 +117,45 @@ def exit_code(main: Callable[[], int | None]) -> int:
 
 
 def _interrupt(*_: object) -> NoReturn:
-    """As Ctrl-C; Ray sends the signal to each process of a job, and again to those below it."""
+    """Interrupt like Ctrl-C, once: Ray sends the signal to each process of a job, and again to its children."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
+def _parse_overrides(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Read `--dotted.name value` and `--dotted.name=value`."""
     queue = iter(words)
     for word in queue:
         if not word.startswith("--"):
             raise ConfigError("command line", word, "is not an override.", "Write --dotted.name value.")
         name, equals, value = word.removeprefix("--").partition("=")
-        given = value if equals else next(queue, None)
-        if given is None:
+        override = value if equals else next(queue, None)
+        if override is None:
             raise ConfigError(f"--{name}", None, "has no value.", "Write --dotted.name value.")
-        yield name, given
+        yield name, override
 
 
 def settings_help() -> str:
-    """Every setting with its default and its sentence."""
-    return "settings (override any with --dotted.name value):\n" + "\n".join(_lines(RunConfig, ""))
+    """Every setting with its default and its description."""
+    return "settings (override any with --dotted.name value):\n" + "\n".join(_help_lines(RunConfig, ""))
 
 
-def _lines(model: type[BaseModel], prefix: str) -> Iterator[str]:
+def _help_lines(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    """A line for each setting of a branch, and for those of the branches below it."""
     for name, field in model.model_fields.items():
-        branches = list(_models(field.annotation))
+        branches = list(_branches(field.annotation))
         dotted = f"{prefix}{name}" + (".0" if get_origin(field.annotation) is list else "")
         default = "required" if field.is_required() else "" if branches else f"default {field.default!r}"
-        told = " ".join((field.description or "").split())
-        yield f"  --{dotted:<44} {told}{f' ({default})' if default else ''}".rstrip()
+        description = " ".join((field.description or "").split())
+        yield f"  --{dotted:<44} {description}{f' ({default})' if default else ''}".rstrip()
         for branch in branches:
-            yield from _lines(branch, f"{dotted}.")
+            yield from _help_lines(branch, f"{dotted}.")
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def _branches(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The branches of the configuration tree that a setting may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif get_origin(annotation) in (Union, types.UnionType, list) or hasattr(annotation, "__metadata__"):
         for inner in get_args(annotation):
-            yield from _models(inner)
+            yield from _branches(inner)

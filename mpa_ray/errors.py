@@ -1,17 +1,17 @@
-"""The errors that a user can act on."""
+"""Errors that the user can fix."""
 
 from __future__ import annotations
 
 
 class ConfigError(Exception):
-    """Something in the set-up is wrong: raised before any work starts, naming the field, its value and the remedy."""
+    """A setting is wrong. It is raised before any work starts, and names the field, its value and the remedy."""
 
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
         self.field, self._rest = field, (value, problem, remedy)
         super().__init__(f"{field} = {value!r}: {problem} {remedy}")
 
-    def of_field(self, field: str) -> ConfigError:
-        """The same of a field that is called otherwise where the user wrote it."""
+    def with_field(self, field: str) -> ConfigError:
+        """The same error with the name that the user knows the field by."""
         return type(self)(field, *self._rest)
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[object, ...]]:
@@ -19,11 +19,11 @@ class ConfigError(Exception):
 
 
 class RunError(Exception):
-    """The run cannot go on; what was committed stays and a later run continues from it."""
+    """The run cannot continue. Committed results are kept, and the same command continues from them."""
 
 
 class CannotWrite(RunError):
-    """A file of the run cannot be written: a full disk, or a lack of permission."""
+    """A file of the run cannot be written, because of a full disk or missing permissions."""
 
     def __init__(self, target: str, problem: str) -> None:
         self.target, self.problem = target, problem
@@ -35,4 +35,4 @@ class CannotWrite(RunError):
 
 
 class FingerprintMismatch(ConfigError):
-    """The run directory holds results made under other settings."""
+    """The run directory holds results that were made with other settings."""

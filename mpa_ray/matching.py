@@ -1,4 +1,4 @@
-"""When one answer agrees with another, for the parity check; evaluation has metrics of its own."""
+"""When a prediction agrees with a reference answer, for the parity check; evaluation uses `mpa_ray.metrics`."""
 
 from __future__ import annotations
 
@@ -11,57 +11,59 @@ from mpa_ray.config import AnlsMatch, AnyOfMatch, MatcherConfig, NumericMatch
 from mpa_ray.metrics import anls, text, vqa
 
 Matcher = Callable[[str, str], bool]
-"""Takes the reference and the prediction, in this order."""
+"""Called with the reference and the prediction, in this order."""
 
 _MEANINGFUL = frozenset("%‰#&@′″")  # noqa: RUF001
-"""Unicode calls these punctuation, but they are part of an answer: 5% is not 5, C# is not C."""
+"""Punctuation by Unicode's categories that is part of an answer: 5% is not 5, and C# is not C."""
 
 
 def exact(reference: str, prediction: str) -> bool:
-    """Equal once written alike; what the paper says (arXiv 2509.16633), and the default.
+    """Equality after normalisation: the paper's rule (arXiv 2509.16633), and the default.
 
-    Case, Unicode form, the amount of white space and the punctuation around the text do not count; everything inside
-    does, and so do a sign and a decimal point: "3.5" is not "35", "-5" is not "5". Text of nothing but punctuation
+    Ignores case, Unicode form, the amount of white space, and punctuation around the text. Punctuation inside the text
+    counts, as do a sign and a decimal point: "3.5" is not "35", and "-5" is not "5". Text that is only punctuation
     matches nothing.
     """
-    wanted = normalise(reference)
-    return bool(wanted) and wanted == normalise(prediction)
+    expected = normalise(reference)
+    return bool(expected) and expected == normalise(prediction)
 
 
 def containment(reference: str | None, prediction: str | None) -> bool:
-    """The reference occurs anywhere in the prediction; what the paper's released scripts do (vl2g/MPA, 4e69e39).
+    """The reference occurs anywhere in the prediction: the rule of the paper's released scripts (vl2g/MPA, 4e69e39).
 
-    Both lose their case, white space and everything outside `\\w` first; None counts as "". So "no" matches "Nokia",
-    "5" matches "35", and an empty reference matches everything. For comparison with the release, not for new work.
+    Ignores case, white space and all characters outside `\\w`; None counts as "". So "no" matches "Nokia", "5" matches
+    "35", and an empty reference matches everything. Use it to compare with the release, not for new work.
     """
     return text.squeezed(reference or "") in text.squeezed(prediction or "")
 
 
 def vqa_normalized(reference: str, prediction: str) -> bool:
-    """Equal once both are written as VQA accuracy writes them: no articles and punctuation, "two" is "2".
+    """Equality after VQA accuracy's normalisation: without articles and punctuation, and with "2" for "two".
 
-    A sign is punctuation there: "-5" is "5". Text that is nothing but articles and punctuation matches nothing.
+    That normalisation treats a sign as punctuation: "-5" is "5". Text that is only articles and punctuation matches
+    nothing.
     """
-    wanted = vqa.normalise(reference)
-    return bool(wanted) and wanted == vqa.normalise(prediction)
+    expected = vqa.normalise(reference)
+    return bool(expected) and expected == vqa.normalise(prediction)
 
 
 @dataclass(frozen=True)
 class Numeric:
-    """Numbers of the same unit that differ by at most a share of the reference; other text as `exact`."""
+    """Numbers with the same unit that differ by at most a share of the reference; other text by `exact`."""
 
     tolerance: float
 
     def __call__(self, reference: str, prediction: str) -> bool:
-        wanted, told = quantity(reference), quantity(prediction)
-        if wanted is None or told is None:
+        expected, predicted = quantity(reference), quantity(prediction)
+        if expected is None or predicted is None:
             return exact(reference, prediction)
-        return wanted.unit == told.unit and abs(told.value - wanted.value) <= self.tolerance * abs(wanted.value)
+        distance = abs(predicted.value - expected.value)
+        return expected.unit == predicted.unit and distance <= self.tolerance * abs(expected.value)
 
 
 @dataclass(frozen=True)
 class Similar:
-    """Average normalised Levenshtein similarity of at least a threshold."""
+    """A normalised Levenshtein similarity (ANLS) of at least a threshold."""
 
     threshold: float
 
@@ -80,11 +82,11 @@ class AnyOf:
 
 
 MATCHERS: dict[str, Matcher] = {"exact": exact, "containment": containment, "vqa_normalized": vqa_normalized}
-"""Those that have no settings."""
+"""The matchers without settings, by name."""
 
 
 def matcher_of(config: MatcherConfig) -> Matcher:
-    """The matcher that a configuration describes; it survives pickling."""
+    """The configured matcher; it can be pickled."""
     match config:
         case NumericMatch():
             return Numeric(config.tolerance)
@@ -97,7 +99,7 @@ def matcher_of(config: MatcherConfig) -> Matcher:
 
 
 def matcher_label(config: MatcherConfig) -> str:
-    """A matcher's name with its setting, fit for a file's name: `numeric-0.05`."""
+    """A matcher's name with its setting, for use in file names, such as `numeric-0.05`."""
     match config:
         case NumericMatch():
             return f"numeric-{config.tolerance:g}"
@@ -111,10 +113,11 @@ def matcher_label(config: MatcherConfig) -> str:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number and what it counts, such as `%` or `$`; empty where nothing is said."""
+    """A number and its unit."""
 
     value: float
     unit: str
+    """A sign such as `%` or `$`; empty without one."""
 
 
 _QUANTITY = re.compile(
@@ -125,16 +128,16 @@ _QUANTITY = re.compile(
 
 
 def quantity(text: str) -> Quantity | None:
-    """What a text says where it is one number, with thousands separators and a unit sign perhaps; else None."""
-    found = _QUANTITY.fullmatch(normalise(text))
-    if found is None or not (found["digits"] or found["decimals"]):
+    """The number that a text consists of, with optional thousands separators and a unit sign; None for other text."""
+    match = _QUANTITY.fullmatch(normalise(text))
+    if match is None or not (match["digits"] or match["decimals"]):
         return None
-    value = float(f"{(found['digits'] or '0').replace(',', '')}{found['decimals'] or ''}")
-    return Quantity(-value if found["sign"] in ("-", "\u2212") else value, found["before"] or found["after"])
+    value = float(f"{(match['digits'] or '0').replace(',', '')}{match['decimals'] or ''}")
+    return Quantity(-value if match["sign"] in ("-", "\u2212") else value, match["before"] or match["after"])
 
 
 def normalise(text: str) -> str:
-    """NFKC, case folded, inner white space single, no white space or punctuation at the ends."""
+    """Apply NFKC and case folding, collapse white space, and strip white space and punctuation from both ends."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     spaced = " ".join(folded.split())
     start, end = 0, len(spaced)

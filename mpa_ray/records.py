@@ -1,4 +1,4 @@
-"""What flows between the stages: one frozen dataclass for each kind of row, and the Arrow schema derived from it."""
+"""The rows that flow between stages: one frozen dataclass for each kind, from which its Arrow schema is derived."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
 
 class State(StrEnum):
-    """Where a row ended."""
+    """The final state of a row."""
 
     KEPT = "kept"
     DROPPED = "dropped"
@@ -20,7 +20,7 @@ class State(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a row was dropped or failed; the parser's reasons (`ReplyError`) stand beside these."""
+    """Why a row was dropped or failed. The parser has further reasons, see `ReplyError`."""
 
     TEACHER_INCONSISTENT = "teacher_inconsistent"
     STUDENT_CORRECT = "student_correct"
@@ -46,21 +46,24 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image of the corpus, not yet read."""
+    """An image of the corpus that has not been read yet."""
 
     image_id: str
-    """Stable and unique in the run: the path below the source's root; in a container the container's and a number."""
+    """Stable and unique in the run: a path below the source's root, or a container's path and a name or row number."""
     uri: str
-    """A file, an object, or a part of one: see `mpa_ray.corpus.locator`."""
+    """A file, or a part of a file, see `mpa_ray.corpus.locator`."""
     num_bytes: int | None = None
-    """None where listing the source does not tell."""
+    """None if listing the source does not give sizes."""
     metadata: str | None = None
     """The columns of `source.metadata` as a JSON object."""
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """A row of D_PA: what became of one image at the teacher. Every image has at least one."""
+    """A row of D_PA: a pair that the teacher wrote for an image, or the reason why there is none.
+
+    Every image has at least one row.
+    """
 
     annotation_id: str
     image_id: str
@@ -70,41 +73,42 @@ class Annotation:
     reason: str | None = None
     detail: str | None = None
     attempts: int = 1
-    """How often the image's shard was begun, or for one that kills engines the image itself."""
+    """How often the image's shard was attempted; for an image that kills engines, how often the image was attempted."""
     metadata: str | None = None
     num_bytes: int | None = None
+    """The size of the file; None if the file was not read."""
     content_sha256: str | None = None
-    """Of the file's bytes, as is their number; None where it was not read."""
+    """The digest of the file's bytes; None if the file was not read."""
     duplicate_of: str | None = None
-    """The image, earlier in the corpus, with the same bytes."""
+    """An image with the same bytes that is earlier in the corpus."""
     question: str | None = None
     answer: str | None = None
     second_answer: str | None = None
-    """The teacher's answer to its own question, asked afresh; of several the one given most often."""
+    """The teacher's answer to its question, asked again; if several are drawn, the most frequent one."""
     second_answer_share: float | None = None
-    """Of the answers drawn, how many were this one."""
+    """The share of the drawn answers that equal `second_answer`."""
     reply: str | None = None
-    """What the teacher wrote, as it was."""
+    """The whole reply to the annotation prompt."""
     finish_reason: str | None = None
     second_finish_reason: str | None = None
     mean_logprob: float | None = None
-    """Mean log-probability of the reply's tokens (natural logarithm)."""
+    """The mean log-probability (natural logarithm) of the reply's tokens."""
     second_mean_logprob: float | None = None
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_second_prompt_tokens: int = 0
-    """Of all second answers to this question together, as everything about the second pass below."""
+    """The sum over all second answers to this question; so are the following fields of the second pass."""
     num_second_cached_tokens: int = 0
     num_second_output_tokens: int = 0
     num_uncached_image_tokens: int = 0
-    """Image tokens that the second pass had to compute again; 0 when the shared preamble works."""
+    """Image tokens that the second pass had to compute again; 0 if the shared preamble works."""
     first_pass_s: float = 0.0
     second_pass_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one student's answer makes of one annotation."""
+    """The result of comparing a student's answer with an annotation."""
 
     annotation_id: str
     image_id: str
@@ -120,29 +124,37 @@ class Verdict:
     student_answer: str | None = None
     teacher_agrees: bool | None = None
     student_agrees: bool | None = None
-    """None where the student was not asked."""
+    """None if the student was not asked."""
     finish_reason: str | None = None
     mean_logprob: float | None = None
     num_prompt_tokens: int = 0
-    """Of the student's prompt with its image; leveling sorts by it."""
+    """Tokens of the student's prompt, including the image; leveling sorts by this number."""
 
     @property
     def cell(self) -> str:
-        """Who agrees with the teacher's answer, as in `teacher_yes_student_no`; `not_judged` without two answers."""
+        """Who agrees with the teacher's first answer, such as `teacher_yes_student_no`, or `not_judged`."""
         if self.teacher_agrees is None:
             return "not_judged"
         student = {True: "yes", False: "no", None: "not_asked"}[self.student_agrees]
         return f"teacher_{'yes' if self.teacher_agrees else 'no'}_student_{student}"
 
     def sample(self) -> ParitySample:
-        """Its pair as training takes it."""
-        pair = (self.question or "", self.answer or "", self.student_answer or "")
-        return ParitySample(self.annotation_id, self.image_id, self.uri, *pair, self.metadata, self.num_prompt_tokens)
+        """The verdict's pair as a training sample."""
+        return ParitySample(
+            annotation_id=self.annotation_id,
+            image_id=self.image_id,
+            uri=self.uri,
+            question=self.question or "",
+            answer=self.answer or "",
+            student_answer=self.student_answer or "",
+            metadata=self.metadata,
+            num_prompt_tokens=self.num_prompt_tokens,
+        )
 
 
 @dataclass(frozen=True)
 class ParitySample:
-    """A row of D_PI: the teacher agrees with itself on it and the student does not."""
+    """A row of D_PI: the teacher's second answer agrees with its first, and the student's answer does not."""
 
     annotation_id: str
     image_id: str
@@ -156,22 +168,25 @@ class ParitySample:
 
 @dataclass(frozen=True)
 class EpochCounts:
-    """How many samples of each kind a student's training has."""
+    """The numbers of samples in a student's training."""
 
     num_chosen: int
-    """The arm's own, before any are held out: of arm `parity`, D_PI."""
+    """Samples of the arm itself, including those that are held out; for arm `parity`, D_PI."""
     num_mixed_in: int
+    """Samples added for replay and balance."""
     num_held_out: int
+    """Samples kept out of training to measure the loss."""
     num_retained: int
+    """Pairs kept out of training to measure forgetting."""
     num_too_long: int
-    """Left out, since image tokens must not be cut."""
+    """Samples left out because image tokens must not be truncated."""
     num_samples: int
-    """That are trained on."""
+    """Samples that the student is trained on."""
 
 
 @dataclass(frozen=True)
 class LabelledQuestion:
-    """A question of a labelled set, for evaluation only."""
+    """A question of a labelled set."""
 
     question_id: str
     image_id: str
@@ -180,9 +195,9 @@ class LabelledQuestion:
     answers: list[str]
     family: str
     answer_type: str | None = None
-    """As the benchmark names it, such as `yes/no` or `OPEN`."""
+    """The benchmark's name for the kind of answer, such as `yes/no` or `OPEN`."""
     split: str = ""
-    """A part that the benchmark reports by itself: ChartQA's `human` and `augmented`, SLAKE's languages."""
+    """A part that the benchmark reports separately: ChartQA's `human` and `augmented`, SLAKE's languages."""
 
 
 @dataclass(frozen=True)
@@ -195,63 +210,82 @@ class Prediction:
     question: str
     answers: list[str]
     family: str
-    prediction: str | None
+    state: str
+    """`kept` where the model replied, `dropped` or `failed` where it could not."""
     reason: str | None = None
-    """Why there is no prediction, or why it may be cut short."""
+    detail: str | None = None
+    prediction: str | None = None
+    """None where there is no reply; it counts as wrong."""
+    finish_reason: str | None = None
+    """`length` where the token limit cut the reply, which is scored all the same."""
     answer_type: str | None = None
     split: str = ""
 
 
+class HasOutcome(Protocol):
+    """A row that says what became of its image."""
+
+    @property
+    def image_id(self) -> str: ...
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def reason(self) -> str | None: ...
+
+
 Row = ImageRef | Annotation | Verdict | ParitySample | LabelledQuestion | Prediction
 RowT = TypeVar("RowT", ImageRef, Annotation, Verdict, ParitySample, LabelledQuestion, Prediction)
-T = TypeVar("T")
+OutcomeT = TypeVar("OutcomeT", Annotation, Verdict, Prediction)
+OfModelT = TypeVar("OfModelT", bound=HasOutcome)
 
 
 @dataclass(frozen=True)
-class OfModel(Generic[T]):
-    """A row of one of several models that are asked together."""
+class OfModel(Generic[OfModelT]):
+    """A row of one of several models that answer in the same pass."""
 
     model: str
-    row: T
+    row: OfModelT
 
     @property
     def image_id(self) -> str:
-        return str(getattr(self.row, "image_id", ""))
+        return self.row.image_id
 
     @property
-    def state(self) -> State:
-        """Predictions have none: they are kept."""
-        return getattr(self.row, "state", State.KEPT)
+    def state(self) -> str:
+        return self.row.state
 
     @property
     def reason(self) -> str | None:
-        return getattr(self.row, "reason", None)
+        return self.row.reason
 
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[str]: pa.list_(pa.string())}
 
 
 def arrow_schema(row_type: type) -> pa.Schema:
-    """The Arrow schema of a row type; a field is nullable where its annotation allows None."""
+    """Return the Arrow schema of a row type. A field is nullable if its annotation allows None."""
     fields = []
     for name, hint in get_type_hints(row_type).items():
         nullable = get_origin(hint) is types.UnionType
-        inner = next(a for a in get_args(hint) if a is not type(None)) if nullable else hint
+        inner = next(arg for arg in get_args(hint) if arg is not types.NoneType) if nullable else hint
         fields.append(pa.field(name, _ARROW[inner], nullable=nullable))
     return pa.schema(fields)
 
 
 def to_table(rows: Sequence[RowT], row_type: type[RowT]) -> pa.Table:
-    """Rows of one type as an Arrow table with exactly that type's columns."""
+    """Return rows of one type as an Arrow table with exactly that type's columns."""
     schema = arrow_schema(row_type)
-    return pa.table([pa.array([getattr(r, f.name) for r in rows], f.type) for f in schema], schema=schema)
+    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
+    return pa.table(columns, schema=schema)
 
 
 def from_table(table: pa.Table, row_type: type[RowT]) -> list[RowT]:
     """The inverse of `to_table`.
 
     Raises:
-        ValueError: the table's schema is not the row type's.
+        ValueError: the table has another schema than the row type.
     """
     expected = arrow_schema(row_type)
     if not table.schema.equals(expected):

@@ -13,7 +13,7 @@ import pytest
 
 from mpa_ray.config import RunConfig, SourceConfig
 from mpa_ray.corpus.index import index_shards
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.demo.world import WorldSpec, paint, sample_scene
 from mpa_ray.run.run import Run
 

@@ -1,4 +1,4 @@
-"""Questions about the bundled world's images, in the official format of every benchmark."""
+"""Writes questions about the bundled world's images in the official format of every benchmark."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question with its one true answer."""
+class PictureQuestion:
+    """A question about a picture, and its only correct answer."""
 
     picture: Image.Image
     number: int
-    """Of the image."""
+    """The number of the image."""
     question: str
     answer: str
 
 
-def ask(num_images: int, per_image: int, seed: int) -> list[Asked]:
-    """Different questions on each image, those on one image one after the other."""
+def draw_questions(num_images: int, per_image: int, seed: int) -> list[PictureQuestion]:
+    """Draw different questions about each image. Questions about the same image are adjacent."""
     rng = random.Random(seed)
-    found: list[Asked] = []
-    while len(found) < num_images * per_image:
+    questions: list[PictureQuestion] = []
+    while len(questions) < num_images * per_image:
         scene = sample_scene(WorldSpec(), rng)
         drawn = filter(None, (sample_question(scene, rng) for _ in range(20 * per_image)))
         answers = {question.question: question.answer for question in drawn}
         if len(answers) >= per_image:
-            number, picture = len(found) // per_image, paint(scene)
-            found += [Asked(picture, number, *pair) for pair in list(answers.items())[:per_image]]
-    return found
+            number, picture = len(questions) // per_image, paint(scene)
+            questions += [PictureQuestion(picture, number, *pair) for pair in list(answers.items())[:per_image]]
+    return questions
 
 
-def write_official(kind: str, folder: Path, questions: list[Asked]) -> dict[str, str]:
-    """Write a benchmark of this kind; what a configuration says of it."""
+def write_official(kind: str, folder: Path, questions: list[PictureQuestion]) -> dict[str, str]:
+    """Write a benchmark of this kind, and return its settings."""
     folder.mkdir(parents=True)
     return {"kind": kind, **_WRITERS[kind](folder, questions)}
 
 
-def _save(questions: list[Asked], folder: Path, name: str) -> None:
-    for asked in questions:
-        path = folder / name.format(asked.number)
+def _save(questions: list[PictureQuestion], folder: Path, name: str) -> None:
+    for question in questions:
+        path = folder / name.format(question.number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # PNG whatever the name says: the models were trained on sharp edges, and decoding goes by content.
-        asked.picture.save(path, "PNG")
+        # PNG for any file name: the models were trained on sharp edges, and decoding depends only on the content.
+        question.picture.save(path, "PNG")
 
 
 def _json(path: Path, content: Any) -> str:
@@ -61,15 +61,15 @@ def _json(path: Path, content: Any) -> str:
     return str(path)
 
 
-def _parquet(path: Path, questions: list[Asked], **columns: list[Any]) -> str:
+def _parquet(path: Path, questions: list[PictureQuestion], **columns: list[Any]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     _save(questions, path.parent / "aside", "{}.png")
-    held = [{"bytes": (path.parent / f"aside/{q.number}.png").read_bytes(), "path": None} for q in questions]
-    pq.write_table(pa.table({"image": held, **columns}), path)
+    images = [{"bytes": (path.parent / f"aside/{q.number}.png").read_bytes(), "path": None} for q in questions]
+    pq.write_table(pa.table({"image": images, **columns}), path)
     return str(path)
 
 
-def _textvqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
+def _textvqa(folder: Path, questions: list[PictureQuestion]) -> dict[str, str]:
     _save(questions, folder, "train_images/im{}.jpg")
     data = [
         {
@@ -85,7 +85,7 @@ def _textvqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
     return {"path": _json(folder / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": data})}
 
 
-def _stvqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
+def _stvqa(folder: Path, questions: list[PictureQuestion]) -> dict[str, str]:
     _save(questions, folder / "images", "coco-text/{}.jpg")
     data = [
         {
@@ -101,7 +101,7 @@ def _stvqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
     return {"path": _json(folder / "train_task_3.json", {"data": data}), "images": str(folder / "images")}
 
 
-def _chartqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
+def _chartqa(folder: Path, questions: list[PictureQuestion]) -> dict[str, str]:
     _save(questions, folder / "test/png", "{}.png")
     entries = [{"imgname": f"{q.number}.png", "query": q.question, "label": q.answer} for q in questions]
     _json(folder / "test/test_human.json", entries[::2])
@@ -109,11 +109,11 @@ def _chartqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
     return {"path": str(folder / "test")}
 
 
-def _vqa(questions_name: str, annotations_name: str) -> Callable[[Path, list[Asked]], dict[str, str]]:
-    def write(folder: Path, questions: list[Asked]) -> dict[str, str]:
+def _vqa(questions_name: str, annotations_name: str) -> Callable[[Path, list[PictureQuestion]], dict[str, str]]:
+    def write(folder: Path, questions: list[PictureQuestion]) -> dict[str, str]:
         _save(questions, folder / "val2014", "COCO_val2014_{:012d}.jpg")
-        asked = [{"question_id": n, "image_id": q.number, "question": q.question} for n, q in enumerate(questions)]
-        told = [
+        entries = [{"question_id": n, "image_id": q.number, "question": q.question} for n, q in enumerate(questions)]
+        annotations = [
             {
                 "question_id": n,
                 "image_id": q.number,
@@ -124,14 +124,14 @@ def _vqa(questions_name: str, annotations_name: str) -> Callable[[Path, list[Ask
             }
             for n, q in enumerate(questions)
         ]
-        path = _json(folder / questions_name, {"data_subtype": "val2014", "questions": asked})
-        _json(folder / annotations_name, {"annotations": told})
+        path = _json(folder / questions_name, {"data_subtype": "val2014", "questions": entries})
+        _json(folder / annotations_name, {"annotations": annotations})
         return {"path": path, "images": str(folder / "val2014")}
 
     return write
 
 
-def _docvqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
+def _docvqa(folder: Path, questions: list[PictureQuestion]) -> dict[str, str]:
     _save(questions, folder / "documents", "{}_1.png")
     data = [
         {
@@ -150,7 +150,7 @@ def _docvqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
     return {"path": _json(folder / "val_v1.0_withQT.json", {"dataset_name": "SP-DocVQA", "data": data})}
 
 
-def _infovqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
+def _infovqa(folder: Path, questions: list[PictureQuestion]) -> dict[str, str]:
     _save(questions, folder / "images", "{}.jpeg")
     data = [
         {
@@ -168,7 +168,7 @@ def _infovqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
     return {"path": path, "images": str(folder / "images")}
 
 
-def _gqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
+def _gqa(folder: Path, questions: list[PictureQuestion]) -> dict[str, str]:
     _save(questions, folder / "images", "n{}.jpg")
     entries = {
         str(n): {
@@ -183,13 +183,13 @@ def _gqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
     return {"path": path, "images": str(folder / "images")}
 
 
-def _pathvqa(folder: Path, questions: list[Asked]) -> dict[str, str]:
+def _pathvqa(folder: Path, questions: list[PictureQuestion]) -> dict[str, str]:
     path = folder / "data/test-00000-of-00001.parquet"
-    asked = {"question": [q.question for q in questions], "answer": [q.answer for q in questions]}
-    return {"path": _parquet(path, questions, **asked)}
+    columns = {"question": [q.question for q in questions], "answer": [q.answer for q in questions]}
+    return {"path": _parquet(path, questions, **columns)}
 
 
-def _vqa_rad(folder: Path, questions: list[Asked]) -> dict[str, str]:
+def _vqa_rad(folder: Path, questions: list[PictureQuestion]) -> dict[str, str]:
     _save(questions, folder / "images", "synpic{}.jpg")
     entries = [
         {
@@ -205,7 +205,7 @@ def _vqa_rad(folder: Path, questions: list[Asked]) -> dict[str, str]:
     return {"path": _json(folder / "VQA_RAD Dataset Public.json", entries), "images": str(folder / "images")}
 
 
-def _slake(folder: Path, questions: list[Asked]) -> dict[str, str]:
+def _slake(folder: Path, questions: list[PictureQuestion]) -> dict[str, str]:
     _save(questions, folder / "imgs", "xmlab{}/source.jpg")
     entries = [
         {
@@ -223,7 +223,7 @@ def _slake(folder: Path, questions: list[Asked]) -> dict[str, str]:
     return {"path": _json(folder / "test.json", entries), "images": str(folder / "imgs")}
 
 
-def _own(folder: Path, questions: list[Asked]) -> dict[str, str]:
+def _own(folder: Path, questions: list[PictureQuestion]) -> dict[str, str]:
     _save(questions, folder, "{}.png")
     rows = [
         {"question_id": str(n), "image": f"{q.number}.png", "question": q.question, "answers": [q.answer]}

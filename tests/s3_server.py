@@ -1,4 +1,4 @@
-"""A server that speaks S3's protocol over HTTP, and the environment in which a user's commands reach it."""
+"""A server with the S3 API, and the environment that lets a user's commands access it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import boto3
 from moto.server import ThreadedMotoServer
 
-SECRET = "a-secret-that-no-file-may-hold"
+SECRET = "a-secret-that-no-file-may-contain"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """The endpoint's URL; it holds an empty bucket named `bucket`. Credentials have to be in the environment."""
+    """Run a server with an empty bucket named `bucket`, and yield its URL. The environment must contain credentials."""
     moto = ThreadedMotoServer(port=0, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()
@@ -36,16 +36,16 @@ def environment(endpoint: str) -> dict[str, str]:
 
 
 def upload(folder: Path, endpoint: str, prefix: str) -> None:
-    """Everything below a folder, under a prefix of the bucket."""
+    """Upload all files below a folder to a prefix of the bucket."""
     for path in folder.rglob("*"):
         if path.is_file():
             client(endpoint).upload_file(str(path), "bucket", f"{prefix}/{path.relative_to(folder).as_posix()}")
 
 
-def files_holding(secret: str, endpoint: str, prefix: str) -> list[str]:
-    """Keys of the objects under a prefix that hold a text, as it is."""
+def keys_containing(secret: str, endpoint: str, prefix: str) -> list[str]:
+    """Return the keys of objects under a prefix whose content contains a text."""
     store = client(endpoint)
     pages = store.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=prefix)
-    keys = [found["Key"] for page in pages for found in page.get("Contents", ())]
+    keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
     assert keys
     return [key for key in keys if secret.encode() in store.get_object(Bucket="bucket", Key=key)["Body"].read()]

@@ -1,4 +1,4 @@
-"""The same images as every kind of source, made by the libraries that users make them with."""
+"""Writes the same images as every kind of source, with the libraries that users write them with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import webdataset
 
 PER_FILE = 12
-"""Images in one tar or Parquet file."""
+"""The number of images in one tar or Parquet file."""
 
 Maker = Callable[[list[bytes], Path], Path]
 
@@ -50,7 +50,7 @@ def as_json_lines(contents: list[bytes], root: Path) -> Path:
 
 
 def as_parquet(values: list[Any], kind: pa.DataType, root: Path) -> Path:
-    """Several files, named by a glob, since images may lie beside them."""
+    """Several files, addressed by a glob, since image files may be in the same folder."""
     table = pa.table({"image": pa.array(values, kind), "caption": [f"c{n}" for n in range(len(values))]})
     for part, first in enumerate(range(0, len(values), PER_FILE)):
         pq.write_table(table.slice(first, PER_FILE), root / f"{part:02d}.parquet", row_group_size=5)

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.throughput.work import QUESTION, TASK, Timings, Work, rates
-from mpa_ray.config import ModelConfig, RunConfig, SamplingConfig
+from mpa_ray.config import ModelConfig, RunConfig
 from mpa_ray.corpus.read import Reader
-from mpa_ray.engine.protocol import EncodedImage, JsonSchema, Reply, VisionLanguageModel
-from mpa_ray.imaging.decode import ImageProblem, prepare_apart
+from mpa_ray.engine.protocol import EncodedImage, Reply, Request, VisionLanguageModel
+from mpa_ray.imaging.decode import ImageProblem, prepare_in_thread
 from mpa_ray.matching import MATCHERS
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.index import index
@@ -45,16 +45,9 @@ class Readable:
     async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
         return await self.model.encode_image(image_id, content)
 
-    async def generate(
-        self,
-        image: EncodedImage,
-        text: str,
-        sampling: SamplingConfig,
-        schema: JsonSchema | None = None,
-        adapter: str | None = None,
-    ) -> Reply:
-        reply = await self.model.generate(image, text, sampling, schema, adapter)
-        written = f"Question: {QUESTION}\nAnswer: 3" if text == TASK.annotation_prompt() else "3"
+    async def generate(self, image: EncodedImage, request: Request) -> Reply:
+        reply = await self.model.generate(image, request)
+        written = f"Question: {QUESTION}\nAnswer: 3" if request.text == TASK.annotation_prompt() else "3"
         return replace(reply, text=written, finish_reason="stop")
 
     def close(self) -> None:
@@ -74,18 +67,11 @@ class Raw:
         return self.model.max_images_in_flight
 
     async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
-        prepared = await prepare_apart(content, self.min_pixels, self.max_pixels)
+        prepared = await prepare_in_thread(content, self.min_pixels, self.max_pixels)
         return prepared if isinstance(prepared, ImageProblem) else EncodedImage(image_id, prepared.key, prepared.image)
 
-    async def generate(
-        self,
-        image: EncodedImage,
-        text: str,
-        sampling: SamplingConfig,
-        schema: JsonSchema | None = None,
-        adapter: str | None = None,
-    ) -> Reply:
-        return await self.model.generate(image, text, sampling, schema, adapter)
+    async def generate(self, image: EncodedImage, request: Request) -> Reply:
+        return await self.model.generate(image, request)
 
     def close(self) -> None:
         self.model.close()

@@ -1,4 +1,4 @@
-"""Decides which phases of a campaign run beside each other on the cluster."""
+"""Decides which phases of a campaign run at the same time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
+_POLL_S = 5.0
+"""How often waiting phases check whether the cluster has grown."""
+_ROUNDING = 1e-6
+"""Allowed excess of a sum of fractions."""
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -16,58 +21,65 @@ class Resources:
     num_cpus: float
     num_gpus: float = 0.0
 
-    def without(self, taken: Iterable[Resources]) -> Resources:
-        """What is left, 0 where more is taken than there is."""
-        others = list(taken)
+    def without(self, used: Iterable[Resources]) -> Resources:
+        """The resources that are left, at least 0 of each."""
+        others = list(used)
         return Resources(
             max(0.0, self.num_cpus - sum(other.num_cpus for other in others)),
             max(0.0, self.num_gpus - sum(other.num_gpus for other in others)),
         )
 
-    def holds(self, other: Resources) -> bool:
-        """Does the other fit in? Sums of fractions are off by a little."""
-        return other.num_cpus <= self.num_cpus + 1e-6 and other.num_gpus <= self.num_gpus + 1e-6
-
-
-_POLL_S = 5.0
-"""How often the cluster's capacity is read while phases wait."""
+    def has_room_for(self, other: Resources) -> bool:
+        """Whether the other resources fit into these."""
+        return other.num_cpus <= self.num_cpus + _ROUNDING and other.num_gpus <= self.num_gpus + _ROUNDING
 
 
 @dataclass(frozen=True)
 class _Waiting:
+    """A phase that waits to be admitted."""
+
     need: Resources
     size: float
-    order: int
+    arrival: int
 
 
 class AdmissionController:
-    """Lets steps in while the cluster has room for them: the longest first, and smaller ones where it doesn't fit.
+    """Admits a phase when the cluster has room for it, the largest first.
 
-    What needs more than the cluster has comes in when nothing else runs; Ray then tells what is lacking, or gets it.
+    A smaller phase may go before a larger one that does not fit yet. A phase that needs more than the whole cluster is
+    admitted when no other runs: Ray then waits for an autoscaler to add nodes, or reports what is missing.
     """
 
-    def __init__(self, capacity: Callable[[], Resources], max_running: int | None = None) -> None:
-        """`capacity` is asked again and again, for nodes come and go; with `max_running` that alone counts."""
-        self._capacity, self._max_running = capacity, max_running
+    def __init__(
+        self, capacity: Callable[[], Resources], max_running: int | None = None, poll_s: float = _POLL_S
+    ) -> None:
+        """Begin with no phase.
+
+        Args:
+            capacity: The resources of the cluster now; called repeatedly, since nodes come and go.
+            max_running: Admit this many phases, regardless of the cluster's resources.
+            poll_s: Seconds between two calls of `capacity` while phases wait.
+        """
+        self._capacity, self._max_running, self._poll_s = capacity, max_running, poll_s
         self._changed = threading.Condition()
         self._waiting: list[_Waiting] = []
         self._running: list[Resources] = []
-        self._orders = count()
+        self._arrivals = count()
 
     @contextmanager
     def admitted(self, need: Resources, size: float = 0.0) -> Iterator[None]:
-        """Wait for room, and take it as long as the block runs.
+        """Wait for room, and hold it while the block runs.
 
         Args:
-            need: What the step takes of the cluster.
-            size: How long it takes, in any unit; of steps that wait, the larger come first.
+            need: The resources that the phase takes.
+            size: A measure of the phase's duration, in any unit. Of the phases that wait, the largest goes first.
         """
-        entry = _Waiting(need, size, next(self._orders))
+        entry = _Waiting(need, size, next(self._arrivals))
         with self._changed:
             self._waiting.append(entry)
             try:
                 while not self._is_next(entry):
-                    self._changed.wait(_POLL_S)
+                    self._changed.wait(self._poll_s)
             finally:
                 self._waiting.remove(entry)
                 self._changed.notify_all()
@@ -80,11 +92,11 @@ class AdmissionController:
                 self._changed.notify_all()
 
     def _is_next(self, entry: _Waiting) -> bool:
-        in_order = sorted(self._waiting, key=lambda waiting: (-waiting.size, waiting.order))
+        in_order = sorted(self._waiting, key=lambda waiting: (-waiting.size, waiting.arrival))
         if self._max_running is not None:
             return len(self._running) < self._max_running and in_order[0] is entry
         free = self._capacity().without(self._running)
-        fitting = [waiting for waiting in in_order if free.holds(waiting.need)]
+        fitting = [waiting for waiting in in_order if free.has_room_for(waiting.need)]
         if not fitting and not self._running:
             return in_order[0] is entry
         return bool(fitting) and fitting[0] is entry

@@ -1,4 +1,4 @@
-"""Tells a campaign's students which shards are annotated."""
+"""Announces the shards that are annotated to the students of a campaign."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class ShardAnnouncements:
-    """Shards in the order in which they were announced, for any number of followers, each from the first on."""
+    """Shards in the order in which they were announced. Any number of threads may iterate; each gets all of them."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -16,26 +16,28 @@ class ShardAnnouncements:
         self._error: BaseException | None = None
 
     def announce(self, shard: str) -> None:
+        """Append a shard."""
         with self._changed:
             self._shards.append(shard)
             self._changed.notify_all()
 
     def end(self, error: BaseException | None = None) -> None:
-        """There are no more; followers that have had all raise the error, if there is one."""
+        """End the iterations after the last shard, with the error if there is one."""
         with self._changed:
             self._is_over, self._error = True, error
             self._changed.notify_all()
 
     def __iter__(self) -> Iterator[str]:
-        place = 0
+        """Wait for each shard in turn. Raises the error that the announcements ended with."""
+        index = 0
         while True:
             with self._changed:
-                while place == len(self._shards) and not self._is_over:
+                while index == len(self._shards) and not self._is_over:
                     self._changed.wait()
-                if place == len(self._shards):
+                if index == len(self._shards):
                     if self._error is not None:
                         raise self._error
                     return
-                shard = self._shards[place]
-            place += 1
+                shard = self._shards[index]
+            index += 1
             yield shard

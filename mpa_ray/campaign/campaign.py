@@ -18,7 +18,7 @@ from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.annotate import ListShards, index_and_annotate
 from mpa_ray.phases.context import RunContext
-from mpa_ray.phases.evaluate import evaluate, lay_out_benchmarks, predict, predict_group, predict_groups
+from mpa_ray.phases.evaluate import evaluate, predict, predict_group, predict_groups, prepare_benchmarks
 from mpa_ray.phases.identify import engine_groups, identify_group, identify_student
 from mpa_ray.phases.level import level_student
 from mpa_ray.phases.measured_models import measured_models, names_of_student
@@ -30,21 +30,21 @@ from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.sizing.architecture import architecture_of
 
 _CPUS_FOR_SMALL_TASKS = 1.0
-"""CPUs of the cluster that no phase takes: they fetch images and commit rows."""
+"""CPUs of the cluster that are left for the small tasks that fetch images and commit rows."""
 
 
 def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
-    """Do everything for every student, side by side as far as the cluster's resources allow.
+    """Run all phases for all students, as many at a time as fit on the cluster.
 
-    A failing student is reported; the others continue. The same command then does what is missing.
+    A failing student is reported; the others continue. Running the same command again does what is missing.
 
     Args:
         config: The run.
         list_shards: See `index_and_annotate`.
 
     Raises:
-        ConfigError: something is wrong that concerns all students.
-        RunError: the teacher's pass failed, or some students did; names them.
+        ConfigError: a setting that all students need is wrong.
+        RunError: the teacher's pass or some students failed; names the students.
     """
     failures = _students_with_errors(config)
     students = [student for student in config.students if student.name not in failures]
@@ -55,7 +55,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
     context = RunContext.from_checked(config)
     for name, error in failures.items():
         say(f"WARNING: {name} is left out: {error}")
-    lay_out_benchmarks(context)
+    prepare_benchmarks(context)
     failures |= _Campaign(context, students, list_shards).run()
     try:
         context = context.with_finished_rounds()
@@ -75,7 +75,7 @@ def _students_with_errors(config: RunConfig) -> dict[str, Exception]:
     for index, student in enumerate(config.students):
         try:
             check_student(student, index, config.object_store)
-            # A model at s3:// is checked where its identity is read.
+            # Reading the identity also checks a model at s3://.
             model_identity(student.model, config.object_store)
         except (ConfigError, OSError) as error:
             errors[student.name] = error
@@ -88,7 +88,7 @@ class _Campaign:
     def __init__(
         self, context: RunContext[RunConfig], students: Sequence[StudentConfig], list_shards: ListShards
     ) -> None:
-        """Of the run's students, those that can be aligned."""
+        """Prepare a campaign for the students that can be aligned."""
         self._context, self._students, self._list_shards = context, students, list_shards
         self._controller = AdmissionController(_capacity, context.config.max_concurrent_phases)
         self._annotated = ShardAnnouncements()
@@ -105,7 +105,7 @@ class _Campaign:
         threads += [_started(self._align, student) for student in self._students]
         for thread in threads:
             while thread.is_alive():
-                # Joined without a limit, a thread would hold up an interrupt.
+                # A join without a timeout would block KeyboardInterrupt.
                 thread.join(1.0)
         if self._teacher_error is not None:
             raise self._teacher_error
@@ -126,7 +126,7 @@ class _Campaign:
             admission = self._admission(student, size)
             to_train = self._admission_to_train(student, size)
             to_check = self._admission(student.model_copy(update={"num_replicas": 1}), size)
-            same_model, group = self._asked_as(student)
+            same_model, group = self._same_model_and_group(student)
             self._identify(student, same_model, group, admission)
             for arm in student.arms:
                 level_student(self._context, student, arm, to_train, to_check)
@@ -144,7 +144,7 @@ class _Campaign:
     def _align_again(
         self, student: StudentConfig, number: int, to_train: Admission, admission: Admission, to_check: Admission
     ) -> None:
-        """A later round: what the student answers now, a training from there, and its scores."""
+        """Do a later round: verdicts of the trained student, another training, and both scores."""
         context = self._context.with_finished_rounds()
         again = next(s for s in context.config.students if s.name == student.name_in(number))
         identify_student(context, again, admission)
@@ -157,7 +157,7 @@ class _Campaign:
             predict(context, f"{student.name}.{when}", admission)
 
     def _identify(self, student: StudentConfig, same_model: str, group: EngineGroup, admission: Admission) -> None:
-        """The first student of a group has its engine ask all of them; the others copy what is theirs."""
+        """Identify a student. The first of a group asks for all of them; a student with the same model is copied."""
         leader = group.names[0]
         if leader == student.name:
             with fall_back_to_single(group, lambda: self._teacher_error):
@@ -169,12 +169,12 @@ class _Campaign:
         self._identified[student.name].set()
 
     def _wait_for_teacher(self) -> None:
-        """Until all images are annotated. Raises the error that ended the teacher's pass."""
+        """Wait until all images are annotated. Raises the error that ended the teacher's pass."""
         for _ in self._annotated:
             continue
 
     def _measure_before(self, student: StudentConfig, group: EngineGroup, admission: Admission) -> None:
-        """The first of a group's students that arrives here has their engine answer for all of them."""
+        """Measure a student before alignment. The first of a group to arrive here measures all of them."""
         if self._context.config.evaluate is not None and len(group.names) > 1:
             shared = EngineGroup(group.base, {f"{name}.before": adapter for name, adapter in group.adapters.items()})
             with self._measured_together[group.names[0]] as is_first:
@@ -183,8 +183,8 @@ class _Campaign:
                         predict_group(self._context, shared, admission)
         self._measure(self._context, student, "before", admission)
 
-    def _asked_as(self, student: StudentConfig) -> tuple[str, EngineGroup]:
-        """The first student that is the same model, perhaps itself, and the group that asks it."""
+    def _same_model_and_group(self, student: StudentConfig) -> tuple[str, EngineGroup]:
+        """The first student with the same model, which may be the student itself, and the group of that one."""
         fingerprint_of = partial(verdict_fingerprint, self._context.config, self._context.task)
         fingerprint = fingerprint_of(student)
         first = next(s for s in self._students if fingerprint_of(s) == fingerprint)
@@ -195,20 +195,20 @@ class _Campaign:
         if context.config.evaluate is None:
             return
         try:
-            # The teacher goes first: nothing waits for its scores.
+            # No phase depends on these scores, so they do not delay the teacher.
             self._wait_for_teacher()
             models = measured_models(context)
         except Exception as error:  # noqa: BLE001
             if error is not self._teacher_error:
                 self._failures["evaluate"] = error
             return
-        of_students = {name for student in context.configured.students for name in names_of_student(student)}
+        of_students = {name for student in context.config.students for name in names_of_student(student)}
         others = {name: model for name, model in models.items() if name not in of_students}
         try:
             predict_groups(context, others, lambda group: self._admission(group.base, 0.0))
         except Exception as error:  # noqa: BLE001
-            # Each model's own pass, below, shows what is wrong with it.
-            say(f"WARNING: models to measure: {error}")
+            # The model at fault fails again in its own pass, below.
+            say(f"WARNING: measuring models in a shared engine failed; each is measured alone: {error}")
         for name in others:
             try:
                 predict(context, name, self._admission(models[name], 0.0))
@@ -222,7 +222,7 @@ class _Campaign:
 
     def _admission_to_train(self, student: StudentConfig, size: float) -> Admission:
         level = student.level
-        # Without a GPU, training computes on all cores there are, whatever Ray sets aside.
+        # Without a GPU, training uses all cores, regardless of what Ray reserves.
         num_cpus = level.cpus_per_worker if level.gpus_per_worker else math.inf
         need = Resources(level.num_workers * num_cpus, level.num_workers * level.gpus_per_worker)
         return self._admission_for(need, size)
@@ -232,7 +232,7 @@ class _Campaign:
 
 
 class _Once:
-    """Entered by one thread at a time, which learns whether it is the first."""
+    """A lock. Entering it returns True the first time, and False from then on."""
 
     def __init__(self) -> None:
         self._lock, self._is_entered = threading.Lock(), False
@@ -247,13 +247,13 @@ class _Once:
 
 
 def _size(student: StudentConfig, object_store: ObjectStoreConfig) -> float:
-    """The student's parameters, which order the students by the time they take; 0 where they are not known."""
+    """The number of parameters, a measure of how long a student takes; 0 if it is not known."""
     if not student.engine.has_checkpoint:
         return 0.0
     try:
         return float(architecture_of(model_settings(student.model, object_store), student.model).total)
     except ConfigError:
-        # A family whose layers we cannot count is aligned all the same.
+        # An unknown family can still be aligned.
         return 0.0
 
 
@@ -264,7 +264,7 @@ def _started(target: Callable[..., None], *args: object) -> threading.Thread:
 
 
 def _capacity() -> Resources:
-    # Ray takes a second to import, and a campaign that is done needs none of it.
+    # Ray takes a second to import, and a finished campaign does not need it.
     from mpa_ray.pipeline.cluster import cluster_resources
 
     num_cpus, num_gpus = cluster_resources()

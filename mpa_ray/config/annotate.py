@@ -11,17 +11,17 @@ from mpa_ray.config.settings import Settings
 
 
 class AnnotateConfig(Settings):
-    """The Pseudo Annotator."""
+    """The Pseudo Annotator: the teacher writes questions and answers."""
 
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_p=0.95)
-    """How the teacher writes a pair."""
+    """How the teacher's pairs are sampled."""
     reply: Literal["free", "json"] = "free"
-    """`json` makes the engine write an object with a question and an answer, whatever the model is inclined to."""
+    """`json` forces the engine to write a JSON object with a question and an answer; `free` lets the model choose."""
     num_questions: int = Field(1, ge=1)
-    """Pairs drawn for each image, in one visit; a question that the image has already is dropped."""
+    """Question-answer pairs to draw for each image. A repeated question is dropped."""
     num_second_answers: int = Field(1, ge=1)
-    """1 answers each question afresh once, greedily. More are drawn as `sampling` says and put to the vote: the answer
-    given most often is the second answer, stored with its share of the votes (self-consistency, arXiv 2203.11171)."""
+    """How often the teacher answers each question again. With 1, it answers greedily. With more, answers are drawn with
+    `sampling`, and the most frequent one becomes the second answer (self-consistency, arXiv 2203.11171)."""
 
     @model_validator(mode="after")
     def _draws_differ(self) -> AnnotateConfig:

@@ -1,66 +1,132 @@
-"""Serving settings: one class for each kind of engine."""
+"""Engine settings: one class for each kind of engine.
+
+To add an engine, write its class here, with its factory in a module of its own, and add the class to `EngineConfig`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+import math
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from mpa_ray.config.settings import Settings
 
+_MAX_ADAPTERS = 15
+"""The default limit of adapters in one engine: each takes memory on every GPU."""
+
+_SPEED_ARGUMENTS = frozenset(
+    {
+        "gpu_memory_utilization",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "enforce_eager",
+        "compilation_config",
+        "mm_processor_cache_gb",
+        "distributed_executor_backend",
+        "disable_log_stats",
+    }
+)
+"""Arguments of vLLM that change how fast it answers, but not what."""
+
 
 class EngineSettings(Settings):
-    """What the rest of the package has to know of a kind of engine."""
+    """What the rest of the package needs to know about a kind of engine."""
 
+    factory: ClassVar[str]
+    """`module:function` of the `EngineFactory` that starts the engine."""
     has_checkpoint: ClassVar[bool]
-    """Whether it loads a model's files, which can then be checked, trained and exported."""
+    """Whether the engine loads a model's files, which can then be checked, trained and exported."""
+
+    @property
+    @abstractmethod
+    def default_images_in_flight(self) -> int:
+        """The number of images that one engine works on concurrently if `max_images_in_flight` is not set."""
+
+    @property
+    def num_gpus_per_copy(self) -> int:
+        """The number of GPUs that hold one copy of the model together."""
+        return 1
+
+    @property
+    def max_adapters(self) -> int:
+        """The number of LoRA adapters that one engine serves beside its model; 0 if it serves none."""
+        return 0
+
+    @abstractmethod
+    def identity_fields(self) -> dict[str, Any]:
+        """The settings that change an engine's replies, by their names in a run's fingerprint."""
 
 
 class VllmEngineConfig(EngineSettings):
     """A vLLM engine in every replica."""
 
+    factory: ClassVar[str] = "mpa_ray.engine.vllm.engine:start"
     has_checkpoint: ClassVar[bool] = True
 
     kind: Literal["vllm"] = "vllm"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of weights and activations."""
     max_model_len: int | None = Field(None, ge=64)
-    """Longest prompt plus reply in tokens; None takes the model's own limit."""
+    """Longest prompt plus reply, in tokens; None takes the model's own limit."""
     max_num_seqs: int = Field(64, ge=1)
     """Requests that the engine decodes together."""
     block_size: int | None = None
-    """Tokens per block of the KV cache; None leaves it to vLLM, and to 32 on a CPU."""
+    """Tokens per block of the KV cache; None is vLLM's default on a GPU and 32 on a CPU."""
     tensor_parallel_size: int = Field(1, ge=1)
     """GPUs that hold one copy of the model together."""
     num_renderers: int | None = Field(None, ge=0)
-    """Processes beside each engine that decode, scale and run the model's processor; 0 does that in a thread of the
-    engine's own process. None is one for each CPU of `cpus_per_replica` but the first where the engine has a GPU, and 0
-    where it computes on those CPUs itself."""
+    """Processes beside each engine that decode and scale images and run the model's processor; 0 uses a thread of the
+    engine's process. None is 0 on a CPU; with a GPU it is one process for each CPU of `cpus_per_replica` but the
+    first."""
     num_threads: int | None = Field(None, ge=1)
-    """Threads that an engine on a CPU computes with; None is what `cpus_per_replica` says, or one less where that is
-    the whole machine and the model is so small (weights under 32 MiB) that it computes faster with a core left free."""
+    """Threads of an engine on a CPU. None is one for each of its cores (see `cpus_per_replica`), less one if those are
+    the whole machine and the model's weights are under 32 MiB: so small a model is faster with one core free."""
     cpu_kv_cache_gib: int = Field(1, ge=1)
     """KV cache of an engine on a CPU, in GiB."""
     engine_args: dict[str, Any] = Field({})
-    """Passed to vLLM's `AsyncEngineArgs` as they are."""
+    """Further arguments of vLLM's `AsyncEngineArgs`, passed on unchanged."""
+
+    @property
+    def default_images_in_flight(self) -> int:
+        """A tenth more than `max_num_seqs`: the batch stays full, and each image's KV blocks stay in the cache."""
+        return math.ceil(1.1 * self.max_num_seqs)
+
+    @property
+    def num_gpus_per_copy(self) -> int:
+        return self.tensor_parallel_size
+
+    @property
+    def max_adapters(self) -> int:
+        """One less than the engine's slots: requests without an adapter need a slot that no adapter takes."""
+        num_slots: int = self.engine_args.get("max_loras", _MAX_ADAPTERS + 1)
+        return max(1, num_slots - 1)
+
+    def identity_fields(self) -> dict[str, Any]:
+        further = {f"engine_args.{k}": v for k, v in self.engine_args.items() if k not in _SPEED_ARGUMENTS}
+        return {"dtype": self.dtype, "max_model_len": self.max_model_len, **further}
 
 
 class ScriptedEngineConfig(EngineSettings):
-    """A stand-in without a model whose replies follow from the image's bytes: for tests and for measuring the rest."""
+    """An engine without a model, whose replies depend on the image's bytes: for tests and for measuring the rest."""
 
+    factory: ClassVar[str] = "mpa_ray.engine.scripted:start"
     has_checkpoint: ClassVar[bool] = False
 
     kind: Literal["scripted"]
     inconsistent_rate: float = Field(0.0, ge=0, le=1)
     """Share of images on which the second answer differs from the first."""
     wrong_rate: float = Field(0.0, ge=0, le=1)
-    """Share of questions that this model answers otherwise than a scripted teacher would."""
+    """Share of images on which this model's answers differ from a scripted teacher's."""
     unparsable_rate: float = Field(0.0, ge=0, le=1)
     """Share of annotation replies without a question."""
     truncated_rate: float = Field(0.0, ge=0, le=1)
     """Share of annotation replies that stop at the token limit."""
     num_questions: int = Field(1, ge=1)
-    """Different questions that a teacher draws from, by the seed of the request."""
+    """Number of different questions about an image; the request's seed selects one."""
     latency_s: float = Field(0.0, ge=0)
     """Seconds that every reply takes."""
     fail_on: tuple[str, ...] = ()
@@ -68,11 +134,24 @@ class ScriptedEngineConfig(EngineSettings):
     die_on: tuple[str, ...] = ()
     """Ids of images on which the engine dies, once per actor start."""
     kill_on: tuple[str, ...] = ()
-    """Ids of images on which the whole process is killed, as for want of memory."""
+    """Ids of images on which the whole process is killed, as when memory runs out."""
     hang_on: tuple[str, ...] = ()
     """Ids of images on which no reply ever comes."""
     die_once_in: str | None = None
-    """Folder in which a mark is left at each death, so that the next engine survives the same image."""
+    """Folder that records each death, so that the next engine survives the same image."""
+
+    @property
+    def default_images_in_flight(self) -> int:
+        return 64
+
+    def identity_fields(self) -> dict[str, Any]:
+        return self.model_dump(include={"inconsistent_rate", "wrong_rate", "unparsable_rate", "truncated_rate"})
 
 
 EngineConfig = Annotated[VllmEngineConfig | ScriptedEngineConfig, Field(discriminator="kind")]
+
+ENGINE_CLASSES: tuple[type[EngineSettings], ...] = get_args(get_args(EngineConfig)[0])
+"""Every kind of engine."""
+
+ENGINE_KINDS = tuple(get_args(engine.model_fields["kind"].annotation)[0] for engine in ENGINE_CLASSES)
+"""The values of `engine.kind`."""

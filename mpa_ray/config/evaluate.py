@@ -1,4 +1,4 @@
-"""Labelled benchmarks and the models that are measured on them."""
+"""Settings of labelled benchmarks and of the models that are measured on them."""
 
 from __future__ import annotations
 
@@ -27,54 +27,54 @@ class BenchmarkConfig(Settings):
         "slake",
         "questions",
     ] = "questions"
-    """In whose format the files are; `questions` is any JSON lines, JSON list or Parquet of your own."""
+    """The format of the files; `questions` is your own set, as JSON lines, a JSON list or Parquet."""
     path: str
-    """The official file with the questions, or a Parquet mirror: a file, a folder or a glob. Of GQA's mirror, the
+    """The official file with the questions, or a Parquet mirror: a file, a folder or a glob. For GQA's mirror, the
     instructions."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Names its results; None is its kind. Give one where two benchmarks are of one kind."""
+    """The name of its results; None is its kind. Two benchmarks of the same kind need different names."""
     images: str | None = None
-    """The folder that holds the image files; None is the folder of `path`'s file. Of GQA's mirror, the Parquet files
-    with the images. Where a Parquet file holds its images itself, it is not looked at."""
+    """The folder with the image files; None is the folder of the file at `path`. For GQA's mirror, the Parquet files
+    with the images. Not used where the Parquet files at `path` hold the images."""
     annotations: str | None = None
-    """VQA's and OK-VQA's second file; None is the file beside `path` with its official name."""
+    """The second file of VQA and OK-VQA; None is the file with the official name beside `path`."""
     split: str | None = None
-    """Train, val, test or the like: chooses among the files of a folder, and goes into ids that are made up and into
-    COCO's file names. None goes by the files' names."""
+    """The split, such as train, val or test: selects files of a folder, and is part of generated ids and of COCO's file
+    names. None takes it from the files' names."""
     columns: dict[str, str] = Field({})
-    """Of kind `questions`: the fields for `id`, `image`, `question`, `answers`, `family`, `answer_type`, `split` and
-    `image_id` where they are named otherwise."""
+    """For kind `questions`: your names of the fields `id`, `image`, `question`, `answers`, `family`, `answer_type`,
+    `split` and `image_id`, where they differ."""
     metric: str | None = None
-    """Scores the answers; None is the benchmark's own, and for `questions` the task's."""
+    """The metric that scores the answers; None is the benchmark's own, or the task's for kind `questions`."""
     limit: int | None = Field(None, ge=1)
-    """Only the first so many questions."""
+    """Use only this many questions, from the first."""
 
     @property
     def label(self) -> str:
-        """Its name in results."""
+        """The benchmark's name in results."""
         return self.name or self.kind
 
 
 class NamedModelConfig(ModelConfig):
-    """A model to measure, whether or not a run aligns it."""
+    """A further model to measure."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Names its predictions."""
+    """The name of its predictions and scores."""
     compared_to: str | None = None
-    """The name of the model from which its paired difference is told."""
+    """The name of a measured model; the paired difference from that model to this one is reported."""
 
 
 class EvaluateConfig(Settings):
-    """Labelled benchmarks to measure models on; no other step reads them."""
+    """Labelled benchmarks, and the models to measure on them. No other phase reads the benchmarks."""
 
     benchmarks: list[BenchmarkConfig] = Field(min_length=1)
-    """All are answered in one pass of each model."""
+    """The benchmarks; each model answers all of them in one pass."""
     models: list[NamedModelConfig] = Field([])
-    """Further models besides the run's own: checkpoints or LoRA adapters."""
+    """Checkpoints or LoRA adapters to measure in addition to the run's own models."""
     shard_size: int = Field(256, ge=1)
-    """Questions per shard, about."""
+    """Questions per shard; a shard may have more, since all questions about an image are in the same shard."""
     teacher: bool = True
-    """Also measure the teacher: the ceiling of what a student can learn from it."""
+    """Also measure the teacher, whose score limits what a student can learn from it."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> EvaluateConfig:

@@ -16,42 +16,46 @@ class PlainMatch(Settings):
 
 
 class NumericMatch(Settings):
-    """Numbers of one unit, and other text exactly."""
+    """Compare numbers of the same unit with a tolerance, and other text exactly."""
 
     kind: Literal["numeric"]
     tolerance: float = Field(0.05, ge=0)
-    """Largest difference, as a share of the reference."""
+    """Largest difference that counts as equal, as a share of the reference."""
 
 
 class AnlsMatch(Settings):
-    """Text that is written nearly alike."""
+    """Compare text by its spelling (average normalised Levenshtein similarity)."""
 
     kind: Literal["anls"]
     threshold: float = Field(0.5, gt=0, le=1)
-    """Least similarity (1 - normalised edit distance)."""
+    """Smallest similarity (1 - normalised edit distance) that counts as equal."""
 
 
 class AnyOfMatch(Settings):
-    """Agreement by at least one of several."""
+    """Agree if at least one of several matchers does."""
 
     kind: Literal["any_of"]
     of: tuple[MatcherConfig, ...] = Field(min_length=1)
+    """The matchers."""
 
 
-def _kind_alone(value: Any) -> Any:
+def _from_name(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
 MatcherConfig = Annotated[
-    PlainMatch | NumericMatch | AnlsMatch | AnyOfMatch, Field(discriminator="kind"), BeforeValidator(_kind_alone)
+    PlainMatch | NumericMatch | AnlsMatch | AnyOfMatch, Field(discriminator="kind"), BeforeValidator(_from_name)
 ]
+# `AnyOfMatch.of` refers to the alias, which does not exist when the class is made.
+AnyOfMatch.model_rebuild()
 
 
 class IdentifyConfig(Settings):
-    """The Parity Identifier."""
+    """The Parity Identifier: finds pairs that the teacher answers consistently and the student does not."""
 
     matcher: MatcherConfig | None = None
-    """When two answers agree: `exact`, `containment` (as the released code of the paper), `vqa_normalized`, `numeric`,
-    `anls`, or `any_of` several; by name, or as a mapping with settings. None takes the task's."""
+    """When two answers agree: `exact`, `containment` (as in the paper's released code), `vqa_normalized`, `numeric`,
+    `anls`, or `any_of`; a name, or a mapping with `kind` and settings. None uses the task's matcher."""
     ask_where_teacher_disagrees: bool = False
-    """Also ask the student where the teacher contradicts itself: fills all four cells, changes nothing that is kept."""
+    """Also ask the student if the teacher's two answers differ. This fills all four cells of the report, but D_PI stays
+    the same."""

@@ -1,4 +1,4 @@
-"""Settings of the Parity Leveler, and the students that it trains."""
+"""Settings of the Parity Leveler and of the students that it trains."""
 
 from __future__ import annotations
 
@@ -14,110 +14,117 @@ Component = Literal["language", "projector", "vision"]
 
 
 class LoraConfig(Settings):
-    """Train low-rank adapters."""
+    """Train low-rank adapters (LoRA)."""
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(16, ge=1)
+    """Rank of every adapter."""
     alpha: float = Field(32.0, gt=0)
-    """Adapters are scaled by alpha / rank."""
+    """The output of an adapter is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    parts: tuple[Component, ...] = Field(("language",), min_length=1)
-    """Where adapters go: every linear layer of these parts but the output head."""
+    """Dropout on the input of an adapter."""
+    components: tuple[Component, ...] = Field(("language",), min_length=1)
+    """Where adapters go: every linear layer of these components of the model, except the output head."""
     quantize: bool = False
-    """Hold the frozen weights in 4 bits (QLoRA, arXiv 2305.14314); needs bitsandbytes and a GPU."""
+    """Store the frozen weights in 4 bits (QLoRA, arXiv 2305.14314). Needs bitsandbytes and a GPU."""
 
 
 class FullConfig(Settings):
-    """Train weights themselves."""
+    """Train the model's own weights."""
 
     kind: Literal["full"]
-    parts: tuple[Component, ...] = Field(("language",), min_length=1)
-    """What is trained; the rest is frozen."""
+    components: tuple[Component, ...] = Field(("language",), min_length=1)
+    """Components of the model that are trained; the others are frozen."""
     projector_learning_rate: float | None = Field(None, gt=0)
-    """Peak rate of the projector; None is `learning_rate`."""
+    """Peak learning rate of the projector; None means `learning_rate`."""
     vision_learning_rate: float | None = Field(None, gt=0)
-    """Peak rate of the vision tower; None is a tenth of `learning_rate`."""
+    """Peak learning rate of the vision tower; None means a tenth of `learning_rate`."""
 
 
 Arm = Literal["parity", "all", "consistent", "random", "labels"]
 
 
 def measured_as(arm: Arm) -> str:
-    """How predictions of a student that was trained on an arm are called, behind its name."""
+    """The name, after the student's, of predictions by the student trained on an arm: `after` in `small.after`."""
     return "after" if arm == "parity" else arm
 
 
 class HoldoutConfig(Settings):
-    """Samples kept out of training to watch it."""
+    """Samples that are held out of training to choose the best weights."""
 
     share: float = Field(0.05, gt=0, lt=1)
-    """Of D_PI."""
+    """Share of the training samples that is held out."""
     questions: BenchmarkConfig | None = None
-    """A labelled set of your own to watch, in place of that share."""
+    """A labelled set of your own to use in place of that share."""
     max_samples: int = Field(512, ge=1)
+    """Hold out at most this many samples."""
     every_steps: int = Field(50, ge=1)
-    """The loss on them is measured this often; the weights with the lowest are exported."""
+    """Measure the held-out loss every so many steps. The weights with the lowest loss are exported."""
     patience: int | None = Field(None, ge=1)
-    """Training stops once so many measurements in a row were no better than the best; None goes to the end."""
+    """Stop training after this many measurements in a row without a new lowest loss; None never stops early."""
 
 
 class LevelConfig(Settings):
     """The Parity Leveler."""
 
     method: Annotated[LoraConfig | FullConfig, Field(discriminator="kind")] = LoraConfig()
-    """What is trained."""
+    """Train LoRA adapters (`lora`) or the weights (`full`)."""
     learning_rate: float = Field(1e-4, gt=0)
-    """Peak rate; linear warm-up, then linear to 0."""
+    """Peak learning rate, after a linear warm-up; it then falls linearly to 0."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    """Share of the steps in which the rate rises."""
+    """Share of the steps in the warm-up."""
     batch_size: int = Field(16, ge=1)
-    """Samples per optimiser step, over all workers."""
+    """Samples per optimiser step, on all workers together."""
     tokens_per_micro_batch: int = Field(8192, ge=1)
-    """Of prompts, images, answers and padding in one forward pass of one worker: as much as its memory takes."""
+    """Most tokens of prompts, images, answers and padding in a forward pass of one worker. Limited by its memory."""
     max_tokens: int | None = Field(None, ge=1)
-    """Longer samples are left out and counted, never cut; None takes all, as identification served them."""
+    """Longer samples are left out and counted, never truncated; None trains on samples of any length."""
     reduction: Literal["token", "sample"] = "token"
-    """What counts alike in the loss of a step: every token of an answer, or every sample."""
+    """Whether the loss of a step weights every answer token equally, or every sample."""
     num_workers: int = Field(1, ge=1)
-    """Data-parallel workers."""
+    """Number of data-parallel workers."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Whether every worker holds the whole model, or all of them one in shards (`fully_shard`)."""
+    """Data parallelism: `ddp` replicates the model on every worker, `fsdp` shards it over them (`fully_shard`)."""
     cpus_per_worker: float = Field(1.0, gt=0)
+    """CPUs that Ray reserves for each worker."""
     gpus_per_worker: float = Field(0.0, ge=0)
+    """GPUs that Ray reserves for each worker; 0 trains on CPUs."""
     accelerator_type: str | None = None
-    """Which kind of GPU, by Ray's name, such as `L4`; None takes any."""
+    """Ray's name of the GPU type to use, such as `L4`; None means any."""
     gradient_checkpointing: bool = False
-    """Compute activations twice rather than hold them."""
+    """Recompute activations in the backward pass to save memory."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
-    """Kernel; `auto` is the model's own choice, SDPA as a rule."""
+    """Attention kernel; `auto` leaves the choice to the model, usually SDPA."""
     weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of AdamW."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
     replay_share: float = Field(0.0, ge=0)
-    """Against forgetting: pairs that the student already answers, mixed in at this share of D_PI's size."""
+    """Mix in pairs that the student already answers, against forgetting: this many for each sample of D_PI."""
     replay_from: BenchmarkConfig | None = None
-    """A labelled set of your own to replay, in place of those pairs; its questions are asked as the task's are."""
+    """A labelled set of your own to replay in place of those pairs, with the task's prompt."""
     retained_samples: int = Field(256, ge=0)
-    """So many pairs that the student already answers are kept from training; how many of them it still answers
-    afterwards is told, and warned of where it is less than 95 %."""
+    """Keep this many pairs that the student already answers out of training, to measure forgetting. A warning follows
+    if it answers fewer than 95 % of them afterwards."""
     balance: bool = False
-    """Also mix in pairs that the student already answers wherever D_PI has fewer answers of a type (numbers, colours,
-    names, ...) than D_PA's shares would give it."""
+    """Also mix in pairs that the student already answers where D_PI has a smaller share of an answer type (numbers,
+    colours, names, ...) than D_PA."""
     holdout: HoldoutConfig | None = None
-    """Watch the loss on samples that are not trained on; off by default."""
+    """Hold samples out of training and export the weights with the lowest loss on them; off by default."""
     checkpoint_every_steps: int = Field(50, ge=1)
-    """A killed run goes on from the last of these."""
+    """Save a checkpoint every so many steps. A killed run resumes from the last one."""
     checkpoint_every_minutes: float = Field(15.0, gt=0)
-    """Also after so long."""
+    """Also save a checkpoint when this much time has passed since the last one."""
     max_failures: int = Field(3, ge=0)
-    """Worker failures that are survived by restarting from the last checkpoint."""
+    """Restart from the last checkpoint after at most this many worker failures."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
-    """Where curves go besides training.json: files for TensorBoard beside it, or services that are set up by their own
-    environment variables."""
+    """Where to log curves, in addition to training.json: TensorBoard files beside it, or services that you configure by
+    their environment variables."""
     seed: int = 0
-    """Order of the samples and initial adapters."""
+    """Seed of the sample order and of new adapters."""
 
     def of_arm(self, arm: Arm) -> LevelConfig:
-        """What counts for an arm: replay and balance belong to D_PI alone."""
+        """The settings that apply to an arm: replay and balance apply to D_PI alone."""
         if arm == "parity":
             return self
         return self.model_copy(update={"replay_share": 0.0, "replay_from": None, "balance": False})
@@ -127,19 +134,20 @@ class StudentConfig(ModelConfig):
     """A student to align."""
 
     name: str = Field("student", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Names its folder in the run directory."""
+    """Name of the student, and of its folder in the run directory."""
     level: LevelConfig = LevelConfig()
-    """How this student is fine-tuned."""
+    """How the student is fine-tuned."""
     arms: tuple[Arm, ...] = Field(("parity",), min_length=1)
-    """On what, a training of its own for each: `parity` is D_PI, `all` D_PA, `consistent` the pairs on which the
-    teacher agrees with itself, `random` as many of D_PA as D_PI holds, `labels` the labelled set below. Replay and
-    balance belong to `parity` alone."""
+    """What to train on, with a separate training for each: `parity` is D_PI, `all` is D_PA, `consistent` has the pairs
+    on which the teacher agrees with itself, `random` has as many pairs of D_PA as D_PI holds, and `labels` is the
+    labelled set below. Replay and balance apply to `parity` alone."""
     labels: BenchmarkConfig | None = None
-    """The labelled set of arm `labels`."""
+    """The labelled set that arm `labels` trains on."""
     rounds: int = Field(1, ge=1)
-    """How often it is aligned: the aligned student is put the teacher's questions again and trained on those that it
-    fails at now. Round 2 of `small` is a student called `small.round2`; only arm `parity` goes on."""
+    """How many times to align the student. In each further round, the aligned student answers the teacher's questions
+    again and is trained on those that it now gets wrong. Round 2 of `small` is a student named `small.round2`. Further
+    rounds train on `parity` alone."""
 
     def name_in(self, round_number: int) -> str:
-        """How it is called in a round, from 1 on."""
+        """The student's name in a round, from 1."""
         return self.name if round_number == 1 else f"{self.name}.round{round_number}"

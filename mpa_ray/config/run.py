@@ -1,4 +1,4 @@
-"""A whole run, and the parts of it that belong to no phase."""
+"""The root of the configuration tree, and settings that belong to no phase."""
 
 from __future__ import annotations
 
@@ -14,82 +14,92 @@ from mpa_ray.config.source import ObjectStoreConfig, ReadingConfig, SourceConfig
 
 
 class LimitsConfig(Settings):
-    """When a run gives up rather than go on."""
+    """When a run stops instead of continuing."""
 
     max_failed_rate: float = Field(0.5, ge=0, le=1)
-    """Stop once more than this share of the images could not be read or answered."""
+    """Stop if more than this share of the images cannot be read or answered."""
     min_images: int = Field(200, ge=1)
-    """The share is not looked at before this many images."""
+    """Check `max_failed_rate` only after this many images."""
     max_engine_deaths: int = Field(10, ge=1)
-    """Stop once engines have died this often on one shard; until then a new engine retries it."""
+    """Stop after this many engine deaths on one shard. Until then, a new engine retries the shard."""
     max_image_deaths: int = Field(2, ge=1)
-    """An image that has killed this many engines while alone in them ends as failed: kills_engine."""
+    """An image that kills this many engines while no other image is in them fails with reason `kills_engine`."""
     request_timeout_s: float = Field(600.0, gt=0)
-    """An engine that leaves a request without a reply for so long counts as dead."""
+    """An engine that does not reply to a request for this long counts as dead."""
 
 
 class PlanConfig(Settings):
-    """What `jobs/plan.py` reckons with; no other job reads it, and it may change at any time."""
+    """Settings of `jobs/plan.py`. No other job reads them, and they may change at any time."""
 
     from_run: str | None = None
-    """An earlier run, local or at s3://, whose measured rates are taken."""
+    """An earlier run, local or at s3://, whose measured rates to use."""
     num_images: int | None = Field(None, ge=1)
-    """Images to annotate; None takes what is indexed, or else `source.limit`."""
+    """Images to annotate; None is the size of the indexed corpus, or else `source.limit`."""
     num_benchmark_questions: int | None = Field(None, ge=0)
-    """Questions of all benchmarks together; None takes those that are laid out, or else the benchmarks' limits."""
+    """Questions of all benchmarks together; None counts those in the run directory, or else the benchmarks' limits."""
     image_tokens: int | None = Field(None, ge=1)
-    """Tokens of an image; None reckons with images of `max_pixels` and the model's patches."""
+    """Tokens of an image; None assumes images of `max_pixels` and the model's patch size."""
     teacher_images_per_s: float | None = Field(None, gt=0)
-    """Images that one replica of the teacher annotates a second, second answers included."""
+    """Images per second that one replica of the teacher annotates, including second answers."""
     student_images_per_s: float | None = Field(None, gt=0)
-    """Images whose questions one replica of a student answers a second."""
+    """Images per second whose questions one replica of a student answers."""
     questions_per_s: float | None = Field(None, gt=0)
-    """Benchmark questions that one replica answers a second."""
+    """Benchmark questions per second that one replica answers."""
     samples_per_s: float | None = Field(None, gt=0)
-    """Samples that one worker trains on a second."""
+    """Samples per second that one worker trains on."""
     parity_share: float | None = Field(None, ge=0)
     """Parity samples for each image."""
     engine_start_s: float | None = Field(None, ge=0)
-    """Seconds from the start of a pass to its first request, and to leave its place again."""
+    """Seconds that a pass takes to start its engines and to shut them down."""
     training_start_s: float | None = Field(None, ge=0)
-    """Seconds of a training in which no step is made: start, first passes, export."""
+    """Seconds of a training outside of optimiser steps: start, first passes and export."""
     gpu: str | None = None
-    """Kind of GPU where `accelerator_type` is not set: A100-40G, A100-80G, H100, L4, ..."""
+    """Kind of GPU to assume if `accelerator_type` is not set: A100-40G, A100-80G, H100, L4, ..."""
     gpu_memory_gib: float | None = Field(None, gt=0)
-    """Of one GPU; None goes by its kind."""
+    """Memory of one GPU; None is the memory of its kind."""
     gpu_hour_price: float | None = Field(None, ge=0)
-    """Price of one GPU for one hour, in any currency; without it no cost is told."""
+    """Price of one GPU for one hour, in any currency; None estimates no cost."""
     efficiency: float = Field(0.4, gt=0, le=1)
-    """Share of a GPU's peak (operations, memory bandwidth) that is assumed where nothing was measured or given."""
+    """Share of a GPU's peak operations and memory bandwidth to assume for rates that are neither measured nor given."""
 
 
 class EvaluationRunConfig(Settings):
     """A run that only measures models on benchmarks."""
 
     run_dir: str
-    """Where results go and from where a run continues."""
+    """The folder or s3:// prefix of the results. A run continues from what is there."""
     reading: ReadingConfig = ReadingConfig()
+    """How images are read ahead of the engines."""
     task: str = "text_vqa"
-    """text_vqa, scene_text_vqa, chart_qa, knowledge_vqa, demo_world, or a YAML file like theirs."""
+    """text_vqa, scene_text_vqa, chart_qa, knowledge_vqa, demo_world, or the path of a YAML file of the same form."""
     answer: AnswerConfig = AnswerConfig()
+    """How models answer a question."""
     evaluate: EvaluateConfig | None = None
+    """Benchmarks to measure models on."""
     limits: LimitsConfig = LimitsConfig()
+    """When a run stops instead of continuing."""
     object_store: ObjectStoreConfig = ObjectStoreConfig()
+    """How to access objects at s3://."""
 
 
 class RunConfig(EvaluationRunConfig):
-    """Everything about a run of Model Parity Alignment."""
+    """A run of Model Parity Alignment."""
 
     source: SourceConfig
+    """The unlabeled images."""
     teacher: ModelConfig
+    """The model that writes the questions and answers."""
     students: list[StudentConfig] = Field(min_length=1)
+    """The models to align with the teacher."""
     annotate: AnnotateConfig = AnnotateConfig()
+    """How the teacher writes questions and answers."""
     identify: IdentifyConfig = IdentifyConfig()
+    """How the answers of teacher and student are compared."""
     max_concurrent_phases: int | None = Field(None, ge=1)
-    """Passes and trainings that `align` runs side by side, whatever the cluster has; None goes by its CPUs and GPUs.
-    Give it where a cluster grows by demand: as many as its limits hold."""
+    """Passes and trainings that `align` runs concurrently; None is as many as the cluster's CPUs and GPUs allow. Set it
+    for a cluster that scales up on demand, to the number that fits its largest size."""
     plan: PlanConfig | None = None
-    """What a sizing page is drawn up from."""
+    """Assumptions for estimating the size of a run."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> RunConfig:

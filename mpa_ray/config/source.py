@@ -1,4 +1,4 @@
-"""Where images come from, how they are read, and how object stores are reached."""
+"""Settings of the source of images, of reading files, and of object stores."""
 
 from __future__ import annotations
 
@@ -10,41 +10,43 @@ from mpa_ray.config.settings import Settings
 
 
 class SourceConfig(Settings):
-    """Where the unlabeled images are."""
+    """The unlabeled images."""
 
     path: str
-    """A folder or prefix with images, Parquet files or tars, a glob of them, a list of URIs, or a saved `datasets`
-    folder; local, at s3:// or at gs://."""
+    """A folder or prefix of images, Parquet files or tars, a glob, one such file, a list of URIs, or a folder saved by
+    `datasets`; local, at s3:// or at gs://."""
     kind: Literal["auto", "images", "list", "parquet", "webdataset", "saved_dataset"] = "auto"
-    """What lies there; `auto` goes by the ending and by what a folder holds."""
+    """The kind of source; `auto` recognises it by the path's ending and the folder's content."""
     extensions: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-    """File name endings, without the dot, that count as images, also in tars; an empty list takes every file."""
+    """File name endings of images, without the dot, also in tars; an empty list takes every file."""
     image_column: str = "image"
-    """Of a CSV or JSONL list, Parquet or saved dataset: holds bytes, a URI, or Hugging Face's struct of both."""
+    """The column of a CSV or JSONL list, Parquet file or saved dataset with the image: bytes, a URI, or Hugging Face's
+    struct of both."""
     id_column: str | None = None
-    """Its values become the images' ids; None numbers the rows."""
+    """The column with the images' ids; None makes them from file names and row numbers."""
     metadata: tuple[str, ...] = ()
-    """Columns carried through to D_PA and D_PI; in tars a member's ending (`txt`) or a key of the `.json` member."""
+    """Columns to copy to D_PA and D_PI; in tars, the ending of a member (`txt`) or a key of the `.json` member."""
     min_bytes: int = Field(0, ge=0)
-    """Smaller files are left out, or dropped when they are read where listing does not tell sizes."""
+    """Smaller files are left out. If listing does not give sizes, they are dropped when they are read."""
     max_bytes: int = Field(64 * 2**20, ge=1)
-    """Larger files are left out, or dropped without reading them to the end."""
+    """Larger files are left out. If listing does not give sizes, they are dropped and not read to the end."""
     fraction: float = Field(1.0, gt=0, le=1)
-    """Take about this share of the images, drawn by `seed` and each image's id."""
+    """Take a random sample of about this share of the images, which `seed` and the images' ids determine."""
     seed: int = 0
+    """Seed of the random sample."""
     limit: int | None = Field(None, ge=1)
-    """Take at most this many images, the first in the source's order."""
+    """Take only this many images, the first in the source's order."""
     skip_duplicates: bool = True
-    """Annotate files with the same bytes once: the others are dropped as `duplicate_of` the first."""
+    """Annotate only the first of several files with the same bytes; the others are dropped as `duplicate_of` it."""
     shard_size: int = Field(256, ge=1)
-    """Images per shard, the unit of retry, commit and resume."""
+    """Images per shard. A shard is the unit of retry, commit and resume."""
     max_shard_bytes: int = Field(256 * 2**20, ge=1)
-    """A shard ends earlier where its files together would be larger."""
+    """Largest total size of a shard's files; a shard with fewer images than `shard_size` ends here."""
     num_listers: int = Field(16, ge=1)
-    """Prefixes, tars or Parquet files that are listed at a time."""
+    """Prefixes, tars or Parquet files to list concurrently."""
     allow: tuple[Literal["http", "local_files", "parent_folders"], ...] = ()
-    """What entries of lists, Parquet files and tars may name besides s3://, gs:// and files below them: http(s)://
-    URIs, files of this machine in a list that lies elsewhere, paths with `..`."""
+    """What entries of lists, Parquet files and tars may name in addition to s3://, gs:// and files below their folder:
+    http(s):// URIs, local files in a remote list, and paths with `..`."""
 
     @model_validator(mode="after")
     def _sizes_are_ordered(self) -> SourceConfig:
@@ -54,33 +56,36 @@ class SourceConfig(Settings):
 
 
 class ReadingConfig(Settings):
-    """How files are read ahead of the engines."""
+    """How images are read ahead of the engines."""
 
     num_shards: int = Field(4, ge=1)
-    """Shards that are read at a time."""
+    """Shards to read concurrently."""
     num_threads: int = Field(16, ge=1)
-    """Requests at a time for one shard."""
+    """Concurrent requests for one shard."""
     max_bytes_in_flight: int = Field(2 * 2**30, ge=1)
-    """Files read and not yet committed, over the whole cluster; a shard that is larger by itself goes alone."""
+    """Largest total size of files, over the whole cluster, that are read but not yet committed with their shard. A
+    larger shard is read alone."""
 
 
 class ObjectStoreConfig(Settings):
-    """How objects at `s3://` are reached; credentials come from the environment, a profile or the machine's role."""
+    """How to access objects at `s3://`. Credentials come from the environment, a profile or the machine's role."""
 
     endpoint_url: str | None = None
-    """A server that speaks S3's protocol; None leaves it to AWS_ENDPOINT_URL, or to AWS itself."""
+    """URL of a server with the S3 API; None is AWS_ENDPOINT_URL, or else AWS."""
     region: str | None = None
-    """None leaves it to AWS_REGION or the profile."""
+    """AWS region; None is AWS_REGION, or else the profile's."""
     max_attempts: int = Field(8, ge=1)
-    """Requests are repeated after faults that pass, with growing pauses, until this many have failed."""
+    """Attempts for each request. Transient errors are retried, with growing pauses."""
     first_pause_s: float = Field(0.2, gt=0)
-    """Pause after the first failure; it doubles with each further one, up to 20 seconds."""
+    """Pause after the first failure. It doubles after each further failure, up to 20 seconds."""
     connect_timeout_s: float = Field(10.0, gt=0)
+    """Longest wait for a connection."""
     read_timeout_s: float = Field(60.0, gt=0)
+    """Longest wait for data on a connection."""
     max_connections: int = Field(64, ge=1)
-    """Connections of one process."""
+    """Concurrent connections of one process."""
     multipart_bytes: int = Field(64 * 2**20, ge=5 * 2**20)
-    """Objects from this size on are written in parts."""
+    """Objects of this size or more are uploaded in parts of this size."""
 
     @field_validator("endpoint_url")
     @classmethod

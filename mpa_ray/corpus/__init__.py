@@ -1,1 +1,1 @@
-"""Where images come from: a source is indexed into shards, a shard's files are read, and bytes become pixels safely."""
+"""The corpus: a source of images is indexed into shards, and the images of a shard are read."""

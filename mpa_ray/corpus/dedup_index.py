@@ -1,4 +1,4 @@
-"""Which of many things with one name came first: kept in a file of its own, so that memory stays small for millions."""
+"""Finds the first of many items with the same name, in a file, so that millions of items need little memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _CACHE_KIB = 64 * 1024
 
 
 class DedupIndex:
-    """Claims of names by positions; the earliest position has the name, whatever the order of the claims."""
+    """Maps each name to the earliest position that claimed it, in any order of the claims."""
 
     def __init__(self) -> None:
         handle, path = tempfile.mkstemp(prefix="mpa_ray-seen-")
         os.close(handle)
-        # Claims come from one thread at a time, not always the same.
+        # Only one thread uses the database at a time, but not always the same one.
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        # Gone with the process, however it ends; SQLite holds the file open.
+        # SQLite holds the file open, so it disappears with the process, even if that is killed.
         os.unlink(path)
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute("PRAGMA synchronous = OFF")
@@ -26,7 +26,7 @@ class DedupIndex:
         self._database.execute("CREATE TABLE seen (name BLOB PRIMARY KEY, position INTEGER, label TEXT) WITHOUT ROWID")
 
     def claim(self, claims: Iterable[tuple[bytes, int, str]]) -> list[str | None]:
-        """For each (name, position, label) the label of an earlier position with this name; None where it is first."""
+        """For each (name, position, label), return the label of an earlier position with that name, or None."""
         self._database.execute("BEGIN")
         earlier = [self._claim(*claim) for claim in claims]
         self._database.execute("COMMIT")

@@ -4,95 +4,140 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.dedup_index import DedupIndex
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.open import open_source
 from mpa_ray.errors import ConfigError
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import ImageRef
 from mpa_ray.run.dataset import shard_name
-from mpa_ray.run.run import Manifest, Run
+from mpa_ray.run.run import CORPUS_MANIFEST, Manifest, Run
 
 
 def check_source(config: SourceConfig, places: Places) -> None:
-    """Raises ConfigError where the source cannot give a single image."""
-    if next(open_source(config, places).images(), None) is None:
-        endings = ", ".join(config.extensions) or "any"
-        raise ConfigError(
-            "source.path",
-            config.path,
-            f"holds no images (endings looked for: {endings}).",
-            "Check the path, source.kind and source.extensions.",
-        )
+    """List the source until the first image that passes the filters.
+
+    Raises:
+        ConfigError: the source holds no image, or the filters leave out all images; names the filter.
+    """
+    selection = _Selection(config, places)
+    if next(selection.images(), None) is None:
+        raise selection.no_images_error()
 
 
 def list_images(config: SourceConfig, places: Places, after: ImageRef | None = None) -> Iterator[ImageRef]:
-    """The images that a configuration takes of its source, without reading them; its `limit` is left to the caller.
+    """The images that pass the filters, without reading them. The caller applies `limit`.
 
     Raises:
         ConfigError: the source, or a folder in it, cannot be listed.
     """
-    return (ref for ref in open_source(config, places).images(after) if _is_taken(ref, config))
+    return _Selection(config, places).images(after)
 
 
-def _is_taken(ref: ImageRef, config: SourceConfig) -> bool:
-    if ref.num_bytes is not None and not config.min_bytes <= ref.num_bytes <= config.max_bytes:
-        return False
-    if config.fraction == 1.0:
-        return True
-    lot = hashlib.sha256(f"{config.seed}:{ref.image_id}".encode()).digest()
-    return int.from_bytes(lot[:8]) < config.fraction * 2**64
+class _Selection:
+    """The images of a source that pass the filters."""
+
+    def __init__(self, config: SourceConfig, places: Places) -> None:
+        self._config, self._places = config, places
+        self._left_out: Counter[str] = Counter()
+        """How many images each filter has left out so far."""
+
+    def images(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
+        for ref in open_source(self._config, self._places).images(after):
+            filter_name = self._filter_of(ref)
+            if filter_name is None:
+                yield ref
+            else:
+                self._left_out[filter_name] += 1
+
+    def no_images_error(self) -> ConfigError:
+        """The error to raise if `images` has yielded nothing."""
+        if not self._left_out:
+            endings = ", ".join(self._config.extensions) or "any"
+            return ConfigError(
+                "source.path",
+                self._config.path,
+                f"holds no images (endings looked for: {endings}).",
+                "Check the path, source.kind and source.extensions.",
+            )
+        counts = self._left_out.most_common()
+        first = counts[0][0]
+        return ConfigError(
+            f"source.{first}",
+            getattr(self._config, first),
+            f"leaves none of the {self._left_out.total()} images "
+            f"(left out: {', '.join(f'{number} by {name}' for name, number in counts)}).",
+            "Relax the filter, or give a source with other images.",
+        )
+
+    def _filter_of(self, ref: ImageRef) -> str | None:
+        """The setting that leaves an image out; None if it passes."""
+        config = self._config
+        if ref.num_bytes is not None and ref.num_bytes < config.min_bytes:
+            return "min_bytes"
+        if ref.num_bytes is not None and ref.num_bytes > config.max_bytes:
+            return "max_bytes"
+        if config.fraction == 1.0:
+            return None
+        digest = hashlib.sha256(f"{config.seed}:{ref.image_id}".encode()).digest()
+        return None if int.from_bytes(digest[:8]) < config.fraction * 2**64 else "fraction"
 
 
 def index_source(config: SourceConfig, run: Run, places: Places) -> Manifest:
-    """Write the corpus manifest; a corpus that is already indexed is left as it is."""
+    """Write the corpus manifest; an existing manifest is left unchanged. Raises as `index_shards` does."""
     for _ in index_shards(config, run, places):
         pass
     return run.manifest()
 
 
 def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str]:
-    """Write the corpus manifest, and name each shard once it can be read.
+    """Write the corpus manifest, and yield the name of each shard as soon as it can be read.
 
-    A shard that is committed, by a killed command or by another driver, is taken as it is, and listing goes on behind
-    its last image: whatever is added to the source meanwhile, no image is in the corpus twice.
+    Shards that an interrupted command or another driver has committed are kept, and listing continues after their last
+    image. So no image is in the corpus twice, even if the source has changed in the meantime.
+
+    Raises:
+        ConfigError: the source cannot be listed, repeats an id, or has no image that passes the filters.
     """
-    if run.storage.exists("corpus/manifest.json"):
+    if run.is_indexed():
         yield from run.manifest().shards
         return
-    unique = _UniqueIds(config)
+    unique, selection = _UniqueIds(config), _Selection(config, places)
     num_images = num_shards = 0
     last: ImageRef | None = None
     shards: Iterator[list[ImageRef]] | None = None
     with Progress("index", config.limit, "images") as progress:
         while config.limit is None or num_images < config.limit:
-            shard, taken = shard_name(num_shards), None
-            if not run.corpus.is_committed(shard):
+            name, listed = shard_name(num_shards), None
+            if not run.corpus.is_committed(name):
                 room = None if config.limit is None else config.limit - num_images
-                shards = shards or cut(list_images(config, places, last), config)
-                taken = next(shards, None)
-                if taken is None:
+                shards = shards or cut(selection.images(last), config)
+                listed = next(shards, None)
+                if listed is None:
                     break
-                taken = unique.checked(taken[:room], num_images)
-                run.corpus.commit(shard, taken)
-            found = run.corpus.read(shard)
-            if found != taken:
-                # Another driver's, or an earlier command's.
-                unique.checked(found, num_images)
+                listed = unique.checked(listed[:room], num_images)
+                run.corpus.commit(name, listed)
+            stored = run.corpus.read(name)
+            if stored != listed:
+                # Another driver, or an earlier command, has committed the shard.
+                unique.checked(stored, num_images)
                 shards = None
-            last = found[-1]
-            num_images, num_shards = num_images + len(found), num_shards + 1
-            progress.advance(len(found))
-            yield shard
-    counts = {"num_images": num_images, "num_shards": num_shards}
-    run.storage.create("corpus/manifest.json", json.dumps(counts).encode())
+            last = stored[-1]
+            num_images, num_shards = num_images + len(stored), num_shards + 1
+            progress.advance(len(stored))
+            yield name
+    if num_shards == 0:
+        raise selection.no_images_error()
+    run.storage.create(CORPUS_MANIFEST, json.dumps(asdict(Manifest(num_images, num_shards))).encode())
 
 
 def cut(refs: Iterator[ImageRef], config: SourceConfig) -> Iterator[list[ImageRef]]:
-    """Shards of at most `shard_size` images and `max_shard_bytes`, as far as sizes are known."""
+    """Cut images into shards of at most `shard_size` images and, as far as sizes are known, `max_shard_bytes`."""
     shard: list[ImageRef] = []
     num_bytes = 0
     for ref in refs:
@@ -106,25 +151,25 @@ def cut(refs: Iterator[ImageRef], config: SourceConfig) -> Iterator[list[ImageRe
 
 
 class _UniqueIds:
-    """Ids of the user's choosing may repeat; ours cannot."""
+    """Checks that the values of `id_column` do not repeat; ids that we assign never do."""
 
     def __init__(self, config: SourceConfig) -> None:
         self._column = config.id_column
-        self._seen = DedupIndex() if self._column is not None else None
+        self._index = DedupIndex() if self._column is not None else None
 
     def checked(self, refs: list[ImageRef], num_before: int) -> list[ImageRef]:
-        """The same images. Raises ConfigError where an id is there already."""
-        if self._seen is None:
+        """Return the images unchanged. Raises ConfigError if an id occurred before."""
+        if self._index is None:
             return refs
         claims = [
-            (hashlib.sha256(r.image_id.encode()).digest()[:16], num_before + i, r.uri) for i, r in enumerate(refs)
+            (hashlib.sha256(ref.image_id.encode()).digest()[:16], num_before + i, ref.uri) for i, ref in enumerate(refs)
         ]
-        for ref, other in zip(refs, self._seen.claim(claims), strict=True):
+        for ref, other in zip(refs, self._index.claim(claims), strict=True):
             if other is not None:
                 raise ConfigError(
                     "source.id_column",
                     self._column,
-                    f"{ref.image_id!r} is there twice: {other}, {ref.uri}.",
-                    "Choose a column without repetitions.",
+                    f"{ref.image_id!r} occurs twice: {other}, {ref.uri}.",
+                    "Choose a column without repeated values.",
                 )
         return refs

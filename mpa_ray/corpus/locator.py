@@ -1,10 +1,10 @@
-"""How one string names an image inside a larger file, so that a row needs no more than its `uri`.
+"""Addresses an image inside a larger file by one string, so that a row needs only a `uri`.
 
-    tars/0001.tar#bytes=1536-9215          bytes of a file, first to last
-    images.parquet#row=17&column=image     a row of a Parquet file
+    tars/0001.tar#bytes=1536-9215                   a range of bytes, first to last
+    images.parquet#row=17&column=image              a row of a Parquet file
     data.arrow#batch=512-8191&row=17&column=image   a row of the record batch in these bytes of an Arrow stream
 
-A name that ends like one of these by itself, or in `#`, gets a further `#` behind it.
+If a file's name itself ends like this, or with `#`, a `#` is appended to it.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ _FRAGMENT = re.compile(
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes of a file."""
+    """A range of bytes in a file."""
 
     first: int
     num_bytes: int
 
     @property
     def last(self) -> int:
-        """The last byte; one less than the first where there is none."""
+        """The position of the last byte; `first` - 1 for an empty span."""
         return self.first + self.num_bytes - 1
 
 
 @dataclass(frozen=True)
 class Locator:
-    """A whole file, or what is in it of an image."""
+    """The address of an image: a whole file, or a part of one."""
 
     uri: str
-    """Of the file."""
+    """The file's URI."""
     span: Span | None = None
-    """The image's bytes; with a row, the bytes of its record batch."""
+    """The image's bytes; if `row` is set, the bytes of the record batch that contains it."""
     row: int | None = None
     column: str | None = None
 
@@ -55,14 +55,14 @@ class Locator:
     @classmethod
     def parse(cls, text: str) -> Locator:
         """The inverse of `str`."""
-        found = _FRAGMENT.fullmatch(text)
-        if found is None:
+        match = _FRAGMENT.fullmatch(text)
+        if match is None:
             return cls(text.removesuffix("#"))
-        uri = found["uri"]
-        if found["row"] is None:
-            return cls(uri, _span(found["first"], found["last"]))
-        span = _span(found["batch_first"], found["batch_last"]) if found["batch_first"] else None
-        return cls(uri, span, int(found["row"]), unquote(found["column"]))
+        uri = match["uri"]
+        if match["row"] is None:
+            return cls(uri, _span(match["first"], match["last"]))
+        span = _span(match["batch_first"], match["batch_last"]) if match["batch_first"] else None
+        return cls(uri, span, int(match["row"]), unquote(match["column"]))
 
 
 def _span(first: str, last: str) -> Span:

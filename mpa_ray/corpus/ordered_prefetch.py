@@ -1,4 +1,4 @@
-"""Several iterators run ahead side by side, and are read one after the other."""
+"""Runs several iterators ahead in threads and reads them one after the other."""
 
 from __future__ import annotations
 
@@ -15,26 +15,30 @@ _CHUNK = 1000
 _CHUNKS_AHEAD = 4
 
 
-def in_order(makers: Iterable[Callable[[], Iterator[T]]], num_ahead: int) -> Iterator[T]:
-    """Everything of the first iterator, then of the second, and so on; `num_ahead` of them run in threads of their own.
+def ordered_prefetch(makers: Iterable[Callable[[], Iterator[T]]], num_ahead: int) -> Iterator[T]:
+    """Yield all items of the first iterator, then all items of the second, and so on.
 
-    Each runs a few thousand items ahead at most, so memory is bounded however long they are. What an iterator raises is
-    raised in its place.
+    An error in an iterator is raised here, after the items of the iterators before it.
+
+    Args:
+        makers: Each makes one iterator, in the thread that runs it.
+        num_ahead: The number of iterators that run at a time. Each runs at most a few thousand items ahead, so memory
+            use is bounded.
     """
     queue = iter(makers)
-    running = deque(_Ahead(make) for make in islice(queue, num_ahead))
+    running = deque(_Prefetched(make) for make in islice(queue, num_ahead))
     try:
         while running:
             yield from running[0]
             running.popleft()
-            running.extend(_Ahead(make) for make in islice(queue, 1))
+            running.extend(_Prefetched(make) for make in islice(queue, 1))
     finally:
-        for ahead in running:
-            ahead.stop()
+        for prefetched in running:
+            prefetched.stop()
 
 
-class _Ahead(Iterable[T]):
-    """One iterator in a thread."""
+class _Prefetched(Iterable[T]):
+    """An iterator that runs ahead in a thread."""
 
     def __init__(self, make: Callable[[], Iterator[T]]) -> None:
         self._chunks: Queue[list[T] | BaseException] = Queue(_CHUNKS_AHEAD)
@@ -59,7 +63,7 @@ class _Ahead(Iterable[T]):
         except _Stopped:
             return
         except Exception as error:  # noqa: BLE001
-            # Any error belongs to whoever reads the items, in that thread.
+            # Raise any error in the thread that reads the items.
             self._put(error)
 
     def _put(self, chunk: list[T] | BaseException) -> None:
@@ -73,4 +77,4 @@ class _Ahead(Iterable[T]):
 
 
 class _Stopped(Exception):
-    """Nobody reads on."""
+    """Nobody reads the items any more."""

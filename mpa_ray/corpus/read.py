@@ -1,4 +1,4 @@
-"""Read a shard's images, wherever they lie: many requests at a time, neighbours in one request, nothing raised."""
+"""Read a shard's images: many requests at a time, neighbouring images in one request. Errors become reasons."""
 
 from __future__ import annotations
 
@@ -14,22 +14,26 @@ import pyarrow.parquet as pq
 
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.locator import Locator, Span
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.saved_dataset import read_batch, stream_schema
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason
 
 Content = bytes | ImageProblem
-_Numbered = tuple[int, Locator]
-_Found = tuple[int, Content]
-_GAP_BYTES = 64 * 2**10
-"""Members of a tar that are this close are read together: headers and a sample's other members lie between images."""
-_RUN_BYTES = 8 * 2**20
+"""An image's bytes, or the reason why there are none."""
+
+_NumberedLocator = tuple[int, Locator]
+_NumberedContent = tuple[int, Content]
+"""Both numbers are positions in the list of URIs to read."""
+
+_MAX_GAP_BYTES = 64 * 2**10
+"""Spans with a smaller gap are read together: headers and other members lie between the images of a tar."""
+_MAX_RUN_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Holds settings alone, so it can be sent to any process."""
+    """Reads images by URI. It holds only settings, so it can be sent to any process."""
 
     object_store: ObjectStoreConfig
     num_threads: int = 16
@@ -38,46 +42,49 @@ class Reader:
 
     @property
     def places(self) -> Places:
+        """The places that URIs are in."""
         return Places(self.object_store)
 
     def read(self, uris: Sequence[str]) -> list[Content]:
-        """Each image's bytes, or why there are none, in the order given."""
+        """Return the content of each URI, in the given order. No error is raised."""
         contents: list[Content] = [ImageProblem(Reason.UNREADABLE, "not read")] * len(uris)
         with ThreadPoolExecutor(self.num_threads) as threads:
-            for numbered in threads.map(lambda job: job(), list(self._jobs(uris))):
+            for numbered in threads.map(lambda request: request(), list(self._requests(uris))):
                 for number, content in numbered:
                     contents[number] = content
         return contents
 
-    def _jobs(self, uris: Sequence[str]) -> Iterator[Callable[[], list[_Found]]]:
-        """What can be read by one request each."""
-        located = sorted(enumerate(map(Locator.parse, uris)), key=lambda found: _place_in_file(found[1]))
-        for (uri, inside), group in groupby(located, key=lambda found: (found[1].uri, _kind(found[1]))):
-            found = list(group)
-            if inside == "whole":
-                jobs = [([one], partial(self._whole, uri, one)) for one in found]
-            elif inside == "span":
-                jobs = [(run, partial(self._spans, uri, run)) for run in _runs(found)]
-            elif inside == "batch":
-                batches = [list(batch) for _, batch in groupby(found, key=lambda f: f[1].span)]
-                jobs = [(batch, partial(self._rows_of_batch, uri, batch)) for batch in batches]
+    def _requests(self, uris: Sequence[str]) -> Iterator[Callable[[], list[_NumberedContent]]]:
+        """Group the images of each file by what one request can read."""
+        locators = sorted(enumerate(map(Locator.parse, uris)), key=lambda numbered: _position(numbered[1]))
+        for (uri, kind), group in groupby(locators, key=lambda numbered: (numbered[1].uri, _kind(numbered[1]))):
+            images = list(group)
+            if kind == "whole":
+                requests = [([image], partial(self._read_whole, uri, image)) for image in images]
+            elif kind == "span":
+                requests = [(run, partial(self._read_spans, uri, run)) for run in _runs(images)]
+            elif kind == "batch":
+                batches = [list(batch) for _, batch in groupby(images, key=lambda numbered: numbered[1].span)]
+                requests = [(batch, partial(self._read_batch, uri, batch)) for batch in batches]
             else:
-                jobs = [(found, partial(self._rows_of_parquet, uri, found))]
-            yield from (partial(self._attempt, wanted, read) for wanted, read in jobs)
+                requests = [(images, partial(self._read_parquet_rows, uri, images))]
+            yield from (partial(self._catch_errors, image_group, read) for image_group, read in requests)
 
-    def _attempt(self, wanted: Sequence[_Numbered], read: Callable[[], list[_Found]]) -> list[_Found]:
+    def _catch_errors(
+        self, images: Sequence[_NumberedLocator], read: Callable[[], list[_NumberedContent]]
+    ) -> list[_NumberedContent]:
         try:
-            return [(number, self._within_limits(content)) for number, content in read()]
+            return [(number, self._check_size(content)) for number, content in read()]
         except (OSError, ValueError, KeyError) as error:
-            # ValueError: also a name with a zero byte, and what pyarrow says of damaged files.
-            return [(number, _unreadable(error)) for number, _ in wanted]
+            # ValueError includes names with a zero byte and pyarrow's errors for damaged files.
+            return [(number, _unreadable(error)) for number, _ in images]
 
-    def _whole(self, uri: str, wanted: _Numbered) -> list[_Found]:
-        # One byte more than is allowed tells a file that is too large.
+    def _read_whole(self, uri: str, image: _NumberedLocator) -> list[_NumberedContent]:
+        # One byte more than the limit shows that a file is too large.
         limit = None if self.max_bytes is None else self.max_bytes + 1
-        return [(wanted[0], self.places.of(uri).read(uri, 0, limit))]
+        return [(image[0], self.places.of(uri).read(uri, 0, limit))]
 
-    def _spans(self, uri: str, run: list[_Numbered]) -> list[_Found]:
+    def _read_spans(self, uri: str, run: list[_NumberedLocator]) -> list[_NumberedContent]:
         spans = [cast(Span, locator.span) for _, locator in run]
         first = spans[0].first
         content = self.places.of(uri).read(uri, first, max(span.last for span in spans) + 1 - first)
@@ -87,28 +94,28 @@ class Reader:
             for (number, _), span, part in zip(run, spans, parts, strict=True)
         ]
 
-    def _rows_of_batch(self, uri: str, wanted: list[_Numbered]) -> list[_Found]:
-        span = cast(Span, wanted[0][1].span)
+    def _read_batch(self, uri: str, images: list[_NumberedLocator]) -> list[_NumberedContent]:
+        span = cast(Span, images[0][1].span)
         batch = read_batch(self.places.of(uri).read(uri, span.first, span.num_bytes), _schema(self.object_store, uri))
-        return [(number, _cell(batch.column(locator.column), cast(int, locator.row))) for number, locator in wanted]
+        return [(number, _cell(batch.column(locator.column), cast(int, locator.row))) for number, locator in images]
 
-    def _rows_of_parquet(self, uri: str, wanted: list[_Numbered]) -> list[_Found]:
-        contents: list[_Found] = []
+    def _read_parquet_rows(self, uri: str, images: list[_NumberedLocator]) -> list[_NumberedContent]:
+        contents: list[_NumberedContent] = []
         with self.places.open(uri) as content, pq.ParquetFile(content, pre_buffer=False) as file:
             first = 0
-            queue = wanted
+            queue = images
             for group in range(file.num_row_groups):
                 end = first + file.metadata.row_group(group).num_rows
-                inside = [(n, locator) for n, locator in queue if cast(int, locator.row) < end]
+                inside = [(number, locator) for number, locator in queue if cast(int, locator.row) < end]
                 queue = queue[len(inside) :]
                 if inside:
                     column = inside[0][1].column
-                    table = file.read_row_group(group, columns=[column], use_threads=False)
-                    contents += [(n, _cell(table.column(column), cast(int, lo.row) - first)) for n, lo in inside]
+                    cells = file.read_row_group(group, columns=[column], use_threads=False).column(column)
+                    contents += [(number, _cell(cells, cast(int, locator.row) - first)) for number, locator in inside]
                 first = end
         return contents + [(number, ImageProblem(Reason.UNREADABLE, f"{uri} has no such row")) for number, _ in queue]
 
-    def _within_limits(self, content: Content) -> Content:
+    def _check_size(self, content: Content) -> Content:
         if isinstance(content, ImageProblem):
             return content
         if self.max_bytes is not None and len(content) > self.max_bytes:
@@ -124,18 +131,19 @@ def _kind(locator: Locator) -> str:
     return "row" if locator.span is None else "batch"
 
 
-def _place_in_file(locator: Locator) -> tuple[str, str, int, int]:
+def _position(locator: Locator) -> tuple[str, str, int, int]:
+    """Sorts images by file, and by their position in the file."""
     return locator.uri, _kind(locator), locator.span.first if locator.span else 0, locator.row or 0
 
 
-def _runs(found: list[_Numbered]) -> Iterator[list[_Numbered]]:
-    """Spans in the order of a file, together where they are close and not too long."""
-    run: list[_Numbered] = []
-    for number, locator in found:
+def _runs(images: list[_NumberedLocator]) -> Iterator[list[_NumberedLocator]]:
+    """Group spans that are close together, up to a maximum size. The spans are sorted by position."""
+    run: list[_NumberedLocator] = []
+    for number, locator in images:
         span = cast(Span, locator.span)
         if run:
             begin, end = cast(Span, run[0][1].span).first, cast(Span, run[-1][1].span).last
-            if span.first - end > _GAP_BYTES or span.last - begin > _RUN_BYTES:
+            if span.first - end > _MAX_GAP_BYTES or span.last - begin > _MAX_RUN_BYTES:
                 yield run
                 run = []
         run.append((number, locator))
@@ -144,7 +152,7 @@ def _runs(found: list[_Numbered]) -> Iterator[list[_Numbered]]:
 
 
 def _cell(column: pa.ChunkedArray | pa.Array, row: int) -> Content:
-    """An image in a table: bytes, or a struct with them."""
+    """Return the image in a table's cell, which holds bytes or a struct with bytes."""
     value: Any = column[row].as_py()
     content = value.get("bytes") if isinstance(value, dict) else value
     if content is None:

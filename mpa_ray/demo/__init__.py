@@ -1,1 +1,1 @@
-"""The bundled world: generated images with known truth, and small models that were trained on it."""
+"""The bundled world: generated images with known answers, and small models that were trained on them."""

@@ -1,4 +1,4 @@
-"""The architectures of the bundled models: a family's model, processor and inputs, each of about 2 M parameters."""
+"""The architectures of the bundled models, each of about 2 M parameters: model, processor and inputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from mpa_ray.tasks.task import SYSTEM_PROMPT
 TASK = TASKS["demo_world"]
 DESCRIBE_PROMPT = "Describe the whole image."
 PATCH, MERGE, TEMPORAL = 14, 2, 2
-"""Pixels of a patch's side; patches of an image token's side; frames of a patch, where a family knows videos."""
+"""Pixels along a patch, patches along an image token, and frames of a patch in families that also take videos."""
 IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _ENDS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -60,20 +60,20 @@ _LANGUAGE = {
     "num_key_value_heads": 5,
     "max_position_embeddings": 4096,
 }
-"""The head size of 32 is the least that vLLM's CPU attention takes."""
+"""The head size of 32 is the smallest that vLLM's attention on CPUs supports."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family of models, as the bundled world has one of it."""
+    """A family of models, in the size of the bundled world."""
 
     build: Callable[[WorldSpec], tuple[Any, Any]]
-    """A model with new weights, and its processor."""
+    """Makes a model with new weights, and its processor."""
     image_text: tuple[str, str, str]
-    """What an image is in a prompt: a start, a token for each patch of 28 x 28 pixels, and an end."""
+    """An image in a prompt: a start, a token that is repeated for every 28 x 28 pixels, and an end."""
     inputs: Callable[[NDArray[np.uint8], torch.Tensor, int], dict[str, torch.Tensor]]
-    """A batch's images, (batch, side, side, 3), token ids (batch, length) and the image token's id as what the model
-    takes beside the ids: equal to what the processor gives."""
+    """Makes the model's inputs other than token ids, equal to the processor's. Takes images (batch, side, side, 3),
+    token ids (batch, length) and the id of the image token."""
 
     def image(self, spec: WorldSpec) -> str:
         start, token, end = self.image_text
@@ -83,13 +83,13 @@ class Architecture:
 def build_tokenizer(
     spec: WorldSpec, tokens: Iterable[str] = _QWEN_TOKENS, named: dict[str, str] | None = None, vocab_size: int = 640
 ) -> Qwen2TokenizerFast:
-    """A byte-level BPE of our own, learned from the world's own sentences.
+    """Train a byte-level BPE on sentences of the world.
 
     Args:
-        spec: Of the world.
-        tokens: A family's special tokens, beside the ends of text and turns.
-        named: Special tokens by the names that the family's processor asks for.
-        vocab_size: With all special tokens of `tokens`.
+        spec: The world.
+        tokens: Special tokens of the family, in addition to those that end texts and turns.
+        named: Special tokens that the family's processor looks up, by the names that it uses.
+        vocab_size: The size of the vocabulary, including special tokens.
     """
     special = (*_ENDS, *tokens, *(named or {}).values())
     tokenizer = Tokenizer(models.BPE())
@@ -127,7 +127,7 @@ def build_tokenizer(
 
 
 def build_qwen2_vl_processor(tokenizer: Qwen2TokenizerFast, image_size: int) -> Qwen2VLProcessor:
-    """Images are scaled to between 56 x 56 and `image_size` x `image_size` pixels of area."""
+    """Make a processor that scales images to an area between 56 x 56 and `image_size` x `image_size` pixels."""
     tokenizer.chat_template = _CHAT_TEMPLATE % "<|vision_start|><|image_pad|><|vision_end|>"
     size = {"shortest_edge": 56 * 56, "longest_edge": image_size * image_size}
     return Qwen2VLProcessor(
@@ -139,11 +139,12 @@ def build_qwen2_vl_processor(tokenizer: Qwen2TokenizerFast, image_size: int) -> 
 
 
 def build_qwen2_vl(tokenizer: Qwen2TokenizerFast) -> Qwen2VLForConditionalGeneration:
-    """With new weights.
+    """Make a model with new weights.
 
-    M-RoPE gives the lowest frequencies to columns. Split as in the large models, two columns of a 4 x 4 grid would
-    differ by 0.01 rad at most in so small a head, and left can't be told from right; with a low base throughout,
-    content no longer finds content over a distance. So time and rows get few, high frequencies and columns the rest.
+    M-RoPE gives the lowest frequencies to columns. With the split of the large models, two columns of a 4 x 4 grid
+    would differ by at most 0.01 rad in so small a head, so that the model could not tell left from right. With a low
+    base for all frequencies, attention over a distance would fail. So time and rows get a few high frequencies, and
+    columns get the others.
     """
     token = tokenizer.convert_tokens_to_ids
     config = Qwen2VLConfig(
@@ -181,7 +182,7 @@ def _qwen2_vl(spec: WorldSpec) -> tuple[Any, Any]:
 
 
 def _qwen2_vl_inputs(pixels: NDArray[np.uint8], ids: torch.Tensor, image_token_id: int) -> dict[str, torch.Tensor]:
-    """Patches ordered by image token, each frame twice: (batch x patches, 1176)."""
+    """Patches (batch x patches, 1176) in the order of image tokens, with each frame doubled."""
     batch, side = pixels.shape[0], pixels.shape[1]
     grid = side // PATCH // MERGE
     split = _normalized(pixels).reshape(batch, grid, MERGE, PATCH, grid, MERGE, PATCH, 3)
@@ -198,7 +199,7 @@ def _qwen2_vl_inputs(pixels: NDArray[np.uint8], ids: torch.Tensor, image_token_i
 
 
 def _internvl(spec: WorldSpec) -> tuple[Any, Any]:
-    """InternVL as transformers has it (`-hf`): tiles of `image_size`, a class token, absolute positions."""
+    """InternVL in the form of transformers (`-hf`): tiles of `image_size`, a class token, absolute positions."""
     tokenizer = build_tokenizer(spec, (), _INTERN_TOKENS)
     tokenizer.chat_template = _CHAT_TEMPLATE % "<IMG_CONTEXT>"
     token = tokenizer.convert_tokens_to_ids
@@ -222,7 +223,7 @@ def _internvl(spec: WorldSpec) -> tuple[Any, Any]:
             "image_size": [spec.image_size] * 2,
             "patch_size": [PATCH] * 2,
             "attention_bias": True,
-            # Large models begin with 0.1, to keep many layers stable; two layers learn faster without.
+            # Large models begin with 0.1 to keep many layers stable. Two layers learn faster with 1.
             "layer_scale_init_value": 1.0,
         },
         image_token_id=token("<IMG_CONTEXT>"),

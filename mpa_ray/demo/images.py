@@ -1,7 +1,7 @@
-"""Write the demo's data: unlabeled images for alignment, and apart from them a labelled held-out set.
+"""Write the demo's data: unlabeled images for alignment, and a separate labelled held-out set.
 
-`python -m mpa_ray.demo.images --out DIR` makes `DIR/unlabeled/*.png` without a word of truth beside them, and
-`DIR/heldout/` with images and `questions.jsonl`, which evaluation alone reads.
+`python -m mpa_ray.demo.images --out DIR` writes `DIR/unlabeled/*.png` without any labels, and `DIR/heldout/` with
+images and `questions.jsonl`, which only evaluation reads.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from mpa_ray.demo.world import FAMILIES, WorldSpec, paint, sample_question, samp
 from mpa_ray.observability.progress import Progress, say
 
 HELDOUT_SEED_OFFSET = 1_000_003
-"""Keeps the held-out scenes apart from the unlabeled ones of the same seed."""
+"""Makes the held-out scenes differ from the unlabeled ones of the same seed."""
 
 
 def write_unlabeled(folder: Path, num_images: int, seed: int, spec: WorldSpec) -> None:
-    """Images in sub-folders of 1,000, named by number; existing files are left as they are."""
+    """Write images, named by number, into sub-folders of 1,000. Existing files are kept."""
     rng = random.Random(seed)
     with Progress("unlabeled images", num_images, "images") as progress:
         for index in range(num_images):
@@ -27,38 +27,38 @@ def write_unlabeled(folder: Path, num_images: int, seed: int, spec: WorldSpec) -
             path = folder / f"{index // 1000:03d}" / f"{index:06d}.png"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # A killed command leaves no half of an image under the name that the next one would skip.
-                aside = path.with_suffix(".part")
-                paint(scene).save(aside, "PNG")
-                aside.replace(path)
+                # Renamed once it is complete: the next command would keep half an image that a kill left.
+                partial = path.with_suffix(".part")
+                paint(scene).save(partial, "PNG")
+                partial.replace(path)
             progress.advance(1)
 
 
 def write_heldout(folder: Path, num_per_family: int, seed: int, spec: WorldSpec) -> None:
-    """One question on each image, the same number of every family, with `questions.jsonl` written last."""
+    """Write images with one question each, the same number of every family. `questions.jsonl` is written last."""
     rng = random.Random(seed + HELDOUT_SEED_OFFSET)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for family in FAMILIES:
         only = {name: float(name == family) for name in FAMILIES}
-        found = 0
-        while found < num_per_family:
+        num_written = 0
+        while num_written < num_per_family:
             scene = sample_scene(spec, rng)
             question = sample_question(scene, rng, only)
             if question is None:
                 continue
-            name = f"images/{family}-{found:04d}.png"
+            name = f"images/{family}-{num_written:04d}.png"
             paint(scene).save(folder / name)
             rows.append(
                 {
-                    "question_id": f"{family}-{found:04d}",
+                    "question_id": f"{family}-{num_written:04d}",
                     "image": name,
                     "question": question.question,
                     "answers": [question.answer],
                     "family": family,
                 }
             )
-            found += 1
+            num_written += 1
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

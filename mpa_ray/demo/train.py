@@ -1,8 +1,8 @@
 """Train the bundled teacher and students from scratch: `python -m mpa_ray.demo.train --out DIR`.
 
-Each is built from a config, and first learns sight, since nearly every sample ends with a description of the whole
-scene. The students are asked about six of the eight question families and never about the other two; the teacher goes
-on with all of them and with annotation.
+Each model is built from a configuration and first learns to see: nearly every sample ends with a description of the
+whole scene. The students are asked questions of six of the eight families, and never of the other two. The teacher then
+learns all families, and to annotate.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class Stage:
     describe_share: float
     """Share of samples that end with a turn that describes the scene."""
     num_more_questions: int = 0
-    """Turns after the first with one more question each: a prompt and an image cost much, an answer little."""
+    """Further turns with one question each. They are cheap: the prompt and the image cost much more than an answer."""
     family_weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each question family; 1 where it is not named."""
+    """Weights of question families; 1 where a family is not named."""
 
 
 DESCRIBE_ALONE_SHARE = 0.15
-"""Share of the descriptions that are asked for at once, without questions before."""
+"""Share of the descriptions that are the first turn, without questions before."""
 
 WITHHELD = {"count": 0.0, "place": 0.0}
-"""Families that the students are never asked about; what they ask for is in its descriptions all the same."""
+"""Families that the students are never asked about, although their descriptions contain the answers."""
 
 HARD = {"chart": 2.0, "word": 2.0, "position": 1.5}
 
@@ -64,14 +64,14 @@ MODELS: dict[str, tuple[Architecture, tuple[Stage, ...]]] = {
     "student-internvl": (INTERNVL, STUDENT),
     "teacher": (QWEN2_VL, TEACHER),
 }
-"""What each model is, and the stages of its training, one after another from new weights."""
+"""The architecture of each model and the stages of its training, which begins with new weights."""
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
 class Samples:
-    """An endless stream of training batches, drawn anew from the generator: no image is seen twice."""
+    """An endless stream of training batches with newly generated images."""
 
     def __init__(self, architecture: Architecture, tokenizer: Any, spec: WorldSpec, stage: Stage, seed: int) -> None:
         self._architecture = architecture
@@ -104,10 +104,10 @@ class Samples:
         ids: list[int] = []
         labels: list[int] = []
         for user, assistant in turns:
-            asked = self._encode(f"{head}{user}<|im_end|>\n<|im_start|>assistant\n")
-            told = self._encode(f"{assistant}<|im_end|>")
-            ids += asked + told
-            labels += [-100] * len(asked) + told
+            prompt_ids = self._encode(f"{head}{user}<|im_end|>\n<|im_start|>assistant\n")
+            reply_ids = self._encode(f"{assistant}<|im_end|>")
+            ids += prompt_ids + reply_ids
+            labels += [-100] * len(prompt_ids) + reply_ids
             head = "\n<|im_start|>user\n"
         return ids, labels
 
@@ -132,7 +132,7 @@ class Samples:
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """Linear warm-up, then a cosine from the stage's peak to its final rate."""
+    """Linear warm-up, then a cosine from the stage's peak to its final learning rate."""
     warmup = min(150, stage.num_steps // 4)
     if step < warmup:
         return stage.peak_learning_rate * (step + 1) / warmup
@@ -144,7 +144,7 @@ def learning_rate(stage: Stage, step: int) -> float:
 def _optimizers(model: Any) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, norms and biases, at one learning rate.
 
-    Muon's steps are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so that one schedule serves both.
+    Muon's updates are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so that one schedule serves both.
     """
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     outer = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -198,19 +198,20 @@ def train_stage(
 def exact_match_shares(
     architecture: Architecture, model: Any, tokenizer: Any, spec: WorldSpec, num_images: int, seed: int
 ) -> dict[str, float]:
-    """Share of held-out questions answered exactly right, greedily: over all, per family, and of whole descriptions."""
+    """Shares of greedy answers that are exactly right: over all questions, per family, and of whole descriptions."""
     model.eval()
     rng = random.Random(seed)
-    asked: list[tuple[Scene, Question]] = []
-    while len(asked) < num_images:
+    pairs: list[tuple[Scene, Question]] = []
+    while len(pairs) < num_images:
         scene = sample_scene(spec, rng)
         question = sample_question(scene, rng)
         if question is not None:
-            asked.append((scene, question))
-    scenes = [scene for scene, _ in asked]
-    told = _replies(architecture, model, tokenizer, scenes, [TASK.answer_prompt(q.question) for _, q in asked], 12)
+            pairs.append((scene, question))
+    scenes = [scene for scene, _ in pairs]
+    prompts = [TASK.answer_prompt(question.question) for _, question in pairs]
+    answers = _replies(architecture, model, tokenizer, scenes, prompts, 12)
     right: dict[str, list[bool]] = {}
-    for (_, question), answer in zip(asked, told, strict=True):
+    for (_, question), answer in zip(pairs, answers, strict=True):
         right.setdefault(question.family, []).append(answer == question.answer)
     described = _replies(architecture, model, tokenizer, scenes, [PREAMBLE + DESCRIBE_PROMPT] * len(scenes), 64)
     return {
@@ -232,11 +233,11 @@ def _replies(
     image_token_id = tokenizer.convert_tokens_to_ids(architecture.image_text[1])
     replies: list[str] = []
     for at in range(0, len(scenes), 50):
-        some, asked = scenes[at : at + 50], prompts[at : at + 50]
+        some = scenes[at : at + 50]
         texts = [
             f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{image}{prompt}<|im_end|>\n"
             "<|im_start|>assistant\n"
-            for prompt in asked
+            for prompt in prompts[at : at + 50]
         ]
         inputs = tokenizer(texts, add_special_tokens=False, return_tensors="pt", padding=True, padding_side="left")
         pixels = np.stack([np.asarray(paint(s)) for s in some])
@@ -247,8 +248,8 @@ def _replies(
             max_new_tokens=max_new_tokens,
             do_sample=False,
         )
-        told = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        replies += [text.strip() for text in told]
+        texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        replies += [text.strip() for text in texts]
     return replies
 
 
@@ -258,13 +259,13 @@ def save(model: Any, processor: Any, path: Path) -> None:
 
 
 def train_model(name: str, out: Path, seed: int, batch_size: int) -> None:
-    """Train one model through its stages and save it as `out/name`, with a checkpoint every 200 steps on the way."""
+    """Train one model through its stages and save it as `out/name`, with a checkpoint every 200 steps."""
     torch.manual_seed(seed)
     spec = WorldSpec()
     architecture, stages = MODELS[name]
     model, processor = architecture.build(spec)
     tokenizer = processor.tokenizer
-    # What generates stops at the end of a turn, whatever a family's defaults are.
+    # The defaults of some families do not end generation with the turn.
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     print(

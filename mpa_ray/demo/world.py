@@ -1,8 +1,8 @@
-"""A seeded generator of small images with something to see and to read, and the truth about each.
+"""A seeded generator of small images with shapes and text, and of questions with known answers.
 
 An image is a grid of cells. A cell may hold a coloured shape, a sign with a number or a sign with a word, and one row
-may hold a bar chart. Every image can be asked questions of several families; a question is only asked where the image
-gives it exactly one answer.
+may hold a bar chart. There are several families of questions, and a question is only asked about an image that has
+exactly one answer to it.
 """
 
 from __future__ import annotations
@@ -53,20 +53,21 @@ _INK = (30, 30, 36)
 
 @dataclass(frozen=True)
 class WorldSpec:
-    """What kind of images to make."""
+    """Parameters of the images."""
 
     image_size: int = 112
     """Width and height in pixels."""
     num_rows: int = 2
     num_cols: int = 2
     difficulty: float = 0.5
-    """0 centres every shape at full size on plain ground; 1 moves, shrinks and shades them as far as a cell allows."""
+    """At 0 every shape is centred, at full size, on plain ground; at 1 shapes are moved, shrunk and shaded as far as a
+    cell allows."""
     chart_rate: float = 0.45
     """Share of images in which one row is a bar chart."""
     ground_tint: int = 48
-    """Levels of 255 by which the ground loses red from left to right, and blue from top to bottom.
+    """By how much of 255 the ground loses red from left to right, and blue from top to bottom.
 
-    A model whose positions are all relative sees where things are by it.
+    It shows absolute positions to a model whose position encoding is relative.
     """
 
 
@@ -97,7 +98,7 @@ Item = Shape | Number | Word
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows: items by cell (row, column), and the bars of its chart, left to right."""
+    """The content of an image: items by cell (row, column), and the bars of its chart from left to right."""
 
     spec: WorldSpec
     items: dict[tuple[int, int], Item]
@@ -117,7 +118,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its one right answer."""
+    """A question with its only correct answer."""
 
     family: str
     question: str
@@ -132,7 +133,7 @@ def _axis_names(count: int, first: str, last: str, unit: str) -> list[str]:
 
 
 def sample_scene(spec: WorldSpec, rng: random.Random) -> Scene:
-    """Draw one scene; every scene holds at least one item."""
+    """Draw a scene at random, with at least one item or a chart."""
     chart_row = rng.randrange(spec.num_rows) if rng.random() < spec.chart_rate else None
     bars: tuple[Bar, ...] = ()
     if chart_row is not None:
@@ -155,7 +156,7 @@ def sample_scene(spec: WorldSpec, rng: random.Random) -> Scene:
 
 
 def describe(scene: Scene) -> str:
-    """Everything in the scene in one line, cell by cell; used to train the bundled models."""
+    """Describe the whole scene in one line, cell by cell. The bundled models are trained on such descriptions."""
     parts = []
     if scene.chart_row is not None:
         row = scene.place((scene.chart_row, 0)).split()[0]
@@ -245,14 +246,23 @@ FAMILIES: dict[str, Callable[[Scene], Iterator[tuple[str, str]]]] = {
 
 
 def questions(scene: Scene) -> list[Question]:
-    """Every question that the scene answers without doubt."""
+    """All questions that the scene has exactly one answer to."""
     return [Question(name, q, a) for name, ask in FAMILIES.items() for q, a in ask(scene)]
 
 
 def sample_question(scene: Scene, rng: random.Random, weights: dict[str, float] | None = None) -> Question | None:
-    """One question: first a family that fits the scene (by weight, 1 unless given), then one of its questions."""
+    """Draw a question at random: a family that fits the scene, by weight, then one of its questions.
+
+    Args:
+        scene: The scene.
+        rng: The source of randomness.
+        weights: Weights of families; 1 where a family is not named.
+
+    Returns:
+        The question, or None if no family fits.
+    """
     options = {name: list(ask(scene)) for name, ask in FAMILIES.items()}
-    names = [n for n, asked in options.items() if asked and (weights or {}).get(n, 1.0) > 0]
+    names = [n for n, pairs in options.items() if pairs and (weights or {}).get(n, 1.0) > 0]
     if not names:
         return None
     name = rng.choices(names, [(weights or {}).get(n, 1.0) for n in names])[0]
@@ -264,7 +274,7 @@ def sample_question(scene: Scene, rng: random.Random, weights: dict[str, float] 
 
 
 def paint(scene: Scene) -> Image.Image:
-    """The scene as an RGB image of `image_size` x `image_size`; the same scene gives the same pixels."""
+    """Paint the scene as an RGB image of `image_size` x `image_size`. The same scene gives the same pixels."""
     spec, rng = scene.spec, random.Random(scene.paint_seed)
     image = Image.fromarray(_ground(spec, rng.randint(255 - int(36 * spec.difficulty), 255)))
     draw = ImageDraw.Draw(image)

@@ -1,1 +1,1 @@
-"""What answers a question about an image: a small protocol and the engines behind it."""
+"""Engines, which answer questions about images: their protocol, and its implementations."""

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
-import math
+import importlib
 from collections.abc import Mapping
-from dataclasses import replace
+from typing import Any, Protocol
 
-from mpa_ray.config import ModelConfig, ObjectStoreConfig, ScriptedEngineConfig
+from mpa_ray.config import EngineConfig, ModelConfig, ObjectStoreConfig
 from mpa_ray.engine.instrumented import Instrumented
 from mpa_ray.engine.protocol import VisionLanguageModel
-from mpa_ray.engine.scripted import ScriptedEngine
 from mpa_ray.engine.timeout import WithTimeout
-from mpa_ray.models.checkpoints import local_folder, local_model
 from mpa_ray.models.shared_engines import Adapter
 from mpa_ray.observability.usage import Load, Usage
 
 
+class EngineFactory(Protocol):
+    """Starts one kind of engine in this process; `EngineSettings.factory` names it."""
+
+    def __call__(
+        self,
+        model: ModelConfig,
+        settings: Any,
+        max_images_in_flight: int,
+        adapters: Mapping[str, Adapter],
+        object_store: ObjectStoreConfig,
+    ) -> VisionLanguageModel:
+        """Start the engine.
+
+        Args:
+            model: The model to serve.
+            settings: `model.engine`, of the class that names this factory.
+            max_images_in_flight: See `VisionLanguageModel`.
+            adapters: The adapters that requests may name.
+            object_store: How to reach models at s3://.
+        """
+        ...
+
+
 def images_in_flight(config: ModelConfig) -> int:
-    """A tenth more than the engine decodes together keeps its batch full and the KV blocks of each image in place."""
-    if config.max_images_in_flight is not None:
-        return config.max_images_in_flight
-    engine = config.engine
-    return 64 if isinstance(engine, ScriptedEngineConfig) else math.ceil(1.1 * engine.max_num_seqs)
+    """The number of images that one engine of a model works on concurrently."""
+    return config.max_images_in_flight or config.engine.default_images_in_flight
+
+
+def engine_factory(settings: EngineConfig) -> EngineFactory:
+    """The factory that a kind of engine names, imported only now: a machine without vLLM can run everything else."""
+    module, _, function = settings.factory.partition(":")
+    factory: EngineFactory = getattr(importlib.import_module(module), function)
+    return factory
 
 
 def build_engine(
@@ -32,29 +57,16 @@ def build_engine(
     usage: Usage,
     load: Load,
 ) -> VisionLanguageModel:
-    """Start the engine that the configuration names, in this process.
+    """Start the engine of a model in this process.
 
     Args:
-        config: The model, and how it is served.
-        adapters: Those that requests may name.
-        object_store: How models at s3:// are reached.
-        request_timeout_s: An engine that leaves a request unanswered for so long is taken for dead.
-        usage: What the engine spends is added to it.
-        load: Shows what is in the engine.
+        config: The model and its engine's settings.
+        adapters: The adapters that requests may name.
+        object_store: How to reach models at s3://.
+        request_timeout_s: An engine that leaves a request unanswered for this long counts as dead.
+        usage: The engine's seconds and tokens are added to it.
+        load: Shows the engine's current work.
     """
-    return Instrumented(WithTimeout(_start(config, adapters, object_store), request_timeout_s), usage, load)
-
-
-def _start(
-    config: ModelConfig, adapters: Mapping[str, Adapter], object_store: ObjectStoreConfig
-) -> VisionLanguageModel:
-    if isinstance(config.engine, ScriptedEngineConfig):
-        return ScriptedEngine(config.engine, (config.min_pixels, config.max_pixels), images_in_flight(config))
-    # Only here, so that a machine without vLLM can run everything else.
-    from mpa_ray.engine.vllm.engine import VllmEngine
-
-    local = config.model_copy(update={"model": local_model(config.model, object_store)})
-    here = {
-        name: replace(adapter, model=local_folder(adapter.model, object_store)) for name, adapter in adapters.items()
-    }
-    return VllmEngine(local, images_in_flight(config), here)
+    start = engine_factory(config.engine)
+    engine = start(config, config.engine, images_in_flight(config), adapters, object_store)
+    return Instrumented(WithTimeout(engine, request_timeout_s), usage, load)

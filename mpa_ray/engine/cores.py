@@ -1,4 +1,4 @@
-"""Which cores an engine on CPUs computes on, so that engines side by side do not fight for the same ones."""
+"""The choice of cores for an engine on CPUs, so that engines on one machine do not compete for the same cores."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from contextlib import suppress
 from pathlib import Path
 
 _held: list[int] = []
-"""Open files whose locks say that this process computes on a core; the system frees them when it ends."""
-
+"""Open files whose locks claim a core for this process; the system releases them when the process ends."""
 
 _SMALL_BYTES = 32 * 2**20
-"""Weights of a model that computes so little between the barriers of its threads that it mostly waits there."""
+"""A model with fewer bytes of weights computes so little between its threads' barriers that they mostly wait there."""
 
 
 def threads_per_engine(num_cores: int, num_engines: int, cpus_per_engine: float, weight_bytes: int | None) -> int:
-    """An equal share of the machine, or what was asked for where that is more; a small model leaves one core free.
+    """The number of threads of each engine: an equal share of the cores, or `cpus_per_engine` if that is more.
 
-    On the core that is left images are rendered and requests go in and out. A thread that has to share its core with
-    that holds up all others: the bundled teacher (8.5 MB) does 112 images/s on one of two cores and 83 on both, while a
-    model of 120 MB does 2.6 and 4.3.
+    If that is the whole machine, a small model (under 32 MiB) leaves one core free for rendering images and handling
+    requests. A compute thread that shares its core with them delays all others: on two cores, the bundled teacher
+    (8.5 MB) annotates 112 images/s with one thread and 83 with two, but a model of 120 MB 2.6 and 4.3.
     """
     share = min(num_cores, max(1, num_cores // num_engines, int(cpus_per_engine)))
     is_small = weight_bytes is not None and weight_bytes < _SMALL_BYTES
@@ -31,33 +30,34 @@ def threads_per_engine(num_cores: int, num_engines: int, cpus_per_engine: float,
 
 
 def claim_cores(
-    cores: Sequence[int], num_threads: int, patience_s: float = 10.0, folder: Path | None = None
+    cores: Sequence[int], num_threads: int, timeout_s: float = 10.0, folder: Path | None = None
 ) -> list[int]:
-    """Take cores that no engine of this machine has taken, for as long as this process lives.
+    """Claim cores that no other engine of this machine has claimed, for the lifetime of this process.
 
-    Engines of an earlier phase may be ending still, so it waits a little; where too few get free, cores are shared.
+    Engines of an earlier phase may still be ending, so this waits up to `timeout_s` seconds for free cores. If there
+    are too few, cores are shared.
     """
     folder = folder or Path(tempfile.gettempdir(), f"mpa_ray-cores-{os.getuid()}")
     with suppress(OSError):
-        # Without locks, as where the disk is full, cores are shared.
+        # Without the folder, for example on a full disk, cores are shared.
         folder.mkdir(mode=0o700, exist_ok=True)
-    ours: list[int] = []
-    waiting_until = time.monotonic() + patience_s
+    claimed: list[int] = []
+    deadline = time.monotonic() + timeout_s
     while True:
         for core in cores:
-            if len(ours) < num_threads and core not in ours and _take(folder / f"{core}"):
-                ours.append(core)
-        if len(ours) == num_threads or time.monotonic() > waiting_until:
+            if len(claimed) < num_threads and core not in claimed and _lock(folder / f"{core}"):
+                claimed.append(core)
+        if len(claimed) == num_threads or time.monotonic() > deadline:
             break
         time.sleep(0.1)
-    others = [core for core in cores if core not in ours]
+    others = [core for core in cores if core not in claimed]
     start = os.getpid() % max(1, len(others))
-    return sorted(ours + (others[start:] + others[:start])[: num_threads - len(ours)])
+    return sorted(claimed + (others[start:] + others[:start])[: num_threads - len(claimed)])
 
 
-def _take(lock: Path) -> bool:
+def _lock(path: Path) -> bool:
     try:
-        file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError:
         return False
     try:

@@ -1,19 +1,18 @@
-"""An engine whose work is counted."""
+"""An engine that counts its work."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 
-from mpa_ray.config import SamplingConfig
-from mpa_ray.engine.protocol import EncodedImage, JsonSchema, Reply, VisionLanguageModel
+from mpa_ray.engine.protocol import EncodedImage, Reply, Request, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.observability.usage import Load, Usage
 
 
 @dataclass(frozen=True)
 class Instrumented:
-    """A model that adds to an usage what each of its answers took, and tells its load."""
+    """A model that adds the seconds and tokens of each call to `usage` and shows its current work in `load`."""
 
     model: VisionLanguageModel
     usage: Usage
@@ -31,18 +30,11 @@ class Instrumented:
         finally:
             self.usage.render_s += time.monotonic() - started
 
-    async def generate(
-        self,
-        image: EncodedImage,
-        text: str,
-        sampling: SamplingConfig,
-        schema: JsonSchema | None = None,
-        adapter: str | None = None,
-    ) -> Reply:
+    async def generate(self, image: EncodedImage, request: Request) -> Reply:
         started = time.monotonic()
         try:
             with self.load.one_more("num_in_engine"):
-                reply = await self.model.generate(image, text, sampling, schema, adapter)
+                reply = await self.model.generate(image, request)
         finally:
             self.usage.engine_s += time.monotonic() - started
         self.usage.num_prompt_tokens += reply.num_prompt_tokens

@@ -1,17 +1,16 @@
-"""An engine's model with one of the adapters that the engine has taken up."""
+"""One adapter of an engine, seen as a model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from mpa_ray.config import SamplingConfig
-from mpa_ray.engine.protocol import EncodedImage, JsonSchema, Reply, VisionLanguageModel
+from mpa_ray.engine.protocol import EncodedImage, Reply, Request, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
 
 
 @dataclass(frozen=True)
 class LoraView:
-    """A model that answers through an adapter; what it looks at, the engine's other models have seen, too."""
+    """A model whose requests all use one adapter; it shares encoded images with the engine's other models."""
 
     model: VisionLanguageModel
     adapter: str
@@ -23,16 +22,9 @@ class LoraView:
     async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
         return await self.model.encode_image(image_id, content)
 
-    async def generate(
-        self,
-        image: EncodedImage,
-        text: str,
-        sampling: SamplingConfig,
-        schema: JsonSchema | None = None,
-        adapter: str | None = None,
-    ) -> Reply:
-        assert adapter is None
-        return await self.model.generate(image, text, sampling, schema, self.adapter)
+    async def generate(self, image: EncodedImage, request: Request) -> Reply:
+        assert request.adapter is None, "the request already names an adapter"
+        return await self.model.generate(image, replace(request, adapter=self.adapter))
 
     def close(self) -> None:
         self.model.close()

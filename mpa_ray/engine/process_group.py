@@ -1,4 +1,4 @@
-"""No engine outlives its owner: an actor's process group ends when the actor does, however it ends."""
+"""End an engine's processes with the actor that owns them, even if the actor is killed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import subprocess
 
 
 def end_group_with_this_process() -> subprocess.Popen[bytes]:
-    """Make this process the leader of its group and start a watcher that kills the group once this process is gone.
+    """Make this process a group leader, and start a watcher that kills the group when this process ends.
 
-    A vLLM engine is two more processes that spin while they wait; when their actor or its driver is killed they would
-    stay. The watcher reads a pipe that only this process holds open, so it also notices SIGKILL.
+    A vLLM engine has two further processes, which would outlive a killed actor or driver and keep a core busy each.
+    The watcher reads a pipe that only this process holds open, so it also notices SIGKILL.
     """
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)

@@ -1,4 +1,4 @@
-"""What the stages ask of a model, and what they get."""
+"""The interface between stages and engines: an image and a request go in, a reply comes out."""
 
 from __future__ import annotations
 
@@ -9,16 +9,31 @@ from mpa_ray.config import SamplingConfig
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason, State
 
+JsonSchema = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image that an engine has looked at, ready for any number of prompts to that engine."""
+    """An image in an engine's own form, ready for any number of requests to that engine."""
 
     image_id: str
     key: str
-    """Equal for equal files under equal pixel limits."""
+    """Equal for equal files under equal pixel limits; names the image in the engine's caches."""
     inputs: Any = None
-    """The engine's own form of it."""
+    """The engine's own form of the image."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The text that follows an image in a prompt, and how the model replies to it."""
+
+    text: str
+    """The engine adds the system prompt and the chat template."""
+    sampling: SamplingConfig
+    schema: JsonSchema | None = None
+    """The reply is JSON that this schema allows, unless the token limit cuts it off; None allows any text."""
+    adapter: str | None = None
+    """The name of an adapter that the engine was started with; None asks the model without an adapter."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +42,15 @@ class Reply:
 
     text: str
     finish_reason: str
-    """`stop` where the model ended it, `length` where the token limit did."""
+    """`stop` if the model ended the reply, `length` if the token limit did."""
     num_prompt_tokens: int
     num_cached_tokens: int
-    """Leading prompt tokens that were not computed again."""
+    """Leading prompt tokens that the engine found in its cache and did not compute again."""
     num_output_tokens: int
     image_end: int
-    """Prompt tokens up to and with the image's last; all of them cached means the image cost nothing."""
+    """The number of prompt tokens up to and including the image's last one; if all are cached, the image was free."""
     mean_logprob: float | None
-    """Mean log-probability of the output tokens (natural logarithm)."""
+    """Mean log-probability of the output tokens (natural logarithm); None for an empty reply."""
     elapsed_s: float
 
     @property
@@ -44,60 +59,52 @@ class Reply:
 
     @property
     def num_uncached_image_tokens(self) -> int:
-        """Tokens from the first that was not cached to the image's end."""
+        """The number of tokens from the first uncached one to the end of the image."""
         return max(0, self.image_end - self.num_cached_tokens)
 
 
-JsonSchema = dict[str, Any]
-
-
 class RequestRefused(Exception):
-    """The engine is well, but will not or cannot serve this one request."""
+    """The engine is healthy, but it cannot serve this request."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+        self.reason = reason
+        self.detail = detail
 
     @property
     def state(self) -> State:
-        """Dropped where the text is at fault, failed where anything else is."""
+        """Dropped if the text is the cause, failed otherwise."""
         by_text = self.reason in (Reason.PROMPT_TOO_LONG, Reason.SPECIAL_TOKEN_IN_TEXT)
         return State.DROPPED if by_text else State.FAILED
 
 
 class EngineDied(Exception):
-    """The engine is gone; its actor has to be replaced."""
+    """The engine is dead; its actor has to be replaced."""
 
 
 class VisionLanguageModel(Protocol):
-    """An engine. `generate` may be called many times at once, from one event loop."""
+    """An engine. Both of its coroutines may run many times concurrently, on one event loop."""
 
     @property
     def max_images_in_flight(self) -> int:
-        """Images that may be worked on together, such that each one's KV blocks survive until its second prompt."""
+        """How many images to work on concurrently, such that the KV blocks of each survive until its last prompt."""
         ...
 
     async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
-        """Decode a file and bring it to the model's form, once for all prompts about it.
+        """Decode a file and convert it to the engine's form, once for all requests about it.
 
-        Raises RequestRefused for this image alone, EngineDied for the engine as a whole.
+        Raises:
+            RequestRefused: the engine cannot take this image.
+            EngineDied: the engine can take no image any more.
         """
         ...
 
-    async def generate(
-        self,
-        image: EncodedImage,
-        text: str,
-        sampling: SamplingConfig,
-        schema: JsonSchema | None = None,
-        adapter: str | None = None,
-    ) -> Reply:
-        """The reply to the image and the text behind it; the engine adds the system prompt and the chat template.
+    async def generate(self, image: EncodedImage, request: Request) -> Reply:
+        """The model's reply to a prompt of the image and the request's text.
 
-        With a schema the reply is JSON that it allows, unless the token limit cuts it. An adapter is named as the
-        engine was started with it; without, the model itself replies.
-
-        Raises RequestRefused for this request alone, EngineDied for the engine as a whole.
+        Raises:
+            RequestRefused: the engine cannot serve this request.
+            EngineDied: the engine can serve no request any more.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""An engine without a model: its replies follow from the image's bytes, and it fails where it is told to."""
+"""An engine without a model: its replies depend on the image's bytes, and it fails on the configured images."""
 
 from __future__ import annotations
 
@@ -9,100 +9,107 @@ import os
 import re
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from mpa_ray.config import SamplingConfig, ScriptedEngineConfig
-from mpa_ray.engine.protocol import EncodedImage, EngineDied, JsonSchema, Reply, RequestRefused
-from mpa_ray.imaging.decode import ImageProblem, prepare_apart
+from mpa_ray.config import ModelConfig, ObjectStoreConfig, ScriptedEngineConfig
+from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, Request, RequestRefused
+from mpa_ray.imaging.decode import ImageProblem, prepare_in_thread
+from mpa_ray.models.shared_engines import Adapter
 from mpa_ray.records import Reason
 
 _QUESTION = re.compile(r"What is written on picture ([0-9a-f]{8})(?:, line \d+)?\?")
 _BLOCK_SIZE = 32
 
 
-class ScriptedEngine:
-    """As a teacher it asks what is written on the picture; any scripted engine knows, but for its configured faults.
+def start(
+    model: ModelConfig,
+    settings: ScriptedEngineConfig,
+    max_images_in_flight: int,
+    adapters: Mapping[str, Adapter],
+    object_store: ObjectStoreConfig,  # noqa: ARG001
+) -> ScriptedEngine:
+    """The engine's factory; there is no model to load."""
+    assert not adapters, "a scripted engine has no weights to adapt"
+    return ScriptedEngine(settings, (model.min_pixels, model.max_pixels), max_images_in_flight)
 
-    Whether an image meets a fault follows from a hash of the image and the fault's name, so a run can be repeated.
+
+class ScriptedEngine:
+    """A teacher that asks what is written on the picture, and a student that answers; both err at configured rates.
+
+    A hash of the image and the fault's name decides whether an image has a fault, so runs are repeatable.
     """
 
     def __init__(self, config: ScriptedEngineConfig, pixels: tuple[int, int], max_images_in_flight: int) -> None:
-        self._config, self._pixels = config, pixels
+        self._config = config
+        self._pixels = pixels
         self.max_images_in_flight = max_images_in_flight
-        self._seen: set[str] = set()
+        self._cached_keys: set[str] = set()
 
     async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
-        prepared = await prepare_apart(content, *self._pixels)
+        prepared = await prepare_in_thread(content, *self._pixels)
         return prepared if isinstance(prepared, ImageProblem) else EncodedImage(image_id, prepared.key)
 
-    async def generate(
-        self,
-        image: EncodedImage,
-        text: str,
-        sampling: SamplingConfig,
-        schema: JsonSchema | None = None,
-        adapter: str | None = None,
-    ) -> Reply:
-        assert adapter is None, "a scripted engine has no weights to adapt"
+    async def generate(self, image: EncodedImage, request: Request) -> Reply:
+        assert request.adapter is None, "a scripted engine has no weights to adapt"
         started = time.monotonic()
-        self._meet_faults(image.image_id)
+        self._raise_faults(image.image_id)
         if image.image_id in self._config.hang_on:
             await asyncio.Event().wait()
         if self._config.latency_s:
             await asyncio.sleep(self._config.latency_s)
-        asked = _QUESTION.search(text)
-        told, finish = (
-            self._answer(image, asked[1]) if asked else self._annotate(image, sampling.seed, schema is not None)
-        )
-        cached = image.key in self._seen
-        self._seen.add(image.key)
-        words = len(text.split())
+        question = _QUESTION.search(request.text)
+        reply, finish_reason = self._answer(image, question[1]) if question else self._annotate(image, request)
+        is_cached = image.key in self._cached_keys
+        self._cached_keys.add(image.key)
         return Reply(
-            text=told,
-            finish_reason=finish,
-            num_prompt_tokens=_BLOCK_SIZE + words,
-            num_cached_tokens=_BLOCK_SIZE if cached else 0,
-            num_output_tokens=min(len(told.split()), sampling.max_new_tokens),
+            text=reply,
+            finish_reason=finish_reason,
+            num_prompt_tokens=_BLOCK_SIZE + len(request.text.split()),
+            num_cached_tokens=_BLOCK_SIZE if is_cached else 0,
+            num_output_tokens=min(len(reply.split()), request.sampling.max_new_tokens),
             image_end=_BLOCK_SIZE,
             mean_logprob=-0.1,
             elapsed_s=time.monotonic() - started,
         )
 
     def close(self) -> None:
-        self._seen.clear()
+        self._cached_keys.clear()
 
-    def _annotate(self, image: EncodedImage, seed: int, as_json: bool) -> tuple[str, str]:
+    def _annotate(self, image: EncodedImage, request: Request) -> tuple[str, str]:
         code = _digest(image.key)
-        if self._meets("unparsable", self._config.unparsable_rate, code):
+        if self._has_fault("unparsable", self._config.unparsable_rate, code):
             return "I would rather describe the weather.", "stop"
-        if self._meets("truncated", self._config.truncated_rate, code):
+        if self._has_fault("truncated", self._config.truncated_rate, code):
             return f"Question: What is written on picture {code[:8]}", "length"
-        line = seed % self._config.num_questions
+        line = request.sampling.seed % self._config.num_questions
         place = f", line {line}" if line else ""
         question = f"What is written on picture {code[:8]}{place}?"
-        if as_json:
+        if request.schema is not None:
             return json.dumps({"question": question, "answer": code[8:12]}), "stop"
         return f"Question: {question}\nAnswer: {code[8:12]}", "stop"
 
     def _answer(self, image: EncodedImage, picture: str) -> tuple[str, str]:
         code = _digest(image.key)
-        astray = self._meets("inconsistent", self._config.inconsistent_rate, code) or self._meets(
-            "wrong", self._config.wrong_rate, code
+        is_wrong = (
+            not code.startswith(picture)
+            or self._has_fault("inconsistent", self._config.inconsistent_rate, code)
+            or self._has_fault("wrong", self._config.wrong_rate, code)
         )
-        return (f"not {code[8:12]}" if astray or not code.startswith(picture) else code[8:12]), "stop"
+        return f"not {code[8:12]}" if is_wrong else code[8:12], "stop"
 
-    def _meets(self, fault: str, rate: float, code: str) -> bool:
+    def _has_fault(self, fault: str, rate: float, code: str) -> bool:
         return int(_digest(f"{fault}:{code}")[:8], 16) < rate * 2**32
 
-    def _meet_faults(self, image_id: str) -> None:
+    def _raise_faults(self, image_id: str) -> None:
         if image_id in self._config.fail_on:
             raise RequestRefused(Reason.REQUEST_FAILED, "scripted to fail on this image")
-        if image_id in self._config.die_on and self._first_death(image_id):
+        if image_id in self._config.die_on and self._has_to_die(image_id):
             raise EngineDied(f"scripted to die on {image_id}")
         if image_id in self._config.kill_on:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _first_death(self, image_id: str) -> bool:
+    def _has_to_die(self, image_id: str) -> bool:
         if self._config.die_once_in is None:
             return True
         mark = Path(self._config.die_once_in, _digest(image_id))
@@ -113,5 +120,5 @@ class ScriptedEngine:
 
 
 def _digest(text: str) -> str:
-    # The key starts with the file's hash; its pixel limits differ between models that must agree on the picture.
+    # A key is the file's hash and the pixel limits; only the hash is the same for a teacher and its students.
     return hashlib.sha256(text.split("-")[0].encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""An engine that is waited for only so long."""
+"""An engine whose calls have a time limit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mpa_ray.config import SamplingConfig
-from mpa_ray.engine.protocol import EncodedImage, EngineDied, JsonSchema, Reply, VisionLanguageModel
+from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, Request, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
 
 T = TypeVar("T")
@@ -16,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class WithTimeout:
-    """A model whose every request must be answered in time: an engine that hangs cannot be told from a dead one."""
+    """A model that raises `EngineDied` if a call takes too long: an engine that hangs looks the same as a dead one."""
 
     model: VisionLanguageModel
     request_timeout_s: float
@@ -28,24 +27,16 @@ class WithTimeout:
     async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
         return await self._in_time(image_id, self.model.encode_image(image_id, content))
 
-    async def generate(
-        self,
-        image: EncodedImage,
-        text: str,
-        sampling: SamplingConfig,
-        schema: JsonSchema | None = None,
-        adapter: str | None = None,
-    ) -> Reply:
-        reply = self.model.generate(image, text, sampling, schema, adapter)
-        return await self._in_time(image.image_id, reply)
+    async def generate(self, image: EncodedImage, request: Request) -> Reply:
+        return await self._in_time(image.image_id, self.model.generate(image, request))
 
     def close(self) -> None:
         self.model.close()
 
-    async def _in_time(self, image_id: str, answer: Awaitable[T]) -> T:
+    async def _in_time(self, image_id: str, result: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(self.request_timeout_s):
-                return await answer
+                return await result
         except TimeoutError:
-            told = f"no reply about {image_id} in limits.request_timeout_s = {self.request_timeout_s:g} seconds"
-            raise EngineDied(told) from None
+            limit = f"limits.request_timeout_s = {self.request_timeout_s:g} seconds"
+            raise EngineDied(f"no reply about {image_id} in {limit}") from None

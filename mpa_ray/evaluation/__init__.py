@@ -1,1 +1,1 @@
-"""Measure models on labelled questions: read the set, and score what was predicted."""
+"""Read labelled benchmarks and score models' answers to them."""

@@ -1,4 +1,4 @@
-"""Lay out benchmarks in shards, all questions on an image together."""
+"""Read benchmarks into a run: their questions in shards, with all questions about an image in one shard."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 
 from mpa_ray.config import BenchmarkConfig, EvaluateConfig
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, read_benchmark
 from mpa_ray.evaluation.benchmarks.finding import find_files
@@ -17,18 +17,22 @@ from mpa_ray.records import LabelledQuestion, ParitySample
 from mpa_ray.run.dataset import shard_name
 from mpa_ray.run.run import Run
 
-_WHOLE_BYTES = 2**26
+_MAX_WHOLE_BYTES = 2**26
 _END_BYTES = 2**20
 
 
-def metric_of(benchmark: BenchmarkConfig, of_task: str) -> str:
-    """The metric that scores a benchmark; questions of the user's own are scored as the task says."""
-    own = of_task if benchmark.kind == "questions" else BENCHMARKS[benchmark.kind].metric
-    return benchmark.metric or own
+def metric_of(benchmark: BenchmarkConfig, task_metric: str) -> str:
+    """The metric that scores a benchmark: the configured one, or the benchmark's own.
+
+    Benchmarks of kind `questions` have no metric of their own and take the task's.
+    """
+    if benchmark.metric is not None:
+        return benchmark.metric
+    return task_metric if benchmark.kind == "questions" else BENCHMARKS[benchmark.kind].metric
 
 
 def labelled_samples(benchmark: BenchmarkConfig, places: Places) -> Iterator[ParitySample]:
-    """Questions with the answer that most of their labels give, as training takes them.
+    """Questions as training takes them, each with the answer that most of its labels give.
 
     Raises:
         ConfigError: a file, a field or an answer is missing.
@@ -39,23 +43,23 @@ def labelled_samples(benchmark: BenchmarkConfig, places: Places) -> Iterator[Par
         yield ParitySample(name, question.image_id, question.uri, question.question, answer, student_answer="")
 
 
-def lay_out(config: EvaluateConfig, run: Run, places: Places) -> None:
-    """Commit every benchmark's questions; one that is there already is left as it is.
+def write_questions(config: EvaluateConfig, run: Run, places: Places) -> None:
+    """Commit every benchmark's questions; a benchmark that the run already has is not read again.
 
     Raises:
-        ConfigError: a file, a field, an answer or an image is missing; or the benchmark's files have changed.
+        ConfigError: a file, a field, an answer or an image is missing, or the benchmark's files have changed.
     """
     for index, benchmark in enumerate(config.benchmarks):
         try:
-            _lay_out(benchmark, config.shard_size, run, places)
+            _write_questions(benchmark, config.shard_size, run, places)
         except ConfigError as error:
-            raise error.of_field(error.field.replace("benchmark.", f"evaluate.benchmarks.{index}.", 1)) from error
+            raise error.with_field(error.field.replace("benchmark.", f"evaluate.benchmarks.{index}.", 1)) from error
 
 
-def _lay_out(benchmark: BenchmarkConfig, shard_size: int, run: Run, places: Places) -> None:
+def _write_questions(benchmark: BenchmarkConfig, shard_size: int, run: Run, places: Places) -> None:
     folder = run.benchmark_dir(benchmark.label)
     run.register_fingerprint(f"{folder}/questions", _fingerprint(benchmark, shard_size, places))
-    if run.storage.exists(f"{folder}/manifest.json"):
+    if run.has_manifest(folder):
         return
     with Progress(f"read {benchmark.label}", None, "questions") as progress:
         questions = []
@@ -64,18 +68,19 @@ def _lay_out(benchmark: BenchmarkConfig, shard_size: int, run: Run, places: Plac
             progress.advance(1)
     check_images(questions)
     questions.sort(key=lambda question: question.image_id)
-    shards = 0
+    num_shards = 0
     for shard in _shards(questions, shard_size):
-        run.questions(benchmark.label).commit(shard_name(shards), shard)
-        shards += 1
+        run.questions(benchmark.label).commit(shard_name(num_shards), shard)
+        num_shards += 1
     num_images = len({question.image_id for question in questions})
-    run.write_json(f"{folder}/manifest.json", {"num_images": num_images, "num_shards": shards})
+    run.write_json(run.manifest_path(folder), {"num_images": num_images, "num_shards": num_shards})
 
 
 def _shards(questions: Iterable[LabelledQuestion], size: int) -> Iterator[list[LabelledQuestion]]:
+    """Cut questions, sorted by image, into shards of at least `size`; the last may be smaller."""
     shard: list[LabelledQuestion] = []
-    for _, found in groupby(questions, key=lambda question: question.image_id):
-        shard += found
+    for _, about_image in groupby(questions, key=lambda question: question.image_id):
+        shard += about_image
         if len(shard) >= size:
             yield shard
             shard = []
@@ -84,7 +89,7 @@ def _shards(questions: Iterable[LabelledQuestion], size: int) -> Iterator[list[L
 
 
 def _fingerprint(benchmark: BenchmarkConfig, shard_size: int, places: Places) -> dict[str, object]:
-    """What the questions depend on; where files lie and how answers are scored may change."""
+    """What the questions depend on. Neither the paths of the files nor the metric is part of it, so both may change."""
     settings = benchmark.model_dump(mode="json", include={"kind", "split", "columns", "limit"})
     files = [file.uri for file in find_files(places, benchmark.path, benchmark.split)]
     if benchmark.annotations is not None:
@@ -92,7 +97,7 @@ def _fingerprint(benchmark: BenchmarkConfig, shard_size: int, places: Places) ->
     digest = hashlib.sha256()
     for uri in files:
         try:
-            digest.update(_sample(places, uri))
+            digest.update(_content_sample(places, uri))
         except OSError as error:
             raise ConfigError(
                 "benchmark.path",
@@ -103,10 +108,13 @@ def _fingerprint(benchmark: BenchmarkConfig, shard_size: int, places: Places) ->
     return {**settings, "files": f"sha256:{digest.hexdigest()[:16]}", "evaluate.shard_size": shard_size}
 
 
-def _sample(places: Places, uri: str) -> bytes:
-    """A file up to 64 MiB; of a larger one its size and its ends: Parquet keeps statistics of its rows at its end."""
+def _content_sample(places: Places, uri: str) -> bytes:
+    """All bytes of a file up to 64 MiB; the size and both ends of a larger one.
+
+    The end of a Parquet file holds statistics of its rows, so a change of rows shows there.
+    """
     place = places.of(uri)
     size = place.size(uri)
-    if size <= _WHOLE_BYTES:
+    if size <= _MAX_WHOLE_BYTES:
         return place.read(uri)
     return str(size).encode() + place.read(uri, 0, _END_BYTES) + place.read(uri, size - _END_BYTES, _END_BYTES)

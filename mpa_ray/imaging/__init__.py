@@ -1,1 +1,1 @@
-"""Image files as pixels."""
+"""Decoding and scaling of image files."""

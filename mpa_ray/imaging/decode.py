@@ -1,35 +1,37 @@
-r"""Bytes to pixels, such that no file can end a run: what cannot be shown to a model has a reason instead.
+r"""Decoding of image files: each file becomes an RGB image or an `ImageProblem` with a reason, and none raises.
 
-The policy. A file is what its first bytes say (`SIGNATURES`), whatever it is called.
+The policy. A file has the format of its first bytes (`SIGNATURES`), whatever its name says.
 
     refused                                                                             reason
     no bytes                                                                            empty_file
-    text, HTML, archives, all else without a known signature                            not_an_image
+    text, HTML, archives, and all files without a known signature                       not_an_image
     HEIC, SVG, PDF, PSD, video, ... (not in `FORMATS`); camera RAW in TIFF              unsupported_format
-    a JPEG, TIFF or BMP whose header names a kind that Pillow lacks (12-bit JPEG)       unsupported_format
-    cut or damaged in header or pixels (decoders cannot tell a missing byte from        truncated_image
-        a wrong one)
-    more than `MAX_PIXELS` in the header, a GIF's frame or a TIFF's tile, or large      too_many_pixels
-        pictures in an icon; found before decoding
-    sides of 200 : 1 and beyond, in the file or once scaled                             extreme_aspect_ratio
+    JPEG, TIFF or BMP of a variant that Pillow cannot decode (12-bit JPEG)              unsupported_format
+    cut off or damaged in header or pixels (decoders cannot tell a missing byte         truncated_image
+        from a wrong one)
+    over `MAX_PIXELS` in the header, in a GIF's frame or in a TIFF's tile; large        too_many_pixels
+        pictures in an icon; all are found before decoding
+    sides of 200 : 1 or more, in the file or after scaling                              extreme_aspect_ratio
 
-    decoded, always to RGB                                                              as
-    bytes behind the end; a PNG without its end                                         if they were right
-    PNG texts and profiles, or EXIF data, that are damaged or unpack to megabytes       without them
+    decoded, always to RGB                                                              result
+    bytes after the end of the image; a PNG without its last chunk                      the image
+    PNG texts and profiles, or EXIF data, that are damaged or unpack to megabytes       the image without them
     animation, several pages, MPO                                                       the first frame
     icon                                                                                its largest picture
-    EXIF orientation 2 to 8                                                             turned upright
-    EXIF orientation missing or any other                                               it lies in the file
-    CMYK, YCCK, Lab                                                                     RGB, profiles not applied;
+    EXIF orientation 2 to 8                                                             rotated or mirrored upright
+    EXIF orientation missing or any other value                                         unchanged
+    CMYK, YCCK, Lab                                                                     RGB without colour profiles;
                                                                                         CMYK JPEG inverted, as by Adobe
-    transparency by alpha, palette or one colour                                        laid on white
+    transparency by alpha, palette or one colour                                        on a white background
     BMP with alpha 0 throughout                                                         opaque
     1 bit, grey, palette                                                                RGB
-    12 or 16 bits                                                                       8 bits by the format's range
-    numbers of 32 bits and floats, for which no range is stated                         white at the least of 1, 255 and
-                                                                                        65535 that holds all; if none
-                                                                                        does, stretched to the extremes
-    1 x 1 and all below `min_pixels`                                                    scaled up
+    12 or 16 bits                                                                       8 bits, by the format's range
+    32-bit integers and floats, whose range no header states                            white is the smallest of 1, 255
+                                                                                        and 65535 that no value exceeds;
+                                                                                        if there is none, or values are
+                                                                                        negative, the extremes become
+                                                                                        black and white
+    smaller than `min_pixels`, down to 1 x 1                                            scaled up
 """
 
 from __future__ import annotations
@@ -53,19 +55,21 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from mpa_ray.records import Reason
 
-# Once for the process: warnings.catch_warnings around each decoding would race between threads.
+# Set once for the process: warnings.catch_warnings in each call would race between threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "ICO", "PPM", "JPEG2000")
-"""What is decoded, by Pillow's names. Pillow knows more; some of it runs other programs (EPS: Ghostscript)."""
+"""The formats that are decoded, by Pillow's names. Pillow has more; some run other programs (EPS: Ghostscript)."""
 MAX_PIXELS = 89_478_485
-"""Pixels above which a file is taken for a decompression bomb; where Pillow begins to warn."""
+"""A file with more pixels counts as a decompression bomb; Pillow warns from here on."""
 MAX_ASPECT_RATIO = 200
-"""Qwen2-VL's image processor refuses longer images."""
+"""Images of this ratio and above are refused, as by Qwen2-VL's image processor."""
 _LARGE_PIXELS = 16_000_000
-_SMALL_BYTES = 4 * 2**10
+"""Images with more pixels are decoded one at a time."""
 _one_large_image = threading.BoundedSemaphore(1)
-"""Large images are decoded one after another: each can take a gigabyte on its way to RGB."""
+"""Held while a large image is decoded: each may need a gigabyte of memory until it is RGB."""
+_SMALL_BYTES = 4 * 2**10
+"""Files up to this size are prepared without a thread."""
 
 _GAP = rb"(?:\s|#[^\r\n]*+[\r\n])++"
 SIGNATURES = {
@@ -82,7 +86,7 @@ SIGNATURES = {
         "ICO": rb"\x00\x00\x01\x00(?!\x00\x00)..",
         "PPM": rb"P[1-6f]" + _GAP + rb"\d++" + _GAP + rb"\d++\s",
         "JPEG2000": rb"\xff\x4f\xff\x51|\x00\x00\x00\x0cjP  \r\n\x87\n",
-        # Brands follow one another in fours; files of the HEIF family name their codec in any of them.
+        # Brands are four bytes each; a file of the HEIF family may name its codec in any of them.
         "AVIF": rb"\x00\x00..ftyp(?:.{4}){0,16}?avi[fs]",
         "HEIC": rb"\x00\x00..ftyp(?:.{4}){0,16}?(?:hei[cxms]|hev[cxms]|mif1|msf1)",
         "CR3": rb"\x00\x00..ftypcrx ",
@@ -94,7 +98,7 @@ SIGNATURES = {
         "FLV": rb"FLV\x01",
         "JPEG XL": rb"\xff\x0a|\x00\x00\x00\x0cJXL \r\n\x87\n",
         "JPEG XR": rb"II\xbc",
-        # Possessive and atomic throughout: prologues of hostile files must not be tried in every grouping.
+        # Possessive and atomic, so that a hostile prologue causes no backtracking.
         "SVG": rb"(?:\xef\xbb\xbf)?\s*+(?:(?><\?.*?\?>|<!--.*?-->|<!DOCTYPE\s+svg[^>\[]*+(?:\[[^\]]*+\])?\s*+>)\s*+)*+"
         rb"<(?:\w++:)?svg[\s/>]",
         "PDF": rb"\s*+%PDF-",
@@ -121,43 +125,52 @@ SIGNATURES = {
         "PFM in colour": rb"PF\s+\d+\s+\d+\s",
     }.items()
 }
-"""What a file of each format begins with; the first that fits names the file. Those not in `FORMATS` are refused."""
-_UNKNOWN_KIND = re.compile(
+"""The first bytes of each format; the first match names a file's format. Formats not in `FORMATS` are refused."""
+_UNKNOWN_VARIANT = re.compile(
     "unsupported|not (?:yet )?supported|not (?:installed|available)|cannot handle|unknown pixel mode",
     re.IGNORECASE,
 )
-"""Pillow's words for a header that names a kind which it lacks; it has no class of error for that."""
+"""Pillow's messages about a variant of a format that it cannot decode; it has no error class for that."""
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323
-_NEW_SUBFILE_TYPE, _SUB_IFDS, _SAMPLE_FORMAT, _DNG_VERSION = 254, 330, 339, 50706
+# Tags of TIFF.
+_NEW_SUBFILE_TYPE = 254
+_BITS_PER_SAMPLE = 258
+_PHOTOMETRIC = 262
+_TILE_WIDTH = 322
+_TILE_LENGTH = 323
+_SUB_IFDS = 330
+_SAMPLE_FORMAT = 339
+_DNG_VERSION = 50706
+
 _WHITE_IS_ZERO = 0
+"""A value of `_PHOTOMETRIC`."""
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """Pixels as a model gets them."""
+    """An image that is ready for a model."""
 
     image: Image.Image
     """RGB, within the model's pixel limits."""
     key: str
-    """Equal for equal files under equal pixel limits: names the image in an engine's caches."""
+    """Equal for equal files under equal pixel limits; names the image in an engine's caches."""
 
 
 @dataclass(frozen=True)
 class ImageProblem:
-    """Why there are no pixels."""
+    """Why a file has no image."""
 
     reason: Reason
     detail: str
 
 
 def prepare(content: bytes, min_pixels: int, max_pixels: int) -> PreparedImage | ImageProblem:
-    """A file's bytes as a model's input, or why it has none."""
+    """A file's image within the pixel limits, or why there is none; never raises an error because of the file."""
     decoded = decode(content)
     if isinstance(decoded, ImageProblem):
         return decoded
     fitted = fit(decoded, min_pixels, max_pixels)
-    # Whole pixels can make a long image longer still.
+    # Rounding to whole pixels may raise the aspect ratio.
     problem = _refused(fitted.size)
     if problem:
         return problem
@@ -165,71 +178,71 @@ def prepare(content: bytes, min_pixels: int, max_pixels: int) -> PreparedImage |
     return PreparedImage(fitted, f"{digest}-{min_pixels}-{max_pixels}")
 
 
-async def prepare_apart(content: bytes, min_pixels: int, max_pixels: int) -> PreparedImage | ImageProblem:
-    """`prepare` away from the event loop, so that nobody else waits; a small file takes less than the way there."""
+async def prepare_in_thread(content: bytes, min_pixels: int, max_pixels: int) -> PreparedImage | ImageProblem:
+    """`prepare` in a thread, so that the event loop does not wait; a small file takes less time than the switch."""
     if len(content) <= _SMALL_BYTES:
         return prepare(content, min_pixels, max_pixels)
     return await asyncio.to_thread(prepare, content, min_pixels, max_pixels)
 
 
 def decode(content: bytes) -> Image.Image | ImageProblem:
-    """An RGB image as the policy above says, or why there is none; never raises for a fault of the file."""
+    """A file's RGB image under the policy above, or why there is none; never raises an error because of the file."""
     if not content:
         return ImageProblem(Reason.EMPTY_FILE, "0 bytes")
-    form = recognised(content)
-    if form is None:
+    format_name = recognise_format(content)
+    if format_name is None:
         return ImageProblem(Reason.NOT_AN_IMAGE, "no signature of an image format")
-    if form not in FORMATS:
-        return ImageProblem(Reason.UNSUPPORTED_FORMAT, form)
+    if format_name not in FORMATS:
+        return ImageProblem(Reason.UNSUPPORTED_FORMAT, format_name)
     try:
-        return _pixels(content, form)
+        return _decode_as(format_name, content)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        return ImageProblem(Reason.TOO_MANY_PIXELS, f"{form}: {error}")
+        return ImageProblem(Reason.TOO_MANY_PIXELS, f"{format_name}: {error}")
     except MemoryError:
-        return ImageProblem(Reason.TOO_MANY_PIXELS, f"{form}: memory did not suffice")
+        return ImageProblem(Reason.TOO_MANY_PIXELS, f"{format_name}: out of memory")
     except Exception as error:  # noqa: BLE001
-        # Pillow's plugins report damaged data with whatever their parsing met, of any class.
-        bare = _without_ancillary_chunks(content) if form == "PNG" else content
+        # Pillow's plugins raise errors of any class on damaged data.
+        bare = _without_ancillary_chunks(content) if format_name == "PNG" else content
         if len(bare) < len(content):
             return decode(bare)
-        return ImageProblem(_reason_of(error), f"{form}: {type(error).__name__}: {error}")
+        return ImageProblem(_reason_of(error), f"{format_name}: {type(error).__name__}: {error}")
 
 
-def recognised(content: bytes) -> str | None:
-    """The name of the format that the first bytes announce."""
+def recognise_format(content: bytes) -> str | None:
+    """The format of a file by its first bytes, by its name in `SIGNATURES`; None if they match none."""
     return next((name for name, signature in SIGNATURES.items() if signature.match(content)), None)
 
 
-def _pixels(content: bytes, form: str) -> Image.Image | ImageProblem:
-    if form == "ICO":
-        # Pillow decodes icons as it opens them.
+def _decode_as(format_name: str, content: bytes) -> Image.Image | ImageProblem:
+    if format_name == "ICO":
+        # Pillow decodes an icon when it opens it.
         for width, height in _icon_sizes(content):
             if width * height > _LARGE_PIXELS:
                 return ImageProblem(Reason.TOO_MANY_PIXELS, f"{width} x {height} in an icon")
-    if form == "JPEG2000" and b"\xff\xd9" not in content:
-        # What is cut between two tiles passes for whole, the rest of it black.
-        return ImageProblem(Reason.TRUNCATED_IMAGE, f"{form}: no end of the codestream")
+    if format_name == "JPEG2000" and b"\xff\xd9" not in content:
+        # Pillow decodes a file that is cut off between two tiles, with the missing tiles black.
+        return ImageProblem(Reason.TRUNCATED_IMAGE, f"{format_name}: no end of the codestream")
     Image.init()
-    if form not in Image.OPEN:
-        return ImageProblem(Reason.UNSUPPORTED_FORMAT, f"{form}, by this Pillow")
-    # The plugin itself and not Image.open, which keeps to itself why a plugin refused a file.
-    image = Image.OPEN[form][0](io.BytesIO(content), "")
+    if format_name not in Image.OPEN:
+        return ImageProblem(Reason.UNSUPPORTED_FORMAT, f"{format_name} is not part of this build of Pillow")
+    # Image.open would not say why the format's plugin refused the file.
+    image = Image.OPEN[format_name][0](io.BytesIO(content), "")
     problem = _refused(image.size) or _refused_tiff(image)
     if problem:
         return problem
-    if form == "PNG":
+    if format_name == "PNG":
         _scale_transparent_colour(image, bits=content[24])
     large = image.width * image.height > _LARGE_PIXELS
     with _one_large_image if large else nullcontext():
         image.load()
         with suppress(Exception):
-            # Where EXIF data are damaged the pixels are not.
+            # Damaged EXIF data do not affect the pixels.
             ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
 
 
 def _reason_of(error: Exception) -> Reason:
-    return Reason.UNSUPPORTED_FORMAT if _UNKNOWN_KIND.search(str(error)) else Reason.TRUNCATED_IMAGE
+    return Reason.UNSUPPORTED_FORMAT if _UNKNOWN_VARIANT.search(str(error)) else Reason.TRUNCATED_IMAGE
 
 
 def _refused(size: tuple[int, int]) -> ImageProblem | None:
@@ -247,16 +260,16 @@ def _refused_tiff(image: Image.Image) -> ImageProblem | None:
     tags = image.tag_v2
     width, height = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
     if width * height > MAX_PIXELS:
-        # libtiff unpacks a whole tile, however small the image is.
+        # libtiff unpacks whole tiles, even for a small image.
         return ImageProblem(Reason.TOO_MANY_PIXELS, f"a tile of {width} x {height}")
     if _DNG_VERSION in tags or (_SUB_IFDS in tags and tags.get(_NEW_SUBFILE_TYPE, 0) & 1):
-        # Its first page is but a preview.
+        # The first page is only a preview.
         return ImageProblem(Reason.UNSUPPORTED_FORMAT, "camera RAW in TIFF")
     return None
 
 
 def _icon_sizes(content: bytes) -> Iterator[tuple[int, int]]:
-    """Sizes as the pictures in an icon say them; its directory may say otherwise."""
+    """The sizes in the headers of an icon's pictures; those in its directory may be wrong."""
     (count,) = struct.unpack_from("<H", content, 4)
     for entry in range(count):
         with suppress(struct.error):
@@ -270,12 +283,12 @@ def _picture_size(icon: bytes, start: int) -> tuple[int, int]:
         return width, height
     (header_bytes,) = struct.unpack_from("<I", icon, start)
     width, height = struct.unpack_from("<HH" if header_bytes == 12 else "<Ii", icon, start + 4)
-    # The picture and its mask, one above the other.
+    # The height counts the picture and its mask.
     return width, abs(height) // 2
 
 
 def _without_ancillary_chunks(png: bytes) -> bytes:
-    """What makes a PNG's picture: damage in anything else, or a text that unpacks to megabytes, stops Pillow."""
+    """The PNG without chunks that do not affect its pixels: Pillow refuses a file if one is damaged or too large."""
     kept, start = [png[:8]], 8
     while start + 8 <= len(png):
         length, kind = struct.unpack_from(">I4s", png, start)
@@ -288,7 +301,7 @@ def _without_ancillary_chunks(png: bytes) -> bytes:
 
 
 def _scale_transparent_colour(png: Image.Image, bits: int) -> None:
-    """Bring it to the 8 bits of the pixels; Pillow leaves it in the file's own."""
+    """Scale the transparent colour to 8 bits, as Pillow does with the pixels but not with this colour."""
     colour = png.info.get("transparency")
     if png.mode == "L" and bits < 8 and colour is not None:
         png.info["transparency"] = colour * 255 // (2**bits - 1)
@@ -305,7 +318,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("LA")
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")
     if image.format == "BMP" and rgba.getchannel("A").getextrema() == (0, 0):
-        # Writers that mean no transparency leave zeros there.
+        # Some writers leave the alpha of an opaque image at 0.
         return rgba.convert("RGB")
     ground = Image.new("RGB", rgba.size, "white")
     ground.paste(rgba, mask=rgba)
@@ -326,31 +339,31 @@ def _eight_bit_grey(image: Image.Image) -> Image.Image:
 
 
 def _black_and_white(image: Image.Image, values: NDArray[np.float32]) -> tuple[float, float]:
-    """The values that stand for black and white."""
+    """The values of black and of white."""
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     if image.mode == "F" or (tags and image.mode == "I"):
         if image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1:
-            # Without a sign in the file, with one in Pillow.
+            # The file's values are unsigned; Pillow reads them as signed.
             values[values < 0] += 2.0**32
         black, white = _range_of(values)
     else:
         bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
         black, white = 0.0, 2.0**bits - 1
-    # Pillow minds it up to 8 bits only.
+    # Pillow applies the photometric interpretation only up to 8 bits.
     return (white, black) if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else (black, white)
 
 
 def _range_of(values: NDArray[np.float32]) -> tuple[float, float]:
     finite = values[np.isfinite(values)]
-    least, greatest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    usual = next((white for white in (1.0, 255.0, 65535.0) if least >= 0 and greatest <= white), None)
-    return (0.0, usual) if usual else (least, greatest)
+    lowest, highest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    white = next((white for white in (1.0, 255.0, 65535.0) if lowest >= 0 and highest <= white), None)
+    return (0.0, white) if white else (lowest, highest)
 
 
 def fit(image: Image.Image, min_pixels: int, max_pixels: int) -> Image.Image:
-    """The image scaled into the pixel limits, its aspect ratio kept; as it is where it already fits.
+    """Scale an image to an area within the limits and keep its aspect ratio; an image that fits stays unchanged.
 
-    The limits are on the area, as in Qwen2-VL's image processor, which then rounds the sides to its patch grid.
+    Qwen2-VL's image processor limits the area, too; it then rounds the sides to its grid of patches.
     """
     area = image.width * image.height
     if min_pixels <= area <= max_pixels:

@@ -1,56 +1,72 @@
-"""What a student is trained on: D_PI, or a set to compare it with."""
+"""The samples of each arm: D_PI, or a set to compare it with."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from mpa_ray.config import Arm
-from mpa_ray.leveling.replay import last_of_lowest, sampling_key
+from mpa_ray.leveling.sampling import key_threshold, sampling_key
 from mpa_ray.records import ParitySample, Verdict
 
 Samples = Callable[[], Iterable[ParitySample]]
 
 
+@dataclass(frozen=True)
+class SampleSources:
+    """Where the samples come from; every call reads a source again from its start."""
+
+    parity: Samples
+    """D_PI."""
+    verdicts: Callable[[], Iterable[Verdict]]
+    """The student's, on all of D_PA."""
+    labels: Samples | None = None
+    """The labelled set that arm `labels` trains on."""
+    replayed: Samples | None = None
+    """A labelled set to replay in place of pairs that the student already answers."""
+    held_out: Samples | None = None
+    """A labelled set to hold out in place of a share of the arm's samples."""
+
+
 def samples_of(
-    arm: Arm,
-    parity: Samples,
-    verdicts: Callable[[], Iterable[Verdict]],
-    labels: Samples | None,
-    seed: int,
-    is_retained: Callable[[Verdict], bool] = lambda _: False,
+    arm: Arm, sources: SampleSources, seed: int, is_retained: Callable[[Verdict], bool] = lambda _: False
 ) -> Samples:
-    """An arm's samples, from sources that every call goes through anew.
+    """An arm's own samples; every call reads them again.
 
     Args:
-        arm: Its name.
-        parity: D_PI.
-        verdicts: On all of D_PA.
-        labels: A user's labelled set.
-        seed: Of the random arm.
-        is_retained: Whether a pair is kept from training, in all arms.
+        arm: The arm.
+        sources: Where its samples come from.
+        seed: Chooses the samples of arm `random`.
+        is_retained: Whether a pair is kept out of training in all arms.
+
+    Raises:
+        ValueError: arm `labels` without a labelled set.
     """
 
-    def annotated() -> Iterator[Verdict]:
-        judged = (verdict for verdict in verdicts() if verdict.teacher_agrees is not None)
-        return (verdict for verdict in judged if not is_retained(verdict))
+    def judged() -> Iterator[Verdict]:
+        return (v for v in sources.verdicts() if v.teacher_agrees is not None and not is_retained(v))
 
-    def at_random() -> Iterator[ParitySample]:
-        lots = array("Q", (sampling_key(verdict.annotation_id, seed, "random") for verdict in annotated()))
-        last = last_of_lowest(np.array(lots, dtype=np.uint64), sum(1 for _ in parity()))
-        return (v.sample() for v in annotated() if sampling_key(v.annotation_id, seed, "random") <= last)
+    def key(verdict: Verdict) -> int:
+        return sampling_key(verdict.annotation_id, seed, "random")
+
+    def random_samples() -> Iterator[ParitySample]:
+        keys = np.array(array("Q", map(key, judged())), dtype=np.uint64)
+        threshold = key_threshold(keys, sum(1 for _ in sources.parity()))
+        return (v.sample() for v in judged() if key(v) <= threshold)
 
     match arm:
         case "parity":
-            return parity
+            return sources.parity
         case "all":
-            return lambda: (verdict.sample() for verdict in annotated())
+            return lambda: (v.sample() for v in judged())
         case "consistent":
-            return lambda: (verdict.sample() for verdict in annotated() if verdict.teacher_agrees)
+            return lambda: (v.sample() for v in judged() if v.teacher_agrees)
         case "random":
-            return at_random
+            return random_samples
         case "labels":
-            assert labels is not None
-            return labels
+            if sources.labels is None:
+                raise ValueError("arm labels has no labelled set to train on")
+            return sources.labels

@@ -1,7 +1,9 @@
-"""Checkpoints of a training, in a form that fits any number of workers and either way of spreading a model."""
+"""Training checkpoints that can be loaded with any number of workers, whether the model is replicated or sharded."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +18,79 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 _SCHEDULER = "scheduler.pt"
-_OPTIONS = StateDictOptions(ignore_frozen_params=True, strict=False)
-_WHOLE = StateDictOptions(ignore_frozen_params=True, strict=False, full_state_dict=True, cpu_offload=True)
+_PROGRESS = "progress.json"
+_LOCAL = StateDictOptions(ignore_frozen_params=True, strict=False)
+_FULL = StateDictOptions(ignore_frozen_params=True, strict=False, full_state_dict=True, cpu_offload=True)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a checkpoint stores about the training, beside its weights and the states of optimizer and scheduler."""
+
+    num_unreadable: int
+    """Samples so far whose images could not be read, on all workers."""
+    num_retained_before: int | None
+    """Retained pairs that the student answered before training."""
+    best_loss: float
+    """The lowest loss so far on the held-out samples; infinite before the first."""
+    num_worse: int
+    """Losses on the held-out samples since then."""
+    has_best: bool
+    """Whether the checkpoint holds the weights with that loss."""
+
+    def save(self, folder: Path) -> None:
+        content = {name: value for name, value in vars(self).items() if name != "num_retained_before"}
+        content["answered"] = {} if self.num_retained_before is None else {"before": self.num_retained_before}
+        (folder / _PROGRESS).write_text(json.dumps(content))
+
+    @classmethod
+    def load(cls, folder: Path) -> Progress:
+        content = json.loads((folder / _PROGRESS).read_text())
+        return cls(num_retained_before=content.pop("answered").get("before"), **content)
 
 
 def save(folder: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any, best: dict[str, Any]) -> None:
-    """Write this worker's part of a checkpoint; all workers call it together, each with a folder of its own.
+    """Write this worker's part of a checkpoint; all workers call this together.
 
     Args:
-        folder: Where to.
-        model: As it is trained, wrapped or sharded.
-        optimizer: Of its trainable parameters.
-        scheduler: Of the optimizer.
-        best: The weights to be exported so far, by `trainable`; empty without a held-out slice.
+        folder: A folder of this worker.
+        model: The model in training, wrapped or sharded.
+        optimizer: The optimizer of its trainable parameters.
+        scheduler: The optimizer's learning rate scheduler.
+        best: The best weights so far, from `trainable_weights`; empty without held-out samples.
     """
-    weights, states = get_state_dict(model, optimizer, options=_OPTIONS)
+    weights, states = get_state_dict(model, optimizer, options=_LOCAL)
     dcp.save({"model": weights, "optimizer": states, **({"best": best} if best else {})}, checkpoint_id=folder)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         torch.save(scheduler.state_dict(), folder / _SCHEDULER)
 
 
 def load(folder: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any, has_best: bool) -> dict[str, Any]:
-    """Take up a whole checkpoint, whatever number of workers wrote it; gives the best weights that it held."""
-    weights, states = get_state_dict(model, optimizer, options=_OPTIONS)
+    """Load a complete checkpoint, written by any number of workers; returns the best weights in it."""
+    weights, states = get_state_dict(model, optimizer, options=_LOCAL)
     state: dict[str, Any] = {"model": weights, "optimizer": states}
     if has_best:
-        state["best"] = trainable(model)
+        state["best"] = trainable_weights(model)
     dcp.load(state, checkpoint_id=folder)
     set_state_dict(
-        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=_OPTIONS
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=_LOCAL
     )
     scheduler.load_state_dict(torch.load(folder / _SCHEDULER, weights_only=True))
     best: dict[str, Any] = state.get("best", {})
     return best
 
 
-def trainable(model: Any) -> dict[str, Any]:
+def trainable_weights(model: Any) -> dict[str, Any]:
     """A copy of this worker's part of the trainable weights."""
-    return {name: tensor.detach().clone() for name, tensor in get_model_state_dict(model, options=_OPTIONS).items()}
+    return {name: tensor.detach().clone() for name, tensor in get_model_state_dict(model, options=_LOCAL).items()}
 
 
-def restore(model: Any, weights: dict[str, Any]) -> None:
-    """The inverse of `trainable`."""
-    set_model_state_dict(model, weights, options=_OPTIONS)
+def restore_weights(model: Any, weights: dict[str, Any]) -> None:
+    """The inverse of `trainable_weights`."""
+    set_model_state_dict(model, weights, options=_LOCAL)
 
 
-def whole(model: Any) -> dict[str, torch.Tensor]:
-    """The trainable weights as ordinary tensors, on rank 0; all workers call it together."""
-    found: dict[str, torch.Tensor] = get_model_state_dict(model, options=_WHOLE)
-    return found
+def full_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The trainable weights of all workers as ordinary tensors, on rank 0 only; all workers call this together."""
+    weights: dict[str, torch.Tensor] = get_model_state_dict(model, options=_FULL)
+    return weights

@@ -1,93 +1,82 @@
-"""The driver's side of leveling: one epoch over a student's parity samples on Ray Train."""
+"""The driver's side of leveling: one epoch over a student's training samples on Ray Train."""
 
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from mpa_ray.config import RunConfig, StudentConfig, resolve_path
+from mpa_ray.config import RunConfig, StudentConfig
 from mpa_ray.errors import RunError
-from mpa_ray.leveling.epoch_plan import Plan
-from mpa_ray.leveling.trainer import TrainingJob, train
+from mpa_ray.leveling.epoch_plan import EpochPlan
+from mpa_ray.leveling.job import TrainingJob
+from mpa_ray.leveling.worker import train
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.pipeline.cluster import check_resources
 from mpa_ray.run.run import Run
+from mpa_ray.run.training_state import TrainingState
 from mpa_ray.tasks.task import Task
 
 
 def fine_tune(
-    run: Run, config: RunConfig, student: StudentConfig, name: str, task: Task, planned: Plan, folder: str, card: str
+    run: Run, config: RunConfig, student: StudentConfig, label: str, task: Task, plan: EpochPlan, folder: str, card: str
 ) -> None:
-    """Fine-tune the student and export it below `folder`, with `check.json`; the user is told of it as `name`.
+    """Fine-tune the student and export it below `folder`; a training that was killed resumes from its last checkpoint.
 
-    Continues where a killed run left its last checkpoint.
+    Args:
+        run: The run.
+        config: Its configuration.
+        student: The student to train.
+        label: The phase as the user sees it, such as `level small all`.
+        task: Words the prompts.
+        plan: What the student is trained on.
+        folder: Where in the run the files of this training go.
+        card: The model card of the export.
 
     Raises:
-        RunError: there is nothing to train on, training failed more often than `max_failures`, or too many images have
-            gone.
+        RunError: there is nothing to train on, training failed more often than `level.max_failures`, or more images
+            than `limits.max_failed_rate` allows can no longer be read.
     """
-    settings, num_samples, num_too_long = student.level, planned.counts.num_samples, planned.counts.num_too_long
-    if not num_samples:
-        raise RunError(f"{name}: no samples to learn from; see the drop reasons in the report.")
-    if num_too_long:
+    settings, counts = student.level, plan.counts
+    if not counts.num_samples:
+        raise RunError(f"{label}: no samples to train on; see the drop reasons in the report.")
+    if counts.num_too_long:
         say(
-            f"WARNING: {num_too_long} samples are longer than level.max_tokens = {settings.max_tokens} and are left out"
+            f"WARNING: {label}: {counts.num_too_long} samples are longer than level.max_tokens = {settings.max_tokens} "
+            "and are left out"
         )
-    check_resources(
-        f"{name}: level.cpus_per_worker, level.gpus_per_worker", settings.cpus_per_worker, settings.gpus_per_worker
-    )
-    earlier = _training_so_far(run, folder)
-    _check_images(run, folder, earlier, num_samples, config.limits.max_failed_rate)
-    job = TrainingJob(
-        model=resolve_path(student.model),
-        object_store=config.object_store,
-        task=task,
-        level=settings,
-        min_pixels=student.min_pixels,
-        max_pixels=student.max_pixels,
-        plan=planned,
-        storage=run.storage,
-        folder=folder,
-        card=card,
-        max_new_tokens=config.answer.max_new_tokens,
-    )
-    trainer = _trainer(job, run)
-    with (
-        Progress(f"level {name}", planned.num_steps, "steps", earlier["step"]) as progress,
-        _Follow(run, folder, progress, earlier["step"]),
-    ):
+    resources = f"{label}: level.cpus_per_worker, level.gpus_per_worker"
+    check_resources(resources, settings.cpus_per_worker, settings.gpus_per_worker)
+    job = TrainingJob.of(run, config, student, task, plan, folder, card)
+    before = _state(job)
+    _check_images(job, label, before, config.limits.max_failed_rate)
+    with Progress(label, plan.num_steps, "steps", before.step) as progress, _StepFollower(job, progress, before.step):
         try:
-            trainer.fit()
+            _torch_trainer(job).fit()
         except ray.train.TrainingFailedError as error:
-            raise RunError(f"{name}: training failed: {error}") from error
-    training = _training_so_far(run, folder)
-    _tell_of_retained(name, training)
-    _check_images(run, folder, training, num_samples, config.limits.max_failed_rate)
-    for resumed in training["resumed"][len(earlier["resumed"]) :]:
-        repeated = max(0, resumed["had_reached"] - resumed["from_step"])
-        say(
-            f"level {name}: went on from step {resumed['from_step']} on {resumed['workers']} workers; "
-            f"{repeated} steps that were told of before were done again"
-        )
+            raise RunError(f"{label}: training failed: {error}") from error
+    after = _state(job)
+    _say_results(label, before, after)
+    _check_images(job, label, after, config.limits.max_failed_rate)
 
 
-def _trainer(job: TrainingJob, run: Run) -> TorchTrainer:
+def _torch_trainer(job: TrainingJob) -> TorchTrainer:
     settings = job.level
-    file_system, root = run.storage.arrow()
+    file_system, root = job.run.storage.arrow()
+    resources = {"CPU": settings.cpus_per_worker}
+    if settings.gpus_per_worker:
+        resources["GPU"] = settings.gpus_per_worker
     return TorchTrainer(
         lambda: train(job),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.num_workers,
             use_gpu=settings.gpus_per_worker > 0,
             accelerator_type=settings.accelerator_type,
-            resources_per_worker={"CPU": settings.cpus_per_worker}
-            | ({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
-            # The same name in the same place makes Ray Train continue from its last reported checkpoint.
+            # With the same name and path, Ray Train continues from the last reported checkpoint.
             name="checkpoints",
             storage_path=f"{root}/{job.folder}",
             storage_filesystem=file_system,
@@ -97,46 +86,53 @@ def _trainer(job: TrainingJob, run: Run) -> TorchTrainer:
     )
 
 
-def _training_so_far(run: Run, folder: str) -> dict[str, Any]:
-    path = f"{folder}/training.json"
-    return run.read_json(path) if run.storage.exists(path) else {"step": 0, "num_unreadable": None, "resumed": []}
+def _state(job: TrainingJob) -> TrainingState:
+    return TrainingState.read(job.run, job.folder) or TrainingState()
 
 
-def _check_images(run: Run, folder: str, training: dict[str, Any], num_samples: int, max_failed_rate: float) -> None:
-    """Samples whose images have gone since they were identified carry no loss: say so, and refuse a hollow training.
+def _check_images(job: TrainingJob, label: str, state: TrainingState, max_failed_rate: float) -> None:
+    """Warn of samples whose images could no longer be read, since they carried no loss.
 
-    A hollow training must not be continued either: what its checkpoints lack would never be made up for.
+    Raises:
+        RunError: there are too many of them. Such a training is not continued either: its checkpoints would still lack
+            those samples.
     """
-    num_unreadable = training["num_unreadable"]
-    if not num_unreadable:
+    num_samples = job.plan.counts.num_samples
+    if not state.num_unreadable:
         return
-    told = f"{folder}: the images of {num_unreadable} of {num_samples} samples could no longer be read"
-    if num_unreadable > max_failed_rate * num_samples:
+    problem = f"{label}: the images of {state.num_unreadable} of {num_samples} samples could no longer be read"
+    if state.num_unreadable > max_failed_rate * num_samples:
         raise RunError(
-            f"{told}, more than limits.max_failed_rate = {max_failed_rate}: restore the source's files, delete "
-            f"{run.storage.root}/{folder} and run again."
+            f"{problem}, more than limits.max_failed_rate = {max_failed_rate} allows. Restore the source's files, "
+            f"delete {job.run.storage.root}/{job.folder} and run again."
         )
-    say(f"WARNING: {told} and taught nothing.")
+    say(f"WARNING: {problem} and were not trained on")
 
 
-def _tell_of_retained(student: str, training: dict[str, Any]) -> None:
-    retained = training["retained"]
-    if not retained.get("before") or "after" not in retained:
-        return
-    say(
-        f"level {student}: of {retained['num']} pairs that it answers and was not trained on, word for word "
-        f"{retained['before']} before and {retained['after']} after"
-    )
+def _say_results(label: str, before: TrainingState, after: TrainingState) -> None:
+    """Print how many retained pairs the student still answers, and how often its training was resumed."""
+    retained = after.retained
+    if retained.before and retained.after is not None:
+        say(
+            f"{label}: the student answers {retained.after} of {retained.num} retained pairs word for word, and "
+            f"answered {retained.before} before"
+        )
+    for resumption in after.resumed[len(before.resumed) :]:
+        say(
+            f"{label}: resumed from step {resumption.from_step} on {resumption.workers} workers; "
+            f"{resumption.num_repeated_steps} logged steps were repeated"
+        )
 
 
-class _Follow:
-    """Carries the step that rank 0 last wrote down over to the progress line."""
+class _StepFollower:
+    """Advances a progress line to the last step that rank 0 has logged."""
 
-    def __init__(self, run: Run, folder: str, progress: Progress, seen: int) -> None:
-        self._run, self._path, self._progress = run, f"{folder}/training.json", progress
-        self._seen = seen
+    def __init__(self, job: TrainingJob, progress: Progress, step: int) -> None:
+        self._job = job
+        self._progress = progress
+        self._step = step
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep_looking, daemon=True)
+        self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -144,15 +140,14 @@ class _Follow:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        self._look()
+        self._advance()
 
-    def _keep_looking(self) -> None:
+    def _follow(self) -> None:
         while not self._ended.wait(1.0):
-            self._look()
+            self._advance()
 
-    def _look(self) -> None:
-        if self._run.storage.exists(self._path):
-            step = self._run.read_json(self._path)["step"]
-            if step > self._seen:
-                self._progress.advance(step - self._seen)
-                self._seen = step
+    def _advance(self) -> None:
+        step = _state(self._job).step
+        if step > self._step:
+            self._progress.advance(step - self._step)
+            self._step = step

@@ -1,186 +1,191 @@
-"""What a student is trained on, laid out in the run: every sample once, in the order of the epoch, in whole steps."""
+"""The plan of an epoch, stored in the run: every training sample once, in training order, in whole steps."""
 
 from __future__ import annotations
 
-import heapq
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 from mpa_ray.config import Arm, LevelConfig
-from mpa_ray.leveling.arms import Samples, samples_of
-from mpa_ray.leveling.batching import TrainingRow, in_seeded_order, row_of
-from mpa_ray.leveling.replay import draw, sampling_key
+from mpa_ray.leveling.arms import Samples, SampleSources, samples_of
+from mpa_ray.leveling.batching import TrainingRow, in_seeded_order
+from mpa_ray.leveling.replay import KnownPairSelection, select_known_pairs
+from mpa_ray.leveling.sampling import sample_of
 from mpa_ray.metrics.answer_types import answer_type
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import EpochCounts, ParitySample, Verdict
 from mpa_ray.run.dataset import ShardedDataset, shard_name
 from mpa_ray.run.run import Run
 
+T = TypeVar("T")
+PromptT = TypeVar("PromptT", Verdict, ParitySample)
+
 _SHARD_ROWS = 4096
-"""Rows of a shard, about: as many whole steps as fit."""
+"""About how many rows a shard has: as many whole steps as fit."""
 
 
 @dataclass(frozen=True)
-class SampleSources:
-    """Where the samples come from; every call goes through a source anew."""
-
-    parity: Samples
-    """D_PI."""
-    verdicts: Callable[[], Iterable[Verdict]]
-    """The student's, which hold the pairs that it already answers."""
-    labels: Samples | None = None
-    """A user's labelled set that arm `labels` trains on."""
-    replayed: Samples | None = None
-    """A user's labelled set to replay, in place of those pairs."""
-    held_out: Samples | None = None
-    """A user's labelled set to watch, in place of a part of D_PI."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """An epoch as it lies in the run."""
+class EpochPlan:
+    """An epoch that is stored in the run."""
 
     counts: EpochCounts
     batch_size: int
     samples: ShardedDataset[ParitySample]
-    """In the order in which they are trained on."""
+    """The training samples, in training order."""
     held_out: tuple[TrainingRow, ...]
-    """The loss on them chooses the weights."""
+    """Samples whose loss decides which weights are exported."""
     retained: tuple[TrainingRow, ...]
-    """Pairs that the student answered before training: how many of them it still answers is told."""
+    """Pairs that the student answered before training, kept out of it to measure forgetting."""
 
     @property
     def num_steps(self) -> int:
         return -(-self.counts.num_samples // self.batch_size)
 
     def steps(self, first: int, last: int) -> Iterator[tuple[TrainingRow, ...]]:
-        """Steps from `first` up to `last`, without it; read as they are asked for."""
+        """The rows of each step from `first` up to `last`, exclusive; one shard is read at a time."""
         per_shard = _steps_per_shard(self.batch_size)
         for step in range(first, min(last, self.num_steps)):
             shard, within = divmod(step, per_shard)
-            rows = _rows(self.samples, shard_name(shard))
+            rows = _last_rows(self.samples, shard_name(shard))
             yield rows[within * self.batch_size : (within + 1) * self.batch_size]
 
 
-def plan_epoch(run: Run, folder: str, sources: SampleSources, level: LevelConfig, arm: Arm = "parity") -> Plan:
-    """Lay an arm's epoch out below `folder`, or find it there.
+def plan_epoch(run: Run, folder: str, sources: SampleSources, level: LevelConfig, arm: Arm = "parity") -> EpochPlan:
+    """Plan an arm's epoch and store it below `folder`, or read the plan that is stored there.
 
-    Whatever the size of D_PI, the driver holds its Parquet file and a 64th of the epoch's rows, and some 20 bytes for
-    each pair that the student answers.
+    The driver holds about a 64th of the epoch's rows, one Parquet file of D_PI, and 20 bytes for each pair that the
+    student already answers.
     """
-    samples = ShardedDataset(run.storage, f"{folder}/epoch", ParitySample)
-    watched = {name: ShardedDataset(run.storage, f"{folder}/{name}", ParitySample) for name in ("held_out", "retained")}
+    files = _EpochFiles.of(run, folder)
     path = f"{folder}/epoch/manifest.json"
     if not run.storage.exists(path):
-        run.write_json(path, asdict(_lay_out(samples, watched, sources, level.of_arm(arm), arm)))
-    counts = EpochCounts(**run.read_json(path))
-    held_out, retained = (tuple(map(row_of, watched[name].read(shard_name(0)))) for name in ("held_out", "retained"))
-    return Plan(counts, level.batch_size, samples, held_out, retained)
-
-
-def _lay_out(
-    samples: ShardedDataset[ParitySample],
-    watched: dict[str, ShardedDataset[ParitySample]],
-    sources: SampleSources,
-    level: LevelConfig,
-    arm: Arm,
-) -> EpochCounts:
-    longest = 0
-
-    def judged() -> Iterator[Verdict]:
-        nonlocal longest
-        for verdict in sources.verdicts():
-            longest = max(longest, verdict.num_prompt_tokens)
-            yield verdict
-
-    types: Counter[str] = Counter()
-    for sample in sources.parity():
-        types[answer_type(sample.answer)] += 1
-        longest = max(longest, sample.num_prompt_tokens)
-    # A user's own set stands for the pairs that the student already answers.
-    from_verdicts = level.model_copy(update={"replay_share": 0.0}) if sources.replayed else level
-    chosen = draw(types, judged(), from_verdicts)
-    retained = [v.sample() for v in sources.verdicts() if chosen.role(v) == "retained"]
-    own = samples_of(
-        arm,
-        sources.parity,
-        sources.verdicts,
-        sources.labels,
-        level.seed,
-        lambda verdict: chosen.role(verdict) == "retained",
+        run.write_json(path, asdict(_write_epoch(files, sources, level.of_arm(arm), arm)))
+    return EpochPlan(
+        counts=EpochCounts(**run.read_json(path)),
+        batch_size=level.batch_size,
+        samples=files.samples,
+        held_out=_rows(files.held_out, shard_name(0)),
+        retained=_rows(files.retained, shard_name(0)),
     )
-    num_chosen = types.total() if arm == "parity" else sum(1 for _ in own())
-    held_out = _held_out(sources, own, level, num_chosen)
-    # A labelled set's prompts have not been measured.
-    measured = [_measured(sample, longest) for sample in held_out]
-    left_out = {sample.annotation_id for sample in (*held_out, *retained)}
-    mixed_in = too_long = 0
 
-    def trained() -> Iterator[ParitySample]:
-        nonlocal mixed_in
-        yield from (_measured(sample, longest) for sample in own() if sample.annotation_id not in left_out)
-        for verdict in sources.verdicts():
-            if chosen.role(verdict) == "trained":
-                mixed_in += 1
-                yield verdict.sample()
-        if sources.replayed is not None:
-            others = (sample for sample in sources.replayed() if sample.annotation_id not in left_out)
-            for sample in _lowest(others, round(level.replay_share * num_chosen), level.seed, "replayed"):
-                mixed_in += 1
-                yield _measured(sample, longest)
 
-    def fitting() -> Iterator[ParitySample]:
-        nonlocal too_long
-        for sample in trained():
-            if level.max_tokens is not None and row_of(sample).num_tokens > level.max_tokens:
-                too_long += 1
-            else:
-                yield sample
+@dataclass(frozen=True)
+class _EpochFiles:
+    samples: ShardedDataset[ParitySample]
+    held_out: ShardedDataset[ParitySample]
+    """One shard, as the retained pairs."""
+    retained: ShardedDataset[ParitySample]
 
-    num_samples = 0
-    with tempfile.TemporaryDirectory() as scratch, Progress("plan the epoch", None, "samples") as progress:
-        ordered = in_seeded_order(fitting(), level.seed, Path(scratch))
-        size, shard = _steps_per_shard(level.batch_size) * level.batch_size, 0
-        while rows := list(islice(ordered, size)):
-            samples.commit(shard_name(shard), rows)
-            num_samples, shard = num_samples + len(rows), shard + 1
-            progress.advance(len(rows))
-    watched["held_out"].commit(shard_name(0), measured)
-    watched["retained"].commit(shard_name(0), retained)
-    return EpochCounts(num_chosen, mixed_in, len(measured), len(retained), too_long, num_samples)
+    @classmethod
+    def of(cls, run: Run, folder: str) -> _EpochFiles:
+        def dataset(name: str) -> ShardedDataset[ParitySample]:
+            return ShardedDataset(run.storage, f"{folder}/{name}", ParitySample)
+
+        return cls(dataset("epoch"), dataset("held_out"), dataset("retained"))
+
+
+def _write_epoch(files: _EpochFiles, sources: SampleSources, level: LevelConfig, arm: Arm) -> EpochCounts:
+    longest = _LongestPrompt()
+    parity_types = Counter(answer_type(sample.answer) for sample in longest.over(sources.parity()))
+    # A labelled set to replay takes the place of known pairs.
+    known_level = level.model_copy(update={"replay_share": 0.0}) if sources.replayed is not None else level
+    selection = select_known_pairs(parity_types, longest.over(sources.verdicts()), known_level)
+    retained = [v.sample() for v in sources.verdicts() if selection.role(v) == "retained"]
+    own = samples_of(arm, sources, level.seed, lambda v: selection.role(v) == "retained")
+    num_chosen = parity_types.total() if arm == "parity" else sum(1 for _ in own())
+    held_out = [longest.fill_in(sample) for sample in _held_out(sources, own, level, num_chosen)]
+    excluded = {sample.annotation_id for sample in (*held_out, *retained)}
+    mixed_in = _Counted(_mixed_in(sources, selection, level, num_chosen, excluded))
+    candidates = _Counted(chain(_without(own(), excluded), mixed_in))
+    num_samples = _write_in_order(files.samples, _fitting(map(longest.fill_in, candidates), level.max_tokens), level)
+    files.held_out.commit(shard_name(0), held_out)
+    files.retained.commit(shard_name(0), retained)
+    num_too_long = candidates.num - num_samples
+    return EpochCounts(num_chosen, mixed_in.num, len(held_out), len(retained), num_too_long, num_samples)
 
 
 def _held_out(sources: SampleSources, own: Samples, level: LevelConfig, num_chosen: int) -> list[ParitySample]:
     if level.holdout is None:
         return []
     if sources.held_out is not None:
-        return _lowest(sources.held_out(), level.holdout.max_samples, level.seed, "held out")
-    count = min(level.holdout.max_samples, round(level.holdout.share * num_chosen))
-    return _lowest(own(), count, level.seed, "held out")
+        return sample_of(sources.held_out(), level.holdout.max_samples, level.seed, "held out")
+    num = min(level.holdout.max_samples, round(level.holdout.share * num_chosen))
+    return sample_of(own(), num, level.seed, "held out")
 
 
-def _lowest(samples: Iterable[ParitySample], count: int, seed: int, purpose: str) -> list[ParitySample]:
-    """A random choice that does not depend on the order of the samples."""
-    return heapq.nsmallest(count, samples, key=lambda sample: sampling_key(sample.annotation_id, seed, purpose))
+def _mixed_in(
+    sources: SampleSources, selection: KnownPairSelection, level: LevelConfig, num_chosen: int, excluded: set[str]
+) -> Iterator[ParitySample]:
+    """The samples that are trained on beside the arm's own."""
+    yield from (v.sample() for v in sources.verdicts() if selection.role(v) == "trained")
+    if sources.replayed is not None:
+        num = round(level.replay_share * num_chosen)
+        yield from sample_of(_without(sources.replayed(), excluded), num, level.seed, "replayed")
 
 
-def _measured(sample: ParitySample, longest: int) -> ParitySample:
-    if sample.num_prompt_tokens:
-        return sample
-    fields: dict[str, Any] = {**asdict(sample), "num_prompt_tokens": longest}
-    return ParitySample(**fields)
+def _without(samples: Iterable[ParitySample], excluded: set[str]) -> Iterator[ParitySample]:
+    return (sample for sample in samples if sample.annotation_id not in excluded)
+
+
+def _fitting(samples: Iterable[ParitySample], max_tokens: int | None) -> Iterator[ParitySample]:
+    return (s for s in samples if max_tokens is None or TrainingRow.of(s).num_tokens <= max_tokens)
+
+
+def _write_in_order(dataset: ShardedDataset[ParitySample], samples: Iterable[ParitySample], level: LevelConfig) -> int:
+    """Shuffle the samples, commit them in shards of whole steps, and count them."""
+    num_samples = num_shards = 0
+    rows_per_shard = _steps_per_shard(level.batch_size) * level.batch_size
+    with tempfile.TemporaryDirectory() as scratch, Progress("plan the epoch", None, "samples") as progress:
+        ordered = in_seeded_order(samples, level.seed, Path(scratch))
+        while rows := list(islice(ordered, rows_per_shard)):
+            dataset.commit(shard_name(num_shards), rows)
+            num_samples += len(rows)
+            num_shards += 1
+            progress.advance(len(rows))
+    return num_samples
+
+
+class _LongestPrompt:
+    """Measures the longest prompt, to stand for those that were never measured: prompts of a labelled set."""
+
+    def __init__(self) -> None:
+        self._num_tokens = 0
+
+    def over(self, rows: Iterable[PromptT]) -> Iterator[PromptT]:
+        """The same rows, measured as they are read."""
+        for row in rows:
+            self._num_tokens = max(self._num_tokens, row.num_prompt_tokens)
+            yield row
+
+    def fill_in(self, sample: ParitySample) -> ParitySample:
+        return sample if sample.num_prompt_tokens else replace(sample, num_prompt_tokens=self._num_tokens)
+
+
+class _Counted(Generic[T]):
+    """Counts rows as they are read."""
+
+    def __init__(self, rows: Iterable[T]) -> None:
+        self._rows = rows
+        self.num = 0
+
+    def __iter__(self) -> Iterator[T]:
+        for row in self._rows:
+            self.num += 1
+            yield row
 
 
 def _steps_per_shard(batch_size: int) -> int:
     return max(1, _SHARD_ROWS // batch_size)
 
 
-@lru_cache(maxsize=1)
 def _rows(samples: ShardedDataset[ParitySample], shard: str) -> tuple[TrainingRow, ...]:
-    return tuple(map(row_of, samples.read(shard)))
+    return tuple(map(TrainingRow.of, samples.read(shard)))
+
+
+_last_rows = lru_cache(maxsize=1)(_rows)
+"""Steps that follow each other are mostly in one shard."""

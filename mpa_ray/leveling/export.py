@@ -1,4 +1,4 @@
-"""The trained student as others take it: an adapter, and an ordinary Hugging Face checkpoint."""
+"""The trained student in the formats that others load: a LoRA adapter, and a Hugging Face checkpoint."""
 
 from __future__ import annotations
 
@@ -14,97 +14,75 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText
 
-from mpa_ray.config import LevelConfig, LoraConfig
+from mpa_ray.errors import RunError
 from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.models.chat_template import load_processor, render
-from mpa_ray.storage.storage import Storage
+from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
+from mpa_ray.run.run import Run
 from mpa_ray.tasks.task import Task
 
+_NUM_NAMED = 3
+"""Weights that an error names."""
 
-def take_over(model: Any, weights: dict[str, torch.Tensor]) -> Any:
-    """The student before training, prepared as for training, with what training made of its trainable weights.
+
+def load_trained_weights(model: Any, weights: dict[str, torch.Tensor]) -> Any:
+    """Put the trained weights into the student from before training, which has been prepared for training too.
 
     Raises:
-        AssertionError: weights that the model does not know, or that it lacks.
+        RunError: a weight is missing, or the model does not have it.
     """
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert weights.keys() >= trained, f"training gave no {sorted(trained - weights.keys())[:3]}"
+    if missing := sorted(trained - weights.keys()):
+        raise RunError(f"The student cannot be exported: training gave no weights for {_first_of(missing)}.")
     unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
-    assert not unexpected, f"training gave {unexpected[:3]}, which the model does not have"
+    if unexpected:
+        raise RunError(f"The student cannot be exported: it does not have the trained weights {_first_of(unexpected)}.")
     return model
 
 
-def export(
-    model: Any, processor: Any, base: str, level: LevelConfig, storage: Storage, folder: str, card: str, check: Check
-) -> None:
+def export(model: Any, processor: Any, base: str, card: str, questions: CheckQuestions, run: Run, folder: str) -> None:
     """Write `adapter/` (with LoRA), `merged/` and `check.json` into the run.
 
-    What `merged/` answers once it is read back has to be what the model in memory answers; it is kept in `check.json`,
-    for an engine to be held against.
+    The checkpoint in `merged/` is read back and has to answer the questions as the model in memory does. Its answers
+    are stored in `check.json`, for comparison with those of an engine.
 
     Args:
         model: The trained student.
         processor: Saved beside the weights, with its chat template.
-        base: What the adapter says it belongs on: the student as it is named, not where this machine keeps it.
-        level: How it was trained.
-        storage: The run's.
-        folder: Where in the run.
+        base: The model that the adapter names as its base: the student's name, not a folder of this machine.
         card: The model card.
-        check: Questions to ask.
+        questions: The questions to compare answers to.
+        run: The run to write into.
+        folder: Where in the run.
 
     Raises:
-        AssertionError: the checkpoint does not answer as the model did.
+        RunError: the checkpoint answers differently.
     """
+    from peft import PeftModel
+
     with tempfile.TemporaryDirectory() as scratch:
         adapter, merged = Path(scratch, "adapter"), Path(scratch, "merged")
-        if isinstance(level.method, LoraConfig):
+        if isinstance(model, PeftModel):
             model.peft_config[model.active_adapter].base_model_name_or_path = base
             _save(model, adapter, card)
             model = model.merge_and_unload()
         processor.save_pretrained(merged)
         _save(model, merged, card)
         _rename_for_vllm(merged, model.config.model_type)
-        before = check.answers(model, processor)
-        again = AutoModelForImageTextToText.from_pretrained(merged, dtype=model.dtype)
-        after = check.answers(again, load_processor(str(merged)))
-        assert before == after, f"read back, the exported student answers {after} instead of {before}"
-        storage.write(f"{folder}/check.json", check.record(after))
+        expected = questions.answers(model, processor)
+        exported = AutoModelForImageTextToText.from_pretrained(merged, dtype=model.dtype)
+        answers = questions.answers(exported, load_processor(str(merged)))
+        if answers != expected:
+            raise RunError(f"The exported checkpoint answers {answers}, and the model in memory {expected}.")
+        questions.record(answers).write(run, folder)
         if adapter.is_dir():
-            storage.put_folder(adapter, f"{folder}/adapter")
-        storage.put_folder(merged, f"{folder}/merged")
+            run.storage.put_folder(adapter, f"{folder}/adapter")
+        run.storage.put_folder(merged, f"{folder}/merged")
 
 
-def _save(model: Any, target: Path, card: str) -> None:
-    model.save_pretrained(target)
-    (target / "README.md").write_text(card, encoding="utf-8")
-
-
-_OTHER_NAMES = {
-    # transformers 5 saves the tower's weights without the level at which vLLM (and older transformers) looks for them.
-    kind: (re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)"), r"\1vision_model.")
-    for kind in ("llava", "llava_next", "llava_onevision")
-}
-"""Of weights in a saved checkpoint, by the model's type: what vLLM calls otherwise; transformers reads both."""
-
-
-def _rename_for_vllm(folder: Path, model_type: str) -> None:
-    if model_type not in _OTHER_NAMES:
-        return
-    pattern, wanted = _OTHER_NAMES[model_type]
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as content:
-            weights = {pattern.sub(wanted, name): content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-        save_file(weights, file, metadata={"format": "pt"})
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        told = json.loads(index.read_text())
-        told["weight_map"] = {pattern.sub(wanted, name): file for name, file in told["weight_map"].items()}
-        index.write_text(json.dumps(told, indent=2))
-
-
-class Check:
-    """A few questions with their images, and greedy answers to them."""
+class CheckQuestions:
+    """A few questions with their images, to compare greedy answers before and after export."""
 
     def __init__(
         self,
@@ -114,34 +92,77 @@ class Check:
         pixels: tuple[int, int],
         max_new_tokens: int,
     ) -> None:
+        """Rows whose images cannot be read are left out.
+
+        Args:
+            rows: The questions.
+            contents: The image file of each row.
+            task: Words the prompts.
+            pixels: The student's `min_pixels` and `max_pixels`.
+            max_new_tokens: The length limit of an answer.
+        """
         prepared = [(row, prepare(content, *pixels)) for row, content in zip(rows, contents, strict=True)]
-        self._asked = [(row, found.image) for row, found in prepared if not isinstance(found, ImageProblem)]
-        self._task, self._max_new_tokens = task, max_new_tokens
+        self._questions = [(row, image.image) for row, image in prepared if not isinstance(image, ImageProblem)]
+        self._task = task
+        self._max_new_tokens = max_new_tokens
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def answers(self, model: Any, processor: Any) -> list[str]:
-        """One after the other, so that no padding is in the way."""
+        """Greedy answers, one prompt at a time, so that padding does not change them."""
         model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        found = []
-        for row, image in self._asked:
+        answers = []
+        for row, image in self._questions:
             prompt = render(processor, self._task.answer_prompt(row.sample.question))
             inputs = processor(text=[prompt], images=[[image]], return_tensors="pt").to(model.device, model.dtype)
             output = model.generate(**inputs, max_new_tokens=self._max_new_tokens, do_sample=False)
-            found.append(
-                processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            )
-        return found
+            tokens = output[0, inputs["input_ids"].shape[1] :]
+            answers.append(processor.tokenizer.decode(tokens, skip_special_tokens=True))
+        return answers
 
-    def record(self, answers: Sequence[str]) -> bytes:
-        """For `check.json`."""
-        content = [
-            {
-                "annotation_id": row.sample.annotation_id,
-                "image_id": row.sample.image_id,
-                "uri": row.sample.uri,
-                "question": row.sample.question,
-                "answer": answer,
-            }
-            for (row, _), answer in zip(self._asked, answers, strict=True)
-        ]
-        return json.dumps({"answers": content}, indent=2, ensure_ascii=False).encode()
+    def record(self, answers: Sequence[str]) -> ExportCheck:
+        """The questions with these answers."""
+        return ExportCheck(
+            tuple(
+                CheckedAnswer(
+                    annotation_id=row.sample.annotation_id,
+                    image_id=row.sample.image_id,
+                    uri=row.sample.uri,
+                    question=row.sample.question,
+                    answer=answer,
+                )
+                for (row, _), answer in zip(self._questions, answers, strict=True)
+            )
+        )
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NUM_NAMED]) + (f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else "")
+
+
+def _save(model: Any, target: Path, card: str) -> None:
+    model.save_pretrained(target)
+    (target / "README.md").write_text(card, encoding="utf-8")
+
+
+_VLLM_NAMES = {
+    # transformers 5 saves the tower's weights without the level that vLLM and older versions of transformers expect.
+    kind: (re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)"), r"\1vision_model.")
+    for kind in ("llava", "llava_next", "llava_onevision")
+}
+"""Weights that vLLM knows by another name, as a pattern and its replacement, by model type; transformers reads both."""
+
+
+def _rename_for_vllm(folder: Path, model_type: str) -> None:
+    if model_type not in _VLLM_NAMES:
+        return
+    pattern, replacement = _VLLM_NAMES[model_type]
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as content:
+            names = content.keys()
+            weights = {pattern.sub(replacement, name): content.get_tensor(name) for name in names}
+        save_file(weights, file, metadata={"format": "pt"})
+    index_file = folder / "model.safetensors.index.json"
+    if index_file.is_file():
+        index = json.loads(index_file.read_text())
+        index["weight_map"] = {pattern.sub(replacement, name): file for name, file in index["weight_map"].items()}
+        index_file.write_text(json.dumps(index, indent=2))

@@ -1,4 +1,4 @@
-"""The loss on answers, the same for every family of models."""
+"""The loss on answers, the same for every model family."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ Reduction = Literal["token", "sample"]
 
 
 def weight_of(labels: torch.Tensor, reduction: Reduction) -> int:
-    """What a micro-batch counts for in its step: its supervised tokens, or the samples that have any.
+    """The weight of a micro-batch in its step: its supervised tokens, or the samples that have any.
 
     Args:
-        labels: (batch, length); -100 where nothing is asked for.
-        reduction: `token` weighs every token alike, `sample` every sample.
+        labels: (batch, length); -100 for tokens without loss.
+        reduction: `token` weights every token equally, `sample` every sample.
     """
     supervised = labels[:, 1:] != IGNORED_LABEL
     return int(supervised.sum() if reduction == "token" else supervised.any(dim=1).sum())
 
 
 def answer_loss(model: Any, batch: dict[str, torch.Tensor], total_weight: float, reduction: Reduction) -> torch.Tensor:
-    """A micro-batch's share of its step's mean cross-entropy: the shares of all micro-batches add up to the mean.
+    """A micro-batch's share of the mean cross-entropy of its step: the shares of all micro-batches add up to the mean.
 
-    Logits are computed where some row has a label, and nowhere else: a prompt is many times as long as an answer.
+    Logits are computed only where a row has a label, since a prompt is many times as long as an answer.
 
     Args:
-        model: Takes the batch, without its labels, and `logits_to_keep`.
-        batch: Inputs of the model with `labels` (batch, length); -100 everywhere but on answers.
-        total_weight: Of all micro-batches of the step, on all workers; see `weight_of`.
-        reduction: As there.
+        model: Takes the batch without its labels, and `logits_to_keep`.
+        batch: Inputs of the model with `labels` (batch, length); -100 everywhere except on answers.
+        total_weight: The sum of `weight_of` over all micro-batches of the step, on all workers.
+        reduction: As in `weight_of`.
     """
     logits, targets = _at_labels(model, batch)
     supervised = targets != IGNORED_LABEL
@@ -44,7 +44,7 @@ def answer_loss(model: Any, batch: dict[str, torch.Tensor], total_weight: float,
 
 
 def num_answered(model: Any, batch: dict[str, torch.Tensor]) -> int:
-    """How many of a batch's answers the model would write greedily: every token of them is its first choice."""
+    """The number of answers in a batch that the model would decode greedily: each of their tokens has the top logit."""
     logits, targets = _at_labels(model, batch)
     supervised = targets != IGNORED_LABEL
     is_right = (logits.argmax(dim=-1) == targets) | ~supervised
@@ -52,12 +52,12 @@ def num_answered(model: Any, batch: dict[str, torch.Tensor]) -> int:
 
 
 def _at_labels(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (batch, places, vocabulary) and labels (batch, places) where some row has a label."""
+    """Logits (batch, positions, vocabulary) and labels (batch, positions) at the positions where a row has a label."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     targets = batch["labels"][:, 1:]
     kept = (targets != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
     if not len(kept):
-        # Nothing to learn, but every worker has to go through the model.
+        # There is nothing to learn, but all workers have to run the model together.
         kept = torch.zeros(1, dtype=torch.long, device=targets.device)
     logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits.float()
     return logits, targets[:, kept]

@@ -1,77 +1,140 @@
-"""From parity samples to a training batch: the inference prompt, the answer, and a loss on the answer alone."""
+"""The optimiser steps of one worker, with their images read and rendered ahead of the training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from PIL import Image
+from torch.utils.data import IterableDataset
 
-from mpa_ray.imaging.decode import ImageProblem, prepare
-from mpa_ray.leveling.batching import TrainingRow
-from mpa_ray.leveling.loss import IGNORED_LABEL
-from mpa_ray.models.chat_template import render, turn_of
-from mpa_ray.tasks.task import Task
+from mpa_ray.corpus.read import Reader
+from mpa_ray.leveling.batching import MicroBatch, TrainingRow, micro_batches
+from mpa_ray.leveling.collator import AnswerCollator, Batch
+from mpa_ray.leveling.loss import IGNORED_LABEL, Reduction, weight_of
+from mpa_ray.pipeline.training_data import FetchedStep, decode, steps_with_images
 
 
-class AnswerCollator:
-    """Renders rows exactly as `VllmEngine` renders prompts, and appends the answer and the end of the turn."""
+@dataclass(frozen=True)
+class StepCounts:
+    """What a step consists of, on one worker or on all of them."""
 
-    def __init__(self, processor: Any, task: Task, min_pixels: int, max_pixels: int) -> None:
-        self._processor, self._task = processor, task
-        self._min_pixels, self._max_pixels = min_pixels, max_pixels
-        self._turn = turn_of(processor)
+    weight: int
+    """See `weight_of`."""
+    num_supervised_tokens: int
+    num_samples: int
+    """Samples with loss."""
+    num_tokens: int
+    num_computed_tokens: int
+    """Tokens with padding."""
+    num_unreadable: int
+    """Samples without loss, since their images cannot be read."""
 
-    def __call__(self, rows: Sequence[TrainingRow], contents: Sequence[bytes]) -> dict[str, torch.Tensor]:
-        """A right-padded batch of the model's inputs with `labels` (batch, length); -100 everywhere but the answers.
 
-        A row whose image can no longer be read keeps its place, without loss.
-        """
-        images, readable = zip(*map(self._image, contents), strict=True)
-        prompts = [render(self._processor, self._task.answer_prompt(row.sample.question)) for row in rows]
-        batch = dict(
-            self._processor(text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt")
+@dataclass(frozen=True)
+class Step:
+    """The micro-batches of one worker in one optimiser step."""
+
+    batches: list[Batch]
+    num_unreadable: int
+    """Rows without loss, since their images cannot be read."""
+    wait_s: float = 0.0
+    """How long the worker waited for this data."""
+    total_weight: float = 0.0
+    """The weight of all workers' micro-batches; see `weight_of`."""
+
+    def counts(self, reduction: Reduction) -> StepCounts:
+        supervised = [batch["labels"][:, 1:] != IGNORED_LABEL for batch in self.batches]
+        return StepCounts(
+            weight=sum(weight_of(batch["labels"], reduction) for batch in self.batches),
+            num_supervised_tokens=sum(int(mask.sum()) for mask in supervised),
+            num_samples=sum(int(mask.any(dim=1).sum()) for mask in supervised),
+            num_tokens=sum(int(batch["attention_mask"].sum()) for batch in self.batches),
+            num_computed_tokens=sum(batch["attention_mask"].numel() for batch in self.batches),
+            num_unreadable=self.num_unreadable,
         )
-        completions = [self.completion(row.sample.answer) for row in rows]
-        supervised = [row.supervised and seen for row, seen in zip(rows, readable, strict=True)]
-        return self._append(batch, completions, supervised)
 
-    def completion(self, answer: str) -> list[int]:
-        """The tokens that a model learns to write."""
-        tokenizer = self._processor.tokenizer
 
-        def tokens(text: str, *, as_text: bool) -> list[int]:
-            # An answer may spell a special token; it is text all the same.
-            ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=as_text)["input_ids"]
-            return ids
+@dataclass(frozen=True)
+class Share:
+    """One worker's share of every step."""
 
-        return tokens(self._turn.before + answer, as_text=True) + tokens(self._turn.after, as_text=False)
+    token_budget: int
+    """Tokens of a micro-batch, padding included."""
+    rank: int
+    num_workers: int
 
-    def _image(self, content: bytes) -> tuple[Image.Image, bool]:
-        prepared = prepare(content, self._min_pixels, self._max_pixels)
-        if isinstance(prepared, ImageProblem):
-            return Image.new("RGB", (56, 56)), False
-        return prepared.image, True
+    def of(self, step: Sequence[TrainingRow]) -> list[MicroBatch]:
+        return micro_batches(step, self.token_budget, self.num_workers)[self.rank]
 
-    def _append(
-        self, batch: dict[str, torch.Tensor], completions: list[list[int]], supervised: list[bool]
-    ) -> dict[str, torch.Tensor]:
-        prompt_mask = batch["attention_mask"].bool()
-        lengths = [int(mask.sum()) + len(told) for mask, told in zip(prompt_mask, completions, strict=True)]
-        shape = prompt_mask.shape
-        pad = self._processor.tokenizer.pad_token_id
-        labels = torch.full((len(completions), max(lengths)), IGNORED_LABEL)
-        # Whatever else has one entry per prompt token (`mm_token_type_ids`, for one) is 0 on the answer.
-        per_token = {name: t for name, t in batch.items() if t.shape == shape and name != "input_ids"}
-        grown = {name: torch.zeros((shape[0], max(lengths)), dtype=t.dtype) for name, t in per_token.items()}
-        ids = torch.full((shape[0], max(lengths)), pad)
-        for i, (mask, told) in enumerate(zip(prompt_mask, completions, strict=True)):
-            start, end = lengths[i] - len(told), lengths[i]
-            ids[i, :start], ids[i, start:end] = batch["input_ids"][i][mask], torch.tensor(told)
-            for name, tensor in per_token.items():
-                grown[name][i, :start] = tensor[i][mask]
-            grown["attention_mask"][i, start:end] = 1
-            if supervised[i]:
-                labels[i, start:end] = torch.tensor(told)
-        return {**batch, **grown, "input_ids": ids, "labels": labels}
+
+@dataclass(frozen=True)
+class StepLoader:
+    """Reads and renders the rows of a worker's steps."""
+
+    batch_size: int
+    """Rows of a step, over all workers."""
+    share: Share
+    collator: AnswerCollator
+    reader: Reader
+
+    def load(
+        self, num_steps: int, first: int, rows: Callable[[int, int], Iterable[Sequence[TrainingRow]]]
+    ) -> Iterator[Step]:
+        """The steps of an epoch, read and rendered ahead.
+
+        Args:
+            num_steps: The number of steps in the epoch.
+            first: The step to start with, from 0.
+            rows: Takes the range of steps from its first argument up to its second; gives the rows of each. It runs in
+                the tasks that read the images.
+        """
+        share = self.share
+
+        def batches(start: int, end: int) -> Iterator[list[MicroBatch]]:
+            return (share.of(step) for step in rows(start, end))
+
+        rows_per_step = max(1, self.batch_size // share.num_workers)
+        fetched = steps_with_images(num_steps, first, batches, rows_per_step, self.reader)
+        steps: Iterator[Any] = iter(
+            fetched.iter_torch_batches(batch_size=1, collate_fn=self._collate, prefetch_batches=1)
+        )
+        while True:
+            started = time.monotonic()
+            step = next(steps, None)
+            if step is None:
+                return
+            yield replace(step, wait_s=time.monotonic() - started)
+
+    def _collate(self, columns: dict[str, Any]) -> Step:
+        # This thread alone: more of them would compete with the model for the cores.
+        torch.set_num_threads(1)
+        fetched: FetchedStep[TrainingRow] = decode(columns)
+        batches = [self.collator(*batch) for batch in zip(fetched.batches, fetched.contents, strict=True)]
+        num_supervised = sum(row.supervised for batch in fetched.batches for row in batch)
+        return Step(batches, num_supervised - sum(weight_of(batch["labels"], "sample") for batch in batches))
+
+
+class Steps(IterableDataset[Step]):
+    """One worker's part of an epoch, from a step on."""
+
+    def __init__(
+        self, num_steps: int, rows: Callable[[int, int], Iterable[Sequence[TrainingRow]]], loader: StepLoader
+    ) -> None:
+        self.num_steps = num_steps
+        self.first = 0
+        """The step to start with."""
+        self._rows = rows
+        self._loader = loader
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[TrainingRow], loader: StepLoader) -> Steps:
+        """Steps over rows that are in memory."""
+        size = loader.batch_size
+        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return cls(len(chunks), lambda first, last: chunks[first:last], loader)
+
+    def __iter__(self) -> Iterator[Step]:
+        return self._loader.load(self.num_steps, self.first, self._rows)

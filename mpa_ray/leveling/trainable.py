@@ -1,4 +1,4 @@
-"""What of a model is trained: by default its language model, never its vision tower or projector unasked."""
+"""Which components of a model are trained, and at which rate: by default the language model alone."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from mpa_ray.models.components import component_of
 
 
 def prepare_for_training(model: Any, method: LoraConfig | FullConfig) -> Any:
-    """Freeze what is not trained, and wrap the model in adapters where they are asked for.
+    """Freeze what is not trained, and add adapters if the method is LoRA.
 
     Raises:
-        ValueError: the model has no module of a part that is to be trained.
-        AssertionError: something else than the parts asked for would be trained.
+        ValueError: the model has no module of a component that is to be trained, or others would be trained too.
     """
     if isinstance(method, LoraConfig):
         model = _with_adapters(model, method)
     else:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad = component_of(name) in method.parts
+            parameter.requires_grad = component_of(name) in method.components
     trained = {component_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if absent := set(method.parts) - trained:
+    if absent := set(method.components) - trained:
         raise ValueError(f"{type(model).__name__} has no {', '.join(sorted(absent))} that could be trained")
-    assert trained == set(method.parts), f"{', '.join(sorted(trained))} would be trained"
+    if unexpected := trained - set(method.components):
+        raise ValueError(f"training {type(model).__name__} would also change {', '.join(sorted(unexpected))}")
     return model
 
 
-def adapted_modules(model: nn.Module, parts: tuple[Component, ...]) -> list[str]:
-    """The linear layers of these parts, without the output head."""
+def adapted_modules(model: nn.Module, components: tuple[Component, ...]) -> list[str]:
+    """The names of the linear layers of these components, without the output head."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and component_of(name) in parts
+        if isinstance(module, nn.Linear) and module is not head and component_of(name) in components
     ]
 
 
 def learning_rates(method: LoraConfig | FullConfig, learning_rate: float) -> dict[Component, float]:
-    """The peak rate of each part."""
+    """The peak learning rate of each component."""
     if isinstance(method, LoraConfig):
         return dict.fromkeys(("language", "projector", "vision"), learning_rate)
     return {
@@ -50,6 +50,16 @@ def learning_rates(method: LoraConfig | FullConfig, learning_rate: float) -> dic
     }
 
 
+def parameter_groups(model: nn.Module, method: LoraConfig | FullConfig, learning_rate: float) -> list[dict[str, Any]]:
+    """The trainable parameters as groups of an optimizer, one for each part with its peak learning rate."""
+    rates = learning_rates(method, learning_rate)
+    groups: dict[Component, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(component_of(name), []).append(parameter)
+    return [{"params": parameters, "lr": rates[component]} for component, parameters in groups.items()]
+
+
 def _with_adapters(model: Any, method: LoraConfig) -> Any:
     import peft
 
@@ -57,7 +67,7 @@ def _with_adapters(model: Any, method: LoraConfig) -> Any:
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]
         lora_dropout=method.dropout,
-        target_modules=adapted_modules(model, method.parts),
+        target_modules=adapted_modules(model, method.components),
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, adapters)

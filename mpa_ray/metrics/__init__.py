@@ -1,4 +1,4 @@
-"""The field's metrics for short answers, each exactly as its evaluator computes it."""
+"""Standard metrics for short answers, each computed exactly as its reference evaluator does."""
 
 from mpa_ray.metrics.metric import METRICS, Metric, score
 

@@ -1,4 +1,4 @@
-"""Average Normalised Levenshtein Similarity, as the Robust Reading Competition's script computes it."""
+"""Average Normalised Levenshtein Similarity (ANLS), as the script of the Robust Reading Competition computes it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from rapidfuzz.distance import Levenshtein
 
 THRESHOLD = 0.5
-"""A similarity below it counts as none."""
+"""A similarity below it scores 0."""
 
 
 def similarity(prediction: str, answer: str) -> float:
-    """1 - edit distance / length, in code points, without case and with white space made single.
+    """1 - edit distance / length, in code points, ignoring case and the amount of white space.
 
-    The length is that of the longer of the two as they were given, so white space around an imperfect match raises it.
+    The length is that of the longer text before white space is collapsed. As in the script, surplus white space
+    therefore raises the similarity of an imperfect match.
     """
     length = max(len(answer.upper()), len(prediction.upper()))
     if not length:
@@ -22,7 +23,7 @@ def similarity(prediction: str, answer: str) -> float:
 
 
 def anls(prediction: str, answers: Sequence[str], threshold: float = THRESHOLD) -> float:
-    """The similarity to the nearest answer, or 0 where that is below the threshold; of a single question."""
+    """One question's score: the similarity to the nearest answer, or 0 if that is below the threshold."""
     best = max((similarity(prediction, answer) for answer in answers), default=0.0)
     return best if best >= threshold else 0.0
 

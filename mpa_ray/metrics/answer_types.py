@@ -1,4 +1,4 @@
-"""What kind of thing an answer is, by simple rules, and how far two sets of answers differ in that."""
+"""Classify answers by simple rules, and measure how far two sets of answers differ in their types."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TYPES = (
     "phrase",
     "other",
 )
-"""The last takes what has no letter and no digit."""
+"""`other` is text without a letter or a digit."""
 
 _YES_NO = {"yes", "no"}
 _COLOURS = {
@@ -141,8 +141,8 @@ _JOINING = {"of", "the", "and", "de", "la", "van", "von", "der", "di", "del", "&
 def answer_type(text: str) -> str:
     """One of `TYPES`.
 
-    A year is a time only beside a word that says so ("in 1999"); otherwise it is a number. Names are told by capitals:
-    two or more words that all begin with one, or one beside a marker such as Inc or Street.
+    A year is a time only with a word that marks it ("in 1999"); otherwise it is a number. A name is two or more words
+    that all begin with a capital letter, or one such word with a marker such as Inc or Street.
     """
     plain = " ".join(text.split()).strip(" .,;!?\"'")
     lower = plain.lower()
@@ -163,10 +163,10 @@ def answer_type(text: str) -> str:
 
 
 def divergence(first: Mapping[str, int], second: Mapping[str, int]) -> float:
-    """Jensen-Shannon divergence of two counts by type, in bits, from 0 to 1 (Lin 1991).
+    """Jensen-Shannon divergence of two counts by type, in bits (Lin 1991).
 
-    0 where the shares are equal and 1 where the two have nothing in common; 0 between two empty counts, and 1 between
-    an empty one and any other.
+    It is 0 for equal shares and 1 for counts that have nothing in common. Two empty counts have a divergence of 0, an
+    empty and a non-empty one of 1.
     """
     totals = sum(first.values()), sum(second.values())
     if not all(totals):
@@ -192,9 +192,9 @@ def _is_colour(words: list[str]) -> bool:
 
 
 def _is_name(text: str) -> bool:
-    words = [word.strip(".,'\"()") for word in text.split()]
-    told = [word for word in words if word and word.lower() not in _JOINING]
-    if len(told) < 2 or not all(word[0].isupper() or word[0].isdigit() for word in told):
+    stripped = [word.strip(".,'\"()") for word in text.split()]
+    words = [word for word in stripped if word and word.lower() not in _JOINING]
+    if len(words) < 2 or not all(word[0].isupper() or word[0].isdigit() for word in words):
         return False
-    capitals = sum(word[0].isupper() for word in told)
-    return capitals >= 2 or any(word.lower() in _MARKERS for word in told)
+    num_capitalised = sum(word[0].isupper() for word in words)
+    return num_capitalised >= 2 or any(word.lower() in _MARKERS for word in words)

@@ -1,4 +1,4 @@
-"""All metrics by name, with the version and source that a report has to state beside a number."""
+"""All metrics by name, with the source and version that a report states beside each score."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from mpa_ray.metrics.text import containment, exact_match
 from mpa_ray.metrics.vqa import textvqa_m4c, vqa_accuracy, vqa_accuracy_official
 
 Scorer = Callable[[str, Sequence[str]], float]
-"""Takes a prediction and the reference answers; gives a score in [0, 1]."""
+"""Called with a prediction and the reference answers; returns a score in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How predictions are scored."""
+    """A way to score predictions."""
 
     name: str
     score: Scorer
     version: str
-    """Of the evaluator that it follows."""
+    """The version of the evaluator whose results it reproduces."""
     source: str
-    """Who defines it."""
+    """Who defines the metric."""
     summary: str
 
     @property
@@ -46,28 +46,28 @@ METRICS = {
             vqa_accuracy_official,
             "a013f00 of 2021",
             "GT-Vision-Lab/VQA",
-            "the same, but answers that are all equal are compared as they are written",
+            "the same, but without normalisation where all answers are equal",
         ),
         Metric(
             "textvqa_m4c",
             textvqa_m4c,
             "mmf m4c_evaluators",
             "facebookresearch/mmf",
-            "TextVQA's soft agreement, with M4C's way of writing answers alike",
+            "TextVQA's soft agreement, after M4C's normalisation",
         ),
         Metric(
             "anls",
             anls,
             "threshold 0.5",
             "Robust Reading Competition",
-            "1 - normalised edit distance to the nearest answer, 0 below a half",
+            "1 - normalised edit distance to the nearest answer, or 0 below 0.5",
         ),
         Metric(
             "relaxed_accuracy",
             relaxed_accuracy,
             "tolerance 5 %",
             "google-research/pix2struct",
-            "numbers within 5 % of the answer, other text equal without case",
+            "numbers within 5 % of the answer, other text equal ignoring case",
         ),
         Metric("exact_match", exact_match, "strip and lower case", "VLMEvalKit, Qwen-VL", "equal to an answer"),
         Metric(
@@ -82,10 +82,12 @@ METRICS = {
 
 
 def score(metric: str, prediction: str, answers: Sequence[str]) -> float:
-    """The score in [0, 1] of one prediction against its reference answers; without any answer it is 0.
+    """The score in [0, 1] of one prediction against its reference answers; 0 without answers.
+
+    Every metric scores every text: predictions and answers never raise an error.
 
     Raises:
-        ValueError: there is no metric of that name. No prediction and no answer raises anything.
+        ValueError: there is no metric of that name.
     """
     if metric not in METRICS:
         raise ValueError(f"there is no metric {metric!r}; choose one of {', '.join(METRICS)}")

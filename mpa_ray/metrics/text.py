@@ -1,4 +1,4 @@
-"""Metrics on text alone: equality and containment."""
+"""Equality and containment of texts."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from collections.abc import Sequence
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 where the prediction equals an answer after strip and lower case, else 0."""
-    told = prediction.strip().lower()
-    return float(any(told == answer.strip().lower() for answer in answers))
+    """1 if the prediction equals an answer after strip and lower case, otherwise 0."""
+    predicted = prediction.strip().lower()
+    return float(any(predicted == answer.strip().lower() for answer in answers))
 
 
 def containment(prediction: str, answers: Sequence[str]) -> float:
-    """1 where the first answer occurs in the prediction, both without case, white space and everything outside `\\w`.
+    """1 if the first answer occurs in the prediction, ignoring case, white space and all characters outside `\\w`.
 
-    What the paper's release calls VQA accuracy. "no" is found in "Nokia"; an answer of nothing but punctuation is
-    found in everything.
+    The paper's release calls this VQA accuracy. It finds "no" in "Nokia", and an answer that is only punctuation in
+    every text.
     """
     return float(squeezed(answers[0]) in squeezed(prediction)) if answers else 0.0
 
 
 def squeezed(text: str) -> str:
+    """Lower case, without the characters outside `\\w`."""
     return re.sub(r"\W", "", text.lower())

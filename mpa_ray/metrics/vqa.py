@@ -1,4 +1,4 @@
-"""VQA accuracy and TextVQA's variant of it, with every quirk of the evaluators that leaderboards run."""
+"""VQA accuracy and TextVQA's variant, with every quirk of the evaluators that leaderboards run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MOST_PERIODS = 32
-"""The evaluators pass a flag, whose value is 32, where the number of replacements goes."""
+"""The evaluators pass a flag of `re`, whose value is 32, as the number of replacements."""
 
 _NUMBERS = {
     "none": "0",
@@ -34,60 +34,61 @@ somebody's someone'd someone'll someone's something'd something'll that's there'
 they're they've wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll who's
 who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
 """
-"""Written without their apostrophe they mean themselves."""
+"""Without the apostrophe, each stands for itself."""
 _DOUBLE_SHORT_FORMS = """
 couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've
 there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've
 """
-"""Written without one of their two apostrophes they mean themselves."""
+"""Without either of the two apostrophes, each stands for itself."""
 
 
 def _contractions() -> dict[str, str]:
-    found = {form.replace("'", ""): form for form in _SHORT_FORMS.split()}
+    forms = {form.replace("'", ""): form for form in _SHORT_FORMS.split()}
     for form in _DOUBLE_SHORT_FORMS.split():
         first, second = (at for at, character in enumerate(form) if character == "'")
-        found |= {form[:first] + form[first + 1 :]: form, form[:second] + form[second + 1 :]: form}
-    # As the evaluators have it, the one that works backwards included.
-    found |= {"twas": "'twas", "somebody'd": "somebodyd"}
-    found |= dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at")
-    return found | dict.fromkeys(("yall'd've", "y'alld've", "y'all'dve"), "y'all'd've")
+        forms |= {form[:first] + form[first + 1 :]: form, form[:second] + form[second + 1 :]: form}
+    # As in the evaluators, including "somebody'd", which loses its apostrophe.
+    forms |= {"twas": "'twas", "somebody'd": "somebodyd"}
+    forms |= dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at")
+    return forms | dict.fromkeys(("yall'd've", "y'alld've", "y'all'dve"), "y'all'd've")
 
 
 _CONTRACTIONS = _contractions()
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Mean over the annotators of min(1, number of *others* who gave the prediction / 3), in [0, 1].
+    """Mean over the annotators of min(1, number of *other* annotators who gave the prediction / 3), in [0, 1].
 
-    Both sides are always normalised. With ten answers of which m match: 0, 0.3, 0.6, 0.9, 1, ...; with one answer it is
-    always 0. (visualqa.org/evaluation.html)
+    Prediction and answers are always normalised. If m of ten answers match, the score is 0, 0.3, 0.6, 0.9, 1, ... for
+    m = 0, 1, 2, 3, 4, ...; with one answer it is always 0. (visualqa.org/evaluation.html)
     """
     return _soft_agreement(normalise(_trimmed(prediction)), [normalise(_trimmed(answer)) for answer in answers])
 
 
 def vqa_accuracy_official(prediction: str, answers: Sequence[str]) -> float:
-    """`vqa_accuracy` as GT-Vision-Lab's script has it since 2021: answers that are all equal are not normalised.
+    """`vqa_accuracy` as GT-Vision-Lab's script computes it since 2021: without normalisation if all answers are equal.
 
-    Nor is the prediction then, so that "Black." is wrong where ten people wrote "black".
+    "Black." is then wrong if ten annotators wrote "black".
     """
-    told, given = _trimmed(prediction), [_trimmed(answer) for answer in answers]
-    if len(set(given)) > 1:
-        told, given = normalise(told), [normalise(answer) for answer in given]
-    return _soft_agreement(told, given)
+    predicted, references = _trimmed(prediction), [_trimmed(answer) for answer in answers]
+    if len(set(references)) > 1:
+        predicted, references = normalise(predicted), [normalise(answer) for answer in references]
+    return _soft_agreement(predicted, references)
 
 
 def textvqa_m4c(prediction: str, answers: Sequence[str]) -> float:
-    """`vqa_accuracy` on answers written alike as M4C's evaluator does: commas vanish and "'s" is a word."""
+    """`vqa_accuracy` after M4C's normalisation, which removes commas and splits off "'s" as a word."""
     return _soft_agreement(normalise_m4c(prediction), [normalise_m4c(answer) for answer in answers])
 
 
 def normalise(text: str) -> str:
-    """Punctuation away or to spaces, lower case, number words to digits, no articles, apostrophes of short forms."""
+    """Remove punctuation or turn it into spaces, lower the case, write number words as digits, drop articles, and
+    restore the apostrophes of contractions."""
     return _words(_without_punctuation(text))
 
 
 def normalise_m4c(text: str) -> str:
-    """The same behind M4C's own first steps."""
+    """`normalise`, after M4C's own tokenisation."""
     tokenized = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return normalise(_trimmed(tokenized))
 
@@ -97,13 +98,13 @@ def _trimmed(text: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    found = text
-    # One number with a comma anywhere, and all marks vanish instead of becoming spaces.
+    result = text
+    # If the text has a number with a comma anywhere, all marks vanish instead of becoming spaces.
     all_vanish = _COMMA_IN_NUMBER.search(text) is not None
     for mark in _MARKS:
         vanishes = all_vanish or f"{mark} " in text or f" {mark}" in text
-        found = found.replace(mark, "" if vanishes else " ")
-    return _PERIOD.sub("", found, count=_MOST_PERIODS)
+        result = result.replace(mark, "" if vanishes else " ")
+    return _PERIOD.sub("", result, count=_MOST_PERIODS)
 
 
 def _words(text: str) -> str:
@@ -111,9 +112,9 @@ def _words(text: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in numbered if word not in _ARTICLES)
 
 
-def _soft_agreement(told: str, answers: Sequence[str]) -> float:
+def _soft_agreement(predicted: str, answers: Sequence[str]) -> float:
     if not answers:
         return 0.0
-    matching = sum(answer == told for answer in answers)
-    # Added up one by one, as the evaluators do, so that not even the last bit differs.
-    return sum(min(1.0, (matching - (answer == told)) / 3) for answer in answers) / len(answers)
+    num_matching = sum(answer == predicted for answer in answers)
+    # Summed one by one, as the evaluators do, so that not even the last bit differs.
+    return sum(min(1.0, (num_matching - (answer == predicted)) / 3) for answer in answers) / len(answers)

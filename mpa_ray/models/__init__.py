@@ -1,1 +1,1 @@
-"""What a checkpoint is: its content, its components, its prompts, and which engines can share it."""
+"""What a checkpoint is: its content, its components, its chat template, and which models can share an engine."""

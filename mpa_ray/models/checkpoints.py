@@ -1,4 +1,4 @@
-"""Model checkpoints by name: which content a name stands for, and a folder of this machine that holds it."""
+"""Model checkpoints by name: the identity of their content, and their local folders."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from mpa_ray.config import ObjectStoreConfig, resolve_path
 from mpa_ray.errors import ConfigError
 
 _WHOLE_BYTES = 1 << 26
-_NUM_SAMPLES, _SAMPLE_BYTES = 256, 1 << 16
-ADAPTER = "adapter_config.json"
+"""Files up to this size are read whole for their digest."""
+_NUM_SAMPLES = 256
+_SAMPLE_BYTES = 1 << 16
+ADAPTER_SETTINGS = "adapter_config.json"
+"""The file that makes a folder a LoRA adapter."""
 CACHE_VARIABLE = "MPA_RAY_CACHE"
-"""Names the folder for downloaded checkpoints; ~/.cache/mpa_ray where it is not set."""
+"""The environment variable with the folder of downloaded checkpoints; ~/.cache/mpa_ray if it is not set."""
 
 
 def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
-    """A folder or an s3:// prefix by its content, wherever it lies; a hub name as it is.
+    """A digest of the content of a folder or s3:// prefix, independent of its path; a hub name unchanged.
 
-    An adapter's base model counts, too. Of files over 64 MiB 256 samples spread over them are taken, so that every
-    tensor of some size is met: reading all of a large checkpoint at every start would cost minutes.
+    An adapter's identity includes its base model's. Files over 64 MiB are sampled at 256 evenly spaced places, which
+    reach every large tensor: reading all of a large checkpoint at every start would take minutes.
     """
     if model.startswith("s3://"):
         identity = f"etags:{_listing_digest(model, object_store)}"
@@ -35,20 +38,20 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
         folder = Path(resolve_path(model))
         if not folder.is_dir():
             return model
-        files = sorted(f for f in folder.iterdir() if f.is_file() and _counts(f.name))
+        files = sorted(f for f in folder.iterdir() if f.is_file() and _is_content(f.name))
         identity = f"sha256:{_content_digest(tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))[:16]}"
     try:
         adapter = adapter_folder(model, object_store)
         base = base_of_adapter(adapter) if adapter is not None else None
     except ConfigError:
-        # Its content is known; what is wrong with it shows where it is loaded.
+        # The content is known; the error shows again when the model is loaded.
         base = None
     return identity if base is None else f"{identity} on {model_identity(base, object_store)}"
 
 
 @lru_cache(maxsize=256)
 def _content_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Of files with their sizes and times of change: what has been read once is not read again by the same process."""
+    """Digest of files, given with their sizes and modification times, so that a process reads each version once."""
     digest = hashlib.sha256()
     for file, size, _ in files:
         digest.update(f"{file.name}:{size}:".encode())
@@ -62,18 +65,18 @@ def _content_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     return digest.hexdigest()
 
 
-def _counts(name: str) -> bool:
-    """Whether a file makes the model what it is: a model card, which tells of its scores, does not."""
+def _is_content(name: str) -> bool:
+    """Whether a file belongs to the model's content; a model card does not, since it changes with new scores."""
     return not name.startswith(".") and name != "README.md"
 
 
 def base_of_adapter(folder: Path) -> str | None:
-    """The model that a LoRA adapter belongs on; None where the folder holds a checkpoint by itself.
+    """The base model of the LoRA adapter in a folder; None if the folder holds no adapter or a whole checkpoint.
 
     Raises:
         ConfigError: the adapter's settings cannot be read.
     """
-    settings = folder / ADAPTER
+    settings = folder / ADAPTER_SETTINGS
     if not settings.is_file() or (folder / "config.json").is_file():
         return None
     try:
@@ -82,35 +85,34 @@ def base_of_adapter(folder: Path) -> str | None:
         raise ConfigError(
             "model",
             str(folder),
-            f"its {ADAPTER} cannot be read ({type(error).__name__}: {error}).",
-            "Save the adapter anew.",
+            f"its {ADAPTER_SETTINGS} cannot be read ({type(error).__name__}: {error}).",
+            "Save the adapter again.",
         ) from error
     return str(base) if base else None
 
 
 def adapter_folder(model: str, object_store: ObjectStoreConfig) -> Path | None:
-    """A folder of this machine that holds the LoRA adapter of this name; None where it names anything else.
+    """The local folder of a LoRA adapter; None if the name stands for anything else.
 
-    An adapter at s3:// is downloaded, which its size allows.
+    An adapter at s3:// is downloaded: adapters are small.
     """
     if model.startswith("s3://"):
         from mpa_ray.storage.object_store import ObjectStore, split_uri
 
         bucket, prefix = split_uri(model.rstrip("/") + "/")
-        names = {
-            found.key.removeprefix(prefix) for found in ObjectStore(object_store).list(bucket, prefix, nested=False)
-        }
-        if ADAPTER not in names or "config.json" in names:
+        objects = ObjectStore(object_store).list(bucket, prefix, nested=False)
+        names = {file.key.removeprefix(prefix) for file in objects}
+        if ADAPTER_SETTINGS not in names or "config.json" in names:
             return None
     folder = Path(local_folder(model, object_store))
     return folder if base_of_adapter(folder) is not None else None
 
 
 def model_settings(model: str, object_store: ObjectStoreConfig) -> dict[str, Any]:
-    """A checkpoint's config.json (an adapter's base model's), read where it lies: no weights are loaded.
+    """A checkpoint's config.json, for an adapter its base model's; no weights are read or downloaded.
 
     Raises:
-        ConfigError: there is none, or it cannot be had.
+        ConfigError: there is no config.json, or it cannot be read.
     """
     remedy = "Check the name, the network and your access."
     try:
@@ -130,26 +132,26 @@ def model_settings(model: str, object_store: ObjectStoreConfig) -> dict[str, Any
             from huggingface_hub import hf_hub_download
 
             content = Path(hf_hub_download(model, "config.json", etag_timeout=5)).read_bytes()
-        found: dict[str, Any] = json.loads(content)
+        settings: dict[str, Any] = json.loads(content)
     except (OSError, ValueError) as error:
         raise ConfigError(
             "model", model, f"its config.json cannot be read ({type(error).__name__}).", remedy
         ) from error
-    return found
+    return settings
 
 
 def weight_bytes(model: str) -> int | None:
-    """Size of a checkpoint's weights; None where they do not lie in a folder of this machine."""
+    """The size of the weights in a local folder; None if the model is not a local folder."""
     folder = Path(model)
     if not folder.is_dir():
         return None
-    return sum(file.stat().st_size for ending in ("safetensors", "bin") for file in folder.glob(f"*.{ending}"))
+    return sum(file.stat().st_size for suffix in ("safetensors", "bin") for file in folder.glob(f"*.{suffix}"))
 
 
 def local_model(model: str, object_store: ObjectStoreConfig) -> str:
-    """What `from_pretrained` and vLLM can load: a folder of this machine, or a hub name as it is.
+    """What `from_pretrained` and vLLM can load: a local folder, or a hub name unchanged.
 
-    A checkpoint at s3:// is downloaded, and an adapter merged into its base model, once per machine and content.
+    A checkpoint at s3:// is downloaded, and an adapter is merged into its base model, once per machine and content.
 
     Raises:
         ConfigError: there is no checkpoint at the prefix.
@@ -159,16 +161,24 @@ def local_model(model: str, object_store: ObjectStoreConfig) -> str:
     if base is None:
         return folder
     identity = hashlib.sha256(model_identity(folder, object_store).encode()).hexdigest()[:16]
-    return _once(f"merged-{identity}", lambda target: _merge(Path(folder), local_model(base, object_store), target))
+
+    def merge(target: Path) -> None:
+        _merge(Path(folder), local_model(base, object_store), target)
+
+    return _make_once(f"merged-{identity}", merge)
 
 
 def local_folder(model: str, object_store: ObjectStoreConfig) -> str:
-    """As `local_model`, but an adapter as it is. Raises ConfigError where there is nothing at an s3:// prefix."""
+    """As `local_model`, but adapters are not merged.
+
+    Raises:
+        ConfigError: there is no file at the s3:// prefix.
+    """
     return _downloaded(model, object_store) if model.startswith("s3://") else resolve_path(model)
 
 
 def _merge(adapter: Path, base: str, target: Path) -> None:
-    # Both take seconds to import, and few runs need them here.
+    # Imported only here: both take seconds, and few runs merge an adapter.
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -180,38 +190,43 @@ def _merge(adapter: Path, base: str, target: Path) -> None:
 def _downloaded(model: str, object_store: ObjectStoreConfig) -> str:
     from mpa_ray.storage.object_store import ObjectStore, split_uri
 
-    store, (bucket, prefix) = ObjectStore(object_store), split_uri(model.rstrip("/") + "/")
+    store = ObjectStore(object_store)
+    bucket, prefix = split_uri(model.rstrip("/") + "/")
 
     def download(target: Path) -> None:
-        for found in store.list(bucket, prefix, nested=False):
-            store.download(bucket, found.key, target / found.key.removeprefix(prefix))
+        for file in store.list(bucket, prefix, nested=False):
+            store.download(bucket, file.key, target / file.key.removeprefix(prefix))
 
-    return _once(_listing_digest(model, object_store), download)
+    return _make_once(_listing_digest(model, object_store), download)
 
 
-def _once(name: str, make: Callable[[Path], None]) -> str:
-    """A folder of this machine's cache, made by the first process that asks for it."""
+def _make_once(name: str, make: Callable[[Path], None]) -> str:
+    """A folder in this machine's cache, made by the first process that needs it."""
     cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache/mpa_ray")
     target = cache / name
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{name}.lock"):
         if not target.is_dir():
             with tempfile.TemporaryDirectory(dir=cache) as scratch:
-                whole = Path(scratch, "checkpoint")
-                whole.mkdir()
-                make(whole)
-                whole.rename(target)
+                checkpoint = Path(scratch, "checkpoint")
+                checkpoint.mkdir()
+                make(checkpoint)
+                checkpoint.rename(target)
     return str(target)
 
 
 def _listing_digest(model: str, object_store: ObjectStoreConfig) -> str:
+    """Digest of the names, sizes and etags of the files at an s3:// prefix.
+
+    Raises:
+        ConfigError: there is no file at the prefix.
+    """
     from mpa_ray.storage.object_store import ObjectStore, split_uri
 
     bucket, prefix = split_uri(model.rstrip("/") + "/")
-    found = [
-        f for f in ObjectStore(object_store).list(bucket, prefix, nested=False) if _counts(f.key.rpartition("/")[2])
-    ]
-    if not found:
+    objects = ObjectStore(object_store).list(bucket, prefix, nested=False)
+    files = [file for file in objects if _is_content(file.key.rpartition("/")[2])]
+    if not files:
         raise ConfigError("model", model, "holds no files.", "Check the bucket and the prefix.")
-    told = "".join(f"{f.key.removeprefix(prefix)}:{f.num_bytes}:{f.etag};" for f in found)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    listing = "".join(f"{file.key.removeprefix(prefix)}:{file.num_bytes}:{file.etag};" for file in files)
+    return hashlib.sha256(listing.encode()).hexdigest()[:16]

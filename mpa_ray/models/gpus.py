@@ -1,4 +1,4 @@
-"""What GPUs have and can do at most."""
+"""Memory and peak speed of GPUs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class Gpu:
     """One kind of GPU, from NVIDIA's data sheets."""
 
     memory_gib: float
-    """That a process may use: a little less than its name says, as drivers report it."""
+    """What a process can use, as drivers report it: a little less than the nominal size."""
     tflops: float
-    """Dense operations in bfloat16 (of T4 in float16), 10^12 a second."""
+    """Dense bfloat16 operations (float16 on a T4), in 10^12 per second."""
     bandwidth_gb_s: float
-    """Of its memory, 10^9 bytes a second."""
+    """Memory bandwidth, in 10^9 bytes per second."""
 
 
 GPUS = {
@@ -32,10 +32,10 @@ GPUS = {
     "A10": Gpu(22.0, 125.0, 600.0),
     "T4": Gpu(14.5, 65.0, 320.0),
 }
-"""By the names that Ray gives them (`accelerator_type`); A100 alone is the smaller one. Of names that contain one
-another the longer first."""
+"""By Ray's names (`accelerator_type`); plain A100 is the smaller one. A name comes before the names that it contains,
+since `peak_tflops` takes the first match."""
 
 
 def peak_tflops(name: str) -> float | None:
-    """Of a GPU by the name that its driver gives, in 10^12 bfloat16 operations a second; None where it is not known."""
-    return next((gpu.tflops for known, gpu in GPUS.items() if known in name), None)
+    """A GPU's peak, in 10^12 bfloat16 operations per second, by its driver's name for it; None if it is not known."""
+    return next((gpu.tflops for ray_name, gpu in GPUS.items() if ray_name in name), None)

@@ -1,4 +1,4 @@
-"""LoRA adapters that one engine serves beside each other and beside the model they belong on."""
+"""Which models one engine can serve together: LoRA adapters of one base model, and that base model."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mpa_ray.config import ModelConfig, ObjectStoreConfig, ScriptedEngineConfig, VllmEngineConfig, resolve_path
+from mpa_ray.config import ModelConfig, ObjectStoreConfig, resolve_path
 from mpa_ray.errors import ConfigError
-from mpa_ray.models.checkpoints import ADAPTER, adapter_folder, model_identity
+from mpa_ray.models.checkpoints import ADAPTER_SETTINGS, adapter_folder, model_identity
 from mpa_ray.models.components import component_of
 
-_MOST = 15
-"""Adapters of one engine, unless its `max_loras` says otherwise: each takes room on every GPU."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks that vLLM lays out room for."""
+"""The values of `max_lora_rank` that vLLM accepts."""
 
 _PLAIN = frozenset(
     (
@@ -47,49 +44,49 @@ _PLAIN = frozenset(
         "use_rslora",
     )
 )
-"""Settings of PEFT's LoraConfig that leave an adapter what its two matrices say, alike for all modules. Any other that
-is set changes what it computes: some of them vLLM refuses, some only its newer versions know."""
-_PLAIN_STARTS = ("gaussian", "eva", "orthogonal")
-"""Of `init_lora_weights`: the others change the base model's weights, too, and are undone by PEFT alone."""
+"""Settings of PEFT's LoraConfig with which an adapter is only its two matrices, treated alike in all modules. Any other
+setting changes what the adapter computes; vLLM refuses some of them, and only newer versions support others."""
+_PLAIN_INITIALISATIONS = ("gaussian", "eva", "orthogonal")
+"""Values of `init_lora_weights` that leave the base model's weights unchanged; only PEFT can undo the others."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter that an engine can take up without merging it."""
+    """An adapter that an engine can serve without merging it into its base model."""
 
     model: str
-    """Its folder or s3:// prefix."""
+    """The adapter's folder or s3:// prefix."""
     base: str
     rank: int
 
 
-def servable(model: str, object_store: ObjectStoreConfig) -> Adapter | None:
-    """The adapter that a name stands for; None for a checkpoint, and for an adapter that has to be merged.
+def servable_adapter(model: str, object_store: ObjectStoreConfig) -> Adapter | None:
+    """The adapter that a name stands for; None for a checkpoint and for an adapter that has to be merged.
 
-    An engine takes low-rank matrices of the language model. What changes the vision tower or the projector it would
-    leave out without a word, and what it does not know ends it.
+    An engine serves low-rank matrices of the language model. It silently ignores those of the vision tower and the
+    projector, and settings that it does not support kill it.
 
     Raises:
-        ConfigError, OSError, ValueError, KeyError, TypeError: the adapter cannot be had, or is damaged.
+        ConfigError, OSError, ValueError, KeyError, TypeError: the adapter cannot be read, or is damaged.
     """
     folder = adapter_folder(model, object_store)
     if folder is None:
         return None
-    settings = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-    start = settings.get("init_lora_weights")
+    settings = json.loads((folder / ADAPTER_SETTINGS).read_text(encoding="utf-8"))
+    initialisation = settings.get("init_lora_weights")
     is_plain = (
         settings.get("peft_type") == "LORA"
         and settings.get("bias", "none") == "none"
-        and (not isinstance(start, str) or start in _PLAIN_STARTS)
+        and (not isinstance(initialisation, str) or initialisation in _PLAIN_INITIALISATIONS)
         and 0 < settings["r"] <= RANKS[-1]
         and not any(value for name, value in settings.items() if name not in _PLAIN)
     )
-    if not is_plain or not _is_of_language(folder):
+    if not is_plain or not _adapts_language_only(folder):
         return None
     return Adapter(resolve_path(model), settings["base_model_name_or_path"], settings["r"])
 
 
-def _is_of_language(folder: Path) -> bool:
+def _adapts_language_only(folder: Path) -> bool:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -107,77 +104,79 @@ def _is_of_language(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class EngineGroup:
-    """Models that one engine serves: those without an adapter are the base itself."""
+    """Models that one engine serves."""
 
     base: ModelConfig
     adapters: Mapping[str, Adapter | None]
-    """By the models' names, in their order."""
+    """By the models' names, in their order; None for the base itself."""
 
     @classmethod
     def single(cls, name: str, model: ModelConfig) -> EngineGroup:
-        """One model in an engine of its own."""
+        """One model, alone in its engine."""
         return cls(model, {name: None})
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The models, in their order."""
+        """The models' names, in their order."""
         return tuple(self.adapters)
 
     @property
     def lora_adapters(self) -> dict[str, Adapter]:
-        """Those that the engine has to be started with."""
+        """The adapters that the engine has to be started with, by the models' names."""
         return {name: adapter for name, adapter in self.adapters.items() if adapter is not None}
 
     def only(self, names: Iterable[str]) -> EngineGroup:
-        """The same base with some of the models."""
+        """The same engine with only these models."""
         return EngineGroup(self.base, {name: self.adapters[name] for name in names})
 
 
-def shared_engines(models: Mapping[str, ModelConfig], object_store: ObjectStoreConfig) -> list[EngineGroup]:
-    """The models by the engines that can serve them, several at a time where they differ in nothing but adapters.
+Members = list[tuple[str, Adapter | None]]
+"""Models of one engine by name, each with its adapter."""
 
-    A model that shares with no other is served as it is, an adapter merged into its base; so is one that cannot be had
-    or is damaged, for what is wrong with it shows there and hinders no other.
+
+def shared_engines(models: Mapping[str, ModelConfig], object_store: ObjectStoreConfig) -> list[EngineGroup]:
+    """Group the models into engines: models that differ only in their adapters share one.
+
+    A model that shares its engine with no other is served alone, and an adapter is then merged into its base. A model
+    that cannot be read is also alone, so that its error, which shows when it is loaded, stops no other model.
     """
-    found: dict[str, list[tuple[str, Adapter | None]]] = {}
+    candidates: dict[str, Members] = {}
     for name, model in models.items():
-        if isinstance(model.engine, ScriptedEngineConfig) or not model.share_engine:
+        if not model.engine.max_adapters or not model.share_engine:
             continue
         try:
-            adapter = servable(model.model, object_store)
+            adapter = servable_adapter(model.model, object_store)
             base = model_identity(adapter.base if adapter is not None else model.model, object_store)
         except (ConfigError, OSError, ValueError, KeyError, TypeError):
             continue
-        found.setdefault(f"{base} {_settings(model)}", []).append((name, adapter))
-    engines = [
-        EngineGroup(models[part[0][0]].model_copy(update={"model": _base(models, part)}), dict(part))
-        for group in found.values()
-        for part in _parts(group, models[group[0][0]].engine)
-        if len(part) > 1
+        candidates.setdefault(f"{base} {_serving_settings(model)}", []).append((name, adapter))
+    groups = [
+        EngineGroup(models[members[0][0]].model_copy(update={"model": _base(models, members)}), dict(members))
+        for same_base in candidates.values()
+        for members in _split(same_base, models[same_base[0][0]].engine.max_adapters)
+        if len(members) > 1
     ]
-    shared = {name for engine in engines for name in engine.adapters}
-    engines += [EngineGroup.single(name, model) for name, model in models.items() if name not in shared]
+    shared = {name for group in groups for name in group.adapters}
+    groups += [EngineGroup.single(name, model) for name, model in models.items() if name not in shared]
     order = list(models)
-    return sorted(engines, key=lambda engine: order.index(next(iter(engine.adapters))))
+    return sorted(groups, key=lambda group: order.index(group.names[0]))
 
 
-def _settings(model: ModelConfig) -> str:
-    """All but the model itself, and what else a student has."""
+def _serving_settings(model: ModelConfig) -> str:
+    """The settings that models of one engine must have in common: all but the model itself and a student's own."""
     return model.model_dump_json(include=set(ModelConfig.model_fields) - {"model"})
 
 
-def _parts(group: list[tuple[str, Adapter | None]], engine: Any) -> list[list[tuple[str, Adapter | None]]]:
-    """Groups as large as an engine may serve: adapters that had to take turns would show themselves in base answers."""
-    assert isinstance(engine, VllmEngineConfig)
-    most = max(1, engine.engine_args.get("max_loras", _MOST + 1) - 1)
-    parts: list[list[tuple[str, Adapter | None]]] = [[]]
-    for name, adapter in group:
-        if sum(other is not None for _, other in parts[-1]) == most:
-            parts.append([])
-        parts[-1].append((name, adapter))
-    return parts
+def _split(members: Members, max_adapters: int) -> list[Members]:
+    """Split members so that every adapter has its slot: adapters that took turns would alter the base's answers."""
+    groups: list[Members] = [[]]
+    for name, adapter in members:
+        if sum(other is not None for _, other in groups[-1]) == max_adapters:
+            groups.append([])
+        groups[-1].append((name, adapter))
+    return groups
 
 
-def _base(models: Mapping[str, ModelConfig], part: list[tuple[str, Adapter | None]]) -> str:
-    name, adapter = part[0]
+def _base(models: Mapping[str, ModelConfig], members: Members) -> str:
+    name, adapter = members[0]
     return adapter.base if adapter is not None else models[name].model

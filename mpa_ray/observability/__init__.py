@@ -1,1 +1,1 @@
-"""What users and operators see: progress, log records, usage."""
+"""What users and operators see: progress, log records and usage."""

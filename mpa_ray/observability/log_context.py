@@ -1,6 +1,6 @@
-"""Log records that name the run, phase, student and shard they belong to.
+"""Log records that name the run, phase, student and shard that they belong to.
 
-Ray writes them: as text, or as JSON where the environment has `RAY_LOGGING_CONFIG_ENCODING=JSON`.
+Ray writes them as text, or as JSON if the environment has `RAY_LOGGING_CONFIG_ENCODING=JSON`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _fields: ContextVar[Mapping[str, str]] = ContextVar("fields", default=_NO_FIELDS
 
 @contextmanager
 def log_context(**fields: str) -> Iterator[None]:
-    """Every record that is logged in the block, by whichever library, carries these fields as attributes."""
+    """Add these fields as attributes to every log record in the block, no matter which library logs it."""
     _install()
     token = _fields.set({**_fields.get(), **fields})
     try:
@@ -27,7 +27,7 @@ def log_context(**fields: str) -> Iterator[None]:
 
 
 class _RecordFactory:
-    """Makes records as before, and adds the fields."""
+    """Makes records with the previous factory, and adds the fields."""
 
     def __init__(self, make: Callable[..., logging.LogRecord]) -> None:
         self._make = make

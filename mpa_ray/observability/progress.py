@@ -1,4 +1,4 @@
-"""What a user sees while waiting: one line every few seconds, readable in a terminal and in a job's log."""
+"""Progress of a command: one line every few seconds, readable in a terminal and in a job's log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TextIO
 
 
 class Progress:
-    """Counts towards a total and prints rate and time left; says that it waits until the first count comes."""
+    """Counts towards a total and prints the count, the rate and the remaining time. Used as a context manager."""
 
     def __init__(
         self,
@@ -19,22 +19,32 @@ class Progress:
         unit: str,
         done: int = 0,
         every_s: float = 5.0,
-        to: TextIO | None = None,
+        file: TextIO | None = None,
     ) -> None:
-        """Lines go to standard output; to `to` only where it takes longer than `every_s`."""
-        self._to = to
+        """Begin to count.
+
+        Args:
+            label: Begins every line.
+            total: The count at the end; None if it is not known yet.
+            unit: What is counted, such as `images`.
+            done: The count at the start.
+            every_s: Seconds between two lines.
+            file: Where lines go. By default standard output, with a line at the start and one at the end; otherwise
+                there are only lines every `every_s` seconds.
+        """
         self._label, self._total, self._unit, self._every_s = label, total, unit, every_s
-        self._done = self._done_before = done
+        self._file = file
+        self._done = self._done_at_start = done
         self._started = time.monotonic()
-        self._first: float | None = None
-        self._rated_from = done
+        self._first_count: float | None = None
+        self._done_at_first_count = done
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_printing, daemon=True)
 
     def __enter__(self) -> Progress:
         self._started = time.monotonic()
         before = f", {self._done} already done" if self._done else ""
-        if self._total is not None and self._to is None:
+        if self._total is not None and self._file is None:
             say(f"{self._label}: {self._total} {self._unit}{before}")
         self._thread.start()
         return self
@@ -44,43 +54,46 @@ class Progress:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        if kind is None and self._to is None:
+        if kind is None and self._file is None:
             say(f"{self._label}: done in {clock(time.monotonic() - self._started)}{self._rate()}")
 
     def expect(self, total: int) -> None:
-        """The total has become known."""
+        """Set the total, once it is known."""
         self._total = total
 
     def advance(self, count: int) -> None:
-        if self._first is None:
-            # What came before the first count is in part the start of an engine: the rate leaves both out.
-            self._first, self._rated_from = time.monotonic(), self._done + count
+        """Add to the count."""
+        if self._first_count is None:
+            # The time before the first count includes the start of an engine, so the rate leaves out both.
+            self._first_count, self._done_at_first_count = time.monotonic(), self._done + count
         self._done += count
 
     def _keep_printing(self) -> None:
         while not self._ended.wait(self._every_s):
-            say(self._line(), self._to)
+            say(self._line(), self._file)
 
     def _line(self) -> str:
-        waited = time.monotonic() - self._started
-        if self._first is None:
-            return f"{self._label}: starting, {clock(waited)} so far"
+        elapsed_s = time.monotonic() - self._started
+        if self._first_count is None:
+            return f"{self._label}: starting, {clock(elapsed_s)} so far"
         if self._total is None:
             return f"{self._label}: {self._done} {self._unit} so far{self._rate()}"
         share = self._done / self._total if self._total else 1.0
-        left = (self._total - self._done) * self._seconds_each(waited)
-        return f"{self._label}: {self._done}/{self._total} {self._unit} ({share:.0%}){self._rate()}, {clock(left)} left"
+        left_s = (self._total - self._done) * self._seconds_per_unit(elapsed_s)
+        counts = f"{self._done}/{self._total} {self._unit} ({share:.0%})"
+        return f"{self._label}: {counts}{self._rate()}, {clock(left_s)} left"
 
-    def _seconds_each(self, waited: float) -> float:
-        """By what was counted since the first count, or, as long as that is nothing, by all the time there was."""
-        since_first, new = self._done - self._rated_from, self._done - self._done_before
-        if since_first and self._first is not None:
-            return (time.monotonic() - self._first) / since_first
-        return waited / new if new else 0.0
+    def _seconds_per_unit(self, elapsed_s: float) -> float:
+        """Measured since the first count; before the second count, since the start."""
+        since_first, new = self._done - self._done_at_first_count, self._done - self._done_at_start
+        if since_first and self._first_count is not None:
+            return (time.monotonic() - self._first_count) / since_first
+        return elapsed_s / new if new else 0.0
 
     def _rate(self) -> str:
-        new, spent = self._done - self._rated_from, time.monotonic() - (self._first or self._started)
-        return f", {new / spent:.1f} {self._unit}/s" if new and spent > 1 else ""
+        """The rate as the end of a sentence; empty while it is not known."""
+        new, elapsed_s = self._done - self._done_at_first_count, time.monotonic() - (self._first_count or self._started)
+        return f", {new / elapsed_s:.1f} {self._unit}/s" if new and elapsed_s > 1 else ""
 
 
 def clock(seconds: float) -> str:
@@ -88,7 +101,7 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def say(line: str, to: TextIO | None = None) -> None:
-    """Print a line at once, to standard output unless told otherwise."""
-    # In one piece: threads and workers write beside each other.
-    print(f"{line}\n", end="", file=to or sys.stdout, flush=True)
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print a line at once, by default to standard output."""
+    # With its line end in one call, since several threads and processes print.
+    print(f"{line}\n", end="", file=file or sys.stdout, flush=True)

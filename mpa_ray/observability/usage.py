@@ -1,4 +1,4 @@
-"""What a pass spends: seconds by kind of work, and tokens. Sums that are kept where the work is done and added up."""
+"""What a pass spends: seconds by kind of work, bytes and tokens. Counted where the work is done, and summed up."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from dataclasses import dataclass, fields, replace
 
 @dataclass
 class Usage:
-    """Seconds are summed over images that are worked on together, so that only their proportions mean much."""
+    """Sums over images. Images are worked on at the same time, so compare seconds with each other, not with a clock."""
 
     num_bytes_read: int = 0
-    """Of image files."""
+    """Bytes of image files."""
     read_s: float = 0.0
-    """Reading rows and image files, for a shard at a time."""
+    """Seconds to read rows and image files, one shard at a time."""
     render_s: float = 0.0
-    """Decoding and scaling, and with renderers the model's processor."""
+    """Seconds to decode and scale images and, in rendering processes, to run the model's processor."""
     wait_s: float = 0.0
-    """Images that were read, until the engine had room for them."""
+    """Seconds in which images that were read waited for room in the engine."""
     engine_s: float = 0.0
-    """Requests in the engine, waiting there included."""
+    """Seconds of requests in the engine, including waits there."""
     write_s: float = 0.0
-    """Writing and publishing rows."""
+    """Seconds to write and publish rows."""
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
-    """Of the prompt tokens those that were found in the engine's cache."""
+    """The prompt tokens that were found in the engine's cache."""
     num_output_tokens: int = 0
 
     def __iadd__(self, other: Usage) -> Usage:
@@ -34,7 +34,7 @@ class Usage:
         return self
 
     def take(self) -> Usage:
-        """The sums since the last call."""
+        """Return the sums since the last call, and begin again at zero."""
         so_far = replace(self)
         for field in fields(self):
             setattr(self, field.name, field.default)
@@ -43,18 +43,18 @@ class Usage:
 
 @dataclass
 class Load:
-    """What an engine and the work before it hold at this moment."""
+    """How many images and requests are in each part of a replica now."""
 
     num_waiting: int = 0
-    """Images that were read and wait for room in the engine."""
+    """Images that are read and wait for room in the engine."""
     num_rendering: int = 0
-    """Images being decoded, scaled and brought to the model's form, or waiting for that."""
+    """Images that are being decoded, scaled and processed, or wait for it."""
     num_in_engine: int = 0
-    """Requests in the engine, waiting there included."""
+    """Requests in the engine, including those that wait there."""
 
     @contextmanager
     def one_more(self, name: str) -> Iterator[None]:
-        """While it lasts, `name` is one more."""
+        """Count one more in the field of this name while the block runs."""
         setattr(self, name, getattr(self, name) + 1)
         try:
             yield

@@ -1,1 +1,1 @@
-"""The phases of a run, each by itself."""
+"""The phases of a run, one module each."""

@@ -1,4 +1,4 @@
-"""The Pseudo Annotator: D_PA, with the teacher's second answers."""
+"""The Pseudo Annotator: the teacher writes D_PA, with its second answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 
 from mpa_ray.config import RunConfig, SourceConfig
 from mpa_ray.corpus.index import index_shards
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.observability.progress import Progress
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.index import INDEX, index, report_corpus
@@ -32,7 +32,7 @@ def annotate(
     Args:
         context: The run.
         admission: See `run_shards`.
-        announce: Called with each shard that is annotated.
+        announce: Called with each annotated shard.
     """
     context.begin(writes=["annotations"], reads=["corpus"])
     outstanding = Outstanding.of(context.run.annotations, context.run.manifest())
@@ -45,13 +45,13 @@ def index_and_annotate(
     announce: Callable[[str], None] = announce_to_nobody,
     list_shards: ListShards = index_shards,
 ) -> None:
-    """Do both side by side: the teacher's engines start, and work, while the source is being listed.
+    """Index and annotate at the same time: the teacher works while the source is still being listed.
 
     Args:
         context: The run.
         admission: See `run_shards`.
-        announce: Called with each shard that is annotated.
-        list_shards: Writes the corpus manifest and names each shard once it can be read.
+        announce: Called with each annotated shard.
+        list_shards: Writes the corpus manifest, and yields each shard once it can be read.
     """
     run = context.run
     context.begin(writes=["corpus", "annotations"])
@@ -76,7 +76,7 @@ def index_and_annotate(
 
 
 def annotation_pass(context: RunContext[RunConfig]) -> Pass[Annotation]:
-    """The teacher over the corpus."""
+    """The teacher's pass over the corpus."""
     config, run = context.config, context.run
     return Pass(
         key=PhaseKey("annotate"),
@@ -94,6 +94,6 @@ def annotation_pass(context: RunContext[RunConfig]) -> Pass[Annotation]:
 
 
 def without(shards: Iterable[str], others: Sequence[str]) -> Iterator[str]:
-    """The shards that are not among the others, in their order."""
+    """The shards that are not among the others, in order."""
     left_out = set(others)
     return (shard for shard in shards if shard not in left_out)

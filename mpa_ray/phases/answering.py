@@ -23,16 +23,23 @@ def answer_pass(
     questions: Dataset[LabelledQuestion],
     answers: ShardTarget[Any],
 ) -> Pass[Any]:
-    """The models of one engine over labelled questions."""
+    """A pass in which the models of one engine answer labelled questions.
+
+    Args:
+        context: The run.
+        key: The phase that the pass belongs to.
+        group: The engine and its models.
+        questions: The questions, with all questions about an image in one shard.
+        answers: Takes a `Prediction` for each question, or an `OfModel[Prediction]` if the group has several models.
+    """
     config = context.config
-    make_stage = partial(Predict, task=context.task, answer=config.answer)
     return Pass(
         key=key,
         models=group.names,
         source=questions,
         target=answers,
         model=group.base,
-        make_stage=stage_for(group, make_stage),
+        make_stage=stage_for(group, partial(Predict, task=context.task, answer=config.answer)),
         reader=context.image_reader,
         reading=config.reading,
         limits=config.limits,

@@ -1,4 +1,4 @@
-"""Compare an exported checkpoint's answers in its engine with those in transformers."""
+"""Compare the answers of an exported checkpoint in its engine with those in transformers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mpa_ray.phases.context import RunContext
 from mpa_ray.pipeline.run_pass import Admission, Outstanding, run_missing
 from mpa_ray.records import LabelledQuestion, Prediction
 from mpa_ray.run.dataset import ShardedDataset, shard_name
+from mpa_ray.run.export_check import ExportCheck
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Manifest
 
@@ -18,26 +19,26 @@ _NUM_SHOWN = 3
 
 
 def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Arm, admission: Admission) -> None:
-    """Have an engine answer what the exported checkpoint answered in transformers.
+    """Ask the exported checkpoint in its engine what it was asked in transformers.
 
     Raises:
         RunError: more than half of the answers differ.
     """
     run, folder, key = context.run, context.run.student_dir(student.name, arm), PhaseKey("check", student.name, arm)
-    expected = {row["annotation_id"]: row for row in run.read_json(f"{folder}/check.json")["answers"]}
+    expected = ExportCheck.read(run, folder).answers
     if not student.engine.has_checkpoint or not expected:
         return
-    asked = [
-        LabelledQuestion(annotation_id, row["image_id"], row["uri"], row["question"], [row["answer"]], "all")
-        for annotation_id, row in sorted(expected.items(), key=lambda item: (item[1]["image_id"], item[0]))
+    labelled = [
+        LabelledQuestion(row.annotation_id, row.image_id, row.uri, row.question, [row.answer], "all")
+        for row in sorted(expected, key=lambda row: (row.image_id, row.annotation_id))
     ]
     questions = ShardedDataset(run.storage, f"{folder}/check/questions", LabelledQuestion)
     answers = ShardedDataset(run.storage, f"{folder}/check/answers", Prediction)
-    questions.commit(shard_name(0), asked)
+    questions.commit(shard_name(0), labelled)
     exported = {"model": run.merged_model(student.name, arm), "max_num_replicas": None, "num_replicas": 1}
     group = EngineGroup.single(student.name, student.model_copy(update=exported))
     work = answer_pass(context, key, group, questions, answers)
-    run_missing(run, work, Outstanding.of(answers, Manifest(len(asked), 1)), admission)
+    run_missing(run, work, Outstanding.of(answers, Manifest(len(labelled), 1)), admission)
     different = [
         row for row in answers.rows([shard_name(0)]) if (row.prediction or "").strip() != row.answers[0].strip()
     ]
@@ -46,12 +47,12 @@ def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Ar
     examples = "; ".join(
         f"{row.question!r}: {row.prediction!r}, not {row.answers[0]!r}" for row in different[:_NUM_SHOWN]
     )
-    if len(different) > len(asked) / 2:
+    if len(different) > len(labelled) / 2:
         raise RunError(
-            f"{folder}/merged does not answer in {student.engine.kind} as in transformers: {examples}. "
+            f"{folder}/merged answers differently in {student.engine.kind} and in transformers: {examples}. "
             f"Delete {run.storage.root}/{folder} to train again."
         )
     say(
-        f"WARNING: {folder}/merged: {len(different)} of {len(asked)} answers differ between {student.engine.kind} and "
-        f"transformers (likely near-ties): {examples}"
+        f"WARNING: {folder}/merged: {len(different)} of {len(labelled)} answers differ between {student.engine.kind} "
+        f"and transformers (probably near-ties): {examples}"
     )

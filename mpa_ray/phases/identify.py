@@ -1,4 +1,4 @@
-"""The Parity Identifier: verdicts and D_PI of every student."""
+"""The Parity Identifier: every student answers the teacher's questions, which gives verdicts and D_PI."""
 
 from __future__ import annotations
 
@@ -32,37 +32,44 @@ from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.stages.identify import Identify, WorthAsking
 from mpa_ray.stages.judge import parity_samples
 
+FindGroups = Callable[[RunContext[RunConfig], Sequence[StudentConfig]], list[EngineGroup]]
 
-def identify(context: RunContext[RunConfig]) -> None:
-    """All students: those that can share an engine together, then whatever is left of each."""
+
+def engine_groups(context: RunContext[RunConfig], students: Sequence[StudentConfig]) -> list[EngineGroup]:
+    """Group students by the engine that can serve them. Of students with the same model, only the first is asked."""
+    fingerprint_of = partial(verdict_fingerprint, context.config, context.task)
+    unique = dedupe_by_fingerprint({student.name: student for student in students}, fingerprint_of)
+    return shared_engines(unique, context.config.object_store)
+
+
+def identify(context: RunContext[RunConfig], find_groups: FindGroups = engine_groups) -> None:
+    """Write verdicts and D_PI of all students: first of those that can share an engine, then of each alone.
+
+    Args:
+        context: The run.
+        find_groups: Groups students by the engine that can serve them.
+    """
     config, run = context.config, context.run
     context.begin(reads=["corpus", "annotations"])
     shards = run.manifest().shards if run.is_indexed() else []
     annotated = list(without(shards, run.annotations.missing(shards)))
-    for group in engine_groups(context, config.students):
+    for group in find_groups(context, config.students):
         if len(group.names) > 1:
             with fall_back_to_single(group):
                 identify_group(context, group, annotated)
     run_all_collect_errors({s.name: partial(identify_student, context, s) for s in config.students})
 
 
-def engine_groups(context: RunContext[RunConfig], students: Sequence[StudentConfig]) -> list[EngineGroup]:
-    """The engines that can ask students; of those that are the same model only the first is asked."""
-    fingerprint_of = partial(verdict_fingerprint, context.config, context.task)
-    unique = dedupe_by_fingerprint({student.name: student for student in students}, fingerprint_of)
-    return shared_engines(unique, context.config.object_store)
-
-
 def identify_student(
     context: RunContext[RunConfig], student: StudentConfig, admission: Admission = nullcontext
 ) -> None:
-    """One student's verdicts and D_PI, once all images are annotated.
+    """Write one student's verdicts and D_PI, once all images are annotated.
 
     Raises:
-        RunError: some shards are not annotated yet, or as `run_shards` does.
+        RunError: some shards are not annotated yet, or the pass failed (see `run_shards`).
     """
     config, run, task = context.config, context.run, context.task
-    context.begin(writes=[f"verdicts/{student.name}"], reads=["corpus", "annotations"])
+    context.begin(writes=[run.verdicts_dir(student.name)], reads=["corpus", "annotations"])
     manifest = run.manifest()
     unannotated = run.annotations.missing(manifest.shards)
     if unannotated:
@@ -90,22 +97,32 @@ def identify_group(
     annotated: Iterable[str],
     admission: Admission = nullcontext,
 ) -> None:
-    """Verdicts of one engine's students on shards as they are annotated; `identify_student` does what is left.
+    """Write the verdicts of one engine's students, shard by shard as they are annotated.
 
-    Raises as `run_shards` does, and ConfigError where a student's verdicts were made under other settings.
+    `identify_student` then does what is left of each student.
+
+    Args:
+        context: The run.
+        group: The students that share the engine.
+        annotated: The annotated shards, which may become known over time.
+        admission: See `run_shards`.
+
+    Raises:
+        ConfigError: the verdicts of a student were begun with other settings.
+        RunError: the pass failed (see `run_shards`).
     """
     run = context.run
-    context.begin(writes=[f"verdicts/{name}" for name in group.names], reads=["annotations"])
+    context.begin(writes=[run.verdicts_dir(name) for name in group.names], reads=["annotations"])
     committed: dict[str, Callable[[str], bool]] = {name: run.verdicts(name).is_committed for name in group.names}
     if len(group.names) > 1 and run.is_indexed():
         shards = run.manifest().shards
         missing = {name: set(run.verdicts(name).missing(shards)) for name in group.names}
-        # A student that is done would keep the others from being asked together.
+        # A finished student has every shard, so none would be left for the group.
         group = group.only(name for name in group.names if missing[name])
         committed = {name: set(shards).difference(missing[name]).__contains__ for name in group.names}
         if len(group.names) < 2:
             return
-    # A kill leaves a shard or two that only some have answered: each student's own pass does those.
+    # After a kill, a few shards have the verdicts of some students only. Each student's own pass does those.
     outstanding = (shard for shard in annotated if not any(is_done(shard) for is_done in committed.values()))
     first = next(outstanding, None)
     if first is None:
@@ -115,7 +132,7 @@ def identify_group(
 
 
 def verdict_pass(context: RunContext[RunConfig], group: EngineGroup) -> Pass[Any]:
-    """The students of one engine over the annotations."""
+    """The pass of one engine's students over the annotations."""
     config, run = context.config, context.run
     matches = matcher_of(config.identify.matcher or context.task.matcher)
     worth_asking = WorthAsking(matches, config.identify.ask_where_teacher_disagrees)

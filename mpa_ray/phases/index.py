@@ -14,7 +14,7 @@ INDEX = PhaseKey("index")
 
 
 def index(context: RunContext[RunConfig]) -> None:
-    """Write the corpus manifest; a corpus that is indexed already is left as it is."""
+    """Write the corpus manifest, unless it exists."""
     context.begin(writes=["corpus"])
     if not context.run.is_indexed():
         with recorded(context.run, INDEX):
@@ -23,5 +23,5 @@ def index(context: RunContext[RunConfig]) -> None:
 
 
 def report_corpus(manifest: Manifest) -> None:
-    """Tell the user how large the corpus is."""
+    """Print the size of the corpus."""
     say(f"index: {manifest.num_images} images in {manifest.num_shards} shards")

@@ -1,4 +1,4 @@
-"""The Parity Leveler: every student fine-tuned on its D_PI, or on an arm to compare it with."""
+"""The Parity Leveler: every student is fine-tuned on its D_PI, and on other arms for comparison."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from mpa_ray.phases.context import RunContext, installed_versions
 from mpa_ray.pipeline.run_pass import Admission, recorded
 from mpa_ray.records import ParitySample
 from mpa_ray.report.card import model_card
-from mpa_ray.report.collect import forgetting
 from mpa_ray.run.parity_export import parity_of
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.training_state import TrainingState
 
 if TYPE_CHECKING:
-    from mpa_ray.leveling.epoch_plan import SampleSources
+    from mpa_ray.leveling.arms import SampleSources
 
 
 def level(context: RunContext[RunConfig]) -> None:
-    """All students on all their arms, of later rounds those that have a D_PI."""
+    """Fine-tune all students on all their arms. Students of a later round need a D_PI."""
     for student in students_ready(context, context.run.is_identified):
         for arm in student.arms:
             level_student(context, student, arm)
 
 
 def students_ready(context: RunContext[RunConfig], is_ready: Callable[[str], bool]) -> list[StudentConfig]:
-    """The students of all rounds, without later rounds that are not ready; the user is told which."""
+    """The students of all rounds, except later rounds that are not ready; prints which are left out."""
     first = [student.name for student in context.configured.students]
     ready = []
     for student in context.config.students:
@@ -50,27 +50,27 @@ def level_student(
     admission: Admission = nullcontext,
     admission_to_check: Admission = nullcontext,
 ) -> None:
-    """Fine-tune one student on an arm, export it, and compare the export in its engine.
+    """Fine-tune one student on an arm, export it, and check the export in its engine.
 
     Args:
         context: The run.
-        student: One of its students.
+        student: The student.
         arm: What it is trained on.
         admission: Entered for the training.
-        admission_to_check: Entered for the engine.
+        admission_to_check: Entered for the check.
 
     Raises:
-        RunError: the student has no D_PI yet, the training failed, or the export answers otherwise than the training.
+        RunError: the student has no D_PI yet, the training failed, or the export answers differently in its engine.
     """
     config, run, key = context.config, context.run, PhaseKey("level", student.name, arm)
     folder = run.student_dir(student.name, arm)
-    context.begin(writes=[folder], reads=["corpus", "annotations", f"verdicts/{student.name}"])
+    context.begin(writes=[folder], reads=["corpus", "annotations", run.verdicts_dir(student.name)])
     if run.is_leveled(student.name, arm):
         say(f"{key.label}: already done")
         return
     if not run.is_identified(student.name):
         raise RunError(f"{student.name} has no parity samples yet: run jobs/identify.py.")
-    # Ray and torch take seconds to import, and a phase that is done needs neither.
+    # Ray and torch take seconds to import, and a finished phase needs neither.
     from mpa_ray.leveling.driver import fine_tune
     from mpa_ray.leveling.epoch_plan import plan_epoch
     from mpa_ray.pipeline.cluster import start_ray
@@ -80,16 +80,16 @@ def level_student(
         plan = plan_epoch(run, folder, sample_sources(context, student), student.level, arm)
         card = model_card(config, student, arm, plan.counts, installed_versions())
         fine_tune(run, config, student, key.label, context.task, plan, folder, card)
-        warning = forgetting(run.read_json(f"{folder}/training.json")["retained"])
-        if warning is not None:
+        state = TrainingState.read(run, folder)
+        if state is not None and (warning := state.retained.forgetting_warning()) is not None:
             say(f"WARNING: {key.label}: the student {warning}")
     check_export(context, student, arm, admission_to_check)
     run.mark_leveled(student.name, arm)
 
 
 def sample_sources(context: RunContext[RunConfig], student: StudentConfig) -> SampleSources:
-    """Where the samples of a student's training come from."""
-    from mpa_ray.leveling.epoch_plan import SampleSources
+    """The datasets that a student's training may draw samples from."""
+    from mpa_ray.leveling.arms import SampleSources
 
     def labelled(benchmark: BenchmarkConfig | None) -> Callable[[], Iterator[ParitySample]] | None:
         return partial(labelled_samples, benchmark, context.places) if benchmark is not None else None

@@ -1,4 +1,4 @@
-"""The models of an evaluation: their names, where they come from, and what is compared with what."""
+"""The models of an evaluation: their names, their upstream datasets, and which of them are compared."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mpa_ray.run.run import Run
 
 
 def measured_models(context: RunContext[EvaluationRunConfig]) -> dict[str, ModelConfig]:
-    """The models by the name of their predictions; a student that is not leveled has no `after`."""
+    """All models of the evaluation by name; trained students only once they are leveled."""
     config, run = context.config, context.run
     models: dict[str, ModelConfig] = {}
     if isinstance(config, RunConfig):
@@ -16,37 +16,47 @@ def measured_models(context: RunContext[EvaluationRunConfig]) -> dict[str, Model
             models[f"{student.name}.before"] = student
             for arm in student.arms:
                 if run.is_leveled(student.name, arm):
-                    trained = {"model": run.merged_model(student.name, arm)}
-                    models[f"{student.name}.{measured_as(arm)}"] = student.model_copy(update=trained)
+                    exported = {"model": run.merged_model(student.name, arm)}
+                    models[f"{student.name}.{measured_as(arm)}"] = student.model_copy(update=exported)
         if config.evaluate is not None and config.evaluate.teacher:
             models["teacher"] = config.teacher
-    further = config.evaluate.models if config.evaluate is not None else []
-    return models | {model.name: model for model in further}
+    if config.evaluate is not None:
+        models |= {model.name: model for model in config.evaluate.models}
+    return models
 
 
 def names_of_student(student: StudentConfig) -> list[str]:
-    """The names of a student's predictions, whether or not it is trained."""
+    """The names under which a student is measured: before training, then after training on each arm."""
     return [f"{student.name}.{when}" for when in ("before", *map(measured_as, student.arms))]
 
 
 def comparisons(config: EvaluationRunConfig, settings: EvaluateConfig) -> list[tuple[str, str]]:
-    """Models whose answers are compared question by question: from the first to the second."""
-    named = [(model.compared_to, model.name) for model in settings.models if model.compared_to is not None]
-    students = config.students if isinstance(config, RunConfig) else []
-    pairs = [(before, trained) for s in students for before, *after in [names_of_student(s)] for trained in after]
-    return pairs + named
+    """Pairs of models to compare question by question, from the first to the second."""
+    pairs: list[tuple[str, str]] = []
+    if isinstance(config, RunConfig):
+        for student in config.students:
+            before, *trained = names_of_student(student)
+            pairs += [(before, name) for name in trained]
+    pairs += [(model.compared_to, model.name) for model in settings.models if model.compared_to is not None]
+    return pairs
 
 
-def upstream_of_all(config: EvaluationRunConfig) -> list[str]:
-    """The datasets that the models of a run come from."""
+def upstream_datasets(config: EvaluationRunConfig) -> list[str]:
+    """The datasets that a run's own models are made from."""
     if not isinstance(config, RunConfig):
         return []
-    trained = [Run.student_dir(student.name, arm) for student in config.students for arm in student.arms]
-    return ["corpus", "annotations", *(f"verdicts/{student.name}" for student in config.students), *trained]
+    verdicts = [Run.verdicts_dir(student.name) for student in config.students]
+    trainings = [Run.student_dir(student.name, arm) for student in config.students for arm in student.arms]
+    return ["corpus", "annotations", *verdicts, *trainings]
 
 
-def upstream_of(config: EvaluationRunConfig, model: str) -> list[str]:
-    """The dataset that a measured model comes from: of an aligned student, its training."""
-    students = config.students if isinstance(config, RunConfig) else []
-    trained = {f"{s.name}.{measured_as(arm)}": Run.student_dir(s.name, arm) for s in students for arm in s.arms}
-    return [trained[model]] if model in trained else []
+def upstream_of_model(config: EvaluationRunConfig, name: str) -> list[str]:
+    """The dataset that one measured model is made from: its training if it is a leveled student, otherwise none."""
+    if not isinstance(config, RunConfig):
+        return []
+    return [
+        Run.student_dir(student.name, arm)
+        for student in config.students
+        for arm in student.arms
+        if name == f"{student.name}.{measured_as(arm)}"
+    ]

@@ -1,4 +1,4 @@
-"""What phases share that ask several models: one engine for many, one model under many names, errors of each alone."""
+"""Helpers of phases with several models: one engine for many, one model under many names, separate errors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mpa_ray.engine.protocol import VisionLanguageModel
 from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import Progress, say
-from mpa_ray.records import RowT
-from mpa_ray.run.dataset import Dataset, DatasetsOfModels, ShardedDataset, ShardTarget, ahead
+from mpa_ray.records import OutcomeT, RowT
+from mpa_ray.run.dataset import Dataset, DatasetsOfModels, ShardedDataset, ShardTarget, prefetch
 from mpa_ray.run.run import Fingerprint, Run
 from mpa_ray.stages.image_work import Stage
 from mpa_ray.stages.multi_model import build_multi_model
@@ -24,10 +24,10 @@ _NUM_LISTED = 4
 
 
 def run_all_collect_errors(calls: Mapping[str, Callable[[], None]]) -> None:
-    """Make all calls, whatever errors some raise.
+    """Make all calls, even if some fail.
 
     Raises:
-        ConfigError, RunError: the one error that was raised, or a RunError that names several.
+        ConfigError, RunError: the only error, or a RunError that names several.
     """
     failures: dict[str, ConfigError | RunError] = {}
     for name, call in calls.items():
@@ -44,7 +44,7 @@ def run_all_collect_errors(calls: Mapping[str, Callable[[], None]]) -> None:
 def dedupe_by_fingerprint(
     models: Mapping[str, ModelT], fingerprint_of: Callable[[ModelT], Fingerprint]
 ) -> dict[str, ModelT]:
-    """The first of those that are the same model, by its name."""
+    """The models by name, only the first of those with the same fingerprint."""
     fingerprints: list[Fingerprint] = []
     unique: dict[str, ModelT] = {}
     for name, model in models.items():
@@ -56,11 +56,11 @@ def dedupe_by_fingerprint(
 
 @contextmanager
 def fall_back_to_single(group: EngineGroup, passed_on: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """If a shared engine fails in the block, warn and let each model continue alone: one of them may be the cause.
+    """If a shared engine fails in the block, warn and let each model continue alone, since one may be the cause.
 
     Args:
         group: The models that share the engine.
-        passed_on: An error that none of the models caused; it is raised.
+        passed_on: Returns an error that no model caused; that one is raised.
     """
     try:
         yield
@@ -71,7 +71,7 @@ def fall_back_to_single(group: EngineGroup, passed_on: Callable[[], object] = la
 
 
 def list_names(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of others."""
     more = f" and {len(names) - _NUM_LISTED} more" if len(names) > _NUM_LISTED else ""
     return ", ".join(names[:_NUM_LISTED]) + more
 
@@ -84,32 +84,32 @@ def copy_same_model_rows(
     fingerprint: Fingerprint,
     shards: Sequence[str],
 ) -> None:
-    """Copy the rows that the same model has under other names, so that it is not asked again.
+    """Copy rows that the same model has under another name, so that it is not asked again.
 
     Args:
         run: The run.
         label: Names the phase to the user.
         dataset: Where rows are missing.
-        others: Datasets of the same model, by its other names.
-        fingerprint: What the dataset is made under.
-        shards: All shards that it should have.
+        others: The datasets of the same model, by its other names.
+        fingerprint: The settings of the dataset.
+        shards: All shards that the dataset should have.
     """
     for name, other in others.items():
         try:
             run.check_fingerprint(other.folder, fingerprint)
         except FingerprintMismatch:
-            # Its own phase reports this.
+            # The phase of that model reports this.
             continue
         missing = dataset.missing(shards)
         available = set(missing) - set(other.missing(missing))
         if available:
             with Progress(f"{label}, as {name}", len(available), "shards") as progress:
-                for _ in ahead(lambda shard: dataset.commit(shard, other.read(shard)), sorted(available)):  # noqa: B023
+                for _ in prefetch(lambda shard: dataset.commit(shard, other.read(shard)), sorted(available)):  # noqa: B023
                     progress.advance(1)
 
 
-def target_of(group: EngineGroup, dataset_of: Callable[[str], Dataset[RowT]]) -> ShardTarget[Any]:
-    """Where a pass of a group commits its rows: each model's in a dataset of its own."""
+def target_of(group: EngineGroup, dataset_of: Callable[[str], Dataset[OutcomeT]]) -> ShardTarget[Any]:
+    """Where a group's pass commits its rows: one dataset per model."""
     datasets = {name: dataset_of(name) for name in group.names}
     return DatasetsOfModels(datasets) if len(datasets) > 1 else next(iter(datasets.values()))
 
@@ -117,5 +117,5 @@ def target_of(group: EngineGroup, dataset_of: Callable[[str], Dataset[RowT]]) ->
 def stage_for(
     group: EngineGroup, make_stage: Callable[..., Stage[Any, Any]]
 ) -> Callable[[VisionLanguageModel], Stage[Any, Any]]:
-    """Makes the stage that asks an engine's one model, or all of them."""
+    """How to make the stage that asks the only model of an engine, or all of its models."""
     return partial(build_multi_model, make_stage, group.adapters) if len(group.names) > 1 else make_stage

@@ -1,4 +1,4 @@
-"""Find what is wrong with a run before anything is started."""
+"""Check the settings of a run before anything starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mpa_ray.config import (
     resolve_path,
 )
 from mpa_ray.corpus.index import check_source
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.finding import find_files
 from mpa_ray.metrics import METRICS
@@ -34,7 +34,7 @@ def check_config(config: EvaluationRunConfig) -> None:
     """Check everything that can be checked without Ray, a GPU or a model in memory.
 
     Raises:
-        ConfigError: names the first field that is wrong.
+        ConfigError: a setting is wrong; names the first such field.
     """
     check_names(config)
     if isinstance(config, RunConfig):
@@ -44,22 +44,22 @@ def check_config(config: EvaluationRunConfig) -> None:
 
 
 def check_run(config: RunConfig) -> None:
-    """Look at everything that can be looked at without Ray, a GPU or a model in memory.
+    """Check source, teacher, students and evaluation.
 
     Raises:
-        ConfigError: naming the first thing that is wrong.
+        ConfigError: a setting is wrong; names the first such field.
     """
     find_task(config.task)
     check_source(config.source, Places(config.object_store))
-    check_model(config.teacher, "teacher.model")
+    check_model(config.teacher, "teacher")
     for index, student in enumerate(config.students):
         check_student(student, index, config.object_store)
     check_evaluation(config)
 
 
 def check_student(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
-    """Raises ConfigError where the student, the `index`-th of the run, cannot be aligned."""
-    check_model(student, f"students.{index}.model")
+    """Check the student with this index. Raises ConfigError if it cannot be aligned."""
+    check_model(student, f"students.{index}")
     check_level(student.level, f"students.{index}.level", Places(object_store))
     if student.labels is not None:
         _check_benchmark(student.labels, f"students.{index}.labels", Places(object_store))
@@ -67,16 +67,16 @@ def check_student(student: StudentConfig, index: int, object_store: ObjectStoreC
         raise ConfigError(
             f"students.{index}.labels",
             None,
-            "is not given, and arm labels trains on it.",
-            "Give a labelled set, or leave the arm out.",
+            "is not set, but the arm `labels` trains on it.",
+            "Set it to a labelled set, or remove the arm.",
         )
 
 
 def check_evaluation(config: EvaluationRunConfig) -> None:
-    """See that the benchmarks' files and the models that only evaluation needs are there; the files are not read.
+    """Check that the benchmarks' files and the additional models exist. The files are not read.
 
     Raises:
-        ConfigError: naming the first thing that is wrong.
+        ConfigError: a setting is wrong; names the first such field.
     """
     find_task(config.task)
     if config.evaluate is None:
@@ -84,11 +84,11 @@ def check_evaluation(config: EvaluationRunConfig) -> None:
     for index, benchmark in enumerate(config.evaluate.benchmarks):
         _check_benchmark(benchmark, f"evaluate.benchmarks.{index}", Places(config.object_store))
     for index, model in enumerate(config.evaluate.models):
-        check_model(model, f"evaluate.models.{index}.model")
+        check_model(model, f"evaluate.models.{index}")
 
 
 def check_names(config: EvaluationRunConfig) -> None:
-    """Raises ConfigError where two models that are measured have the same name, or one is compared to none of them."""
+    """Check the names of the measured models. Raises ConfigError if two are equal, or a model is compared to none."""
     if config.evaluate is None:
         return
     known: set[str] = set()
@@ -100,21 +100,25 @@ def check_names(config: EvaluationRunConfig) -> None:
             known |= {f"{name}.{when}" for name in later for when in ("before", measured_as("parity"))}
     for model in config.evaluate.models:
         if model.name in known:
-            raise ConfigError("evaluate.models", model.name, "is the name of a model of the run.", "Give another.")
+            raise ConfigError(
+                "evaluate.models", model.name, "is already the name of another model.", "Choose another name."
+            )
         known.add(model.name)
     for model in config.evaluate.models:
         if model.compared_to is not None and model.compared_to not in known:
             raise ConfigError(
                 "evaluate.models",
                 model.compared_to,
-                f"is compared to by {model.name}, and is no model of this evaluation.",
-                f"Name one of {', '.join(sorted(known))}.",
+                f"is not a model of this evaluation, but {model.name} is compared to it.",
+                f"Choose one of {', '.join(sorted(known))}.",
             )
 
 
 def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> None:
     if benchmark.metric is not None and benchmark.metric not in METRICS:
-        raise ConfigError(f"{field}.metric", benchmark.metric, "is no metric.", f"Choose one of {', '.join(METRICS)}.")
+        raise ConfigError(
+            f"{field}.metric", benchmark.metric, "is not a metric.", f"Choose one of {', '.join(METRICS)}."
+        )
     try:
         for file in find_files(places, benchmark.path, benchmark.split):
             places.of(file.uri).size(file.uri)
@@ -123,55 +127,59 @@ def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> 
             f"{field}.path", benchmark.path, f"cannot be read ({error.strerror or error}).", "Check the path."
         ) from error
     except ConfigError as error:
-        raise error.of_field(error.field.replace("benchmark.", f"{field}.", 1)) from error
+        raise error.with_field(error.field.replace("benchmark.", f"{field}.", 1)) from error
 
 
 def check_model(config: ModelConfig, field: str) -> None:
-    """Raises ConfigError where the model is not there, or is no vision-language checkpoint."""
+    """Check a model. Raises ConfigError if it does not exist or is not a vision-language checkpoint."""
     if not config.engine.has_checkpoint:
         return
     if config.min_pixels > config.max_pixels:
         raise ConfigError(
-            field.replace("model", "min_pixels"),
+            f"{field}.min_pixels",
             config.min_pixels,
             f"is more than max_pixels ({config.max_pixels}).",
             "Lower it.",
         )
-    if config.model.startswith("s3://"):
-        # Its listing is part of every fingerprint; what is wrong with it shows there.
+    _check_checkpoint(config.model, f"{field}.model")
+
+
+def _check_checkpoint(model: str, field: str) -> None:
+    if model.startswith("s3://"):
+        # Every fingerprint lists its files, which finds errors.
         return
-    folder = Path(resolve_path(config.model))
+    folder = Path(resolve_path(model))
     if not folder.is_dir():
-        _check_hub_name(config.model, field)
+        _check_hub_name(model, field)
         return
     base = base_of_adapter(folder)
     if base is not None:
-        check_model(config.model_copy(update={"model": base}), f"{field} {config.model!r}, base_model_name_or_path")
+        _check_checkpoint(base, f"{field} {model!r}, base_model_name_or_path")
         return
     if not (folder / "config.json").is_file():
         raise ConfigError(
             field,
-            config.model,
+            model,
             "has no config.json.",
-            "Give the folder of a Hugging Face checkpoint, or of a LoRA adapter.",
+            "Set it to the folder of a Hugging Face checkpoint or of a LoRA adapter.",
         )
     if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
         raise ConfigError(
             field,
-            config.model,
+            model,
             f"has no processor ({' or '.join(_PROCESSOR_FILES)}).",
             "Save the model's processor beside its weights.",
         )
 
 
 def check_level(config: LevelConfig, field: str, places: Places) -> None:
-    """Raises ConfigError where a way of training needs what is not there."""
+    """Check the training settings. Raises ConfigError if one contradicts another or needs what is missing."""
     if config.accelerator_type is not None and not config.gpus_per_worker:
         raise ConfigError(
             f"{field}.accelerator_type",
             config.accelerator_type,
             "needs a GPU.",
-            "Set level.gpus_per_worker, or leave it out.",
+            "Set level.gpus_per_worker, or remove it.",
         )
     if config.replay_from is not None:
         if not config.replay_share:
@@ -185,24 +193,26 @@ def check_level(config: LevelConfig, field: str, places: Places) -> None:
     if config.holdout is not None and config.holdout.questions is not None:
         _check_benchmark(config.holdout.questions, f"{field}.holdout.questions", places)
     if isinstance(config.method, LoraConfig) and config.method.quantize:
-        told = f"{field}.method.quantize"
+        quantize = f"{field}.method.quantize"
         if not config.gpus_per_worker:
-            raise ConfigError(told, True, "needs a GPU.", "Set level.gpus_per_worker, or leave it out.")
+            raise ConfigError(quantize, True, "needs a GPU.", "Set level.gpus_per_worker, or remove it.")
         if config.parallel == "fsdp":
-            raise ConfigError(told, True, "does not go with parallel: fsdp.", "Choose one of them.")
-        _check_package(told, True, "bitsandbytes")
+            raise ConfigError(quantize, True, "cannot be combined with parallel: fsdp.", "Choose one of them.")
+        _check_package(quantize, True, "bitsandbytes")
     for service in config.report_to:
         _check_package(f"{field}.report_to", service, {"tensorboard": "tensorboardX"}.get(service, service))
 
 
 def _check_package(field: str, value: object, package: str) -> None:
     if find_spec(package) is None:
-        raise ConfigError(field, value, f"the package {package} is not installed.", f"pip install {package}.")
+        raise ConfigError(
+            field, value, f"needs the package {package}, which is not installed.", f"Run pip install {package}."
+        )
 
 
 def _check_hub_name(model: str, field: str) -> None:
     if not _HUB_NAME.fullmatch(model) or model.startswith((".", "/", "~")):
-        raise ConfigError(field, model, "is not a folder.", "Give a checkpoint folder or a hub name (owner/name).")
+        raise ConfigError(field, model, "is not a folder.", "Set it to a checkpoint folder or a hub name (owner/name).")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -212,6 +222,6 @@ def _check_hub_name(model: str, field: str) -> None:
         raise ConfigError(
             field,
             model,
-            "is neither a folder nor to be had from the hub or its local cache.",
-            "Check the name, the network and your access.",
+            "is not a folder, and not available from the hub or its local cache.",
+            "Check the name, the network and your access rights.",
         ) from error

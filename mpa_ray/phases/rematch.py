@@ -1,4 +1,4 @@
-"""Judge stored verdicts by another matcher, without a model: a further D_PI, and how the cells change."""
+"""Apply another matcher to stored verdicts, without a model: another D_PI, and how the verdicts change."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mpa_ray.stages.rejudge import Changes
 
 
 def rematch(context: RunContext[RunConfig]) -> None:
-    """Export D_PI by the configured matcher for every student, beside the D_PI that training uses.
+    """Export the D_PI of the configured matcher for every student. Training keeps using the first D_PI.
 
     Raises:
-        ConfigError: a student's verdicts were made under other settings than the matcher.
+        ConfigError: a setting other than the matcher differs from when the verdicts were made.
         RunError: a student has shards without verdicts.
     """
     config, run, task = context.config, context.run, context.task
     matcher = config.identify.matcher or task.matcher
     label = matcher_label(matcher)
-    for student in students_ready(context, lambda name: not run.verdicts(name).missing(run.manifest().shards)):
+    shards = run.manifest().shards
+    for student in students_ready(context, lambda name: not run.verdicts(name).missing(shards)):
         verdicts, fingerprint = run.verdicts(student.name), verdict_fingerprint(config, task, student)
         run.check_fingerprint(verdicts.folder, fingerprint, ignoring="identify.matcher")
-        shards = run.manifest().shards
         unjudged = verdicts.missing(shards)
         if unjudged:
             problem = f"{len(unjudged)} of {len(shards)} shards have no verdicts of {student.name}"

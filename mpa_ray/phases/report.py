@@ -1,22 +1,22 @@
-"""Write a run's report, and print its summary."""
+"""Write a run's report and print its summary."""
 
 from __future__ import annotations
 
 from mpa_ray.config import RunConfig
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.context import RunContext
-from mpa_ray.phases.measured_models import upstream_of_all
+from mpa_ray.phases.measured_models import upstream_datasets
 from mpa_ray.report.collect import collect
 from mpa_ray.report.render import render_html, render_table
 from mpa_ray.run.run import REPORT_JSON, REPORT_PAGE
 
 
 def report(context: RunContext[RunConfig]) -> None:
-    """Write report/report.json and report/index.html and print the summary table."""
+    """Write report/report.json and report/index.html, and print the summary table."""
     config, run = context.config, context.run
-    context.begin(reads=upstream_of_all(config))
+    context.begin(reads=upstream_datasets(config))
     summary = collect(run, config)
-    run.write_json(REPORT_JSON, summary)
-    run.storage.write(REPORT_PAGE, render_html(run, config, summary).encode())
+    run.write_json(REPORT_JSON, summary.to_json())
+    run.storage.write(REPORT_PAGE, render_html(config, summary).encode())
     say(render_table(summary))
     say(f"report: {run.storage.root}/{REPORT_PAGE}")

@@ -1,4 +1,4 @@
-"""Later rounds: a student of round 2 is a student whose model is the export of round 1."""
+"""Later rounds of alignment. A student of round 2 begins with the model that round 1 exported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from mpa_ray.run.run import Run
 
 
 def with_rounds(config: RunConfig, run: Run) -> RunConfig:
-    """The configuration with a student for every later round whose round before is done."""
+    """Add a student for each later round whose previous round is finished."""
     students = {student.name: student for first in config.students for student in _rounds(first, run)}
     return config.model_copy(update={"students": list(students.values())})
 
@@ -15,9 +15,10 @@ def with_rounds(config: RunConfig, run: Run) -> RunConfig:
 def _rounds(first: StudentConfig, run: Run) -> list[StudentConfig]:
     students = [first]
     for number in range(2, first.rounds + 1):
-        before = first.name_in(number - 1)
-        if not run.is_leveled(before):
+        previous = first.name_in(number - 1)
+        if not run.is_leveled(previous):
             break
-        settings = {"name": first.name_in(number), "model": run.merged_model(before), "arms": ("parity",), "rounds": 1}
+        model = run.merged_model(previous)
+        settings = {"name": first.name_in(number), "model": model, "arms": ("parity",), "rounds": 1}
         students.append(first.model_copy(update=settings))
     return students

@@ -1,4 +1,4 @@
-"""Let every pass use the whole cluster. Works around Ray Data's autoscaler, in a private place of Ray 2.60."""
+"""Let every pass use the whole cluster. Wraps Ray Data's autoscaler, which is private in Ray 2.60."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def use_whole_cluster() -> None:
 
 
 class _AutoscalerFactory:
-    """Makes Ray Data's autoscaler for a pass, and ours around it."""
+    """Makes Ray Data's autoscaler for a pass, and wraps it."""
 
     def __init__(self, make: Callable[..., ClusterAutoscaler]) -> None:
         self._make = make
@@ -31,7 +31,7 @@ class _WholeClusterAutoscaler(ClusterAutoscaler):
 
     Ray Data reserves resources per dataset, first come, first served, and divides the rest of every node in whole CPUs
     and GPUs. A second pass beside a busy one then gets no CPU to fetch images with and stands still. Here the admission
-    controller decides which passes run beside each other; pools that may grow take what is free.
+    controller decides which passes run at the same time, and pools that may grow take what is free.
     """
 
     def __init__(self, ray_data: ClusterAutoscaler) -> None:

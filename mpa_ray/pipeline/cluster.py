@@ -1,4 +1,4 @@
-"""The Ray cluster of this process: joining or starting it, what it has, and how Ray Data runs on it."""
+"""The Ray cluster of this process: how it is joined or started, its resources, and the settings of Ray Data."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "858
 as long, most of it in page faults."""
 
 AUXILIARY_CPUS = 0.25
-"""CPUs that Ray sets aside for a task that reads or writes files: it waits most of the time."""
+"""CPUs that Ray reserves for a task that reads or writes files: such a task mostly waits."""
 
 _starting = threading.Lock()
 
 
 def start_ray() -> None:
-    """Join the cluster of this job, or start Ray on this machine alone; from any thread."""
+    """Join the cluster of this job, or start Ray on this machine. May be called from any thread, and again."""
     with _starting:
         if ray.is_initialized():
             return
@@ -54,7 +54,7 @@ def _start_and_stay(started: Future[None]) -> None:
 
 
 def _start_ray() -> None:
-    # Ray's workers, and the engines in them, would otherwise yield to every other process of the machine.
+    # By default Ray's workers, and the engines in them, yield to every other process of the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(_import_paths()), **MALLOC}}
@@ -86,7 +86,7 @@ def cluster_resources() -> tuple[float, float]:
 
 
 def check_resources(field: str, num_cpus: float, num_gpus: float) -> None:
-    """Compare what one actor or worker needs with the nodes that are up.
+    """Compare the needs of one actor or worker with the nodes that are up.
 
     Raises:
         ConfigError: no node is large enough, and no autoscaler could add a larger one.
@@ -112,5 +112,5 @@ def configure_ray_data() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Raised where a pass has fewer shards than may be read at a time.
+    # Ray warns if a pass has fewer shards than may be read at a time.
     warnings.filterwarnings("ignore", "The maximum number of concurrent tasks", UserWarning)

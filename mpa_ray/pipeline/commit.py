@@ -15,7 +15,7 @@ from mpa_ray.stages.image_work import OutT, failed_images, outcomes
 
 @dataclass(frozen=True)
 class CommitShard(Generic[OutT]):
-    """From a visited shard to one that is done, or one that failed."""
+    """Commit a visited shard."""
 
     target: ShardTarget[OutT]
 
@@ -27,7 +27,7 @@ class CommitShard(Generic[OutT]):
         rows: list[OutT] = visited.rows
         try:
             if not self.target.commit(visited.shard, rows):
-                # Another attempt was first: its rows count.
+                # Another attempt was first, so its rows count.
                 rows = self.target.read(visited.shard)
         except (RunError, OSError, ValueError) as error:
             return encode(ShardFailed(visited.shard, str(error)))

@@ -1,4 +1,4 @@
-"""The first operators of a graph: name the shards, then read each shard's rows and image files."""
+"""The first operators of a graph: list the shards, then read each shard's rows and image files."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from mpa_ray.corpus.read import Content
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.observability.log_context import log_context
 from mpa_ray.observability.usage import Usage
-from mpa_ray.pipeline.coordinator import Sighting, sha256
+from mpa_ray.pipeline.coordination.duplicates import Sighting
 from mpa_ray.pipeline.graph_rows import FetchedShard, encode
 from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.records import Reason
 from mpa_ray.stages.image_work import ImageWork
 
 _ASSUMED_BYTES = 2**20
-"""Size of a file where listing the source does not tell it."""
+"""Size of a file whose source does not list it."""
 
 
 @dataclass(frozen=True)
 class NameShards:
-    """The rows that a graph begins with: the coordinator's shards in their order, each as soon as it is known."""
+    """The first rows of a graph: the coordinator's shards in their order, each as soon as it is known."""
 
     coordinator: Any
 
     def __call__(self, _: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        place = 0
-        while (shards := ray.get(self.coordinator.shards_from.remote(place))) is not None:
-            place += len(shards)
+        index = 0
+        while (shards := ray.get(self.coordinator.shards_from.remote(index))) is not None:
+            index += len(shards)
             yield from ({"shard": shard} for shard in shards)
 
 
@@ -50,7 +50,7 @@ class FetchShard:
             try:
                 images = self._images(shard)
             except (OSError, ValueError) as error:
-                # The run is at fault, not an image: an earlier phase's rows are missing or damaged.
+                # The run is at fault and not an image: rows of an earlier phase are missing or damaged.
                 return encode(FetchedShard(shard, [], Usage(), failure=f"{type(error).__name__}: {error}."))
         num_bytes = sum(len(image.content) for image in images if isinstance(image.content, bytes))
         return encode(FetchedShard(shard, images, Usage(num_bytes_read=num_bytes, read_s=time.monotonic() - started)))
@@ -65,7 +65,7 @@ class FetchShard:
         contents = dict(zip((group[0].image_id for group in needed), files, strict=True))
         sightings = self._mark_duplicates(shard, groups, contents)
         read = (content for content in contents.values() if isinstance(content, bytes))
-        ray.get(self.coordinator.correct_bytes.remote(shard, sum(map(len, read))))
+        ray.get(self.coordinator.resize_bytes.remote(shard, sum(map(len, read))))
         return [
             ImageWork(
                 image_id=group[0].image_id,
@@ -80,12 +80,16 @@ class FetchShard:
     def _mark_duplicates(
         self, shard: str, groups: list[tuple[Any, ...]], contents: dict[str, Content]
     ) -> list[Sighting | None]:
-        """Hash the files that were read; the content of an image that was seen before becomes a reason."""
+        """Hash the files that were read, and replace the content of each duplicate by a reason.
+
+        Returns:
+            A sighting of each group's image, or None where its file could not be read.
+        """
         if self.work.deduplicated is None:
             return [None] * len(groups)
         files = ((group[0].image_id, contents.get(group[0].image_id)) for group in groups)
         sightings = [
-            Sighting(image_id, sha256(content)) if isinstance(content, bytes) and content else None
+            Sighting.of(image_id, content) if isinstance(content, bytes) and content else None
             for image_id, content in files
         ]
         while (originals := ray.get(self.coordinator.claim_images.remote(shard, sightings))) is None:

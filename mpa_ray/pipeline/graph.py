@@ -10,6 +10,7 @@ import logging
 import math
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import ray
@@ -21,25 +22,30 @@ from mpa_ray.engine.build import images_in_flight
 from mpa_ray.errors import RunError
 from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, check_resources, configure_ray_data
 from mpa_ray.pipeline.commit import CommitShard
-from mpa_ray.pipeline.coordinator import PassCoordinator, Sighting
+from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
+from mpa_ray.pipeline.coordination.duplicates import Sighting
 from mpa_ray.pipeline.fetch import FetchShard, NameShards
 from mpa_ray.pipeline.graph_rows import ShardFailed, decode_result
 from mpa_ray.pipeline.model_actor import ModelActor
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone
 from mpa_ray.pipeline.telemetry import Counters
-from mpa_ray.run.dataset import ahead
+from mpa_ray.run.dataset import prefetch
 
 logger = logging.getLogger(__name__)
 
 
-def stream_pass(work: Pass[Any], shards: Iterable[str], committed: Sequence[str] = ()) -> Iterator[ShardDone]:
-    """Send shards through the model and commit each; yields them as they are done, in any order.
+def stream_pass(
+    work: Pass[Any], shards: Iterable[str], committed: Sequence[str] = ()
+) -> Generator[ShardDone, None, None]:
+    """Send shards through the model and commit each; yield them as they are done, in any order.
+
+    Closing the generator ends the engines.
 
     Args:
         work: The pass.
-        shards: The shards to do. They may become known over time: engines start meanwhile. An error raised here ends
-            the pass when the shards that were known before are done.
-        committed: The shards that are done already, for finding duplicates of their images.
+        shards: The shards to do. They may become known over time; engines start in the meantime. If the iterable
+            raises an error, the pass ends with it once the shards before are done.
+        committed: The shards that are already done. Duplicates of their images are found, too.
 
     Raises:
         RunError: engines died on one shard as often as is allowed, or files of the run cannot be read or written.
@@ -49,11 +55,13 @@ def stream_pass(work: Pass[Any], shards: Iterable[str], committed: Sequence[str]
     check_resources(f"{work.pool}: cpus_per_replica, gpus_per_replica", model.cpus_per_replica, model.gpus_per_replica)
     coordinator = _start_coordinator(work, committed)
     with _ShardFeed(coordinator, shards):
-        yield from _finished_shards(work, _graph(work, coordinator), coordinator)
+        graph = _graph(work, coordinator)
+        with closing(_finished_shards(work, graph, coordinator)) as finished:
+            yield from finished
 
 
 def _graph(work: Pass[Any], coordinator: Any) -> Dataset:
-    # An actor has another working directory.
+    # Actors have another working directory.
     model = work.model.model_copy(update={"model": resolve_path(work.model.model)})
     # A shard's last images leave slots free; the next shards fill them.
     shards_in_flight = max(2, 1 + math.ceil(images_in_flight(model) / 64))
@@ -83,38 +91,55 @@ def _graph(work: Pass[Any], coordinator: Any) -> Dataset:
         )
         .map(CommitShard(work.target), num_cpus=AUXILIARY_CPUS)
     )
-    # A row is a whole shard, and it leaves each operator on its own as soon as it is there.
+    # One row per block, so that each row leaves an operator as soon as it is ready.
     graph.context.target_max_block_size = 1
     return graph
 
 
-def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Iterator[ShardDone]:
+def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Generator[ShardDone, None, None]:
     counters = Counters(work.pool)
-    for row in graph.iter_rows():
-        result = decode_result(row)
-        if isinstance(result, ShardFailed):
-            raise RunError(f"{work.pool}: {result.failure} The same command continues.")
-        coordinator.end.remote(result.shard)
-        # Here and not in the workers: once for each shard, however often it was begun.
-        counters.count(result.num_images, result.outcomes, result.usage)
-        fields: dict[str, object] = {f"failed_{reason}": number for reason, number in result.failed.items()}
-        fields |= {"shard": result.shard, "num_images": result.num_images, "visit_s": round(result.visit_s, 3)}
-        logger.info("shard committed", extra=fields)
-        yield result
+    with _rows_of(graph) as rows:
+        for row in rows:
+            result = decode_result(row)
+            if isinstance(result, ShardFailed):
+                raise RunError(f"{work.pool}: {result.failure} The same command continues.")
+            coordinator.end_shard.remote(result.shard)
+            # Counted in the driver: once for each shard, no matter how often it was begun.
+            counters.count(result.num_images, result.outcomes, result.usage)
+            fields: dict[str, object] = {f"failed_{reason}": number for reason, number in result.failed.items()}
+            fields |= {"shard": result.shard, "num_images": result.num_images, "visit_s": round(result.visit_s, 3)}
+            logger.info("shard committed", extra=fields)
+            yield result
+
+
+@contextmanager
+def _rows_of(graph: Dataset) -> Iterator[Iterator[dict[str, Any]]]:
+    """Run the graph, and end its actors with the block.
+
+    Ray Data ends them when the iterator is deleted, but an error that someone keeps would keep the iterator.
+    """
+    rows: Generator[dict[str, Any], None, None] = iter(graph.iter_rows())
+    try:
+        yield rows
+    except BaseException:
+        # Ray itself may have ended. Its error must not hide the first one.
+        with suppress(Exception):
+            rows.close()
+        raise
 
 
 def _start_coordinator(work: Pass[Any], committed: Sequence[str]) -> Any:
-    """Start it on the driver's node, where it lives as long as the pass."""
+    """Start the coordinator on the driver's node, where it lives as long as the pass."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     coordinator = ray.remote(num_cpus=0, scheduling_strategy=here)(PassCoordinator).remote(
         work.limits, work.reading.max_bytes_in_flight
     )
     if (annotations := work.deduplicated) is not None:
-        known = ahead(lambda shard: annotations.columns(shard, ["image_id", "content_sha256"]), committed)
+        rows_of_shards = prefetch(lambda shard: annotations.columns(shard, ["image_id", "content_sha256"]), committed)
         ray.get(
             [
-                coordinator.add_known_images.remote({shard: [_sighting(row) for row in rows]})
-                for shard, rows in zip(committed, known, strict=True)
+                coordinator.add_committed_images.remote({shard: [_sighting(row) for row in rows]})
+                for shard, rows in zip(committed, rows_of_shards, strict=True)
             ]
         )
     return coordinator
@@ -125,7 +150,7 @@ def _sighting(row: dict[str, Any]) -> Sighting | None:
 
 
 class _ShardFeed:
-    """Passes shards on to the coordinator as they become known, from a thread of the driver."""
+    """Passes shards to the coordinator as they become known, in a thread of the driver."""
 
     def __init__(self, coordinator: Any, shards: Iterable[str]) -> None:
         self._coordinator, self._shards = coordinator, shards
@@ -137,7 +162,7 @@ class _ShardFeed:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """After the last shard. Raises what ended the list of shards early."""
+        """Raises the error that ended the list of shards early."""
         self._is_over = True
         if kind is not None:
             return
@@ -150,12 +175,12 @@ class _ShardFeed:
             for shard in self._shards:
                 if self._is_over:
                     return
-                # Waited for: an asynchronous actor takes messages in any order.
+                # One at a time: an asynchronous actor handles messages in any order.
                 ray.get(self._coordinator.add_shard.remote(shard))
         except BaseException as error:  # noqa: BLE001
             self._error = error
         finally:
-            # In the thread that began it: the generator may be measuring time.
+            # Closed in the thread that began it, which also holds its log context.
             if isinstance(self._shards, Generator):
                 self._shards.close()
-        self._coordinator.complete.remote()
+        self._coordinator.close.remote()

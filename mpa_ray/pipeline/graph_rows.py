@@ -1,4 +1,4 @@
-"""What travels between the operators of a graph. A row is one whole shard: its name, and the rest pickled."""
+"""The rows between the operators of a graph. Each is one whole shard: its name, and its content pickled."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class FetchedShard:
     images: list[ImageWork[Any]]
     usage: Usage
     failure: str = ""
-    """Why the shard could not be read; empty where it was."""
+    """Why the shard could not be read; empty if it was read."""
 
 
 @dataclass(frozen=True)
 class VisitedShard:
-    """A shard whose images have been through the engine."""
+    """A shard whose images the engine has answered."""
 
     shard: str
     num_images: int
@@ -36,40 +36,40 @@ class VisitedShard:
     visit_s: float = 0.0
     usage: Usage = field(default_factory=Usage)
     failure: str = ""
-    """Why the shard could not be visited; empty where it was."""
+    """Why the shard could not be visited; empty if it was visited."""
 
 
 @dataclass(frozen=True)
 class ShardFailed:
-    """A shard that ends its pass."""
+    """A shard whose failure ends the pass."""
 
     shard: str
     failure: str
 
 
 def encode(value: FetchedShard | VisitedShard | ShardDone | ShardFailed) -> dict[str, Any]:
-    """A row of Ray Data. Pickled here, since Ray Data would otherwise look for an Arrow type for every field."""
+    """Make a row for Ray Data. It is pickled here: Ray Data would try to find an Arrow type for every field."""
     return {"shard": value.shard, "content": pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)}
 
 
 def decode(row: dict[str, Any], kind: type[T]) -> T:
     """The inverse of `encode`."""
     value = pickle.loads(row["content"])
-    assert isinstance(value, kind), f"a {type(value).__name__} came where a {kind.__name__} was expected"
+    assert isinstance(value, kind), f"expected a {kind.__name__}, got a {type(value).__name__}"
     return value
 
 
 def decode_result(row: dict[str, Any]) -> ShardDone | ShardFailed:
-    """What the graph ends with for a shard."""
+    """Read a row at the end of the graph."""
     result: ShardDone | ShardFailed = pickle.loads(row["content"])
     return result
 
 
 def decode_batch(batch: pa.Table, kind: type[T]) -> T:
-    """The one row of a batch, without copying its images first."""
+    """Read the only row of a batch, without copying its images first."""
     return decode({"content": batch["content"][0].as_buffer()}, kind)
 
 
 def encode_batch(value: VisitedShard) -> pa.Table:
-    """A batch of one row."""
+    """Make a batch of one row."""
     return pa.Table.from_pylist([encode(value)])

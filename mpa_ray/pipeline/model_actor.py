@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class ModelActor:
-    """One replica of a model with its engine. Several shards are in it at once, so that it is never idle."""
+    """One replica of a model with its engine. It works on several shards at once, so that it is never idle."""
 
     def __init__(self, work: Pass[Any], model: ModelConfig, coordinator: Any) -> None:
         self._watcher = end_group_with_this_process()
@@ -41,7 +41,7 @@ class ModelActor:
                     model, work.adapters, work.reader.object_store, work.limits.request_timeout_s, self._usage, load
                 )
             except Exception as error:
-                # The next actor would fail in the same way. Raised here, Ray would report it in a hundred lines.
+                # Another actor would fail in the same way, and Ray would report the error in a hundred lines.
                 logger.exception("the engine of %s cannot start", model.model)
                 self._cannot_start = f"the engine of {model.model} cannot start ({type(error).__name__}: {error})."
                 return
@@ -70,23 +70,23 @@ class ModelActor:
 
 @dataclass(frozen=True)
 class _RemoteAttemptLog:
-    """The coordinator's record of attempts, as `stages.visits.AttemptLog`."""
+    """Sends attempts to the coordinator; implements `stages.visits.AttemptLog`."""
 
     coordinator: Any
 
     async def begin(self, shard: str) -> Attempt:
-        attempt: Attempt = await self.coordinator.begin.remote(shard)
+        attempt: Attempt = await self.coordinator.begin_attempt.remote(shard)
         return attempt
 
     async def alone(self, shard: str, image_id: str | None) -> None:
-        await self.coordinator.alone.remote(shard, image_id)
+        await self.coordinator.set_alone.remote(shard, image_id)
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
-        await self.coordinator.died.remote(in_flight, error)
+        await self.coordinator.report_death.remote(in_flight, error)
 
 
 async def _end_process(error: str) -> None:
-    """A dead engine cannot be repaired in place: Ray restarts the actor and sends its shards again."""
+    """End the actor with its dead engine: Ray restarts the actor and sends its shards again."""
     logger.error("the engine died: %s", error)
     logging.shutdown()
     os._exit(1)

@@ -1,4 +1,4 @@
-"""What a pass is and what comes of its shards. Imports no Ray, so that a finished phase starts at once."""
+"""A pass and the results of its shards. Imports no Ray, so that a finished phase answers at once."""
 
 from __future__ import annotations
 
@@ -25,51 +25,53 @@ class Pass(Generic[OutT]):
     key: PhaseKey
     """The phase that the pass belongs to."""
     models: tuple[str, ...]
-    """The names of the models that are asked about each image: the engine's model and its adapters."""
+    """The names of the models that are asked about each image: the engine's model, its adapters, or both."""
     source: ShardSource[Any]
     target: ShardTarget[OutT]
     model: ModelConfig
     make_stage: Callable[[VisionLanguageModel], Stage[Any, OutT]]
-    """Called in the actor; it must survive pickling."""
+    """Called in the actor, so it must be picklable."""
     reader: Reader
     reading: ReadingConfig
     limits: LimitsConfig
     needs_image: Callable[[Any], bool] = lambda _: True
     """Whether a row's image has to be read."""
     deduplicated: ShardedDataset[Annotation] | None = None
-    """Annotations whose images are compared: one with the same bytes as an earlier one is not shown to the model. None
-    compares none."""
+    """The dataset in which duplicates are found: an image with the same bytes as an earlier one is not shown to the
+    model. None finds no duplicates."""
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     """The adapters that the engine loads, by the models' names."""
     run_dir: str = ""
 
     @property
     def pool(self) -> str:
-        """Names its actors in Ray's dashboard and in metrics, such as `annotate:teacher` or `identify:small+2`."""
-        return f"{self.key.kind}:{self._subject}"
+        """Names the engines of the pass in metrics and errors: `annotate:teacher`, `identify:small+2`."""
+        arm = f" {self.key.arm}" if self.key.arm != "parity" else ""
+        return f"{self.key.kind}:{self._models_label}{arm}"
 
     @property
     def log_fields(self) -> dict[str, str]:
-        """What log records of the pass carry."""
-        return {"run": self.run_dir, "phase": self.key.kind, "student": self._subject}
+        """The fields that the log records of the pass carry."""
+        return {"run": self.run_dir, **self.key.log_fields, "student": self._models_label}
 
     @property
-    def _subject(self) -> str:
+    def _models_label(self) -> str:
+        """The first model, and the number of others that share its engine."""
         first, *others = self.models
         return f"{first}+{len(others)}" if others else first
 
 
 @dataclass(frozen=True)
 class ShardDone:
-    """What the driver learns of a committed shard."""
+    """What the driver learns about a committed shard."""
 
     shard: str
     num_images: int
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Rows by state and reason."""
     failed: Counter[str] = field(default_factory=Counter)
-    """Images of which every row failed, by reason."""
+    """Images whose rows all failed, by reason."""
     visit_s: float = 0.0
     """Seconds from the shard's arrival at an engine to its last image."""
     usage: Usage = field(default_factory=Usage)
-    """What the node spent until the shard was done, in part on other shards."""
+    """What the replica spent since the last shard that it finished, partly on other shards."""

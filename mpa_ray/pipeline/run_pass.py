@@ -1,12 +1,12 @@
-"""A pass from the driver's side: admission, progress, throughput, and when to give up."""
+"""A pass as the driver sees it: admission, progress, throughput, and when to give up."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 Admission = Callable[[], AbstractContextManager[None]]
 """Entered before any engine starts, and left when all have ended."""
-Stream = Callable[[Pass[Any], Iterable[str], Sequence[str]], Iterator[ShardDone]]
+Stream = Callable[[Pass[Any], Iterable[str], Sequence[str]], Generator[ShardDone, None, None]]
 """Sends shards through a pass: see `mpa_ray.pipeline.graph.stream_pass`."""
 
 
@@ -34,13 +34,13 @@ def announce_to_nobody(_: str) -> None:
 
 @dataclass(frozen=True)
 class Outstanding:
-    """The shards of a dataset that are missing, and those that are committed."""
+    """The shards that a dataset lacks, and those that it has."""
 
     missing: list[str] = field(default_factory=list)
     committed: list[str] = field(default_factory=list)
     num_images: int = 0
     num_images_done: int = 0
-    """Assumes that all shards hold as many images."""
+    """An estimate: it assumes that all shards hold the same number of images."""
 
     @classmethod
     def of(cls, dataset: ShardedDataset[Any], manifest: Manifest) -> Outstanding:
@@ -48,11 +48,11 @@ class Outstanding:
         missing = dataset.missing(manifest.shards)
         left = set(missing)
         committed = [shard for shard in manifest.shards if shard not in left]
-        done = manifest.num_images * len(committed) // manifest.num_shards
+        done = manifest.estimate_images(len(committed))
         return cls(missing, committed, manifest.num_images, done)
 
     def below(self, part: str) -> Outstanding:
-        """The same with shards named as `JoinedDatasets` names them."""
+        """The same shards with their names in `JoinedDatasets`."""
         missing, committed = ([f"{part}/{shard}" for shard in shards] for shards in (self.missing, self.committed))
         return replace(self, missing=missing, committed=committed)
 
@@ -73,7 +73,7 @@ def run_missing(
     announce: Callable[[str], None] = announce_to_nobody,
     stream: Stream | None = None,
 ) -> None:
-    """Make a pass over the shards that are missing. Raises as `run_shards` does."""
+    """Make a pass over the missing shards. The arguments and errors are those of `run_shards`."""
     label = work.key.label
     if not outstanding.missing:
         say(f"{label}: already done")
@@ -103,9 +103,9 @@ def run_shards(
         shards: The shards to do.
         committed: The shards that are done.
         progress: Counts images.
-        admission: Entered before any engine starts.
-        announce: Called with each shard that is done, once the pass is admitted: a pass that follows this one must not
-            take its place.
+        admission: Entered before any engine starts, and left when all have ended.
+        announce: Called with each shard that is done, but not before the pass is admitted: a pass that follows this one
+            must not be admitted first.
         stream: Does the work; by default `stream_pass`, on Ray.
 
     Raises:
@@ -113,14 +113,19 @@ def run_shards(
     """
     stream = stream or _start_ray_stream()
     totals = Throughput(num_models=len(work.models))
-    with admission(), recorded(run, work.key, totals, work.log_fields), progress:
+    with (
+        admission(),
+        recorded(run, work.key, totals, work.log_fields),
+        progress,
+        closing(stream(work, shards, committed)) as finished,
+    ):
         for shard in committed:
             announce(shard)
-        follow(stream(work, shards, committed), work.limits, progress, totals, announce)
+        follow(finished, work.limits, progress, totals, announce)
 
 
 def _start_ray_stream() -> Stream:
-    # Ray takes a second to import, and a phase that is done needs none of it.
+    # Ray takes a second to import, and a finished phase does not need it.
     from mpa_ray.pipeline.cluster import start_ray
     from mpa_ray.pipeline.graph import stream_pass
 
@@ -145,7 +150,7 @@ def follow(
 
 
 class FailureGuard:
-    """Stops a run most of whose images fail, and names the most frequent reasons."""
+    """Stops a run when too many of its images fail, and names the most frequent reasons."""
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
@@ -166,19 +171,24 @@ class FailureGuard:
 
 
 class Throughput:
-    """A pass's images over the seconds in which its engines were at work: without their start and waits for shards."""
+    """The images of a pass and the seconds in which its engines worked, without their start and waits for shards."""
 
-    def __init__(self, num_models: int = 1) -> None:
-        """Of a pass that asks so many models about each image."""
-        self._num_models = num_models
+    def __init__(self, num_models: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin at zero.
+
+        Args:
+            num_models: How many models are asked about each image.
+            clock: The time in seconds.
+        """
+        self._num_models, self._clock = num_models, clock
         self._num_images = 0
         self._working: list[tuple[float, float]] = []
-        """When shards were with engines: disjoint spans in order, for shards may come with long pauses."""
+        """Disjoint spans, in order, in which shards were in engines. There may be long pauses between shards."""
         self._usage = Usage()
 
     def count(self, num_images: int, visit_s: float, usage: Usage) -> None:
-        """Add a shard that is done now and was with an engine for `visit_s` seconds."""
-        end = time.monotonic()
+        """Add a shard that is done now and was in an engine for the last `visit_s` seconds."""
+        end = self._clock()
         begin = end - visit_s
         while self._working and self._working[-1][1] >= begin:
             begin = min(begin, self._working.pop()[0])
@@ -196,13 +206,13 @@ class Throughput:
 def recorded(
     run: Run, key: PhaseKey, throughput: Throughput | None = None, log_fields: dict[str, str] | None = None
 ) -> Iterator[None]:
-    """Add what an attempt took to the phase's record, however the attempt ends.
+    """Add the time and the totals of an attempt to the phase's record, also where the attempt fails.
 
     Args:
         run: The run that the phase belongs to.
         key: The phase.
-        throughput: Of its pass, where the phase makes one.
-        log_fields: What is logged meanwhile carries these; by default the run and the phase.
+        throughput: The throughput of the phase's pass, if it makes one.
+        log_fields: Fields of the log records in the block; by default the run and the phase.
     """
     with log_context(**(log_fields or {"run": run.storage.root, **key.log_fields})):
         logger.info("begins")

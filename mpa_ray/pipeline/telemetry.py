@@ -1,7 +1,7 @@
-"""What Prometheus sees of a pass: metrics that Ray exports from every node, by pool.
+"""The metrics of a pass, which Ray exports to Prometheus from every node, by pool.
 
-A pool is one model in one pass, as in `annotate:teacher`. Counters go up when a shard is committed, so that their sums
-are those of the files; gauges are an engine's load as it is.
+A pool is the engines of one pass, such as `annotate:teacher`. Counters go up when a shard is committed, so that their
+sums agree with the files; gauges show an engine's present load.
 """
 
 from __future__ import annotations
@@ -24,12 +24,18 @@ class Counters:
         self._pool = pool
         self._images = _counter("images", "Images whose shard is committed")
         self._rows = _counter("rows", "Rows committed: pairs, verdicts or predictions", "state", "reason")
-        self._tokens = _counter("tokens", "Tokens, those of cached prompts also among the prompt's", "kind")
+        self._tokens = _counter("tokens", "Tokens; cached tokens are also counted as prompt tokens", "kind")
         self._bytes = _counter("bytes_read", "Bytes of image files read")
-        self._seconds = _counter("seconds", "Seconds, summed over images that are worked on together", "kind")
+        self._seconds = _counter("seconds", "Seconds, summed over images that are in work at the same time", "kind")
 
     def count(self, num_images: int, outcomes: Mapping[tuple[str, str], int], usage: Usage) -> None:
-        """A shard with so many images is committed; outcomes are its rows by state and reason."""
+        """Count a committed shard.
+
+        Args:
+            num_images: Its images.
+            outcomes: Its rows by state and reason.
+            usage: What it took.
+        """
         _add(self._images, num_images, pool=self._pool)
         for (state, reason), num_rows in outcomes.items():
             _add(self._rows, num_rows, pool=self._pool, state=state, reason=reason)
@@ -49,13 +55,13 @@ class Gauges:
     def __init__(self, pool: str, load: Load) -> None:
         self._load, self._tags = load, {"pool": pool}
         self._gauges = {
-            "num_waiting": _gauge("images_waiting", "Images read that wait for room in the engine"),
-            "num_rendering": _gauge("images_rendering", "Images being decoded, scaled and processed"),
-            "num_in_engine": _gauge("engine_requests", "Requests in the engine, waiting there included"),
+            "num_waiting": _gauge("images_waiting", "Images that are read and wait for room in the engine"),
+            "num_rendering": _gauge("images_rendering", "Images that are being decoded, scaled and processed"),
+            "num_in_engine": _gauge("engine_requests", "Requests in the engine, including those that wait there"),
         }
 
     async def keep_publishing(self) -> None:
-        """Never returns."""
+        """Set the gauges every few seconds, for ever."""
         while True:
             for name, gauge in self._gauges.items():
                 gauge.set(getattr(self._load, name), self._tags)
@@ -71,6 +77,6 @@ def _gauge(name: str, description: str) -> Gauge:
 
 
 def _add(counter: Counter, value: float, **tags: str) -> None:
-    # Ray refuses to add nothing.
+    # Ray refuses to add 0.
     if value > 0:
         counter.inc(value, tags)

@@ -1,10 +1,12 @@
-"""Training steps with their images' bytes, read ahead of a training worker."""
+"""Training steps with the bytes of their images, read ahead of a training worker."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 from ray.data import Dataset, TaskPoolStrategy
@@ -12,17 +14,40 @@ from ray.data import Dataset, TaskPoolStrategy
 from mpa_ray.corpus.read import Reader
 from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, configure_ray_data
 
-_ROWS_PER_TASK = 64
-"""Images that one task reads, about."""
+_IMAGES_PER_TASK = 64
+"""About how many images one task reads."""
 _NUM_TASKS = 4
-"""Tasks of one worker at a time."""
+"""Concurrent tasks of one worker."""
 
 
 class HasImage(Protocol):
-    """A row about one image file."""
+    """A row with one image."""
 
     @property
     def uri(self) -> str: ...
+
+
+RowT = TypeVar("RowT", bound=HasImage)
+
+
+@dataclass(frozen=True)
+class FetchedStep(Generic[RowT]):
+    """One worker's micro-batches of a training step, with the bytes of their images."""
+
+    batches: Sequence[Sequence[RowT]]
+    contents: Sequence[Sequence[bytes]]
+    """The image file of every row, batch by batch; empty if the file cannot be read."""
+
+    def encode(self) -> dict[str, bytes]:
+        """A row of Ray Data. Pickled here, since Ray Data would otherwise look for an Arrow type for every field."""
+        return {"content": pickle.dumps(self, protocol=pickle.HIGHEST_PROTOCOL)}
+
+
+def decode(columns: Mapping[str, Sequence[Any]]) -> FetchedStep[Any]:
+    """The inverse of `FetchedStep.encode`, for a batch of one row."""
+    step = pickle.loads(columns["content"][0])
+    assert isinstance(step, FetchedStep), f"a {type(step).__name__} came where a FetchedStep was expected"
+    return step
 
 
 def steps_with_images(
@@ -32,29 +57,35 @@ def steps_with_images(
     rows_per_step: int,
     reader: Reader,
 ) -> Dataset:
-    """A worker's training steps in their order: columns `step` and `contents`, both pickled.
-
-    The content of a file that cannot be read is empty.
+    """A worker's training steps in order, each a row that `decode` reads.
 
     Args:
-        num_steps: Steps of the epoch.
-        first: The step to begin with.
-        steps: Reads the steps from one up to another, each as micro-batches of rows; called where images are read.
-        rows_per_step: Rows of one step, about.
+        num_steps: The number of steps in the epoch.
+        first: The step to start with, from 0.
+        steps: Takes the range of steps from its first argument up to its second; gives each step as micro-batches of
+            rows. It runs in the tasks that read the images.
+        rows_per_step: About how many rows a step has on this worker.
         reader: Reads the images.
     """
 
-    def fetch(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for step in steps(row["first"], row["last"]):
-            files = reader.read([item.uri for batch in step for item in batch])
-            contents = [content if isinstance(content, bytes) else b"" for content in files]
-            yield {"step": pickle.dumps(step), "contents": pickle.dumps(contents)}
+    def fetch(row: dict[str, Any]) -> Iterator[dict[str, bytes]]:
+        for batches in steps(row["first"], row["last"]):
+            yield _fetched(batches, reader).encode()
 
     configure_ray_data()
-    size = max(1, _ROWS_PER_TASK // rows_per_step)
-    ranges = [{"first": at, "last": min(at + size, num_steps)} for at in range(first, num_steps, size)]
+    steps_per_task = max(1, _IMAGES_PER_TASK // rows_per_step)
+    starts = range(first, num_steps, steps_per_task)
+    ranges = [{"first": start, "last": min(start + steps_per_task, num_steps)} for start in starts]
     items = ray.data.from_items(ranges, override_num_blocks=max(1, len(ranges)))
     fetched = items.flat_map(fetch, num_cpus=AUXILIARY_CPUS, compute=TaskPoolStrategy(_NUM_TASKS))
-    # A resumed epoch must meet the same batches.
+    # A resumed epoch must see the same batches.
     fetched.context.execution_options.preserve_order = True
     return fetched
+
+
+def _fetched(batches: Sequence[Sequence[RowT]], reader: Reader) -> FetchedStep[RowT]:
+    files = iter(reader.read([row.uri for batch in batches for row in batch]))
+    contents = [
+        [content if isinstance(content, bytes) else b"" for content in islice(files, len(batch))] for batch in batches
+    ]
+    return FetchedStep(batches, contents)

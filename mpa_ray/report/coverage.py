@@ -1,10 +1,10 @@
-"""Which kinds of answers the sets of a run hold, and how far they differ in that."""
+"""Which types of answers the sets of a run hold, and how far the sets differ in that."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
 
 from mpa_ray.config import RunConfig
 from mpa_ray.metrics.answer_types import TYPES, answer_type, divergence
@@ -12,12 +12,20 @@ from mpa_ray.records import State, Verdict
 from mpa_ray.run.run import Run
 
 
-def coverage(run: Run, config: RunConfig) -> dict[str, Any]:
-    """Answers by type in D_PA, in each student's D_PI and drops, and in the labelled benchmarks.
+@dataclass(frozen=True)
+class Coverage:
+    """Answers by type."""
 
-    With `divergences`: between every two sets of which one is D_PA or a benchmark, the Jensen-Shannon divergence in
-    bits, from 0 (equal shares) to 1.
-    """
+    types: list[str]
+    """All types, in the order of `mpa_ray.metrics.answer_types.TYPES`."""
+    sets: dict[str, dict[str, int]]
+    """The number of answers by type: in D_PA, each student's D_PI, the dropped pairs by reason, and the benchmarks."""
+    divergences: dict[str, dict[str, float]]
+    """By set, the Jensen-Shannon divergence from D_PA and from each benchmark, in bits: 0 for equal shares, up to 1."""
+
+
+def coverage(run: Run, config: RunConfig) -> Coverage:
+    """Count the answers of all sets of a run by type."""
     shards = run.manifest().shards
     annotated: Counter[str] = Counter()
     dropped: dict[str, Counter[str]] = {}
@@ -28,28 +36,33 @@ def coverage(run: Run, config: RunConfig) -> dict[str, Any]:
             dropped.setdefault(f"dropped: {row.reason}", Counter())[answer_type(row.answer)] += 1
     sets = {"D_PA": annotated, **dropped}
     for student in config.students:
-        sets |= _of_student(student.name, run.verdicts(student.name).rows(shards))
-    references = _benchmarks(run, config)
-    sets |= references
-    bases = ["D_PA", *references]
-    return {
-        "types": list(TYPES),
-        "sets": {name: dict(counts) for name, counts in sets.items()},
-        "divergences": {
-            name: {base: divergence(counts, sets[base]) for base in bases if base != name}
+        sets |= _sets_of_student(student.name, run.verdicts(student.name).rows(shards))
+    benchmarks = _benchmarks(run, config)
+    sets |= benchmarks
+    references = ["D_PA", *benchmarks]
+    return Coverage(
+        types=list(TYPES),
+        sets={name: dict(counts) for name, counts in sets.items()},
+        divergences={
+            name: {reference: divergence(counts, sets[reference]) for reference in references if reference != name}
             for name, counts in sets.items()
             if counts
         },
-    }
+    )
 
 
-def _of_student(student: str, verdicts: Iterable[Verdict]) -> dict[str, Counter[str]]:
-    sets: dict[str, Counter[str]] = {f"D_PI of {student}": Counter()}
+def parity_set(student: str) -> str:
+    """The name of a student's D_PI among the sets."""
+    return f"D_PI of {student}"
+
+
+def _sets_of_student(student: str, verdicts: Iterable[Verdict]) -> dict[str, Counter[str]]:
+    sets: dict[str, Counter[str]] = {parity_set(student): Counter()}
     for verdict in verdicts:
-        # What was not judged is among the drops of D_PA already.
+        # Pairs that were not judged are among those that are dropped from D_PA.
         if verdict.answer is None or verdict.teacher_agrees is None:
             continue
-        name = f"D_PI of {student}" if verdict.state == State.KEPT else f"{student}: {verdict.reason}"
+        name = parity_set(student) if verdict.state == State.KEPT else f"{student}: {verdict.reason}"
         sets.setdefault(name, Counter())[answer_type(verdict.answer)] += 1
     return sets
 
@@ -58,7 +71,7 @@ def _benchmarks(run: Run, config: RunConfig) -> dict[str, Counter[str]]:
     sets = {}
     for benchmark in config.evaluate.benchmarks if config.evaluate is not None else []:
         folder = run.benchmark_dir(benchmark.label)
-        if run.storage.exists(f"{folder}/manifest.json"):
+        if run.has_manifest(folder):
             rows = run.questions(benchmark.label).rows(run.manifest(folder).shards)
             sets[f"benchmark {benchmark.label}"] = Counter(answer_type(row.answers[0]) for row in rows if row.answers)
     return sets

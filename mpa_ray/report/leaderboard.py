@@ -1,101 +1,110 @@
-"""All students of a run, and all that they were trained on, in one table."""
+"""All students of a run, with every set that each was trained on, in one table."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mpa_ray.config import Arm, RunConfig, StudentConfig, measured_as
+from mpa_ray.evaluation.scores import Gain, Scores
+from mpa_ray.records import EpochCounts
 from mpa_ray.run.phase_record import PhaseKey, phase_record
 from mpa_ray.run.run import Run
 
 
-def leaderboard(run: Run, config: RunConfig, scores: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each student and arm that is trained, the largest mean gain first.
+@dataclass(frozen=True)
+class LeaderboardRow:
+    """A student that is trained on one arm."""
 
-    `benchmarks` holds before, after and gain (mean, low, high) of each; `seconds` how long identification, training and
-    measuring took, `gpu_seconds` the same times the GPUs that each was given.
-    """
-    rows = [_row(run, student, arm, scores) for student in config.students for arm in student.arms]
-    return sorted((row for row in rows if row is not None), key=_mean_gain, reverse=True)
+    student: str
+    arm: Arm
+    model: str
+    method: str
+    num_chosen: int
+    """The arm's samples, before any are held out."""
+    num_samples: int
+    """The samples that the student is trained on."""
+    benchmarks: dict[str, Gain]
+    """The gain over all questions of each benchmark."""
+    seconds: float
+    """Wall time of identification, training and evaluation. All arms of a student include its identification."""
+    gpu_seconds: float
+    """The same times multiplied by the number of GPUs that each phase reserves."""
+
+    @property
+    def label(self) -> str:
+        return self.student if self.arm == "parity" else f"{self.student} ({self.arm})"
+
+    @property
+    def mean_gain(self) -> float:
+        """Over all benchmarks; -1, the least possible, without any."""
+        gains = [gain.gain.mean for gain in self.benchmarks.values()]
+        return sum(gains) / len(gains) if gains else -1.0
 
 
-def _row(run: Run, student: StudentConfig, arm: Arm, scores: dict[str, Any]) -> dict[str, Any] | None:
-    folder = run.student_dir(student.name, arm)
-    if not run.storage.exists(f"{folder}/complete.json"):
-        return None
-    counts = run.read_json(f"{folder}/epoch/manifest.json")
-    when = measured_as(arm)
+def leaderboard(run: Run, config: RunConfig, scores: Scores) -> list[LeaderboardRow]:
+    """A row for each student and arm that is trained, with the largest mean gain first."""
+    rows = [
+        _row(run, student, arm, scores)
+        for student in config.students
+        for arm in student.arms
+        if run.is_leveled(student.name, arm)
+    ]
+    return sorted(rows, key=lambda row: row.mean_gain, reverse=True)
+
+
+def _row(run: Run, student: StudentConfig, arm: Arm, scores: Scores) -> LeaderboardRow:
+    counts = EpochCounts(**run.read_json(f"{run.student_dir(student.name, arm)}/epoch/manifest.json"))
+    before, after = f"{student.name}.before", f"{student.name}.{measured_as(arm)}"
+    gains = {benchmark: scored.gains(before, after) for benchmark, scored in scores.items()}
     seconds, gpu_seconds = _cost(run, student, arm)
-    return {
-        "student": student.name,
-        "arm": arm,
-        "model": student.model,
-        "method": student.level.method.kind,
-        "num_chosen": counts["num_chosen"],
-        "num_samples": counts["num_samples"],
-        "benchmarks": {
-            name: found
-            for name, scored in scores.items()
-            if (found := _scores(scored, f"{student.name}.before", f"{student.name}.{when}"))
-        },
-        "seconds": seconds,
-        "gpu_seconds": gpu_seconds,
-    }
-
-
-def _scores(scored: dict[str, Any], before: str, after: str) -> dict[str, Any] | None:
-    models = scored["models"]
-    gains = [pair["groups"]["all"] for pair in scored["differences"] if (pair["from"], pair["to"]) == (before, after)]
-    if before not in models or after not in models or not gains:
-        return None
-    return {"before": models[before]["groups"]["all"], "after": models[after]["groups"]["all"], "gain": gains[0]}
+    return LeaderboardRow(
+        student=student.name,
+        arm=arm,
+        model=student.model,
+        method=student.level.method.kind,
+        num_chosen=counts.num_chosen,
+        num_samples=counts.num_samples,
+        benchmarks={benchmark: groups["all"] for benchmark, groups in gains.items() if groups is not None},
+        seconds=seconds,
+        gpu_seconds=gpu_seconds,
+    )
 
 
 def _cost(run: Run, student: StudentConfig, arm: Arm) -> tuple[float, float]:
-    """Of what the arm alone needs, and of identification, which the student's arms share."""
-    name, trained = student.name, f"{student.name}.{measured_as(arm)}"
-    serving = student.num_replicas * student.gpus_per_replica
-    training = student.level.num_workers * student.level.gpus_per_worker
-    phases = {
-        PhaseKey("identify", name): serving,
-        PhaseKey("level", name, arm): training,
-        PhaseKey("check", name, arm): serving,
-        PhaseKey("evaluate", f"{name}.before"): serving,
-        PhaseKey("evaluate", trained): serving,
+    """Seconds and GPU-seconds of the arm's phases and of identification, which all arms share."""
+    name = student.name
+    num_serving_gpus = student.num_replicas * student.gpus_per_replica
+    num_training_gpus = student.level.num_workers * student.level.gpus_per_worker
+    num_gpus = {
+        PhaseKey("identify", name): num_serving_gpus,
+        PhaseKey("level", name, arm): num_training_gpus,
+        PhaseKey("check", name, arm): num_serving_gpus,
+        PhaseKey("evaluate", f"{name}.before"): num_serving_gpus,
+        PhaseKey("evaluate", f"{name}.{measured_as(arm)}"): num_serving_gpus,
     }
-    seconds = gpu_seconds = 0.0
-    for key, num_gpus in phases.items():
-        if (record := phase_record(run, key)) is not None:
-            seconds, gpu_seconds = seconds + record.wall_s, gpu_seconds + num_gpus * record.wall_s
-    return round(seconds, 1), round(gpu_seconds, 1)
+    records = {key: phase_record(run, key) for key in num_gpus}
+    wall_s = {key: record.wall_s for key, record in records.items() if record is not None}
+    gpu_s = sum(num_gpus[key] * seconds for key, seconds in wall_s.items())
+    return round(sum(wall_s.values()), 1), round(gpu_s, 1)
 
 
-def _mean_gain(row: dict[str, Any]) -> float:
-    gains = [found["gain"]["mean"] for found in row["benchmarks"].values()]
-    return sum(gains) / len(gains) if gains else -1.0
-
-
-def render_leaderboard(rows: list[dict[str, Any]]) -> str:
-    """Scores in percent, gains in points."""
-    benchmarks = list(dict.fromkeys(name for row in rows for name in row["benchmarks"]))
-    names = [row["student"] if row["arm"] == "parity" else f"{row['student']} ({row['arm']})" for row in rows]
-    width = max(len("student"), *map(len, names))
-    shown = "GPU-s" if any(row["gpu_seconds"] for row in rows) else "seconds"
-    columns = [max(len(name), len("100.0 100.0 +100.0")) for name in benchmarks]
-    head = "".join(f"  {name:>{size}}" for name, size in zip(benchmarks, columns, strict=True))
-    lines = [f"{'student':<{width}}  {'samples':>8}{head}  {shown:>8}"]
-    for name, row in zip(names, rows, strict=True):
-        cells = "".join(
-            f"  {_cell(row['benchmarks'].get(benchmark)):>{size}}"
-            for benchmark, size in zip(benchmarks, columns, strict=True)
-        )
-        cost = row["gpu_seconds"] if shown == "GPU-s" else row["seconds"]
-        lines.append(f"{name:<{width}}  {row['num_chosen']:>8}{cells}  {cost:>8.0f}")
+def render_leaderboard(rows: Sequence[LeaderboardRow]) -> str:
+    """The rows as text: scores in percent, gains in points, and the cost in GPU-seconds where GPUs were used."""
+    benchmarks = list(dict.fromkeys(name for row in rows for name in row.benchmarks))
+    name_width = max(len("student"), *(len(row.label) for row in rows))
+    uses_gpus = any(row.gpu_seconds for row in rows)
+    widths = {name: max(len(name), len("100.0 100.0 +100.0")) for name in benchmarks}
+    head = "".join(f"  {name:>{width}}" for name, width in widths.items())
+    lines = [f"{'student':<{name_width}}  {'samples':>8}{head}  {'GPU-s' if uses_gpus else 'seconds':>8}"]
+    for row in rows:
+        cells = "".join(f"  {_cell(row.benchmarks.get(name)):>{width}}" for name, width in widths.items())
+        cost = row.gpu_seconds if uses_gpus else row.seconds
+        lines.append(f"{row.label:<{name_width}}  {row.num_chosen:>8}{cells}  {cost:>8.0f}")
     return "\n".join(lines)
 
 
-def _cell(found: dict[str, Any] | None) -> str:
-    if found is None:
+def _cell(gain: Gain | None) -> str:
+    if gain is None:
         return "-"
-    before, after, gain = (100 * found[name]["mean"] for name in ("before", "after", "gain"))
-    return f"{before:.1f} {after:.1f} {gain:+.1f}"
+    return f"{100 * gain.before.mean:.1f} {100 * gain.after.mean:.1f} {100 * gain.gain.mean:+.1f}"

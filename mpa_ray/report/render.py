@@ -1,59 +1,91 @@
-"""Draw a collected report as one HTML page without outside files, and as a table for the terminal."""
+"""Render a report as one HTML page without external files, and as a table for the terminal."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mpa_ray.config import RunConfig
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.observability.progress import clock
+from mpa_ray.report.coverage import Coverage, parity_set
 from mpa_ray.report.leaderboard import render_leaderboard
 from mpa_ray.report.scores import percent, render_scores
-from mpa_ray.run.run import Run
+from mpa_ray.report.student import StudentSummary
+from mpa_ray.report.summary import PhaseSummary, ReportSummary
+from mpa_ray.report.teacher import TeacherSummary
+from mpa_ray.report.training import TrainingSummary
 
 _THUMBNAIL_PIXELS = 160 * 160
+_STACK_WIDTH = 480
+_NOT_ASKED = "teacher_no_student_not_asked"
 _CELLS = (
     ("teacher_yes_student_no", "teacher agrees with itself, student does not", "kept: a knowledge gap"),
     ("teacher_yes_student_yes", "teacher agrees with itself, student too", "dropped: student_correct"),
     ("teacher_no_student_no", "teacher contradicts itself, student disagrees", "dropped: teacher_inconsistent"),
     ("teacher_no_student_yes", "teacher contradicts itself, student agrees", "dropped: teacher_inconsistent"),
-    ("teacher_no_student_not_asked", "teacher contradicts itself, student not asked", "dropped: teacher_inconsistent"),
+    (_NOT_ASKED, "teacher contradicts itself, student not asked", "dropped: teacher_inconsistent"),
+    ("not_judged", "no pair to judge", "the teacher's result"),
 )
+"""The values of `Verdict.cell`, each with its description and result."""
 
 _COLOURS = ("#4263eb", "#f08c00", "#2b8a3e", "#c92a2a", "#862e9c", "#0b7285", "#868e96", "#ced4da")
-"""Of the types of answers, in their order."""
+"""Colours of the types of answers, in the order of `mpa_ray.metrics.answer_types.TYPES`."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The bar that shows one set's answers by type."""
+
+    name: str
+    num_answers: int
+    parts: list[tuple[float, str]]
+    """Width in pixels and colour of each type."""
 
 
 @cache
 def _template() -> Template:
-    folder = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template("page.html")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("page.html")
 
 
-def render_html(run: Run, config: RunConfig, summary: dict[str, Any]) -> str:
+def render_html(config: RunConfig, summary: ReportSummary) -> str:
     """The report as a page; sample images are inlined as small JPEGs."""
-    reader = Reader(config.object_store, max_bytes=config.source.max_bytes)
-    uris = list({sample["uri"] for student in summary["students"].values() for sample in student["samples"]})
-    thumbnails = {uri: _thumbnail(content) for uri, content in zip(uris, reader.read(uris), strict=True)}
+    reader = Reader(config.object_store, config.reading.num_threads, max_bytes=config.source.max_bytes)
+    uris = list({verdict.uri for student in summary.students.values() for verdict in student.samples})
     return _template().render(
         summary=summary,
         config=config.model_dump_json(indent=2),
-        thumbnails=thumbnails,
-        cells=_CELLS,
-        losses={name: _polyline(s["training"]) for name, s in summary["students"].items()},
-        stacks=_stacks(summary["coverage"]),
+        thumbnails={uri: _thumbnail(content) for uri, content in zip(uris, reader.read(uris), strict=True)},
+        cells={name: _cells(student) for name, student in summary.students.items()},
+        loss_curves={name: _polyline(student.training) for name, student in summary.students.items()},
+        stacks=_stacks(summary.coverage),
         colours=_COLOURS,
         percent=percent,
         clock=clock,
-        root=run.storage.root,
     )
+
+
+def _cells(student: StudentSummary) -> list[tuple[str, int, str]]:
+    """Description, number of pairs and result of each cell, without `_NOT_ASKED` where all questions were asked."""
+    return [
+        (description, student.cells.get(cell, 0), result)
+        for cell, description, result in _CELLS
+        if cell in student.cells or cell != _NOT_ASKED
+    ]
 
 
 def _thumbnail(content: Content) -> str | None:
@@ -65,92 +97,98 @@ def _thumbnail(content: Content) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _polyline(training: dict[str, Any] | None, width: int = 560, height: int = 140) -> str | None:
-    """Loss against step as the points of an SVG polyline."""
-    rows = training["losses"] if training else []
-    if len(rows) < 2:
+def _polyline(training: TrainingSummary | None, width: int = 560, height: int = 140) -> str | None:
+    """The points of an SVG polyline of loss against step; None for fewer than two."""
+    points = training.losses if training is not None else []
+    if len(points) < 2:
         return None
-    steps, losses = [r["step"] for r in rows], [r["loss"] for r in rows]
-    top = max(losses) or 1.0
+    first, last = points[0].step, points[-1].step
+    top = max(point.loss for point in points) or 1.0
     return " ".join(
-        f"{width * (s - steps[0]) / (steps[-1] - steps[0]):.1f},{height * (1 - v / top):.1f}"
-        for s, v in zip(steps, losses, strict=True)
+        f"{width * (point.step - first) / (last - first):.1f},{height * (1 - point.loss / top):.1f}" for point in points
     )
 
 
-def render_table(summary: dict[str, Any]) -> str:
-    """The report as text: counts, drops, scores before and after, and what the second teacher pass cost."""
-    teacher, counts = summary["teacher"], summary["counts"]
-    lines = [
-        "",
-        f"images                       {counts['images']:>8}",
-        f"D_PA (annotated)             {counts['annotated']:>8}",
-    ]
-    for name, student in summary["students"].items():
-        lines += ["", f"student {name} ({student['model']}, {student['method']})"]
-        lines += [f"  teacher-consistent         {student['num_consistent']:>8}"]
-        lines += [f"  D_PI (parity samples)      {student['num_parity_samples']:>8}"]
-        if student["replay_share"]:
-            lines += [f"  replayed against forgetting{student['replay_share']:>8.0%} of D_PI"]
-        lines += [f"  not kept: {reason:<17}{n:>8}" for reason, n in student["dropped"].items()]
-        retained = student["training"]["retained"] if student["training"] else {}
-        if retained.keys() >= {"before", "after"}:
-            lines += [
-                f"  retained pairs answered    {retained['after']:>8} of {retained['num']}, {retained['before']} before"
-            ]
-        lines += [f"  WARNING: {warning}" for warning in student["warnings"]]
-    scores = render_scores(summary["scores"]) if summary["scores"] else "\nno benchmark was measured"
-    lines += [*_divergence_lines(summary["coverage"]), scores]
-    lines += ["", *_second_pass_lines(teacher), *_phase_lines(summary["phases"])]
-    if len(summary["leaderboard"]) > 1:
-        lines += ["", "before, after and gain in %", render_leaderboard(summary["leaderboard"])]
-    return "\n".join(lines)
-
-
-def _divergence_lines(coverage: dict[str, Any]) -> list[str]:
-    lines = ["", "answers' types: divergence in bits (0 alike, 1 nothing in common)"]
-    for name, found in coverage["divergences"].items():
-        if name.startswith("D_PI"):
-            lines += [f"  {name} from {base}: {bits:.3f}" for base, bits in found.items()]
-    return lines
-
-
-def _stacks(coverage: dict[str, Any]) -> list[dict[str, Any]]:
-    """The sets' answers by type as widths in pixels and colours."""
+def _stacks(coverage: Coverage) -> list[Stack]:
     return [
-        {
-            "name": name,
-            "total": sum(counts.values()),
-            "parts": [
-                (480 * counts.get(kind, 0) / sum(counts.values()), colour)
-                for kind, colour in zip(coverage["types"], _COLOURS, strict=True)
-            ],
-        }
-        for name, counts in coverage["sets"].items()
+        Stack(name, sum(counts.values()), _parts(counts, coverage.types))
+        for name, counts in coverage.sets.items()
         if counts
     ]
 
 
-def _second_pass_lines(teacher: dict[str, Any]) -> list[str]:
-    if not teacher["num_second_answers"]:
+def _parts(counts: dict[str, int], types: Sequence[str]) -> list[tuple[float, str]]:
+    total = sum(counts.values())
+    return [(_STACK_WIDTH * counts.get(kind, 0) / total, colour) for kind, colour in zip(types, _COLOURS, strict=True)]
+
+
+def render_table(summary: ReportSummary) -> str:
+    """The report as text: counts, scores before and after training, and the cost of the teacher's second pass."""
+    lines = [
+        "",
+        f"images                       {summary.counts.num_images:>8}",
+        f"D_PA (annotated)             {summary.counts.num_annotated:>8}",
+    ]
+    for name, student in summary.students.items():
+        lines += _student_lines(name, student)
+    lines += _divergence_lines(summary.coverage, [parity_set(name) for name in summary.students])
+    lines.append(render_scores(summary.scores) if summary.scores else "\nno benchmark was measured")
+    lines += ["", *_second_pass_lines(summary.teacher), *_phase_lines(summary.phases)]
+    if len(summary.leaderboard) > 1:
+        lines += ["", "before, after and gain in %", render_leaderboard(summary.leaderboard)]
+    return "\n".join(lines)
+
+
+def _student_lines(name: str, student: StudentSummary) -> list[str]:
+    lines = [
+        "",
+        f"student {name} ({student.model}, {student.method})",
+        f"  teacher-consistent         {student.num_consistent:>8}",
+        f"  D_PI (parity samples)      {student.num_parity_samples:>8}",
+    ]
+    if student.replay_share:
+        lines.append(f"  replayed against forgetting{student.replay_share:>8.0%} of D_PI")
+    lines += [f"  not kept: {reason:<17}{number:>8}" for reason, number in student.dropped.items()]
+    retained = student.training.retained if student.training is not None else None
+    if retained is not None and retained.before is not None and retained.after is not None:
+        lines.append(
+            f"  retained pairs answered    {retained.after:>8} of {retained.num}, {retained.before} before training"
+        )
+    return [*lines, *(f"  WARNING: {warning}" for warning in student.warnings)]
+
+
+def _divergence_lines(coverage: Coverage, sets: Sequence[str]) -> list[str]:
+    return [
+        "",
+        "types of answers: divergence in bits (0: equal shares, 1: nothing in common)",
+        *(
+            f"  {name} from {reference}: {bits:.3f}"
+            for name in sets
+            for reference, bits in coverage.divergences.get(name, {}).items()
+        ),
+    ]
+
+
+def _second_pass_lines(teacher: TeacherSummary) -> list[str]:
+    if teacher.cached_token_share is None or teacher.second_pass_time_share is None:
         return []
     return [
         "teacher's second pass",
-        f"  prompt tokens from cache   {teacher['cached_token_share']:>8.1%}",
-        f"  image tokens computed again{teacher['num_uncached_image_tokens']:>8}",
-        f"  share of the teacher's time{teacher['second_pass_time_share']:>8.1%}",
-        *(f"  WARNING: {warning}" for warning in teacher["warnings"]),
+        f"  prompt tokens from cache   {teacher.cached_token_share:>8.1%}",
+        f"  image tokens computed again{teacher.num_uncached_image_tokens:>8}",
+        f"  share of the teacher's time{teacher.second_pass_time_share:>8.1%}",
+        *(f"  WARNING: {warning}" for warning in teacher.warnings),
     ]
 
 
-def _phase_lines(phases: dict[str, Any]) -> list[str]:
-    total = sum(phase["wall_s"] for phase in phases.values())
+def _phase_lines(phases: Sequence[PhaseSummary]) -> list[str]:
+    total_s = sum(phase.record.wall_s for phase in phases)
     return [
         "time",
-        *(f"  {n:<27}{clock(p['wall_s']):>8}{_rate(p)}" for n, p in phases.items()),
-        f"  {'sum':<27}{clock(total):>8}",
+        *(f"  {phase.key.label:<27}{clock(phase.record.wall_s):>8}{_rate(phase)}" for phase in phases),
+        f"  {'sum':<27}{clock(total_s):>8}",
     ]
 
 
-def _rate(phase: dict[str, Any]) -> str:
-    return f"{phase['images_per_s']:9.1f} images/s" if phase["images_per_s"] else ""
+def _rate(phase: PhaseSummary) -> str:
+    return f"{phase.images_per_s:9.1f} images/s" if phase.images_per_s else ""

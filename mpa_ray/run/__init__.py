@@ -1,1 +1,1 @@
-"""What the files of a run mean."""
+"""The run directory: its files, and what they mean."""

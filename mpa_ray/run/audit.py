@@ -5,180 +5,192 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from mpa_ray.config import measured_as
-from mpa_ray.errors import ConfigError
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import State
-from mpa_ray.run.dataset import ShardedDataset, ahead
+from mpa_ray.run.dataset import ShardedDataset, prefetch
 from mpa_ray.run.parity_export import read_parity
+from mpa_ray.run.recorded_config import student_names
 from mpa_ray.run.run import Manifest, Run
 
+_OUTCOME_COLUMNS = ["annotation_id", "image_id", "state", "reason"]
+_NUM_NAMES_SHOWN = 5
 
-def audit(run: Run) -> dict[str, Any]:
-    """The counts, and under `problems` whatever is missing, doubled or unaccounted for.
+Outcomes = Counter[tuple[str, str | None]]
+"""Numbers of rows by state and reason."""
 
-    `dropped` and `failed` sum over the students, or tell of the teacher's pass alone before any student has verdicts.
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Numbers of rows that were not kept, by reason, the most frequent first."""
+
+    dropped: dict[str, int]
+    failed: dict[str, int]
+
+
+@dataclass(frozen=True)
+class AuditCounts:
+    """The result of an audit."""
+
+    num_images: int
+    """The number of images in the corpus manifest."""
+    num_annotated: int
+    """The number of annotations with a pair and a second answer."""
+    kept: dict[str, int]
+    """The number of parity samples of each student."""
+    left_out: LeftOut
+    """The sum over all students; the teacher's annotations if no student has verdicts yet."""
+    students: dict[str, LeftOut]
+    problems: list[str]
+    """What is missing, doubled, unreadable or unaccounted for, one sentence each."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts as `jobs/audit.py` prints them."""
+        return {
+            "images": self.num_images,
+            "annotated": self.num_annotated,
+            "kept": self.kept,
+            **asdict(self.left_out),
+            "students": {name: asdict(left_out) for name, left_out in self.students.items()},
+            "problems": self.problems,
+        }
+
+
+def audit(run: Run) -> AuditCounts:
+    """Count the rows of all datasets of a run, and compare the datasets with each other.
+
+    Raises:
+        ConfigError: nothing has been indexed yet.
     """
-    manifest = run.manifest()
-    problems: list[str] = []
-    names = student_names(run)
-    students: dict[str, Counts] = {}
-    total = manifest.num_shards * (1 + len(names))
-    with Progress("audit", total, "shards", to=sys.stderr) as progress:
-        states, annotated = _audit_annotations(run, manifest, problems, progress)
-        for name in names:
-            students[name], kept = _audit_verdicts(run, manifest, name, problems, progress)
-            _audit_parity(run, name, kept, problems)
-    counted = [c for c in students.values() if c] or [states]
-    return {
-        "images": manifest.num_images,
-        "annotated": annotated,
-        "kept": {name: counts.get((State.KEPT, None), 0) for name, counts in students.items()},
-        "dropped": _by_reason(counted, State.DROPPED),
-        "failed": _by_reason(counted, State.FAILED),
-        "students": {
-            name: {"dropped": _by_reason([c], State.DROPPED), "failed": _by_reason([c], State.FAILED)}
-            for name, c in students.items()
-        },
-        "problems": problems,
-    }
+    manifest, names = run.manifest(), student_names(run)
+    with Progress("audit", manifest.num_shards * (1 + len(names)), "shards", file=sys.stderr) as progress:
+        auditor = _Auditor(run, manifest, progress)
+        annotations = auditor.count_annotations()
+        verdicts = {name: auditor.count_verdicts(name) for name in names}
+    return AuditCounts(
+        num_images=manifest.num_images,
+        num_annotated=sum(number for (state, _), number in annotations.items() if state == State.KEPT),
+        kept={name: outcomes.get((State.KEPT, None), 0) for name, outcomes in verdicts.items()},
+        left_out=_left_out([outcomes for outcomes in verdicts.values() if outcomes] or [annotations]),
+        students={name: _left_out([outcomes]) for name, outcomes in verdicts.items()},
+        problems=auditor.problems,
+    )
 
 
-Counts = Counter[tuple[str, str | None]]
-_ROW = ["annotation_id", "image_id", "state", "reason"]
+class _Auditor:
+    """Counts one dataset after another and collects problems."""
 
+    def __init__(self, run: Run, manifest: Manifest, progress: Progress) -> None:
+        self._run, self._manifest, self._progress = run, manifest, progress
+        self.problems: list[str] = []
 
-def student_names(run: Run) -> list[str]:
-    """The students of the run's latest configuration. Raises ConfigError where nothing has been run."""
-    return [student["name"] for student in _config(run).get("students", [])]
+    def count_annotations(self) -> Outcomes:
+        """Count annotations by outcome, and compare them with the corpus."""
+        outcomes: Outcomes = Counter()
+        image_ids: Counter[str] = Counter()
+        corpus = self._read(self._run.corpus, ["image_id"])
+        annotations = self._read(self._run.annotations, _OUTCOME_COLUMNS)
+        for shard, images, rows in zip(self._manifest.shards, corpus, annotations, strict=True):
+            self._progress.advance(1)
+            if images is None:
+                self.problems.append(f"corpus: shard {shard} is missing")
+                continue
+            expected = [image["image_id"] for image in images]
+            image_ids.update(expected)
+            if rows is None:
+                self.problems.append(f"annotations: shard {shard} is missing ({len(expected)} images)")
+                continue
+            annotated = list(dict.fromkeys(row["image_id"] for row in rows))
+            self._compare(f"annotations shard {shard}: images", expected, annotated)
+            self._check_unique(f"annotations shard {shard}", [row["annotation_id"] for row in rows])
+            outcomes.update((row["state"], row["reason"]) for row in rows)
+        if image_ids.total() != self._manifest.num_images:
+            self.problems.append(
+                f"corpus: {image_ids.total()} images in its shards, {self._manifest.num_images} in its manifest"
+            )
+        self.problems += [f"corpus: image {name} is in it {n} times" for name, n in image_ids.items() if n > 1]
+        return outcomes
 
+    def count_verdicts(self, student: str) -> Outcomes:
+        """Count a student's verdicts by outcome, and compare them with the annotations and the exported D_PI."""
+        outcomes: Outcomes = Counter()
+        kept: list[str] = []
+        folder = self._run.verdicts_dir(student)
+        # Problems of the annotations were reported when they were counted.
+        annotations = self._read(self._run.annotations, ["annotation_id"], report=False)
+        verdicts = self._read(self._run.verdicts(student), _OUTCOME_COLUMNS)
+        for shard, annotated, rows in zip(self._manifest.shards, annotations, verdicts, strict=True):
+            self._progress.advance(1)
+            if annotated is None:
+                continue
+            if rows is None:
+                self.problems.append(f"{folder}: shard {shard} is missing ({len(annotated)} annotations)")
+                continue
+            expected = [row["annotation_id"] for row in annotated]
+            self._compare(f"{folder} shard {shard}: rows", expected, [row["annotation_id"] for row in rows])
+            outcomes.update((row["state"], row["reason"]) for row in rows)
+            kept += [row["annotation_id"] for row in rows if row["state"] == State.KEPT]
+        self._compare_export(student, kept)
+        return outcomes
 
-def evaluated(run: Run) -> dict[str, list[str]]:
-    """The benchmarks of the latest configuration, with the models that may have answered them."""
-    settings = _config(run).get("evaluate")
-    if settings is None:
-        return {}
-    models = ["teacher"]
-    for student in _config(run).get("students", []):
-        trained = map(measured_as, student.get("arms", ["parity"]))
-        models += [f"{student['name']}.{when}" for when in ("before", *trained)]
-    models += [model["name"] for model in settings["models"]]
-    return {benchmark["name"] or benchmark["kind"]: models for benchmark in settings["benchmarks"]}
-
-
-def _config(run: Run) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = run.read_json("run.json")["config"]
-    except FileNotFoundError:
-        raise ConfigError("run_dir", run.storage.root, "has no run.json.", "Give the directory of a run.") from None
-    return config
-
-
-def _audit_annotations(run: Run, manifest: Manifest, problems: list[str], progress: Progress) -> tuple[Counts, int]:
-    states: Counts = Counter()
-    num_images = 0
-    ids: Counter[str] = Counter()
-    corpus = _shards(run.corpus, manifest, ["image_id"], problems)
-    annotations = _shards(run.annotations, manifest, _ROW, problems)
-    for shard, refs, rows in zip(manifest.shards, corpus, annotations, strict=True):
-        progress.advance(1)
-        if refs is None:
-            problems.append(f"corpus: shard {shard} is missing")
-            continue
-        expected = [ref["image_id"] for ref in refs]
-        num_images += len(expected)
-        ids.update(expected)
-        if rows is None:
-            problems.append(f"annotations: shard {shard} is missing ({len(expected)} images)")
-            continue
-        found = list(dict.fromkeys(row["image_id"] for row in rows))
-        _compare(f"annotations shard {shard}: images", expected, found, problems)
-        _no_doubles(f"annotations shard {shard}", [row["annotation_id"] for row in rows], problems)
-        states.update((row["state"], row["reason"]) for row in rows)
-    if num_images != manifest.num_images:
-        problems.append(f"corpus: {num_images} images in its shards, {manifest.num_images} in its manifest")
-    problems += [f"corpus: image {i} is in it {n} times" for i, n in ids.items() if n > 1]
-    return states, sum(n for (state, _), n in states.items() if state == State.KEPT)
-
-
-def _audit_verdicts(
-    run: Run, manifest: Manifest, student: str, problems: list[str], progress: Progress
-) -> tuple[Counts, list[str]]:
-    counts: Counts = Counter()
-    kept: list[str] = []
-    annotations = _shards(run.annotations, manifest, ["annotation_id"], [])
-    verdicts = _shards(run.verdicts(student), manifest, _ROW, problems)
-    for shard, asked, rows in zip(manifest.shards, annotations, verdicts, strict=True):
-        progress.advance(1)
-        if asked is None:
-            continue
-        if rows is None:
-            problems.append(f"verdicts/{student}: shard {shard} is missing ({len(asked)} annotations)")
-            continue
-        expected = [row["annotation_id"] for row in asked]
-        found = [row["annotation_id"] for row in rows]
-        _compare(f"verdicts/{student} shard {shard}: rows", expected, found, problems)
-        counts.update((row["state"], row["reason"]) for row in rows)
-        kept += [row["annotation_id"] for row in rows if row["state"] == State.KEPT]
-    return counts, kept
-
-
-def _audit_parity(run: Run, student: str, kept: list[str], problems: list[str]) -> None:
-    if not run.is_identified(student):
-        problems.append(f"{run.parity_dir(student)}: not exported")
-        return
-    try:
-        exported = [sample.annotation_id for sample in read_parity(run, student)]
-    except (FileNotFoundError, ValueError, pa.ArrowInvalid) as error:
-        problems.append(f"parity/{student}: cannot be read ({error})")
-        return
-    _compare(f"parity/{student}: kept rows", kept, exported, problems)
-
-
-def _shards(
-    dataset: ShardedDataset[Any], manifest: Manifest, columns: list[str], problems: list[str]
-) -> Iterator[list[dict[str, Any]] | None]:
-    """Of each shard the rows' columns; None where it is not committed. One that cannot be read is a problem, too."""
-
-    def rows(shard: str) -> list[dict[str, Any]] | str | None:
-        if not dataset.is_committed(shard):
-            return None
+    def _compare_export(self, student: str, kept: list[str]) -> None:
+        folder = self._run.parity_dir(student)
+        if not self._run.is_identified(student):
+            self.problems.append(f"{folder}: not exported")
+            return
         try:
-            return dataset.columns(shard, columns)
-        except (FileNotFoundError, ValueError, KeyError, pa.ArrowInvalid) as error:
-            return f"{dataset.folder}: shard {shard} cannot be read ({error})"
+            exported = [sample.annotation_id for sample in read_parity(self._run, student)]
+        except (FileNotFoundError, ValueError, pa.ArrowInvalid) as error:
+            self.problems.append(f"{folder}: cannot be read ({error})")
+            return
+        self._compare(f"{folder}: kept rows", kept, exported)
 
-    for found in ahead(rows, manifest.shards):
-        if isinstance(found, str):
-            problems.append(found)
-        yield None if isinstance(found, str) else found
+    def _read(
+        self, dataset: ShardedDataset[Any], columns: list[str], report: bool = True
+    ) -> Iterator[list[dict[str, Any]] | None]:
+        """Some columns of each shard; None if the shard is not committed, or cannot be read, which is a problem."""
+
+        def rows(shard: str) -> list[dict[str, Any]] | str | None:
+            if not dataset.is_committed(shard):
+                return None
+            try:
+                return dataset.columns(shard, columns)
+            except (FileNotFoundError, ValueError, KeyError, pa.ArrowInvalid) as error:
+                return f"{dataset.folder}: shard {shard} cannot be read ({error})"
+
+        for result in prefetch(rows, self._manifest.shards):
+            if isinstance(result, str) and report:
+                self.problems.append(result)
+            yield None if isinstance(result, str) else result
+
+    def _compare(self, subject: str, expected: list[str], actual: list[str]) -> None:
+        expected_counts, actual_counts = Counter(expected), Counter(actual)
+        if missing := expected_counts - actual_counts:
+            self.problems.append(f"{subject} missing: {_first_names(missing)}")
+        if extra := actual_counts - expected_counts:
+            self.problems.append(f"{subject} too many: {_first_names(extra)}")
+
+    def _check_unique(self, subject: str, ids: list[str]) -> None:
+        repeated = Counter({name: number for name, number in Counter(ids).items() if number > 1})
+        if repeated:
+            self.problems.append(f"{subject} doubled: {_first_names(repeated)}")
 
 
-def _compare(what: str, expected: list[str], found: list[str], problems: list[str]) -> None:
-    missing, extra = Counter(expected) - Counter(found), Counter(found) - Counter(expected)
-    if missing:
-        problems.append(f"{what} missing: {_some(missing)}")
-    if extra:
-        problems.append(f"{what} too many: {_some(extra)}")
+def _first_names(names: Counter[str]) -> str:
+    shown = ", ".join(list(names)[:_NUM_NAMES_SHOWN])
+    return f"{shown} and {len(names) - _NUM_NAMES_SHOWN} more" if len(names) > _NUM_NAMES_SHOWN else shown
 
 
-def _no_doubles(what: str, ids: list[str], problems: list[str]) -> None:
-    doubled = Counter({name: n for name, n in Counter(ids).items() if n > 1})
-    if doubled:
-        problems.append(f"{what} doubled: {_some(doubled)}")
+def _left_out(counted: list[Outcomes]) -> LeftOut:
+    return LeftOut(_by_reason(counted, State.DROPPED), _by_reason(counted, State.FAILED))
 
 
-def _some(names: Counter[str]) -> str:
-    shown = ", ".join(list(names)[:5])
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
-
-
-def _by_reason(counts: list[Counts], state: State) -> dict[str, int]:
+def _by_reason(counted: list[Outcomes], state: State) -> dict[str, int]:
     reasons: Counter[str] = Counter()
-    for counted in counts:
-        reasons.update({str(reason): n for (found, reason), n in counted.items() if found == state})
+    for outcomes in counted:
+        reasons.update({str(reason): number for (row_state, reason), number in outcomes.items() if row_state == state})
     return dict(reasons.most_common())

@@ -1,4 +1,4 @@
-"""What a dataset's content depends on, as a flat record of names and values that can be compared and shown."""
+"""The settings that the content of each dataset depends on, by name."""
 
 from __future__ import annotations
 
@@ -6,40 +6,21 @@ from typing import Any
 
 from mpa_ray.config import Arm, EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig
 from mpa_ray.models.checkpoints import model_identity
+from mpa_ray.run.run import Fingerprint, Run
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
 
-_ONLY_SPEED = frozenset(
-    {
-        "gpu_memory_utilization",
-        "max_num_batched_tokens",
-        "max_num_seqs",
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        "enforce_eager",
-        "compilation_config",
-        "mm_processor_cache_gb",
-        "distributed_executor_backend",
-        "disable_log_stats",
-    }
-)
-"""Arguments of an engine that change how fast it answers, not what."""
-
 ALGORITHM_VERSION = 5
-"""Goes up when the same settings would give other rows."""
+"""It goes up when the same settings would give other rows."""
 
 
 def _model(config: ModelConfig, run: EvaluationRunConfig) -> dict[str, Any]:
-    engine = config.engine
-    fields: dict[str, Any] = {
+    return {
         "model": model_identity(config.model, run.object_store),
-        "engine": engine.kind,
+        "engine": config.engine.kind,
         "min_pixels": config.min_pixels,
         "max_pixels": config.max_pixels,
+        **config.engine.identity_fields(),
     }
-    if engine.kind == "vllm":
-        passed_on = {f"engine_args.{k}": v for k, v in engine.engine_args.items() if k not in _ONLY_SPEED}
-        return fields | {"dtype": engine.dtype, "max_model_len": engine.max_model_len} | passed_on
-    return fields | engine.model_dump(include={"inconsistent_rate", "wrong_rate", "unparsable_rate", "truncated_rate"})
 
 
 def _answering(config: EvaluationRunConfig, task: Task) -> dict[str, Any]:
@@ -54,13 +35,14 @@ def _answering(config: EvaluationRunConfig, task: Task) -> dict[str, Any]:
     }
 
 
-def corpus_fingerprint(config: RunConfig) -> dict[str, Any]:
-    # How fast it is listed does not count, nor what is done with the images.
+def corpus_fingerprint(config: RunConfig) -> Fingerprint:
+    """What the list of images depends on: not the speed of listing, and not what is done with the images."""
     source = config.source.model_dump(mode="json", exclude={"num_listers", "skip_duplicates"})
     return {"algorithm_version": ALGORITHM_VERSION, **source}
 
 
-def annotation_fingerprint(config: RunConfig, task: Task) -> dict[str, Any]:
+def annotation_fingerprint(config: RunConfig, task: Task) -> Fingerprint:
+    """What the annotations depend on."""
     sampling = config.annotate.sampling.model_dump(mode="json")
     return {
         **_answering(config, task),
@@ -76,7 +58,8 @@ def annotation_fingerprint(config: RunConfig, task: Task) -> dict[str, Any]:
     }
 
 
-def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -> dict[str, Any]:
+def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -> Fingerprint:
+    """What a student's verdicts depend on, apart from the annotations."""
     return {
         **_answering(config, task),
         "identify.matcher": (config.identify.matcher or task.matcher).model_dump(mode="json"),
@@ -85,8 +68,9 @@ def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -
     }
 
 
-def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig, arm: Arm) -> dict[str, Any]:
-    # What only says where and how often the same training runs is left out, so that it may change between attempts.
+def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig, arm: Arm) -> Fingerprint:
+    """What a training depends on, apart from the verdicts."""
+    # Settings of where and how the same training runs may change between attempts.
     level = student.level.of_arm(arm).model_dump(
         mode="json",
         exclude={
@@ -108,39 +92,25 @@ def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig, arm
     return {**verdict_fingerprint(config, task, student), **{f"level.{k}": v for k, v in level.items()}, "arm": arm}
 
 
-def prediction_fingerprint(config: EvaluationRunConfig, task: Task, model: ModelConfig) -> dict[str, Any]:
-    """Of the answers to a benchmark's questions, which have a fingerprint of their own."""
+def prediction_fingerprint(config: EvaluationRunConfig, task: Task, model: ModelConfig) -> Fingerprint:
+    """What a model's answers to a benchmark depend on, apart from the questions, which have their own fingerprint."""
     return {**_answering(config, task), **_model(model, config)}
 
 
-def of_dataset(config: RunConfig, task: Task, folder: str) -> dict[str, Any]:
-    """The fingerprint of a run's dataset by its folder; of predictions, whose models arise later, see above.
+def of_dataset(config: RunConfig, task: Task, folder: str) -> Fingerprint:
+    """The fingerprint of the dataset in a folder of the run; for predictions, see `prediction_fingerprint`.
 
     Raises:
-        KeyError: no student of the run has such a dataset.
+        KeyError: the folder belongs to no dataset of the configured students.
     """
     if folder == "corpus":
         return corpus_fingerprint(config)
     if folder == "annotations":
         return annotation_fingerprint(config, task)
     for student in config.students:
-        if folder == f"verdicts/{student.name}":
+        if folder == Run.verdicts_dir(student.name):
             return verdict_fingerprint(config, task, student)
         for arm in student.arms:
-            if folder == f"students/{student.name}/{arm}":
+            if folder == Run.student_dir(student.name, arm):
                 return level_fingerprint(config, task, student, arm)
     raise KeyError(folder)
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The fields whose values differ, each with both values (None where a side lacks it)."""
-    # JSON has no tuples; compare as JSON would store them.
-    return {
-        name: (old.get(name), new.get(name))
-        for name in sorted({*old, *new})
-        if _plain(old.get(name)) != _plain(new.get(name))
-    }
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Remove what dead and slower attempts left behind: files that no marker names."""
+"""Remove files that dead or slower attempts have left behind, which no marker names."""
 
 from __future__ import annotations
 
@@ -7,35 +7,34 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from mpa_ray.run.audit import evaluated, student_names
 from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.recorded_config import models_by_benchmark, student_names
 from mpa_ray.run.run import Manifest, Run
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What was removed."""
+    """How much was removed."""
 
     num_files: int
     num_bytes: int
     num_uploads: int
-    """Uploads to an object store that were begun and never finished."""
+    """Unfinished uploads to an object store."""
 
 
 def collect_garbage(run: Run, older_than: timedelta) -> Collected:
-    """Remove files of the run that are older and belong to no committed shard.
+    """Remove files that are older than an age and belong to no committed shard.
 
-    An attempt that is still at work writes its file before its marker: `older_than` must be longer than an attempt
-    takes.
+    A running attempt writes its file before its marker, so `older_than` must be longer than any attempt takes.
     """
     before = datetime.now(UTC) - older_than
     num_files = num_bytes = 0
     for dataset, manifest in _datasets(run):
-        named = {commit.file for shard in manifest.shards if (commit := dataset.commit_of(shard))}
+        committed = {commit.file for shard in manifest.shards if (commit := dataset.commit_of(shard))}
         for folder in (f"{dataset.folder}/data", f"{dataset.folder}/commits"):
             for file in list(run.storage.details(folder)):
                 is_marker = folder.endswith("commits") and not file.path.rpartition("/")[2].startswith(".")
-                if file.path not in named and not is_marker and file.modified < before:
+                if file.path not in committed and not is_marker and file.modified < before:
                     run.storage.delete(file.path)
                     num_files, num_bytes = num_files + 1, num_bytes + file.num_bytes
     return Collected(num_files, num_bytes, run.storage.drop_unfinished(before))
@@ -45,9 +44,9 @@ def _datasets(run: Run) -> Iterator[tuple[ShardedDataset[Any], Manifest]]:
     corpus, students = run.manifest(), student_names(run)
     for dataset in (run.corpus, run.annotations, *map(run.verdicts, students)):
         yield cast(ShardedDataset[Any], dataset), corpus
-    for benchmark, models in evaluated(run).items():
+    for benchmark, models in models_by_benchmark(run).items():
         folder = run.benchmark_dir(benchmark)
-        if run.storage.exists(f"{folder}/manifest.json"):
+        if run.has_manifest(folder):
             predictions = (run.predictions(benchmark, model) for model in models)
             for dataset in (run.questions(benchmark), *predictions):
                 yield cast(ShardedDataset[Any], dataset), run.manifest(folder)

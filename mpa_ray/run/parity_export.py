@@ -1,4 +1,4 @@
-"""Export D_PI in the forms that trainers read: Parquet, LLaVA-style JSON and TRL-style messages."""
+"""Export D_PI in the formats that trainers read: Parquet, LLaVA-style JSON and TRL-style messages."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from mpa_ray.run.parquet_rows import iter_parquet
 from mpa_ray.run.run import Run
 from mpa_ray.tasks.task import SYSTEM_PROMPT, Task
 
-_CHUNK = 10_000
+_CHUNK_SIZE = 10_000
 
 
 def export_parity(
     run: Run, folder: str, task: Task, samples: Iterable[ParitySample], extra: Mapping[str, object] | None = None
 ) -> int:
-    """Write D_PI below a folder of the run, and return the number of samples.
+    """Write D_PI to a folder of the run, and return the number of samples.
 
-    The prompt in each form is the one that identification used. A few thousand samples are in memory at a time.
+    The prompts are those of identification. Only a few thousand samples are in memory at a time.
 
     Args:
-        run: The run.
+        run: The run to write to.
         folder: `Run.parity_dir` or `Run.rematch_dir`.
         task: Gives the prompts.
-        samples: D_PI.
-        extra: Further entries of the manifest.
+        samples: The samples of D_PI.
+        extra: Additional entries of the manifest.
     """
     num_samples = 0
     with TemporaryDirectory() as scratch:
@@ -42,7 +42,7 @@ def export_parity(
         ):
             llava.write("[")
             queue = iter(samples)
-            while chunk := list(islice(queue, _CHUNK)):
+            while chunk := list(islice(queue, _CHUNK_SIZE)):
                 table.write_table(to_table(chunk, ParitySample))
                 for number, sample in enumerate(chunk, num_samples):
                     llava.write(("," if number else "") + "\n" + json.dumps(_llava(task, sample), ensure_ascii=False))
@@ -50,17 +50,17 @@ def export_parity(
                 num_samples += len(chunk)
             llava.write("\n]\n")
         run.storage.put_folder(Path(scratch), folder)
-    run.write_json(f"{folder}/manifest.json", {"num_samples": num_samples, **(extra or {})})
+    run.write_json(run.manifest_path(folder), {"num_samples": num_samples, **(extra or {})})
     return num_samples
 
 
 def parity_of(run: Run, student: str) -> Iterator[ParitySample]:
-    """The exported samples of a student, a few thousand in memory at a time."""
+    """Yield a student's exported samples, with a few thousand in memory at a time."""
     return iter_parquet(run.storage.read(f"{run.parity_dir(student)}/parity.parquet"), ParitySample)
 
 
 def read_parity(run: Run, student: str) -> list[ParitySample]:
-    """All exported samples of a student."""
+    """Return all exported samples of a student."""
     return list(parity_of(run, student))
 
 

@@ -1,4 +1,4 @@
-"""Rows as the bytes of a Parquet file, and back."""
+"""Convert rows to the bytes of a Parquet file, and back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpa_ray.records import RowT, from_table, to_table
 
 
 def to_parquet(rows: Sequence[RowT], row_type: type[RowT]) -> bytes:
-    """A Parquet file with exactly the columns of the row type."""
+    """Return a Parquet file with exactly the columns of the row type."""
     sink = pa.BufferOutputStream()
     pq.write_table(to_table(rows, row_type), sink, compression="zstd", use_dictionary=False)
     content: bytes = sink.getvalue().to_pybytes()
@@ -20,22 +20,22 @@ def to_parquet(rows: Sequence[RowT], row_type: type[RowT]) -> bytes:
 
 
 def from_parquet(content: bytes, row_type: type[RowT]) -> list[RowT]:
-    """The inverse of `to_parquet`. Raises ValueError where the file holds other columns."""
-    # Reading with Arrow's thread pool, or from a Python file, now and then aborts the interpreter at its end
-    # (apache/arrow#34314, #50482); a shard is too small to gain from threads.
+    """The inverse of `to_parquet`. Raises ValueError if the file has other columns."""
+    # Reading with Arrow's thread pool, or from a Python file, sometimes aborts the interpreter when it exits
+    # (apache/arrow#34314, #50482). A shard is too small to gain from threads.
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
         return from_table(file.read(use_threads=False), row_type)
 
 
 def iter_parquet(content: bytes, row_type: type[RowT]) -> Iterator[RowT]:
-    """As `from_parquet`, one row group in memory at a time."""
+    """Like `from_parquet`, with one row group in memory at a time."""
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
         for group in range(file.num_row_groups):
             yield from from_table(file.read_row_group(group, use_threads=False), row_type)
 
 
 def read_columns(content: bytes, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Some columns of a Parquet file, as one mapping for each row."""
+    """Return some columns of a Parquet file, as one mapping for each row. Raises KeyError for an unknown column."""
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
         if absent := set(names) - set(file.schema_arrow.names):
             raise KeyError(f"no column {', '.join(sorted(absent))}")

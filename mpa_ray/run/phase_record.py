@@ -1,4 +1,4 @@
-"""Which phase of a run something belongs to, and what each phase has taken so far."""
+"""The phases of a run: how each is named, and what it has taken so far."""
 
 from __future__ import annotations
 
@@ -14,27 +14,32 @@ PhaseKind = Literal["index", "annotate", "identify", "level", "check", "evaluate
 
 _FOLDER = "phases"
 _ARM_MARK = "@"
-"""Between a model and an arm in a file name; no model's name may hold it."""
+"""Separates a model from an arm in a file name. Names of models cannot contain it."""
 
 
 @dataclass(frozen=True)
 class PhaseKey:
-    """A phase of a run: what is done, and to which model."""
+    """Names a phase of a run by what it does and to which model."""
 
     kind: PhaseKind
     model: str | None = None
-    """The student; of `evaluate` the measured model, such as `small.before`. None where the phase concerns all."""
+    """The student, or in `evaluate` the measured model, such as `small.before`. None for phases of the whole run."""
     arm: Arm = "parity"
-    """Of `level` and `check`: what the student is trained on."""
+    """What the student is trained on, in `level` and `check`."""
     benchmark: str | None = None
-    """Of `evaluate`, where one benchmark is meant and not all of them."""
+    """One benchmark of `evaluate`; None stands for all."""
+
+    @property
+    def subject(self) -> str:
+        """The model and, unless it is trained on D_PI, the arm, such as `small all`; empty where no model is named."""
+        arm = self.arm if self.arm != "parity" else None
+        return " ".join(word for word in (self.model, arm) if word)
 
     @property
     def label(self) -> str:
         """The phase as users see it, such as `level small all`. Two phases never share a label."""
-        words = [self.kind, self.model, self.arm if self.arm != "parity" else None]
         on = f" on {self.benchmark}" if self.benchmark is not None else ""
-        return " ".join(word for word in words if word) + on
+        return " ".join(word for word in (self.kind, self.subject) if word) + on
 
     @property
     def path(self) -> str:
@@ -52,25 +57,25 @@ class PhaseKey:
 
     @property
     def log_fields(self) -> dict[str, str]:
-        """What log records of the phase carry."""
-        named = {"phase": self.kind, "student": self.model, "arm": self.arm if self.arm != "parity" else None}
-        return {name: value for name, value in named.items() if value is not None}
+        """The fields that the log records of the phase carry."""
+        optional = {"phase": self.kind, "student": self.model, "arm": self.arm if self.arm != "parity" else None}
+        return {name: value for name, value in optional.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class PassTotals:
-    """Sums over the shards that a phase's passes committed."""
+    """Sums over the shards that the passes of a phase committed."""
 
     num_images: int
     num_images_by_models: int
-    """Each image counted once for every model that was asked about it."""
+    """Each image counts once for every model that was asked about it."""
     working_s: float
-    """Seconds in which engines were at work, without their start and waits for shards."""
+    """Seconds in which engines worked, without their start and waits for shards."""
     usage: Usage
 
     @property
     def images_per_s(self) -> float | None:
-        """None where nothing was done."""
+        """None if no engine worked."""
         return self.num_images / self.working_s if self.working_s else None
 
     def __add__(self, other: PassTotals) -> PassTotals:
@@ -86,19 +91,19 @@ class PassTotals:
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """What a phase has taken, summed over all attempts that ended."""
+    """What a phase has taken, summed over its attempts. An attempt that is killed outright is not counted."""
 
     wall_s: float
     num_attempts: int
     totals: PassTotals | None = None
-    """Of phases in which a model goes over shards."""
+    """None for phases without a pass."""
 
     def __add__(self, other: PhaseRecord) -> PhaseRecord:
         both = self.totals + other.totals if self.totals and other.totals else self.totals or other.totals
         return PhaseRecord(self.wall_s + other.wall_s, self.num_attempts + other.num_attempts, both)
 
     def to_json(self) -> dict[str, Any]:
-        """Flat, as it is stored: seconds rounded to milliseconds."""
+        """The stored form: flat, rounded to 3 decimals."""
         sums: dict[str, Any] = {"wall_s": self.wall_s, "num_attempts": self.num_attempts}
         if self.totals is not None:
             totals = {name: value for name, value in asdict(self.totals).items() if name != "usage"}
@@ -117,7 +122,7 @@ class PhaseRecord:
 
 
 def phase_record(run: Run, key: PhaseKey) -> PhaseRecord | None:
-    """The record of one phase; None where no attempt has ended."""
+    """The record of one phase; None if no attempt has ended."""
     return PhaseRecord.from_json(run.read_json(key.path)) if run.storage.exists(key.path) else None
 
 
@@ -128,6 +133,6 @@ def phase_records(run: Run) -> Iterator[tuple[PhaseKey, PhaseRecord]]:
 
 
 def add_to_record(run: Run, key: PhaseKey, attempt: PhaseRecord) -> None:
-    """Add what one attempt took to the phase's record."""
+    """Add one attempt to the phase's record."""
     before = phase_record(run, key)
     run.write_json(key.path, (attempt if before is None else before + attempt).to_json())

@@ -1,4 +1,4 @@
-"""A run directory: where each dataset lies, what the run is, and whether it may be continued."""
+"""A run directory: the paths of its files, the settings that its datasets were made with, and its format."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mpa_ray.config import EvaluationRunConfig, ObjectStoreConfig
 from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
 from mpa_ray.run.dataset import ShardedDataset, shard_name
-from mpa_ray.run.fingerprint import differences
-from mpa_ray.storage.storage import Storage, open_storage
+from mpa_ray.storage.open import open_storage
+from mpa_ray.storage.storage import Storage
 
 Fingerprint = dict[str, Any]
-"""Names and values that a dataset's content depends on; see `mpa_ray.run.fingerprint`."""
+"""The names and values of what a dataset's content depends on; see `mpa_ray.run.fingerprint`."""
 
 FORMAT = 2
-"""Goes up when a run directory of an older version can no longer be read. Format 1: mpa_ray 0.1."""
+"""The format of run directories. It goes up when older ones can no longer be read; mpa-ray 0.1 wrote format 1."""
 
 RUN_FILE = "run.json"
 CORPUS_MANIFEST = "corpus/manifest.json"
@@ -25,27 +25,36 @@ SCORES = "evaluation/scores.json"
 REPORT_JSON = "report/report.json"
 REPORT_PAGE = "report/index.html"
 
-_LEAST_FREE_BYTES = 32 * 2**20
-_LEAST_ROW_BYTES = 64
-"""Rows of the smallest kind, with short questions and answers, compressed."""
+_FINGERPRINTS = "fingerprints"
+_SLASH = "@"
+"""Replaces a slash in the name of a fingerprint's file; no dataset's name contains it."""
+_MIN_FREE_BYTES = 32 * 2**20
+_MIN_ROW_BYTES = 64
+"""The size of a compressed row with a short question and a short answer."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What indexing found: written once, never changed."""
+    """The size of the corpus, or of a benchmark. It is written once and never changes."""
 
     num_images: int
     num_shards: int
 
     @property
     def shards(self) -> list[str]:
+        """The names of all shards, in their order."""
         return [shard_name(i) for i in range(self.num_shards)]
+
+    def estimate_images(self, num_shards: int) -> int:
+        """Estimate the number of images in some of the shards, assuming that all shards have the same size."""
+        return self.num_images * num_shards // self.num_shards if self.num_shards else 0
 
 
 class Run:
-    """The files of one run, by their meaning."""
+    """Reads and writes the files of one run. All paths are relative to the run directory."""
 
     def __init__(self, storage: Storage) -> None:
+        """Raises ConfigError if another version wrote the run in a format that this version cannot read."""
         self.storage = storage
         self._check_format()
         self.corpus = ShardedDataset(storage, "corpus", ImageRef)
@@ -53,10 +62,10 @@ class Run:
 
     @classmethod
     def open(cls, run_dir: str, object_store: ObjectStoreConfig | None = None) -> Run:
-        """The run in this directory, whether or not it has begun.
+        """Open a new or an existing run for writing.
 
         Raises:
-            ConfigError: the directory cannot be written.
+            ConfigError: the directory cannot be written, or has a format that this version cannot read.
         """
         storage = open_storage(run_dir, object_store)
         try:
@@ -64,7 +73,7 @@ class Run:
         except CannotWrite as error:
             problem = f"cannot be written ({error.problem})."
             raise ConfigError(
-                "run_dir", run_dir, problem, "Give a place with free space that you may write."
+                "run_dir", run_dir, problem, "Give a directory that has free space and that you may write to."
             ) from error
         return cls(storage)
 
@@ -84,85 +93,108 @@ class Run:
             )
 
     def check_free_space(self, num_rows: int) -> None:
-        """Raises ConfigError where the run directory has no room for that many more rows."""
-        free, needed = self.storage.free_bytes(), _LEAST_FREE_BYTES + num_rows * _LEAST_ROW_BYTES
+        """Raise ConfigError if the run directory has no space for that many more rows."""
+        free, needed = self.storage.free_bytes(), _MIN_FREE_BYTES + num_rows * _MIN_ROW_BYTES
         if free is not None and free < needed:
             raise ConfigError(
                 "run_dir",
                 self.storage.root,
                 f"has {free >> 20} MiB free, and {num_rows} rows need {needed >> 20} MiB or more.",
-                "Free some, or give another run_dir.",
+                "Free some space, or give another run_dir.",
             )
 
+    @staticmethod
+    def verdicts_dir(student: str) -> str:
+        """The folder of a student's verdicts."""
+        return f"verdicts/{student}"
+
     def verdicts(self, student: str) -> ShardedDataset[Verdict]:
-        return ShardedDataset(self.storage, f"verdicts/{student}", Verdict)
+        """A student's verdicts."""
+        return ShardedDataset(self.storage, self.verdicts_dir(student), Verdict)
 
     @staticmethod
     def parity_dir(student: str) -> str:
-        """Where a student's D_PI is exported."""
+        """The folder that a student's D_PI is exported to."""
         return f"parity/{student}"
 
     @staticmethod
     def rematch_dir(student: str, matcher: str) -> str:
-        """Where D_PI by another matcher is exported: below the student's own, so that no other student has it."""
-        return f"parity/{student}/rematch/{matcher}"
+        """The folder that D_PI by another matcher is exported to, in the student's own folder."""
+        return f"{Run.parity_dir(student)}/rematch/{matcher}"
 
     @staticmethod
     def benchmark_dir(benchmark: str) -> str:
+        """The folder of a benchmark's questions and predictions."""
         return f"evaluation/{benchmark}"
 
     def questions(self, benchmark: str) -> ShardedDataset[LabelledQuestion]:
+        """The questions of a benchmark."""
         return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/questions", LabelledQuestion)
 
     def predictions(self, benchmark: str, model: str) -> ShardedDataset[Prediction]:
+        """A model's answers to a benchmark."""
         return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/predictions/{model}", Prediction)
 
     @staticmethod
     def student_dir(student: str, arm: str = "parity") -> str:
+        """The folder of a student's training on an arm: its samples, state, checkpoints and exported model."""
         return f"students/{student}/{arm}"
 
     def merged_model(self, student: str, arm: str = "parity") -> str:
-        """The exported checkpoint of a student, as a model's name: a folder or an s3:// prefix."""
+        """The model name of a student's exported checkpoint: a folder or an s3:// prefix."""
         return f"{self.storage.root}/{self.student_dir(student, arm)}/merged"
 
     def is_indexed(self) -> bool:
+        """Whether the corpus is complete."""
         return self.storage.exists(CORPUS_MANIFEST)
 
     def is_identified(self, student: str) -> bool:
         """Whether the student's D_PI is exported."""
-        return self.storage.exists(f"{self.parity_dir(student)}/manifest.json")
+        return self.has_manifest(self.parity_dir(student))
 
     def is_leveled(self, student: str, arm: str = "parity") -> bool:
-        """Whether the student is trained on the arm, exported and checked."""
+        """Whether the student's model is trained on the arm, exported and checked."""
         return self.storage.exists(self._complete_path(student, arm))
 
     def mark_leveled(self, student: str, arm: str) -> None:
+        """Record that the student's model is trained on the arm, exported and checked."""
         self.storage.create(self._complete_path(student, arm), b"{}")
 
     def _complete_path(self, student: str, arm: str) -> str:
         return f"{self.student_dir(student, arm)}/complete.json"
 
+    @staticmethod
+    def manifest_path(folder: str) -> str:
+        """The file in a folder that is written when the folder is complete."""
+        return f"{folder}/manifest.json"
+
+    def has_manifest(self, folder: str) -> bool:
+        """Whether a folder is complete: the corpus, a benchmark's questions, an exported D_PI."""
+        return self.storage.exists(self.manifest_path(folder))
+
     def manifest(self, folder: str = "corpus") -> Manifest:
-        """What the corpus, or another folder with a manifest, consists of.
+        """Read the manifest of the corpus, or of a benchmark.
 
         Raises:
-            RunError: nothing has been indexed yet.
+            ConfigError: the folder has no manifest yet.
         """
+        path = self.manifest_path(folder)
         try:
-            return Manifest(**self.read_json(f"{folder}/manifest.json"))
+            return Manifest(**self.read_json(path))
         except FileNotFoundError:
-            problem = f"has no {folder}/manifest.json."
-            raise ConfigError("run_dir", self.storage.root, problem, "Run jobs/index.py first.") from None
+            raise ConfigError("run_dir", self.storage.root, f"has no {path}.", "Run jobs/index.py first.") from None
 
     def read_json(self, path: str) -> dict[str, Any]:
+        """Read a JSON object. Raises FileNotFoundError."""
         content: dict[str, Any] = json.loads(self.storage.read(path))
         return content
 
     def write_json(self, path: str, content: dict[str, Any]) -> None:
+        """Write or replace a JSON object. Raises CannotWrite."""
         self.storage.write(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
     def record_config(self, config: EvaluationRunConfig, versions: dict[str, str]) -> None:
-        """Store the latest command's settings in run.json, with the fingerprint of every dataset so far."""
+        """Write run.json: the settings of the latest command, and the fingerprints of all datasets so far."""
         registered = {_dataset_of(path): path for path in self.storage.list(_FINGERPRINTS)}
         content = {
             "format": FORMAT,
@@ -173,10 +205,10 @@ class Run:
         self.write_json(RUN_FILE, content)
 
     def register_fingerprint(self, dataset: str, fingerprint: Fingerprint) -> None:
-        """Say what a dataset is made of; settings may change until its first rows are there.
+        """Store the fingerprint of a dataset before its first rows are written.
 
         Raises:
-            FingerprintMismatch: it was begun under other settings; names each field that differs, with both values.
+            FingerprintMismatch: the dataset has rows that were made with other settings; names the fields that differ.
         """
         path = self._fingerprint_path(dataset)
         content = json.dumps(fingerprint, indent=2, ensure_ascii=False).encode()
@@ -188,34 +220,27 @@ class Run:
             self.storage.write(path, content)
 
     def check_fingerprint(self, dataset: str, fingerprint: Fingerprint, ignoring: str = "") -> None:
-        """Refuse settings other than those that a dataset, if it is begun, is made of.
+        """Compare a fingerprint with the stored one, if the dataset has rows.
 
         Args:
-            dataset: Its folder.
-            fingerprint: What it should be made of.
+            dataset: The dataset's folder.
+            fingerprint: The fingerprint of the present settings.
             ignoring: A field that may differ.
 
         Raises:
-            FingerprintMismatch: naming each field that differs, with both values.
+            FingerprintMismatch: fields differ; names each of them, with both values.
         """
         path = self._fingerprint_path(dataset)
-        changed = differences(self.read_json(path), fingerprint) if self._is_begun(dataset) else {}
+        changed = _changed_fields(self.read_json(path), fingerprint) if self._is_begun(dataset) else {}
         changed.pop(ignoring, None)
         if not changed:
             return
-        told = "; ".join(f"{field}: was {old!r}, now {new!r}" for field, (old, new) in changed.items())
-        kind, _, student = dataset.partition("/")
-        remedy = "Undo the change, or give a new run_dir."
-        if kind in ("verdicts", "students"):
-            remedy = f"Undo the change, or rename student {student.partition('/')[0]}: the teacher's work is kept."
-        elif kind == "evaluation":
-            remedy = "Undo the change, or give the benchmark or the model another name."
-        raise FingerprintMismatch(
-            "run_dir", self.storage.root, f"its {dataset} were made with other settings: {told}.", remedy
-        )
+        changes = "; ".join(f"{field}: was {old!r}, now {new!r}" for field, (old, new) in changed.items())
+        problem = f"its {dataset} were made with other settings: {changes}."
+        raise FingerprintMismatch("run_dir", self.storage.root, problem, _remedy_for_change(dataset))
 
     def _is_begun(self, dataset: str) -> bool:
-        """Are there rows of it, or results of a training?"""
+        """Whether the dataset has rows, or results of a training."""
         folders = (f"{dataset}/commits", dataset, f"{dataset}/epoch/commits")
         return any(any(self.storage.list(folder)) for folder in folders)
 
@@ -224,11 +249,26 @@ class Run:
         return f"{_FINGERPRINTS}/{dataset.replace('/', _SLASH)}.json"
 
 
-_FINGERPRINTS = "fingerprints"
-_SLASH = "@"
-"""Stands for a slash in a file name; no name of a dataset's parts may hold it."""
+def _changed_fields(old: Fingerprint, new: Fingerprint) -> dict[str, tuple[Any, Any]]:
+    """The fields whose values differ, each with both values; the value of a missing field is None."""
+    names = sorted({*old, *new})
+    return {name: (old.get(name), new.get(name)) for name in names if _plain(old.get(name)) != _plain(new.get(name))}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON stores it: JSON has no tuples."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _remedy_for_change(dataset: str) -> str:
+    kind, _, rest = dataset.partition("/")
+    if kind in ("verdicts", "students"):
+        return f"Undo the change, or rename student {rest.partition('/')[0]}: the teacher's work is kept."
+    if kind == "evaluation":
+        return "Undo the change, or give the benchmark or the model another name."
+    return "Undo the change, or give a new run_dir."
 
 
 def _dataset_of(path: str) -> str:
-    """The folder of the dataset whose fingerprint is at this path."""
+    """The folder of the dataset whose fingerprint is in this file."""
     return path.removeprefix(f"{_FINGERPRINTS}/").removesuffix(".json").replace(_SLASH, "/")

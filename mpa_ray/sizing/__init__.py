@@ -1,1 +1,1 @@
-"""What a run will take, reckoned before anything is started."""
+"""What a run will take, estimated before anything is started."""

@@ -1,4 +1,4 @@
-"""A vision-language model's sizes from its config.json alone: parameters, cache, tokens of an image, operations."""
+"""The sizes of a vision-language model, from its config.json alone: parameters, cache, image tokens, operations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "half": 2.0, "float":
 
 @dataclass(frozen=True)
 class Linear:
-    """So many linear layers of one shape."""
+    """Linear layers of one shape."""
 
     inputs: int
     outputs: int
@@ -23,17 +23,17 @@ class Linear:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Weights are counted in matrices: norms and biases are left out, under a thousandth of all."""
+    """The shapes that sizes follow from. Norms and biases are left out: they are under 0.1 % of the parameters."""
 
     linears: dict[Component, tuple[Linear, ...]]
     num_embeddings: int
-    """Parameters of the input embeddings, and of the output head where it is one of its own."""
+    """Parameters of the input embeddings, and of the output head unless it is tied to them."""
     head: Linear
-    """From the last layer to the vocabulary, be it tied to the embeddings."""
+    """From the last layer to the vocabulary, also where it is tied to the embeddings."""
     num_expert_parameters: int
-    """In all experts of all layers; 0 for a dense model."""
+    """Parameters of all experts in all layers; 0 for a dense model."""
     expert_share: float
-    """Of the experts' parameters those that one token goes through."""
+    """The share of the experts' parameters that one token passes through."""
     num_layers: int
     hidden_size: int
     intermediate_size: int
@@ -44,30 +44,33 @@ class Architecture:
     vision_width: int
     vision_depth: int
     patch_pixels: int
-    """Pixels of a patch."""
+    """Pixels of a patch, width times height."""
     patches_per_token: int
     """Patches that are merged into one token of the language model."""
     tile_pixels: int | None
-    """Pixels of a tile where images are cut into tiles of one size; None where any size is taken."""
+    """Pixels of a tile where images are cut into tiles of one size; None where images may have any size."""
     weight_bits: int | None
-    """Of a quantized checkpoint."""
+    """Bits per weight of a quantized checkpoint; None where it is not quantized."""
 
-    def num_parameters(self, part: Component) -> int:
-        found = sum(linear.inputs * linear.outputs * linear.count for linear in self.linears[part])
-        return found + (self.num_embeddings + self.num_expert_parameters if part == "language" else 0)
+    def num_parameters(self, component: Component) -> int:
+        """Parameters of one component; embeddings and experts belong to the language model."""
+        in_layers = sum(linear.inputs * linear.outputs * linear.count for linear in self.linears[component])
+        return in_layers + (self.num_embeddings + self.num_expert_parameters if component == "language" else 0)
 
     @property
     def total(self) -> int:
         """All parameters."""
-        return sum(self.num_parameters(part) for part in self.linears)
+        return sum(self.num_parameters(component) for component in self.linears)
 
-    def num_adapter_parameters(self, parts: Iterable[Component], rank: int) -> int:
-        """Of LoRA on every linear layer of these parts: rank * (inputs + outputs) each (arXiv 2106.09685)."""
-        return sum(rank * (x.inputs + x.outputs) * x.count for part in parts for x in self.linears[part])
+    def num_adapter_parameters(self, components: Iterable[Component], rank: int) -> int:
+        """Parameters of LoRA on every linear layer: rank * (inputs + outputs) each (arXiv 2106.09685)."""
+        return sum(rank * (x.inputs + x.outputs) * x.count for component in components for x in self.linears[component])
 
     def weight_bytes(self, dtype: str) -> float:
-        """In the number format of an engine: `auto` is 16 bits; a quantized checkpoint has its language model's
-        linear layers in fewer."""
+        """All weights in the number format of an engine, where `auto` means 16 bits.
+
+        A quantized checkpoint has fewer bits in the linear layers of its language model.
+        """
         width = _BYTES.get(dtype, 2.0)
         if self.weight_bits is None:
             return self.total * width
@@ -75,23 +78,25 @@ class Architecture:
         return quantized * self.weight_bits / 8 + (self.total - quantized) * width
 
     def kv_bytes_per_token(self, bytes_per_value: float = 2.0, num_gpus: int = 1) -> float:
-        """On each of `num_gpus` that share a copy: a key and a value of every layer and head; a head is not cut."""
+        """Keys and values of all layers on each of the GPUs that share the cache; a head is never split."""
         heads = max(1, -(-self.num_kv_heads // num_gpus))
         return 2 * self.num_layers * heads * self.head_dim * bytes_per_value
 
     def image_tokens(self, num_pixels: int) -> int:
-        """Tokens of an image of so many pixels; of a tiled one with a view of the whole besides."""
+        """Tokens of an image. An image of several tiles also has a view of the whole."""
         if self.tile_pixels is None:
             return max(1, num_pixels // (self.patch_pixels * self.patches_per_token))
         tiles = -(-num_pixels // self.tile_pixels)
         return (tiles + (tiles > 1)) * (self.tile_pixels // (self.patch_pixels * self.patches_per_token))
 
     def vision_operations(self, num_image_tokens: int) -> float:
-        """Of one image through vision tower and projector, forwards: 2 for each weight and patch, and attention over
-        all patches (of a tile)."""
+        """Operations of a forward pass of one image through vision tower and projector.
+
+        2 per weight and patch, and attention over all patches of the image, or of a tile.
+        """
         patches = num_image_tokens * self.patches_per_token
-        together = patches if self.tile_pixels is None else min(patches, self.tile_pixels // self.patch_pixels)
-        attention = 4 * self.vision_depth * self.vision_width * together * patches
+        attended = patches if self.tile_pixels is None else min(patches, self.tile_pixels // self.patch_pixels)
+        attention = 4 * self.vision_depth * self.vision_width * attended * patches
         return (
             2 * self.num_parameters("vision") * patches
             + attention
@@ -99,8 +104,10 @@ class Architecture:
         )
 
     def language_operations(self, num_tokens: float, num_before: float = 0.0) -> float:
-        """Of tokens through the language model, forwards, behind others in the cache: 2 for each weight, and causal
-        attention; the output head apart (2 for each of its weights and drawn token)."""
+        """Operations of a forward pass of tokens that follow `num_before` cached ones, without the output head.
+
+        2 per weight and token, and causal attention.
+        """
         active = sum(x.inputs * x.outputs * x.count for x in self.linears["language"])
         attended = num_tokens * (num_before + num_tokens / 2)
         width = self.num_heads * self.head_dim
@@ -110,15 +117,19 @@ class Architecture:
 
     @property
     def head_operations(self) -> float:
-        """Of one drawn token."""
+        """Operations of the output head for one output token: 2 per weight."""
         return 2.0 * self.head.inputs * self.head.outputs
 
 
 def architecture_of(settings: dict[str, Any], model: str) -> Architecture:
-    """From the content of config.json: Qwen2-VL to Qwen3-VL, InternVL, SmolVLM, LLaVA and what names its sizes alike.
+    """Read the content of config.json of Qwen2-VL to Qwen3-VL, InternVL, SmolVLM, LLaVA and models with the same keys.
+
+    Args:
+        settings: The content.
+        model: Names the model in errors.
 
     Raises:
-        ConfigError: a size is not told.
+        ConfigError: a size is missing.
     """
     try:
         return _architecture(settings)
@@ -126,72 +137,93 @@ def architecture_of(settings: dict[str, Any], model: str) -> Architecture:
         raise ConfigError(
             "model",
             model,
-            f"its config.json does not tell its sizes ({type(error).__name__}: {error}).",
-            "Give rates (plan.*), or plan.from_run.",
+            f"its config.json lacks its sizes ({type(error).__name__}: {error}).",
+            "Set rates (plan.*), or plan.from_run.",
         ) from error
 
 
 def _architecture(settings: dict[str, Any]) -> Architecture:
     text = settings.get("text_config") or settings
     vision = settings["vision_config"]
-    width, layers, heads = text["hidden_size"], text["num_hidden_layers"], text["num_attention_heads"]
-    kv_heads = text.get("num_key_value_heads") or heads
-    head_dim = text.get("head_dim") or width // heads
-    inner = text["intermediate_size"]
-    experts = text.get("num_experts") or text.get("num_local_experts") or 0
-    expert_size = 3 * width * text.get("moe_intermediate_size", inner) * layers
+    width, num_layers, num_heads = text["hidden_size"], text["num_hidden_layers"], text["num_attention_heads"]
+    num_experts = text.get("num_experts") or text.get("num_local_experts") or 0
+    expert_size = 3 * width * text.get("moe_intermediate_size", text["intermediate_size"]) * num_layers
     is_tied = text.get("tie_word_embeddings", settings.get("tie_word_embeddings", False))
-    language = (
-        Linear(width, heads * head_dim, layers),
-        Linear(width, kv_heads * head_dim, 2 * layers),
-        Linear(heads * head_dim, width, layers),
-        *(() if experts else (Linear(width, inner, 2 * layers), Linear(inner, width, layers))),
-    )
-    # Qwen2-VL calls the language model's width hidden_size here, and its own embed_dim.
-    seen = vision.get("embed_dim") or vision["hidden_size"]
-    depth = vision.get("depth") or vision["num_hidden_layers"]
-    seen_inner = vision.get("intermediate_size") or int(seen * vision.get("mlp_ratio", 4))
-    is_gated = "2_5_vl" in vision.get("model_type", "") or "2_5_vl" in settings.get("model_type", "")
-    patch = _side(vision["patch_size"])
+    # Qwen2-VL's hidden_size here is the language model's; the vision tower's is embed_dim.
+    vision_width = vision.get("embed_dim") or vision["hidden_size"]
+    patch_side = _side(vision["patch_size"])
     merge = vision.get("spatial_merge_size") or settings.get("scale_factor") or 1
     if "downsample_ratio" in settings:
         merge = round(1 / settings["downsample_ratio"])
-    channels = vision.get("in_channels") or vision.get("in_chans") or 3
-    towers = (
-        Linear(channels * vision.get("temporal_patch_size", 1) * patch**2, seen),
-        Linear(seen, seen, 4 * depth),
-        Linear(seen, seen_inner, (2 if is_gated else 1) * depth),
-        Linear(seen_inner, seen, depth),
-    )
-    merged = seen * merge**2
-    projector: tuple[Linear, ...]
-    if "spatial_merge_size" in vision:
-        num_mergers = 1 + len(vision.get("deepstack_visual_indexes", ()))
-        projector = (Linear(merged, merged, num_mergers), Linear(merged, width, num_mergers))
-    elif "scale_factor" in settings:
-        projector = (Linear(merged, width),)
-    else:
-        projector = (Linear(merged, width), Linear(width, width))
     return Architecture(
-        linears={"language": language, "projector": projector, "vision": towers},
+        linears={
+            "language": _language_layers(text, is_dense=not num_experts),
+            "projector": _projector_layers(settings, vision_width * merge**2, width),
+            "vision": _vision_layers(settings, vision_width, patch_side),
+        },
         num_embeddings=text["vocab_size"] * width * (1 if is_tied else 2),
         head=Linear(width, text["vocab_size"]),
-        num_expert_parameters=experts * expert_size,
-        expert_share=text.get("num_experts_per_tok", 1) / experts if experts else 0.0,
-        num_layers=layers,
+        num_expert_parameters=num_experts * expert_size,
+        expert_share=text.get("num_experts_per_tok", 1) / num_experts if num_experts else 0.0,
+        num_layers=num_layers,
         hidden_size=width,
-        intermediate_size=inner,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
+        intermediate_size=text["intermediate_size"],
+        num_heads=num_heads,
+        num_kv_heads=text.get("num_key_value_heads") or num_heads,
+        head_dim=text.get("head_dim") or width // num_heads,
         max_position_embeddings=text.get("max_position_embeddings", 4096),
-        vision_width=seen,
-        vision_depth=depth,
-        patch_pixels=patch**2,
+        vision_width=vision_width,
+        vision_depth=_vision_depth(vision),
+        patch_pixels=patch_side**2,
         patches_per_token=merge**2,
         tile_pixels=None if "spatial_merge_size" in vision else _side(vision["image_size"]) ** 2,
         weight_bits=_bits(settings.get("quantization_config")),
     )
+
+
+def _language_layers(text: dict[str, Any], *, is_dense: bool) -> tuple[Linear, ...]:
+    """Attention, and the gated MLP of a dense model."""
+    width, num_layers, num_heads = text["hidden_size"], text["num_hidden_layers"], text["num_attention_heads"]
+    num_kv_heads = text.get("num_key_value_heads") or num_heads
+    head_dim = text.get("head_dim") or width // num_heads
+    attention = (
+        Linear(width, num_heads * head_dim, num_layers),
+        Linear(width, num_kv_heads * head_dim, 2 * num_layers),
+        Linear(num_heads * head_dim, width, num_layers),
+    )
+    if not is_dense:
+        return attention
+    inner = text["intermediate_size"]
+    return (*attention, Linear(width, inner, 2 * num_layers), Linear(inner, width, num_layers))
+
+
+def _vision_layers(settings: dict[str, Any], width: int, patch_side: int) -> tuple[Linear, ...]:
+    """Patch embedding, attention and MLP, which is gated in Qwen2.5-VL."""
+    vision, depth = settings["vision_config"], _vision_depth(settings["vision_config"])
+    inner = vision.get("intermediate_size") or int(width * vision.get("mlp_ratio", 4))
+    is_gated = "2_5_vl" in vision.get("model_type", "") or "2_5_vl" in settings.get("model_type", "")
+    num_channels = vision.get("in_channels") or vision.get("in_chans") or 3
+    return (
+        Linear(num_channels * vision.get("temporal_patch_size", 1) * patch_side**2, width),
+        Linear(width, width, 4 * depth),
+        Linear(width, inner, (2 if is_gated else 1) * depth),
+        Linear(inner, width, depth),
+    )
+
+
+def _projector_layers(settings: dict[str, Any], merged_width: int, width: int) -> tuple[Linear, ...]:
+    """From the merged patches to the language model."""
+    vision = settings["vision_config"]
+    if "spatial_merge_size" in vision:
+        num_mergers = 1 + len(vision.get("deepstack_visual_indexes", ()))
+        return Linear(merged_width, merged_width, num_mergers), Linear(merged_width, width, num_mergers)
+    if "scale_factor" in settings:
+        return (Linear(merged_width, width),)
+    return Linear(merged_width, width), Linear(width, width)
+
+
+def _vision_depth(vision: dict[str, Any]) -> int:
+    return int(vision.get("depth") or vision["num_hidden_layers"])
 
 
 def _side(size: Any) -> int:
@@ -201,10 +233,10 @@ def _side(size: Any) -> int:
 def _bits(quantization: dict[str, Any] | None) -> int | None:
     if quantization is None:
         return None
-    told = quantization.get("bits") or quantization.get("w_bit")
-    if told is None and quantization.get("quant_method") == "bitsandbytes":
+    bits = quantization.get("bits") or quantization.get("w_bit")
+    if bits is None and quantization.get("quant_method") == "bitsandbytes":
         return 4 if quantization.get("load_in_4bit", True) else 8
-    if told is None:
+    if bits is None:
         groups = quantization.get("config_groups") or {}
-        told = next((group["weights"]["num_bits"] for group in groups.values() if group.get("weights")), 8)
-    return int(told)
+        bits = next((group["weights"]["num_bits"] for group in groups.values() if group.get("weights")), 8)
+    return int(bits)

@@ -1,4 +1,4 @@
-"""Whether a model fits the GPUs that it is given, to serve and to train. Estimates: a start is the proof."""
+"""Whether a model fits its GPUs, to serve and to train it. These are estimates: only a start is proof."""
 
 from __future__ import annotations
 
@@ -13,202 +13,259 @@ FitResult = Literal["fits", "tight", "does not fit", "not checked"]
 
 _GIB = 2**30
 _UTILIZATION = 0.9
-"""vLLM's own share of a GPU, and what our engines take together."""
+"""The share of a GPU's memory that vLLM takes by default, and that our engines on one GPU take together."""
 ENGINE_ALLOWANCE_GIB = 2.0
 """For an engine's activations while it computes a batch of prompts, and its CUDA graphs."""
 TRAINING_ALLOWANCE_GIB = 2.0
-"""For a worker's CUDA context, kernels' work space and what the allocator cannot use."""
+"""For a worker's CUDA context, the kernels' work space and memory that the allocator cannot use."""
 _TRAINED_BYTES = 16
-"""Of a trained parameter: itself, its gradient and AdamW's two moments in float32 (arXiv 1910.02054, section 3.1)."""
+"""Bytes of a trained parameter: itself, its gradient and AdamW's two moments in float32 (arXiv 1910.02054, section
+3.1)."""
 _COPY_BYTES = 2
-"""Of a trained weight once more in bfloat16: autocast keeps it from the pass forwards to the one backwards. LoRA's
+"""Bytes of a trained weight's copy in bfloat16, which autocast keeps from the forward to the backward pass. LoRA's
 adapters are too small to count."""
 _QUANTIZED_BYTES = 0.53
-"""Of a weight in NF4 with its scales (arXiv 2305.14314, section 3)."""
+"""Bytes of a weight in NF4 with its scales (arXiv 2305.14314, section 3)."""
 _TEXT_TOKENS = 200
-"""Of prompt and reply beside the image, amply."""
+"""Tokens of prompt and reply beside the image: a generous allowance."""
 
 
 @dataclass(frozen=True)
 class MemoryCheck:
-    """What one GPU holds of a model, in GiB by purpose, and what follows."""
+    """What one GPU holds of a model, in GiB by purpose, and whether that fits."""
 
     name: str
-    verdict: FitResult
+    result: FitResult
     gpu: str = ""
     available_gib: float | None = None
     needed_gib: dict[str, float] = field(default_factory=dict)
-    told: str = ""
-    """Why, or how much is left for what."""
+    detail: str = ""
+    """Why it does not fit, or what the memory that is left suffices for."""
     remedies: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _EngineMemory:
+    """The memory of one GPU with a vLLM engine: the room for the KV cache, and the cache that requests need."""
+
+    model: ModelConfig
+    engine: VllmEngineConfig
+    sizes: Architecture
+    memory_gib: float
+    image_tokens: int
+
+    @property
+    def gpu_share(self) -> float:
+        """The share of a GPU that a replica has."""
+        return min(1.0, self.model.gpus_per_replica)
+
+    @property
+    def available_gib(self) -> float:
+        default = _UTILIZATION * self.gpu_share
+        return self.memory_gib * float(self.engine.engine_args.get("gpu_memory_utilization", default))
+
+    @property
+    def longest_tokens(self) -> int:
+        """Tokens of the longest sequence. vLLM does not start unless the cache holds one of them."""
+        return self.engine.max_model_len or self.sizes.max_position_embeddings
+
+    @property
+    def usual_tokens(self) -> int:
+        """Tokens of a usual request."""
+        return self.image_tokens + _TEXT_TOKENS
+
+    @property
+    def weight_bytes(self) -> float:
+        return self.sizes.weight_bytes(self.engine.dtype)
+
+    def room_gib(self, num_gpus: int | None = None, weight_bytes: float | None = None) -> float:
+        """The memory that is left for the KV cache, or less than 0. By default with the engine's own settings."""
+        num_gpus = num_gpus or self.engine.tensor_parallel_size
+        weight_bytes = self.weight_bytes if weight_bytes is None else weight_bytes
+        return self.available_gib - weight_bytes / _GIB / num_gpus - ENGINE_ALLOWANCE_GIB
+
+    def cache_gib(self, num_tokens: float, num_gpus: int | None = None) -> float:
+        """The memory of the KV cache of these tokens."""
+        is_fp8 = "fp8" in str(self.engine.engine_args.get("kv_cache_dtype", "auto"))
+        value_bytes = 1.0 if is_fp8 else 4.0 if self.engine.dtype == "float32" else 2.0
+        num_gpus = num_gpus or self.engine.tensor_parallel_size
+        return num_tokens * self.sizes.kv_bytes_per_token(value_bytes, num_gpus) / _GIB
+
+    @property
+    def longest_gib(self) -> float:
+        """The KV cache of one longest sequence."""
+        return self.cache_gib(self.longest_tokens)
+
+    @property
+    def all_usual_gib(self) -> float:
+        """The KV cache of as many usual requests as the engine takes at a time."""
+        return self.cache_gib(self.engine.max_num_seqs * self.usual_tokens)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """How many tokens the KV cache holds."""
+        return max(0, int(self.room_gib() / self.cache_gib(1)))
 
 
 def check_engine(
     name: str, model: ModelConfig, sizes: Architecture, gpu: str, memory_gib: float, image_tokens: int | None = None
 ) -> MemoryCheck:
-    """Weights, an allowance, and the KV cache that is left for `max_num_seqs` requests.
+    """Check the weights, an allowance, and the KV cache that is left for `max_num_seqs` requests.
 
-    Raises nothing: a model that does not fit is a verdict, with its remedies.
+    A model that does not fit raises nothing: it is a result with remedies.
+
+    Args:
+        name: Names the check to the user.
+        model: The model.
+        sizes: Its architecture.
+        gpu: The kind of GPU.
+        memory_gib: The memory of one GPU.
+        image_tokens: Tokens of one image; by default of an image with `max_pixels`.
     """
-    engine = model.engine
-    if not isinstance(engine, VllmEngineConfig) or not model.gpus_per_replica:
-        return MemoryCheck(name, "not checked", told="no vLLM engine on a GPU")
-    share = model.gpus_per_replica if model.gpus_per_replica < 1 else 1.0
-    available = memory_gib * float(engine.engine_args.get("gpu_memory_utilization", _UTILIZATION * share))
-    # A pass holds a whole sequence, or vLLM does not start.
-    longest = engine.max_model_len or sizes.max_position_embeddings
-    usual = (image_tokens or sizes.image_tokens(model.max_pixels)) + _TEXT_TOKENS
-    value_bytes = 1.0 if "fp8" in str(engine.engine_args.get("kv_cache_dtype", "auto")) else _value_bytes(engine.dtype)
-
-    def left(num_gpus: int, weight_bytes: float) -> float:
-        return available - weight_bytes / _GIB / num_gpus - ENGINE_ALLOWANCE_GIB
-
-    def needs(num_tokens: float, num_gpus: int) -> float:
-        return num_tokens * sizes.kv_bytes_per_token(value_bytes, num_gpus) / _GIB
-
-    num_gpus, weights = engine.tensor_parallel_size, sizes.weight_bytes(engine.dtype)
-    room = left(num_gpus, weights)
-    whole, all_usual = needs(longest, num_gpus), needs(engine.max_num_seqs * usual, num_gpus)
-    needed = {
-        "weights": weights / _GIB / num_gpus,
+    if not isinstance(model.engine, VllmEngineConfig) or not model.gpus_per_replica:
+        return MemoryCheck(name, "not checked", detail="no vLLM engine on a GPU")
+    memory = _EngineMemory(model, model.engine, sizes, memory_gib, image_tokens or sizes.image_tokens(model.max_pixels))
+    needed_gib = {
+        "weights": memory.weight_bytes / _GIB / model.engine.tensor_parallel_size,
         "working memory": ENGINE_ALLOWANCE_GIB,
-        "KV cache of the usual requests": all_usual,
+        "KV cache of the usual requests": memory.all_usual_gib,
     }
-    cached = max(0, int(room / needs(1, num_gpus)))
-    told = (
-        f"{cached:,} tokens of KV cache: {cached // usual} requests of {usual} tokens at a time, "
-        f"{cached // longest} of max_model_len {longest}; max_num_seqs {engine.max_num_seqs}"
-    )
-    if room >= max(whole, all_usual):
-        return MemoryCheck(name, "fits", gpu, available, needed, told)
-    wanted = max(whole, all_usual) if room >= whole else whole
-    remedies = []
-    if room >= whole:
-        remedies.append(f"engine.max_num_seqs {max(1, cached // usual)}")
-    elif room >= needs(2 * usual, num_gpus):
-        remedies.append(
-            f"engine.max_model_len {max(64, min(longest, cached) // 64 * 64)} or less "
-            f"(requests here take about {usual})"
+    room_gib, cached = memory.room_gib(), memory.num_cached_tokens
+    if room_gib >= max(memory.longest_gib, memory.all_usual_gib):
+        usual, longest = memory.usual_tokens, memory.longest_tokens
+        detail = (
+            f"{cached:,} tokens of KV cache: {cached // usual} requests of {usual} tokens at a time, "
+            f"{cached // longest} of max_model_len {longest}; max_num_seqs {model.engine.max_num_seqs}"
         )
-    if engine.dtype == "float32" and left(num_gpus, weights / 2) >= wanted / 2:
-        remedies.append("engine.dtype bfloat16")
-    wider = next(
-        (n for n in (2, 4, 8) if n > num_gpus and sizes.num_heads % n == 0 and left(n, weights) >= needs(longest, n)),
-        None,
+        return MemoryCheck(name, "fits", gpu, memory.available_gib, needed_gib, detail)
+    remedies = tuple(_engine_remedies(memory))
+    if room_gib >= memory.longest_gib:
+        detail = "the KV cache is too small for max_num_seqs requests: some wait, or are computed twice"
+        return MemoryCheck(name, "tight", gpu, memory.available_gib, needed_gib, detail, remedies)
+    detail = (
+        f"vLLM would not start: {max(0.0, room_gib):.1f} GiB are left for a KV cache of {memory.longest_gib:.1f} GiB, "
+        f"one request of max_model_len {memory.longest_tokens}"
     )
-    if wider is not None:
-        remedies.append(f"engine.tensor_parallel_size {wider} with gpus_per_replica {wider}")
-    if share < 1:
-        remedies.append("a whole GPU (gpus_per_replica 1)")
-    if sizes.weight_bits is None and left(num_gpus, weights / 3) >= needs(min(longest, 2 * usual), num_gpus):
-        remedies.append("a checkpoint quantized to 4 bits (AWQ, GPTQ)")
-    remedies.append("GPUs with more memory")
-    tight = room >= whole
-    why = (
-        "too little KV cache for so many requests: some wait, or are computed twice"
-        if tight
-        else f"vLLM would not start: {max(0.0, room):.1f} GiB are left for a KV cache of {whole:.1f} GiB, one "
-        f"request of max_model_len {longest}"
-    )
-    return MemoryCheck(name, "tight" if tight else "does not fit", gpu, available, needed, why, tuple(remedies))
+    return MemoryCheck(name, "does not fit", gpu, memory.available_gib, needed_gib, detail, remedies)
 
 
-def _value_bytes(dtype: str) -> float:
-    return 4.0 if dtype == "float32" else 2.0
+def _engine_remedies(memory: _EngineMemory) -> Iterator[str]:
+    """Settings with which the engine would start, or would hold more requests."""
+    engine, sizes = memory.engine, memory.sizes
+    num_gpus, usual, longest = engine.tensor_parallel_size, memory.usual_tokens, memory.longest_tokens
+    room_gib, cached = memory.room_gib(), memory.num_cached_tokens
+    starts = room_gib >= memory.longest_gib
+    if starts:
+        yield f"engine.max_num_seqs {max(1, cached // usual)}"
+    elif room_gib >= memory.cache_gib(2 * usual):
+        max_model_len = max(64, min(longest, cached) // 64 * 64)
+        yield f"engine.max_model_len {max_model_len} or less (requests here take about {usual})"
+    wanted_gib = max(memory.longest_gib, memory.all_usual_gib) if starts else memory.longest_gib
+    if engine.dtype == "float32" and memory.room_gib(weight_bytes=memory.weight_bytes / 2) >= wanted_gib / 2:
+        yield "engine.dtype bfloat16"
+    for wider in (2, 4, 8):
+        divides = wider > num_gpus and sizes.num_heads % wider == 0
+        if divides and memory.room_gib(wider) >= memory.cache_gib(longest, wider):
+            yield f"engine.tensor_parallel_size {wider} with gpus_per_replica {wider}"
+            break
+    if memory.gpu_share < 1:
+        yield "a whole GPU (gpus_per_replica 1)"
+    quantized_room_gib = memory.room_gib(weight_bytes=memory.weight_bytes / 3)
+    if sizes.weight_bits is None and quantized_room_gib >= memory.cache_gib(min(longest, 2 * usual)):
+        yield "a checkpoint quantized to 4 bits (AWQ, GPTQ)"
+    yield "GPUs with more memory"
 
 
 def check_training(
     name: str, level: LevelConfig, sizes: Architecture, gpu: str, memory_gib: float, image_tokens: int
 ) -> MemoryCheck:
-    """Weights, gradients, optimizer states and activations of one worker."""
+    """Check the weights, gradients, optimizer states and activations of one worker."""
     if not level.gpus_per_worker:
-        return MemoryCheck(name, "not checked", told="it trains on CPUs")
-    needed = training_gib(level, sizes, image_tokens)
-    total = sum(needed.values())
-    check = MemoryCheck(name, "fits", gpu, memory_gib, needed, f"{total:.1f} GiB of {memory_gib:.0f}")
-    if total <= memory_gib:
-        return check
+        return MemoryCheck(name, "not checked", detail="it trains on CPUs")
+    needed_gib = training_gib(level, sizes, image_tokens)
+    total_gib = sum(needed_gib.values())
+    detail = f"{total_gib:.1f} GiB of {memory_gib:.0f}"
+    if total_gib <= memory_gib:
+        return MemoryCheck(name, "fits", gpu, memory_gib, needed_gib, detail)
     remedies = []
-    fixed = total - needed["activations"]
-    fitting = int(level.tokens_per_micro_batch * max(0.0, memory_gib - fixed) / needed["activations"])
-    if fitting >= image_tokens + _TEXT_TOKENS:
-        remedies.append(f"level.tokens_per_micro_batch {fitting // 64 * 64}")
-    for told, change in _changes(level):
-        if sum(training_gib(level.model_copy(update=change), sizes, image_tokens).values()) <= memory_gib:
-            remedies.append(told)
+    room_gib = memory_gib - (total_gib - needed_gib["activations"])
+    num_tokens = int(level.tokens_per_micro_batch * max(0.0, room_gib) / needed_gib["activations"])
+    if num_tokens >= image_tokens + _TEXT_TOKENS:
+        remedies.append(f"level.tokens_per_micro_batch {num_tokens // 64 * 64}")
+    for remedy, changes in _cheaper_trainings(level):
+        if sum(training_gib(level.model_copy(update=changes), sizes, image_tokens).values()) <= memory_gib:
+            remedies.append(remedy)
     remedies.append("GPUs with more memory")
-    return MemoryCheck(
-        name, "does not fit", gpu, memory_gib, needed, f"{total:.1f} GiB of {memory_gib:.0f}", tuple(remedies)
-    )
+    return MemoryCheck(name, "does not fit", gpu, memory_gib, needed_gib, detail, tuple(remedies))
 
 
-def _changes(level: LevelConfig) -> Iterator[tuple[str, dict[str, object]]]:
-    """Settings that take less memory, as a user writes them."""
-    sparing: dict[str, object] = {"gradient_checkpointing": True}
+def _cheaper_trainings(level: LevelConfig) -> Iterator[tuple[str, dict[str, object]]]:
+    """Changes that take less memory: as a user writes them, and as fields of `level`."""
+    checkpointing: dict[str, object] = {"gradient_checkpointing": True}
     if not level.gradient_checkpointing:
-        yield "level.gradient_checkpointing true", sparing
+        yield "level.gradient_checkpointing true", checkpointing
     for num_workers in (2, 4, 8):
         if num_workers > level.num_workers:
-            told = f"level.parallel fsdp with num_workers {num_workers} and gradient_checkpointing true"
-            yield told, {**sparing, "parallel": "fsdp", "num_workers": num_workers}
+            remedy = f"level.parallel fsdp with num_workers {num_workers} and gradient_checkpointing true"
+            yield remedy, {**checkpointing, "parallel": "fsdp", "num_workers": num_workers}
             break
     if isinstance(level.method, FullConfig):
         yield "level.method lora", {"method": LoraConfig()}
-        yield "level.method lora with gradient_checkpointing true", {**sparing, "method": LoraConfig()}
+        yield "level.method lora with gradient_checkpointing true", {**checkpointing, "method": LoraConfig()}
     elif not level.method.quantize and level.parallel == "ddp":
         quantized = level.method.model_copy(update={"quantize": True})
         yield "level.method.quantize true", {"method": quantized}
-        yield "level.method.quantize true with gradient_checkpointing true", {**sparing, "method": quantized}
+        yield "level.method.quantize true with gradient_checkpointing true", {**checkpointing, "method": quantized}
 
 
 def training_gib(level: LevelConfig, sizes: Architecture, image_tokens: int) -> dict[str, float]:
-    """What a worker's GPU holds, in GiB by purpose."""
+    """What one worker's GPU holds, in GiB by purpose."""
     method = level.method
     if isinstance(method, LoraConfig):
-        # The frozen weights in bfloat16, or their linear layers in 4 bits; adapters in float32.
+        # The frozen weights are in bfloat16, or their linear layers in 4 bits; adapters are in float32.
         in_layers = sizes.total - sizes.num_embeddings
-        weights = in_layers * _QUANTIZED_BYTES + sizes.num_embeddings * 2 if method.quantize else sizes.total * 2.0
-        trained = sizes.num_adapter_parameters(method.parts, method.rank)
-        held = trained * _TRAINED_BYTES
+        frozen = in_layers * _QUANTIZED_BYTES + sizes.num_embeddings * 2 if method.quantize else sizes.total * 2.0
+        trained = sizes.num_adapter_parameters(method.components, method.rank) * _TRAINED_BYTES
     else:
-        trained = sum(sizes.num_parameters(part) for part in method.parts)
-        weights, held = (sizes.total - trained) * 4.0, trained * (_TRAINED_BYTES + _COPY_BYTES)
-    shards = level.num_workers if level.parallel == "fsdp" else 1
+        num_trained = sum(sizes.num_parameters(component) for component in method.components)
+        frozen, trained = (sizes.total - num_trained) * 4.0, num_trained * (_TRAINED_BYTES + _COPY_BYTES)
+    num_shards = level.num_workers if level.parallel == "fsdp" else 1
     return {
-        "frozen weights": weights / shards / _GIB,
-        "trained weights, gradients and AdamW": held / shards / _GIB,
+        "frozen weights": frozen / num_shards / _GIB,
+        "trained weights, gradients and AdamW": trained / num_shards / _GIB,
         "activations": _activation_bytes(level, sizes, image_tokens) / _GIB,
         "working memory": TRAINING_ALLOWANCE_GIB,
     }
 
 
 def _activation_bytes(level: LevelConfig, sizes: Architecture, image_tokens: int) -> float:
-    """Of a micro-batch, kept for the pass backwards.
+    """Activations of a micro-batch that are kept for the backward pass.
 
-    Attention weights are not kept (SDPA, FlashAttention). With checkpointed activations it is each layer's input, and
-    one layer whole. Logits are computed at the answers alone and left out.
+    Attention weights are not kept (SDPA, FlashAttention). With gradient checkpointing each layer's input is kept, and
+    all activations of one layer. Logits are computed only at the answers and are left out.
     """
-    tokens, layers = level.tokens_per_micro_batch, sizes.num_layers
+    tokens, num_layers = level.tokens_per_micro_batch, sizes.num_layers
     is_lora = isinstance(level.method, LoraConfig)
-    whole = layer_bytes_per_token(sizes, is_lora)
-    # What is carried from layer to layer has the weights' format.
-    carried = (2.0 if is_lora else 4.0) * sizes.hidden_size
-    kept = layers * carried + whole if level.gradient_checkpointing else layers * whole
-    if "vision" not in level.method.parts:
-        return tokens * kept
+    per_layer = layer_bytes_per_token(sizes, is_lora)
+    # The input of a layer has the number format of the weights.
+    layer_input = (2.0 if is_lora else 4.0) * sizes.hidden_size
+    language = num_layers * layer_input + per_layer if level.gradient_checkpointing else num_layers * per_layer
+    if "vision" not in level.method.components:
+        return tokens * language
     patches = tokens * image_tokens / (image_tokens + _TEXT_TOKENS / 2) * sizes.patches_per_token
-    # As of the language model, with an MLP of four times the width that is not gated.
-    seen_whole = (22 + 8 + 24) * sizes.vision_width
-    depth = sizes.vision_depth
-    seen = depth * 2.0 * sizes.vision_width + seen_whole if level.gradient_checkpointing else depth * seen_whole
-    return tokens * kept + patches * seen
+    # Counted as in the language model, with an ungated MLP of four times the width.
+    per_vision_layer, depth = (22 + 8 + 24) * sizes.vision_width, sizes.vision_depth
+    vision_input = 2.0 * sizes.vision_width
+    vision = depth * vision_input + per_vision_layer if level.gradient_checkpointing else depth * per_vision_layer
+    return tokens * language + patches * vision
 
 
 def layer_bytes_per_token(sizes: Architecture, is_lora: bool) -> float:
-    """Activations that one layer of the language model keeps for the pass backwards, in bytes per token.
+    """Activations that one layer of the language model keeps for the backward pass, in bytes per token.
 
-    Counted by the tensors that transformers saves in a Qwen2 layer under autocast to bfloat16: what norms take in and
-    give out, queries, keys and values, what attention gives, and four of a gated MLP; a test counts again.
+    The coefficients count the tensors that transformers saves in a Qwen2 layer under autocast to bfloat16: inputs and
+    outputs of the norms, queries, keys and values, the output of attention, and four tensors of a gated MLP. A test
+    compares them with the saved tensors.
     """
     queries, keys = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
     if is_lora:

@@ -1,30 +1,20 @@
-"""The sizing page as text."""
+"""The sizing of a run as text."""
 
 from __future__ import annotations
 
 from mpa_ray.sizing.memory import MemoryCheck
-from mpa_ray.sizing.plan import Phase, Sizing
+from mpa_ray.sizing.sizing import PhaseSizing, Sizing
 
 
 def render_sizing(sizing: Sizing) -> str:
-    """A table of phases, the memory checks, and what it all rests on."""
-    width = max(len(phase.name) for phase in sizing.phases)
-    price = sizing.gpu_hour_price
-    lines = [
-        f"{'phase':<{width}} {'how many':>20} {'tokens':>9} {'a replica does':>16} {'':<10} {'replicas':>8} "
-        f"{'starts':>6} {'time':>9} {'GPU-hours':>10}" + ("" if price is None else f" {'cost':>10}")
-    ]
-    lines += [_phase(phase, width, price) for phase in sizing.phases]
-    told = "all" if sizing.is_complete else "all that is known"
-    lines.append(
-        f"{told:<{width}} {'':>20} {'':>9} {'':>16} {'':<10} {'':>8} {'':>6} {_time(sizing.wall_s):>9} "
-        f"{sizing.gpu_hours:>10.2f}" + _cost(sizing.gpu_hours, price)
-    )
+    """A table of phases, the memory checks and the notes."""
+    width = max(len(phase.key.label) for phase in sizing.phases)
+    lines = _table(sizing, width)
     if not sizing.is_complete:
-        missing = ", ".join(phase.name for phase in sizing.phases if phase.wall_s is None)
+        missing = ", ".join(phase.key.label for phase in sizing.phases if phase.wall_s is None)
         lines.append(
-            f"not known: {missing}. Give plan.from_run (a run of some hundred images measures all), or rates "
-            "(plan.teacher_images_per_s, ...); only GPUs of a known kind are estimated"
+            f"not known: {missing}. Set plan.from_run (a run over some hundred images measures everything), or rates "
+            "(plan.teacher_images_per_s, ...); only known kinds of GPU are estimated"
         )
     if any(phase.rate.origin == "estimated" for phase in sizing.phases):
         lines.append(
@@ -33,20 +23,34 @@ def render_sizing(sizing: Sizing) -> str:
         )
     lines += ["", "memory of one GPU, GiB (estimates)"]
     for check in sizing.checks:
-        lines += _check(check)
+        lines += _check_lines(check)
     return "\n".join([*lines, "", *(f"note: {note}" for note in sizing.notes)])
 
 
-def _phase(phase: Phase, width: int, price: float | None) -> str:
+def _table(sizing: Sizing, width: int) -> list[str]:
+    price = sizing.gpu_hour_price
+    header = (
+        f"{'phase':<{width}} {'count':>20} {'tokens':>9} {'one replica does':>16} {'':<10} {'replicas':>8} "
+        f"{'starts':>6} {'time':>9} {'GPU-hours':>10}" + ("" if price is None else f" {'cost':>10}")
+    )
+    total = "total" if sizing.is_complete else "total of known"
+    footer = (
+        f"{total:<{width}} {'':>20} {'':>9} {'':>16} {'':<10} {'':>8} {'':>6} {_duration(sizing.wall_s):>9} "
+        f"{sizing.gpu_hours:>10.2f}" + _cost(sizing.gpu_hours, price)
+    )
+    return [header, *(_row(phase, width, price) for phase in sizing.phases), footer]
+
+
+def _row(phase: PhaseSizing, width: int, price: float | None) -> str:
     count = "?" if phase.count is None else f"{phase.count:,.0f} {phase.unit}"
     rate = "?" if phase.rate.value is None else f"{phase.rate.value:,.4g}/s"
     tokens = "" if phase.tokens is None else _short(phase.tokens)
-    wall = "?" if phase.wall_s is None else _time(phase.wall_s)
+    time = "?" if phase.wall_s is None else _duration(phase.wall_s)
     hours = "?" if phase.gpu_hours is None else f"{phase.gpu_hours:.2f}"
     starts = str(phase.num_starts or "")
     return (
-        f"{phase.name:<{width}} {count:>20} {tokens:>9} {rate:>16} {phase.rate.origin:<10} {phase.replicas:>8} "
-        f"{starts:>6} {wall:>9} {hours:>10}" + _cost(phase.gpu_hours, price)
+        f"{phase.key.label:<{width}} {count:>20} {tokens:>9} {rate:>16} {phase.rate.origin:<10} {phase.replicas:>8} "
+        f"{starts:>6} {time:>9} {hours:>10}" + _cost(phase.gpu_hours, price)
     )
 
 
@@ -56,24 +60,27 @@ def _cost(gpu_hours: float | None, price: float | None) -> str:
     return f" {'?' if gpu_hours is None else f'{gpu_hours * price:.2f}':>10}"
 
 
-def _check(check: MemoryCheck) -> list[str]:
-    where = f" on {check.gpu}" if check.gpu else ""
+def _check_lines(check: MemoryCheck) -> list[str]:
+    on_gpu = f" on {check.gpu}" if check.gpu else ""
     available = f", {check.available_gib:.1f} available" if check.available_gib is not None else ""
-    lines = [f"  {check.name}{where}: {check.verdict}{available}"]
+    lines = [f"  {check.name}{on_gpu}: {check.result}{available}"]
     if check.needed_gib:
-        lines.append("    " + ", ".join(f"{name} {gib:.1f}" for name, gib in check.needed_gib.items()))
-    lines += [f"    {check.told}"] if check.told else []
-    lines += [f"    remedy: {', or '.join(check.remedies)}"] if check.remedies else []
+        lines.append("    " + ", ".join(f"{purpose} {gib:.1f}" for purpose, gib in check.needed_gib.items()))
+    if check.detail:
+        lines.append(f"    {check.detail}")
+    if check.remedies:
+        lines.append(f"    remedy: {', or '.join(check.remedies)}")
     return lines
 
 
-def _time(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """Hours, minutes and seconds, such as 2:05:09."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def _short(number: float) -> str:
+    """Three or four digits and a unit, such as 1.5 M."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.1f} {letter}"

@@ -1,1 +1,1 @@
-"""What is done to one shard: plain classes around a model and pure functions, no Ray."""
+"""What each pass does with one image: plain classes around a model and pure functions, without Ray."""

@@ -1,16 +1,15 @@
-"""The Pseudo Annotator: one visit of the teacher to an image gives pairs and the teacher's second answers to them."""
+"""The Pseudo Annotator: the teacher writes questions about an image with answers, then answers each question again."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from mpa_ray.config import AnnotateConfig, AnswerConfig, SamplingConfig
-from mpa_ray.engine.protocol import EncodedImage, JsonSchema, Reply, RequestRefused, VisionLanguageModel
+from mpa_ray.engine.protocol import EncodedImage, JsonSchema, Reply, Request, RequestRefused, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.matching import MATCHERS
 from mpa_ray.records import Annotation, ImageRef, Reason, State
@@ -18,25 +17,25 @@ from mpa_ray.stages.image_work import ImageWork, encode_work, first_alone, state
 from mpa_ray.tasks.parser import QuestionAnswer
 from mpa_ray.tasks.task import Task
 
-PAIR: JsonSchema = {
+PAIR_SCHEMA: JsonSchema = {
     "type": "object",
     "properties": {
-        # Bounded, since a weak model that cannot write its own way of ending a text never closes the string.
+        # Limited, since a weak model may never close a string.
         "question": {"type": "string", "minLength": 1, "maxLength": 200},
         "answer": {"type": "string", "minLength": 1, "maxLength": 80},
     },
     "required": ["question", "answer"],
     "additionalProperties": False,
 }
-"""What a reply may be where replies are held to JSON."""
+"""The schema of annotation replies in JSON."""
 
 
 @dataclass(frozen=True)
 class Annotate:
-    """Have the teacher write questions with their answers, then answer each question afresh.
+    """Have the teacher write questions with answers, and answer each question again.
 
-    All prompts on an image go to one engine back to back: the image and the preamble after it are in the KV cache from
-    the second prompt on.
+    All prompts about an image go to one engine in one visit: from the second prompt on, the image and the preamble
+    after it are in the KV cache.
     """
 
     teacher: VisionLanguageModel
@@ -45,75 +44,96 @@ class Annotate:
     answer: AnswerConfig
 
     async def visit(self, work: ImageWork[ImageRef]) -> list[Annotation]:
-        """The image's rows of D_PA, one for each question asked for; never raises for a fault of image or reply."""
+        """The image's rows of D_PA, one for each question; a faulty image or reply is a row with a reason.
+
+        Raises:
+            EngineDied: the teacher's engine can serve no request any more.
+        """
         image = await encode_work(work, self.teacher)
         if isinstance(image, ImageProblem):
-            return [_RowOf(work, 0).ended(state_of(image), image.reason, image.detail)]
-        draws = await first_alone([partial(self._draw, image, number) for number in range(self.config.num_questions)])
-        pairs = _pairs(draws, self.task)
-        return list(
-            await asyncio.gather(
-                *(
-                    self._second_pass(_RowOf(work, number), image, draw, pair)
-                    for number, (draw, pair) in enumerate(zip(draws, pairs, strict=True))
-                )
-            )
+            return [_RowBuilder(work, 0).without_pair(state_of(image), image.reason, image.detail)]
+        numbers = range(self.config.num_questions)
+        replies = await first_alone([partial(self._first_pass, image, number) for number in numbers])
+        pairs = _parse_pairs(replies, self.task)
+        rows = (
+            self._second_pass(_RowBuilder(work, number), image, reply, pair)
+            for number, reply, pair in zip(numbers, replies, pairs, strict=True)
         )
+        return list(await asyncio.gather(*rows))
 
-    async def _draw(self, image: EncodedImage, number: int) -> Reply | RequestRefused:
-        sampling = self._drawn(image.image_id if number == 0 else f"{image.image_id}#{number}")
+    async def _first_pass(self, image: EncodedImage, number: int) -> Reply | RequestRefused:
+        as_json = self.config.reply == "json"
+        request = Request(
+            self.task.annotation_prompt(as_json),
+            self._seeded(image.image_id if number == 0 else f"{image.image_id}#{number}"),
+            schema=PAIR_SCHEMA if as_json else None,
+        )
         try:
-            if self.config.reply == "json":
-                return await self.teacher.generate(image, self.task.annotation_prompt(as_json=True), sampling, PAIR)
-            return await self.teacher.generate(image, self.task.annotation_prompt(), sampling)
+            return await self.teacher.generate(image, request)
         except RequestRefused as refused:
             return refused
 
     async def _second_pass(
-        self, row: _RowOf, image: EncodedImage, first: Reply | RequestRefused, pair: QuestionAnswer | str
+        self, row: _RowBuilder, image: EncodedImage, first: Reply | RequestRefused, pair: QuestionAnswer | str
     ) -> Annotation:
         if isinstance(first, RequestRefused):
-            return row.ended(first.state, first.reason, first.detail)
+            return row.without_pair(first.state, first.reason, first.detail)
         if isinstance(pair, str):
-            return row.ended(State.DROPPED, pair, None, first)
+            return row.without_pair(State.DROPPED, pair, None, first)
         try:
             seconds = await self._second_answers(row, image, self.task.answer_prompt(pair.question))
         except RequestRefused as refused:
-            return row.ended(refused.state, refused.reason, refused.detail, first)
+            return row.without_pair(refused.state, refused.reason, refused.detail, first)
         return row.annotated(pair.question, pair.answer, first, seconds)
 
-    async def _second_answers(self, row: _RowOf, image: EncodedImage, prompt: str) -> list[Reply]:
-        asked, limit = self.config.num_second_answers, self.answer.max_new_tokens
-        if asked == 1:
-            return [await self.teacher.generate(image, prompt, SamplingConfig(max_new_tokens=limit))]
-        draws = (self._drawn(f"{row.annotation_id}?{number}", limit) for number in range(asked))
-        return list(await asyncio.gather(*(self.teacher.generate(image, prompt, sampling) for sampling in draws)))
+    async def _second_answers(self, row: _RowBuilder, image: EncodedImage, prompt: str) -> list[Reply]:
+        num_answers, max_new_tokens = self.config.num_second_answers, self.answer.max_new_tokens
+        if num_answers == 1:
+            return [await self.teacher.generate(image, Request(prompt, SamplingConfig(max_new_tokens=max_new_tokens)))]
+        requests = (
+            Request(prompt, self._seeded(f"{row.annotation_id}?{number}", max_new_tokens))
+            for number in range(num_answers)
+        )
+        return list(await asyncio.gather(*(self.teacher.generate(image, request) for request in requests)))
 
-    def _drawn(self, name: str, max_new_tokens: int | None = None) -> SamplingConfig:
-        """How a reply is drawn, with a seed of its own by its name."""
-        drawn = self.config.sampling
-        digest = hashlib.sha256(f"{drawn.seed}:{name}".encode()).digest()
-        limit = max_new_tokens or drawn.max_new_tokens
-        return drawn.model_copy(update={"seed": int.from_bytes(digest[:4]) >> 1, "max_new_tokens": limit})
+    def _seeded(self, name: str, max_new_tokens: int | None = None) -> SamplingConfig:
+        """The configured sampling with a seed that depends on the configured one and on the name of the reply."""
+        sampling = self.config.sampling
+        digest = hashlib.sha256(f"{sampling.seed}:{name}".encode()).digest()
+        return sampling.model_copy(
+            update={
+                "seed": int.from_bytes(digest[:4]) >> 1,
+                "max_new_tokens": max_new_tokens or sampling.max_new_tokens,
+            }
+        )
 
 
-def _pairs(draws: Sequence[Reply | RequestRefused], task: Task) -> list[QuestionAnswer | str]:
-    """Each draw's pair, or the reason why it has none; the same question again is none."""
-    found: list[QuestionAnswer | str] = []
-    asked: set[str] = set()
-    for draw in draws:
-        pair = _pair(draw, task)
+def _parse_pairs(replies: Sequence[Reply | RequestRefused], task: Task) -> list[QuestionAnswer | str]:
+    """The pair of each reply, or the reason why it has none; a question that an earlier pair asks is such a reason."""
+    pairs: list[QuestionAnswer | str] = []
+    questions: set[str] = set()
+    for reply in replies:
+        pair = _parse_pair(reply, task)
         if isinstance(pair, QuestionAnswer):
             question = " ".join(pair.question.casefold().split())
-            if question in asked:
+            if question in questions:
                 pair = Reason.REPEATED_QUESTION
-            asked.add(question)
-        found.append(pair)
-    return found
+            questions.add(question)
+        pairs.append(pair)
+    return pairs
+
+
+def _parse_pair(reply: Reply | RequestRefused, task: Task) -> QuestionAnswer | str:
+    if isinstance(reply, RequestRefused):
+        return reply.reason
+    return Reason.REPLY_TRUNCATED if reply.truncated else task.pair_in(reply.text)
 
 
 def most_frequent(replies: Sequence[Reply]) -> tuple[Reply, float]:
-    """The first reply of the largest group of equal ones, and that group's share; cut off replies have no vote."""
+    """The first reply of the largest group of equal replies, and that group's share of all replies.
+
+    Truncated replies belong to no group; if all are truncated, the result is the first reply and 0.
+    """
     equal = MATCHERS["exact"]
     groups: list[list[Reply]] = []
     for reply in replies:
@@ -126,52 +146,48 @@ def most_frequent(replies: Sequence[Reply]) -> tuple[Reply, float]:
             group.append(reply)
     if not groups:
         return replies[0], 0.0
-    # `max` takes the first of several that are as large.
+    # `max` returns the first of several largest groups.
     largest = max(groups, key=len)
     return largest[0], len(largest) / len(replies)
 
 
-def _pair(draw: Reply | RequestRefused, task: Task) -> QuestionAnswer | str:
-    if isinstance(draw, RequestRefused):
-        return draw.reason
-    return Reason.REPLY_TRUNCATED if draw.truncated else task.pair_in(draw.text)
-
-
 @dataclass(frozen=True)
-class _RowOf:
-    """The beginning of an annotation, to be ended in one of its states."""
+class _RowBuilder:
+    """Builds the annotation of one question about an image, in any of its states."""
 
     work: ImageWork[ImageRef]
     number: int
-    """Of the question on its image, from 0."""
+    """The question's number on its image, from 0 on."""
 
     @property
     def annotation_id(self) -> str:
         return f"{self.work.image_id}#{self.number}"
 
-    def ended(self, state: State, reason: str, detail: str | None, first: Reply | None = None) -> Annotation:
-        return Annotation(
-            **self._of_image(),
-            state=state.value,
-            reason=str(reason),
+    def without_pair(self, state: State, reason: str, detail: str | None, first: Reply | None = None) -> Annotation:
+        row = replace(
+            self._row(state, str(reason)),
             detail=detail,
             duplicate_of=detail if reason == Reason.DUPLICATE_OF else None,
-            reply=first.text if first else None,
-            finish_reason=first.finish_reason if first else None,
-            num_prompt_tokens=first.num_prompt_tokens if first else 0,
-            num_output_tokens=first.num_output_tokens if first else 0,
-            first_pass_s=first.elapsed_s if first else 0.0,
+        )
+        if first is None:
+            return row
+        return replace(
+            row,
+            reply=first.text,
+            finish_reason=first.finish_reason,
+            num_prompt_tokens=first.num_prompt_tokens,
+            num_output_tokens=first.num_output_tokens,
+            first_pass_s=first.elapsed_s,
         )
 
     def annotated(self, question: str, answer: str, first: Reply, seconds: Sequence[Reply]) -> Annotation:
         second, share = most_frequent(seconds)
-        state, reason = (
-            (State.DROPPED, Reason.SECOND_ANSWER_TRUNCATED.value) if second.truncated else (State.KEPT, None)
-        )
-        return Annotation(
-            **self._of_image(),
-            state=state.value,
-            reason=reason,
+        if second.truncated:
+            row = self._row(State.DROPPED, Reason.SECOND_ANSWER_TRUNCATED.value)
+        else:
+            row = self._row(State.KEPT, None)
+        return replace(
+            row,
             question=question,
             answer=answer,
             second_answer=second.text,
@@ -191,14 +207,16 @@ class _RowOf:
             second_pass_s=sum(reply.elapsed_s for reply in seconds),
         )
 
-    def _of_image(self) -> dict[str, Any]:
+    def _row(self, state: State, reason: str | None) -> Annotation:
         (ref,) = self.work.rows
-        return {
-            "annotation_id": self.annotation_id,
-            "image_id": ref.image_id,
-            "uri": ref.uri,
-            "metadata": ref.metadata,
-            "num_bytes": len(self.work.content) if isinstance(self.work.content, bytes) else None,
-            "content_sha256": self.work.content_sha256,
-            "attempts": self.work.attempts,
-        }
+        return Annotation(
+            annotation_id=self.annotation_id,
+            image_id=ref.image_id,
+            uri=ref.uri,
+            state=state.value,
+            reason=reason,
+            metadata=ref.metadata,
+            num_bytes=len(self.work.content) if isinstance(self.work.content, bytes) else None,
+            content_sha256=self.work.content_sha256,
+            attempts=self.work.attempts,
+        )

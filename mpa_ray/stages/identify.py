@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from mpa_ray.config import AnswerConfig, SamplingConfig
-from mpa_ray.engine.protocol import EncodedImage, RequestRefused, VisionLanguageModel
+from mpa_ray.engine.protocol import EncodedImage, Request, RequestRefused, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.matching import Matcher
 from mpa_ray.records import Annotation, Verdict
@@ -17,10 +17,11 @@ from mpa_ray.tasks.task import Task
 
 @dataclass(frozen=True)
 class WorthAsking:
-    """Which annotations a student has to answer."""
+    """Decides which annotations a student has to answer."""
 
     matches: Matcher
     where_teacher_disagrees: bool = False
+    """Also those on which the teacher disagrees with itself."""
 
     def __call__(self, annotation: Annotation) -> bool:
         agrees = teacher_agrees(annotation, self.matches)
@@ -29,7 +30,7 @@ class WorthAsking:
 
 @dataclass(frozen=True)
 class Identify:
-    """Judge every annotation; ask the student only where the verdict depends on it."""
+    """Judge every annotation; ask the student only those that are worth asking."""
 
     student: VisionLanguageModel
     task: Task
@@ -37,28 +38,32 @@ class Identify:
     worth_asking: WorthAsking
 
     async def visit(self, work: ImageWork[Annotation]) -> list[Verdict]:
-        """One verdict for each annotation of the image, in their order."""
+        """One verdict for each annotation of the image, in their order.
+
+        Raises:
+            EngineDied: the student's engine can serve no request any more.
+        """
         if not any(map(self.worth_asking, work.rows)):
-            return [self._unasked(annotation) for annotation in work.rows]
+            return [self._judge_without_student(annotation) for annotation in work.rows]
         return [replace(verdict, attempts=work.attempts) for verdict in await self._verdicts(work)]
 
     async def _verdicts(self, work: ImageWork[Annotation]) -> list[Verdict]:
         image = await encode_work(work, self.student)
         if isinstance(image, ImageProblem):
-            # The teacher saw this image; it has gone or changed since.
+            # The teacher read this image; it has been removed or changed since.
             return [not_answered(a, state_of(image), image.reason, image.detail) for a in work.rows]
-        asked = [annotation for annotation in work.rows if self.worth_asking(annotation)]
-        verdicts = iter(await first_alone([partial(self._verdict, image, annotation) for annotation in asked]))
-        return [next(verdicts) if self.worth_asking(row) else self._unasked(row) for row in work.rows]
+        questions = [annotation for annotation in work.rows if self.worth_asking(annotation)]
+        verdicts = iter(await first_alone([partial(self._ask, image, annotation) for annotation in questions]))
+        return [next(verdicts) if self.worth_asking(row) else self._judge_without_student(row) for row in work.rows]
 
-    async def _verdict(self, image: EncodedImage, annotation: Annotation) -> Verdict:
+    async def _ask(self, image: EncodedImage, annotation: Annotation) -> Verdict:
         prompt = self.task.answer_prompt(annotation.question or "")
         sampling = SamplingConfig(max_new_tokens=self.answer.max_new_tokens)
         try:
-            reply = await self.student.generate(image, prompt, sampling)
+            reply = await self.student.generate(image, Request(prompt, sampling))
         except RequestRefused as refused:
             return not_answered(annotation, refused.state, refused.reason, refused.detail)
         return judge(annotation, reply, self.worth_asking.matches)
 
-    def _unasked(self, annotation: Annotation) -> Verdict:
+    def _judge_without_student(self, annotation: Annotation) -> Verdict:
         return judge(annotation, None, self.worth_asking.matches)

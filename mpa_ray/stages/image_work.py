@@ -1,4 +1,4 @@
-"""A unit of work as a stage gets it: images with their rows, and a bounded number of them in flight."""
+"""The unit of work of every stage, one image with its rows, and what all stages do with it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from mpa_ray.engine.protocol import EncodedImage, RequestRefused, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
-from mpa_ray.records import OfModel, Reason, RowT, State
+from mpa_ray.records import HasOutcome, OfModel, Reason, RowT, State
 
 T = TypeVar("T")
-OutT = TypeVar("OutT")
+OutT = TypeVar("OutT", bound=HasOutcome)
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,24 @@ class ImageWork(Generic[RowT]):
     uri: str
     rows: tuple[RowT, ...]
     content: bytes | EncodedImage | ImageProblem | None
-    """The file, or what the engine has seen of it, or why there is none; None where nothing has to be asked."""
+    """The file, or its encoded form, or why it could not be read; None if no row needs the image."""
     content_sha256: str | None = None
     attempts: int = 1
-    """The number of this attempt."""
+    """The number of this attempt, from 1 on."""
 
 
 class Stage(Protocol[RowT, OutT]):
-    """What a model actor runs on each image."""
+    """What a model actor does with each image."""
 
     async def visit(self, work: ImageWork[RowT]) -> list[OutT]: ...
 
 
 async def encode_work(work: ImageWork[RowT], model: VisionLanguageModel) -> EncodedImage | ImageProblem:
-    """Show the image to the model's engine; what was not read needs no look."""
+    """The image in the engine's form, or why there is none.
+
+    Raises:
+        EngineDied: the engine can take no image any more.
+    """
     if not isinstance(work.content, bytes):
         return work.content or ImageProblem(Reason.UNREADABLE, "not read")
     try:
@@ -48,38 +52,38 @@ async def encode_work(work: ImageWork[RowT], model: VisionLanguageModel) -> Enco
 
 
 async def first_alone(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-    """What all calls about one image give: the others follow the first together and find the image in the cache."""
+    """The results of all calls about one image, in their order.
+
+    The first call runs alone. The others then run concurrently and find the image in the engine's cache.
+    """
     if not calls:
         return []
     return [await calls[0](), *await asyncio.gather(*(call() for call in calls[1:]))]
 
 
 def state_of(problem: ImageProblem) -> State:
-    """Dropped where the user asked to leave such images out or they leave no room in a prompt; failed otherwise."""
-    left_out = (Reason.DUPLICATE_OF, Reason.TOO_FEW_BYTES, Reason.TOO_MANY_BYTES, Reason.PROMPT_TOO_LONG)
-    return State.DROPPED if problem.reason in left_out else State.FAILED
+    """Dropped if settings exclude the image or it leaves no room in the prompt; failed otherwise."""
+    dropped = (Reason.DUPLICATE_OF, Reason.TOO_FEW_BYTES, Reason.TOO_MANY_BYTES, Reason.PROMPT_TOO_LONG)
+    return State.DROPPED if problem.reason in dropped else State.FAILED
 
 
-def outcomes(rows: Sequence[object]) -> Counter[tuple[str, str]]:
-    """Rows by state and reason, an empty one where there is none; predictions, which have no state, are `kept`."""
-    return Counter((str(getattr(row, "state", State.KEPT)), str(getattr(row, "reason", None) or "")) for row in rows)
+def outcomes(rows: Sequence[HasOutcome]) -> Counter[tuple[str, str]]:
+    """The number of rows by state and reason; rows without a reason have an empty one."""
+    return Counter((str(row.state), str(row.reason or "")) for row in rows)
 
 
-def failed_images(rows: Sequence[Any]) -> Counter[str]:
-    """Images of which no row but failed, by the reason of the first; one image's rows follow one another.
+def failed_images(rows: Sequence[HasOutcome]) -> Counter[str]:
+    """The number of images whose rows all failed, by the reason of each image's first row.
 
-    Of several models' rows, those of the model with most of them.
+    Rows about the same image follow one another. Where the rows come from several models, the counts are those of the
+    model with the most failed images.
     """
-    of_models: dict[str, list[Any]] = {}
+    by_model: dict[str, list[HasOutcome]] = {}
     for row in rows:
-        of_models.setdefault(row.model if isinstance(row, OfModel) else "", []).append(row)
-    return max(map(_failed_images, of_models.values()), key=Counter.total, default=Counter())
+        by_model.setdefault(row.model if isinstance(row, OfModel) else "", []).append(row)
+    return max(map(_failed_images, by_model.values()), key=Counter.total, default=Counter())
 
 
-def _failed_images(rows: Sequence[Any]) -> Counter[str]:
-    images = (list(found) for _, found in groupby(rows, key=lambda row: row.image_id))
-    return Counter(
-        str(getattr(found[0], "reason", None))
-        for found in images
-        if all(getattr(row, "state", None) == State.FAILED for row in found)
-    )
+def _failed_images(rows: Sequence[HasOutcome]) -> Counter[str]:
+    by_image = (list(group) for _, group in groupby(rows, key=lambda row: row.image_id))
+    return Counter(str(group[0].reason) for group in by_image if all(row.state == State.FAILED for row in group))

@@ -1,4 +1,4 @@
-"""The parity rule: keep what the teacher agrees with itself on and the student does not. Pure functions."""
+"""The parity rule: keep a pair if the teacher agrees with itself and the student disagrees. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mpa_ray.records import Annotation, ParitySample, Reason, State, Verdict
 
 
 def teacher_agrees(annotation: Annotation, matches: Matcher) -> bool | None:
-    """Does the teacher's second answer agree with its first? None where there are not two answers."""
+    """Whether the teacher's second answer agrees with its first; None if there are not two answers."""
     if annotation.state != State.KEPT or annotation.answer is None or annotation.second_answer is None:
         return None
     return matches(annotation.answer, annotation.second_answer)
@@ -27,6 +27,9 @@ def judge(annotation: Annotation, student: Reply | None, matches: Matcher) -> Ve
     | not annotated              | -              | the annotation's own state and reason |
 
     The annotation's answer is the reference in both comparisons (arXiv 2509.16633, section on the Parity Identifier).
+
+    Raises:
+        ValueError: the teacher agrees with itself, but there is no reply of the student.
     """
     agrees = teacher_agrees(annotation, matches)
     reference = annotation.answer
@@ -42,18 +45,18 @@ def judge(annotation: Annotation, student: Reply | None, matches: Matcher) -> Ve
             return _verdict(annotation, State.KEPT, None, student, agrees, student_agrees)
         case _:
             raise ValueError(
-                f"{annotation.annotation_id}: the teacher agrees with itself, so the student must be asked"
+                f"{annotation.annotation_id}: the teacher agrees with itself, so a verdict needs the student's reply"
             )
     return _verdict(annotation, state, reason, student, agrees, student_agrees)
 
 
 def not_answered(annotation: Annotation, state: State, reason: str, detail: str) -> Verdict:
-    """The verdict where the student could not be asked."""
+    """The verdict on an annotation that the student could not answer."""
     return _verdict(annotation, state, reason, detail=detail)
 
 
 def parity_samples(verdicts: Iterable[Verdict]) -> Iterator[ParitySample]:
-    """D_PI: the view `kept` of the verdicts."""
+    """D_PI: the kept verdicts as samples."""
     return (v.sample() for v in verdicts if v.state == State.KEPT)
 
 

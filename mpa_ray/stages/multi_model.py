@@ -1,4 +1,4 @@
-"""Several models of one engine asked in one visit to each image."""
+"""Several models of one engine in one visit to each image."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mpa_ray.stages.image_work import ImageWork, OutT, Stage, encode_work, first
 
 @dataclass(frozen=True)
 class MultiModel(Generic[RowT, OutT]):
-    """The same rows through a stage for each model; the image is read, decoded and seen by the vision tower once."""
+    """One stage for each model, all with the same rows; the image is read, decoded and encoded once for all."""
 
     model: VisionLanguageModel
     stages: Mapping[str, Stage[RowT, OutT]]
     """By the models' names."""
 
     async def visit(self, work: ImageWork[RowT]) -> list[OfModel[OutT]]:
-        """What each stage gives, model by model."""
+        """The rows of all stages, model by model."""
         if isinstance(work.content, bytes):
             work = replace(work, content=await encode_work(work, self.model))
         visits = await first_alone([partial(stage.visit, work) for stage in self.stages.values()])
@@ -32,12 +32,12 @@ class MultiModel(Generic[RowT, OutT]):
 def build_multi_model(
     make_stage: Callable[..., Stage[Any, Any]], adapters: Mapping[str, object], model: VisionLanguageModel
 ) -> MultiModel[Any, Any]:
-    """A stage for each of an engine's models.
+    """One stage for each of an engine's models.
 
     Args:
-        make_stage: Takes the model that it asks.
-        adapters: By the models' names; None for the engine's model as it is.
-        model: Of the engine, which has taken up the adapters under these names.
+        make_stage: Makes the stage of the model that it is called with.
+        adapters: By the models' names; None for the engine's model without an adapter.
+        model: The engine's model; the engine serves the adapters under the models' names.
     """
-    models = {n: model if adapter is None else LoraView(model, n) for n, adapter in adapters.items()}
-    return MultiModel(model, {name: make_stage(found) for name, found in models.items()})
+    models = {name: model if adapter is None else LoraView(model, name) for name, adapter in adapters.items()}
+    return MultiModel(model, {name: make_stage(view) for name, view in models.items()})

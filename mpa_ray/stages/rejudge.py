@@ -1,4 +1,4 @@
-"""Other matchers applied to verdicts that are there already. Pure functions."""
+"""Apply another matcher to stored verdicts. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mpa_ray.records import Reason, State, Verdict
 
 
 def rejudge(verdict: Verdict, matches: Matcher) -> Verdict:
-    """The verdict by another matcher, from the answers that it holds.
+    """The verdict by another matcher, from the answers that are stored in it.
 
-    Where the teacher agrees with itself only by this matcher, the student may never have been asked: such a pair is
-    dropped as `student_not_asked`. What was not judged before is not judged now.
+    If the teacher agrees with itself only by this matcher, the student may never have been asked: such a pair is
+    dropped as `student_not_asked`. A verdict without two answers of the teacher stays unchanged.
     """
     if verdict.teacher_agrees is None or verdict.answer is None or verdict.second_answer is None:
         return verdict
     agrees = matches(verdict.answer, verdict.second_answer)
-    knows = None if verdict.student_answer is None else matches(verdict.answer, verdict.student_answer)
+    student_agrees = None if verdict.student_answer is None else matches(verdict.answer, verdict.student_answer)
     reason: Reason | None
-    match agrees, knows:
+    match agrees, student_agrees:
         case False, _:
             reason = Reason.TEACHER_INCONSISTENT
         case True, True:
@@ -37,26 +37,26 @@ def rejudge(verdict: Verdict, matches: Matcher) -> Verdict:
         state=state.value,
         reason=None if reason is None else reason.value,
         teacher_agrees=agrees,
-        student_agrees=knows,
+        student_agrees=student_agrees,
     )
 
 
 @dataclass
 class Changes:
-    """How many verdicts went from which cell to which."""
+    """Counts how many verdicts another matcher moves from one cell to another; see `Verdict.cell`."""
 
     moves: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Of the cells before and after."""
+    """The number of verdicts by their cells before and after."""
 
     def counted(self, verdicts: Iterable[Verdict], matches: Matcher) -> Iterator[Verdict]:
-        """The verdicts by another matcher, each counted as it passes."""
+        """Yield the verdicts by another matcher and count each."""
         for before in verdicts:
             after = rejudge(before, matches)
             self.moves[before.cell, after.cell] += 1
             yield after
 
     def record(self) -> dict[str, Any]:
-        """Counts by cell before and after, of every move, and what that means for D_PI."""
+        """The counts by cell before and after, the moves between cells, and the change of D_PI, for JSON."""
         before, after = self._cells()
         kept = "teacher_yes_student_no"
         stayed = self.moves[kept, kept]
@@ -85,7 +85,7 @@ class Changes:
         )
         if not_asked := after["teacher_yes_student_not_asked"]:
             lines.append(
-                f"  WARNING: on {not_asked} pairs the teacher agrees with itself by this matcher alone, and the "
+                f"  WARNING: on {not_asked} pairs the teacher agrees with itself only by this matcher, so the "
                 "student was never asked: identify with ask_where_teacher_disagrees to have them judged"
             )
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Many shards' images through one engine, a bounded number at a time, and each alone that may have killed one."""
+"""Run a stage on the images of several shards: a bounded number concurrently, and suspects alone in the engine."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from mpa_ray.stages.image_work import ImageWork, Stage
 
 @dataclass(frozen=True)
 class Attempt:
-    """How a shard is to be visited this time."""
+    """How to visit a shard this time."""
 
     number: int
     """From 1 on."""
     alone: frozenset[str] = frozenset()
-    """Images that may have killed an engine: each is visited with nothing else in it."""
+    """Images that may have killed an engine: each is visited with no other image in the engine."""
     all_alone: bool = False
-    """Nobody knows which images were in the engines that died."""
+    """Visit every image alone, since it is not known which images were in the engines that died."""
     quarantined: Mapping[str, int] = field(default_factory=dict)
-    """Images that are not shown to an engine again, with the engines that each has killed."""
+    """Images that go to no engine any more, with the number of engines that each has killed."""
     given_up: str | None = None
     """Why the shard is not visited at all."""
 
 
 class AttemptLog(Protocol):
-    """Where attempts are remembered by others than those who may die in them."""
+    """A record of attempts that survives the process in which they are made."""
 
     async def begin(self, shard: str) -> Attempt: ...
 
@@ -43,12 +43,12 @@ class AttemptLog(Protocol):
 
 
 class Slots:
-    """Room for images in an engine: one slot at a time, or all of them together."""
+    """Slots for images in an engine, to be taken one at a time or all together."""
 
     def __init__(self, num_slots: int) -> None:
         self._num_slots = num_slots
         self._free = asyncio.Semaphore(num_slots)
-        # Two that each took some of the slots would wait for each other.
+        # Without the lock, two tasks that each hold some of the slots would wait for each other forever.
         self._one_takes_all = asyncio.Lock()
 
     @asynccontextmanager
@@ -71,13 +71,13 @@ class Slots:
 
 
 class GivenUp(Exception):
-    """Engines died too often on a shard."""
+    """Too many engines died on a shard."""
 
 
 class Visits:
-    """Takes shards, several at a time, through a stage whose engine may die.
+    """Runs a stage on shards, several concurrently; the stage's engine may die.
 
-    On the engine's death `die` is called once the log knows which images were in it; it must end the process.
+    If the engine dies, the log first records which images were in it. Then `die` is called, which must end the process.
     """
 
     def __init__(
@@ -89,38 +89,50 @@ class Visits:
         usage: Usage | None = None,
         load: Load | None = None,
     ) -> None:
-        """Images that wait for room are counted in `load`, and how long they wait is added to `usage`."""
-        self._stage, self._log, self._die = stage, log, die
-        self._effort, self._load = usage or Usage(), load or Load()
+        """`load` shows the number of images that wait for a slot; their waiting time is added to `usage`."""
+        self._stage = stage
+        self._log = log
+        self._die = die
+        self._usage = usage or Usage()
+        self._load = load or Load()
         self._slots = Slots(num_slots)
         self._in_flight: dict[str, set[str]] = {}
         self._is_dying = False
 
     async def visit(self, shard: str, images: Sequence[ImageWork[Any]]) -> list[Any]:
-        """The rows of all images, in the images' order. Raises GivenUp."""
+        """The rows of all images, in the images' order.
+
+        Raises:
+            GivenUp: too many engines died on this shard.
+            ExceptionGroup, EngineDied: the engine died.
+        """
         attempt = await self._log.begin(shard)
         if attempt.given_up is not None:
             raise GivenUp(attempt.given_up)
         self._in_flight[shard] = set()
         works = [_in_attempt(work, attempt) for work in images]
-        alone = {i for i, w in enumerate(works) if attempt.all_alone or w.image_id in attempt.alone}
+        alone = {i for i, work in enumerate(works) if attempt.all_alone or work.image_id in attempt.alone}
         async with asyncio.TaskGroup() as group:
-            tasks = {i: group.create_task(self._among_others(shard, w)) for i, w in enumerate(works) if i not in alone}
+            tasks = {
+                i: group.create_task(self._visit_among_others(shard, work))
+                for i, work in enumerate(works)
+                if i not in alone
+            }
         rows = {i: task.result() for i, task in tasks.items()}
         for i in sorted(alone):
-            rows[i] = await self._alone(shard, works[i])
+            rows[i] = await self._visit_alone(shard, works[i])
         del self._in_flight[shard]
         return [row for i in range(len(works)) for row in rows[i]]
 
-    async def _among_others(self, shard: str, work: ImageWork[Any]) -> list[Any]:
+    async def _visit_among_others(self, shard: str, work: ImageWork[Any]) -> list[Any]:
         arrived = time.monotonic()
         async with AsyncExitStack() as slot:
             with self._load.one_more("num_waiting"):
                 await slot.enter_async_context(self._slots.one())
-            self._effort.wait_s += time.monotonic() - arrived
+            self._usage.wait_s += time.monotonic() - arrived
             return await self._visit(shard, work)
 
-    async def _alone(self, shard: str, work: ImageWork[Any]) -> list[Any]:
+    async def _visit_alone(self, shard: str, work: ImageWork[Any]) -> list[Any]:
         async with self._slots.all():
             await self._log.alone(shard, work.image_id)
             rows = await self._visit(shard, work)
@@ -133,9 +145,9 @@ class Visits:
             return await self._stage.visit(work)
         except EngineDied as error:
             if not self._is_dying:
-                # The first of many that meet the same death speaks for all.
+                # All images in the engine raise this error; only the first one reports the death.
                 self._is_dying = True
-                await self._log.died({s: sorted(images) for s, images in self._in_flight.items()}, str(error))
+                await self._log.died({s: sorted(ids) for s, ids in self._in_flight.items()}, str(error))
                 await self._die(str(error))
             raise
         finally:

@@ -1,1 +1,1 @@
-"""Bytes: local folders and object stores."""
+"""Where the files of a run are stored: a local folder or an object store."""

@@ -1,17 +1,17 @@
-"""Objects of S3 and of what speaks its protocol: the one place that knows endpoints, retries and time-outs.
+"""Objects in S3 and in stores with the same API: the only module that knows endpoints, retries and time-outs.
 
-Credentials come from the environment, a profile or the machine's role, as boto3 finds them; they are no settings of
-ours, so no file or log of a run can show them.
+boto3 finds the credentials in the environment, a profile or the machine's role. They are not part of our settings, so
+no file or log of a run can contain them.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,19 +27,21 @@ from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.errors import ConfigError
 
 SCHEME = "s3://"
-# A status alone is the code where an answer lost its body.
-_GONE = frozenset({"404", "NoSuchKey", "NotFound"})
-_BEHIND_THE_END = frozenset({"InvalidRange", "416"})
-_TAKEN = frozenset({"PreconditionFailed", "412"})
-_RACED = frozenset({"ConditionalRequestConflict", "409"})
-_PASSING = frozenset({"500", "502", "503", "504", "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout"})
-_LONGEST_PAUSE_S = 20.0
+# botocore uses the HTTP status as the error code if the response has no body.
+_MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+_PAST_END = frozenset({"InvalidRange", "416"})
+_EXISTS = frozenset({"PreconditionFailed", "412"})
+_CONFLICT = frozenset({"ConditionalRequestConflict", "409"})
+_TRANSIENT = frozenset(
+    {"500", "502", "503", "504", "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout"}
+)
+_MAX_PAUSE_S = 20.0
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class FoundObject:
+class ListedObject:
     """An object as a listing shows it."""
 
     key: str
@@ -50,18 +52,18 @@ class FoundObject:
 
 @dataclass(frozen=True)
 class _Page:
-    """One answer of a listing."""
+    """One page of a listing."""
 
-    objects: list[FoundObject]
+    objects: list[ListedObject]
     prefixes: list[str]
-    is_cut: bool
+    is_truncated: bool
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """`s3://bucket/some/key` as bucket and key.
+    """Split `s3://bucket/some/key` into bucket and key.
 
     Raises:
-        ConfigError: there is no bucket in it.
+        ConfigError: the URI names no bucket.
     """
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     if not uri.startswith(SCHEME) or not bucket:
@@ -71,52 +73,53 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """Whole objects by bucket and key. It holds settings alone, so it can be sent to any process."""
+    """Reads and writes objects by bucket and key. It holds only settings, so it can be sent to any process."""
 
     config: ObjectStoreConfig
 
     def get(self, bucket: str, key: str, first: int | None = None, num_bytes: int | None = None) -> bytes:
-        """An object, or at most `num_bytes` of it from byte `first` on.
+        """Return an object, or at most `num_bytes` of it starting at byte `first`.
 
         Raises:
-            FileNotFoundError: there is no such object.
-            OSError: it could not be read, after `max_attempts`.
+            FileNotFoundError: the object does not exist.
+            OSError: the object cannot be read. Transient errors are retried `max_attempts` times.
         """
-        span = {} if first is None else {"Range": f"bytes={first}-{'' if num_bytes is None else first + num_bytes - 1}"}
+        last = "" if first is None or num_bytes is None else first + num_bytes - 1
+        byte_range = {} if first is None else {"Range": f"bytes={first}-{last}"}
 
         def attempt() -> bytes:
             try:
-                response = self._client.get_object(Bucket=bucket, Key=key, **span)
+                response = self._client.get_object(Bucket=bucket, Key=key, **byte_range)
             except ClientError as error:
-                if _code(error) in _BEHIND_THE_END:
+                if _code(error) in _PAST_END:
                     return b""
                 raise
             content: bytes = response["Body"].read()
             return content
 
-        return self._insist(attempt, bucket, key)
+        return self._with_retries(attempt, bucket, key)
 
     def put(self, bucket: str, key: str, content: bytes) -> None:
-        """Write or replace an object; large ones in parts, which show only once all have arrived."""
-        self._insist(lambda: self._put(bucket, key, content), bucket, key)
+        """Write or replace an object. A large object is uploaded in parts and becomes visible when all are complete."""
+        self._with_retries(lambda: self._put(bucket, key, content), bucket, key)
 
     def create(self, bucket: str, key: str, content: bytes) -> bool:
-        """Write an object only if there is none; of many callers exactly one gets True.
+        """Write an object only if it does not exist; exactly one of many callers gets True.
 
-        A repeated request may meet the object that its own lost answer had created, so whoever finds the very content
-        it wanted to write has won: callers that race must bring different contents.
+        If the response to a successful request is lost, the retry meets the object that the request created. A caller
+        that reads back exactly its own content has therefore won, so racing callers must write different contents.
         """
 
         def attempt() -> bool:
             try:
                 self._client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
             except ClientError as error:
-                if _code(error) in _TAKEN:
+                if _code(error) in _EXISTS:
                     return False
                 raise
             return True
 
-        return self._insist(attempt, bucket, key) or self.get(bucket, key) == content
+        return self._with_retries(attempt, bucket, key) or self.get(bucket, key) == content
 
     def exists(self, bucket: str, key: str) -> bool:
         try:
@@ -126,69 +129,70 @@ class ObjectStore:
         return True
 
     def size(self, bucket: str, key: str) -> int:
-        """An object's bytes. Raises FileNotFoundError, or OSError as `get` does."""
-        head = self._insist(lambda: self._client.head_object(Bucket=bucket, Key=key), bucket, key)
+        """Return an object's size in bytes. Raises FileNotFoundError, or OSError as `get` does."""
+        head = self._with_retries(lambda: self._client.head_object(Bucket=bucket, Key=key), bucket, key)
         num_bytes: int = head["ContentLength"]
         return num_bytes
 
     def delete(self, bucket: str, key: str) -> None:
-        self._insist(lambda: self._client.delete_object(Bucket=bucket, Key=key), bucket, key)
+        self._with_retries(lambda: self._client.delete_object(Bucket=bucket, Key=key), bucket, key)
 
     def abort_uploads(self, bucket: str, prefix: str, before: datetime) -> int:
-        """Remove the parts of uploads that were begun before a moment and never finished; how many there were."""
-        found = self._insist(
+        """Abort unfinished multipart uploads that started before a moment; return their number."""
+        uploads = self._with_retries(
             lambda: self._client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", []), bucket, prefix
         )
-        old = [upload for upload in found if upload["Initiated"] < before]
+        old = [upload for upload in uploads if upload["Initiated"] < before]
         for upload in old:
-            key, number = upload["Key"], upload["UploadId"]
-            self._insist(
-                lambda k=key, n=number: self._client.abort_multipart_upload(Bucket=bucket, Key=k, UploadId=n),  # type: ignore[misc]
-                bucket,
-                key,
-            )
+            self._with_retries(partial(self._abort, bucket, upload), bucket, upload["Key"])
         return len(old)
 
     def download(self, bucket: str, key: str, path: Path) -> None:
-        """Copy an object into a file, a part at a time."""
-        self._insist(lambda: self._client.download_file(bucket, key, str(path)), bucket, key)
+        """Copy an object into a file, in parts."""
+        self._with_retries(lambda: self._client.download_file(bucket, key, str(path)), bucket, key)
 
     def upload(self, path: Path, bucket: str, key: str) -> None:
-        """Copy a file into an object, a part at a time; it shows only once all parts have arrived."""
-        self._insist(lambda: self._client.upload_file(str(path), bucket, key, Config=self._parts), bucket, key)
+        """Copy a file into an object, in parts. The object becomes visible when all parts are complete."""
+        self._with_retries(lambda: self._client.upload_file(str(path), bucket, key, Config=self._parts), bucket, key)
 
-    def list(self, bucket: str, prefix: str, *, nested: bool, after: str = "") -> Iterator[FoundObject]:
-        """Objects under a prefix, in the order of their keys' UTF-8 bytes, page by page, from behind a key on."""
+    def list(self, bucket: str, prefix: str, *, nested: bool, after: str = "") -> Iterator[ListedObject]:
+        """Objects under a prefix, in the order of their keys' UTF-8 bytes, starting after the key `after`."""
         for page in self._pages(bucket, prefix, nested=nested, after=after):
             yield from page.objects
 
     def children(self, bucket: str, prefix: str) -> Sequence[str] | None:
-        """Keys and prefixes (they end with a slash) directly under a prefix; None where one page does not hold them."""
+        """Keys and prefixes (which end with a slash) directly under a prefix; None if they need more than one page."""
         page = next(self._pages(bucket, prefix, nested=False))
-        if page.is_cut:
+        if page.is_truncated:
             return None
-        return [found.key for found in page.objects if not found.key.endswith("/")] + page.prefixes
+        return [listed.key for listed in page.objects if not listed.key.endswith("/")] + page.prefixes
 
     def _pages(self, bucket: str, prefix: str, *, nested: bool, after: str = "") -> Iterator[_Page]:
         arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "StartAfter": after}
         if not nested:
             arguments["Delimiter"] = "/"
         while True:
-            page = self._insist(lambda a=dict(arguments): self._client.list_objects_v2(**a), bucket, prefix)  # type: ignore[misc]
+            page = self._with_retries(partial(self._list_page, arguments), bucket, prefix)
             yield _Page(
                 [
-                    FoundObject(o["Key"], o["Size"], o["ETag"].strip('"'), o["LastModified"])
-                    for o in page.get("Contents", ())
+                    ListedObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
+                    for entry in page.get("Contents", ())
                 ],
-                [found["Prefix"] for found in page.get("CommonPrefixes", ())],
+                [entry["Prefix"] for entry in page.get("CommonPrefixes", ())],
                 page.get("IsTruncated", False),
             )
             if not page.get("IsTruncated"):
                 return
             arguments["ContinuationToken"] = page["NextContinuationToken"]
 
+    def _list_page(self, arguments: dict[str, Any]) -> Any:
+        return self._client.list_objects_v2(**arguments)
+
+    def _abort(self, bucket: str, upload: Mapping[str, Any]) -> None:
+        self._client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
     def arrow(self) -> Any:
-        """The same store as a pyarrow file system."""
+        """The store as a pyarrow file system."""
         from pyarrow.fs import S3FileSystem
 
         return S3FileSystem(
@@ -213,28 +217,27 @@ class ObjectStore:
         size = self.config.multipart_bytes
         return TransferConfig(multipart_threshold=size, multipart_chunksize=size)
 
-    def _insist(self, attempt: Callable[[], T], bucket: str, key: str) -> T:
-        """Try again after faults that pass, a body that breaks off included, which boto3 itself does not repeat."""
-        for tried in range(1, self.config.max_attempts + 1):
+    def _with_retries(self, attempt: Callable[[], T], bucket: str, key: str) -> T:
+        """Repeat a request after transient errors. boto3 itself does not retry when a response body breaks off."""
+        for number in range(1, self.config.max_attempts + 1):
             try:
                 return attempt()
             except (ClientError, BotoCoreError, Boto3Error, HTTPError) as error:
                 last = _underlying(error)
-                if isinstance(last, ClientError) and _code(last) in _GONE:
+                if isinstance(last, ClientError) and _code(last) in _MISSING:
                     raise FileNotFoundError(f"{SCHEME}{bucket}/{key}") from None
-                if isinstance(last, ClientError) and _code(last) not in _PASSING | _RACED:
+                if isinstance(last, ClientError) and _code(last) not in _TRANSIENT | _CONFLICT:
                     break
-            if tried < self.config.max_attempts:
-                time.sleep(
-                    random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, self.config.first_pause_s * 2 ** (tried - 1))
-                )
-        raise OSError(f"{SCHEME}{bucket}/{key}: {last} (attempt {tried})") from last
+            if number < self.config.max_attempts:
+                pause_s = min(_MAX_PAUSE_S, self.config.first_pause_s * 2 ** (number - 1))
+                time.sleep(random.uniform(0.5, 1.0) * pause_s)
+        raise OSError(f"{SCHEME}{bucket}/{key}: {last} (attempt {number})") from last
 
 
 def _underlying(error: Exception) -> Exception:
-    """What the server said, where boto3's transfers have put it into words only."""
-    said = error.__context__
-    return said if isinstance(error, Boto3Error) and isinstance(said, ClientError) else error
+    """The server's error, which boto3's transfers replace by a message but keep as the context."""
+    context = error.__context__
+    return context if isinstance(error, Boto3Error) and isinstance(context, ClientError) else error
 
 
 def _code(error: ClientError) -> str:

@@ -1,4 +1,4 @@
-"""A run directory in an object store."""
+"""Storage in an S3 bucket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mpa_ray.storage.storage import StoredFile
 
 
 class S3Storage:
-    """A prefix of a bucket, as `Storage`: every write is one whole object, and `create` is a conditional PUT."""
+    """A prefix of a bucket. Every write is one whole object, and `create` is a conditional PUT."""
 
     def __init__(self, root: str, config: ObjectStoreConfig) -> None:
         self.root = root.rstrip("/")
@@ -41,10 +41,11 @@ class S3Storage:
         return self._store.exists(self._bucket, self._key(path))
 
     def list(self, folder: str) -> Iterator[str]:
-        start = self._key(f"{folder}/")
-        for found in self._store.list(self._bucket, start, nested=False):
-            if not found.key.removeprefix(start).startswith("."):
-                yield f"{folder}/{found.key.removeprefix(start)}"
+        prefix = self._key(f"{folder}/")
+        for listed in self._store.list(self._bucket, prefix, nested=False):
+            name = listed.key.removeprefix(prefix)
+            if not name.startswith("."):
+                yield f"{folder}/{name}"
 
     def put_folder(self, source: Path, path: str) -> None:
         for file in sorted(f for f in source.iterdir() if f.is_file()):
@@ -57,9 +58,9 @@ class S3Storage:
         self._store.delete(self._bucket, self._key(path))
 
     def details(self, folder: str) -> Iterator[StoredFile]:
-        start = self._key(f"{folder}/")
-        for found in self._store.list(self._bucket, start, nested=False):
-            yield StoredFile(f"{folder}/{found.key.removeprefix(start)}", found.num_bytes, found.modified)
+        prefix = self._key(f"{folder}/")
+        for listed in self._store.list(self._bucket, prefix, nested=False):
+            yield StoredFile(f"{folder}/{listed.key.removeprefix(prefix)}", listed.num_bytes, listed.modified)
 
     def drop_unfinished(self, before: datetime) -> int:
         return self._store.abort_uploads(self._bucket, self._key(""), before)

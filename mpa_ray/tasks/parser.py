@@ -1,6 +1,6 @@
-"""Reads a teacher's reply into question-answer pairs, in whatever shape the teacher wrote them.
+"""Parses question-answer pairs from a teacher's reply, in the many formats that teachers use.
 
-Every pattern here takes linear time: its runs are possessive or bounded, and no two runs can share a character.
+Every pattern takes linear time: its repetitions are possessive or bounded, and no two of them can match the same text.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from functools import cache
 
 @dataclass(frozen=True)
 class QuestionAnswer:
-    """One pair as the teacher wrote it, without labels and mark-up."""
+    """A pair as the teacher wrote it, without labels and markup."""
 
     question: str
     answer: str
 
 
 class ReplyError(StrEnum):
-    """Why a reply holds no pair."""
+    """Why a reply contains no pair."""
 
     EMPTY_REPLY = "empty_reply"
     NO_QUESTION = "no_question"
@@ -36,16 +36,16 @@ class ReplyError(StrEnum):
 def parse_reply(
     reply: str, max_answer_words: int = 20, question_labels: Sequence[str] = (), answer_labels: Sequence[str] = ()
 ) -> list[QuestionAnswer] | ReplyError:
-    """The pairs of a reply in order, at least one, or why there is none; never raises.
+    """Return the pairs of a reply in order, or the reason why it contains none. It never raises an error.
 
-    Text is kept as written (a piece of the reply, inner line breaks included); only JSON strings are decoded. Where
-    some pairs are faulty the others are returned; where all are, the first fault.
+    Questions and answers are unchanged parts of the reply, including inner line breaks; only JSON strings are decoded.
+    If some pairs are faulty, the others are returned. If all pairs are faulty, the first fault is returned.
 
     Args:
-        reply: What the teacher wrote.
+        reply: The teacher's reply.
         max_answer_words: A longer answer is a fault.
-        question_labels: Words before a question, besides those known in many languages.
-        answer_labels: Words before an answer.
+        question_labels: Words before a question, in addition to the built-in words of many languages.
+        answer_labels: Words before an answer, in addition to the built-in words.
     """
     patterns = _patterns(tuple(question_labels), tuple(answer_labels))
     text = _without_reasoning(reply)
@@ -66,7 +66,7 @@ def parse_reply(
 
 @dataclass(frozen=True)
 class _Draft:
-    """A candidate pair; None where the part is missing altogether."""
+    """A candidate pair; a missing part is None."""
 
     question: str | None
     answer: str | None
@@ -89,7 +89,7 @@ def _checked(draft: _Draft, max_answer_words: int) -> QuestionAnswer | ReplyErro
     return QuestionAnswer(question, answer)
 
 
-# The words of the labels, by language. A new language is two more words here.
+# Label words of many languages. To support another language, add its two words.
 _QUESTION_WORDS = (
     "question|frage|pregunta|pergunta|domanda|vraag|fråga|spørgsmål|spørsmål|kysymys|pytanie|otázka|вопрос|питання|soru|"
     "câu hỏi|pertanyaan|ερώτηση|שאלה|السؤال|سؤال|प्रश्न|คำถาม|问题|問題|質問|问|問|질문"
@@ -112,7 +112,7 @@ _CLOSING = r"[*_\"'`“”‘’»」』\])】]"  # noqa: RUF001
 
 @dataclass(frozen=True)
 class _Patterns:
-    """What tells questions and answers apart, with a task's own labels."""
+    """Recognises questions and answers, including a task's own labels."""
 
     label: re.Pattern[str]
     question_key: re.Pattern[str]
@@ -166,13 +166,14 @@ _REFUSAL = re.compile(
 
 @dataclass(frozen=True)
 class _Label:
-    """A label's place in the reply; `kind` is the name of its group in the pattern of labels."""
+    """The position of a label in the reply; `kind` is the name of its group in the label pattern."""
 
     kind: str
     start: int
     end: int
 
     def opens(self, part: str) -> bool:
+        """Whether a `question` or an `answer` follows the label."""
         return self.kind in (part, f"short_{part}", f"{part}_tag")
 
 
@@ -187,21 +188,22 @@ def _labelled_drafts(text: str, patterns: _Patterns) -> Iterator[_Draft]:
                 yield _Draft(question, None)
             question = body
         elif label.opens("answer"):
-            found = question if question is not None else _unlabelled_question(text[floor : label.start])
+            if question is None:
+                question = _unlabelled_question(text[floor : label.start])
             is_next_unlabelled = following is not None and following.opens("answer")
             answer = body.strip().split("\n", 1)[0] if is_next_unlabelled else _first_paragraph(body)
-            yield _Draft(found, answer)
+            yield _Draft(question, answer)
             question, floor = None, label.end + body.find(answer) + len(answer)
     if question is not None:
         yield _Draft(question, None)
 
 
 def _labels(text: str, patterns: _Patterns) -> list[_Label]:
-    found = list(patterns.label.finditer(text))
-    has_long_answer = any(match["answer"] or match["answer_tag"] for match in found)
+    matches = list(patterns.label.finditer(text))
+    has_long_answer = any(match["answer"] or match["answer_tag"] for match in matches)
     has_options = _OPTION_B.search(text) is not None
     labels: list[_Label] = []
-    for match in found:
+    for match in matches:
         kind = next(name for name in _KINDS if match[name])
         follows_short = bool(labels) and labels[-1].kind == "short_question"
         if kind == "short_answer" and (has_long_answer or has_options):
@@ -215,7 +217,7 @@ _KINDS = ("question_tag", "answer_tag", "end_tag", "question", "answer", "other"
 
 
 def _is_label(match: re.Match[str], kind: str, follows_short: bool) -> bool:
-    """Is this a label, or a word of a sentence such as "which is the right answer: A or B?"."""
+    """Whether a match is a label, and not a word in a sentence such as "which is the right answer: A or B?"."""
     if kind.endswith("_tag"):
         return True
     at_line_start = match["line_start"] is not None
@@ -240,7 +242,7 @@ def _first_paragraph(body: str) -> str:
 
 
 def _unlabelled_question(before: str) -> str | None:
-    """The last line before an answer label, if it asks something."""
+    """The last line before an answer label, if it is a question."""
     line = before.strip().rsplit("\n", 1)[-1]
     preamble = _PREAMBLE.match(line)
     if preamble:
@@ -255,11 +257,11 @@ _MAX_NESTED_QUOTES = 4
 
 
 def _undecorated(text: str) -> str:
-    """Without the white space, asterisks, backticks and quotation marks around it; a lone quote mark (5') stays."""
+    """Remove white space, asterisks, backticks and pairs of quotation marks around a text."""
     end_tag = _END_TAG.search(text)
-    text = _without_quote_marks(text[: end_tag.start()] if end_tag else text).strip("*` \t\r\n\u3000\xa0")
+    text = _without_block_quote(text[: end_tag.start()] if end_tag else text).strip("*` \t\r\n\u3000\xa0")
     for _ in range(_MAX_NESTED_QUOTES):
-        # A comma or brace behind the closing quote is left over from JSON that did not decode.
+        # A comma or brace after the closing quotation mark comes from JSON that could not be decoded.
         quoted = text.rstrip(" \t\r\n,}]") if text[:1] in _QUOTES else text
         inner = quoted[1:-1]
         if len(quoted) < 2 or _QUOTES.get(quoted[0]) != quoted[-1] or quoted[0] in inner or quoted[-1] in inner:
@@ -268,15 +270,15 @@ def _undecorated(text: str) -> str:
     return text.strip()
 
 
-def _without_quote_marks(text: str) -> str:
-    """Without lines at its end that hold nothing but what marks a quotation in Markdown."""
+def _without_block_quote(text: str) -> str:
+    """Remove lines at the end that contain only the marks of a Markdown block quote."""
     kept = text.rstrip("> \t\r\n")
     line_end = text.find("\n", len(kept))
     return text if line_end < 0 else text[:line_end]
 
 
 def _without_reasoning(reply: str) -> str:
-    """What follows the last `</think>` (its opening may stand in the prompt), or precedes a `<think>` left open."""
+    """Keep the text after the last `</think>` (whose start may be in the prompt) and before an unclosed `<think>`."""
     tags = list(_REASONING_TAG.finditer(reply))
     closings = [tag.end() for tag in tags if tag["closing"]]
     start = closings[-1] if closings else 0
@@ -285,9 +287,10 @@ def _without_reasoning(reply: str) -> str:
 
 
 _JSON_START = re.compile(r"[{\[]\s*+[\"{]")
-_MAX_JSON_STARTS = 16  # Each may read to the end of the reply.
+_MAX_JSON_STARTS = 16
+"""Decoding from each start may read to the end of the reply."""
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str, strict=False)
-"""Numbers stay as they are written: 3.50 is an answer of its own."""
+"""Numbers stay text: the answer 3.50 is not 3.5."""
 
 
 def _json_drafts(text: str, patterns: _Patterns) -> Iterator[_Draft]:

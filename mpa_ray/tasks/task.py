@@ -1,8 +1,9 @@
-"""A task: the prompts that a model sees and how its answers are compared; nothing of models, images or clusters."""
+"""A task: the prompts of teacher and students, and how their answers are parsed, compared and scored."""
 
 from __future__ import annotations
 
 import string
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -10,6 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mpa_ray.config import MatcherConfig, PlainMatch, Settings
+from mpa_ray.config.setting_path import setting_path
 from mpa_ray.errors import ConfigError
 from mpa_ray.metrics import METRICS
 from mpa_ray.tasks.parser import QuestionAnswer, ReplyError, parse_reply
@@ -20,39 +22,39 @@ PREAMBLE = (
     "Look at the image closely before you reply. Notice every object and its colour, shape and place, read any words, "
     "numbers and charts in it, and keep your reply short and true to the image. Then do exactly what is asked next.\n\n"
 )
-"""What follows the image in every prompt of every task.
+"""The text after the image in every prompt of every task.
 
-It is longer than one block of the KV cache (32 tokens with every tokenizer we know), so that two prompts on one image
-part only after the block in which the image ends, and the second finds the whole image in the cache.
+It is longer than a block of the KV cache (32 tokens) with every tokenizer that we know. Two prompts on the same image
+therefore differ only after the block in which the image ends, and the second prompt finds the whole image in the cache.
 """
 
 JSON_FORMAT = 'Reply with a JSON object and nothing else: {"question": "<the question>", "answer": "<the answer>"}'
 
 
 class Labels(Settings):
-    """Words that a reply puts before its parts, the first of each being asked for."""
+    """Words before the question and the answer in a reply. The prompt asks for the first word of each."""
 
     question: tuple[str, ...] = Field(("Question",), min_length=1)
     answer: tuple[str, ...] = Field(("Answer",), min_length=1)
 
 
 class Task(Settings):
-    """One kind of question."""
+    """A kind of question, with its prompts."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     version: int = Field(1, ge=1)
-    """Goes up whenever a prompt changes; part of a run's fingerprint."""
+    """It goes up when a prompt changes, and is part of a run's fingerprint."""
     language: str = Field("en", min_length=2)
-    """Of questions and answers, by its code in ISO 639 (`en`, `de`, ...)."""
+    """The language of questions and answers, as an ISO 639 code (`en`, `de`, ...)."""
     annotation_template: str = Field(alias="annotation_prompt", min_length=1)
-    """Asks the teacher for a question and its answer; `{format}` is where it is told how to write them."""
+    """The prompt for a question and its answer. Instructions on their format replace `{format}`."""
     answer_template: str = Field(alias="answer_prompt", min_length=1)
-    """Asks any model a question, which `{question}` stands for."""
+    """The prompt for an answer. The question replaces `{question}`."""
     labels: Labels = Labels()
     matcher: MatcherConfig = PlainMatch(kind="exact")
-    """When two answers agree, unless `identify.matcher` says otherwise."""
+    """When two answers agree; `identify.matcher` overrides it."""
     metric: str = "exact_match"
-    """Scores answers in evaluation, unless the benchmark has a metric of its own."""
+    """Scores answers on benchmarks that have no metric."""
     max_answer_words: int = Field(20, ge=1)
     """A pair with a longer answer is dropped as `answer_too_long`."""
 
@@ -70,23 +72,23 @@ class Task(Settings):
         return self
 
     def annotation_prompt(self, as_json: bool = False) -> str:
-        """The text after the image when the teacher writes a pair."""
+        """The text after the image in the prompt for a pair."""
         if "{format}" in self.annotation_template:
             return PREAMBLE + self.annotation_template.format(format=JSON_FORMAT if as_json else self._two_lines())
         return PREAMBLE + self.annotation_template + (f"\n{JSON_FORMAT}" if as_json else "")
 
     def answer_prompt(self, question: str) -> str:
-        """The text after the image when any model answers: in annotation, identification, leveling and evaluation."""
+        """The text after the image in the prompt for an answer. It is the same in every phase."""
         return PREAMBLE + self.answer_text(question)
 
     def answer_text(self, question: str) -> str:
-        """The same without the preamble."""
+        """The text of `answer_prompt` without the preamble."""
         return self.answer_template.format(question=question.strip())
 
     def pair_in(self, reply: str) -> QuestionAnswer | ReplyError:
-        """The first pair of a teacher's reply, or why it holds none."""
-        found = parse_reply(reply, self.max_answer_words, self.labels.question, self.labels.answer)
-        return found if isinstance(found, ReplyError) else found[0]
+        """Return the first pair in a teacher's reply, or the reason why it contains none."""
+        pairs = parse_reply(reply, self.max_answer_words, self.labels.question, self.labels.answer)
+        return pairs if isinstance(pairs, ReplyError) else pairs[0]
 
     def _two_lines(self) -> str:
         question, answer = self.labels.question[0], self.labels.answer[0]
@@ -95,35 +97,40 @@ class Task(Settings):
 
 def _check_placeholders(field: str, template: str, allowed: set[str], required: bool) -> None:
     try:
-        found = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(f"{field}: {error}; write {{{{ and }}}} for braces") from None
-    unknown = sorted(set(found) - allowed)
+    unknown = sorted(set(names) - allowed)
     if unknown:
-        told = ", ".join(f"{{{name}}}" for name in unknown)
-        raise ValueError(f"{field} has {told}; it may have {', '.join(f'{{{name}}}' for name in allowed)} alone")
-    if len(found) > 1 or (required and not found):
+        raise ValueError(f"{field} has {_placeholders(unknown)}; it may only have {_placeholders(allowed)}")
+    if len(names) > 1 or (required and not names):
         raise ValueError(f"{field} needs {{{next(iter(allowed))}}} {'once' if required else 'at most once'}")
 
 
+def _placeholders(names: Iterable[str]) -> str:
+    return ", ".join(f"{{{name}}}" for name in names)
+
+
 def load_task(path: str | Path) -> Task:
-    """A task from its YAML file.
+    """Load a task from a YAML file.
 
     Raises:
-        ConfigError: the file cannot be read, or a field of it is wrong.
+        ConfigError: the file cannot be read, or one of its fields is wrong.
     """
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError("task", str(path), f"cannot be read as YAML ({error}).", "Give a task's file.") from error
+        raise ConfigError(
+            "task", str(path), f"cannot be read as YAML ({error}).", "Give the file of a task."
+        ) from error
     try:
         return Task.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
+        where = setting_path(Task, first["loc"]) or "the file"
         raise ConfigError(
             "task",
             str(path),
             f"{where}: {first['msg'].removeprefix('Value error, ')}.",
-            "Start from a task of mpa_ray/tasks/library.",
+            "Start from a task in mpa_ray/tasks/library.",
         ) from None

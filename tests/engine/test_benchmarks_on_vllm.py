@@ -1,4 +1,4 @@
-"""Every benchmark's official format, loaded, answered and scored on real vLLM; answers do not depend on batching."""
+"""Every benchmark's official format is read, answered on real vLLM and scored; answers do not depend on batching."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mpa_ray.evaluation.benchmarks import BENCHMARKS
 from mpa_ray.metrics import METRICS
 from mpa_ray.records import Prediction
 from mpa_ray.run.run import Run
-from tests.official_formats import ask, write_official
+from tests.official_formats import draw_questions, write_official
 
 ROOT = Path(__file__).parents[2]
 NUM_IMAGES, PER_IMAGE = 6, 4
@@ -33,7 +33,7 @@ def served(model: str, **settings: Any) -> dict[str, Any]:
 
 
 def adapters(folder: Path) -> tuple[Path, Path]:
-    """A LoRA adapter of the student with weights that matter, and the same merged by hand."""
+    """A LoRA adapter of the student with weights that change its answers, and the same adapter merged by hand."""
     start = resolve_path(STUDENT)
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32)
@@ -49,7 +49,7 @@ def adapters(folder: Path) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One evaluation: all benchmarks, and the student several times over."""
+    """One evaluation of all benchmarks, with the student under several names."""
     folder = tmp_path_factory.mktemp("evaluation")
     adapter, merged = adapters(folder)
     tree = {
@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "task": "demo_world",
         "evaluate": {
             "benchmarks": [
-                write_official(kind, folder / kind, ask(NUM_IMAGES, PER_IMAGE, seed))
+                write_official(kind, folder / kind, draw_questions(NUM_IMAGES, PER_IMAGE, seed))
                 for seed, kind in enumerate(BENCHMARKS)
             ],
             "models": [
@@ -68,7 +68,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
                 {"name": "adapter", **served(str(adapter))},
                 {"name": "merged", **served(str(merged))},
             ],
-            # Small, so that both replicas get some.
+            # Small, so that both replicas get shards.
             "shard_size": 16,
         },
     }
@@ -101,14 +101,14 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", BENCHMARKS)
 def test_every_official_format_is_answered_and_scored(kind: str, run: Run) -> None:
     scored = run.read_json("evaluation/scores.json")[kind]
-    # The user's own questions are scored as the task says; the bundled world's says exact_match, too.
+    # Kind `questions` takes the task's metric, which is exact_match for the bundled world, too.
     assert scored["metric"]["name"] == BENCHMARKS[kind].metric
     score = METRICS[BENCHMARKS[kind].metric].score
     means = {}
     for model in ("teacher", "student"):
         rows = predictions(run, kind, model)
         assert len(rows) == NUM_IMAGES * PER_IMAGE
-        assert all(row.prediction is not None and row.reason is None for row in rows)
+        assert all(row.prediction is not None and (row.state, row.reason) == ("kept", None) for row in rows)
         means[model] = scored["models"][model]["groups"]["all"]["mean"]
         assert means[model] == pytest.approx(fmean(score(row.prediction or "", row.answers) for row in rows))
     assert means["teacher"] > 0.9 > means["student"] > 0.3
@@ -116,7 +116,7 @@ def test_every_official_format_is_answered_and_scored(kind: str, run: Run) -> No
     assert pair["groups"]["all"]["mean"] == pytest.approx(means["student"] - means["teacher"])
 
 
-def test_parts_are_scored_by_themselves(run: Run) -> None:
+def test_splits_are_scored_separately(run: Run) -> None:
     scores = run.read_json("evaluation/scores.json")
     for kind, parts in (("chartqa", {"human", "augmented"}), ("slake", {"en", "zh"})):
         groups = scores[kind]["models"]["teacher"]["groups"]
@@ -129,7 +129,7 @@ def test_the_same_score_at_every_batch_size_and_number_of_replicas(other: str, r
     scores = run.read_json("evaluation/scores.json")
     one, two = by_model(run, "student"), by_model(run, other)
     ties = [f"{question}: {one[question]!r}, {two[question]!r}" for question in one if one[question] != two[question]]
-    # Sums in another order may tip a token whose rival is as likely to the last digit: told, and rare.
+    # Another order of summation may flip a near-tie between two tokens, which is rare.
     print(f"{len(ties)} of {len(one)} answers of {other} differ: {ties}")
     assert len(ties) <= 0.01 * len(one)
     if not ties:
@@ -138,10 +138,10 @@ def test_the_same_score_at_every_batch_size_and_number_of_replicas(other: str, r
             assert models["student"]["groups"] == models[other]["groups"]
 
 
-def test_an_adapter_is_measured_as_what_it_merges_to(run: Run) -> None:
+def test_an_adapter_answers_like_its_merged_model(run: Run) -> None:
     adapter, merged, plain = (by_model(run, name) for name in ("adapter", "merged", "student"))
     assert adapter == merged
-    # It is not the base model that answered.
+    # The base model answers differently.
     assert sum(adapter[question] != plain[question] for question in plain) > 0.1 * len(plain)
-    fingerprint = run.read_json("fingerprints/evaluation.gqa.predictions.adapter.json")
+    fingerprint = run.read_json("fingerprints/evaluation@gqa@predictions@adapter.json")
     assert fingerprint["model"].count("sha256:") == 2

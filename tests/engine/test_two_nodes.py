@@ -20,8 +20,8 @@ from benchmarks.local_cluster import Cluster, wait_until
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.run.parity_export import read_parity
 from mpa_ray.run.run import Run
-from mpa_ray.storage.storage import open_storage
-from tests.s3_server import CREDENTIALS, SECRET, files_holding, s3_server, upload
+from mpa_ray.storage.open import open_storage
+from tests.s3_server import CREDENTIALS, SECRET, keys_containing, s3_server, upload
 
 ROOT = Path(__file__).parents[2]
 NUM_IMAGES, SHARD_SIZE = 192, 16
@@ -177,7 +177,7 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
     merged = {Path(path).name for path in run.storage.list("students/small/parity/merged")}
     assert merged >= {"model.safetensors", "config.json", "tokenizer.json"}
     assert SECRET not in logs + "".join(told)
-    assert files_holding(SECRET, arena.endpoint, "struck/") == []
+    assert keys_containing(SECRET, arena.endpoint, "struck/") == []
     arena.submit("repeated", ["align"], "struck")
     repeated = arena.wait("repeated", 180).splitlines()
     assert {"annotate: already done", "identify small: already done", "level small: already done"} <= set(repeated)

@@ -1,4 +1,4 @@
-"""The teacher's visit on real vLLM: the second question finds the whole image in the cache."""
+"""The teacher's work on an image with real vLLM: the second question finds the whole image in the cache."""
 
 from __future__ import annotations
 
@@ -21,26 +21,23 @@ from transformers import AutoModelForImageTextToText
 from mpa_ray.config import AnnotateConfig, AnswerConfig, ModelConfig, SamplingConfig, VllmEngineConfig, resolve_path
 from mpa_ray.demo.world import Scene, WorldSpec, paint, sample_scene
 from mpa_ray.engine.instrumented import Instrumented
-from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, RequestRefused
-from mpa_ray.engine.vllm.engine import RenderingProcesses, RenderingThread, VllmEngine, _engine_arguments
+from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, Request, RequestRefused
+from mpa_ray.engine.vllm.arguments import engine_arguments
+from mpa_ray.engine.vllm.engine import VllmEngine
+from mpa_ray.engine.vllm.rendering import RenderingProcesses, RenderingThread
 from mpa_ray.imaging.decode import ImageProblem, PreparedImage, prepare
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.observability.usage import Load, Usage
-from mpa_ray.pipeline.coordinator import Attempt
 from mpa_ray.records import Annotation, ImageRef, Reason, State
 from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.image_work import ImageWork
-from mpa_ray.stages.visits import Visits
+from mpa_ray.stages.visits import Attempt, Visits
 from mpa_ray.tasks.library import TASKS
 
 MODEL = resolve_path("bundled:demo/models/teacher")
 TASK = TASKS["demo_world"]
-CONFIG = ModelConfig(
-    model=MODEL,
-    engine=VllmEngineConfig(dtype="float32", max_model_len=512, num_renderers=1),
-    min_pixels=3136,
-    max_pixels=12544,
-)
+SERVING = VllmEngineConfig(dtype="float32", max_model_len=512, num_renderers=1)
+CONFIG = ModelConfig(model=MODEL, engine=SERVING, min_pixels=3136, max_pixels=12544)
 T = TypeVar("T")
 Run = Callable[[Awaitable[T]], T]
 
@@ -64,14 +61,14 @@ def prepared(scene: Scene) -> PreparedImage:
 
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run[Any]]:
-    """One event loop for the module: an engine answers in the loop of its first request."""
+    """One event loop for the module: an engine replies only in the loop of its first request."""
     with asyncio.Runner() as runner:
         yield lambda coroutine: runner.run(coroutine)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The bundled teacher, but its own processor lets pictures of a million pixels pass."""
+    """The bundled teacher, with a processor that accepts images of a million pixels."""
     copy = shutil.copytree(MODEL, tmp_path_factory.mktemp("models") / "teacher")
     settings = copy / "processor_config.json"
     settings.write_text(settings.read_text().replace('"longest_edge": 12544', '"longest_edge": 1048576'))
@@ -80,23 +77,23 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def engine(run: Run[Any], checkpoint: str) -> Iterator[VllmEngine]:  # noqa: ARG001
-    engine = VllmEngine(CONFIG.model_copy(update={"model": checkpoint}), max_images_in_flight=32)
+    engine = VllmEngine(CONFIG.model_copy(update={"model": checkpoint}), SERVING, max_images_in_flight=32)
     yield engine
     engine.close()
 
 
-async def rendered_in_a_thread(arguments: dict[str, Any], pixels: tuple[int, int], content: bytes) -> Any:
-    thread = RenderingThread(arguments, pixels)
+async def rendered_in_a_thread(arguments: dict[str, Any], pixel_limits: tuple[int, int], content: bytes) -> Any:
+    thread = RenderingThread(arguments, pixel_limits)
     try:
-        return await thread.image(content)
+        return await thread.render_image(content)
     finally:
         thread.close()
 
 
 async def ask(engine: VllmEngine, scene: Scene, text: str, sampling: SamplingConfig | None = None) -> Reply:
-    seen = await engine.encode_image("an image", content_of(scene))
-    assert not isinstance(seen, ImageProblem)
-    return await engine.generate(seen, text, sampling or SamplingConfig())
+    image = await engine.encode_image("an image", content_of(scene))
+    assert not isinstance(image, ImageProblem)
+    return await engine.generate(image, Request(text, sampling or SamplingConfig()))
 
 
 def annotate(engine: VllmEngine, max_new_tokens: int = 48) -> Annotate:
@@ -126,11 +123,11 @@ def visited(run: Run[Any], stage: Annotate, count: int) -> list[Annotation]:
 
 def test_the_second_pass_computes_no_image_token_again(run: Run[Any], engine: VllmEngine) -> None:
     rows = visited(run, annotate(engine), 64)
-    asked = [row for row in rows if row.second_answer is not None]
-    assert len(asked) >= 48
-    assert {row.num_uncached_image_tokens for row in asked} == {0}
-    # 64 of about 100 tokens: two whole blocks, the second of which ends beyond the image.
-    assert all(row.num_second_cached_tokens >= 64 for row in asked)
+    answered = [row for row in rows if row.second_answer is not None]
+    assert len(answered) >= 48
+    assert {row.num_uncached_image_tokens for row in answered} == {0}
+    # 64 of about 100 tokens: two whole blocks, the second of which ends after the image.
+    assert all(row.num_second_cached_tokens >= 64 for row in answered)
 
 
 def test_the_teacher_writes_pairs_and_agrees_with_itself(run: Run[Any], engine: VllmEngine) -> None:
@@ -141,9 +138,9 @@ def test_the_teacher_writes_pairs_and_agrees_with_itself(run: Run[Any], engine: 
 
 
 def test_the_parser_reads_what_the_bundled_teacher_writes(run: Run[Any], engine: VllmEngine) -> None:
-    # As the demo has it write.
-    drawn = SamplingConfig(temperature=1.0, top_p=0.98, max_new_tokens=48)
-    rows = visited(run, Annotate(engine, TASK, AnnotateConfig(sampling=drawn), AnswerConfig()), 200)
+    # The demo's sampling.
+    sampling = SamplingConfig(temperature=1.0, top_p=0.98, max_new_tokens=48)
+    rows = visited(run, Annotate(engine, TASK, AnnotateConfig(sampling=sampling), AnswerConfig()), 200)
     refused = [(row.reason, row.reply) for row in rows if row.question is None]
     assert len(refused) <= 0.02 * len(rows), refused
 
@@ -153,7 +150,7 @@ def test_a_cut_off_reply_is_dropped(run: Run[Any], engine: VllmEngine) -> None:
     assert [(row.state, row.reason) for row in rows] == [("dropped", Reason.REPLY_TRUNCATED.value)] * 4
 
 
-def test_four_questions_on_an_image_are_different_and_each_is_verified(run: Run[Any], engine: VllmEngine) -> None:
+def test_four_questions_about_an_image_differ_and_each_has_a_second_answer(run: Run[Any], engine: VllmEngine) -> None:
     sampling = SamplingConfig(temperature=1.0, max_new_tokens=48)
     rows = visited(run, Annotate(engine, TASK, AnnotateConfig(sampling=sampling, num_questions=4), AnswerConfig()), 24)
     assert [row.annotation_id for row in rows] == [f"{image}#{n}" for image in range(24) for n in range(4)]
@@ -163,15 +160,15 @@ def test_four_questions_on_an_image_are_different_and_each_is_verified(run: Run[
     assert {row.num_uncached_image_tokens for row in kept} == {0}
 
 
-def test_replies_are_held_to_json(run: Run[Any], engine: VllmEngine) -> None:
+def test_replies_are_json_if_the_format_asks_for_it(run: Run[Any], engine: VllmEngine) -> None:
     sampling = SamplingConfig(temperature=1.0, max_new_tokens=320)
     rows = visited(run, Annotate(engine, TASK, AnnotateConfig(sampling=sampling, reply="json"), AnswerConfig()), 24)
     ended = [row for row in rows if row.finish_reason == "stop"]
     assert len(ended) >= 20
     for row in ended:
-        # The grammar lets control characters stand in a string; so does the parser.
+        # The grammar allows control characters in a string, and so does the parser.
         assert set(json.loads(row.reply or "", strict=False)) == {"question", "answer"}
-    # This teacher was never taught JSON, so that its questions make little sense; they are pairs all the same.
+    # This teacher never learned JSON, so its questions make little sense, but they are pairs.
     assert sum(row.question is not None for row in ended) >= 16
 
 
@@ -181,7 +178,7 @@ def test_a_constrained_reply_that_is_cut_off_is_dropped(run: Run[Any], engine: V
     assert [(row.state, row.reason) for row in rows] == [("dropped", Reason.REPLY_TRUNCATED.value)] * 4
 
 
-def test_too_long_a_prompt_is_refused_and_the_engine_lives(run: Run[Any], engine: VllmEngine) -> None:
+def test_a_prompt_that_is_too_long_is_refused_and_the_engine_lives(run: Run[Any], engine: VllmEngine) -> None:
     (scene,) = scenes(1)
     with pytest.raises(RequestRefused) as caught:
         run(ask(engine, scene, "word " * 2000))
@@ -205,22 +202,22 @@ def test_greedy_answers_equal_those_of_transformers(run: Run[Any], engine: VllmE
         reply = run(ask(engine, scene, text, SamplingConfig(max_new_tokens=8)))
         inputs = processor(text=[render(processor, text)], images=[image.image], return_tensors="pt")
         out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-        told = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert reply.text == told
+        expected = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert reply.text == expected
         assert reply.num_prompt_tokens == inputs["input_ids"].shape[1]
 
 
-def test_an_image_rendered_beside_the_engine_gives_what_a_raw_prompt_gives(run: Run[Any], engine: VllmEngine) -> None:
+def test_a_rendered_image_gets_the_same_reply_as_a_raw_one(run: Run[Any], engine: VllmEngine) -> None:
     sampling = SamplingConfig(max_new_tokens=48)
-    thread = RenderingThread(
-        _engine_arguments(CONFIG, on_cpu=True, adapters={}), (CONFIG.min_pixels, CONFIG.max_pixels)
-    )
+    arguments = engine_arguments(CONFIG, SERVING, on_cpu=True, adapters={})
+    thread = RenderingThread(arguments, (CONFIG.min_pixels, CONFIG.max_pixels))
 
     async def each_way(scene: Scene, text: str) -> list[Reply]:
-        image, in_thread = prepared(scene), await thread.image(content_of(scene))
-        # Keys of their own, so that none finds another's work in a cache.
-        ways = [EncodedImage("raw", f"{image.key}-raw", image.image), EncodedImage("thread", image.key, in_thread)]
-        return [await ask(engine, scene, text, sampling), *[await engine.generate(w, text, sampling) for w in ways]]
+        image, rendered = prepared(scene), await thread.render_image(content_of(scene))
+        # Different keys, so that neither request finds the other's work in a cache.
+        images = [EncodedImage("raw", f"{image.key}-raw", image.image), EncodedImage("thread", image.key, rendered)]
+        request = Request(text, sampling)
+        return [await ask(engine, scene, text, sampling), *[await engine.generate(i, request) for i in images]]
 
     for scene in scenes(16):
         for text in (TASK.annotation_prompt(), TASK.answer_prompt("How many objects are there?")):
@@ -229,33 +226,37 @@ def test_an_image_rendered_beside_the_engine_gives_what_a_raw_prompt_gives(run: 
     thread.close()
 
 
-def test_tensors_that_the_engine_has_lost_are_sent_again(run: Run[Any], engine: VllmEngine) -> None:
+def test_tensors_that_the_engine_has_evicted_are_sent_again(run: Run[Any], engine: VllmEngine) -> None:
     (scene,) = scenes(1)
 
     async def both() -> tuple[Reply, Reply]:
-        seen = await engine.encode_image("an image", content_of(scene))
-        assert not isinstance(seen, ImageProblem)
-        # Under this name nothing was ever sent.
-        lost = EncodedImage("lost", "lost", replace(seen.inputs, is_in_engine=True, engine_input=renamed(seen.inputs)))
-        text, sampling = TASK.annotation_prompt(), SamplingConfig(max_new_tokens=48)
-        return await engine.generate(seen, text, sampling), await engine.generate(lost, text, sampling)
+        image = await engine.encode_image("an image", content_of(scene))
+        assert not isinstance(image, ImageProblem)
+        # The engine never received tensors under this hash.
+        inputs = replace(image.inputs, is_in_engine=True, engine_input=renamed(image.inputs))
+        evicted = EncodedImage("evicted", "evicted", inputs)
+        request = Request(TASK.annotation_prompt(), SamplingConfig(max_new_tokens=48))
+        return await engine.generate(image, request), await engine.generate(evicted, request)
 
     def renamed(rendered: Any) -> dict[str, Any]:
-        return {**rendered.engine_input, "mm_hashes": {"image": ["lost"]}}
+        return {**rendered.engine_input, "mm_hashes": {"image": ["evicted"]}}
 
-    found, again = run(both())
-    assert found.text == again.text
+    cached, again = run(both())
+    assert cached.text == again.text
     assert again.num_cached_tokens < again.image_end
 
 
-def test_a_vllm_that_cannot_render_gets_raw_prompts(
+def test_a_vllm_without_a_renderer_gets_raw_prompts(
     run: Run[Any], engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rendered = visited(run, annotate_greedily(engine), 8)
     monkeypatch.setattr(engine, "_renderer", None)
     raw = visited(run, annotate_greedily(engine), 8)
-    told = [[(row.state, row.question, row.answer, row.second_answer) for row in rows] for rows in (rendered, raw)]
-    assert told[0] == told[1]
+
+    def pairs(rows: list[Annotation]) -> list[tuple[str | None, ...]]:
+        return [(row.state, row.question, row.answer, row.second_answer) for row in rows]
+
+    assert pairs(rendered) == pairs(raw)
     assert {row.num_uncached_image_tokens for row in raw if row.second_answer} == {0}
 
 
@@ -264,13 +265,13 @@ def annotate_greedily(engine: VllmEngine) -> Annotate:
     return Annotate(engine, TASK, config, AnswerConfig())
 
 
-def test_what_is_no_image_is_said_by_the_renderer(run: Run[Any], engine: VllmEngine) -> None:
-    found = run(engine.encode_image("x", b"<svg/>"))
-    assert isinstance(found, ImageProblem)
-    assert found.reason == Reason.UNSUPPORTED_FORMAT
+def test_the_renderer_reports_a_file_that_it_cannot_decode(run: Run[Any], engine: VllmEngine) -> None:
+    problem = run(engine.encode_image("x", b"<svg/>"))
+    assert isinstance(problem, ImageProblem)
+    assert problem.reason == Reason.UNSUPPORTED_FORMAT
 
 
-def test_an_image_too_large_to_decode_is_a_row_and_the_engine_lives(run: Run[Any], engine: VllmEngine) -> None:
+def test_an_image_that_is_too_large_to_decode_has_a_row_and_the_engine_lives(run: Run[Any], engine: VllmEngine) -> None:
     buffer = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
     work = ImageWork("bomb", "/bomb", (ImageRef("bomb", "/bomb"),), buffer.getvalue())
@@ -280,32 +281,32 @@ def test_an_image_too_large_to_decode_is_a_row_and_the_engine_lives(run: Run[Any
 
 
 @pytest.mark.parametrize("is_rendered", [False, True])
-def test_an_image_of_too_many_tokens_is_refused_and_the_engine_lives(
+def test_an_image_with_too_many_tokens_is_refused_and_the_engine_lives(
     run: Run[Any], engine: VllmEngine, checkpoint: str, is_rendered: bool
 ) -> None:
-    # 1,296 tokens at 28 x 28 pixels each, of 512 that a prompt may have.
+    # 1,296 tokens of 28 x 28 pixels each; a prompt may have 512 tokens.
     image: Any = Image.new("RGB", (1008, 1008), "teal")
     if is_rendered:
-        arguments = _engine_arguments(CONFIG.model_copy(update={"model": checkpoint}), on_cpu=True, adapters={})
+        arguments = engine_arguments(CONFIG.model_copy(update={"model": checkpoint}), SERVING, on_cpu=True, adapters={})
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         image = run(rendered_in_a_thread(arguments, (3136, 1008 * 1008), buffer.getvalue()))
-    seen = EncodedImage("large", f"large-{is_rendered}", image)
+    large = EncodedImage("large", f"large-{is_rendered}", image)
     with pytest.raises(RequestRefused) as caught:
-        run(engine.generate(seen, TASK.answer_prompt("What?"), SamplingConfig()))
+        run(engine.generate(large, Request(TASK.answer_prompt("What?"), SamplingConfig())))
     assert (caught.value.reason, caught.value.state) == (Reason.PROMPT_TOO_LONG, State.DROPPED)
     assert run(ask(engine, scenes(1)[0], TASK.answer_prompt("What?"))).text
 
 
-def test_renderers_that_cannot_start_say_why(run: Run[Any]) -> None:
+def test_the_error_says_why_a_renderer_cannot_start(run: Run[Any]) -> None:
     processes = RenderingProcesses(1, {"model": MODEL, "no_such_argument": 1}, (3136, 12544))
     with pytest.raises(EngineDied, match=r"cannot start \(TypeError: .*no_such_argument"):
-        run(processes.image(b""))
+        run(processes.render_image(b""))
     processes.close()
 
 
-class Remembering:
-    """A log of attempts that keeps what it is told."""
+class LastDeath:
+    """A log of attempts that keeps its last report of a death."""
 
     def __init__(self) -> None:
         self.in_flight: dict[str, Sequence[str]] = {}
@@ -319,9 +320,9 @@ class Remembering:
         self.in_flight = dict(in_flight)
 
 
-def test_an_engine_that_dies_in_mid_visit_leaves_the_names_of_what_was_in_it(run: Run[Any], engine: VllmEngine) -> None:
-    """No test behind this one may ask the engine anything: its actor would be replaced now."""
-    log, load, deaths = Remembering(), Load(), []
+def test_the_log_names_the_images_that_were_in_an_engine_when_it_died(run: Run[Any], engine: VllmEngine) -> None:
+    """No later test may use the engine: outside a test its actor would now be replaced."""
+    log, load, deaths = LastDeath(), Load(), []
     (core,) = [child for child in psutil.Process().children(recursive=True) if "EngineCore" in child.name()]
 
     async def die(error: str) -> None:
@@ -344,7 +345,7 @@ def test_an_engine_that_dies_in_mid_visit_leaves_the_names_of_what_was_in_it(run
     assert 4 <= len(log.in_flight["000000"]) <= 8
 
 
-def test_a_renderer_that_dies_counts_as_the_engines_death(run: Run[Any], engine: VllmEngine) -> None:
+def test_the_death_of_a_renderer_counts_as_the_engines_death(run: Run[Any], engine: VllmEngine) -> None:
     assert isinstance(engine._renderer, RenderingProcesses)
     (renderer,) = map(psutil.Process, engine._renderer.pool._processes)
     renderer.kill()

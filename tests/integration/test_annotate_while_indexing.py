@@ -1,4 +1,4 @@
-"""Indexing and annotation side by side: engines start and get to work while the source is still being listed."""
+"""Concurrent indexing and annotation: engines start and work while the source is still being listed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from mpa_ray.config import ObjectStoreConfig, RunConfig
 from mpa_ray.corpus.index import index_shards
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.phases.annotate import annotate, index_and_annotate
 from mpa_ray.phases.context import RunContext
@@ -38,7 +38,7 @@ def with_duplicates(folder: Path) -> Path:
     return folder
 
 
-def test_images_are_annotated_before_the_source_is_listed_to_its_end(images: Path, tmp_path: Path) -> None:
+def test_images_are_annotated_before_listing_ends(images: Path, tmp_path: Path) -> None:
     config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
     run = Run.open(config.run_dir)
 
@@ -56,39 +56,40 @@ def test_images_are_annotated_before_the_source_is_listed_to_its_end(images: Pat
     assert len(rows_of(run)) == 60
 
 
-def test_both_at_once_give_what_one_after_the_other_gives_and_go_on_after_a_kill(tmp_path: Path) -> None:
+def test_the_annotations_equal_those_of_separate_phases_also_after_a_kill(tmp_path: Path) -> None:
     folder = with_duplicates(tmp_path / "images")
-    apart, together, killed = (
-        RunConfig.model_validate(scripted_tree(folder, tmp_path / name)) for name in ("apart", "together", "killed")
+    separate, concurrent, killed = (
+        RunConfig.model_validate(scripted_tree(folder, tmp_path / name))
+        for name in ("separate", "concurrent", "killed")
     )
-    index(RunContext.open(apart))
-    annotate(RunContext.open(apart))
-    index_and_annotate(RunContext.open(together))
-    expected = rows_of(Run.open(apart.run_dir))
+    index(RunContext.open(separate))
+    annotate(RunContext.open(separate))
+    index_and_annotate(RunContext.open(concurrent))
+    expected = rows_of(Run.open(separate.run_dir))
     assert sum(reason == "duplicate_of" for _, reason, _ in expected.values()) == 14
-    assert rows_of(Run.open(together.run_dir)) == expected
+    assert rows_of(Run.open(concurrent.run_dir)) == expected
 
-    # Indexing was killed behind the fourth shard, annotation behind the second.
+    # As if indexing was killed after the fourth shard, and annotation after the second.
     context = RunContext.open(killed)
     context.begin(writes=["corpus", "annotations"])
     run = context.run
     list(islice(index_shards(killed.source, run, Places(ObjectStoreConfig())), 4))
     for shard in ("000000", "000001"):
-        run.annotations.commit(shard, Run.open(apart.run_dir).annotations.read(shard))
+        run.annotations.commit(shard, Run.open(separate.run_dir).annotations.read(shard))
     index_and_annotate(RunContext.open(killed))
     assert rows_of(run) == expected
     identify(RunContext.open(killed))
-    assert audit(run)["problems"] == []
+    assert audit(run).problems == []
 
 
-def test_a_source_that_turns_out_wrong_ends_the_pass_and_keeps_what_is_done(tmp_path: Path) -> None:
+def test_an_error_in_the_source_ends_the_pass_and_keeps_committed_shards(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", 20)
     entries = [{"image": f"{n:03d}.png", "id": f"{n % 18}"} for n in range(20)]
     (folder / "list.jsonl").write_text("\n".join(map(json.dumps, entries)))
     tree = scripted_tree(folder, tmp_path / "run")
     tree["source"] |= {"path": str(folder / "list.jsonl"), "id_column": "id", "shard_size": 4}
     config = RunConfig.model_validate(tree)
-    with pytest.raises(ConfigError, match=r"'0' is there twice"):
+    with pytest.raises(ConfigError, match=r"'0' occurs twice"):
         index_and_annotate(RunContext.open(config))
     run = Run.open(config.run_dir)
     assert not run.storage.exists("corpus/manifest.json")

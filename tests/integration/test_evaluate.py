@@ -1,8 +1,9 @@
-"""Several benchmarks and models in one evaluation, and verdicts judged anew, with scripted engines in real graphs."""
+"""Several benchmarks and models in one evaluation, and verdicts judged by another matcher, with scripted engines."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ import yaml
 
 from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.engine.scripted import _digest
-from mpa_ray.errors import ConfigError, FingerprintMismatch
+from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
 from mpa_ray.imaging.decode import PreparedImage, prepare
 from mpa_ray.phases.annotate import annotate, index_and_annotate
 from mpa_ray.phases.context import RunContext
-from mpa_ray.phases.evaluate import evaluate, lay_out_benchmarks
+from mpa_ray.phases.evaluate import evaluate, prepare_benchmarks
 from mpa_ray.phases.identify import identify
 from mpa_ray.phases.index import index
 from mpa_ray.phases.report import report
+from mpa_ray.records import ParitySample
 from mpa_ray.run.audit import audit
 from mpa_ray.run.parity_export import read_parity
+from mpa_ray.run.parquet_rows import iter_parquet
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
 from tests.integration.test_jobs import run_job
@@ -87,7 +90,7 @@ def evaluated(tree: dict[str, Any]) -> dict[str, Any]:
     return Run.open(tree["run_dir"]).read_json("evaluation/scores.json")
 
 
-def test_any_models_on_several_benchmarks(
+def test_several_models_answer_several_benchmarks(
     benchmarks: list[dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree = alone(tmp_path / "run", benchmarks[:1])
@@ -102,21 +105,21 @@ def test_any_models_on_several_benchmarks(
     assert pair["groups"]["all"]["high"] < 0
 
     capsys.readouterr()
-    # Another benchmark costs its own answers alone.
+    # Another benchmark costs no more than its own answers.
     both = evaluated(alone(tmp_path / "run", benchmarks))
-    told = capsys.readouterr().out
-    assert "evaluate steady: 40 images, 20 already done" in told
+    output = capsys.readouterr().out
+    assert "evaluate steady: 40 images, 20 already done" in output
     assert both["own"] == first
     assert both["textvqa"]["metric"]["name"] == "textvqa_m4c"
     assert both["textvqa"]["models"]["wrong"]["groups"]["all"]["mean"] == pytest.approx(wrong["all"]["mean"])
-    assert "WARNING: wrong: " in told
-    assert "predictions match no answer at all" in told
+    assert "WARNING: wrong: " in output
+    assert "predictions match no answer at all" in output
 
     evaluated(alone(tmp_path / "run", benchmarks))
     assert "evaluate steady: already done" in capsys.readouterr().out
 
 
-def test_scoring_apart(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
+def test_scoring_without_answering(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
     tree = alone(tmp_path / "run", benchmarks)
     too_early = run_job("evaluate", tree, tmp_path, "--score-only")
     assert (too_early.returncode, "run jobs/evaluate.py without --score-only" in too_early.stderr) == (1, True)
@@ -136,7 +139,22 @@ def test_scoring_apart(benchmarks: list[dict[str, str]], tmp_path: Path) -> None
     }
 
 
-def test_answers_of_other_settings_are_not_mixed_in(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
+def test_an_evaluation_whose_images_mostly_fail_is_stopped(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
+    failing = {"kind": "scripted", "fail_on": [f"{number:03d}.png" for number in range(12)]}
+    tree = alone(tmp_path / "run", benchmarks[:1])
+    tree["evaluate"]["models"] = [{"name": "failing", "model": "scripted", "engine": failing}]
+    tree["limits"] = {"min_images": 20}
+    with pytest.raises(RunError, match=r"^12 of 20 images failed, .*max_failed_rate = 0\.5 \(request_failed: 12\)"):
+        evaluated(tree)
+    run = Run.open(tree["run_dir"])
+    rows = run.predictions("own", "failing").rows(run.manifest("evaluation/own").shards)
+    assert Counter((row.state, row.reason, row.prediction is None) for row in rows) == {
+        ("failed", "request_failed", True): 36,
+        ("kept", None, False): 24,
+    }
+
+
+def test_answers_under_other_settings_are_not_mixed(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
     tree = alone(tmp_path / "run", benchmarks[:1])
     evaluated(tree)
     tree["evaluate"]["models"][1]["engine"] = {"kind": "scripted", "wrong_rate": 0.1}
@@ -148,11 +166,14 @@ def test_answers_of_other_settings_are_not_mixed_in(benchmarks: list[dict[str, s
     ("models", "problem"),
     [
         ([], "evaluate.models = .*names no model"),
-        ([{"name": "a", **STEADY, "compared_to": "b"}], "evaluate.models = 'b': is compared to by a"),
+        (
+            [{"name": "a", **STEADY, "compared_to": "b"}],
+            "evaluate.models = 'b': is not a model",
+        ),
         ([{"name": "a", "model": "/no/such"}], "evaluate.models.0.model = '/no/such'"),
     ],
 )
-def test_models_that_will_not_do(
+def test_wrong_models_are_refused(
     models: list[Any], problem: str, benchmarks: list[dict[str, str]], tmp_path: Path
 ) -> None:
     tree = alone(tmp_path / "run", benchmarks[:1])
@@ -167,41 +188,47 @@ def test_a_run_measures_its_own_models_and_reports_them(
     tree = scripted_tree(images, tmp_path / "run", inconsistent_rate=0.3)
     tree["evaluate"] = {"benchmarks": benchmarks, "models": [{"name": "other", **WRONG}]}
     config = RunConfig.model_validate(tree)
-    for step in (lay_out_benchmarks, index_and_annotate, identify, evaluate):
-        step(RunContext.open(config))
-    report(RunContext.open(config))
+    for phase in (prepare_benchmarks, index_and_annotate, identify, evaluate, report):
+        phase(RunContext.open(config))
     written = json.loads((tmp_path / "run/report/report.json").read_text())
     assert set(written["scores"]["own"]["models"]) == {"small.before", "teacher", "other"}
-    coverage = report["coverage"]
+    assert {"identify small", "evaluate small.before", "evaluate teacher"} <= set(written["phases"])
+    coverage = written["coverage"]
     assert sum(coverage["sets"]["benchmark own"].values()) == 60
-    assert sum(coverage["sets"]["D_PI of small"].values()) == report["counts"]["kept"]["small"]
-    assert sum(coverage["sets"]["D_PA"].values()) == report["counts"]["annotated"]
+    assert sum(coverage["sets"]["D_PI of small"].values()) == written["counts"]["kept"]["small"]
+    assert sum(coverage["sets"]["D_PA"].values()) == written["counts"]["annotated"]
     assert 0 <= coverage["divergences"]["D_PI of small"]["D_PA"] < 0.2
     page = (tmp_path / "run/report/index.html").read_text()
-    assert all(part in page for part in ("Kinds of answers", "benchmark textvqa", "textvqa_m4c", "single_word"))
+    assert all(part in page for part in ("Types of answers", "benchmark textvqa", "textvqa_m4c", "single_word"))
+
+
+def rematched(run: Run, matcher: str) -> list[str]:
+    """The annotations in D_PI by another matcher."""
+    content = run.storage.read(f"{run.rematch_dir('small', matcher)}/parity.parquet")
+    return [sample.annotation_id for sample in iter_parquet(content, ParitySample)]
 
 
 def test_another_matcher_needs_no_model(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run", inconsistent_rate=0.3)
     config = RunConfig.model_validate(tree)
-    for step in (index_and_annotate, identify):
-        step(RunContext.open(config))
+    for phase in (index_and_annotate, identify):
+        phase(RunContext.open(config))
     run = Run.open(tree["run_dir"])
     before = [sample.annotation_id for sample in read_parity(run, "small")]
-    # A scripted model that errs says "not 1a2b", which contains the answer.
+    # A scripted model that is wrong says "not 1a2b", which contains the answer.
     done = run_job("identify", tree, tmp_path, "--rematch", "--identify.matcher", "containment")
     assert done.returncode == 0, done.stderr
-    changes = run.read_json("parity/small.containment/changes.json")
+    changes = run.read_json("parity/small/rematch/containment/changes.json")
     assert changes["parity_samples"] == {"before": len(before), "after": 0, "gained": 0, "lost": len(before)}
     assert changes["num_not_asked"] == changes["cells_before"]["teacher_no_student_not_asked"] > 0
-    assert f"on {changes['num_not_asked']} pairs the teacher agrees with itself by this matcher alone" in done.stdout
-    assert read_parity(run, "small.containment") == []
-    assert run.read_json("parity/small.containment/manifest.json")["matcher"] == {"kind": "containment"}
+    assert f"on {changes['num_not_asked']} pairs the teacher agrees with itself only by this matcher" in done.stdout
+    assert rematched(run, "containment") == []
+    assert run.read_json("parity/small/rematch/containment/manifest.json")["matcher"] == {"kind": "containment"}
     assert [sample.annotation_id for sample in read_parity(run, "small")] == before
 
     same = run_job("identify", tree, tmp_path, "--rematch")
     assert same.returncode == 0
-    assert [sample.annotation_id for sample in read_parity(run, "small.exact")] == before
+    assert rematched(run, "exact") == before
     refused = run_job("identify", tree, tmp_path, "--rematch", "--task", "text_vqa")
     assert (refused.returncode, "its verdicts/small were made with other settings" in refused.stderr) == (2, True)
 
@@ -214,7 +241,7 @@ def test_rematching_needs_verdicts(images: Path, tmp_path: Path) -> None:
     assert "8 of 8 shards have no verdicts of small: run jobs/identify.py" in refused.stderr
 
 
-def test_a_task_of_the_users_own(images: Path, tmp_path: Path) -> None:
+def test_a_task_from_a_users_file(images: Path, tmp_path: Path) -> None:
     task = {
         "name": "mine",
         "annotation_prompt": "Ask and answer.\n{format}",
@@ -225,12 +252,12 @@ def test_a_task_of_the_users_own(images: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
     tree = scripted_tree(images, tmp_path / "run") | {"task": str(tmp_path / "mine.yaml")}
     config = RunConfig.model_validate(tree)
-    for step in (index_and_annotate, identify):
-        step(RunContext.open(config))
+    for phase in (index_and_annotate, identify):
+        phase(RunContext.open(config))
     run = Run.open(tree["run_dir"])
-    assert run.read_json("fingerprints/verdicts.small.json")["identify.matcher"] == {"kind": "anls", "threshold": 0.5}
-    # A scripted student that errs says "not 1a2b": by this matcher it agrees.
-    assert audit(run)["dropped"] == {"student_correct": 60}
+    assert run.read_json("fingerprints/verdicts@small.json")["identify.matcher"] == {"kind": "anls", "threshold": 0.5}
+    # A scripted student that is wrong says "not 1a2b": by this matcher it agrees.
+    assert audit(run).left_out.dropped == {"student_correct": 60}
     tree["task"] = str(tmp_path / "other.yaml")
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(task | {"max_answer_words": 2}))
     with pytest.raises(FingerprintMismatch, match=r"task.max_answer_words: was 1, now 2"):

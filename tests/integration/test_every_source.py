@@ -1,4 +1,4 @@
-"""The same 500 images as every kind of source give the same D_PA."""
+"""All kinds of sources with the same 500 images give the same D_PA."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def contents(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def first_pairs() -> list[Pair]:
-    """D_PA by content of the first kind; empty before it."""
+    """D_PA by content of the first kind of source; empty before that is known."""
     return []
 
 
 @pytest.mark.parametrize(("make", "kind"), KINDS, ids=[make.__name__ for make, _ in KINDS])
-def test_d_pa_is_the_same(
+def test_every_kind_of_source_gives_the_same_annotations(
     make: Maker, kind: str, contents: list[bytes], first_pairs: list[Pair], tmp_path: Path
 ) -> None:
     tree = scripted_tree(make(contents, tmp_path), tmp_path / "run", inconsistent_rate=0.2, unparsable_rate=0.1)
@@ -49,4 +49,4 @@ def test_d_pa_is_the_same(
     first_pairs[:] = first_pairs or pairs
     assert pairs == first_pairs
     assert sum(state == "kept" for *_, state in pairs) > 0.8 * NUM_IMAGES
-    assert audit(run)["images"] == NUM_IMAGES
+    assert audit(run).num_images == NUM_IMAGES

@@ -1,4 +1,4 @@
-"""Every family of students: what is trained, on which tokens, and with which gradient."""
+"""Every model family: what is trained, on which tokens, and with which gradient."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from transformers import AutoModelForImageTextToText
 from mpa_ray.config import FullConfig, LoraConfig
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
 from mpa_ray.leveling.batching import TrainingRow, micro_batches
+from mpa_ray.leveling.collator import AnswerCollator
 from mpa_ray.leveling.loss import IGNORED_LABEL, Reduction, answer_loss, weight_of
-from mpa_ray.leveling.step_data import AnswerCollator
 from mpa_ray.leveling.trainable import prepare_for_training
 from mpa_ray.models.chat_template import load_processor, render, turn_of
 from mpa_ray.models.components import component_of
@@ -38,18 +38,19 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def rows_in(folder: Path, count: int = 8) -> list[TrainingRow]:
-    """Questions whose answers are of many lengths."""
-    rng, found = random.Random(5), []
-    while len(found) < count:
+    """Questions whose answers have different lengths."""
+    rng = random.Random(5)
+    rows: list[TrainingRow] = []
+    while len(rows) < count:
         scene = sample_scene(WorldSpec(), rng)
         question = sample_question(scene, rng)
         if question is not None:
-            path = folder / f"{len(found)}.png"
+            path = folder / f"{len(rows)}.png"
             paint(scene).save(path)
-            answer = " and ".join([question.answer] * (1 + len(found) % 4))
-            sample = ParitySample(f"{len(found)}#0", path.name, str(path), question.question, answer, "?")
-            found.append(TrainingRow(sample, 60 + 10 * (len(found) % 4)))
-    return found
+            answer = " and ".join([question.answer] * (1 + len(rows) % 4))
+            sample = ParitySample(f"{len(rows)}#0", path.name, str(path), question.question, answer, "?")
+            rows.append(TrainingRow(sample, 60 + 10 * (len(rows) % 4)))
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_labels_decode_to_the_answer_and_the_end_of_the_turn(
         supervised = labels != IGNORED_LABEL
         assert processor.tokenizer.decode(labels[supervised]) == f"{turn.before}{row.sample.answer}{turn.after}"
         assert torch.equal(ids[supervised], labels[supervised])
-        # The answer is the row's end, and what is before it is the prompt as inference renders it.
+        # The row ends with the answer; before it comes the prompt as inference renders it.
         length = int(mask.sum())
         assert supervised[length - int(supervised.sum()) : length].all()
         alone = processor(
@@ -112,9 +113,7 @@ def image(row: TrainingRow) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_loss_is_that_of_the_model_itself(
-    family: str, checkpoints: dict[str, str], rows: list[TrainingRow]
-) -> None:
+def test_the_loss_equals_that_of_the_model(family: str, checkpoints: dict[str, str], rows: list[TrainingRow]) -> None:
     model, batch = loaded(checkpoints[family]), collated(checkpoints[family], rows)
     with torch.no_grad():
         ours = answer_loss(model, batch, weight_of(batch["labels"], "token"), "token")
@@ -124,7 +123,7 @@ def test_the_loss_is_that_of_the_model_itself(
 
 @pytest.mark.parametrize("reduction", ["token", "sample"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_four_micro_batches_give_the_gradient_of_the_whole(
+def test_four_micro_batches_give_the_gradient_of_the_whole_batch(
     family: str, reduction: Reduction, checkpoints: dict[str, str], rows: list[TrainingRow]
 ) -> None:
     whole, parts = loaded(checkpoints[family]), loaded(checkpoints[family])
@@ -135,16 +134,16 @@ def test_four_micro_batches_give_the_gradient_of_the_whole(
 
 
 def on_worker(rank: int, checkpoints: dict[str, str], rows: list[TrainingRow], folder: str) -> None:
-    """One of two workers: its share of the step, for every family, with gradients averaged by DDP."""
-    # A worker that waits for ever for the other tells where, and ends; it is never left behind.
+    """One of two workers: its share of the step for every family, with gradients averaged by DDP."""
+    # A worker that waits for the other for too long prints where and ends, so that none is left behind.
     faulthandler.dump_traceback_later(120, exit=True)
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=NUM_WORKERS)
     for family, checkpoint in checkpoints.items():
-        found = gradient_of_worker(rank, checkpoint, rows)
+        own_gradient = gradient_of_worker(rank, checkpoint, rows)
         if rank == 0:
-            torch.save(found, f"{folder}/{family}.pt")
-    # What holds the process group has to be gone before the group is: their destructors wait for each other otherwise.
+            torch.save(own_gradient, f"{folder}/{family}.pt")
+    # Free the models that hold the process group before the group: otherwise their destructors wait for each other.
     gc.collect()
     torch.distributed.destroy_process_group()
 
@@ -171,33 +170,37 @@ def test_two_workers_give_the_gradient_of_one(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_are_on_every_linear_layer_of_the_parts_asked_for(family: str, checkpoints: dict[str, str]) -> None:
+def test_adapters_are_on_every_linear_layer_of_the_configured_components(
+    family: str, checkpoints: dict[str, str]
+) -> None:
     from peft.tuners.lora import LoraLayer
 
-    for parts in (("language",), ("projector", "vision")):
+    for components in (("language",), ("projector", "vision")):
         plain = loaded(checkpoints[family])
         head = plain.get_output_embeddings()
         expected = {
             name
             for name, module in plain.named_modules()
-            if isinstance(module, torch.nn.Linear) and module is not head and component_of(name) in parts
+            if isinstance(module, torch.nn.Linear) and module is not head and component_of(name) in components
         }
-        adapted = prepare_for_training(loaded(checkpoints[family]), LoraConfig(rank=2, parts=parts))
-        found = {name for name, module in adapted.get_base_model().named_modules() if isinstance(module, LoraLayer)}
-        assert found == expected
-        assert {component_of(name) for name in found} == set(parts)
+        adapted = prepare_for_training(loaded(checkpoints[family]), LoraConfig(rank=2, components=components))
+        layers = {name for name, module in adapted.get_base_model().named_modules() if isinstance(module, LoraLayer)}
+        assert layers == expected
+        assert {component_of(name) for name in layers} == set(components)
         trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
         assert all("lora_" in name for name in trained)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_parameter_has_a_part_and_only_parts_asked_for_are_trained(
+def test_every_parameter_has_a_component_and_only_the_configured_ones_are_trained(
     family: str, checkpoints: dict[str, str]
 ) -> None:
     plain = {name: component_of(name) for name, _ in loaded(checkpoints[family]).named_parameters()}
     assert set(plain.values()) == {"language", "projector", "vision"}
-    assert all(part == "language" for name, part in plain.items() if "language_model" in name or "text_model" in name)
-    for part in ("language", "projector", "vision"):
-        model = prepare_for_training(loaded(checkpoints[family]), FullConfig(kind="full", parts=(part,)))
+    assert all(
+        component == "language" for name, component in plain.items() if "language_model" in name or "text_model" in name
+    )
+    for component in ("language", "projector", "vision"):
+        model = prepare_for_training(loaded(checkpoints[family]), FullConfig(kind="full", components=(component,)))
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        assert trained == {name for name, found in plain.items() if found == part}
+        assert trained == {name for name, found in plain.items() if found == component}

@@ -1,4 +1,4 @@
-"""The commands that a user types: killed, repeated, changed, and given wrong settings."""
+"""The jobs as commands: killed, repeated, changed, and with wrong settings."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run_audit(tree: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 
 
 def kill_when(job: str, tree: dict[str, Any], tmp_path: Path, reached: Callable[[], bool]) -> None:
-    """Start a job and kill its driver with SIGKILL once it has come as far as wanted."""
+    """Start a job, and kill its driver with SIGKILL once `reached` is true."""
     with subprocess.Popen(
         command(job, tree, tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as driver:
@@ -63,14 +63,14 @@ def kill_when(job: str, tree: dict[str, Any], tmp_path: Path, reached: Callable[
 
 
 def kill_once(job: str, tree: dict[str, Any], tmp_path: Path, commits: Path) -> int:
-    """Kill a job once a shard is committed; how many were."""
+    """Kill a job once a shard is committed; returns how many shards are."""
     kill_when(job, tree, tmp_path, lambda: any(commits.glob("*.json")))
     return len(list(commits.glob("*.json")))
 
 
-def test_killed_and_repeated(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_job_continues_when_it_is_repeated(tree: dict[str, Any], tmp_path: Path) -> None:
     run = Path(tree["run_dir"])
-    # One image at a time, so that the kill finds work undone.
+    # Few images at a time, so that there is work left at the kill.
     tree["teacher"]["max_images_in_flight"] = tree["students"][0]["max_images_in_flight"] = 2
     assert run_job("index", tree, tmp_path).returncode == 0
     num_shards = 8
@@ -94,10 +94,8 @@ def test_killed_and_repeated(tree: dict[str, Any], tmp_path: Path) -> None:
     assert "Undo the change, or give a new run_dir." in changed.stderr
 
 
-def test_a_job_that_is_stopped_ends_in_order_and_its_log_is_for_machines_too(
-    tree: dict[str, Any], tmp_path: Path
-) -> None:
-    """`ray job stop`, like schedulers, sends SIGTERM first."""
+def test_a_stopped_job_exits_in_order_and_logs_json(tree: dict[str, Any], tmp_path: Path) -> None:
+    """`ray job stop` and schedulers send SIGTERM first."""
     tree["teacher"]["max_images_in_flight"] = 2
     assert run_job("index", tree, tmp_path).returncode == 0
     run, environment = Path(tree["run_dir"]), {**os.environ, "RAY_LOGGING_CONFIG_ENCODING": "JSON"}
@@ -113,12 +111,12 @@ def test_a_job_that_is_stopped_ends_in_order_and_its_log_is_for_machines_too(
             time.sleep(0.05)
         job.terminate()
         assert job.wait(60) == 130
-    told = log.read_text()
-    assert "Interrupted: the same command continues." in told.splitlines()
-    assert "Traceback" not in told
+    output = log.read_text()
+    assert "Interrupted: the same command continues." in output.splitlines()
+    assert "Traceback" not in output
     assert json.loads((run / "phases/annotate.json").read_text())["num_attempts"] == 1
 
-    records = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    records = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     names = {"run": tree["run_dir"], "phase": "annotate"}
     committed = [record for record in records if record["message"] == "shard committed"]
     assert {record["shard"] for record in committed} <= {path.stem for path in run.glob("annotations/commits/*.json")}
@@ -127,7 +125,7 @@ def test_a_job_that_is_stopped_ends_in_order_and_its_log_is_for_machines_too(
 
 
 def leveling_tree(images: Path, run_dir: Path) -> dict[str, Any]:
-    """A real student to train on what scripted engines kept: all 60 images."""
+    """A real student to train on the pairs that scripted engines keep: all 60 images."""
     tree = scripted_tree(images, run_dir)
     tree["students"][0] |= {
         "model": STUDENT,
@@ -145,7 +143,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (("--no_such_key", "1"), "no_such_key = 1: is not a setting."),
         (("--teacher.num_replicas", "0"), "teacher.num_replicas = 0:"),
@@ -155,8 +153,8 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
         (("--students", "[{{model: {bare}}}]"), "students.0.model = '{bare}': has no processor"),
     ],
 )
-def test_wrong_settings_end_with_one_message(
-    tree: dict[str, Any], tmp_path: Path, overrides: tuple[str, str], told: str
+def test_a_wrong_setting_ends_the_job_with_one_message(
+    tree: dict[str, Any], tmp_path: Path, overrides: tuple[str, str], message: str
 ) -> None:
     places = {"empty": tmp_path / "empty", "bare": tmp_path / "bare"}
     places["empty"].mkdir()
@@ -164,11 +162,11 @@ def test_wrong_settings_end_with_one_message(
     done = run_job("align", tree, tmp_path, overrides[0], overrides[1].format(**places))
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith(f"ConfigError: {told.format(**places)}")
+    assert done.stderr.startswith(f"ConfigError: {message.format(**places)}")
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_step_before_its_turn_says_what_to_run(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_a_phase_that_is_too_early_names_the_job_to_run_first(tree: dict[str, Any], tmp_path: Path) -> None:
     done = run_job("annotate", tree, tmp_path)
     assert done.returncode == 2
     assert "Run jobs/index.py first." in done.stderr
@@ -185,8 +183,8 @@ print("answer", ray.get(ray.remote(lambda: 42).remote(), timeout=60))
 """
 
 
-def test_ray_stays_when_the_thread_that_started_it_ends() -> None:
-    """The teacher's thread is through long before the students'."""
+def test_ray_survives_the_thread_that_started_it() -> None:
+    """In a campaign, the teacher's thread ends long before those of the students."""
     done = subprocess.run(
         [sys.executable, "-c", STARTED_BY_A_THREAD], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
     )

@@ -1,4 +1,4 @@
-"""Leveling: the batch a model sees, what of it is trained, and the whole way on one worker and on two."""
+"""Leveling: the batch that a model gets, what is trained, and whole trainings on one worker and on two."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from transformers import AutoModelForImageTextToText
 from mpa_ray.config import FullConfig, HoldoutConfig, LevelConfig, LoraConfig, RunConfig, StudentConfig, resolve_path
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
 from mpa_ray.errors import RunError
+from mpa_ray.leveling.arms import SampleSources
 from mpa_ray.leveling.batching import TrainingRow
+from mpa_ray.leveling.collator import AnswerCollator
 from mpa_ray.leveling.driver import fine_tune
-from mpa_ray.leveling.epoch_plan import SampleSources, plan_epoch
+from mpa_ray.leveling.epoch_plan import plan_epoch
 from mpa_ray.leveling.loss import IGNORED_LABEL, answer_loss, weight_of
-from mpa_ray.leveling.step_data import AnswerCollator
 from mpa_ray.leveling.trainable import prepare_for_training
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.models.components import component_of
 from mpa_ray.records import ParitySample, Verdict
 from mpa_ray.run.run import Run
+from mpa_ray.run.training_state import TrainingState
 from mpa_ray.tasks.library import TASKS
 from tests.conftest import scripted_tree
 
@@ -37,15 +39,15 @@ FOLDER = "students/s/parity"
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[ParitySample]:
     folder, rng = tmp_path_factory.mktemp("samples"), random.Random(3)
-    found = []
-    while len(found) < 40:
+    rows: list[ParitySample] = []
+    while len(rows) < 40:
         scene = sample_scene(WorldSpec(), rng)
         question = sample_question(scene, rng, {"number": 1.0, "chart": 1.0, "count": 0.2})
         if question is not None:
-            path = folder / f"{len(found)}.png"
+            path = folder / f"{len(rows)}.png"
             paint(scene).save(path)
-            found.append(ParitySample(f"{path.name}#0", path.name, str(path), question.question, question.answer, "?"))
-    return found
+            rows.append(ParitySample(f"{path.name}#0", path.name, str(path), question.question, question.answer, "?"))
+    return rows
 
 
 def collator() -> AnswerCollator:
@@ -69,10 +71,9 @@ def test_labels_are_the_answer_and_the_end_of_the_turn(samples: list[ParitySampl
         assert prompt == render(load_processor(MODEL), TASK.answer_prompt(sample.question))
 
 
-def test_rows_that_fill_up_and_images_that_are_gone_carry_no_loss(samples: list[ParitySample]) -> None:
-    made = collator()
+def test_filler_rows_and_missing_images_carry_no_loss(samples: list[ParitySample]) -> None:
     rows = [TrainingRow(samples[0], 1), TrainingRow(samples[1], 1, supervised=False), TrainingRow(samples[2], 1)]
-    batch = made(rows, [*contents(samples[:2]), b""])
+    batch = collator()(rows, [*contents(samples[:2]), b""])
     assert (batch["labels"] != IGNORED_LABEL).any(dim=1).tolist() == [True, False, False]
 
 
@@ -81,9 +82,9 @@ def test_an_answer_that_spells_a_special_token_is_text(samples: list[ParitySampl
     batch = collator()([TrainingRow(sample, 1)], contents(samples[:1]))
     processor = load_processor(MODEL)
     image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    told = batch["labels"][batch["labels"] != IGNORED_LABEL]
-    assert image_token not in told
-    assert processor.tokenizer.decode(told) == "the <|image_pad|> token<|im_end|>"
+    labels = batch["labels"][batch["labels"] != IGNORED_LABEL]
+    assert image_token not in labels
+    assert processor.tokenizer.decode(labels) == "the <|image_pad|> token<|im_end|>"
 
 
 @pytest.mark.parametrize("method", [LoraConfig(rank=4), FullConfig(kind="full")])
@@ -94,9 +95,9 @@ def test_only_the_language_model_is_trained(method: LoraConfig | FullConfig) -> 
     assert {component_of(name) for name in trained} == {"language"}
 
 
-def test_full_training_reaches_the_vision_tower_only_by_choice() -> None:
+def test_full_training_includes_the_vision_tower_if_configured() -> None:
     model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32)
-    model = prepare_for_training(model, FullConfig(kind="full", parts=("language", "projector", "vision")))
+    model = prepare_for_training(model, FullConfig(kind="full", components=("language", "projector", "vision")))
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -104,25 +105,29 @@ def leveled(samples: list[ParitySample], folder: Path, settings: LevelConfig, kn
     student = StudentConfig(name="s", model=MODEL, min_pixels=3136, max_pixels=12544, level=settings)
     config = RunConfig.model_validate({**scripted_tree(folder / "images", folder), "students": [student.model_dump()]})
     run = Run.open(config.run_dir)
-    planned = plan_epoch(run, FOLDER, SampleSources(lambda: samples, lambda: known), settings)
-    fine_tune(run, config, student, "s", TASK, planned, FOLDER, "a card")
+    plan = plan_epoch(run, FOLDER, SampleSources(lambda: samples, lambda: known), settings)
+    fine_tune(run, config, student, "level s", TASK, plan, FOLDER, "a card")
     return run
 
 
+def state_of(run: Run) -> TrainingState:
+    state = TrainingState.read(run, FOLDER)
+    assert state is not None
+    return state
+
+
 @pytest.mark.usefixtures("local_ray")
-def test_images_that_are_gone_are_told_of_or_end_the_training(
+def test_missing_images_are_warned_of_or_end_the_training(
     samples: list[ParitySample], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = LevelConfig(batch_size=8, tokens_per_micro_batch=400, num_workers=2)
     some_gone = [replace(s, uri="/gone.png") for s in samples[:3]] + samples[3:]
     run = leveled(some_gone, tmp_path / "some", settings)
-    assert run.read_json("students/s/parity/training.json")["num_unreadable"] == 3
-    assert (
-        "WARNING: students/s/parity: the images of 3 of 40 samples could no longer be read" in capsys.readouterr().out
-    )
+    assert state_of(run).num_unreadable == 3
+    assert "WARNING: level s: the images of 3 of 40 samples could no longer be read" in capsys.readouterr().out
     with pytest.raises(RunError, match=r"the images of 30 of 40 samples .* more than limits\.max_failed_rate"):
         leveled([replace(s, uri="/gone.png") for s in samples[:30]] + samples[30:], tmp_path / "most", settings)
-    with pytest.raises(RunError, match=r"restore the source's files, delete .*students/s/parity and run again"):
+    with pytest.raises(RunError, match=r"Restore the source's files, delete .*students/s/parity and run again"):
         leveled(samples, tmp_path / "most", settings)
     assert not (tmp_path / "most/students/s/parity/complete.json").exists()
 
@@ -139,8 +144,8 @@ def verdict_of(sample: ParitySample) -> Verdict:
     )
 
 
-def test_operations_are_counted_as_they_are_known(samples: list[ParitySample]) -> None:
-    """Forwards 2 for each weight and token, backwards as many for activations, and few for adapters."""
+def test_operations_are_counted_as_theory_predicts(samples: list[ParitySample]) -> None:
+    """For each weight and token, 2 forward and 2 backward for activations; few for adapters."""
     model = prepare_for_training(AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32), LoraConfig())
     batch = collator()([TrainingRow(s, 1) for s in samples[:4]], contents(samples[:4]))
     with FlopCounterMode(display=False) as counter:
@@ -179,26 +184,26 @@ def test_leveling_end_to_end(
     )
     known = [verdict_of(sample) for sample in samples]
     run = leveled(samples, tmp_path, settings, known)
-    log = run.read_json("students/s/parity/training.json")
-    assert (log["step"], log["num_steps"]) == (5, 5)
-    assert log["retained"]["num"] == 4
-    # The student knows numbers and charts, and learns counting.
-    assert 2 <= log["retained"]["before"] <= 4
-    assert 2 <= log["retained"]["after"] <= 4
-    (told,) = [row for row in log["log"] if "loss" in row]
-    assert told["tflops_per_s"] > 0
-    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "students/s/parity/merged", dtype=torch.float32)
+    state = state_of(run)
+    assert (state.step, state.num_steps) == (5, 5)
+    assert state.retained.num == 4
+    # The student answers numbers and charts, and learns to count.
+    assert 2 <= (state.retained.before or 0) <= 4
+    assert 2 <= (state.retained.after or 0) <= 4
+    (entry,) = state.loss_entries
+    assert (entry.tflops_per_s or 0) > 0
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / FOLDER / "merged", dtype=torch.float32)
     before = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).state_dict()
     changed = {name for name, tensor in merged.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed
     assert {component_of(name) for name in changed} == {"language"}
-    assert load_processor(str(tmp_path / "students/s/parity/merged"))
-    assert (tmp_path / "students/s/parity/adapter").is_dir() == isinstance(method, LoraConfig)
+    assert load_processor(str(tmp_path / FOLDER / "merged"))
+    assert (tmp_path / FOLDER / "adapter").is_dir() == isinstance(method, LoraConfig)
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_the_best_weights_on_held_out_samples_are_exported(samples: list[ParitySample], tmp_path: Path) -> None:
-    # So high a rate spoils the model after its first steps, and training stops early.
+    # This learning rate is so high that the model gets worse after its first steps, and training stops early.
     settings = LevelConfig(
         learning_rate=0.3,
         warmup_ratio=0.0,
@@ -206,14 +211,14 @@ def test_the_best_weights_on_held_out_samples_are_exported(samples: list[ParityS
         holdout=HoldoutConfig(share=0.2, every_steps=1, patience=2),
     )
     run = leveled(samples, tmp_path, settings)
-    planned = plan_epoch(run, FOLDER, SampleSources(lambda: samples, lambda: []), settings)
-    training = run.read_json("students/s/parity/training.json")
-    losses = {row["step"]: row["eval_loss"] for row in training["log"] if "eval_loss" in row}
-    assert training["best_step"] == min(losses, key=lambda step: losses[step])
-    assert training["step"] == training["best_step"] + 2 < training["num_steps"]
-    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "students/s/parity/merged", dtype=torch.float32)
-    rows = list(planned.held_out)
+    plan = plan_epoch(run, FOLDER, SampleSources(lambda: samples, lambda: []), settings)
+    state = state_of(run)
+    losses = {entry.step: entry.eval_loss for entry in state.log if entry.eval_loss is not None}
+    assert state.best_step == min(losses, key=lambda step: losses[step])
+    assert state.step == state.best_step + 2 < state.num_steps
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / FOLDER / "merged", dtype=torch.float32)
+    rows = list(plan.held_out)
     batch = collator()(rows, contents([row.sample for row in rows]))
     with torch.no_grad():
-        found = answer_loss(merged.eval(), batch, weight_of(batch["labels"], "token"), "token")
-    assert float(found) == pytest.approx(losses[training["best_step"]], rel=1e-3)
+        loss = answer_loss(merged.eval(), batch, weight_of(batch["labels"], "token"), "token")
+    assert float(loss) == pytest.approx(losses[state.best_step], rel=1e-3)

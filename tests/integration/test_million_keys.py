@@ -1,4 +1,4 @@
-"""Indexing a bucket of a million keys: little memory, killed in the middle, and gone on with."""
+"""Indexing a bucket of a million keys needs little memory, and continues after a kill."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def key(number: int) -> str:
 
 
 class Lister(BaseHTTPRequestHandler):
-    """ListObjectsV2 of S3's protocol over keys that are made up while they are listed."""
+    """The S3 operation ListObjectsV2 for keys that are generated when they are listed."""
 
     protocol_version = "HTTP/1.1"
 
@@ -42,10 +42,10 @@ class Lister(BaseHTTPRequestHandler):
         prefix, delimited = query.get("prefix", ""), "delimiter" in query
         folder = prefix.removeprefix("corpus/").rstrip("/")
         if delimited and not folder:
-            found = "".join(
+            prefixes = "".join(
                 f"<CommonPrefixes><Prefix>corpus/{n:02d}/</Prefix></CommonPrefixes>" for n in range(NUM_FOLDERS)
             )
-            self.answer(found, "false")
+            self.answer(prefixes, "false")
             return
         first = int(folder) * PER_FOLDER if folder else 0
         end = first + PER_FOLDER if folder else NUM_KEYS
@@ -61,7 +61,7 @@ class Lister(BaseHTTPRequestHandler):
         self.answer(contents + token, "true" if more else "false")
 
     def do_HEAD(self) -> None:
-        """No object is asked for by its name but those that tell a kind of source."""
+        """Only objects that identify the kind of source are requested by name, and none of them exists."""
         self.send_response(404)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -71,8 +71,8 @@ class Lister(BaseHTTPRequestHandler):
         parts = name.removeprefix("corpus/").removesuffix(".jpg").split("/")
         return int(parts[0]) * PER_FOLDER + int(parts[1]) + 1 if len(parts) == 2 and parts[1] else 0
 
-    def answer(self, inside: str, is_cut: str) -> None:
-        content = f"<ListBucketResult><IsTruncated>{is_cut}</IsTruncated>{inside}</ListBucketResult>".encode()
+    def answer(self, inside: str, is_truncated: str) -> None:
+        content = f"<ListBucketResult><IsTruncated>{is_truncated}</IsTruncated>{inside}</ListBucketResult>".encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(content)))
@@ -80,7 +80,7 @@ class Lister(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def lister() -> Iterator[str]:
 
 
 def index(config: Path, endpoint: str, stop_at: Path | None = None) -> tuple[int, int]:
-    """Run the job, or kill it once a file is there; its exit code and the most memory that it had, in bytes."""
+    """Run the job, or kill it when a file exists; return its exit code and its peak memory in bytes."""
     environment = {
         **os.environ,
         "AWS_ENDPOINT_URL": endpoint,
@@ -118,7 +118,7 @@ def index(config: Path, endpoint: str, stop_at: Path | None = None) -> tuple[int
 
 
 @pytest.mark.timeout(600)
-def test_a_million_keys_killed_and_gone_on_with(lister: str, tmp_path: Path) -> None:
+def test_indexing_a_million_keys_continues_after_a_kill(lister: str, tmp_path: Path) -> None:
     tree = scripted_tree(tmp_path, tmp_path / "run")
     tree["source"] = {"path": "s3://bucket/corpus", "shard_size": 1024}
     config = tmp_path / "config.yaml"

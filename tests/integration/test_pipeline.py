@@ -1,4 +1,4 @@
-"""Scripted engines through the real graph: every image ends once, whatever dies."""
+"""Scripted engines in the real graph: every image ends in exactly one state, no matter which engine dies."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 def identified(tree: dict[str, Any]) -> tuple[RunConfig, Run]:
     config = RunConfig.model_validate(tree)
-    for step in (index, annotate, identify):
-        step(RunContext.open(config))
+    for phase in (index, annotate, identify):
+        phase(RunContext.open(config))
     return config, Run.open(config.run_dir)
 
 
@@ -37,7 +37,7 @@ def test_every_image_ends_once(images: Path, tmp_path: Path, capsys: pytest.Capt
         images, tmp_path / "run", inconsistent_rate=0.2, unparsable_rate=0.1, truncated_rate=0.1, fail_on=["003.png"]
     )
     config, run = identified(tree)
-    counts = audit(run)
+    counts = audit(run).to_json()
     assert counts["problems"] == []
     assert counts["images"] == 60
     assert sum(counts["kept"].values()) + sum(counts["dropped"].values()) + sum(counts["failed"].values()) == 60
@@ -54,8 +54,8 @@ def test_every_image_ends_once(images: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.timeout(180)
-def test_a_pass_goes_on_beside_one_that_would_take_the_whole_cluster(images: Path, tmp_path: Path) -> None:
-    """As in a campaign: a teacher's pass that is busy must not leave a student's without a CPU to fetch images with."""
+def test_a_pass_continues_while_another_requests_the_whole_cluster(images: Path, tmp_path: Path) -> None:
+    """As in a campaign: a busy pass of the teacher must leave a student's pass a CPU to fetch images."""
     config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
     other = DefaultAutoscalingCoordinator("another pass")
     num_cpus = int(ray.cluster_resources()["CPU"])
@@ -79,15 +79,15 @@ def test_students_of_the_same_model_share_one_pass(
         {**small, "name": "other", "max_pixels": 1_000_000},
     ]
     _, run = identified(tree)
-    counts = audit(run)
+    counts = audit(run).to_json()
     assert counts["problems"] == []
     assert read_parity(run, "twin") == read_parity(run, "small") != []
     assert "identify twin, as small: done" in capsys.readouterr().out
-    asked = {path.removeprefix("phases/") for path in run.storage.list("phases")}
-    assert asked == {"index.json", "annotate.json", "identify.small.json", "identify.other.json"}
+    passes = {path.removeprefix("phases/") for path in run.storage.list("phases")}
+    assert passes == {"index.json", "annotate.json", "identify.small.json", "identify.other.json"}
 
 
-def test_a_phase_says_how_fast_it_was_and_where_time_went(images: Path, tmp_path: Path) -> None:
+def test_the_report_shows_the_rate_of_a_phase_and_where_its_time_went(images: Path, tmp_path: Path) -> None:
     config, run = identified(scripted_tree(images, tmp_path / "run", latency_s=0.05))
     report(RunContext.open(config))
     phase = run.read_json("report/report.json")["phases"]["annotate"]
@@ -102,11 +102,11 @@ def test_a_phase_says_how_fast_it_was_and_where_time_went(images: Path, tmp_path
     assert 0 < phase["num_cached_tokens"] < phase["num_prompt_tokens"]
 
 
-def test_many_questions_on_an_image_are_rows_of_their_own(images: Path, tmp_path: Path) -> None:
+def test_each_of_several_questions_on_an_image_has_a_row(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run", num_questions=3, inconsistent_rate=0.2)
     tree["annotate"] = {"num_questions": 3, "sampling": {"temperature": 1.0}}
     _, run = identified(tree)
-    counts = audit(run)
+    counts = audit(run).to_json()
     assert (counts["problems"], counts["images"]) == ([], 60)
     assert counts["dropped"]["repeated_question"] + counts["annotated"] == 180
     assert counts["annotated"] > 90
@@ -125,19 +125,19 @@ def test_the_shard_size_changes_nothing(images: Path, tmp_path: Path) -> None:
 def test_a_dead_engine_is_replaced_and_nothing_is_lost(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run", die_on=["011.png", "042.png"], die_once_in=str(tmp_path))
     _, run = identified(tree)
-    counts = audit(run)
+    counts = audit(run).to_json()
     assert counts["problems"] == []
     assert counts["annotated"] == 60
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"), [("die_on", "scripted to die on 000.png"), ("kill_on", "no reason was left")]
+    ("fault", "last_error"), [("die_on", "scripted to die on 000.png"), ("kill_on", "no error message")]
 )
-def test_an_engine_that_keeps_dying_ends_the_run(images: Path, tmp_path: Path, fault: str, told: str) -> None:
+def test_an_engine_that_keeps_dying_ends_the_run(images: Path, tmp_path: Path, fault: str, last_error: str) -> None:
     tree = scripted_tree(images, tmp_path / "run", **{fault: ["000.png"]})
     tree["source"]["limit"] = 4
     tree["limits"] = {"max_engine_deaths": 2}
-    with pytest.raises(RunError, match=f"annotate:teacher: the engine died 2 times on shard 000000.*{told}"):
+    with pytest.raises(RunError, match=f"annotate:teacher: the engine died 2 times on shard 000000.*{last_error}"):
         identified(tree)
 
 
@@ -159,12 +159,12 @@ def test_broken_files_are_rows_with_a_reason(tmp_path: Path) -> None:
         "strip.png": "extreme_aspect_ratio",
         "bomb.png": "too_many_pixels",
     }
-    assert audit(run)["problems"] == []
+    assert audit(run).problems == []
     page = run.storage.read("report/index.html").decode()
     assert all(name in page for name in ("empty.png", "text.jpg", "cut.png", "strip.png", "bomb.png"))
 
 
-def test_a_run_whose_images_mostly_fail_stops(images: Path, tmp_path: Path) -> None:
+def test_a_run_stops_when_too_many_images_fail(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run", fail_on=[f"{i:03d}.png" for i in range(50)])
     tree["limits"] = {"max_failed_rate": 0.3, "min_images": 16}
     with pytest.raises(RunError, match=r"images failed, more than limits\.max_failed_rate = 0\.3 \(request_failed: "):
@@ -172,12 +172,12 @@ def test_a_run_whose_images_mostly_fail_stops(images: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("fault", ["die_on", "kill_on", "hang_on"])
-def test_a_poison_image_is_quarantined(images: Path, tmp_path: Path, fault: str) -> None:
+def test_an_image_that_kills_engines_is_quarantined(images: Path, tmp_path: Path, fault: str) -> None:
     tree = scripted_tree(images, tmp_path / "run", **{fault: ["011.png"]})
     tree["source"]["limit"] = 24
     tree["limits"] = {"max_image_deaths": 1, "request_timeout_s": 2.0}
     _, run = identified(tree)
-    counts = audit(run)
+    counts = audit(run).to_json()
     assert (counts["problems"], counts["annotated"], counts["failed"]) == ([], 23, {"kills_engine": 1})
     rows = {row.image_id: row for row in run.annotations.rows(run.manifest().shards)}
     assert rows["011.png"].attempts == 2
@@ -191,21 +191,21 @@ def test_files_with_the_same_bytes_are_annotated_once(tmp_path: Path) -> None:
         (folder / copy).write_bytes((folder / original).read_bytes())
     tree = scripted_tree(folder, tmp_path / "run", die_on=["007.png"], die_once_in=str(tmp_path))
     _, run = identified(tree)
-    counts = audit(run)
+    counts = audit(run).to_json()
     assert (counts["problems"], counts["images"], counts["annotated"]) == ([], 20 + len(copies), 20)
     assert counts["dropped"]["duplicate_of"] == len(copies)
     rows = list(run.annotations.rows(run.manifest().shards))
-    # `-` comes before `.`: of each group the first copy is the first in the corpus.
+    # `-` sorts before `.`, so the first copy of each group is the first in the corpus.
     first = {original: min(c for c, o in copies.items() if o == original) for original in copies.values()}
     assert {row.image_id: row.duplicate_of for row in rows if row.duplicate_of} == {
         name: first[copies.get(name, name)] for name in [*copies, *first] if name not in first.values()
     }
 
 
-def test_a_run_directory_that_cannot_be_written_any_more_is_named(images: Path, tmp_path: Path) -> None:
+def test_a_run_directory_that_cannot_be_written_is_named(images: Path, tmp_path: Path) -> None:
     config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
     index(RunContext.open(config))
-    # A file where a folder has to be: what even root cannot write.
+    # A file where a folder has to be cannot be written even by root.
     (tmp_path / "run/annotations").write_text("in the way")
     with pytest.raises(RunError, match=r"run/annotations/.*cannot be written.*The same command continues"):
         annotate(RunContext.open(config))

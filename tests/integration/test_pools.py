@@ -1,4 +1,4 @@
-"""Pools of engines: released before the next phase needs their place, also where a phase fails."""
+"""Pools of engines: their resources are free before the next phase needs them, also if a phase fails."""
 
 from __future__ import annotations
 
@@ -37,26 +37,28 @@ def wait_until_all_is_free() -> None:
         time.sleep(0.1)
 
 
-def test_a_phase_gets_the_place_of_the_one_before(images: Path, tmp_path: Path) -> None:
+def test_a_phase_gets_the_resources_of_the_previous_one(images: Path, tmp_path: Path) -> None:
     config = large_pools(images, tmp_path / "run")
     index(RunContext.open(config))
     annotate(RunContext.open(config))
     wait_until_all_is_free()
     identify(RunContext.open(config))
     wait_until_all_is_free()
-    assert audit(Run.open(config.run_dir))["problems"] == []
+    assert audit(Run.open(config.run_dir)).problems == []
 
 
 def test_a_phase_that_fails_leaves_no_engine_behind(images: Path, tmp_path: Path) -> None:
     failing = large_pools(images, tmp_path / "run", fail_on=[f"{n:03d}.png" for n in range(60)])
     failing = failing.model_copy(update={"limits": failing.limits.model_copy(update={"min_images": 8})})
     index(RunContext.open(failing))
-    with pytest.raises(RunError, match="images failed"):
+    # A campaign keeps its students' errors: what an error refers to must not keep the engines.
+    with pytest.raises(RunError, match="images failed") as kept:
         annotate(RunContext.open(failing))
     wait_until_all_is_free()
+    assert kept.tb is not None
 
 
-def test_an_engine_that_cannot_start_is_told_in_a_sentence(images: Path, tmp_path: Path) -> None:
+def test_an_engine_that_cannot_start_is_reported_in_a_sentence(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run")
     engine = {"kind": "vllm", "engine_args": {"no_such_argument": 1}}
     tree["teacher"] = {"model": "bundled:demo/models/teacher", "engine": engine}

@@ -1,4 +1,4 @@
-"""Runs and images at s3://, against a server that speaks the protocol over HTTP."""
+"""Runs and images at s3://, on a local server with the S3 API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import yaml
 from benchmarks.faulty_proxy import FaultyProxy, WebFault
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
 from mpa_ray.corpus.index import list_images
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.corpus.sources.open import kind_of
 from mpa_ray.errors import ConfigError
@@ -28,10 +28,10 @@ from mpa_ray.records import ImageRef, Reason
 from mpa_ray.run.garbage import Collected, collect_garbage
 from mpa_ray.run.run import Run
 from mpa_ray.storage.object_store import ObjectStore
+from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.s3 import S3Storage
-from mpa_ray.storage.storage import open_storage
 from tests.conftest import scripted_tree
-from tests.s3_server import CREDENTIALS, SECRET, client, environment, files_holding, s3_server, upload
+from tests.s3_server import CREDENTIALS, SECRET, client, environment, keys_containing, s3_server, upload
 from tests.sources import KINDS, Maker, as_tars
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The endpoint's URL; the credentials for it are in the environment, as on a user's machine."""
+    """The server's URL. Its credentials are in the environment, as on a user's machine."""
     with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
@@ -53,9 +53,9 @@ def object_store(server: str) -> ObjectStoreConfig:
 
 @pytest.fixture
 def storage(object_store: ObjectStoreConfig, request: pytest.FixtureRequest) -> S3Storage:
-    found = open_storage(f"s3://bucket/{request.node.name}/", object_store)
-    assert isinstance(found, S3Storage)
-    return found
+    storage = open_storage(f"s3://bucket/{request.node.name}/", object_store)
+    assert isinstance(storage, S3Storage)
+    return storage
 
 
 def test_objects_are_written_read_and_listed(storage: S3Storage, tmp_path: Path) -> None:
@@ -73,15 +73,15 @@ def test_objects_are_written_read_and_listed(storage: S3Storage, tmp_path: Path)
         storage.read("a/none")
 
 
-def test_of_many_creators_one_wins(storage: S3Storage) -> None:
+def test_one_of_many_creators_wins(storage: S3Storage) -> None:
     with ThreadPoolExecutor(16) as pool:
         won = list(pool.map(lambda i: storage.create("marker", str(i).encode()), range(16)))
     assert won.count(True) == 1
     assert storage.read("marker") == str(won.index(True)).encode()
-    assert storage.create("marker", storage.read("marker")), "a repeated request whose first answer was lost"
+    assert storage.create("marker", storage.read("marker")), "a retry after the response to the first request was lost"
 
 
-def test_large_objects_arrive_in_parts(object_store: ObjectStoreConfig) -> None:
+def test_large_objects_are_uploaded_in_parts(object_store: ObjectStoreConfig) -> None:
     parts = object_store.model_copy(update={"multipart_bytes": 5 * 2**20})
     storage = S3Storage("s3://bucket/large", parts)
     content = bytes(range(256)) * (11 * 2**12)
@@ -106,7 +106,7 @@ def test_a_checkpoint_is_downloaded_once(
         local_model(f"{storage.root}/none", object_store)
 
 
-def test_nothing_is_lost_on_a_bad_day(server: str, tmp_path: Path) -> None:
+def test_nothing_is_lost_despite_many_faults(server: str, tmp_path: Path) -> None:
     content = os.urandom(11 * 2**20)
     (tmp_path / "large.bin").write_bytes(content)
     with FaultyProxy(server, share=0.4, seed=3) as proxy:
@@ -130,14 +130,14 @@ def test_nothing_is_lost_on_a_bad_day(server: str, tmp_path: Path) -> None:
     assert {fault for fault in WebFault if any(key.startswith(fault) for key in injected)} == set(WebFault)
 
 
-def test_what_is_forbidden_is_not_asked_for_again(server: str, tmp_path: Path) -> None:
+def test_a_permanent_error_is_not_retried(server: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1")
     store = ObjectStore(ObjectStoreConfig(endpoint_url=server, max_attempts=9, first_pause_s=9))
     with pytest.raises(OSError, match=r"NoSuchBucket.*\(attempt 1\)"):
         store.upload(tmp_path / "file", "no-such-bucket", "key")
 
 
-def test_a_server_that_is_not_there_is_an_error_that_names_it(object_store: ObjectStoreConfig) -> None:
+def test_an_unreachable_server_is_an_error_that_names_the_object(object_store: ObjectStoreConfig) -> None:
     gone = object_store.model_copy(update={"endpoint_url": "http://127.0.0.1:9"})
     with pytest.raises(OSError, match=r"s3://bucket/run/x.*attempt 2"):
         S3Storage("s3://bucket/run", gone).read("x")
@@ -167,11 +167,11 @@ def test_every_kind_of_source(
     assert kind_of(config, places) == kind
     refs = list(list_images(config, places))
     assert Reader(object_store).read([ref.uri for ref in refs]) == contents
-    for place in (0, 11, 12, 28, 29):
-        assert list(list_images(config, places, refs[place])) == refs[place + 1 :]
+    for position in (0, 11, 12, 28, 29):
+        assert list(list_images(config, places, refs[position])) == refs[position + 1 :]
 
 
-def test_a_shard_of_a_tar_reads_its_bytes_alone(
+def test_a_shard_of_a_tar_reads_only_its_own_bytes(
     server: str, object_store: ObjectStoreConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents = [os.urandom(300_000) for _ in range(12)]
@@ -187,12 +187,12 @@ def test_a_shard_of_a_tar_reads_its_bytes_alone(
 
     monkeypatch.setattr(ObjectStore, "get", counted)
     assert Reader(object_store).read([ref.uri for ref in refs[4:7]]) == contents[4:7]
-    # One request for neighbours, with what lies between them.
+    # One request reads neighbouring images and the headers between them.
     assert len(sizes) == 1
     assert 900_000 <= sizes[0] < 920_000
 
 
-def test_prefixes_are_listed_side_by_side_in_one_order(server: str, object_store: ObjectStoreConfig) -> None:
+def test_concurrent_listers_keep_the_order(server: str, object_store: ObjectStoreConfig) -> None:
     names = [
         "a",
         "a.png",
@@ -217,22 +217,21 @@ def test_prefixes_are_listed_side_by_side_in_one_order(server: str, object_store
 
 
 @pytest.mark.parametrize("entry", ["/etc/passwd", "file:///etc/passwd"])
-def test_a_list_from_elsewhere_names_no_file_of_this_machine(
-    entry: str, storage: S3Storage, object_store: ObjectStoreConfig
-) -> None:
+def test_a_remote_list_cannot_name_local_files(entry: str, storage: S3Storage, object_store: ObjectStoreConfig) -> None:
     storage.write("list.txt", f"a.png\n{entry}\n".encode())
     config = SourceConfig(path=f"{storage.root}/list.txt")
-    with pytest.raises(ConfigError, match=r"row 2: .* is a file of this machine in a list from elsewhere, which"):
+    with pytest.raises(ConfigError, match=r"row 2: .* is a local file in a remote list, which is not allowed"):
         list(list_images(config, Places(object_store)))
     allowed = config.model_copy(update={"allow": ("local_files",)})
     assert [ref.uri for ref in list_images(allowed, Places(object_store))] == [f"{storage.root}/a.png", entry]
 
 
-def test_an_image_too_large_is_not_read_to_its_end(storage: S3Storage, object_store: ObjectStoreConfig) -> None:
+def test_an_image_that_is_too_large_is_not_read_to_its_end(storage: S3Storage, object_store: ObjectStoreConfig) -> None:
     storage.write("large.png", b"1" * 5000)
     storage.write("empty.png", b"")
-    found = Reader(object_store, max_bytes=1000).read([f"{storage.root}/{n}.png" for n in ("large", "empty", "none")])
-    assert [c.reason if isinstance(c, ImageProblem) else c for c in found] == [
+    uris = [f"{storage.root}/{name}.png" for name in ("large", "empty", "none")]
+    contents = Reader(object_store, max_bytes=1000).read(uris)
+    assert [c.reason if isinstance(c, ImageProblem) else c for c in contents] == [
         Reason.TOO_MANY_BYTES,
         b"",
         Reason.UNREADABLE,
@@ -248,7 +247,7 @@ def test_garbage_is_collected(storage: S3Storage, server: str) -> None:
     client(server).create_multipart_upload(
         Bucket="bucket", Key=storage.root.removeprefix("s3://bucket/") + "/parity/half"
     )
-    # This server says of every upload that it began in 2010.
+    # For this server, every upload started in 2010.
     assert collect_garbage(run, timedelta(hours=1)) == Collected(0, 0, 1)
     collected = collect_garbage(run, timedelta(seconds=-5))
     assert (collected.num_files, collected.num_uploads) == (1, 0)
@@ -273,7 +272,7 @@ def test_images_and_run_at_s3(server: str, images: Path, tmp_path: Path) -> None
     counts = json.loads(audited.stdout)
     assert (audited.returncode, counts["images"], counts["problems"]) == (0, 61, [])
     assert counts["failed"] == {"empty_file": 1}
-    assert files_holding(SECRET, server, "runs/one/") == []
+    assert keys_containing(SECRET, server, "runs/one/") == []
 
 
 def test_two_drivers_at_once(server: str, images: Path, tmp_path: Path) -> None:

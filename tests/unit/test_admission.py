@@ -1,4 +1,4 @@
-"""Steps side by side: who is let in when, and shards that become known while others follow."""
+"""Phases of a campaign at the same time: which is admitted when, and shards that are announced while others follow."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def eventually(holds: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-class Steps:
-    """Steps that run until they are told to end."""
+class Phases:
+    """Phases that run in threads until `end` is called."""
 
-    def __init__(self, gate: AdmissionController) -> None:
-        self._gate = gate
+    def __init__(self, controller: AdmissionController) -> None:
+        self._controller = controller
         self.running: list[str] = []
         self._ends: dict[str, threading.Event] = {}
         self._threads: list[threading.Thread] = []
@@ -35,7 +35,7 @@ class Steps:
         self._threads[-1].start()
 
     def _run(self, name: str, need: Resources, size: float) -> None:
-        with self._gate.admitted(need, size):
+        with self._controller.admitted(need, size):
             self.running.append(name)
             self._ends[name].wait()
             self.running.remove(name)
@@ -44,106 +44,107 @@ class Steps:
         for name in names:
             self._ends[name].set()
 
-    def run_soon(self, *names: str) -> None:
-        """Exactly these run, and go on alone."""
+    def expect_running(self, *names: str) -> None:
+        """Exactly these phases run soon, and no other joins them."""
         eventually(lambda: set(self.running) == set(names))
         time.sleep(0.05)
         assert set(self.running) == set(names)
 
 
-def gate(num_cpus: float, num_gpus: float = 0.0) -> AdmissionController:
+def controller(num_cpus: float, num_gpus: float = 0.0) -> AdmissionController:
     return AdmissionController(lambda: Resources(num_cpus, num_gpus))
 
 
-def test_as_many_run_as_fit() -> None:
-    steps = Steps(gate(8, 2))
+def test_as_many_phases_run_as_fit() -> None:
+    phases = Phases(controller(8, 2))
     for name in ("a", "b", "c"):
-        steps.begin(name, Resources(1, 1))
-        eventually(lambda: len(steps.running) == min(2, len(steps._ends)))
-    steps.run_soon("a", "b")
-    steps.end("a")
-    steps.run_soon("b", "c")
-    steps.end("b", "c")
-    steps.run_soon()
+        phases.begin(name, Resources(1, 1))
+        eventually(lambda: len(phases.running) == min(2, len(phases._ends)))
+    phases.expect_running("a", "b")
+    phases.end("a")
+    phases.expect_running("b", "c")
+    phases.end("b", "c")
+    phases.expect_running()
 
 
-def test_the_longest_that_fits_is_next() -> None:
-    steps = Steps(gate(8, 2))
-    steps.begin("first", Resources(1, 2))
-    steps.run_soon("first")
-    steps.begin("small", Resources(1, 1), 1.0)
-    steps.begin("large", Resources(1, 1), 5.0)
-    steps.begin("huge", Resources(1, 2), 3.0)
+def test_the_largest_phase_that_fits_is_next() -> None:
+    phases = Phases(controller(8, 2))
+    phases.begin("first", Resources(1, 2))
+    phases.expect_running("first")
+    phases.begin("small", Resources(1, 1), 1.0)
+    phases.begin("large", Resources(1, 1), 5.0)
+    phases.begin("huge", Resources(1, 2), 3.0)
     time.sleep(0.05)
-    steps.end("first")
-    steps.run_soon("large", "small")
-    steps.end("large", "small")
-    steps.run_soon("huge")
-    steps.end("huge")
+    phases.end("first")
+    phases.expect_running("large", "small")
+    phases.end("large", "small")
+    phases.expect_running("huge")
+    phases.end("huge")
 
 
-def test_what_is_more_than_there_is_runs_alone() -> None:
-    steps = Steps(gate(2))
-    steps.begin("other", Resources(1))
-    steps.run_soon("other")
-    steps.begin("giant", Resources(1, 8))
-    steps.run_soon("other")
-    steps.end("other")
-    steps.run_soon("giant")
-    steps.begin("third", Resources(1))
-    steps.run_soon("giant", "third")
-    steps.end("giant", "third")
-    steps.run_soon()
+def test_a_phase_that_needs_more_than_the_cluster_starts_when_no_other_runs() -> None:
+    phases = Phases(controller(2))
+    phases.begin("other", Resources(1))
+    phases.expect_running("other")
+    phases.begin("giant", Resources(1, 8))
+    phases.expect_running("other")
+    phases.end("other")
+    phases.expect_running("giant")
+    phases.begin("third", Resources(1))
+    phases.expect_running("giant", "third")
+    phases.end("giant", "third")
+    phases.expect_running()
 
 
-def test_what_takes_everything_runs_alone_and_leaves_everything() -> None:
-    steps = Steps(gate(2))
-    steps.begin("all", Resources(math.inf))
-    steps.run_soon("all")
-    steps.begin("other", Resources(1))
-    steps.run_soon("all")
-    steps.end("all")
-    steps.run_soon("other")
-    steps.end("other")
-    steps.run_soon()
+def test_a_phase_that_takes_the_whole_cluster_runs_alone() -> None:
+    phases = Phases(controller(2))
+    phases.begin("all", Resources(math.inf))
+    phases.expect_running("all")
+    phases.begin("other", Resources(1))
+    phases.expect_running("all")
+    phases.end("all")
+    phases.expect_running("other")
+    phases.end("other")
+    phases.expect_running()
 
 
-def test_a_number_of_steps_may_stand_for_what_the_cluster_has() -> None:
-    steps = Steps(AdmissionController(lambda: Resources(0), max_running=2))
-    steps.begin("a", Resources(8, 8))
-    steps.begin("b", Resources(8, 8))
-    steps.run_soon("a", "b")
-    steps.begin("c", Resources(1))
-    steps.run_soon("a", "b")
-    steps.end("a")
-    steps.run_soon("b", "c")
-    steps.end("b", "c")
+def test_a_maximum_number_of_phases_replaces_the_cluster_resources() -> None:
+    phases = Phases(AdmissionController(lambda: Resources(0), max_running=2))
+    phases.begin("a", Resources(8, 8))
+    phases.begin("b", Resources(8, 8))
+    phases.expect_running("a", "b")
+    phases.begin("c", Resources(1))
+    phases.expect_running("a", "b")
+    phases.end("a")
+    phases.expect_running("b", "c")
+    phases.end("b", "c")
 
 
-def test_nodes_that_join_let_more_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpa_ray.campaign.admission._POLL_S", 0.01)
-    there = [Resources(1)]
-    steps = Steps(AdmissionController(lambda: there[0]))
-    steps.begin("a", Resources(1))
-    steps.begin("b", Resources(1))
-    eventually(lambda: len(steps.running) == 1)
-    there[0] = Resources(2)
-    steps.run_soon("a", "b")
-    steps.end("a", "b")
+def test_a_waiting_phase_is_admitted_when_a_node_joins() -> None:
+    capacity = [Resources(1)]
+    phases = Phases(AdmissionController(lambda: capacity[0], poll_s=0.01))
+    phases.begin("a", Resources(1))
+    phases.begin("b", Resources(1))
+    eventually(lambda: len(phases.running) == 1)
+    capacity[0] = Resources(2)
+    phases.expect_running("a", "b")
+    phases.end("a", "b")
 
 
-def test_a_step_that_fails_gives_its_place_back() -> None:
-    one = gate(1)
-    with pytest.raises(ValueError, match="gone"), one.admitted(Resources(1)):
-        raise ValueError("gone")
-    with one.admitted(Resources(1)):
+def test_a_failing_phase_frees_its_resources() -> None:
+    one_cpu = controller(1)
+    with pytest.raises(ValueError, match="failed"), one_cpu.admitted(Resources(1)):
+        raise ValueError("failed")
+    with one_cpu.admitted(Resources(1)):
         pass
 
 
-def followed(announced: Iterable[str], found: list[str], errors: list[str]) -> threading.Thread:
+def start_following(announcements: Iterable[str], shards: list[str], errors: list[str]) -> threading.Thread:
+    """Collect the announced shards, or the error, in a thread."""
+
     def follow() -> None:
         try:
-            found.extend(announced)
+            shards.extend(announcements)
         except RuntimeError as error:
             errors.append(str(error))
 
@@ -153,24 +154,24 @@ def followed(announced: Iterable[str], found: list[str], errors: list[str]) -> t
 
 
 def test_every_follower_gets_every_shard_in_order() -> None:
-    announced = ShardAnnouncements()
-    announced.announce("0")
-    found: list[list[str]] = [[], []]
-    first = followed(announced, found[0], [])
-    announced.announce("1")
-    announced.end()
-    second = followed(announced, found[1], [])
+    announcements = ShardAnnouncements()
+    announcements.announce("0")
+    shards: list[list[str]] = [[], []]
+    first = start_following(announcements, shards[0], [])
+    announcements.announce("1")
+    announcements.end()
+    second = start_following(announcements, shards[1], [])
     for thread in (first, second):
         thread.join(5)
-    assert found == [["0", "1"], ["0", "1"]]
+    assert shards == [["0", "1"], ["0", "1"]]
 
 
-def test_what_ended_the_announcements_ends_their_followers() -> None:
-    announced = ShardAnnouncements()
-    found: list[str] = []
+def test_followers_raise_the_error_that_ended_the_announcements() -> None:
+    announcements = ShardAnnouncements()
+    shards: list[str] = []
     errors: list[str] = []
-    thread = followed(announced, found, errors)
-    announced.announce("0")
-    announced.end(RuntimeError("the teacher is gone"))
+    thread = start_following(announcements, shards, errors)
+    announcements.announce("0")
+    announcements.end(RuntimeError("the teacher failed"))
     thread.join(5)
-    assert (found, errors) == (["0"], ["the teacher is gone"])
+    assert (shards, errors) == (["0"], ["the teacher failed"])

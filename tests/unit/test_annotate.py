@@ -1,4 +1,4 @@
-"""The teacher's visit with a scripted engine."""
+"""Annotation with a scripted engine."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from mpa_ray.tasks.library import TASKS
 
 def visited(
     num_questions: int,
-    different: int,
+    num_different: int,
     seed: int = 0,
     content: bytes | None = None,
     reply: Literal["free", "json"] = "free",
     num_second_answers: int = 1,
 ) -> list[Annotation]:
-    """One image's rows from a teacher that knows so many different questions."""
-    engine = ScriptedEngine(ScriptedEngineConfig(kind="scripted", num_questions=different), (3136, 12544), 8)
+    """One image's rows from a teacher that has `num_different` questions to choose from."""
+    engine = ScriptedEngine(ScriptedEngineConfig(kind="scripted", num_questions=num_different), (3136, 12544), 8)
     config = AnnotateConfig(
         sampling=SamplingConfig(temperature=1.0, seed=seed),
         num_questions=num_questions,
@@ -45,49 +45,50 @@ def visited(
 
 @pytest.mark.parametrize("num_questions", [1, 2, 5])
 def test_an_image_has_a_row_for_each_question(num_questions: int) -> None:
-    rows = visited(num_questions, different=10**6)
+    rows = visited(num_questions, num_different=10**6)
     assert [row.annotation_id for row in rows] == [f"a.png#{n}" for n in range(num_questions)]
     assert {(row.state, row.second_answer) for row in rows} == {("kept", rows[0].answer)}
     assert len({row.question for row in rows}) == num_questions
 
 
-def test_a_question_that_the_image_has_already_is_dropped() -> None:
-    rows = visited(4, different=1)
+def test_a_repeated_question_is_dropped() -> None:
+    rows = visited(4, num_different=1)
     assert [(row.state, row.reason) for row in rows] == [("kept", None)] + 3 * [("dropped", "repeated_question")]
     assert [row.second_answer is None for row in rows] == [False, True, True, True]
 
 
-def test_the_seed_decides_the_questions() -> None:
+def test_the_seed_determines_the_questions() -> None:
     def questions(seed: int) -> list[str | None]:
-        return [row.question for row in visited(3, different=10**6, seed=seed)]
+        return [row.question for row in visited(3, num_different=10**6, seed=seed)]
 
     assert questions(1) == questions(1) != questions(2)
 
 
-def test_replies_held_to_json_give_the_same_pairs() -> None:
-    free, held = visited(2, different=10**6), visited(2, different=10**6, reply="json")
-    assert [(row.question, row.answer) for row in held] == [(row.question, row.answer) for row in free]
-    assert [set(json.loads(row.reply or "")) for row in held] == 2 * [{"question", "answer"}]
+def test_replies_in_json_give_the_same_pairs() -> None:
+    free = visited(2, num_different=10**6)
+    in_json = visited(2, num_different=10**6, reply="json")
+    assert [(row.question, row.answer) for row in in_json] == [(row.question, row.answer) for row in free]
+    assert [set(json.loads(row.reply or "")) for row in in_json] == 2 * [{"question", "answer"}]
 
 
-def test_a_prompt_asks_for_one_format_only() -> None:
+def test_a_prompt_asks_for_only_one_format() -> None:
     for task in TASKS.values():
         assert "JSON" in task.annotation_prompt(as_json=True)
         assert "two lines" not in task.annotation_prompt(as_json=True)
         assert "JSON" not in task.annotation_prompt()
 
 
-def test_an_image_that_cannot_be_shown_has_one_row() -> None:
-    rows = visited(4, different=4, content=b"no image")
+def test_an_image_that_cannot_be_decoded_has_one_row() -> None:
+    rows = visited(4, num_different=4, content=b"no image")
     assert [(row.annotation_id, row.state, row.reason) for row in rows] == [("a.png#0", "failed", "not_an_image")]
 
 
-def test_many_greedy_questions_are_refused() -> None:
+def test_several_greedy_questions_are_refused() -> None:
     with pytest.raises(ValueError, match="temperature"):
         AnnotateConfig(sampling=SamplingConfig(), num_questions=2)
 
 
-def test_an_image_counts_as_failed_only_where_every_row_of_it_failed() -> None:
+def test_an_image_counts_as_failed_only_if_all_its_rows_failed() -> None:
     def row(image: str, number: int, state: str, reason: str | None = None) -> Annotation:
         return Annotation(f"{image}#{number}", image, f"/{image}", state, reason)
 
@@ -102,7 +103,7 @@ def test_an_image_counts_as_failed_only_where_every_row_of_it_failed() -> None:
     assert failed_images(rows) == {"request_failed": 1, "unreadable": 1}
 
 
-def test_second_answers_are_put_to_the_vote() -> None:
+def test_the_most_frequent_second_answer_wins() -> None:
     def reply(text: str, finish_reason: str = "stop") -> Reply:
         return Reply(text, finish_reason, 10, 8, 1, 5, -0.1, 0.0)
 
@@ -117,14 +118,14 @@ def test_second_answers_are_put_to_the_vote() -> None:
     assert vote(reply("a very long", "length")) == ("a very long", 0.0)
 
 
-def test_several_second_answers_are_drawn_each_with_its_own_seed() -> None:
-    (row,) = visited(1, different=10**6, num_second_answers=5)
+def test_each_of_several_second_answers_has_its_own_seed() -> None:
+    (row,) = visited(1, num_different=10**6, num_second_answers=5)
     assert (row.state, row.second_answer, row.second_answer_share) == ("kept", row.answer, 1.0)
-    (once,) = visited(1, different=10**6)
+    (once,) = visited(1, num_different=10**6)
     assert row.num_second_prompt_tokens == 5 * once.num_second_prompt_tokens
     assert row.question == once.question
 
 
-def test_many_greedy_second_answers_are_refused() -> None:
+def test_several_greedy_second_answers_are_refused() -> None:
     with pytest.raises(ValueError, match="num_second_answers over 1 needs"):
         AnnotateConfig(sampling=SamplingConfig(), num_second_answers=3)

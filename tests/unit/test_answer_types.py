@@ -1,4 +1,4 @@
-"""Kinds of answers by simple rules."""
+"""Types of answers by simple rules, and the divergence of two sets."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ COUNTS = st.dictionaries(st.sampled_from(TYPES), st.integers(0, 1000))
 
 @given(COUNTS, COUNTS)
 def test_divergence_is_symmetric_and_between_0_and_1(first: dict[str, int], second: dict[str, int]) -> None:
-    found = divergence(first, second)
-    assert 0 <= found <= 1
-    assert found == pytest.approx(divergence(second, first))
+    bits = divergence(first, second)
+    assert 0 <= bits <= 1
+    assert bits == pytest.approx(divergence(second, first))
     assert divergence(first, {kind: 3 * count for kind, count in first.items()}) == pytest.approx(0)
 
 

@@ -1,4 +1,4 @@
-"""What the bundled models are trained on is what their processors give later."""
+"""The bundled models are trained on the same inputs that their processors give later."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUESTION = "What shape is the red object?"
 
 
 @pytest.mark.parametrize("architecture", {architecture for architecture, _ in MODELS.values()})
-def test_training_gives_a_model_what_its_processor_gives(architecture: Architecture) -> None:
+def test_training_inputs_equal_those_of_the_processor(architecture: Architecture) -> None:
     _, processor = architecture.build(SPEC)
     rng = random.Random(0)
     pictures = [paint(sample_scene(SPEC, rng)) for _ in range(3)]
@@ -31,7 +31,7 @@ def test_training_gives_a_model_what_its_processor_gives(architecture: Architect
     )
     assert processor.tokenizer(text, add_special_tokens=False)["input_ids"] == expected["input_ids"][0].tolist()
     image_token_id = processor.tokenizer.convert_tokens_to_ids(architecture.image_text[1])
-    made = architecture.inputs(np.stack([np.asarray(p) for p in pictures]), expected["input_ids"], image_token_id)
-    assert {*made, "input_ids", "attention_mask"} == {*expected}
-    for name, tensor in made.items():
+    inputs = architecture.inputs(np.stack([np.asarray(p) for p in pictures]), expected["input_ids"], image_token_id)
+    assert {*inputs, "input_ids", "attention_mask"} == {*expected}
+    for name, tensor in inputs.items():
         torch.testing.assert_close(tensor.float(), expected[name].float(), atol=1e-5, rtol=0)

@@ -1,22 +1,22 @@
-"""What a student is trained on in each arm."""
+"""The samples of each arm."""
 
 from __future__ import annotations
 
 import pytest
 
 from mpa_ray.config import Arm
-from mpa_ray.leveling.arms import samples_of
+from mpa_ray.leveling.arms import SampleSources, samples_of
 from mpa_ray.records import ParitySample, Verdict
 
 CELLS = [(True, False), (True, True), (False, None), (None, None)]
-"""Of teacher and student, in turn; the last were not judged."""
+"""Whether teacher and student agree, in turn; the last pairs were not judged."""
 
 
 def verdicts(count: int) -> list[Verdict]:
-    found = []
+    rows = []
     for number in range(count):
         teacher, student = CELLS[number % 4]
-        found.append(
+        rows.append(
             Verdict(
                 f"{number}#0",
                 f"{number}",
@@ -28,14 +28,15 @@ def verdicts(count: int) -> list[Verdict]:
                 student_agrees=student,
             )
         )
-    return found
+    return rows
 
 
 def ids(arm: Arm, count: int = 400, seed: int = 0) -> list[str]:
     rows = verdicts(count)
     parity = [row.sample() for row in rows if row.teacher_agrees and row.student_agrees is False]
     own = [ParitySample("mine", "i", "/i", "?", "a", "")]
-    return [s.annotation_id for s in samples_of(arm, lambda: parity, lambda: rows, lambda: own, seed)()]
+    sources = SampleSources(lambda: parity, lambda: rows, labels=lambda: own)
+    return [s.annotation_id for s in samples_of(arm, sources, seed)()]
 
 
 @pytest.mark.parametrize(("arm", "size"), [("parity", 100), ("all", 300), ("consistent", 200), ("random", 100)])
@@ -46,6 +47,11 @@ def test_the_size_of_each_arm(arm: Arm, size: int) -> None:
 
 def test_a_users_labels_are_an_arm() -> None:
     assert ids("labels") == ["mine"]
+
+
+def test_arm_labels_needs_a_labelled_set() -> None:
+    with pytest.raises(ValueError, match="arm labels has no labelled set"):
+        samples_of("labels", SampleSources(list, list), 0)
 
 
 def test_the_random_arm_depends_on_the_seed_and_mixes_all_cells() -> None:

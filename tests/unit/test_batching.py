@@ -1,4 +1,4 @@
-"""How a step is cut: every row once, alike for every worker, little padding."""
+"""How a step is cut into micro-batches: every row once, equal shares for the workers, little padding."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LENGTHS = st.lists(st.integers(1, 900), min_size=1, max_size=40)
 
 
 @given(LENGTHS, st.integers(1, 3000), st.integers(1, 4))
-def test_micro_batches_hold_a_step_once_and_keep_the_budget(lengths: list[int], budget: int, workers: int) -> None:
+def test_micro_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int, workers: int) -> None:
     step = [row(n, tokens) for n, tokens in enumerate(lengths)]
     shares = micro_batches(step, budget, workers)
     assert len(shares) == workers
@@ -39,7 +39,7 @@ def test_micro_batches_hold_a_step_once_and_keep_the_budget(lengths: list[int], 
     assert Counter(supervised) == Counter(r.sample.annotation_id for r in step)
     for batch in flat:
         assert len(batch) == 1 or len(batch) * max(r.num_tokens for r in batch) <= budget
-    # Fillers are few: less than one for each worker.
+    # There are fewer filler rows than workers.
     assert sum(not r.supervised for batch in flat for r in batch) < workers
 
 
@@ -51,7 +51,7 @@ def test_steps_do_not_depend_on_the_number_of_workers() -> None:
 
 
 def padding_share(batches: Sequence[MicroBatch]) -> float:
-    """Of the tokens that are computed, those that only pad."""
+    """Padding as a share of the computed tokens."""
     computed = sum(len(batch) * max(r.num_tokens for r in batch) for batch in batches)
     return 1 - sum(r.num_tokens for batch in batches for r in batch) / computed
 
@@ -65,14 +65,14 @@ def test_sorting_by_length_saves_padding(workers: int) -> None:
     assert padding_share(cut) < 0.1 < 0.4 < padding_share(at_random)
 
 
-def test_workers_get_about_as_much_to_do() -> None:
+def test_workers_get_similar_amounts_of_work() -> None:
     step = [row(n, tokens) for n, tokens in enumerate([500] * 8 + [100] * 40)]
     first, second = (sum(len(b) * b[0].num_tokens for b in share) for share in micro_batches(step, 1000, 2))
     assert abs(first - second) <= 1000
 
 
 @given(LENGTHS, st.integers(1, 3000))
-def test_no_cut_of_the_rows_by_length_is_cheaper(lengths: list[int], budget: int) -> None:
+def test_no_cut_of_rows_sorted_by_length_is_cheaper(lengths: list[int], budget: int) -> None:
     step = [row(n, tokens) for n, tokens in enumerate(lengths[:9])]
     (cut,) = micro_batches(step, budget, 1)
     ordered = sorted((r.num_tokens for r in step), reverse=True)
@@ -88,5 +88,5 @@ def test_no_cut_of_the_rows_by_length_is_cheaper(lengths: list[int], budget: int
         for size in range(1, len(rows) + 1):
             yield from ([rows[:size], *rest] for rest in cuts(rows[size:]))
 
-    found = sorted((sorted((r.num_tokens for r in batch), reverse=True) for batch in cut), reverse=True)
-    assert cost(found) == pytest.approx(min(map(cost, cuts(ordered))))
+    lengths_of_cut = sorted((sorted((r.num_tokens for r in batch), reverse=True) for batch in cut), reverse=True)
+    assert cost(lengths_of_cut) == pytest.approx(min(map(cost, cuts(ordered))))

@@ -1,4 +1,4 @@
-"""Every benchmark in its official format and as a Parquet mirror, and what is said of a file that will not do."""
+"""Every benchmark in its official format and as a Parquet mirror, and the errors of files that cannot be used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from mpa_ray.config import AnswerConfig, BenchmarkConfig, ObjectStoreConfig
 from mpa_ray.corpus.places.local import LocalPlace
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, read_benchmark
@@ -67,13 +67,13 @@ def read(kind: str, path: Path, **settings: Any) -> list[LabelledQuestion]:
     return list(read_benchmark(BenchmarkConfig(kind=kind, path=str(path), **settings), PLACES))
 
 
-def shown(questions: list[LabelledQuestion]) -> list[int]:
-    """The numbers of the pictures that the questions are about, read as a run reads them."""
+def pictures_of(questions: list[LabelledQuestion]) -> list[int]:
+    """The numbers of the questions' pictures, read as a run reads them."""
     pictures = {picture(number): number for number in range(10)}
     return [pictures[cast(bytes, content)] for content in READER.read([question.uri for question in questions])]
 
 
-def told(kind: str, path: Path, **settings: Any) -> str:
+def error_of(kind: str, path: Path, **settings: Any) -> str:
     with pytest.raises(ConfigError) as refusal:
         read(kind, path, **settings)
     return str(refusal.value)
@@ -83,7 +83,7 @@ def question(question_id: str, image_id: str, uri: object, text: str, answers: l
     return LabelledQuestion(question_id, image_id, str(uri), text, answers, **{"family": "all", **rest})
 
 
-def test_every_benchmark_names_a_metric_that_there_is() -> None:
+def test_every_benchmark_names_an_existing_metric() -> None:
     assert {name: benchmark.name for name, benchmark in BENCHMARKS.items()} == {name: name for name in BENCHMARKS}
     assert {benchmark.metric for benchmark in BENCHMARKS.values()} <= METRICS.keys()
     assert set(get_args(BenchmarkConfig.model_fields["kind"].annotation)) == BENCHMARKS.keys()
@@ -111,20 +111,22 @@ def textvqa(number: int, **changes: Any) -> dict[str, Any]:
 def test_textvqa_finds_its_images_in_every_layout(folder: str, images: str | None, tmp_path: Path) -> None:
     draw(tmp_path / folder, "im0.jpg", "im1.jpg")
     path = as_json(tmp_path / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": [textvqa(n) for n in range(3)]})
-    found = read("textvqa", path, images=str(tmp_path / images) if images else None)
+    questions = read("textvqa", path, images=str(tmp_path / images) if images else None)
     uris = [tmp_path / folder / name for name in ("im0.jpg", "im0.jpg", "im1.jpg")]
-    assert found == [question(str(34602 + n), f"im{n // 2}", uri, f"what is {n}?", TEN) for n, uri in enumerate(uris)]
-    assert shown(found) == [0, 0, 1]
-    check_images(found)
+    assert questions == [
+        question(str(34602 + n), f"im{n // 2}", uri, f"what is {n}?", TEN) for n, uri in enumerate(uris)
+    ]
+    assert pictures_of(questions) == [0, 0, 1]
+    check_images(questions)
 
 
 def test_textvqa_mirror_has_one_picture_for_all_rows_of_an_image(tmp_path: Path) -> None:
     rows = [textvqa(n) | {"image": held(n // 2)} for n in range(3)]
     path = as_parquet(tmp_path / "data/validation-00000-of-00001.parquet", rows)
-    found = read("textvqa", path)
-    assert [(q.question_id, q.image_id) for q in found] == [("34602", "im0"), ("34603", "im0"), ("34604", "im1")]
-    assert [q.uri for q in found] == [f"{path}#row={row}&column=image" for row in (0, 0, 2)]
-    assert (found[0].answers, shown(found)) == (TEN, [0, 0, 1])
+    questions = read("textvqa", path)
+    assert [(q.question_id, q.image_id) for q in questions] == [("34602", "im0"), ("34603", "im0"), ("34604", "im1")]
+    assert [q.uri for q in questions] == [f"{path}#row={row}&column=image" for row in (0, 0, 2)]
+    assert (questions[0].answers, pictures_of(questions)) == (TEN, [0, 0, 1])
 
 
 # ST-VQA
@@ -144,12 +146,12 @@ def test_stvqa(tmp_path: Path) -> None:
         {"question_id": 8, "question": "which number?", "answers": ["7"], "file_path": "VisualGenome/1/b.jpg"},
     ]
     path = as_json(tmp_path / "train_task_3.json", {"data": entries})
-    found = read("stvqa", path, images=str(tmp_path / "images"))
-    assert found == [
+    questions = read("stvqa", path, images=str(tmp_path / "images"))
+    assert questions == [
         question("7", "coco-text/a.jpg", tmp_path / "images/coco-text/a.jpg", "which brand?", ["nokia", "Nokia"]),
         question("8", "VisualGenome/1/b.jpg", tmp_path / "images/VisualGenome/1/b.jpg", "which number?", ["7"]),
     ]
-    assert shown(found) == [0, 1]
+    assert pictures_of(questions) == [0, 1]
 
 
 def test_stvqa_mirror_holds_several_pairs_in_a_row(tmp_path: Path) -> None:
@@ -162,13 +164,13 @@ def test_stvqa_mirror_holds_several_pairs_in_a_row(tmp_path: Path) -> None:
                 for n, row in enumerate(rows)
             ],
         )
-    found = read("stvqa", tmp_path / "data")
-    assert [q.question_id for q in found] == ["train-0-0", "train-0-1", "train-1-0", "train-2-0", "train-2-1"]
-    assert [q.question for q in found] == ["a?", "b?", "c?", "d?", "e?"]
-    assert [q.answers for q in found] == [["a"], ["b"], ["c"], ["d"], ["e"]]
-    assert len({q.image_id for q in found}) == 3
-    assert found[4].image_id == "train-00001-of-00002.parquet/0"
-    assert shown(found) == [0, 0, 1, 2, 2]
+    questions = read("stvqa", tmp_path / "data")
+    assert [q.question_id for q in questions] == ["train-0-0", "train-0-1", "train-1-0", "train-2-0", "train-2-1"]
+    assert [q.question for q in questions] == ["a?", "b?", "c?", "d?", "e?"]
+    assert [q.answers for q in questions] == [["a"], ["b"], ["c"], ["d"], ["e"]]
+    assert len({q.image_id for q in questions}) == 3
+    assert questions[4].image_id == "train-00001-of-00002.parquet/0"
+    assert pictures_of(questions) == [0, 0, 1, 2, 2]
 
 
 # ChartQA
@@ -185,21 +187,21 @@ def chartqa_folder(root: Path) -> Path:
 
 def test_chartqa_folder_is_read_in_both_parts(tmp_path: Path) -> None:
     folder = chartqa_folder(tmp_path)
-    found = read("chartqa", folder)
+    questions = read("chartqa", folder)
     png = folder / "png"
-    assert found == [
+    assert questions == [
         question("test-augmented-0", "1.png", png / "1.png", "what in 1?", ["1%"], split="augmented"),
         question("test-augmented-1", "2.png", png / "2.png", "what in 2?", ["2%"], split="augmented"),
         question("test-human-0", "1.png", png / "1.png", "how many?", ["14"], split="human"),
     ]
-    assert shown(found) == [0, 1, 0]
+    assert pictures_of(questions) == [0, 1, 0]
 
 
 @pytest.mark.parametrize("images", ["test/png", "test", "."])
 def test_chartqa_file_takes_images_from_elsewhere(images: str, tmp_path: Path) -> None:
     path = chartqa_folder(tmp_path / "all") / "test_human.json"
-    found = read("chartqa", path.rename(tmp_path / "test_human.json"), images=str(tmp_path / "all" / images))
-    assert (found[0].question_id, shown(found)) == ("test-human-0", [0])
+    questions = read("chartqa", path.rename(tmp_path / "test_human.json"), images=str(tmp_path / "all" / images))
+    assert (questions[0].question_id, pictures_of(questions)) == ("test-human-0", [0])
 
 
 def test_chartqa_mirror_numbers_the_rows_of_the_whole_split(tmp_path: Path) -> None:
@@ -211,14 +213,14 @@ def test_chartqa_mirror_numbers_the_rows_of_the_whole_split(tmp_path: Path) -> N
                 for n in range(2)
             ],
         )
-    found = read("chartqa", tmp_path / "data")
-    assert [(q.question_id, q.split, q.question, q.answers) for q in found] == [
+    questions = read("chartqa", tmp_path / "data")
+    assert [(q.question_id, q.split, q.question, q.answers) for q in questions] == [
         ("test-human-0", "human", "0 0?", ["0"]),
         ("test-augmented-1", "augmented", "0 1?", ["1"]),
         ("test-human-2", "human", "1 0?", ["0"]),
         ("test-augmented-3", "augmented", "1 1?", ["1"]),
     ]
-    assert shown(found) == [0, 1, 2, 3]
+    assert pictures_of(questions) == [0, 1, 2, 3]
 
 
 def test_chartqa_other_mirror(tmp_path: Path) -> None:
@@ -226,9 +228,12 @@ def test_chartqa_other_mirror(tmp_path: Path) -> None:
         {"type": kind, "question": f"{kind}?", "answer": "2014", "image": held(n)}
         for n, kind in enumerate(("human_test", "augmented_test"))
     ]
-    found = read("chartqa", as_parquet(tmp_path / "test.parquet", rows))
-    assert [(q.question_id, q.split) for q in found] == [("test-human-0", "human"), ("test-augmented-1", "augmented")]
-    assert ([q.answers for q in found], shown(found)) == ([["2014"], ["2014"]], [0, 1])
+    questions = read("chartqa", as_parquet(tmp_path / "test.parquet", rows))
+    assert [(q.question_id, q.split) for q in questions] == [
+        ("test-human-0", "human"),
+        ("test-augmented-1", "augmented"),
+    ]
+    assert ([q.answers for q in questions], pictures_of(questions)) == ([["2014"], ["2014"]], [0, 1])
 
 
 # VQA and OK-VQA
@@ -268,12 +273,12 @@ def vqa_annotations(*ids: int, **changes: Any) -> dict[str, Any]:
 )
 def test_vqa_joins_its_two_files(kind: str, name: str, tmp_path: Path) -> None:
     images = draw(tmp_path / "images", name.format(1), name.format(2))
-    questions, annotations = VQA_NAMES[kind]
-    path = as_json(tmp_path / questions, vqa_questions(11, 12, 21))
-    as_json(tmp_path / annotations, vqa_annotations(21, 12, 11))
-    found = read(kind, path, images=str(images))
+    questions_file, annotations_file = VQA_NAMES[kind]
+    path = as_json(tmp_path / questions_file, vqa_questions(11, 12, 21))
+    as_json(tmp_path / annotations_file, vqa_annotations(21, 12, 11))
+    questions = read(kind, path, images=str(images))
     answers = [answer["answer"] for answer in ANSWERS]
-    assert found == [
+    assert questions == [
         question(
             str(n),
             str(n // 10),
@@ -285,15 +290,15 @@ def test_vqa_joins_its_two_files(kind: str, name: str, tmp_path: Path) -> None:
         )
         for n in (11, 12, 21)
     ]
-    assert shown(found) == [0, 0, 1]
+    assert pictures_of(questions) == [0, 0, 1]
 
 
 @pytest.mark.parametrize(("name", "split"), [("q.json", None), ("q.json", "val"), ("train_q.json", "validation")])
-def test_vqa_files_may_be_named_otherwise(name: str, split: str | None, tmp_path: Path) -> None:
+def test_vqa_files_may_have_other_names(name: str, split: str | None, tmp_path: Path) -> None:
     path = as_json(tmp_path / name, vqa_questions(11))
     annotations = as_json(tmp_path / "a.json", vqa_annotations(11))
-    found = read("vqav2", path, annotations=str(annotations), split=split)
-    assert found[0].uri == str(tmp_path / "COCO_val2014_000000000001.jpg")
+    questions = read("vqav2", path, annotations=str(annotations), split=split)
+    assert questions[0].uri == str(tmp_path / "COCO_val2014_000000000001.jpg")
 
 
 def test_vqav2_mirror(tmp_path: Path) -> None:
@@ -311,12 +316,12 @@ def test_vqav2_mirror(tmp_path: Path) -> None:
         for n in range(3)
     ]
     path = as_parquet(tmp_path / "validation-00000-of-00001.parquet", rows)
-    found = read("vqav2", path)
-    assert [(q.question_id, q.image_id, q.family, q.answer_type) for q in found] == [
+    questions = read("vqav2", path)
+    assert [(q.question_id, q.image_id, q.family, q.answer_type) for q in questions] == [
         (str(50 + n), "5", "how many", "number") for n in range(3)
     ]
-    assert ({q.uri for q in found}, shown(found)) == ({f"{path}#row=0&column=image"}, [3, 3, 3])
-    assert found[0].answers == [answer["answer"] for answer in ANSWERS]
+    assert ({q.uri for q in questions}, pictures_of(questions)) == ({f"{path}#row=0&column=image"}, [3, 3, 3])
+    assert questions[0].answers == [answer["answer"] for answer in ANSWERS]
 
 
 def test_okvqa_mirror_has_no_image_ids(tmp_path: Path) -> None:
@@ -331,36 +336,36 @@ def test_okvqa_mirror_has_no_image_ids(tmp_path: Path) -> None:
         }
         for n in range(2)
     ]
-    found = read("okvqa", as_parquet(tmp_path / "val2014-00000-of-00001.parquet", rows))
-    assert [(q.question_id, q.image_id, q.family) for q in found] == [
+    questions = read("okvqa", as_parquet(tmp_path / "val2014-00000-of-00001.parquet", rows))
+    assert [(q.question_id, q.image_id, q.family) for q in questions] == [
         ("05", "val2014-00000-of-00001.parquet/0", "four"),
         ("15", "val2014-00000-of-00001.parquet/1", "four"),
     ]
-    assert (found[1].answers, shown(found)) == (TEN, [0, 1])
+    assert (questions[1].answers, pictures_of(questions)) == (TEN, [0, 1])
 
 
 @pytest.mark.parametrize(
-    ("asked", "annotated", "problem"),
+    ("question_ids", "annotation_ids", "problem"),
     [
         ((11, 12, 13), (11,), "2 questions without an annotation, the first with question_id '12'"),
         ((11,), (11, 13, 12), "2 annotations without a question, the first with question_id '13'"),
-        ((11, 11), (11,), "row 1: has question_id '11' a second time"),
-        ((11,), (11, 11), "row 1: has question_id '11' a second time"),
+        ((11, 11), (11,), "row 1: repeats question_id '11'"),
+        ((11,), (11, 11), "row 1: repeats question_id '11'"),
     ],
 )
 def test_vqa_files_that_do_not_fit_together(
-    asked: tuple[int, ...], annotated: tuple[int, ...], problem: str, tmp_path: Path
+    question_ids: tuple[int, ...], annotation_ids: tuple[int, ...], problem: str, tmp_path: Path
 ) -> None:
-    path = as_json(tmp_path / VQA_NAMES["okvqa"][0], vqa_questions(*asked))
-    as_json(tmp_path / VQA_NAMES["okvqa"][1], vqa_annotations(*annotated))
-    assert problem in told("okvqa", path)
+    path = as_json(tmp_path / VQA_NAMES["okvqa"][0], vqa_questions(*question_ids))
+    as_json(tmp_path / VQA_NAMES["okvqa"][1], vqa_annotations(*annotation_ids))
+    assert problem in error_of("okvqa", path)
 
 
 def test_vqa_without_annotations_is_a_test_split(tmp_path: Path) -> None:
     path = as_json(tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json", vqa_questions(11))
-    said = told("vqav2", path)
-    assert "answers absent" in said
-    assert str(tmp_path / "v2_mscoco_test2015_annotations.json") in said
+    message = error_of("vqav2", path)
+    assert "answers are missing" in message
+    assert str(tmp_path / "v2_mscoco_test2015_annotations.json") in message
 
 
 # DocVQA and InfographicVQA
@@ -381,15 +386,15 @@ def test_docvqa(tmp_path: Path) -> None:
     entries = [entry, entry | {"questionId": 338, "question_types": ["form", "layout"]}]
     path = as_json(tmp_path / "val_v1.0_withQT.json", {"dataset_name": "SP-DocVQA", "data": entries})
     uri = tmp_path / "documents/xnbl0037_1.png"
-    found = read("docvqa", path)
-    assert found == [
+    questions = read("docvqa", path)
+    assert questions == [
         question("337", "documents/xnbl0037_1.png", uri, "what is the date?", ["1/8/93", "1.8.93"]),
         question(
             "338", "documents/xnbl0037_1.png", uri, "what is the date?", ["1/8/93", "1.8.93"], family="form+layout"
         ),
     ]
-    assert shown(found) == [0, 0]
-    assert shown(read("docvqa", path, images=str(tmp_path / "documents"))) == [0, 0]
+    assert pictures_of(questions) == [0, 0]
+    assert pictures_of(read("docvqa", path, images=str(tmp_path / "documents"))) == [0, 0]
 
 
 def test_docvqa_mirror(tmp_path: Path) -> None:
@@ -407,11 +412,11 @@ def test_docvqa_mirror(tmp_path: Path) -> None:
         }
         for n in range(3)
     ]
-    found = read("docvqa", as_parquet(tmp_path / "DocVQA/validation-00000-of-00001.parquet", rows))
-    assert [(q.question_id, q.image_id, q.answers, q.family) for q in found] == [
+    questions = read("docvqa", as_parquet(tmp_path / "DocVQA/validation-00000-of-00001.parquet", rows))
+    assert [(q.question_id, q.image_id, q.answers, q.family) for q in questions] == [
         (str(n), f"rnbx0223_{n // 2}", [str(n)], "table/list") for n in range(3)
     ]
-    assert shown(found) == [0, 0, 1]
+    assert pictures_of(questions) == [0, 0, 1]
 
 
 def infovqa(number: int, **image: Any) -> dict[str, Any]:
@@ -430,9 +435,9 @@ def test_infovqa(tmp_path: Path) -> None:
     draw(tmp_path / "images", "37313.jpeg")
     entries = [infovqa(n, image_local_name="37313.jpeg", ocr_output_file="37313.json") for n in range(2)]
     path = as_json(tmp_path / "infographicsVQA_val_v1.0_withQT.json", {"data": entries})
-    found = read("infovqa", path, images=str(tmp_path / "images"))
+    questions = read("infovqa", path, images=str(tmp_path / "images"))
     uri = tmp_path / "images/37313.jpeg"
-    assert found == [
+    assert questions == [
         question(
             str(98313 + n),
             "37313.jpeg",
@@ -444,15 +449,15 @@ def test_infovqa(tmp_path: Path) -> None:
         )
         for n, family in enumerate(("all", "counting"))
     ]
-    assert shown(found) == [0, 0]
+    assert pictures_of(questions) == [0, 0]
 
 
 def test_infovqa_mirror(tmp_path: Path) -> None:
     rows = [infovqa(n, image=held(n // 2), image_url=f"https://example.org/{n // 2}.jpg") for n in range(3)]
-    found = read("infovqa", as_parquet(tmp_path / "validation.parquet", rows))
-    assert [q.image_id for q in found] == [f"https://example.org/{n}.jpg" for n in (0, 0, 1)]
-    assert [q.family for q in found] == ["all", "counting", "counting+counting"]
-    assert shown(found) == [0, 0, 1]
+    questions = read("infovqa", as_parquet(tmp_path / "validation.parquet", rows))
+    assert [q.image_id for q in questions] == [f"https://example.org/{n}.jpg" for n in (0, 0, 1)]
+    assert [q.family for q in questions] == ["all", "counting", "counting+counting"]
+    assert pictures_of(questions) == [0, 0, 1]
 
 
 # GQA
@@ -473,12 +478,12 @@ def test_gqa(tmp_path: Path) -> None:
     draw(tmp_path / "images", "n1.jpg", "n2.jpg")
     entries = {"201": gqa("n2"), "202": gqa("n1"), "203": gqa("n1") | {"types": None}}
     path = as_json(tmp_path / "testdev_balanced_questions.json", entries)
-    found = read("gqa", path, images=str(tmp_path / "images"))
-    assert found == [
+    questions = read("gqa", path, images=str(tmp_path / "images"))
+    assert questions == [
         question(str(n), image, tmp_path / f"images/{image}.jpg", "is it red?", ["no"], family=family)
         for n, image, family in ((201, "n2", "verify"), (202, "n1", "verify"), (203, "n1", "all"))
     ]
-    assert shown(found) == [1, 0, 0]
+    assert pictures_of(questions) == [1, 0, 0]
 
 
 @pytest.mark.parametrize("images", [None, "gqa/testdev_balanced_images", "gqa/testdev_balanced_images/*.parquet"])
@@ -487,23 +492,23 @@ def test_gqa_mirror_joins_instructions_and_images(images: str | None, tmp_path: 
     as_parquet(tmp_path / "gqa/testdev_balanced_instructions/testdev-00000-of-00001.parquet", rows)
     folder = tmp_path / "gqa/testdev_balanced_images"
     path = as_parquet(folder / "testdev-00000-of-00001.parquet", [{"id": f"n{n}", "image": held(n)} for n in (1, 0)])
-    found = read(
+    questions = read(
         "gqa", tmp_path / "gqa/testdev_balanced_instructions", images=str(tmp_path / images) if images else None
     )
-    assert [(q.question_id, q.image_id, q.family) for q in found] == [
+    assert [(q.question_id, q.image_id, q.family) for q in questions] == [
         ("200", "n0", "verify"),
         ("201", "n1", "verify"),
         ("202", "n0", "verify"),
     ]
-    assert [q.uri for q in found] == [f"{path}#row={row}&column=image" for row in (1, 0, 1)]
-    assert shown(found) == [0, 1, 0]
+    assert [q.uri for q in questions] == [f"{path}#row={row}&column=image" for row in (1, 0, 1)]
+    assert pictures_of(questions) == [0, 1, 0]
 
 
 def test_gqa_mirror_whose_images_lack_one(tmp_path: Path) -> None:
     path = as_parquet(tmp_path / "questions.parquet", [gqa("n1", id="201")])
     images = as_parquet(tmp_path / "images.parquet", [{"id": "n2", "image": held(0)}])
-    assert "has no image 'n1', which question '201' is about" in told("gqa", path, images=str(images))
-    assert "this mirror keeps images apart" in told("gqa", path)
+    assert "has no image 'n1' for question '201'" in error_of("gqa", path, images=str(images))
+    assert "this mirror keeps its images in other files" in error_of("gqa", path)
 
 
 # PathVQA, VQA-RAD and SLAKE
@@ -514,13 +519,13 @@ def test_medical_mirrors_number_their_rows(kind: str, tmp_path: Path) -> None:
     for split in ("test", "train"):
         rows = [{"image": held(n), "question": f"{split} {n}?", "answer": "yes"} for n in range(3)]
         as_parquet(tmp_path / f"data/{split}-00000-of-00001-ff.parquet", rows)
-    found = read(kind, tmp_path / "data", split="test")
+    questions = read(kind, tmp_path / "data", split="test")
     path = tmp_path / "data/test-00000-of-00001-ff.parquet"
-    assert found == [
+    assert questions == [
         question(f"test-{n}", f"{path.name}/{n}", f"{path}#row={n}&column=image", f"test {n}?", ["yes"])
         for n in range(3)
     ]
-    assert shown(found) == [0, 1, 2]
+    assert pictures_of(questions) == [0, 1, 2]
 
 
 def test_vqa_rad_json(tmp_path: Path) -> None:
@@ -535,9 +540,9 @@ def test_vqa_rad_json(tmp_path: Path) -> None:
         "question_type": "PRES",
         "phrase_type": "freeform",
     }
-    found = read("vqa_rad", as_json(tmp_path / "public.json", [entry, entry | {"qid": 4, "answer": 2}]))
+    questions = read("vqa_rad", as_json(tmp_path / "public.json", [entry, entry | {"qid": 4, "answer": 2}]))
     uri = tmp_path / "images/synpic1.jpg"
-    assert found == [
+    assert questions == [
         question(n, "synpic1.jpg", uri, "is there a mass?", [answer], family="PRES", answer_type="CLOSED")
         for n, answer in (("3", "No"), ("4", "2"))
     ]
@@ -562,8 +567,8 @@ def slake(number: int) -> dict[str, Any]:
 @pytest.mark.parametrize("folder", ["imgs/", ""])
 def test_slake(folder: str, tmp_path: Path) -> None:
     draw(tmp_path, f"{folder}xmlab0/source.jpg", f"{folder}xmlab1/source.jpg")
-    found = read("slake", as_json(tmp_path / "test.json", [slake(n) for n in range(3)]))
-    assert found == [
+    questions = read("slake", as_json(tmp_path / "test.json", [slake(n) for n in range(3)]))
+    assert questions == [
         question(
             str(11934 + n),
             f"xmlab{n // 2}/source.jpg",
@@ -576,18 +581,18 @@ def test_slake(folder: str, tmp_path: Path) -> None:
         )
         for n, language in enumerate(("en", "zh", "en"))
     ]
-    assert shown(found) == [0, 0, 1]
+    assert pictures_of(questions) == [0, 0, 1]
 
 
 @pytest.mark.parametrize("with_images", [True, False])
 def test_slake_mirror(with_images: bool, tmp_path: Path) -> None:
     draw(tmp_path / "imgs", "xmlab0/source.jpg", "xmlab1/source.jpg")
     rows = [slake(n) | ({"image": held(n // 2)} if with_images else {}) for n in range(3)]
-    found = read("slake", as_parquet(tmp_path / "test.parquet", rows))
-    assert [(q.question_id, q.split, q.answer_type) for q in found] == [
+    questions = read("slake", as_parquet(tmp_path / "test.parquet", rows))
+    assert [(q.question_id, q.split, q.answer_type) for q in questions] == [
         (str(11934 + n), language, "CLOSED") for n, language in enumerate(("en", "zh", "en"))
     ]
-    assert shown(found) == [0, 0, 1]
+    assert pictures_of(questions) == [0, 0, 1]
 
 
 # Any other set
@@ -621,12 +626,12 @@ def as_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 )
 def test_own_questions(name: str, write: Callable[[Path, Any], Path], tmp_path: Path) -> None:
     draw(tmp_path / "images", "0.png", "1.png")
-    found = read("questions", write(tmp_path / name, [own(0), own(1)]))
-    assert found == [
+    questions = read("questions", write(tmp_path / name, [own(0), own(1)]))
+    assert questions == [
         question(f"q{n}", f"images/{n}.png", tmp_path / f"images/{n}.png", f"{n}?", ["one", "1"], family="count")
         for n in range(2)
     ]
-    assert shown(found) == [0, 1]
+    assert pictures_of(questions) == [0, 1]
 
 
 def test_own_questions_by_the_names_of_their_columns(tmp_path: Path) -> None:
@@ -656,9 +661,9 @@ def test_own_questions_by_the_names_of_their_columns(tmp_path: Path) -> None:
     assert read("questions", path, columns=columns) == [
         question(str(n), "p", uri, f"{n}?", ["2.5"], family="a+b", answer_type="number") for n in range(2)
     ]
-    said = told("questions", path, columns=columns | {"family": "topic"})
-    assert f"{path}': row 0: there is no 'topic'" in said
-    assert "there is no 'picture'" in told("questions", path, columns={"picture": "image"})
+    message = error_of("questions", path, columns=columns | {"family": "topic"})
+    assert f"{path}': row 0: 'topic' is missing" in message
+    assert "'picture' is not a field" in error_of("questions", path, columns={"picture": "image"})
 
 
 def test_a_struct_without_bytes_names_its_file(tmp_path: Path) -> None:
@@ -671,11 +676,11 @@ def test_a_struct_without_bytes_names_its_file(tmp_path: Path) -> None:
         "image": pa.array([{"bytes": None, "path": "images/0.png"}], kind),
     }
     pq.write_table(pa.table(rows), tmp_path / "own.parquet")
-    found = read("questions", tmp_path / "own.parquet")
-    assert (found[0].image_id, shown(found)) == ("images/0.png", [0])
+    questions = read("questions", tmp_path / "own.parquet")
+    assert (questions[0].image_id, pictures_of(questions)) == ("images/0.png", [0])
 
 
-# What is refused
+# Errors
 
 
 LABELLED: dict[str, dict[str, Any]] = {
@@ -698,8 +703,8 @@ def test_a_missing_field_is_named_with_its_file_and_row(
     path = tmp_path / ("some.json" if write is as_json else "some.parquet")
     rows = [entry, {name: value for name, value in entry.items() if name != "question"} | {ids: type(entry[ids])(99)}]
     write(path, {"data": rows} if write is as_json and kind != "slake" else rows)
-    said = told(kind, path)
-    assert said.startswith(f"benchmark.path = '{path}': row 1: there is no 'question'.")
+    message = error_of(kind, path)
+    assert message.startswith(f"benchmark.path = '{path}': row 1: 'question' is missing.")
 
 
 @pytest.mark.parametrize("write", [as_json, as_parquet])
@@ -710,9 +715,9 @@ def test_a_test_split_is_refused(answers: Any, write: Callable[[Path, Any], Path
         del row["answers"]
     path = tmp_path / ("test.json" if write is as_json else "test.parquet")
     write(path, {"data": [row]} if write is as_json else [row])
-    said = told("textvqa", path)
-    assert str(path) in said
-    assert "answers absent: this is a test split without labels. Give a split with answers" in said
+    message = error_of("textvqa", path)
+    assert str(path) in message
+    assert "the answers are missing, as in a test split without labels. Use a split with answers" in message
 
 
 @pytest.mark.parametrize(
@@ -724,12 +729,12 @@ def test_a_test_split_is_refused(answers: Any, write: Callable[[Path, Any], Path
     ],
 )
 def test_answers_of_another_form(answers: Any, problem: str, tmp_path: Path) -> None:
-    assert problem in told("textvqa", as_json(tmp_path / "val.json", {"data": [textvqa(0, answers=answers)]}))
+    assert problem in error_of("textvqa", as_json(tmp_path / "val.json", {"data": [textvqa(0, answers=answers)]}))
 
 
 def test_a_doubled_question_is_named(tmp_path: Path) -> None:
     path = as_json(tmp_path / "val.json", {"data": [textvqa(0), textvqa(1), textvqa(0)]})
-    assert "has question_id '34602' twice" in told("textvqa", path)
+    assert "has question_id '34602' twice" in error_of("textvqa", path)
 
 
 @pytest.mark.parametrize(
@@ -749,29 +754,29 @@ def test_a_doubled_question_is_named(tmp_path: Path) -> None:
 def test_a_file_of_another_form(kind: str, content: str, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "val.json"
     path.write_text(content)
-    assert problem in told(kind, path)
+    assert problem in error_of(kind, path)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    assert "cannot be read (No such file or directory)" in told("textvqa", tmp_path / "val.json")
-    assert "is not there" in told("textvqa", tmp_path / "nowhere")
-    assert "holds no Parquet files and no JSON" in told("textvqa", tmp_path)
+    assert "cannot be read (No such file or directory)" in error_of("textvqa", tmp_path / "val.json")
+    assert "does not exist" in error_of("textvqa", tmp_path / "nowhere")
+    assert "holds neither Parquet nor JSON files" in error_of("textvqa", tmp_path)
     (tmp_path / "val.parquet").write_bytes(b"PAR1 and no more")
-    assert "is not to be read as Parquet" in told("textvqa", tmp_path / "val.parquet")
+    assert "cannot be read as Parquet" in error_of("textvqa", tmp_path / "val.parquet")
     (tmp_path / "val.json").write_bytes(b"\xff\xfe\x00")
-    assert "is not UTF-8" in told("textvqa", tmp_path / "val.json")
+    assert "is not UTF-8" in error_of("textvqa", tmp_path / "val.json")
 
 
 def test_parquet_of_another_benchmark(tmp_path: Path) -> None:
     path = as_parquet(tmp_path / "val.parquet", [{"caption": "a"}])
-    assert "has the columns 'caption', and none of 'question_id'" in told("textvqa", path)
+    assert "has the columns 'caption', and none of 'question_id'" in error_of("textvqa", path)
 
 
-def test_a_folder_with_several_splits_has_to_be_told_which(tmp_path: Path) -> None:
+def test_a_folder_with_several_splits_needs_the_setting(tmp_path: Path) -> None:
     for split in ("test", "validation"):
         as_parquet(tmp_path / f"{split}-00000-of-00001.parquet", [{"image": held(0), "question": split, "answer": "a"}])
-    assert "it has test, val. Choose one" in told("pathvqa", tmp_path)
-    assert "is no split of" in told("pathvqa", tmp_path, split="train")
+    assert "it has test, val. Choose one" in error_of("pathvqa", tmp_path)
+    assert "is not a split of" in error_of("pathvqa", tmp_path, split="train")
     for split in ("val", "validation"):
         assert [q.question_id for q in read("pathvqa", tmp_path, split=split)] == ["val-0"]
 
@@ -779,36 +784,36 @@ def test_a_folder_with_several_splits_has_to_be_told_which(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"annotations": "a.json"}, "benchmark.annotations = 'a.json': means nothing to textvqa."),
-        ({"columns": {"id": "a"}}, "benchmark.columns = {'id': 'a'}: means nothing to textvqa."),
+        ({"annotations": "a.json"}, "benchmark.annotations = 'a.json': does not apply to textvqa."),
+        ({"columns": {"id": "a"}}, "benchmark.columns = {'id': 'a'}: does not apply to textvqa."),
     ],
 )
-def test_settings_that_mean_nothing(settings: dict[str, Any], problem: str) -> None:
-    assert told(**{"kind": "textvqa", "path": Path("val.json"), **settings}).startswith(problem)
+def test_settings_that_do_not_apply(settings: dict[str, Any], problem: str) -> None:
+    assert error_of(**{"kind": "textvqa", "path": Path("val.json"), **settings}).startswith(problem)
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "a/../../secret.png", "http://example.org/a.png", "file:///a.png"])
 def test_images_lie_below_their_folder(name: str, tmp_path: Path) -> None:
     path = as_json(tmp_path / "own.json", [own(0) | {"image": name}])
-    assert f"the image {name!r} leads out of {tmp_path}" in told("questions", path)
+    assert f"the image {name!r} is outside {tmp_path}" in error_of("questions", path)
 
 
 def test_missing_images_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
     draw(tmp_path / "images", "0.png")
-    found = read("questions", as_json(tmp_path / "own.json", [own(n) for n in range(3)]))
-    check_images(found[:1])
+    questions = read("questions", as_json(tmp_path / "own.json", [own(n) for n in range(3)]))
+    check_images(questions[:1])
     with pytest.raises(ConfigError) as refusal:
-        check_images(found)
-    said = str(refusal.value)
-    assert said.startswith(f"benchmark.images = '{tmp_path}/images/1.png': there is no such image, which question 'q1'")
-    assert "2 of 3 are missing. Fetch the benchmark's images" in said
+        check_images(questions)
+    message = str(refusal.value)
+    assert message.startswith(f"benchmark.images = '{tmp_path}/images/1.png': does not exist, but question 'q1'")
+    assert "(missing image files: 2 of 3). Fetch the benchmark's images" in message
 
 
 def test_a_name_like_a_locator_is_still_a_name(tmp_path: Path) -> None:
     draw(tmp_path, "a#row=1&column=b")
-    found = read("questions", as_json(tmp_path / "own.json", [own(0) | {"image": "a#row=1&column=b"}]))
-    check_images(found)
-    assert shown(found) == [0]
+    questions = read("questions", as_json(tmp_path / "own.json", [own(0) | {"image": "a#row=1&column=b"}]))
+    check_images(questions)
+    assert pictures_of(questions) == [0]
 
 
 # Where files lie
@@ -821,9 +826,9 @@ def test_images_are_not_read_with_the_questions(tmp_path: Path, monkeypatch: pyt
     num_bytes = 0
     original = LocalPlace.read
 
-    def counted(self: LocalPlace, *wanted: Any) -> bytes:
+    def counted(self: LocalPlace, *arguments: Any) -> bytes:
         nonlocal num_bytes
-        content = original(self, *wanted)
+        content = original(self, *arguments)
         num_bytes += len(content)
         return content
 
@@ -857,21 +862,21 @@ def test_a_benchmark_at_an_object_store(places: Places, tmp_path: Path) -> None:
     root = "s3://bucket/textvqa"
     for images in (None, root, f"{root}/train_images"):
         spec = BenchmarkConfig(kind="textvqa", path=f"{root}/TextVQA_0.5.1_val.json", images=images)
-        found = list(read_benchmark(spec, places))
-        assert [q.uri for q in found] == [f"{root}/train_images/im{n}.jpg" for n in (0, 0, 1)]
-        check_images(found)
+        questions = list(read_benchmark(spec, places))
+        assert [q.uri for q in questions] == [f"{root}/train_images/im{n}.jpg" for n in (0, 0, 1)]
+        check_images(questions)
     mirror = list(read_benchmark(BenchmarkConfig(kind="textvqa", path=f"{root}/mirror"), places))
     assert mirror[0].uri == f"{root}/mirror/validation-00000-of-00001.parquet#row=0&column=image"
-    uris = [found[2].uri, mirror[0].uri]
+    uris = [questions[2].uri, mirror[0].uri]
     assert Reader(places.object_store).read(uris) == [picture(1), picture(3)]
 
 
-# What becomes of a row
+# From a question to its prediction
 
 
 def test_answer_type_and_split_reach_the_prediction_and_the_store() -> None:
-    asked = LabelledQuestion("q", "a", "/a", "?", ["1"], "all", "OPEN", "zh")
+    labelled = LabelledQuestion("q", "a", "/a", "?", ["1"], "all", "OPEN", "zh")
     stage = Predict(cast(Any, None), TASKS["text_vqa"], AnswerConfig())
-    predicted = asyncio.run(stage.visit(ImageWork("a", "/a", (asked,), None)))
-    assert [(p.answer_type, p.split) for p in predicted] == [("OPEN", "zh")]
-    assert from_table(to_table([asked], LabelledQuestion), LabelledQuestion) == [asked]
+    predictions = asyncio.run(stage.visit(ImageWork("a", "/a", (labelled,), None)))
+    assert [(p.answer_type, p.split) for p in predictions] == [("OPEN", "zh")]
+    assert from_table(to_table([labelled], LabelledQuestion), LabelledQuestion) == [labelled]

@@ -1,4 +1,4 @@
-"""Mistakes in a configuration are found before anything starts, and named."""
+"""Errors in a configuration are found before anything starts, and name the setting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mpa_ray.cli import configured, exit_code
+from mpa_ray.cli import load_from_arguments, run_job
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, load_config, load_evaluation, resolve_path
 from mpa_ray.errors import ConfigError
 from mpa_ray.phases.preflight import check_names, check_run
@@ -30,7 +30,7 @@ def written(tree: dict[str, Any], tmp_path: Path) -> str:
 
 
 def test_overrides_reach_lists_and_nested_settings(tree: dict[str, Any], tmp_path: Path) -> None:
-    config = configured(
+    config = load_from_arguments(
         None,
         ["--config", written(tree, tmp_path), "--students.0.level.seed", "7", "--source.limit=3", "--task=chart_qa"],
     )
@@ -40,7 +40,7 @@ def test_overrides_reach_lists_and_nested_settings(tree: dict[str, Any], tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("change", "field", "told"),
+    ("change", "field", "problem"),
     [
         ({"techer": {}}, "techer", "is not a setting"),
         ({"teacher.num_replicas": 0}, "teacher.num_replicas", "greater than or equal to 1"),
@@ -54,13 +54,47 @@ def test_overrides_reach_lists_and_nested_settings(tree: dict[str, Any], tmp_pat
     ],
 )
 def test_a_wrong_value_is_named(
-    tree: dict[str, Any], tmp_path: Path, change: dict[str, Any], field: str, told: str
+    tree: dict[str, Any], tmp_path: Path, change: dict[str, Any], field: str, problem: str
 ) -> None:
     overrides = {name: yaml.safe_dump(value).strip() for name, value in change.items()}
     with pytest.raises(ConfigError) as caught:
         load_config(written(tree, tmp_path), overrides)
     assert caught.value.field == field
-    assert told in str(caught.value)
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "value", "field"),
+    [
+        ("identify.matcher", {"kind": "numeric", "tolerance": -1}, "identify.matcher.tolerance"),
+        ("identify.matcher", {"kind": "anls", "limit": 1}, "identify.matcher.limit"),
+        (
+            "identify.matcher",
+            {"kind": "any_of", "of": ["exact", {"kind": "any_of", "of": [{"kind": "anls", "threshold": 2}]}]},
+            "identify.matcher.of.1.of.0.threshold",
+        ),
+        ("students.0.level.method", {"kind": "lora", "rank": 0}, "students.0.level.method.rank"),
+        ("teacher.engine", {"kind": "scripted", "scripted": 1}, "teacher.engine.scripted"),
+        ("teacher.engine", {"kind": "vllm", "dtype": "int8"}, "teacher.engine.dtype"),
+        ("students.0.level.full", {}, "students.0.level.full"),
+        ("lora", {}, "lora"),
+        ("evaluate", {"benchmarks": [{"path": "q", "columns": {"vllm": 1}}]}, "evaluate.benchmarks.0.columns.vllm"),
+        ("students.0.labels", {"path": "q", "name": "vllm", "limit": 0}, "students.0.labels.limit"),
+    ],
+)
+def test_a_field_is_named_as_in_the_file(
+    tree: dict[str, Any], tmp_path: Path, override: str, value: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tree, tmp_path), {override: yaml.safe_dump(value)})
+    assert caught.value.field == field
+
+
+def test_further_errors_are_named_as_in_the_file(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["teacher"]["num_replicas"] = 0
+    tree["identify"] = {"matcher": {"kind": "numeric", "tolerance": -1}}
+    with pytest.raises(ConfigError, match=r"1 more: identify\.matcher\.tolerance\)"):
+        load_config(written(tree, tmp_path))
 
 
 def test_a_missing_setting_is_named(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -70,7 +104,7 @@ def test_a_missing_setting_is_named(tree: dict[str, Any], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", ""])
-def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_configuration_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match="--config"):
@@ -79,14 +113,14 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str) -
 
 def test_an_override_without_its_value_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no value"):
-        configured(None, ["--config", written(tree, tmp_path), "--task"])
+        load_from_arguments(None, ["--config", written(tree, tmp_path), "--task"])
 
 
 def checked(tree: dict[str, Any]) -> None:
     check_run(RunConfig.model_validate(tree))
 
 
-def test_preflight_passes_what_is_right(tree: dict[str, Any]) -> None:
+def test_preflight_passes_a_correct_configuration(tree: dict[str, Any]) -> None:
     checked(tree)
 
 
@@ -97,13 +131,13 @@ def test_preflight_names_a_missing_model(tree: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("model", ["./student", "../student", "a--b/c", "~/student"])
-def test_preflight_names_a_path_that_is_not_there(tree: dict[str, Any], model: str) -> None:
+def test_preflight_names_a_missing_path(tree: dict[str, Any], model: str) -> None:
     tree["teacher"] = {"model": model}
     with pytest.raises(ConfigError, match=r"teacher\.model"):
         checked(tree)
 
 
-def test_a_value_that_is_no_yaml_is_taken_as_it_is(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_a_value_that_is_not_yaml_stays_text(tree: dict[str, Any], tmp_path: Path) -> None:
     assert load_config(written(tree, tmp_path), {"source.path": "*/images"}).source.path == "*/images"
 
 
@@ -119,6 +153,28 @@ def test_preflight_names_a_student_without_processor(tree: dict[str, Any], tmp_p
     tree["students"] = [{"model": str(tmp_path / "bare")}]
     with pytest.raises(ConfigError, match=r"students\.0\.model.*has no processor"):
         checked(tree)
+
+
+CONTRADICTING_MODEL = {"model": str(STUDENT), "min_pixels": 9, "max_pixels": 8}
+
+
+@pytest.mark.parametrize(
+    ("further", "field"),
+    [
+        ({"teacher": CONTRADICTING_MODEL}, "teacher.min_pixels"),
+        ({"students": [CONTRADICTING_MODEL]}, "students.0.min_pixels"),
+        (
+            {"evaluate": {"benchmarks": [{"path": __file__}], "models": [{"name": "other", **CONTRADICTING_MODEL}]}},
+            "evaluate.models.0.min_pixels",
+        ),
+    ],
+)
+def test_preflight_names_pixel_limits_that_contradict(
+    tree: dict[str, Any], further: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"9: is more than max_pixels \(8\)") as caught:
+        checked(tree | further)
+    assert caught.value.field == field
 
 
 def test_preflight_names_an_unknown_task(tree: dict[str, Any]) -> None:
@@ -138,10 +194,10 @@ def test_preflight_names_a_missing_source(tree: dict[str, Any]) -> None:
         checked({**tree, "source": {"path": "/no/such"}})
 
 
-def test_preflight_names_questions_that_are_not_there(tree: dict[str, Any]) -> None:
+def test_preflight_names_missing_questions(tree: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.benchmarks\.0\.path = '/no/such.jsonl': cannot be read"):
         checked({**tree, "evaluate": {"benchmarks": [{"path": "/no/such.jsonl"}]}})
-    with pytest.raises(ConfigError, match=r"evaluate\.benchmarks\.0\.metric = 'accuracy': is no metric.*anls"):
+    with pytest.raises(ConfigError, match=r"evaluate\.benchmarks\.0\.metric = 'accuracy': is not a metric.*anls"):
         checked({**tree, "evaluate": {"benchmarks": [{"path": "/no/such.jsonl", "metric": "accuracy"}]}})
 
 
@@ -149,15 +205,21 @@ def test_preflight_names_questions_that_are_not_there(tree: dict[str, Any]) -> N
     ("level", "problem"),
     [
         ({"method": {"kind": "lora", "quantize": True}}, r"level\.method\.quantize = True: needs a GPU"),
-        ({"method": {"kind": "lora", "quantize": True}, "gpus_per_worker": 1, "parallel": "fsdp"}, "does not go with"),
+        (
+            {"method": {"kind": "lora", "quantize": True}, "gpus_per_worker": 1, "parallel": "fsdp"},
+            "cannot be combined",
+        ),
         ({"accelerator_type": "L4"}, r"level\.accelerator_type = 'L4': needs a GPU"),
         ({"replay_from": {"path": "/none.jsonl"}}, r"replay_from = '/none\.jsonl': is not used: replay_share is 0"),
         ({"replay_from": {"path": "/none.jsonl"}, "replay_share": 0.3}, r"level\.replay_from\.path = '/none\.jsonl'"),
         ({"holdout": {"questions": {"path": "/none.jsonl"}}}, r"level\.holdout\.questions\.path = '/none\.jsonl'"),
-        ({"report_to": ["wandb"]}, r"report_to = 'wandb': the package wandb is not installed. pip install wandb"),
+        (
+            {"report_to": ["wandb"]},
+            r"report_to = 'wandb': needs the package wandb, .* Run pip install wandb",
+        ),
     ],
 )
-def test_preflight_names_ways_of_training_that_need_what_is_not_there(
+def test_preflight_names_training_settings_with_unmet_needs(
     level: dict[str, Any], problem: str, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mpa_ray.phases.preflight.find_spec", lambda package: None if package == "wandb" else package)
@@ -168,14 +230,14 @@ def test_preflight_names_ways_of_training_that_need_what_is_not_there(
 
 def test_an_arm_needs_its_labels(tree: dict[str, Any]) -> None:
     tree["students"][0]["arms"] = ["parity", "labels"]
-    with pytest.raises(ConfigError, match=r"students\.0\.labels = None: is not given, and arm labels trains on it"):
+    with pytest.raises(ConfigError, match=r"students\.0\.labels = None: is not set, but the arm `labels` trains on it"):
         checked(tree)
     tree["students"][0]["labels"] = {"path": "/none.jsonl"}
     with pytest.raises(ConfigError, match=r"students\.0\.labels\.path = '/none\.jsonl': cannot be read"):
         checked(tree)
 
 
-def test_evaluation_alone_needs_neither_source_nor_students(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_that_only_evaluates_needs_neither_source_nor_students(tree: dict[str, Any], tmp_path: Path) -> None:
     alone = {"run_dir": "r", "evaluate": {"benchmarks": [{"path": "q.jsonl"}], "models": [{"name": "a", "model": "m"}]}}
     assert type(load_evaluation(written(alone, tmp_path))) is EvaluationRunConfig
     assert type(load_evaluation(written(tree, tmp_path))) is RunConfig
@@ -185,15 +247,15 @@ def test_evaluation_alone_needs_neither_source_nor_students(tree: dict[str, Any]
 
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     def wrong() -> int:
-        raise ConfigError("field", 0, "is wrong.", "Mend it.")
+        raise ConfigError("field", 0, "is wrong.", "Fix it.")
 
-    assert exit_code(lambda: None) == 0
-    assert exit_code(wrong) == 2
-    assert "field = 0: is wrong. Mend it." in capsys.readouterr().err
+    assert run_job(lambda: None) == 0
+    assert run_job(wrong) == 2
+    assert "field = 0: is wrong. Fix it." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "problem"),
     [
         ({"num_replicas": 4, "max_num_replicas": 2}, "max_num_replicas 2 is less than num_replicas 4"),
         ({"gpus_per_replica": 1.5}, "neither whole nor a fraction"),
@@ -201,8 +263,8 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         ({"gpus_per_replica": 1, "engine": {"tensor_parallel_size": 2}}, "less than tensor_parallel_size 2"),
     ],
 )
-def test_resources_of_a_pool_fit_together(model: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_resources_of_a_pool_fit_together(model: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
         ModelConfig(model="x", **model)
 
 
@@ -214,15 +276,13 @@ def test_a_pool_may_grow() -> None:
 @pytest.mark.parametrize(
     ("further", "problem"),
     [
-        ({"name": "small.round2.before"}, "is the name of a model of the run"),
-        ({"name": "teacher"}, "is the name of a model of the run"),
-        ({"name": "other", "compared_to": "small.round4.after"}, "is compared to by other"),
+        ({"name": "small.round2.before"}, "is already the name of another model"),
+        ({"name": "teacher"}, "is already the name of another model"),
+        ({"name": "other", "compared_to": "small.round4.after"}, "but other is compared to it"),
         ({"name": "other", "compared_to": "small.round3.after"}, None),
     ],
 )
-def test_models_to_measure_have_names_of_their_own(
-    further: dict[str, str], problem: str | None, tree: dict[str, Any]
-) -> None:
+def test_names_of_measured_models_differ(further: dict[str, str], problem: str | None, tree: dict[str, Any]) -> None:
     models = [{"model": "one", **further}]
     tree["evaluate"] = {"benchmarks": [{"name": "own", "path": "q.jsonl"}], "models": models}
     tree["students"] = [{"name": "small", "model": "one", "rounds": 3}]

@@ -1,4 +1,4 @@
-"""No bytes raise: each is pixels or a reason."""
+"""Every file decodes to an image or to a reason, and none raises an error."""
 
 from __future__ import annotations
 
@@ -9,16 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mpa_ray.imaging.decode import FORMATS, SIGNATURES, ImageProblem, PreparedImage, decode, fit, prepare, recognised
+from mpa_ray.imaging.decode import (
+    FORMATS,
+    SIGNATURES,
+    ImageProblem,
+    PreparedImage,
+    decode,
+    fit,
+    prepare,
+    recognise_format,
+)
 from mpa_ray.records import Reason
 
-# Pillow remarks on damaged files.
+# Pillow warns of damaged files.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 
 
-def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+def encoded(image: Image.Image, format_name: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, form, **options)
+    image.save(buffer, format_name, **options)
     return buffer.getvalue()
 
 
@@ -37,7 +46,7 @@ WHOLE = encoded(Image.effect_noise((64, 64), 90), "JPEG")
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', Reason.UNSUPPORTED_FORMAT),
     ],
 )
-def test_what_cannot_be_shown_has_a_reason(content: bytes, reason: Reason) -> None:
+def test_a_file_that_cannot_be_decoded_has_a_reason(content: bytes, reason: Reason) -> None:
     problem = decode(content)
     assert isinstance(problem, ImageProblem)
     assert problem.reason == reason
@@ -45,13 +54,13 @@ def test_what_cannot_be_shown_has_a_reason(content: bytes, reason: Reason) -> No
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "YCbCr"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
-    form = "TIFF" if mode in ("CMYK", "YCbCr", "I") else "PNG"
-    image = decode(encoded(Image.new(mode, (8, 6)), form))
+    format_name = "TIFF" if mode in ("CMYK", "YCbCr", "I") else "PNG"
+    image = decode(encoded(Image.new(mode, (8, 6)), format_name))
     assert isinstance(image, Image.Image)
     assert (image.mode, image.size) == ("RGB", (8, 6))
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     image = decode(encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 0))))
     assert isinstance(image, Image.Image)
     assert image.getpixel((0, 0)) == (255, 255, 255)
@@ -79,9 +88,9 @@ def test_an_animation_gives_its_first_frame() -> None:
 
 
 @given(
-    st.sampled_from([b"", *(encoded(Image.new("RGB", (9, 7)), form)[:16] for form in FORMATS)]), st.binary(max_size=200)
+    st.sampled_from([b"", *(encoded(Image.new("RGB", (9, 7)), name)[:16] for name in FORMATS)]), st.binary(max_size=200)
 )
-def test_no_bytes_raise(beginning: bytes, content: bytes) -> None:
+def test_no_content_raises_an_error(beginning: bytes, content: bytes) -> None:
     decode(beginning + content)
 
 
@@ -93,21 +102,21 @@ def with_exif() -> bytes:
 
 
 SMALL = [with_exif()] + [
-    encoded(Image.new("RGB", (9, 7), "red"), form)
-    for form in ("PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "ICO", "PPM", "JPEG2000", "DDS", "TGA", "PCX")
+    encoded(Image.new("RGB", (9, 7), "red"), format_name)
+    for format_name in ("PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "ICO", "PPM", "JPEG2000", "DDS", "TGA", "PCX")
 ]
 
 
 @given(st.sampled_from(SMALL), st.data())
 @settings(max_examples=400, deadline=None)
-def test_no_damage_raises(whole: bytes, data: st.DataObject) -> None:
+def test_no_damage_raises_an_error(whole: bytes, data: st.DataObject) -> None:
     damaged = bytearray(whole)
     for position, value in data.draw(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)))):
         damaged[position] = value
     decode(bytes(damaged))
 
 
-def test_damaged_exif_data_leave_the_picture() -> None:
+def test_damaged_exif_data_do_not_affect_the_image() -> None:
     whole = with_exif()
     start = whole.index(b"Exif")
     damaged = whole[: start + 14] + b"\xff" * 12 + whole[start + 26 :]
@@ -116,17 +125,17 @@ def test_damaged_exif_data_leave_the_picture() -> None:
     assert image.size in ((4, 10), (10, 4))
 
 
-def test_no_other_program_is_run_for_a_picture() -> None:
+def test_no_external_program_decodes_a_file() -> None:
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n{} loop\n"
     assert decode(postscript) == ImageProblem(Reason.UNSUPPORTED_FORMAT, "PostScript")
 
 
-def test_a_format_that_is_not_decoded_is_named() -> None:
-    assert recognised(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic") == "HEIC"
-    assert recognised(b"hello") is None
+def test_formats_that_are_not_decoded_are_recognised() -> None:
+    assert recognise_format(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic") == "HEIC"
+    assert recognise_format(b"hello") is None
 
 
-def test_what_is_decoded_can_be_recognised() -> None:
+def test_every_decoded_format_has_a_signature() -> None:
     assert set(FORMATS) <= set(SIGNATURES)
 
 
@@ -138,7 +147,7 @@ def test_small_images_are_scaled_up(size: tuple[int, int]) -> None:
     assert prepared.image.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_scaling_that_makes_an_image_too_long_is_refused() -> None:
+def test_an_image_that_scaling_makes_too_long_is_refused() -> None:
     strip = encoded(Image.new("RGB", (50, 9990)))
     assert isinstance(decode(strip), Image.Image)
     problem = prepare(strip, 1, 401_408)
@@ -155,7 +164,7 @@ def test_fit_keeps_the_limits(width: int, height: int) -> None:
     assert area >= 3136 or width * height >= 3136
 
 
-def test_the_cache_key_tells_apart_files_and_pixel_limits() -> None:
+def test_cache_keys_differ_between_files_and_between_pixel_limits() -> None:
     one, other = encoded(Image.new("RGB", (64, 64), "red")), encoded(Image.new("RGB", (64, 64), "blue"))
     prepared = [prepare(one, 1, 100), prepare(one, 1, 100), prepare(other, 1, 100), prepare(one, 1, 200)]
     keys = [p.key for p in prepared if not isinstance(p, ImageProblem)]

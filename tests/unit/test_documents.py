@@ -23,7 +23,7 @@ from mpa_ray.config import (
     load_config,
     load_evaluation,
 )
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.evaluation.benchmarks import read_benchmark
 from mpa_ray.evaluation.benchmarks.questions import COLUMNS
 from mpa_ray.tasks.task import Task, load_task
@@ -274,15 +274,27 @@ def test_every_job_is_a_listed_command() -> None:
     assert jobs <= commands_listed()
 
 
+# Messages
+
+
+def test_messages_that_the_troubleshooting_page_quotes_exist() -> None:
+    """N and M stand for values, STUDENT for a name, and ... for anything."""
+    code = "\n".join(path.read_text() for path in ROOT.glob("mpa_ray/**/*.py"))
+    messages = re.sub(r'"\s*\n\s*f?"', "", code)
+    quotes = re.findall(r'"([^"\n]+)"', prose("docs/troubleshooting.md"))
+    parts = [part.strip() for quote in quotes for part in re.split(r"\.\.\.|\b[NM]\b|STUDENT", quote)]
+    assert len(parts) > 20
+    assert not [part for part in parts if len(part) > 3 and part not in messages]
+
+
 # Questions of a user's own
 
 
 def test_the_line_of_questions_that_is_shown_can_be_read(tmp_path: Path) -> None:
     (line,) = fenced_blocks("docs/evaluation.md", "json")
     (tmp_path / "questions.jsonl").write_text(line)
-    (question,) = read_benchmark(
-        BenchmarkConfig(path=str(tmp_path / "questions.jsonl")), Places(ObjectStoreConfig())
-    )
+    benchmark = BenchmarkConfig(path=str(tmp_path / "questions.jsonl"))
+    (question,) = read_benchmark(benchmark, Places(ObjectStoreConfig()))
     assert question.answers == json.loads(line)["answers"]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mpa_ray.config import ObjectStoreConfig, RunConfig, load_config
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.evaluation.benchmarks import check_images, read_benchmark
-from mpa_ray.sizing.plan import size
+from mpa_ray.sizing.plan import size_run
 from mpa_ray.sizing.render import render_sizing
 from mpa_ray.tasks.library import find_task
 from tests.unit.test_sizing import QWEN2_VL_2B, QWEN2_VL_7B
@@ -41,8 +41,8 @@ SMOLVLM_500M = {
         "intermediate_size": 3072,
     },
 }
-"""The sizes of HuggingFaceTB/SmolVLM-500M-Instruct, whose card counts 0.51 billion parameters. Its own config.json leaves
-the vision model's depth and inner width to the defaults of transformers."""
+"""The sizes of HuggingFaceTB/SmolVLM-500M-Instruct, whose card counts 0.51 billion parameters. Its own config.json
+leaves the vision model's depth and inner width to the defaults of transformers."""
 
 SETTINGS = {
     "Qwen/Qwen2-VL-7B-Instruct": QWEN2_VL_7B,
@@ -82,10 +82,10 @@ def test_there_is_an_example_for_each_use() -> None:
 
 @pytest.mark.parametrize("planned_config", EXAMPLES, indirect=True, ids=str)
 def test_an_example_is_planned_completely_and_fits_its_gpus(planned_config: RunConfig) -> None:
-    sizing = size(planned_config)
+    sizing = size_run(planned_config)
     page = render_sizing(sizing)
     assert sizing.is_complete, page
-    assert {check.verdict for check in sizing.checks} == {"fits"}, page
+    assert {check.result for check in sizing.checks} == {"fits"}, page
     assert sizing.gpu_hours > 0
 
 

@@ -1,4 +1,4 @@
-"""The dashboard asks for metrics that this version of mpa_ray and of Ray export, by labels that they have."""
+"""The dashboard uses metrics and labels that this version of mpa_ray and of Ray export."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from mpa_ray.pipeline import telemetry
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "cluster/grafana/mpa_ray.json").read_text())
 OF_EVERY_METRIC = {"SessionName", "instance"}
-"""Labels that Ray adds to those of an application."""
+"""Labels that Ray adds to every metric."""
 
 
 class Recording:
-    """Stands for Ray's counters and gauges: which there are, with which labels, and which values these took."""
+    """Stands for Ray's counters and gauges, and records their names, labels and label values."""
 
-    found: ClassVar[dict[str, set[str]]] = {}
+    tags: ClassVar[dict[str, set[str]]] = {}
     values: ClassVar[set[tuple[str, str]]] = set()
 
     def __init__(self, name: str, _: str, tags: tuple[str, ...]) -> None:
-        self.found[f"ray_{name}"] = set(tags)
+        self.tags[f"ray_{name}"] = set(tags)
 
     def inc(self, _: float, tags: dict[str, str]) -> None:
         self.values.update(tags.items())
@@ -36,8 +36,8 @@ class Recording:
 @pytest.fixture
 def ours(monkeypatch: pytest.MonkeyPatch) -> type[Recording]:
     class Total(Recording):
-        def __init__(self, name: str, told: str, tags: tuple[str, ...]) -> None:
-            super().__init__(f"{name}_total", told, tags)
+        def __init__(self, name: str, description: str, tags: tuple[str, ...]) -> None:
+            super().__init__(f"{name}_total", description, tags)
 
     monkeypatch.setattr(telemetry, "Counter", Total)
     monkeypatch.setattr(telemetry, "Gauge", Recording)
@@ -54,25 +54,25 @@ def targets() -> Iterator[tuple[str, str]]:
 
 
 def selectors(expression: str) -> Iterator[tuple[str, str]]:
-    """Metrics with what is in their braces."""
+    """The metrics of an expression, each with the content of its braces."""
     yield from re.findall(r"\b((?:ray|autoscaler)_\w+)(?:\{(.*?)\})?", expression)
 
 
 def test_every_metric_is_exported_with_the_labels_that_are_asked_for(ours: type[Recording]) -> None:
     of_ray = "".join(path.read_text() for path in Path(dashboards_of_ray.__file__).parent.glob("*.py"))
-    asked = set()
+    used = set()
     for title, expression in targets():
         (grouping,) = set(re.findall(r"by \((.*?)\)", expression))
         for metric, selector in selectors(expression):
-            asked.add(metric)
+            used.add(metric)
             labels = {*re.findall(r"(\w+)=", selector), *grouping.split(", ")}
-            if metric not in ours.found:
+            if metric not in ours.tags:
                 assert re.search(rf"\b{metric}\b", of_ray), (title, metric)
                 continue
-            assert labels <= ours.found[metric] | OF_EVERY_METRIC, (title, metric, labels)
-            wanted = {("kind", kind) for kind in re.findall(r'kind="(\w+)"', selector)}
-            assert wanted <= ours.values, (title, wanted)
-    assert set(ours.found) <= asked, "a metric of ours is on no panel"
+            assert labels <= ours.tags[metric] | OF_EVERY_METRIC, (title, metric, labels)
+            selected = {("kind", kind) for kind in re.findall(r'kind="(\w+)"', selector)}
+            assert selected <= ours.values, (title, selected)
+    assert set(ours.tags) <= used, "a metric of ours is on no panel"
 
 
 def test_panels_lie_side_by_side_and_use_the_variables_that_there_are() -> None:

@@ -1,4 +1,4 @@
-"""The parity rule: a truth table, and properties over any annotations."""
+"""The parity rule: its truth table, and the same table over generated annotations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpa_ray.engine.protocol import Reply
-from mpa_ray.matching import MATCHERS
+from mpa_ray.matching import MATCHERS, Matcher
 from mpa_ray.records import Annotation, State
 from mpa_ray.stages.identify import WorthAsking
 from mpa_ray.stages.judge import judge, parity_samples
@@ -38,38 +38,53 @@ def test_truth_table(second: str, student: str | None, state: str, reason: str |
     assert (verdict.state, verdict.reason) == (state, reason)
 
 
-def test_what_the_teacher_could_not_annotate_keeps_its_reason() -> None:
+def test_a_row_that_was_not_annotated_keeps_its_state_and_reason() -> None:
     broken = Annotation("b#0", "b", "/b", State.FAILED.value, reason="empty_file", detail="0 bytes", attempts=2)
     verdict = judge(broken, None, EXACT)
     assert (verdict.state, verdict.reason, verdict.detail, verdict.attempts) == ("failed", "empty_file", "0 bytes", 2)
 
 
 def test_a_consistent_pair_needs_the_student() -> None:
-    with pytest.raises(ValueError, match="the student must be asked"):
+    with pytest.raises(ValueError, match="needs the student's reply"):
         judge(PAIR, None, EXACT)
 
 
 answers = st.sampled_from(["red", "Red.", "blue", "5", ""])
-annotations = st.builds(
+annotated = st.builds(replace, st.just(PAIR), answer=answers, second_answer=answers)
+not_annotated = st.builds(
     replace,
     st.just(PAIR),
-    state=st.sampled_from(["kept", "dropped", "failed"]),
-    answer=answers,
-    second_answer=answers,
+    state=st.sampled_from(["dropped", "failed"]),
+    reason=st.sampled_from(["reply_truncated", "request_failed", "student_correct"]),
+    answer=st.none() | answers,
+    second_answer=st.none() | answers,
 )
 
 
-@given(annotations, answers, st.sampled_from(sorted(MATCHERS)))
-def test_every_row_has_one_verdict_and_kept_is_the_definition(row: Annotation, student: str, matcher: str) -> None:
+def expected_outcome(row: Annotation, student: str, matches: Matcher) -> tuple[str, str | None]:
+    """The truth table, in full and without the code of `judge`."""
+    if row.state != "kept":
+        return row.state, row.reason
+    assert row.answer is not None
+    assert row.second_answer is not None
+    return {
+        (True, True): ("dropped", "student_correct"),
+        (True, False): ("kept", None),
+        (False, True): ("dropped", "teacher_inconsistent"),
+        (False, False): ("dropped", "teacher_inconsistent"),
+    }[matches(row.answer, row.second_answer), matches(row.answer, student)]
+
+
+@given(annotated | not_annotated, answers, st.sampled_from(sorted(MATCHERS)), st.booleans())
+def test_every_row_has_the_outcome_of_the_truth_table(
+    row: Annotation, student: str, matcher: str, where_teacher_disagrees: bool
+) -> None:
     matches = MATCHERS[matcher]
-    asked = WorthAsking(matches)(row)
-    verdict = judge(row, reply(student) if asked else None, matches)
-    assert verdict.state in set(State)
-    assert (verdict.reason is None) == (verdict.state == "kept" or (row.state != "kept" and row.reason is None))
-    kept = (
-        row.state == "kept"
-        and matches(row.answer or "", row.second_answer or "")
-        and not matches(row.answer or "", student)
+    asks_student = WorthAsking(matches, where_teacher_disagrees)(row)
+    verdict = judge(row, reply(student) if asks_student else None, matches)
+    expected = expected_outcome(row, student, matches)
+    assert (verdict.state, verdict.reason) == expected
+    assert verdict.student_answer == (student if asks_student else None)
+    assert [s.annotation_id for s in parity_samples([verdict])] == (
+        [row.annotation_id] if expected[0] == "kept" else []
     )
-    assert (verdict.state == "kept") == (kept or (row.state == "kept" and kept))
-    assert [s.annotation_id for s in parity_samples([verdict])] == ([row.annotation_id] if kept else [])

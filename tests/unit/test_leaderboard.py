@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from mpa_ray.config import RunConfig
+from mpa_ray.evaluation.scores import BenchmarkScores, Groups, MetricReference, ModelScores, PairedDifference, Summary
+from mpa_ray.metrics import METRICS
 from mpa_ray.records import EpochCounts
 from mpa_ray.report.leaderboard import leaderboard, render_leaderboard
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
 
 
-def group(mean: float) -> dict[str, Any]:
-    return {"all": {"mean": mean, "low": mean, "high": mean, "num_questions": 10}}
+def group(mean: float) -> Groups:
+    return {"all": Summary(mean, mean, mean, num_questions=10)}
 
 
 def test_students_and_arms_by_their_gain_with_what_they_cost(tmp_path: Path) -> None:
@@ -31,23 +32,23 @@ def test_students_and_arms_by_their_gain_with_what_they_cost(tmp_path: Path) -> 
         run.write_json(f"students/small/{arm}/complete.json", {})
     for phase, wall_s in (("identify.small", 100), ("level.small", 50), ("level.small@random", 30)):
         run.write_json(f"phases/{phase}.json", {"wall_s": wall_s})
-    gains = {"small.after": 0.2, "small.random": 0.3}
+    means = {"small.before": 0.5, "small.after": 0.7, "small.random": 0.8}
     scores = {
-        "held": {
-            "models": {
-                "small.before": {"groups": group(0.5)},
-                "small.after": {"groups": group(0.7)},
-                "small.random": {"groups": group(0.8)},
-            },
-            "differences": [{"from": "small.before", "to": to, "groups": group(gain)} for to, gain in gains.items()],
-        }
+        "held": BenchmarkScores(
+            metric=MetricReference.of(METRICS["anls"]),
+            models={name: ModelScores(group(mean), num_missing=0, warnings=[]) for name, mean in means.items()},
+            differences=[
+                PairedDifference("small.before", "small.after", group(0.2)),
+                PairedDifference("small.before", "small.random", group(0.3)),
+            ],
+        )
     }
     rows = leaderboard(run, config, scores)
-    assert [(row["student"], row["arm"], row["num_chosen"]) for row in rows] == [
+    assert [(row.student, row.arm, row.num_chosen) for row in rows] == [
         ("small", "random", 15),
         ("small", "parity", 20),
     ]
-    assert [(row["seconds"], row["gpu_seconds"]) for row in rows] == [(130.0, 200.0), (150.0, 200.0)]
+    assert [(row.seconds, row.gpu_seconds) for row in rows] == [(130.0, 200.0), (150.0, 200.0)]
     assert [line.split() for line in render_leaderboard(rows).splitlines()] == [
         ["student", "samples", "held", "GPU-s"],
         ["small", "(random)", "15", "50.0", "80.0", "+30.0", "200"],

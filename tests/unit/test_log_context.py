@@ -1,4 +1,4 @@
-"""What log records carry, whoever writes them."""
+"""The fields that log records carry, no matter which library logs them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mpa_ray.observability.log_context import log_context
 from mpa_ray.run.phase_record import PhaseKey
 
 
-def names(record: logging.LogRecord) -> dict[str, str]:
+def fields_of(record: logging.LogRecord) -> dict[str, str]:
     return {name: record.__dict__[name] for name in ("run", "phase", "student", "shard") if name in record.__dict__}
 
 
-def test_records_carry_the_names_of_the_work_that_they_come_from(caplog: pytest.LogCaptureFixture) -> None:
+def test_records_carry_the_fields_of_the_block_that_they_come_from(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     other = logging.getLogger("some.library")
 
@@ -30,12 +30,12 @@ def test_records_carry_the_names_of_the_work_that_they_come_from(caplog: pytest.
 
     with log_context(run="/run", phase="identify", student="small+2"):
         asyncio.run(both())
-        elsewhere = threading.Thread(target=other.info, args=("of another step",))
+        elsewhere = threading.Thread(target=other.info, args=("in another thread",))
         elsewhere.start()
         elsewhere.join()
     other.info("afterwards")
     common = {"run": "/run", "phase": "identify", "student": "small+2"}
-    assert [names(record) for record in caplog.records] == [
+    assert [fields_of(record) for record in caplog.records] == [
         {**common, "shard": "000000"},
         {**common, "shard": "000001"},
         {},
@@ -51,5 +51,5 @@ def test_records_carry_the_names_of_the_work_that_they_come_from(caplog: pytest.
         (PhaseKey("level", "small", "random"), {"phase": "level", "student": "small", "arm": "random"}),
     ],
 )
-def test_phases_name_themselves_in_records(key: PhaseKey, expected: dict[str, str]) -> None:
+def test_a_phase_has_log_fields(key: PhaseKey, expected: dict[str, str]) -> None:
     assert key.log_fields == expected

@@ -119,11 +119,11 @@ def test_exact_keeps_numbers_apart(one: str, other: str) -> None:
 
 
 def configured(matcher: object) -> Matcher:
-    """As a configuration file says it; matchers travel to workers."""
+    """The matcher of a setting, pickled as on its way to a worker."""
     config = IdentifyConfig.model_validate({"matcher": matcher}).matcher
     assert config is not None
-    found: Matcher = pickle.loads(pickle.dumps(matcher_of(config)))
-    return found
+    matcher_copy: Matcher = pickle.loads(pickle.dumps(matcher_of(config)))
+    return matcher_copy
 
 
 @pytest.mark.parametrize(
@@ -171,13 +171,13 @@ def test_numbers_agree_within_a_share_of_the_reference() -> None:
     assert configured("numeric")("100", "105")
 
 
-def test_text_that_is_written_nearly_alike() -> None:
+def test_texts_of_similar_spelling() -> None:
     assert configured("anls")("hello world", "helo world")
     assert not configured({"kind": "anls", "threshold": 0.95})("hello world", "helo world")
     assert not configured("anls")("", "")
 
 
-def test_answers_written_as_vqa_accuracy_writes_them() -> None:
+def test_answers_after_the_normalisation_of_vqa_accuracy() -> None:
     assert vqa_normalized("the two dogs.", "2 dogs")
     assert vqa_normalized("t-shirt", "t shirt")
     assert not vqa_normalized("the", "a")

@@ -1,4 +1,4 @@
-"""Metrics, quirk by quirk, with values that the evaluators named give."""
+"""Metrics, quirk by quirk, with values from the reference evaluators."""
 
 # ruff: noqa: RUF001
 
@@ -155,7 +155,7 @@ def test_one_annotator_has_no_others() -> None:
     assert score("vqa_accuracy", "race", ["race"] * 2 + ["x"] * 8) == pytest.approx(0.6)
 
 
-def test_what_is_nothing_once_normalised_equals_other_such() -> None:
+def test_texts_that_normalise_to_nothing_are_equal() -> None:
     assert score("vqa_accuracy", "the", [*ten("a", 2), "?", "!"]) == pytest.approx(1.0)
 
 
@@ -290,7 +290,7 @@ def test_an_answer_given_by_many_is_right(metric: str, text: str) -> None:
 
 @given(HOSTILE)
 def test_a_second_normalisation_changes_white_space_and_marks_only(text: str) -> None:
-    """Not idempotent by design: a mark that became a space may bring another beside one."""
+    """Normalisation is not idempotent: a mark that becomes a space may leave another mark beside a space."""
     once = normalise(text)
     assert once == " ".join(once.split())
     assert not set(once) & set('[]"{}()')
@@ -306,8 +306,8 @@ def test_every_metric_says_who_defines_it() -> None:
 
 
 def test_the_documents_name_each_benchmarks_metric() -> None:
-    told = {}
+    metrics = {}
     for line in (Path(__file__).parents[2] / "docs/evaluation.md").read_text().splitlines():
-        if found := re.fullmatch(r"\| (`.*?) \| `(\w+)` \| .* \|", line):
-            told |= dict.fromkeys(re.findall(r"`(\w+)`", found[1]), found[2])
-    assert told == {name: benchmark.metric for name, benchmark in BENCHMARKS.items() if name != "questions"}
+        if match := re.fullmatch(r"\| (`.*?) \| `(\w+)` \| .* \|", line):
+            metrics |= dict.fromkeys(re.findall(r"`(\w+)`", match[1]), match[2])
+    assert metrics == {name: benchmark.metric for name, benchmark in BENCHMARKS.items() if name != "questions"}

@@ -1,4 +1,4 @@
-"""The policy for images, file by file: every odd or malformed file has the outcome that `corpus/decode.py` states."""
+"""The decode policy, file by file: each odd or malformed file has the outcome that `imaging/decode.py` states."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.image_work import ImageWork
 from mpa_ray.tasks.library import TASKS
 
-# Pillow remarks on many of these files.
+# Pillow warns of many of these files.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 
 COLOURS = {
@@ -35,7 +35,7 @@ SIZE, TALL = (64, 32), (32, 64)
 
 @dataclass(frozen=True)
 class Shown:
-    """Decoded, with these colours in its corners: from left to right, then from top to bottom."""
+    """The file is decoded, with these colours in its corners, from left to right and from top to bottom."""
 
     size: tuple[int, int] = SIZE
     corners: str = "rgby"
@@ -46,7 +46,7 @@ class Shown:
 class Refused:
     reason: Reason
     named: str = ""
-    """Part of the problem's detail."""
+    """Text in the problem's detail."""
 
 
 EMPTY = Refused(Reason.EMPTY_FILE)
@@ -65,32 +65,32 @@ def quarters(mode: str = "RGB") -> Image.Image:
     for index, corner in enumerate("rgby"):
         left, top = 32 * (index % 2), 16 * (index // 2)
         image.paste(COLOURS[corner], (left, top, left + 32, top + 16))
-    # Convert would take the nearest of 216 colours.
+    # `convert` would use the nearest of 216 fixed colours.
     return image.quantize() if mode == "P" else image.convert(mode)
 
 
-def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+def encoded(image: Image.Image, format_name: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, form, **options)
+    image.save(buffer, format_name, **options)
     return buffer.getvalue()
 
 
-def of(form: str, **options: object) -> bytes:
-    return encoded(quarters(), form, **options)
+def of(format_name: str, **options: object) -> bytes:
+    return encoded(quarters(), format_name, **options)
 
 
-def plain(mode: str, colour: object, form: str = "PNG", size: tuple[int, int] = (8, 8)) -> bytes:
-    return encoded(Image.new(mode, size, colour), form)
+def plain(mode: str, colour: object, format_name: str = "PNG", size: tuple[int, int] = (8, 8)) -> bytes:
+    return encoded(Image.new(mode, size, colour), format_name)
 
 
-def animated(form: str, **options: object) -> bytes:
-    return of(form, save_all=True, append_images=[Image.new("RGB", SIZE, "black")], **options)
+def animated(format_name: str, **options: object) -> bytes:
+    return of(format_name, save_all=True, append_images=[Image.new("RGB", SIZE, "black")], **options)
 
 
-def oriented(orientation: int, form: str = "JPEG", **options: object) -> bytes:
+def oriented(orientation: int, format_name: str = "JPEG", **options: object) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return of(form, exif=exif, **options)
+    return of(format_name, exif=exif, **options)
 
 
 def patched(content: bytes, at: int, new: bytes) -> bytes:
@@ -102,7 +102,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(size: tuple[int, int], bits: int, kind: int, row: bytes, *before: bytes, after: bytes = b"") -> bytes:
-    """Every line alike; kinds: 0 grey, 2 colour, 3 palette."""
+    """A PNG whose rows are all equal; kinds: 0 grey, 2 colour, 3 palette."""
     packer = zlib.compressobj()
     packed = b"".join(packer.compress(b"\0" + row) for _ in range(size[1])) + packer.flush()
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, kind, 0, 0, 0))
@@ -130,7 +130,7 @@ def bgr(colour: str) -> bytes:
 
 
 def bmp(width: int, height: int, bits: int, pixels: bytes, masks: tuple[int, ...] = ()) -> bytes:
-    """With masks a header of version 4, in which the fourth is for alpha."""
+    """A BMP; with masks it has a header of version 4, whose fourth mask is for alpha."""
     length = 108 if masks else 40
     fields = struct.pack("<IiiHHIIiiII", length, width, height, 1, bits, 3 if masks else 0, 0, 0, 0, 0, 0)
     header = (fields + struct.pack(f"<{len(masks)}I", *masks)).ljust(length, b"\0")
@@ -147,7 +147,7 @@ def tiff(
     tile: int = 0,
     compression: int = 1,
 ) -> bytes:
-    """One strip, or one tile; extra fields as (tag, type, values), types: 1 byte, 3 short, 4 long."""
+    """A TIFF with one strip or one tile; extra fields are (tag, type, values), types: 1 byte, 3 short, 4 long."""
     place = (
         [(322, 4, (tile,)), (323, 4, (tile,)), (324, 4, (0,)), (325, 4, (len(pixels),))]
         if tile
@@ -183,7 +183,7 @@ def numbers(array: np.ndarray) -> bytes:
 
 
 def icon(picture: bytes) -> bytes:
-    """Its directory says 16 x 16, whatever the picture is."""
+    """An icon whose directory says 16 x 16 for any picture."""
     return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(picture), 22) + picture
 
 
@@ -194,7 +194,7 @@ def jpeg_with(*segments: tuple[int, bytes], **options: object) -> bytes:
 
 
 def jpeg_frame(precision: int | None = None, size: tuple[int, int] | None = None) -> bytes:
-    """A header that says otherwise than the data."""
+    """A JPEG whose header disagrees with its data."""
     whole = of("JPEG")
     start = whole.index(b"\xff\xc0") + 4
     whole = patched(whole, start, bytes([precision])) if precision else whole
@@ -210,7 +210,7 @@ def jpeg_with_thumbnails() -> bytes:
 
 
 def ycck() -> bytes:
-    """Red: no cyan, all magenta and yellow, turned into luma and chroma as if they were red, green and blue."""
+    """A red image: no cyan, full magenta and yellow, converted to luma and chroma as if they were RGB."""
     whole = plain("CMYK", (255 - 179, 255 - 171, 255 - 0, 0), "JPEG")
     return patched(whole, whole.index(b"Adobe") + 11, b"\2")
 
@@ -272,9 +272,9 @@ def isobmff(*brands: bytes) -> bytes:
     return struct.pack(">I", 8 + len(names)) + b"ftyp" + names + struct.pack(">I4s", 1024, b"meta") + bytes(1016)
 
 
-def part(form: str, share: float, **options: object) -> Callable[[], bytes]:
+def part(format_name: str, share: float, **options: object) -> Callable[[], bytes]:
     def cut() -> bytes:
-        whole = of(form, **options)
+        whole = of(format_name, **options)
         return whole[: int(len(whole) * share)]
 
     return cut
@@ -417,8 +417,8 @@ ASPECTS: dict[str, Case] = {
 }
 HEALTHY_ENOUGH: dict[str, Case] = {
     **{
-        f"{form} and garbage": (lambda form=form: of(form) + b"garbage" * 99, Shown())
-        for form in ("JPEG", "PNG", "GIF", "TIFF", "BMP", "PPM")
+        f"{format_name} and garbage": (lambda format_name=format_name: of(format_name) + b"garbage" * 99, Shown())
+        for format_name in ("JPEG", "PNG", "GIF", "TIFF", "BMP", "PPM")
     },
     "WebP and garbage": (lambda: of("WEBP", quality=99) + b"garbage" * 99, Shown(tolerance=25)),
     "PNG without its end": (lambda: of("PNG")[:-12], Shown()),
@@ -476,7 +476,7 @@ FRAMES: dict[str, Case] = {
     "MPO": (lambda: animated("MPO"), Shown()),
 }
 UPRIGHT = {1: "rgby", 2: "gryb", 3: "ybgr", 4: "byrg", 5: "rbgy", 6: "bryg", 7: "ygbr", 8: "gyrb"}
-"""Corners of a picture that is stored as rgby, by EXIF orientation."""
+"""The corners of a decoded picture that is stored as rgby, by EXIF orientation."""
 ORIENTATIONS: dict[str, Case] = {
     **{
         f"JPEG of orientation {number}": (
@@ -607,7 +607,7 @@ def corners_of(image: Image.Image) -> list[tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("name", CORPUS)
-def test_each_file_has_the_outcome_that_is_stated(name: str) -> None:
+def test_each_file_has_the_stated_outcome(name: str) -> None:
     make, expected = CORPUS[name]
     outcome = decode(make())
     if isinstance(expected, Refused):
@@ -617,8 +617,8 @@ def test_each_file_has_the_outcome_that_is_stated(name: str) -> None:
         return
     assert isinstance(outcome, Image.Image), outcome
     assert (outcome.mode, outcome.size) == ("RGB", expected.size)
-    for found, corner in zip(corners_of(outcome), expected.corners, strict=True):
-        assert found == pytest.approx(COLOURS[corner], abs=expected.tolerance)
+    for colour, corner in zip(corners_of(outcome), expected.corners, strict=True):
+        assert colour == pytest.approx(COLOURS[corner], abs=expected.tolerance)
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -632,16 +632,16 @@ def test_a_bomb_is_found_before_any_pixel_is_decoded(name: str, monkeypatch: pyt
 
 
 def cuts_of(whole: bytes) -> list[int]:
-    """All in the header and near the end, some between."""
+    """Every length in the header and near the end, and some between."""
     end = len(whole)
     return sorted({*range(1, min(end, 240)), *range(240, end, 37), *range(end - 30, end)})
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "ICO", "PPM", "JPEG2000"])
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "ICO", "PPM", "JPEG2000"])
 @pytest.mark.parametrize("mode", ["L", "P", "RGB"])
-def test_a_cut_file_is_called_so_or_shows_what_the_whole_one_shows(form: str, mode: str) -> None:
-    picture = quarters("L" if (form, mode) in (("JPEG", "P"), ("PPM", "P"), ("JPEG2000", "P")) else mode)
-    whole = encoded(picture, form)
+def test_a_cut_file_is_refused_or_decodes_as_the_whole_one(format_name: str, mode: str) -> None:
+    picture = quarters("L" if (format_name, mode) in (("JPEG", "P"), ("PPM", "P"), ("JPEG2000", "P")) else mode)
+    whole = encoded(picture, format_name)
     shown = decode(whole)
     assert isinstance(shown, Image.Image)
     for length in cuts_of(whole):
@@ -653,13 +653,12 @@ def test_a_cut_file_is_called_so_or_shows_what_the_whole_one_shows(form: str, mo
             assert outcome.tobytes() == shown.tobytes(), length
 
 
-def test_a_run_over_all_of_them_gives_each_its_row(tmp_path: Path) -> None:
+def test_each_file_has_its_row_in_a_run_over_all(tmp_path: Path) -> None:
     for number, (make, _) in enumerate(CORPUS.values()):
-        # The name's ending says nothing about the content.
+        # The wrong suffixes must not matter.
         (tmp_path / f"{number:03d}.jpg").write_bytes(make())
     files = sorted(tmp_path.iterdir())
-    engine = ScriptedEngineConfig(kind="scripted")
-    model = ScriptedEngine(engine, (3136, 12544), 8)
+    model = ScriptedEngine(ScriptedEngineConfig(kind="scripted"), (3136, 12544), 8)
     stage = Annotate(model, TASKS["demo_world"], AnnotateConfig(), AnswerConfig())
     work = [ImageWork(file.name, str(file), (ImageRef(file.name, str(file)),), file.read_bytes()) for file in files]
 

@@ -1,4 +1,4 @@
-"""The reply parser: the shapes in which teachers answer."""
+"""The reply parser: the formats in which teachers answer."""
 
 from __future__ import annotations
 
@@ -215,17 +215,17 @@ SEVERAL = {
 
 
 @pytest.mark.parametrize("reply", LABELLED.values(), ids=LABELLED.keys())
-def test_shapes_of_one_pair(reply: str) -> None:
+def test_formats_of_one_pair(reply: str) -> None:
     assert parse_reply(reply) == [QuestionAnswer(BUS, "red")]
 
 
 @pytest.mark.parametrize(("reply", "question", "answer"), OTHER_PAIRS.values(), ids=OTHER_PAIRS.keys())
-def test_text_of_a_pair_is_kept(reply: str, question: str, answer: str) -> None:
+def test_the_text_of_a_pair_is_unchanged(reply: str, question: str, answer: str) -> None:
     assert parse_reply(reply) == [QuestionAnswer(question, answer)]
 
 
 @pytest.mark.parametrize(("reply", "reason"), REASONS.values(), ids=REASONS.keys())
-def test_reason_where_there_is_no_pair(reply: str, reason: ReplyError) -> None:
+def test_the_reason_for_a_missing_pair(reply: str, reason: ReplyError) -> None:
     assert parse_reply(reply) == reason
 
 
@@ -234,7 +234,7 @@ def test_several_pairs(reply: str) -> None:
     assert parse_reply(reply) == [QuestionAnswer("a?", "b"), QuestionAnswer("c?", "d")]
 
 
-def test_limit_of_words_is_a_setting() -> None:
+def test_the_word_limit_is_an_argument() -> None:
     reply = f"Question: {BUS}\nAnswer: dark red"
     assert parse_reply(reply, max_answer_words=1) == ReplyError.ANSWER_TOO_LONG
     assert parse_reply(reply, max_answer_words=2) == [QuestionAnswer(BUS, "dark red")]
@@ -269,18 +269,45 @@ def test_hostile_replies_take_linear_time(piece: str) -> None:
     assert time.process_time() - start_s < 2
 
 
-# fmt: off
 FRAGMENTS = [
-    "Question: ", "Answer: ", "Q: ", "A: ", "question", "answer", '"question":', '"answer":', "问题：", "red",  # noqa: RUF001
-    "**", "\n", "\n\n", " ", "?", '"', "'", "{", "}", "[", "]", ",", "- ", "1. ", "```", "...", "\\",
-    "<think>", "</think>", "<answer>", "</answer>", "I'm sorry",
+    "Question: ",
+    "Answer: ",
+    "Q: ",
+    "A: ",
+    "question",
+    "answer",
+    '"question":',
+    '"answer":',
+    "问题：",  # noqa: RUF001
+    "red",
+    "**",
+    "\n",
+    "\n\n",
+    " ",
+    "?",
+    '"',
+    "'",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    "- ",
+    "1. ",
+    "```",
+    "...",
+    "\\",
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "I'm sorry",
 ]
-# fmt: on
 replies = st.one_of(st.text(), st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join))
 
 
 @given(replies)
-def test_any_text_gives_whole_pairs_or_a_reason(reply: str) -> None:
+def test_any_text_gives_complete_pairs_or_a_reason(reply: str) -> None:
     pairs = parse_reply(reply)
     if isinstance(pairs, ReplyError):
         return
@@ -302,6 +329,6 @@ phrases = st.lists(words, min_size=1, max_size=6).map(" ".join)
 
 
 @given(phrases, st.sampled_from(["?", "", "."]), phrases, st.sampled_from(["", ".", "%"]))
-def test_rendered_pair_is_read_back(question: str, mark: str, answer: str, ending: str) -> None:
+def test_a_written_pair_is_parsed_back(question: str, mark: str, answer: str, ending: str) -> None:
     pair = QuestionAnswer(question + mark, answer + ending)
     assert parse_reply(f"Question: {pair.question}\nAnswer: {pair.answer}") == [pair]

@@ -1,4 +1,4 @@
-"""Phases of a run: each has a label and a file of its own, and its record adds up over attempts."""
+"""Phases of a run: each has its own label and file, and its record sums over attempts."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_two_phases_share_neither_a_path_nor_a_label(one: PhaseKey, other: Phase
     assert (one.path == other.path) == (one.label == other.label) == (one == other)
 
 
-def test_a_student_whose_name_ends_like_an_arm_has_a_record_of_its_own() -> None:
-    """Both were phases/level.x.all.json."""
+def test_a_student_whose_name_ends_like_an_arm_has_its_own_record() -> None:
+    """Student `x` on arm `all`, and student `x.all`."""
     assert PhaseKey("level", "x", "all").path != PhaseKey("level", "x.all").path
 
 
@@ -38,8 +38,8 @@ def test_a_record_sums_over_attempts(tmp_path: Path) -> None:
     totals = PassTotals(num_images=8, num_images_by_models=16, working_s=4.0, usage=Usage(num_output_tokens=5))
     add_to_record(run, key, PhaseRecord(6.0, 1, totals))
     add_to_record(run, key, PhaseRecord(6.0, 1, totals))
-    ((found, record),) = phase_records(run)
-    assert found == key
+    ((stored_key, record),) = phase_records(run)
+    assert stored_key == key
     assert (record.wall_s, record.num_attempts) == (14.0, 3)
     assert record.totals is not None
     assert (record.totals.num_images, record.totals.images_per_s) == (16, 2.0)

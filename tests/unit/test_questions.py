@@ -1,4 +1,4 @@
-"""Benchmarks laid out in shards."""
+"""Benchmarks in a run: their questions in shards."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mpa_ray.config import EvaluateConfig, ObjectStoreConfig
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError, FingerprintMismatch
-from mpa_ray.evaluation.questions import lay_out, metric_of
+from mpa_ray.evaluation.questions import metric_of, write_questions
 from mpa_ray.records import LabelledQuestion
 from mpa_ray.run.run import Run
 from tests.conftest import write_images
@@ -45,45 +45,47 @@ def shards(run: Run, name: str) -> list[list[LabelledQuestion]]:
 
 def test_all_questions_on_an_image_are_in_one_shard(tmp_path: Path) -> None:
     run = run_in(tmp_path)
-    lay_out(config(benchmark(tmp_path / "set", [0, 1, 2, 0, 1, 2, 0, 1, 3, 3, 0])), run, PLACES)
-    found = shards(run, "set0")
-    assert [[q.image_id for q in shard] for shard in found] == [
+    write_questions(config(benchmark(tmp_path / "set", [0, 1, 2, 0, 1, 2, 0, 1, 3, 3, 0])), run, PLACES)
+    stored = shards(run, "set0")
+    assert [[q.image_id for q in shard] for shard in stored] == [
         ["000.png"] * 4,
         ["001.png"] * 3 + ["002.png"] * 2,
         ["003.png"] * 2,
     ]
-    assert [q.question_id for q in found[0]] == ["q00", "q03", "q06", "q10"]
+    assert [q.question_id for q in stored[0]] == ["q00", "q03", "q06", "q10"]
     assert run.manifest("evaluation/set0").num_images == 4
 
 
 def test_a_limit_takes_the_first_questions(tmp_path: Path) -> None:
     run = run_in(tmp_path)
-    lay_out(config(benchmark(tmp_path / "set", [3, 1, 2, 0]), limit=2), run, PLACES)
+    write_questions(config(benchmark(tmp_path / "set", [3, 1, 2, 0]), limit=2), run, PLACES)
     assert [[q.question_id for q in shard] for shard in shards(run, "set0")] == [["q01", "q00"]]
 
 
-def test_what_is_there_is_not_read_again_and_may_not_change(tmp_path: Path) -> None:
+def test_stored_questions_are_not_read_again_and_may_not_change(tmp_path: Path) -> None:
     run, path = run_in(tmp_path), benchmark(tmp_path / "set", [0, 1])
-    lay_out(config(path), run, PLACES)
+    write_questions(config(path), run, PLACES)
     first = shards(run, "set0")
     (tmp_path / "set/000.png").unlink()
-    lay_out(config(path, metric="anls"), run, PLACES)
+    write_questions(config(path, metric="anls"), run, PLACES)
     assert shards(run, "set0") == first
     path.write_text(path.read_text().replace('["1"]', '["2"]'))
     with pytest.raises(FingerprintMismatch, match=r"its evaluation/set0/questions were made.*another name"):
-        lay_out(config(path), run, PLACES)
-    lay_out(config(benchmark(tmp_path / "other", [0])), run_in(tmp_path / "else"), PLACES)
+        write_questions(config(path), run, PLACES)
+    write_questions(config(benchmark(tmp_path / "other", [0])), run_in(tmp_path / "else"), PLACES)
 
 
-def test_errors_name_the_benchmark_by_its_place(tmp_path: Path) -> None:
+def test_errors_name_the_benchmark_by_its_index(tmp_path: Path) -> None:
     good, bad = benchmark(tmp_path / "a", [0]), benchmark(tmp_path / "b", [0, 1])
     (tmp_path / "b/001.png").unlink()
     run = run_in(tmp_path)
-    with pytest.raises(ConfigError, match=r"^evaluate\.benchmarks\.1\.images = .*b/001\.png.*1 of 2 are missing"):
-        lay_out(config(good, bad), run, PLACES)
+    with pytest.raises(
+        ConfigError, match=r"^evaluate\.benchmarks\.1\.images = .*b/001\.png.*missing image files: 1 of 2"
+    ):
+        write_questions(config(good, bad), run, PLACES)
     bad.write_text('{"question_id": "q"}')
-    with pytest.raises(ConfigError, match=r"^evaluate\.benchmarks\.0\.path = .*there is no 'image'"):
-        lay_out(config(bad), run_in(tmp_path / "else"), PLACES)
+    with pytest.raises(ConfigError, match=r"^evaluate\.benchmarks\.0\.path = .*'image' is missing"):
+        write_questions(config(bad), run_in(tmp_path / "else"), PLACES)
     assert not run.storage.exists("evaluation/set1/manifest.json")
 
 

@@ -1,4 +1,4 @@
-"""Another matcher on stored verdicts."""
+"""Another matcher applied to stored verdicts."""
 
 from __future__ import annotations
 
@@ -30,19 +30,21 @@ def verdict(second: str, student: str | None, number: int = 0, answer: str = "2"
 
 
 @given(second=ANSWERS, student=ANSWERS, first=NAMES, then=NAMES)
-def test_with_every_answer_stored_rejudging_is_judging(second: str, student: str, first: str, then: str) -> None:
+def test_rejudging_equals_judging_if_every_answer_is_stored(second: str, student: str, first: str, then: str) -> None:
     row = replace(PAIR, second_answer=second)
     stored = judge(row, reply(student), MATCHERS[first])
     assert rejudge(stored, MATCHERS[then]) == judge(row, reply(student), MATCHERS[then])
 
 
 @given(second=ANSWERS, student=ANSWERS, first=NAMES, then=NAMES)
-def test_where_the_student_was_not_asked_that_is_said(second: str, student: str, first: str, then: str) -> None:
+def test_a_pair_that_needs_a_student_who_was_not_asked_is_dropped_as_such(
+    second: str, student: str, first: str, then: str
+) -> None:
     row = replace(PAIR, second_answer=second)
-    asked = WorthAsking(MATCHERS[first])(row)
-    stored = judge(row, reply(student) if asked else None, MATCHERS[first])
+    asks_student = WorthAsking(MATCHERS[first])(row)
+    stored = judge(row, reply(student) if asks_student else None, MATCHERS[first])
     again = rejudge(stored, MATCHERS[then])
-    if asked or not MATCHERS[then]("2", second):
+    if asks_student or not MATCHERS[then]("2", second):
         assert (again.state, again.reason) == (
             judge(row, reply(student), MATCHERS[then]).state,
             judge(row, reply(student), MATCHERS[then]).reason,
@@ -51,12 +53,12 @@ def test_where_the_student_was_not_asked_that_is_said(second: str, student: str,
         assert (again.state, again.reason, again.student_agrees) == ("dropped", "student_not_asked", None)
 
 
-def test_what_was_not_judged_stays_as_it_is() -> None:
+def test_a_row_that_was_not_judged_stays_unchanged() -> None:
     broken = judge(Annotation("b#0", "b", "/b", State.FAILED.value, reason="empty_file"), None, EXACT)
     assert rejudge(broken, MATCHERS["containment"]) == broken
 
 
-def test_changes_count_every_move() -> None:
+def test_every_move_is_counted() -> None:
     rows = [verdict("2", "3"), verdict("2", "two"), verdict("two", None), verdict("5", None), verdict("2", "2")]
     changes = Changes()
     after = list(changes.counted(rows, MATCHERS["vqa_normalized"]))
@@ -76,6 +78,6 @@ def test_changes_count_every_move() -> None:
     assert record["num_not_asked"] == 1
     assert sum(move["verdicts"] for move in record["moves"]) == len(rows)
     assert [sample.student_answer for sample in parity_samples(after)] == ["3"]
-    told = changes.table("small.vqa_normalized")
-    assert "on 1 pairs the teacher agrees with itself by this matcher alone" in told
-    assert "(0 gained, 1 lost)" in told
+    table = changes.table("small.vqa_normalized")
+    assert "on 1 pairs the teacher agrees with itself only by this matcher" in table
+    assert "(0 gained, 1 lost)" in table

@@ -1,4 +1,4 @@
-"""The pairs that the student already answers: which are trained on beside D_PI, and which show what is kept."""
+"""The pairs that the student already answers: which are mixed into training, and which measure forgetting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from mpa_ray.config import LevelConfig
-from mpa_ray.leveling.replay import draw, shortfall
+from mpa_ray.leveling.replay import select_known_pairs, shortfall
 from mpa_ray.metrics.answer_types import answer_type
 from mpa_ray.records import State, Verdict
 
@@ -22,42 +22,42 @@ def types_of(rows: list[Verdict]) -> Counter[str]:
     return Counter(answer_type(row.answer or "") for row in rows if row.state == State.KEPT)
 
 
-def drawn(rows: list[Verdict], level: LevelConfig) -> dict[str, list[str]]:
-    """Answers' ids by role."""
-    chosen = draw(types_of(rows), rows, level)
-    found: dict[str, list[str]] = {"trained": [], "retained": []}
+def selected(rows: list[Verdict], level: LevelConfig) -> dict[str, list[str]]:
+    """Annotation ids by role."""
+    selection = select_known_pairs(types_of(rows), rows, level)
+    names: dict[str, list[str]] = {"trained": [], "retained": []}
     for row in rows:
-        role = chosen.role(row)
+        role = selection.role(row)
         if role is not None:
-            found[role].append(row.annotation_id)
-    return found
+            names[role].append(row.annotation_id)
+    return names
 
 
 def test_replayed_pairs_are_known_ones_and_do_not_depend_on_order() -> None:
     rows = [verdict(number, known=number % 2 == 0) for number in range(40)]
     level = LevelConfig(replay_share=0.4, retained_samples=0)
-    chosen = drawn(rows, level)
+    chosen = selected(rows, level)
     assert len(chosen["trained"]) == 8
     assert set(chosen["trained"]) <= {row.annotation_id for row in rows if row.reason == "student_correct"}
     shuffled = random.Random(0).sample(rows, len(rows))
-    assert set(drawn(shuffled, level)["trained"]) == set(chosen["trained"])
-    assert drawn(rows, level.model_copy(update={"seed": 1})) != chosen
-    assert len(drawn(rows, level.model_copy(update={"replay_share": 5.0}))["trained"]) == 20
+    assert set(selected(shuffled, level)["trained"]) == set(chosen["trained"])
+    assert selected(rows, level.model_copy(update={"seed": 1})) != chosen
+    assert len(selected(rows, level.model_copy(update={"replay_share": 5.0}))["trained"]) == 20
 
 
 def test_retained_pairs_are_not_trained_on_and_at_most_a_tenth_of_the_known() -> None:
     rows = [verdict(number) for number in range(200)] + [verdict(number, known=False) for number in range(200, 300)]
-    chosen = drawn(rows, LevelConfig(replay_share=9.0))
+    chosen = selected(rows, LevelConfig(replay_share=9.0))
     assert (len(chosen["trained"]), len(chosen["retained"])) == (180, 20)
     assert not set(chosen["trained"]) & set(chosen["retained"])
-    assert len(drawn(rows, LevelConfig(retained_samples=7))["retained"]) == 7
-    assert drawn(rows, LevelConfig(retained_samples=0)) == {"trained": [], "retained": []}
+    assert len(selected(rows, LevelConfig(retained_samples=7))["retained"]) == 7
+    assert selected(rows, LevelConfig(retained_samples=0)) == {"trained": [], "retained": []}
 
 
-def test_nothing_known_nothing_drawn() -> None:
+def test_without_known_pairs_nothing_is_selected() -> None:
     rows = [verdict(number, known=False) for number in range(9)]
-    assert drawn(rows, LevelConfig(replay_share=1.0, balance=True)) == {"trained": [], "retained": []}
-    assert drawn([], LevelConfig(replay_share=1.0, balance=True)) == {"trained": [], "retained": []}
+    assert selected(rows, LevelConfig(replay_share=1.0, balance=True)) == {"trained": [], "retained": []}
+    assert selected([], LevelConfig(replay_share=1.0, balance=True)) == {"trained": [], "retained": []}
 
 
 @pytest.mark.parametrize(
@@ -85,13 +85,13 @@ def test_balance_brings_d_pi_to_the_shares_of_d_pa_with_known_pairs() -> None:
     rows = balanced_case()
     answers = {row.annotation_id: row.answer or "" for row in rows}
     level = LevelConfig(balance=True)
-    chosen = drawn(rows, level)
+    chosen = selected(rows, level)
     # Of 100 pairs 30 are colours and 10 words: in a set of 20 that is 6 and 2.
     assert Counter(answer_type(answers[name]) for name in chosen["trained"]) == {"colour": 6, "single_word": 2}
-    assert set(drawn(rows[::-1], level)["trained"]) == set(chosen["trained"])
-    assert drawn(rows, level.model_copy(update={"seed": 1})) != chosen
+    assert set(selected(rows[::-1], level)["trained"]) == set(chosen["trained"])
+    assert selected(rows, level.model_copy(update={"seed": 1})) != chosen
 
 
 def test_no_pair_is_both_balancing_and_replayed() -> None:
-    chosen = drawn(balanced_case(), LevelConfig(balance=True, replay_share=10, retained_samples=0))
+    chosen = selected(balanced_case(), LevelConfig(balance=True, replay_share=10, retained_samples=0))
     assert len(chosen["trained"]) == len(set(chosen["trained"])) == 80

@@ -1,29 +1,246 @@
-"""What a report warns of."""
+"""What a report says, and in which form it is stored."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from mpa_ray.config import ModelConfig, VllmEngineConfig
-from mpa_ray.report.collect import forgetting, teacher_warnings
-
-
-def test_a_second_pass_that_was_not_free_is_told_with_model_and_block_size() -> None:
-    model = ModelConfig(model="some/teacher", engine=VllmEngineConfig(block_size=128))
-    found = {"num_second_answers": 40, "num_visits_with_uncached_image": 3, "num_uncached_image_tokens": 96}
-    (warning,) = teacher_warnings(found, model)
-    assert all(part in warning for part in ("3 of 40", "96", "some/teacher", "128"))
-    assert teacher_warnings({**found, "num_visits_with_uncached_image": 0}, model) == []
-
-
-@pytest.mark.parametrize(
-    ("retained", "warned"),
-    [
-        ({"num": 120, "before": 100, "after": 95}, False),
-        ({"num": 120, "before": 100, "after": 94}, True),
-        ({"num": 0, "before": 0, "after": 0}, False),
-        ({"num": 10, "before": 10}, False),
-    ],
+from mpa_ray.config import ModelConfig, RunConfig, VllmEngineConfig
+from mpa_ray.evaluation.scores import (
+    BenchmarkScores,
+    MetricReference,
+    ModelScores,
+    PairedDifference,
+    Summary,
+    write_scores,
 )
-def test_losing_over_a_twentieth_of_the_retained_pairs_is_warned_of(retained: dict[str, int], warned: bool) -> None:
-    assert (forgetting(retained) is not None) == warned
+from mpa_ray.metrics import METRICS
+from mpa_ray.observability.usage import Usage
+from mpa_ray.records import Annotation, EpochCounts, ImageRef, Verdict
+from mpa_ray.report.collect import collect
+from mpa_ray.report.render import render_html, render_table
+from mpa_ray.report.student import NUM_SAMPLES, OutcomeSample
+from mpa_ray.report.summary import ReportSummary
+from mpa_ray.report.teacher import teacher_summary
+from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseRecord, add_to_record
+from mpa_ray.run.run import Run
+from tests.conftest import scripted_tree, write_images
+
+
+def annotation(number: int, **changes: Any) -> Annotation:
+    row = Annotation(
+        annotation_id=f"{number:03d}.png#0",
+        image_id=f"{number:03d}.png",
+        uri=f"/images/{number:03d}.png",
+        state="kept",
+        question="How many?",
+        answer="2",
+        second_answer="2",
+        num_second_prompt_tokens=40,
+        num_second_cached_tokens=30,
+        num_uncached_image_tokens=32,
+        first_pass_s=0.3,
+        second_pass_s=0.1,
+    )
+    return replace(row, **changes)
+
+
+def summary_of(mean: float) -> Summary:
+    return Summary(mean, mean - 0.1, mean + 0.1, num_questions=80)
+
+
+def scores() -> BenchmarkScores:
+    def model(mean: float, lost: float, *warnings: str) -> ModelScores:
+        return ModelScores({"all": summary_of(mean), "family: word": summary_of(lost)}, 0, list(warnings))
+
+    change = {"all": summary_of(0.2), "family: word": summary_of(-0.08)}
+    return BenchmarkScores(
+        MetricReference.of(METRICS["anls"]),
+        {"small.before": model(0.5, 0.9), "small.after": model(0.7, 0.82, "odd"), "teacher": model(0.9, 0.95)},
+        [PairedDifference("small.before", "small.after", change)],
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    tree = scripted_tree(write_images(tmp_path / "images", 3), tmp_path / "run")
+    tree["students"][0]["arms"] = ["parity", "random"]
+    return RunConfig.model_validate(tree)
+
+
+@pytest.fixture
+def summary(config: RunConfig) -> ReportSummary:
+    """A run of three images: one kept, one that the student answers too, and one that failed."""
+    run = Run.open(config.run_dir)
+    run.record_config(config, {"ray": "2.60.0"})
+    uris = [f"{config.source.path}/{number:03d}.png" for number in range(3)]
+    run.corpus.commit("000000", [ImageRef(f"{number:03d}.png", uri) for number, uri in enumerate(uris)])
+    run.write_json("corpus/manifest.json", {"num_images": 3, "num_shards": 1})
+    failed = {"question": None, "answer": None, "second_answer": None}
+    annotations = [annotation(number, uri=uri) for number, uri in enumerate(uris)]
+    annotations[2] = replace(
+        annotations[2], state="failed", reason="not_an_image", detail="<cannot identify>", **failed
+    )
+    run.annotations.commit("000000", annotations)
+    ids = [(row.annotation_id, row.image_id, row.uri) for row in annotations]
+    pair = {"question": "How many?", "answer": "2", "second_answer": "2", "teacher_agrees": True}
+    verdicts = [
+        Verdict(*ids[0], "kept", **pair, student_answer="3", student_agrees=False),
+        Verdict(*ids[1], "dropped", "student_correct", **pair, student_answer="2", student_agrees=True),
+        Verdict(*ids[2], "failed", "not_an_image", "<cannot identify>"),
+    ]
+    run.verdicts("small").commit("000000", verdicts)
+    log = [
+        {"loss": loss, "samples_per_s": speed, "step": step}
+        for step, loss, speed in ((1, 0.5, 1.0), (2, 0.5, 4.0), (3, 0.6, 6.0), (4, 0.7, 8.0))
+    ]
+    training = {
+        "step": 4,
+        "num_steps": 4,
+        "num_unreadable": 0,
+        "best_step": 2,
+        "retained": {"num": 20, "before": 20, "after": 10},
+        "resumed": [{"from_step": 1, "had_reached": 2, "workers": 2}],
+        "log": [*log, {"eval_loss": 0.4, "step": 2}],
+    }
+    run.write_json("students/small/parity/training.json", training)
+    for arm in ("parity", "random"):
+        run.write_json(f"students/small/{arm}/epoch/manifest.json", asdict(EpochCounts(1, 0, 0, 0, 0, 1)))
+        run.mark_leveled("small", arm)
+    write_scores(run, {"held": scores()})
+    add_to_record(run, PhaseKey("index"), PhaseRecord(wall_s=61.0, num_attempts=1))
+    add_to_record(run, PhaseKey("level", "small", "random"), PhaseRecord(wall_s=61.0, num_attempts=1))
+    totals = PassTotals(
+        num_images=3, num_images_by_models=3, working_s=1.5, usage=Usage(read_s=125.0, num_output_tokens=77)
+    )
+    add_to_record(run, PhaseKey("identify", "small"), PhaseRecord(61.0, 1, totals))
+    return collect(run, config)
+
+
+def test_a_report_is_stored_in_the_form_that_programs_read(summary: ReportSummary) -> None:
+    report = json.loads(json.dumps(summary.to_json()))
+    assert report.keys() == {
+        "run_dir",
+        "task",
+        "teacher_model",
+        "counts",
+        "teacher",
+        "failed_images",
+        "scores",
+        "coverage",
+        "students",
+        "leaderboard",
+        "phases",
+        "versions",
+    }
+    assert report["counts"]["kept"] == {"small": 1}
+    assert report["counts"]["students"] == {"small": {"dropped": {"student_correct": 1}, "failed": {"not_an_image": 1}}}
+    assert report["failed_images"] == [{"image": "002.png", "reason": "not_an_image", "detail": "<cannot identify>"}]
+    assert report["teacher"]["cached_token_share"] == 0.75
+    assert report["phases"].keys() == {"index", "identify small", "level small random"}
+    assert (report["phases"]["identify small"]["images_per_s"], report["phases"]["identify small"]["read_s"]) == (
+        2.0,
+        125.0,
+    )
+    assert report["phases"]["index"] == {"wall_s": 61.0, "num_attempts": 1, "images_per_s": None}
+    small = report["students"]["small"]
+    assert small["cells"] == {"teacher_yes_student_no": 1, "teacher_yes_student_yes": 1, "not_judged": 1}
+    assert small["dropped"] == {"student_correct": 1, "not_an_image": 1}
+    assert small["measured"]["held"]["groups"]["all"].keys() == {"before", "after", "gain", "teacher"}
+    assert small["training"] == {
+        "losses": [
+            {"step": 1, "loss": 0.5},
+            {"step": 2, "loss": 0.5},
+            {"step": 3, "loss": 0.6},
+            {"step": 4, "loss": 0.7},
+        ],
+        "held_out_losses": [{"step": 2, "loss": 0.4}],
+        "best_step": 2,
+        "resumed": [{"from_step": 1, "had_reached": 2, "workers": 2}],
+        "retained": {"num": 20, "before": 20, "after": 10},
+        "speed": {"samples_per_s": 6.0},
+    }
+    assert report["scores"]["held"]["differences"][0]["from"] == "small.before"
+    assert [(row["arm"], list(row["benchmarks"])) for row in report["leaderboard"]] == [
+        ("parity", ["held"]),
+        ("random", []),
+    ]
+
+
+def test_signs_of_a_failed_alignment_are_warned_of(summary: ReportSummary) -> None:
+    few, loss, forgetting, family, model = summary.students["small"].warnings
+    assert few.startswith("only 1 parity samples")
+    assert loss.startswith("the loss did not fall")
+    assert forgetting.startswith("answers 10 of the retained pairs")
+    assert family.startswith("held: family: word lost 8.0 points")
+    assert model == "held, after: odd"
+
+
+def test_the_page_has_every_part_and_needs_no_other_file(config: RunConfig, summary: ReportSummary) -> None:
+    page = render_html(config, summary)
+    for part in (
+        "<h2>Student small</h2>",
+        "&lt;cannot identify&gt;",
+        "70.0 [60.0, 80.0]",
+        "student_correct",
+        "<polyline points=",
+        "Resumed from step 1 on 2 workers",
+        "level small random",
+        '<td class="n">2:05</td>',
+        '<td class="n">77</td>',
+        "<td>no pair to judge</td>",
+        "<h2>Leaderboard</h2>",
+        "ray 2.60.0",
+    ):
+        assert part in page
+    assert page.count('src="data:image/jpeg;base64,') == 3
+    assert "src=" not in page.replace('src="data:', "")
+    assert "student not asked" not in page
+
+
+def test_the_page_of_a_run_that_is_not_trained_or_measured(config: RunConfig, summary: ReportSummary) -> None:
+    student = replace(summary.students["small"], training=None, measured={}, samples=[])
+    page = render_html(config, replace(summary, students={"small": student}, scores={}, leaderboard=[], phases=[]))
+    assert "<h2>Student small</h2>" in page
+    assert "Benchmarks" not in page
+
+
+def test_the_table_has_counts_scores_and_times(summary: ReportSummary) -> None:
+    table = render_table(summary)
+    lines = [" ".join(line.split()) for line in table.splitlines()]
+    for line in (
+        "images 3",
+        "D_PA (annotated) 2",
+        "D_PI (parity samples) 1",
+        "not kept: student_correct 1",
+        "retained pairs answered 10 of 20, 20 before training",
+        "D_PI of small from D_PA: 0.000",
+        "prompt tokens from cache 75.0%",
+        "identify small 1:01 2.0 images/s",
+        "sum 3:03",
+    ):
+        assert line in lines
+
+
+def test_a_second_pass_that_was_not_free_is_warned_of_with_model_and_block_size() -> None:
+    model = ModelConfig(model="some/teacher", engine=VllmEngineConfig(block_size=128))
+    rows = [annotation(number, num_uncached_image_tokens=32 if number < 3 else 0) for number in range(40)]
+    (warning,) = teacher_summary(rows, model).warnings
+    assert all(part in warning for part in ("3 of 40", "96", "some/teacher", "128"))
+    assert teacher_summary(rows[3:], model).warnings == []
+
+
+def test_half_of_the_sampled_verdicts_are_kept_and_the_others_are_taken_in_turn() -> None:
+    sample = OutcomeSample()
+    for number in range(1000):
+        reason = [None, "student_correct", "teacher_inconsistent"][number % 3] if number < 990 else "no_question"
+        state = "kept" if reason is None else "dropped"
+        sample.add(Verdict(f"{number}#0", f"{number}", f"/{number}", state, reason))
+    outcomes = [verdict.reason for verdict in sample.mixed()]
+    assert len(outcomes) == NUM_SAMPLES
+    assert outcomes.count(None) == NUM_SAMPLES // 2
+    assert {outcomes.count(reason) for reason in ("student_correct", "teacher_inconsistent", "no_question")} == {4}

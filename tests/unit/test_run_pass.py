@@ -1,8 +1,9 @@
-"""A pass from the driver's side: when it is admitted, and when its shards are announced."""
+"""A pass as the driver sees it: when it is admitted, when its shards are announced, and its throughput."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from mpa_ray.config import LimitsConfig, ModelConfig, ObjectStoreConfig, ReadingConfig
 from mpa_ray.corpus.read import Reader
+from mpa_ray.errors import RunError
 from mpa_ray.observability.usage import Usage
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone
 from mpa_ray.pipeline.run_pass import Outstanding, Throughput, run_missing
@@ -18,21 +20,28 @@ from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 
 
-def run_outstanding(folder: Path, missing: list[str]) -> list[str]:
-    """What happens, in order, in a pass over four shards of which two are committed; a loop stands for Ray Data."""
-    events: list[str] = []
+def run_outstanding(
+    folder: Path, missing: list[str], num_images: int = 1, num_failed: int = 0, events: list[str] | None = None
+) -> list[str]:
+    """The events, in order, of a pass over four shards of which two are committed; a loop replaces Ray Data."""
+    events = events if events is not None else []
     run = Run.open(str(folder))
 
     @contextmanager
     def admission() -> Iterator[None]:
         events.append("admitted")
-        yield
-        events.append("left")
+        try:
+            yield
+        finally:
+            events.append("left")
 
-    def stream(_: Pass[Any], shards: Iterable[str], __: Sequence[str]) -> Iterator[ShardDone]:
-        for shard in shards:
-            events.append(f"run {shard}")
-            yield ShardDone(shard, num_images=1)
+    def stream(_: Pass[Any], shards: Iterable[str], __: Sequence[str]) -> Generator[ShardDone, None, None]:
+        try:
+            for shard in shards:
+                events.append(f"run {shard}")
+                yield ShardDone(shard, num_images=num_images, failed=Counter(decode=num_failed))
+        finally:
+            events.append("engines ended")
 
     work = Pass(
         key=PhaseKey("annotate"),
@@ -53,25 +62,36 @@ def run_outstanding(folder: Path, missing: list[str]) -> list[str]:
 def test_committed_shards_are_announced_once_the_pass_is_admitted(tmp_path: Path) -> None:
     """A follower that heard earlier could take the place that its own leader needs, and wait for it for ever."""
     events = run_outstanding(tmp_path, ["c", "d"])
-    assert events == ["admitted", "announce a", "announce b", "run c", "announce c", "run d", "announce d", "left"]
+    announced = ["announce a", "announce b", "run c", "announce c", "run d", "announce d"]
+    assert events == ["admitted", *announced, "engines ended", "left"]
 
 
-def test_a_pass_that_is_done_announces_its_shards_and_takes_no_place(tmp_path: Path) -> None:
+def test_a_finished_pass_announces_its_shards_without_admission(tmp_path: Path) -> None:
     assert run_outstanding(tmp_path, []) == ["announce a", "announce b"]
 
 
-def test_only_what_engines_worked_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards one beside the other count once, and the wait for shards of an earlier phase does not."""
-    throughput = Throughput()
-    for now, visit_s in ((10.0, 4.0), (12.0, 4.0), (30.0, 5.0), (31.0, 2.0), (40.0, 1.0), (41.0, 20.0)):
-        monkeypatch.setattr("time.monotonic", lambda now=now: now)
+def test_engines_of_a_failed_pass_end_before_its_place_is_free(tmp_path: Path) -> None:
+    """Also while the error is kept, as a campaign keeps it."""
+    events: list[str] = []
+    with pytest.raises(RunError, match="900 of 1000 images failed") as kept:
+        run_outstanding(tmp_path, ["c", "d"], num_images=1000, num_failed=900, events=events)
+    assert events == ["admitted", "announce a", "announce b", "run c", "engines ended", "left"]
+    assert kept.tb is not None
+
+
+def test_throughput_counts_only_the_time_in_which_engines_work() -> None:
+    """Shards that are in work at the same time count once, and waits for shards do not count."""
+    ends = [10.0, 12.0, 30.0, 31.0, 40.0, 41.0]
+    clock = iter(ends)
+    throughput = Throughput(clock=lambda: next(clock))
+    for visit_s in (4.0, 4.0, 5.0, 2.0, 1.0, 20.0):
         throughput.count(8, visit_s, Usage())
-    # 6-12, 21-41.
+    # From 6 to 12 and from 21 to 41.
     assert throughput.totals().working_s == 26.0
     assert throughput.totals().num_images == 48
 
 
-def test_models_asked_together_each_count_for_the_rate() -> None:
+def test_throughput_counts_an_image_once_for_each_model_that_is_asked() -> None:
     throughput = Throughput(num_models=3)
     throughput.count(8, 1.0, Usage())
     assert throughput.totals().num_images == 8

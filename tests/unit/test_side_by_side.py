@@ -1,4 +1,4 @@
-"""What the benchmarks of campaigns and arms make of their runs' records."""
+"""What the benchmarks of campaigns and arms compute from the records of their runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpa_ray.config import RunConfig
 from mpa_ray.records import ParitySample
 
 
-def test_every_student_and_arm_is_a_valid_setting(tmp_path: Path) -> None:
+def test_every_student_and_arm_is_a_valid_configuration(tmp_path: Path) -> None:
     models = {name: str(tmp_path / name) for name in campaign.ADAPTERS}
     config = RunConfig.model_validate(campaign.tree_for(list(campaign.STUDENTS), models, tmp_path, tmp_path, 0))
     assert [student.name for student in config.students] == list(campaign.STUDENTS)
@@ -37,7 +37,7 @@ def run_of(wall_s: float, after: dict[str, float], num_images: int = 500) -> dic
     }
 
 
-def test_a_campaign_is_held_against_the_sum_of_single_runs() -> None:
+def test_a_campaign_is_compared_with_the_sum_of_single_runs() -> None:
     both = {"qwen-lora": 80.0, "internvl-adapter": 90.0}
     separate = {"qwen-lora": run_of(90, {"qwen-lora": 82.5}), "internvl-adapter": run_of(110, {"internvl-adapter": 90})}
     lines = campaign.table(run_of(125, both), separate).splitlines()
@@ -51,28 +51,28 @@ def test_a_campaign_is_held_against_the_sum_of_single_runs() -> None:
 GOOD: dict[str, Any] = {
     "written_again": [],
     "incomplete": [],
-    "error": "RunError: absent failed, what is left is done. ...",
+    "error": "RunError: absent failed; the rest is done. ...",
     "killed": {"exit_code": -9, "left_behind": []},
     "again": {"exit_code": 1, "left_behind": []},
 }
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "problems"),
     [
         ({}, []),
         ({"written_again": ["phases/annotate.json"]}, ["phases/annotate.json was written again"]),
         ({"incomplete": ["qwen-lora"]}, ["qwen-lora is not complete"]),
         ({"killed": {"exit_code": -9, "left_behind": ["7: raylet"]}}, ["left behind: 7: raylet"]),
         ({"killed": {"exit_code": 1, "left_behind": []}}, ["the first command ended by itself, with exit code 1"]),
-        ({"error": "RunError: absent, small failed, ..."}, ["exit code 1, 'RunError: absent, small failed, ...'"]),
+        ({"error": "RunError: absent, small failed; ..."}, ["exit code 1, 'RunError: absent, small failed; ...'"]),
     ],
 )
-def test_what_did_not_come_out_as_promised(change: dict[str, Any], told: list[str]) -> None:
-    assert campaign.problems_of({**GOOD, **change}) == told
+def test_problems_of_a_campaign_with_faults(change: dict[str, Any], problems: list[str]) -> None:
+    assert campaign.problems_of({**GOOD, **change}) == problems
 
 
-def test_files_of_finished_work(tmp_path: Path) -> None:
+def test_finished_files_are_those_of_finished_work(tmp_path: Path) -> None:
     finished = {
         "annotations/commits/000000.json",
         "evaluation/heldout/predictions/a.before/commits/000000.json",
@@ -116,7 +116,7 @@ def test_a_process_that_outlives_its_parents_is_found() -> None:
     assert tree.wait_until_gone(30)[1] == []
 
 
-def test_means_of_an_arm_over_seeds() -> None:
+def test_the_table_shows_the_means_of_an_arm_over_seeds() -> None:
     rows = [
         {
             "seed": seed,
@@ -137,7 +137,7 @@ def test_means_of_an_arm_over_seeds() -> None:
     assert arms.table(rows).splitlines()[-1] == line
 
 
-def test_scores_inside_and_outside_of_what_was_learned_from() -> None:
+def test_scores_are_split_by_whether_a_family_was_trained_on() -> None:
     asked = ["How many stars are there?"] * 19 + ["What colour is the star?"]
     inside = inside_of([ParitySample(f"{n}", "i", "/i", question, "a", "b") for n, question in enumerate(asked)])
     assert inside == {"count", "colour"}

@@ -1,4 +1,4 @@
-"""What a run will take: memory against numbers worked out by hand, times against phases that were made up."""
+"""The sizing of a run: memory against numbers worked out by hand, times against invented phases."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.sizing.architecture import Architecture, architecture_of
 from mpa_ray.sizing.memory import check_engine, check_training, layer_bytes_per_token, training_gib
-from mpa_ray.sizing.plan import Phase, Sizing, size
-from mpa_ray.sizing.rates import Rate, RunRates
+from mpa_ray.sizing.plan import size_run
+from mpa_ray.sizing.rates import Rate
 from mpa_ray.sizing.render import render_sizing
-from mpa_ray.storage.storage import open_storage
+from mpa_ray.sizing.run_rates import RunRates
+from mpa_ray.sizing.sizing import PhaseSizing, Sizing
+from mpa_ray.storage.open import open_storage
 from mpa_ray.tasks.library import find_task
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +95,7 @@ def test_parameters_of_qwen2_vl_2b() -> None:
     assert found.image_tokens(512 * 28 * 28) == 512
 
 
-def test_an_output_head_of_its_own_counts_twice() -> None:
+def test_an_untied_output_head_is_counted() -> None:
     assert sizes(QWEN2_VL_7B).total == pytest.approx(8.291e9, rel=1e-3)
 
 
@@ -113,7 +115,7 @@ def test_quantized_layers_are_the_language_models(quantization: dict[str, Any], 
     assert found.weight_bytes("auto") / GIB == pytest.approx(gib, rel=0.01)
 
 
-def test_tiles_have_a_view_of_the_whole_besides() -> None:
+def test_an_image_of_several_tiles_also_has_a_view_of_the_whole() -> None:
     internvl = json.loads((ROOT / "mpa_ray/demo/models/student-internvl/config.json").read_text())
     found = sizes(internvl)
     # Tiles of 112 x 112, patches of 14, 4 in a token.
@@ -122,7 +124,7 @@ def test_tiles_have_a_view_of_the_whole_besides() -> None:
     assert found.weight_bytes("float32") == pytest.approx(weights, rel=0.02)
 
 
-def test_of_experts_a_token_sees_some() -> None:
+def test_a_token_passes_through_some_of_the_experts() -> None:
     moe = {**QWEN2_VL_2B, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 1000}
     found = sizes(moe)
     assert found.num_expert_parameters == 8 * 3 * 1536 * 1000 * 28
@@ -130,8 +132,8 @@ def test_of_experts_a_token_sees_some() -> None:
     assert found.language_operations(1e-9) / 1e-9 == pytest.approx(2 * (attention + found.num_expert_parameters / 4))
 
 
-def test_a_config_without_sizes_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"its config\.json does not tell its sizes"):
+def test_a_config_json_without_sizes_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"its config\.json lacks its sizes"):
         architecture_of({"model_type": "bert", "hidden_size": 3}, "m")
 
 
@@ -141,41 +143,41 @@ def test_a_config_without_sizes_is_named() -> None:
 def test_a_small_model_on_a_large_gpu_fits() -> None:
     check = check_engine("student", served(), sizes(), "L4", 22.0)
     # 0.9 * 22 - 2,208,299,008 * 2 bytes - 2, over 28,672 bytes a token.
-    assert check.verdict == "fits"
-    assert check.told.startswith(f"{int((19.8 - 2_208_299_008 * 2 / GIB - 2) * GIB / 28672):,} tokens")
+    assert check.result == "fits"
+    assert check.detail.startswith(f"{int((19.8 - 2_208_299_008 * 2 / GIB - 2) * GIB / 28672):,} tokens")
 
 
-def test_too_little_cache_is_tight_and_told_what_would_do() -> None:
+def test_too_small_a_cache_is_tight_and_has_a_remedy() -> None:
     # 19.8 - 15.44 - 2 = 2.36 GiB: more than 1.75 for one sequence of 32,768 tokens, less than 64 usual ones take.
     check = check_engine("teacher", served(), sizes(QWEN2_VL_7B), "L4", 22.0)
-    assert check.verdict == "tight"
+    assert check.result == "tight"
     assert check.remedies[0] == "engine.max_num_seqs 62"
     fewer = served(engine={"max_num_seqs": 62})
-    assert check_engine("teacher", fewer, sizes(QWEN2_VL_7B), "L4", 22.0).verdict == "fits"
+    assert check_engine("teacher", fewer, sizes(QWEN2_VL_7B), "L4", 22.0).result == "fits"
 
 
-def test_weights_that_do_not_fit_are_told_with_remedies_that_do() -> None:
+def test_the_remedies_for_weights_that_do_not_fit_do_fit() -> None:
     check = check_engine("teacher", served(), sizes(QWEN2_VL_7B), "T4", 14.5)
-    assert check.verdict == "does not fit"
+    assert check.result == "does not fit"
     assert "engine.tensor_parallel_size 2 with gpus_per_replica 2" in check.remedies
     two = served(gpus_per_replica=2, engine={"tensor_parallel_size": 2, "max_num_seqs": 32})
-    assert check_engine("teacher", two, sizes(QWEN2_VL_7B), "T4", 14.5).verdict == "fits"
+    assert check_engine("teacher", two, sizes(QWEN2_VL_7B), "T4", 14.5).result == "fits"
     awq = sizes({**QWEN2_VL_7B, "quantization_config": {"quant_method": "awq", "bits": 4}})
-    assert check_engine("teacher", served(engine={"max_model_len": 4096}), awq, "T4", 14.5).verdict == "fits"
+    assert check_engine("teacher", served(engine={"max_model_len": 4096}), awq, "T4", 14.5).result == "fits"
 
 
-def test_a_sequence_that_the_cache_cannot_hold_is_shortened() -> None:
+def test_the_remedy_for_a_sequence_above_the_cache_is_a_shorter_one() -> None:
     check = check_engine("student", served(engine={"max_model_len": 32768}), sizes(), "small", 7.5)
     # 6.75 - 4.11 - 2 = 0.64 GiB; 32,768 tokens take 0.875.
-    assert check.verdict == "does not fit"
+    assert check.result == "does not fit"
     assert check.remedies[0].startswith("engine.max_model_len 23")
 
 
 def test_a_share_of_a_gpu_is_a_share_of_its_memory() -> None:
     half = check_engine("student", served(gpus_per_replica=0.5), sizes(), "L4", 22.0)
     assert half.available_gib == pytest.approx(0.9 * 0.5 * 22.0)
-    told = served(engine={"engine_args": {"gpu_memory_utilization": 0.7}})
-    assert check_engine("student", told, sizes(), "L4", 22.0).available_gib == pytest.approx(0.7 * 22.0)
+    utilized = served(engine={"engine_args": {"gpu_memory_utilization": 0.7}})
+    assert check_engine("student", utilized, sizes(), "L4", 22.0).available_gib == pytest.approx(0.7 * 22.0)
 
 
 def test_full_training_holds_weights_gradients_moments_and_a_copy() -> None:
@@ -193,12 +195,12 @@ def test_lora_holds_frozen_weights_in_16_bits_and_adapters_in_32() -> None:
     found = training_gib(level, sizes(), 512)
     assert found["frozen weights"] == pytest.approx(2 * sizes().total / GIB)
     assert found["trained weights, gradients and AdamW"] == pytest.approx(16 * 18_464_768 / GIB)
-    assert check_training("level", level, sizes(), "H100", 79.0, 512).verdict == "fits"
+    assert check_training("level", level, sizes(), "H100", 79.0, 512).result == "fits"
     check = check_training("level", level, sizes(), "L4", 22.0, 512)
-    assert check.verdict == "does not fit"
+    assert check.result == "does not fit"
     tokens = int(check.remedies[0].rpartition(" ")[2])
     fitting = level.model_copy(update={"tokens_per_micro_batch": tokens})
-    assert check_training("level", fitting, sizes(), "L4", 22.0, 512).verdict == "fits"
+    assert check_training("level", fitting, sizes(), "L4", 22.0, 512).result == "fits"
     assert "level.gradient_checkpointing true" in check.remedies
 
 
@@ -297,25 +299,25 @@ def measured_run(root: Path) -> Run:
 
 
 def planned(config: dict[str, Any]) -> Sizing:
-    return size(RunConfig.model_validate(config))
+    return size_run(RunConfig.model_validate(config))
 
 
 def times(sizing: Sizing) -> dict[str, float | None]:
-    return {phase.name: phase.wall_s for phase in sizing.phases}
+    return {phase.key.label: phase.wall_s for phase in sizing.phases}
 
 
-def test_students_that_were_asked_in_one_engine_each_took_their_share_of_it(tmp_path: Path) -> None:
+def test_the_rate_of_a_shared_engine_counts_each_model(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "earlier")
-    alone = RunRates(run)
+    alone = RunRates.of_run(run)
     phase = run.read_json("phases/identify.small.json")
     run.write_json("phases/identify.small.json", {**phase, "num_images_by_models": 4 * phase["num_images"]})
-    together = RunRates(run)
-    rates = [found.identification("small", "one") for found in (alone, together)]
+    together = RunRates.of_run(run)
+    rates = [found.identified_images_per_s("small", "one") for found in (alone, together)]
     assert rates == [200.0, 800.0]
     assert [found.tokens_per_image(PhaseKey("identify", "small")) for found in (alone, together)] == [100.0, 25.0]
 
 
-def test_a_run_is_predicted_from_another(tmp_path: Path) -> None:
+def test_a_run_is_sized_from_another_run(tmp_path: Path) -> None:
     measured_run(tmp_path / "earlier")
     new = {"name": "new", "model": "one", "num_replicas": 4, "level": {"replay_share": 0.5}}
     config = tree(
@@ -341,7 +343,7 @@ def test_a_run_is_predicted_from_another(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_given_goes_before_what_was_measured(tmp_path: Path) -> None:
+def test_given_rates_take_precedence_over_measured_ones(tmp_path: Path) -> None:
     measured_run(tmp_path / "earlier")
     plan = {
         "from_run": str(tmp_path / "earlier"),
@@ -355,11 +357,11 @@ def test_what_is_given_goes_before_what_was_measured(tmp_path: Path) -> None:
     sizing = planned(tree(tmp_path / "run", plan=plan))
     assert times(sizing)["annotate"] == pytest.approx(10)
     assert times(sizing)["level small"] == pytest.approx(1 + 15 / 5)
-    origins = {phase.name: phase.rate.origin for phase in sizing.phases}
+    origins = {phase.key.label: phase.rate.origin for phase in sizing.phases}
     assert (origins["annotate"], origins["identify small"]) == ("given", "measured")
 
 
-def test_every_arm_is_trained_checked_and_measured(tmp_path: Path) -> None:
+def test_every_arm_is_trained_checked_and_evaluated(tmp_path: Path) -> None:
     measured_run(tmp_path / "before")
     plan = {"from_run": str(tmp_path / "before"), "num_images": 2000, "parity_share": 0.1}
     config = tree(
@@ -367,7 +369,7 @@ def test_every_arm_is_trained_checked_and_measured(tmp_path: Path) -> None:
     )
     config["annotate"] = {"num_questions": 2}
     config["students"][0] |= {"arms": ["parity", "all", "random", "labels"], "labels": {"path": "l.jsonl"}}
-    counts = {phase.name: phase.count for phase in planned(config).phases}
+    counts = {phase.key.label: phase.count for phase in planned(config).phases}
     trained = {name: count for name, count in counts.items() if name.startswith("level")}
     assert trained == {
         "level small": 300,
@@ -381,7 +383,7 @@ def test_every_arm_is_trained_checked_and_measured(tmp_path: Path) -> None:
     assert measured == [f"evaluate small.{when}" for when in ("before", "after", "all", "random", "labels")]
 
 
-def test_students_of_one_model_are_asked_once(tmp_path: Path) -> None:
+def test_students_with_the_same_model_are_asked_once(tmp_path: Path) -> None:
     students = [{"name": name, "model": "one"} for name in ("a", "b")] + [{"name": "c", "model": "two"}]
     plan = {"num_images": 100, "teacher_images_per_s": 1, "student_images_per_s": 1, "num_benchmark_questions": 8}
     config = tree(tmp_path / "run", students=students, plan=plan, evaluate={"benchmarks": [{"path": "q.jsonl"}]})
@@ -395,10 +397,10 @@ def test_without_rates_or_gpus_the_page_says_what_is_missing(tmp_path: Path) -> 
     sizing = planned(tree(tmp_path / "run", plan={"num_images": 100}))
     assert not sizing.is_complete
     text = render_sizing(sizing)
-    assert "not known: annotate, identify small, level small, check small. Give plan.from_run" in text
+    assert "not known: annotate, identify small, level small, check small. Set plan.from_run" in text
 
 
-def test_images_are_those_of_the_plan_of_the_run_or_of_the_limit(tmp_path: Path) -> None:
+def test_the_number_of_images_comes_from_the_plan_the_run_or_the_limit(tmp_path: Path) -> None:
     config = tree(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"plan\.num_images.*Run jobs/index\.py"):
         planned(config)
@@ -409,7 +411,7 @@ def test_images_are_those_of_the_plan_of_the_run_or_of_the_limit(tmp_path: Path)
     assert planned({**config, "plan": {"num_images": 50}}).phases[0].count == 50
 
 
-def test_other_settings_than_those_measured_are_told(tmp_path: Path) -> None:
+def test_settings_that_differ_from_the_measured_run_are_noted(tmp_path: Path) -> None:
     measured_run(tmp_path / "earlier")
     config = tree(tmp_path / "run", plan={"from_run": str(tmp_path / "earlier"), "num_images": 1})
     config["teacher"] = {"model": "bigger"}
@@ -419,12 +421,12 @@ def test_other_settings_than_those_measured_are_told(tmp_path: Path) -> None:
     assert "annotate.num_questions was 1 where rates were measured, and is 2" in notes
 
 
-def test_cost_is_told_only_where_a_price_is_given() -> None:
-    phase = Phase("annotate", 3600.0, "images", Rate(1.0, "given"), 2, 1800.0, 2.0, 2)
+def test_cost_is_shown_only_if_a_price_is_set() -> None:
+    phase = PhaseSizing(PhaseKey("annotate"), 3600.0, "images", Rate(1.0, "given"), 2, 1800.0, 2.0, 2)
     assert phase.gpu_hours == pytest.approx(2 * 1.0)
     assert "cost" not in render_sizing(Sizing([phase], [], []))
-    told = render_sizing(Sizing([phase], [], [], 1.5))
-    assert "3.00" in told.splitlines()[1]
+    page = render_sizing(Sizing([phase], [], [], 1.5))
+    assert "3.00" in page.splitlines()[1]
     assert Sizing([phase], [], [], 1.5).record()["cost"] == pytest.approx(3.0)
 
 
@@ -452,14 +454,14 @@ def on_gpus(tmp_path: Path, gpu: str) -> dict[str, Any]:
     )
 
 
-def test_estimates_go_by_the_gpu_and_say_so(tmp_path: Path) -> None:
+def test_estimates_depend_on_the_gpu_and_are_marked(tmp_path: Path) -> None:
     config = on_gpus(tmp_path, "H100")
     h100 = planned(config)
     assert {phase.rate.origin for phase in h100.phases} == {"estimated"}
     assert h100.is_complete
     assert h100.fits
     assert "expect less" in render_sizing(h100)
-    rates = {phase.name: phase.rate.value or 0.0 for phase in h100.phases}
+    rates = {phase.key.label: phase.rate.value or 0.0 for phase in h100.phases}
     # 632 tokens of a prompt with its image through 6.53 G weights, and 2,048 patches through 0.63 G, at 0.4 of 989 T:
     # at least 27 ms.
     assert 20 < rates["annotate"] < 1 / 0.027
@@ -468,7 +470,7 @@ def test_estimates_go_by_the_gpu_and_say_so(tmp_path: Path) -> None:
     assert (l4.phases[0].rate.value or 0.0) < rates["annotate"] / 5
 
 
-def test_the_job_needs_no_ray_and_fails_where_a_model_does_not_fit(tmp_path: Path) -> None:
+def test_the_job_needs_no_ray_and_fails_if_a_model_does_not_fit(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(on_gpus(tmp_path, "T4")))
     code = (

@@ -1,4 +1,4 @@
-"""Sources of every kind give the same images in a fixed order, go on where they were left, and name what is refused."""
+"""Sources of every kind list the same images in a fixed order, continue after any image, and refuse some entries."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pyarrow.fs import LocalFileSystem
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
 from mpa_ray.corpus.index import cut, index_source, list_images
 from mpa_ray.corpus.locator import Locator, Span
-from mpa_ray.corpus.ordered_prefetch import in_order
+from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
 from mpa_ray.corpus.places.gcs import ArrowPlace
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.corpus.sources.open import kind_of
 from mpa_ray.errors import ConfigError
@@ -51,7 +51,7 @@ def listed(path: object, after: ImageRef | None = None, **settings: Any) -> list
 
 
 @pytest.mark.parametrize(("make", "kind"), KINDS)
-def test_every_kind_gives_the_same_images(make: Maker, kind: str, tmp_path: Path) -> None:
+def test_every_kind_lists_the_same_images(make: Maker, kind: str, tmp_path: Path) -> None:
     path = make(CONTENTS, tmp_path)
     assert kind_of(SourceConfig(path=str(path)), PLACES) == kind
     refs = listed(path)
@@ -61,28 +61,28 @@ def test_every_kind_gives_the_same_images(make: Maker, kind: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(("make", "kind"), KINDS)
-def test_listing_goes_on_behind_any_image(make: Maker, kind: str, tmp_path: Path) -> None:
+def test_listing_continues_after_any_image(make: Maker, kind: str, tmp_path: Path) -> None:
     path = make(CONTENTS, tmp_path)
     refs = listed(path, kind=kind)
-    for place in (0, 4, 11, 12, len(refs) - 1):
-        assert listed(path, refs[place], kind=kind) == refs[place + 1 :]
+    for position in (0, 4, 11, 12, len(refs) - 1):
+        assert listed(path, refs[position], kind=kind) == refs[position + 1 :]
 
 
 @pytest.mark.parametrize("make", [as_csv, as_json_lines, as_parquet_bytes, as_parquet_uris, as_tars, as_saved_dataset])
-def test_chosen_columns_are_carried_along(make: Maker, tmp_path: Path) -> None:
+def test_metadata_columns_are_copied(make: Maker, tmp_path: Path) -> None:
     refs = listed(make(CONTENTS, tmp_path), metadata=["caption"])
     for number, ref in enumerate(refs):
         assert str(number) in str(json.loads(ref.metadata or "{}")["caption"])
 
 
-def test_a_tar_carries_members_and_keys_of_its_json(tmp_path: Path) -> None:
+def test_metadata_of_a_tar_are_members_and_keys_of_its_json(tmp_path: Path) -> None:
     ref = listed(as_tars(CONTENTS, tmp_path), metadata=["txt", "caption", "absent"])[13]
     assert json.loads(ref.metadata or "") == {"txt": "c13", "caption": "c13", "absent": None}
     assert (ref.image_id, ref.num_bytes) == ("01.tar/sample/013.png", len(CONTENTS[13]))
 
 
 @pytest.mark.parametrize(
-    ("pattern", "found"),
+    ("pattern", "names"),
     [
         ("*.png", ["a.png"]),
         ("**/*.png", ["a.png", "x/b.png", "x/y/c.png"]),
@@ -92,11 +92,11 @@ def test_a_tar_carries_members_and_keys_of_its_json(tmp_path: Path) -> None:
         ("?/[!a].png", ["x/b.png"]),
     ],
 )
-def test_globs(pattern: str, found: list[str], tmp_path: Path) -> None:
+def test_globs(pattern: str, names: list[str], tmp_path: Path) -> None:
     for name in ("a.png", "x/b.png", "x/y/c.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"1")
-    assert [ref.uri.removeprefix(f"{tmp_path}/") for ref in listed(tmp_path / pattern)] == found
+    assert [ref.uri.removeprefix(f"{tmp_path}/") for ref in listed(tmp_path / pattern)] == names
 
 
 def with_member(root: Path, name: str) -> Path:
@@ -131,82 +131,86 @@ def with_row(root: Path, entry: str) -> Path:
         (with_row, "https://example.org/a.png", "http"),
     ],
 )
-def test_what_leads_elsewhere_is_refused_unless_allowed(
+def test_an_entry_that_leads_elsewhere_needs_a_permission(
     make: Callable[[Path, str], Path], entry: str, permission: str, tmp_path: Path
 ) -> None:
     path = make(tmp_path, entry)
-    with pytest.raises(ConfigError, match=rf"is refused\. Leave it out, or add '{permission}' to source\.allow"):
+    with pytest.raises(ConfigError, match=rf"is not allowed\. Remove it, or add '{permission}' to source\.allow"):
         listed(path)
     assert listed(path, allow=[permission])[-1].image_id
 
 
 @pytest.mark.parametrize("entry", ["ftp://host/a.png", "data://image/png;base64,AAAA"])
 def test_unknown_kinds_of_uris_are_refused(entry: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"row 2: .* is no kind of URI that is read"):
+    with pytest.raises(ConfigError, match=r"row 2: .* is a URI of an unsupported kind"):
         listed(with_line(tmp_path, entry), allow=["http", "local_files", "parent_folders"])
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("list.jsonl", b'{"image": "a.png"}\n{"image"', r"row 2 is not JSON"),
-        ("list.jsonl", b"[1]\n", r"row 1 is no JSON object"),
-        ("list.jsonl", b'{"picture": "a.png"}\n', r"source\.image_column = 'image': is no column of row 1.*'picture'"),
-        ("list.csv", b"picture\na.png\n", r"source\.image_column = 'image': is no column of list\.csv.*'picture'"),
+        ("list.jsonl", b"[1]\n", r"row 1 is not a JSON object"),
+        (
+            "list.jsonl",
+            b'{"picture": "a.png"}\n',
+            r"source\.image_column = 'image': is not a column of row 1.*'picture'",
+        ),
+        ("list.csv", b"picture\na.png\n", r"source\.image_column = 'image': is not a column of list\.csv.*'picture'"),
         ("list.csv", b"image\n\xff\xfe\n", r"cannot be read .* Give a list in UTF-8"),
         ("list.csv", b"image,b\n,2\n", r"row 1: no URI in 'image'"),
-        ("broken.parquet", b"PAR1 not really", r"broken\.parquet is not to be read as Parquet"),
-        ("cut.tar", b"\x01" * 700, r"cut\.tar is not to be read as a tar"),
+        ("broken.parquet", b"PAR1 not really", r"broken\.parquet cannot be read as Parquet"),
+        ("cut.tar", b"\x01" * 700, r"cut\.tar cannot be read as a tar"),
         ("a.tar.gz", b"", r"is compressed"),
     ],
 )
-def test_containers_that_are_wrong_are_named(name: str, content: bytes, told: str, tmp_path: Path) -> None:
+def test_a_damaged_container_is_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         listed(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["none.parquet", "none.tar", "none.csv", "none.png", "none", "none/*.png"])
-def test_a_source_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
+def test_a_missing_source_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"source\.path = .*none.*(cannot be read|is not a folder)"):
         listed(tmp_path / name)
 
 
-def test_a_source_in_the_web_has_to_be_allowed() -> None:
-    with pytest.raises(ConfigError, match="is fetched from the web, which is refused"):
+def test_a_source_on_the_web_needs_a_permission() -> None:
+    with pytest.raises(ConfigError, match="would be fetched from the web, which is not allowed"):
         listed("https://example.org/list.txt")
 
 
-def test_a_column_that_is_no_image_is_named(tmp_path: Path) -> None:
+def test_an_image_column_of_the_wrong_type_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [1, 2]}), tmp_path / "numbers.parquet")
-    with pytest.raises(ConfigError, match=r"source\.image_column = 'image': is int64 in numbers\.parquet"):
+    with pytest.raises(ConfigError, match=r"source\.image_column = 'image': has type int64 in numbers\.parquet"):
         listed(tmp_path / "numbers.parquet")
 
 
-def test_a_dataset_dict_asks_for_a_split(tmp_path: Path) -> None:
+def test_a_dataset_dict_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dataset_dict.json").write_text("{}")
     with pytest.raises(ConfigError, match="Give the folder of one split"):
         listed(tmp_path)
 
 
-def test_ids_of_the_users_choice_must_not_repeat(tmp_path: Path) -> None:
+def test_values_of_the_id_column_must_not_repeat(tmp_path: Path) -> None:
     as_csv(CONTENTS, tmp_path)
     run = Run.open(str(tmp_path / "run"))
     path = tmp_path / "named.csv"
     path.write_text("image,key\nfiles/000.png,a\nfiles/001.png,b\nfiles/002.png,a\n")
-    with pytest.raises(ConfigError, match=r"source\.id_column = 'key': 'a' is there twice: .*000\.png, .*002\.png"):
+    with pytest.raises(ConfigError, match=r"source\.id_column = 'key': 'a' occurs twice: .*000\.png, .*002\.png"):
         index_source(SourceConfig(path=str(path), id_column="key", shard_size=2), run, PLACES)
     assert [ref.image_id for ref in listed(tmp_path / "list.csv", id_column="image")][3] == "files/003.png"
 
 
-def test_a_source_that_lost_its_last_image_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_source_without_its_last_indexed_image_is_refused(tmp_path: Path) -> None:
     refs = listed(as_csv(CONTENTS, tmp_path))
     (tmp_path / "list.csv").write_text("image\nfiles/000.png\n")
-    with pytest.raises(ConfigError, match=r"no longer holds list\.csv/9, up to which it is indexed"):
+    with pytest.raises(ConfigError, match=r"no longer contains list\.csv/9, the last image that was indexed"):
         listed(tmp_path / "list.csv", refs[8])
 
 
-def test_sizes_samples_and_shards(tmp_path: Path) -> None:
+def test_size_limits_fractions_and_shards(tmp_path: Path) -> None:
     folder = as_files(CONTENTS, tmp_path)
     assert [ref.num_bytes for ref in listed(folder, min_bytes=20, max_bytes=60)] == [20, 30, 40, 50, 60]
     half = listed(folder, fraction=0.5)
@@ -219,25 +223,25 @@ def test_sizes_samples_and_shards(tmp_path: Path) -> None:
     assert all(len(shard) == 1 or sum(ref.num_bytes or 0 for ref in shard) <= 300 for shard in shards)
 
 
-def test_sizes_that_listing_does_not_tell_hold_when_reading(tmp_path: Path) -> None:
+def test_size_limits_apply_when_reading_if_listing_gives_no_sizes(tmp_path: Path) -> None:
     reader = Reader(ObjectStoreConfig(), min_bytes=25, max_bytes=200)
     for path in (as_parquet_bytes(CONTENTS, tmp_path), as_text(CONTENTS, tmp_path)):
-        found = reader.read([ref.uri for ref in listed(path)])
-        reasons = [content.reason if isinstance(content, ImageProblem) else "read" for content in found]
+        contents = reader.read([ref.uri for ref in listed(path)])
+        reasons = [content.reason if isinstance(content, ImageProblem) else "read" for content in contents]
         assert reasons == [Reason.TOO_FEW_BYTES] * 2 + ["read"] * 18 + [Reason.TOO_MANY_BYTES] * 3
 
 
-def test_what_has_gone_or_shrunk_is_a_reason(tmp_path: Path) -> None:
+def test_a_missing_or_truncated_file_is_a_reason(tmp_path: Path) -> None:
     refs = listed(as_tars(CONTENTS, tmp_path))
     whole = (tmp_path / "tars/01.tar").read_bytes()
     (tmp_path / "tars/01.tar").write_bytes(whole[:4000])
     (tmp_path / "tars/00.tar").unlink()
-    found = READER.read([ref.uri for ref in refs] + [f"{tmp_path}/a\0b.png", "/nowhere.parquet#row=1&column=image"])
-    assert all(isinstance(content, ImageProblem) and content.reason == Reason.UNREADABLE for content in found[:12])
-    assert found[12] == CONTENTS[12]
-    assert isinstance(found[22], ImageProblem)
-    assert "ends before it" in found[22].detail
-    assert all(isinstance(content, ImageProblem) for content in found[-2:])
+    contents = READER.read([ref.uri for ref in refs] + [f"{tmp_path}/a\0b.png", "/nowhere.parquet#row=1&column=image"])
+    assert all(isinstance(content, ImageProblem) and content.reason == Reason.UNREADABLE for content in contents[:12])
+    assert contents[12] == CONTENTS[12]
+    assert isinstance(contents[22], ImageProblem)
+    assert "ends before it" in contents[22].detail
+    assert all(isinstance(content, ImageProblem) for content in contents[-2:])
 
 
 @given(
@@ -246,12 +250,12 @@ def test_what_has_gone_or_shrunk_is_a_reason(tmp_path: Path) -> None:
     st.none() | st.builds(Span, st.integers(0, 10**13), st.integers(0, 10**9)),
     st.none() | st.tuples(st.integers(0, 10**9), st.text(st.characters(exclude_categories=["Cs"]), max_size=5)),
 )
-def test_locators_survive_being_written(uri: str, span: Span | None, cell: tuple[int, str] | None) -> None:
+def test_a_locator_is_parsed_back_from_its_text(uri: str, span: Span | None, cell: tuple[int, str] | None) -> None:
     locator = Locator(uri, span, *(cell or (None, None)))
     assert Locator.parse(str(locator)) == locator
 
 
-def test_other_stores_are_walked_through_pyarrow(tmp_path: Path) -> None:
+def test_pyarrow_file_systems_are_listed_and_read(tmp_path: Path) -> None:
     folder = as_files(CONTENTS, tmp_path)
     (folder / "deeper").mkdir()
     (folder / "deeper/x.png").write_bytes(b"deep")
@@ -265,17 +269,17 @@ def test_other_stores_are_walked_through_pyarrow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_ahead", [1, 3, 50])
-def test_iterators_run_ahead_in_order(num_ahead: int) -> None:
-    made = [lambda i=i: iter(range(i * 1000, i * 1000 + i * 37)) for i in range(20)]
-    assert list(in_order(made, num_ahead)) == [x for make in made for x in make()]
+def test_prefetched_items_come_in_order(num_ahead: int) -> None:
+    makers = [lambda i=i: iter(range(i * 1000, i * 1000 + i * 37)) for i in range(20)]
+    assert list(ordered_prefetch(makers, num_ahead)) == [item for make in makers for item in make()]
 
 
-def test_an_error_comes_in_its_place() -> None:
+def test_an_error_comes_after_the_items_of_earlier_iterators() -> None:
     def failing() -> Any:
         yield 1
         raise ValueError("halfway")
 
-    items = in_order([lambda: iter([0]), failing, lambda: iter([2])], 3)
+    items = ordered_prefetch([lambda: iter([0]), failing, lambda: iter([2])], 3)
     assert next(items) == 0
     with pytest.raises(ValueError, match="halfway"):
         list(items)

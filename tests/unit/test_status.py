@@ -1,4 +1,4 @@
-"""What the files of a run tell about how far it has come."""
+"""How far a run has come, from its files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ import pytest
 from mpa_ray.config import RunConfig
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import Annotation, ImageRef, Verdict
-from mpa_ray.report.status import PhaseStatus, render_status, status
+from mpa_ray.report.phase_status import PhaseStatus
+from mpa_ray.report.render_status import render_status
+from mpa_ray.report.status import status
+from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
-from mpa_ray.storage.storage import open_storage
+from mpa_ray.storage.open import open_storage
 from tests.s3_server import CREDENTIALS, s3_server
 
 ROOT = Path(__file__).parents[2]
@@ -46,8 +49,8 @@ def begun(root: str, num_annotated: int = 2, students: tuple[str, ...] = ("small
     return run
 
 
-def step(run: Run, name: str, **settings: Any) -> PhaseStatus:
-    return next(s for s in status(run, **settings).steps if s.name == name)
+def phase(run: Run, name: str, **settings: Any) -> PhaseStatus:
+    return next(row for row in status(run, **settings).phases if row.name == name)
 
 
 def at(run: Run, path: str, minutes: int) -> None:
@@ -65,71 +68,125 @@ def train(run: Run, student: str, step: int, done: bool = False) -> None:
 
 def test_images_are_counted_by_the_corpus_not_by_rows(tmp_path: Path) -> None:
     run = begun(str(tmp_path))
-    found = step(run, "annotate")
-    assert (found.state, found.num_done, found.num_total) == ("begun", 4, 5)
-    assert (found.num_shards_done, found.num_shards) == (2, 3)
-    assert found.counts is None
-    assert step(run, "annotate", count_rows=True).counts == {"kept": 6, "no_question": 2}
-    assert step(run, "identify small").state == "not begun"
+    annotate = phase(run, "annotate")
+    assert (annotate.state, annotate.num_done, annotate.num_total) == ("begun", 4, 5)
+    assert (annotate.num_shards_done, annotate.num_shards) == (2, 3)
+    assert annotate.counts is None
+    assert phase(run, "annotate", count_rows=True).counts == {"kept": 6, "no_question": 2}
+    assert phase(run, "identify small").state == "not begun"
     assert status(run).command == "python jobs/annotate.py --config FILE"
 
 
 def test_without_a_manifest_indexing_is_not_done(tmp_path: Path) -> None:
     run = begun(str(tmp_path), num_annotated=1)
     run.storage.delete("corpus/manifest.json")
-    assert (step(run, "index").state, step(run, "index").num_done) == ("begun", 5)
-    assert (step(run, "annotate").state, step(run, "annotate").num_total) == ("begun", None)
+    assert (phase(run, "index").state, phase(run, "index").num_done) == ("begun", 5)
+    assert (phase(run, "annotate").state, phase(run, "annotate").num_total) == ("begun", None)
 
 
 def test_identification_is_done_once_its_parity_samples_are_exported(tmp_path: Path) -> None:
     run = begun(str(tmp_path), num_annotated=3)
     for shard in run.manifest().shards:
         run.verdicts("small").commit(shard, [Verdict("a#0", "a", "/a", "kept")])
-    assert step(run, "identify small").state == "begun"
+    assert phase(run, "identify small").state == "begun"
     run.write_json("parity/small/manifest.json", {"num_samples": 3})
-    found = step(run, "identify small", count_rows=True)
-    assert (found.state, found.note, found.counts) == ("done", "3 parity samples", {"kept": 3})
+    identify = phase(run, "identify small", count_rows=True)
+    assert (identify.state, identify.note, identify.counts) == ("done", "3 parity samples", {"kept": 3})
 
 
-def test_students_that_finished_are_told_from_those_that_did_not(tmp_path: Path) -> None:
+def test_finished_and_unfinished_students_are_listed_apart(tmp_path: Path) -> None:
     run = begun(str(tmp_path))
     train(run, "small", 10, done=True)
     train(run, "other", 4)
     run.write_json("phases/level.other.json", {"wall_s": 60.0, "num_attempts": 1})
     at(run, "students/other/parity/training.json", 5)
     at(run, "phases/level.other.json", 6)
-    found = status(run, now=BEGAN + timedelta(minutes=10))
-    assert (found.finished, found.unfinished) == (["small"], ["other"])
-    other = next(s for s in found.steps if s.name == "level other")
+    current = status(run, now=BEGAN + timedelta(minutes=10))
+    assert (current.finished, current.unfinished) == (["small"], ["other"])
+    other = next(row for row in current.phases if row.key == PhaseKey("level", "other"))
     assert (other.num_done, other.num_total, other.per_s, other.note) == (4, 10, 8.0, "loss 0.25")
     assert other.attempt_ended == BEGAN + timedelta(minutes=6)
-    assert "an attempt ended unfinished 4:00 ago" in render_status(found)
+    assert "the last attempt ended 4:00 ago without finishing" in render_status(current)
     # Another attempt has written since.
     at(run, "students/other/parity/training.json", 7)
-    assert step(run, "level other").attempt_ended is None
+    assert phase(run, "level other").attempt_ended is None
 
 
 def test_a_trained_student_is_done_once_it_is_checked(tmp_path: Path) -> None:
     run = begun(str(tmp_path))
     train(run, "small", 10)
     run.write_json("phases/level.small.json", {"wall_s": 60.0, "num_attempts": 1})
-    found = step(run, "level small")
-    assert (found.state, found.attempt_ended) == ("begun", None)
-    assert "not checked" in found.note
+    level = phase(run, "level small")
+    assert (level.state, level.attempt_ended) == ("begun", None)
+    assert level.note == "loss 0.25, trained, not checked in the engine yet"
+
+
+def test_a_training_without_a_logged_loss_has_no_empty_part_in_its_line(tmp_path: Path) -> None:
+    run = begun(str(tmp_path))
+    run.write_json("students/small/parity/training.json", {"step": 1, "num_steps": 1, "log": []})
+    assert phase(run, "level small").note == "trained, not checked in the engine yet"
+    assert "1 of 1 steps, trained, not checked in the engine yet" in render_status(status(run))
+
+
+def test_an_arm_is_named_with_its_student(tmp_path: Path) -> None:
+    run = begun(str(tmp_path), students=("small",))
+    tree = run.read_json("run.json")
+    tree["config"]["students"][0]["arms"] = ["parity", "all"]
+    run.write_json("run.json", tree)
+    run.storage.create("students/small/all/complete.json", b"{}")
+    current = status(run)
+    assert current.finished == ["small all"]
+    assert [row.key for row in current.phases if row.state == "done"] == [
+        PhaseKey("index"),
+        PhaseKey("level", "small", "all"),
+    ]
+
+
+def test_the_record_for_programs_has_a_row_for_each_phase(tmp_path: Path) -> None:
+    run = begun(str(tmp_path))
+    train(run, "small", 10, done=True)
+    record = json.loads(json.dumps(status(run, now=BEGAN).to_json()))
+    assert record.keys() == {"run_dir", "at", "is_done", "left", "students", "continue_with", "phases"}
+    assert record["students"] == {"leveled": ["small"], "begun": []}
+    assert [row["name"] for row in record["phases"]] == [
+        "index",
+        "annotate",
+        "identify small",
+        "identify other",
+        "level small",
+        "level other",
+        "report",
+    ]
+    assert record["phases"][4].keys() == {
+        "name",
+        "state",
+        "command",
+        "num_shards_done",
+        "num_shards",
+        "num_done",
+        "num_total",
+        "unit",
+        "per_s",
+        "num_attempts",
+        "last_sign",
+        "attempt_ended",
+        "counts",
+        "note",
+    }
 
 
 def test_a_pass_that_ended_before_its_first_shard_is_begun(tmp_path: Path) -> None:
     run = begun(str(tmp_path), num_annotated=0)
     run.write_json("phases/annotate.json", {"wall_s": 30.0, "num_attempts": 2, "num_images": 0, "working_s": 0.0})
-    found = step(run, "annotate")
-    assert (found.state, found.num_attempts, found.per_s) == ("begun", 2, None)
-    assert found.attempt_ended is not None
+    annotate = phase(run, "annotate")
+    assert (annotate.state, annotate.num_attempts, annotate.per_s) == ("begun", 2, None)
+    assert annotate.attempt_ended is not None
 
 
 def test_rates_are_those_of_engines_at_work(tmp_path: Path) -> None:
     run = begun(str(tmp_path))
     run.write_json("phases/annotate.json", {"wall_s": 50.0, "num_attempts": 1, "num_images": 4, "working_s": 8.0})
-    assert step(run, "annotate").per_s == 0.5
+    assert phase(run, "annotate").per_s == 0.5
 
 
 def test_benchmarks_are_listed_by_model(tmp_path: Path) -> None:
@@ -141,7 +198,7 @@ def test_benchmarks_are_listed_by_model(tmp_path: Path) -> None:
     run = begun(str(tmp_path), students=("small",), evaluate=benchmarks)
     run.write_json("evaluation/heldout/manifest.json", {"num_images": 2, "num_shards": 1})
     run.predictions("heldout", "rival").commit("000000", [])
-    states = {s.name: s.state for s in status(run).steps if s.name.startswith("evaluate")}
+    states = {row.name: row.state for row in status(run).phases if row.key.kind == "evaluate"}
     assert states == {
         "evaluate small.before on heldout": "not begun",
         "evaluate small.after on heldout": "not begun",
@@ -154,7 +211,7 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
         status(Run(open_storage(str(tmp_path))))
 
 
-def told(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_status_job(*arguments: str) -> subprocess.CompletedProcess[str]:
     code = (
         "import runpy, sys\n"
         f"sys.argv = ['status.py', *{arguments!r}]\n"
@@ -169,11 +226,11 @@ def told(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_job_needs_neither_ray_nor_torch(tmp_path: Path) -> None:
     begun(str(tmp_path))
-    text, record = told(str(tmp_path)), told(str(tmp_path), "--json")
+    text, record = run_status_job(str(tmp_path)), run_status_job(str(tmp_path), "--json")
     assert (text.returncode, record.returncode) == (0, 0), text.stderr + record.stderr
     assert "4 of 5 images, 2 of 3 shards" in text.stdout
     assert json.loads(record.stdout)["left"][0] == "annotate"
-    assert told(str(tmp_path), "--object_store.nowhere", "1").returncode == 2
+    assert run_status_job(str(tmp_path), "--object_store.nowhere", "1").returncode == 2
 
 
 def test_a_run_at_another_endpoint_is_found() -> None:
@@ -183,6 +240,6 @@ def test_a_run_at_another_endpoint_is_found() -> None:
         patch.setenv("AWS_ENDPOINT_URL", endpoint)
         begun("s3://bucket/run")
         patch.delenv("AWS_ENDPOINT_URL")
-        found = told("s3://bucket/run", "--object_store.endpoint_url", endpoint)
-    assert found.returncode == 0, found.stderr
-    assert "4 of 5 images, 2 of 3 shards" in found.stdout
+        done = run_status_job("s3://bucket/run", "--object_store.endpoint_url", endpoint)
+    assert done.returncode == 0, done.stderr
+    assert "4 of 5 images, 2 of 3 shards" in done.stdout

@@ -1,4 +1,4 @@
-"""The commit protocol, fingerprints and the audit, on local files."""
+"""The commit protocol, fingerprints, formats and the audit, on local files."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mpa_ray.cli import run_job
+from mpa_ray.config import EvaluationRunConfig
 from mpa_ray.errors import ConfigError, FingerprintMismatch
-from mpa_ray.records import Annotation, ImageRef, Verdict, arrow_schema, from_table, to_table
+from mpa_ray.records import Annotation, ImageRef, ParitySample, Verdict, arrow_schema, from_table, to_table
 from mpa_ray.run.audit import audit
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.garbage import Collected, collect_garbage
-from mpa_ray.run.parity_export import export_parity
-from mpa_ray.run.run import Run
+from mpa_ray.run.parity_export import export_parity, read_parity
+from mpa_ray.run.run import FORMAT, Run
 from mpa_ray.stages.judge import parity_samples
-from mpa_ray.storage.storage import LocalStorage, open_storage
+from mpa_ray.storage.local import LocalStorage
+from mpa_ray.storage.open import open_storage
 from mpa_ray.tasks.library import TASKS
 
+SAMPLES = [ParitySample("0.png#0", "0.png", "/images/0.png", "?", "a", "b")]
 REFS = [ImageRef(f"{i}.png", f"/images/{i}.png", 10) for i in range(4)]
 
 
-def test_rows_survive_the_table() -> None:
+def test_rows_are_read_back_from_a_table() -> None:
     rows = [
         Annotation("a#0", "a", "/a", "kept", question="?", answer="x", mean_logprob=-0.5),
         Annotation("b#0", "b", "/b", "failed"),
@@ -36,7 +41,7 @@ def test_rows_survive_the_table() -> None:
         from_table(to_table(rows, Annotation), Verdict)
 
 
-def test_of_many_creators_one_wins(tmp_path: Path) -> None:
+def test_one_of_many_creators_wins(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     with ThreadPoolExecutor(16) as pool:
         won = list(pool.map(lambda i: storage.create("marker", str(i).encode()), range(16)))
@@ -53,7 +58,7 @@ def test_the_first_commit_of_a_shard_counts(tmp_path: Path) -> None:
     assert dataset.missing(["000000", "000001"]) == ["000001"]
 
 
-def test_what_has_no_marker_is_not_read(tmp_path: Path) -> None:
+def test_rows_without_a_marker_are_not_read(tmp_path: Path) -> None:
     dataset = ShardedDataset(LocalStorage(str(tmp_path)), "corpus", ImageRef)
     dataset.commit("000000", REFS)
     (tmp_path / "corpus/commits/000000.json").unlink()
@@ -62,7 +67,7 @@ def test_what_has_no_marker_is_not_read(tmp_path: Path) -> None:
         dataset.read("000000")
 
 
-def test_settings_may_change_until_the_first_rows_are_there(tmp_path: Path) -> None:
+def test_settings_may_change_until_a_dataset_has_rows(tmp_path: Path) -> None:
     run = Run.open(str(tmp_path))
     run.register_fingerprint("annotations", {"prompt": "Ask.", "top_p": 0.9})
     run.register_fingerprint("annotations", {"prompt": "Beg.", "top_p": 0.9})
@@ -74,7 +79,7 @@ def test_settings_may_change_until_the_first_rows_are_there(tmp_path: Path) -> N
         assert "top_p" not in str(caught.value)
 
 
-def test_another_student_keeps_the_teachers_work(tmp_path: Path) -> None:
+def test_the_remedy_for_a_changed_student_keeps_the_teachers_work(tmp_path: Path) -> None:
     run = Run.open(str(tmp_path))
     run.register_fingerprint("verdicts/small", {"small.model": "a"})
     run.verdicts("small").commit("000000", [])
@@ -87,8 +92,61 @@ def test_an_unwritable_run_directory_is_named(tmp_path: Path) -> None:
     blocker.write_text("")
     with pytest.raises(ConfigError, match=r"run_dir.*cannot be written"):
         Run.open(str(blocker / "run"))
-    with pytest.raises(ConfigError, match="neither a folder nor at s3://"):
+    with pytest.raises(ConfigError, match="neither a folder nor an s3:// URI"):
         open_storage("ftp://host/run")
+
+
+@pytest.mark.parametrize(
+    ("stored", "origin"),
+    [
+        # Version 0.1.0 stored no number.
+        ({"config": {}, "versions": {"mpa-ray": "0.1.0"}}, "format 1 by mpa-ray 0.1.0; this version reads format 2"),
+        ({"format": 3, "versions": {"mpa-ray": "0.9.0"}}, "format 3 by mpa-ray 0.9.0; this version reads format 2"),
+    ],
+)
+def test_a_run_of_another_format_is_refused_in_one_line(
+    tmp_path: Path, stored: dict[str, Any], origin: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(stored))
+
+    def job() -> None:
+        Run.open(str(tmp_path))
+
+    assert run_job(job) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    version = stored["versions"]["mpa-ray"]
+    assert line.startswith(f"ConfigError: run_dir = {str(tmp_path)!r}: was written in {origin}. ")
+    assert f"Continue it with mpa-ray {version}, or give a new run_dir." in line
+
+
+def test_a_run_of_this_format_is_opened_again(tmp_path: Path) -> None:
+    alone = EvaluationRunConfig(run_dir=str(tmp_path))
+    Run.open(alone.run_dir).record_config(alone, {})
+    assert Run.open(alone.run_dir).read_json("run.json")["format"] == FORMAT
+
+
+def test_every_dataset_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
+    """Slashes were written as dots, so the datasets of each pair shared a file."""
+    run = Run.open(str(tmp_path))
+    pairs = [
+        (run.student_dir("x", "all"), run.student_dir("x.all").removesuffix("/parity")),
+        (run.predictions("a", "questions").folder, run.questions("a.predictions").folder),
+        (run.student_dir("x", "all"), run.student_dir("x.all")),
+    ]
+    datasets = {dataset: {"dataset": dataset} for pair in pairs for dataset in pair}
+    for dataset, fingerprint in datasets.items():
+        run.register_fingerprint(dataset, fingerprint)
+    run.record_config(EvaluationRunConfig(run_dir=str(tmp_path)), {})
+    assert run.read_json("run.json")["fingerprints"] == datasets
+
+
+def test_a_rematch_is_not_another_students_export(tmp_path: Path) -> None:
+    """`small` rematched by `exact` replaced the D_PI of a student named `small.exact`."""
+    run = Run.open(str(tmp_path))
+    export_parity(run, run.parity_dir("small.exact"), TASKS["demo_world"], SAMPLES)
+    export_parity(run, run.rematch_dir("small", "exact"), TASKS["demo_world"], [])
+    assert read_parity(run, "small.exact") == SAMPLES
+    assert not run.is_identified("small")
 
 
 @pytest.fixture
@@ -119,68 +177,71 @@ def finished(tmp_path: Path) -> Run:
     return run
 
 
-def test_audit_counts(finished: Run) -> None:
-    counts = audit(finished)
-    assert counts["problems"] == []
-    assert (counts["images"], counts["annotated"]) == (4, 3)
-    assert counts["kept"] == {"small": 2}
-    assert counts["dropped"] == {"student_correct": 1}
-    assert counts["failed"] == {"empty_file": 1}
+def test_the_audit_counts_rows_by_outcome(finished: Run) -> None:
+    assert audit(finished).to_json() == {
+        "images": 4,
+        "annotated": 3,
+        "kept": {"small": 2},
+        "dropped": {"student_correct": 1},
+        "failed": {"empty_file": 1},
+        "students": {"small": {"dropped": {"student_correct": 1}, "failed": {"empty_file": 1}}},
+        "problems": [],
+    }
 
 
-def test_audit_sees_a_missing_shard(finished: Run) -> None:
+def test_the_audit_finds_a_missing_shard(finished: Run) -> None:
     Path(finished.storage.root, "annotations/commits/000001.json").unlink()
-    assert any("annotations: shard 000001 is missing (2 images)" in p for p in audit(finished)["problems"])
+    assert any("annotations: shard 000001 is missing (2 images)" in p for p in audit(finished).problems)
 
 
-def test_audit_sees_a_lost_and_a_doubled_image(finished: Run) -> None:
+def test_the_audit_finds_a_missing_and_a_repeated_image(finished: Run) -> None:
     marker = Path(finished.storage.root, "annotations/commits/000000.json")
     marker.chmod(marker.stat().st_mode | stat.S_IWUSR)
     marker.unlink()
     row = Annotation("0.png#0", "0.png", "/images/0.png", "kept")
     finished.annotations.commit("000000", [row, row])
-    told = " ".join(audit(finished)["problems"])
-    assert "missing: 1.png" in told
-    assert "doubled: 0.png#0" in told
+    problems = " ".join(audit(finished).problems)
+    assert "missing: 1.png" in problems
+    assert "doubled: 0.png#0" in problems
 
 
-def test_audit_sees_a_file_that_is_not_what_its_marker_says(finished: Run) -> None:
+def test_the_audit_finds_a_file_that_contradicts_its_marker(finished: Run) -> None:
     marker = Path(finished.storage.root, "verdicts/small/commits/000000.json")
     commit = json.loads(marker.read_text())
     marker.write_text(json.dumps({**commit, "num_rows": 7}))
-    assert any("2 rows, its marker says 7" in problem for problem in audit(finished)["problems"])
+    assert any("2 rows, its marker says 7" in problem for problem in audit(finished).problems)
 
 
-def test_audit_sees_a_damaged_and_a_lost_file(finished: Run) -> None:
+def test_the_audit_finds_a_damaged_and_a_missing_file(finished: Run) -> None:
     folder = Path(finished.storage.root)
     next((folder / "annotations/data").glob("000000-*")).write_bytes(b"PAR1 and no more")
     (folder / "parity/small/parity.parquet").unlink()
-    told = " ".join(audit(finished)["problems"])
-    assert "annotations: shard 000000 cannot be read" in told
-    assert "parity/small: cannot be read" in told
+    problems = " ".join(audit(finished).problems)
+    assert "annotations: shard 000000 cannot be read" in problems
+    assert "parity/small: cannot be read" in problems
 
 
-def test_audit_sees_parity_samples_that_are_not_the_kept_rows(finished: Run) -> None:
+def test_the_audit_compares_parity_samples_with_kept_rows(finished: Run) -> None:
     export_parity(finished, finished.parity_dir("small"), TASKS["demo_world"], [])
-    assert any("parity/small: kept rows missing: 0.png#0, 3.png#0" in p for p in audit(finished)["problems"])
+    assert any("parity/small: kept rows missing: 0.png#0, 3.png#0" in p for p in audit(finished).problems)
 
 
-def test_garbage_is_what_no_marker_names(finished: Run) -> None:
-    lost = finished.annotations.storage.read(finished.annotations.commit_of("000000").file)  # type: ignore[union-attr]
+def test_files_that_no_marker_names_are_garbage(finished: Run) -> None:
+    content = finished.annotations.storage.read(finished.annotations.commit_of("000000").file)  # type: ignore[union-attr]
     for name in (
         "annotations/data/000000-of-a-loser.parquet",
         "verdicts/small/data/.unfinished",
         "corpus/commits/.half",
     ):
-        finished.storage.write(name, lost)
+        finished.storage.write(name, content)
     before = audit(finished)
     assert collect_garbage(finished, timedelta(hours=1)) == Collected(0, 0, 0)
-    assert collect_garbage(finished, timedelta(seconds=-5)) == Collected(3, 3 * len(lost), 0)
+    assert collect_garbage(finished, timedelta(seconds=-5)) == Collected(3, 3 * len(content), 0)
     assert audit(finished) == before
-    assert before["problems"] == []
+    assert before.problems == []
 
 
-def test_a_full_disk_is_told_before_work_is_done(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_any_work(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     finished.check_free_space(1000)
     monkeypatch.setattr(LocalStorage, "free_bytes", lambda _: 40 * 2**20)
     finished.check_free_space(1000)

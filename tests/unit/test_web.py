@@ -1,4 +1,4 @@
-"""Files at http://, from servers that know ranges and from those that do not."""
+"""Files at http://, from servers with and without support for ranges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from mpa_ray.config import ObjectStoreConfig
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason
@@ -20,17 +20,17 @@ SETTINGS = ObjectStoreConfig(max_attempts=3, first_pause_s=0.01)
 
 
 class Site(BaseHTTPRequestHandler):
-    """`/whole` ignores ranges, `/ranges` knows them, `/once` fails the first time, and nothing else is there."""
+    """`/whole` ignores ranges, `/ranges` supports them, `/once` fails the first time; other paths do not exist."""
 
-    num_asked = 0
+    num_requests = 0
 
     def do_GET(self) -> None:
-        Site.num_asked += 1
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if self.path == "/once" and Site.num_asked == 1:
+        Site.num_requests += 1
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if self.path == "/once" and Site.num_requests == 1:
             self.answer(503, b"")
-        elif self.path == "/ranges" and wanted:
-            first, last = int(wanted[1]), int(wanted[2] or len(CONTENT) - 1)
+        elif self.path == "/ranges" and byte_range:
+            first, last = int(byte_range[1]), int(byte_range[2] or len(CONTENT) - 1)
             self.answer(206, CONTENT[first : last + 1], f"bytes {first}-{last}/{len(CONTENT)}")
         elif self.path in ("/whole", "/ranges", "/once"):
             self.answer(200, CONTENT)
@@ -50,12 +50,12 @@ class Site(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def site() -> Iterator[str]:
-    Site.num_asked = 0
+    Site.num_requests = 0
     server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -75,13 +75,13 @@ def test_files_and_parts_of_them(site: str, path: str) -> None:
         assert file.read() == CONTENT[-10:]
 
 
-def test_what_is_not_there_is_a_reason(site: str) -> None:
-    found = Reader(SETTINGS, max_bytes=6000).read([f"{site}/once", f"{site}/none", "http://127.0.0.1:9/refused"])
-    assert found[0] == CONTENT
-    assert [c.reason for c in found[1:] if isinstance(c, ImageProblem)] == [Reason.UNREADABLE] * 2
+def test_a_missing_file_is_a_reason(site: str) -> None:
+    contents = Reader(SETTINGS, max_bytes=6000).read([f"{site}/once", f"{site}/none", "http://127.0.0.1:9/refused"])
+    assert contents[0] == CONTENT
+    assert [c.reason for c in contents[1:] if isinstance(c, ImageProblem)] == [Reason.UNREADABLE] * 2
 
 
-def test_a_file_too_large_is_refused(site: str) -> None:
-    (found,) = Reader(SETTINGS, max_bytes=1000).read([f"{site}/ranges"])
-    assert isinstance(found, ImageProblem)
-    assert found.reason == Reason.TOO_MANY_BYTES
+def test_a_file_that_is_too_large_is_a_reason(site: str) -> None:
+    (content,) = Reader(SETTINGS, max_bytes=1000).read([f"{site}/ranges"])
+    assert isinstance(content, ImageProblem)
+    assert content.reason == Reason.TOO_MANY_BYTES

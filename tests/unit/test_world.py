@@ -1,4 +1,4 @@
-"""The bundled world: the same seed gives the same pixels, and every question has one answer."""
+"""The bundled world: a seed determines the pixels, and every question has one answer."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_no_scene_gives_one_question_two_answers() -> None:
 
 def test_answers_agree_with_the_description() -> None:
     for scene in scenes(200):
-        told = describe(scene)
+        description = describe(scene)
         for question in questions(scene):
             if question.family in ("number", "word", "colour", "shape", "place"):
-                assert question.answer in told
+                assert question.answer in description
 
 
-def test_every_family_is_asked_and_can_be_left_out() -> None:
+def test_every_family_is_sampled_unless_its_weight_is_0() -> None:
     rng = random.Random(0)
     asked = [sample_question(scene, rng) for scene in scenes(400)]
     assert {question.family for question in asked if question} == set(FAMILIES)
@@ -58,13 +58,13 @@ def test_every_family_is_asked_and_can_be_left_out() -> None:
         WorldSpec(image_size=56, num_rows=1, num_cols=1, chart_rate=0.0),
     ],
 )
-def test_other_worlds_can_be_made(spec: WorldSpec) -> None:
+def test_worlds_of_other_sizes_can_be_painted(spec: WorldSpec) -> None:
     for scene in scenes(30, spec):
         assert paint(scene).size == (spec.image_size, spec.image_size)
         assert describe(scene)
 
 
-def test_the_demo_data_holds_no_truth_beside_the_unlabeled_images(tmp_path: Path) -> None:
+def test_the_unlabeled_images_have_no_labels_and_differ_from_the_held_out_ones(tmp_path: Path) -> None:
     write_unlabeled(tmp_path / "unlabeled", 12, 0, WorldSpec())
     write_heldout(tmp_path / "heldout", 2, 0, WorldSpec())
     assert {path.suffix for path in (tmp_path / "unlabeled").rglob("*") if path.is_file()} == {".png"}

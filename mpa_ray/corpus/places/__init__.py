@@ -1,1 +1,1 @@
-"""Where files lie: this machine, S3, Google Cloud Storage, the web. One class each, behind one protocol."""
+"""Where files are stored: local disk, S3, Google Cloud Storage, the web. One class each, behind one protocol."""

@@ -12,33 +12,36 @@ from mpa_ray.errors import ConfigError
 
 
 def cloud_storage() -> ArrowPlace:
-    """Google Cloud Storage with the machine's default credentials.
+    """Connect to Google Cloud Storage with the machine's default credentials.
 
     Raises:
-        ConfigError: this pyarrow was built without it.
+        ConfigError: this pyarrow was built without Google Cloud Storage.
     """
     try:
         from pyarrow.fs import GcsFileSystem
     except ImportError as error:
         raise ConfigError(
-            "source.path", "gs://", "needs a pyarrow with Google Cloud Storage.", "Install pyarrow from its wheels."
+            "source.path",
+            "gs://",
+            "needs a pyarrow that supports Google Cloud Storage.",
+            "Install pyarrow from its wheels.",
         ) from error
     return ArrowPlace(GcsFileSystem(), "gs://")
 
 
 class ArrowPlace:
-    """Any of pyarrow's file systems."""
+    """A place in any pyarrow file system."""
 
     def __init__(self, file_system: FileSystem, scheme: str) -> None:
         self._files, self._scheme = file_system, scheme
 
     def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:  # noqa: ARG002
         folder = self._path(root).rstrip("/")
-        found = (
+        entries = (
             Entry(info.path[len(folder) + 1 :], self._scheme + info.path, info.size)
             for info in self._walk(folder, root)
         )
-        return dropwhile(lambda e: e.path.encode() <= after.encode(), found) if after else found
+        return dropwhile(lambda e: e.path.encode() <= after.encode(), entries) if after else entries
 
     def size(self, uri: str) -> int:
         size: int | None = self._files.get_file_info(self._path(uri)).size

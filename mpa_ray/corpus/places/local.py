@@ -1,4 +1,4 @@
-"""Files of this machine, or of a folder that every node mounts."""
+"""Files on this machine, or in a folder that every node mounts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mpa_ray.errors import ConfigError
 
 
 class LocalPlace:
-    """Paths as they are, and file:// URIs for those that are not UTF-8."""
+    """Plain paths, and file:// URIs for paths that are not UTF-8."""
 
     def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:  # noqa: ARG002
-        """Links are followed. A link to nothing is listed, too: reading it will say so."""
+        """Symbolic links are followed. A broken link is listed too, and fails when it is read."""
         folder = Path(resolve_path(root)).absolute()
         if not folder.is_dir():
             raise ConfigError("source.path", root, "is not a folder.", "Give a folder or an s3:// prefix with images.")
@@ -40,32 +40,32 @@ def _path(uri: str) -> Path:
     return Path(uri)
 
 
-def _walk(folder: Path, path: str, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
+def _walk(folder: Path, path: str, parents: frozenset[tuple[int, int]]) -> Iterator[Entry]:
     try:
         with os.scandir(folder) as scan:
             entries = {_text(entry.name) + "/" * entry.is_dir(): entry for entry in scan}
-        place = folder.stat()
+        status = folder.stat()
     except OSError as error:
         raise ConfigError(
             "source.path",
             str(folder),
             f"cannot be listed ({error.strerror}).",
-            "Mend its permissions, or leave it out.",
+            "Fix its permissions, or move it out of the source.",
         ) from error
-    here = (place.st_dev, place.st_ino)
-    if here in above:
-        # A link back to a folder that we are in.
+    here = (status.st_dev, status.st_ino)
+    if here in parents:
+        # A link to a parent folder would recurse forever.
         return
     for name in sorted(entries, key=str.encode):
         entry = entries[name]
         if name.endswith("/"):
-            yield from _walk(Path(entry.path), path + name, above | {here})
+            yield from _walk(Path(entry.path), path + name, parents | {here})
         elif entry.is_file() or entry.is_symlink():
             yield Entry(path + name, _uri(entry.path), entry.stat().st_size if entry.is_file() else None)
 
 
 def _text(name: str) -> str:
-    """A name that is not UTF-8 with its bytes percent-encoded; any other as it is."""
+    """Percent-encode a name that is not UTF-8; return any other name unchanged."""
     return name if _is_text(name) else quote(os.fsencode(name))
 
 

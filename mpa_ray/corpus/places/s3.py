@@ -1,4 +1,4 @@
-"""Objects at s3://, their prefixes listed side by side."""
+"""Objects at s3://."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from functools import partial
 
 from mpa_ray.config import ObjectStoreConfig
-from mpa_ray.corpus.ordered_prefetch import in_order
+from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.errors import ConfigError
-from mpa_ray.storage.object_store import FoundObject, ObjectStore, split_uri
+from mpa_ray.storage.object_store import ListedObject, ObjectStore, split_uri
 
 
 class S3Place:
+    """Lists several prefixes at a time."""
+
     def __init__(self, config: ObjectStoreConfig) -> None:
         self._store = ObjectStore(config)
 
@@ -24,9 +26,9 @@ class S3Place:
                 for part in self._parts(bucket, prefix, num_listers)
                 if not after or part.encode() >= (prefix + after).encode() or (prefix + after).startswith(part)
             ]
-            for found in in_order(listings, num_listers):
-                if not found.key.endswith("/"):
-                    yield Entry(found.key.removeprefix(prefix), f"s3://{bucket}/{found.key}", found.num_bytes)
+            for listed in ordered_prefetch(listings, num_listers):
+                if not listed.key.endswith("/"):
+                    yield Entry(listed.key.removeprefix(prefix), f"s3://{bucket}/{listed.key}", listed.num_bytes)
         except OSError as error:
             raise ConfigError(
                 "source.path",
@@ -43,21 +45,21 @@ class S3Place:
             return self._store.get(*split_uri(uri))
         return self._store.get(*split_uri(uri), first, num_bytes)
 
-    def _parts(self, bucket: str, prefix: str, wanted: int) -> list[str]:
-        """The prefix split at its slashes into some more than `wanted` prefixes and keys, in their order."""
+    def _parts(self, bucket: str, prefix: str, min_parts: int) -> list[str]:
+        """Split a prefix at its slashes into at least `min_parts` prefixes and keys if it has that many, sorted."""
         parts, folders = [prefix], [prefix]
-        while folders and len(parts) < wanted:
-            # A folder with many objects directly in it is listed page by page as it is.
+        while folders and len(parts) < min_parts:
+            # A folder with more than one page of objects directly in it is not split further.
             split = {folder: self._store.children(bucket, folder) or [folder] for folder in folders}
             parts = [p for part in parts for p in split.get(part, [part])]
             folders = [p for folder in folders for p in split[folder] if p.endswith("/") and p != folder]
         return sorted(parts, key=str.encode)
 
-    def _listing(self, bucket: str, part: str, after: str) -> Iterator[FoundObject]:
-        """What lies below a prefix, or the one object of a key, behind the key `after`."""
-        for found in self._store.list(bucket, part, nested=True, after=after):
-            if part.endswith("/") or found.key == part:
-                yield found
+    def _listing(self, bucket: str, part: str, after: str) -> Iterator[ListedObject]:
+        """The objects below a prefix, or the one object with a key, starting after the key `after`."""
+        for listed in self._store.list(bucket, part, nested=True, after=after):
+            if part.endswith("/") or listed.key == part:
+                yield listed
             else:
-                # Keys that only begin like this one are parts of their own.
+                # Longer keys that start with this key are separate parts.
                 return

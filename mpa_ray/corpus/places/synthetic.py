@@ -1,4 +1,4 @@
-"""Images that are made up when they are read: for measuring everything but storage."""
+"""Images that are generated when they are read, for benchmarks without storage."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _DIGITS = 9
 
 
 class Synthetic:
-    """`synthetic://1000` holds 1000 different PNG files of 16 x 16 pixels."""
+    """`synthetic://1000` contains 1000 different PNG files of 16 x 16 pixels."""
 
     def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:  # noqa: ARG002
         count = root.removeprefix("synthetic://")
         if not count.isdigit():
-            raise ConfigError("source.path", root, "does not say how many.", "Write synthetic://1000.")
+            raise ConfigError("source.path", root, "gives no number of images.", "Write synthetic://1000.")
         start = int(after.removesuffix(".png")) + 1 if after else 0
         for number in range(start, int(count)):
             name = f"{number:0{_DIGITS}d}.png"
@@ -37,7 +37,7 @@ class Synthetic:
 
 
 def _png(number: int) -> bytes:
-    """Grey pixels whose first bytes are the number."""
+    """A grey PNG image whose first pixels encode the number."""
     row = b"\0" + number.to_bytes(8) + bytes(_SIDE - 8)
     header = struct.pack(">IIBBBBB", _SIDE, _SIDE, 8, 0, 0, 0, 0)
     pixels = zlib.compress(row * _SIDE, 1)

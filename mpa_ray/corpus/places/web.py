@@ -1,4 +1,4 @@
-"""Files at http:// and https://, only where `source.allow` names them."""
+"""Files at http:// and https://, which `source.allow` must permit."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.errors import ConfigError
 
-_PASSING = (429, 500, 502, 503, 504)
+_TRANSIENT = (429, 500, 502, 503, 504)
 
 
 class Web:
-    """Reads with the pauses and time-outs of `object_store`."""
+    """Reads files with the retries and time-outs of `object_store`."""
 
     def __init__(self, config: ObjectStoreConfig) -> None:
         self._config = config
 
     def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:  # noqa: ARG002
-        raise ConfigError("source.path", root, "cannot be listed.", "Give a list of URIs, Parquet files or tars.")
+        raise ConfigError("source.path", root, "cannot be listed.", "Give a list of URIs, a Parquet file or a tar.")
 
     def size(self, uri: str) -> int:
         return int(self._request("HEAD", uri, {})[1].get("Content-Length", 0))
 
     def read(self, uri: str, first: int = 0, num_bytes: int | None = None) -> bytes:
         last = "" if num_bytes is None else str(first + num_bytes - 1)
-        whole = first == 0 and num_bytes is None
-        content, headers = self._request("GET", uri, {} if whole else {"Range": f"bytes={first}-{last}"})
-        if whole or "Content-Range" in headers:
+        is_whole = first == 0 and num_bytes is None
+        content, headers = self._request("GET", uri, {} if is_whole else {"Range": f"bytes={first}-{last}"})
+        if is_whole or "Content-Range" in headers:
             return content
-        # A server without ranges sends everything.
+        # A server without range support sends the whole file.
         return content[first : None if num_bytes is None else first + num_bytes]
 
     def _request(self, method: str, uri: str, headers: dict[str, str]) -> tuple[bytes, dict[str, str]]:
@@ -48,6 +48,6 @@ class Web:
 
 @cache
 def _pool(config: ObjectStoreConfig) -> PoolManager:
-    retries = Retry(config.max_attempts - 1, backoff_factor=config.first_pause_s, status_forcelist=_PASSING)
+    retries = Retry(config.max_attempts - 1, backoff_factor=config.first_pause_s, status_forcelist=_TRANSIENT)
     timeout = Timeout(connect=config.connect_timeout_s, read=config.read_timeout_s)
     return PoolManager(maxsize=config.max_connections, retries=retries, timeout=timeout)

@@ -1,1 +1,1 @@
-"""What a corpus can be made of: one class for each kind of source, behind one protocol."""
+"""Sources of images: one class for each kind, behind one protocol."""

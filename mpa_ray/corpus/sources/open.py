@@ -1,4 +1,4 @@
-"""Which kind of source a path is."""
+"""Opens a source and recognises its kind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import islice
 
 from mpa_ray.config import SourceConfig, resolve_path
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.images import ImageFiles, image_endings
 from mpa_ray.corpus.sources.parquet import ENDINGS as PARQUET_ENDINGS
 from mpa_ray.corpus.sources.parquet import ParquetFiles
@@ -30,45 +30,46 @@ _BY_ENDING = {
     **dict.fromkeys(PARQUET_ENDINGS, "parquet"),
     **dict.fromkeys((*TAR_ENDINGS, ".tar.gz", ".tgz"), "webdataset"),
 }
-_NUM_LOOKED_AT = 1000
+_NUM_ENTRIES_EXAMINED = 1000
 
 
 def open_source(config: SourceConfig, places: Places) -> Source:
-    """The source that a configuration describes.
+    """Open the source that a configuration describes.
 
     Raises:
-        ConfigError: it is of no kind that is read here.
+        ConfigError: the source is remote and not allowed, or its kind cannot be determined.
     """
     if config.path.startswith(("http://", "https://")) and "http" not in config.allow:
         raise ConfigError(
             "source.path",
             config.path,
-            "is fetched from the web, which is refused.",
+            "would be fetched from the web, which is not allowed.",
             "Copy it, or add 'http' to source.allow.",
         )
-    # Workers have other working directories.
+    # Workers have different working directories.
     config = config.model_copy(update={"path": resolve_path(config.path)})
     return KINDS[kind_of(config, places)](config, places)
 
 
 def kind_of(config: SourceConfig, places: Places) -> str:
-    """`source.kind`, or what the path's ending tells, or else what lies there."""
+    """`source.kind`; for `auto` the kind by the path's ending, or else by the files in the folder."""
     if config.kind != "auto":
         return config.kind
     for ending, kind in _BY_ENDING.items():
         if config.path.lower().endswith(ending):
             return kind
     folder = config.path.rstrip("/")
-    if _is_there(places, config, f"{folder}/dataset_dict.json"):
+    if _exists(places, config, f"{folder}/dataset_dict.json"):
         raise ConfigError("source.path", config.path, "is a saved DatasetDict.", "Give the folder of one split.")
-    if _is_there(places, config, f"{folder}/{STATE_FILE}"):
+    if _exists(places, config, f"{folder}/{STATE_FILE}"):
         return "saved_dataset"
-    looked_at = [e.path.lower() for e in islice(Files(places, config.path, ()).entries(), _NUM_LOOKED_AT)]
+    paths = [entry.path.lower() for entry in islice(Files(places, config.path, ()).entries(), _NUM_ENTRIES_EXAMINED)]
     endings = {"images": image_endings(config), "parquet": PARQUET_ENDINGS, "webdataset": TAR_ENDINGS}
-    return next((kind for kind, e in endings.items() if e and any(path.endswith(e) for path in looked_at)), "images")
+    kinds = (kind for kind, names in endings.items() if names and any(path.endswith(names) for path in paths))
+    return next(kinds, "images")
 
 
-def _is_there(places: Places, config: SourceConfig, uri: str) -> bool:
+def _exists(places: Places, config: SourceConfig, uri: str) -> bool:
     try:
         places.of(uri).size(uri)
     except (FileNotFoundError, NotADirectoryError):

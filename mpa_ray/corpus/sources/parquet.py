@@ -1,4 +1,4 @@
-"""A source of Parquet files that hold images' bytes, their URIs, or Hugging Face's struct of both."""
+"""A source of Parquet files with images' bytes, URIs, or Hugging Face's struct of both."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator
-from mpa_ray.corpus.places.place import Entry, Places
-from mpa_ray.corpus.sources.source import Files, Rows, UriPolicy, in_containers
+from mpa_ray.corpus.places.place import Entry
+from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.sources.source import Files, Rows, UriPolicy, images_of_containers
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
 
@@ -19,8 +20,10 @@ ENDINGS = (".parquet",)
 
 
 class ParquetFiles:
-    """An image's id is its file's path and the row's number. Bytes are not read: only a file's footer, and the columns
-    that are asked for."""
+    """Images in rows of Parquet files. The id of an image is the file's path and the row number.
+
+    Listing does not read the images, only a file's footer and the columns with ids, metadata and URIs.
+    """
 
     def __init__(self, config: SourceConfig, places: Places) -> None:
         self._config, self._places = config, places
@@ -28,7 +31,7 @@ class ParquetFiles:
         self._files = Files(places, config.path, ENDINGS, config.num_listers)
 
     def images(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
-        return in_containers(self._files, self._images_in, after)
+        return images_of_containers(self._files, self._images_in, after)
 
     def _images_in(self, entry: Entry) -> Iterator[ImageRef]:
         try:
@@ -38,38 +41,38 @@ class ParquetFiles:
             raise ConfigError(
                 "source.path",
                 self._config.path,
-                f"{entry.path} is not to be read as Parquet ({error}).",
-                "Mend it, or leave it out.",
+                f"{entry.path} cannot be read as Parquet ({error}).",
+                "Repair the file, or remove it from the source.",
             ) from error
 
     def _images_of(self, file: pq.ParquetFile, entry: Entry) -> Iterator[ImageRef]:
         column = self._config.image_column
         self._rows.check(file.schema_arrow.names, entry.path)
-        uris = _column_of_uris(file, column, entry.path)
-        wanted = [*self._rows.columns, *([uris] if uris else [])]
-        for number, values in enumerate(_values(file, wanted)):
-            if uris is None:
+        uri_column = _column_of_uris(file, column, entry.path)
+        columns = [*self._rows.columns, *([uri_column] if uri_column else [])]
+        for number, values in enumerate(_values(file, columns)):
+            if uri_column is None:
                 locator = str(Locator(entry.uri, row=number, column=column))
             else:
-                locator = self._admitted(values, uris, entry, number)
+                locator = self._locator(values, uri_column, entry, number)
             yield self._rows.ref(entry.path, number, values, locator)
 
-    def _admitted(self, values: dict[str, Any], uris: str, entry: Entry, number: int) -> str:
-        outer, _, inner = uris.partition(".")
-        found = (values[outer] or {}).get(inner) if inner else values[outer]
+    def _locator(self, values: dict[str, Any], uri_column: str, entry: Entry, number: int) -> str:
+        outer, _, inner = uri_column.partition(".")
+        uri = (values[outer] or {}).get(inner) if inner else values[outer]
         where = f"{entry.path}, row {number}"
-        if not found:
+        if not uri:
             raise ConfigError(
                 "source.path",
                 self._config.path,
                 f"{where}: neither bytes nor a URI in {outer!r}.",
-                "Leave the row out.",
+                "Remove the row.",
             )
-        return self._uri_policy.uri(found, entry.uri, where)
+        return self._uri_policy.uri(uri, entry.uri, where)
 
 
 def _column_of_uris(file: pq.ParquetFile, column: str, path: str) -> str | None:
-    """The column whose strings name the images; None where the images themselves are in it."""
+    """The column with the images' URIs; None if the image column contains the images."""
     kind = file.schema_arrow.field(column).type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return column
@@ -80,13 +83,13 @@ def _column_of_uris(file: pq.ParquetFile, column: str, path: str) -> str | None:
     raise ConfigError(
         "source.image_column",
         column,
-        f"is {kind} in {path}.",
-        "Choose one with bytes, URIs, or a struct of `bytes` and `path`.",
+        f"has type {kind} in {path}.",
+        "Choose a column with bytes, URIs, or a struct of `bytes` and `path`.",
     )
 
 
 def _all_null(file: pq.ParquetFile, leaf: str) -> bool:
-    """By the statistics of the row groups; where there are none the bytes are taken to be there."""
+    """Whether the statistics of all row groups count only nulls; without statistics, values are assumed."""
     index = [file.schema.column(i).path for i in range(len(file.schema))].index(leaf)
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     statistics = [(group.num_rows, group.column(index).statistics) for group in groups]

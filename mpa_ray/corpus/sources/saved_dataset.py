@@ -1,4 +1,4 @@
-"""A source that Hugging Face's `Dataset.save_to_disk` has written: Arrow streams in a folder."""
+"""A source that Hugging Face's `Dataset.save_to_disk` wrote: a folder of Arrow streams."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator, Span
-from mpa_ray.corpus.ordered_prefetch import in_order
-from mpa_ray.corpus.places.place import Places
-from mpa_ray.corpus.sources.source import Rows, UriPolicy, behind
+from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
+from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.sources.source import Rows, UriPolicy, images_after
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
 
@@ -26,15 +26,17 @@ _RECORD_BATCH = 3
 
 
 class SavedDataset:
-    """Each image's locator names the bytes of its record batch, so that a shard reads no more than its batches."""
+    """Images in record batches. A locator gives the bytes of the batch, so a shard reads only its own batches."""
 
     def __init__(self, config: SourceConfig, places: Places) -> None:
         self._config, self._places = config, places
         self._rows, self._uri_policy = Rows(config), UriPolicy(config)
 
     def images(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
-        found = in_order((partial(self._images_in, name) for name in self._file_names()), self._config.num_listers)
-        return found if after is None else behind(found, after, self._config.path)
+        images = ordered_prefetch(
+            (partial(self._images_in, name) for name in self._file_names()), self._config.num_listers
+        )
+        return images if after is None else images_after(images, after, self._config.path)
 
     def _file_names(self) -> list[str]:
         state = f"{self._config.path.rstrip('/')}/{STATE_FILE}"
@@ -45,12 +47,12 @@ class SavedDataset:
             raise ConfigError(
                 "source.path",
                 self._config.path,
-                f"has no {STATE_FILE} of a saved dataset ({error}).",
+                f"has no valid {STATE_FILE} ({error}).",
                 "Give a folder that Dataset.save_to_disk wrote.",
             ) from error
 
     def _images_in(self, name: str) -> Iterator[ImageRef]:
-        self._uri_policy.below(name, STATE_FILE)
+        self._uri_policy.check_below(name, STATE_FILE)
         uri = f"{self._config.path.rstrip('/')}/{name}"
         try:
             yield from self._images_of(uri, name)
@@ -58,8 +60,8 @@ class SavedDataset:
             raise ConfigError(
                 "source.path",
                 self._config.path,
-                f"{name} is not to be read as Arrow ({error}).",
-                "Save the dataset anew.",
+                f"{name} cannot be read as an Arrow stream ({error}).",
+                "Save the dataset again.",
             ) from error
 
     def _images_of(self, uri: str, name: str) -> Iterator[ImageRef]:
@@ -67,12 +69,12 @@ class SavedDataset:
         schema = stream_schema(self._places, uri)
         self._rows.check(schema.names, name)
         has_uris = pa.types.is_string(kind := schema.field(column).type) or pa.types.is_large_string(kind)
-        wanted = [*self._rows.columns, *([column] if has_uris else [])]
+        columns = [*self._rows.columns, *([column] if has_uris else [])]
         with self._places.open(uri) as file:
             number = 0
             for batch in record_batches(file):
-                content = place.read(uri, batch.span.first, batch.span.num_bytes) if wanted else b""
-                values = _values(content, schema, wanted) if wanted else [{}] * batch.num_rows
+                content = place.read(uri, batch.span.first, batch.span.num_bytes) if columns else b""
+                values = _values(content, schema, columns) if columns else [{}] * batch.num_rows
                 for row in range(batch.num_rows):
                     locator = (
                         self._uri_policy.uri(values[row][column], uri, f"{name}, row {number}")
@@ -84,28 +86,28 @@ class SavedDataset:
 
 
 def stream_schema(places: Places, uri: str) -> pa.Schema:
-    """The schema at the beginning of an Arrow stream."""
+    """Read the schema at the start of an Arrow stream."""
     with places.open(uri) as file:
         return pa.ipc.read_schema(pa.ipc.read_message(file))
 
 
 def read_batch(content: bytes, schema: pa.Schema) -> pa.RecordBatch:
-    """The record batch in these bytes of a stream."""
+    """Decode a record batch from its bytes."""
     return pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(content)), schema)
 
 
 @dataclass(frozen=True)
-class BatchPlace:
-    """Where a stream holds a record batch."""
+class BatchSpan:
+    """The position of a record batch in a stream."""
 
     span: Span
     num_rows: int
 
 
-def record_batches(file: BinaryIO) -> Iterator[BatchPlace]:
-    """The batches of an Arrow stream; only their headers are read, which pyarrow does not offer.
+def record_batches(file: BinaryIO) -> Iterator[BatchSpan]:
+    """Yield the positions of an Arrow stream's record batches, reading only their headers. pyarrow cannot do that.
 
-    The layout is that of Arrow's "IPC streaming format": continuation, length of the header, header, body.
+    The layout is Arrow's "IPC streaming format": continuation marker, length of the header, header, body.
     """
     first = 0
     while (start := file.read(8))[:4] == _CONTINUATION:
@@ -115,16 +117,16 @@ def record_batches(file: BinaryIO) -> Iterator[BatchPlace]:
         message = _Table.root(file.read(header_bytes))
         num_bytes = 8 + header_bytes + message.int64(3)
         if message.uint8(1) == _RECORD_BATCH:
-            yield BatchPlace(Span(first, num_bytes), message.table(2).int64(0))
+            yield BatchSpan(Span(first, num_bytes), message.table(2).int64(0))
         first += num_bytes
         file.seek(first)
     if start:
-        raise pa.ArrowInvalid("no Arrow stream, or one from before Arrow 0.15")
+        raise pa.ArrowInvalid("not an Arrow stream, or one written before Arrow 0.15")
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A table of a FlatBuffers message; fields by their number in the schema file."""
+    """A table in a FlatBuffers message. Its fields are numbered as in the schema file."""
 
     content: bytes
     position: int
@@ -144,7 +146,7 @@ class _Table:
         return _Table(self.content, at + struct.unpack_from("<I", self.content, at)[0])
 
     def _value(self, form: str, field: int) -> int:
-        """A number; one that equals its default, 0, is not stored."""
+        """Read a number. A field with the default value 0 is not stored."""
         at = self._at(field)
         return cast(int, struct.unpack_from(form, self.content, at)[0]) if at != self.position else 0
 

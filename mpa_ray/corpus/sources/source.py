@@ -1,4 +1,4 @@
-"""What indexing asks of a source, and what its kinds share."""
+"""The interface of a source of images, and what the kinds of sources share."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator
-from mpa_ray.corpus.ordered_prefetch import in_order
-from mpa_ray.corpus.places.place import Entry, Places
+from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
+from mpa_ray.corpus.places.place import Entry
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
 
@@ -25,27 +26,26 @@ class Source(Protocol):
     """Images in a fixed order."""
 
     def images(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
-        """All images, or those behind one that was given before; their content is not read.
+        """Yield all images, or those after the image `after`, without reading them.
 
         Raises:
-            ConfigError: the source cannot be listed, names something that is refused, or has changed such that it no
-                longer holds `after`.
+            ConfigError: the source cannot be listed, names a file that is not allowed, or no longer contains `after`.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files below a root: a folder, a prefix, a glob, or one file by itself."""
+    """The files in a folder, below a prefix or matched by a glob, or a single file."""
 
     places: Places
     path: str
     endings: tuple[str, ...]
-    """Lower case, with the dot; none takes every file that a glob names, or that is there."""
+    """The endings to include, in lower case with the dot; empty includes every file."""
     num_listers: int = 1
 
     def entries(self, after: str = "") -> Iterator[Entry]:
-        """By the UTF-8 bytes of their paths, from behind the path `after` on."""
+        """Yield the files, sorted by the UTF-8 bytes of their paths, starting after the path `after`."""
         root, pattern = split_glob(self.path)
         if pattern is None and self.endings and self._is_file():
             yield from () if after else (self._file(),)
@@ -72,14 +72,15 @@ class Files:
 
 
 def split_glob(path: str) -> tuple[str, re.Pattern[str] | None]:
-    """The folder before a path's first wildcard and a pattern for the paths below it; the path and None without one.
+    """Split a glob into the folder before its first wildcard and a pattern for the paths below that folder.
 
-    `*` and `?` stand for characters of one name, `**` for any number of folders, `[abc]` for one of these characters.
+    `*` and `?` match characters of one name, `**` any number of folders, `[abc]` one of these characters. A path
+    without wildcards, or of an existing file, has no pattern.
     """
-    found = _WILDCARD.search(path)
-    if found is None or Path(path).exists():
+    wildcard = _WILDCARD.search(path)
+    if wildcard is None or Path(path).exists():
         return path, None
-    root, _, _ = path[: found.start()].rpartition("/")
+    root, _, _ = path[: wildcard.start()].rpartition("/")
     rest = path[len(root) + 1 :] if root else path
     return root or ("/" if path.startswith("/") else "."), re.compile(_expression(rest), re.DOTALL)
 
@@ -96,67 +97,71 @@ def _expression(glob: str) -> str:
     return "".join(map(regular, tokens.findall(glob)))
 
 
-def in_containers(
+def images_of_containers(
     files: Files, images_in: Callable[[Entry], Iterator[ImageRef]], after: ImageRef | None
 ) -> Iterator[ImageRef]:
-    """The images in each of many files, several of which are looked into at a time."""
+    """Yield the images in each of many files, several of which are listed at a time."""
     entries = files.entries()
     if after is not None:
         inside = Locator.parse(after.uri)
         if inside.span is not None or inside.row is not None:
-            # Whole files before the one that `after` is in need not be opened.
+            # The files before the one that contains `after` need not be opened.
             entries = dropwhile(lambda entry: entry.uri != inside.uri, entries)
-    images = in_order((partial(images_in, entry) for entry in entries), files.num_listers)
-    return images if after is None else behind(images, after, files.path)
+    images = ordered_prefetch((partial(images_in, entry) for entry in entries), files.num_listers)
+    return images if after is None else images_after(images, after, files.path)
 
 
-def behind(images: Iterator[ImageRef], last: ImageRef, path: str) -> Iterator[ImageRef]:
-    """What follows the image `last`."""
-    found = next((ref for ref in images if ref.image_id == last.image_id), None)
-    if found is None:
+def images_after(images: Iterator[ImageRef], last: ImageRef, path: str) -> Iterator[ImageRef]:
+    """Yield the images after the image `last`. Raises ConfigError if `last` is not among the images."""
+    if not any(ref.image_id == last.image_id for ref in images):
         raise ConfigError(
             "source.path",
             path,
-            f"no longer holds {last.image_id}, up to which it is indexed.",
-            "Restore it, or begin anew in another run_dir.",
+            f"no longer contains {last.image_id}, the last image that was indexed.",
+            "Restore it, or start again in another run_dir.",
         )
     yield from images
 
 
 @dataclass(frozen=True)
 class UriPolicy:
-    """Which files the entries of a list may name: who can write a list should not read this machine by it."""
+    """Checks which files the entries of a list name, so that the author of a list cannot read this machine's files."""
 
     config: SourceConfig
 
     def uri(self, entry: str, container: str, where: str) -> str:
-        """The locator of an entry of the file `container`, relative to which it may be.
+        """Return the locator of an entry.
+
+        Args:
+            entry: A URI or a path; a relative path is relative to the folder of the container.
+            container: The file that has the entry.
+            where: The position of the entry in the container, for the error message.
 
         Raises:
-            ConfigError: it names what is refused unless `source.allow` lists it; `where` tells the place of the entry.
+            ConfigError: `source.allow` does not permit the entry, or its kind of URI is not supported.
         """
         scheme, separator, _ = entry.partition("://")
         is_remote = "://" in container and not container.startswith("file://")
         if separator and scheme in ("s3", "gs"):
             return str(Locator(entry))
         if separator and scheme in ("http", "https"):
-            self._need("http", entry, where, "is fetched from the web")
+            self._need("http", entry, where, "would be fetched from the web")
         elif separator and scheme != "file":
             raise ConfigError(
                 "source.path",
                 self.config.path,
-                f"{where}: {entry!r} is no kind of URI that is read.",
+                f"{where}: {entry!r} is a URI of an unsupported kind.",
                 "Use s3://, gs:// or paths.",
             )
         elif is_remote and (separator or entry.startswith("/")):
-            self._need("local_files", entry, where, "is a file of this machine in a list from elsewhere")
+            self._need("local_files", entry, where, "is a local file in a remote list")
         elif not separator and not entry.startswith("/"):
-            self.below(entry, where)
+            self.check_below(entry, where)
             return str(Locator(f"{container.rpartition('/')[0] or '.'}/{entry}"))
         return str(Locator(entry))
 
-    def below(self, path: str, where: str) -> None:
-        """Raises ConfigError for a path that leads out of the folder that it is relative to."""
+    def check_below(self, path: str, where: str) -> None:
+        """Raise ConfigError if a path leads out of the folder that it is relative to."""
         if path.startswith("/") or ".." in path.split("/"):
             self._need("parent_folders", path, where, "leads out of its folder")
 
@@ -165,34 +170,37 @@ class UriPolicy:
             raise ConfigError(
                 "source.path",
                 self.config.path,
-                f"{where}: {entry!r} {why}, which is refused.",
-                f"Leave it out, or add {permission!r} to source.allow.",
+                f"{where}: {entry!r} {why}, which is not allowed.",
+                f"Remove it, or add {permission!r} to source.allow.",
             )
 
 
 @dataclass(frozen=True)
 class Rows:
-    """References to the images of a table's rows: their ids, and the columns that are carried along."""
+    """Makes references to the images in a table's rows, with their ids and metadata."""
 
     config: SourceConfig
 
     @property
     def columns(self) -> list[str]:
-        """Columns that have to be read besides the image's."""
+        """The columns to read in addition to the image column."""
         return [*filter(None, [self.config.id_column]), *self.config.metadata]
 
     def check(self, names: list[str], where: str) -> None:
-        """Raises ConfigError where a column that is asked for is not there."""
-        asked = [("image_column", self.config.image_column), ("id_column", self.config.id_column)]
-        asked += [("metadata", name) for name in self.config.metadata]
-        for field, name in asked:
+        """Raise ConfigError if a configured column is missing."""
+        columns = [("image_column", self.config.image_column), ("id_column", self.config.id_column)]
+        columns += [("metadata", name) for name in self.config.metadata]
+        for field, name in columns:
             if name is not None and name not in names:
                 raise ConfigError(
-                    f"source.{field}", name, f"is no column of {where}.", f"Choose from {', '.join(map(repr, names))}."
+                    f"source.{field}",
+                    name,
+                    f"is not a column of {where}.",
+                    f"Choose from {', '.join(map(repr, names))}.",
                 )
 
     def ref(self, container: str, row: int, values: Mapping[str, Any], uri: str) -> ImageRef:
-        """The reference to row number `row` of a file."""
+        """Return the reference to the image in row number `row` of a container."""
         image_id = f"{container}/{row}"
         if self.config.id_column is not None:
             value = values.get(self.config.id_column)
@@ -201,12 +209,12 @@ class Rows:
                     "source.id_column",
                     self.config.id_column,
                     f"is empty in {image_id}.",
-                    "Fill it, or leave id_column out.",
+                    "Fill the column, or leave id_column out.",
                 )
             image_id = str(value)
-        return ImageRef(image_id, uri, None, carried({name: values.get(name) for name in self.config.metadata}))
+        return ImageRef(image_id, uri, None, metadata_json({name: values.get(name) for name in self.config.metadata}))
 
 
-def carried(metadata: Mapping[str, Any]) -> str | None:
-    """Metadata as they travel with a row: a JSON object, or None where there are none."""
+def metadata_json(metadata: Mapping[str, Any]) -> str | None:
+    """Metadata as a row stores it: a JSON object, or None if there is none."""
     return json.dumps(metadata, ensure_ascii=False, default=str) if metadata else None

@@ -1,4 +1,4 @@
-"""A source of tars in WebDataset's convention: the members of a sample follow each other and share their stem."""
+"""A source of tars in WebDataset format: the members of a sample are adjacent and share their stem."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator, Span
-from mpa_ray.corpus.places.place import Entry, Places
+from mpa_ray.corpus.places.place import Entry
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.images import image_endings
-from mpa_ray.corpus.sources.source import Files, UriPolicy, carried, in_containers
+from mpa_ray.corpus.sources.source import Files, UriPolicy, images_of_containers, metadata_json
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
 
@@ -22,15 +23,15 @@ _MAX_METADATA_BYTES = 2**20
 
 
 class WebDataset:
-    """An image's id is its tar's path and its member's name; its locator names the bytes of the tar that it is."""
+    """Images in tars. The id of an image is the tar's path and the member's name; its locator gives its bytes."""
 
     def __init__(self, config: SourceConfig, places: Places) -> None:
         if config.path.lower().endswith(_COMPRESSED):
             raise ConfigError(
                 "source.path",
                 config.path,
-                "is compressed, so no image in it can be read by itself.",
-                "Unpack it to plain .tar files.",
+                "is compressed, so its images cannot be read separately.",
+                "Decompress it to plain .tar files.",
             )
         self._config, self._places = config, places
         self._uri_policy = UriPolicy(config)
@@ -38,7 +39,7 @@ class WebDataset:
         self._files = Files(places, config.path, ENDINGS, config.num_listers)
 
     def images(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
-        return in_containers(self._files, self._images_in, after)
+        return images_of_containers(self._files, self._images_in, after)
 
     def _images_in(self, entry: Entry) -> Iterator[ImageRef]:
         try:
@@ -50,16 +51,16 @@ class WebDataset:
             raise ConfigError(
                 "source.path",
                 self._config.path,
-                f"{entry.path} is not to be read as a tar ({error}).",
-                "Mend it, or leave it out.",
+                f"{entry.path} cannot be read as a tar ({error}).",
+                "Repair the file, or remove it from the source.",
             ) from error
 
     def _members(self, tar: tarfile.TarFile, entry: Entry) -> Iterator[tarfile.TarInfo]:
         for member in tar:
-            # tarfile keeps all that it has met.
+            # tarfile keeps every member in memory.
             tar.members = []  # type: ignore[attr-defined]
             if member.isfile() and not member.issparse():
-                self._uri_policy.below(member.name, entry.path)
+                self._uri_policy.check_below(member.name, entry.path)
                 yield member
 
     def _images_of(
@@ -69,7 +70,7 @@ class WebDataset:
         for member in members:
             if self._image_endings and not member.name.lower().endswith(self._image_endings):
                 continue
-            # A tar that was appended to may hold a name twice.
+            # A tar with appended members may contain a name twice.
             name = f"{member.name}@{member.offset_data}" if member.name in seen else member.name
             seen.add(name)
             span = Span(member.offset_data, member.size)
@@ -81,15 +82,15 @@ class WebDataset:
         parts = {m.name.removeprefix(_stem(m.name) + "."): m for m in members if m.size <= _MAX_METADATA_BYTES}
         keys: dict[str, Any] = {}
         if "json" in parts:
-            found = json.loads(_text(tar, parts["json"]))
-            keys = found if isinstance(found, dict) else {}
-        return carried(
+            content = json.loads(_text(tar, parts["json"]))
+            keys = content if isinstance(content, dict) else {}
+        return metadata_json(
             {name: _text(tar, parts[name]) if name in parts else keys.get(name) for name in self._config.metadata}
         )
 
 
 def _stem(name: str) -> str:
-    """A member's name up to the first dot of its last part."""
+    """A member's name up to the first dot after the last slash."""
     folder, slash, last = name.rpartition("/")
     return folder + slash + last.partition(".")[0]
 

@@ -1,1 +1,1 @@
-"""vLLM behind the engine protocol."""
+"""vLLM's asynchronous engine behind the engine protocol: the only package that imports vLLM."""

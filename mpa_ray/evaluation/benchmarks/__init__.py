@@ -1,4 +1,4 @@
-"""Labelled benchmarks as they are published, read into rows."""
+"""Readers of labelled benchmarks in their published formats."""
 
 from mpa_ray.evaluation.benchmarks.benchmark import BENCHMARKS, Benchmark, read_benchmark
 from mpa_ray.evaluation.benchmarks.images import check_images

@@ -1,4 +1,4 @@
-"""The benchmarks that can be read, and what is known of each."""
+"""All kinds of benchmarks: their readers, default metrics and sources."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mpa_ray.config import BenchmarkConfig
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.chartqa import read_chartqa
 from mpa_ray.evaluation.benchmarks.coco import read_vqa
@@ -21,16 +21,16 @@ from mpa_ray.records import LabelledQuestion
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A kind of labelled set."""
+    """A kind of benchmark."""
 
     name: str
     metric: str
-    """The default, a key of `mpa_ray.metrics.METRICS`."""
+    """The default metric, a key of `mpa_ray.metrics.METRICS`."""
     read: Callable[[Inputs], Iterator[LabelledQuestion]]
     sources: tuple[str, ...]
-    """Who defines the set and its files."""
+    """Who defines the benchmark and the format of its files."""
     settings: frozenset[str] = frozenset()
-    """Of a spec's `annotations` and `columns`, those that it goes by."""
+    """Those of the settings `annotations` and `columns` that apply to it."""
 
 
 BENCHMARKS = {
@@ -55,13 +55,14 @@ BENCHMARKS = {
 
 
 def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQuestion]:
-    """A benchmark's questions in the order of its files; questions on one image have its id and URI in common.
+    """A benchmark's questions, in the order of its files. Questions about the same image have the same id and URI.
+
+    Does not check that the images exist; `check_images` does.
 
     Raises:
-        ConfigError: a file, a field or the answers are missing, or an id occurs twice. Images are not looked for: see
-            `check_images`.
+        ConfigError: a file, a field or the answers are missing, or an id occurs twice.
     """
-    benchmark = _known(spec)
+    benchmark = _benchmark_of(spec)
     seen: set[str] = set()
     uris: dict[str, str] = {}
     for question in benchmark.read(Inputs(spec, places)):
@@ -73,16 +74,16 @@ def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQu
                 "Give one split, and make the ids unique.",
             )
         seen.add(question.question_id)
-        # Mirrors repeat an image in each of its rows; its first will do for all.
+        # Mirrors repeat an image in every row about it; the first copy serves all of them.
         uri = uris.setdefault(question.image_id, question.uri)
         yield question if uri == question.uri else replace(question, uri=uri)
     if not seen:
-        raise ConfigError("benchmark.path", spec.path, "holds no questions.", "Check that the file is whole.")
+        raise ConfigError("benchmark.path", spec.path, "holds no questions.", "Check that the file is complete.")
 
 
-def _known(spec: BenchmarkConfig) -> Benchmark:
+def _benchmark_of(spec: BenchmarkConfig) -> Benchmark:
     benchmark = BENCHMARKS[spec.kind]
     for setting, value in (("annotations", spec.annotations), ("columns", spec.columns)):
         if value and setting not in benchmark.settings:
-            raise ConfigError(f"benchmark.{setting}", value, f"means nothing to {spec.kind}.", "Leave it out.")
+            raise ConfigError(f"benchmark.{setting}", value, f"does not apply to {spec.kind}.", "Leave it out.")
     return benchmark

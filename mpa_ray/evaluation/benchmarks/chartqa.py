@@ -1,4 +1,4 @@
-"""ChartQA: charts, with questions that people wrote and others that were made from summaries."""
+"""ChartQA: charts with questions that people wrote, and with questions generated from summaries."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ _PARTS = {"0": "human", "1": "augmented", "human": "human", "machine": "augmente
 
 
 def read_chartqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """Ids are made up, since there are none: split, part and row. A row is one of its own file in the official files,
-    and one of the whole split in a mirror, so the ids of the two differ."""
+    """The files have no ids, so ids are generated from split, part and row.
+
+    Rows are numbered within their file in the official files and across the whole split in a mirror, so the ids of the
+    two differ.
+    """
     for record in inputs.records(None, _FIELDS):
         part = _part(record)
         name = record.row_id if record.image_uri else record.text("imgname")
@@ -31,11 +34,11 @@ def read_chartqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
 
 
 def _part(record: Record) -> str:
-    """`human` or `augmented`, by a mirror's column or the official file's name; empty where neither tells."""
-    told = record.optional("human_or_machine", "type")
-    if told is None:
+    """`human` or `augmented`, from a mirror's column or the official file's name; empty where neither has it."""
+    value = record.optional("human_or_machine", "type")
+    if value is None:
         return next((part for part in ("human", "augmented") if part in record.file.rpartition("/")[2]), "")
-    part = _PARTS.get(told.partition("_")[0])
+    part = _PARTS.get(value.partition("_")[0])
     if part is None:
-        raise record.error(f"{told!r} is neither human nor augmented.", "Check that the file is of ChartQA.")
+        raise record.error(f"{value!r} is neither human nor augmented.", "Check that the file belongs to ChartQA.")
     return part

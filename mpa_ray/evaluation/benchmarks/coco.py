@@ -1,4 +1,4 @@
-"""VQA and OK-VQA: open questions on COCO's photographs, and ten annotators' answers in a second file."""
+"""VQA and OK-VQA: open questions about COCO's photographs, with ten annotators' answers in a second file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SUBTYPE = re.compile(r"(?<![a-zA-Z])(train|val|test)(?:-dev)?(\d{4})?")
 
 
 def read_vqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """The official two files, joined by question_id, or a mirror."""
+    """Read the two official files, joined by question_id, or a mirror."""
     if not inputs.files[0].is_parquet:
         for file in inputs.files:
             yield from _joined(inputs, file)
@@ -54,7 +54,9 @@ def _question(record: Record, annotation: Record, image_id: str, uri: str) -> La
 def _image(inputs: Inputs, record: Record, subtype: str) -> str:
     number = record.text("image_id")
     if not number.isdigit():
-        raise record.error(f"image_id {number!r} is no number of COCO's.", "Check that the file is of this benchmark.")
+        raise record.error(
+            f"image_id {number!r} is not a COCO image number.", "Check that the file belongs to this benchmark."
+        )
     plain, full = f"{int(number):012d}.jpg", f"COCO_{subtype}_{int(number):012d}.jpg"
     if not subtype:
         return inputs.images.uri(record, plain)
@@ -62,11 +64,11 @@ def _image(inputs: Inputs, record: Record, subtype: str) -> str:
 
 
 def _subtype(text: str) -> str:
-    """COCO's name of a split, such as val2014, from a name that it is part of."""
-    found = _SUBTYPE.search(text)
-    if found is None:
+    """COCO's name of a split, such as val2014, from a text that contains it; empty without one."""
+    match = _SUBTYPE.search(text)
+    if match is None:
         return ""
-    return found[1] + (found[2] or ("2015" if found[1] == "test" else "2014"))
+    return match[1] + (match[2] or ("2015" if match[1] == "test" else "2014"))
 
 
 def _annotations_of(inputs: Inputs, file: File) -> File:
@@ -82,31 +84,31 @@ def _annotations_of(inputs: Inputs, file: File) -> File:
         raise ConfigError(
             "benchmark.annotations",
             None,
-            f"answers absent: there is no {second.uri}.",
-            "Name the file with the annotations; for a test split there is none.",
+            f"answers are missing: {second.uri} does not exist.",
+            "Name the file with the annotations. Test splits have none: use another split.",
         ) from error
     return second
 
 
 def _by_id(records: Iterator[Record]) -> dict[str, Record]:
-    found: dict[str, Record] = {}
+    by_id: dict[str, Record] = {}
     for record in records:
         question_id = record.text("question_id")
-        if question_id in found:
-            raise record.error(f"has question_id {question_id!r} a second time.", "Make the ids unique.")
-        found[question_id] = record
-    return found
+        if question_id in by_id:
+            raise record.error(f"repeats question_id {question_id!r}.", "Make the ids unique.")
+        by_id[question_id] = record
+    return by_id
 
 
 def _check_ids(questions: dict[str, Record], annotations: dict[str, Record], second: File) -> None:
-    """Raises ConfigError unless questions and annotations are about the same ids."""
-    for found, others, what in (
+    """Raises ConfigError unless questions and annotations have the same ids."""
+    for records, others, problem in (
         (questions, annotations, "questions without an annotation"),
         (annotations, questions, "annotations without a question"),
     ):
-        alone = [question_id for question_id in found if question_id not in others]
-        if alone:
+        unmatched = [question_id for question_id in records if question_id not in others]
+        if unmatched:
             raise second.error(
-                f"{len(alone)} {what}, the first with question_id {alone[0]!r}.",
+                f"there are {len(unmatched)} {problem}, the first with question_id {unmatched[0]!r}.",
                 "Give the questions and the annotations of the same split.",
             )

@@ -23,7 +23,7 @@ _FIELDS = (
 
 
 def read_documents(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """Families are DocVQA's question types and InfographicVQA's operations, where the file has them."""
+    """Read questions. Families are DocVQA's question types and InfographicVQA's operations, if the file has them."""
     for record in inputs.records("data", _FIELDS):
         if record.image_uri is None:
             image_id = record.text("image_local_name", "image")
@@ -42,7 +42,7 @@ def read_documents(inputs: Inputs) -> Iterator[LabelledQuestion]:
 
 
 def _image_id(record: Record) -> str:
-    """Of a mirror's image: DocVQA's document and page, which its official file names the image after."""
+    """The id of a mirror's image: for DocVQA document and page, as in the official file's image names."""
     document, page = record.optional("ucsf_document_id"), record.optional("ucsf_document_page_no")
     if document and page:
         return f"{document}_{page}"

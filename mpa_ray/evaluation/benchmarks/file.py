@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mpa_ray.corpus.locator import Locator
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 
 _LINES = (".jsonl", ".ndjson")
@@ -24,58 +24,62 @@ _SPLIT = re.compile(r"(?:train|val|valid|validate|validation|minival|dev|test|te
 
 @dataclass(frozen=True)
 class File:
-    """One file, of either format."""
+    """A file of questions, either JSON or Parquet."""
 
     places: Places
     uri: str
     name: str
-    """Its path below what was listed."""
+    """Its path below the folder that was listed."""
     field: str = "benchmark.path"
     """The setting that names it, for messages."""
 
     @property
     def split(self) -> str:
-        """Train, val, test or the like, as its name or else its folder tells; empty where neither does."""
+        """The split, such as train, val or test, from its name or else its folder; empty if neither has one."""
         *_, folder, name = ["", "", *self.uri.split("/")]
         stem = _PART_OF.sub("", re.sub(r"\.\w+$", "", name)).lower()
-        found = [part for part in (*re.split(r"[-_. ]", stem), folder.lower()) if _SPLIT.fullmatch(part)]
-        return canonical_split(found[0]) if found else ""
+        splits = [part for part in (*re.split(r"[-_. ]", stem), folder.lower()) if _SPLIT.fullmatch(part)]
+        return canonical_split(splits[0]) if splits else ""
 
     @property
     def is_parquet(self) -> bool:
-        """By its ending, and by its first bytes where that tells nothing."""
+        """From its extension, or else from its first bytes."""
         if self.uri.lower().endswith((*JSON, *PARQUET)):
             return self.uri.lower().endswith(PARQUET)
         return self._read(4) == b"PAR1"
 
     def entries(self, key: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The objects of a JSON file and their places: a list by itself or under `key`, JSON lines, or, without a key,
-        an object of objects, each of which gets its own key as `id`."""
-        for place, entry in self._found(key):
+        """The objects of a JSON file, each with its position for error messages.
+
+        The file holds a list, a list under `key`, JSON lines, or, if `key` is None, an object of objects. In the last
+        case the name of each object becomes its `id`.
+        """
+        for position, entry in self._entries(key):
             if not isinstance(entry, dict):
-                raise self.error(f"{place} is not an object.", "Check that the file is of this benchmark.")
-            yield place, entry
+                raise self.error(f"{position} is not an object.", "Check that the file belongs to this benchmark.")
+            yield position, entry
 
     def rows(self, columns: Sequence[str], image: str) -> Iterator[tuple[dict[str, Any], str | None]]:
-        """The rows of a Parquet file with those of the columns that it has, and their images' locators.
+        """The rows of a Parquet file, each with the locator of its image; the images' bytes are not read.
 
-        A column `image` that only names files is among the values instead. Images' bytes are not read.
+        Rows have those of the columns that the file has. If column `image` names files instead of holding images, its
+        names are among the values and the locators are None.
         """
         try:
             with self.places.open(self.uri) as content, pq.ParquetFile(content, pre_buffer=False) as file:
                 yield from self._rows(file, columns, image)
         except (OSError, pa.ArrowInvalid) as error:
-            raise self.error(f"is not to be read as Parquet ({error}).", "Fetch it again.") from error
+            raise self.error(f"cannot be read as Parquet ({error}).", "Fetch it again.") from error
 
     def value(self, key: str) -> Any:
-        """What a JSON file that is an object holds under a key."""
+        """The value under a key of a JSON object; None for other files."""
         document = self._document(self._text())
         return document.get(key) if isinstance(document, dict) else None
 
     def error(self, problem: str, remedy: str) -> ConfigError:
         return ConfigError(self.field, self.uri, problem, remedy)
 
-    def _found(self, key: str | None) -> Iterator[tuple[str, Any]]:
+    def _entries(self, key: str | None) -> Iterator[tuple[str, Any]]:
         text = self._text()
         document = None if self.uri.lower().endswith(_LINES) else self._document(text)
         if document is None:
@@ -85,15 +89,15 @@ class File:
             for name, entry in document.items():
                 yield f"question {name!r}", {"id": name, **entry} if isinstance(entry, dict) else entry
             return
-        found = document.get(key) if isinstance(document, dict) else document
-        if not isinstance(found, list):
+        entries = document.get(key) if isinstance(document, dict) else document
+        if not isinstance(entries, list):
             raise self.error(
-                f"has no list {key!r}." if key else "is not a list.", "Check that the file is of this benchmark."
+                f"has no list {key!r}." if key else "is not a list.", "Check that the file belongs to this benchmark."
             )
-        yield from ((f"row {number}", entry) for number, entry in enumerate(found))
+        yield from ((f"row {number}", entry) for number, entry in enumerate(entries))
 
     def _document(self, text: str) -> Any:
-        """None for JSON lines, which are one document after the other."""
+        """The content as one JSON document; None for JSON lines."""
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:
@@ -108,7 +112,7 @@ class File:
             try:
                 yield f"line {number}", json.loads(line)
             except json.JSONDecodeError as error:
-                raise self.error(f"line {number} is not JSON ({error.msg}).", "Mend the line.") from None
+                raise self.error(f"line {number} is not JSON ({error.msg}).", "Correct the line.") from None
 
     def _text(self) -> str:
         try:
@@ -128,18 +132,18 @@ class File:
         self, file: pq.ParquetFile, columns: Sequence[str], image: str
     ) -> Iterator[tuple[dict[str, Any], str | None]]:
         schema = file.schema_arrow
-        wanted = [name for name in columns if name in schema.names and name != image]
-        if not wanted:
+        names = [name for name in columns if name in schema.names and name != image]
+        if not names:
             raise self.error(
                 f"has the columns {', '.join(map(repr, schema.names))}, and none of {', '.join(map(repr, columns))}.",
-                "Check that it is of this benchmark.",
+                "Check that the file belongs to this benchmark.",
             )
         names_files = image in schema.names and _names_files(file, image)
         holds_images = image in schema.names and not names_files and _holds_bytes(schema.field(image).type)
         if names_files:
-            wanted.append(f"{image}.path" if pa.types.is_struct(schema.field(image).type) else image)
+            names.append(f"{image}.path" if pa.types.is_struct(schema.field(image).type) else image)
         number = 0
-        for batch in file.iter_batches(columns=wanted, use_threads=False):
+        for batch in file.iter_batches(columns=names, use_threads=False):
             for values in cast(list[dict[str, Any]], batch.to_pylist()):
                 if isinstance(values.get(image), dict):
                     values[image] = values[image]["path"]
@@ -148,7 +152,7 @@ class File:
 
 
 def canonical_split(split: str) -> str:
-    """One name, val, for what is called val, validation or val2014."""
+    """A split's canonical name: `val` for val, valid, validation and val2014."""
     name = re.sub(r"\d{4}$", "", split.lower())
     return "val" if name in ("valid", "validate", "validation") else name
 
@@ -160,11 +164,12 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _names_files(file: pq.ParquetFile, column: str) -> bool:
-    """Whether a column is text, or Hugging Face's struct whose bytes are all left out, as the statistics tell."""
+    """Whether a column holds file names: text, or Hugging Face's struct if the statistics show `bytes` to be null."""
     kind = file.schema_arrow.field(column).type
     if not pa.types.is_struct(kind) or not {"bytes", "path"} <= {field.name for field in kind}:
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
     leaves = [file.schema.column(i).path for i in range(len(file.schema))]
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    found = [(group.num_rows, group.column(leaves.index(f"{column}.bytes")).statistics) for group in groups]
-    return bool(found) and all(s is not None and s.has_null_count and s.null_count == n for n, s in found)
+    bytes_leaf = leaves.index(f"{column}.bytes")
+    statistics = [(group.num_rows, group.column(bytes_leaf).statistics) for group in groups]
+    return bool(statistics) and all(s is not None and s.has_null_count and s.null_count == n for n, s in statistics)

@@ -1,4 +1,4 @@
-"""Which files a benchmark's path means."""
+"""Find the files that a benchmark's path names."""
 
 from __future__ import annotations
 
@@ -7,42 +7,52 @@ from itertools import islice
 from pathlib import Path
 
 from mpa_ray.config import resolve_path
-from mpa_ray.corpus.places.place import Entry, Places
+from mpa_ray.corpus.places.place import Entry
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.source import Files, split_glob
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.file import JSON, PARQUET, File, canonical_split
 
-_NUM_LOOKED_AT = 1000
+_NUM_LISTED = 1000
+"""So many files of a folder are listed to see whether it holds Parquet files."""
 
 
 def find_files(
     places: Places, path: str, split: str | None = None, field: str = "benchmark.path", only_parquet: bool = False
 ) -> list[File]:
-    """The file that a path names; or of a folder or glob the Parquet files, and where there are none the JSON files
-    directly in it, all of one split.
+    """The file at a path, or the files of one split in a folder or glob.
+
+    In a folder or glob, the Parquet files are taken, or the JSON files directly in the folder if there are none.
+
+    Args:
+        places: Where files lie.
+        path: A file, a folder or a glob.
+        split: The split to take; None requires that all files belong to the same one.
+        field: The setting that holds the path, for error messages.
+        only_parquet: Whether JSON files are ignored.
 
     Raises:
-        ConfigError: there are none, or it is not clear of which split.
+        ConfigError: there are no files, or they belong to several splits.
     """
     path = resolve_path(path)
     if _is_file(path):
         return [File(places, path, path.rpartition("/")[2], field)]
-    found = [File(places, e.uri, e.path, field) for e in _below(places, path, field, (*JSON, *PARQUET))]
-    files = [file for file in found if file.name.lower().endswith(PARQUET)]
+    listed = [File(places, e.uri, e.path, field) for e in _below(places, path, field, (*JSON, *PARQUET))]
+    files = [file for file in listed if file.name.lower().endswith(PARQUET)]
     if not files and not only_parquet:
-        files = [file for file in found if "/" not in file.name or split_glob(path)[1]]
+        files = [file for file in listed if "/" not in file.name or split_glob(path)[1]]
     if not files:
-        raise ConfigError(field, path, "holds no Parquet files and no JSON.", "Give the file with the questions.")
+        raise ConfigError(field, path, "holds neither Parquet nor JSON files.", "Give the file with the questions.")
     return _of_split(files, split, path)
 
 
 def holds_parquet(places: Places, path: str, field: str) -> bool:
-    """Whether a path means Parquet files, and not a folder of images."""
+    """Whether a path names Parquet files, and not a folder of images."""
     path = resolve_path(path)
     if _is_file(path):
         return path.lower().endswith(PARQUET)
-    looked_at = islice(_below(places, path, field, ()), _NUM_LOOKED_AT)
-    return any(entry.path.lower().endswith(PARQUET) for entry in looked_at)
+    entries = islice(_below(places, path, field, ()), _NUM_LISTED)
+    return any(entry.path.lower().endswith(PARQUET) for entry in entries)
 
 
 def _is_file(path: str) -> bool:
@@ -54,7 +64,7 @@ def _is_file(path: str) -> bool:
 def _below(places: Places, path: str, field: str, endings: tuple[str, ...]) -> Iterator[Entry]:
     root, _ = split_glob(path)
     if "://" not in path and not Path(root).is_dir():
-        raise ConfigError(field, path, "is not there.", "Check the path.")
+        raise ConfigError(field, path, "does not exist.", "Check the path.")
     try:
         yield from Files(places, path, endings).entries()
     except ConfigError as error:
@@ -69,7 +79,7 @@ def _of_split(files: list[File], split: str | None, path: str) -> list[File]:
             raise ConfigError(
                 "benchmark.split",
                 split,
-                f"is no split of {path}, which has {', '.join(named)}.",
+                f"is not a split of {path}, which has {', '.join(named)}.",
                 "Choose one of these.",
             )
         return chosen
@@ -77,7 +87,7 @@ def _of_split(files: list[File], split: str | None, path: str) -> list[File]:
         raise ConfigError(
             "benchmark.split",
             split,
-            f"does not tell which of {path}: it has {', '.join(named)}.",
+            f"does not say which split of {path} to use: it has {', '.join(named)}.",
             "Choose one of these.",
         )
     return files

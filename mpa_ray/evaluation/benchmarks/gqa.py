@@ -1,4 +1,4 @@
-"""GQA: questions on scene graphs of photographs."""
+"""GQA: questions about photographs, generated from scene graphs."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ _FIELDS = ("id", "imageId", "question", "answer", "types")
 
 
 def read_gqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """Families are the structural types: verify, query, choose, logical and compare."""
-    held = _held_images(inputs)
+    """Read questions. Families are the structural types: verify, query, choose, logical and compare."""
+    mirrored = _mirrored_images(inputs)
     for record in inputs.records(None, _FIELDS):
         image_id = record.text("imageId")
-        if held is not None and image_id not in held:
+        if mirrored is not None and image_id not in mirrored:
             raise ConfigError(
                 "benchmark.images",
                 inputs.spec.images,
-                f"has no image {image_id!r}, which question {record.text('id')!r} is about.",
+                f"has no image {image_id!r} for question {record.text('id')!r}.",
                 "Give the images of the same split.",
             )
         yield LabelledQuestion(
             question_id=record.text("id"),
             image_id=image_id,
-            uri=held[image_id] if held else inputs.images.uri(record, f"{image_id}.jpg", f"images/{image_id}.jpg"),
+            uri=mirrored[image_id]
+            if mirrored
+            else inputs.images.uri(record, f"{image_id}.jpg", f"images/{image_id}.jpg"),
             question=record.text("question"),
             answers=record.answers("answer"),
             family=_family(record),
         )
 
 
-def _held_images(inputs: Inputs) -> dict[str, str] | None:
-    """The locators of the mirror's images by their ids; None for a folder of image files."""
+def _mirrored_images(inputs: Inputs) -> dict[str, str] | None:
+    """The locators of a mirror's images by image id; None if the images are files in a folder."""
     path = inputs.spec.images
     if path is None and inputs.files[0].is_parquet:
         path = inputs.spec.path.replace("_instructions", "_images")
@@ -44,18 +46,18 @@ def _held_images(inputs: Inputs) -> dict[str, str] | None:
             raise ConfigError(
                 "benchmark.images",
                 None,
-                "is needed, since this mirror keeps images apart.",
+                "is missing, and this mirror keeps its images in other files.",
                 "Give the Parquet files with the images.",
             )
     if path is None or not holds_parquet(inputs.places, path, "benchmark.images"):
         return None
-    held = {}
+    locators = {}
     for file in find_files(inputs.places, path, inputs.spec.split, "benchmark.images", only_parquet=True):
         for row, (values, uri) in enumerate(file.rows(("id",), "image")):
             if uri is None or values.get("id") is None:
-                raise file.error(f"row {row}: there is no 'id' or no 'image'.", "Check that it is GQA's images.")
-            held[str(values["id"])] = uri
-    return held
+                raise file.error(f"row {row} has no 'id' or no 'image'.", "Check that the file holds GQA's images.")
+            locators[str(values["id"])] = uri
+    return locators
 
 
 def _family(record: Record) -> str:

@@ -1,4 +1,4 @@
-"""Where a benchmark's image files are."""
+"""Locate a benchmark's image files."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from pathlib import Path
 
 from mpa_ray.config import resolve_path
 from mpa_ray.corpus.locator import Locator
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.record import Record
 from mpa_ray.records import LabelledQuestion
 
 
 class Images:
-    """Image files below one folder."""
+    """Image files in one folder and its subfolders."""
 
     def __init__(self, places: Places, root: str | None) -> None:
-        """`root` None stands for the folder of each record's own file."""
+        """If `root` is None, images are looked up in the folder of each record's file."""
         self._places = places
         self._root = None if root is None else _absolute(root)
         self._layout: int | None = None
 
     def uri(self, record: Record, *names: str) -> str:
-        """The locator of the first of the names at which there is a file, or of the first name.
+        """The locator of the first of the names at which a file exists; of the first name if none does.
 
-        Every call gives as many names, in the same order: at an object store they are tried for one image alone.
+        All calls must give as many names in the same order: in an object store only the first image's names are tried,
+        and the others follow its layout.
 
         Raises:
-            ConfigError: a name leads out of the folder.
+            ConfigError: a name points outside the folder.
         """
         uris = [self._below(record, name) for name in names]
         if "://" not in uris[0]:
@@ -44,8 +45,8 @@ class Images:
             return name
         if separator or ".." in name.split("/") or (name.startswith("/") and "://" in root):
             raise record.error(
-                f"the image {name!r} leads out of {root}, which is refused.",
-                "Name a folder above as benchmark.images, and paths below it.",
+                f"the image {name!r} is outside {root}, which is not allowed.",
+                "Set benchmark.images to a folder that contains all images, and give paths below it.",
             )
         return name if name.startswith("/") else f"{root}/{name}"
 
@@ -65,10 +66,10 @@ class Images:
 
 
 def check_images(questions: Iterable[LabelledQuestion]) -> None:
-    """See that the files of all local images are there; what lies at an object store is not looked up.
+    """Check that all local image files exist; images in an object store are not checked.
 
     Raises:
-        ConfigError: some are not; it names the first and says how many.
+        ConfigError: files are missing; names the first of them and their number.
     """
     files: dict[str, LabelledQuestion] = {}
     for question in questions:
@@ -79,9 +80,9 @@ def check_images(questions: Iterable[LabelledQuestion]) -> None:
         raise ConfigError(
             "benchmark.images",
             missing[0],
-            f"there is no such image, which question {local[missing[0]].question_id!r} is about; of the files with "
-            f"images {len(missing)} of {len(local)} are missing.",
-            "Fetch the benchmark's images, and name the folder that they are in.",
+            f"does not exist, but question {local[missing[0]].question_id!r} is about it (missing image files: "
+            f"{len(missing)} of {len(local)}).",
+            "Fetch the benchmark's images, and name their folder.",
         )
 
 

@@ -1,4 +1,4 @@
-"""What the reader of each benchmark works on."""
+"""The input of a benchmark's reader: its files, and their entries as records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mpa_ray.config import BenchmarkConfig
-from mpa_ray.corpus.places.place import Places
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.evaluation.benchmarks.file import File, canonical_split
 from mpa_ray.evaluation.benchmarks.finding import find_files
 from mpa_ray.evaluation.benchmarks.images import Images
@@ -30,7 +30,7 @@ class Inputs:
         return Images(self.places, self.spec.images)
 
     def records(self, key: str | None, columns: Sequence[str], image: str = "image") -> Iterator[Record]:
-        """All entries: of JSON files those under `key` (see `File.entries`), of Parquet files the `columns`."""
+        """The entries of all files: JSON entries under `key` (see `File.entries`), or the `columns` of Parquet rows."""
         number = 0
         for file in self.files:
             if not file.is_parquet:
@@ -44,8 +44,8 @@ class Inputs:
     def entries(self, file: File, key: str | None) -> Iterator[Record]:
         """All entries of one JSON file."""
         split = self.split_of(file)
-        for row, (place, values) in enumerate(file.entries(key)):
-            yield Record(file.uri, place, row, split, values, f"{file.name}/{row}", field=file.field)
+        for row, (position, values) in enumerate(file.entries(key)):
+            yield Record(file.uri, position, row, split, values, f"{file.name}/{row}", field=file.field)
 
     def split_of(self, file: File) -> str:
         return canonical_split(self.spec.split or file.split)

@@ -21,7 +21,7 @@ _FIELDS = (
 
 
 def read_plain_pairs(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """PathVQA's and VQA-RAD's mirrors, whose ids are made up: the split and the row; or VQA-RAD's JSON."""
+    """Read mirrors of PathVQA and VQA-RAD, whose ids are generated from split and row, or VQA-RAD's JSON file."""
     for record in inputs.records(None, _FIELDS):
         name = record.row_id if record.image_uri else record.text("image_name", "image")
         yield LabelledQuestion(
@@ -36,7 +36,7 @@ def read_plain_pairs(inputs: Inputs) -> Iterator[LabelledQuestion]:
 
 
 def read_slake(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """Splits are the languages; families the content types."""
+    """Read questions. Splits are the languages, families the content types."""
     for record in inputs.records(None, _FIELDS):
         name = record.text("img_name")
         yield LabelledQuestion(

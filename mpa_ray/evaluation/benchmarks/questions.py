@@ -1,4 +1,4 @@
-"""Any other labelled set: JSON lines, a JSON list or Parquet, its fields by name."""
+"""A user's own labelled set, as JSON lines, a JSON list or Parquet."""
 
 from __future__ import annotations
 
@@ -18,22 +18,28 @@ COLUMNS = {
     "split": "split",
     "image_id": "image_id",
 }
-"""What each part of a question is called unless `BenchmarkConfig.columns` says otherwise."""
+"""The default name of each field; `BenchmarkConfig.columns` overrides it."""
 
 
 def read_questions(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """Without an image id, the image's name stands for it, or the row that holds the image. What `columns` names has to
-    be there; of the rest family, answer type, split and image id may be absent."""
+    """Read questions.
+
+    Fields that `columns` names are required. Of the others, family, answer type, split and image id are optional; the
+    image id defaults to the image's file name, or to the row that holds the image.
+    """
     named = inputs.spec.columns
     if unknown := named.keys() - COLUMNS.keys():
         raise ConfigError(
-            "benchmark.columns", dict(named), f"there is no {min(unknown)!r}.", f"Name {', '.join(COLUMNS)}."
+            "benchmark.columns",
+            dict(named),
+            f"{min(unknown)!r} is not a field.",
+            f"The fields are {', '.join(COLUMNS)}.",
         )
     columns = COLUMNS | dict(named)
     for record in inputs.records("data", tuple(columns.values()), columns["image"]):
-        absent = [name for part, name in named.items() if part != "image" and record.get(name) is None]
-        if absent:
-            raise record.error(f"there is no {absent[0]!r}.", "Check benchmark.columns.")
+        missing = [name for field, name in named.items() if field != "image" and record.get(name) is None]
+        if missing:
+            raise record.error(f"{missing[0]!r} is missing.", "Check benchmark.columns.")
         name = record.row_id if record.image_uri else record.text(columns["image"])
         yield LabelledQuestion(
             question_id=record.text(columns["id"]),

@@ -11,7 +11,7 @@ from mpa_ray.records import LabelledQuestion
 
 
 def read_textvqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """Images of train and val share the folder `train_images`."""
+    """Read questions; the images of train and val are both in folder `train_images`."""
     for record in inputs.records("data", ("question_id", "question", "image_id", "answers")):
         image_id = record.text("image_id")
         names = [f"{folder}{image_id}.jpg" for folder in ("train_images/", "", "test_images/")]
@@ -26,17 +26,19 @@ def read_textvqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
 
 
 def read_stvqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """A task's file; or a mirror with one row for each image and the questions on it in `qas`, whose ids are made up:
-    the split, the row and the question's place in it."""
+    """Read a task's official file, or a mirror that has one row for each image, with its questions in `qas`.
+
+    A mirror has no ids: they are generated from the split, the row and the position in `qas`.
+    """
     for record in inputs.records("data", ("question_id", "question", "file_path", "answers", "qas")):
         pairs = record.get("qas")
         if pairs is None:
             yield _stvqa(inputs, record, record.text("question_id"))
             continue
         if not isinstance(pairs, list):
-            raise record.error("'qas' is not a list.", "Give the official files, or a mirror with a list in 'qas'.")
+            raise record.error("'qas' is not a list.", "Use the official files, or a mirror with a list in 'qas'.")
         for number, pair in enumerate(pairs):
-            part = replace(record, place=f"{record.place}, pair {number}", values={**record.values, **pair})
+            part = replace(record, position=f"{record.position}, pair {number}", values={**record.values, **pair})
             yield _stvqa(inputs, part, f"{record.source}-{record.number}-{number}")
 
 

@@ -1,4 +1,4 @@
-"""The tasks that ship with the package: a YAML file each, like a user's own."""
+"""The tasks in the package. Each is a YAML file, as a user's own task is."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ TASKS: dict[str, Task] = {
 
 
 def find_task(name: str) -> Task:
-    """A task of the library by its name, or a user's own by the path of its YAML file.
+    """Find a task of the library by its name, or load a task from a YAML file.
 
     Raises:
-        ConfigError: it is neither, or the file is wrong.
+        ConfigError: there is no such task, or the file is wrong.
     """
     if name in TASKS:
         return TASKS[name]
     if name.endswith((".yaml", ".yml")):
         return load_task(name)
-    problem = "is neither a task of the library nor a YAML file."
+    problem = "is neither a task in the library nor a YAML file."
     raise ConfigError("task", name, problem, f"Choose one of {', '.join(TASKS)}, or give a file.")

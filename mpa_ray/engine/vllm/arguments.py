@@ -1,0 +1,104 @@
+"""What vLLM is started with: its engine arguments, its environment variables and its adapters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from mpa_ray.config import ModelConfig, VllmEngineConfig
+from mpa_ray.engine.cores import claim_cores, threads_per_engine
+from mpa_ray.engine.vllm.rendering import has_renderer
+from mpa_ray.models.checkpoints import weight_bytes
+from mpa_ray.models.shared_engines import RANKS, Adapter
+
+_USABLE_GPU_MEMORY = 0.9
+"""The share of a GPU that all its engines use together; vLLM's own default for a single one."""
+
+
+def prepare_environment(model: ModelConfig, settings: VllmEngineConfig) -> None:
+    """Set the environment variables that vLLM reads when it is imported; variables that are already set stay."""
+    if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and not model.gpus_per_replica:
+        # vLLM's own choice leaves one core free whatever the model's size, which is half of a small machine.
+        cores = sorted(os.sched_getaffinity(0))
+        num_threads = settings.num_threads or threads_per_engine(
+            len(cores), model.most_replicas, model.cpus_per_replica, weight_bytes(model.model)
+        )
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, claim_cores(cores, num_threads)))
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kv_cache_gib))
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def engine_arguments(
+    model: ModelConfig, settings: VllmEngineConfig, on_cpu: bool, adapters: Mapping[str, Adapter]
+) -> dict[str, Any]:
+    """The arguments of vLLM's `AsyncEngineArgs`; `settings.engine_args` override the ones chosen here."""
+    arguments: dict[str, Any] = {
+        "model": model.model,
+        "dtype": settings.dtype,
+        "max_num_seqs": settings.max_num_seqs,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "enable_prefix_caching": True,
+        "limit_mm_per_prompt": {"image": 1, "video": 0},
+        "disable_log_stats": True,
+        # Otherwise a weak model fills a constrained reply with whitespace.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+    }
+    if 0 < model.gpus_per_replica < 1:
+        arguments["gpu_memory_utilization"] = _USABLE_GPU_MEMORY * model.gpus_per_replica
+    if on_cpu:
+        # With vLLM's default of 128 on CPUs, a short prompt would have no whole block to find in the cache.
+        arguments |= {"block_size": 32, "enforce_eager": True}
+    if has_renderer():
+        # Images are rendered outside vLLM: its cache only has to hold the tensors of images in flight.
+        arguments["mm_processor_cache_gb"] = 1
+    if settings.block_size is not None:
+        arguments["block_size"] = settings.block_size
+    if settings.max_model_len is not None:
+        arguments["max_model_len"] = settings.max_model_len
+    return arguments | settings.engine_args | _adapter_arguments(adapters)
+
+
+def _adapter_arguments(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
+    if not adapters:
+        return {}
+    max_rank = max(adapter.rank for adapter in adapters.values())
+    return {
+        "enable_lora": True,
+        # One slot more than adapters: on CPUs, requests without an adapter use the adapter in the last slot.
+        "max_loras": len(adapters) + 1,
+        "max_lora_rank": next(rank for rank in RANKS if rank >= max_rank),
+    }
+
+
+def check_adapters(arguments: Mapping[str, Any], adapters: Mapping[str, Adapter]) -> None:
+    """Check the adapters' settings before a request for one of them kills the engine.
+
+    Raises:
+        ValueError: this vLLM does not serve an adapter of this kind.
+    """
+    from vllm.config.lora import LoRAConfig
+    from vllm.lora.peft_helper import PEFTHelper
+
+    for adapter in adapters.values():
+        limits = LoRAConfig(max_lora_rank=arguments["max_lora_rank"], max_loras=arguments["max_loras"])
+        PEFTHelper.from_local_dir(adapter.model, None).validate_legal(limits)
+
+
+def num_renderers(model: ModelConfig, settings: VllmEngineConfig, on_cpu: bool) -> int:
+    """The number of rendering processes beside the engine; with 0, a thread of this process renders."""
+    if not has_renderer():
+        return 0
+    if settings.num_renderers is not None:
+        return settings.num_renderers
+    return 0 if on_cpu else max(0, int(model.cpus_per_replica) - 1)
+
+
+def caches_tensors(arguments: Mapping[str, Any]) -> bool:
+    """Whether the engine caches images' tensors and reports an error if it has evicted those of a request."""
+    return bool(
+        arguments.get("mm_processor_cache_gb", 0) > 0
+        and arguments.get("mm_processor_cache_type", "lru") == "lru"
+        and arguments.get("data_parallel_size", 1) == 1
+    )

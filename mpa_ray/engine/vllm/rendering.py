@@ -1,0 +1,208 @@
+"""Rendering of images with vLLM's own renderer, once for all prompts about an image, in threads or processes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import pickle
+import re
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import cache
+from itertools import takewhile
+from typing import Any
+
+from mpa_ray.engine.protocol import EngineDied, RequestRefused
+from mpa_ray.imaging.decode import ImageProblem, prepare
+from mpa_ray.models.chat_template import load_processor, render
+from mpa_ray.records import Reason
+from mpa_ray.tasks.task import PREAMBLE
+
+logger = logging.getLogger(__name__)
+
+_TOO_LONG = re.compile(r"max_model_len|maximum (model|context) length|longer than the maximum", re.IGNORECASE)
+
+
+@cache
+def has_renderer() -> bool:
+    """Whether the installed vLLM has a renderer that can be called outside its engine; warns once if not."""
+    try:
+        from vllm.renderers import renderer_from_config  # noqa: F401
+    except ImportError:
+        logger.warning(
+            "this vLLM has no renderer to call: it gets raw prompts and images, and engine.num_renderers is ignored"
+        )
+        return False
+    return True
+
+
+@dataclass
+class RenderedImage:
+    """An image in vLLM's form, inside a prompt that ends before the texts of prompts begin to differ."""
+
+    key: str
+    engine_input: dict[str, Any]
+    head: list[int]
+    """Tokens that every prompt begins with; the image is a single placeholder."""
+    expanded_head: list[int]
+    """The same tokens with the image at its full length."""
+    is_in_engine: bool = False
+    """Whether the tensors were sent to the engine, which may still have them."""
+
+    def followed_by(self, tokens: list[int], with_tensors: bool = True) -> dict[str, Any]:
+        """vLLM's input for a whole prompt.
+
+        Args:
+            tokens: All tokens of the prompt; the image is a single placeholder.
+            with_tensors: Include the image's tensors. Without them vLLM uses those in its cache, or ends the request
+                with the finish reason `error` if it has evicted them.
+
+        Raises:
+            ValueError: the prompt does not begin with `head`.
+        """
+        if tokens[: len(self.head)] != self.head:
+            raise ValueError("the chat template's text before the image depends on the text after it")
+        prompt = {**self.engine_input, "prompt_token_ids": self.expanded_head + tokens[len(self.head) :]}
+        if not with_tensors:
+            items = self.engine_input["mm_kwargs"]
+            prompt["mm_kwargs"] = type(items)({kind: [None] * len(items[kind]) for kind in items})
+        return prompt
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A `RequestRefused` in a form that a rendering process can return."""
+
+    reason: Reason
+    detail: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Refusal:
+        """Classified by the error's message, since vLLM has no error class for over-long prompts."""
+        is_too_long = _TOO_LONG.search(str(error))
+        return cls(Reason.PROMPT_TOO_LONG if is_too_long else Reason.REQUEST_FAILED, str(error))
+
+    def as_error(self) -> RequestRefused:
+        return RequestRefused(self.reason, self.detail)
+
+
+def tokenize(renderer: Any, prompt: str) -> list[int]:
+    """The prompt's tokens, each image still a single placeholder."""
+    (tokenized,) = renderer.tokenize_prompts([{"prompt": prompt}], renderer.default_cmpl_tok_params)
+    tokens: list[int] = tokenized["prompt_token_ids"]
+    return tokens
+
+
+class Renderer:
+    """Turns an image file into the model's tensors and placeholder tokens."""
+
+    def __init__(self, arguments: dict[str, Any], pixel_limits: tuple[int, int]) -> None:
+        import torch
+        from vllm import AsyncEngineArgs
+        from vllm.renderers import renderer_from_config
+
+        torch.set_num_threads(1)
+        self._renderer = renderer_from_config(AsyncEngineArgs(**arguments).create_engine_config())
+        self._pixel_limits = pixel_limits
+        self._tokens = tokenize(self._renderer, render(load_processor(arguments["model"]), PREAMBLE))
+
+    def render_image(self, content: bytes) -> RenderedImage | ImageProblem | Refusal:
+        prepared = prepare(content, *self._pixel_limits)
+        if isinstance(prepared, ImageProblem):
+            return prepared
+        prompt = {
+            "prompt_token_ids": self._tokens,
+            "multi_modal_data": {"image": prepared.image},
+            "multi_modal_uuids": {"image": prepared.key},
+        }
+        try:
+            (rendered,) = self._renderer.render_cmpl([prompt], skip_mm_cache=True)
+        except ValueError as error:
+            return Refusal.of(error)
+        expanded = rendered["prompt_token_ids"]
+        # The two token lists are equal after the image.
+        pairs = zip(reversed(self._tokens), reversed(expanded), strict=False)
+        num_after_image = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        # The arrival time of the rendering would make every later prompt about the image look old.
+        engine_input = {name: value for name, value in rendered.items() if name not in ("arrival_time", "prompt")}
+        return RenderedImage(
+            key=prepared.key,
+            engine_input=engine_input,
+            head=self._tokens[: len(self._tokens) - num_after_image],
+            expanded_head=expanded[: len(expanded) - num_after_image],
+        )
+
+
+class RenderingThread:
+    """Renders in a thread beside the event loop, which waits while the thread holds Python's interpreter lock."""
+
+    def __init__(self, arguments: dict[str, Any], pixel_limits: tuple[int, int]) -> None:
+        self._renderer = Renderer(arguments, pixel_limits)
+        self._thread = ThreadPoolExecutor(1)
+
+    async def render_image(self, content: bytes) -> RenderedImage | ImageProblem | Refusal:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._renderer.render_image, content)
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+
+class RenderingProcesses:
+    """Renders in separate processes, each with its own renderer."""
+
+    def __init__(self, num_processes: int, arguments: dict[str, Any], pixel_limits: tuple[int, int]) -> None:
+        self.pool = ProcessPoolExecutor(
+            num_processes,
+            multiprocessing.get_context("spawn"),
+            initializer=_load_renderer,
+            initargs=(arguments, pixel_limits),
+        )
+        for _ in range(num_processes):
+            # The pool starts a process only when a task arrives and no process is idle.
+            self.pool.submit(os.getpid)
+
+    async def render_image(self, content: bytes) -> RenderedImage | ImageProblem | Refusal:
+        """As `Renderer.render_image`.
+
+        Raises:
+            EngineDied: a process died or cannot start.
+        """
+        try:
+            pickled = await asyncio.get_running_loop().run_in_executor(self.pool, _render_image, content)
+        except BrokenProcessPool as error:
+            raise EngineDied(f"a renderer died: {error}") from error
+        except _RendererCannotStart as error:
+            raise EngineDied(str(error)) from error
+        rendered: RenderedImage | ImageProblem | Refusal = pickle.loads(pickled)
+        return rendered
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+
+class _RendererCannotStart(Exception):
+    """A rendering process could not load the model's processor."""
+
+
+_renderer: Renderer | _RendererCannotStart | None = None
+"""The renderer of a rendering process, or why it has none."""
+
+
+def _load_renderer(arguments: dict[str, Any], pixel_limits: tuple[int, int]) -> None:
+    global _renderer
+    try:
+        _renderer = Renderer(arguments, pixel_limits)
+    except Exception as error:  # noqa: BLE001
+        # If an initializer raises, the pool reports only that it is broken, so the error waits for the first task.
+        _renderer = _RendererCannotStart(f"a renderer cannot start ({type(error).__name__}: {error})")
+
+
+def _render_image(content: bytes) -> bytes:
+    if isinstance(_renderer, _RendererCannotStart):
+        raise _renderer
+    assert _renderer is not None
+    # Pickled here: torch would otherwise pass each tensor through shared memory, with one file descriptor each.
+    return pickle.dumps(_renderer.render_image(content), protocol=pickle.HIGHEST_PROTOCOL)

@@ -1,0 +1,143 @@
+"""The scores of models on benchmarks, as `evaluation/scores.json` holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mpa_ray.metrics import Metric
+from mpa_ray.run.run import SCORES, Run
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The mean over a group of questions: of scores in [0, 1], or of differences between scores in [-1, 1]."""
+
+    mean: float
+    low: float
+    """The lower bound of the mean's 95 % bootstrap interval."""
+    high: float
+    """The upper bound."""
+    num_questions: int
+
+
+Groups = dict[str, Summary]
+"""Summaries by group of questions: `all`, and splits, families and answer types such as `family: count`."""
+
+
+@dataclass(frozen=True)
+class MetricReference:
+    """Which metric the scores are of; a number means little without its evaluator."""
+
+    name: str
+    version: str
+    """The version of the evaluator whose results the metric reproduces."""
+    source: str
+    """Who defines the metric."""
+
+    @classmethod
+    def of(cls, metric: Metric) -> MetricReference:
+        return cls(metric.name, metric.version, metric.source)
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """One model's scores on one benchmark."""
+
+    groups: Groups
+    num_missing: int
+    """Questions without a reply, which count as wrong."""
+    warnings: list[str]
+
+    @property
+    def overall(self) -> Summary:
+        return self.groups["all"]
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> ModelScores:
+        return cls(_groups(content["groups"]), content["num_missing"], content["warnings"])
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What training gained a student on a group of questions."""
+
+    before: Summary
+    after: Summary
+    gain: Summary
+    """The paired difference, after minus before."""
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How one model's scores differ from another's, question by question."""
+
+    from_model: str
+    to_model: str
+    groups: Groups
+    """Means of `to_model`'s score minus `from_model`'s."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"from": self.from_model, "to": self.to_model, "groups": asdict(self)["groups"]}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> PairedDifference:
+        return cls(content["from"], content["to"], _groups(content["groups"]))
+
+
+@dataclass(frozen=True)
+class BenchmarkScores:
+    """The scores of all models on one benchmark."""
+
+    metric: MetricReference
+    models: dict[str, ModelScores]
+    """By the models' names, such as `small.before`."""
+    differences: list[PairedDifference]
+
+    def gains(self, before: str, after: str) -> dict[str, Gain] | None:
+        """What one model gains over another, by group of questions; None where the two were not compared."""
+        for pair in self.differences:
+            if (pair.from_model, pair.to_model) == (before, after):
+                old, new = self.models[before].groups, self.models[after].groups
+                return {group: Gain(old[group], new[group], change) for group, change in pair.groups.items()}
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "metric": asdict(self.metric),
+            "models": {name: asdict(model) for name, model in self.models.items()},
+            "differences": [pair.to_json() for pair in self.differences],
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> BenchmarkScores:
+        """The inverse of `to_json`."""
+        return cls(
+            MetricReference(**content["metric"]),
+            {name: ModelScores.from_json(model) for name, model in content["models"].items()},
+            [PairedDifference.from_json(pair) for pair in content["differences"]],
+        )
+
+
+Scores = Mapping[str, BenchmarkScores]
+"""Scores by the benchmarks' names."""
+
+
+def scores_to_json(scores: Scores) -> dict[str, Any]:
+    return {benchmark: scored.to_json() for benchmark, scored in scores.items()}
+
+
+def write_scores(run: Run, scores: Scores) -> None:
+    run.write_json(SCORES, scores_to_json(scores))
+
+
+def read_scores(run: Run) -> dict[str, BenchmarkScores]:
+    """The run's scores; none before its first evaluation is scored."""
+    if not run.storage.exists(SCORES):
+        return {}
+    return {benchmark: BenchmarkScores.from_json(scored) for benchmark, scored in run.read_json(SCORES).items()}
+
+
+def _groups(content: dict[str, Any]) -> Groups:
+    return {name: Summary(**summary) for name, summary in content.items()}

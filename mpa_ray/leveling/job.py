@@ -1,0 +1,55 @@
+"""What the driver sends to every training worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mpa_ray.config import LevelConfig, RunConfig, StudentConfig, resolve_path
+from mpa_ray.corpus.read import Reader
+from mpa_ray.leveling.epoch_plan import EpochPlan
+from mpa_ray.run.run import Run
+from mpa_ray.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything that a training worker needs."""
+
+    student: str
+    model: str
+    """The checkpoint to start from: a folder, an s3:// prefix or a name on the Hugging Face hub."""
+    level: LevelConfig
+    task: Task
+    plan: EpochPlan
+    reader: Reader
+    """Reads the images. Its object store settings also apply to the checkpoint."""
+    min_pixels: int
+    max_pixels: int
+    max_new_tokens: int
+    """The length limit of an answer when the export is checked."""
+    run: Run
+    folder: str
+    """Where the run keeps the files of this training."""
+    card: str
+    """The model card of the exported checkpoint."""
+
+    @classmethod
+    def of(
+        cls, run: Run, config: RunConfig, student: StudentConfig, task: Task, plan: EpochPlan, folder: str, card: str
+    ) -> TrainingJob:
+        """The job of a configured student."""
+        return cls(
+            student=student.name,
+            # A worker has another working directory.
+            model=resolve_path(student.model),
+            level=student.level,
+            task=task,
+            plan=plan,
+            reader=Reader(config.object_store, config.reading.num_threads),
+            min_pixels=student.min_pixels,
+            max_pixels=student.max_pixels,
+            max_new_tokens=config.answer.max_new_tokens,
+            run=run,
+            folder=folder,
+            card=card,
+        )

@@ -1,0 +1,63 @@
+"""Samples that are watched during training: held-out samples choose the weights, retained pairs show forgetting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from mpa_ray.leveling.checkpoint import trainable_weights
+from mpa_ray.leveling.collator import Batch
+from mpa_ray.leveling.loss import Reduction, answer_loss, num_answered, weight_of
+from mpa_ray.leveling.parallel import sum_over_workers
+from mpa_ray.leveling.step_data import Steps
+
+ToDevice = Callable[[Batch], Batch]
+
+
+def mean_loss(model: Any, steps: Steps, reduction: Reduction, to_device: ToDevice) -> float:
+    """The mean loss on the samples of all workers, which call this together."""
+    model.eval()
+    loss = weight = 0.0
+    with torch.no_grad():
+        for batch in _batches(steps, to_device):
+            loss += float(answer_loss(model, batch, 1.0, reduction))
+            weight += weight_of(batch["labels"], reduction)
+    loss, weight = sum_over_workers(loss, weight)
+    return loss / max(weight, 1.0)
+
+
+def total_answered(model: Any, steps: Steps, to_device: ToDevice) -> int:
+    """How many samples the model answers word for word, on all workers, which call this together."""
+    model.eval()
+    with torch.no_grad():
+        answered = sum(num_answered(model, batch) for batch in _batches(steps, to_device))
+    (total,) = sum_over_workers(answered)
+    return int(total)
+
+
+def _batches(steps: Steps, to_device: ToDevice) -> Iterator[Batch]:
+    return (to_device(batch) for step in steps for batch in step.batches)
+
+
+class BestWeights:
+    """The weights with the lowest loss on the held-out samples so far."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Any] = {}
+        """This worker's part of them; empty before the first loss."""
+        self.loss = math.inf
+        self.num_worse = 0
+        """Losses since the lowest one."""
+
+    def update(self, loss: float, model: Any) -> bool:
+        """Keep a copy of the model's weights if its loss is the lowest so far; returns whether it is."""
+        if loss < self.loss:
+            self.loss = loss
+            self.num_worse = 0
+            self.weights = trainable_weights(model)
+            return True
+        self.num_worse += 1
+        return False

@@ -1,0 +1,151 @@
+"""What runs in each Ray Train worker: train the student for one epoch, then export it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+import ray.train
+import torch
+from transformers import AutoModelForImageTextToText, TrainingArguments, set_seed
+
+from mpa_ray.config import LevelConfig, LoraConfig
+from mpa_ray.leveling.checkpoint import full_weights, restore_weights
+from mpa_ray.leveling.collator import AnswerCollator
+from mpa_ray.leveling.export import CheckQuestions, export, load_trained_weights
+from mpa_ray.leveling.job import TrainingJob
+from mpa_ray.leveling.parallel import shard
+from mpa_ray.leveling.step_data import Share, StepLoader, Steps
+from mpa_ray.leveling.trainable import prepare_for_training
+from mpa_ray.leveling.trainer import ParityTrainer, TrainingData
+from mpa_ray.models.chat_template import load_processor
+from mpa_ray.models.checkpoints import local_model
+from mpa_ray.observability.log_context import log_context
+
+_LOG_EVERY_STEPS = 5
+_NUM_CHECKED = 8
+"""Questions that compare the exported checkpoint with the model in memory."""
+
+
+def train(job: TrainingJob) -> None:
+    """Train for one epoch, from the last complete checkpoint if there is one, then export on rank 0."""
+    with log_context(run=job.run.storage.root, phase="level", student=job.student):
+        _train(job)
+
+
+def _train(job: TrainingJob) -> None:
+    context = ray.train.get_context()
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        _configure_cpu(context.get_local_world_size())
+    set_seed(job.level.seed)
+    start = local_model(job.model, job.reader.object_store)
+    processor = load_processor(start)
+    model = prepare_for_training(load_model(start, job.level, on_gpu), job.level.method)
+    if job.level.parallel == "fsdp" and context.get_world_size() > 1:
+        model = shard(model, on_gpu)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = _training_data(job, processor, context.get_world_rank(), context.get_world_size())
+        trainer = ParityTrainer(job, data, model=model, args=_arguments(job, scratch, on_gpu))
+        _run_epoch(trainer)
+        weights = full_weights(trainer.model_wrapped)
+        if context.get_world_rank() == 0:
+            fresh = prepare_for_training(load_model(start, job.level, on_gpu, quantized=False), job.level.method)
+            trained = load_trained_weights(fresh, weights)
+            export(trained, processor, job.model, job.card, _check_questions(job), job.run, job.folder)
+            trainer.write_state(trainer.num_unreadable)
+
+
+def _configure_cpu(num_local_workers: int) -> None:
+    """Share the cores between the workers of a node, and avoid denormal numbers, which are slow."""
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_local_workers))
+    torch.set_flush_denormal(True)
+
+
+def _training_data(job: TrainingJob, processor: Any, rank: int, num_workers: int) -> TrainingData:
+    loader = StepLoader(
+        batch_size=job.level.batch_size,
+        share=Share(job.level.tokens_per_micro_batch, rank, num_workers),
+        collator=AnswerCollator(processor, job.task, job.min_pixels, job.max_pixels),
+        reader=job.reader,
+    )
+    return TrainingData(
+        epoch=Steps(job.plan.num_steps, job.plan.steps, loader),
+        held_out=Steps.of_rows(job.plan.held_out, loader),
+        retained=Steps.of_rows(job.plan.retained, loader),
+    )
+
+
+def _run_epoch(trainer: ParityTrainer) -> None:
+    """Train to the end of the epoch, and leave the weights that are exported in the model."""
+    latest = ray.train.get_checkpoint()
+    if latest is None:
+        trainer.train()
+    else:
+        with latest.as_directory() as folder:
+            trainer.train(resume_from_checkpoint=folder)
+    if trainer.best.weights:
+        restore_weights(trainer.model_wrapped, trainer.best.weights)
+    trainer.measure_retained(is_trained=True)
+
+
+def _check_questions(job: TrainingJob) -> CheckQuestions:
+    rows = next(job.plan.steps(0, 1))[:_NUM_CHECKED]
+    files = job.reader.read([row.uri for row in rows])
+    contents = [content if isinstance(content, bytes) else b"" for content in files]
+    return CheckQuestions(rows, contents, job.task, (job.min_pixels, job.max_pixels), job.max_new_tokens)
+
+
+def load_model(start: str, level: LevelConfig, on_gpu: bool, quantized: bool = True) -> Any:
+    """Load the checkpoint in the number format that it is trained in.
+
+    Args:
+        start: The folder of the checkpoint.
+        level: How it is trained.
+        on_gpu: Whether it is trained on a GPU.
+        quantized: False loads unquantized weights even if `level` trains with quantized ones.
+    """
+    settings: dict[str, Any] = {}
+    if level.attention != "auto":
+        settings["attn_implementation"] = level.attention
+    if quantized and isinstance(level.method, LoraConfig) and level.method.quantize:
+        from transformers import BitsAndBytesConfig
+
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    dtype = torch.bfloat16 if on_gpu and isinstance(level.method, LoraConfig) else torch.float32
+    return AutoModelForImageTextToText.from_pretrained(start, dtype=dtype, **settings)
+
+
+def _arguments(job: TrainingJob, scratch: str, on_gpu: bool) -> TrainingArguments:
+    level = job.level
+    return TrainingArguments(
+        output_dir=scratch,
+        max_steps=job.plan.num_steps,
+        # The Trainer's batch is a whole step.
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        learning_rate=level.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=int(level.warmup_ratio * job.plan.num_steps),
+        max_grad_norm=level.max_grad_norm,
+        logging_steps=_LOG_EVERY_STEPS,
+        logging_nan_inf_filter=False,
+        # `ParityTrainer` schedules checkpoints and evaluations itself.
+        save_strategy="no",
+        eval_strategy="no",
+        # The data of a resumed training starts at the first step after the checkpoint.
+        ignore_data_skip=True,
+        seed=level.seed,
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        gradient_checkpointing=level.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        remove_unused_columns=False,
+        report_to=[service for service in level.report_to if service != "tensorboard"],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
+    )

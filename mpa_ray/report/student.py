@@ -1,0 +1,175 @@
+"""A student in a report: its verdicts with a sample of them, its training, and its scores before and after."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mpa_ray.config import StudentConfig
+from mpa_ray.evaluation.scores import Gain, MetricReference, Scores, Summary
+from mpa_ray.records import State, Verdict
+from mpa_ray.report.training import TrainingSummary
+
+NUM_SAMPLES = 24
+_FEW_PARITY_SAMPLES = 100
+_FORGETTING_POINTS = 5
+"""A loss of more points on a family of questions is reported."""
+
+
+@dataclass(frozen=True)
+class MeasuredGroup(Gain):
+    """A student's gain on a group of questions, beside the teacher's score."""
+
+    teacher: Summary | None
+    """None where the teacher is not measured."""
+
+
+@dataclass(frozen=True)
+class MeasuredBenchmark:
+    """A student's scores on one benchmark."""
+
+    metric: MetricReference
+    groups: dict[str, MeasuredGroup]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class StudentSummary:
+    """What a report shows of a student."""
+
+    model: str
+    method: str
+    num_annotations: int
+    num_consistent: int
+    """Annotations on which the teacher agrees with itself."""
+    num_parity_samples: int
+    cells: dict[str, int]
+    """Verdicts by who agrees with the teacher's answer: see `Verdict.cell`."""
+    dropped: dict[str, int]
+    """Verdicts that are not kept, by reason."""
+    samples: list[Verdict]
+    measured: dict[str, MeasuredBenchmark]
+    replay_share: float
+    training: TrainingSummary | None
+    warnings: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "training": self.training.to_json() if self.training else None}
+
+
+def student_summary(
+    student: StudentConfig,
+    verdicts: Iterable[Verdict],
+    num_kept: int,
+    scores: Scores,
+    training: TrainingSummary | None,
+) -> StudentSummary:
+    """Sum up a student.
+
+    Args:
+        student: Its settings.
+        verdicts: The verdicts on its answers; they are read once.
+        num_kept: How many of them are kept.
+        scores: The run's scores, which need not have the student.
+        training: Its training on D_PI.
+    """
+    cells: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    sample = OutcomeSample()
+    for verdict in verdicts:
+        cells[verdict.cell] += 1
+        if verdict.state != State.KEPT:
+            dropped[verdict.reason or verdict.state] += 1
+        sample.add(verdict)
+    measured = measured_benchmarks(scores, student.name)
+    return StudentSummary(
+        model=student.model,
+        method=student.level.method.kind,
+        num_annotations=cells.total(),
+        num_consistent=cells["teacher_yes_student_no"] + cells["teacher_yes_student_yes"],
+        num_parity_samples=cells["teacher_yes_student_no"],
+        cells=dict(cells),
+        dropped=dict(dropped.most_common()),
+        samples=sample.mixed(),
+        measured=measured,
+        replay_share=student.level.replay_share,
+        training=training,
+        warnings=student_warnings(num_kept, measured, training),
+    )
+
+
+class OutcomeSample:
+    """A uniform sample of the verdicts with each outcome, drawn in one pass (reservoir sampling; Vitter 1985)."""
+
+    def __init__(self) -> None:
+        self._rng = random.Random(0)
+        self._num_seen: Counter[str] = Counter()
+        self._by_outcome: dict[str, list[Verdict]] = {}
+
+    def add(self, verdict: Verdict) -> None:
+        outcome = verdict.reason or verdict.state
+        self._num_seen[outcome] += 1
+        sample = self._by_outcome.setdefault(outcome, [])
+        if len(sample) < NUM_SAMPLES:
+            sample.append(verdict)
+        elif (slot := self._rng.randrange(self._num_seen[outcome])) < NUM_SAMPLES:
+            sample[slot] = verdict
+
+    def mixed(self) -> list[Verdict]:
+        """Up to `NUM_SAMPLES` verdicts: one half kept, the other half taken from the other outcomes in turn."""
+        queues = {outcome: list(sample) for outcome, sample in self._by_outcome.items()}
+        kept = queues.pop(State.KEPT.value, [])
+        others: list[Verdict] = []
+        while any(queues.values()) and len(others) < NUM_SAMPLES:
+            others += [queue.pop(0) for _, queue in sorted(queues.items()) if queue]
+        chosen = kept[: max(NUM_SAMPLES // 2, NUM_SAMPLES - len(others))]
+        return chosen + others[: NUM_SAMPLES - len(chosen)]
+
+
+def measured_benchmarks(scores: Scores, student: str) -> dict[str, MeasuredBenchmark]:
+    """The benchmarks that the student has answered before and after training."""
+    before, after = f"{student}.before", f"{student}.after"
+    measured = {}
+    for benchmark, scored in scores.items():
+        gains = scored.gains(before, after)
+        if gains is None:
+            continue
+        teacher = scored.models["teacher"].groups if "teacher" in scored.models else {}
+        measured[benchmark] = MeasuredBenchmark(
+            scored.metric,
+            {group: MeasuredGroup(g.before, g.after, g.gain, teacher.get(group)) for group, g in gains.items()},
+            [
+                f"{when}: {warning}"
+                for when, name in (("before", before), ("after", after))
+                for warning in scored.models[name].warnings
+            ],
+        )
+    return measured
+
+
+def student_warnings(
+    num_parity_samples: int, measured: dict[str, MeasuredBenchmark], training: TrainingSummary | None
+) -> list[str]:
+    """The signs of a failed alignment that the method's authors name (arXiv 2509.16633)."""
+    warnings = []
+    if num_parity_samples < _FEW_PARITY_SAMPLES:
+        warnings.append(
+            f"only {num_parity_samples} parity samples: under {_FEW_PARITY_SAMPLES} are too few to learn from"
+        )
+    if training is not None:
+        if not training.is_falling:
+            warnings.append("the loss did not fall: lower the learning rate, or look at the samples")
+        if (forgetting := training.retained.forgetting_warning()) is not None:
+            warnings.append(forgetting)
+    for benchmark, result in measured.items():
+        for group, row in result.groups.items():
+            points = 100 * row.gain.mean
+            if group == "all" and points <= 0:
+                warnings.append(f"{benchmark}: no gain after leveling")
+            elif group.startswith("family: ") and points < -_FORGETTING_POINTS:
+                warnings.append(f"{benchmark}: {group} lost {-points:.1f} points (forgetting): lower the learning rate")
+        warnings += [f"{benchmark}, {warning}" for warning in result.warnings]
+    return warnings

@@ -1,0 +1,64 @@
+"""Everything that a report shows, as `report/report.json` holds it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mpa_ray.evaluation.scores import Scores, scores_to_json
+from mpa_ray.report.coverage import Coverage
+from mpa_ray.report.leaderboard import LeaderboardRow
+from mpa_ray.report.student import StudentSummary
+from mpa_ray.report.teacher import FailedImage, TeacherSummary
+from mpa_ray.run.audit import AuditCounts
+from mpa_ray.run.phase_record import PhaseKey, PhaseRecord
+
+
+@dataclass(frozen=True)
+class PhaseSummary:
+    """What one phase has taken, summed over all its attempts."""
+
+    key: PhaseKey
+    record: PhaseRecord
+
+    @property
+    def images_per_s(self) -> float | None:
+        """The rate while engines were at work, without their start; None where the phase counts no images."""
+        return self.record.totals.images_per_s if self.record.totals is not None else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.record.to_json(), "images_per_s": self.images_per_s}
+
+
+@dataclass(frozen=True)
+class ReportSummary:
+    """The figures of a run."""
+
+    run_dir: str
+    task: str
+    teacher_model: str
+    counts: AuditCounts
+    teacher: TeacherSummary
+    failed_images: list[FailedImage]
+    scores: Scores
+    coverage: Coverage
+    students: dict[str, StudentSummary]
+    leaderboard: list[LeaderboardRow]
+    phases: list[PhaseSummary]
+    versions: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run_dir": self.run_dir,
+            "task": self.task,
+            "teacher_model": self.teacher_model,
+            "counts": self.counts.to_json(),
+            "teacher": asdict(self.teacher),
+            "failed_images": [asdict(image) for image in self.failed_images],
+            "scores": scores_to_json(self.scores),
+            "coverage": asdict(self.coverage),
+            "students": {name: student.to_json() for name, student in self.students.items()},
+            "leaderboard": [asdict(row) for row in self.leaderboard],
+            "phases": {phase.key.label: phase.to_json() for phase in self.phases},
+            "versions": self.versions,
+        }

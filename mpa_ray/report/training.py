@@ -1,0 +1,75 @@
+"""A student's training in a report: losses, speed, and restarts."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mpa_ray.run.run import Run
+from mpa_ray.run.training_state import LogEntry, Resumption, Retained, TrainingState
+
+SPEEDS = (
+    "samples_per_s",
+    "supervised_tokens_per_s",
+    "padding_share",
+    "data_wait_share",
+    "memory_gib",
+    "tflops_per_s",
+    "mfu",
+)
+"""The fields of `LogEntry` that a report shows."""
+
+
+@dataclass(frozen=True)
+class LossAtStep:
+    """A loss and the optimiser step at which it was measured."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a report shows of a training."""
+
+    losses: list[LossAtStep]
+    held_out_losses: list[LossAtStep]
+    best_step: int | None
+    """The exported step: the one with the lowest loss on the held-out samples; None without such samples."""
+    resumed: list[Resumption]
+    retained: Retained
+    speed: dict[str, float]
+    """The median of each of `SPEEDS` that was logged, without the warm-up."""
+
+    @property
+    def is_falling(self) -> bool:
+        """Whether the mean loss of the last quarter is below that of the first; true of trainings too short to say."""
+        losses = [point.loss for point in self.losses]
+        quarter = len(losses) // 4
+        return not quarter or statistics.fmean(losses[-quarter:]) < statistics.fmean(losses[:quarter])
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "retained": self.retained.to_json()}
+
+
+def training_summary(run: Run, folder: str) -> TrainingSummary | None:
+    """The training in this folder of the run; None before its first log entry."""
+    state = TrainingState.read(run, folder)
+    if state is None:
+        return None
+    return TrainingSummary(
+        losses=[LossAtStep(entry.step, entry.loss) for entry in state.log if entry.loss is not None],
+        held_out_losses=[LossAtStep(entry.step, entry.eval_loss) for entry in state.log if entry.eval_loss is not None],
+        best_step=state.best_step,
+        resumed=list(state.resumed),
+        retained=state.retained,
+        speed=_median_speeds(state.speed_entries),
+    )
+
+
+def _median_speeds(entries: Sequence[LogEntry]) -> dict[str, float]:
+    logged = {name: [getattr(entry, name) for entry in entries] for name in SPEEDS}
+    known = {name: [value for value in values if value is not None] for name, values in logged.items()}
+    return {name: statistics.median(values) for name, values in known.items() if values}

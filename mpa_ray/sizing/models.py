@@ -1,0 +1,98 @@
+"""What sizing knows about a run's models and the GPUs that they run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from mpa_ray.config import ModelConfig, ObjectStoreConfig, PlanConfig, StudentConfig, VllmEngineConfig
+from mpa_ray.errors import ConfigError
+from mpa_ray.models.checkpoints import model_settings
+from mpa_ray.models.gpus import GPUS, Gpu
+from mpa_ray.sizing.architecture import Architecture, architecture_of
+from mpa_ray.sizing.rates import UNKNOWN, Rate
+from mpa_ray.sizing.roofline import Roofline
+
+
+@dataclass(frozen=True)
+class Models:
+    """Reads each checkpoint's config.json once."""
+
+    plan: PlanConfig
+    object_store: ObjectStoreConfig
+    notes: list[str]
+    """Gets the error of a checkpoint whose sizes cannot be read."""
+    _architectures: dict[str, Architecture | None] = field(default_factory=dict, init=False, repr=False)
+
+    def architecture(self, model: ModelConfig) -> Architecture | None:
+        """None where the model has no checkpoint, or its sizes cannot be read."""
+        if not model.engine.has_checkpoint:
+            return None
+        if model.model not in self._architectures:
+            self._architectures[model.model] = self._read(model.model)
+        return self._architectures[model.model]
+
+    def _read(self, model: str) -> Architecture | None:
+        try:
+            return architecture_of(model_settings(model, self.object_store), model)
+        except ConfigError as error:
+            self.notes.append(str(error))
+            return None
+
+    def image_tokens(self, model: ModelConfig) -> int | None:
+        """Tokens of one image; None where neither the plan nor the checkpoint gives them."""
+        if self.plan.image_tokens is not None:
+            return self.plan.image_tokens
+        sizes = self.architecture(model)
+        return sizes.image_tokens(model.max_pixels) if sizes is not None else None
+
+    def gpu_name(self, model: ModelConfig) -> str:
+        """The kind of GPU that the model runs on; empty where the settings name none."""
+        return model.accelerator_type or self.plan.gpu or ""
+
+    def gpu(self, model: ModelConfig) -> Gpu | None:
+        """None where the kind is not known."""
+        gpu = GPUS.get(self.gpu_name(model))
+        if gpu is not None and self.plan.gpu_memory_gib is not None:
+            return replace(gpu, memory_gib=self.plan.gpu_memory_gib)
+        return gpu
+
+    def gpu_memory_gib(self, model: ModelConfig) -> float | None:
+        """None where neither the plan nor the kind of GPU gives it."""
+        gpu = self.gpu(model)
+        return gpu.memory_gib if gpu is not None else self.plan.gpu_memory_gib
+
+    def estimate(
+        self, model: ModelConfig, num_gpus: float, seconds: Callable[[Roofline, Architecture, int], float]
+    ) -> Rate:
+        """Units per second by the roofline of the model's GPU.
+
+        Args:
+            model: The model.
+            num_gpus: The GPUs of a replica or worker; without one there is no estimate.
+            seconds: Gives the seconds of one unit, from the roofline, the model's sizes and the tokens of an image.
+        """
+        gpu, sizes, image_tokens = self.gpu(model), self.architecture(model), self.image_tokens(model)
+        if gpu is None or sizes is None or image_tokens is None or not num_gpus:
+            return UNKNOWN
+        return Rate(1 / seconds(Roofline(gpu, self.plan.efficiency), sizes, image_tokens), "estimated")
+
+
+def answers_alike(one: ModelConfig, other: ModelConfig) -> bool:
+    """Whether one pass serves both: the same model with the same serving settings. Training settings may differ."""
+    return _serving_settings(one) == _serving_settings(other)
+
+
+def first_of_same_model(students: Sequence[StudentConfig]) -> list[StudentConfig]:
+    """The students that are asked; the others copy the answers of an earlier one."""
+    first: list[StudentConfig] = []
+    for student in students:
+        if not any(answers_alike(student, other) for other in first):
+            first.append(student)
+    return first
+
+
+def _serving_settings(model: ModelConfig) -> tuple[object, ...]:
+    engine = model.engine
+    settings = (engine.dtype, engine.max_model_len) if isinstance(engine, VllmEngineConfig) else engine
+    return model.model, settings, model.min_pixels, model.max_pixels

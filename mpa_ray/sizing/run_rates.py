@@ -1,0 +1,227 @@
+"""The rates that an earlier run measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from mpa_ray.config import RunConfig
+from mpa_ray.run.phase_record import PhaseKey, PhaseKind, PhaseRecord, phase_records
+from mpa_ray.run.recorded_config import student_names
+from mpa_ray.run.run import RUN_FILE, Run
+from mpa_ray.run.training_state import TrainingState
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainingRates:
+    """What a finished training measured; None where it measured nothing."""
+
+    samples_per_s: float | None = None
+    """By one worker."""
+    start_s: float | None = None
+    """Seconds in which no step was made."""
+    memory_gib: float | None = None
+    """The most that a worker's GPU held."""
+
+
+@dataclass(frozen=True)
+class RunRates:
+    """Rates from the phases, markers and trainings of a run, each for one replica or worker. None: not measured."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The run's settings, as run.json has them."""
+    num_images: int | None = None
+    questions_per_image: float = 1.0
+    """Over the run's benchmarks."""
+    records: Mapping[PhaseKey, PhaseRecord] = field(default_factory=dict)
+    num_parity: Mapping[str, int | None] = field(default_factory=dict)
+    """Parity samples by student."""
+    trainings: Mapping[str, TrainingRates] = field(default_factory=dict)
+    """By student."""
+
+    @classmethod
+    def of_run(cls, run: Run) -> RunRates:
+        """Read a run's files. Raises ConfigError where the directory holds no run."""
+        names = student_names(run)
+        config = run.read_json(RUN_FILE)["config"]
+        records = dict(phase_records(run))
+        students = {student["name"]: student for student in config.get("students", [])}
+        return cls(
+            config=config,
+            num_images=_number(run, run.manifest_path(), "num_images"),
+            questions_per_image=_questions_per_image(run, config),
+            records=records,
+            num_parity={name: _number(run, run.manifest_path(run.parity_dir(name)), "num_samples") for name in names},
+            trainings={
+                name: _training_rates(run, name, students[name]["level"], records.get(PhaseKey("level", name)))
+                for name in names
+            },
+        )
+
+    def engine_start_s(self, kind: PhaseKind | None = None) -> float | None:
+        """Seconds of a pass in which its engines were not at work: the median of this kind of phase, else of all."""
+        starts = {
+            key: (record.wall_s - record.totals.working_s) / record.num_attempts
+            for key, record in self.records.items()
+            if record.totals is not None and record.totals.working_s
+        }
+        of_kind = _median(starts, lambda key: key.kind == kind)
+        return of_kind if of_kind is not None else _median(starts)
+
+    @property
+    def training_start_s(self) -> float | None:
+        """Seconds of a training in which no step was made: the median of all."""
+        starts = {name: rates.start_s for name, rates in self.trainings.items() if rates.start_s is not None}
+        return _median(starts)
+
+    @property
+    def index_images_per_s(self) -> float | None:
+        """Images that one driver lists in a second, perhaps beside other work."""
+        record = self.records.get(PhaseKey("index"))
+        return self.num_images / record.wall_s if record and record.wall_s and self.num_images else None
+
+    @property
+    def annotated_images_per_s(self) -> float | None:
+        """Images that the teacher annotates in a second."""
+        return self._images_per_s(PhaseKey("annotate"), self.config.get("teacher", {}))
+
+    def identified_images_per_s(self, name: str, model: str) -> float | None:
+        """Images about which a student is asked in a second: this one, else of the same model, else the median."""
+        return self._of_student(name, model, lambda n: self._images_per_s(PhaseKey("identify", n), self._students[n]))
+
+    def benchmark_questions_per_s(self, name: str, model: str) -> float | None:
+        """Benchmark questions that a measured model answers in a second: this one, else of the same model, else the
+        median."""
+        rates: dict[str, float | None] = {}
+        models: dict[str, str] = {}
+        for key in self.records:
+            if key.kind == "evaluate" and key.model is not None:
+                settings = self._settings_of(key.model)
+                images_per_s = self._images_per_s(key, settings)
+                rates[key.model] = None if images_per_s is None else images_per_s * self.questions_per_image
+                models[key.model] = settings.get("model", "")
+        return _nearest(name, model, rates, models)
+
+    def tokens_per_image(self, key: PhaseKey) -> float | None:
+        """Prompt and output tokens per image in this phase, else the median of this kind of phase."""
+        tokens: dict[PhaseKey, float] = {}
+        for other, record in self.records.items():
+            totals = record.totals
+            if totals is not None and totals.num_images:
+                num_tokens = totals.usage.num_prompt_tokens + totals.usage.num_output_tokens
+                tokens[other] = num_tokens / totals.num_images_by_models
+        return tokens[key] if key in tokens else _median(tokens, lambda other: other.kind == key.kind)
+
+    def parity_share(self, name: str, model: str) -> float | None:
+        """Parity samples per image: of this student, else of the same model, else the median."""
+        num_images = self.num_images
+        if not num_images:
+            return None
+        shares = {n: None if number is None else number / num_images for n, number in self.num_parity.items()}
+        return self._of_student(name, model, shares.get)
+
+    def trained_samples_per_s(self, name: str, model: str) -> float | None:
+        """Samples that one worker trains on in a second: of this student, else of the same model, else the median."""
+        return self._of_student(name, model, lambda n: self.trainings[n].samples_per_s)
+
+    def training_memory_gib(self, name: str) -> float | None:
+        """The most that a worker's GPU held for this very student."""
+        return self.trainings[name].memory_gib if name in self.trainings else None
+
+    @property
+    def _students(self) -> dict[str, dict[str, Any]]:
+        """The settings of students by their names."""
+        return {student["name"]: student for student in self.config.get("students", [])}
+
+    def _of_student(self, name: str, model: str, rate_of: Callable[[str], float | None]) -> float | None:
+        models = {n: settings["model"] for n, settings in self._students.items()}
+        return _nearest(name, model, {n: rate_of(n) for n in models}, models)
+
+    def _settings_of(self, measured_model: str) -> dict[str, Any]:
+        """The settings of a model by the name of its predictions."""
+        if measured_model == "teacher":
+            return dict(self.config.get("teacher", {}))
+        named = {model["name"]: model for model in (self.config.get("evaluate") or {}).get("models", [])}
+        return dict(named.get(measured_model) or self._students.get(measured_model.rpartition(".")[0], {}))
+
+    def _images_per_s(self, key: PhaseKey, model: Mapping[str, Any]) -> float | None:
+        record = self.records.get(key)
+        if record is None or record.totals is None or not record.totals.working_s or not record.totals.num_images:
+            return None
+        num_replicas: int = model.get("max_num_replicas") or model.get("num_replicas") or 1
+        return record.totals.num_images_by_models / record.totals.working_s / num_replicas
+
+
+def changed_settings(config: RunConfig, measured: Mapping[str, Any]) -> list[str]:
+    """Settings that speed depends on and that differ from those of the run that measured the rates."""
+    now = config.model_dump(mode="json")
+    changes = _changes("teacher", measured.get("teacher", {}), now["teacher"], _MODEL_FIELDS)
+    changes += _changes("annotate", measured.get("annotate", {}), now["annotate"], _ANNOTATE_FIELDS)
+    before = {student["name"]: student for student in measured.get("students", [])}
+    for student in now["students"]:
+        changes += _changes(student["name"], before.get(student["name"], {}), student, _MODEL_FIELDS)
+    return changes
+
+
+_MODEL_FIELDS = ("model", "max_pixels", "gpus_per_replica", "cpus_per_replica", "accelerator_type")
+_ANNOTATE_FIELDS = ("num_questions", "num_second_answers")
+
+
+def _changes(branch: str, before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [
+        f"{branch}.{name} was {before[name]} where rates were measured, and is {now[name]}"
+        for name in names
+        if name in before and before[name] != now[name]
+    ]
+
+
+def _nearest(name: str, model: str, rates: Mapping[str, float | None], models: Mapping[str, str]) -> float | None:
+    """The rate of this name, else the median of those with the same model, else the median of all."""
+    known = {other: rate for other, rate in rates.items() if rate is not None}
+    if name in known:
+        return known[name]
+    of_model = _median(known, lambda other: models[other] == model)
+    return of_model if of_model is not None else _median(known)
+
+
+def _median(values: Mapping[T, float], is_included: Callable[[T], bool] = lambda _: True) -> float | None:
+    """None where none is included."""
+    included = [value for key, value in values.items() if is_included(key)]
+    return statistics.median(included) if included else None
+
+
+def _training_rates(run: Run, name: str, level: Mapping[str, Any], record: PhaseRecord | None) -> TrainingRates:
+    folder = run.student_dir(name)
+    state = TrainingState.read(run, folder)
+    samples_per_s = state.samples_per_s if state is not None else None
+    if state is None or samples_per_s is None:
+        return TrainingRates()
+    num_samples = _number(run, f"{folder}/epoch/manifest.json", "num_samples")
+    start_s = None
+    if record is not None and num_samples is not None and run.is_leveled(name):
+        start_s = max(0.0, (record.wall_s - num_samples / samples_per_s) / record.num_attempts)
+    memory_gib = max(entry.memory_gib or 0.0 for entry in state.log) if level.get("gpus_per_worker") else None
+    return TrainingRates(samples_per_s / level.get("num_workers", 1), start_s, memory_gib)
+
+
+def _number(run: Run, path: str, name: str) -> int | None:
+    """A number in a JSON file; None where there is no such file."""
+    try:
+        return int(run.read_json(path)[name])
+    except FileNotFoundError:
+        return None
+
+
+def _questions_per_image(run: Run, config: Mapping[str, Any]) -> float:
+    num_questions = num_images = 0
+    for benchmark in (config.get("evaluate") or {}).get("benchmarks", []):
+        label = benchmark["name"] or benchmark["kind"]
+        number = _number(run, run.manifest_path(run.benchmark_dir(label)), "num_images")
+        if number is not None:
+            num_images += number
+            num_questions += run.questions(label).num_rows(run.manifest(run.benchmark_dir(label)).shards)
+    return num_questions / num_images if num_images else 1.0

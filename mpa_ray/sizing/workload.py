@@ -1,0 +1,73 @@
+"""How many images and questions a run has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mpa_ray.config import EvaluateConfig, PlanConfig, RunConfig
+from mpa_ray.errors import ConfigError
+from mpa_ray.run.run import Run
+
+_QUESTIONS_PER_SHARD = 256
+"""Used for a run without benchmarks, which still checks its exported students."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The counts that all phases follow from."""
+
+    num_images: int
+    images_per_shard: int
+    num_questions: int | None
+    """Questions of all benchmarks; None where their number is not known."""
+    questions_per_shard: int
+
+
+def workload_of(config: RunConfig, plan: PlanConfig, run: Run, notes: list[str]) -> Workload:
+    """Count from `plan`, else from the files of the run, else from the limits in the settings.
+
+    Raises:
+        ConfigError: the number of images is not known.
+    """
+    evaluate = config.evaluate
+    return Workload(
+        num_images=_count_images(config, plan, run, notes),
+        images_per_shard=config.source.shard_size,
+        num_questions=_count_questions(evaluate, plan, run, notes) if evaluate is not None else 0,
+        questions_per_shard=evaluate.shard_size if evaluate is not None else _QUESTIONS_PER_SHARD,
+    )
+
+
+def _count_images(config: RunConfig, plan: PlanConfig, run: Run, notes: list[str]) -> int:
+    if plan.num_images is not None:
+        return plan.num_images
+    if run.is_indexed():
+        return run.manifest().num_images
+    if config.source.limit is not None:
+        notes.append(f"images: source.limit, {config.source.limit}; the source may hold fewer")
+        return config.source.limit
+    raise ConfigError(
+        "plan.num_images",
+        None,
+        "is not known: nothing is indexed yet and source.limit is not set.",
+        "Run jobs/index.py, which loads no model, or set it.",
+    )
+
+
+def _count_questions(evaluate: EvaluateConfig, plan: PlanConfig, run: Run, notes: list[str]) -> int | None:
+    if plan.num_benchmark_questions is not None:
+        return plan.num_benchmark_questions
+    num_questions = 0
+    for benchmark in evaluate.benchmarks:
+        folder = run.benchmark_dir(benchmark.label)
+        if run.has_manifest(folder):
+            num_questions += run.questions(benchmark.label).num_rows(run.manifest(folder).shards)
+        elif benchmark.limit is not None:
+            num_questions += benchmark.limit
+        else:
+            notes.append(
+                f"benchmark {benchmark.label}: not read yet, so its questions are not counted: "
+                "set plan.num_benchmark_questions"
+            )
+            return None
+    return num_questions
