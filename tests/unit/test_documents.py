@@ -24,6 +24,7 @@ from mpa_ray.config import (
     load_evaluation,
 )
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks import read_benchmark
 from mpa_ray.evaluation.benchmarks.questions import COLUMNS
 from mpa_ray.tasks.task import Task, load_task
@@ -312,5 +313,5 @@ def test_fields_of_questions_are_required_as_described(field: str, tmp_path: Pat
     entry = {name: value for name, value in json.loads(line).items() if name in required and name != field}
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps(entry))
-    with pytest.raises(Exception, match=f"'{field}'|answers absent"):
+    with pytest.raises(ConfigError, match=f"'{field}' is missing|the {field} are missing"):
         list(read_benchmark(BenchmarkConfig(path=str(path)), Places(ObjectStoreConfig())))
