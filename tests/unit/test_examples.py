@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,10 @@ SETTINGS = {
 """config.json of every model that an example names."""
 
 
-@pytest.fixture
-def planned_config(tmp_path: Path, request: pytest.FixtureRequest) -> RunConfig:
-    """An example whose models are local folders and whose run is empty, so that planning needs no network."""
-    path = str(ROOT / "examples" / request.param)
+def load_without_network(path: str, tmp_path: Path, **more: str) -> RunConfig:
+    """A file whose models become local folders, and whose run is empty, so that planning needs no network."""
     config = load_config(path)
-    overrides = {"run_dir": str(tmp_path / "run")}
+    overrides = {"run_dir": str(tmp_path / "run"), **more}
     models = {"teacher": config.teacher.model}
     models |= {f"students.{n}": student.model for n, student in enumerate(config.students)}
     models |= {f"evaluate.models.{n}": m.model for n, m in enumerate(config.evaluate.models if config.evaluate else [])}
@@ -80,13 +79,24 @@ def test_there_is_an_example_for_each_use() -> None:
     assert {f"{use}.yaml" for use in uses} <= set(EXAMPLES)
 
 
-@pytest.mark.parametrize("planned_config", EXAMPLES, indirect=True, ids=str)
-def test_an_example_is_planned_completely_and_fits_its_gpus(planned_config: RunConfig) -> None:
-    sizing = size_run(planned_config)
+def check_sizing(config: RunConfig) -> None:
+    sizing = size_run(config)
     page = render_sizing(sizing)
     assert sizing.is_complete, page
     assert {check.result for check in sizing.checks} == {"fits"}, page
     assert sizing.gpu_hours > 0
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_planned_completely_and_fits_its_gpus(name: str, tmp_path: Path) -> None:
+    check_sizing(load_without_network(str(ROOT / "examples" / name), tmp_path))
+
+
+def test_the_file_in_the_readme_fits_a_gpu_with_48_gb(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "my.yaml").write_text(shown)
+    plan = {"plan.num_images": "1000", "plan.gpu": "L40S"}
+    check_sizing(load_without_network(str(tmp_path / "my.yaml"), tmp_path, **plan))
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
