@@ -50,31 +50,31 @@ other-vllm: ## Run the engine tests with another version of vLLM, in a separate 
 	cluster/setup_cpu.sh .venv-vllm-$(VLLM) $(VLLM)
 	.venv-vllm-$(VLLM)/bin/python -m pytest -q tests/engine/test_visit.py
 
-bench: setup ## Throughput against everything else, three quarters of an hour; writes benchmarks/results
+bench: setup ## Throughput against the alternatives: 45 minutes; writes benchmarks/results, as all benchmarks do
 	$(PYTHON) -m benchmarks.throughput
 
 bench-leveling: setup ## Leveling against a plain Trainer: 6 minutes
 	$(PYTHON) benchmarks/leveling.py
 
-bench-gains: setup ## What alignment gains at 3 seeds, three quarters of an hour
+bench-gains: setup ## What alignment gains, at 3 seeds: 45 minutes
 	$(PYTHON) benchmarks/gains.py
 
-bench-campaign: setup ## Eight students in one campaign against eight runs, then kills
+bench-campaign: setup ## Eight students in one campaign against eight runs, then a kill
 	$(PYTHON) benchmarks/campaign.py --faults
 
-bench-arms: setup ## Every arm of the demo's student at 3 seeds
+bench-arms: setup ## Every arm of the demo's student, at 3 seeds
 	$(PYTHON) benchmarks/arms.py
 
-bench-multi-lora: setup ## Adapters in one engine against an engine for each: 8 minutes
+bench-multi-lora: setup ## Adapters in one engine against one engine each: 8 minutes
 	$(PYTHON) benchmarks/multi_lora.py
 
 bench-metrics: setup ## A million strings through every metric, a million predictions scored: 5 minutes
 	$(PYTHON) benchmarks/metrics.py
 
-bench-scale: setup ## A million images through the graph, half an hour
+bench-scale: setup ## A million images through the graph: 30 minutes
 	$(PYTHON) benchmarks/scale.py
 
-bench-chaos: setup ## Kills at random moments, an hour and a half
+bench-chaos: setup ## Kills at random moments: 90 minutes
 	$(PYTHON) benchmarks/chaos.py --trials 100
 	$(PYTHON) benchmarks/chaos.py --trials 5 --engine vllm
 

@@ -1,4 +1,4 @@
-"""What the benchmarks on the bundled world share: its images and settings, and what a run's scores come to."""
+"""What the benchmarks on the bundled world share: images, settings, and the scores of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QWEN, INTERNVL = "bundled:demo/models/student", "bundled:demo/models/student-int
 LORA = {"method": {"kind": "lora", "rank": 32, "alpha": 64}, "learning_rate": 1e-3}
 FULL = {"method": {"kind": "full"}, "learning_rate": 3e-4}
 _INSIDE = 0.05
-"""A family with at least this share of D_PI is inside it."""
+"""The least share of D_PI that a question family needs to count as inside it."""
 _STARTS = {
     "count": ("How many",),
     "place": ("What colour is the object at",),
@@ -36,18 +36,18 @@ _STARTS = {
     "word": ("What word",),
     "chart": ("Which bar",),
 }
-"""How the questions of each family begin; the more particular first."""
+"""How the questions of each family begin. The first match counts, so the more specific beginning comes first."""
 
 
 def make_images(folder: Path, num_images: int, seed: int, num_heldout_per_family: int = 100) -> None:
-    """Unlabeled images and held-out questions; images that are there already are left as they are."""
-    made = ["-m", "mpa_ray.demo.images", "--out", str(folder), "--num-images", str(num_images), "--seed", str(seed)]
-    made += ["--num-heldout-per-family", str(num_heldout_per_family)]
-    subprocess.run([sys.executable, *made], cwd=ROOT, check=True)
+    """Make unlabeled images and held-out questions; images that exist already are kept."""
+    arguments = ["--out", str(folder), "--num-images", str(num_images), "--seed", str(seed)]
+    arguments += ["--num-heldout-per-family", str(num_heldout_per_family)]
+    subprocess.run([sys.executable, "-m", "mpa_ray.demo.images", *arguments], cwd=ROOT, check=True)
 
 
 def tree_of(seed: int, data: Path, run_dir: Path, students: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The demo's settings for a run on the images in `data`; each student's are laid over those of the demo's."""
+    """The demo's settings for a run on the images in `data`; a student's settings override those of the demo's."""
     tree: dict[str, Any] = yaml.safe_load((ROOT / "mpa_ray/demo/demo.yaml").read_text())
     tree["run_dir"], tree["source"]["path"] = str(run_dir), str(data / "unlabeled")
     tree["evaluate"]["benchmarks"] = [{"name": BENCHMARK, "path": str(data / "heldout/questions.jsonl")}]
@@ -58,7 +58,7 @@ def tree_of(seed: int, data: Path, run_dir: Path, students: Mapping[str, Mapping
 
 
 def align_command(tree: dict[str, Any], config: Path) -> list[str]:
-    """Write the settings, and the command that aligns by them; it runs in the root of the repository."""
+    """Write the settings to a file; returns the command that aligns with them, for the root of the repository."""
     config.write_text(yaml.safe_dump(tree))
     return [sys.executable, "jobs/align.py", "--config", str(config)]
 
@@ -68,12 +68,20 @@ def family_of(question: str) -> str:
 
 
 def inside_of(parity: list[ParitySample]) -> set[str]:
-    found = Counter(family_of(sample.question) for sample in parity)
-    return {name for name in FAMILIES if found[name] >= _INSIDE * len(parity)}
+    """The question families inside a D_PI."""
+    counts = Counter(family_of(sample.question) for sample in parity)
+    return {name for name in FAMILIES if counts[name] >= _INSIDE * len(parity)}
 
 
 def measured(scores: dict[str, Any], before: str, after: str, inside: set[str]) -> dict[str, float]:
-    """Exact match in % of two models of `scores.json`: on all questions, and on families inside and outside D_PI."""
+    """Exact match of two models in %: over all questions, over families inside D_PI and over those outside it.
+
+    Args:
+        scores: The content of `scores.json`.
+        before: The name of the model before training.
+        after: The name of the model after training.
+        inside: The families inside D_PI.
+    """
     models = scores[BENCHMARK]["models"]
     parts = {"": ["all"], "inside_": _families(inside), "outside_": _families(set(FAMILIES) - inside)}
     return {
@@ -88,7 +96,7 @@ def _families(names: set[str]) -> list[str]:
 
 
 def score(groups: dict[str, Any], names: list[str]) -> float:
-    """Exact match in %, over all questions of the groups."""
+    """Exact match in % over all questions of these groups."""
     total: int = sum(groups[name]["num_questions"] for name in names)
     right: float = sum(groups[name]["mean"] * groups[name]["num_questions"] for name in names)
     return round(100 * right / total, 2)
@@ -103,6 +111,6 @@ def conditions() -> dict[str, Any]:
 
 
 def write_results(name: str, results: dict[str, Any], table: str) -> None:
-    """`NAME.json` and `NAME.md` beside the other benchmarks' results."""
+    """Write `NAME.json` and `NAME.md` beside the results of the other benchmarks."""
     (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
     (RESULTS / f"{name}.md").write_text(table + "\n")

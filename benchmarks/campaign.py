@@ -1,18 +1,20 @@
-"""A campaign of eight students against eight runs with one student each: time, the teacher's work, accuracy.
+"""A campaign of eight students against eight runs of one student each: time, the teacher's work, accuracy.
 
     python benchmarks/campaign.py [--images 500] [--students 8] [--faults] [--scratch DIR]
 
-Both are `jobs/align.py` on the same unlabeled images and held-out questions of the bundled world, with the same
-settings. The students are the two bundled checkpoints, LoRA adapters on them that are made beforehand (not timed), and
-the same models with other training settings. Half of the runs with one student go before the campaign, half behind it,
-so that a machine that gets slower or faster favours neither; nothing else may run beside it. Each run has its own cache
-for the models that it merges. The teacher draws its questions, and an engine on CPUs cannot repeat draws: runs ask as
-many questions, not the same ones, so that a student's D_PI and accuracy differ by that between any two runs.
+Both run `jobs/align.py` on the same unlabeled images and held-out questions of the bundled world, with the same
+settings. The students are the two bundled checkpoints, LoRA adapters on them (trained first, and not timed), and the
+same models with other training settings. Half of the single-student runs come before the campaign and half after it,
+so that a machine that slows down favours neither; run nothing else at the same time. Each run has its own cache of
+merged models. The teacher samples its questions, and an engine on CPUs cannot repeat a sample: all runs have the same
+number of questions, but not the same ones, so a student's D_PI and accuracy differ between runs.
 
-With `--faults` another campaign, with a ninth student whose checkpoint is not there, is killed once the first student
-is leveled, and the same command is given again: what was done again, what is left behind, who failed?
+`--faults` adds a campaign with a ninth student, whose checkpoint does not exist. It is killed once the first student is
+leveled, and the same command is run again. The benchmark reports which work was repeated, which processes were left
+and which students failed.
 
-A killed benchmark goes on where it was (`--scratch`): runs that were measured to their end are kept, others begin anew.
+With `--scratch`, a benchmark that was killed continues: runs that were measured completely are kept, and the others
+start again.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ from benchmarks.process_tree import ProcessTree
 from mpa_ray.models.checkpoints import CACHE_VARIABLE
 from mpa_ray.observability.progress import clock, say
 from mpa_ray.report.status import status
+from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 
 REPLAYED = {**LORA, "replay_share": 0.5}
@@ -62,7 +65,7 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "adapter-qwen-a": (QWEN, LORA),
     "adapter-qwen-b": (QWEN, {**LORA, "learning_rate": 3e-4}),
 }
-"""Made beforehand, by aligning on half as many images of another seed."""
+"""Trained before the measurement, on half as many images of another seed: base model and training settings."""
 STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen-lora": (QWEN, REPLAYED),
     "internvl-adapter": ("adapter-internvl", REPLAYED),
@@ -74,42 +77,46 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "internvl-full": (INTERNVL, {**FULL, "replay_share": 0.5}),
 }
 Measure = Callable[[Path, dict[str, Any]], dict[str, Any]]
-"""Runs a configuration in a folder, and tells what came of it."""
+"""Runs a configuration in a folder and returns the measurements."""
 ABSENT = "absent"
 NO_MODEL = "./no/such/model"
 SHARD_SIZE = 64
-LOOK_S, TELL_S, GONE_S = 0.5, 15.0, 180.0
-"""Seconds between looks at a run's processes, between lines about it, and until its processes have to be gone."""
+POLL_S = 0.5
+"""Seconds between two looks at a run's processes."""
+REPORT_S = 15.0
+"""Seconds between two lines about a run."""
+EXIT_TIMEOUT_S = 180.0
+"""How long a run's processes may take to end."""
 
 
 def watched(
     command: list[str], folder: Path, name: str, is_time_to_kill: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
-    """Run a command, or kill it by SIGKILL to its first process, and wait for all that it started to end.
+    """Run a command, and wait until all processes that it started have ended.
 
     Args:
-        command: Its words.
-        folder: Holds its log and the caches that it fills.
-        name: Of the log; tells of it.
-        is_time_to_kill: Asked again and again.
+        command: The command line.
+        folder: Gets the log and the model cache.
+        name: The name of the log.
+        is_time_to_kill: Called every `POLL_S`; once it returns true, the command's own process gets SIGKILL.
     """
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {CACHE_VARIABLE: str(folder / "cache")}
-    log, started, told_s = folder / f"{name}.log", time.monotonic(), 0.0
+    log, started, reported_s = folder / f"{name}.log", time.monotonic(), 0.0
     with log.open("w") as out, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out) as driver:
         tree = ProcessTree(driver.pid)
         try:
             while driver.poll() is None:
-                tree.look()
+                tree.update()
                 if is_time_to_kill():
                     break
-                if (wall_s := time.monotonic() - started) > told_s + TELL_S:
-                    told_s = wall_s
+                if (wall_s := time.monotonic() - started) > reported_s + REPORT_S:
+                    reported_s = wall_s
                     say(f"{folder.name} {name}: {clock(wall_s)}, {_last_line(log)}")
-                time.sleep(LOOK_S)
+                time.sleep(POLL_S)
         finally:
             driver.kill()
     wall_s = time.monotonic() - started
-    gone, left = tree.wait_until_gone(GONE_S)
+    gone, left = tree.wait_until_gone(EXIT_TIMEOUT_S)
     say(f"{folder.name} {name}: ended after {clock(wall_s)} with exit code {driver.returncode}")
     return {
         "wall_s": round(wall_s, 1),
@@ -125,19 +132,18 @@ def _last_line(log: Path) -> str:
 
 
 def measured_once(folder: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was measured in a folder; what was not measured to its end is deleted and begun anew."""
+    """The measurements of a folder. A folder without complete measurements is emptied and measured again."""
     record = folder / "measured.json"
     if not record.exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        found = measure()
-        record.write_text(json.dumps(found, indent=2))
-    read: dict[str, Any] = json.loads(record.read_text())
-    return read
+        record.write_text(json.dumps(measure(), indent=2))
+    measurements: dict[str, Any] = json.loads(record.read_text())
+    return measurements
 
 
 def tree_for(names: Sequence[str], models: Mapping[str, str], data: Path, folder: Path, seed: int) -> dict[str, Any]:
-    """A run with these students; the teacher is asked for its annotations alone."""
+    """The settings of a run with these students; the teacher annotates, and is not evaluated."""
     students = {
         name: {"model": models.get(model, model), "level": {"batch_size": 16, "seed": seed, **level}}
         for name, (model, level) in ((name, (ADAPTERS | STUDENTS)[name]) for name in names)
@@ -149,7 +155,7 @@ def tree_for(names: Sequence[str], models: Mapping[str, str], data: Path, folder
 
 
 def make_adapters(names: Sequence[str], num_images: int, folder: Path, seed: int) -> dict[str, str]:
-    """The folders of the adapters that the students need."""
+    """Train the adapters that the students start from; returns their folders by name."""
     needed = sorted({STUDENTS[name][0] for name in names} & ADAPTERS.keys())
     if needed:
         make_images(folder / "data", num_images, seed)
@@ -160,17 +166,17 @@ def make_adapters(names: Sequence[str], num_images: int, folder: Path, seed: int
 
 
 def undisturbed(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
-    """A run from its beginning to its end."""
-    found = watched(align_command(tree, folder / "align.yaml"), folder, "align")
-    if found["exit_code"]:
+    """Measure a complete run."""
+    processes = watched(align_command(tree, folder / "align.yaml"), folder, "align")
+    if processes["exit_code"]:
         raise SystemExit(f"{folder.name} failed: {_last_line(folder / 'align.log')} ({folder / 'align.log'})")
-    return {**found, **outcome(Run.open(tree["run_dir"]), [student["name"] for student in tree["students"]])}
+    return {**processes, **outcome(Run.open(tree["run_dir"]), [student["name"] for student in tree["students"]])}
 
 
 def outcome(run: Run, names: Sequence[str]) -> dict[str, Any]:
-    """What a run came to, by its own records.
+    """The teacher's work, the engine starts and the students' accuracy, from the run's own records.
 
-    Every pass has one engine, so that an attempt at a pass is an engine's start.
+    Every pass has one engine, so each attempt at a pass is one start of an engine.
     """
     phases = {Path(path).name.removesuffix(".json"): run.read_json(path) for path in run.storage.list("phases")}
     passes = {name: phase for name, phase in phases.items() if "num_images" in phase}
@@ -182,7 +188,7 @@ def outcome(run: Run, names: Sequence[str]) -> dict[str, Any]:
         "teacher": {**teacher, "requests": requests},
         "engine_starts": round(sum(phase["num_attempts"] for phase in passes.values())),
         "identification_passes": sum(name.startswith("identify.") for name in passes),
-        "step_s": round(sum(phase["wall_s"] for phase in phases.values()), 1),
+        "phase_s": round(sum(phase["wall_s"] for phase in phases.values()), 1),
         "students": {
             name: {
                 "num_parity": run.read_json(f"parity/{name}/manifest.json")["num_samples"],
@@ -194,7 +200,7 @@ def outcome(run: Run, names: Sequence[str]) -> dict[str, Any]:
 
 
 def faulted(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
-    """A campaign with a student whose checkpoint is not there, killed once a student is leveled, and continued."""
+    """Measure a campaign that is killed once a student is leveled, and its rerun; one student has no checkpoint."""
     names = [student["name"] for student in tree["students"]]
     tree["students"].append({**tree["students"][0], "name": ABSENT, "model": NO_MODEL})
     run_dir, command = Path(tree["run_dir"]), align_command(tree, folder / "align.yaml")
@@ -202,7 +208,7 @@ def faulted(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
     leveled, before = _leveled(run_dir), finished_files(run_dir)
     phases = status(Run.open(str(run_dir))).phases
     again = watched(command, folder, "again")
-    after, told = finished_files(run_dir), (folder / "again.log").read_text().splitlines()
+    after, lines = finished_files(run_dir), (folder / "again.log").read_text().splitlines()
     scores = Run.open(str(run_dir)).read_json("evaluation/scores.json")[BENCHMARK]["models"]
     return {
         "killed": killed,
@@ -212,9 +218,9 @@ def faulted(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
         "finished_files_at_the_kill": len(before),
         "written_again": sorted(name for name, at in before.items() if after.get(name) != at),
         "again": again,
-        "told_already_done": [line for line in told if line.endswith(": already done")],
-        "told_went_on": [line for line in told if re.search(r", \d+ already done$|: went on from step", line)],
-        "error": next((line for line in told if line.startswith("RunError: ")), ""),
+        "lines_already_done": [line for line in lines if line.endswith(": already done")],
+        "lines_resumed": [line for line in lines if re.search(r", \d+ already done$|: resumed from step", line)],
+        "error": next((line for line in lines if line.startswith("RunError: ")), ""),
         "complete": [name for name in names if name in _leveled(run_dir) and f"{name}.after" in scores],
         "incomplete": [name for name in names if name not in _leveled(run_dir) or f"{name}.after" not in scores],
     }
@@ -225,35 +231,35 @@ def _leveled(run_dir: Path) -> list[str]:
 
 
 def finished_files(run_dir: Path) -> dict[str, int]:
-    """When the files were written that belong to what is finished.
+    """When each file of finished work was last written, by the file's path in the run.
 
-    Those are the markers of committed shards (each names its one data file), exported D_PIs, the weights of leveled
-    students, and the records of steps, which every attempt at a step adds to.
+    Those files are the markers of committed shards (each names one data file), exported D_PIs, the weights of leveled
+    students, and the records of phases, to which every attempt at a phase adds.
     """
-    found = [*run_dir.glob("**/commits/[!.]*.json"), *run_dir.glob("parity/*/manifest.json")]
-    # A student is leveled once its export has been checked, which has a record of its own.
-    found += (path for path in run_dir.glob("phases/[!.]*.json") if not path.name.startswith(("level.", "check.")))
-    for marker in run_dir.glob("students/*/parity/complete.json"):
-        student = marker.parent.parent.name
-        found += [marker, *(run_dir / f"phases/{step}.{student}.json" for step in ("level", "check"))]
-        found += [*marker.parent.glob("adapter/*.safetensors"), *marker.parent.glob("merged/*.safetensors")]
-    return {str(path.relative_to(run_dir)): path.stat().st_mtime_ns for path in found}
+    paths = [*run_dir.glob("**/commits/[!.]*.json"), *run_dir.glob("parity/*/manifest.json")]
+    # A student is leveled once its export has been checked, so these two phases finish together.
+    paths += (path for path in run_dir.glob("phases/[!.]*.json") if not path.name.startswith(("level.", "check.")))
+    for student in _leveled(run_dir):
+        folder = run_dir / Run.student_dir(student)
+        paths += [folder / "complete.json", *(run_dir / PhaseKey(kind, student).path for kind in ("level", "check"))]
+        paths += [*folder.glob("adapter/*.safetensors"), *folder.glob("merged/*.safetensors")]
+    return {str(path.relative_to(run_dir)): path.stat().st_mtime_ns for path in paths}
 
 
 def problems_of(faults: Mapping[str, Any]) -> list[str]:
-    """What did not come out as a campaign promises."""
-    found = [f"{name} was written again" for name in faults["written_again"]]
-    found += [f"{name} is not complete" for name in faults["incomplete"]]
-    found += [f"left behind: {told}" for part in ("killed", "again") for told in faults[part]["left_behind"]]
+    """Everything that a campaign must not do after a kill."""
+    problems = [f"{name} was written again" for name in faults["written_again"]]
+    problems += [f"{name} is not complete" for name in faults["incomplete"]]
+    problems += [f"left behind: {name}" for part in ("killed", "again") for name in faults[part]["left_behind"]]
     if faults["killed"]["exit_code"] != -signal.SIGKILL:
-        found.append(f"the first command ended by itself, with exit code {faults['killed']['exit_code']}")
+        problems.append(f"the first command was not killed: exit code {faults['killed']['exit_code']}")
     if faults["again"]["exit_code"] != 1 or not faults["error"].startswith(f"RunError: {ABSENT} failed; "):
-        found.append(f"exit code {faults['again']['exit_code']}, {faults['error']!r}")
-    return found
+        problems.append(f"exit code {faults['again']['exit_code']}, {faults['error']!r}")
+    return problems
 
 
 def summary(campaign: Mapping[str, Any], separate: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Of each quantity the campaign's, the sum over the runs with one student, and their ratio."""
+    """Each quantity of the campaign, its sum over the single-student runs, and the ratio of the two."""
     quantities: dict[str, Callable[[Mapping[str, Any]], float]] = {
         "wall time, s": lambda run: run["wall_s"],
         "CPU time of all processes, s": lambda run: run["cpu_s"],
@@ -264,22 +270,23 @@ def summary(campaign: Mapping[str, Any], separate: Mapping[str, Mapping[str, Any
         ),
         "engines started": lambda run: run["engine_starts"],
         "passes of identification": lambda run: run["identification_passes"],
-        "time of all steps, s": lambda run: run["step_s"],
+        "time of all phases, s": lambda run: run["phase_s"],
     }
     rows = {}
-    for name, of in quantities.items():
-        each = [of(run) for run in separate.values()]
+    for name, quantity_of in quantities.items():
+        values = [quantity_of(run) for run in separate.values()]
         rows[name] = {
-            "campaign": of(campaign),
-            "separate": round(sum(each), 1),
-            "least": min(each),
-            "most": max(each),
-            "ratio": round(sum(each) / of(campaign), 2),
+            "campaign": quantity_of(campaign),
+            "separate": round(sum(values), 1),
+            "least": min(values),
+            "most": max(values),
+            "ratio": round(sum(values) / quantity_of(campaign), 2),
         }
     return rows
 
 
 def table(campaign: Mapping[str, Any], separate: Mapping[str, Mapping[str, Any]]) -> str:
+    """Two Markdown tables: the quantities, and the students."""
     lines = [
         f"| | campaign of {len(separate)} | {len(separate)} runs of 1, sum | a run of 1 | sum over campaign |",
         "|---|---:|---:|---:|---:|",
@@ -290,92 +297,93 @@ def table(campaign: Mapping[str, Any], separate: Mapping[str, Mapping[str, Any]]
         lines.append(f"| {name} | {row['campaign']:,.0f} | {row['separate']:,.0f} | {each} | {row['ratio']:.2f} |")
     lines += [
         "",
-        "| student | model | method | D_PI: campaign, by itself | before | after: campaign, by itself | by itself, s |",
+        "| student | model | method | D_PI: campaign, alone | before | after: campaign, alone | alone, s |",
         "|---|---|---|---:|---:|---:|---:|",
     ]
     for name, run in separate.items():
         model, level = STUDENTS[name]
-        here, itself = campaign["students"][name], run["students"][name]
+        together, alone = campaign["students"][name], run["students"][name]
         lines.append(
-            f"| {name} | {model.rpartition('/')[2]} | {level['method']['kind']} | {here['num_parity']}, "
-            f"{itself['num_parity']} | {here['before']:.1f} | {here['after']:.1f}, {itself['after']:.1f} | "
+            f"| {name} | {model.rpartition('/')[2]} | {level['method']['kind']} | {together['num_parity']}, "
+            f"{alone['num_parity']} | {together['before']:.1f} | {together['after']:.1f}, {alone['after']:.1f} | "
             f"{run['wall_s']:.0f} |"
         )
-    together = [campaign["students"][name]["after"] for name in separate]
-    alone = [run["students"][name]["after"] for name, run in separate.items()]
-    apart = max(abs(one - other) for one, other in zip(together, alone, strict=True))
+    scores_together = [campaign["students"][name]["after"] for name in separate]
+    scores_alone = [run["students"][name]["after"] for name, run in separate.items()]
+    differences = [abs(one - other) for one, other in zip(scores_together, scores_alone, strict=True)]
     lines += [
         "",
-        f"Mean accuracy after: {statistics.fmean(together):.1f} in the campaign, {statistics.fmean(alone):.1f} by "
-        f"themselves; a student's differ by {apart:.1f} points at most.",
+        f"Mean accuracy after leveling: {statistics.fmean(scores_together):.1f} in the campaign, "
+        f"{statistics.fmean(scores_alone):.1f} alone. The largest difference of one student is {max(differences):.1f} "
+        "points.",
     ]
     return "\n".join(lines)
 
 
-def told_faults(faults: Mapping[str, Any]) -> str:
+def render_faults(faults: Mapping[str, Any]) -> str:
+    """A Markdown list of what the kill and the rerun led to."""
     killed, again = faults["killed"], faults["again"]
     gone, left = killed["outlived_it_s"], killed["left_behind"]
-    ended = (
-        f"; half had ended after {gone[len(gone) // 2][1]} s, the last ({gone[-1][0]}) after {gone[-1][1]} s"
-        if gone
-        else ""
-    )
+    num_students = len(faults["complete"]) + len(faults["incomplete"])
+    resumed = dict.fromkeys(line.partition(":")[0] for line in faults["lines_resumed"])
     lines = [
         f"The driver was killed after {killed['wall_s']:.0f} s, when {', '.join(faults['leveled_at_the_kill'])} was "
-        f"leveled: {len(faults['done_at_the_kill'])} steps were done; begun: "
+        f"leveled. {len(faults['done_at_the_kill'])} phases were done; in progress: "
         f"{', '.join(faults['begun_at_the_kill']) or 'none'}.",
-        f"Of {len(gone) + len(left)} processes below it {len(left)} were left after {GONE_S:.0f} s{ended}.",
-        f"The same command then took {again['wall_s']:.0f} s. Of {faults['finished_files_at_the_kill']} files of "
-        f"finished work it wrote {len(faults['written_again'])} again; it found "
-        f"{len(faults['told_already_done'])} steps already done.",
-        f"It went on with: {'; '.join(faults['told_went_on']) or 'nothing that was begun'}.",
-        f"Exit code {again['exit_code']}; {len(faults['complete'])} of "
-        f"{len(faults['complete']) + len(faults['incomplete'])} students are complete besides the one without a "
-        f"checkpoint: `{faults['error']}`",
-        f"Otherwise than a campaign promises: {'; '.join(problems_of(faults)) or 'nothing'}.",
+        f"{len(left)} of its {len(gone) + len(left)} processes were left after {EXIT_TIMEOUT_S:.0f} s.",
+        f"The same command then took {again['wall_s']:.0f} s. It wrote {len(faults['written_again'])} of "
+        f"{faults['finished_files_at_the_kill']} files of finished work again, and found "
+        f"{len(faults['lines_already_done'])} phases already done.",
+        f"It resumed: {', '.join(resumed) or 'nothing'}.",
+        f"Exit code {again['exit_code']}. {len(faults['complete'])} of {num_students} students with a checkpoint are "
+        f"complete. The error: `{faults['error']}`",
+        f"Problems: {'; '.join(problems_of(faults)) or 'none'}.",
     ]
+    if gone:
+        middle, last = gone[len(gone) // 2], gone[-1]
+        lines[1] += f" Half had ended after {middle[1]} s, the last ({last[0]}) after {last[1]} s."
     return "\n".join(f"- {line}" for line in lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--students", type=int, default=len(STUDENTS), help="take the first so many")
+    parser.add_argument("--students", type=int, default=len(STUDENTS), help="use only the first ones")
     parser.add_argument("--heldout-per-family", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--faults", action="store_true", help="also kill a campaign, with a student that is not there")
-    parser.add_argument("--scratch", type=Path, help="kept, and gone on with; by default a folder that is deleted")
+    parser.add_argument("--faults", action="store_true", help="also kill a campaign, with a student without checkpoint")
+    parser.add_argument("--scratch", type=Path, help="continue in this folder, and keep it; by default a temporary one")
     options = parser.parse_args()
-    # So that what it runs ends with this process, however it is ended.
+    # A SIGTERM must also end the commands that this process runs.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     names = list(STUDENTS)[: options.students]
     with tempfile.TemporaryDirectory() as temporary:
         scratch = (options.scratch or Path(temporary)).resolve()
         scratch /= f"{options.images}-images-{options.heldout_per_family}-heldout-seed-{options.seed}"
         results = measure(names, options, scratch)
-    told = table(results["campaign"], results["separate"])
+    report = table(results["campaign"], results["separate"])
     if options.faults:
-        told += f"\n\n{told_faults(results['faults'])}"
-    write_results("campaign", results, told)
-    say(told)
+        report += f"\n\n{render_faults(results['faults'])}"
+    write_results("campaign", results, report)
+    say(report)
     return 1 if options.faults and problems_of(results["faults"]) else 0
 
 
 def measure(names: Sequence[str], options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """All runs, one after the other."""
+    """Measure all runs, one after another."""
     data, seed = scratch / "data", options.seed
     make_images(data, options.images, seed, options.heldout_per_family)
     models = make_adapters(names, options.images // 2, scratch / "adapters", seed + 1000)
 
-    def run(name: str, students: Sequence[str], how: Measure) -> dict[str, Any]:
+    def run(name: str, students: Sequence[str], measure_run: Measure) -> dict[str, Any]:
         folder = scratch / name
-        return measured_once(folder, lambda: how(folder, tree_for(students, models, data, folder, seed)))
+        return measured_once(folder, lambda: measure_run(folder, tree_for(students, models, data, folder, seed)))
 
     middle = len(names) // 2
     load = os.getloadavg()[0]
-    separate = {name: run(f"by-itself-{name}", [name], undisturbed) for name in names[:middle]}
+    separate = {name: run(f"alone-{name}", [name], undisturbed) for name in names[:middle]}
     campaign = run(f"campaign-of-{len(names)}", names, undisturbed)
-    separate |= {name: run(f"by-itself-{name}", [name], undisturbed) for name in names[middle:]}
+    separate |= {name: run(f"alone-{name}", [name], undisturbed) for name in names[middle:]}
     results: dict[str, Any] = {
         "conditions": {
             **conditions(),

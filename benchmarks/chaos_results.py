@@ -1,4 +1,4 @@
-"""What trials of chaos are recorded as, and their table and plot."""
+"""The records of chaos trials, their summary, table and plot."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill, as it is recorded."""
+    """One kill."""
 
     fault: Fault
-    step: str
+    phase: str
     num_committed: int
-    """Shards of the step that were committed before."""
+    """Shards of the phase that were committed before it."""
     num_actors: int
-    """Model actors that went with it."""
+    """Model actors that it killed."""
     num_in_flight: int
-    """Shards that may be redone for it: those that these actors were at; when the driver goes, all that they had begun
-    and it had not committed."""
+    """Shards that may be redone because of it: those that the actors worked on; if the driver was killed, all that they
+    had begun and that were not committed."""
 
     def __str__(self) -> str:
-        return f"{self.fault} in {self.step} at {self.num_committed} shards ({self.num_actors} actors)"
+        return f"{self.fault} in {self.phase} at {self.num_committed} shards ({self.num_actors} actors)"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial, as it is recorded."""
+    """One trial."""
 
     number: int
     faults: list[Fault]
-    """What was planned."""
+    """The planned faults."""
     kills: list[Kill]
-    """What came of it."""
+    """The kills that happened."""
     num_lost: int
     num_doubled: int
     num_differing: int
-    """Verdicts other than those of the undisturbed run."""
+    """Verdicts that differ from those of the undisturbed run."""
     num_redone_shards: int
     num_redone_images: int
-    """Visits beyond the first of each image."""
+    """Visits to images beyond the first of each."""
     num_needless: int
-    """Shards redone although they were not in flight, or more than once."""
+    """Shards that were redone although they were not in flight, or more than once."""
     num_extra_files: int
     num_restarts: int
     errors: list[str]
-    """How drivers ended that were not killed."""
+    """The last words of drivers that failed without being killed."""
     problems: list[str]
-    """What `audit` says."""
+    """Those that `audit` found."""
     elapsed_s: float
 
     @property
@@ -77,14 +77,14 @@ class Trial:
             f"{', '.join(map(str, self.kills)) or 'nothing killed'}: {self.num_lost} lost, {self.num_doubled} doubled, "
             f"{self.num_redone_shards} of {self.num_in_flight} shards in flight redone ({self.num_redone_images} "
             f"images), {self.num_restarts} restarts, {self.elapsed_s:.0f} s"
-            + "".join(f"\n    {told}" for told in [*self.errors, *self.problems])
+            + "".join(f"\n    {message}" for message in [*self.errors, *self.problems])
         )
 
 
 def summarise(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """A row for each fault, and one for all; of trials with one fault."""
-    groups = [(str(fault), [t for t in trials if t.faults == [fault]]) for fault in Fault]
-    return [_summary(name, found) for name, found in [*groups, ("all", list(trials))] if found]
+    """A row for the trials with each fault alone, and one for all trials."""
+    groups = [(str(fault), [trial for trial in trials if trial.faults == [fault]]) for fault in Fault]
+    return [_summary(name, group) for name, group in [*groups, ("all", list(trials))] if group]
 
 
 def _summary(name: str, trials: Sequence[Trial]) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _summary(name: str, trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def render_table(results: dict[str, Any]) -> str:
-    """The summaries as Markdown."""
+    """The summary of each engine's trials as a Markdown table."""
     lines = []
     for engine, result in results.items():
         columns = list(result["summary"][0])
@@ -118,7 +118,7 @@ def render_table(results: dict[str, Any]) -> str:
 
 
 def render_plot(results: dict[str, Any]) -> str:
-    """Images lost, doubled and redone per kill against the fault, as SVG; a panel for each engine."""
+    """An SVG of the images lost, doubled and redone per kill, by fault, with a panel for each engine."""
     width, height, bar, foot = 460, 180, 26, 60
     colours = {"lost_images": "#b3261e", "doubled_images": "#c77700", "redone_images": "#3b6ea5"}
     parts = []
@@ -152,7 +152,7 @@ def render_plot(results: dict[str, Any]) -> str:
 
 
 def write_results(out: Path, engine: str, result: dict[str, Any]) -> None:
-    """Put one engine's result beside the other's, and the table and the plot of both beside that."""
+    """Write one engine's result, keeping those of the others, and update the table and the plot of all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(out.read_text()) if out.exists() else {}
     results[engine] = result

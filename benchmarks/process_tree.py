@@ -1,4 +1,4 @@
-"""A command and every process below it: what CPU time they take, and which of them outlive it."""
+"""A command and all processes below it: the CPU time that they use, and which of them outlive the command."""
 
 from __future__ import annotations
 
@@ -9,36 +9,40 @@ import psutil
 
 
 class ProcessTree:
-    """Processes that were ever seen below a process, looked up again and again.
+    """A process and the processes below it, as far as `update` has seen them.
 
-    What began and ended between two looks is not seen. A process stays known once its parents are gone.
+    A process that starts and ends between two updates is missed. A known process stays known when its parents end.
     """
 
     def __init__(self, root: int) -> None:
         self._root = psutil.Process(root)
         self._cpu_s: dict[psutil.Process, float] = {}
 
-    def look(self) -> None:
-        """Take the CPU times of all processes there are now."""
-        found = {self._root, *self._cpu_s}
+    def update(self) -> None:
+        """Find new processes, and read the CPU times of all."""
+        processes = {self._root, *self._cpu_s}
         with suppress(psutil.NoSuchProcess):
-            found.update(self._root.children(recursive=True))
-        for process in found:
+            processes.update(self._root.children(recursive=True))
+        for process in processes:
             with suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
                 self._cpu_s[process] = times.user + times.system
 
     @property
     def cpu_s(self) -> float:
-        """Of all processes, up to when each was last looked at."""
+        """The CPU time of all processes, up to the last update."""
         return sum(self._cpu_s.values())
 
     def alive(self) -> list[psutil.Process]:
-        """Those that have not ended; a process of another that was given the id of one of them does not count."""
+        """The processes that have not ended; another process that was given the id of one of them does not count."""
         return [process for process in self._cpu_s if _is_alive(process)]
 
     def wait_until_gone(self, timeout_s: float) -> tuple[list[tuple[str, float]], list[str]]:
-        """When each that is alive now ended, in seconds from now, and what is left after so long; by their names."""
+        """Wait for the processes that are alive now.
+
+        Returns:
+            The name of each process that ended and after how many seconds, and the names of those that did not end.
+        """
         started = time.monotonic()
         left = {process: _name(process) for process in self.alive()}
         gone: list[tuple[str, float]] = []

@@ -1,11 +1,12 @@
-"""A million images through the complete graph with scripted engines: is time per image flat, and memory?
+"""A million images through the complete graph with scripted engines: do time per image and memory stay constant?
 
     python benchmarks/scale.py [--sizes 50000 250000 1000000] [--shard-size 1024]
 
-Each size is a run of its own: index, annotate (teacher), identify (student), by the commands that a user types. Images
-are 16 x 16 PNGs that are made when they are read; all else is real: Ray Data, fetching, decoding, duplicates, prompts,
-parsing, verdicts, Parquet files, commit markers. Memory is sampled twice a second. A phase's time is that between its
-first and its last committed shard: starting Ray and the engines, some seconds for each command, is told apart.
+Each size is a separate run: index, annotate (teacher) and identify (student), with the commands that a user types.
+Images are 16 x 16 PNGs that are made when they are read. Everything else is real: Ray Data, fetching, decoding,
+duplicates, prompts, parsing, verdicts, Parquet files, commit markers. Memory is sampled twice a second. A phase's time
+is the time between its first and its last committed shard; `wall_s` also includes the start of Ray and of the engines,
+some seconds for each command.
 """
 
 from __future__ import annotations
@@ -31,37 +32,37 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "benchmarks/results"
 COMMITS = {"index": "corpus", "annotate": "annotations", "identify": "verdicts/small"}
-EVERY_S = 0.5
+SAMPLE_EVERY_S = 0.5
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Memory at a moment, in MiB."""
+    """Memory in use at one moment, in MiB."""
 
     at_s: float
-    """Since the size's first command began."""
+    """Seconds since the first command of this size began."""
     phase: str
     driver: float
     """Resident memory of the driver's process."""
     node: float
-    """Memory in use on the machine, less what was in use before."""
+    """Memory in use on the machine, less the memory that was in use before."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One command of a run."""
+    """The time of one command of a run."""
 
     wall_s: float
     """From the command's start to its end."""
     steady_s: float
     """From its first committed shard to its last."""
     images_per_s: float
-    """Of the steady part; the first shard's images do not count."""
+    """Rate within `steady_s`, which does not count the images of the first shard."""
 
 
 def configuration(num_images: int, shard_size: int, run_dir: Path) -> dict[str, Any]:
-    """Scripted engines that take no time and leave the pictures as they are, so that all else is measured."""
+    """Scripted engines that reply at once and do not scale images, so that everything else is measured."""
     model = {"model": "scripted", "min_pixels": 1, "cpus_per_replica": 1}
     return {
         "run_dir": str(run_dir),
@@ -73,7 +74,7 @@ def configuration(num_images: int, shard_size: int, run_dir: Path) -> dict[str, 
 
 
 def measure(num_images: int, shard_size: int) -> dict[str, Any]:
-    """One run of this many images: times, memory over time, and the audit's verdict."""
+    """Measure a run with this many images: times, memory over time, and the counts of the audit."""
     with tempfile.TemporaryDirectory(prefix="mpa_ray-scale-") as scratch:
         run_dir, config = Path(scratch, "run"), Path(scratch, "config.yaml")
         config.write_text(yaml.safe_dump(configuration(num_images, shard_size, run_dir)))
@@ -106,7 +107,7 @@ def measure(num_images: int, shard_size: int) -> dict[str, Any]:
 
 
 def watched(command: list[str]) -> Iterator[tuple[int, int]]:
-    """Run a command to its end; meanwhile, again and again, its process's memory and the machine's, in bytes."""
+    """Run a command to its end, and keep yielding the memory of its process and that of the machine, in bytes."""
     with subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL) as driver:
         process = psutil.Process(driver.pid)
         while driver.poll() is None:
@@ -114,12 +115,13 @@ def watched(command: list[str]) -> Iterator[tuple[int, int]]:
                 yield process.memory_info().rss, psutil.virtual_memory().used
             except psutil.NoSuchProcess:
                 break
-            time.sleep(EVERY_S)
+            time.sleep(SAMPLE_EVERY_S)
     if driver.returncode:
         raise SystemExit(f"{' '.join(command)} ended with exit code {driver.returncode}")
 
 
 def phase(commits: Path, num_images: int, wall_s: float) -> Phase:
+    """The times of a command, from the ages of its commit markers."""
     times = sorted(entry.stat().st_mtime for entry in os.scandir(commits))
     steady_s = times[-1] - times[0]
     counted = num_images * (len(times) - 1) / len(times)
@@ -127,7 +129,7 @@ def phase(commits: Path, num_images: int, wall_s: float) -> Phase:
 
 
 def plot(sizes: list[dict[str, Any]], path: Path) -> None:
-    """Memory over time, a panel for each size."""
+    """Draw memory over time, in a panel for each size."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -162,7 +164,7 @@ def conditions() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[50_000, 250_000, 1_000_000])
-    parser.add_argument("--shard-size", type=int, default=1024, help="Ray's cost is that of shards, not of images")
+    parser.add_argument("--shard-size", type=int, default=1024, help="Ray's cost is per shard, not per image")
     parser.add_argument("--out", type=Path, default=RESULTS / "scale.json")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)

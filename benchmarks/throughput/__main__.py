@@ -1,8 +1,9 @@
-"""Images per second of one visit, against everything else that can be had from the same machine and models.
+"""Images per second of this project's passes, against the alternatives on the same machine with the same models.
 
     python -m benchmarks.throughput [--rows ceiling a b c d e f] [--works bundled larger] [--sweeps renderers ...]
 
-Every row is a process of its own with one engine at a time; starting it does not count, nor does a first repetition.
+Each row runs in a separate process, with one engine at a time. The start of the engine and the first repetition are not
+counted.
 """
 
 from __future__ import annotations
@@ -30,26 +31,32 @@ SWEEPS: dict[str, tuple[str, list[int]]] = {
     "questions": ("--questions", [1, 2, 4]),
     "in-flight": ("--in-flight", [8, 16, 32, 64, 128, 256]),
 }
-"""What each changes of row f, and to what; all with the bundled models, renderers also with the larger one."""
+"""The option of row f that each sweep changes, and its values. All run with the bundled models, and `renderers` also
+with the larger one."""
 
 
 def measure(row: str, work: Work, scratch: Path, *extra: str) -> dict[str, Any]:
+    """Run a row in a separate process; `extra` are more of its options.
+
+    Raises:
+        SystemExit: the row failed.
+    """
     module, _ = ROWS[row]
     out, settings = scratch / f"{work.name}-{row}.json", scratch / f"{work.name}.json"
     work.save(settings)
     names = [] if module in ("padded", "ray_llm") else [row]
     command = [sys.executable, "-m", f"benchmarks.throughput.{module}", *names, str(settings), str(out), *extra]
-    began = time.monotonic()
+    started = time.monotonic()
     log = scratch / f"{work.name}-{row}.log"
     with log.open("wb") as output:
-        ended = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if ended.returncode:
+        done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
         print(log.read_text()[-3000:], file=sys.stderr)
-        raise SystemExit(f"row {row} of {work.name} ended with exit code {ended.returncode}")
-    found: dict[str, Any] = json.loads(out.read_text())
-    found["wall_s"] = round(time.monotonic() - began, 1)
-    print(f"{work.name} {row} {' '.join(extra)}: {found}", flush=True)
-    return found
+        raise SystemExit(f"row {row} of {work.name} ended with exit code {done.returncode}")
+    timings: dict[str, Any] = json.loads(out.read_text())
+    timings["wall_s"] = round(time.monotonic() - started, 1)
+    print(f"{work.name} {row} {' '.join(extra)}: {timings}", flush=True)
+    return timings
 
 
 def conditions() -> dict[str, Any]:
@@ -75,7 +82,7 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
 
     def keep() -> None:
-        # After each row, so that what breaks later costs nothing of what was measured.
+        # Called after each row, so that a later failure loses no earlier row.
         options.out.write_text(json.dumps(results, indent=2) + "\n")
 
     with tempfile.TemporaryDirectory(prefix="mpa_ray-throughput-") as folder:
@@ -92,9 +99,9 @@ def main() -> None:
                 flag, values = SWEEPS[sweep]
                 if work.random_weights and sweep != "renderers":
                     continue
-                found = results["sweeps"][name].setdefault(sweep, {})
+                by_value = results["sweeps"][name].setdefault(sweep, {})
                 for value in values:
-                    found[str(value)] = measure("f", work, scratch, "--no-student", flag, str(value))
+                    by_value[str(value)] = measure("f", work, scratch, "--no-student", flag, str(value))
                     keep()
     options.out.with_suffix(".md").write_text(as_markdown(results))
     draw(results, options.out.with_suffix(".svg"))

@@ -1,7 +1,7 @@
-"""Rows `d`, `e` and `f`: this project's own passes, through Ray Data and with everything written and committed.
+"""Rows `d`, `e` and `f`: this project's own passes with Ray Data, with all rows written and committed.
 
-`d` has the teacher annotate all images in one pass and answer in another. `e` is the shared visit on raw prompts. `f`
-is the shared visit as it is shipped, each image rendered once for all prompts about it.
+In `d` the teacher annotates all images in one pass and answers in another. `e` is the shared visit with raw prompts.
+`f` is the shared visit as shipped, which renders each image once for all prompts about it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from mpa_ray.stages.image_work import Stage
 
 @dataclass(frozen=True)
 class Readable:
-    """A model with random weights whose replies read as if they were pairs; all its work is done."""
+    """A model with random weights whose replies are replaced by readable ones, after it has done all the work."""
 
     model: VisionLanguageModel
 
@@ -56,7 +57,7 @@ class Readable:
 
 @dataclass(frozen=True)
 class Raw:
-    """An engine that is given the picture itself, as with a vLLM that has no renderer to call."""
+    """An engine that gets raw images and prompts, as with a vLLM without a callable renderer."""
 
     model: VisionLanguageModel
     min_pixels: int
@@ -78,7 +79,7 @@ class Raw:
 
 
 class AnnotateOnly(Annotate):
-    """Leaves the second answer to a pass of its own."""
+    """Annotates without the second answer, which a separate pass gives."""
 
     async def _second_pass(self, row: Any, image: EncodedImage, first: Any, pair: Any) -> Any:
         if isinstance(first, Reply) and not isinstance(pair, str):
@@ -88,7 +89,7 @@ class AnnotateOnly(Annotate):
 
 @dataclass(frozen=True)
 class Variant:
-    """What the sweeps change of a row; None is as shipped."""
+    """The settings that sweeps change; None is the project's default."""
 
     num_renderers: int | None = None
     num_questions: int = 1
@@ -96,6 +97,7 @@ class Variant:
 
 
 def configuration(work: Work, run_dir: Path, row: str, variant: Variant) -> RunConfig:
+    """The configuration of a row's run."""
     engine: dict[str, Any] = {
         "dtype": work.dtype,
         "max_num_seqs": work.max_num_seqs,
@@ -103,7 +105,7 @@ def configuration(work: Work, run_dir: Path, row: str, variant: Variant) -> RunC
         "num_renderers": variant.num_renderers,
     }
     if row == "e":
-        # vLLM's default, so that the second prompt finds the picture processed.
+        # vLLM's default, so that it does not process the image again for the second prompt.
         engine["engine_args"] = {"mm_processor_cache_gb": 4}
     model = {
         "engine": engine,
@@ -111,7 +113,7 @@ def configuration(work: Work, run_dir: Path, row: str, variant: Variant) -> RunC
         "max_pixels": work.image_size**2,
         "max_images_in_flight": variant.max_images_in_flight,
     }
-    # Greedy questions on one image would all be the same.
+    # With greedy decoding all questions about one image would be equal.
     temperature = 0.7 if variant.num_questions > 1 else 0
     sampling = {"temperature": temperature, "max_new_tokens": work.first_tokens}
     return RunConfig.model_validate(
@@ -127,19 +129,24 @@ def configuration(work: Work, run_dir: Path, row: str, variant: Variant) -> RunC
     )
 
 
-def measure(work: Work, row: str, variant: Variant) -> Timings:
+Configure = Callable[[Work, Path, str, Variant], RunConfig]
+"""Makes the configuration of a run from the work, its folder, the row and the variant."""
+
+
+def measure(work: Work, row: str, variant: Variant, configure: Configure = configuration) -> Timings:
+    """Run the passes of a row, and time them."""
     with tempfile.TemporaryDirectory(prefix="mpa_ray-throughput-") as scratch:
-        _lay_out(work, Path(scratch, "images"))
-        config = configuration(work, Path(scratch, "run"), row, variant)
+        _copy_images(work, Path(scratch, "images"))
+        config = configure(work, Path(scratch, "run"), row, variant)
         index(RunContext.open(config))
         run = Run.open(config.run_dir, config.object_store)
         start_ray()
         passes = _Passes(work, config, run)
-        found = Timings([], [])
+        timings = Timings([], [])
         wrap = partial(_wrapped, row == "e", work)
         settings = {"task": TASK, "config": config.annotate, "answer": config.answer}
         stage: Any = AnnotateOnly if row == "d" else Annotate
-        found.teacher_images_per_s = passes.rates("annotate", config.teacher, partial(_make, stage, wrap, settings))
+        timings.teacher_images_per_s = passes.rates("annotate", config.teacher, partial(_make, stage, wrap, settings))
         again = {
             "task": TASK,
             "answer": config.answer,
@@ -148,22 +155,22 @@ def measure(work: Work, row: str, variant: Variant) -> Timings:
         make_again = partial(_make, Identify, wrap, again)
         if row == "d":
             second = passes.rates("again", config.teacher, make_again)
-            found.teacher_images_per_s = [
-                1 / (1 / a + 1 / b) for a, b in zip(found.teacher_images_per_s, second, strict=True)
+            timings.teacher_images_per_s = [
+                1 / (1 / a + 1 / b) for a, b in zip(timings.teacher_images_per_s, second, strict=True)
             ]
         else:
             rows = list(run.annotations.rows(run.manifest().shards))
-            found.num_uncached_image_tokens = sum(r.num_uncached_image_tokens for r in rows)
+            timings.num_uncached_image_tokens = sum(r.num_uncached_image_tokens for r in rows)
             first_s, second_s = sum(r.first_pass_s for r in rows), sum(r.second_pass_s for r in rows)
-            found.second_pass_share = second_s / (first_s + second_s)
-            found.pairs_per_image = sum(r.state == "kept" for r in rows) / len({r.image_id for r in rows})
+            timings.second_pass_share = second_s / (first_s + second_s)
+            timings.pairs_per_image = sum(r.state == "kept" for r in rows) / len({r.image_id for r in rows})
         if work.student is not None:
-            found.student_images_per_s = passes.rates("student", config.students[0], make_again)
-    return found
+            timings.student_images_per_s = passes.rates("student", config.students[0], make_again)
+    return timings
 
 
 class _Passes:
-    """Passes over one run's shards; the first shard warms the engine up and does not count."""
+    """Passes over one run's shards; the first shard warms the engine up and is not counted."""
 
     def __init__(self, work: Work, config: RunConfig, run: Run) -> None:
         self._work, self._config, self._run = work, config, run
@@ -189,21 +196,21 @@ class _Passes:
 
 
 def _make(stage: type, wrap: Any, settings: dict[str, Any], model: VisionLanguageModel) -> Stage[Any, Any]:
-    made: Stage[Any, Any] = stage(wrap(model), **settings)
-    return made
+    instance: Stage[Any, Any] = stage(wrap(model), **settings)
+    return instance
 
 
 def _wrapped(is_raw: bool, work: Work, model: VisionLanguageModel) -> VisionLanguageModel:
-    seeing = Raw(model, 56 * 56, work.image_size**2) if is_raw else model
-    return Readable(seeing) if work.random_weights else seeing
+    engine = Raw(model, 56 * 56, work.image_size**2) if is_raw else model
+    return Readable(engine) if work.random_weights else engine
 
 
-def _lay_out(work: Work, folder: Path) -> None:
-    """Each repetition's images as files of their own, the same but for a name in the metadata that changes the hash."""
+def _copy_images(work: Work, folder: Path) -> None:
+    """Copy the images for each repetition, with the same pixels and another hash."""
     folder.mkdir()
     for repetition in range(work.repetitions + 1):
         for file in work.files():
-            # Bytes behind a JPEG's end are not pixels.
+            # Bytes after the end of a JPEG do not change its pixels.
             (folder / f"{repetition}-{file.name}").write_bytes(file.read_bytes() + f"{repetition}".encode())
 
 
@@ -223,7 +230,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Under its own name, so that Ray's workers find the stages.
+    # By the module's own name, so that Ray's workers find the stages.
     from benchmarks.throughput.ours import main as run
 
     run()

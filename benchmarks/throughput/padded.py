@@ -1,7 +1,7 @@
-"""Row `a`: how the paper's released scripts work, one batch after another through `transformers.generate`.
+"""Row `a`: one batch after another through `transformers.generate`, as the paper's released scripts work.
 
-Batches of 8, padded on the left, greedy, on all cores: the teacher annotates all images, then answers all of its
-questions, then the student does.
+Batches of 8, padded on the left, greedy, on all cores: the teacher annotates all images and then answers all of its
+questions, and after it the student answers them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BATCH_SIZE = 8
 
 
 class Padded:
-    """A model with its processor."""
+    """A model that answers batches of padded prompts."""
 
     def __init__(self, work: Work, model: str) -> None:
         import torch
@@ -30,8 +30,8 @@ class Padded:
         self._processor.tokenizer.padding_side = "left"
         self._model = AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, work.dtype)).eval()
 
-    def answered(self, texts: list[str], max_tokens: int) -> list[str]:
-        """The replies to one text for each image."""
+    def replies(self, texts: list[str], max_tokens: int) -> list[str]:
+        """One reply for each image, to the text of the same position."""
         replies: list[str] = []
         for start in range(0, len(texts), BATCH_SIZE):
             replies += self._batch(start, texts[start : start + BATCH_SIZE], max_tokens)
@@ -43,9 +43,9 @@ class Padded:
         inputs = self._processor(text=prompts, images=images, padding=True, return_tensors="pt").to(self._model.dtype)
         with self._torch.inference_mode():
             out = self._model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
-        written = out[:, inputs["input_ids"].shape[1] :]
-        found: list[str] = self._processor.batch_decode(written, skip_special_tokens=True)
-        return found
+        new_tokens = out[:, inputs["input_ids"].shape[1] :]
+        replies: list[str] = self._processor.batch_decode(new_tokens, skip_special_tokens=True)
+        return replies
 
     def _images(self, start: int, count: int) -> Iterator[Any]:
         for file in self._work.files()[start : start + count]:
@@ -55,22 +55,23 @@ class Padded:
 
 
 def passes(work: Work) -> Timings:
-    found = Timings([], [])
+    """Run and time the passes of the teacher, and those of the student if there is one."""
+    timings = Timings([], [])
     teacher = Padded(work, work.teacher)
     student = Padded(work, work.student) if work.student is not None else None
-    warm = [TASK.annotation_prompt()] * BATCH_SIZE
-    teacher.answered(warm, work.first_tokens)
+    warm_up = [TASK.annotation_prompt()] * BATCH_SIZE
+    teacher.replies(warm_up, work.first_tokens)
     for _ in range(work.repetitions):
         started = time.perf_counter()
-        replies = teacher.answered([TASK.annotation_prompt()] * work.num_images, work.first_tokens)
-        asked = [TASK.answer_prompt(work.question_of(reply)) for reply in replies]
-        teacher.answered(asked, work.second_tokens)
-        found.teacher_images_per_s.append(work.num_images / (time.perf_counter() - started))
+        annotations = teacher.replies([TASK.annotation_prompt()] * work.num_images, work.first_tokens)
+        prompts = [TASK.answer_prompt(work.question_of(annotation)) for annotation in annotations]
+        teacher.replies(prompts, work.second_tokens)
+        timings.teacher_images_per_s.append(work.num_images / (time.perf_counter() - started))
         if student is not None:
             started = time.perf_counter()
-            student.answered(asked, work.second_tokens)
-            found.student_images_per_s.append(work.num_images / (time.perf_counter() - started))
-    return found
+            student.replies(prompts, work.second_tokens)
+            timings.student_images_per_s.append(work.num_images / (time.perf_counter() - started))
+    return timings
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Rows `ceiling` and `b`: vLLM by itself.
+"""Rows `ceiling` and `b`: vLLM without this project.
 
-`ceiling` is the visit's two calls on an asynchronous engine, on requests that are rendered before the clock starts, in
-one process and without Ray. `b` is what a script with `LLM.generate` does: three full passes over all images.
+`ceiling` sends the two requests of a visit to an asynchronous engine. They are rendered before the clock starts, in one
+process and without Ray. `b` is what a script with `LLM.generate` does: three full passes over all images.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
 
 from benchmarks.throughput.work import QUESTION, TASK, Timings, Work, bind_cores, steady_rates
@@ -17,6 +18,7 @@ from mpa_ray.models.chat_template import load_processor, render
 
 
 def arguments(work: Work, model: str) -> dict[str, Any]:
+    """vLLM's arguments for a model, the same in both rows."""
     return {
         "model": model,
         "dtype": work.dtype,
@@ -28,137 +30,50 @@ def arguments(work: Work, model: str) -> dict[str, Any]:
     }
 
 
-def prepared(work: Work, suffix: str) -> list[PreparedImage]:
-    """Decoded and scaled, under names that no engine's cache knows."""
-    found = []
+def prepared_images(work: Work, suffix: str) -> list[PreparedImage]:
+    """The images, decoded and scaled, with keys that no engine's cache knows."""
+    images = []
     for file in work.files():
         image = prepare(file.read_bytes(), 56 * 56, work.image_size**2)
         assert isinstance(image, PreparedImage)
-        found.append(PreparedImage(image.image, f"{file.name}-{suffix}"))
-    return found
+        images.append(PreparedImage(image.image, f"{file.name}-{suffix}"))
+    return images
 
 
-class Rendered:
-    """Requests as an engine's renderer makes them."""
+# --- the ceiling -----------------------------------------------------------------------------------------------------
 
-    def __init__(self, engine: Any, model: str) -> None:
-        self._renderer, self._processor = engine.renderer, load_processor(model)
 
-    def request(self, image: PreparedImage, text: str) -> Any:
+class RawEngine:
+    """An asynchronous vLLM engine and its own renderer."""
+
+    def __init__(self, work: Work, model: str) -> None:
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        # Every request carries its tensors, so a cache of them would only cost copies.
+        settings = AsyncEngineArgs(**arguments(work, model), mm_processor_cache_gb=0)
+        self._engine = AsyncLLM.from_engine_args(settings)
+        self._processor = load_processor(model)
+        self.image_token: int = self._processor.tokenizer.convert_tokens_to_ids(self._processor.image_token)
+
+    def render(self, image: PreparedImage, text: str) -> Any:
+        """A request about the image, ready to be sent."""
         prompt = {
             "prompt": render(self._processor, text),
             "multi_modal_data": {"image": image.image},
             "multi_modal_uuids": {"image": image.key},
         }
-        (rendered,) = self._renderer.render_cmpl([prompt], skip_mm_cache=True)
+        (rendered,) = self._engine.renderer.render_cmpl([prompt], skip_mm_cache=True)
         return {name: value for name, value in rendered.items() if name != "arrival_time"}
 
+    async def reply(self, request: Any, max_tokens: int, name: str) -> Any:
+        """vLLM's output for a request; its name is new each time."""
+        async for output in self._engine.generate(request, _sampling(max_tokens), name):
+            final = output
+        return final
 
-async def ceiling(work: Work) -> Timings:
-    found = Timings([], [], num_uncached_image_tokens=0)
-    questions = await _visits(work, found)
-    if work.student is not None:
-        await _answers(work, work.student, questions, found)
-    return found
-
-
-def _start(work: Work, model: str) -> Any:
-    from vllm import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    # Every request brings its tensors along; a cache of them would only cost copies.
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments(work, model), mm_processor_cache_gb=0))
-
-
-async def _visits(work: Work, found: Timings) -> list[str]:
-    """Teacher's visits; returns the questions that it wrote, the same at each repetition, for it is greedy."""
-    engine = _start(work, work.teacher)
-    rendered, image_token = Rendered(engine, work.teacher), _image_token(work.teacher)
-    first, second = _sampling(work.first_tokens), _sampling(work.second_tokens)
-    slots = asyncio.Semaphore(work.max_images_in_flight)
-    questions = [QUESTION] * work.num_images
-    first_s = second_s = 0.0
-    done: list[tuple[float, int]] = []
-
-    async def first_pass(requests: tuple[Any, Any], name: str) -> None:
-        async with slots:
-            await _reply(engine, requests[0], first, name)
-        done.append((time.perf_counter(), 1))
-
-    async def visit(number: int, requests: tuple[Any, Any], name: str) -> None:
-        nonlocal first_s, second_s
-        async with slots:
-            began = time.perf_counter()
-            reply = await _reply(engine, requests[0], first, f"{name}-1")
-            between = time.perf_counter()
-            questions[number] = work.question_of(reply.outputs[0].text)
-            again = await _reply(engine, requests[1], second, f"{name}-2")
-            ended = time.perf_counter()
-        first_s, second_s = first_s + between - began, second_s + ended - between
-        done.append((ended, 1))
-        tokens = again.prompt_token_ids
-        image_end = len(tokens) - tokens[::-1].index(image_token)
-        found.num_uncached_image_tokens = (found.num_uncached_image_tokens or 0) + max(
-            0, image_end - (again.num_cached_tokens or 0)
-        )
-
-    def requests(repetition: int) -> list[tuple[Any, Any]]:
-        images = prepared(work, f"{repetition}")
-        return [
-            (rendered.request(image, TASK.annotation_prompt()), rendered.request(image, TASK.answer_prompt(question)))
-            for image, question in zip(images, questions, strict=True)
-        ]
-
-    # Warms the engine up, and tells which questions will be asked.
-    await asyncio.gather(*(visit(n, r, f"warm-{n}") for n, r in enumerate(requests(0))))
-    # One more than is measured: while the engine fills and while it empties does not count.
-    prepared_requests = [r for repetition in range(work.repetitions + 1) for r in requests(1 + repetition)]
-    done, found.num_uncached_image_tokens, first_s, second_s = [], 0, 0.0, 0.0
-    await asyncio.gather(*(visit(n % work.num_images, r, f"{n}") for n, r in enumerate(prepared_requests)))
-    found.teacher_images_per_s = steady_rates(done, work.num_images, work.max_images_in_flight)
-    found.second_pass_share = second_s / (first_s + second_s)
-    repetitions = range(2 + work.repetitions, 3 + 2 * work.repetitions)
-    prepared_requests = [r for repetition in repetitions for r in requests(repetition)]
-    done = []
-    await asyncio.gather(*(first_pass(r, f"first-{n}") for n, r in enumerate(prepared_requests)))
-    found.first_pass_images_per_s = steady_rates(done, work.num_images, work.max_images_in_flight)
-    engine.shutdown()
-    return questions
-
-
-async def _answers(work: Work, model: str, questions: list[str], found: Timings) -> None:
-    engine = _start(work, model)
-    rendered, sampling = Rendered(engine, model), _sampling(work.second_tokens)
-    slots = asyncio.Semaphore(work.max_images_in_flight)
-    done: list[tuple[float, int]] = []
-
-    async def answer(request: Any, name: str) -> None:
-        async with slots:
-            await _reply(engine, request, sampling, name)
-        done.append((time.perf_counter(), 1))
-
-    def requests(repetition: int) -> list[Any]:
-        images = prepared(work, f"{repetition}")
-        return [rendered.request(i, TASK.answer_prompt(q)) for i, q in zip(images, questions, strict=True)]
-
-    await asyncio.gather(*(answer(r, f"warm-{n}") for n, r in enumerate(requests(0))))
-    prepared_requests = [r for repetition in range(work.repetitions + 1) for r in requests(1 + repetition)]
-    done = []
-    await asyncio.gather(*(answer(r, f"{n}") for n, r in enumerate(prepared_requests)))
-    found.student_images_per_s = steady_rates(done, work.num_images, work.max_images_in_flight)
-    engine.shutdown()
-
-
-async def _reply(engine: Any, request: Any, sampling: Any, name: str) -> Any:
-    async for output in engine.generate(request, sampling, name):
-        final = output
-    return final
-
-
-def _image_token(model: str) -> int:
-    processor = load_processor(model)
-    token: int = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    return token
+    def shutdown(self) -> None:
+        self._engine.shutdown()
 
 
 def _sampling(max_tokens: int) -> Any:
@@ -168,45 +83,178 @@ def _sampling(max_tokens: int) -> Any:
     return SamplingParams(temperature=0, max_tokens=max_tokens, logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY)
 
 
-def three_passes(work: Work) -> Timings:
-    """Annotate all, answer all, have the student answer all; each with one call of `LLM.generate`."""
-    found = Timings([], [])
-    questions = _synchronous(work, work.teacher, None, found.teacher_images_per_s)
+async def ceiling(work: Work) -> Timings:
+    """Time the teacher's visits, and the student's answers if there is a student."""
+    timings = Timings([], [])
+    questions = await TeacherVisits(work).measure(timings)
     if work.student is not None:
-        _synchronous(work, work.student, questions, found.student_images_per_s)
-    return found
+        timings.student_images_per_s = await _student_rates(work, work.student, questions)
+    return timings
 
 
-def _synchronous(work: Work, model: str, questions: list[str] | None, images_per_s: list[float]) -> list[str]:
-    """A model's passes: two where it writes the questions itself, one where they are given."""
-    from vllm import LLM, SamplingParams
+Pair = tuple[Any, Any]
+"""The two requests of a visit."""
 
-    llm, processor = LLM(**arguments(work, model)), load_processor(model)
 
-    def answered(images: list[PreparedImage], texts: list[str], max_tokens: int) -> list[str]:
-        prompts = [
-            {"prompt": render(processor, t), "multi_modal_data": {"image": i.image}}
-            for i, t in zip(images, texts, strict=True)
+class TeacherVisits:
+    """Visits to all images, and how long their requests took."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._engine = RawEngine(work, work.teacher)
+        self._slots = asyncio.Semaphore(work.max_images_in_flight)
+        self._questions = [QUESTION] * work.num_images
+        self._restart()
+
+    def _restart(self) -> None:
+        self._done: list[tuple[float, int]] = []
+        self._first_s = self._second_s = 0.0
+        self._num_uncached_image_tokens = 0
+
+    async def measure(self, timings: Timings) -> list[str]:
+        """Set the teacher's rates; returns its questions, which are the same each time, since decoding is greedy."""
+        work = self._work
+        # Warms the engine up, and finds the questions.
+        await _gather(self._visit(n, pair, f"warm-{n}") for n, pair in enumerate(self._pairs(range(1))))
+        # One repetition more than is measured, since the engine fills and empties in between.
+        pairs = self._pairs(range(1, 2 + work.repetitions))
+        self._restart()
+        await _gather(self._visit(n % work.num_images, pair, f"{n}") for n, pair in enumerate(pairs))
+        timings.teacher_images_per_s = steady_rates(self._done, work.num_images, work.max_images_in_flight)
+        timings.second_pass_share = self._second_s / (self._first_s + self._second_s)
+        timings.num_uncached_image_tokens = self._num_uncached_image_tokens
+        pairs = self._pairs(range(2 + work.repetitions, 3 + 2 * work.repetitions))
+        self._restart()
+        await _gather(self._first_pass(first, f"first-{n}") for n, (first, _) in enumerate(pairs))
+        timings.first_pass_images_per_s = steady_rates(self._done, work.num_images, work.max_images_in_flight)
+        self._engine.shutdown()
+        return self._questions
+
+    def _pairs(self, repetitions: Iterable[int]) -> list[Pair]:
+        """The rendered requests of these repetitions."""
+        return [
+            (
+                self._engine.render(image, TASK.annotation_prompt()),
+                self._engine.render(image, TASK.answer_prompt(question)),
+            )
+            for repetition in repetitions
+            for image, question in zip(prepared_images(self._work, f"{repetition}"), self._questions, strict=True)
         ]
-        outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=max_tokens), use_tqdm=False)
-        return [output.outputs[0].text for output in outputs]
 
-    asked: list[str] = questions or []
+    async def _visit(self, number: int, pair: Pair, name: str) -> None:
+        first, second = pair
+        async with self._slots:
+            started = time.perf_counter()
+            annotation = await self._engine.reply(first, self._work.first_tokens, f"{name}-1")
+            between = time.perf_counter()
+            self._questions[number] = self._work.question_of(annotation.outputs[0].text)
+            answer = await self._engine.reply(second, self._work.second_tokens, f"{name}-2")
+            ended = time.perf_counter()
+        self._first_s += between - started
+        self._second_s += ended - between
+        self._done.append((ended, 1))
+        tokens = answer.prompt_token_ids
+        image_end = len(tokens) - tokens[::-1].index(self._engine.image_token)
+        self._num_uncached_image_tokens += max(0, image_end - (answer.num_cached_tokens or 0))
+
+    async def _first_pass(self, request: Any, name: str) -> None:
+        async with self._slots:
+            await self._engine.reply(request, self._work.first_tokens, name)
+        self._done.append((time.perf_counter(), 1))
+
+
+async def _student_rates(work: Work, model: str, questions: Sequence[str]) -> list[float]:
+    engine = RawEngine(work, model)
+    slots = asyncio.Semaphore(work.max_images_in_flight)
+    done: list[tuple[float, int]] = []
+
+    async def answer(request: Any, name: str) -> None:
+        async with slots:
+            await engine.reply(request, work.second_tokens, name)
+        done.append((time.perf_counter(), 1))
+
+    def requests(repetitions: Iterable[int]) -> list[Any]:
+        return [
+            engine.render(image, TASK.answer_prompt(question))
+            for repetition in repetitions
+            for image, question in zip(prepared_images(work, f"{repetition}"), questions, strict=True)
+        ]
+
+    await _gather(answer(request, f"warm-{n}") for n, request in enumerate(requests(range(1))))
+    measured = requests(range(1, 2 + work.repetitions))
+    done = []
+    await _gather(answer(request, f"{n}") for n, request in enumerate(measured))
+    engine.shutdown()
+    return steady_rates(done, work.num_images, work.max_images_in_flight)
+
+
+async def _gather(coroutines: Iterable[Awaitable[None]]) -> None:
+    await asyncio.gather(*coroutines)
+
+
+# --- LLM.generate ----------------------------------------------------------------------------------------------------
+
+
+class SynchronousEngine:
+    """`LLM.generate` over all images at once."""
+
+    def __init__(self, work: Work, model: str) -> None:
+        from vllm import LLM
+
+        self._llm, self._processor = LLM(**arguments(work, model)), load_processor(model)
+
+    def replies(self, images: Sequence[PreparedImage], texts: Sequence[str], max_tokens: int) -> list[str]:
+        """One reply for each image, to the text of the same position."""
+        from vllm import SamplingParams
+
+        prompts = [
+            {"prompt": render(self._processor, text), "multi_modal_data": {"image": image.image}}
+            for image, text in zip(images, texts, strict=True)
+        ]
+        sampling = SamplingParams(temperature=0, max_tokens=max_tokens)
+        return [output.outputs[0].text for output in self._llm.generate(prompts, sampling, use_tqdm=False)]
+
+    def empty_caches(self) -> None:
+        """As in a corpus so large that nothing of an image is cached when the next pass reaches it."""
+        self._llm.reset_prefix_cache()
+        self._llm.reset_mm_cache()
+
+
+def three_passes(work: Work) -> Timings:
+    """The teacher annotates all images and answers all questions, then the student answers them."""
+    timings = Timings([], [])
+    questions = _teacher_passes(work, timings)
+    if work.student is not None:
+        _student_passes(work, work.student, questions, timings)
+    return timings
+
+
+def _teacher_passes(work: Work, timings: Timings) -> list[str]:
+    """Annotate and answer in each repetition, of which the first warms the engine up; returns the questions."""
+    engine = SynchronousEngine(work, work.teacher)
+    questions: list[str] = []
     for repetition in range(work.repetitions + 1):
         started = time.perf_counter()
-        images = prepared(work, "")
-        if questions is None:
-            replies = answered(images, [TASK.annotation_prompt()] * len(images), work.first_tokens)
-            asked = [work.question_of(reply) for reply in replies]
-            # So large a corpus that nothing of an image is left in a cache when the second pass comes to it.
-            llm.reset_prefix_cache()
-            llm.reset_mm_cache()
-        answered(images, [TASK.answer_prompt(question) for question in asked], work.second_tokens)
+        images = prepared_images(work, "")
+        annotations = engine.replies(images, [TASK.annotation_prompt()] * len(images), work.first_tokens)
+        questions = [work.question_of(annotation) for annotation in annotations]
+        engine.empty_caches()
+        engine.replies(images, [TASK.answer_prompt(question) for question in questions], work.second_tokens)
         if repetition:
-            images_per_s.append(work.num_images / (time.perf_counter() - started))
-        llm.reset_prefix_cache()
-        llm.reset_mm_cache()
-    return asked
+            timings.teacher_images_per_s.append(work.num_images / (time.perf_counter() - started))
+        engine.empty_caches()
+    return questions
+
+
+def _student_passes(work: Work, model: str, questions: Sequence[str], timings: Timings) -> None:
+    engine = SynchronousEngine(work, model)
+    for repetition in range(work.repetitions + 1):
+        started = time.perf_counter()
+        images = prepared_images(work, "")
+        engine.replies(images, [TASK.answer_prompt(question) for question in questions], work.second_tokens)
+        if repetition:
+            timings.student_images_per_s.append(work.num_images / (time.perf_counter() - started))
+        engine.empty_caches()
 
 
 def main() -> None:
@@ -217,8 +265,8 @@ def main() -> None:
     options = parser.parse_args()
     bind_cores()
     work = Work.load(options.work)
-    found = asyncio.run(ceiling(work)) if options.row == "ceiling" else three_passes(work)
-    found.save(options.out)
+    timings = asyncio.run(ceiling(work)) if options.row == "ceiling" else three_passes(work)
+    timings.save(options.out)
 
 
 if __name__ == "__main__":

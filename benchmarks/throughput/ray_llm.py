@@ -1,7 +1,7 @@
-"""Row `c`: `ray.data.llm` processors, three passes, each with the machine to itself.
+"""Row `c`: `ray.data.llm` processors in three passes, one after another.
 
-Prompts are rendered as everywhere and made into tokens by vLLM. A pass ends before the
-next begins: engines side by side would fight for the cores.
+Prompts are rendered as in the other rows, and vLLM tokenizes them. A pass ends before the next one begins, since
+engines side by side would compete for the cores.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from mpa_ray.engine.cores import threads_per_engine
 from mpa_ray.models.checkpoints import weight_bytes
 
 BATCH_SIZE = 16
-"""Small batches, many in flight: what Ray's own advice for throughput is (ray-project/ray#52634)."""
+"""Small batches with many in flight, as Ray's maintainers advise for throughput (ray-project/ray#52634)."""
 
 
 def passes(work: Work) -> Timings:
+    """Run and time the passes of the teacher, and that of the student if there is one."""
     import ray
 
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -39,14 +40,14 @@ def passes(work: Work) -> Timings:
     for row in rows:
         row["text"] = TASK.answer_prompt(work.question_of(replies[row["key"]]))
     _, second = one_pass(work, work.teacher, rows, work.second_tokens)
-    found = Timings([1 / (1 / a + 1 / b) for a, b in zip(first, second, strict=True)], [])
+    timings = Timings([1 / (1 / a + 1 / b) for a, b in zip(first, second, strict=True)], [])
     if work.student is not None:
-        _, found.student_images_per_s = one_pass(work, work.student, rows, work.second_tokens)
-    return found
+        _, timings.student_images_per_s = one_pass(work, work.student, rows, work.second_tokens)
+    return timings
 
 
 def one_pass(work: Work, model: str, rows: list[dict[str, Any]], max_tokens: int) -> tuple[dict[str, str], list[float]]:
-    """Replies by key, and the rates of all repetitions but the first, which warms the engine up."""
+    """Replies by key, and the rate of each repetition except the first, which warms the engine up."""
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
@@ -74,7 +75,7 @@ def one_pass(work: Work, model: str, rows: list[dict[str, Any]], max_tokens: int
     replies, done = {}, []
     for row in processor(data).iter_rows():
         replies[row["key"]] = row["reply"]
-        # When the row left the engine's stage: the driver gets rows in bursts.
+        # The time at which the row left the engine's stage, since the driver gets rows in bursts.
         done.append((row["at"], 1))
     done.sort()
     return replies, rates(done[0][0], done, work.num_images)[1:]
@@ -111,6 +112,6 @@ if __name__ == "__main__":
     from benchmarks.throughput.ray_llm import passes as run
 
     work = Work.load(sys.argv[1])
-    # As many as our own engine takes, since Ray and the stages before the engine need the same machine here, too.
+    # As many as this project's engine takes: here, too, Ray and the stages before the engine need the same machine.
     bind_cores(threads_per_engine(len(os.sched_getaffinity(0)), 1, 1.0, weight_bytes(work.teacher)))
     run(work).save(sys.argv[2])

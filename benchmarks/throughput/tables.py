@@ -1,4 +1,4 @@
-"""The table, the ratios and the plots of what was measured."""
+"""The tables and plots of the measured rates."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 ROWS = {
-    "ceiling": ("raw", "raw AsyncLLM, the visit's calls on requests rendered before, no Ray"),
+    "ceiling": ("raw", "raw AsyncLLM without Ray, the visit's requests rendered before the clock starts"),
     "a": ("padded", "transformers.generate, padded batches of 8, two passes"),
     "b": ("raw", "LLM.generate, two full passes"),
     "c": ("ray_llm", "ray.data.llm processors, two passes"),
     "d": ("ours", "mpa_ray without the shared visit"),
-    "e": ("ours", "mpa_ray, the visit on raw prompts"),
+    "e": ("ours", "mpa_ray, the visit with raw prompts"),
     "f": ("ours", "mpa_ray as shipped: the visit, each image rendered once"),
 }
-"""The module that measures each row, and what it is. The student's pass comes on top where there is a student."""
+"""The module that measures each row, and the row's title. If there is a student, its pass follows."""
 
 
 def as_markdown(results: dict[str, Any]) -> str:
+    """All tables."""
     parts = []
     for name, rows in results["rows"].items():
         if rows:
@@ -27,13 +28,14 @@ def as_markdown(results: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def rate(found: dict[str, Any]) -> float:
-    return float(statistics.median(found["teacher_images_per_s"]))
+def rate(timings: dict[str, Any]) -> float:
+    """The teacher's median rate, in images per second."""
+    return float(statistics.median(timings["teacher_images_per_s"]))
 
 
-def whole_flow(found: dict[str, Any]) -> list[float]:
-    """Images per second through teacher and student, one after the other, of each repetition."""
-    pairs = zip(found["teacher_images_per_s"], found["student_images_per_s"], strict=False)
+def whole_flow(timings: dict[str, Any]) -> list[float]:
+    """Images per second of each repetition, through the teacher and then the student."""
+    pairs = zip(timings["teacher_images_per_s"], timings["student_images_per_s"], strict=False)
     return [1 / (1 / teacher + 1 / student) for teacher, student in pairs]
 
 
@@ -41,40 +43,41 @@ def _table(name: str, rows: dict[str, Any]) -> str:
     lines = [
         f"### {name}",
         "",
-        "| row | teacher, images/s | min to max | whole flow, images/s | image tokens twice | share of requests |",
+        "| row | teacher, images/s | min to max | whole flow, images/s | image tokens recomputed "
+        "| second pass, share of request time |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for row, found in rows.items():
-        flow, again, share = whole_flow(found), found["num_uncached_image_tokens"], found["second_pass_share"]
-        rates = found["teacher_images_per_s"]
+    for row, timings in rows.items():
+        flow, num_uncached = whole_flow(timings), timings["num_uncached_image_tokens"]
+        rates, share = timings["teacher_images_per_s"], timings["second_pass_share"]
         cells = [
             f"{row}: {ROWS[row][1]}",
-            f"{rate(found):.2f}",
+            f"{rate(timings):.2f}",
             f"{min(rates):.2f} to {max(rates):.2f}",
             f"{statistics.median(flow):.1f}" if flow else "-",
-            "-" if again is None else f"{again}",
+            "-" if num_uncached is None else f"{num_uncached}",
             "-" if share is None else f"{share:.1%}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     ceiling = rows.get("ceiling")
     if ceiling and ceiling["first_pass_images_per_s"]:
         first, both = statistics.median(ceiling["first_pass_images_per_s"]), rate(ceiling)
-        cost = f"A second pass costs {(first / both - 1):.1%} of a first one's time: {first:.2f} images/s without it."
-        lines += ["", cost]
+        cost = f"The second pass adds {(first / both - 1):.1%} to the time of the first; without it, the rate is"
+        lines += ["", f"{cost} {first:.2f} images/s."]
     return "\n".join([*lines, ""])
 
 
 def _ratios(rows: dict[str, Any]) -> str:
-    """Row f over each other row; no table where f was not measured."""
+    """The rate of row f over that of each other row; empty if f was not measured."""
     if "f" not in rows:
         return ""
     lines = ["| f over | teacher | whole flow |", "|---|---:|---:|"]
     flow = whole_flow(rows["f"])
-    for row, found in rows.items():
+    for row, timings in rows.items():
         if row != "f":
-            other = whole_flow(found)
+            other = whole_flow(timings)
             both = f"{statistics.median(flow) / statistics.median(other):.2f}" if flow and other else "-"
-            lines.append(f"| {row} | {rate(rows['f']) / rate(found):.2f} | {both} |")
+            lines.append(f"| {row} | {rate(rows['f']) / rate(timings):.2f} | {both} |")
     return "\n".join([*lines, ""])
 
 
@@ -85,15 +88,15 @@ def _sweep(name: str, sweep: str, values: dict[str, Any]) -> str:
         f"| {sweep} | teacher, images/s | min to max | pairs/s |",
         "|---:|---:|---:|---:|",
     ]
-    for value, found in values.items():
-        rates = found["teacher_images_per_s"]
-        pairs = rate(found) * (found["pairs_per_image"] or 0)
-        lines.append(f"| {value} | {rate(found):.2f} | {min(rates):.2f} to {max(rates):.2f} | {pairs:.1f} |")
+    for value, timings in values.items():
+        rates = timings["teacher_images_per_s"]
+        pairs = rate(timings) * (timings["pairs_per_image"] or 0)
+        lines.append(f"| {value} | {rate(timings):.2f} | {min(rates):.2f} to {max(rates):.2f} | {pairs:.1f} |")
     return "\n".join([*lines, ""])
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """A bar for each row, its spread as a line on it, and a curve for each sweep; works side by side."""
+    """Draw a bar with its range for each row and a curve for each sweep, in a column for each work."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -114,11 +117,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def _bars(axis: Any, name: str, rows: dict[str, Any]) -> None:
-    middle = [rate(found) for found in rows.values()]
-    below = [rate(f) - min(f["teacher_images_per_s"]) for f in rows.values()]
-    above = [max(f["teacher_images_per_s"]) - rate(f) for f in rows.values()]
+    medians = [rate(timings) for timings in rows.values()]
+    below = [rate(timings) - min(timings["teacher_images_per_s"]) for timings in rows.values()]
+    above = [max(timings["teacher_images_per_s"]) - rate(timings) for timings in rows.values()]
     colours = ["#bbbbbb" if row not in ("d", "e", "f") else "#4477aa" for row in rows]
-    axis.bar(list(rows), middle, yerr=[below, above], color=colours)
+    axis.bar(list(rows), medians, yerr=[below, above], color=colours)
     axis.set_title(name)
     axis.set_ylabel("teacher, images/s")
 
@@ -127,7 +130,7 @@ def _curve(axis: Any, sweep: str, values: dict[str, Any]) -> None:
     if not values:
         axis.set_visible(False)
         return
-    axis.plot(list(values), [rate(found) for found in values.values()], marker="o", color="#4477aa")
+    axis.plot(list(values), [rate(timings) for timings in values.values()], marker="o", color="#4477aa")
     axis.set_ylim(bottom=0)
     axis.set_xlabel(sweep)
     axis.set_ylabel("teacher, images/s")

@@ -1,4 +1,4 @@
-"""The same work for every row of the table: a checkpoint, images, prompts and lengths of replies."""
+"""The work that every row of the table does: models, images, prompts and lengths of replies."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from mpa_ray.tasks.parser import ReplyError, parse_reply
 
 TASK = TASKS["demo_world"]
 QUESTION = "How many objects are there?"
-"""Asked where a reply holds no question: of a model with random weights, always."""
+"""The question that replaces a missing one; a model with random weights never writes any."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a row has to do, and how often."""
+    """The work of a row."""
 
     name: str
     teacher: str
     student: str | None
-    """None measures the teacher's phase alone."""
+    """None measures the teacher's passes alone."""
     images: str
-    """Folder of image files."""
+    """The folder of the image files."""
     num_images: int
     repetitions: int
     image_size: int
-    """Side in pixels."""
+    """Side of the square images in pixels."""
     first_tokens: int
-    """Longest annotation; with random weights every one is so long."""
+    """Length limit of an annotation; with random weights every annotation has this length."""
     second_tokens: int
+    """Length limit of an answer."""
     random_weights: bool
     dtype: str
     max_num_seqs: int
@@ -53,6 +54,7 @@ class Work:
         return sorted(Path(self.images).iterdir())
 
     def question_of(self, reply: str) -> str:
+        """The question that an annotation asks, or `QUESTION`."""
         pairs = parse_reply(reply)
         return QUESTION if self.random_weights or isinstance(pairs, ReplyError) else pairs[0].question
 
@@ -66,16 +68,16 @@ class Work:
 
 @dataclass
 class Timings:
-    """What a row found, a number for each repetition."""
+    """The rates of a row, one for each repetition."""
 
     teacher_images_per_s: list[float]
     student_images_per_s: list[float]
     num_uncached_image_tokens: int | None = None
-    """In all second passes of the teacher together; None where the row cannot tell."""
+    """In all second passes of the teacher together; None if the row cannot count them."""
     second_pass_share: float | None = None
-    """Of the teacher's summed request times, waiting for other requests included."""
+    """The second pass's share of the teacher's summed request times, which include waiting for other requests."""
     first_pass_images_per_s: list[float] | None = None
-    """Without second passes: what these cost is the difference."""
+    """Rates without second passes."""
     pairs_per_image: float | None = None
 
     def save(self, path: str) -> None:
@@ -83,27 +85,32 @@ class Timings:
 
 
 def rates(began: float, done: list[tuple[float, int]], num_images: int) -> list[float]:
-    """Images per second of each repetition in one stream of them, from when how many images were done.
+    """Images per second of each repetition.
 
-    Repetitions follow one another without a pause, so that the engine is as full between them as within.
+    Repetitions follow each other without a pause, so that the engine is as full between them as within.
+
+    Args:
+        began: When the first repetition began.
+        done: Moments, and how many images were finished at each.
+        num_images: The number of images of a repetition.
     """
-    found, start, count = [], began, 0
+    repetitions, start, count = [], began, 0
     for at, images in sorted(done):
         count += images
         if count >= num_images:
-            found.append(count / (at - start))
+            repetitions.append(count / (at - start))
             start, count = at, 0
-    return found
+    return repetitions
 
 
 def steady_rates(done: list[tuple[float, int]], num_images: int, num_in_flight: int) -> list[float]:
-    """`rates` of an engine that is full: what is done while it fills, and while it empties, is left out."""
+    """As `rates`, without the images that were finished while the engine filled or emptied."""
     full = sorted(done)[num_in_flight - 1 :]
     return rates(full[0][0], full[1:], num_images)
 
 
 def bundled(scratch: Path, num_images: int, repetitions: int) -> Work:
-    """The bundled teacher and student on pictures of their world."""
+    """The bundled teacher and student with images of their world."""
     return Work(
         "bundled",
         resolve_path("bundled:demo/models/teacher"),
@@ -123,7 +130,7 @@ def bundled(scratch: Path, num_images: int, repetitions: int) -> Work:
 
 
 def larger(scratch: Path, num_images: int, repetitions: int) -> Work:
-    """60 M parameters with random weights on 448 x 448 pixels, 256 image tokens: computing outweighs all else.
+    """A model with 60 M random parameters and images of 448 x 448 pixels, 256 tokens, so that computation dominates.
 
     The student has half the layers.
     """
@@ -149,7 +156,7 @@ def larger(scratch: Path, num_images: int, repetitions: int) -> Work:
 
 
 def paint_images(folder: Path, num_images: int, size: int) -> Path:
-    """JPEGs of that many random scenes."""
+    """Write JPEGs of that many random scenes; returns the folder."""
     folder.mkdir()
     rng = random.Random(0)
     for number in range(num_images):
@@ -193,14 +200,14 @@ def build_larger_model(folder: Path, num_layers: int) -> None:
     )
     model = Qwen2VLForConditionalGeneration(config)
     with torch.no_grad():
-        # The token that would end a reply never comes out on top: every reply has its full length.
+        # The token that ends a reply is never the likeliest, so every reply has its full length.
         model.get_input_embeddings().weight[tokenizer.eos_token_id] = 0
     model.to(torch.bfloat16).save_pretrained(folder)
     build_qwen2_vl_processor(tokenizer, image_size=448).save_pretrained(folder)
 
 
 def bind_cores(num_cores: int | None = None) -> None:
-    """Have vLLM's CPU engine compute on so many cores, or on all: by itself it would leave one of two free."""
+    """Make vLLM's CPU engine use this many cores; None is all, where its default leaves one free."""
     cores = sorted(os.sched_getaffinity(0))[:num_cores]
     os.environ.update(
         {

@@ -141,7 +141,7 @@ def learning_rate(stage: Stage, step: int) -> float:
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _optimizers(model: Any) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: Any) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, norms and biases, at one learning rate.
 
     Muon's updates are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so that one schedule serves both.
@@ -162,7 +162,7 @@ def train_stage(
     log_path: Path,
     checkpoint: Callable[[int], None],
 ) -> None:
-    optimizers = _optimizers(model)
+    optimizers = make_optimizers(model)
     model.train()
     forward = torch.compile(model)
     started, losses = time.monotonic(), []

@@ -46,8 +46,8 @@ def _train(job: TrainingJob) -> None:
     if job.level.parallel == "fsdp" and context.get_world_size() > 1:
         model = shard(model, on_gpu)
     with tempfile.TemporaryDirectory() as scratch:
-        data = _training_data(job, processor, context.get_world_rank(), context.get_world_size())
-        trainer = ParityTrainer(job, data, model=model, args=_arguments(job, scratch, on_gpu))
+        data = training_data(job, processor, context.get_world_rank(), context.get_world_size())
+        trainer = ParityTrainer(job, data, model=model, args=training_arguments(job, scratch, on_gpu))
         _run_epoch(trainer)
         weights = full_weights(trainer.model_wrapped)
         if context.get_world_rank() == 0:
@@ -63,7 +63,7 @@ def _configure_cpu(num_local_workers: int) -> None:
     torch.set_flush_denormal(True)
 
 
-def _training_data(job: TrainingJob, processor: Any, rank: int, num_workers: int) -> TrainingData:
+def training_data(job: TrainingJob, processor: Any, rank: int, num_workers: int) -> TrainingData:
     loader = StepLoader(
         batch_size=job.level.batch_size,
         share=Share(job.level.tokens_per_micro_batch, rank, num_workers),
@@ -119,7 +119,7 @@ def load_model(start: str, level: LevelConfig, on_gpu: bool, quantized: bool = T
     return AutoModelForImageTextToText.from_pretrained(start, dtype=dtype, **settings)
 
 
-def _arguments(job: TrainingJob, scratch: str, on_gpu: bool) -> TrainingArguments:
+def training_arguments(job: TrainingJob, scratch: str, on_gpu: bool) -> TrainingArguments:
     level = job.level
     return TrainingArguments(
         output_dir=scratch,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from mpa_ray.config import RunConfig
 from mpa_ray.run.phase_record import PhaseKey, PhaseKind, PhaseRecord, phase_records
 from mpa_ray.run.recorded_config import student_names
-from mpa_ray.run.run import RUN_FILE, Run
+from mpa_ray.run.run import CORPUS_MANIFEST, RUN_FILE, Run
 from mpa_ray.run.training_state import TrainingState
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class RunRates:
         students = {student["name"]: student for student in config.get("students", [])}
         return cls(
             config=config,
-            num_images=_number(run, run.manifest_path(), "num_images"),
+            num_images=_number(run, CORPUS_MANIFEST, "num_images"),
             questions_per_image=_questions_per_image(run, config),
             records=records,
             num_parity={name: _number(run, run.manifest_path(run.parity_dir(name)), "num_samples") for name in names},

@@ -1,4 +1,4 @@
-"""Kills of every kind while images stream: on a cluster of its own, with no Ray in this process."""
+"""Kills of every kind during a run, on a separate Ray cluster; this process does not start Ray."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import SETTINGS, Fault, open_arena, plan, run_trial, run_undisturbed
+from benchmarks.chaos import plan, run_trial, run_undisturbed
+from benchmarks.chaos_results import Fault
+from benchmarks.chaos_testbed import SETTINGS, open_testbed
 from benchmarks.faulty_proxy import WebFault
 
 SEED = 11
@@ -17,21 +19,21 @@ KILLS_PER_TRIAL, NUM_TRIALS = 2, 3
 @pytest.mark.timeout(600)
 def test_kills_lose_and_double_nothing(tmp_path: Path) -> None:
     setting = replace(SETTINGS["scripted"], num_images=60)
-    with open_arena(setting, SEED, web_faults=0.1, folder=tmp_path) as arena:
-        reference = run_undisturbed(arena)
+    with open_testbed(setting, SEED, web_faults=0.1, folder=tmp_path) as testbed:
+        reference = run_undisturbed(testbed)
         plans = [plan(SEED, number, reference.num_shards) for number in range(KILLS_PER_TRIAL * NUM_TRIALS)]
         trials = [
-            run_trial(arena, number, plans[number * KILLS_PER_TRIAL : (number + 1) * KILLS_PER_TRIAL], reference)
+            run_trial(testbed, number, plans[number * KILLS_PER_TRIAL : (number + 1) * KILLS_PER_TRIAL], reference)
             for number in range(NUM_TRIALS)
         ]
-        injected = arena.proxy.counts()["injected"]
-    told = "\n".join(map(str, trials))
+        injected = testbed.proxy.counts()["injected"]
+    report = "\n".join(map(str, trials))
     kills = [kill for trial in trials for kill in trial.kills]
-    assert len(kills) == len(plans), told
+    assert len(kills) == len(plans), report
     assert {kill.fault for kill in kills} == set(Fault)
     assert {fault for fault in WebFault if any(key.startswith(f"{fault} ") for key in injected)} == set(WebFault)
     for trial in trials:
-        assert (trial.num_lost, trial.num_doubled, trial.problems) == (0, 0, []), told
-        assert (trial.num_differing, trial.num_needless) == (0, 0), told
-        assert trial.errors == [], told
-        assert trial.num_restarts == trial.faults.count(Fault.DRIVER), told
+        assert (trial.num_lost, trial.num_doubled, trial.problems) == (0, 0, []), report
+        assert (trial.num_differing, trial.num_needless) == (0, 0), report
+        assert trial.errors == [], report
+        assert trial.num_restarts == trial.faults.count(Fault.DRIVER), report
