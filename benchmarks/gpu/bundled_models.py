@@ -1,12 +1,12 @@
-"""Train the bundled world's models on a GPU, several at once: steps, samples, losses, and answers on held-out images.
+"""Train the bundled world's models on a GPU, several at once: steps, losses, and accuracy on held-out images.
 
     python -m benchmarks.gpu.bundled_models --out FILE [--models student teacher] [--seconds 420] [--dry-run]
 
-Needs neither Ray nor vLLM. Each model is a process of its own on the same GPU, since models this small wait for kernel
-launches and not for the GPU, and other processes draw its images. The curriculum is that of `mpa_ray.demo.train`,
-stretched: each stage gets its share of the time, and the learning rate depends on the time. Beside FILE it leaves
-MODEL.safetensors for each model. A better teacher or student need not make a better demo: a student that can count
-already has no gap to close.
+Needs neither Ray nor vLLM. The models train on the same GPU in separate processes, since models this small wait for
+kernel launches and not for the GPU; further processes paint their images. The curriculum is that of
+`mpa_ray.demo.train`, stretched to the given time: each stage gets its share of it, and the learning rate depends on the
+time instead of the step. The weights of each model are written to MODEL.safetensors beside FILE. A better teacher or
+student does not imply a better demo: a student that can already count has no gap to close.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ LOADER_TIMEOUT_S = 300.0
 class Sizes(Options):
     models: list[str]
     seconds: float
-    """Of training, for all stages together."""
+    """The training time of all stages together."""
     batch_size: int
     num_loaders: int
-    """Processes that draw images for each model."""
+    """Processes that paint images for each model."""
     num_questions: int
-    """Held-out questions."""
+    """Held-out questions, each about another image."""
     seed: int
 
     def checkpoint(self, model: str) -> Path:
@@ -54,7 +54,7 @@ class Sizes(Options):
 
 @dataclass(frozen=True)
 class LogLine:
-    """Training so far, within one stage."""
+    """The progress within one stage."""
 
     stage: str
     step: int
@@ -66,7 +66,7 @@ class LogLine:
 
 @dataclass
 class Training:
-    """What came of one model's training."""
+    """The training of one model."""
 
     num_parameters: int
     num_steps: int = 0
@@ -87,7 +87,7 @@ def learning_rate(stage: Any, progress: float) -> float:
 
 
 class Batches:
-    """A model's training batches, drawn in processes of their own; a context manager."""
+    """A model's training batches, made by separate processes while the context is open."""
 
     def __init__(self, name: str, sizes: Sizes) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -113,14 +113,14 @@ class Batches:
             process.join()
 
     def begin_stage(self, number: int) -> None:
-        """Batches of other stages, of which some are drawn already, are dropped from now on."""
+        """Make batches of this stage from now on, and drop the waiting batches of other stages."""
         self._stage_number.value = number
 
     def next(self) -> dict[str, Any]:
         """The next batch of the stage, as NumPy arrays.
 
         Raises:
-            queue.Empty: no process delivers any.
+            queue.Empty: none came within `LOADER_TIMEOUT_S`.
         """
         while True:
             number, batch = self._queue.get(timeout=LOADER_TIMEOUT_S)
@@ -129,7 +129,7 @@ class Batches:
 
 
 def _draw_batches(queue: Any, stage_number: Any, name: str, seed: int, batch_size: int) -> None:
-    """Put batches of the current stage into the queue until this process is ended."""
+    """Put batches of the current stage into the queue until this process is terminated."""
     import torch
 
     from mpa_ray.demo.train import MODELS as CURRICULA
@@ -145,7 +145,7 @@ def _draw_batches(queue: Any, stage_number: Any, name: str, seed: int, batch_siz
     ]
     while True:
         number = stage_number.value
-        # As NumPy arrays: tensors would travel by file descriptor.
+        # As NumPy arrays, since each tensor would need a file descriptor.
         queue.put((number, {key: tensor.numpy() for key, tensor in next(streams[number]).items()}))
 
 
@@ -158,7 +158,7 @@ def train(name: str, sizes: Sizes) -> Training:
     from mpa_ray.demo.world import WorldSpec
 
     torch.manual_seed(sizes.seed)
-    # On CPUs, and for the evaluation, which is on CPUs in any case.
+    # The evaluation is always on CPUs, and all models share them.
     torch.set_num_threads(max(1, num_cores() // len(sizes.models)))
     architecture, stages = CURRICULA[name]
     model, processor = architecture.build(WorldSpec())
@@ -171,7 +171,7 @@ def train(name: str, sizes: Sizes) -> Training:
     with Batches(name, sizes) as batches:
         for number, stage in enumerate(stages):
             batches.begin_stage(number)
-            # The shipped curriculum's steps decide how the time is divided.
+            # The time is divided in proportion to the steps of the shipped curriculum.
             seconds = sizes.seconds * stage.num_steps / total_steps
             training.num_steps += train_stage(name, model, stage, batches, seconds, training.log)
     training.trained_s = round(time.monotonic() - started, 1)
@@ -187,7 +187,7 @@ def train(name: str, sizes: Sizes) -> Training:
 
 
 def train_stage(name: str, model: Any, stage: Any, batches: Batches, seconds: float, log: list[LogLine]) -> int:
-    """Train for that long from when the first batch is there; returns the number of steps."""
+    """Train for `seconds` from the arrival of the first batch; returns the number of steps."""
     import torch
 
     from mpa_ray.demo.train import make_optimizers
@@ -239,9 +239,9 @@ def train_step(model: Any, batch: dict[str, Any], optimizers: list[Any]) -> Any:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.bundled_models", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--seconds", type=float, default=420, help="of training, for all stages together")
+    parser.add_argument("--seconds", type=float, default=420, help="training time of all stages together")
     parser.add_argument("--batch-size", type=int, default=48)
-    parser.add_argument("--num-loaders", type=int, default=4, help="processes that draw images, for each model")
+    parser.add_argument("--num-loaders", type=int, default=4, help="processes that paint images, for each model")
     parser.add_argument("--num-questions", type=int, default=600, help="held-out questions")
     parser.add_argument("--seed", type=int, default=0)
     sizes = Sizes(**parse_options(parser, DRY_RUN))

@@ -1,17 +1,17 @@
-"""One vLLM engine on a GPU, used in six ways on the same pictures and prompts: images per second of each.
+"""One vLLM engine on a GPU, used in five ways on the same images and prompts: images per second of each.
 
     python -m benchmarks.gpu.engine_ladder --out FILE [--shape 7b] [--num-renderers 12] [--rows ...] [--dry-run]
 
-    two-passes         raw prompts: every picture is annotated, then every picture is asked a question
-    visit-raw          raw prompts: the question follows the annotation while the picture's blocks are cached
-    visit-thread       this project's engine, which renders a picture once, in a thread beside the event loop
-    visit-processes    the same, in `--num-renderers` helper processes
-    visit-rendered     the upper limit: pictures are rendered before the clock starts
+    two-passes         raw prompts: one pass annotates all images, and another answers a question about each
+    visit-raw          raw prompts: an image's question follows its annotation while the image is cached
+    visit-thread       this project's engine, which renders an image once, in a thread beside the event loop
+    visit-processes    the same in `--num-renderers` processes
+    visit-rendered     the upper limit: images are rendered before the clock starts
 
-Needs vLLM, not Ray. vLLM draws random weights, so that replies are noise; a reply ends at its token limit, for among
-150,000 tokens the one that ends a reply is almost never the likeliest (`mean_reply_tokens` shows it). In every row the
-files have other bytes behind the JPEG's end, so that no cache knows them from an earlier row. Rates are those of a full
-engine: the first and the last pictures in flight are not counted.
+Needs vLLM, not Ray. vLLM makes random weights. A reply has the length of its token limit, since the one token that ends
+replies is almost never the likeliest of 150,000; `mean_reply_tokens` records it. Each row appends other bytes to the
+JPEG files, so that it finds no image of an earlier row in a cache. Rates are those of a full engine: they leave out the
+images that were finished while the engine filled or emptied.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 
 from benchmarks.gpu.measuring import GpuMonitor, Options, Record, parse_options, timed
 from benchmarks.gpu.serving import Serving, disable_flashinfer_sampler
-from benchmarks.gpu.shapes import SHAPES, build_checkpoint, paint_pictures
+from benchmarks.gpu.shapes import SHAPES, build_checkpoint, paint_images
 from mpa_ray.config import ModelConfig, SamplingConfig, VllmEngineConfig
 from mpa_ray.engine.protocol import EncodedImage, Reply, Request, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem, prepare_in_thread
@@ -58,7 +58,7 @@ class Sizes(Options):
     rows: list[str]
     shape: str
     side: int
-    """Of the square pictures, in pixels."""
+    """Of the square images, in pixels."""
     num_images: int
     max_num_seqs: int
     max_model_len: int
@@ -69,7 +69,7 @@ class Sizes(Options):
 
     @property
     def num_in_flight(self) -> int:
-        """Pictures that are worked on together; the project's own default."""
+        """Images that the engine works on at a time, as the project sets it by default."""
         return round(1.1 * self.max_num_seqs)
 
     @property
@@ -102,11 +102,11 @@ class Rate:
 
 
 def steady_rate(done_s: Sequence[float], num_in_flight: int) -> Rate:
-    """The rate without the pictures that were finished while the engine filled or emptied, if enough others are left.
+    """The rate without the images that were finished while the engine filled or emptied, if enough others are left.
 
     Args:
-        done_s: When each picture was finished.
-        num_in_flight: How many pictures were worked on together.
+        done_s: When each image was finished.
+        num_in_flight: How many images the engine worked on at a time.
     """
     done_s = sorted(done_s)
     if len(done_s) > 3 * num_in_flight:
@@ -116,14 +116,14 @@ def steady_rate(done_s: Sequence[float], num_in_flight: int) -> Rate:
 
 @dataclass(frozen=True)
 class Visits:
-    """What came of the requests about all pictures."""
+    """The replies about all images, and when they were complete."""
 
     done_s: list[float]
     replies: list[list[Reply]]
-    """For each request, one reply for each picture."""
+    """For each request, one reply per image."""
 
     def row(self, names: Sequence[str]) -> dict[str, object]:
-        """The caches' part in the prompts, by the names of the requests."""
+        """What the caches saved and how long the replies were, by the names of the requests."""
         row: dict[str, object] = {}
         for name, replies in zip(names, self.replies, strict=True):
             num_prompt_tokens = sum(reply.num_prompt_tokens for reply in replies)
@@ -137,10 +137,10 @@ class Visits:
 async def visit_all(
     engine: VisionLanguageModel, encode: Encode, contents: Sequence[bytes], requests: Sequence[Request], label: str
 ) -> Visits:
-    """Send all requests about each picture one after another, with `max_images_in_flight` pictures at a time.
+    """Send all requests about each image one after another, with `max_images_in_flight` images at a time.
 
     Raises:
-        ValueError: a picture cannot be decoded.
+        ValueError: an image cannot be decoded.
     """
     slots = asyncio.Semaphore(engine.max_images_in_flight)
     done_s: list[float] = []
@@ -149,7 +149,7 @@ async def visit_all(
         async with slots:
             image = await encode(f"{label}-{number}", content + label.encode())
             if isinstance(image, ImageProblem):
-                raise ValueError(f"picture {number}: {image.detail}")
+                raise ValueError(f"image {number}: {image.detail}")
             replies = [await engine.generate(image, request) for request in requests]
         done_s.append(time.monotonic())
         return replies
@@ -203,7 +203,7 @@ class Ladder:
         self._record.add("two-passes", {"images_per_s": 1 / (1 / first + 1 / second)})
 
     async def _pass(self, name: str, request: Request, monitor: GpuMonitor) -> float:
-        """One request about every picture; returns images per second."""
+        """One request about every image; returns images per second."""
         visits = await visit_all(self._engine, self._encode_raw, self._contents, [request], name)
         rate = steady_rate(visits.done_s, self._sizes.num_in_flight)
         load = monitor.between(rate.started_s, rate.ended_s)
@@ -229,7 +229,7 @@ class Ladder:
             await self._visit("visit-thread", encode, monitor)
 
     async def _visit_processes(self, monitor: GpuMonitor) -> None:
-        # Each process loads the model's processor with its first picture.
+        # Each process loads the model's processor with its first image.
         some = self._contents[: 2 * self._sizes.num_renderers]
         await asyncio.gather(*(self._engine.encode_image("warm-up", content) for content in some))
         await self._visit("visit-processes", self._engine.encode_image, monitor)
@@ -254,7 +254,7 @@ class Ladder:
         self._record.add(name, {"images_per_s": rate.images_per_s, **visits.row(["first", "second"]), **load})
 
     async def _encode_raw(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
-        """The picture itself, for vLLM to render with every prompt."""
+        """The decoded image, which vLLM renders for every prompt."""
         prepared = await prepare_in_thread(content, self._config.min_pixels, self._config.max_pixels)
         return prepared if isinstance(prepared, ImageProblem) else EncodedImage(image_id, prepared.key, prepared.image)
 
@@ -273,7 +273,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.engine_ladder", description=__doc__)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--shape", choices=list(SHAPES), default="7b")
-    parser.add_argument("--side", type=int, default=896, help="of the pictures, in pixels")
+    parser.add_argument("--side", type=int, default=896, help="of the images, in pixels")
     parser.add_argument("--num-images", type=int, default=320)
     parser.add_argument("--max-num-seqs", type=int, default=64)
     parser.add_argument("--max-model-len", type=int, default=4096)
@@ -285,11 +285,11 @@ def main() -> int:
     disable_flashinfer_sampler()
     record = Record(sizes)
     with tempfile.TemporaryDirectory() as scratch:
-        with timed("pictures"):
-            pictures = paint_pictures(Path(scratch, "images"), [sizes.side], sizes.num_images)
+        with timed("images"):
+            images = paint_images(Path(scratch, "images"), [sizes.side], sizes.num_images)
         with timed("checkpoint"):
             build_checkpoint(sizes.shape, Path(scratch, "model"), sizes.side, with_weights=False)
-        contents = [Path(picture.path).read_bytes() for picture in pictures]
+        contents = [Path(image.path).read_bytes() for image in images]
         asyncio.run(climb(sizes, str(Path(scratch, "model")), contents, record))
     return record.exit_code
 

@@ -3,10 +3,10 @@
     python -m benchmarks.gpu.leveling --out FILE [--shape 2b] [--rows plain-lora ours-lora ...] [--dry-run]
 
 Needs Ray, not vLLM. Both train the same model with random weights on the same samples of mixed lengths, with the same
-collator and the same adapters; each row is a process of its own. Rates leave out the first 5 steps. `ours-lora` is all
-of leveling: Ray Data, Ray Train, the export and its check. `ours-full` is its trainer with Ray Data, without Ray Train,
-checkpoints and export: 30 GB of optimiser state would measure the disk. Out of memory is a result: the row says so, and
-`--micro-batch 4` halves what a forward pass takes.
+collator and the same adapters. Each row runs in a separate process, and its rates leave out the first 5 steps.
+`ours-lora` is all of leveling: Ray Data, Ray Train, the export and its check. `ours-full` is leveling's trainer with
+Ray Data, without Ray Train, checkpoints and export, since writing 30 GB of optimiser state would measure the disk. A
+row that runs out of memory is recorded as failed; `--micro-batch 4` halves the samples of a forward pass.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.gpu.measuring import Options, Record, parse_options, timed
-from benchmarks.gpu.shapes import SHAPES, Picture, build_checkpoint, paint_pictures
+from benchmarks.gpu.shapes import SHAPES, PaintedImage, build_checkpoint, paint_images
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.records import ParitySample
 from mpa_ray.tasks.library import TASKS
@@ -46,7 +46,7 @@ class Sizes(Options):
     shape: str
     num_samples: int
     sides: list[int]
-    """Of the square pictures, in pixels."""
+    """Of the square images, in pixels."""
     batch_size: int
     """Samples of an optimiser step."""
     micro_batch: int
@@ -60,7 +60,7 @@ class Sizes(Options):
 
 @dataclass(frozen=True)
 class Work:
-    """What the rows share: a folder with the model and the samples, and the sizes."""
+    """What a row needs: the folder with the model and the samples, and the sizes."""
 
     folder: str
     num_loaders: int
@@ -94,52 +94,52 @@ class Work:
         return Work(**{**fields, "pixel_limits": tuple(fields["pixel_limits"])})
 
     def result(self, row: str) -> Path:
-        """Where a row's process leaves its results."""
+        """The file for a row's results."""
         return Path(self.folder, f"{row}.json")
 
 
-def make_samples(pictures: Sequence[Picture], model: str) -> list[ParitySample]:
-    """A sample for each picture, with the prompt length that identification would have measured."""
+def make_samples(images: Sequence[PaintedImage], model: str) -> list[ParitySample]:
+    """A sample for each image, with the prompt length that identification would have measured."""
     from PIL import Image
 
     processor = load_processor(model)
     num_image_tokens: dict[int, int] = {}
     samples = []
-    for picture in pictures:
-        prompt = render(processor, TASK.answer_prompt(picture.question))
+    for image in images:
+        prompt = render(processor, TASK.answer_prompt(image.question))
         num_text_tokens = len(processor.tokenizer(prompt)["input_ids"])
-        if picture.side_px not in num_image_tokens:
-            with Image.open(picture.path) as image:
-                (tokens,) = processor(text=[prompt], images=[[image.convert("RGB")]])["input_ids"]
-            num_image_tokens[picture.side_px] = len(tokens) - num_text_tokens
-        name = Path(picture.path).name
+        if image.side_px not in num_image_tokens:
+            with Image.open(image.path) as pixels:
+                (tokens,) = processor(text=[prompt], images=[[pixels.convert("RGB")]])["input_ids"]
+            num_image_tokens[image.side_px] = len(tokens) - num_text_tokens
+        name = Path(image.path).name
         sample = ParitySample(
             annotation_id=f"{name}#0",
             image_id=name,
-            uri=picture.path,
-            question=picture.question,
-            answer=picture.answer,
+            uri=image.path,
+            question=image.question,
+            answer=image.answer,
             student_answer="?",
-            num_prompt_tokens=num_text_tokens + num_image_tokens[picture.side_px],
+            num_prompt_tokens=num_text_tokens + num_image_tokens[image.side_px],
         )
         samples.append(sample)
     return samples
 
 
 def prepare(sizes: Sizes, folder: Path) -> Work:
-    """Paint the pictures, write the checkpoint and measure the prompts."""
-    with timed("pictures"):
-        pictures = paint_pictures(folder / "images", sizes.sides, sizes.num_samples)
+    """Paint the images, write the checkpoint and measure the prompts."""
+    with timed("images"):
+        images = paint_images(folder / "images", sizes.sides, sizes.num_samples)
     work = Work.of(folder, sizes)
     with timed("checkpoint"):
         build_checkpoint(sizes.shape, Path(work.model), max(sizes.sides))
     with timed("prompt lengths"):
-        work.save(make_samples(pictures, work.model))
+        work.save(make_samples(images, work.model))
     return work
 
 
 def measure(row: str, work: Work, timeout_s: int, record: Record) -> None:
-    """Run a row in a process of its own, and record its results or the end of its output."""
+    """Run a row in a separate process, and record its results or the end of its output."""
     command = [sys.executable, "-m", "benchmarks.gpu.leveling_rows", row, work.folder]
     log = Path(work.folder, f"{row}.log")
     with log.open("w") as output:
@@ -165,7 +165,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--shape", choices=list(SHAPES), default="2b")
     parser.add_argument("--num-samples", type=int, default=640)
-    sides_help = "of the pictures, in pixels"
+    sides_help = "of the images, in pixels"
     parser.add_argument("--sides", type=int, nargs="+", default=[224, 336, 448, 672, 896], help=sides_help)
     parser.add_argument("--batch-size", type=int, default=32, help="samples of an optimiser step")
     parser.add_argument("--micro-batch", type=int, default=8, help="samples of a forward pass; half in the full rows")

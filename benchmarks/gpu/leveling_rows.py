@@ -35,7 +35,7 @@ from mpa_ray.run.run import Run
 from mpa_ray.run.training_state import LogEntry, TrainingState
 
 LOG_EVERY_STEPS = 5
-"""As leveling logs: rates are measured between these steps, and the first of them is where they begin."""
+"""How often leveling logs its speed, and how often the plain Trainer's counts are kept."""
 NUM_COUNTED_SAMPLES = 4
 """Samples of the micro-batch whose operations are counted for the plain Trainer."""
 
@@ -54,15 +54,15 @@ class Speed:
     """Operations as a share of the GPU's peak, padding included; None without a GPU of a known peak."""
     mfu_without_padding: float | None
     memory_gib: float | None
-    """Peak memory of the GPU; None without one, except that our rows then give the resident memory."""
+    """Peak memory of the GPU. Without one, the resident memory of leveling, and None for the plain Trainer."""
     measured_s: float
     data_wait_share: float | None
-    """Share of the time in which training waited for data; None where it was not measured."""
+    """Share of the time in which training waited for data; None for the plain Trainer, which does not measure it."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a row came to, and when it trained, by `time.monotonic()`."""
+    """The results of a row, and when it trained, by `time.monotonic()`."""
 
     speed: Speed
     started_s: float
@@ -98,7 +98,7 @@ class Counts:
 
     tokens: int = 0
     computed_tokens: int = 0
-    """With padding."""
+    """The same with padding."""
     supervised_tokens: int = 0
 
     def add(self, batch: Batch) -> None:
@@ -117,7 +117,7 @@ class Mark:
 
 
 class CountingTrainer(Trainer):
-    """Counts tokens, and nothing else."""
+    """The plain Trainer, which also counts tokens."""
 
     def __init__(self, counts: Counts, **settings: Any) -> None:
         super().__init__(**settings)
@@ -129,7 +129,7 @@ class CountingTrainer(Trainer):
 
 
 class MarkingCallback(TrainerCallback):
-    """Keeps the counts every few steps, once the GPU has computed them."""
+    """Keeps the counts every few steps, when the GPU has finished the step."""
 
     def __init__(self, counts: Counts) -> None:
         self.marks: list[Mark] = []
@@ -207,7 +207,7 @@ def count_flops_per_token(model: Any, batch: Batch) -> float:
 
 
 def plain_measurement(marks: Sequence[Mark], batch_size: int, flops_per_token: float) -> Measurement:
-    """Between the first mark and the last."""
+    """The speed between the first mark and the last."""
     first, last = marks[0], marks[-1]
     measured_s = last.at_s - first.at_s
     num_tokens = last.counts.tokens - first.counts.tokens
@@ -238,7 +238,7 @@ def mfu_of(tflops_per_s: float) -> float | None:
 
 
 def plan(row: str, work: Work, run_dir: str) -> tuple[Run, RunConfig, EpochPlan]:
-    """An epoch of the samples, in a run of its own."""
+    """Plan an epoch over the samples, in a new run."""
     samples = work.samples()
     level = level_config(row, work, max(TrainingRow.of(sample).num_tokens for sample in samples))
     low, high = work.pixel_limits
@@ -257,7 +257,7 @@ def plan(row: str, work: Work, run_dir: str) -> tuple[Run, RunConfig, EpochPlan]
 
 
 def level_with_lora(row: str, work: Work) -> Measurement:
-    """All of leveling, as a user's run does it."""
+    """Do all of leveling, as a user's run does it."""
     with tempfile.TemporaryDirectory() as scratch:
         run, config, epoch = plan(row, work, f"{scratch}/run")
         with timed("start of Ray"):
@@ -269,14 +269,14 @@ def level_with_lora(row: str, work: Work) -> Measurement:
 
 
 class TrainerWithoutCheckpoints(ParityTrainer):
-    """Leveling's trainer, outside of Ray Train and without the checkpoint at the end."""
+    """Leveling's trainer without the checkpoint at the end, so that it runs outside of Ray Train."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         pass
 
 
 def level_fully(row: str, work: Work) -> Measurement:
-    """Leveling's trainer on Ray Data in this process."""
+    """Run leveling's trainer in this process, with its data from Ray Data."""
     on_gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as scratch:
         run, config, epoch = plan(row, work, f"{scratch}/run")
@@ -296,7 +296,7 @@ def level_fully(row: str, work: Work) -> Measurement:
 
 
 def leveling_measurement(run: Run, folder: str, batch_size: int, started_s: float, ended_s: float) -> Measurement:
-    """From leveling's own log, without its first entry.
+    """The speed from leveling's own log, without the first entry.
 
     Raises:
         ValueError: leveling logged no speed.

@@ -1,4 +1,4 @@
-"""What every GPU measurement shares: its command line, its JSON file, and the load of the GPU while it runs."""
+"""What all GPU measurements share: the command line, the JSON file, and the load of the GPU."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "vllm", "vllm-
 
 @dataclass(frozen=True)
 class Options:
-    """What every script takes; each script adds its sizes."""
+    """The options of every script; each script adds its sizes."""
 
     out: Path
     dry_run: bool
 
 
 def parse_options(parser: argparse.ArgumentParser, dry_run_defaults: Mapping[str, object]) -> dict[str, Any]:
-    """Parse the command line, with `--out` and `--dry-run` added.
+    """Add `--out` and `--dry-run` to the parser, and parse the command line.
 
     Args:
-        parser: Has the arguments for the sizes.
-        dry_run_defaults: Replace the parser's defaults in a dry run; a size given on the command line still applies.
+        parser: It has the arguments for the sizes.
+        dry_run_defaults: The parser's defaults in a dry run; sizes on the command line still apply.
     """
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON file for the results")
@@ -49,7 +49,7 @@ def parse_options(parser: argparse.ArgumentParser, dry_run_defaults: Mapping[str
 
 
 class Record:
-    """The results of one script. The file is written anew after every row: a later failure loses no earlier row."""
+    """The results of one script. The file is replaced after every row, so that a later failure loses no earlier row."""
 
     def __init__(self, options: Options) -> None:
         self._out = options.out
@@ -63,7 +63,7 @@ class Record:
         self._write()
 
     def fail(self, name: str, problem: str) -> None:
-        """Record why a row was not measured; the rows after it are measured all the same."""
+        """Record why a row was not measured."""
         self.add(name, {"failed": problem[-3000:]})
 
     def summarise(self, **values: object) -> None:
@@ -85,7 +85,7 @@ class Record:
 
 
 def conditions(options: Options) -> dict[str, object]:
-    """What the numbers were measured on, and with which sizes."""
+    """The machine, the versions and the sizes that the rows were measured with."""
     import torch
 
     on_gpu = torch.cuda.is_available()

@@ -1,11 +1,11 @@
-"""The price of a second question on an image: computed from the start, or with the first prompt's keys and values kept.
+"""The cost of a second question about an image, with and without the keys and values of the first prompt.
 
     python -m benchmarks.gpu.second_question --out FILE [--shape 7b] [--sides 448 896] [--batch-sizes 8 32] [--dry-run]
 
-Uses transformers, without vLLM and without Ray. The model has random weights in bfloat16; a batch holds equal pictures.
-Device events time each part: the vision tower, the prefill of the first prompt, the prefill of the second prompt with
-and without the keys and values that both share, and one decoding step. The time of two passes and of one visit follows
-from these for given lengths of replies.
+Uses transformers, and needs neither vLLM nor Ray. The model has random weights in bfloat16, and a batch consists of
+equal images. Device events time each part: the vision tower, the prefill of the first prompt, the prefill of the second
+prompt with and without the keys and values that both share, and one decoding step. The times of two passes and of one
+visit are computed from these for given lengths of replies.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ NUM_WARMUPS = 2
 class Sizes(Options):
     shape: str
     sides: list[int]
-    """Of the square pictures, in pixels."""
+    """Of the square images, in pixels."""
     batch_sizes: list[int]
     num_repetitions: int
     first_tokens: int
     second_tokens: int
-    """Lengths of the replies that `Totals` assumes."""
+    """The lengths of the two replies that `Totals` assumes."""
 
 
 @dataclass(frozen=True)
 class Timings:
-    """One batch: its sizes, whether keeping keys and values changes the result, and medians in milliseconds."""
+    """The sizes of a batch, the effect of kept keys and values on the result, and median times."""
 
     side_px: int
     batch_size: int
@@ -63,13 +63,13 @@ class Timings:
 
 @dataclass(frozen=True)
 class Totals:
-    """What two passes and one visit take, for the lengths of replies in `Sizes`."""
+    """The times of two passes and of one visit."""
 
     two_passes_ms: float
     visit_ms: float
     two_passes_over_visit: float
     prefill_two_passes_over_visit: float
-    """Without decoding, which many requests share."""
+    """The ratio without decoding, whose cost many requests share."""
     saved_share_of_second_prefill: float
     tower_share_of_first_prefill: float
 
@@ -90,17 +90,17 @@ class Totals:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Token ids of the two prompts on one image, in the parts that they share and the parts that they do not."""
+    """Token ids of two prompts about one image: the parts that they share, and their texts."""
 
     head: list[int]
     image: list[int]
     preamble: list[int]
     texts: tuple[list[int], list[int]]
-    """Of the first and the second prompt, up to where the reply begins."""
+    """The rest of the first and of the second prompt, up to the beginning of the reply."""
 
     @staticmethod
     def of(tokenizer: Any, grid: int) -> Prompts:
-        """For a square picture of `grid` x `grid` image tokens."""
+        """For a square image of `grid` x `grid` image tokens."""
 
         def encode(text: str) -> list[int]:
             ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -118,7 +118,7 @@ class Prompts:
 
     @property
     def num_shared(self) -> int:
-        """Tokens that both prompts begin with: the image and the preamble behind it are among them."""
+        """The number of tokens that both prompts begin with, the image and the preamble among them."""
         return len(self.head) + len(self.image) + len(self.preamble)
 
     def ids(self, number: int) -> list[int]:
@@ -126,7 +126,7 @@ class Prompts:
 
 
 def rope_positions(num_before: int, grid: int, num_after: int) -> Any:
-    """M-RoPE's positions of text, one square image and the text behind it, as Qwen2-VL counts them: (3, length)."""
+    """Qwen2-VL's M-RoPE positions of text, one square image and more text: (3, length)."""
     import torch
 
     before = torch.arange(num_before).expand(3, -1)
@@ -138,7 +138,7 @@ def rope_positions(num_before: int, grid: int, num_after: int) -> Any:
 
 
 class Batch:
-    """Equal pictures with the same two prompts, and the forward passes that are timed."""
+    """Equal images with the same two prompts, and the forward passes that are timed."""
 
     def __init__(self, model: Any, tokenizer: Any, side_px: int, batch_size: int) -> None:
         import torch
@@ -161,7 +161,7 @@ class Batch:
         return self._inputs(1)
 
     def _inputs(self, number: int) -> dict[str, Any]:
-        """A whole prompt as the model takes it; ids are (batch, length)."""
+        """The model's inputs for a whole prompt; ids are (batch, length)."""
         import torch
 
         ids = torch.tensor([self.prompts.ids(number)] * self.size, device=self._device)
@@ -178,7 +178,7 @@ class Batch:
         return self._model.model.visual(self._patches, self._grids)
 
     def prefill(self, inputs: dict[str, Any]) -> Any:
-        """A whole prompt with its image, into an empty cache."""
+        """Process a whole prompt with its image; the cache is empty before."""
         from transformers import DynamicCache
 
         return self._model(
@@ -191,7 +191,7 @@ class Batch:
         )
 
     def prefill_second_text(self, cache: Any) -> Any:
-        """The second prompt's own text behind the shared tokens of the first, whose keys and values `cache` holds."""
+        """Process the text of the second prompt; `cache` has the keys and values of the shared tokens."""
         num_shared = self.prompts.num_shared
         _shorten(cache, num_shared)
         return self._model(
@@ -204,7 +204,7 @@ class Batch:
         )
 
     def decode(self, cache: Any) -> Any:
-        """One token behind the second prompt, whose keys and values `cache` holds."""
+        """Process one token after the second prompt; `cache` has the keys and values of the prompt."""
         import torch
 
         length = self.second["input_ids"].shape[1]
@@ -226,6 +226,7 @@ def _shorten(cache: Any, length: int) -> None:
 
 
 def measure(batch: Batch, side_px: int, num_repetitions: int) -> Timings:
+    """Time all parts, and compare the second prompt's logits with and without kept keys and values."""
     import torch
 
     def time_ms(work: Callable[[], Any]) -> float:
@@ -258,7 +259,7 @@ def measure(batch: Batch, side_px: int, num_repetitions: int) -> Timings:
 
 
 def median_ms(work: Callable[[], Any], num_repetitions: int) -> float:
-    """Median over the repetitions, after some that are not counted; by device events on a GPU."""
+    """The median over the repetitions, without the first runs; timed by device events on a GPU."""
     import torch
 
     once_ms = _gpu_ms if torch.cuda.is_available() else _cpu_ms
@@ -285,7 +286,7 @@ def _cpu_ms(work: Callable[[], Any]) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.second_question", description=__doc__)
     parser.add_argument("--shape", choices=list(SHAPES), default="7b")
-    parser.add_argument("--sides", type=int, nargs="+", default=[448, 896], help="of the pictures, in pixels")
+    parser.add_argument("--sides", type=int, nargs="+", default=[448, 896], help="of the images, in pixels")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--num-repetitions", type=int, default=5)
     parser.add_argument("--first-tokens", type=int, default=32, help="length of the reply to the first prompt")

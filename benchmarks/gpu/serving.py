@@ -10,7 +10,7 @@ from typing import Any
 MIN_PIXELS = 56 * 56
 
 _FAST_START: Mapping[str, Any] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
-"""CUDA graphs for decoding and no compilation: an engine starts in about half the time."""
+"""CUDA graphs for decoding only and no compilation, so that an engine starts in about half the time."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Serving:
     num_renderers: int
     on_gpu: bool
     engine_args: Mapping[str, Any]
-    """For vLLM, in addition to the settings made here, which they override."""
+    """More arguments of vLLM, which override those set here."""
 
     @property
     def dtype(self) -> str:
@@ -59,5 +59,5 @@ class Serving:
 
 
 def disable_flashinfer_sampler() -> None:
-    """Call before vLLM is imported: on CUDA it samples with FlashInfer, and fails where that is not installed."""
+    """Make vLLM sample without FlashInfer, which it otherwise needs on CUDA; call this before vLLM is imported."""
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")

@@ -1,6 +1,6 @@
-"""Qwen2-VL checkpoints with random weights, and pictures with questions, made where they are needed.
+"""Qwen2-VL checkpoints with random weights, and images with questions, made on the spot.
 
-Speed does not depend on the weights' values; replies are noise, and losses mean nothing.
+Speed does not depend on the values of weights. Replies and losses are meaningless.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.gpu.measuring import num_cores
 from mpa_ray.demo.world import Question, Scene, WorldSpec, paint, sample_question, sample_scene
 
 PATCH_PX = 28
-"""Side of the square that becomes one image token."""
+"""Side in pixels of the square that becomes one image token."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ SHAPES = {
     "7b": Shape(3584, 18944, 28, 28, 4, 152064, False, (16, 24, 24), 32, 1280, 16),
     "tiny": Shape(128, 256, 2, 2, 2, 2048, True, (8, 12, 12), 2, 64, 2),
 }
-"""Qwen2-VL-2B and 7B as they were published, and one for dry runs."""
+"""The published shapes of Qwen2-VL-2B and 7B, and a small one for dry runs."""
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -73,13 +73,13 @@ SPECIAL_TOKENS = (
 
 
 def build_checkpoint(shape: str, folder: Path, max_side_px: int, with_weights: bool = True) -> None:
-    """Write a checkpoint; without weights, what vLLM needs to draw random ones itself (`load_format: dummy`).
+    """Write a checkpoint.
 
     Args:
         shape: A name in `SHAPES`.
-        folder: Is created.
-        max_side_px: The processor scales larger pictures down to this side.
-        with_weights: Whether to write weights.
+        folder: The checkpoint's folder, which is created.
+        max_side_px: The processor scales larger square images down to this side.
+        with_weights: False leaves out the weights, for vLLM to make random ones itself (`load_format: dummy`).
     """
     import torch
 
@@ -100,9 +100,9 @@ def build_checkpoint(shape: str, folder: Path, max_side_px: int, with_weights: b
 
 
 def build_tokenizer(shape: str) -> Any:
-    """The bundled world's byte-level BPE with unused tokens up to the shape's vocabulary.
+    """The tokenizer of the bundled world, filled with unused tokens up to the size of the shape's vocabulary.
 
-    Special tokens have Qwen2-VL's ids, where the vocabulary is large enough.
+    Special tokens have Qwen2-VL's ids if the vocabulary is large enough.
     """
     from tokenizers import Tokenizer
     from transformers import Qwen2TokenizerFast
@@ -124,7 +124,7 @@ def build_tokenizer(shape: str) -> Any:
 
 
 def _grown_vocabulary(vocabulary: dict[str, int], size: int) -> dict[str, int]:
-    """The same tokens in the same order, filled up to `size`, then the special tokens."""
+    """The tokens in their order, unused tokens up to `size`, then the special tokens."""
     tokens = [token for token in sorted(vocabulary, key=vocabulary.__getitem__) if token not in SPECIAL_TOKENS]
     tokens += [f"unused{number}" for number in range(len(tokens), size)]
     return {token: number for number, token in enumerate([*tokens, *SPECIAL_TOKENS])}
@@ -173,7 +173,7 @@ def build_config(shape: str, tokenizer: Any) -> Any:
 
 
 def build_model(config: Any) -> Any:
-    """A model with random weights in bfloat16, on the GPU if there is one: a CPU takes a minute for the 2B shape."""
+    """A model with random weights in bfloat16, on the GPU if there is one; a CPU needs a minute for the 2B shape."""
     import torch
     from transformers import Qwen2VLForConditionalGeneration
 
@@ -187,11 +187,11 @@ def build_model(config: Any) -> Any:
         torch.set_default_dtype(default_dtype)
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Picture:
+class PaintedImage:
     """A JPEG of a random scene, with a question about it."""
 
     path: str
@@ -200,24 +200,24 @@ class Picture:
     answer: str
 
 
-def paint_pictures(folder: Path, sides_px: Sequence[int], count: int) -> list[Picture]:
-    """Paint that many pictures, with the sides in turn, in a process for each core."""
+def paint_images(folder: Path, sides_px: Sequence[int], count: int) -> list[PaintedImage]:
+    """Paint `count` images, which have the sides in turn, with one process per core."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [str(folder / f"{number:05d}.jpg") for number in range(count)]
     sides = [sides_px[number % len(sides_px)] for number in range(count)]
     num_processes = min(num_cores(), -(-count // 64))
     if num_processes == 1:
-        return list(map(_paint_picture, paths, range(count), sides))
+        return list(map(_paint_image, paths, range(count), sides))
     with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(_paint_picture, paths, range(count), sides, chunksize=8))
+        return list(pool.map(_paint_image, paths, range(count), sides, chunksize=8))
 
 
-def _paint_picture(path: str, seed: int, side_px: int) -> Picture:
+def _paint_image(path: str, seed: int, side_px: int) -> PaintedImage:
     from PIL import Image
 
     scene, question = _scene_with_question(random.Random(seed))
     paint(scene).resize((side_px, side_px), Image.Resampling.BICUBIC).save(path, "JPEG", quality=92)
-    return Picture(path, side_px, question.question, question.answer)
+    return PaintedImage(path, side_px, question.question, question.answer)
 
 
 def _scene_with_question(draws: random.Random) -> tuple[Scene, Question]:

@@ -1,11 +1,11 @@
-"""The project's own passes with Ray, Ray Data and commits, on a GPU: images per second of the teacher.
+"""The project's own passes on a GPU, with Ray, Ray Data and commits: images per second of the teacher.
 
     python -m benchmarks.gpu.whole_flow --out FILE [--rows visit two-passes] [--shape 7b] [--dry-run]
 
-`visit` is annotation as shipped; `two-passes` annotates all images in one pass and answers in another (rows f and d of
-`benchmarks.throughput`). Pictures, prompts and reply lengths are those of `engine_ladder`, so that the difference
-between its rows and these is the cost of everything around the engine. Every pass starts an engine. The first shard
-warms it up and is not counted.
+`visit` is annotation as shipped; `two-passes` annotates all images in one pass and answers in another. They are rows f
+and d of `benchmarks.throughput`. Images, prompts and reply lengths are those of `engine_ladder`, so that the difference
+between its rows and these is the cost of everything around the engine. Every pass starts an engine, and its first
+shard, which warms the engine up, is not counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.gpu.measuring import GpuMonitor, Options, Record, parse_options, timed
 from benchmarks.gpu.serving import Serving, disable_flashinfer_sampler
-from benchmarks.gpu.shapes import SHAPES, build_checkpoint, paint_pictures
+from benchmarks.gpu.shapes import SHAPES, build_checkpoint, paint_images
 from benchmarks.throughput import ours
 from benchmarks.throughput.work import TASK, Work
 from mpa_ray.config import RunConfig
@@ -45,7 +45,7 @@ class Sizes(Options):
     rows: list[str]
     shape: str
     side: int
-    """Of the square pictures, in pixels."""
+    """Of the square images, in pixels."""
     num_images: int
     """In each repetition."""
     num_repetitions: int
@@ -70,7 +70,7 @@ class Sizes(Options):
 
 
 def configuration(serving: Serving, work: Work, run_dir: Path, row: str, variant: ours.Variant) -> RunConfig:  # noqa: ARG001
-    """A run whose teacher and student are the same model with random weights."""
+    """The configuration of a run whose teacher and student are the same model with random weights."""
     model = serving.model_settings(work.teacher)
     return RunConfig.model_validate(
         {
@@ -86,9 +86,9 @@ def configuration(serving: Serving, work: Work, run_dir: Path, row: str, variant
 
 
 def prepare(sizes: Sizes, scratch: Path) -> Work:
-    """Paint the pictures and write the checkpoint."""
-    with timed("pictures"):
-        paint_pictures(scratch / "images", [sizes.side], sizes.num_images)
+    """Paint the images and write the checkpoint."""
+    with timed("images"):
+        paint_images(scratch / "images", [sizes.side], sizes.num_images)
     with timed("checkpoint"):
         build_checkpoint(sizes.shape, scratch / "model", sizes.side, with_weights=False)
     return Work(
@@ -113,7 +113,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.whole_flow", description=__doc__)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=["visit"])
     parser.add_argument("--shape", choices=list(SHAPES), default="7b")
-    parser.add_argument("--side", type=int, default=896, help="of the pictures, in pixels")
+    parser.add_argument("--side", type=int, default=896, help="of the images, in pixels")
     parser.add_argument("--num-images", type=int, default=320, help="in each repetition")
     parser.add_argument("--num-repetitions", type=int, default=1, help="one more is run and not counted")
     parser.add_argument("--max-num-seqs", type=int, default=64)
@@ -136,7 +136,7 @@ def main() -> int:
                 with timed(name):
                     timings = ours.measure(work, ROWS[name], variant, configure)
             except Exception as error:  # noqa: BLE001
-                # An engine that cannot start may raise anything; the next row is measured all the same.
+                # An engine that cannot start may raise anything, and the next row is still measured.
                 record.fail(name, f"{type(error).__name__}: {error}")
                 continue
             row = asdict(timings) | {"wall_s": round(time.monotonic() - started_s, 1)}

@@ -5,7 +5,9 @@ from mpa_ray.config.engines import EngineConfig, EngineSettings, ScriptedEngineC
 from mpa_ray.config.evaluate import BenchmarkConfig, EvaluateConfig, NamedModelConfig
 from mpa_ray.config.identify import AnlsMatch, AnyOfMatch, IdentifyConfig, MatcherConfig, NumericMatch, PlainMatch
 from mpa_ray.config.level import (
+    ARMS,
     Arm,
+    ArmDescription,
     Component,
     FullConfig,
     HoldoutConfig,
@@ -21,12 +23,14 @@ from mpa_ray.config.settings import BUNDLED, Settings, resolve_path
 from mpa_ray.config.source import ObjectStoreConfig, ReadingConfig, SourceConfig
 
 __all__ = [
+    "ARMS",
     "BUNDLED",
     "AnlsMatch",
     "AnnotateConfig",
     "AnswerConfig",
     "AnyOfMatch",
     "Arm",
+    "ArmDescription",
     "BenchmarkConfig",
     "Component",
     "EngineConfig",

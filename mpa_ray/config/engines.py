@@ -1,6 +1,6 @@
 """Engine settings: one class for each kind of engine.
 
-To add an engine, write its class here, with its factory in a module of its own, and add the class to `EngineConfig`.
+To add an engine, write its settings here and its factory in a new module, and add the class to `EngineConfig`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class VllmEngineConfig(EngineSettings):
     cpu_kv_cache_gib: int = Field(1, ge=1)
     """KV cache of an engine on a CPU, in GiB."""
     engine_args: dict[str, Any] = Field({})
-    """Further arguments of vLLM's `AsyncEngineArgs`, passed on unchanged."""
+    """Arguments of vLLM's `AsyncEngineArgs`; they override the settings above."""
 
     @property
     def default_images_in_flight(self) -> int:
@@ -111,7 +111,7 @@ class VllmEngineConfig(EngineSettings):
 
 
 class ScriptedEngineConfig(EngineSettings):
-    """An engine without a model, whose replies depend on the image's bytes: for tests and for measuring the rest."""
+    """An engine without a model, whose replies depend on the image's bytes, for tests and benchmarks."""
 
     factory: ClassVar[str] = "mpa_ray.engine.scripted:start"
     has_checkpoint: ClassVar[bool] = False

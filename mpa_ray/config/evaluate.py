@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from mpa_ray.config.models import ModelConfig
@@ -13,21 +11,9 @@ from mpa_ray.config.settings import Settings
 class BenchmarkConfig(Settings):
     """A labelled benchmark; every path is local or at s3://."""
 
-    kind: Literal[
-        "textvqa",
-        "stvqa",
-        "chartqa",
-        "okvqa",
-        "vqav2",
-        "docvqa",
-        "infovqa",
-        "gqa",
-        "pathvqa",
-        "vqa_rad",
-        "slake",
-        "questions",
-    ] = "questions"
-    """The format of the files; `questions` is your own set, as JSON lines, a JSON list or Parquet."""
+    kind: str = "questions"
+    """The format of the files: textvqa, stvqa, chartqa, okvqa, vqav2, docvqa, infovqa, gqa, pathvqa, vqa_rad, slake, or
+    `questions` for your own set as JSON lines, a JSON list or Parquet."""
     path: str
     """The official file with the questions, or a Parquet mirror: a file, a folder or a glob. For GQA's mirror, the
     instructions."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -42,6 +44,26 @@ class FullConfig(Settings):
 
 
 Arm = Literal["parity", "all", "consistent", "random", "labels"]
+
+
+@dataclass(frozen=True)
+class ArmDescription:
+    """How reports name an arm."""
+
+    name: str
+    """What a student is trained on, in a few words."""
+    sentence: str
+    """The same after "trained for one epoch on"."""
+
+
+_QUESTIONS = "questions about unlabeled images that the teacher wrote and answered"
+ARMS: Mapping[Arm, ArmDescription] = {
+    "parity": ArmDescription("D_PI", f"{_QUESTIONS} the same way twice, and that the student answered differently"),
+    "all": ArmDescription("D_PA", _QUESTIONS),
+    "consistent": ArmDescription("teacher-consistent part of D_PA", f"{_QUESTIONS} the same way twice"),
+    "random": ArmDescription("random part of D_PA", f"{_QUESTIONS}, drawn at random"),
+    "labels": ArmDescription("labelled set", "a labelled set"),
+}
 
 
 def measured_as(arm: Arm) -> str:

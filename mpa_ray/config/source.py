@@ -15,8 +15,9 @@ class SourceConfig(Settings):
     path: str
     """A folder or prefix of images, Parquet files or tars, a glob, one such file, a list of URIs, or a folder saved by
     `datasets`; local, at s3:// or at gs://."""
-    kind: Literal["auto", "images", "list", "parquet", "webdataset", "saved_dataset"] = "auto"
-    """The kind of source; `auto` recognises it by the path's ending and the folder's content."""
+    kind: str = "auto"
+    """images, list, parquet, webdataset or saved_dataset; `auto` recognises the kind by the path's ending and the
+    folder's content."""
     extensions: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
     """File name endings of images, without the dot, also in tars; an empty list takes every file."""
     image_column: str = "image"

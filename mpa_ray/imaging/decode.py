@@ -1,6 +1,6 @@
 r"""Decoding of image files: each file becomes an RGB image or an `ImageProblem` with a reason, and none raises.
 
-The policy. A file has the format of its first bytes (`SIGNATURES`), whatever its name says.
+The policy. The format of a file follows from its first bytes (`SIGNATURES`), never from its name.
 
     refused                                                                             reason
     no bytes                                                                            empty_file

@@ -21,6 +21,7 @@ from mpa_ray.config import (
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
+from mpa_ray.evaluation.benchmarks.benchmark import BENCHMARKS
 from mpa_ray.evaluation.benchmarks.finding import find_files
 from mpa_ray.metrics import METRICS
 from mpa_ray.models.checkpoints import base_of_adapter
@@ -115,6 +116,10 @@ def check_names(config: EvaluationRunConfig) -> None:
 
 
 def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> None:
+    if benchmark.kind not in BENCHMARKS:
+        raise ConfigError(
+            f"{field}.kind", benchmark.kind, "is not a kind of benchmark.", f"Choose one of {', '.join(BENCHMARKS)}."
+        )
     if benchmark.metric is not None and benchmark.metric not in METRICS:
         raise ConfigError(
             f"{field}.metric", benchmark.metric, "is not a metric.", f"Choose one of {', '.join(METRICS)}."

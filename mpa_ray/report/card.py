@@ -4,28 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from mpa_ray.config import Arm, RunConfig, StudentConfig, measured_as
+from mpa_ray.config import ARMS, Arm, RunConfig, StudentConfig, measured_as
 from mpa_ray.evaluation.scores import Scores
 from mpa_ray.records import EpochCounts
 from mpa_ray.report.scores import percent
-
-ARM_NAMES: Mapping[Arm, str] = {
-    "parity": "D_PI",
-    "all": "D_PA",
-    "consistent": "teacher-consistent part of D_PA",
-    "random": "random part of D_PA",
-    "labels": "labelled set",
-}
-"""What a student is trained on, in a few words."""
-
-_QUESTIONS = "questions about unlabeled images that the teacher wrote and answered"
-_ARM_DESCRIPTIONS: Mapping[Arm, str] = {
-    "parity": f"{_QUESTIONS} the same way twice, and that the student answered differently",
-    "all": _QUESTIONS,
-    "consistent": f"{_QUESTIONS} the same way twice",
-    "random": f"{_QUESTIONS}, drawn at random",
-    "labels": "a labelled set",
-}
 
 
 def model_card(
@@ -49,7 +31,7 @@ def model_card(
     level = student.level
     method = level.method.model_dump(exclude_none=True)
     samples = {
-        ARM_NAMES[arm]: counts.num_chosen,
+        ARMS[arm].name: counts.num_chosen,
         "mixed in": counts.num_mixed_in,
         "held out": counts.num_held_out,
         "trained on": counts.num_samples,
@@ -64,7 +46,7 @@ def model_card(
         f"# {student.name}",
         "",
         f"`{student.model}`, aligned with `{config.teacher.model}` by Model Parity Alignment (arXiv 2509.16633): "
-        f"trained for one epoch on {_ARM_DESCRIPTIONS[arm]}.",
+        f"trained for one epoch on {ARMS[arm].sentence}.",
         "",
         "| | |",
         "|---|---|",

@@ -30,16 +30,11 @@ class PhaseKey:
     """One benchmark of `evaluate`; None stands for all."""
 
     @property
-    def subject(self) -> str:
-        """The model and, unless it is trained on D_PI, the arm, such as `small all`; empty where no model is named."""
-        arm = self.arm if self.arm != "parity" else None
-        return " ".join(word for word in (self.model, arm) if word)
-
-    @property
     def label(self) -> str:
         """The phase as users see it, such as `level small all`. Two phases never share a label."""
+        words = [self.kind, self.model, self.arm if self.arm != "parity" else None]
         on = f" on {self.benchmark}" if self.benchmark is not None else ""
-        return " ".join(word for word in (self.kind, self.subject) if word) + on
+        return " ".join(word for word in words if word) + on
 
     @property
     def path(self) -> str:

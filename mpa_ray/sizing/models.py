@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from mpa_ray.config import ModelConfig, ObjectStoreConfig, PlanConfig, StudentConfig, VllmEngineConfig
+from mpa_ray.config import ModelConfig, ObjectStoreConfig, PlanConfig, StudentConfig
 from mpa_ray.errors import ConfigError
 from mpa_ray.models.checkpoints import model_settings
 from mpa_ray.models.gpus import GPUS, Gpu
@@ -79,8 +79,8 @@ class Models:
 
 
 def answers_alike(one: ModelConfig, other: ModelConfig) -> bool:
-    """Whether one pass serves both: the same model with the same serving settings. Training settings may differ."""
-    return _serving_settings(one) == _serving_settings(other)
+    """Whether one pass serves both: the same model with the same settings. Training settings may differ."""
+    return _answer_settings(one) == _answer_settings(other)
 
 
 def first_of_same_model(students: Sequence[StudentConfig]) -> list[StudentConfig]:
@@ -92,7 +92,6 @@ def first_of_same_model(students: Sequence[StudentConfig]) -> list[StudentConfig
     return first
 
 
-def _serving_settings(model: ModelConfig) -> tuple[object, ...]:
-    engine = model.engine
-    settings = (engine.dtype, engine.max_model_len) if isinstance(engine, VllmEngineConfig) else engine
-    return model.model, settings, model.min_pixels, model.max_pixels
+def _answer_settings(model: ModelConfig) -> tuple[object, ...]:
+    """The settings that change answers."""
+    return model.model, model.engine.kind, model.engine.identity_fields(), model.min_pixels, model.max_pixels

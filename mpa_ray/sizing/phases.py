@@ -94,7 +94,7 @@ class PhaseSizer:
             phases.append(
                 PhaseSizing(
                     PhaseKey("level", student.name, arm),
-                    num_samples[arm],
+                    num_samples.get(arm),
                     "samples",
                     rate,
                     replicas=level.num_workers,
@@ -107,7 +107,7 @@ class PhaseSizer:
         return phases
 
     def _samples_of_arms(self, student: StudentConfig) -> dict[Arm, float | None]:
-        """The number of training samples by arm; None where it is not known."""
+        """The number of training samples by arm; an arm whose number is not known beforehand is absent or None."""
         level = student.level
         measured = self.measured.parity_share(student.name, student.model)
         share = choose_rate(self.plan.parity_share, measured, Rate(PARITY_SHARE, "assumed"))

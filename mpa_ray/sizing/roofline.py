@@ -78,4 +78,4 @@ class Roofline:
 
 def _num_gpus(model: ModelConfig) -> float:
     """How many GPUs work on one request of a replica: a share of one, or those of tensor parallelism."""
-    return model.gpus_per_replica if model.gpus_per_replica < 1 else getattr(model.engine, "tensor_parallel_size", 1)
+    return model.gpus_per_replica if model.gpus_per_replica < 1 else model.engine.num_gpus_per_copy

@@ -200,7 +200,7 @@ def _training_rates(run: Run, name: str, level: Mapping[str, Any], record: Phase
     samples_per_s = state.samples_per_s if state is not None else None
     if state is None or samples_per_s is None:
         return TrainingRates()
-    num_samples = _number(run, f"{folder}/epoch/manifest.json", "num_samples")
+    num_samples = _number(run, run.manifest_path(f"{folder}/epoch"), "num_samples")
     start_s = None
     if record is not None and num_samples is not None and run.is_leveled(name):
         start_s = max(0.0, (record.wall_s - num_samples / samples_per_s) / record.num_attempts)

@@ -25,7 +25,7 @@ def test_every_way_to_use_an_engine_is_measured_without_ray(tmp_path: Path) -> N
         assert run.rows[name]["request_uncached_image_tokens"] >= NUM_IMAGES * NUM_IMAGE_TOKENS
     for name in VISITS:
         row = run.rows[name]
-        # No row finds the pictures of an earlier one in a cache, and every second question finds its picture.
+        # No row finds the images of an earlier one in a cache, and every second question finds its image.
         assert row["first_uncached_image_tokens"] >= NUM_IMAGES * NUM_IMAGE_TOKENS
         assert row["second_uncached_image_tokens"] == 0
         assert row["second_cached_share"] > 0.5

@@ -111,16 +111,16 @@ def test_a_shape_has_qwen2_vls_special_tokens(shape: str) -> None:
     assert 2 * sum(shapes.SHAPES[shape].mrope_section) == config.text_config.hidden_size // heads
 
 
-def test_pictures_have_their_sides_in_turn_and_a_question_each(tmp_path: Path) -> None:
+def test_images_have_their_sides_in_turn_and_a_question_each(tmp_path: Path) -> None:
     from PIL import Image
 
-    pictures = shapes.paint_pictures(tmp_path / "pictures", [56, 84], 5)
-    for picture in pictures:
-        with Image.open(picture.path) as image:
-            assert image.size == (picture.side_px, picture.side_px)
-    assert [picture.side_px for picture in pictures] == [56, 84, 56, 84, 56]
-    assert len({picture.path for picture in pictures}) == 5
-    assert all(picture.question and picture.answer for picture in pictures)
+    images = shapes.paint_images(tmp_path / "images", [56, 84], 5)
+    for image in images:
+        with Image.open(image.path) as pixels:
+            assert pixels.size == (image.side_px, image.side_px)
+    assert [image.side_px for image in images] == [56, 84, 56, 84, 56]
+    assert len({image.path for image in images}) == 5
+    assert all(image.question and image.answer for image in images)
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])

@@ -194,6 +194,13 @@ def test_preflight_names_a_missing_source(tree: dict[str, Any]) -> None:
         checked({**tree, "source": {"path": "/no/such"}})
 
 
+def test_preflight_names_unknown_kinds(tree: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"source\.kind = 'zip': is not a kind of source.*webdataset"):
+        checked({**tree, "source": {**tree["source"], "kind": "zip"}})
+    with pytest.raises(ConfigError, match=r"evaluate\.benchmarks\.0\.kind = 'vqa': is not a kind of benchmark.*vqav2"):
+        checked({**tree, "evaluate": {"benchmarks": [{"path": "/no/such.jsonl", "kind": "vqa"}]}})
+
+
 def test_preflight_names_missing_questions(tree: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.benchmarks\.0\.path = '/no/such.jsonl': cannot be read"):
         checked({**tree, "evaluate": {"benchmarks": [{"path": "/no/such.jsonl"}]}})

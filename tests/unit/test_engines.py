@@ -12,15 +12,15 @@ from mpa_ray.config import EngineConfig, ModelConfig
 from mpa_ray.config.engines import ENGINE_CLASSES, ENGINE_KINDS, EngineSettings
 from mpa_ray.engine.build import EngineFactory, engine_factory, images_in_flight
 
-ADAPTER: TypeAdapter[Any] = TypeAdapter(EngineConfig)
+UNION: TypeAdapter[Any] = TypeAdapter(EngineConfig)
 
 
 def engine(kind: str, **settings: Any) -> Any:
-    return ADAPTER.validate_python({"kind": kind, **settings})
+    return UNION.validate_python({"kind": kind, **settings})
 
 
 def test_the_kinds_are_those_of_the_union() -> None:
-    assert set(ENGINE_KINDS) == set(ADAPTER.json_schema()["discriminator"]["mapping"])
+    assert set(ENGINE_KINDS) == set(UNION.json_schema()["discriminator"]["mapping"])
     assert {type(engine(kind)) for kind in ENGINE_KINDS} == set(ENGINE_CLASSES)
 
 

@@ -37,7 +37,7 @@ def open_source(config: SourceConfig, places: Places) -> Source:
     """Open the source that a configuration describes.
 
     Raises:
-        ConfigError: the source is remote and not allowed, or its kind cannot be determined.
+        ConfigError: the source is remote and not allowed, or its kind is not known.
     """
     if config.path.startswith(("http://", "https://")) and "http" not in config.allow:
         raise ConfigError(
@@ -48,7 +48,10 @@ def open_source(config: SourceConfig, places: Places) -> Source:
         )
     # Workers have different working directories.
     config = config.model_copy(update={"path": resolve_path(config.path)})
-    return KINDS[kind_of(config, places)](config, places)
+    kind = kind_of(config, places)
+    if kind not in KINDS:
+        raise ConfigError("source.kind", kind, "is not a kind of source.", f"Choose one of auto, {', '.join(KINDS)}.")
+    return KINDS[kind](config, places)
 
 
 def kind_of(config: SourceConfig, places: Places) -> str:

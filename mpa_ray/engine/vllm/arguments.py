@@ -19,7 +19,7 @@ _USABLE_GPU_MEMORY = 0.9
 def prepare_environment(model: ModelConfig, settings: VllmEngineConfig) -> None:
     """Set the environment variables that vLLM reads when it is imported; variables that are already set stay."""
     if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and not model.gpus_per_replica:
-        # vLLM's own choice leaves one core free whatever the model's size, which is half of a small machine.
+        # vLLM's own choice always leaves one core free, which is half of a small machine.
         cores = sorted(os.sched_getaffinity(0))
         num_threads = settings.num_threads or threads_per_engine(
             len(cores), model.most_replicas, model.cpus_per_replica, weight_bytes(model.model)
