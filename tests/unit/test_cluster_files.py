@@ -351,8 +351,8 @@ def test_launcher_files_name_files_that_exist(name: str) -> None:
     assert (ROOT / install.rpartition("~/")[2]).is_file()
 
 
-def test_readmes_name_cluster_files_that_exist() -> None:
-    for path in (CLUSTER / "README.md", ROOT / "README.md"):
+def test_documents_name_cluster_files_that_exist() -> None:
+    for path in (CLUSTER / "README.md", ROOT / "README.md", ROOT / "docs/clusters.md"):
         for name in re.findall(r"\bcluster/[\w./-]+\w", path.read_text()):
             assert (ROOT / name).exists(), name
 
