@@ -16,7 +16,7 @@ from mpa_ray.corpus.sources.uri_list import ENDINGS as LIST_ENDINGS
 from mpa_ray.corpus.sources.uri_list import UriList
 from mpa_ray.corpus.sources.webdataset import ENDINGS as TAR_ENDINGS
 from mpa_ray.corpus.sources.webdataset import WebDataset
-from mpa_ray.errors import ConfigError
+from mpa_ray.errors import ConfigError, did_you_mean
 
 KINDS: dict[str, Callable[[SourceConfig, Places], Source]] = {
     "images": ImageFiles,
@@ -50,7 +50,8 @@ def open_source(config: SourceConfig, places: Places) -> Source:
     config = config.model_copy(update={"path": resolve_path(config.path)})
     kind = kind_of(config, places)
     if kind not in KINDS:
-        raise ConfigError("source.kind", kind, "is not a kind of source.", f"Choose one of auto, {', '.join(KINDS)}.")
+        remedy = f"{did_you_mean(kind, KINDS)} Choose one of auto, {', '.join(KINDS)}.".lstrip()
+        raise ConfigError("source.kind", kind, "is not a kind of source.", remedy)
     return KINDS[kind](config, places)
 
 
