@@ -9,7 +9,10 @@ IMAGES ?= 4000
 CONFIG ?= mpa_ray/demo/demo.yaml
 KUBERAY_CRDS ?= $(HOME)/.cache/mpa_ray/kuberay-1.7.0
 
-.PHONY: demo setup format check check-cluster test other-vllm bench bench-leveling bench-gains bench-campaign bench-arms bench-multi-lora bench-metrics bench-scale bench-chaos models
+.PHONY: help demo setup format check check-cluster test other-vllm bench bench-leveling bench-gains bench-campaign bench-arms bench-multi-lora bench-metrics bench-scale bench-chaos docs models
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1|/' | awk -F'|' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 demo: setup ## Align the bundled student with the bundled teacher: from unlabeled images to a report
 	$(PYTHON) -m mpa_ray.demo.images --out $(DEMO)/data --num-images $(IMAGES) --seed $(SEED)
@@ -77,6 +80,9 @@ bench-scale: setup ## A million images through the graph: 30 minutes
 bench-chaos: setup ## Kills at random moments: 90 minutes
 	$(PYTHON) benchmarks/chaos.py --trials 100
 	$(PYTHON) benchmarks/chaos.py --trials 5 --engine vllm
+
+docs: setup ## Write the generated pages of docs/ again: settings and columns
+	$(PYTHON) -m docs.make_reference
 
 models: setup ## Train the bundled teacher and student from scratch, into runs/models
 	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 \
