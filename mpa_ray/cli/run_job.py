@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -33,6 +34,9 @@ def run_job(main: Callable[[], int | None]) -> int:
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
+    interrupted = threading.Event()
+    # Exit handlers run in reverse order: this one runs after Ray's, which main registers.
+    atexit.register(_end_process_after_interrupt, interrupted)
     try:
         code = main() or DONE
         sys.stdout.flush()
@@ -56,6 +60,7 @@ def run_job(main: Callable[[], int | None]) -> int:
         # Other threads now lose their connection to Ray; their errors would only confuse.
         threading.excepthook = lambda _: None
         logging.disable()
+        interrupted.set()
         return _failed("Interrupted", "the same command continues.", INTERRUPTED)
 
 
@@ -71,6 +76,17 @@ def _missing_package(error: ModuleNotFoundError) -> int:
         raise error
     name = "'mpa-ray[gpu]', or 'mpa-ray[cpu]' on a machine without a GPU" if package == "vllm" else "mpa-ray"
     return _failed("ConfigError", f"the package {package} is not installed. Run pip install {name}.", WRONG_SETUP)
+
+
+def _end_process_after_interrupt(interrupted: threading.Event) -> None:
+    """End the process at once, with the exit code of an interrupt.
+
+    An interrupt in Ray's native code corrupts objects (Ray 2.60), and deleting them at exit crashes: exit code 134.
+    """
+    if interrupted.is_set() and "ray" in sys.modules:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
 
 
 def _interrupt(*_: object) -> NoReturn:
