@@ -87,7 +87,7 @@ def question(question_id: str, image_id: str, uri: object, text: str, answers: l
 def test_every_benchmark_names_an_existing_metric() -> None:
     assert {name: benchmark.name for name, benchmark in BENCHMARKS.items()} == {name: name for name in BENCHMARKS}
     assert {benchmark.metric for benchmark in BENCHMARKS.values()} <= METRICS.keys()
-    documented = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+    documented = Path(__file__).parents[2].joinpath("docs/evaluation.md").read_text(encoding="utf-8")
     assert not [name for name in BENCHMARKS if f"`{name}`" not in documented]
 
 

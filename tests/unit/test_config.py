@@ -102,7 +102,6 @@ def test_further_errors_are_named_as_in_the_file(tree: dict[str, Any], tmp_path:
         ("teacher.num_replica", 2, "Did you mean teacher.num_replicas or teacher.max_num_replicas?"),
         ("teacher.engine", {"max_model_length": 64}, "Did you mean teacher.engine.max_model_len?"),
         ("students.0.level.method", {"kind": "lora", "rnk": 8}, "Did you mean students.0.level.method.rank?"),
-        ("source.kind", "webdatset", "Did you mean webdataset?"),
         ("teacher.engine", {"kind": "vlm"}, "Did you mean vllm?"),
         ("identify.matcher", "exct", "Did you mean exact?"),
         ("students", {"model": "s"}, "is not a list. Begin each item with `- `."),
@@ -270,7 +269,7 @@ def test_preflight_names_a_missing_source(tree: dict[str, Any]) -> None:
 
 
 def test_preflight_names_unknown_kinds(tree: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"source\.kind = 'zip': is not a kind of source.*webdataset"):
+    with pytest.raises(ConfigError, match=r"source\.kind = 'zip': is not a kind of source.*images"):
         checked({**tree, "source": {**tree["source"], "kind": "zip"}})
     with pytest.raises(ConfigError, match=r"evaluate\.benchmarks\.0\.kind = 'vqa': is not a kind of benchmark.*vqav2"):
         checked({**tree, "evaluate": {"benchmarks": [{"path": "/no/such.jsonl", "kind": "vqa"}]}})
