@@ -47,7 +47,7 @@ check-cluster: setup ## Check the cluster files with KubeRay's schema, hadolint 
 	$(PYTHON) cluster/check_install.py cluster/Dockerfile.cpu
 
 test: check ## Run all tests, including those on a local Ray and with real vLLM
-	$(PYTHON) -m pytest -q tests/integration tests/engine
+	$(PYTHON) -m pytest -q --durations=10 tests/integration tests/engine
 
 other-vllm: ## Run the engine tests with another version of vLLM, in a separate environment: make other-vllm VLLM=0.29.0
 	cluster/setup_cpu.sh .venv-vllm-$(VLLM) $(VLLM)
