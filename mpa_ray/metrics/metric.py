@@ -26,10 +26,6 @@ class Metric:
     """Who defines the metric."""
     summary: str
 
-    @property
-    def citation(self) -> str:
-        return f"{self.name} ({self.source}, {self.version})"
-
 
 METRICS = {
     metric.name: metric
