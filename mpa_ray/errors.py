@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
@@ -50,6 +51,44 @@ class RunError(Exception):
 
 class Unfinished(RunError):
     """The run stopped for a reason that may pass, such as an unreachable object store. Exit code 3."""
+
+
+class AccessLost(Unfinished):
+    """A store refuses every request: the credentials have expired or were replaced, or the clock is wrong."""
+
+
+class TransientError(OSError):
+    """A file cannot be read or written, after all attempts, for a reason that may pass."""
+
+
+_TRANSIENT_ERRNOS = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETRESET,
+        errno.ENETUNREACH,
+        errno.ENOBUFS,
+        errno.ENOTCONN,
+        errno.EREMOTEIO,
+        errno.ESHUTDOWN,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+"""Errors of a mounted folder whose server or connection fails, and of a machine without free sockets or files."""
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the cause of a failed read may pass. A missing file or a refused permission does not."""
+    if isinstance(error, TransientError | ConnectionError | TimeoutError):
+        return True
+    return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS
 
 
 class CannotWrite(Unfinished):

@@ -16,6 +16,7 @@ from mpa_ray.errors import ConfigError, RunError, Unfinished
 from mpa_ray.models.checkpoints import model_identity, model_settings
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
+from mpa_ray.phases.again import NOTHING_AGAIN, Again
 from mpa_ray.phases.annotate import ListShards, index_and_annotate
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.evaluate import evaluate, predict, predict_group, predict_groups, prepare_benchmarks
@@ -33,7 +34,7 @@ _CPUS_FOR_SMALL_TASKS = 1.0
 """CPUs of the cluster that are left for the small tasks that fetch images and commit rows."""
 
 
-def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
+def align(config: RunConfig, list_shards: ListShards = index_shards, again: Again = NOTHING_AGAIN) -> None:
     """Run all phases for all students, as many at a time as fit on the cluster.
 
     A failing student is reported; the others continue. Running the same command again does what is missing.
@@ -41,6 +42,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
     Args:
         config: The run.
         list_shards: See `index_and_annotate`.
+        again: Finished work to do again.
 
     Raises:
         ConfigError: a setting that all students need is wrong.
@@ -52,7 +54,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
         raise next(iter(failures.values()))
     check_names(config)
     check_run(config.model_copy(update={"students": students}))
-    context = RunContext.from_checked(config)
+    context = RunContext.from_checked(config, again)
     for name, error in failures.items():
         say(f"WARNING: {name} is left out: {error}")
     prepare_benchmarks(context)
@@ -70,6 +72,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
         problem = f"{', '.join(failures)} failed; the rest is done. The same command tries again. {details}"
         may_pass = all(isinstance(error, Unfinished | OSError) for error in failures.values())
         raise Unfinished(problem) if may_pass else RunError(problem)
+    context.failures.check()
 
 
 def _students_with_errors(config: RunConfig) -> dict[str, Exception]:

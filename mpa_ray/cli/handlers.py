@@ -54,17 +54,19 @@ def _open_run(arguments: Arguments) -> Run:
 
 
 def _align(arguments: Arguments) -> None:
-    align(_config(arguments))
+    align(_config(arguments), redo=arguments.options.get("redo"), relevel=arguments.has("relevel"))
 
 
 def _phase(phase: Phase) -> Callable[[Arguments], None]:
-    return lambda arguments: run_phase(_config(arguments), phase)
+    return lambda arguments: run_phase(
+        _config(arguments), phase, redo=arguments.options.get("redo"), relevel=arguments.has("relevel")
+    )
 
 
 def _identify(arguments: Arguments) -> None:
     config = _config(arguments)
     if not arguments.has("rematch"):
-        run_phase(config, "identify")
+        run_phase(config, "identify", redo=arguments.options.get("redo"))
         return
     from mpa_ray.phases.context import RunContext
     from mpa_ray.phases.rematch import rematch
@@ -73,7 +75,8 @@ def _identify(arguments: Arguments) -> None:
 
 
 def _evaluate(arguments: Arguments) -> None:
-    run_phase(_evaluation(arguments), "score" if arguments.has("score-only") else "evaluate")
+    phase: Phase = "score" if arguments.has("score-only") else "evaluate"
+    run_phase(_evaluation(arguments), phase, redo=arguments.options.get("redo"))
 
 
 def _report(arguments: Arguments) -> None:

@@ -106,8 +106,13 @@ def copy_same_model_rows(
         available = set(missing) - set(other.missing(missing))
         if available:
             with Progress(f"{label}, as {name}", len(available), "shards") as progress:
-                for _ in prefetch(lambda shard: dataset.commit(shard, other.read(shard)), sorted(available)):  # noqa: B023
+                for _ in prefetch(partial(_copy_shard, dataset, other), sorted(available)):
                     progress.advance(1)
+
+
+def _copy_shard(dataset: ShardedDataset[RowT], other: ShardedDataset[RowT], shard: str) -> None:
+    commit, rows = other.read_commit(shard)
+    dataset.commit(shard, rows, source_generation=commit.source_generation)
 
 
 def target_of(group: EngineGroup, dataset_of: Callable[[str], Dataset[OutcomeT]]) -> ShardTarget[Any]:

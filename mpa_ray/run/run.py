@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 from mpa_ray.config import EvaluationRunConfig, ObjectStoreConfig
-from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch
+from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch, may_pass
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
 from mpa_ray.run.dataset import ShardedDataset, shard_name
 from mpa_ray.storage.open import open_storage
@@ -69,11 +69,14 @@ class Run:
 
         Raises:
             ConfigError: the directory cannot be written, or has a format that this version cannot read.
+            CannotWrite: the directory cannot be written now.
         """
         storage = open_storage(run_dir, object_store)
         try:
             storage.write(".writable", b"")
         except CannotWrite as error:
+            if error.__cause__ is not None and may_pass(error.__cause__):
+                raise
             problem = f"cannot be written ({error.problem})."
             raise ConfigError(
                 "run_dir", run_dir, problem, "Give a directory that has free space and that you may write to."
@@ -158,6 +161,14 @@ class Run:
     def is_leveled(self, student: str, arm: str = "parity") -> bool:
         """Whether the student's model is trained on the arm, exported and checked."""
         return self.storage.exists(self._complete_path(student, arm))
+
+    def parity_version(self, student: str) -> str | None:
+        """The version of the verdicts that the student's D_PI was exported from; None if it is not exported."""
+        folder = self.parity_dir(student)
+        if not self.has_manifest(folder):
+            return None
+        version: str = self.read_json(self.manifest_path(folder)).get("verdicts", "")
+        return version
 
     def mark_leveled(self, student: str, arm: str) -> None:
         """Record that the student's model is trained on the arm, exported and checked."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mpa_ray.config import LimitsConfig
 from mpa_ray.pipeline.coordination.attempts import Attempts
 from mpa_ray.pipeline.coordination.bytes_in_flight import BytesInFlight
 from mpa_ray.pipeline.coordination.duplicates import Duplicates, Sighting
+from mpa_ray.pipeline.coordination.end_of_pass import EndOfPass
 from mpa_ray.pipeline.coordination.shard_queue import ShardQueue
 from mpa_ray.pipeline.coordination.turns import OrderedTurns
 from mpa_ray.stages.visits import Attempt
@@ -22,6 +24,7 @@ class PassCoordinator:
         self._turns_to_read, self._turns_to_claim = OrderedTurns(), OrderedTurns()
         self._bytes = BytesInFlight(self._turns_to_read, max_bytes_in_flight)
         self._duplicates = Duplicates(self._turns_to_claim)
+        self._end: EndOfPass[Any] = EndOfPass()
 
     async def add_shard(self, shard: str) -> None:
         """Add a shard to the pass."""
@@ -66,7 +69,15 @@ class PassCoordinator:
         """See `Attempts.report_death`."""
         self._attempts.report_death(in_flight, error)
 
+    async def give_up(self, failure: Any) -> None:
+        """See `EndOfPass.give_up`."""
+        self._end.give_up(failure)
+
+    async def wait_for_failure(self) -> Any:
+        """See `EndOfPass.wait`."""
+        return await self._end.wait()
+
     async def end_shard(self, shard: str) -> None:
-        """Free what a committed shard held."""
+        """Free what a shard held that is committed or left."""
         self._attempts.forget(shard)
         await self._bytes.release(shard)
