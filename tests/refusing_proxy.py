@@ -20,7 +20,6 @@ class RefusingProxy(FaultyProxy):
         self.refuses = refuses
         self.requests: list[str] = []
         self.num_refused = 0
-        self.num_at_once = 0
         self._requests_lock = threading.Lock()
 
     def refuse(self, method: str, path: str) -> Answer | None:

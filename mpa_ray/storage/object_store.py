@@ -350,7 +350,8 @@ def _pace(config: ObjectStoreConfig) -> Pace:
 
 @cache
 def _client(config: ObjectStoreConfig) -> Any:
-    return boto3.client(
+    # Creating clients from boto3's default session is not safe in threads, and it keeps the first credentials.
+    return boto3.Session().client(
         "s3",
         endpoint_url=config.endpoint_url,
         region_name=config.region,
