@@ -84,11 +84,16 @@ _TRANSIENT_ERRNOS = frozenset(
 """Errors of a mounted folder whose server or connection fails, and of a machine without free sockets or files."""
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether the cause of a failed read may pass. A missing file or a refused permission does not."""
-    if isinstance(error, TransientError | ConnectionError | TimeoutError):
+def may_pass(error: BaseException | None) -> bool:
+    """Whether an error, or the error that caused it, has a cause that may pass.
+
+    A missing file or a refused permission does not.
+    """
+    if isinstance(error, Unfinished | TransientError | ConnectionError | TimeoutError):
         return True
-    return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS
+    if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
+        return True
+    return error is not None and may_pass(error.__cause__)
 
 
 class CannotWrite(Unfinished):

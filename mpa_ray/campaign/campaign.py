@@ -12,7 +12,7 @@ from mpa_ray.campaign.admission import AdmissionController, Resources
 from mpa_ray.campaign.announcements import ShardAnnouncements
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, RunConfig, StudentConfig, measured_as
 from mpa_ray.corpus.index import index_shards
-from mpa_ray.errors import ConfigError, RunError, Unfinished
+from mpa_ray.errors import ConfigError, RunError, Unfinished, may_pass
 from mpa_ray.models.checkpoints import model_identity, model_settings
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
@@ -70,8 +70,8 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     if failures:
         details = "; ".join(f"{name}: {error}" for name, error in failures.items())
         problem = f"{', '.join(failures)} failed; the rest is done. The same command tries again. {details}"
-        may_pass = all(isinstance(error, Unfinished | OSError) for error in failures.values())
-        raise Unfinished(problem) if may_pass else RunError(problem)
+        is_unfinished = all(isinstance(error, OSError) or may_pass(error) for error in failures.values())
+        raise Unfinished(problem) if is_unfinished else RunError(problem)
     context.failures.check()
 
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from mpa_ray.errors import ConfigError, RunError, Unfinished, without_passwords
+from mpa_ray.errors import ConfigError, RunError, Unfinished, may_pass, without_passwords
 
 DONE, FAILED, WRONG_SETUP, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -42,6 +42,9 @@ def run_job(main: Callable[[], int | None]) -> int:
         sys.stdout.flush()
         return code
     except ConfigError as error:
+        if may_pass(error):
+            # The setting names a file that could not be read for now.
+            return _failed("Unfinished", error, UNFINISHED)
         return _failed("ConfigError", error, WRONG_SETUP)
     except Unfinished as error:
         return _failed("Unfinished", error, UNFINISHED)

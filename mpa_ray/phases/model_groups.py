@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from mpa_ray.config import ModelConfig
 from mpa_ray.engine.protocol import VisionLanguageModel
-from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError, Unfinished
+from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError, Unfinished, may_pass
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.records import OutcomeT, RowT
@@ -38,9 +38,8 @@ def run_all_collect_errors(calls: Mapping[str, Callable[[], None]]) -> None:
     if len({str(error) for error in failures.values()}) == 1:
         raise next(iter(failures.values()))
     if failures:
-        may_pass = all(isinstance(error, Unfinished) for error in failures.values())
         details = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        raise Unfinished(details) if may_pass else RunError(details)
+        raise Unfinished(details) if all(map(may_pass, failures.values())) else RunError(details)
 
 
 def dedupe_by_fingerprint(

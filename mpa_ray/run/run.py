@@ -75,7 +75,7 @@ class Run:
         try:
             storage.write(".writable", b"")
         except CannotWrite as error:
-            if error.__cause__ is not None and may_pass(error.__cause__):
+            if may_pass(error.__cause__):
                 raise
             problem = f"cannot be written ({error.problem})."
             raise ConfigError(

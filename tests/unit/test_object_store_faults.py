@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from mpa_ray.config import ObjectStoreConfig
+from mpa_ray.cli.run_job import run_job
+from mpa_ray.config import ObjectStoreConfig, SourceConfig
+from mpa_ray.corpus.index import check_source
+from mpa_ray.corpus.places.local import LocalPlace
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
-from mpa_ray.corpus.sources.open import open_source
 from mpa_ray.errors import AccessLost, CannotWrite, ConfigError, TransientError, Unfinished
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason
@@ -200,8 +202,6 @@ def test_a_read_that_fails_for_now_has_a_reason_of_its_own(behind: Behind) -> No
 def test_errors_of_other_places_are_decided_by_kind(
     error: Exception, reason: Reason, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mpa_ray.corpus.places.local import LocalPlace
-
     def fail(*_: object) -> bytes:
         raise error
 
@@ -211,13 +211,19 @@ def test_errors_of_other_places_are_decided_by_kind(
     assert content.reason == reason
 
 
-@pytest.mark.parametrize("code", ["InternalError", "ExpiredToken"])
-def test_an_outage_while_listing_is_no_wrong_setting(behind: Behind, code: str) -> None:
-    from mpa_ray.config import SourceConfig
-
-    _, config = behind(always(500 if code == "InternalError" else 400, code))
-    with pytest.raises((TransientError, AccessLost), match=code):
-        list(open_source(SourceConfig(path="s3://bucket/images", kind="images"), Places(config)).images(None))
+@pytest.mark.parametrize(
+    ("status", "code", "exit_code"),
+    [(500, "InternalError", 3), (400, "ExpiredToken", 3), (403, "AccessDenied", 2)],
+)
+@pytest.mark.parametrize("path", ["images", "list.csv", "image.parquet", "a.tar", "*.png"])
+def test_an_outage_while_listing_is_no_wrong_setting(
+    behind: Behind, status: int, code: str, exit_code: int, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, config = behind(always(status, code))
+    source = SourceConfig(path=f"s3://bucket/{path}")
+    assert run_job(lambda: check_source(source, Places(config))) == exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "s3://bucket/" in line
 
 
 def test_an_outage_when_a_run_is_opened_is_no_wrong_setting(behind: Behind) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
 from mpa_ray.corpus.places.place import Entry
-from mpa_ray.errors import ConfigError, may_pass
+from mpa_ray.errors import ConfigError
 from mpa_ray.storage.object_store import ListedObject, ObjectStore, split_uri
 
 
@@ -30,8 +30,6 @@ class S3Place:
                 if not listed.key.endswith("/"):
                     yield Entry(listed.key.removeprefix(prefix), f"s3://{bucket}/{listed.key}", listed.num_bytes)
         except OSError as error:
-            if may_pass(error):
-                raise
             raise ConfigError(
                 "source.path",
                 root,
