@@ -24,7 +24,7 @@ def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Ar
     Raises:
         RunError: more than half of the answers differ.
     """
-    run, folder, key = context.run, context.run.student_dir(student.name, arm), PhaseKey("check", student.name, arm)
+    run, folder, key = context.run, context.run.training_dir(student.name, arm), PhaseKey("check", student.name, arm)
     expected = ExportCheck.read(run, folder).answers
     if not student.engine.has_checkpoint or not expected:
         return
