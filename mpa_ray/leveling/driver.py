@@ -8,7 +8,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from mpa_ray.config import RunConfig, StudentConfig
-from mpa_ray.errors import RunError
+from mpa_ray.errors import AccessLost, RunError, TransientError, Unfinished
 from mpa_ray.leveling.epoch_plan import EpochPlan
 from mpa_ray.leveling.job import TrainingJob
 from mpa_ray.leveling.worker import train
@@ -36,7 +36,7 @@ def fine_tune(
 
     Raises:
         RunError: there is nothing to train on, training failed more often than `level.max_failures`, or more images
-            than `limits.max_failed_rate` allows can no longer be read.
+            than `limits.max_failed_rate` allows can no longer be read. Unfinished if images could not be read for now.
     """
     settings, counts = student.level, plan.counts
     if not counts.num_samples:
@@ -55,6 +55,12 @@ def fine_tune(
         try:
             _torch_trainer(job).fit()
         except ray.train.TrainingFailedError as error:
+            # Ray Train keeps only the text of an error in a worker.
+            if any(kind.__name__ in str(error) for kind in (TransientError, AccessLost)):
+                raise Unfinished(
+                    f"{label}: images could not be read for now, see Ray's logs. The same command continues from the "
+                    "last checkpoint."
+                ) from error
             raise RunError(f"{label}: training failed: {error}") from error
     after = _state(job)
     _say_results(label, before, after)

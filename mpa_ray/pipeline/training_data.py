@@ -12,7 +12,10 @@ import ray
 from ray.data import Dataset, TaskPoolStrategy
 
 from mpa_ray.corpus.read import Reader
+from mpa_ray.errors import TransientError
+from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, configure_ray_data
+from mpa_ray.records import Reason
 
 _IMAGES_PER_TASK = 64
 """About how many images one task reads."""
@@ -84,8 +87,17 @@ def steps_with_images(
 
 
 def _fetched(batches: Sequence[Sequence[RowT]], reader: Reader) -> FetchedStep[RowT]:
-    files = iter(reader.read([row.uri for batch in batches for row in batch]))
+    """Read the images of a step.
+
+    Raises:
+        TransientError: an image cannot be read for now. Training without it would lose it for good.
+    """
+    files = reader.read([row.uri for batch in batches for row in batch])
+    for content in files:
+        if isinstance(content, ImageProblem) and content.reason == Reason.STORAGE:
+            raise TransientError(content.detail)
+    queue = iter(files)
     contents = [
-        [content if isinstance(content, bytes) else b"" for content in islice(files, len(batch))] for batch in batches
+        [content if isinstance(content, bytes) else b"" for content in islice(queue, len(batch))] for batch in batches
     ]
     return FetchedStep(batches, contents)

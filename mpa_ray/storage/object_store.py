@@ -28,7 +28,7 @@ from urllib3.exceptions import HTTPError
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.errors import AccessLost, ConfigError, TransientError
 from mpa_ray.storage.faults import Fault, fault_of
-from mpa_ray.storage.pace import Outage, Pace
+from mpa_ray.storage.request_pace import Outage, RequestPace
 
 SCHEME = "s3://"
 _MAX_PAUSE_S = 20.0
@@ -343,9 +343,9 @@ def _code(error: ClientError) -> str:
 
 
 @cache
-def _pace(config: ObjectStoreConfig) -> Pace:
+def _pace(config: ObjectStoreConfig) -> RequestPace:
     """The pace of this process."""
-    return Pace(config.max_connections, config.first_pause_s, _MAX_PAUSE_S, config.max_outage_s)
+    return RequestPace(config.max_connections, config.first_pause_s, _MAX_PAUSE_S, config.max_outage_s)
 
 
 @cache

@@ -23,7 +23,7 @@ from mpa_ray.records import Reason
 from mpa_ray.run.run import Run
 from mpa_ray.storage.faults import Fault, fault_of
 from mpa_ray.storage.object_store import ObjectStore
-from mpa_ray.storage.pace import Outage, Pace
+from mpa_ray.storage.request_pace import Outage, RequestPace
 from tests.refusing_proxy import Refusal, RefusingProxy
 from tests.s3_server import CREDENTIALS, client, s3_server
 
@@ -265,7 +265,7 @@ class Clock:
 
 def test_a_pause_grows_and_shrinks_again() -> None:
     clock = Clock()
-    pace = Pace(8, first_pause_s=1.0, max_pause_s=8.0, max_outage_s=1000.0, clock=clock)
+    pace = RequestPace(8, first_pause_s=1.0, max_pause_s=8.0, max_outage_s=1000.0, clock=clock)
 
     def pause_s() -> float:
         return pace._wait_s() or 0.0
@@ -288,7 +288,7 @@ def test_a_pause_grows_and_shrinks_again() -> None:
 
 def test_an_outage_ends_with_the_first_success() -> None:
     clock = Clock()
-    pace = Pace(8, first_pause_s=1.0, max_pause_s=8.0, max_outage_s=60.0, clock=clock)
+    pace = RequestPace(8, first_pause_s=1.0, max_pause_s=8.0, max_outage_s=60.0, clock=clock)
     pace.fail()
     clock.now += 61
     pace.fail()

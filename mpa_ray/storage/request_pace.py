@@ -13,7 +13,7 @@ class Outage(Exception):
     """No request has succeeded for too long, so this one was not sent."""
 
 
-class Pace:
+class RequestPace:
     """Bounds the requests in flight, pauses all of them when the store asks for fewer, and ends waits in an outage.
 
     Every pause halves the number of concurrent requests; every success raises it again. In an outage, only one request
