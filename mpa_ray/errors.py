@@ -85,11 +85,11 @@ _TRANSIENT_ERRNOS = frozenset(
 
 
 def may_pass(error: BaseException | None) -> bool:
-    """Whether an error, or the error that caused it, has a cause that may pass.
+    """Whether an error of reading or writing, or the error that caused it, has a cause that may pass.
 
-    A missing file or a refused permission does not.
+    A missing file, a refused permission and a full disk do not pass.
     """
-    if isinstance(error, Unfinished | TransientError | ConnectionError | TimeoutError):
+    if isinstance(error, AccessLost | TransientError | ConnectionError | TimeoutError):
         return True
     if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
         return True

@@ -70,7 +70,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     if failures:
         details = "; ".join(f"{name}: {error}" for name, error in failures.items())
         problem = f"{', '.join(failures)} failed; the rest is done. The same command tries again. {details}"
-        is_unfinished = all(isinstance(error, OSError) or may_pass(error) for error in failures.values())
+        is_unfinished = all(isinstance(error, Unfinished | OSError) or may_pass(error) for error in failures.values())
         raise Unfinished(problem) if is_unfinished else RunError(problem)
     context.failures.check()
 

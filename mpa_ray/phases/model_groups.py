@@ -39,7 +39,8 @@ def run_all_collect_errors(calls: Mapping[str, Callable[[], None]]) -> None:
         raise next(iter(failures.values()))
     if failures:
         details = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        raise Unfinished(details) if all(map(may_pass, failures.values())) else RunError(details)
+        is_unfinished = all(isinstance(error, Unfinished) or may_pass(error) for error in failures.values())
+        raise Unfinished(details) if is_unfinished else RunError(details)
 
 
 def dedupe_by_fingerprint(

@@ -78,7 +78,7 @@ class Run:
         try:
             storage.write(".writable", b"")
         except CannotWrite as error:
-            if may_pass(error.__cause__):
+            if may_pass(error):
                 raise
             problem = f"cannot be written ({error.problem})."
             raise ConfigError(
