@@ -147,7 +147,7 @@ class _Campaign:
     def _align_again(
         self, student: StudentConfig, number: int, to_train: Admission, admission: Admission, to_check: Admission
     ) -> None:
-        """Do a later round: verdicts of the trained student, another training, and both scores."""
+        """Do a later round: verdicts of the trained student, another training, and the scores before and after it."""
         context = self._context.with_finished_rounds()
         again = next(s for s in context.config.students if s.name == student.name_in(number))
         identify_student(context, again, admission)
