@@ -42,8 +42,8 @@ from mpa_ray.leveling.epoch_plan import plan_epoch
 from mpa_ray.leveling.loss import answer_loss, weight_of
 from mpa_ray.leveling.trainable import prepare_for_training
 from mpa_ray.models.chat_template import load_processor, render
-from mpa_ray.pipeline.cluster import MALLOC, start_ray
 from mpa_ray.observability.progress import say
+from mpa_ray.pipeline.cluster import MALLOC, start_ray
 from mpa_ray.records import ParitySample
 from mpa_ray.run.run import Run
 from mpa_ray.run.training_state import TrainingState
