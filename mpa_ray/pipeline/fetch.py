@@ -25,7 +25,7 @@ from mpa_ray.stages.image_work import ImageWork
 MAX_RUNS = 3
 """After this many runs of the command, images that cannot be read for reasons that may pass become failed rows."""
 _ASSUMED_BYTES = 2**20
-"""Size of a file whose source does not list it."""
+"""The assumed size of a file if its source does not list sizes."""
 
 
 @dataclass(frozen=True)

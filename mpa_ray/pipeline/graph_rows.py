@@ -54,7 +54,7 @@ class FetchedShard:
 
 @dataclass(frozen=True)
 class VisitedShard:
-    """A shard whose images the engine has answered."""
+    """A shard whose images a stage has visited."""
 
     fetched: FetchedShard
     """Without the images' contents."""

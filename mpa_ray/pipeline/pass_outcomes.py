@@ -64,7 +64,7 @@ class PassOutcomes:
         images = "1 image" if num_unread == 1 else f"{num_unread} images"
         return Unfinished(
             f"{label}: {shards} left, because {images} could not be read for now ({detail}). "
-            "The same command continues."
+            "Run the same command again to continue."
         )
 
     def _by_reason(self, state: State) -> Counter[str]:

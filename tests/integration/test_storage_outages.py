@@ -108,7 +108,9 @@ def test_credentials_that_expire_end_the_command_at_once(server: str, images: Pa
         assert done.returncode == 3, done.stderr
         assert one_line(done).startswith("Unfinished: annotate:teacher: s3://bucket/corpus/")
         assert "ExpiredToken" in one_line(done)
-        assert one_line(done).endswith("Renew the credentials, and check the clock. The same command continues.")
+        assert one_line(done).endswith(
+            "Renew the credentials, and check the clock. Run the same command again to continue."
+        )
         proxy.refuses = lambda *_: None
         case.config.write_text(case.config.read_text().replace("latency_s: 12.0", "latency_s: 0.0"))
         again = case.command("annotate")

@@ -204,7 +204,7 @@ def test_a_pass_ends_with_a_line_and_an_error_if_shards_are_left() -> None:
         outcomes.check_complete("annotate")
     assert str(caught.value) == (
         "annotate: 1 shard is left, because 2 images could not be read for now (s3://b/1.png: SlowDown). "
-        "The same command continues."
+        "Run the same command again to continue."
     )
     assert PassOutcomes().line("annotate") == "annotate: of 0 rows, 0.0% failed, 0.0% were dropped"
 
