@@ -58,8 +58,8 @@ def fine_tune(
             # Ray Train keeps only the text of an error in a worker.
             if any(kind.__name__ in str(error) for kind in (TransientError, AccessLost)):
                 raise Unfinished(
-                    f"{label}: images could not be read for now, see Ray's logs. Run the same command again to continue "
-                    "from the last checkpoint."
+                    f"{label}: images could not be read for now, see Ray's logs. Run the same command again to "
+                    "continue from the last checkpoint."
                 ) from error
             raise RunError(f"{label}: training failed: {error}") from error
     after = _state(job)
