@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 from mpa_ray.campaign.admission import AdmissionController, Resources
 from mpa_ray.campaign.announcements import ShardAnnouncements
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, RunConfig, StudentConfig, measured_as
 from mpa_ray.corpus.index import index_shards
-from mpa_ray.errors import ConfigError, RunError, Unfinished, may_pass
+from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished, may_pass
 from mpa_ray.models.checkpoints import model_identity, model_settings
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
@@ -104,9 +104,13 @@ class _Campaign:
         self._measured_together = {name: _Once() for name in names}
         self._failures: dict[str, Exception] = {}
         self._teacher_error: BaseException | None = None
+        self._access_lost: AccessLost | None = None
 
     def run(self) -> dict[str, Exception]:
-        """Return the errors of students by their names. Raises the error of the teacher's pass."""
+        """Return the errors of students by their names.
+
+        Raises the error of the teacher's pass, and AccessLost if any thread lost access to a store.
+        """
         threads = [_started(self._teach), _started(self._measure_others)]
         threads += [_started(self._align, student) for student in self._students]
         for thread in threads:
@@ -115,6 +119,8 @@ class _Campaign:
                 thread.join(1.0)
         if self._teacher_error is not None:
             raise self._teacher_error
+        if self._access_lost is not None:
+            raise self._access_lost
         return self._failures
 
     def _teach(self) -> None:
@@ -142,8 +148,7 @@ class _Campaign:
                 self._align_again(student, number, to_train, admission, to_check)
         except Exception as error:  # noqa: BLE001
             if error is not self._teacher_error:
-                self._failures[student.name] = error
-                say(f"WARNING: {student.name} failed, the other students continue: {error}")
+                self._record(student.name, error, f"{student.name} failed, the other students continue")
         finally:
             self._identified[student.name].set()
 
@@ -223,8 +228,7 @@ class _Campaign:
             try:
                 predict(context, name, self._admission(models[name], 0.0))
             except Exception as error:  # noqa: BLE001
-                self._failures[name] = error
-                say(f"WARNING: {name} could not be measured, the other models continue: {error}")
+                self._record(name, error, f"{name} could not be measured, the other models continue")
 
     def _admission(self, model: ModelConfig, size: float) -> Admission:
         need = Resources(model.num_replicas * model.cpus_per_replica, model.num_replicas * model.gpus_per_replica)
@@ -238,7 +242,23 @@ class _Campaign:
         return self._admission_for(need, size)
 
     def _admission_for(self, need: Resources, size: float) -> Callable[[], AbstractContextManager[None]]:
-        return lambda: self._controller.admitted(need, size)
+        return lambda: self._admitted(need, size)
+
+    @contextmanager
+    def _admitted(self, need: Resources, size: float) -> Iterator[None]:
+        with self._controller.admitted(need, size):
+            if self._access_lost is not None:
+                # What runs ends at its next request; nothing new is begun.
+                raise self._access_lost
+            yield
+
+    def _record(self, name: str, error: Exception, warning: str) -> None:
+        """Record the error of a thread, and print a warning, unless the whole command ends."""
+        if isinstance(error, AccessLost):
+            self._access_lost = self._access_lost or error
+            return
+        self._failures[name] = error
+        say(f"WARNING: {warning}: {error}")
 
 
 class _Once:

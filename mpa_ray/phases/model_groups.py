@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from mpa_ray.config import ModelConfig
 from mpa_ray.engine.protocol import VisionLanguageModel
-from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError, Unfinished, may_pass
+from mpa_ray.errors import AccessLost, ConfigError, FingerprintMismatch, RunError, Unfinished, may_pass
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.records import OutcomeT, RowT
@@ -27,6 +27,7 @@ def run_all_collect_errors(calls: Mapping[str, Callable[[], None]]) -> None:
     """Make all calls, even if some fail.
 
     Raises:
+        AccessLost: a call lost access to a store. No further call is made.
         ConfigError, RunError: the error, if there is only one or all say the same. Otherwise a RunError that names all
             of them; it is an Unfinished if each of them is.
     """
@@ -34,6 +35,9 @@ def run_all_collect_errors(calls: Mapping[str, Callable[[], None]]) -> None:
     for name, call in calls.items():
         try:
             call()
+        except AccessLost:
+            # The other calls would fail, too.
+            raise
         except (ConfigError, RunError) as error:
             failures[name] = error
     if len({str(error) for error in failures.values()}) == 1:
@@ -67,6 +71,9 @@ def fall_back_to_single(group: EngineGroup, passed_on: Callable[[], object] = la
     """
     try:
         yield
+    except Unfinished:
+        # No model causes an outage.
+        raise
     except (ConfigError, RunError) as error:
         if error is passed_on() or len(group.names) == 1:
             raise

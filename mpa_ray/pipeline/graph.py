@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mpa_ray.config import resolve_path
 from mpa_ray.engine.build import images_in_flight
-from mpa_ray.errors import ConfigError, RunError, Unfinished
+from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished
 from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, check_resources, configure_ray_data
 from mpa_ray.pipeline.commit import CommitShard
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
@@ -118,9 +118,11 @@ def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Gener
 
 def _error(pool: str, failure: Failure) -> ConfigError | RunError:
     """The error that ends a pass."""
-    if failure.config_error is not None:
-        return failure.config_error
+    if isinstance(failure.ends_command, ConfigError):
+        return failure.ends_command
     problem = f"{pool}: {failure.problem} Run the same command again to continue."
+    if failure.ends_command is not None:
+        return AccessLost(problem)
     return Unfinished(problem) if failure.may_pass else RunError(problem)
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from mpa_ray.errors import ConfigError, RunError, Unfinished, may_pass
+from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished, may_pass
 from mpa_ray.observability.usage import Usage
 from mpa_ray.pipeline.pass_spec import ShardDone, ShardLeft
 from mpa_ray.run.redo import ShardPlan
@@ -24,16 +24,17 @@ class Failure:
     problem: str
     may_pass: bool = False
     """Whether the cause may pass, such as a full disk."""
-    config_error: ConfigError | None = None
-    """The error itself, if the set-up of a node is wrong."""
+    ends_command: ConfigError | AccessLost | None = None
+    """The error itself, if no other pass of the command can succeed."""
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
         """The failure that an error causes."""
         if isinstance(error, ConfigError):
-            return cls(str(error), config_error=error)
+            return cls(str(error), ends_command=error)
         if isinstance(error, RunError):
-            return cls(str(error), may_pass=isinstance(error, Unfinished))
+            ends_command = error if isinstance(error, AccessLost) else None
+            return cls(str(error), may_pass=isinstance(error, Unfinished), ends_command=ends_command)
         return cls(f"{type(error).__name__}: {error}.", may_pass=may_pass(error))
 
 

@@ -15,6 +15,8 @@ from mpa_ray.config import LimitsConfig, ModelConfig, ObjectStoreConfig, Reading
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.errors import AccessLost, CannotWrite, ConfigError, RunError, TransientError, Unfinished
 from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.models.shared_engines import EngineGroup
+from mpa_ray.phases.model_groups import fall_back_to_single, run_all_collect_errors
 from mpa_ray.pipeline.commit import CommitShard
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.fetch import FetchShard
@@ -160,7 +162,7 @@ def test_an_image_that_is_visited_again_may_be_a_duplicate(shard: Shard, number:
 @pytest.mark.parametrize(
     ("error", "raised", "may_pass"),
     [
-        (AccessLost("s3://b/1.png: ExpiredToken."), None, True),
+        (AccessLost("s3://b/1.png: ExpiredToken."), AccessLost, True),
         (TransientError("s3://b/1.png: SlowDown"), None, True),
         (FileNotFoundError("annotations: shard 000000 is not committed"), None, False),
         (ConfigError("object_store", "s3://b/1.png", "cannot be accessed.", "Set it."), ConfigError, False),
@@ -172,7 +174,7 @@ def test_what_ends_the_pass_ends_it_for_every_worker(
     shard.reader.contents["/1.png"] = error
     failed = shard.go("first")
     assert isinstance(failed, ShardFailed)
-    assert (type(failed.failure.config_error), failed.failure.may_pass) == (raised or type(None), may_pass)
+    assert (type(failed.failure.ends_command), failed.failure.may_pass) == (raised or type(None), may_pass)
     assert str(error) in failed.failure.problem
     assert shard.coordinator.wait_for_failure.remote().problem == failed.failure.problem
 
@@ -216,3 +218,20 @@ def test_a_pass_over_a_store_that_is_out_ends_early() -> None:
         leave(str(number))
     with pytest.raises(RunError, match="4 shards are left, because 240 images could not be read for now"):
         leave("3")
+
+
+def test_lost_access_ends_the_models_of_a_command_and_an_outage_blames_no_shared_engine() -> None:
+    calls: list[str] = []
+
+    def lose() -> None:
+        calls.append("a")
+        raise AccessLost("s3://b/1.png: ExpiredToken.")
+
+    with pytest.raises(AccessLost):
+        run_all_collect_errors({"a": lose, "b": lambda: calls.append("b")})
+    assert calls == ["a"]
+    base = ModelConfig(model="m")
+    with pytest.raises(Unfinished, match="out"), fall_back_to_single(EngineGroup(base, {"a": None, "b": None})):
+        raise Unfinished("out")
+    with fall_back_to_single(EngineGroup(base, {"a": None, "b": None})):
+        raise RunError("a cannot be served")
