@@ -41,6 +41,8 @@ class Case:
         self.proxy, self.run_dir, self.config = proxy, folder / "run", folder / "config.yaml"
         tree: dict[str, Any] = scripted_tree(images, self.run_dir, **teacher)
         tree["source"]["path"] = "s3://bucket/corpus"
+        if teacher:
+            tree["teacher"]["max_images_in_flight"] = 1
         tree["object_store"] = {"max_attempts": 2, "first_pause_s": 0.05, "max_outage_s": 60.0}
         self.config.write_text(yaml.safe_dump(tree))
 
@@ -101,7 +103,7 @@ def test_credentials_that_expire_end_the_command_at_once(server: str, images: Pa
 
     with RefusingProxy(server, refuses) as proxy:
         # A shard of the teacher takes longer than the command may take to end.
-        case = Case(proxy, tmp_path, images, latency_s=12.0, max_images_in_flight=1)
+        case = Case(proxy, tmp_path, images, latency_s=12.0)
         assert case.command("index").returncode == 0
         done = case.command("annotate")
         assert time.monotonic() - expired_at[0] < 30
