@@ -66,7 +66,9 @@ class Case:
 
 
 def one_line(done: CompletedProcess[str]) -> str:
-    (line,) = done.stderr.splitlines()
+    """The error of a command, which is one line; libraries may print warnings before it."""
+    *warnings, line = done.stderr.splitlines()
+    assert not [warning for warning in warnings if "Traceback" in warning or "Error" in warning], done.stderr
     return line
 
 
