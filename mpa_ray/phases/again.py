@@ -35,7 +35,7 @@ NOTHING_AGAIN = Again()
 
 
 class PassingFailures:
-    """Rows that failed for reasons that may pass, in all passes of a command."""
+    """Images that failed for reasons that may pass, in all passes of a command."""
 
     def __init__(self) -> None:
         """Begin with none."""
@@ -54,6 +54,6 @@ class PassingFailures:
         passes = ", ".join(f"{label} {by_reason.total()}" for label, by_reason in self._by_pass)
         reasons = ",".join(sorted(total))
         raise Unfinished(
-            f"rows failed for reasons that may pass ({passes}). Everything else is done. "
-            f"The same command with --redo {reasons} visits these images again."
+            f"images failed for reasons that may pass ({passes}). Everything else is done. "
+            f"The same command with --redo {reasons} visits them again."
         )

@@ -39,6 +39,7 @@ class CommitShard(Generic[OutT]):
                 num_images=visited.num_images,
                 outcomes=outcomes(rows),
                 failed=failed_images(rows),
+                num_unread=visited.fetched.num_unread,
                 num_kept=len(visited.fetched.plan.kept),
                 visit_s=visited.visit_s,
                 usage=visited.usage,

@@ -68,7 +68,9 @@ class FetchShard:
             plan = self.work.redo.plan(shard, commit.generation, rows)
         visited = [group for group in groups if group[0].image_id not in plan.kept]
         contents = self._read(shard, visited)
-        left = self._left(shard, plan, len(visited), contents)
+        problems = (content for content in contents.values() if isinstance(content, ImageProblem))
+        unread = [problem for problem in problems if problem.reason == Reason.STORAGE]
+        left = self._left(shard, plan, len(visited), unread)
         # An image of a shard that is left must not take the place of its duplicates: it may fail in the end.
         sightings = self._mark_duplicates(shard, groups, plan, {} if left is not None else contents)
         read = [content for content in contents.values() if isinstance(content, bytes)]
@@ -89,7 +91,7 @@ class FetchShard:
             if group[0].image_id not in plan.kept
         ]
         order = tuple(group[0].image_id for group in groups) if plan.kept else ()
-        return FetchedShard(shard, images, usage, plan, order)
+        return FetchedShard(shard, images, usage, plan, order, len(unread))
 
     def _read(self, shard: str, groups: list[tuple[Any, ...]]) -> dict[str, Content]:
         """The files of those images that the pass needs, by image."""
@@ -100,13 +102,11 @@ class FetchShard:
         files = self.work.reader.read([group[0].uri for group in needed])
         return dict(zip((group[0].image_id for group in needed), files, strict=True))
 
-    def _left(self, shard: str, plan: ShardPlan, num_images: int, contents: dict[str, Content]) -> ShardLeft | None:
+    def _left(self, shard: str, plan: ShardPlan, num_images: int, unread: Sequence[ImageProblem]) -> ShardLeft | None:
         """The shard as one that is left for the next run of the command, if images could not be read for now.
 
         In the last run that tries, those images become rows that failed.
         """
-        problems = (content for content in contents.values() if isinstance(content, ImageProblem))
-        unread = [problem for problem in problems if problem.reason == Reason.STORAGE]
         if not unread:
             return None
         num_runs = self.work.target.count_unread(shard, plan.generation, self.work.command)

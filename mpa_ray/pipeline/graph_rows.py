@@ -49,6 +49,8 @@ class FetchedShard:
     plan: ShardPlan = field(default_factory=ShardPlan)
     order: tuple[str, ...] = ()
     """All images of the shard, if some of them are kept."""
+    num_unread: int = 0
+    """Images that could not be read for reasons that may pass, and that become failed rows."""
     failure: Failure | None = None
     left: ShardLeft | None = None
 

@@ -11,8 +11,6 @@ from mpa_ray.pipeline.pass_spec import ShardDone, ShardLeft
 from mpa_ray.records import Reason, State
 
 _NUM_REASONS_SHOWN = 3
-_MAY_PASS = (Reason.STORAGE,)
-"""Reasons of failed rows that may pass: visiting their images again may succeed."""
 
 
 @dataclass
@@ -22,11 +20,14 @@ class PassOutcomes:
     num_images: int = 0
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Rows by state and reason."""
+    num_unread: int = 0
+    """Images of committed shards that could not be read for reasons that may pass."""
     left: list[ShardLeft] = field(default_factory=list)
 
     def count(self, shard: ShardDone) -> None:
         """Add a committed shard."""
         self.num_images += shard.num_images
+        self.num_unread += shard.num_unread
         self.rows.update(shard.outcomes)
 
     def leave(self, shard: ShardLeft, limits: LimitsConfig, label: str) -> None:
@@ -43,8 +44,11 @@ class PassOutcomes:
 
     @property
     def may_pass(self) -> Counter[str]:
-        """The numbers of rows that failed for reasons that may pass, by reason."""
-        return Counter({reason: num for reason, num in self._by_reason(State.FAILED).items() if reason in _MAY_PASS})
+        """The numbers of images that this pass could not visit for reasons that may pass, by reason.
+
+        Rows that failed in an earlier phase are not counted.
+        """
+        return Counter({str(Reason.STORAGE): self.num_unread} if self.num_unread else {})
 
     def line(self, label: str) -> str:
         """The shares of rows that failed and that were dropped, with the most frequent reasons."""

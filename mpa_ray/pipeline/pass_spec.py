@@ -77,6 +77,8 @@ class ShardDone:
     """Rows by state and reason, without those of kept images."""
     failed: Counter[str] = field(default_factory=Counter)
     """Images whose rows all failed, by reason."""
+    num_unread: int = 0
+    """Images among them that could not be read for reasons that may pass."""
     num_kept: int = 0
     """Images whose rows were kept from the shard's generation before."""
     visit_s: float = 0.0

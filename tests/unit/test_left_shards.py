@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.phases.model_groups import fall_back_to_single, run_all_collect_errors
 from mpa_ray.pipeline.commit import CommitShard
-from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.fetch import FetchShard
 from mpa_ray.pipeline.graph_rows import FetchedShard, ShardFailed, VisitedShard, decode, decode_result, encode
 from mpa_ray.pipeline.pass_outcomes import PassOutcomes
@@ -28,6 +26,7 @@ from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.redo import Redo
 from mpa_ray.run.run import Run
 from mpa_ray.stages.image_work import ImageWork
+from tests.local_stream import LocalCoordinator
 
 SHARD = "000000"
 OUT = ImageProblem(Reason.STORAGE, "TransientError: s3://b/1.png: SlowDown")
@@ -44,19 +43,6 @@ class Images(Reader):
             if isinstance(content, Exception):
                 raise content
         return [content for content in contents if not isinstance(content, Exception)]
-
-
-class LocalCoordinator:
-    """Calls a coordinator as an actor is called, in this thread."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.coordinator, self._loop = PassCoordinator(LimitsConfig(), 2**20), loop
-
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=lambda *args: self._result(getattr(self.coordinator, name)(*args)))
-
-    def _result(self, result: Any) -> Any:
-        return self._loop.run_until_complete(result) if asyncio.iscoroutine(result) else result
 
 
 class Shard:
@@ -83,7 +69,7 @@ class Shard:
             redo=Redo(self.run.annotations, self.run.corpus, frozenset(reasons)),
             command=command,
         )
-        self.coordinator = LocalCoordinator(self._loop)
+        self.coordinator = LocalCoordinator(work, self._loop)
         self.coordinator.add_shard.remote(SHARD)
         fetched = decode(FetchShard(work, self.coordinator)({"shard": SHARD}), FetchedShard)
         rows = [row for image in fetched.images for row in self._visit(image)]
@@ -195,7 +181,7 @@ def test_a_run_that_cannot_count_ends(shard: Shard, monkeypatch: pytest.MonkeyPa
 def test_a_pass_ends_with_a_line_and_an_error_if_shards_are_left() -> None:
     outcomes = PassOutcomes()
     rows = {("kept", ""): 90, ("failed", "storage"): 2, ("failed", "unreadable"): 3, ("dropped", "duplicate_of"): 5}
-    outcomes.count(ShardDone(SHARD, 100, outcomes=rows))  # type: ignore[arg-type]
+    outcomes.count(ShardDone(SHARD, 100, outcomes=rows, num_unread=2))  # type: ignore[arg-type]
     assert outcomes.line("annotate") == (
         "annotate: of 100 rows, 5.0% failed (unreadable: 3, storage: 2), 5.0% were dropped (duplicate_of: 5)"
     )
