@@ -123,7 +123,7 @@ def test_images_are_left_then_failed_then_made_again(commands: Commands, proxy: 
     ]
     num_before = len(proxy.requests)
     assert commands.run("identify") == 0
-    assert sum(request.endswith(".png") for request in proxy.requests[num_reads:]) == 3, (
+    assert sum(request.endswith(".png") for request in proxy.requests[num_before:]) == 3, (
         "only new annotations are judged"
     )
     counts, judged = commands.audit(), commands.rows("verdicts/small")
