@@ -77,7 +77,7 @@ def test_a_store_that_is_too_busy_for_a_while_costs_no_image(server: str, images
 
     def refuses(method: str, path: str, _: int) -> tuple[int, str] | None:
         with lock:
-            if method != "GET" or ".png" not in path:
+            if method != "GET" or not path.endswith(".png"):
                 return None
             begun.append(time.monotonic())
             is_busy = begun[-1] - begun[0] < 10 and draws.random() < 1 / 3
@@ -97,8 +97,8 @@ def test_credentials_that_expire_end_the_command_at_once(server: str, images: Pa
     expired_at: list[float] = []
 
     def refuses(_: str, path: str, __: int) -> tuple[int, str] | None:
-        num_read = sum(".png" in request for request in proxy.requests)
-        if num_read < 30 or ".png" not in path:
+        num_read = sum(request.endswith(".png") for request in proxy.requests)
+        if num_read < 30 or not path.endswith(".png"):
             return None
         expired_at.append(time.monotonic())
         return 400, "ExpiredToken"
