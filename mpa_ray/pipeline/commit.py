@@ -51,6 +51,6 @@ class CommitShard(Generic[OutT]):
         shard, plan = visited.shard, visited.fetched.plan
         rows = plan.merge(visited.fetched.order, visited.rows)
         if not plan.is_current and self.target.commit(shard, rows, plan.generation, plan.source_generation):
-            return visited.rows
+            return [row for row in rows if row.image_id not in plan.kept]
         # Another attempt was first, so its rows count.
         return [row for row in self.target.read(shard) if row.image_id not in plan.kept]

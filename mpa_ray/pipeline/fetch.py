@@ -90,7 +90,7 @@ class FetchShard:
             for group, sighting in zip(groups, sightings, strict=True)
             if group[0].image_id not in plan.kept
         ]
-        order = tuple(group[0].image_id for group in groups) if plan.kept else ()
+        order = tuple(group[0].image_id for group in groups) if plan.generation else ()
         return FetchedShard(shard, images, usage, plan, order, len(unread))
 
     def _read(self, shard: str, groups: list[tuple[Any, ...]]) -> dict[str, Content]:

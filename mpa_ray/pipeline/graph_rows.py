@@ -48,7 +48,7 @@ class FetchedShard:
     usage: Usage = field(default_factory=Usage)
     plan: ShardPlan = field(default_factory=ShardPlan)
     order: tuple[str, ...] = ()
-    """All images of the shard, if some of them are kept."""
+    """All images of the shard, if it is made again."""
     num_unread: int = 0
     """Images that could not be read for reasons that may pass, and that become failed rows."""
     failure: Failure | None = None

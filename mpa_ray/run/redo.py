@@ -26,15 +26,22 @@ class ShardPlan:
     """The generation that the source's rows belong to."""
     kept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """The rows of the images that are not visited again, by image."""
+    partly: Mapping[str, Sequence[Any | None]] = field(default_factory=dict)
+    """The rows of images of which only some rows are made again, by image; None stands for a row that is made again."""
     is_current: bool = False
     """Nothing is to be made again: another driver has done it."""
 
     def merge(self, images: Sequence[str], rows: Iterable[Any]) -> list[Any]:
         """The kept rows and the new ones, in the order of the shard's images."""
-        if not self.kept:
+        if self.generation == 0:
             return list(rows)
-        made = by_image(rows)
-        return [row for image_id in images for row in (*self.kept.get(image_id, ()), *made.get(image_id, ()))]
+        merged = {**self.kept, **by_image(rows)}
+        for image_id, before in self.partly.items():
+            # An image that failed as a whole has one row, whatever the number of questions.
+            if len(before) == len(merged[image_id]):
+                pairs = zip(before, merged[image_id], strict=True)
+                merged[image_id] = [new if old is None else old for old, new in pairs]
+        return [row for image_id in images for row in merged.get(image_id, ())]
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class Redo:
         if newest is None:
             return ShardPlan(0, source_generation)
         source_by_image = by_image(source_rows)
-        again = self._changed(shard, newest.source_generation, source_generation, source_by_image)
+        changed = self._changed(shard, newest.source_generation, source_generation, source_by_image)
+        again = set(changed)
         rows = by_image(self.target.rows_of(newest))
         again.update(image_id for image_id in source_by_image if image_id not in rows)
         again.update(
@@ -69,8 +77,13 @@ class Redo:
             if any(map(self._is_redone, of_image)) and not _is_failed(source_by_image.get(image_id, ()))
         )
         kept = {image_id: of_image for image_id, of_image in rows.items() if image_id not in again}
+        partly = {
+            image_id: [None if self._is_redone(row) else row for row in rows[image_id]]
+            for image_id in again - changed
+            if image_id in rows
+        }
         is_current = not again and newest.source_generation == source_generation
-        return ShardPlan(newest.generation + 1, source_generation, kept, is_current)
+        return ShardPlan(newest.generation + 1, source_generation, kept, partly, is_current)
 
     def _has_failed(self, shard: str) -> bool:
         names = ["image_id", "state", "reason"]

@@ -96,6 +96,25 @@ def test_new_rows_take_their_place_among_kept_ones(run: Run) -> None:
     assert plan.merge([ref.image_id for ref in REFS], [SECOND[1]]) == SECOND
 
 
+def test_rows_of_the_same_image_that_did_not_fail_are_kept(run: Run) -> None:
+    def rows(first: str | None, second: str | None, number: int) -> list[Annotation]:
+        return [
+            replace(
+                annotation(number, "failed" if reason else "kept", reason, answer), annotation_id=f"{number}.png#{q}"
+            )
+            for q, (reason, answer) in enumerate([(first, "a"), (second, "b")])
+        ]
+
+    whole = [annotation(2, "failed", "storage")]
+    run.annotations.commit("000001", [*rows(None, None, 0), *rows(None, "request_failed", 1), *whole])
+    refs = [REFS[0], REFS[1], REFS[2]]
+    plan = redo(run, "failed").plan("000001", 0, refs)
+    new = [replace(row, answer=f"new {row.answer}") for row in (*rows(None, None, 1), *rows(None, None, 2))]
+    merged = plan.merge([ref.image_id for ref in refs], new)
+    assert [row.answer for row in merged] == ["a", "b", "a", "new b", "new a", "new b"]
+    assert {row.state for row in merged} == {"kept"}
+
+
 def test_nothing_is_visited_where_another_driver_was_first(run: Run) -> None:
     run.annotations.commit(SHARD, SECOND, generation=1)
     assert redo(run, "storage").shards([SHARD]) == []
