@@ -20,11 +20,12 @@ from mpa_ray.config.load import load_config, load_evaluation, load_object_store,
 from mpa_ray.config.models import AnswerConfig, ModelConfig, SamplingConfig
 from mpa_ray.config.run import EvaluationRunConfig, LimitsConfig, PlanConfig, RunConfig
 from mpa_ray.config.settings import BUNDLED, Settings, resolve_path
-from mpa_ray.config.source import ObjectStoreConfig, ReadingConfig, SourceConfig
+from mpa_ray.config.source import DEFAULT_EXTENSIONS, ObjectStoreConfig, ReadingConfig, SourceConfig
 
 __all__ = [
     "ARMS",
     "BUNDLED",
+    "DEFAULT_EXTENSIONS",
     "AnlsMatch",
     "AnnotateConfig",
     "AnswerConfig",

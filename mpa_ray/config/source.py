@@ -8,6 +8,12 @@ from pydantic import Field, field_validator, model_validator
 
 from mpa_ray.config.settings import Settings
 
+DEFAULT_EXTENSIONS = (
+    *("jpg", "jpeg", "jpe", "jfif", "pjpeg", "png", "apng", "webp", "avif", "gif", "bmp", "dib", "tif", "tiff", "ico"),
+    *("ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "jpc", "jpx", "jpf"),
+)
+"""The endings of the formats that the decoder reads."""
+
 
 class SourceConfig(Settings):
     """The unlabeled images."""
@@ -18,11 +24,19 @@ class SourceConfig(Settings):
     kind: str = "auto"
     """A kind such as images, list, parquet, webdataset or saved_dataset; `auto` recognises it by the path's ending and
     the folder's content. The error for an unknown kind lists all kinds."""
-    extensions: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-    """File name endings of images, without the dot, also in tars; an empty list takes every file."""
+    extensions: tuple[str, ...] = DEFAULT_EXTENSIONS
+    """File name endings of images, without the dot, also in tars; an empty list takes every file. Where the extra
+    `heic` is installed, the default also takes `heic`, `heif` and `hif`."""
+    exclude: tuple[str, ...] = ()
+    """Globs of files to leave out: `thumbs` and `*_small.*` match the name of any folder or file, and `2019/*/raw`, with
+    a slash, a path below the source's root. In tars, they match the members' names, too."""
+    include_hidden: bool = False
+    """Also take files whose path has a name with a dot in front, and those in `__MACOSX`, `@eaDir`, `lost+found` and
+    similar folders of operating systems."""
     image_column: str = "image"
-    """The column of a CSV or JSONL list, Parquet file or saved dataset with the image: bytes, a URI, or Hugging Face's
-    struct of both."""
+    """The column of a CSV or JSON list, Parquet file or saved dataset with the image: bytes, a URI, base64, or Hugging
+    Face's struct of bytes and path. `images[0]` is the first item of a column with lists. JSON lists without the
+    default column are also searched for `images`."""
     id_column: str | None = None
     """The column with the images' ids; None makes them from file names and row numbers."""
     metadata: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from typing import Any
 from mpa_ray.config import Arm, measured_as
 from mpa_ray.report.phase_status import PhaseState, PhaseStatus, Status
 from mpa_ray.run.dataset import ShardedDataset, prefetch
+from mpa_ray.run.left_out import left_out_in_words
 from mpa_ray.run.phase_record import PhaseKey, phase_record
 from mpa_ray.run.recorded_config import student_names
 from mpa_ray.run.run import REPORT_JSON, RUN_FILE, SCORES, Manifest, Run
@@ -105,6 +106,7 @@ class _StatusReader:
             num_shards=self._corpus.num_shards if self._corpus else None,
             num_done=num_images,
             num_total=num_images if self._corpus else self._settings.max_images,
+            note=left_out_in_words(self._corpus.left_out) if self._corpus and self._corpus.left_out else "",
         )
         return self._timed(phase, markers.values())
 

@@ -11,7 +11,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import count, islice, takewhile
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -34,6 +34,8 @@ class Commit:
     shard: str
     file: str
     num_rows: int
+    left_out: dict[str, int] = field(default_factory=dict)
+    """In the corpus: how many files the listing left out before the shard's last image, by ending or reason."""
 
 
 def shard_name(index: int) -> str:
@@ -69,11 +71,12 @@ class ShardedDataset(Generic[RowT]):
     folder: str
     row_type: type[RowT]
 
-    def commit(self, shard: str, rows: Sequence[RowT]) -> bool:
+    def commit(self, shard: str, rows: Sequence[RowT], left_out: Mapping[str, int] | None = None) -> bool:
         """Write a shard and publish it. Returns False if another attempt has published it: that one's rows count."""
         file = f"{self.folder}/data/{shard}-{uuid.uuid4().hex}.parquet"
         self.storage.write(file, to_parquet(rows, self.row_type))
-        marker = json.dumps(asdict(Commit(shard, file, len(rows))))
+        values = asdict(Commit(shard, file, len(rows), dict(left_out or {})))
+        marker = json.dumps({name: value for name, value in values.items() if name != "left_out" or value})
         return self.storage.create(self._marker(shard), marker.encode())
 
     def commit_of(self, shard: str) -> Commit | None:

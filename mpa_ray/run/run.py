@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from itertools import takewhile
@@ -42,6 +43,8 @@ class Manifest:
 
     num_images: int
     num_shards: int
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+    """How many files of the source are not in the corpus, by ending or reason."""
 
     @property
     def shards(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
-from mpa_ray.corpus.index import cut, index_source, list_images
+from mpa_ray.corpus.index import Selection, cut, index_source
 from mpa_ray.corpus.locator import Locator, Span
 from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
 from mpa_ray.corpus.places.gcs import ArrowPlace
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
+from mpa_ray.corpus.sources.left_out import LeftOut
 from mpa_ray.corpus.sources.open import kind_of
+from mpa_ray.corpus.sources.source import Listed
 from mpa_ray.errors import ConfigError
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import ImageRef, Reason
@@ -46,8 +49,17 @@ READER = Reader(ObjectStoreConfig())
 CONTENTS = [f"picture {i:02d}".encode() * (i + 1) for i in range(23)]
 
 
+def listing(path: object, after: ImageRef | None = None, **settings: Any) -> list[Listed]:
+    config = SourceConfig.model_validate({"path": str(path), **settings})
+    return list(Selection(config, PLACES).listing(after))
+
+
 def listed(path: object, after: ImageRef | None = None, **settings: Any) -> list[ImageRef]:
-    return list(list_images(SourceConfig.model_validate({"path": str(path), **settings}), PLACES, after))
+    return [item for item in listing(path, after, **settings) if isinstance(item, ImageRef)]
+
+
+def left_out(path: object, **settings: Any) -> dict[str, int]:
+    return dict(Counter(item.label for item in listing(path, **settings) if isinstance(item, LeftOut)))
 
 
 @pytest.mark.parametrize(("make", "kind"), KINDS)
@@ -217,7 +229,7 @@ def test_size_limits_fractions_and_shards(tmp_path: Path) -> None:
     assert 4 < len(half) < 19
     assert half == listed(folder, fraction=0.5) != listed(folder, fraction=0.5, seed=1)
     config = SourceConfig(path=str(folder), shard_size=4, max_shard_bytes=300)
-    shards = list(cut(list_images(config, PLACES), config))
+    shards = [shard.images for shard in cut(Selection(config, PLACES).listing(), config)]
     assert [ref for shard in shards for ref in shard] == listed(folder)
     assert all(len(shard) <= 4 for shard in shards)
     assert all(len(shard) == 1 or sum(ref.num_bytes or 0 for ref in shard) <= 300 for shard in shards)
