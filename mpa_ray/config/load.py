@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.config.run import EvaluationRunConfig, RunConfig
 from mpa_ray.config.setting_path import setting_path, settings_at, similar_settings
 from mpa_ray.config.settings import Settings
@@ -91,7 +92,7 @@ def _validated(kind: type[ConfigT], tree: dict[str, Any]) -> ConfigT:
 def _tree(path: str | Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     file = str(path)
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.safe_load(read_regular_file(path).decode())
     except UnicodeDecodeError as error:
         raise ConfigError("--config", file, f"is not UTF-8 ({error.reason}).", "Save it as UTF-8.") from error
     except OSError as error:

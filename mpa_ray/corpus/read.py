@@ -39,14 +39,20 @@ class Reader:
     num_threads: int = 16
     min_bytes: int = 0
     max_bytes: int | None = None
+    follow_redirects: bool = False
+    """Whether a web server may redirect to another host."""
 
     @property
     def places(self) -> Places:
         """The places that URIs are in."""
-        return Places(self.object_store)
+        return Places(self.object_store, self.follow_redirects)
 
     def read(self, uris: Sequence[str]) -> list[Content]:
-        """Return the content of each URI, in the given order. No error is raised."""
+        """Return the content of each URI, in the given order. No error is raised.
+
+        Each read ends by its deadline. If as many reads have expired as there are threads, the remaining ones are not
+        tried: the storage does not answer.
+        """
         contents: list[Content] = [ImageProblem(Reason.UNREADABLE, "not read")] * len(uris)
         with ThreadPoolExecutor(self.num_threads) as threads:
             for numbered in threads.map(lambda request: request(), list(self._requests(uris))):
@@ -56,6 +62,7 @@ class Reader:
 
     def _requests(self, uris: Sequence[str]) -> Iterator[Callable[[], list[_NumberedContent]]]:
         """Group the images of each file by what one request can read."""
+        expired: list[str] = []
         locators = sorted(enumerate(map(Locator.parse, uris)), key=lambda numbered: _position(numbered[1]))
         for (uri, kind), group in groupby(locators, key=lambda numbered: (numbered[1].uri, _kind(numbered[1]))):
             images = list(group)
@@ -68,14 +75,18 @@ class Reader:
                 requests = [(batch, partial(self._read_batch, uri, batch)) for batch in batches]
             else:
                 requests = [(images, partial(self._read_parquet_rows, uri, images))]
-            yield from (partial(self._catch_errors, image_group, read) for image_group, read in requests)
+            yield from (partial(self._catch_errors, image_group, read, expired) for image_group, read in requests)
 
     def _catch_errors(
-        self, images: Sequence[_NumberedLocator], read: Callable[[], list[_NumberedContent]]
+        self, images: Sequence[_NumberedLocator], read: Callable[[], list[_NumberedContent]], expired: list[str]
     ) -> list[_NumberedContent]:
         try:
+            if len(expired) >= self.num_threads:
+                raise TimeoutError(f"given up, like the {len(expired)} reads before it that did not end in time")
             return [(number, self._check_size(content)) for number, content in read()]
         except (OSError, ValueError, KeyError) as error:
+            if isinstance(error, TimeoutError):
+                expired.append(images[0][1].uri)
             # ValueError includes names with a zero byte and pyarrow's errors for damaged files.
             return [(number, _unreadable(error)) for number, _ in images]
 

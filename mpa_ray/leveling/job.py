@@ -45,7 +45,11 @@ class TrainingJob:
             level=student.level,
             task=task,
             plan=plan,
-            reader=Reader(config.object_store, config.reading.num_threads),
+            reader=Reader(
+                config.object_store,
+                config.reading.num_threads,
+                follow_redirects="redirects" in config.source.allow,
+            ),
             min_pixels=student.min_pixels,
             max_pixels=student.max_pixels,
             max_new_tokens=config.answer.max_new_tokens,

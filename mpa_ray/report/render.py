@@ -87,7 +87,8 @@ def _thumbnails(config: EvaluationRunConfig, students: Iterable[StudentSummary])
     """The images of the students' sample pairs, by URI; None for an image that cannot be shown."""
     reader = Reader(config.object_store, config.reading.num_threads)
     if isinstance(config, RunConfig):
-        reader = replace(reader, max_bytes=config.source.max_bytes)
+        source = config.source
+        reader = replace(reader, max_bytes=source.max_bytes, follow_redirects="redirects" in source.allow)
     uris = list({verdict.uri for student in students for verdict in student.samples})
     return {uri: _thumbnail(content) for uri, content in zip(uris, reader.read(uris), strict=True)}
 

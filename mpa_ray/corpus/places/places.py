@@ -19,8 +19,8 @@ class Places:
     """Opens the place of any supported URI. It holds only settings, so it can be sent to any process."""
 
     object_store: ObjectStoreConfig
-    follow_redirects: bool = False
-    """Whether a web server may redirect to another host."""
+    follow_redirects: bool = True
+    """Whether a web server may redirect to another host. A source decides this by `source.allow`."""
 
     def of(self, uri: str) -> Place:
         """Return the place that stores a URI or a local path.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -20,6 +19,7 @@ from mpa_ray.corpus.sources.source import Files, Listed, UriPolicy, images_of_co
 from mpa_ray.corpus.sources.tar import DamagedTar, Kind, Member, TarReader
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
+from mpa_ray.textual import identifier, parse_json, readable
 
 ENDINGS = (".tar",)
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -56,7 +56,7 @@ class WebDataset:
             with self._places.open(entry.uri) as content:
                 yield from self._images_of(TarReader(content, size), entry)
         except DamagedTar as error:
-            raise DamagedFile(f"cannot be read as a tar: {error}") from error
+            raise DamagedFile(f"cannot be read as a tar: {readable(str(error))}") from error
         except OSError as error:
             raise ConfigError(
                 "source.path",
@@ -78,10 +78,11 @@ class WebDataset:
         files: list[tuple[str, Span]] = []
         left_out: list[LeftOut] = []
         others: list[LeftOut] = []
-        parts: dict[str, bytes] = {}
+        parts: dict[str, bytes | None] = {}
         for member in members:
             if self._is_wanted(member, stem):
-                parts[_part(member.name, stem)] = tar.content(member)
+                is_small = member.num_bytes <= _MAX_METADATA_BYTES
+                parts[_part(member.name, stem)] = tar.content(member) if is_small else None
             if member.kind is Kind.FOLDER:
                 continue
             if not self._image_endings or member.name.lower().endswith(self._image_endings):
@@ -116,22 +117,25 @@ class WebDataset:
         names = self._config.metadata
         return bool(names) and member.kind is Kind.FILE and _part(member.name, stem) in ("json", *names)
 
-    def _metadata(self, parts: dict[str, bytes]) -> tuple[str | None, list[LeftOut]]:
-        """The metadata of a sample, and what of it cannot be read."""
-        values: dict[str, Any] = {}
-        left_out: list[LeftOut] = []
-        if "json" in parts:
+    def _metadata(self, parts: dict[str, bytes | None]) -> tuple[str | None, list[LeftOut]]:
+        """The metadata of a sample, and the members among `parts` that cannot be used.
+
+        Args:
+            parts: The content of members by their endings; None if it is too large.
+        """
+        if not self._config.metadata:
+            return None, []
+        texts = {name: content.decode(errors="replace") for name, content in parts.items() if content is not None}
+        left_out = [LeftOut(f".{name} (metadata larger than 1 MiB)") for name in parts if name not in texts]
+        keys: dict[str, Any] = {}
+        if "json" in texts:
             try:
-                values = json.loads(parts["json"].decode(errors="replace"))
-            except (ValueError, RecursionError):
-                left_out = [LeftOut(".json (not JSON)")]
-            if not isinstance(values, dict):
-                values, left_out = {}, [LeftOut(".json (not an object)")]
-        columns = {
-            name: parts[name].decode(errors="replace") if name in parts else values.get(name)
-            for name in self._config.metadata
-        }
-        return metadata_json(columns), left_out
+                document = parse_json(texts["json"])
+            except ValueError:
+                left_out.append(LeftOut(".json (damaged metadata)"))
+            else:
+                keys = document if isinstance(document, dict) else {}
+        return metadata_json({name: texts.get(name, keys.get(name)) for name in self._config.metadata}), left_out
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class _Images:
     def add(self, member: Member, span: Span) -> tuple[str, Span]:
         """Add an image; return its name, made unique, and its bytes."""
         self.spans[normpath(member.name)] = span
-        name = member.name
+        name = identifier(member.name)
         while name in self.names:
             # A tar with appended members may contain a name twice.
             name = f"{name}@{member.first}"
