@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from urllib3 import BaseHTTPResponse
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, NameResolutionError, SSLError
 
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.places.place import Entry
@@ -100,19 +101,17 @@ class Web:
                 return response
             response.close()
             target = urljoin(uri, location)
-            if _host(target) != _host(uri):
-                self._check_redirect(target)
-                only_public = only_public or last_address_is_public()
-            elif urlsplit(target).scheme not in ("http", "https"):
-                raise OSError(f"redirects to a {urlsplit(target).scheme}:// URI, which is not allowed")
+            self._check_redirect(uri, target)
+            # A host's name may also lead to another address than before.
+            only_public = only_public or last_address_is_public()
             uri = target
         raise OSError(f"redirects more than {_MAX_REDIRECTS} times")
 
-    def _check_redirect(self, target: str) -> None:
+    def _check_redirect(self, uri: str, target: str) -> None:
         scheme, host = urlsplit(target).scheme, urlsplit(target).hostname
         if scheme not in ("http", "https") or not host:
             raise OSError(f"redirects to a {scheme}:// URI, which is not allowed")
-        if not self.follow_redirects:
+        if not self.follow_redirects and _host(target) != _host(uri):
             raise OSError(f"redirects to another host, {host}; if you trust it, add 'redirects' to source.allow")
 
     def _with_retries(self, uri: str, attempt: Callable[[], T]) -> T:
@@ -125,6 +124,8 @@ class Web:
                 # urllib3 raises ValueError for a URI without a host.
                 raise OSError(f"{uri}: {error}") from error
             except (HTTPError, _Transient) as error:
+                if not _may_pass(error):
+                    raise OSError(f"{uri}: {error}") from error
                 last = error
             except TimeoutError as error:
                 raise TimeoutError(f"{uri}: {error}") from error
@@ -133,11 +134,19 @@ class Web:
             if number < self.config.max_attempts:
                 pause_s = min(_MAX_PAUSE_S, self.config.first_pause_s * 2 ** (number - 1))
                 time.sleep(random.uniform(0.5, 1.0) * pause_s)
-        raise OSError(f"{uri}: {last} (attempt {number})") from last
+        raise ConnectionError(f"{uri}: {last} (attempt {number})") from last
 
 
 class _Transient(Exception):
     """The server answered with a status that may pass."""
+
+
+def _may_pass(error: HTTPError | _Transient) -> bool:
+    """Whether another attempt may succeed; a host that does not exist, or has no valid certificate, stays so."""
+    cause = error.__cause__
+    if isinstance(error, NameResolutionError):
+        return isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_AGAIN
+    return not (isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error))
 
 
 def _check_status(response: BaseHTTPResponse) -> None:

@@ -24,15 +24,15 @@ def read_body(response: BaseHTTPResponse, skip: int, num_bytes: int) -> bytes:
         urllib3.exceptions.HTTPError: the connection broke.
     """
     content = bytearray()
-    for chunk in _decoded(response):
-        content += chunk[skip:] if skip else chunk
-        skip = max(0, skip - len(chunk))
-        if len(content) >= num_bytes:
-            # The rest of the body is still on its way.
-            response.close()
-            break
-    else:
-        response.release_conn()
+    try:
+        for chunk in _decoded(response):
+            content += chunk[skip:] if skip else chunk
+            skip = max(0, skip - len(chunk))
+            if len(content) >= num_bytes:
+                break
+    finally:
+        # A connection whose response was read to its end is already free for the next request.
+        response.close()
     del content[num_bytes:]
     return bytes(content)
 
@@ -49,7 +49,6 @@ def _decoded(response: BaseHTTPResponse) -> Iterator[bytes]:
         yield from _raw(response)
         return
     if encoding not in _GZIP:
-        response.close()
         raise OSError(f"sent with Content-Encoding {encoding}, which was not requested")
     decoder = zlib.decompressobj(_ANY_HEADER)
     for chunk in _raw(response):
