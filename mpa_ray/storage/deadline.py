@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
+THREAD_NAME = "read with deadline"
 _GRACE_S = 1.0
 """How much later than the call itself the caller gives up. The call's own error says more."""
 
@@ -101,7 +102,7 @@ def _submit(job: _Job[Any]) -> None:
         jobs = _idle.pop()
     except IndexError:
         jobs = SimpleQueue()
-        threading.Thread(target=_work, args=(jobs,), name="read with deadline", daemon=True).start()
+        threading.Thread(target=_work, args=(jobs,), name=THREAD_NAME, daemon=True).start()
     jobs.put(job)
 
 

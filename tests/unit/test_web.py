@@ -25,6 +25,7 @@ from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import ConfigError
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason
+from mpa_ray.storage import deadline
 
 CONTENT = bytes(range(256)) * 20
 SETTINGS = ObjectStoreConfig(max_attempts=3, first_pause_s=0.01)
@@ -289,13 +290,16 @@ def test_a_slow_server_is_cut_off(site: str, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["drip-body", "drip-chunks", "drip-headers", "silent"])
 def test_the_thread_of_a_slow_server_ends(site: str, path: str) -> None:
-    before = threading.active_count()
+    before = num_busy()
     for _ in range(3):
-        assert "imeoutError" in problem_of(f"{site}/{path}?{time.monotonic()}", IMPATIENT).detail
-    # Each abandoned thread would stay beside the one that is reused.
-    wait_until(lambda: threading.active_count() <= before + 4)
-    busy = [t for t in threading.enumerate() if t.name == "read with deadline"]
-    assert len(busy) <= before + 1
+        assert "TimeoutError" in problem_of(f"{site}/{path}", IMPATIENT).detail
+    wait_until(lambda: num_busy() <= before)
+    assert num_busy() <= before
+
+
+def num_busy() -> int:
+    """How many threads wait for a read."""
+    return sum(thread.name == deadline.THREAD_NAME for thread in threading.enumerate()) - len(deadline._idle)
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:
