@@ -28,8 +28,8 @@ class SourceConfig(Settings):
     """File name endings of images, without the dot, also in tars; an empty list takes every file. Where the extra
     `heic` is installed, the default also takes `heic`, `heif` and `hif`."""
     exclude: tuple[str, ...] = ()
-    """Globs of files to leave out: `thumbs` and `*_small.*` match the name of any folder or file, and `2019/*/raw`, with
-    a slash, a path below the source's root. In tars, they match the members' names, too."""
+    """Globs of files to leave out: `thumbs` and `*_small.*` match the name of any folder or file; `2019/*/raw`, with a
+    slash, matches a path below the source's root. In tars, they match the members' names, too."""
     include_hidden: bool = False
     """Also take files whose path has a name with a dot in front, and those in `__MACOSX`, `@eaDir`, `lost+found` and
     similar folders of operating systems."""

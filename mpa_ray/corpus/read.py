@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
-from typing import Any, cast
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.locator import Locator, Span
 from mpa_ray.corpus.places.places import Places
-from mpa_ray.corpus.sources.saved_dataset import read_batch, stream_schema
+from mpa_ray.corpus.sources.arrow_stream import StreamHead
+from mpa_ray.corpus.sources.columns import content_of, item_of, split_item
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason
 
@@ -84,7 +85,7 @@ class Reader:
             if len(expired) >= self.num_threads:
                 raise TimeoutError(f"given up, like the {len(expired)} reads before it that did not end in time")
             return [(number, self._check_size(content)) for number, content in read()]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             if isinstance(error, TimeoutError):
                 expired.append(images[0][1].uri)
             # ValueError includes names with a zero byte and pyarrow's errors for damaged files.
@@ -108,8 +109,10 @@ class Reader:
 
     def _read_batch(self, uri: str, images: list[_NumberedLocator]) -> list[_NumberedContent]:
         span = cast(Span, images[0][1].span)
-        batch = read_batch(self.places.of(uri).read(uri, span.first, span.num_bytes), _schema(self.object_store, uri))
-        return [(number, _cell(batch.column(locator.column), cast(int, locator.row))) for number, locator in images]
+        content = self.places.of(uri).read(uri, span.first, span.num_bytes)
+        batch = _stream_head(self.object_store, uri).read_batch(content, span.first)
+        column, item = split_item(str(images[0][1].column), batch.schema.names)
+        return [(number, _cell(batch.column(column), cast(int, locator.row), item)) for number, locator in images]
 
     def _read_parquet_rows(self, uri: str, images: list[_NumberedLocator]) -> list[_NumberedContent]:
         contents: list[_NumberedContent] = []
@@ -121,9 +124,11 @@ class Reader:
                 inside = [(number, locator) for number, locator in queue if cast(int, locator.row) < end]
                 queue = queue[len(inside) :]
                 if inside:
-                    column = inside[0][1].column
+                    column, item = split_item(str(inside[0][1].column), file.schema_arrow.names)
                     cells = file.read_row_group(group, columns=[column], use_threads=False).column(column)
-                    contents += [(number, _cell(cells, cast(int, locator.row) - first)) for number, locator in inside]
+                    contents += [
+                        (number, _cell(cells, cast(int, locator.row) - first, item)) for number, locator in inside
+                    ]
                 first = end
         return contents + [(number, ImageProblem(Reason.UNREADABLE, f"{uri} has no such row")) for number, _ in queue]
 
@@ -163,13 +168,9 @@ def _runs(images: list[_NumberedLocator]) -> Iterator[list[_NumberedLocator]]:
         yield run
 
 
-def _cell(column: pa.ChunkedArray | pa.Array, row: int) -> Content:
-    """Return the image in a table's cell, which holds bytes or a struct with bytes."""
-    value: Any = column[row].as_py()
-    content = value.get("bytes") if isinstance(value, dict) else value
-    if content is None:
-        return ImageProblem(Reason.UNREADABLE, "no bytes in its row")
-    return bytes(content)
+def _cell(column: pa.ChunkedArray | pa.Array, row: int, item: int | None) -> Content:
+    """Return the image in a table's cell."""
+    return content_of(item_of(column[row].as_py(), item))
 
 
 def _unreadable(error: Exception) -> ImageProblem:
@@ -177,5 +178,5 @@ def _unreadable(error: Exception) -> ImageProblem:
 
 
 @lru_cache(64)
-def _schema(object_store: ObjectStoreConfig, uri: str) -> pa.Schema:
-    return stream_schema(Places(object_store), uri)
+def _stream_head(object_store: ObjectStoreConfig, uri: str) -> StreamHead:
+    return StreamHead.read(Places(object_store), uri)

@@ -15,6 +15,7 @@ from mpa_ray.corpus.locator import Locator
 from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.sources.columns import split_item
 from mpa_ray.corpus.sources.globs import split_glob
 from mpa_ray.corpus.sources.left_out import LeftOut, NameFilter, by_ending
 from mpa_ray.errors import ConfigError
@@ -45,7 +46,7 @@ class Files:
     endings: tuple[str, ...]
     """The endings to include, in lower case with the dot; empty includes every file."""
     num_listers: int = 1
-    names: NameFilter = NameFilter()
+    names: NameFilter = field(default_factory=NameFilter)
     """Applies to files of folders, prefixes and globs, not to a single file."""
     needs: dict[str, str] = field(default_factory=dict)
     """What would have to be installed to read further endings, by ending."""
@@ -185,10 +186,11 @@ class Rows:
         """Raise ConfigError if a configured column is missing."""
         columns = [("image_column", self.config.image_column), ("id_column", self.config.id_column)]
         columns += [("metadata", name) for name in self.config.metadata]
-        for field, name in columns:
-            if name is not None and name not in names:
+        for setting, name in columns:
+            column = split_item(name, names)[0] if name is not None and setting == "image_column" else name
+            if column is not None and column not in names:
                 raise ConfigError(
-                    f"source.{field}",
+                    f"source.{setting}",
                     name,
                     f"is not a column of {where}.",
                     f"Choose from {', '.join(map(repr, names))}.",
