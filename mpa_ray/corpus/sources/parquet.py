@@ -13,7 +13,6 @@ from mpa_ray.corpus.locator import Locator
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.columns import ImageColumn, item_of, path_in
-from mpa_ray.corpus.sources.embedded import is_embedded
 from mpa_ray.corpus.sources.left_out import NameFilter
 from mpa_ray.corpus.sources.source import Files, Listed, Rows, UriPolicy, images_of_containers
 from mpa_ray.errors import ConfigError
@@ -22,6 +21,8 @@ from mpa_ray.records import ImageRef
 ENDINGS = (".parquet",)
 _ROWS_PER_BATCH = 256
 """Few, since a batch may hold images."""
+_MAX_URI_BYTES = 4096
+"""Text that is longer on average in a row group is base64, so it need not be read to see which rows name files."""
 
 
 class ParquetFiles:
@@ -82,18 +83,17 @@ def _read_for_images(file: pq.ParquetFile, group: int, column: ImageColumn) -> s
     """
     if column.kind == "bytes":
         return None
-    if column.kind == "text":
-        # Where the first image is embedded, the others are too, and the column holds as many bytes as the images.
-        first = next(_values(file, group, [column.name], num_rows=1), {}).get(column.name)
-        value = item_of(first, column.item)
-        return None if isinstance(value, str) and is_embedded(value) else column.name
     leaves = {file.schema.column(i).path: i for i in range(len(file.schema))}
     own = [leaf for leaf in leaves if leaf.startswith(f"{column.name}.")]
     paths = next((leaf for leaf in own if leaf.endswith(".path")), None)
     contents = next((leaf for leaf in own if leaf.endswith(".bytes")), None)
+    metadata = file.metadata.row_group(group)
+    if column.kind == "text":
+        chunks = [metadata.column(leaves[leaf]) for leaf in leaves if leaf == column.name or leaf in own]
+        num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
+        return None if num_bytes > _MAX_URI_BYTES * metadata.num_rows else column.name
     if contents is None or paths is None:
         return None if paths is None else column.name
-    metadata = file.metadata.row_group(group)
     num_nulls = _num_nulls(metadata.column(leaves[contents]))
     if num_nulls == 0 or _num_nulls(metadata.column(leaves[paths])) == metadata.column(leaves[paths]).num_values:
         return None
@@ -109,11 +109,9 @@ def _num_nulls(chunk: pq.ColumnChunkMetaData) -> int | None:
     return statistics.null_count if statistics is not None and statistics.has_null_count else None
 
 
-def _values(
-    file: pq.ParquetFile, group: int, columns: list[str], num_rows: int = _ROWS_PER_BATCH
-) -> Iterator[dict[str, Any]]:
+def _values(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
     if not columns:
         yield from ({} for _ in range(file.metadata.row_group(group).num_rows))
         return
-    for batch in file.iter_batches(num_rows, row_groups=[group], columns=columns, use_threads=False):
+    for batch in file.iter_batches(_ROWS_PER_BATCH, row_groups=[group], columns=columns, use_threads=False):
         yield from cast(list[dict[str, Any]], batch.to_pylist())
