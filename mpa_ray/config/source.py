@@ -59,7 +59,7 @@ class SourceConfig(Settings):
     shard_size: int = Field(256, ge=1)
     """Images per shard. A shard is the unit of retry, commit and resume."""
     max_shard_bytes: int = Field(256 * 2**20, ge=1)
-    """Largest total size of a shard's files; a shard with fewer images than `shard_size` ends here."""
+    """Largest total size of a shard's files. A shard that reaches it ends, even with fewer images than `shard_size`."""
     num_listers: int = Field(16, ge=1)
     """Prefixes, tars or Parquet files to list concurrently."""
     allow: tuple[Literal["http", "redirects", "local_files", "parent_folders"], ...] = ()

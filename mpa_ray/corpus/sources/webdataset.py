@@ -125,7 +125,9 @@ class WebDataset:
         """
         if not self._config.metadata:
             return None, []
-        texts = {name: content.decode(errors="replace") for name, content in parts.items() if content is not None}
+        texts = {
+            name: content.decode(errors="backslashreplace") for name, content in parts.items() if content is not None
+        }
         left_out = [LeftOut(f".{name} (metadata larger than 1 MiB)") for name in parts if name not in texts]
         keys: dict[str, Any] = {}
         if "json" in texts:
