@@ -54,8 +54,8 @@ class SourceConfig(Settings):
     skip_duplicates: bool = True
     """Annotate only the first of several files with the same bytes; the others are dropped as `duplicate_of` it."""
     skip_damaged: bool = False
-    """Leave out tars and other files with images that are cut or damaged, and count them; otherwise the first one ends
-    indexing with an error that names it."""
+    """Leave out tars, Parquet files and files of saved datasets that are cut or damaged, and count them. Otherwise, the
+    first such file ends indexing with an error that names it."""
     shard_size: int = Field(256, ge=1)
     """Images per shard. A shard is the unit of retry, commit and resume."""
     max_shard_bytes: int = Field(256 * 2**20, ge=1)

@@ -8,6 +8,7 @@ from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.sources.left_out import LeftOut
 from mpa_ray.corpus.sources.source import Listed
 from mpa_ray.errors import ConfigError
+from mpa_ray.textual import readable
 
 
 class DamagedFile(Exception):
@@ -15,12 +16,12 @@ class DamagedFile(Exception):
 
 
 def without_damaged(config: SourceConfig, path: str, listing: Iterator[Listed]) -> Iterator[Listed]:
-    """Yield the listing of a file; leave out the whole file if it is damaged and `skip_damaged` is set.
+    """Yield the listing of a file. If the file is damaged and `skip_damaged` is set, leave all of it out.
 
     Args:
         config: The source.
         path: The file's path below the source's root, for the message.
-        listing: Raises DamagedFile, with a message without a full stop, if the file is damaged.
+        listing: Raises an error of `unreadable` if the file cannot be read.
 
     Raises:
         ConfigError: the file is damaged; names it.
@@ -37,3 +38,28 @@ def without_damaged(config: SourceConfig, path: str, listing: Iterator[Listed]) 
                 "Repair the file or remove it from the source, or set source.skip_damaged to leave such files out.",
             ) from error
         yield LeftOut("damaged files (source.skip_damaged)")
+
+
+def unreadable(config: SourceConfig, path: str, uri: str, kind: str, error: Exception) -> DamagedFile | ConfigError:
+    """The error to raise if a file of images cannot be read.
+
+    Args:
+        config: The source.
+        path: The file's path below the source's root, for the message.
+        uri: The file's URI.
+        kind: What the file should be, such as `a tar`.
+        error: The reason. pyarrow raises OSError also for a damaged file; those of storage have a number, are of a
+            derived type, or begin with the URI.
+    """
+    of_storage = isinstance(error, OSError) and (
+        type(error) is not OSError or error.errno is not None or str(error).startswith(uri)
+    )
+    message = readable(" ".join(str(getattr(error, "strerror", None) or error).split()))
+    if not of_storage:
+        return DamagedFile(f"cannot be read as {kind} ({message})")
+    return ConfigError(
+        "source.path",
+        config.path,
+        f"{path} cannot be read ({message}).",
+        "Check the file, your permissions and the connection.",
+    )

@@ -39,7 +39,7 @@ _APPLIES_TO = {
     "include_hidden": ("images", "parquet", "webdataset"),
     "image_column": ("list", "parquet", "saved_dataset"),
     "id_column": ("list", "parquet", "saved_dataset"),
-    "skip_damaged": ("webdataset",),
+    "skip_damaged": ("parquet", "webdataset", "saved_dataset"),
     "metadata": ("list", "parquet", "webdataset", "saved_dataset"),
 }
 """The kinds that use a setting; all kinds use the settings that are not here."""

@@ -15,7 +15,6 @@ from typing import BinaryIO
 _BLOCK_BYTES = 512
 _MAX_EXTENSION_BYTES = 16 * 2**20
 """Largest extended header. One holds a name, or a file's attributes."""
-_MAX_DIGITS = 19
 _OCTAL = re.compile(rb"[0-7]*")
 _PAX_RECORD = re.compile(rb"(\d{1,9}) ([^=]+)=")
 _COMPRESSED = {
@@ -209,7 +208,7 @@ def _number(digits: bytes, name: str) -> int:
 
 
 def _decimal(digits: str, name: str) -> int:
-    if not digits.isdecimal() or len(digits) > _MAX_DIGITS:
+    if not re.fullmatch(r"[0-9]{1,19}", digits):
         raise DamagedTar(f"{name} has no valid size")
     return int(digits)
 

@@ -12,14 +12,14 @@ from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator, Span
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.corpus.places.places import Places
-from mpa_ray.corpus.sources.damage import DamagedFile, without_damaged
+from mpa_ray.corpus.sources.damage import unreadable, without_damaged
 from mpa_ray.corpus.sources.images import image_endings
 from mpa_ray.corpus.sources.left_out import LeftOut, NameFilter, by_ending
 from mpa_ray.corpus.sources.source import Files, Listed, UriPolicy, images_of_containers, metadata_json
 from mpa_ray.corpus.sources.tar import DamagedTar, Kind, Member, TarReader
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
-from mpa_ray.textual import identifier, parse_json, readable
+from mpa_ray.textual import identifier, parse_json
 
 ENDINGS = (".tar",)
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -55,15 +55,8 @@ class WebDataset:
             size = self._places.of(entry.uri).size(entry.uri)
             with self._places.open(entry.uri) as content:
                 yield from self._images_of(TarReader(content, size), entry)
-        except DamagedTar as error:
-            raise DamagedFile(f"cannot be read as a tar: {readable(str(error))}") from error
-        except OSError as error:
-            raise ConfigError(
-                "source.path",
-                self._config.path,
-                f"{entry.path} cannot be read ({error.strerror or error}).",
-                "Check the file, your permissions and the connection.",
-            ) from error
+        except (OSError, DamagedTar) as error:
+            raise unreadable(self._config, entry.path, entry.uri, "a tar", error) from error
 
     def _images_of(self, tar: TarReader, entry: Entry) -> Iterator[Listed]:
         images = _Images()
