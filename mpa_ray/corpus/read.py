@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
@@ -19,6 +18,7 @@ from mpa_ray.corpus.sources.arrow_stream import StreamHead
 from mpa_ray.corpus.sources.columns import content_of, item_of, split_item
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason
+from mpa_ray.storage.deadline import call_each
 
 Content = bytes | ImageProblem
 """An image's bytes, or the reason why there are none."""
@@ -26,6 +26,8 @@ Content = bytes | ImageProblem
 _NumberedLocator = tuple[int, Locator]
 _NumberedContent = tuple[int, Content]
 """The numbers in both types are positions in the list of URIs to read."""
+_Request = tuple[Sequence[_NumberedLocator], Callable[[], list[_NumberedContent]]]
+"""Images, and what reads them."""
 
 _MAX_GAP_BYTES = 64 * 2**10
 """Spans with a smaller gap are read together: headers and other members lie between the images of a tar."""
@@ -55,15 +57,18 @@ class Reader:
         tried: the storage does not answer.
         """
         contents: list[Content] = [ImageProblem(Reason.UNREADABLE, "not read")] * len(uris)
-        with ThreadPoolExecutor(self.num_threads) as threads:
-            for numbered in threads.map(lambda request: request(), list(self._requests(uris))):
-                for number, content in numbered:
-                    contents[number] = content
+        requests = list(self._requests(uris))
+        calls = [partial(self._catch_errors, images, read) for images, read in requests]
+        results = call_each(calls, self.num_threads, self.object_store.read_deadline_s)
+        for (images, _), result in zip(requests, results, strict=True):
+            if isinstance(result, TimeoutError):
+                result = [(number, _unreadable(result)) for number, _ in images]
+            for number, content in result:
+                contents[number] = content
         return contents
 
-    def _requests(self, uris: Sequence[str]) -> Iterator[Callable[[], list[_NumberedContent]]]:
+    def _requests(self, uris: Sequence[str]) -> Iterator[_Request]:
         """Group the images of each file by what one request can read."""
-        expired: list[str] = []
         locators = sorted(enumerate(map(Locator.parse, uris)), key=lambda numbered: _position(numbered[1]))
         for (uri, kind), group in groupby(locators, key=lambda numbered: (numbered[1].uri, _kind(numbered[1]))):
             images = list(group)
@@ -76,18 +81,14 @@ class Reader:
                 requests = [(batch, partial(self._read_batch, uri, batch)) for batch in batches]
             else:
                 requests = [(images, partial(self._read_parquet_rows, uri, images))]
-            yield from (partial(self._catch_errors, image_group, read, expired) for image_group, read in requests)
+            yield from requests
 
     def _catch_errors(
-        self, images: Sequence[_NumberedLocator], read: Callable[[], list[_NumberedContent]], expired: list[str]
+        self, images: Sequence[_NumberedLocator], read: Callable[[], list[_NumberedContent]]
     ) -> list[_NumberedContent]:
         try:
-            if len(expired) >= self.num_threads:
-                raise TimeoutError(f"given up, like the {len(expired)} reads before it that did not end in time")
             return [(number, self._check_size(content)) for number, content in read()]
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            if isinstance(error, TimeoutError):
-                expired.append(images[0][1].uri)
             # ValueError includes names with a zero byte and pyarrow's errors for damaged files.
             return [(number, _unreadable(error)) for number, _ in images]
 

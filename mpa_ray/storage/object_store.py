@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError
 
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.errors import ConfigError
-from mpa_ray.storage.deadline import Expiry
+from mpa_ray.storage.deadline import Expiry, call_with_deadline
 
 SCHEME = "s3://"
 # botocore uses the HTTP status as the error code if the response has no body.
@@ -177,7 +177,8 @@ class ObjectStore:
         if not nested:
             arguments["Delimiter"] = "/"
         while True:
-            page = self._with_retries(partial(self._list_page, arguments), bucket, prefix)
+            list_page = partial(self._with_retries, partial(self._list_page, arguments), bucket, prefix)
+            page = call_with_deadline(list_page, self.config.read_deadline_s, f"{SCHEME}{bucket}/{prefix}")
             yield _Page(
                 [
                     ListedObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])

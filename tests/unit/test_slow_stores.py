@@ -13,6 +13,7 @@ import pytest
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
+from mpa_ray.errors import ConfigError
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason
 from mpa_ray.storage import deadline
@@ -101,6 +102,15 @@ def test_a_slow_store_is_given_up(config: ObjectStoreConfig, key: str) -> None:
     with pytest.raises(TimeoutError):
         S3Storage("s3://bucket", config).read(key)
     assert time.monotonic() - started < 6
+
+
+def test_a_slow_listing_is_given_up(config: ObjectStoreConfig) -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match="s3://drip-bucket/"):
+        list(S3Storage("s3://drip-bucket", config).list("corpus"))
+    with pytest.raises(ConfigError, match="cannot be listed"):
+        list(Places(config).of("s3://drip-bucket").walk("s3://drip-bucket/images"))
+    assert time.monotonic() - started < 8
 
 
 def test_the_thread_of_a_slow_store_ends(config: ObjectStoreConfig) -> None:
