@@ -204,8 +204,8 @@ def site(server: ThreadingHTTPServer) -> str:
     return f"http://127.0.0.1:{server.server_port}"
 
 
-def problem_of(uri: str, settings: ObjectStoreConfig = SETTINGS, **options: int) -> ImageProblem:
-    (content,) = Reader(settings, **options).read([uri])
+def problem_of(uri: str, settings: ObjectStoreConfig = SETTINGS, max_bytes: int | None = None) -> ImageProblem:
+    (content,) = Reader(settings, max_bytes=max_bytes).read([uri])
     assert isinstance(content, ImageProblem)
     return content
 

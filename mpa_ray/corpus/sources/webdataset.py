@@ -80,7 +80,10 @@ class WebDataset:
                 continue
             if not self._image_endings or member.name.lower().endswith(self._image_endings):
                 file = self._image(member, images, entry)
-                (left_out if isinstance(file, LeftOut) else files).append(file)
+                if isinstance(file, LeftOut):
+                    left_out.append(file)
+                else:
+                    files.append(file)
             else:
                 others.append(self._names.left_out(member.name) or by_ending(member.name))
         # A sample's other members describe its images.
