@@ -146,6 +146,11 @@ class Site(BaseHTTPRequestHandler):
             self.wfile.write(piece)
             time.sleep(0.05)
 
+    def continue_forever(self) -> None:
+        for _ in range(3000):
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            time.sleep(0.01)
+
     def silent(self) -> None:
         time.sleep(30)
 
@@ -172,6 +177,8 @@ PATHS: dict[str, Callable[[Site], None]] = {
     "/without-length": Site.without_length,
     "/gzip": Site.encoded,
     "/deflate": lambda site: site.encoded("deflate", zlib.compress),
+    "/gzip-in-parts": lambda site: site.encoded("x-gzip", lambda c: gzip.compress(c[:99]) + gzip.compress(c[99:])),
+    "/continue-forever": Site.continue_forever,
     "/cut-gzip": lambda site: site.encoded("gzip", lambda content: gzip.compress(content)[:-20]),
     "/not-gzip": lambda site: site.encoded("gzip", bytes),
     "/br": lambda site: site.encoded("br", bytes),
@@ -210,7 +217,9 @@ def problem_of(uri: str, settings: ObjectStoreConfig = SETTINGS, max_bytes: int 
     return content
 
 
-@pytest.mark.parametrize("path", ["whole", "ranges", "without-length", "gzip", "deflate", "no-head", "breaks-once"])
+@pytest.mark.parametrize(
+    "path", ["whole", "ranges", "without-length", "gzip", "gzip-in-parts", "deflate", "no-head", "breaks-once"]
+)
 def test_files_and_parts_of_them(site: str, path: str) -> None:
     uri = f"{site}/{path}"
     place = Places(SETTINGS).of(uri)
@@ -280,7 +289,9 @@ def test_a_wrong_answer_is_a_reason(site: str, path: str, detail: str) -> None:
     assert detail in problem_of(f"{site}/{path}", max_bytes=10**6).detail
 
 
-@pytest.mark.parametrize("path", ["drip-body", "drip-chunks", "drip-headers", "silent", "wait-for-long"])
+@pytest.mark.parametrize(
+    "path", ["drip-body", "drip-chunks", "drip-headers", "continue-forever", "silent", "wait-for-long"]
+)
 def test_a_slow_server_is_cut_off(site: str, path: str) -> None:
     started = time.monotonic()
     problem = problem_of(f"{site}/{path}", IMPATIENT)
@@ -288,7 +299,7 @@ def test_a_slow_server_is_cut_off(site: str, path: str) -> None:
     assert problem.reason == Reason.UNREADABLE
 
 
-@pytest.mark.parametrize("path", ["drip-body", "drip-chunks", "drip-headers", "silent"])
+@pytest.mark.parametrize("path", ["drip-body", "drip-chunks", "drip-headers", "continue-forever", "silent"])
 def test_the_thread_of_a_slow_server_ends(site: str, path: str) -> None:
     before = num_busy()
     for _ in range(3):

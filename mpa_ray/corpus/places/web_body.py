@@ -50,13 +50,16 @@ def _decoded(response: BaseHTTPResponse) -> Iterator[bytes]:
         return
     if encoding not in _GZIP:
         raise OSError(f"sent with Content-Encoding {encoding}, which was not requested")
-    decoder = zlib.decompressobj(_ANY_HEADER)
+    decoder = None
     for chunk in _raw(response):
         # A few bytes may decode to thousands of times as many.
-        while chunk and not decoder.eof:
+        while chunk:
+            if decoder is None or decoder.eof:
+                # A body may have several encoded parts.
+                decoder = zlib.decompressobj(_ANY_HEADER)
             yield _inflate(decoder, chunk, _CHUNK_BYTES)
-            chunk = decoder.unconsumed_tail
-    if not decoder.eof:
+            chunk = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
+    if decoder is not None and not decoder.eof:
         raise OSError(f"the {encoding} encoding ends too early")
 
 
