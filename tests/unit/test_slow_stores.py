@@ -69,7 +69,10 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStoreConfig]:
     server.block_on_close = False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield ObjectStoreConfig(
-        endpoint_url=f"http://127.0.0.1:{server.server_port}", region="us-east-1", first_pause_s=0.01, read_deadline_s=1
+        endpoint_url=f"http://127.0.0.1:{server.server_port}",
+        region="us-east-1",
+        first_pause_s=0.01,
+        read_deadline_s=0.3,
     )
     server.shutdown()
     server.server_close()

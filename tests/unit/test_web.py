@@ -29,7 +29,7 @@ from mpa_ray.storage import deadline
 
 CONTENT = bytes(range(256)) * 20
 SETTINGS = ObjectStoreConfig(max_attempts=3, first_pause_s=0.01)
-IMPATIENT = ObjectStoreConfig(max_attempts=3, first_pause_s=0.01, read_deadline_s=1)
+IMPATIENT = ObjectStoreConfig(max_attempts=3, first_pause_s=0.01, read_deadline_s=0.3)
 ENDLESS_BYTES = 400 * 2**20
 
 
@@ -235,9 +235,21 @@ def test_files_and_parts_of_them(site: str, path: str) -> None:
 
 
 def test_a_missing_file_is_a_reason(site: str) -> None:
-    contents = Reader(SETTINGS, max_bytes=6000).read([f"{site}/once", f"{site}/none", "http://127.0.0.1:9/refused"])
+    contents = Reader(SETTINGS, max_bytes=6000).read([f"{site}/once", f"{site}/none"])
     assert contents[0] == CONTENT
-    assert [c.reason for c in contents[1:] if isinstance(c, ImageProblem)] == [Reason.UNREADABLE] * 2
+    assert isinstance(contents[1], ImageProblem)
+    assert contents[1].reason == Reason.UNREADABLE
+    assert contents[1].detail == f"FileNotFoundError: {site}/none: HTTP status 404"
+
+
+def test_errors_that_may_pass_are_connection_errors(site: str) -> None:
+    """`ConnectionError` and `TimeoutError` may pass."""
+    for uri in ("http://127.0.0.1:9/refused", f"{site}/wait-for-long"):
+        with pytest.raises(ConnectionError, match="attempt 3"):
+            Places(SETTINGS).of(uri).read(uri)
+    with pytest.raises(OSError, match="HTTP status 403") as caught:
+        Places(SETTINGS).of(site).read(f"{site}/refused")
+    assert type(caught.value) is OSError
 
 
 def test_what_cannot_pass_is_requested_once(site: str) -> None:
@@ -296,7 +308,7 @@ def test_a_slow_server_is_cut_off(site: str, path: str) -> None:
     started = time.monotonic()
     problem = problem_of(f"{site}/{path}", IMPATIENT)
     assert time.monotonic() - started < 4
-    assert problem.reason == Reason.UNREADABLE
+    assert "TimeoutError" in problem.detail or "HTTP status 503 (attempt 3)" in problem.detail
 
 
 @pytest.mark.parametrize("path", ["drip-body", "drip-chunks", "drip-headers", "continue-forever", "silent"])
