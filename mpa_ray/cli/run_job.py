@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import atexit
+import io
 import logging
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import NoReturn
 
-from mpa_ray.errors import ConfigError, RunError, Unfinished, without_passwords
+from mpa_ray.errors import ConfigError, RunError, Unfinished
+from mpa_ray.observability.log_context import redact_log_records
+from mpa_ray.redaction import without_secrets
+from mpa_ray.textual import readable
 
 DONE, FAILED, WRONG_SETUP, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -20,9 +26,9 @@ exit codes:
   0    done
   1    failed, or the audit found problems, or a planned model does not fit its GPUs
   2    wrong set-up: an option, a setting or the installation; nothing was started
-  3    unfinished for a reason that may pass, such as a full disk or an unreachable object store
+  3    unfinished for a reason that may be temporary, such as a full disk or an unreachable object store
   130  interrupted by Ctrl-C or SIGTERM
-After 1, 3 and 130, the same command continues where the run ended."""
+After 1, 3 and 130, run the same command again to continue where the run ended."""
 
 
 def run_job(main: Callable[[], int | None]) -> int:
@@ -32,6 +38,7 @@ def run_job(main: Callable[[], int | None]) -> int:
     """
     if "RAY_LOGGING_CONFIG_ENCODING" not in os.environ:
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _prepare_output()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     interrupted = threading.Event()
@@ -53,7 +60,8 @@ def run_job(main: Callable[[], int | None]) -> int:
         return FAILED
     except OSError as error:
         # A file of the run that could not be read or written at the start.
-        return _failed("Unfinished", f"{type(error).__name__}: {error}. The same command continues.", UNFINISHED)
+        problem = f"{type(error).__name__}: {error}. Run the same command again to continue."
+        return _failed("Unfinished", problem, UNFINISHED)
     except ModuleNotFoundError as error:
         return _missing_package(error)
     except KeyboardInterrupt:
@@ -61,12 +69,27 @@ def run_job(main: Callable[[], int | None]) -> int:
         threading.excepthook = lambda _: None
         logging.disable()
         interrupted.set()
-        return _failed("Interrupted", "the same command continues.", INTERRUPTED)
+        return _failed("Interrupted", "run the same command again to continue.", INTERRUPTED)
 
 
 def _failed(kind: str, problem: object, code: int) -> int:
-    print(f"{kind}: {without_passwords(str(problem))}", file=sys.stderr)
+    print(f"{kind}: {readable(without_secrets(str(problem)))}", file=sys.stderr)
     return code
+
+
+def _prepare_output() -> None:
+    """Hide secrets in logs and tracebacks, and print characters that the output's encoding lacks as escapes."""
+    redact_log_records()
+    sys.excepthook = _print_traceback
+    for stream in (sys.stdout, sys.stderr):
+        # Tests and notebooks replace the streams by other objects.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(without_secrets(text), end="", file=sys.stderr)
 
 
 def _missing_package(error: ModuleNotFoundError) -> int:

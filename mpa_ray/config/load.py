@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.config.run import EvaluationRunConfig, RunConfig
 from mpa_ray.config.setting_path import setting_path, settings_at, similar_settings
 from mpa_ray.config.settings import Settings
@@ -43,7 +44,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 
 def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None) -> EvaluationRunConfig:
-    """Like `load_config`, but a file without source, teacher and students only measures `evaluate.models`.
+    """Like `load_config`, but the file may lack source, teacher and students: the run then only measures models.
 
     Raises:
         ConfigError: as `load_config` does.
@@ -52,7 +53,7 @@ def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None
 
 
 def parse_config(tree: dict[str, Any]) -> EvaluationRunConfig:
-    """Check a configuration that is already read; a `RunConfig` if it has a source, a teacher or students.
+    """Check a configuration that is already read. The result is a `RunConfig` if it has source, teacher or students.
 
     Raises:
         ConfigError: a key is unknown, or a value is out of range.
@@ -91,7 +92,7 @@ def _validated(kind: type[ConfigT], tree: dict[str, Any]) -> ConfigT:
 def _tree(path: str | Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     file = str(path)
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.safe_load(read_regular_file(path).decode())
     except UnicodeDecodeError as error:
         raise ConfigError("--config", file, f"is not UTF-8 ({error.reason}).", "Save it as UTF-8.") from error
     except OSError as error:

@@ -53,15 +53,19 @@ class SourceConfig(Settings):
     """Take only this many images, the first in the source's order."""
     skip_duplicates: bool = True
     """Annotate only the first of several files with the same bytes; the others are dropped as `duplicate_of` it."""
+    skip_damaged: bool = False
+    """Leave out tars, Parquet files and files of saved datasets that are cut or damaged, and count them. Otherwise, the
+    first such file ends indexing with an error that names it."""
     shard_size: int = Field(256, ge=1)
     """Images per shard. A shard is the unit of retry, commit and resume."""
     max_shard_bytes: int = Field(256 * 2**20, ge=1)
-    """Largest total size of a shard's files; a shard with fewer images than `shard_size` ends here."""
+    """Largest total size of a shard's files. A shard that reaches it ends, even with fewer images than `shard_size`."""
     num_listers: int = Field(16, ge=1)
     """Prefixes, tars or Parquet files to list concurrently."""
-    allow: tuple[Literal["http", "local_files", "parent_folders"], ...] = ()
+    allow: tuple[Literal["http", "redirects", "local_files", "parent_folders"], ...] = ()
     """What entries of lists, Parquet files and tars may name in addition to s3://, gs:// and files below their folder:
-    http(s):// URIs, local files in a remote list, and paths with `..`."""
+    http(s):// URIs, http(s):// URIs that redirect to another host, local files in a remote list, and paths with `..`.
+    A public host may never redirect to a private address."""
 
     @model_validator(mode="after")
     def _sizes_are_ordered(self) -> SourceConfig:
@@ -97,6 +101,9 @@ class ObjectStoreConfig(Settings):
     """Longest wait for a connection."""
     read_timeout_s: float = Field(60.0, gt=0)
     """Longest wait for data on a connection."""
+    read_deadline_s: float = Field(300.0, gt=0)
+    """Longest time for one read of a file, an object or a URL, with all its attempts. A server that sends too slowly is
+    cut off, and a file on a mount that does not answer is given up."""
     max_connections: int = Field(64, ge=1)
     """Concurrent connections of one process."""
     multipart_bytes: int = Field(64 * 2**20, ge=5 * 2**20)

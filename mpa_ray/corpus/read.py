@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
@@ -19,6 +18,7 @@ from mpa_ray.corpus.sources.arrow_stream import StreamHead
 from mpa_ray.corpus.sources.columns import content_of, item_of, split_item
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason
+from mpa_ray.storage.deadline import call_each
 
 Content = bytes | ImageProblem
 """An image's bytes, or the reason why there are none."""
@@ -26,6 +26,8 @@ Content = bytes | ImageProblem
 _NumberedLocator = tuple[int, Locator]
 _NumberedContent = tuple[int, Content]
 """The numbers in both types are positions in the list of URIs to read."""
+_Request = tuple[Sequence[_NumberedLocator], Callable[[], list[_NumberedContent]]]
+"""Images, and what reads them."""
 
 _MAX_GAP_BYTES = 64 * 2**10
 """Spans with a smaller gap are read together: headers and other members lie between the images of a tar."""
@@ -40,22 +42,32 @@ class Reader:
     num_threads: int = 16
     min_bytes: int = 0
     max_bytes: int | None = None
+    follow_redirects: bool = False
+    """Whether a web server may redirect to another host."""
 
     @property
     def places(self) -> Places:
         """The places that URIs are in."""
-        return Places(self.object_store)
+        return Places(self.object_store, self.follow_redirects)
 
     def read(self, uris: Sequence[str]) -> list[Content]:
-        """Return the content of each URI, in the given order. No error is raised."""
+        """Return the content of each URI, in the given order. No error is raised.
+
+        Each read ends by its deadline. If as many reads have expired as there are threads, the remaining ones are not
+        tried: the storage does not answer.
+        """
         contents: list[Content] = [ImageProblem(Reason.UNREADABLE, "not read")] * len(uris)
-        with ThreadPoolExecutor(self.num_threads) as threads:
-            for numbered in threads.map(lambda request: request(), list(self._requests(uris))):
-                for number, content in numbered:
-                    contents[number] = content
+        requests = list(self._requests(uris))
+        calls = [partial(self._catch_errors, images, read) for images, read in requests]
+        results = call_each(calls, self.num_threads, self.object_store.read_deadline_s)
+        for (images, _), result in zip(requests, results, strict=True):
+            if isinstance(result, TimeoutError):
+                result = [(number, _unreadable(result)) for number, _ in images]
+            for number, content in result:
+                contents[number] = content
         return contents
 
-    def _requests(self, uris: Sequence[str]) -> Iterator[Callable[[], list[_NumberedContent]]]:
+    def _requests(self, uris: Sequence[str]) -> Iterator[_Request]:
         """Group the images of each file by what one request can read."""
         locators = sorted(enumerate(map(Locator.parse, uris)), key=lambda numbered: _position(numbered[1]))
         for (uri, kind), group in groupby(locators, key=lambda numbered: (numbered[1].uri, _kind(numbered[1]))):
@@ -69,7 +81,7 @@ class Reader:
                 requests = [(batch, partial(self._read_batch, uri, batch)) for batch in batches]
             else:
                 requests = [(images, partial(self._read_parquet_rows, uri, images))]
-            yield from (partial(self._catch_errors, image_group, read) for image_group, read in requests)
+            yield from requests
 
     def _catch_errors(
         self, images: Sequence[_NumberedLocator], read: Callable[[], list[_NumberedContent]]

@@ -45,7 +45,11 @@ class TrainingJob:
             level=student.level,
             task=task,
             plan=plan,
-            reader=Reader(config.object_store, config.reading.num_threads),
+            reader=Reader(
+                config.object_store,
+                config.reading.num_threads,
+                follow_redirects="redirects" in config.source.allow,
+            ),
             pixel_limits=student.pixel_limits,
             max_new_tokens=config.answer.max_new_tokens,
             run=run,

@@ -8,6 +8,9 @@ import time
 from types import TracebackType
 from typing import TextIO
 
+from mpa_ray.redaction import without_secrets
+from mpa_ray.textual import readable
+
 
 class Progress:
     """Counts towards a total and prints the count, the rate and the remaining time. Used as a context manager."""
@@ -70,7 +73,11 @@ class Progress:
 
     def _keep_printing(self) -> None:
         while not self._ended.wait(self._every_s):
-            say(self._line(), self._file)
+            try:
+                say(self._line(), self._file)
+            except BrokenPipeError:
+                # The thread that does the work ends the command when it prints.
+                return
 
     def _line(self) -> str:
         elapsed_s = time.monotonic() - self._started
@@ -102,6 +109,6 @@ def clock(seconds: float) -> str:
 
 
 def say(line: str, file: TextIO | None = None) -> None:
-    """Print a line at once, by default to standard output."""
+    """Print a line at once, by default to standard output, with secrets hidden."""
     # With its line end in one call, since several threads and processes print.
-    print(f"{line}\n", end="", file=file or sys.stdout, flush=True)
+    print(f"{readable(without_secrets(line))}\n", end="", file=file or sys.stdout, flush=True)

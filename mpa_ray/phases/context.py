@@ -36,7 +36,9 @@ class RunContext(Generic[ConfigT_co]):
 
     @staticmethod
     def open(config: ConfigT) -> RunContext[ConfigT]:
-        """Validate the configuration once per job, so that one student's error does not fail another student's phase.
+        """Check the whole configuration, then make its context.
+
+        A job does this once, before its phases, so that one student's error does not fail another student's phase.
 
         Raises:
             ConfigError: a setting is wrong; names the first such field.
@@ -51,7 +53,7 @@ class RunContext(Generic[ConfigT_co]):
         return RunContext(config, config, run, find_task(config.task)).with_finished_rounds()
 
     def with_finished_rounds(self) -> RunContext[ConfigT_co]:
-        """The same context, with the rounds that have been finished since."""
+        """The same context, with a student for each round that can begin now."""
         if not isinstance(self.configured, RunConfig):
             return self
         return replace(self, config=cast(ConfigT_co, with_rounds(self.configured, self.run)))
@@ -72,7 +74,12 @@ class RunContext(Generic[ConfigT_co]):
         if not isinstance(self.config, RunConfig):
             return self.image_reader
         source = self.config.source
-        return replace(self.image_reader, min_bytes=source.min_bytes, max_bytes=source.max_bytes)
+        return replace(
+            self.image_reader,
+            min_bytes=source.min_bytes,
+            max_bytes=source.max_bytes,
+            follow_redirects="redirects" in source.allow,
+        )
 
     def begin(self, writes: Sequence[str] = (), reads: Sequence[str] = ()) -> None:
         """Compare the settings with those that the run's datasets were made with, then record them in run.json.

@@ -87,7 +87,8 @@ def _thumbnails(config: EvaluationRunConfig, students: Iterable[StudentSummary])
     """The images of the students' sample pairs, by URI; None for an image that cannot be shown."""
     reader = Reader(config.object_store, config.reading.num_threads)
     if isinstance(config, RunConfig):
-        reader = replace(reader, max_bytes=config.source.max_bytes)
+        source = config.source
+        reader = replace(reader, max_bytes=source.max_bytes, follow_redirects="redirects" in source.allow)
     uris = list({verdict.uri for student in students for verdict in student.samples})
     models = [config.teacher, *config.students] if isinstance(config, RunConfig) else []
     max_image_pixels = max((model.max_image_pixels for model in models), default=MAX_IMAGE_PIXELS)
@@ -139,7 +140,7 @@ def _parts(counts: dict[str, int], types: Sequence[str]) -> list[tuple[float, st
 
 
 def render_table(summary: EvaluationSummary) -> str:
-    """The report as text: counts, scores before and after training, and the cost of the teacher's second pass."""
+    """The report as text: counts, scores before and after training, and the cost of the teacher's second answers."""
     scores = render_scores(summary.scores) if summary.scores else "\nno benchmark was measured"
     if not isinstance(summary, ReportSummary):
         return "\n".join([scores, "", *_phase_lines(summary.phases)])
@@ -191,7 +192,7 @@ def _second_pass_lines(teacher: TeacherSummary) -> list[str]:
     if teacher.cached_token_share is None or teacher.second_pass_time_share is None:
         return []
     return [
-        "teacher's second pass",
+        "teacher's second answers",
         f"  prompt tokens from cache   {teacher.cached_token_share:>8.1%}",
         f"  image tokens computed again{teacher.num_uncached_image_tokens:>8}",
         f"  share of the teacher's time{teacher.second_pass_time_share:>8.1%}",

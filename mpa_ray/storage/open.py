@@ -23,4 +23,5 @@ def open_storage(root: str, object_store: ObjectStoreConfig | None = None) -> St
         raise ConfigError(
             "run_dir", root, "is neither a folder nor an s3:// URI.", "Give one that every node can reach."
         )
-    return LocalStorage(root.removeprefix("file://"))
+    config = object_store or ObjectStoreConfig()
+    return LocalStorage(root.removeprefix("file://"), config.read_deadline_s)

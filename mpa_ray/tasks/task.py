@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mpa_ray.config import MatcherConfig, PlainMatch, Settings
+from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.config.setting_path import setting_path
 from mpa_ray.errors import ConfigError
 from mpa_ray.metrics import METRICS
@@ -130,7 +131,7 @@ def load_task(path: str | Path) -> Task:
         ConfigError: the file cannot be read, or one of its fields is wrong.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.safe_load(read_regular_file(path).decode())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(
             "task", str(path), f"cannot be read as YAML ({error}).", "Give the file of a task."

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
 from mpa_ray.config import resolve_path
+from mpa_ray.config.regular_file import open_regular_file, size_of_regular_file
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.errors import ConfigError
 
@@ -30,13 +31,18 @@ class LocalPlace:
         return dropwhile(lambda e: e.path.encode() <= after.encode(), entries) if after else entries
 
     def size(self, uri: str) -> int:
-        return _path(uri).stat().st_size
+        return size_of_regular_file(_path(uri))
 
     def read(self, uri: str, first: int = 0, num_bytes: int | None = None) -> bytes:
-        with _path(uri).open("rb", buffering=0) as file:
+        with open_regular_file(_path(uri)) as file:
             file.seek(first)
-            content: bytes | None = file.read(-1 if num_bytes is None else num_bytes)
-        return content or b""
+            if num_bytes is None:
+                return file.readall()
+            content = b""
+            # One call reads at most 2 GiB, and may read less.
+            while chunk := file.read(num_bytes - len(content)):
+                content = content + chunk if content else chunk
+        return content
 
 
 def _path(uri: str) -> Path:

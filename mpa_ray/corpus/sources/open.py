@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 
 from mpa_ray.config import SourceConfig, resolve_path
@@ -38,6 +39,7 @@ _APPLIES_TO = {
     "include_hidden": ("images", "parquet", "webdataset"),
     "image_column": ("list", "parquet", "saved_dataset"),
     "id_column": ("list", "parquet", "saved_dataset"),
+    "skip_damaged": ("parquet", "webdataset", "saved_dataset"),
     "metadata": ("list", "parquet", "webdataset", "saved_dataset"),
 }
 """The kinds that use a setting; all kinds use the settings that are not here."""
@@ -56,6 +58,7 @@ def open_source(config: SourceConfig, places: Places) -> Source:
             "would be fetched from the web, which is not allowed.",
             "Copy it, or add 'http' to source.allow.",
         )
+    places = replace(places, follow_redirects="redirects" in config.allow)
     # Workers have different working directories.
     config = config.model_copy(update={"path": resolve_path(config.path)})
     kind = kind_of(config, places)

@@ -13,9 +13,9 @@ from mpa_ray.corpus.locator import Locator
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.columns import ImageColumn, item_of, path_in
+from mpa_ray.corpus.sources.damage import unreadable, without_damaged
 from mpa_ray.corpus.sources.left_out import NameFilter
 from mpa_ray.corpus.sources.source import Files, Listed, Rows, UriPolicy, images_of_containers
-from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
 
 ENDINGS = (".parquet",)
@@ -40,17 +40,15 @@ class ParquetFiles:
     def images(self, after: ImageRef | None = None) -> Iterator[Listed]:
         return images_of_containers(self._files, self._images_in, after)
 
-    def _images_in(self, entry: Entry) -> Iterator[ImageRef]:
+    def _images_in(self, entry: Entry) -> Iterator[Listed]:
+        return without_damaged(self._config, entry.path, self._listing(entry))
+
+    def _listing(self, entry: Entry) -> Iterator[Listed]:
         try:
             with self._places.open(entry.uri) as content, pq.ParquetFile(content, pre_buffer=False) as file:
                 yield from self._images_of(file, entry)
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise ConfigError(
-                "source.path",
-                self._config.path,
-                f"{entry.path} cannot be read as Parquet ({error}).",
-                "Repair the file, or remove it from the source.",
-            ) from error
+            raise unreadable(self._config, entry.path, entry.uri, "Parquet", error) from error
 
     def _images_of(self, file: pq.ParquetFile, entry: Entry) -> Iterator[ImageRef]:
         setting, schema = self._config.image_column, file.schema_arrow

@@ -16,6 +16,7 @@ from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.arrow_stream import BatchSpan, StreamHead, field_position, record_batches
 from mpa_ray.corpus.sources.columns import ImageColumn, item_of, path_in
+from mpa_ray.corpus.sources.damage import unreadable, without_damaged
 from mpa_ray.corpus.sources.source import Listed, Rows, UriPolicy, images_after
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
@@ -52,15 +53,13 @@ class SavedDataset:
     def _images_in(self, name: str) -> Iterator[Listed]:
         self._uri_policy.check_below(name, STATE_FILE)
         uri = f"{self._config.path.rstrip('/')}/{name}"
+        return without_damaged(self._config, name, self._listing(uri, name))
+
+    def _listing(self, uri: str, name: str) -> Iterator[Listed]:
         try:
             yield from self._images_of(uri, name)
         except (OSError, ValueError, struct.error, pa.ArrowException) as error:
-            raise ConfigError(
-                "source.path",
-                self._config.path,
-                f"{name} cannot be read as an Arrow stream ({error}).",
-                "Save the dataset again.",
-            ) from error
+            raise unreadable(self._config, name, uri, "an Arrow stream", error) from error
 
     def _images_of(self, uri: str, name: str) -> Iterator[ImageRef]:
         place, setting = self._places.of(uri), self._config.image_column

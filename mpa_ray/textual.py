@@ -1,0 +1,53 @@
+"""Text that comes from outside, in a form that can be stored as UTF-8, and JSON of any depth.
+
+Python represents a byte that is not UTF-8, as in the name of a file, and half of a pair of surrogates, as in the JSON
+string `"\\ud83d"`, by a code point that UTF-8 cannot encode.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_UNSTORABLE = re.compile(r"[\ud800-\udfff]")
+_UNSTORABLE_OR_ESCAPE = re.compile(r"(\\*)(?:([\ud800-\udfff])|(?=x[89a-f][0-9a-f]|ud[89a-f][0-9a-f]{2}))")
+"""Backslashes, and after them a code point that cannot be stored, or the letters of an escape."""
+
+
+def readable(text: str) -> str:
+    r"""The text with an escape, such as `\xe9` or `\ud83d`, in place of each code point that cannot be stored."""
+    return text if is_storable(text) else _UNSTORABLE.sub(lambda match: _escape(match[0]), text)
+
+
+def identifier(text: str) -> str:
+    r"""Like `readable`, but different texts have different results.
+
+    Where the text itself has an escape such as `\xe9`, the backslashes before it are doubled.
+    """
+    if is_storable(text) and "\\" not in text:
+        return text
+    return _UNSTORABLE_OR_ESCAPE.sub(lambda match: 2 * match[1] + (_escape(match[2]) if match[2] else ""), text)
+
+
+def is_storable(text: str) -> bool:
+    """Whether UTF-8 can encode the text."""
+    return text.isascii() or _UNSTORABLE.search(text) is None
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    # Python's `surrogateescape` represents the byte 0xE9 by U+DCE9.
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Decode a JSON document.
+
+    Raises:
+        ValueError: it is not JSON, or not UTF-8, is nested too deeply, or has a number with too many digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
