@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mpa_ray.config.settings import Settings
+from mpa_ray.config.settings import Location, Settings
 
 
 class SourceConfig(Settings):
     """The unlabeled images."""
 
-    path: str
+    path: Location
     """A folder or prefix of images, Parquet files or tars, a glob, one such file, a list of URIs, or a folder saved by
     `datasets`; local, at s3:// or at gs://."""
     kind: str = "auto"
@@ -45,9 +45,10 @@ class SourceConfig(Settings):
     """Largest total size of a shard's files; a shard with fewer images than `shard_size` ends here."""
     num_listers: int = Field(16, ge=1)
     """Prefixes, tars or Parquet files to list concurrently."""
-    allow: tuple[Literal["http", "local_files", "parent_folders"], ...] = ()
+    allow: tuple[Literal["http", "local_files", "parent_folders", "signed_urls"], ...] = ()
     """What entries of lists, Parquet files and tars may name in addition to s3://, gs:// and files below their folder:
-    http(s):// URIs, local files in a remote list, and paths with `..`."""
+    http(s):// URIs, local files in a remote list, paths with `..`, and URLs with a password or a signature, which the
+    run then stores in its rows."""
 
     @model_validator(mode="after")
     def _sizes_are_ordered(self) -> SourceConfig:

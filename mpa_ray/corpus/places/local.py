@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator
 from itertools import dropwhile
 from pathlib import Path
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from mpa_ray.config import resolve_path
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.errors import ConfigError
+from mpa_ray.textual import identifier, is_storable, readable
 
 
 class LocalPlace:
@@ -43,7 +44,7 @@ def _path(uri: str) -> Path:
 def _walk(folder: Path, path: str, parents: frozenset[tuple[int, int]]) -> Iterator[Entry]:
     try:
         with os.scandir(folder) as scan:
-            entries = {_text(entry.name) + "/" * entry.is_dir(): entry for entry in scan}
+            entries = {identifier(entry.name) + "/" * entry.is_dir(): entry for entry in scan}
         status = folder.stat()
     except OSError as error:
         raise ConfigError(
@@ -61,21 +62,15 @@ def _walk(folder: Path, path: str, parents: frozenset[tuple[int, int]]) -> Itera
         if name.endswith("/"):
             yield from _walk(Path(entry.path), path + name, parents | {here})
         elif entry.is_file() or entry.is_symlink():
-            yield Entry(path + name, _uri(entry.path), entry.stat().st_size if entry.is_file() else None)
+            yield Entry(path + name, storable_uri(entry.path), entry.stat().st_size if entry.is_file() else None)
 
 
-def _text(name: str) -> str:
-    """Percent-encode a name that is not UTF-8; return any other name unchanged."""
-    return name if _is_text(name) else quote(os.fsencode(name))
-
-
-def _uri(path: str) -> str:
-    return path if _is_text(path) else Path(path).as_uri()
-
-
-def _is_text(name: str) -> bool:
+def storable_uri(uri: str) -> str:
+    """A path that is not UTF-8 as a file:// URI, and any other URI unchanged, if it can be stored in a run."""
+    if is_storable(uri):
+        return uri
     try:
-        name.encode()
+        return Path(uri).absolute().as_uri() if "://" not in uri else readable(uri)
     except UnicodeEncodeError:
-        return False
-    return True
+        # No file has such a name.
+        return readable(uri)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +12,7 @@ from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.sources.arrow_rows import rows_of
 from mpa_ray.corpus.sources.source import Files, Rows, UriPolicy, images_of_containers
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
@@ -101,4 +102,4 @@ def _values(file: pq.ParquetFile, columns: list[str]) -> Iterator[dict[str, Any]
         yield from ({} for _ in range(file.metadata.num_rows))
         return
     for batch in file.iter_batches(columns=columns, use_threads=False):
-        yield from cast(list[dict[str, Any]], batch.to_pylist())
+        yield from rows_of(batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator, Span
 from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.sources.arrow_rows import rows_of
 from mpa_ray.corpus.sources.source import Rows, UriPolicy, images_after
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
+from mpa_ray.textual import parse_json
 
 STATE_FILE = "state.json"
 _CONTINUATION = b"\xff\xff\xff\xff"
@@ -41,7 +42,7 @@ class SavedDataset:
     def _file_names(self) -> list[str]:
         state = f"{self._config.path.rstrip('/')}/{STATE_FILE}"
         try:
-            files = json.loads(self._places.of(state).read(state))["_data_files"]
+            files = parse_json(self._places.of(state).read(state))["_data_files"]
             return [file["filename"] for file in files]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
@@ -159,4 +160,4 @@ class _Table:
 
 
 def _values(content: bytes, schema: pa.Schema, columns: list[str]) -> list[dict[str, Any]]:
-    return cast(list[dict[str, Any]], read_batch(content, schema).select(columns).to_pylist())
+    return rows_of(read_batch(content, schema).select(columns))

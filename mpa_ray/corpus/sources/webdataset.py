@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from itertools import groupby
@@ -16,6 +15,7 @@ from mpa_ray.corpus.sources.images import image_endings
 from mpa_ray.corpus.sources.source import Files, UriPolicy, images_of_containers, metadata_json
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
+from mpa_ray.textual import identifier, parse_json
 
 ENDINGS = (".tar",)
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -74,7 +74,7 @@ class WebDataset:
             name = f"{member.name}@{member.offset_data}" if member.name in seen else member.name
             seen.add(name)
             span = Span(member.offset_data, member.size)
-            yield ImageRef(f"{entry.path}/{name}", str(Locator(entry.uri, span)), member.size, metadata)
+            yield ImageRef(f"{entry.path}/{identifier(name)}", str(Locator(entry.uri, span)), member.size, metadata)
 
     def _metadata(self, tar: tarfile.TarFile, members: list[tarfile.TarInfo]) -> str | None:
         if not self._config.metadata:
@@ -82,7 +82,7 @@ class WebDataset:
         parts = {m.name.removeprefix(_stem(m.name) + "."): m for m in members if m.size <= _MAX_METADATA_BYTES}
         keys: dict[str, Any] = {}
         if "json" in parts:
-            content = json.loads(_text(tar, parts["json"]))
+            content = parse_json(_text(tar, parts["json"]))
             keys = content if isinstance(content, dict) else {}
         return metadata_json(
             {name: _text(tar, parts[name]) if name in parts else keys.get(name) for name in self._config.metadata}
@@ -97,4 +97,4 @@ def _stem(name: str) -> str:
 
 def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
     content = tar.extractfile(member)
-    return content.read().decode(errors="replace") if content else ""
+    return content.read().decode(errors="backslashreplace") if content else ""

@@ -6,14 +6,16 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mpa_ray.corpus.locator import Locator
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.sources.arrow_rows import rows_of
 from mpa_ray.errors import ConfigError
+from mpa_ray.textual import parse_json
 
 _LINES = (".jsonl", ".ndjson")
 JSON = (".json", *_LINES)
@@ -99,10 +101,12 @@ class File:
     def _document(self, text: str) -> Any:
         """The content as one JSON document; None for JSON lines."""
         try:
-            return json.loads(text)
+            return parse_json(text)
         except json.JSONDecodeError as error:
             if error.msg == "Extra data":
                 return None
+            raise self.error(f"is not JSON ({error}).", "Fetch it again.") from None
+        except ValueError as error:
             raise self.error(f"is not JSON ({error}).", "Fetch it again.") from None
 
     def _lines(self, text: str) -> Iterator[tuple[str, Any]]:
@@ -110,9 +114,10 @@ class File:
             if not line.strip():
                 continue
             try:
-                yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise self.error(f"line {number} is not JSON ({error.msg}).", "Correct the line.") from None
+                yield f"line {number}", parse_json(line)
+            except ValueError as error:
+                problem = error.msg if isinstance(error, json.JSONDecodeError) else error
+                raise self.error(f"line {number} is not JSON ({problem}).", "Correct the line.") from None
 
     def _text(self) -> str:
         try:
@@ -144,7 +149,7 @@ class File:
             names.append(f"{image}.path" if pa.types.is_struct(schema.field(image).type) else image)
         number = 0
         for batch in file.iter_batches(columns=names, use_threads=False):
-            for values in cast(list[dict[str, Any]], batch.to_pylist()):
+            for values in rows_of(batch):
                 if isinstance(values.get(image), dict):
                     values[image] = values[image]["path"]
                 yield values, str(Locator(self.uri, row=number, column=image)) if holds_images else None
