@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,9 +9,10 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Protocol
 
-from mpa_ray.config import SourceConfig
+from mpa_ray.config import SourceConfig, misspelled_uri
 from mpa_ray.corpus.locator import Locator
 from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
+from mpa_ray.corpus.places.local import storable_uri
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.columns import split_item
@@ -20,6 +20,8 @@ from mpa_ray.corpus.sources.globs import split_glob
 from mpa_ray.corpus.sources.left_out import LeftOut, NameFilter, by_ending
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
+from mpa_ray.redaction import has_url_secrets, without_url_secrets
+from mpa_ray.textual import identifier, to_json
 
 Listed = ImageRef | LeftOut
 """What the listing of a source yields."""
@@ -136,10 +138,13 @@ class UriPolicy:
         Raises:
             ConfigError: `source.allow` does not permit the entry, or its kind of URI is not supported.
         """
+        if (right := misspelled_uri(entry)) is not None:
+            raise ConfigError("source.path", self.config.path, f"{where}: {entry!r} is misspelled.", f"Write {right}.")
         scheme, separator, _ = entry.partition("://")
+        self.check_secrets(entry, where)
         is_remote = "://" in container and not container.startswith("file://")
         if separator and scheme in ("s3", "gs"):
-            return str(Locator(entry))
+            return str(Locator(storable_uri(entry)))
         if separator and scheme in ("http", "https"):
             self._need("http", entry, where, "would be fetched from the web")
         elif separator and scheme != "file":
@@ -153,8 +158,13 @@ class UriPolicy:
             self._need("local_files", entry, where, "is a local file in a remote list")
         elif not separator and not entry.startswith("/"):
             self.check_below(entry, where)
-            return str(Locator(f"{container.rpartition('/')[0] or '.'}/{entry}"))
-        return str(Locator(entry))
+            return str(Locator(storable_uri(f"{container.rpartition('/')[0] or '.'}/{entry}")))
+        return str(Locator(storable_uri(entry)))
+
+    def check_secrets(self, text: str, where: str) -> None:
+        """Raise ConfigError for a URL with a password or a signature, which the run would store in its rows."""
+        if "://" in text and has_url_secrets(text):
+            self._need("signed_urls", text, where, "holds a password or a signature")
 
     def check_below(self, path: str, where: str) -> None:
         """Raise ConfigError if a path leads out of the folder that it is relative to."""
@@ -208,10 +218,11 @@ class Rows:
                     f"is empty in {image_id}.",
                     "Fill the column, or leave id_column out.",
                 )
-            image_id = str(value)
+            UriPolicy(self.config).check_secrets(str(value), image_id)
+            image_id = identifier(str(value))
         return ImageRef(image_id, uri, None, metadata_json({name: values.get(name) for name in self.config.metadata}))
 
 
 def metadata_json(metadata: Mapping[str, Any]) -> str | None:
-    """Metadata as a row stores it: a JSON object, or None if there is none."""
-    return json.dumps(metadata, ensure_ascii=False, default=str) if metadata else None
+    """Metadata as a row stores it: a JSON object without passwords and signatures; None if there is none."""
+    return without_url_secrets(to_json(metadata)) if metadata else None

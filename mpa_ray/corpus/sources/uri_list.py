@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.source import Rows, UriPolicy, images_after
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
+from mpa_ray.textual import parse_json
 
 ENDINGS = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson")
 
@@ -75,7 +75,7 @@ class UriList:
             if not line.strip():
                 continue
             try:
-                values = json.loads(line)
+                values = parse_json(line)
             except ValueError as error:
                 raise ConfigError(
                     "source.path",
