@@ -12,7 +12,7 @@ def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
     except UnicodeDecodeError:
-        columns = [column.cast(_as_binary(column.type)).to_pylist() for column in batch.columns]
+        columns = [column.cast(without_text(column.type)).to_pylist() for column in batch.columns]
         kinds = {field.name: field.type for field in batch.schema}
         rows = [
             {name: _decoded(value, kind) for (name, kind), value in zip(kinds.items(), values, strict=True)}
@@ -21,27 +21,34 @@ def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     return rows
 
 
-def _as_binary(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_string(kind):
+def without_text(kind: pa.DataType) -> pa.DataType:
+    """The type with bytes in place of text. A cast to it does not decode the text."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return without_text(kind.value_type)
+    if types.is_string(kind) or types.is_string_view(kind):
         return pa.binary()
-    if pa.types.is_large_string(kind):
+    if types.is_large_string(kind):
         return pa.large_binary()
-    if pa.types.is_list(kind):
-        return pa.list_(_as_binary(kind.value_type))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(_as_binary(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([pa.field(field.name, _as_binary(field.type)) for field in kind])
+    if types.is_list(kind):
+        return pa.list_(without_text(kind.value_type))
+    if types.is_large_list(kind):
+        return pa.large_list(without_text(kind.value_type))
+    if types.is_struct(kind):
+        return pa.struct([pa.field(field.name, without_text(field.type)) for field in kind])
     return kind
 
 
 def _decoded(value: Any, kind: pa.DataType) -> Any:
+    types = pa.types
     if value is None:
         return None
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if types.is_dictionary(kind):
+        return _decoded(value, kind.value_type)
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return value.decode(errors="surrogateescape")
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if types.is_list(kind) or types.is_large_list(kind):
         return [_decoded(item, kind.value_type) for item in value]
-    if pa.types.is_struct(kind):
+    if types.is_struct(kind):
         return {field.name: _decoded(value[field.name], field.type) for field in kind}
     return value
