@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import dropwhile
@@ -192,9 +192,9 @@ class Rows:
         """The columns to read in addition to the image column."""
         return [*filter(None, [self.config.id_column]), *self.config.metadata]
 
-    def check(self, names: list[str], where: str) -> None:
-        """Raise ConfigError if a configured column is missing."""
-        columns = [("image_column", self.config.image_column), ("id_column", self.config.id_column)]
+    def check(self, names: Sequence[str], where: str, image_column: str | None = None) -> None:
+        """Raise ConfigError if a configured column is missing; `image_column` replaces the configured one."""
+        columns = [("image_column", image_column or self.config.image_column), ("id_column", self.config.id_column)]
         columns += [("metadata", name) for name in self.config.metadata]
         for setting, name in columns:
             column = split_item(name, names)[0] if name is not None and setting == "image_column" else name
@@ -206,9 +206,10 @@ class Rows:
                     f"Choose from {', '.join(map(repr, names))}.",
                 )
 
-    def ref(self, container: str, row: int, values: Mapping[str, Any], uri: str) -> ImageRef:
-        """Return the reference to the image in row number `row` of a container."""
-        image_id = f"{container}/{row}"
+    def ref(self, container: str, row: int, values: Mapping[str, Any], uri: str, part: int = 0) -> ImageRef:
+        """Return the reference to the image in row number `row` of a container; `part` counts the row's images."""
+        suffix = f".{part}" if part else ""
+        image_id = f"{container}/{row}{suffix}"
         if self.config.id_column is not None:
             value = values.get(self.config.id_column)
             if value is None or value == "":
@@ -219,7 +220,7 @@ class Rows:
                     "Fill the column, or leave id_column out.",
                 )
             UriPolicy(self.config).check_secrets(str(value), image_id)
-            image_id = identifier(str(value))
+            image_id = identifier(str(value)) + suffix
         return ImageRef(image_id, uri, None, metadata_json({name: values.get(name) for name in self.config.metadata}))
 
 
