@@ -239,8 +239,11 @@ def test_dictionaries_that_change_within_a_stream(tmp_path: Path) -> None:
     assert contents(path) == [b"a", b"b", b"c", b"d", b"e", b"f"]
 
 
-@every_writer
-@pytest.mark.parametrize("form", ["string", "dictionary", "struct"])
+@pytest.mark.parametrize(
+    # pyarrow cannot read such a dictionary from Parquet.
+    ("write", "form"),
+    [*((write, form) for write in WRITERS for form in ("string", "struct")), (as_saved_dataset, "dictionary")],
+)
 def test_text_that_is_not_utf8_beside_images(write: Write, form: str, tmp_path: Path) -> None:
     """A check of the offsets refused the whole batch because of one caption."""
     offsets = pa.array([0, 2, 4, 6], pa.int32()).buffers()[1]
