@@ -24,6 +24,7 @@ from mpa_ray.report.student import StudentSummary
 from mpa_ray.report.summary import EvaluationSummary, PhaseSummary, ReportSummary
 from mpa_ray.report.teacher import TeacherSummary
 from mpa_ray.report.training import TrainingSummary
+from mpa_ray.run.left_out import left_out_in_words
 from mpa_ray.stages.image_work import unless_changed
 
 _THUMBNAIL_PIXELS = 160 * 160
@@ -83,6 +84,7 @@ def render_html(config: EvaluationRunConfig, summary: EvaluationSummary) -> str:
         colours=_COLOURS,
         percent=percent,
         clock=clock,
+        left_out_in_words=left_out_in_words,
     )
 
 
@@ -154,6 +156,8 @@ def render_table(summary: EvaluationSummary) -> str:
         f"images                       {summary.counts.num_images:>8}",
         f"D_PA (annotated)             {summary.counts.num_annotated:>8}",
     ]
+    if summary.counts.left_out_files:
+        lines.append(left_out_in_words(summary.counts.left_out_files))
     for name, student in summary.students.items():
         lines += _student_lines(name, student)
     lines += _divergence_lines(summary.coverage, [parity_set(name) for name in summary.students])
