@@ -30,7 +30,7 @@ from mpa_ray.storage import deadline
 CONTENT = bytes(range(256)) * 20
 SETTINGS = ObjectStoreConfig(max_attempts=3, first_pause_s=0.01)
 IMPATIENT = ObjectStoreConfig(max_attempts=3, first_pause_s=0.01, read_deadline_s=0.3)
-ENDLESS_BYTES = 400 * 2**20
+ENDLESS_BYTES = 200 * 2**20
 
 
 class Site(BaseHTTPRequestHandler):
