@@ -17,7 +17,7 @@ from mpa_ray.config.level import (
     measured_as,
 )
 from mpa_ray.config.load import load_config, load_evaluation, load_object_store, parse_config
-from mpa_ray.config.models import AnswerConfig, ModelConfig, SamplingConfig
+from mpa_ray.config.models import MAX_IMAGE_PIXELS, AnswerConfig, ModelConfig, SamplingConfig
 from mpa_ray.config.run import EvaluationRunConfig, LimitsConfig, PlanConfig, RunConfig
 from mpa_ray.config.settings import BUNDLED, Settings, resolve_path
 from mpa_ray.config.source import DEFAULT_EXTENSIONS, ObjectStoreConfig, ReadingConfig, SourceConfig
@@ -26,6 +26,7 @@ __all__ = [
     "ARMS",
     "BUNDLED",
     "DEFAULT_EXTENSIONS",
+    "MAX_IMAGE_PIXELS",
     "AnlsMatch",
     "AnnotateConfig",
     "AnswerConfig",

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from mpa_ray.config.engines import EngineConfig, VllmEngineConfig
 from mpa_ray.config.settings import Settings
 
+MAX_IMAGE_PIXELS = 89_478_485
+"""By default, a file with more pixels counts as a decompression bomb; Pillow warns from here on."""
+
 
 class ModelConfig(Settings):
     """A model and the engines that serve it."""
@@ -38,6 +41,9 @@ class ModelConfig(Settings):
     """An image with fewer pixels is scaled up to this many."""
     max_pixels: int = Field(512 * 28 * 28, ge=1)
     """An image with more pixels is scaled down to this many; no other setting affects throughput as much."""
+    max_image_pixels: int = Field(MAX_IMAGE_PIXELS, ge=1)
+    """An image file with more pixels is not decoded and fails as `too_many_pixels`: it may be a decompression bomb.
+    Raise it for scans and satellite images. A large image takes about 8 bytes of memory for each pixel."""
 
     @model_validator(mode="after")
     def _resources_fit_together(self) -> ModelConfig:
@@ -51,6 +57,11 @@ class ModelConfig(Settings):
         if num_gpus > 1 and self.gpus_per_replica and self.gpus_per_replica < num_gpus:
             raise ValueError(f"gpus_per_replica {self.gpus_per_replica:g} is less than tensor_parallel_size {num_gpus}")
         return self
+
+    @property
+    def pixel_limits(self) -> tuple[int, int, int]:
+        """`min_pixels`, `max_pixels` and `max_image_pixels`, as `mpa_ray.imaging.decode.prepare` takes them."""
+        return self.min_pixels, self.max_pixels, self.max_image_pixels
 
     @property
     def most_replicas(self) -> int:

@@ -67,7 +67,7 @@ def training_data(job: TrainingJob, processor: Any, rank: int, num_workers: int)
     loader = StepLoader(
         batch_size=job.level.batch_size,
         share=Share(job.level.tokens_per_micro_batch, rank, num_workers),
-        collator=AnswerCollator(processor, job.task, job.min_pixels, job.max_pixels),
+        collator=AnswerCollator(processor, job.task, *job.pixel_limits),
         reader=job.reader,
     )
     return TrainingData(
@@ -94,7 +94,7 @@ def _check_questions(job: TrainingJob) -> CheckQuestions:
     rows = next(job.plan.steps(0, 1))[:_NUM_CHECKED]
     files = job.reader.read([row.uri for row in rows])
     contents = [content if isinstance(content, bytes) else b"" for content in files]
-    return CheckQuestions(rows, contents, job.task, (job.min_pixels, job.max_pixels), job.max_new_tokens)
+    return CheckQuestions(rows, contents, job.task, job.pixel_limits, job.max_new_tokens)
 
 
 def load_model(start: str, level: LevelConfig, on_gpu: bool, quantized: bool = True) -> Any:

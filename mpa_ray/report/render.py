@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from mpa_ray.config import EvaluationRunConfig, RunConfig
+from mpa_ray.config import MAX_IMAGE_PIXELS, EvaluationRunConfig, RunConfig
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.observability.progress import clock
@@ -90,7 +90,10 @@ def _thumbnails(config: EvaluationRunConfig, students: Iterable[StudentSummary])
         source = config.source
         reader = replace(reader, max_bytes=source.max_bytes, follow_redirects="redirects" in source.allow)
     uris = list({verdict.uri for student in students for verdict in student.samples})
-    return {uri: _thumbnail(content) for uri, content in zip(uris, reader.read(uris), strict=True)}
+    models = [config.teacher, *config.students] if isinstance(config, RunConfig) else []
+    max_image_pixels = max((model.max_image_pixels for model in models), default=MAX_IMAGE_PIXELS)
+    contents = zip(uris, reader.read(uris), strict=True)
+    return {uri: _thumbnail(content, max_image_pixels) for uri, content in contents}
 
 
 def _cells(student: StudentSummary) -> list[tuple[str, int, str]]:
@@ -102,8 +105,8 @@ def _cells(student: StudentSummary) -> list[tuple[str, int, str]]:
     ]
 
 
-def _thumbnail(content: Content) -> str | None:
-    image = content if isinstance(content, ImageProblem) else prepare(content, 1, _THUMBNAIL_PIXELS)
+def _thumbnail(content: Content, max_image_pixels: int) -> str | None:
+    image = content if isinstance(content, ImageProblem) else prepare(content, 1, _THUMBNAIL_PIXELS, max_image_pixels)
     if isinstance(image, ImageProblem):
         return None
     buffer = io.BytesIO()

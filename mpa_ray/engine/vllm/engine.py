@@ -84,7 +84,7 @@ class VllmEngine:
 
         on_cpu = current_platform.is_cpu()
         self.max_images_in_flight = max_images_in_flight
-        self._pixel_limits = (model.min_pixels, model.max_pixels)
+        self._pixel_limits = model.pixel_limits
         self._processor = load_processor(model.model)
         self._image_token_id = self._processor.tokenizer.convert_tokens_to_ids(self._processor.image_token)
         # A request with a seed kills vLLM's CPU engine ("CPU Generator does not use offset").

@@ -99,7 +99,7 @@ def tokenize(renderer: Any, prompt: str) -> list[int]:
 class Renderer:
     """Turns an image file into the model's tensors and placeholder tokens."""
 
-    def __init__(self, arguments: dict[str, Any], pixel_limits: tuple[int, int]) -> None:
+    def __init__(self, arguments: dict[str, Any], pixel_limits: tuple[int, int, int]) -> None:
         import torch
         from vllm import AsyncEngineArgs
         from vllm.renderers import renderer_from_config
@@ -139,7 +139,7 @@ class Renderer:
 class RenderingThread:
     """Renders in a thread beside the event loop, which waits while the thread holds Python's interpreter lock."""
 
-    def __init__(self, arguments: dict[str, Any], pixel_limits: tuple[int, int]) -> None:
+    def __init__(self, arguments: dict[str, Any], pixel_limits: tuple[int, int, int]) -> None:
         self._renderer = Renderer(arguments, pixel_limits)
         self._thread = ThreadPoolExecutor(1)
 
@@ -153,7 +153,7 @@ class RenderingThread:
 class RenderingProcesses:
     """Renders in separate processes, each with its own renderer."""
 
-    def __init__(self, num_processes: int, arguments: dict[str, Any], pixel_limits: tuple[int, int]) -> None:
+    def __init__(self, num_processes: int, arguments: dict[str, Any], pixel_limits: tuple[int, int, int]) -> None:
         self.pool = ProcessPoolExecutor(
             num_processes,
             multiprocessing.get_context("spawn"),
@@ -191,7 +191,7 @@ _renderer: Renderer | _RendererCannotStart | None = None
 """The renderer of a rendering process, or why it has none."""
 
 
-def _load_renderer(arguments: dict[str, Any], pixel_limits: tuple[int, int]) -> None:
+def _load_renderer(arguments: dict[str, Any], pixel_limits: tuple[int, int, int]) -> None:
     global _renderer
     try:
         _renderer = Renderer(arguments, pixel_limits)
