@@ -22,7 +22,7 @@ from mpa_ray.corpus.places.web_connections import PrivateAddress, connections, l
 from mpa_ray.errors import ConfigError
 from mpa_ray.storage.deadline import Expiry
 
-MAX_WHOLE_BYTES = 2 * 2**30
+MAX_WHOLE_BYTES = 2**30
 """Largest file that is read without a limit by its reader, such as a list of questions."""
 _MAX_REDIRECTS = 5
 _MAX_PAUSE_S = 20.0
