@@ -143,7 +143,13 @@ def questions(path: Path, rows: list[dict[str, Any]]) -> Any:
 def test_questions_with_half_characters_stay_readable_and_different(tmp_path: Path) -> None:
     rows = [
         {"question_id": "q\ud83d", "image": "0.png", "question": "what \ud83d?", "answers": ["\ude00"]},
-        {"question_id": r"q\ud83d", "image": "caf\udce9.png", "question": "what?", "answers": ["x"], "family": "\ud83d"},
+        {
+            "question_id": r"q\ud83d",
+            "image": "caf\udce9.png",
+            "question": "what?",
+            "answers": ["x"],
+            "family": "\ud83d",
+        },
     ]
     one, two = questions(tmp_path / "q.jsonl", rows)
     assert (one.question_id, one.question, one.answers) == (r"q\ud83d", r"what \ud83d?", [r"\ude00"])
@@ -184,7 +190,9 @@ def test_a_reply_with_half_a_character_stays_readable() -> None:
 
 def test_rows_take_any_text(tmp_path: Path) -> None:
     run = Run.open(str(tmp_path))
-    row = Annotation("a#0", "a", "/a", State.FAILED.value, "unreadable", "https://me:pw123456@host: \ud83d", reply="\udce9")
+    row = Annotation(
+        "a#0", "a", "/a", State.FAILED.value, "unreadable", "https://me:pw123456@host: \ud83d", reply="\udce9"
+    )
     assert run.annotations.commit("000000", [row])
     (stored,) = run.annotations.read("000000")
     assert (stored.detail, stored.reply) == (r"https://***@host: \ud83d", r"\xe9")
@@ -222,7 +230,7 @@ def test_a_glob_without_a_folder_is_relative(tmp_path: Path, monkeypatch: pytest
 def test_an_entry_with_a_secret_needs_a_permission(entry: str, tmp_path: Path) -> None:
     path = tmp_path / "list.jsonl"
     path.write_text(json.dumps({"image": entry, "id": entry, "url": entry}))
-    with pytest.raises(ConfigError, match="row 1: .* holds a password or a signature.*'signed_urls'") as caught:
+    with pytest.raises(ConfigError, match=r"row 1: .* holds a password or a signature.*'signed_urls'") as caught:
         listed(path, allow=["http"])
     assert "Zq8x" not in str(caught.value)
     (ref,) = listed(path, allow=["http", "signed_urls"], metadata=["url"])
@@ -237,5 +245,5 @@ def test_an_entry_with_a_secret_needs_a_permission(entry: str, tmp_path: Path) -
 def test_a_misspelled_uri_in_a_list_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_text("s3:/bucket/x.png\n")
-    with pytest.raises(ConfigError, match="row 1: .* is misspelled. Write s3://bucket/x.png"):
+    with pytest.raises(ConfigError, match=r"row 1: .* is misspelled\. Write s3://bucket/x\.png"):
         listed(path)
