@@ -257,7 +257,7 @@ def with_secrets(images: Path, tmp_path: Path) -> dict[str, Any]:
     questions = tmp_path / "questions.jsonl"
     question = {"question_id": "1", "image": entries[0], "question": "What is it?", "answers": ["x"]}
     questions.write_text(json.dumps(question))
-    tree = scripted_tree(images, tmp_path / "run")
+    tree = scripted_tree(images, tmp_path / "my run #1 [50%]?")
     tree["source"] = {"path": str(source), "metadata": ["url"], "allow": ["http", "signed_urls"], "shard_size": 8}
     tree["object_store"] = {"max_attempts": 1}
     tree["evaluate"] = {"benchmarks": [{"path": str(questions), "images": str(images)}], "teacher": True}
