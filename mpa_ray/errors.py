@@ -42,7 +42,7 @@ class ConfigError(Exception):
 
 
 class RunError(Exception):
-    """The run cannot continue. Committed results are kept, and the same command continues from them.
+    """The run cannot continue. Committed results are kept; the same command, run again, continues from them.
 
     The message hides secrets.
     """
@@ -52,7 +52,7 @@ class RunError(Exception):
 
 
 class Unfinished(RunError):
-    """The run stopped for a reason that may pass, such as an unreachable object store. Exit code 3."""
+    """The run stopped for a reason that may be temporary, such as an unreachable object store. Exit code 3."""
 
 
 class CannotWrite(Unfinished):
