@@ -127,6 +127,8 @@ def test_a_setting_below_an_empty_branch(file: Path) -> None:
         ("[" * 5000, "nested too deeply"),
         ("run_dir: 2024-13-45x\nrun_dir: y", "the key 'run_dir' occurs twice"),
         ("source: {path: a, path: b}", "the key 'path' occurs twice"),
+        ("source: &a [*a]", "nested too deeply"),
+        ("? [a, b]\n: c", "is not YAML"),
     ],
 )
 def test_a_file_with_a_trap_is_refused(tmp_path: Path, text: str, problem: str) -> None:

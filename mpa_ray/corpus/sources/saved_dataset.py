@@ -57,7 +57,7 @@ class SavedDataset:
         uri = f"{self._config.path.rstrip('/')}/{name}"
         try:
             yield from self._images_of(uri, name)
-        except (OSError, pa.ArrowInvalid, struct.error) as error:
+        except (OSError, ValueError, struct.error) as error:
             raise ConfigError(
                 "source.path",
                 self._config.path,
