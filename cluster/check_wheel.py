@@ -131,7 +131,9 @@ def check(folder: Path, wheel: Path, demo: bool) -> None:
     environment.run("mpa-ray", "init", "cpu", into="my.yaml")
     environment.run("python", "-m", "mpa_ray.demo.images", "--out", "data", "--num-images", "40")
     environment.run("mpa-ray", "setup-cpu")
-    environment.run("mpa-ray", "plan", "--config", "my.yaml", "--source.path", "data/unlabeled", "--plan.num_images", "40")
+    environment.run(
+        "mpa-ray", "plan", "--config", "my.yaml", "--source.path", "data/unlabeled", "--plan.num_images", "40"
+    )
     environment.write("scripted.yaml", SCRIPTED)
     environment.run("mpa-ray", "align", "--config", "scripted.yaml")
     environment.run("mpa-ray", "audit", "runs/scripted")

@@ -25,8 +25,8 @@ exit codes:
 After 1, 3 and 130, the same command continues where the run ended."""
 
 _INSTALL = (
-    "Install mpa-ray with its dependencies: run mpa-ray setup-cpu on a machine without a GPU, and otherwise pip install "
-    "with its wheel file, or pip install . in a clone."
+    "Install mpa-ray with its dependencies: run mpa-ray setup-cpu on a machine without a GPU, and otherwise pip "
+    "install with its wheel file, or pip install . in a clone."
 )
 
 

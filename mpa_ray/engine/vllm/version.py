@@ -16,8 +16,8 @@ from mpa_ray.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 INSTALL_VLLM = "Run pip install 'vllm>=0.29,<0.34', or mpa-ray setup-cpu on a machine without a GPU."
-"""The remedy where vLLM is missing. It needs neither a clone nor a registry that has mpa-ray; a test compares it with the
-extra `gpu`."""
+"""The remedy where vLLM is missing. It holds for an installation from a clone and from a wheel file. A test compares it
+with the extra `gpu`."""
 
 OLDEST_TESTED = (0, 29)
 NEWEST_TESTED = (0, 32)
