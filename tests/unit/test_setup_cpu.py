@@ -173,6 +173,20 @@ def test_the_systems_python_is_refused_by_the_command() -> None:
     assert "is the system's Python, and setup-cpu changes only virtual environments. Run python3 -m venv" in line
 
 
+def test_the_command_needs_only_the_standard_library() -> None:
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "from mpa_ray.cli import main\n"
+        "assert main(['setup-cpu', '--dry-run']) in (0, 2)\n"
+        "packages = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "others = packages - set(sys.stdlib_module_names) - {'mpa_ray'}\n"
+        "others = {name for name in others if not name.startswith('_sysconfigdata')}\n"
+        "assert not others, others\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_requirements_come_from_the_metadata() -> None:
     lines = [
         "ray[data]==2.60.0",

@@ -45,8 +45,9 @@ def check_vllm() -> None:
     installed = installed_version()
     oldest, newest = (".".join(map(str, numbers)) for numbers in (OLDEST_TESTED, NEWEST_TESTED))
     if installed is None:
-        problem = "vLLM is not installed on the machine that starts the engine."
-        raise ConfigError("engine.kind", "vllm", problem, INSTALL_VLLM)
+        raise ConfigError(
+            "engine.kind", "vllm", "vLLM is not installed on the machine that starts the engine.", INSTALL_VLLM
+        )
     value = f"vllm {installed}"
     numbers = tuple(int(digits) for digits in re.findall(r"\d+", installed)[:2])
     # A build from source may call itself 0.0 or 0.1.dev; the required names decide whether it can be used.
