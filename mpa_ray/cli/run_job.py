@@ -30,6 +30,11 @@ exit codes:
   130  interrupted by Ctrl-C or SIGTERM
 After 1, 3 and 130, run the same command again to continue where the run ended."""
 
+_INSTALL = (
+    "Install mpa-ray with its dependencies: run mpa-ray setup-cpu on a machine without a GPU, and otherwise pip "
+    "install with its wheel file, or pip install . in a clone."
+)
+
 
 def run_job(main: Callable[[], int | None]) -> int:
     """Run a command and return its exit code, which `EXIT_CODES` describes; errors go to standard error.
@@ -97,8 +102,10 @@ def _missing_package(error: ModuleNotFoundError) -> int:
     package = (error.name or "").partition(".")[0]
     if package in ("", "mpa_ray"):
         raise error
-    name = "'mpa-ray[gpu]', or 'mpa-ray[cpu]' on a machine without a GPU" if package == "vllm" else "mpa-ray"
-    return _failed("ConfigError", f"the package {package} is not installed. Run pip install {name}.", WRONG_SETUP)
+    from mpa_ray.engine.vllm.version import INSTALL_VLLM
+
+    remedy = INSTALL_VLLM if package == "vllm" else _INSTALL
+    return _failed("ConfigError", f"the package {package} is not installed. {remedy}", WRONG_SETUP)
 
 
 def _end_process_after_interrupt(interrupted: threading.Event) -> None:
