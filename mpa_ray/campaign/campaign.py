@@ -59,7 +59,8 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
     failures |= _Campaign(context, students, list_shards).run()
     try:
         context = context.with_finished_rounds()
-        evaluate(context, score_only=True)
+        # The report's summary has the scores, too.
+        evaluate(context, score_only=True, shows_scores=False)
         report(context)
     except (ConfigError, RunError) as error:
         if not failures:

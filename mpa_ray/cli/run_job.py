@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from mpa_ray.errors import ConfigError, RunError, Unfinished, without_passwords
+from mpa_ray.observability.library_output import LIBRARY_OUTPUT
+from mpa_ray.observability.progress import end_updating_line, say_error
 
 DONE, FAILED, WRONG_SETUP, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -30,8 +32,11 @@ def run_job(main: Callable[[], int | None]) -> int:
 
     SIGTERM, which `ray job stop` and schedulers send, interrupts it like Ctrl-C.
     """
+    LIBRARY_OUTPUT.allow()
     if "RAY_LOGGING_CONFIG_ENCODING" not in os.environ:
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+        logging.basicConfig(
+            level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[_LogHandler()]
+        )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     interrupted = threading.Event()
@@ -62,10 +67,27 @@ def run_job(main: Callable[[], int | None]) -> int:
         logging.disable()
         interrupted.set()
         return _failed("Interrupted", "the same command continues.", INTERRUPTED)
+    except BaseException:
+        # Our own mistake: Python prints the traceback to standard error.
+        LIBRARY_OUTPUT.restore()
+        raise
+    finally:
+        end_updating_line()
+
+
+class _LogHandler(logging.Handler):
+    """Our own records go to the terminal; those of libraries go where the rest of their output goes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] == "mpa_ray":
+            say_error(self.format(record))
+        else:
+            print(self.format(record), file=sys.stderr)
 
 
 def _failed(kind: str, problem: object, code: int) -> int:
-    print(f"{kind}: {without_passwords(str(problem))}", file=sys.stderr)
+    end_updating_line()
+    say_error(f"{kind}: {without_passwords(str(problem))}")
     return code
 
 

@@ -147,7 +147,8 @@ class _StepFollower:
             self._advance()
 
     def _advance(self) -> None:
-        step = _state(self._job).step
-        if step > self._step:
-            self._progress.advance(step - self._step)
-            self._step = step
+        state = _state(self._job)
+        if state.step > self._step:
+            rate = None if state.samples_per_s is None else state.samples_per_s / self._job.level.batch_size
+            self._progress.advance(state.step - self._step, rate)
+            self._step = state.step

@@ -143,8 +143,8 @@ def follow(
     """Count shards as they finish, and announce each. Raises RunError once too many images have failed."""
     guard = FailureGuard(limits)
     for shard in finished:
-        progress.advance(shard.num_images)
         totals.count(shard.num_images, shard.visit_s, shard.usage)
+        progress.advance(shard.num_images, totals.totals().images_per_s)
         guard.count(shard.num_images, shard.failed)
         announce(shard.shard)
 

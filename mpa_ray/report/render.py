@@ -15,6 +15,7 @@ from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.observability.progress import clock
+from mpa_ray.observability.rate import format_rate
 from mpa_ray.report.coverage import Coverage, parity_set
 from mpa_ray.report.leaderboard import render_leaderboard
 from mpa_ray.report.scores import percent, render_scores
@@ -80,6 +81,7 @@ def render_html(config: EvaluationRunConfig, summary: EvaluationSummary) -> str:
         colours=_COLOURS,
         percent=percent,
         clock=clock,
+        format_rate=format_rate,
     )
 
 
@@ -150,7 +152,8 @@ def render_table(summary: EvaluationSummary) -> str:
     lines += _divergence_lines(summary.coverage, [parity_set(name) for name in summary.students])
     lines += [scores, "", *_second_pass_lines(summary.teacher), *_phase_lines(summary.phases)]
     if len(summary.leaderboard) > 1:
-        lines += ["", "before, after and gain in %", render_leaderboard(summary.leaderboard)]
+        lines += ["", "before, after and gain in %; the cost counts every phase in full, with its waits"]
+        lines.append(render_leaderboard(summary.leaderboard))
     return "\n".join(lines)
 
 
@@ -199,11 +202,11 @@ def _second_pass_lines(teacher: TeacherSummary) -> list[str]:
 def _phase_lines(phases: Sequence[PhaseSummary]) -> list[str]:
     total_s = sum(phase.record.wall_s for phase in phases)
     return [
-        "time",
+        "time, and images/s without the starts of engines",
         *(f"  {phase.key.label:<27}{clock(phase.record.wall_s):>8}{_rate(phase)}" for phase in phases),
-        f"  {'sum':<27}{clock(total_s):>8}",
+        f"  {'sum':<27}{clock(total_s):>8}    phases that ran at the same time each count in full",
     ]
 
 
 def _rate(phase: PhaseSummary) -> str:
-    return f"{phase.images_per_s:9.1f} images/s" if phase.images_per_s else ""
+    return f"{format_rate(phase.images_per_s):>9} images/s" if phase.images_per_s else ""

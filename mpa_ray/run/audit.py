@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -67,7 +66,7 @@ def audit(run: Run) -> AuditCounts:
         ConfigError: the directory holds no run, or nothing has been indexed yet.
     """
     names, manifest = student_names(run), run.manifest()
-    with Progress("audit", manifest.num_shards * (1 + len(names)), "shards", file=sys.stderr) as progress:
+    with Progress("audit", manifest.num_shards * (1 + len(names)), "shards", to_stderr=True) as progress:
         auditor = _Auditor(run, manifest, progress)
         annotations = auditor.count_annotations()
         verdicts = {name: auditor.count_verdicts(name) for name in names}
