@@ -112,7 +112,8 @@ def _check_images(job: TrainingJob, label: str, state: TrainingState, max_failed
 def _say_results(label: str, before: TrainingState, after: TrainingState) -> None:
     """Print how many retained pairs the student still answers, and how often its training was resumed."""
     retained = after.retained
-    if retained.before and retained.after is not None:
+    # A warning says the same, and why it matters.
+    if retained.before and retained.after is not None and retained.forgetting_warning() is None:
         say(
             f"{label}: the student answers {retained.after} of {retained.num} retained pairs word for word, and "
             f"answered {retained.before} before"

@@ -34,9 +34,7 @@ from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Manifest
 
 
-def evaluate(
-    context: RunContext[EvaluationRunConfig], score_only: bool = False, shows_scores: bool = True
-) -> None:
+def evaluate(context: RunContext[EvaluationRunConfig], score_only: bool = False, shows_scores: bool = True) -> None:
     """Have all models answer all benchmarks, then score the answers.
 
     Args:

@@ -72,11 +72,26 @@ def run_missing(
     admission: Admission = nullcontext,
     announce: Callable[[str], None] = announce_to_nobody,
     stream: Stream | None = None,
+    says_already_done: bool = True,
 ) -> None:
-    """Make a pass over the missing shards. The arguments and errors are those of `run_shards`."""
+    """Make a pass over the missing shards.
+
+    Args:
+        run: As in `run_shards`, like the arguments that are not named here.
+        work: The pass.
+        outstanding: The missing shards.
+        admission: Entered only if shards are missing.
+        announce: Called with each shard.
+        stream: Does the work.
+        says_already_done: Say so if no shard is missing.
+
+    Raises:
+        RunError: as in `run_shards`.
+    """
     label = work.key.label
     if not outstanding.missing:
-        say(f"{label}: already done")
+        if says_already_done:
+            say(f"{label}: already done")
         for shard in outstanding.committed:
             announce(shard)
         return

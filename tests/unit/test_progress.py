@@ -29,8 +29,9 @@ PHASES = """
                 time.sleep(0.15)
                 progress.advance(count, 20.0)
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[logging._StderrHandler()])
-    threads = [threading.Thread(target=phase, args=args) for args in (("annotate", [8] * 12), ("identify small", [8] * 12))]
+    stderr = logging._StderrHandler()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[stderr])
+    threads = [threading.Thread(target=phase, args=(label, [8] * 12)) for label in ("annotate", "identify small")]
     for thread in threads:
         thread.start()
         time.sleep(0.1)
@@ -105,7 +106,7 @@ def test_phases_share_one_line_and_other_output_goes_above_it() -> None:
         "annotate: done, 96 images",
         "identify small: done, 96 images",
     ]
-    assert [row for row in rows if "UserWarning" in row] == ["<string>:22: UserWarning: a warning"]
+    assert [row for row in rows if "UserWarning" in row] == ["<string>:23: UserWarning: a warning"]
     assert re.search(r"annotate: \d+%  \|  identify small: \d+%", written)
     assert all(len(text) < 80 for text in re.findall(r"\x1b\[K([^\x1b\r\n]*)", written))
 

@@ -51,7 +51,8 @@ def test_all_that_show_images_per_s_agree(scripted_config: RunConfig, capsys: py
     assert f'<td class="n">{shown}</td>' in render_html(scripted_config, summary)
     planned = RunRates.of_run(run).annotated_images_per_s
     assert planned == pytest.approx(num_images / VISIT_S, rel=0.01)
-    assert planned == summary.phases[0].images_per_s == next(p.per_s for p in status(run).phases if p.name == "annotate")
+    in_status = next(phase.per_s for phase in status(run).phases if phase.name == "annotate")
+    assert planned == summary.phases[0].images_per_s == in_status
 
 
 def test_plan_assumes_the_share_of_one_replica_and_one_model() -> None:

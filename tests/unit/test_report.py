@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.report import report
 from mpa_ray.records import Annotation, EpochCounts, ImageRef, Verdict
 from mpa_ray.report.collect import collect, collect_alignment
+from mpa_ray.report.next_steps import render_next_steps
 from mpa_ray.report.render import render_html, render_table
 from mpa_ray.report.student import NUM_SAMPLES, OutcomeSample
-from mpa_ray.report.summary import ReportSummary
+from mpa_ray.report.summary import EvaluationSummary, ReportSummary
 from mpa_ray.report.teacher import teacher_summary
 from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseRecord, add_to_record
 from mpa_ray.run.run import Run
@@ -255,6 +257,48 @@ def test_the_table_has_counts_scores_and_times(summary: ReportSummary) -> None:
         "sum 3:03 phases that ran at the same time each count in full",
     ):
         assert line in lines
+
+
+def steps_of(config: EvaluationRunConfig, summary: EvaluationSummary) -> dict[str, str]:
+    """The ways by their purposes."""
+    text = render_next_steps(Run.open(config.run_dir), config, summary)
+    assert text.startswith("\nwhat next\n")
+    steps = {}
+    for line in text.splitlines()[2:]:
+        purpose, way = re.split(r"  +", line.strip())
+        steps[purpose] = way
+    return steps
+
+
+def test_the_end_of_a_run_says_what_to_do_next(config: RunConfig, summary: ReportSummary) -> None:
+    steps, run_dir = steps_of(config, summary), config.run_dir
+    assert steps == {
+        "read the report": f"{run_dir}/report/index.html",
+        "aligned student small": f"{run_dir}/students/small/parity/merged",
+        "aligned student small (random)": f"{run_dir}/students/small/random/merged",
+        "see what is done and left": f"mpa-ray status {run_dir}",
+        "recount every image": f"mpa-ray audit {run_dir}",
+    }
+    served = config.students[0].model_copy(update={"engine": VllmEngineConfig()})
+    of_vllm = config.model_copy(update={"students": [served]})
+    assert steps_of(of_vllm, summary)["serve small"] == f"vllm serve {run_dir}/students/small/parity/merged"
+
+
+def test_many_aligned_students_are_not_all_listed(config: RunConfig, summary: ReportSummary) -> None:
+    rows = [replace(summary.leaderboard[0], student=f"s{number}") for number in range(9)]
+    steps = steps_of(config, replace(summary, leaderboard=rows))
+    assert [purpose for purpose in steps if "student" in purpose] == [
+        *[f"aligned student s{number}" for number in range(4)],
+        "5 more aligned students",
+    ]
+
+
+def test_a_run_without_aligned_students_points_to_its_report(config: RunConfig, summary: ReportSummary) -> None:
+    assert list(steps_of(config, replace(summary, leaderboard=[]))) == [
+        "read the report",
+        "see what is done and left",
+        "recount every image",
+    ]
 
 
 def test_a_second_pass_that_was_not_free_is_warned_of_with_model_and_block_size() -> None:
