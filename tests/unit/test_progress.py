@@ -151,7 +151,7 @@ def test_an_interrupted_command_leaves_no_line_behind() -> None:
     """
     written = on_terminal(code, NO_COLOR="")
     assert "annotate: starting" in written
-    assert screen(written) == ["Interrupted: the same command continues.", ""]
+    assert screen(written) == ["Interrupted: run the same command again to continue.", ""]
 
 
 class Clock:
