@@ -96,6 +96,7 @@ def _missing_package(error: ModuleNotFoundError) -> int:
     """Name the package to install. An error in a module of mpa_ray is raised: installing nothing would help."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "mpa_ray"):
+        LIBRARY_OUTPUT.restore()
         raise error
     name = "'mpa-ray[gpu]', or 'mpa-ray[cpu]' on a machine without a GPU" if package == "vllm" else "mpa-ray"
     return _failed("ConfigError", f"the package {package} is not installed. Run pip install {name}.", WRONG_SETUP)
