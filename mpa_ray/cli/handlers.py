@@ -142,7 +142,7 @@ def _demo(arguments: Arguments) -> None:
     from mpa_ray.demo.images import write_data
     from mpa_ray.observability.progress import say
 
-    say(f"The demo aligns a bundled student with a bundled teacher, on {num_images} images that it draws in {out}/data.")
+    say(f"The demo aligns a bundled student with a bundled teacher, on {num_images} images drawn in {out}/data.")
     say("On 2 cores this takes 5 minutes or more: most phases start an engine, which needs half a minute or more.")
     write_data(out / "data", num_images, seed)
     align(config)

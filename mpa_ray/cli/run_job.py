@@ -32,7 +32,6 @@ def run_job(main: Callable[[], int | None]) -> int:
 
     SIGTERM, which `ray job stop` and schedulers send, interrupts it like Ctrl-C.
     """
-    LIBRARY_OUTPUT.allow()
     if "RAY_LOGGING_CONFIG_ENCODING" not in os.environ:
         logging.basicConfig(
             level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[_LogHandler()]
@@ -43,7 +42,8 @@ def run_job(main: Callable[[], int | None]) -> int:
     # Exit handlers run in reverse order: this one runs after Ray's, which main registers.
     atexit.register(_end_process_after_interrupt, interrupted)
     try:
-        code = main() or DONE
+        with LIBRARY_OUTPUT.may_redirect():
+            code = main() or DONE
         sys.stdout.flush()
         return code
     except ConfigError as error:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -45,9 +47,14 @@ class LibraryOutput:
     def is_redirected(self) -> bool:
         return self._terminal is not None
 
-    def allow(self) -> None:
-        """Allow `redirect`. A command does this; a program that uses the library keeps its standard error."""
+    @contextmanager
+    def may_redirect(self) -> Iterator[None]:
+        """Allow `redirect` in the block. Commands do this; a program that uses the library keeps its standard error."""
         self._may_redirect = not shows_library_lines()
+        try:
+            yield
+        finally:
+            self._may_redirect = False
 
     def redirect(self) -> None:
         """Send standard error to a temporary file from now on, if that is allowed."""

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from mpa_ray.campaign.campaign import score_and_report
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, VllmEngineConfig
+from mpa_ray.evaluation.questions import write_questions
 from mpa_ray.evaluation.scores import (
     BenchmarkScores,
     MetricReference,
@@ -22,8 +24,9 @@ from mpa_ray.evaluation.scores import (
 from mpa_ray.metrics import METRICS
 from mpa_ray.observability.usage import Usage
 from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.evaluate import evaluate
 from mpa_ray.phases.report import report
-from mpa_ray.records import Annotation, EpochCounts, ImageRef, Verdict
+from mpa_ray.records import Annotation, EpochCounts, ImageRef, Prediction, Verdict
 from mpa_ray.report.collect import collect, collect_alignment
 from mpa_ray.report.next_steps import render_next_steps
 from mpa_ray.report.render import render_html, render_table
@@ -282,6 +285,27 @@ def test_the_end_of_a_run_says_what_to_do_next(config: RunConfig, summary: Repor
     served = config.students[0].model_copy(update={"engine": VllmEngineConfig()})
     of_vllm = config.model_copy(update={"students": [served]})
     assert steps_of(of_vllm, summary)["serve small"] == f"vllm serve {run_dir}/students/small/parity/merged"
+
+
+def test_align_ends_with_one_table_of_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path, 2)
+    question = {"question": "How many?", "answers": ["2"], "image": "000.png", "question_id": "q"}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question))
+    rival = {"name": "rival", "model": "scripted", "engine": {"kind": "scripted"}}
+    evaluation = {"benchmarks": [{"path": str(tmp_path / "questions.jsonl"), "name": "held"}], "models": [rival]}
+    tree = {"run_dir": str(tmp_path / "run"), "task": "demo_world", "evaluate": evaluation}
+    context = RunContext.open(EvaluationRunConfig.model_validate(tree))
+    assert context.config.evaluate is not None
+    write_questions(context.config.evaluate, context.run, context.places)
+    answer = Prediction("q", "i", "/i", "How many?", ["2"], "all", "kept", prediction="2")
+    context.run.predictions("held", "rival").commit("000000", [answer])
+    score_and_report(context)
+    output = capsys.readouterr().out
+    assert output.count("held: exact_match, %") == 1
+    assert output.count("100.0 [100.0, 100.0]") == 2
+    assert "what next" in output
+    evaluate(context, score_only=True)
+    assert "held: exact_match, %" in capsys.readouterr().out
 
 
 def test_many_aligned_students_are_not_all_listed(config: RunConfig, summary: ReportSummary) -> None:
