@@ -16,8 +16,6 @@ from mpa_ray.observability.status_line import StatusLine
 STABLE_COUNTS = 4
 """So many counts, and `STABLE_S` seconds after the first of them, the rate is stable enough for an estimate."""
 STABLE_S = 15.0
-_MIN_RATED_S = 1.0
-"""A rate over less time is not shown."""
 
 _status_line = StatusLine()
 
@@ -91,8 +89,8 @@ class Progress:
 
         Args:
             count: How much.
-            rate: Units per second so far, where the caller measures the time of the work alone. By default the rate is
-                that since the start.
+            rate: Units per second so far, if the caller measures the time of the work alone; only then is it shown.
+                The remaining time is otherwise estimated from the time since the start.
         """
         if self._first_counted is None:
             self._first_counted = self._clock()
@@ -104,7 +102,8 @@ class Progress:
         """The count, the rate, and the remaining time once the rate is stable."""
         if self._first_counted is None:
             return f"{self._label}: starting, {clock(self._elapsed_s)} so far"
-        return f"{self._label}: {self._counts()}{self._rate_part()}{self._left()}"
+        rate = "" if self._measured_rate is None else f", {format_rate(self._measured_rate)} {self._unit}/s"
+        return f"{self._label}: {self._counts()}{rate}{self._left()}"
 
     def short_line(self) -> str:
         """The count alone."""
@@ -130,8 +129,10 @@ class Progress:
         return f"{self._done}/{self._total} {self._unit} ({self._share:.0%})"
 
     def _left(self) -> str:
-        rate = self._rate
-        if self._total is None or not rate or not self._is_stable:
+        if self._total is None or not self._is_stable:
+            return ""
+        rate = self._measured_rate or per_second(self._done - self._done_at_start, self._elapsed_s)
+        if not rate:
             return ""
         return f", {clock((self._total - self._done) / rate)} left"
 
@@ -147,18 +148,6 @@ class Progress:
     def _is_stable(self) -> bool:
         counted_s = self._clock() - self._first_counted if self._first_counted is not None else 0.0
         return self._num_counts >= STABLE_COUNTS and counted_s >= STABLE_S
-
-    @property
-    def _rate(self) -> float | None:
-        """Units per second; None while it is not known."""
-        if self._measured_rate is not None:
-            return self._measured_rate
-        num_new, elapsed_s = self._done - self._done_at_start, self._elapsed_s
-        return per_second(num_new, elapsed_s) if num_new and elapsed_s > _MIN_RATED_S else None
-
-    def _rate_part(self) -> str:
-        rate = self._rate
-        return "" if rate is None else f", {format_rate(rate)} {self._unit}/s"
 
 
 def clock(seconds: float) -> str:
