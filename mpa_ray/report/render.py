@@ -150,7 +150,7 @@ def render_table(summary: EvaluationSummary) -> str:
     for name, student in summary.students.items():
         lines += _student_lines(name, student)
     lines += _divergence_lines(summary.coverage, [parity_set(name) for name in summary.students])
-    lines += [scores, "", *_second_pass_lines(summary.teacher), *_phase_lines(summary.phases)]
+    lines += [scores, *_second_pass_lines(summary.teacher), "", *_phase_lines(summary.phases)]
     if len(summary.leaderboard) > 1:
         lines += ["", "before, after and gain in %; the cost counts every phase in full, with its waits"]
         lines.append(render_leaderboard(summary.leaderboard))
@@ -191,6 +191,7 @@ def _second_pass_lines(teacher: TeacherSummary) -> list[str]:
     if teacher.cached_token_share is None or teacher.second_pass_time_share is None:
         return []
     return [
+        "",
         "teacher's second answers",
         f"  prompt tokens from cache   {teacher.cached_token_share:>8.1%}",
         f"  image tokens computed again{teacher.num_uncached_image_tokens:>8}",
