@@ -68,17 +68,21 @@ class LibraryOutput:
         os.close(descriptor)
 
     def keep_in(self, folder: Path) -> None:
-        """Continue the file in a folder of log files, as `mpa_ray-PID.log`."""
+        """Continue the file in a folder of log files, as `mpa_ray-PID.log`; stay where it is if that is not allowed."""
         if self._file is None:
             return
         sys.stderr.flush()
-        so_far = self._file.read_bytes()
+        kept = folder / f"mpa_ray-{os.getpid()}.log"
+        try:
+            with kept.open("ab") as file:
+                file.write(self._file.read_bytes())
+                file.flush()
+                os.dup2(file.fileno(), _STDERR)
+        except OSError:
+            # The cluster may belong to another user.
+            return
         self._file.unlink()
-        self._file = folder / f"mpa_ray-{os.getpid()}.log"
-        with self._file.open("ab") as file:
-            file.write(so_far)
-            file.flush()
-            os.dup2(file.fileno(), _STDERR)
+        self._file = kept
 
     def reveal(self) -> None:
         """Restore standard error and show what was sent to the file: something failed, and the lines may say why."""

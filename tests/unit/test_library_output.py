@@ -71,6 +71,16 @@ def test_lines_of_libraries_are_in_a_file_alone(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_log_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    code = COMMAND.replace("Path(sys.argv[1])", 'Path(sys.argv[1], "missing")')
+    command = [sys.executable, "-c", textwrap.dedent(code).replace("ENDING", 'RunError("it failed")'), str(tmp_path)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "RunError: it failed"
+    (logged,) = tmp_path.glob("mpa_ray-*.log")
+    assert set(logged.read_text().splitlines()) >= RAW
+
+
 @pytest.mark.parametrize("switch", [{"RAY_LOG_TO_DRIVER": "1"}, {"RAY_LOGGING_CONFIG_ENCODING": "JSON"}])
 def test_a_switch_leaves_them_in_the_terminal(tmp_path: Path, switch: dict[str, str]) -> None:
     _, errors, logged = run_command(tmp_path, **switch)
