@@ -10,7 +10,14 @@ from functools import partial
 
 from mpa_ray.campaign.admission import AdmissionController, Resources
 from mpa_ray.campaign.announcements import ShardAnnouncements
-from mpa_ray.config import ModelConfig, ObjectStoreConfig, RunConfig, StudentConfig, measured_as
+from mpa_ray.config import (
+    EvaluationRunConfig,
+    ModelConfig,
+    ObjectStoreConfig,
+    RunConfig,
+    StudentConfig,
+    measured_as,
+)
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.errors import ConfigError, RunError, Unfinished
 from mpa_ray.models.checkpoints import model_identity, model_settings
@@ -59,9 +66,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
     prepare_benchmarks(context)
     failures |= _Campaign(context, students, list_shards).run()
     try:
-        context = context.with_finished_rounds()
-        evaluate(context, score_only=True)
-        report(context)
+        score_and_report(context.with_finished_rounds())
     except (ConfigError, RunError) as error:
         if not failures:
             raise
@@ -71,6 +76,12 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
         problem = f"{', '.join(failures)} failed; the rest is done. Run the same command again to retry. {details}"
         may_pass = all(isinstance(error, Unfinished | OSError) for error in failures.values())
         raise Unfinished(problem) if may_pass else RunError(problem)
+
+
+def score_and_report(context: RunContext[EvaluationRunConfig]) -> None:
+    """Score the stored predictions and write the report; its summary shows the scores."""
+    evaluate(context, score_only=True, shows_scores=False)
+    report(context)
 
 
 def _students_with_errors(config: RunConfig) -> dict[str, Exception]:

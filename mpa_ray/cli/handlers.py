@@ -140,11 +140,17 @@ def _demo(arguments: Arguments) -> None:
     }
     from mpa_ray.config import resolve_path
     from mpa_ray.demo.images import write_data
+    from mpa_ray.observability.progress import say
 
     config_file = arguments.options.get("config", resolve_path(_DEMO))
     config = mpa_ray.load_config(config_file, {**settings, **arguments.settings})
+    say(f"The demo aligns a bundled student with a bundled teacher, on {num_images} images drawn in {out}/data.")
+    say("On 2 cores this takes 5 minutes or more: most phases start an engine, which needs half a minute or more.")
     write_data(out / "data", num_images, seed)
     mpa_ray.align(config)
+    say(
+        "\nTo align a student on your own images: mpa-ray init > my.yaml, edit the file, mpa-ray align --config my.yaml"
+    )
 
 
 def _init(arguments: Arguments) -> None:

@@ -114,7 +114,8 @@ def _check_images(job: TrainingJob, label: str, state: TrainingState, max_failed
 def _say_results(label: str, before: TrainingState, after: TrainingState) -> None:
     """Print how many retained pairs the student still answers, and how often its training was resumed."""
     retained = after.retained
-    if retained.before and retained.after is not None:
+    # A warning says the same, and why it matters.
+    if retained.before and retained.after is not None and retained.forgetting_warning() is None:
         say(
             f"{label}: the student answers {retained.after} of {retained.num} retained pairs word for word, and "
             f"answered {retained.before} before"
@@ -149,7 +150,8 @@ class _StepFollower:
             self._advance()
 
     def _advance(self) -> None:
-        step = _state(self._job).step
-        if step > self._step:
-            self._progress.advance(step - self._step)
-            self._step = step
+        state = _state(self._job)
+        if state.step > self._step:
+            rate = None if state.samples_per_s is None else state.samples_per_s / self._job.level.batch_size
+            self._progress.advance(state.step - self._step, rate)
+            self._step = state.step

@@ -86,8 +86,10 @@ def identify_student(
         and verdict_fingerprint(config, task, other) == fingerprint
     }
     copy_same_model_rows(run, work.key.label, verdicts, same_model, fingerprint, manifest.shards)
-    run_missing(run, work, Outstanding.of(verdicts, manifest), admission)
-    if not run.is_identified(student.name):
+    is_identified = run.is_identified(student.name)
+    # Without D_PI, the last verdicts are probably a moment old, and the next line says how many samples they gave.
+    run_missing(run, work, Outstanding.of(verdicts, manifest), admission, says_already_done=is_identified)
+    if not is_identified:
         samples = parity_samples(verdicts.rows(manifest.shards))
         num_samples = export_parity(run, run.parity_dir(student.name), task, samples)
         say(f"{work.key.label}: {num_samples} parity samples")

@@ -15,11 +15,10 @@ from mpa_ray.phases.context import RunContext, installed_versions
 from mpa_ray.phases.measured_models import comparisons
 from mpa_ray.records import EpochCounts
 from mpa_ray.report.card import model_card
-from mpa_ray.report.scores import render_scores
 
 
-def score(context: RunContext[EvaluationRunConfig], settings: EvaluateConfig, models: Sequence[str]) -> None:
-    """Write `evaluation/scores.json`, add the scores to the model cards, and print them.
+def score(context: RunContext[EvaluationRunConfig], settings: EvaluateConfig, models: Sequence[str]) -> Scores:
+    """Write `evaluation/scores.json`, and add the scores to the model cards.
 
     Args:
         context: The run.
@@ -41,7 +40,7 @@ def score(context: RunContext[EvaluationRunConfig], settings: EvaluateConfig, mo
         for student in context.config.students:
             for arm in student.arms:
                 _rewrite_model_cards(context, context.config, student, arm, scores)
-    say(render_scores(scores))
+    return scores
 
 
 def _score_benchmark(

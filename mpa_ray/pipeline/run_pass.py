@@ -72,11 +72,26 @@ def run_missing(
     admission: Admission = nullcontext,
     announce: Callable[[str], None] = announce_to_nobody,
     stream: Stream | None = None,
+    says_already_done: bool = True,
 ) -> None:
-    """Make a pass over the missing shards. The arguments and errors are those of `run_shards`."""
+    """Make a pass over the missing shards.
+
+    Args:
+        run: As in `run_shards`, like the arguments that are not named here.
+        work: The pass.
+        outstanding: The missing shards.
+        admission: Entered only if shards are missing.
+        announce: Called with each shard.
+        stream: Does the work.
+        says_already_done: Say so if no shard is missing.
+
+    Raises:
+        RunError: as in `run_shards`.
+    """
     label = work.key.label
     if not outstanding.missing:
-        say(f"{label}: already done")
+        if says_already_done:
+            say(f"{label}: already done")
         for shard in outstanding.committed:
             announce(shard)
         return
@@ -143,8 +158,8 @@ def follow(
     """Count shards as they finish, and announce each. Raises RunError once too many images have failed."""
     guard = FailureGuard(limits)
     for shard in finished:
-        progress.advance(shard.num_images)
         totals.count(shard.num_images, shard.visit_s, shard.usage)
+        progress.advance(shard.num_images, totals.totals().images_per_s)
         guard.count(shard.num_images, shard.failed)
         announce(shard.shard)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.evaluation.scores import read_scores
 from mpa_ray.report.coverage import coverage
@@ -11,7 +13,7 @@ from mpa_ray.report.summary import EvaluationSummary, PhaseSummary, ReportSummar
 from mpa_ray.report.teacher import failed_images, teacher_summary
 from mpa_ray.report.training import training_summary
 from mpa_ray.run.audit import audit
-from mpa_ray.run.phase_record import phase_records
+from mpa_ray.run.phase_record import PhaseKind, phase_records
 from mpa_ray.run.run import RUN_FILE, Run
 
 
@@ -60,7 +62,9 @@ def collect_alignment(run: Run, config: RunConfig) -> ReportSummary:
 
 
 def _phases(run: Run) -> list[PhaseSummary]:
-    return [PhaseSummary(key, record) for key, record in phase_records(run)]
+    order = get_args(PhaseKind)
+    phases = [PhaseSummary(key, record) for key, record in phase_records(run)]
+    return sorted(phases, key=lambda phase: order.index(phase.key.kind))
 
 
 def _versions(run: Run) -> dict[str, str]:

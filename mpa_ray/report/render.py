@@ -16,6 +16,7 @@ from mpa_ray.config import MAX_IMAGE_PIXELS, EvaluationRunConfig, RunConfig
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.observability.progress import clock
+from mpa_ray.observability.rate import format_rate
 from mpa_ray.redaction import without_secret_values
 from mpa_ray.report.coverage import Coverage, parity_set
 from mpa_ray.report.leaderboard import render_leaderboard
@@ -85,6 +86,7 @@ def render_html(config: EvaluationRunConfig, summary: EvaluationSummary) -> str:
         percent=percent,
         clock=clock,
         left_out_in_words=left_out_in_words,
+        format_rate=format_rate,
     )
 
 
@@ -161,9 +163,10 @@ def render_table(summary: EvaluationSummary) -> str:
     for name, student in summary.students.items():
         lines += _student_lines(name, student)
     lines += _divergence_lines(summary.coverage, [parity_set(name) for name in summary.students])
-    lines += [scores, "", *_second_pass_lines(summary.teacher), *_phase_lines(summary.phases)]
+    lines += [scores, *_second_pass_lines(summary.teacher), "", *_phase_lines(summary.phases)]
     if len(summary.leaderboard) > 1:
-        lines += ["", "before, after and gain in %", render_leaderboard(summary.leaderboard)]
+        lines += ["", "before, after and gain in %; the cost counts every phase in full, with its waits"]
+        lines.append(render_leaderboard(summary.leaderboard))
     return "\n".join(lines)
 
 
@@ -201,6 +204,7 @@ def _second_pass_lines(teacher: TeacherSummary) -> list[str]:
     if teacher.cached_token_share is None or teacher.second_pass_time_share is None:
         return []
     return [
+        "",
         "teacher's second answers",
         f"  prompt tokens from cache   {teacher.cached_token_share:>8.1%}",
         f"  image tokens computed again{teacher.num_uncached_image_tokens:>8}",
@@ -212,11 +216,11 @@ def _second_pass_lines(teacher: TeacherSummary) -> list[str]:
 def _phase_lines(phases: Sequence[PhaseSummary]) -> list[str]:
     total_s = sum(phase.record.wall_s for phase in phases)
     return [
-        "time",
+        "time, and images/s without the starts of engines",
         *(f"  {phase.key.label:<27}{clock(phase.record.wall_s):>8}{_rate(phase)}" for phase in phases),
-        f"  {'sum':<27}{clock(total_s):>8}",
+        f"  {'sum':<27}{clock(total_s):>8}    phases that ran at the same time each count in full",
     ]
 
 
 def _rate(phase: PhaseSummary) -> str:
-    return f"{phase.images_per_s:9.1f} images/s" if phase.images_per_s else ""
+    return f"{format_rate(phase.images_per_s):>9} images/s" if phase.images_per_s else ""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from mpa_ray.observability.progress import clock
+from mpa_ray.observability.rate import format_rate
 from mpa_ray.report.phase_status import PhaseStatus, Status
 
 _MAX_NAMED = 6
@@ -55,7 +56,7 @@ def _counts(phase: PhaseStatus) -> Iterator[str]:
     if phase.num_shards_done is not None:
         yield f"{phase.num_shards_done}{_of(phase.num_shards)} shards"
     if phase.per_s:
-        yield f"{phase.per_s:.1f} {'samples' if phase.unit == 'steps' else phase.unit}/s"
+        yield f"{format_rate(phase.per_s)} {'samples' if phase.unit == 'steps' else phase.unit}/s"
     if phase.note:
         yield phase.note
 

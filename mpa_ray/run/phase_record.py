@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from mpa_ray.config import Arm
+from mpa_ray.observability.rate import per_second
 from mpa_ray.observability.usage import Usage
 from mpa_ray.run.run import Run
 
@@ -70,8 +71,12 @@ class PassTotals:
 
     @property
     def images_per_s(self) -> float | None:
-        """None if no engine worked."""
-        return self.num_images / self.working_s if self.working_s else None
+        """Images/s as `per_second` defines it; None if no engine worked."""
+        return per_second(self.num_images, self.working_s)
+
+    def images_per_s_of(self, num_replicas: int) -> float | None:
+        """The share of one replica and one model: how fast `plan` assumes that a replica with one model works."""
+        return per_second(self.num_images_by_models, self.working_s * num_replicas)
 
     def __add__(self, other: PassTotals) -> PassTotals:
         usage = replace(self.usage)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mpa_ray.campaign.campaign import score_and_report
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, VllmEngineConfig
+from mpa_ray.evaluation.questions import write_questions
 from mpa_ray.evaluation.scores import (
     BenchmarkScores,
     MetricReference,
@@ -21,12 +24,14 @@ from mpa_ray.evaluation.scores import (
 from mpa_ray.metrics import METRICS
 from mpa_ray.observability.usage import Usage
 from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.evaluate import evaluate
 from mpa_ray.phases.report import report
-from mpa_ray.records import Annotation, EpochCounts, ImageRef, Verdict
+from mpa_ray.records import Annotation, EpochCounts, ImageRef, Prediction, Verdict
 from mpa_ray.report.collect import collect, collect_alignment
+from mpa_ray.report.next_steps import render_next_steps
 from mpa_ray.report.render import render_html, render_table
 from mpa_ray.report.student import NUM_SAMPLES, OutcomeSample
-from mpa_ray.report.summary import ReportSummary
+from mpa_ray.report.summary import EvaluationSummary, ReportSummary
 from mpa_ray.report.teacher import teacher_summary
 from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseRecord, add_to_record
 from mpa_ray.run.run import Run
@@ -252,9 +257,72 @@ def test_the_table_has_counts_scores_and_times(summary: ReportSummary) -> None:
         "D_PI of small from D_PA: 0.000",
         "prompt tokens from cache 75.0%",
         "identify small 1:01 2.0 images/s",
-        "sum 3:03",
+        "sum 3:03 phases that ran at the same time each count in full",
     ):
         assert line in lines
+
+
+def steps_of(config: EvaluationRunConfig, summary: EvaluationSummary) -> dict[str, str]:
+    """The ways by their purposes."""
+    text = render_next_steps(Run.open(config.run_dir), config, summary)
+    assert text.startswith("\nwhat next\n")
+    steps = {}
+    for line in text.splitlines()[2:]:
+        purpose, way = re.split(r"  +", line.strip())
+        steps[purpose] = way
+    return steps
+
+
+def test_the_end_of_a_run_says_what_to_do_next(config: RunConfig, summary: ReportSummary) -> None:
+    steps, run_dir = steps_of(config, summary), config.run_dir
+    assert steps == {
+        "read the report": f"{run_dir}/report/index.html",
+        "aligned student small": f"{run_dir}/students/small/parity/merged",
+        "aligned student small (random)": f"{run_dir}/students/small/random/merged",
+        "see what is done and left": f"mpa-ray status {run_dir}",
+        "recount every image": f"mpa-ray audit {run_dir}",
+    }
+    served = config.students[0].model_copy(update={"engine": VllmEngineConfig()})
+    of_vllm = config.model_copy(update={"students": [served]})
+    assert steps_of(of_vllm, summary)["serve small"] == f"vllm serve {run_dir}/students/small/parity/merged"
+
+
+def test_align_ends_with_one_table_of_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path, 2)
+    question = {"question": "How many?", "answers": ["2"], "image": "000.png", "question_id": "q"}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question))
+    rival = {"name": "rival", "model": "scripted", "engine": {"kind": "scripted"}}
+    evaluation = {"benchmarks": [{"path": str(tmp_path / "questions.jsonl"), "name": "held"}], "models": [rival]}
+    tree = {"run_dir": str(tmp_path / "run"), "task": "demo_world", "evaluate": evaluation}
+    context = RunContext.open(EvaluationRunConfig.model_validate(tree))
+    assert context.config.evaluate is not None
+    write_questions(context.config.evaluate, context.run, context.places)
+    answer = Prediction("q", "i", "/i", "How many?", ["2"], "all", "kept", prediction="2")
+    context.run.predictions("held", "rival").commit("000000", [answer])
+    score_and_report(context)
+    output = capsys.readouterr().out
+    assert output.count("held: exact_match, %") == 1
+    assert output.count("100.0 [100.0, 100.0]") == 2
+    assert "what next" in output
+    evaluate(context, score_only=True)
+    assert "held: exact_match, %" in capsys.readouterr().out
+
+
+def test_many_aligned_students_are_not_all_listed(config: RunConfig, summary: ReportSummary) -> None:
+    rows = [replace(summary.leaderboard[0], student=f"s{number}") for number in range(9)]
+    steps = steps_of(config, replace(summary, leaderboard=rows))
+    assert [purpose for purpose in steps if "student" in purpose] == [
+        *[f"aligned student s{number}" for number in range(4)],
+        "5 more aligned students",
+    ]
+
+
+def test_a_run_without_aligned_students_points_to_its_report(config: RunConfig, summary: ReportSummary) -> None:
+    assert list(steps_of(config, replace(summary, leaderboard=[]))) == [
+        "read the report",
+        "see what is done and left",
+        "recount every image",
+    ]
 
 
 def test_a_second_pass_that_was_not_free_is_warned_of_with_model_and_block_size() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ def row(number: int, prediction: str | None, **changes: object) -> Prediction:
 
 
 def progress() -> Progress:
-    return Progress("score", None, "models", file=sys.stderr)
+    return Progress("score", None, "models", to_stderr=True)
 
 
 def scored() -> BenchmarkScores:
