@@ -55,7 +55,7 @@ def test_the_error_of_the_teachers_pass_is_raised_as_it_is_and_the_report_is_wri
     replace_phases(monkeypatch, index_and_annotate=teach, prepare_benchmarks=lambda _: None)
     monkeypatch.setattr(campaign, "check_run", lambda _: None)
     monkeypatch.setattr(campaign, "_score_and_report", lambda context: written.append(context) or {})
-    with pytest.raises(RunError, match="^annotate:teacher: the engine died 2 times$"):
+    with pytest.raises(RunError, match=r"^annotate:teacher: the engine died 2 times$"):
         campaign.align(config)
     assert len(written) == 1
 
