@@ -108,7 +108,7 @@ def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Gener
         for row in rows:
             result = decode_result(row)
             if isinstance(result, ShardFailed):
-                problem = f"{work.pool}: {result.failure} The same command continues."
+                problem = f"{work.pool}: {result.failure.rstrip('.')}. The same command continues."
                 raise Unfinished(problem) if result.may_pass else RunError(problem)
             coordinator.end_shard.remote(result.shard)
             # Counted in the driver: once for each shard, no matter how often it was begun.

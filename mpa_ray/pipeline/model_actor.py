@@ -43,7 +43,7 @@ class ModelActor:
         log = _RemoteAttemptLog(coordinator, process)
         with log_context(**self._log_fields):
             if cause := ray.get(coordinator.begin_start.remote(actor_id, process)):
-                self._cannot_start = f"the engine of {model.model} cannot start: the {cause}"
+                self._cannot_start = f"the engine of {model.model} cannot start: {cause}"
                 return
             try:
                 engine = build_engine(
@@ -71,7 +71,7 @@ class ModelActor:
                 with log_context(**self._log_fields, shard=fetched.shard):
                     rows = await self._visits.visit(fetched.shard, fetched.images)
             except GivenUp as error:
-                failure = f"{error}."
+                failure = str(error)
         usage = self._usage.take()
         usage += fetched.usage
         return encode_batch(

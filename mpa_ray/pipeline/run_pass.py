@@ -252,9 +252,10 @@ def record_error(run: Run, key: PhaseKey, error: BaseException) -> None:
 
 
 def _error_in_words(error: BaseException | None) -> str:
-    if error is None:
+    # A generator is closed early when something else fails, which has its own record.
+    if error is None or isinstance(error, GeneratorExit):
         return ""
-    if isinstance(error, KeyboardInterrupt | GeneratorExit | SystemExit):
+    if isinstance(error, KeyboardInterrupt | SystemExit):
         return "interrupted"
     # The errors that are made for users are complete sentences.
     words = str(error) if isinstance(error, ConfigError | RunError) else in_words(error)

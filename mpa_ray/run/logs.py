@@ -48,8 +48,9 @@ class Death:
     """The copy of its log, relative to the run directory; None if there is no log, or it could not be copied."""
 
     def in_words(self, run_dir: str) -> str:
-        """The cause and the path of the log, as the end of a message."""
-        return f"{self.cause} Log: {run_dir}/{self.log}" if self.log is not None else self.cause
+        """The cause and the path of the log, without a full stop."""
+        cause = self.cause.rstrip(".")
+        return f"{cause} (log: {run_dir}/{self.log})" if self.log is not None else cause
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def test_a_training_that_fails_names_the_worker_that_died(images: Path, prepared
     assert done.returncode == 1
     *_, last = done.stderr.splitlines()
     assert last.startswith("RunError: level small: training failed: training worker 1: the process ended without")
-    assert f"Log: {run}/logs/level.small--" in last
+    assert f"(log: {run}/logs/level.small--" in last
     status = subprocess.run(
         [sys.executable, "jobs/status.py", str(run)], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout

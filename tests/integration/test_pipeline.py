@@ -162,7 +162,7 @@ def test_an_engine_that_keeps_dying_ends_the_run(images: Path, tmp_path: Path, f
     run, config = Run.open(tree["run_dir"]), RunConfig.model_validate(tree)
     assert deaths(run.storage).num_by_phase == {"annotate": 2}
     last = deaths(run.storage).latest[0]
-    assert f"Log: {run.storage.root}/{last.log}" in str(end.value)
+    assert f"(log: {run.storage.root}/{last.log})" in str(end.value)
     assert last.log is not None
     assert "==> /" in run.storage.read(last.log).decode()
     text = render_status(status(run))
@@ -179,7 +179,7 @@ def test_an_engine_whose_process_is_killed_while_it_starts_ends_the_run(images: 
     tree = scripted_tree(images, tmp_path / "run", kill_at_start=True)
     tree["source"]["limit"] = 4
     with pytest.raises(
-        RunError, match=r"engine of scripted cannot start.*teacher died 3 times.*SIGKILL.*Log: .*/logs/"
+        RunError, match=r"engine of scripted cannot start.*teacher died 3 times.*SIGKILL.*log: .*/logs/"
     ):
         identified(tree)
     assert deaths(Run.open(tree["run_dir"]).storage).num_by_phase == {"annotate": 3}
@@ -203,7 +203,7 @@ def test_a_task_that_is_killed_whenever_it_reads_a_shard_ends_the_run(images: Pa
     index(context)
     run = context.run
     work = replace(annotation_pass(context), reader=ReaderThatIsKilled(context.config.object_store))
-    with pytest.raises(RunError, match=r"annotate:teacher: task that reads a shard died 2 times.*SIGKILL.*Log: "):
+    with pytest.raises(RunError, match=r"annotate:teacher: the task that reads a shard died 2 times.*SIGKILL.*log: "):
         run_missing(run, work, Outstanding.of(run.annotations, run.manifest()))
     assert deaths(run.storage).num_by_phase == {"annotate": 2}
 

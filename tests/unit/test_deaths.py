@@ -82,7 +82,7 @@ def test_an_engine_whose_process_dies_at_its_start_is_given_up() -> None:
 
     *first, last = asyncio.run(work())
     assert first == ["", "", ""]
-    assert last == "engine of teacher died 3 times, the last time with: no error of process 3"
+    assert last == "the engine of teacher died 3 times, the last time with: no error of process 3"
 
 
 def test_starts_that_succeed_are_forgotten() -> None:

@@ -44,7 +44,7 @@ def test_the_log_of_a_dead_process_is_kept_with_its_cause(tmp_path: Path) -> Non
     death = record_death(storage, ANNOTATE, process, None)
     assert death.cause == "MemoryError: cannot allocate 7 GiB"
     assert death.process == "the engine of teacher (process 7 on node-1)"
-    assert death.in_words(storage.root) == f"{death.cause} Log: {tmp_path}/run/{death.log}"
+    assert death.in_words(storage.root) == f"{death.cause} (log: {tmp_path}/run/{death.log})"
     assert "loading" in log_of(storage, death)
     assert deaths(storage).latest == [death]
     assert deaths(storage).num_by_phase == {"annotate": 1}

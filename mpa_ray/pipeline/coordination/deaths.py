@@ -55,7 +55,7 @@ class Begun:
         cause = await self._deaths.cause_of(previous)
         if self._num_deaths[task] < self._max_deaths:
             return ""
-        return f"{previous.role} died {self._num_deaths[task]} times, the last time with: {cause}"
+        return f"the {previous.role} died {self._num_deaths[task]} times, the last time with: {cause}"
 
     def end(self, task: str) -> None:
         """The task is done."""
