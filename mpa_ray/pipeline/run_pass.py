@@ -230,9 +230,11 @@ def recorded(
             wall_s = time.monotonic() - started
             logger.info("ends", extra={"wall_s": round(wall_s, 3)})
             totals = throughput.totals() if throughput is not None else None
-            # If the run cannot be written either, the first error says more.
-            with suppress(CannotWrite) if error is not None else nullcontext():
-                add_to_record(run, key, PhaseRecord(wall_s, 1, totals, _error_in_words(error)))
+            record = PhaseRecord(wall_s, 1, totals, _error_in_words(error))
+            if error is None:
+                add_to_record(run, key, record)
+            else:
+                _record_failure(run, key, record)
 
 
 @contextmanager
@@ -247,8 +249,17 @@ def error_recorded(run: Run, key: PhaseKey) -> Iterator[None]:
 
 def record_error(run: Run, key: PhaseKey, error: BaseException) -> None:
     """Keep an error in the record of the phase that it prevents or ends."""
-    with suppress(CannotWrite):
-        add_to_record(run, key, PhaseRecord(0.0, num_attempts=0, error=_error_in_words(error)))
+    _record_failure(run, key, PhaseRecord(0.0, num_attempts=0, error=_error_in_words(error)))
+
+
+def _record_failure(run: Run, key: PhaseKey, record: PhaseRecord) -> None:
+    """Record a failed attempt, also on a disk that has just become full. Its error is more important than ours."""
+    try:
+        add_to_record(run, key, record)
+    except CannotWrite:
+        with suppress(CannotWrite, OSError):
+            run.free_reserve()
+            add_to_record(run, key, record)
 
 
 def _error_in_words(error: BaseException | None) -> str:
