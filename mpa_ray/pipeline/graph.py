@@ -121,12 +121,20 @@ def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Gener
 
 @contextmanager
 def _deaths_recorded(coordinator: Any) -> Iterator[None]:
-    """Wait at the end until all deaths are recorded: the coordinator ends with the pass."""
+    """Wait at the end, unless the user interrupts, until all deaths are recorded: the coordinator ends with the pass."""
     try:
         yield
-    finally:
-        with suppress(RayError):
-            ray.get(coordinator.settle.remote(), timeout=_SETTLE_S)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        _settle(coordinator)
+        raise
+    _settle(coordinator)
+
+
+def _settle(coordinator: Any) -> None:
+    with suppress(RayError):
+        ray.get(coordinator.settle.remote(), timeout=_SETTLE_S)
 
 
 @contextmanager

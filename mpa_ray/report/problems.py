@@ -77,16 +77,16 @@ def _why_unanswered(phase: PhaseStatus, by_key: dict[PhaseKey, PhaseStatus]) -> 
     if phase.error:
         return phase.error
     for earlier in by_key.values():
-        if earlier.key.kind in ("identify", "level") and earlier.state != "done" and _needs(phase.key, earlier.key):
+        is_earlier = earlier.key.kind in ("identify", "level") and _needs(phase.key, earlier.key)
+        if is_earlier and earlier.state != "done":
             return f"{earlier.name} is not done{f': {earlier.error}' if earlier.error else '.'}"
     return "it is not measured yet."
 
 
 def _needs(evaluate: PhaseKey, earlier: PhaseKey) -> bool:
-    """Whether a measured model is the student of an earlier phase, after training on the arm of that phase."""
+    """Whether a measured model is the student of an earlier phase, or what that phase trains."""
     student, _, when = (evaluate.model or "").rpartition(".")
-    is_trained = student == earlier.model and when != "before"
-    return is_trained and (earlier.kind == "identify" or when == measured_as(earlier.arm))
+    return student == earlier.model and (earlier.kind == "identify" or when == measured_as(earlier.arm))
 
 
 def _why_unscored(run: Run, key: PhaseKey) -> str:

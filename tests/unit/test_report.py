@@ -342,7 +342,7 @@ def test_deaths_that_a_run_survived_are_counted_in_its_report(config: RunConfig)
     process = WorkerProcess("engine of teacher", 7, "node", "", (), None)
     record_lost_process(run.storage, PhaseKey("annotate"), process, "<killed> by SIGKILL")
     page, table, problems = parts_of(run, config)
-    assert "1 processes died while they worked for this run" in page
+    assert "Processes that died while they worked for this run: 1\n(annotate: 1). Their logs are in" in page
     assert "the engine of teacher (process 7 on node): &lt;killed&gt; by SIGKILL" in page
     assert "processes that died: 1 (annotate: 1)" in table
     assert problems["deaths"]["num_by_phase"] == {"annotate": 1}
