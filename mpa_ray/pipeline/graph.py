@@ -121,7 +121,7 @@ def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Gener
 
 @contextmanager
 def _deaths_recorded(coordinator: Any) -> Iterator[None]:
-    """Wait at the end, unless the user interrupts, until all deaths are recorded: the coordinator ends with the pass."""
+    """Wait at the end for the records of deaths, since the coordinator ends with the pass; not if it is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
