@@ -43,6 +43,7 @@ from mpa_ray.leveling.loss import answer_loss, weight_of
 from mpa_ray.leveling.trainable import prepare_for_training
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.observability.progress import say
+from mpa_ray.pipeline.cluster import MALLOC, start_ray
 from mpa_ray.records import ParitySample
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
@@ -243,6 +244,9 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=384)
     parser.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()
+    if not MALLOC.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})
+    start_ray()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_flush_denormal(True)
     rows: dict[str, dict[str, list[float]]] = {
@@ -278,9 +282,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from mpa_ray.pipeline.cluster import MALLOC, start_ray
-
-    if not MALLOC.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})
-    start_ray()
     main()

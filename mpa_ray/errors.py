@@ -45,11 +45,11 @@ class ConfigError(Exception):
 
 
 class RunError(Exception):
-    """The run cannot continue. Committed results are kept, and the same command continues from them."""
+    """The run cannot continue. Committed results are kept; the same command, run again, continues from them."""
 
 
 class Unfinished(RunError):
-    """The run stopped for a reason that may pass, such as an unreachable object store. Exit code 3."""
+    """The run stopped for a reason that may be temporary, such as an unreachable object store. Exit code 3."""
 
 
 class CannotWrite(Unfinished):

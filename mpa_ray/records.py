@@ -97,11 +97,11 @@ class Annotation:
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_second_prompt_tokens: int = 0
-    """The sum over all second answers to this question; so are the following fields of the second pass."""
+    """The sum over all second answers to this question; so are the following fields of the second prompts."""
     num_second_cached_tokens: int = 0
     num_second_output_tokens: int = 0
     num_uncached_image_tokens: int = 0
-    """Image tokens that the second pass had to compute again; 0 if the shared preamble works."""
+    """Image tokens that the second prompts had to compute again; 0 if the shared preamble works."""
     first_pass_s: float = 0.0
     second_pass_s: float = 0.0
 

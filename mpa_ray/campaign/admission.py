@@ -11,7 +11,7 @@ from itertools import count
 _POLL_S = 5.0
 """How often waiting phases check whether the cluster has grown."""
 _ROUNDING = 1e-6
-"""Allowed excess of a sum of fractions."""
+"""Tolerance for rounding errors in a sum of fractions of CPUs or GPUs."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class AdmissionController:
     def __init__(
         self, capacity: Callable[[], Resources], max_running: int | None = None, poll_s: float = _POLL_S
     ) -> None:
-        """Begin with no phase.
+        """Make a controller that has admitted no phase yet.
 
         Args:
             capacity: The resources of the cluster now; called repeatedly, since nodes come and go.

@@ -1,4 +1,4 @@
-"""Announces the shards that are annotated to the students of a campaign."""
+"""Announces annotated shards to the students of a campaign."""
 
 from __future__ import annotations
 

@@ -45,7 +45,8 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
 
     Raises:
         ConfigError: a setting that all students need is wrong.
-        RunError: the teacher's pass or some students failed; names the students. Unfinished if every cause may pass.
+        RunError: the teacher's pass or some students failed; names the students. It is an `Unfinished` if every failure
+            may be temporary.
     """
     failures = _students_with_errors(config)
     students = [student for student in config.students if student.name not in failures]
@@ -71,7 +72,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
     failures |= at_end
     if failures:
         details = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        problem = f"{', '.join(failures)} failed; the rest is done. The same command tries again. {details}"
+        problem = f"{', '.join(failures)} failed; the rest is done. Run the same command again to retry. {details}"
         may_pass = all(isinstance(error, Unfinished | OSError) for error in failures.values())
         raise Unfinished(problem) if may_pass else RunError(problem)
 
@@ -163,7 +164,7 @@ class _Campaign:
     def _align_again(
         self, student: StudentConfig, number: int, to_train: Admission, admission: Admission, to_check: Admission
     ) -> None:
-        """Do a later round: verdicts of the trained student, another training, and both scores."""
+        """Do a later round: verdicts of the trained student, another training, and the scores before and after it."""
         context = self._context.with_finished_rounds()
         again = next(s for s in context.config.students if s.name == student.name_in(number))
         identify_student(context, again, admission)
@@ -176,7 +177,11 @@ class _Campaign:
             predict(context, f"{student.name}.{when}", admission)
 
     def _identify(self, student: StudentConfig, same_model: str, group: EngineGroup, admission: Admission) -> None:
-        """Identify a student. The first of a group asks for all of them; a student with the same model is copied."""
+        """Write a student's verdicts and D_PI.
+
+        The first student of a group asks all models of the group. If an earlier student has the same model, its
+        verdicts are copied.
+        """
         leader = group.names[0]
         if leader == student.name:
             with fall_back_to_single(group, lambda: self._teacher_error):
@@ -203,7 +208,7 @@ class _Campaign:
         self._measure(self._context, student, "before", admission)
 
     def _same_model_and_group(self, student: StudentConfig) -> tuple[str, EngineGroup]:
-        """The first student with the same model, which may be the student itself, and the group of that one."""
+        """The first student with the same model, which may be this student, and the group that the first one is in."""
         fingerprint_of = partial(verdict_fingerprint, self._context.config, self._context.task)
         fingerprint = fingerprint_of(student)
         first = next(s for s in self._students if fingerprint_of(s) == fingerprint)

@@ -26,7 +26,7 @@ class Arguments:
         return option in self.options
 
     def number(self, option: str, default: float) -> float:
-        """The value of an option as a number. Raises ConfigError if it is none, or negative."""
+        """The value of an option as a number. Raises ConfigError if it is not a number, or negative."""
         text = self.options.get(option)
         try:
             value = default if text is None else float(text)

@@ -292,7 +292,7 @@ COMMANDS = {
                 "mpa-ray init cluster > my.yaml",
             ),
             argument="CASE",
-            details="Without a case, it is gpu on a machine with an NVIDIA GPU, and otherwise cpu.",
+            details="Without an argument, it prints that for a GPU if the machine has an NVIDIA GPU, else for a CPU.",
         ),
     )
 }

@@ -20,9 +20,9 @@ exit codes:
   0    done
   1    failed, or the audit found problems, or a planned model does not fit its GPUs
   2    wrong set-up: an option, a setting or the installation; nothing was started
-  3    unfinished for a reason that may pass, such as a full disk or an unreachable object store
+  3    unfinished for a reason that may be temporary, such as a full disk or an unreachable object store
   130  interrupted by Ctrl-C or SIGTERM
-After 1, 3 and 130, the same command continues where the run ended."""
+After 1, 3 and 130, run the same command again to continue where the run ended."""
 
 
 def run_job(main: Callable[[], int | None]) -> int:
@@ -53,7 +53,8 @@ def run_job(main: Callable[[], int | None]) -> int:
         return FAILED
     except OSError as error:
         # A file of the run that could not be read or written at the start.
-        return _failed("Unfinished", f"{type(error).__name__}: {error}. The same command continues.", UNFINISHED)
+        problem = f"{type(error).__name__}: {error}. Run the same command again to continue."
+        return _failed("Unfinished", problem, UNFINISHED)
     except ModuleNotFoundError as error:
         return _missing_package(error)
     except KeyboardInterrupt:
@@ -61,7 +62,7 @@ def run_job(main: Callable[[], int | None]) -> int:
         threading.excepthook = lambda _: None
         logging.disable()
         interrupted.set()
-        return _failed("Interrupted", "the same command continues.", INTERRUPTED)
+        return _failed("Interrupted", "run the same command again to continue.", INTERRUPTED)
 
 
 def _failed(kind: str, problem: object, code: int) -> int:

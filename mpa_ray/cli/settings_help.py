@@ -99,9 +99,9 @@ def _kinds(owner: type[BaseModel]) -> tuple[str, ...]:
 
 
 def _default(setting: FieldInfo) -> str:
-    """The default as YAML writes it, of a branch what differs from its own defaults.
+    """The default as YAML writes it; for a branch, only the values that differ from its class's own defaults.
 
-    Nothing for None, which the description explains.
+    Empty if the default is None, which the description explains.
     """
     if setting.is_required():
         return " (required)"

@@ -16,7 +16,7 @@ class BenchmarkConfig(Settings):
     benchmark such as textvqa, chartqa, okvqa, docvqa, gqa or slake. The error for an unknown kind lists all kinds."""
     path: str
     """The official file with the questions, or a Parquet mirror: a file, a folder or a glob. For GQA's mirror, the
-    instructions."""
+    files of `..._instructions`, which hold the questions."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """The name of its results; None is its kind. Two benchmarks of the same kind need different names."""
     images: str | None = None
@@ -51,7 +51,7 @@ class NamedModelConfig(ModelConfig):
 
 
 class EvaluateConfig(Settings):
-    """Labelled benchmarks, and the models to measure on them. No other phase reads the benchmarks."""
+    """Labelled benchmarks, and the models to measure on them. Only evaluation reads these benchmarks."""
 
     benchmarks: list[BenchmarkConfig] = Field(min_length=1)
     """The benchmarks; each model answers all of them in one pass."""

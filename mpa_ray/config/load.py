@@ -43,7 +43,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 
 def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None) -> EvaluationRunConfig:
-    """Like `load_config`, but a file without source, teacher and students only measures `evaluate.models`.
+    """Like `load_config`, but the file may lack source, teacher and students: the run then only measures models.
 
     Raises:
         ConfigError: as `load_config` does.
@@ -52,7 +52,7 @@ def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None
 
 
 def parse_config(tree: dict[str, Any]) -> EvaluationRunConfig:
-    """Check a configuration that is already read; a `RunConfig` if it has a source, a teacher or students.
+    """Check a configuration that is already read. The result is a `RunConfig` if it has source, teacher or students.
 
     Raises:
         ConfigError: a key is unknown, or a value is out of range.

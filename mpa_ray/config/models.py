@@ -31,8 +31,9 @@ class ModelConfig(Settings):
     max_images_in_flight: int | None = Field(None, ge=1)
     """Images that one engine works on concurrently; None is 1.1 times the engine's `max_num_seqs`."""
     share_engine: bool = True
-    """Let one engine serve a model and its LoRA adapters if their settings are otherwise equal. This saves starting
-    engines, reading and rendering images, and the vision tower; without a GPU, adapters make an engine much slower."""
+    """Let one engine serve a model and its LoRA adapters if their settings are otherwise equal. Then fewer engines
+    start, and each image is read, rendered and sent through the vision tower once for all of these models. Without a
+    GPU, adapters make an engine much slower."""
     min_pixels: int = Field(128 * 28 * 28, ge=1)
     """An image with fewer pixels is scaled up to this many."""
     max_pixels: int = Field(512 * 28 * 28, ge=1)

@@ -52,7 +52,7 @@ class PlanConfig(Settings):
     engine_start_s: float | None = Field(None, ge=0)
     """Seconds that a pass takes to start its engines and to shut them down."""
     training_start_s: float | None = Field(None, ge=0)
-    """Seconds of a training outside of optimiser steps: start, first passes and export."""
+    """Seconds of a training in which no optimiser step is made, mostly its start and the export."""
     gpu: str | None = None
     """Kind of GPU to assume if `accelerator_type` is not set: A100-40G, A100-80G, H100, L4, ..."""
     gpu_memory_gib: float | None = Field(None, gt=0)

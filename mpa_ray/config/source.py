@@ -21,8 +21,8 @@ class SourceConfig(Settings):
     extensions: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
     """File name endings of images, without the dot, also in tars; an empty list takes every file."""
     image_column: str = "image"
-    """The column of a CSV or JSONL list, Parquet file or saved dataset with the image: bytes, a URI, or Hugging Face's
-    struct of both."""
+    """The column that holds the image, in a CSV or JSONL list, a Parquet file or a saved dataset. Its values are bytes,
+    URIs, or Hugging Face's struct of both."""
     id_column: str | None = None
     """The column with the images' ids; None makes them from file names and row numbers."""
     metadata: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class SourceConfig(Settings):
     shard_size: int = Field(256, ge=1)
     """Images per shard. A shard is the unit of retry, commit and resume."""
     max_shard_bytes: int = Field(256 * 2**20, ge=1)
-    """Largest total size of a shard's files; a shard with fewer images than `shard_size` ends here."""
+    """Largest total size of a shard's files. A shard that reaches it ends, even with fewer images than `shard_size`."""
     num_listers: int = Field(16, ge=1)
     """Prefixes, tars or Parquet files to list concurrently."""
     allow: tuple[Literal["http", "local_files", "parent_folders"], ...] = ()

@@ -34,7 +34,7 @@ class Progress:
     best_loss: float
     """The lowest loss so far on the held-out samples; infinite before the first."""
     num_worse: int
-    """Losses on the held-out samples since then."""
+    """How many losses on the held-out samples were measured since the lowest one."""
     has_best: bool
     """Whether the checkpoint holds the weights with that loss."""
 

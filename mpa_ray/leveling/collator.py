@@ -29,7 +29,7 @@ class AnswerCollator:
         self._turn = turn_of(processor)
 
     def __call__(self, rows: Sequence[TrainingRow], contents: Sequence[bytes]) -> Batch:
-        """A right-padded batch. A row whose image cannot be read keeps its place in it, without labels.
+        """A right-padded batch. A row whose image cannot be read keeps its place in the batch, without labels.
 
         Args:
             rows: The rows of the batch.

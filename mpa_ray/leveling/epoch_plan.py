@@ -151,7 +151,7 @@ def _write_in_order(dataset: ShardedDataset[ParitySample], samples: Iterable[Par
 
 
 class _LongestPrompt:
-    """Measures the longest prompt. Prompts of a labelled set were never measured and are assumed to have its length."""
+    """Measures the longest prompt. A labelled set's prompts were never measured and are assumed to be as long."""
 
     def __init__(self) -> None:
         self._num_tokens = 0

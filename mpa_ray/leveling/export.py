@@ -145,7 +145,7 @@ def _save(model: Any, target: Path, card: str) -> None:
 
 
 _VLLM_NAMES = {
-    # transformers 5 saves the tower's weights without the level that vLLM and older versions of transformers expect.
+    # transformers 5 leaves `vision_model.` out of names of weights; vLLM and older versions of transformers expect it.
     kind: (re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)"), r"\1vision_model.")
     for kind in ("llava", "llava_next", "llava_onevision")
 }

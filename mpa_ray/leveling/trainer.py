@@ -108,7 +108,7 @@ class ParityTrainer(Trainer):
         return nullcontext() if is_last else self.accelerator.no_sync(model)
 
     def _schedule(self, step: int) -> None:
-        """Decide whether a checkpoint and an evaluation follow this step, alike on all workers."""
+        """Decide, in the same way on all workers, whether a checkpoint and an evaluation follow this step."""
         level = self._job.level
         is_last = step == self.state.max_steps
         self.control.should_save |= self._checkpoint_is_due or is_last or step % level.checkpoint_every_steps == 0
@@ -220,7 +220,7 @@ class ParityTrainer(Trainer):
             self._resumed = self._resumptions(self.state.global_step)
 
     def _resumptions(self, step: int) -> tuple[Resumption, ...]:
-        """Those of earlier attempts, and this one."""
+        """The resumptions of earlier attempts, and this one."""
         # A checkpoint may be older than the first log entry.
         earlier = TrainingState.read(self._job.run, self._job.folder) or TrainingState(step=step)
         return (*earlier.resumed, Resumption(step, earlier.step, self.args.world_size))

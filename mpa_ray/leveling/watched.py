@@ -50,7 +50,7 @@ class BestWeights:
         """This worker's part of them; empty before the first loss."""
         self.loss = math.inf
         self.num_worse = 0
-        """Losses since the lowest one."""
+        """How many losses were measured since the lowest one."""
 
     def update(self, loss: float, model: Any) -> bool:
         """Keep a copy of the model's weights if its loss is the lowest so far; returns whether it is."""

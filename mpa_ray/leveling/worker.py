@@ -87,7 +87,7 @@ def training_data(job: TrainingJob, processor: Any, rank: int, num_workers: int)
 
 
 def _run_epoch(trainer: ParityTrainer) -> None:
-    """Train to the end of the epoch, and leave the weights that are exported in the model."""
+    """Train to the end of the epoch. Afterwards, the model holds the weights to export."""
     latest = ray.train.get_checkpoint()
     if latest is None:
         trainer.train()

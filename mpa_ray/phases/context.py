@@ -36,7 +36,9 @@ class RunContext(Generic[ConfigT_co]):
 
     @staticmethod
     def open(config: ConfigT) -> RunContext[ConfigT]:
-        """Validate the configuration once per job, so that one student's error does not fail another student's phase.
+        """Check the whole configuration, then make its context.
+
+        A job does this once, before its phases, so that one student's error does not fail another student's phase.
 
         Raises:
             ConfigError: a setting is wrong; names the first such field.
@@ -51,7 +53,7 @@ class RunContext(Generic[ConfigT_co]):
         return RunContext(config, config, run, find_task(config.task)).with_finished_rounds()
 
     def with_finished_rounds(self) -> RunContext[ConfigT_co]:
-        """The same context, with the rounds that have been finished since."""
+        """The same context, with a student for each round that can begin now."""
         if not isinstance(self.configured, RunConfig):
             return self
         return replace(self, config=cast(ConfigT_co, with_rounds(self.configured, self.run)))

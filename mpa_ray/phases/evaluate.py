@@ -102,7 +102,7 @@ def predict_groups(
     models: Mapping[str, ModelConfig],
     admission_of: Callable[[EngineGroup], Admission] = lambda _: nullcontext,
 ) -> None:
-    """Have models that can share an engine answer together; `predict` then does what remains of each model.
+    """Have models that can share an engine answer together; `predict` then processes what each model still lacks.
 
     Args:
         context: The run.
@@ -119,7 +119,7 @@ def predict_groups(
 def predict_group(
     context: RunContext[EvaluationRunConfig], group: EngineGroup, admission: Admission = nullcontext
 ) -> None:
-    """Have the models of one engine answer the shards that all of them lack; `predict` then does the others."""
+    """Have the models of one engine answer the shards that all of them lack; `predict` then processes the others."""
     run = context.run
     context.begin(reads=[dataset for name in group.names for dataset in upstream_of_model(context.config, name)])
     models = measured_models(context)

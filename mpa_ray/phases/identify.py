@@ -43,7 +43,9 @@ def engine_groups(context: RunContext[RunConfig], students: Sequence[StudentConf
 
 
 def identify(context: RunContext[RunConfig], find_groups: FindGroups = engine_groups) -> None:
-    """Write verdicts and D_PI of all students: first of those that can share an engine, then of each alone.
+    """Write verdicts and D_PI of all students.
+
+    First, the students that can share an engine answer together; then each student answers alone what it still lacks.
 
     Args:
         context: The run.
@@ -104,7 +106,7 @@ def identify_group(
 ) -> None:
     """Write the verdicts of one engine's students, shard by shard as they are annotated.
 
-    `identify_student` then does what is left of each student.
+    `identify_student` then processes the shards that each student still lacks, and exports its D_PI.
 
     Args:
         context: The run.

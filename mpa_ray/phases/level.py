@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def level(context: RunContext[RunConfig]) -> None:
-    """Fine-tune all students on all their arms. Students of a later round need a D_PI."""
+    """Fine-tune all students on all their arms. A student of a later round is left out until it has a D_PI."""
     for student in students_ready(context, context.run.is_identified):
         for arm in student.arms:
             level_student(context, student, arm)
@@ -56,8 +56,8 @@ def level_student(
         context: The run.
         student: The student.
         arm: What it is trained on.
-        admission: Entered for the training.
-        admission_to_check: Entered for the check.
+        admission: Makes the context manager in which the training runs.
+        admission_to_check: Makes the context manager in which the check runs.
 
     Raises:
         RunError: the student has no D_PI yet, the training failed, or the export answers differently in its engine.

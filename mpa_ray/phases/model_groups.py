@@ -1,4 +1,4 @@
-"""Helpers of phases with several models: one engine for many, one model under many names, separate errors."""
+"""Helpers of phases with several models: models that share an engine, models that are the same, and their errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def run_all_collect_errors(calls: Mapping[str, Callable[[], None]]) -> None:
     """Make all calls, even if some fail.
 
     Raises:
-        ConfigError, RunError: the only error, or a RunError that names several; Unfinished if all are.
+        ConfigError, RunError: the error, if there is only one or all say the same. Otherwise a RunError that names all
+            of them; it is an Unfinished if each of them is.
     """
     failures: dict[str, ConfigError | RunError] = {}
     for name, call in calls.items():
@@ -62,7 +63,7 @@ def fall_back_to_single(group: EngineGroup, passed_on: Callable[[], object] = la
 
     Args:
         group: The models that share the engine.
-        passed_on: Returns an error that no model caused, if there is one; this error is raised.
+        passed_on: Returns an error that no model caused, if there is one; this error is raised again.
     """
     try:
         yield

@@ -103,7 +103,7 @@ def check_evaluation(config: EvaluationRunConfig) -> None:
 
 
 def check_names(config: EvaluationRunConfig) -> None:
-    """Check the names of the measured models. Raises ConfigError if two are equal, or a model is compared to none."""
+    """Check the measured models' names. Raises ConfigError if two are equal, or one is compared to an unknown model."""
     if config.evaluate is None:
         return
     known: set[str] = set()
@@ -174,7 +174,7 @@ def check_model(config: ModelConfig, field: str) -> None:
 
 def _check_checkpoint(model: str, field: str) -> None:
     if model.startswith("s3://"):
-        # Every fingerprint lists its files, which finds errors.
+        # The fingerprint lists the files of a model at s3://, which shows whether it can be read.
         return
     folder = Path(resolve_path(model))
     if not folder.is_dir():
@@ -201,7 +201,7 @@ def _check_checkpoint(model: str, field: str) -> None:
 
 
 def check_level(config: LevelConfig, field: str, places: Places) -> None:
-    """Check the training settings. Raises ConfigError if one contradicts another or needs what is missing."""
+    """Check the training settings. Raises ConfigError if one contradicts another, or needs a GPU or a package."""
     if config.accelerator_type is not None and not config.gpus_per_worker:
         raise ConfigError(
             f"{field}.accelerator_type",
@@ -249,7 +249,7 @@ def _check_engine_package(kind: str, package: str, field: str) -> None:
 
 
 def _neighbours(model: str) -> list[str]:
-    """The folders beside a folder that does not exist, written as its path is."""
+    """The folders beside a folder that does not exist, as paths of the same form as its own."""
     parent = Path(resolve_path(model)).parent
     prefix = model[: len(model) - len(Path(model).name)]
     return [f"{prefix}{folder.name}" for folder in parent.iterdir() if folder.is_dir()] if parent.is_dir() else []

@@ -15,7 +15,7 @@ from mpa_ray.stages.rejudge import Changes
 
 
 def rematch(context: RunContext[RunConfig]) -> None:
-    """Export the D_PI of the configured matcher for every student. Training keeps using the first D_PI.
+    """Export the D_PI of the configured matcher for every student. Training still uses the original D_PI.
 
     Raises:
         ConfigError: a setting other than the matcher differs from when the verdicts were made.

@@ -29,9 +29,10 @@ class _AutoscalerFactory:
 class _WholeClusterAutoscaler(ClusterAutoscaler):
     """Ray Data's autoscaler for a pass that may use all CPUs and GPUs of the cluster.
 
-    Ray Data reserves resources per dataset, first come, first served, and divides the rest of every node in whole CPUs
-    and GPUs. A second pass beside a busy one then gets no CPU to fetch images with and stands still. Here the admission
-    controller decides which passes run at the same time, and pools that may grow take what is free.
+    Ray Data reserves resources per dataset, first come, first served, and divides the rest of every node among the
+    datasets, in whole CPUs and GPUs. A second pass beside a busy one then gets no CPU to fetch images with and stands
+    still. Here the admission controller decides which passes run at the same time, and pools that may grow take what is
+    free.
     """
 
     def __init__(self, ray_data: ClusterAutoscaler) -> None:

@@ -41,7 +41,8 @@ def _start_and_stay(started: Future[None]) -> None:
     """Start Ray in a thread that never ends.
 
     Ray's local processes ask Linux to kill them when the thread that started them ends, so a phase's own thread must
-    not start them. Ray warns that outside of the main thread it handles no SIGTERM: the job does that.
+    not start them. Outside of the main thread, Ray does not handle SIGTERM and warns of that;
+    `cli/run_job.py` handles it.
     """
     logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler" not in str(record.msg))
     try:

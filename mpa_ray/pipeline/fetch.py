@@ -23,7 +23,7 @@ from mpa_ray.records import Reason
 from mpa_ray.stages.image_work import ImageWork
 
 _ASSUMED_BYTES = 2**20
-"""Size of a file whose source does not list it."""
+"""The assumed size of a file if its source does not list sizes."""
 
 
 @dataclass(frozen=True)

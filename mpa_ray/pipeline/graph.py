@@ -1,4 +1,4 @@
-"""Shards through a model on a Ray cluster, as one streaming graph: fetch -> model pool -> commit.
+"""Sends shards through a model on a Ray cluster, as one streaming graph: fetch -> model pool -> commit.
 
 A row of the graph is one whole shard, so Ray never splits or merges a unit of work, and a retry repeats exactly one
 shard.
@@ -50,7 +50,7 @@ def stream_pass(
     Args:
         work: The pass.
         shards: The shards to do. They may become known over time; engines start in the meantime. If the iterable
-            raises an error, the pass ends with it once the shards before are done.
+            raises an error, this generator raises it after the shards before it are done.
         committed: The shards that are already done. Duplicates of their images are found, too.
 
     Raises:
@@ -108,7 +108,7 @@ def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Gener
         for row in rows:
             result = decode_result(row)
             if isinstance(result, ShardFailed):
-                problem = f"{work.pool}: {result.failure.rstrip('.')}. The same command continues."
+                problem = f"{work.pool}: {result.failure.rstrip('.')}. Run the same command again to continue."
                 raise Unfinished(problem) if result.may_pass else RunError(problem)
             coordinator.end_shard.remote(result.shard)
             # Counted in the driver: once for each shard, no matter how often it was begun.
@@ -139,7 +139,7 @@ def _settle(coordinator: Any) -> None:
 
 @contextmanager
 def _rows_of(work: Pass[Any], graph: Dataset) -> Iterator[Iterator[dict[str, Any]]]:
-    """Run the graph, and end its actors with the block.
+    """Run the graph, and end its actors when the `with` block ends.
 
     Ray Data ends them when the iterator is deleted, but an error that is still referenced keeps the iterator alive.
     """
@@ -149,7 +149,9 @@ def _rows_of(work: Pass[Any], graph: Dataset) -> Iterator[Iterator[dict[str, Any
     except RayError as error:
         with suppress(Exception):
             rows.close()
-        raise RunError(f"{work.pool}: {in_words(error).rstrip('.')}. The same command continues.") from error
+        raise RunError(
+            f"{work.pool}: {in_words(error).rstrip('.')}. Run the same command again to continue."
+        ) from error
     except BaseException:
         # Ray itself may have ended. Its error must not hide the first one.
         with suppress(Exception):
@@ -211,7 +213,7 @@ class _ShardFeed:
         except BaseException as error:  # noqa: BLE001
             self._error = error
         finally:
-            # Closed in the thread that began it, which also holds its log context.
+            # The thread that began the generator also closes it, because the generator has set its log context.
             if isinstance(self._shards, Generator):
                 self._shards.close()
         self._coordinator.close.remote()

@@ -28,7 +28,7 @@ class FetchedShard:
 
 @dataclass(frozen=True)
 class VisitedShard:
-    """A shard whose images the engine has answered."""
+    """A shard whose images a stage has visited."""
 
     shard: str
     num_images: int
@@ -46,7 +46,7 @@ class ShardFailed:
     shard: str
     failure: str
     may_pass: bool = False
-    """Whether the cause may pass, such as a full disk."""
+    """Whether the cause may be temporary, such as a full disk."""
 
 
 def encode(value: FetchedShard | VisitedShard | ShardDone | ShardFailed) -> dict[str, Any]:

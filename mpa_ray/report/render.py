@@ -144,7 +144,7 @@ def _parts(counts: dict[str, int], types: Sequence[str]) -> list[tuple[float, st
 
 
 def render_table(summary: EvaluationSummary) -> str:
-    """The report as text: counts, scores before and after training, and the cost of the teacher's second pass."""
+    """The report as text: counts, scores before and after training, and the cost of the teacher's second answers."""
     scores = render_scores(summary.scores) if summary.scores else "\nno benchmark was measured"
     problems = list(problem_lines(summary.problems, summary.run_dir))
     if not isinstance(summary, ReportSummary):
@@ -198,7 +198,7 @@ def _second_pass_lines(teacher: TeacherSummary) -> list[str]:
     if teacher.cached_token_share is None or teacher.second_pass_time_share is None:
         return []
     return [
-        "teacher's second pass",
+        "teacher's second answers",
         f"  prompt tokens from cache   {teacher.cached_token_share:>8.1%}",
         f"  image tokens computed again{teacher.num_uncached_image_tokens:>8}",
         f"  share of the teacher's time{teacher.second_pass_time_share:>8.1%}",

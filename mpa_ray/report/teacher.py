@@ -22,10 +22,10 @@ class TeacherSummary:
     cached_token_share: float | None
     """The share of the second prompts' tokens that came from the cache; None without second answers."""
     num_uncached_image_tokens: int
-    """Image tokens that the second pass computed again."""
+    """Image tokens that were computed again for second answers."""
     num_visits_with_uncached_image: int
     second_pass_time_share: float | None
-    """The second pass's share of the time. Requests overlap, so only the ratio of their times means anything."""
+    """The second answers' share of the time. Requests overlap, so only the ratio of their times means anything."""
     num_output_tokens: int
     warnings: list[str] = field(default_factory=list)
 
@@ -40,7 +40,7 @@ class FailedImage:
 
 
 def teacher_summary(rows: Iterable[Annotation], model: ModelConfig) -> TeacherSummary:
-    """Sum up the annotations, with a warning where the second pass was not nearly free."""
+    """Sum up the annotations, with a warning if second answers computed image tokens again."""
     by_outcome: Counter[str] = Counter()
     num_second_answers = num_second_prompt_tokens = num_cached_tokens = 0
     num_uncached_image_tokens = num_visits_with_uncached_image = 0
@@ -71,16 +71,16 @@ def teacher_summary(rows: Iterable[Annotation], model: ModelConfig) -> TeacherSu
 
 
 def second_pass_warnings(summary: TeacherSummary, model: ModelConfig) -> list[str]:
-    """What to check where second passes computed image tokens again."""
+    """What to check if second answers computed image tokens again."""
     if not summary.num_visits_with_uncached_image:
         return []
     configured = model.engine.block_size if isinstance(model.engine, VllmEngineConfig) else None
     block_size = configured or "vLLM's default; 32 on a CPU"
     return [
-        f"{summary.num_visits_with_uncached_image} of {summary.num_second_answers} second passes computed image tokens "
-        f"again ({summary.num_uncached_image_tokens} in all). Either the chat template of {model.model} puts fewer "
-        f"tokens between image and question than a block of the KV cache holds (block_size: {block_size}), or the "
-        "cache is too small for the images in flight."
+        f"{summary.num_visits_with_uncached_image} of {summary.num_second_answers} second answers computed image "
+        f"tokens again ({summary.num_uncached_image_tokens} in all). Either the chat template of {model.model} puts "
+        f"fewer tokens between image and question than a block of the KV cache holds (block_size: {block_size}), or "
+        "the cache is too small for the images in flight."
     ]
 
 

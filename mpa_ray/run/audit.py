@@ -46,7 +46,7 @@ class AuditCounts:
     """The sum over all students; the teacher's annotations if no student has verdicts yet."""
     students: dict[str, LeftOut]
     problems: list[str]
-    """What is missing, doubled, unreadable or unaccounted for, one sentence each."""
+    """What is missing, there twice, unreadable or unaccounted for, one sentence each."""
 
     def to_json(self) -> dict[str, Any]:
         """The counts as `mpa-ray audit` prints them."""

@@ -146,7 +146,7 @@ class ShardedDataset(Generic[RowT]):
 
 @dataclass(frozen=True)
 class JoinedDatasets(Generic[RowT]):
-    """Several datasets as one, so that one pass goes over all. A shard has both names, as in `chartqa/000012`."""
+    """Several datasets as one, for a single pass over all of them. A shard is named after both, as `chartqa/000012`."""
 
     parts: Mapping[str, ShardedDataset[RowT]]
 
@@ -200,7 +200,10 @@ def _check_num_rows(rows: list[T], commit: Commit) -> list[T]:
 
 
 def prefetch(read: Callable[[str], T], shards: Iterable[str]) -> Iterator[T]:
-    """Call a function for each shard and yield the results in order. Threads run some calls ahead, since most wait."""
+    """Call a function for each shard and yield the results in order.
+
+    Threads run some calls ahead, because the calls mostly wait.
+    """
     queue = iter(shards)
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         running = deque(threads.submit(read, shard) for shard in islice(queue, 2 * _NUM_THREADS))

@@ -1,4 +1,4 @@
-"""Answers of an exported checkpoint in transformers, as `check.json` stores them for comparison in an engine."""
+"""The answers that transformers gives with an exported checkpoint (`check.json`), which an engine must reproduce."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
     assert "was stopped" in arena.ray("status", "struck")
     lines = arena.ray("logs", "struck").splitlines()
     assert any(line.startswith("annotate: starting") for line in lines), "no line about the wait"
-    assert "Interrupted: the same command continues." in lines
+    assert "Interrupted: run the same command again to continue." in lines
     assert not any(line.startswith("Traceback") for line in lines), "\n".join(lines[-60:])
     wait_until(lambda: not any(process.is_running() for process in engines), "the engines' end")
     done = _num_commits(run)

@@ -112,7 +112,7 @@ def test_a_stopped_job_exits_in_order_and_logs_json(tree: dict[str, Any], tmp_pa
         job.terminate()
         assert job.wait(60) == 130
     output = log.read_text()
-    assert "Interrupted: the same command continues." in output.splitlines()
+    assert "Interrupted: run the same command again to continue." in output.splitlines()
     assert "Traceback" not in output
     assert json.loads((run / "phases/annotate.json").read_text())["num_attempts"] == 1
 

@@ -274,5 +274,5 @@ def test_a_run_directory_that_cannot_be_written_is_named(images: Path, tmp_path:
     index(RunContext.open(config))
     # A file where a folder has to be cannot be written even by root.
     (tmp_path / "run/annotations").write_text("in the way")
-    with pytest.raises(RunError, match=r"run/annotations/.*cannot be written.*The same command continues"):
+    with pytest.raises(RunError, match=r"run/annotations/.*cannot be written.*Run the same command again to continue"):
         annotate(RunContext.open(config))

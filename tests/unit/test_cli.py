@@ -168,7 +168,11 @@ def test_words_are_options_settings_and_an_argument() -> None:
         (RunError("too many images failed."), 1, "RunError: too many images failed."),
         (Unfinished("no node is free."), 3, "Unfinished: no node is free."),
         (CannotWrite("/run/x", "No space left on device"), 3, "Unfinished: /run/x cannot be written (No space left"),
-        (OSError("s3://b/k: timed out"), 3, "Unfinished: OSError: s3://b/k: timed out. The same command continues."),
+        (
+            OSError("s3://b/k: timed out"),
+            3,
+            "Unfinished: OSError: s3://b/k: timed out. Run the same command again to continue.",
+        ),
         (OSError("http://me:hunter2@host: refused"), 3, "Unfinished: OSError: http://***@host: refused."),
         (
             ModuleNotFoundError("", name="vllm.engine"),
@@ -197,7 +201,7 @@ def test_a_command_that_is_done_exits_with_0_and_an_interrupted_one_with_130() -
         "def interrupted(): raise KeyboardInterrupt\n"
         "raise SystemExit(run_job(interrupted))\n"
     )
-    assert (done.returncode, done.stderr) == (130, "Interrupted: the same command continues.\n")
+    assert (done.returncode, done.stderr) == (130, "Interrupted: run the same command again to continue.\n")
 
 
 def test_an_error_in_our_own_modules_is_not_taken_for_a_missing_package() -> None:

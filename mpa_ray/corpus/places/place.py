@@ -1,4 +1,4 @@
-"""The interface of a place that stores files."""
+"""The interface of a place: a kind of storage that holds files, such as the local disk, S3 or the web."""
 
 from __future__ import annotations
 

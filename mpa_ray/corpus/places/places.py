@@ -1,4 +1,4 @@
-"""Finds the place that a URI is in."""
+"""Finds the place, such as a disk or an object store, that holds the file of a URI."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BUFFER_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Places:
-    """Opens the place of any supported URI. It holds only settings, so it can be sent to any process."""
+    """Finds the place of any supported URI, and opens files. Holds only settings, so it can be sent to any process."""
 
     object_store: ObjectStoreConfig
 

@@ -89,7 +89,7 @@ def _column_of_uris(file: pq.ParquetFile, column: str, path: str) -> str | None:
 
 
 def _all_null(file: pq.ParquetFile, leaf: str) -> bool:
-    """Whether the statistics of all row groups count only nulls; without statistics, values are assumed."""
+    """Whether a column holds only nulls, by the statistics of all row groups; False if statistics are missing."""
     index = [file.schema.column(i).path for i in range(len(file.schema))].index(leaf)
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     statistics = [(group.num_rows, group.column(index).statistics) for group in groups]

@@ -42,7 +42,7 @@ def has_renderer() -> bool:
 
 @dataclass
 class RenderedImage:
-    """An image in vLLM's form, inside the head that all prompts about it share."""
+    """An image in vLLM's form, within the prefix that all prompts about it share, its head."""
 
     key: str
     engine_input: dict[str, Any]

@@ -21,7 +21,10 @@ _FIELDS = (
 
 
 def read_plain_pairs(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """Read mirrors of PathVQA and VQA-RAD, whose ids are generated from split and row, or VQA-RAD's JSON file."""
+    """Read a mirror of PathVQA or VQA-RAD, or VQA-RAD's JSON file.
+
+    A mirror has no ids, so ids are generated from split and row.
+    """
     for record in inputs.records(None, _FIELDS):
         name = record.row_id if record.image_uri else record.text("image_name", "image")
         yield LabelledQuestion(
@@ -36,7 +39,7 @@ def read_plain_pairs(inputs: Inputs) -> Iterator[LabelledQuestion]:
 
 
 def read_slake(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """Read questions. Splits are the languages, families the content types."""
+    """Read SLAKE. The split of a question is its language, and its family is its content type."""
     for record in inputs.records(None, _FIELDS):
         name = record.text("img_name")
         yield LabelledQuestion(

@@ -18,7 +18,7 @@ class Record:
     position: str
     """The position in the file for error messages, such as `row 3`."""
     number: int
-    """Counts from 0: the entries of a JSON file, or a mirror's rows across all files of the split."""
+    """The entry's number, from 0: within a JSON file, or among the rows of all of a mirror's files."""
     split: str
     """The split, such as train, val or test; empty if unknown."""
     values: Mapping[str, Any]
@@ -35,7 +35,7 @@ class Record:
         return self.split or self.file.rpartition("/")[2].rpartition(".")[0]
 
     def get(self, *names: str) -> Any:
-        """The value of the first of these fields that the entry has; None without any."""
+        """The value of the first of these fields that the entry has; None if it has none of them."""
         return next((value for name in names if (value := self.values.get(name)) is not None), None)
 
     def text(self, *names: str) -> str:

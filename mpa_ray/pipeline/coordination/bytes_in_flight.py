@@ -19,7 +19,7 @@ class BytesInFlight:
         """The most bytes that were leased at the same time."""
 
     async def acquire(self, shard: str, num_bytes: int, wait_s: float = POLL_S) -> bool:
-        """Take a lease. A shard that is larger than the limit gets one when no other is in flight.
+        """Take a lease. A shard that is larger than the limit gets one when no other shard has one.
 
         Returns:
             False if the lease was not granted within `wait_s` seconds: the caller must ask again.

@@ -10,7 +10,8 @@ POLL_S = 10.0
 """How long a request to the coordinator waits before it must be repeated. Repeating it shows that the shard's worker is
 alive."""
 _MAX_SILENCE_S = 60.0
-"""After this time without a request from the shard whose turn it is, its node has probably died: the others pass it."""
+"""After this time without a request from the shard whose turn it is, its node has probably died. The other shards then
+no longer wait for it."""
 
 
 class OrderedTurns:
