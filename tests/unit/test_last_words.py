@@ -40,8 +40,8 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
     ],
 )
 def test_the_error_that_a_log_ends_with(log: str, error: str | None) -> None:
-    found = last_error(log)
-    assert found == error or (error is not None and found is not None and found.startswith(error) and len(found) < 410)
+    last = last_error(log)
+    assert last == error or (error is not None and last is not None and last.startswith(error) and len(last) < 410)
 
 
 def test_last_lines_leave_out_what_ray_and_vllm_add() -> None:
@@ -50,7 +50,7 @@ def test_last_lines_leave_out_what_ray_and_vllm_add() -> None:
     assert last_lines("a\n" * 50 + "b\n", 2) == ["a", "b"]
 
 
-def test_an_error_from_another_process_is_told_in_its_own_words() -> None:
+def test_an_error_from_another_process_keeps_its_words() -> None:
     class RayTaskError(Exception):
         cause = ValueError("bad rows")
 

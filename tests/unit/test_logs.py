@@ -87,7 +87,7 @@ def test_a_copy_is_bounded_and_has_no_secrets(tmp_path: Path, monkeypatch: pytes
     assert death.cause == "OSError: s3://***@bucket"
 
 
-def test_names_never_collide_and_phases_are_told_apart(tmp_path: Path) -> None:
+def test_names_never_collide_and_phases_stay_apart(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path / "run"))
     keys = [PhaseKey("level", "x--all"), PhaseKey("level", "x", "all"), PhaseKey("level", "x.all"), ANNOTATE]
     process = process_with(tmp_path, "end\n")
