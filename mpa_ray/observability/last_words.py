@@ -9,8 +9,10 @@ from itertools import takewhile
 
 MAX_LINES = 10
 """The most lines of a log that a message quotes."""
-_MAX_LENGTH = 400
-"""Longer lines are cut in messages."""
+_MAX_ERROR_LENGTH = 1000
+"""Longer errors are cut. vLLM's remedies for too little memory take half of it."""
+_MAX_LINE_LENGTH = 300
+"""Longer lines are cut where a log is quoted."""
 _NUM_CONTINUED = 4
 """The most lines of an error's message."""
 _REFERENCE = "For further information visit"
@@ -58,7 +60,9 @@ def last_error(log: str) -> str | None:
 
 def last_lines(log: str, num_lines: int = MAX_LINES) -> list[str]:
     """The last lines of a log that say something, without colours and vLLM's prefixes, long ones cut."""
-    return [_cut(line) for line in _lines(log) if line.strip() and not line.startswith(_RAY_MARKS)][-num_lines:]
+    return [_cut(line, _MAX_LINE_LENGTH) for line in _lines(log) if line.strip() and not line.startswith(_RAY_MARKS)][
+        -num_lines:
+    ]
 
 
 def in_words(error: BaseException) -> str:
@@ -105,8 +109,9 @@ def _lines(log: str) -> list[str]:
 
 def _joined(lines: Sequence[str]) -> str:
     """A message of several lines in one, without references to documentation."""
-    return _cut(" ".join(line.strip() for line in lines if line.strip() and _REFERENCE not in line))
+    message = " ".join(line.strip() for line in lines if line.strip() and _REFERENCE not in line)
+    return _cut(message, _MAX_ERROR_LENGTH)
 
 
-def _cut(line: str) -> str:
-    return line if len(line) <= _MAX_LENGTH else f"{line[:_MAX_LENGTH]}..."
+def _cut(line: str, max_length: int) -> str:
+    return line if len(line) <= max_length else f"{line[:max_length]}..."
