@@ -25,7 +25,7 @@ from mpa_ray.phases.model_groups import (
 )
 from mpa_ray.phases.score import score
 from mpa_ray.pipeline.pass_spec import Pass
-from mpa_ray.pipeline.run_pass import Admission, Outstanding, run_missing
+from mpa_ray.pipeline.run_pass import Admission, Outstanding, error_recorded, run_missing
 from mpa_ray.records import Prediction
 from mpa_ray.report.scores import render_scores
 from mpa_ray.run.dataset import JoinedDatasets
@@ -78,6 +78,11 @@ def predict(context: RunContext[EvaluationRunConfig], name: str, admission: Admi
         name: A key of `measured_models`.
         admission: See `run_shards`.
     """
+    with error_recorded(context.run, PhaseKey("evaluate", name)):
+        _predict(context, name, admission)
+
+
+def _predict(context: RunContext[EvaluationRunConfig], name: str, admission: Admission) -> None:
     run = context.run
     context.begin(reads=upstream_of_model(context.config, name))
     models = measured_models(context)

@@ -49,7 +49,7 @@ def _score_benchmark(
     benchmark: BenchmarkConfig,
     models: Sequence[str],
 ) -> BenchmarkScores | None:
-    """Score the models on one benchmark; None if no model has answered all of it."""
+    """Score the models on one benchmark, without those that replied to no question; None if no model is left."""
     run, label = context.run, benchmark.label
     shards = run.manifest(run.benchmark_dir(label)).shards
     answered = {}
@@ -64,7 +64,11 @@ def _score_benchmark(
         return None
     metric = metric_of(benchmark, context.task.metric)
     with Progress(f"score {label}", None, "models") as progress:
-        return score_benchmark(metric, answered, comparisons(context.config, settings), progress)
+        scored = score_benchmark(metric, answered, comparisons(context.config, settings), progress)
+    for name in scored.without_replies:
+        say(f"WARNING: {name} is not scored on {label}: none of its questions got a reply")
+    scored = scored.without(scored.without_replies)
+    return scored if scored.models else None
 
 
 def _rewrite_model_cards(

@@ -20,6 +20,7 @@ from mpa_ray.observability.rate import format_rate
 from mpa_ray.redaction import without_secret_values
 from mpa_ray.report.coverage import Coverage, parity_set
 from mpa_ray.report.leaderboard import render_leaderboard
+from mpa_ray.report.render_problems import problem_lines
 from mpa_ray.report.scores import percent, render_scores
 from mpa_ray.report.student import StudentSummary
 from mpa_ray.report.summary import EvaluationSummary, PhaseSummary, ReportSummary
@@ -83,11 +84,18 @@ def render_html(config: EvaluationRunConfig, summary: EvaluationSummary) -> str:
         loss_curves={name: _polyline(student.training) for name, student in students.items()},
         stacks=_stacks(alignment.coverage) if alignment is not None else [],
         colours=_COLOURS,
+        led_benchmarks=_measured_benchmarks(alignment),
         percent=percent,
         clock=clock,
         left_out_in_words=left_out_in_words,
         format_rate=format_rate,
     )
+
+
+def _measured_benchmarks(alignment: ReportSummary | None) -> list[str]:
+    """The benchmarks on which a student of the leaderboard has a gain."""
+    rows = alignment.leaderboard if alignment is not None else []
+    return list(dict.fromkeys(name for row in rows for name in row.benchmarks))
 
 
 def _thumbnails(config: EvaluationRunConfig, students: Iterable[StudentSummary]) -> dict[str, str | None]:
@@ -151,10 +159,12 @@ def _parts(counts: dict[str, int], types: Sequence[str]) -> list[tuple[float, st
 def render_table(summary: EvaluationSummary) -> str:
     """The report as text: counts, scores before and after training, and the cost of the teacher's second answers."""
     scores = render_scores(summary.scores) if summary.scores else "\nno benchmark was measured"
+    problems = list(problem_lines(summary.problems, summary.run_dir))
     if not isinstance(summary, ReportSummary):
-        return "\n".join([scores, "", *_phase_lines(summary.phases)])
+        return "\n".join([*problems, scores, "", *_phase_lines(summary.phases)])
     lines = [
         "",
+        *problems,
         f"images                       {summary.counts.num_images:>8}",
         f"D_PA (annotated)             {summary.counts.num_annotated:>8}",
     ]

@@ -8,6 +8,7 @@ from datetime import datetime
 from mpa_ray.observability.progress import clock
 from mpa_ray.observability.rate import format_rate
 from mpa_ray.report.phase_status import PhaseStatus, Status
+from mpa_ray.report.render_problems import death_lines, error_lines
 
 _MAX_NAMED = 6
 
@@ -22,6 +23,8 @@ def render_status(status: Status) -> str:
         for phase in status.phases
         if phase.counts
     ]
+    lines += error_lines({phase.name: phase.error for phase in status.remaining if phase.error})
+    lines += death_lines(status.deaths, status.run_dir)
     if status.finished or status.unfinished:
         begun = f"; begun and not done: {', '.join(status.unfinished)}" if status.unfinished else ""
         lines.append(f"students leveled: {', '.join(status.finished) or 'none'}{begun}")

@@ -65,6 +65,14 @@ def test_a_question_without_a_reply_counts_as_wrong_and_is_counted() -> None:
     assert (scores.overall.mean, scores.num_missing) == (0.5, 1)
 
 
+def test_a_model_that_replied_to_nothing_is_left_out_of_the_scores() -> None:
+    models = {"a": lambda: [row(0, "word")], "silent": lambda: [row(0, None)]}
+    both = score_benchmark("anls", models, [("a", "silent")], progress())
+    assert both.without_replies == ["silent"]
+    others = both.without(both.without_replies)
+    assert (list(others.models), others.differences) == (["a"], [])
+
+
 def test_warnings_come_above_three_in_ten() -> None:
     sentence = "there are 2 of them in it"
     few = [row(n, sentence if n < 3 else "2") for n in range(10)]
