@@ -118,7 +118,7 @@ class Progress:
 
     def _keep_printing(self) -> None:
         while not self._ended.wait(self._every_s):
-            _say(self.line(), self._to_stderr)
+            (say_error if self._to_stderr else say)(self.line())
 
     def _last_line(self) -> str:
         line = f"{self._label}: done, {self._done} {self._unit} in {clock(self._elapsed_s)}"

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mpa_ray.config import LimitsConfig
-from mpa_ray.errors import CannotWrite, ConfigError, RunError, without_passwords
+from mpa_ray.errors import CannotWrite, ConfigError, RunError
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.log_context import log_context
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.observability.usage import Usage
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone
+from mpa_ray.redaction import without_secrets
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseRecord, add_to_record
 from mpa_ray.run.run import Manifest, Run
@@ -285,4 +286,4 @@ def _error_in_words(error: BaseException | None) -> str:
         return "interrupted"
     # The errors that are made for users are complete sentences.
     words = str(error) if isinstance(error, ConfigError | RunError) else in_words(error)
-    return without_passwords(words)[:_MAX_ERROR_LENGTH]
+    return without_secrets(words)[:_MAX_ERROR_LENGTH]

@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mpa_ray.errors import CannotWrite, without_passwords
+from mpa_ray.errors import CannotWrite
 from mpa_ray.observability.last_words import last_error, last_lines
 from mpa_ray.observability.worker_process import WorkerProcess, num_oom_kills, read_tail
+from mpa_ray.redaction import without_secrets
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.storage.storage import Storage
 
@@ -166,4 +167,4 @@ def _redacted(text: str) -> str:
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_LENGTH:
             text = text.replace(value, "***")
-    return without_passwords(text)
+    return without_secrets(text)

@@ -14,6 +14,7 @@ from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.index import index
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone
 from mpa_ray.pipeline.run_pass import Outstanding, run_missing
+from mpa_ray.report.problems import collect_problems
 from mpa_ray.report.render import render_html, render_table
 from mpa_ray.report.render_status import render_status
 from mpa_ray.report.status import status
@@ -46,7 +47,7 @@ def test_all_that_show_images_per_s_agree(scripted_config: RunConfig, capsys: py
     assert rates_in(capsys.readouterr().out) == {shown}
     assert rates_in(render_status(status(run))) == {shown}
     phases = [PhaseSummary(key, record) for key, record in phase_records(run)]
-    summary = EvaluationSummary(run.storage.root, "demo_world", {}, phases, {})
+    summary = EvaluationSummary(run.storage.root, "demo_world", {}, phases, {}, collect_problems(run, {}))
     assert rates_in(render_table(summary)) == {shown}
     assert f'<td class="n">{shown}</td>' in render_html(scripted_config, summary)
     planned = RunRates.of_run(run).annotated_images_per_s
