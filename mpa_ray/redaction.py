@@ -10,7 +10,7 @@ from typing import Any
 HIDDEN = "***"
 """It takes the place of a secret."""
 _MIN_LENGTH = 8
-"""Shorter values of environment variables are no secrets."""
+"""Shorter values of environment variables are no secrets; nor are paths, as in PWD."""
 
 _SECRET_NAME = r"""
     (?<![\w.-]) [\w.-]*
@@ -94,5 +94,6 @@ def _hide(match: re.Match[str]) -> str:
 
 def _environment_secrets() -> list[str]:
     """The values of the environment's secret variables, the longest first."""
-    values = {v for name, v in os.environ.items() if len(v) >= _MIN_LENGTH and _NAME.fullmatch(name)}
+    named = (value for name, value in os.environ.items() if _NAME.fullmatch(name))
+    values = {value for value in named if len(value) >= _MIN_LENGTH and not value.startswith("/")}
     return sorted(values, key=len, reverse=True)

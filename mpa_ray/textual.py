@@ -7,6 +7,7 @@ string `"\\ud83d"`, by a code point that UTF-8 cannot encode.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -56,19 +57,32 @@ def parse_json(text: str | bytes) -> Any:
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     brackets = ("[", "{") if isinstance(text, str) else (b"[", b"{")
-    if sum(map(text.count, brackets)) > _MAX_DEPTH and _is_deep(value):  # type: ignore[arg-type]
+    if sum(map(text.count, brackets)) > _MAX_DEPTH and is_deep(value):  # type: ignore[arg-type]
         raise ValueError(_TOO_DEEP)
     return value
 
 
 def to_json(value: Any) -> str:
-    """Encode a value as JSON that can be stored; values that JSON does not know become text."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    """Encode a value as JSON that can be stored. NaN becomes null, and other values that JSON lacks become text."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        # NaN is no JSON. In the columns of a table it stands for a missing value.
+        text = json.dumps(_without_nan(value), ensure_ascii=False, default=str)
     # The backslash of an escape is itself escaped: a reader gets the same text as from `readable`.
     return text if is_storable(text) else _UNSTORABLE.sub(lambda match: "\\" + _escape(match[0]), text)
 
 
-def _is_deep(value: Any) -> bool:
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def is_deep(value: Any) -> bool:
+    """Whether lists and mappings are nested over 100 levels deep, or contain themselves."""
     level = [value]
     for _ in range(_MAX_DEPTH):
         level = [

@@ -130,7 +130,7 @@ def _plan(arguments: Arguments) -> int:
 
 def _demo(arguments: Arguments) -> None:
     seed, num_images = int(arguments.number("seed", 0)), int(arguments.number("num-images", 4000))
-    out = Path(arguments.options.get("out", f"runs/demo-{seed}"))
+    out = Path(arguments.options.get("out", f"runs/demo-{seed}")).expanduser()
     settings = {
         "run_dir": str(out / "run"),
         "source.path": str(out / "data/unlabeled"),

@@ -41,7 +41,7 @@ def parse_location(text: str) -> str:
         raise ValueError("is empty")
     if (right := misspelled_uri(text)) is not None:
         raise ValueError(f"is a misspelled URI: write {right}")
-    if has_url_secrets(text):
+    if "://" in text and has_url_secrets(text):
         raise ValueError("a URL with a password or signature would end up in run.json; give them in the environment")
     return os.path.expanduser(text)
 

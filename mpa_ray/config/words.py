@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from mpa_ray.config.setting_path import SettingType
-from mpa_ray.textual import is_storable
+from mpa_ray.textual import is_deep, is_storable
 
 Tree: TypeAlias = dict[str, Any]
 
@@ -39,15 +39,14 @@ class _Loader(yaml.SafeLoader):
         return Word(node.value)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[object] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
+            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
                 continue
             if key_node.value in seen:
                 problem = f"the key {key_node.value!r} occurs twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            if isinstance(key_node.value, str):
-                seen.add(key_node.value)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
@@ -62,9 +61,12 @@ def read_yaml(text: str) -> Any:
         yaml.YAMLError: the text is not YAML, or it is nested too deeply.
     """
     try:
-        return yaml.load(text, _Loader)
+        tree = yaml.load(text, _Loader)
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
+    if is_deep(tree):
+        raise yaml.YAMLError("nested too deeply")
+    return tree
 
 
 def with_types(tree: Tree, kind: type[BaseModel]) -> Tree:

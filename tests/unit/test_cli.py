@@ -245,7 +245,7 @@ def test_a_pipe_that_ends_early_ends_a_run_that_prints_in_a_thread() -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr is not None
-        assert process.stderr.read() == b"Interrupted: the same command continues.\n"
+        assert process.stderr.read() == b"Interrupted: run the same command again to continue.\n"
     assert process.returncode == 130
 
 

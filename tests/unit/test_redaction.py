@@ -79,7 +79,8 @@ def test_a_named_secret_is_removed(text: str) -> None:
 def test_secrets_of_the_environment_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("HF_TOKEN", "short")
-    assert without_secrets(f"signed with {SECRET}, short") == "signed with ***, short"
+    monkeypatch.setenv("PWD", "/some/folder")
+    assert without_secrets(f"signed with {SECRET}, short, in /some/folder") == "signed with ***, short, in /some/folder"
 
 
 def test_a_tree_loses_its_secrets() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mpa_ray.textual import identifier, is_storable, parse_json, readable
+from mpa_ray.textual import identifier, is_storable, parse_json, readable, to_json
 
 ANY_TEXT = st.text(st.characters()) | st.text(st.sampled_from("\\xue9d83\udce9\ud83d"))
 
@@ -48,3 +48,17 @@ def test_different_texts_have_different_identifiers(one: str, other: str) -> Non
 def test_json_that_cannot_be_read_is_a_value_error(text: str | bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         parse_json(text)
+
+
+def test_a_missing_number_is_null() -> None:
+    assert (
+        to_json({"a": float("nan"), "b": [1.5, float("inf")], "c": "NaN"})
+        == '{"a": null, "b": [1.5, null], "c": "NaN"}'
+    )
+
+
+@given(st.dictionaries(ANY_TEXT, st.lists(ANY_TEXT)))
+def test_json_of_any_text_is_read_as_readable_text(value: dict[str, list[str]]) -> None:
+    text = to_json(value)
+    assert is_storable(text)
+    assert parse_json(text) == {readable(key): [readable(item) for item in items] for key, items in value.items()}

@@ -115,7 +115,7 @@ def test_a_branch_and_then_one_of_its_settings(file: Path) -> None:
     assert engine.model_dump(exclude_defaults=True) == {"kind": "scripted", "wrong_rate": 0.1, "latency_s": 2.0}
 
 
-def test_a_setting_below_an_empty_branch(file: Path, tmp_path: Path) -> None:
+def test_a_setting_below_an_empty_branch(file: Path) -> None:
     with file.open("a") as lines:
         lines.write("annotate:\n")
     assert load_config(file, {"annotate.num_questions": "2"}).annotate.num_questions == 2
@@ -127,6 +127,8 @@ def test_a_setting_below_an_empty_branch(file: Path, tmp_path: Path) -> None:
         ("[" * 5000, "nested too deeply"),
         ("run_dir: 2024-13-45x\nrun_dir: y", "the key 'run_dir' occurs twice"),
         ("source: {path: a, path: b}", "the key 'path' occurs twice"),
+        ("source: &a [*a]", "nested too deeply"),
+        ("? [a, b]\n: c", "is not YAML"),
     ],
 )
 def test_a_file_with_a_trap_is_refused(tmp_path: Path, text: str, problem: str) -> None:
@@ -146,7 +148,8 @@ def test_settings_that_cannot_be_stored_are_refused(file: Path) -> None:
         load_config(file, {"source.metadata": ["\ud83d"]})
 
 
-def test_the_home_folder_is_known(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("file")
+def test_the_home_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     config = load_config("~/config.yaml", {"run_dir": "~/x", "source.path": "~", "teacher.model": "~/m"})
     assert (config.run_dir, config.source.path, config.teacher.model) == (
@@ -204,7 +207,7 @@ def test_one_setting_of_a_branch_leaves_the_others_alone(file: Path) -> None:
 
 def branches(settings: Any, path: str = "") -> Any:
     """Each branch of the tree that has a default, with a setting that may be written alone."""
-    for name, field in type(settings).model_fields.items():
+    for name in type(settings).model_fields:
         value = getattr(settings, name)
         items = value if isinstance(value, list) else [value]
         for index, item in enumerate(items):
