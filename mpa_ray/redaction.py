@@ -79,7 +79,8 @@ def without_secret_values(value: Any, *, is_secret: bool = False) -> Any:
         return [without_secret_values(item, is_secret=is_secret) for item in value]
     if is_secret and value is not None and not isinstance(value, bool):
         return HIDDEN
-    return without_secrets(value) if isinstance(value, str) else value
+    # Secrets of the environment stay in: the result must not depend on the machine.
+    return _TOKEN.sub(HIDDEN, without_url_secrets(value)) if isinstance(value, str) else value
 
 
 def _hide(match: re.Match[str]) -> str:

@@ -10,6 +10,10 @@ import json
 import re
 from typing import Any
 
+_MAX_DEPTH = 100
+"""Python's own limit depends on the depth of the call, so that what could be read might not be written."""
+_TOO_DEEP = "nested too deeply"
+
 _UNSTORABLE = re.compile(r"[\ud800-\udfff]")
 _UNSTORABLE_OR_ESCAPE = re.compile(r"(\\*)(?:([\ud800-\udfff])|(?=x[89a-f][0-9a-f]|ud[89a-f][0-9a-f]{2}))")
 """Backslashes, and after them a code point that cannot be stored, or the letters of an escape."""
@@ -45,9 +49,34 @@ def parse_json(text: str | bytes) -> Any:
     """Decode a JSON document.
 
     Raises:
-        ValueError: it is not JSON, or not UTF-8, is nested too deeply, or has a number with too many digits.
+        ValueError: it is not JSON or not UTF-8, is nested over 100 levels deep, or has a number with too many digits.
     """
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise ValueError(_TOO_DEEP) from None
+    brackets = ("[", "{") if isinstance(text, str) else (b"[", b"{")
+    if sum(map(text.count, brackets)) > _MAX_DEPTH and _is_deep(value):  # type: ignore[arg-type]
+        raise ValueError(_TOO_DEEP)
+    return value
+
+
+def to_json(value: Any) -> str:
+    """Encode a value as JSON that can be stored; values that JSON does not know become text."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    # The backslash of an escape is itself escaped: a reader gets the same text as from `readable`.
+    return text if is_storable(text) else _UNSTORABLE.sub(lambda match: "\\" + _escape(match[0]), text)
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, list | dict)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from mpa_ray.config.settings import Settings
+from mpa_ray.config.settings import Location, Settings
 
 _MAX_ADAPTERS = 15
 """The default limit of adapters in one engine: each takes memory on every GPU."""
@@ -161,7 +161,7 @@ class ScriptedEngineConfig(EngineSettings):
     """Ids of images on which the whole process is killed, as when memory runs out."""
     hang_on: tuple[str, ...] = ()
     """Ids of images on which no reply ever comes."""
-    die_once_in: str | None = None
+    die_once_in: Location | None = None
     """Folder that records each death, so that the next engine survives the same image."""
 
     @property

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field, model_validator
 
 from mpa_ray.config.engines import EngineConfig, VllmEngineConfig
-from mpa_ray.config.settings import Settings
+from mpa_ray.config.settings import Location, Settings
 
 MAX_IMAGE_PIXELS = 89_478_485
 """By default, a file with more pixels counts as a decompression bomb; Pillow warns from here on."""
@@ -16,7 +14,7 @@ MAX_IMAGE_PIXELS = 89_478_485
 class ModelConfig(Settings):
     """A model and the engines that serve it."""
 
-    model: str
+    model: Location
     """A Hugging Face folder or hub name; `bundled:demo/models/teacher` names a folder inside the package."""
     engine: EngineConfig = VllmEngineConfig()
     """The engine that runs the model."""
@@ -67,12 +65,6 @@ class ModelConfig(Settings):
     def most_replicas(self) -> int:
         """The largest number of engines that the pool may have."""
         return self.max_num_replicas or self.num_replicas
-
-    @model_validator(mode="before")
-    @classmethod
-    def _engine_kind_defaults_to_vllm(cls, data: Any) -> Any:
-        engine = data.get("engine") if isinstance(data, dict) else None
-        return {**data, "engine": {"kind": "vllm", **engine}} if isinstance(engine, dict) else data
 
 
 class SamplingConfig(Settings):

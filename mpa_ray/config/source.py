@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mpa_ray.config.settings import Settings
+from mpa_ray.config.settings import Location, Settings
 
 DEFAULT_EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "pjpeg", "png", "apng", "webp", "avif", "gif", "bmp", "dib", "tif", "tiff", "ico"),
@@ -18,7 +18,7 @@ DEFAULT_EXTENSIONS = (
 class SourceConfig(Settings):
     """The unlabeled images."""
 
-    path: str
+    path: Location
     """A folder or prefix of images, Parquet files or tars, a glob, one such file, a list of URIs, or a folder saved by
     `datasets`; local, at s3:// or at gs://."""
     kind: str = "auto"
@@ -62,10 +62,11 @@ class SourceConfig(Settings):
     """Largest total size of a shard's files. A shard that reaches it ends, even with fewer images than `shard_size`."""
     num_listers: int = Field(16, ge=1)
     """Prefixes, tars or Parquet files to list concurrently."""
-    allow: tuple[Literal["http", "redirects", "local_files", "parent_folders"], ...] = ()
+    allow: tuple[Literal["http", "redirects", "local_files", "parent_folders", "signed_urls"], ...] = ()
     """What entries of lists, Parquet files and tars may name in addition to s3://, gs:// and files below their folder:
-    http(s):// URIs, http(s):// URIs that redirect to another host, local files in a remote list, and paths with `..`.
-    A public host may never redirect to a private address."""
+    http(s):// URIs, http(s):// URIs that redirect to another host, local files in a remote list, paths with `..`, and
+    URLs with a password or a signature, which the run then stores in its rows. A public host may never redirect to a
+    private address."""
 
     @model_validator(mode="after")
     def _sizes_are_ordered(self) -> SourceConfig:

@@ -15,7 +15,7 @@ from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.locator import Locator, Span
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.arrow_stream import StreamHead
-from mpa_ray.corpus.sources.columns import content_of, item_of, split_item
+from mpa_ray.corpus.sources.columns import content_of, item_of, split_item, text_content
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason
 from mpa_ray.storage.deadline import call_each
@@ -104,8 +104,8 @@ class Reader:
         parts = [content[span.first - first : span.last + 1 - first] for span in spans]
         cut = ImageProblem(Reason.UNREADABLE, f"{uri} ends before the image does")
         return [
-            (number, part if len(part) == span.num_bytes else cut)
-            for (number, _), span, part in zip(run, spans, parts, strict=True)
+            (number, cut if len(part) < span.num_bytes else text_content(part) if locator.is_text else part)
+            for (number, locator), span, part in zip(run, spans, parts, strict=True)
         ]
 
     def _read_batch(self, uri: str, images: list[_NumberedLocator]) -> list[_NumberedContent]:

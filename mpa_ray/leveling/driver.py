@@ -101,6 +101,8 @@ def _check_images(job: TrainingJob, label: str, state: TrainingState, max_failed
     if not state.num_unreadable:
         return
     problem = f"{label}: the images of {state.num_unreadable} of {num_samples} samples could no longer be read"
+    if state.num_changed:
+        problem += f" ({state.num_changed} have changed since the teacher saw them)"
     if state.num_unreadable > max_failed_rate * num_samples:
         raise RunError(
             f"{problem}, more than limits.max_failed_rate = {max_failed_rate} allows. Restore the source's files, "

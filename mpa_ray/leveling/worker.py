@@ -54,7 +54,7 @@ def _train(job: TrainingJob) -> None:
             fresh = prepare_for_training(load_model(start, job.level, on_gpu, quantized=False), job.level.method)
             trained = load_trained_weights(fresh, weights)
             export(trained, processor, job.model, job.card, _check_questions(job), job.run, job.folder)
-            trainer.write_state(trainer.num_unreadable)
+            trainer.write_state(is_complete=True)
 
 
 def _configure_cpu(num_local_workers: int) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
@@ -73,11 +76,7 @@ class Progress:
 
     def _keep_printing(self) -> None:
         while not self._ended.wait(self._every_s):
-            try:
-                say(self._line(), self._file)
-            except BrokenPipeError:
-                # The thread that does the work ends the command when it prints.
-                return
+            say(self._line(), self._file)
 
     def _line(self) -> str:
         elapsed_s = time.monotonic() - self._started
@@ -109,6 +108,19 @@ def clock(seconds: float) -> str:
 
 
 def say(line: str, file: TextIO | None = None) -> None:
-    """Print a line at once, by default to standard output, with secrets hidden."""
-    # With its line end in one call, since several threads and processes print.
-    print(f"{readable(without_secrets(line))}\n", end="", file=file or sys.stdout, flush=True)
+    """Print a line at once, by default to standard output, with secrets hidden.
+
+    If the reader of standard output has ended, as `head` does, the command ends: in the main thread by a
+    BrokenPipeError, and in another thread by an interrupt of the main thread.
+    """
+    try:
+        # With its line end in one call, since several threads and processes print.
+        print(f"{readable(without_secrets(line))}\n", end="", file=file or sys.stdout, flush=True)
+    except BrokenPipeError:
+        main = threading.main_thread().ident
+        if file is not None or main is None or threading.get_ident() == main:
+            raise
+        # Other threads must not interrupt again, and print until they are ended.
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        # `interrupt_main` would not wake a thread that waits.
+        signal.pthread_kill(main, signal.SIGINT)

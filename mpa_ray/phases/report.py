@@ -6,6 +6,7 @@ from mpa_ray.config import EvaluationRunConfig
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.measured_models import upstream_datasets
+from mpa_ray.redaction import without_url_secrets
 from mpa_ray.report.collect import collect
 from mpa_ray.report.render import render_html, render_table
 from mpa_ray.run.run import REPORT_JSON, REPORT_PAGE
@@ -20,6 +21,6 @@ def report(context: RunContext[EvaluationRunConfig]) -> None:
     context.begin(reads=upstream_datasets(config))
     summary = collect(run, config)
     run.write_json(REPORT_JSON, summary.to_json())
-    run.storage.write(REPORT_PAGE, render_html(config, summary).encode())
+    run.storage.write(REPORT_PAGE, without_url_secrets(render_html(config, summary)).encode())
     say(render_table(summary))
     say(f"report: {run.storage.root}/{REPORT_PAGE}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,6 +16,7 @@ from mpa_ray.config import MAX_IMAGE_PIXELS, EvaluationRunConfig, RunConfig
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.observability.progress import clock
+from mpa_ray.redaction import without_secret_values
 from mpa_ray.report.coverage import Coverage, parity_set
 from mpa_ray.report.leaderboard import render_leaderboard
 from mpa_ray.report.scores import percent, render_scores
@@ -22,6 +24,8 @@ from mpa_ray.report.student import StudentSummary
 from mpa_ray.report.summary import EvaluationSummary, PhaseSummary, ReportSummary
 from mpa_ray.report.teacher import TeacherSummary
 from mpa_ray.report.training import TrainingSummary
+from mpa_ray.run.left_out import left_out_in_words
+from mpa_ray.stages.image_work import unless_changed
 
 _THUMBNAIL_PIXELS = 160 * 160
 _STACK_WIDTH = 480
@@ -72,7 +76,7 @@ def render_html(config: EvaluationRunConfig, summary: EvaluationSummary) -> str:
         alignment=alignment,
         title="Model Parity Alignment" if aligns_students else "Evaluation",
         is_indexed=alignment is not None or not aligns_students,
-        config=config.model_dump_json(indent=2),
+        config=json.dumps(without_secret_values(config.model_dump(mode="json")), indent=2, ensure_ascii=False),
         thumbnails=_thumbnails(config, students.values()),
         cells={name: _cells(student) for name, student in students.items()},
         loss_curves={name: _polyline(student.training) for name, student in students.items()},
@@ -80,20 +84,21 @@ def render_html(config: EvaluationRunConfig, summary: EvaluationSummary) -> str:
         colours=_COLOURS,
         percent=percent,
         clock=clock,
+        left_out_in_words=left_out_in_words,
     )
 
 
 def _thumbnails(config: EvaluationRunConfig, students: Iterable[StudentSummary]) -> dict[str, str | None]:
-    """The images of the students' sample pairs, by URI; None for an image that cannot be shown."""
+    """The images of the students' sample pairs, by URI; None for an image that cannot be shown or has changed."""
     reader = Reader(config.object_store, config.reading.num_threads)
     if isinstance(config, RunConfig):
         source = config.source
         reader = replace(reader, max_bytes=source.max_bytes, follow_redirects="redirects" in source.allow)
-    uris = list({verdict.uri for student in students for verdict in student.samples})
     models = [config.teacher, *config.students] if isinstance(config, RunConfig) else []
     max_image_pixels = max((model.max_image_pixels for model in models), default=MAX_IMAGE_PIXELS)
-    contents = zip(uris, reader.read(uris), strict=True)
-    return {uri: _thumbnail(content, max_image_pixels) for uri, content in contents}
+    seen = {verdict.uri: verdict.content_sha256 for student in students for verdict in student.samples}
+    contents = zip(seen.items(), reader.read(list(seen)), strict=True)
+    return {uri: _thumbnail(content, sha256, max_image_pixels) for (uri, sha256), content in contents}
 
 
 def _cells(student: StudentSummary) -> list[tuple[str, int, str]]:
@@ -105,7 +110,9 @@ def _cells(student: StudentSummary) -> list[tuple[str, int, str]]:
     ]
 
 
-def _thumbnail(content: Content, max_image_pixels: int) -> str | None:
+def _thumbnail(content: Content, sha256: str | None, max_image_pixels: int) -> str | None:
+    if isinstance(content, bytes):
+        content = unless_changed(content, sha256)
     image = content if isinstance(content, ImageProblem) else prepare(content, 1, _THUMBNAIL_PIXELS, max_image_pixels)
     if isinstance(image, ImageProblem):
         return None
@@ -149,6 +156,8 @@ def render_table(summary: EvaluationSummary) -> str:
         f"images                       {summary.counts.num_images:>8}",
         f"D_PA (annotated)             {summary.counts.num_annotated:>8}",
     ]
+    if summary.counts.left_out_files:
+        lines.append(left_out_in_words(summary.counts.left_out_files))
     for name, student in summary.students.items():
         lines += _student_lines(name, student)
     lines += _divergence_lines(summary.coverage, [parity_set(name) for name in summary.students])

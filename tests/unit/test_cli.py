@@ -234,6 +234,21 @@ def test_a_missing_dependency_is_named_in_one_line() -> None:
     )
 
 
+def test_a_pipe_that_ends_early_ends_a_run_that_prints_in_a_thread() -> None:
+    program = (
+        "import time; from mpa_ray.cli.run_job import run_job; from mpa_ray.observability.progress import Progress\n"
+        "def wait():\n    with Progress('x', 1, 'images', every_s=0.1):\n        time.sleep(100)\n"
+        "raise SystemExit(run_job(wait))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b"Interrupted: the same command continues.\n"
+    assert process.returncode == 130
+
+
 def test_a_pipe_that_ends_early_prints_no_traceback() -> None:
     command = f"{sys.executable} -m mpa_ray.cli --help-all | head -n 1"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)

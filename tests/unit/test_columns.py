@@ -239,6 +239,24 @@ def test_dictionaries_that_change_within_a_stream(tmp_path: Path) -> None:
     assert contents(path) == [b"a", b"b", b"c", b"d", b"e", b"f"]
 
 
+@pytest.mark.parametrize(
+    # pyarrow cannot read such a dictionary from Parquet.
+    ("write", "form"),
+    [*((write, form) for write in WRITERS for form in ("string", "struct")), (as_saved_dataset, "dictionary")],
+)
+def test_text_that_is_not_utf8_beside_images(write: Write, form: str, tmp_path: Path) -> None:
+    """A check of the offsets refused the whole batch because of one caption."""
+    offsets = pa.array([0, 2, 4, 6], pa.int32()).buffers()[1]
+    text = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"\xe9aokok")])
+    forms = {
+        "string": text,
+        "dictionary": pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), text),
+        "struct": pa.StructArray.from_arrays([text], ["inner"]),
+    }
+    path = write(tmp_path, pa.table({"image": pa.array(IMAGES), "caption": forms[form]}))
+    assert contents(path, metadata=["caption"]) == IMAGES
+
+
 @pytest.mark.parametrize("position", range(0, 500, 8))
 @pytest.mark.parametrize("damage", ["cut", "ended"])
 def test_a_damaged_stream_is_named(position: int, damage: str, tmp_path: Path) -> None:

@@ -158,15 +158,24 @@ def test_odd_names_and_links_are_accounted_for(tmp_path: Path) -> None:
     source = folder_with(tmp_path / "images", "a #1?.png", "b\nc.png", "d/e.png")
     with open(os.fsencode(tmp_path / "images") + b"/caf\xe9.png", "wb") as file:
         file.write(b"not UTF-8")
+    (tmp_path / r"images/caf\xe9.png").write_bytes(b"an escape")
     (tmp_path / "images/gone.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "images/loop").symlink_to(tmp_path / "images")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/f.png").write_bytes(b"linked")
     (tmp_path / "images/link").symlink_to(tmp_path / "elsewhere")
     refs = {ref.image_id: ref for ref in Selection(source, FILES).images()}
-    assert sorted(refs) == ["a #1?.png", "b\nc.png", "caf%E9.png", "d/e.png", "gone.png", "link/f.png"]
+    assert sorted(refs) == [
+        "a #1?.png",
+        "b\nc.png",
+        r"caf\\xe9.png",
+        r"caf\xe9.png",
+        "d/e.png",
+        "gone.png",
+        "link/f.png",
+    ]
     contents = dict(zip(refs, Reader(ObjectStoreConfig()).read([ref.uri for ref in refs.values()]), strict=True))
-    assert contents["caf%E9.png"] == b"not UTF-8"
+    assert contents[r"caf\xe9.png"] == b"not UTF-8"
     assert contents["link/f.png"] == b"linked"
     assert contents["gone.png"] == ImageProblem(Reason.UNREADABLE, "FileNotFoundError: No such file or directory")
 

@@ -258,13 +258,16 @@ def test_a_missing_or_truncated_file_is_a_reason(tmp_path: Path) -> None:
 
 @given(
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
-    | st.sampled_from(["a#", "a##", "a#bytes=1-2", "a#row=1&column=b", "x.tar#bytes=3-4#"]),
+    | st.sampled_from(["a#", "a##", "a#bytes=1-2", "a#text=1-2", "a#row=1&column=b", "x.tar#bytes=3-4#"]),
     st.none() | st.builds(Span, st.integers(0, 10**13), st.integers(0, 10**9)),
     st.none() | st.tuples(st.integers(0, 10**9), st.text(st.characters(exclude_categories=["Cs"]), max_size=5)),
 )
 def test_a_locator_is_parsed_back_from_its_text(uri: str, span: Span | None, cell: tuple[int, str] | None) -> None:
     locator = Locator(uri, span, *(cell or (None, None)))
     assert Locator.parse(str(locator)) == locator
+    if span is not None:
+        text = Locator(uri, span, is_text=True)
+        assert Locator.parse(str(text)) == text
 
 
 def test_pyarrow_file_systems_are_listed_and_read(tmp_path: Path) -> None:

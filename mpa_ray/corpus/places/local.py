@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from mpa_ray.config import resolve_path
 from mpa_ray.config.regular_file import open_regular_file, size_of_regular_file
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.errors import ConfigError
+from mpa_ray.textual import identifier, is_storable, readable
 
 _FolderKey = tuple[int, int]
 """A folder's device and inode."""
@@ -65,7 +66,7 @@ class _Walk:
     def entries(self, folder: Path, path: str, parents: frozenset[_FolderKey]) -> Iterator[Entry]:
         try:
             with os.scandir(folder) as scan:
-                entries = {_text(entry.name) + "/" * _is_folder(entry): entry for entry in scan}
+                entries = {identifier(entry.name) + "/" * _is_folder(entry): entry for entry in scan}
             here = _folder_key(folder.stat())
         except OSError as error:
             if path:
@@ -117,29 +118,23 @@ def _file(entry: os.DirEntry[str], path: str) -> Entry:
         status = entry.stat()
     except OSError as error:
         if entry.is_symlink():
-            return Entry(path, _uri(entry.path), None)
+            return Entry(path, storable_uri(entry.path), None)
         return _problem(path, Path(entry.path), f"unreadable ({error.strerror})")
     if not stat.S_ISREG(status.st_mode):
         return _problem(path, Path(entry.path), "pipes, sockets and devices")
-    return Entry(path, _uri(entry.path), status.st_size)
+    return Entry(path, storable_uri(entry.path), status.st_size)
 
 
 def _problem(path: str, file: Path, problem: str) -> Entry:
-    return Entry(path, _uri(str(file)), None, problem)
+    return Entry(path, storable_uri(str(file)), None, problem)
 
 
-def _text(name: str) -> str:
-    """Percent-encode a name that is not UTF-8; return any other name unchanged."""
-    return name if _is_text(name) else quote(os.fsencode(name))
-
-
-def _uri(path: str) -> str:
-    return path if _is_text(path) else Path(path).as_uri()
-
-
-def _is_text(name: str) -> bool:
+def storable_uri(uri: str) -> str:
+    """A path that is not UTF-8 as a file:// URI, and any other URI unchanged, if it can be stored in a run."""
+    if is_storable(uri):
+        return uri
     try:
-        name.encode()
+        return Path(uri).absolute().as_uri() if "://" not in uri else readable(uri)
     except UnicodeEncodeError:
-        return False
-    return True
+        # No file has such a name.
+        return readable(uri)

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from mpa_ray.corpus.locator import Span
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.sources.arrow_rows import without_text
 
 _CONTINUATION = b"\xff\xff\xff\xff"
 _END = _CONTINUATION + b"\0\0\0\0"
@@ -116,8 +117,10 @@ class StreamHead:
                 batch = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(content)), self.schema)
         except (EOFError, StopIteration):
             raise pa.ArrowInvalid("a batch is cut off") from None
-        # Reading a cell at a wrong offset would end the process.
-        batch.validate(full=True)
+        # Reading a cell at a wrong offset would end the process. Text may be no UTF-8.
+        batch.validate()
+        for column in batch.columns:
+            column.cast(without_text(column.type)).validate(full=True)
         return batch
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -110,6 +111,14 @@ def content_of(value: Any) -> bytes | ImageProblem:
         return embedded_content(content)
     except ValueError as error:
         return ImageProblem(Reason.UNREADABLE, f"text in its row that holds no image: {error}")
+
+
+def text_content(text: bytes) -> bytes | ImageProblem:
+    """The image in a part of a list that holds base64 or a data: URI, perhaps with the escapes of JSON."""
+    try:
+        return content_of(json.loads(b'"' + text + b'"') if b"\\" in text else text.decode())
+    except ValueError as error:
+        return ImageProblem(Reason.UNREADABLE, f"text that holds no image: {error}")
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

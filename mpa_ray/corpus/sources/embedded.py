@@ -27,8 +27,9 @@ def is_base64_image(text: str) -> bool:
     """Whether a text is base64 of an image file, by its length, its characters and the image's first bytes."""
     if len(text) < _MIN_CHARACTERS or not _BASE64.fullmatch(text[:_BEGINNING_CHARACTERS]):
         return False
+    characters = "".join(text[:_BEGINNING_CHARACTERS].split())
     try:
-        beginning = decode_base64(text[:_BEGINNING_CHARACTERS])
+        beginning = decode_base64(characters[: len(characters) // 4 * 4])
     except ValueError:
         return False
     return recognise_format(beginning) in _EXPECTED
@@ -60,8 +61,6 @@ def decode_base64(text: str) -> bytes:
         ValueError: the text has other characters.
     """
     bare = "".join(text.split()).rstrip("=").translate(_URL_SAFE)
-    if len(bare) % 4 == 1:
-        bare = bare[:-1]
     try:
         return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
     except binascii.Error as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +12,7 @@ from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.sources.arrow_rows import rows_of
 from mpa_ray.corpus.sources.columns import ImageColumn, item_of, path_in
 from mpa_ray.corpus.sources.damage import unreadable, without_damaged
 from mpa_ray.corpus.sources.left_out import NameFilter
@@ -112,4 +113,4 @@ def _values(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[di
         yield from ({} for _ in range(file.metadata.row_group(group).num_rows))
         return
     for batch in file.iter_batches(_ROWS_PER_BATCH, row_groups=[group], columns=columns, use_threads=False):
-        yield from cast(list[dict[str, Any]], batch.to_pylist())
+        yield from rows_of(batch)

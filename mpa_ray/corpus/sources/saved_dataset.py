@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 
@@ -14,12 +13,14 @@ from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator
 from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.sources.arrow_rows import rows_of
 from mpa_ray.corpus.sources.arrow_stream import BatchSpan, StreamHead, field_position, record_batches
 from mpa_ray.corpus.sources.columns import ImageColumn, item_of, path_in
 from mpa_ray.corpus.sources.damage import unreadable, without_damaged
 from mpa_ray.corpus.sources.source import Listed, Rows, UriPolicy, images_after
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
+from mpa_ray.textual import parse_json
 
 STATE_FILE = "state.json"
 
@@ -40,9 +41,9 @@ class SavedDataset:
     def _file_names(self) -> list[str]:
         state = f"{self._config.path.rstrip('/')}/{STATE_FILE}"
         try:
-            files = json.loads(self._places.of(state).read(state))["_data_files"]
+            files = parse_json(self._places.of(state).read(state))["_data_files"]
             return [file["filename"] for file in files]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 "source.path",
                 self._config.path,
@@ -75,7 +76,7 @@ class SavedDataset:
                 if columns:
                     content = place.read(uri, batch.span.first, batch.span.num_bytes)
                     table = head.read_batch(content, batch.span.first).select(columns)
-                    values = cast(list[dict[str, Any]], table.to_pylist())
+                    values = rows_of(table)
                 for row, cells in enumerate(values):
                     path = path_in(item_of(cells.get(column.name), column.item)) if names_files else None
                     if path is None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Protocol
 
-from mpa_ray.config import SourceConfig
+from mpa_ray.config import SourceConfig, misspelled_uri
 from mpa_ray.corpus.locator import Locator
 from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
+from mpa_ray.corpus.places.local import storable_uri
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.columns import split_item
@@ -20,6 +20,8 @@ from mpa_ray.corpus.sources.globs import split_glob
 from mpa_ray.corpus.sources.left_out import LeftOut, NameFilter, by_ending
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
+from mpa_ray.redaction import has_url_secrets, without_url_secrets
+from mpa_ray.textual import identifier, to_json
 
 Listed = ImageRef | LeftOut
 """What the listing of a source yields."""
@@ -136,10 +138,13 @@ class UriPolicy:
         Raises:
             ConfigError: `source.allow` does not permit the entry, or its kind of URI is not supported.
         """
+        if (right := misspelled_uri(entry)) is not None:
+            raise ConfigError("source.path", self.config.path, f"{where}: {entry!r} is misspelled.", f"Write {right}.")
         scheme, separator, _ = entry.partition("://")
+        self.check_secrets(entry, where)
         is_remote = "://" in container and not container.startswith("file://")
         if separator and scheme in ("s3", "gs"):
-            return str(Locator(entry))
+            return str(Locator(storable_uri(entry)))
         if separator and scheme in ("http", "https"):
             self._need("http", entry, where, "would be fetched from the web")
         elif separator and scheme != "file":
@@ -153,8 +158,13 @@ class UriPolicy:
             self._need("local_files", entry, where, "is a local file in a remote list")
         elif not separator and not entry.startswith("/"):
             self.check_below(entry, where)
-            return str(Locator(f"{container.rpartition('/')[0] or '.'}/{entry}"))
-        return str(Locator(entry))
+            return str(Locator(storable_uri(f"{container.rpartition('/')[0] or '.'}/{entry}")))
+        return str(Locator(storable_uri(entry)))
+
+    def check_secrets(self, text: str, where: str) -> None:
+        """Raise ConfigError for a URL with a password or a signature, which the run would store in its rows."""
+        if "://" in text and has_url_secrets(text):
+            self._need("signed_urls", text, where, "holds a password or a signature")
 
     def check_below(self, path: str, where: str) -> None:
         """Raise ConfigError if a path leads out of the folder that it is relative to."""
@@ -182,9 +192,9 @@ class Rows:
         """The columns to read in addition to the image column."""
         return [*filter(None, [self.config.id_column]), *self.config.metadata]
 
-    def check(self, names: list[str], where: str) -> None:
-        """Raise ConfigError if a configured column is missing."""
-        columns = [("image_column", self.config.image_column), ("id_column", self.config.id_column)]
+    def check(self, names: Sequence[str], where: str, image_column: str | None = None) -> None:
+        """Raise ConfigError if a configured column is missing; `image_column` replaces the configured one."""
+        columns = [("image_column", image_column or self.config.image_column), ("id_column", self.config.id_column)]
         columns += [("metadata", name) for name in self.config.metadata]
         for setting, name in columns:
             column = split_item(name, names)[0] if name is not None and setting == "image_column" else name
@@ -196,9 +206,10 @@ class Rows:
                     f"Choose from {', '.join(map(repr, names))}.",
                 )
 
-    def ref(self, container: str, row: int, values: Mapping[str, Any], uri: str) -> ImageRef:
-        """Return the reference to the image in row number `row` of a container."""
-        image_id = f"{container}/{row}"
+    def ref(self, container: str, row: int, values: Mapping[str, Any], uri: str, part: int = 0) -> ImageRef:
+        """Return the reference to the image in row number `row` of a container; `part` counts the row's images."""
+        suffix = f".{part}" if part else ""
+        image_id = f"{container}/{row}{suffix}"
         if self.config.id_column is not None:
             value = values.get(self.config.id_column)
             if value is None or value == "":
@@ -208,10 +219,11 @@ class Rows:
                     f"is empty in {image_id}.",
                     "Fill the column, or leave id_column out.",
                 )
-            image_id = str(value)
+            UriPolicy(self.config).check_secrets(str(value), image_id)
+            image_id = identifier(str(value)) + suffix
         return ImageRef(image_id, uri, None, metadata_json({name: values.get(name) for name in self.config.metadata}))
 
 
 def metadata_json(metadata: Mapping[str, Any]) -> str | None:
-    """Metadata as a row stores it: a JSON object, or None if there is none."""
-    return json.dumps(metadata, ensure_ascii=False, default=str) if metadata else None
+    """Metadata as a row stores it: a JSON object without passwords and signatures; None if there is none."""
+    return without_url_secrets(to_json(metadata)) if metadata else None

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 
 from mpa_ray.corpus.locator import Locator
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.sources.arrow_rows import rows_of
 from mpa_ray.corpus.sources.columns import ImageColumn
 from mpa_ray.corpus.sources.parquet import rows_with_images
 from mpa_ray.errors import ConfigError
+from mpa_ray.textual import parse_json
 
 _LINES = (".jsonl", ".ndjson")
 JSON = (".json", *_LINES)
@@ -101,10 +103,12 @@ class File:
     def _document(self, text: str) -> Any:
         """The content as one JSON document; None for JSON lines."""
         try:
-            return json.loads(text)
+            return parse_json(text)
         except json.JSONDecodeError as error:
             if error.msg == "Extra data":
                 return None
+            raise self.error(f"is not JSON ({error}).", "Fetch it again.") from None
+        except ValueError as error:
             raise self.error(f"is not JSON ({error}).", "Fetch it again.") from None
 
     def _lines(self, text: str) -> Iterator[tuple[str, Any]]:
@@ -112,9 +116,10 @@ class File:
             if not line.strip():
                 continue
             try:
-                yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise self.error(f"line {number} is not JSON ({error.msg}).", "Correct the line.") from None
+                yield f"line {number}", parse_json(line)
+            except ValueError as error:
+                problem = error.msg if isinstance(error, json.JSONDecodeError) else error
+                raise self.error(f"line {number} is not JSON ({problem}).", "Correct the line.") from None
 
     def _text(self) -> str:
         try:
@@ -142,7 +147,7 @@ class File:
             )
         column = ImageColumn.find(schema, image)
         if column is None:
-            yield from ((values, None) for batch in file.iter_batches(columns=names) for values in batch.to_pylist())
+            yield from ((values, None) for batch in file.iter_batches(columns=names) for values in rows_of(batch))
             return
         for number, (values, path) in enumerate(rows_with_images(file, names, column)):
             is_empty = column.kind == "text" and image in values and not values[image]
