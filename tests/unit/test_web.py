@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
+from urllib.parse import unquote
 
 import pytest
 from urllib3.connection import HTTPConnection
@@ -30,7 +31,7 @@ from mpa_ray.storage import deadline
 CONTENT = bytes(range(256)) * 20
 SETTINGS = ObjectStoreConfig(max_attempts=3, first_pause_s=0.01)
 IMPATIENT = ObjectStoreConfig(max_attempts=3, first_pause_s=0.01, read_deadline_s=0.3)
-ENDLESS_BYTES = 400 * 2**20
+ENDLESS_BYTES = 200 * 2**20
 
 
 class Site(BaseHTTPRequestHandler):
@@ -155,7 +156,7 @@ class Site(BaseHTTPRequestHandler):
         time.sleep(30)
 
     def redirect(self) -> None:
-        self.answer(302, Location=self.path.partition("?")[2])
+        self.answer(302, Location=unquote(self.path.partition("?")[2]))
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""
@@ -355,6 +356,24 @@ def test_a_redirect_away_from_the_web_is_never_followed(site: str, target: str, 
     assert isinstance(content, ImageProblem)
     assert "which is not allowed" in content.detail
     assert Site.num_requests.total() == 1
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "http://localhost:{port}\\@127.0.0.1:{port}/ranges?away",
+        "http://127.0.0.1:{port}@localhost:{port}/ranges?away",
+        "//localhost:{port}/ranges?away",
+        "///localhost:{port}/ranges?away",
+        "http:localhost:{port}/ranges?away",
+        "\\\\localhost:{port}/ranges?away",
+        "http://LOCALHOST:{port}/ranges?away",
+    ],
+)
+def test_a_redirect_cannot_hide_its_host(site: str, server: ThreadingHTTPServer, target: str) -> None:
+    # Only the other name of the server reaches the path with `away`.
+    assert problem_of(f"{site}/redirect?{target.format(port=server.server_port)}")
+    assert Site.num_requests["/ranges?away"] == 0
 
 
 def test_redirects_in_a_circle_end(site: str) -> None:

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, NameResolutionError, SSLError
+from urllib3.util import parse_url
 
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.places.place import Entry
@@ -21,7 +22,7 @@ from mpa_ray.corpus.places.web_connections import PrivateAddress, connections, l
 from mpa_ray.errors import ConfigError
 from mpa_ray.storage.deadline import Expiry
 
-MAX_WHOLE_BYTES = 2 * 2**30
+MAX_WHOLE_BYTES = 2**30
 """Largest file that is read without a limit by its reader, such as a list of questions."""
 _MAX_REDIRECTS = 5
 _MAX_PAUSE_S = 20.0
@@ -108,7 +109,7 @@ class Web:
         raise OSError(f"redirects more than {_MAX_REDIRECTS} times")
 
     def _check_redirect(self, uri: str, target: str) -> None:
-        scheme, host = urlsplit(target).scheme, urlsplit(target).hostname
+        scheme, host = parse_url(target).scheme, parse_url(target).host
         if scheme not in ("http", "https") or not host:
             raise OSError(f"redirects to a {scheme}:// URI, which is not allowed")
         if not self.follow_redirects and _host(target) != _host(uri):
@@ -161,8 +162,9 @@ def _check_status(response: BaseHTTPResponse) -> None:
     raise OSError(problem)
 
 
-def _host(uri: str) -> tuple[str, int | None]:
+def _host(uri: str) -> tuple[str | None, int | None]:
     """The host of a URI, and its port unless that is its scheme's own."""
-    parts = urlsplit(uri)
-    port = None if parts.port == {"http": 80, "https": 443}.get(parts.scheme) else parts.port
-    return (parts.hostname or "").lower(), port
+    # Other parsers find another host than urllib3 in some malformed URIs.
+    parts = parse_url(uri)
+    port = None if parts.port == {"http": 80, "https": 443}.get(parts.scheme or "") else parts.port
+    return parts.host, port

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -52,9 +53,8 @@ class WebDataset:
 
     def _listing(self, entry: Entry) -> Iterator[Listed]:
         try:
-            size = self._places.of(entry.uri).size(entry.uri)
             with self._places.open(entry.uri) as content:
-                yield from self._images_of(TarReader(content, size), entry)
+                yield from self._images_of(TarReader(content, content.seek(0, io.SEEK_END)), entry)
         except (OSError, DamagedTar) as error:
             raise unreadable(self._config, entry.path, entry.uri, "a tar", error) from error
 
