@@ -231,7 +231,8 @@ def _opened(format_name: str, content: bytes) -> Image.Image | ImageProblem:
     if format_name == "HEIC":
         from pi_heif import HeifImageFile
 
-        return HeifImageFile(io.BytesIO(content))
+        image: Image.Image = HeifImageFile(io.BytesIO(content))
+        return image
     Image.init()
     if format_name not in Image.OPEN:
         return ImageProblem(Reason.UNSUPPORTED_FORMAT, f"{format_name} is not part of this build of Pillow")
