@@ -136,7 +136,7 @@ def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str
                     add_left_out(left_out, listed.left_out)
                     break
                 unique.check(listed.images, num_images)
-                run.corpus.commit(name, listed.images, listed.left_out)
+                run.corpus.commit(name, listed.images, left_out=listed.left_out)
             stored = run.corpus.read(name)
             if listed is None or stored != listed.images:
                 # Another driver, or an earlier command, has committed the shard.

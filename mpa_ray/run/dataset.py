@@ -71,11 +71,11 @@ class ShardedDataset(Generic[RowT]):
     folder: str
     row_type: type[RowT]
 
-    def commit(self, shard: str, rows: Sequence[RowT], left_out: Mapping[str, int] | None = None) -> bool:
+    def commit(self, shard: str, rows: Sequence[RowT], *, left_out: Mapping[str, int] | None = None) -> bool:
         """Write a shard and publish it. Returns False if another attempt has published it: that one's rows count."""
         file = f"{self.folder}/data/{shard}-{uuid.uuid4().hex}.parquet"
         self.storage.write(file, to_parquet(rows, self.row_type))
-        values = asdict(Commit(shard, file, len(rows), dict(left_out or {})))
+        values = asdict(Commit(shard, file, len(rows), left_out=dict(left_out or {})))
         marker = json.dumps({name: value for name, value in values.items() if name != "left_out" or value})
         return self.storage.create(self._marker(shard), marker.encode())
 

@@ -270,6 +270,7 @@ def test_the_tool_img2dataset_is_recognised(tmp_path: Path) -> None:
         ("l.csv", "exclude", ["x"]),
         ("l.csv", "include_hidden", True),
         ("t.parquet", "extensions", ["jpg"]),
+        ("l.tar", "image_column", "images[0]"),
         ("t.tar", "image_column", "jpg"),
         ("t.tar", "id_column", "id"),
     ],
@@ -279,6 +280,13 @@ def test_a_setting_without_effect_is_refused(root: Path, name: str, setting: str
         ConfigError, match=rf"source\.{setting} = .*has no effect on a source of kind \w+; it applies to"
     ):
         listing(root / name, **{setting: value})
+
+
+@pytest.mark.parametrize(("setting", "value"), [("image_column", "photo"), ("id_column", "id"), ("metadata", ["c"])])
+def test_a_text_list_has_no_columns(root: Path, setting: str, value: Any) -> None:
+    (root / "l.txt").write_text("0.png\n")
+    with pytest.raises(ConfigError, match=rf"source\.{setting} = .*: is not a column of l\.txt"):
+        listing(root / "l.txt", **{setting: value})
 
 
 def test_reasons_name_what_a_cell_holds(root: Path) -> None:

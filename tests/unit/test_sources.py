@@ -283,6 +283,21 @@ def test_pyarrow_file_systems_are_listed_and_read(tmp_path: Path) -> None:
     assert [e.path for e in place.walk(f"any://{folder}", "021.png")] == ["022.png", "deeper/x.png"]
 
 
+def test_a_folder_of_pyarrow_that_cannot_be_listed_is_counted(tmp_path: Path) -> None:
+    class Refusing(LocalFileSystem):
+        def get_file_info(self, selector: Any) -> Any:
+            if str(getattr(selector, "base_dir", "")).endswith("locked"):
+                raise PermissionError(13, "Permission denied")
+            return super().get_file_info(selector)
+
+    for name in ("a.png", "locked/b.png", "z.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"1")
+    entries = list(ArrowPlace(Refusing(), "any://").walk(f"any://{tmp_path}"))
+    assert [entry.path for entry in entries if entry.problem is None] == ["a.png", "z.png"]
+    assert [entry.problem for entry in entries if entry.path == "locked/"] == ["unreadable folders (PermissionError)"]
+
+
 @pytest.mark.parametrize("num_ahead", [1, 3, 50])
 def test_prefetched_items_come_in_order(num_ahead: int) -> None:
     makers = [lambda i=i: iter(range(i * 1000, i * 1000 + i * 37)) for i in range(20)]

@@ -82,7 +82,7 @@ def _read_for_images(file: pq.ParquetFile, group: int, column: ImageColumn) -> s
     """
     if column.kind == "bytes":
         return None
-    leaves = {file.schema.column(i).path: i for i in range(len(file.schema))}
+    leaves: dict[str, int] = {file.schema.column(i).path: i for i in range(len(file.schema))}
     own = [leaf for leaf in leaves if leaf.startswith(f"{column.name}.")]
     paths: str | None = next((leaf for leaf in own if leaf.endswith(".path")), None)
     contents: str | None = next((leaf for leaf in own if leaf.endswith(".bytes")), None)

@@ -42,7 +42,7 @@ class SavedDataset:
         state = f"{self._config.path.rstrip('/')}/{STATE_FILE}"
         try:
             files = parse_json(self._places.of(state).read(state))["_data_files"]
-            return [file["filename"] for file in files]
+            return [str(file["filename"]) for file in files]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 "source.path",

@@ -21,6 +21,7 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
 
 ENDINGS = (*list_records.TEXT, *list_records.CSV, *list_records.JSON)
+_DEFAULT_COLUMN = "image"
 _IMAGES = "images"
 """The column of ms-swift and LLaMA-Factory, a list for each row. LLaVA has one path in `image`."""
 _CONVERSATION = ("conversations", "messages", "query")
@@ -63,8 +64,9 @@ class UriList:
             names, records = list_records.csv_records(file, "\t" if name.endswith(".tsv") else ",")
             self._rows.check(names, self._name)
             return records
-        self._rows.check([self._config.image_column], self._name)
-        return list_records.text_records(file, self._config.image_column)
+        # Such a list has no columns, so a setting that names one is wrong.
+        self._rows.check([_DEFAULT_COLUMN], self._name)
+        return list_records.text_records(file, _DEFAULT_COLUMN)
 
     def _images_of(self, record: ListRecord) -> Iterator[Listed]:
         column, item = split_item(self._column_of(record.values), record.values)
@@ -85,8 +87,7 @@ class UriList:
     def _column_of(self, values: dict[str, Any]) -> str:
         """The configured column; `images` where a row has no column of the default name."""
         column = self._config.image_column
-        is_default = column == type(self._config).model_fields["image_column"].default
-        return _IMAGES if is_default and column not in values and _IMAGES in values else column
+        return _IMAGES if column == _DEFAULT_COLUMN and column not in values and _IMAGES in values else column
 
     def _image(self, record: ListRecord, column: str, image: Any, part: int) -> Listed:
         where = f"row {record.number}"
