@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from mpa_ray.config.settings import Location, Settings
+from mpa_ray.redaction import has_url_secrets
 
 
 class SourceConfig(Settings):
@@ -92,6 +93,6 @@ class ObjectStoreConfig(Settings):
     @field_validator("endpoint_url")
     @classmethod
     def _holds_no_credentials(cls, url: str | None) -> str | None:
-        if url is not None and "@" in url:
+        if url is not None and ("@" in url or has_url_secrets(url)):
             raise ValueError("a URL with credentials would end up in run.json; give them in the environment")
         return url
