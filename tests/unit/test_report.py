@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.evaluate import evaluate
 from mpa_ray.phases.report import report
 from mpa_ray.records import Annotation, EpochCounts, ImageRef, Prediction, Verdict
+from mpa_ray.report import next_steps
 from mpa_ray.report.collect import collect, collect_alignment
 from mpa_ray.report.next_steps import render_next_steps
 from mpa_ray.report.render import render_html, render_table
@@ -277,7 +279,13 @@ def steps_of(config: EvaluationRunConfig, summary: EvaluationSummary) -> dict[st
     return steps
 
 
-def test_the_end_of_a_run_says_what_to_do_next(config: RunConfig, summary: ReportSummary) -> None:
+def _no_package(name: str) -> str:
+    raise PackageNotFoundError(name)
+
+
+def test_the_end_of_a_run_says_what_to_do_next(
+    config: RunConfig, summary: ReportSummary, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps, run_dir = steps_of(config, summary), config.run_dir
     assert steps == {
         "read the report": f"{run_dir}/report/index.html",
@@ -288,7 +296,11 @@ def test_the_end_of_a_run_says_what_to_do_next(config: RunConfig, summary: Repor
     }
     served = config.students[0].model_copy(update={"engine": VllmEngineConfig()})
     of_vllm = config.model_copy(update={"students": [served]})
+    monkeypatch.setattr(next_steps, "version", {"vllm": "0.33.0"}.__getitem__)
     assert steps_of(of_vllm, summary)["serve small"] == f"vllm serve {run_dir}/students/small/parity/merged"
+    assert "serve small" not in steps_of(config, summary)
+    monkeypatch.setattr(next_steps, "version", _no_package)
+    assert steps_of(of_vllm, summary) == steps
 
 
 def test_align_ends_with_one_table_of_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

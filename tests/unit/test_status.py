@@ -242,9 +242,9 @@ def test_a_run_at_another_endpoint_is_found() -> None:
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
         patch.setenv("AWS_ENDPOINT_URL", endpoint)
-        begun("s3://bucket/run")
+        begun("s3://bucket/status")
         patch.delenv("AWS_ENDPOINT_URL")
-        done = run_status_job("s3://bucket/run", "--object_store.endpoint_url", endpoint)
+        done = run_status_job("s3://bucket/status", "--object_store.endpoint_url", endpoint)
     assert done.returncode == 0, done.stderr
     assert "4 of 5 images, 2 of 3 shards" in done.stdout
 
