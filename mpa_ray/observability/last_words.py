@@ -21,7 +21,7 @@ _NUM_LINES_READ = 120
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(
-    r"^(\((?:EngineCore|Worker|APIServer|RayTrainWorker|VllmWorker)[^)]*\)\s*)?"
+    r"^(\(\w+ pid=\d+\)\s*)?"
     r"((?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+\d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]\s?)?"
 )
 """What vLLM writes before each line: the process, the level, the time and the place."""
