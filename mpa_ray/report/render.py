@@ -17,7 +17,7 @@ from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.observability.progress import clock
 from mpa_ray.report.coverage import Coverage, parity_set
 from mpa_ray.report.leaderboard import render_leaderboard
-from mpa_ray.report.render_problems import problem_lines
+from mpa_ray.report.render_problems import named_error, problem_lines
 from mpa_ray.report.scores import percent, render_scores
 from mpa_ray.report.student import StudentSummary
 from mpa_ray.report.summary import EvaluationSummary, PhaseSummary, ReportSummary
@@ -80,6 +80,7 @@ def render_html(config: EvaluationRunConfig, summary: EvaluationSummary) -> str:
         stacks=_stacks(alignment.coverage) if alignment is not None else [],
         colours=_COLOURS,
         led_benchmarks=_measured_benchmarks(alignment),
+        named_error=named_error,
         percent=percent,
         clock=clock,
     )
