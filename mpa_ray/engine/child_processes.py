@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import re
 import signal
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
@@ -15,6 +17,7 @@ from mpa_ray.observability.worker_process import num_oom_kills, output_files, re
 _MAX_TAIL_BYTES = 2**17
 _WAIT_S = 1.0
 """How long a process that is ending is waited for, to learn its exit code."""
+_POLL_S = 0.1
 _EXIT_CODE = re.compile(r"'(\w+)': (-?\d+)")
 """vLLM names the processes that could not start in this form, each with its exit code."""
 _OUT_OF_MEMORY = " by the kernel, because the machine ran out of memory"
@@ -35,6 +38,22 @@ class ChildProcesses:
     def add_current(self) -> None:
         """Add all processes that `multiprocessing` has started in this process and that have not ended."""
         self.add(multiprocessing.active_children())
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Also add the processes that start in the block, even if they end in it."""
+        is_over = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(is_over,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+
+    def _watch(self, is_over: threading.Event) -> None:
+        while not is_over.wait(_POLL_S):
+            self.add_current()
 
     def why_died(self, error: BaseException) -> str:
         """Why the engine died: a signal, an error that a process has written, or else the error that it raised here.

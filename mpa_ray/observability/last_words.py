@@ -7,11 +7,9 @@ import signal
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
-MAX_LINES = 10
-"""The most lines of a log that a message quotes."""
 _MAX_ERROR_LENGTH = 1000
 """Longer errors are cut. vLLM's remedies for too little memory take half of it."""
-_MAX_LINE_LENGTH = 300
+_MAX_LINE_LENGTH = 160
 """Longer lines are cut where a log is quoted."""
 _NUM_CONTINUED = 4
 """The most lines of an error's message."""
@@ -21,7 +19,7 @@ _NUM_LINES_READ = 120
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(
-    r"^(\((?:EngineCore|Worker|APIServer|RayTrainWorker|VllmWorker)[^)]*\)\s*)?"
+    r"^(\(\w+ pid=\d+\)\s*)?"
     r"((?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+\d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]\s?)?"
 )
 """What vLLM writes before each line: the process, the level, the time and the place."""
@@ -58,7 +56,7 @@ def last_error(log: str) -> str | None:
     return None
 
 
-def last_lines(log: str, num_lines: int = MAX_LINES) -> list[str]:
+def last_lines(log: str, num_lines: int) -> list[str]:
     """The last lines of a log that say something, without colours and vLLM's prefixes, long ones cut."""
     return [_cut(line, _MAX_LINE_LENGTH) for line in _lines(log) if line.strip() and not line.startswith(_RAY_MARKS)][
         -num_lines:

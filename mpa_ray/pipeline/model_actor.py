@@ -16,6 +16,8 @@ import ray
 from mpa_ray.config import ModelConfig
 from mpa_ray.engine.build import build_engine, images_in_flight
 from mpa_ray.engine.process_group import end_group_with_this_process
+from mpa_ray.engine.protocol import EngineDied
+from mpa_ray.errors import ConfigError
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.log_context import log_context
 from mpa_ray.observability.usage import Load, Usage
@@ -40,10 +42,10 @@ class ModelActor:
         self._cannot_start = ""
         self._log_fields, started = work.log_fields, time.monotonic()
         process, actor_id = current_process(f"engine of {work.models_label}"), ray.get_runtime_context().get_actor_id()
-        log = _RemoteAttemptLog(coordinator, process)
+        log, name = _RemoteAttemptLog(coordinator, process), work.model.model
         with log_context(**self._log_fields):
             if cause := ray.get(coordinator.begin_start.remote(actor_id, process)):
-                self._cannot_start = f"the engine of {model.model} cannot start: {cause}"
+                self._cannot_start = f"the engine of {name} cannot start: {cause}"
                 return
             try:
                 engine = build_engine(
@@ -51,14 +53,15 @@ class ModelActor:
                 )
             except Exception as error:
                 # Another actor would fail in the same way, and Ray would report the error in a hundred lines.
-                logger.exception("the engine of %s cannot start", model.model)
-                cause = ray.get(coordinator.record_failed_start.remote(process, in_words(error)))
-                self._cannot_start = f"the engine of {model.model} cannot start: {cause}"
+                logger.exception("the engine of %s cannot start", name)
+                words = str(error) if isinstance(error, EngineDied | ConfigError) else in_words(error)
+                cause = ray.get(coordinator.record_failed_start.remote(process, words))
+                self._cannot_start = f"the engine of {name} cannot start: {cause}"
                 return
             finally:
                 coordinator.end_start.remote(actor_id)
             wall_s = round(time.monotonic() - started, 3)
-            logger.info("the engine of %s has started", model.model, extra={"wall_s": wall_s})
+            logger.info("the engine of %s has started", name, extra={"wall_s": wall_s})
         self._visits = Visits(work.make_stage(engine), images_in_flight(model), log, _end_process, self._usage, load)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:

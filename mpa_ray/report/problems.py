@@ -79,7 +79,7 @@ def _why_unanswered(phase: PhaseStatus, by_key: dict[PhaseKey, PhaseStatus]) -> 
     for earlier in by_key.values():
         is_earlier = earlier.key.kind in ("identify", "level") and _needs(phase.key, earlier.key)
         if is_earlier and earlier.state != "done":
-            return f"{earlier.name} is not done{f': {earlier.error}' if earlier.error else '.'}"
+            return earlier.error or f"{earlier.name} is not done."
     return "it is not measured yet."
 
 

@@ -20,7 +20,7 @@ from mpa_ray.observability.rate import format_rate
 from mpa_ray.redaction import without_secret_values
 from mpa_ray.report.coverage import Coverage, parity_set
 from mpa_ray.report.leaderboard import render_leaderboard
-from mpa_ray.report.render_problems import problem_lines
+from mpa_ray.report.render_problems import named_error, problem_lines
 from mpa_ray.report.scores import percent, render_scores
 from mpa_ray.report.student import StudentSummary
 from mpa_ray.report.summary import EvaluationSummary, PhaseSummary, ReportSummary
@@ -85,6 +85,7 @@ def render_html(config: EvaluationRunConfig, summary: EvaluationSummary) -> str:
         stacks=_stacks(alignment.coverage) if alignment is not None else [],
         colours=_COLOURS,
         led_benchmarks=_measured_benchmarks(alignment),
+        named_error=named_error,
         percent=percent,
         clock=clock,
         left_out_in_words=left_out_in_words,

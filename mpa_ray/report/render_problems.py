@@ -26,7 +26,12 @@ def error_lines(errors: Mapping[str, str]) -> Iterator[str]:
     """Why the last attempts of phases ended, by the labels of the phases."""
     if errors:
         yield "failed:"
-    yield from (f"  {label}: {_indented(error)}" for label, error in errors.items())
+    yield from (f"  {named_error(label, error)}" for label, error in errors.items())
+
+
+def named_error(label: str, error: str) -> str:
+    """An error that begins with the label of its phase, as the errors of most phases do."""
+    return _indented(error if error.startswith(label) else f"{label}: {error}")
 
 
 def death_lines(deaths: Deaths, run_dir: str) -> Iterator[str]:

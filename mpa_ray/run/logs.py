@@ -30,7 +30,7 @@ _MARK = "--"
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 _MIN_SECRET_LENGTH = 8
 _MEMORY_MONITOR = re.compile(r"memory (usage )?threshold|running low on memory|\(OOM\)", re.IGNORECASE)
-_NUM_QUOTED = 5
+_NUM_QUOTED = 2
 
 
 @dataclass(frozen=True)

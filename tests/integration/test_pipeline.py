@@ -166,7 +166,7 @@ def test_an_engine_that_keeps_dying_ends_the_run(images: Path, tmp_path: Path, f
     assert last.log is not None
     assert "==> /" in run.storage.read(last.log).decode()
     text = render_status(status(run))
-    assert f"annotate: {end.value}" in text
+    assert str(end.value) in text
     report(RunContext.open(config))
     page = run.storage.read("report/index.html").decode()
     assert "This run is not finished.</b> Missing: annotate, identify small" in page

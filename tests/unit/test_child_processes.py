@@ -55,3 +55,17 @@ def test_an_error_that_a_child_has_written_is_quoted(tmp_path: Path) -> None:
 
 def test_an_error_that_says_enough_stays() -> None:
     assert ChildProcesses().why_died(ValueError("no such dtype")) == "ValueError: no such dtype"
+
+
+def test_a_process_that_starts_and_is_killed_in_a_watched_block_is_named() -> None:
+    """As an engine core that is killed while it loads the model; vLLM may then not know its exit code."""
+    children = ChildProcesses()
+    with children.watched():
+        process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(100,), name="EngineCore")
+        process.start()
+        assert process.pid is not None
+        time.sleep(0.5)
+        os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.5)
+    error = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
+    assert children.why_died(error) == f"EngineCore (process {process.pid}) was killed by SIGKILL"

@@ -46,7 +46,7 @@ def test_the_error_that_a_log_ends_with(log: str, error: str | None) -> None:
 
 def test_last_lines_leave_out_what_ray_and_vllm_add() -> None:
     log = ":job_id:01\n\n(EngineCore pid=7) INFO 11-27 22:40:50 [core.py:110] loading\nready\n"
-    assert last_lines(log) == ["loading", "ready"]
+    assert last_lines(log, 9) == ["loading", "ready"]
     assert last_lines("a\n" * 50 + "b\n", 2) == ["a", "b"]
 
 

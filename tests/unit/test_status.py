@@ -257,7 +257,7 @@ def test_a_failed_attempt_is_explained_until_something_else_is_written(tmp_path:
     at(run, "annotations/commits/000001.json", 1)
     at(run, "phases/annotate.json", 2)
     assert phase(run, "annotate").error == error
-    assert f"  annotate: {error}" in render_status(status(run)).splitlines()
+    assert f"  {error}" in render_status(status(run)).splitlines()
     assert status(run).to_json()["phases"][1]["error"] == error
     at(run, "annotations/commits/000001.json", 3)
     assert phase(run, "annotate").error == ""

@@ -98,7 +98,8 @@ class VllmEngine:
         processes = RenderingProcesses(num_processes, arguments, self._pixel_limits) if num_processes else None
         self._processes = ChildProcesses()
         try:
-            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+            with self._processes.watched():
+                self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         except RuntimeError as error:
             raise EngineDied(self._processes.why_died(error)) from None
         self._processes.add_current()
