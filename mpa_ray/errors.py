@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import difflib
 import errno
-import re
 from collections.abc import Iterable
+
+from mpa_ray.redaction import without_secrets as without_secrets
+from mpa_ray.textual import readable
 
 _MAX_VALUE_LENGTH = 300
 """Longer values, such as a whole branch of the configuration, are cut in messages."""
-_PASSWORD = re.compile(r"(?<=://)[^\s/'\"@:]*:[^\s/'\"]*(?=@)")
-"""The user name and password of a URL."""
-
-
-def without_passwords(text: str) -> str:
-    """The text with `***` in place of the user name and password of each URL."""
-    return _PASSWORD.sub("***", text)
 
 
 def did_you_mean(word: str, choices: Iterable[str], most: int = 2) -> str:
@@ -27,15 +22,17 @@ def did_you_mean(word: str, choices: Iterable[str], most: int = 2) -> str:
 class ConfigError(Exception):
     """A setting is wrong. It is raised before any work starts, and names the field, its value and the remedy.
 
-    The message cuts long values, and hides the passwords of URLs.
+    The message cuts long values, and hides secrets.
     """
 
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
         self.field, self._rest = field, (value, problem, remedy)
-        shown = repr(value)
-        if len(shown) > _MAX_VALUE_LENGTH:
-            shown = f"{shown[:_MAX_VALUE_LENGTH]}..."
-        super().__init__(without_passwords(f"{field} = {shown}: {problem} {remedy}"))
+        # Before the value is cut, since the rest of a cut secret may not be recognized.
+        shown = without_secrets(f"{field} = {value!r}")
+        longest = len(field) + len(" = ") + _MAX_VALUE_LENGTH
+        if len(shown) > longest:
+            shown = f"{shown[:longest]}..."
+        super().__init__(readable(f"{shown}: {without_secrets(f'{problem} {remedy}')}"))
 
     def with_field(self, field: str) -> ConfigError:
         """The same error, with the field's name as the user knows it."""
@@ -46,7 +43,13 @@ class ConfigError(Exception):
 
 
 class RunError(Exception):
-    """The run cannot continue. Committed results are kept; the same command, run again, continues from them."""
+    """The run cannot continue. Committed results are kept; the same command, run again, continues from them.
+
+    The message hides secrets.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(readable(without_secrets(message)))
 
 
 class Unfinished(RunError):

@@ -10,6 +10,9 @@ from typing import Any, Generic, Protocol, TypeVar, get_args, get_origin, get_ty
 
 import pyarrow as pa
 
+from mpa_ray.redaction import without_secrets
+from mpa_ray.textual import readable
+
 
 class State(StrEnum):
     """The final state of a row."""
@@ -36,6 +39,7 @@ class Reason(StrEnum):
     """The file could not be read in three runs of the command, for reasons that may pass."""
     TOO_FEW_BYTES = "too_few_bytes"
     TOO_MANY_BYTES = "too_many_bytes"
+    IMAGE_CHANGED = "image_changed"
     EMPTY_FILE = "empty_file"
     NOT_AN_IMAGE = "not_an_image"
     UNSUPPORTED_FORMAT = "unsupported_format"
@@ -131,6 +135,8 @@ class Verdict:
     mean_logprob: float | None = None
     num_prompt_tokens: int = 0
     """Tokens of the student's prompt, including the image; leveling sorts by this number."""
+    content_sha256: str | None = None
+    """The digest of the file that the teacher saw."""
 
     @property
     def cell(self) -> str:
@@ -151,6 +157,7 @@ class Verdict:
             student_answer=self.student_answer or "",
             metadata=self.metadata,
             num_prompt_tokens=self.num_prompt_tokens,
+            content_sha256=self.content_sha256,
         )
 
 
@@ -166,6 +173,8 @@ class ParitySample:
     student_answer: str
     metadata: str | None = None
     num_prompt_tokens: int = 0
+    content_sha256: str | None = None
+    """The digest of the file that the teacher saw; None for a sample of a labelled set."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +272,8 @@ class OfModel(Generic[OfModelT]):
         return self.row.reason
 
 
+_DETAIL = "detail"
+"""The column with the messages of errors, which may quote a URL."""
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[str]: pa.list_(pa.string())}
 
 
@@ -279,8 +290,23 @@ def arrow_schema(row_type: type) -> pa.Schema:
 def to_table(rows: Sequence[RowT], row_type: type[RowT]) -> pa.Table:
     """Return rows of one type as an Arrow table with exactly that type's columns."""
     schema = arrow_schema(row_type)
-    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
+    columns = [_column([getattr(row, field.name) for row in rows], field) for field in schema]
     return pa.table(columns, schema=schema)
+
+
+def _column(values: list[Any], field: pa.Field) -> pa.Array:
+    if field.name == _DETAIL:
+        values = [None if value is None else without_secrets(value) for value in values]
+    try:
+        return pa.array(values, field.type)
+    except UnicodeEncodeError:
+        return pa.array([_readable(value) for value in values], field.type)
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_readable(item) for item in value]
+    return readable(value) if isinstance(value, str) else value
 
 
 def from_table(table: pa.Table, row_type: type[RowT]) -> list[RowT]:
@@ -290,12 +316,15 @@ def from_table(table: pa.Table, row_type: type[RowT]) -> list[RowT]:
 
 
 def checked_table(table: pa.Table, row_type: type[RowT]) -> pa.Table:
-    """The table itself.
+    """The table itself. A column that may be None, and that an earlier version did not write, is None in every row.
 
     Raises:
         ValueError: the table has another schema than the row type.
     """
     expected = arrow_schema(row_type)
+    for index, field in enumerate(expected):
+        if field.nullable and field.name not in table.schema.names:
+            table = table.add_column(index, field, pa.nulls(table.num_rows, field.type))
     if not table.schema.equals(expected):
         raise ValueError(f"not {row_type.__name__} rows: columns {table.schema.names}, expected {expected.names}")
     return table

@@ -12,6 +12,7 @@ import pytest
 
 from mpa_ray.engine.build import build_engine, images_in_flight
 from mpa_ray.observability.usage import Load, Usage
+from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.commit import CommitShard
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.fetch import FetchShard
@@ -25,7 +26,8 @@ class LocalCoordinator:
     """Calls a coordinator as an actor is called, in this thread."""
 
     def __init__(self, work: Pass[Any], loop: asyncio.AbstractEventLoop) -> None:
-        self.coordinator, self._loop = PassCoordinator(work.limits, work.reading.max_bytes_in_flight), loop
+        self.coordinator = PassCoordinator(work.limits, work.reading.max_bytes_in_flight, _no_death)
+        self._loop = loop
 
     def __getattr__(self, name: str) -> Any:
         return SimpleNamespace(remote=lambda *args: self._result(getattr(self.coordinator, name)(*args)))
@@ -40,9 +42,15 @@ class NoDeaths:
     async def begin(self, _: str) -> Attempt:
         return Attempt(number=1)
 
+    async def visited(self, shard: str) -> None: ...
+
     async def alone(self, shard: str, image_id: str | None) -> None: ...
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None: ...
+
+
+async def _no_death(process: WorkerProcess, error: str | None) -> str:
+    raise AssertionError(f"{process} has not died: {error}")
 
 
 async def _die(error: str) -> None:
@@ -78,4 +86,5 @@ def local_stream(
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Let all passes of this process do without Ray."""
     patch.setattr("mpa_ray.pipeline.fetch.ray.get", lambda result: result)
+    patch.setattr("mpa_ray.pipeline.fetch.current_process", lambda role: WorkerProcess.current(role, "here"))
     patch.setattr("mpa_ray.pipeline.run_pass._start_ray_stream", lambda: local_stream)

@@ -219,7 +219,7 @@ class Ladder:
 
         config = self._config
         arguments = engine_arguments(config, settings_of(config), on_cpu=self._sizes.dry_run, adapters={})
-        with closing(RenderingThread(arguments, (config.min_pixels, config.max_pixels))) as thread:
+        with closing(RenderingThread(arguments, config.pixel_limits)) as thread:
 
             async def encode(image_id: str, content: bytes) -> EncodedImage:
                 rendered = await thread.render_image(content)

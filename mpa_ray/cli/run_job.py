@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import atexit
+import io
 import logging
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import NoReturn
 
-from mpa_ray.errors import ConfigError, RunError, Unfinished, may_pass, without_passwords
+from mpa_ray.errors import ConfigError, RunError, Unfinished, may_pass
+from mpa_ray.observability.library_output import LIBRARY_OUTPUT
+from mpa_ray.observability.log_context import redact_log_records
+from mpa_ray.observability.progress import end_updating_line, say_error
+from mpa_ray.redaction import without_secrets
 
 DONE, FAILED, WRONG_SETUP, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -24,6 +31,11 @@ exit codes:
   130  interrupted by Ctrl-C or SIGTERM
 After 1, 3 and 130, run the same command again to continue where the run ended."""
 
+_INSTALL = (
+    "Install mpa-ray with its dependencies: run mpa-ray setup-cpu on a machine without a GPU, and otherwise pip "
+    "install with its wheel file, or pip install . in a clone."
+)
+
 
 def run_job(main: Callable[[], int | None]) -> int:
     """Run a command and return its exit code, which `EXIT_CODES` describes; errors go to standard error.
@@ -31,14 +43,18 @@ def run_job(main: Callable[[], int | None]) -> int:
     SIGTERM, which `ray job stop` and schedulers send, interrupts it like Ctrl-C.
     """
     if "RAY_LOGGING_CONFIG_ENCODING" not in os.environ:
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+        logging.basicConfig(
+            level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[_LogHandler()]
+        )
+    _prepare_output()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     interrupted = threading.Event()
     # Exit handlers run in reverse order: this one runs after Ray's, which main registers.
     atexit.register(_end_process_after_interrupt, interrupted)
     try:
-        code = main() or DONE
+        with LIBRARY_OUTPUT.may_redirect():
+            code = main() or DONE
         sys.stdout.flush()
         return code
     except ConfigError as error:
@@ -66,20 +82,55 @@ def run_job(main: Callable[[], int | None]) -> int:
         logging.disable()
         interrupted.set()
         return _failed("Interrupted", "run the same command again to continue.", INTERRUPTED)
+    except BaseException:
+        # Our own mistake: Python prints the traceback to standard error.
+        LIBRARY_OUTPUT.restore()
+        raise
+    finally:
+        end_updating_line()
+
+
+class _LogHandler(logging.Handler):
+    """Our own records go to the terminal; those of libraries go where the rest of their output goes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] == "mpa_ray":
+            say_error(self.format(record))
+        else:
+            print(self.format(record), file=sys.stderr)
 
 
 def _failed(kind: str, problem: object, code: int) -> int:
-    print(f"{kind}: {without_passwords(str(problem))}", file=sys.stderr)
+    end_updating_line()
+    say_error(f"{kind}: {problem}")
     return code
+
+
+def _prepare_output() -> None:
+    """Hide secrets in logs and tracebacks, and print characters that the output's encoding lacks as escapes."""
+    redact_log_records()
+    sys.excepthook = _print_traceback
+    for stream in (sys.stdout, sys.stderr):
+        # Tests and notebooks replace the streams by other objects.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(without_secrets(text), end="", file=sys.stderr)
 
 
 def _missing_package(error: ModuleNotFoundError) -> int:
     """Name the package to install. An error in a module of mpa_ray is raised: installing nothing would help."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "mpa_ray"):
+        LIBRARY_OUTPUT.restore()
         raise error
-    name = "'mpa-ray[gpu]', or 'mpa-ray[cpu]' on a machine without a GPU" if package == "vllm" else "mpa-ray"
-    return _failed("ConfigError", f"the package {package} is not installed. Run pip install {name}.", WRONG_SETUP)
+    from mpa_ray.engine.vllm.version import INSTALL_VLLM
+
+    remedy = INSTALL_VLLM if package == "vllm" else _INSTALL
+    return _failed("ConfigError", f"the package {package} is not installed. {remedy}", WRONG_SETUP)
 
 
 def _end_process_after_interrupt(interrupted: threading.Event) -> None:

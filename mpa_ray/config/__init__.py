@@ -17,14 +17,16 @@ from mpa_ray.config.level import (
     measured_as,
 )
 from mpa_ray.config.load import load_config, load_evaluation, load_object_store, parse_config
-from mpa_ray.config.models import AnswerConfig, ModelConfig, SamplingConfig
+from mpa_ray.config.models import MAX_IMAGE_PIXELS, AnswerConfig, ModelConfig, SamplingConfig
 from mpa_ray.config.run import EvaluationRunConfig, LimitsConfig, PlanConfig, RunConfig
-from mpa_ray.config.settings import BUNDLED, Settings, resolve_path
-from mpa_ray.config.source import ObjectStoreConfig, ReadingConfig, SourceConfig
+from mpa_ray.config.settings import BUNDLED, Settings, misspelled_uri, parse_location, resolve_path
+from mpa_ray.config.source import DEFAULT_EXTENSIONS, ObjectStoreConfig, ReadingConfig, SourceConfig
 
 __all__ = [
     "ARMS",
     "BUNDLED",
+    "DEFAULT_EXTENSIONS",
+    "MAX_IMAGE_PIXELS",
     "AnlsMatch",
     "AnnotateConfig",
     "AnswerConfig",
@@ -62,6 +64,8 @@ __all__ = [
     "load_evaluation",
     "load_object_store",
     "measured_as",
+    "misspelled_uri",
     "parse_config",
+    "parse_location",
     "resolve_path",
 ]

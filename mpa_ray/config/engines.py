@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from mpa_ray.config.settings import Settings
+from mpa_ray.config.settings import Location, Settings
 
 _MAX_ADAPTERS = 15
 """The default limit of adapters in one engine: each takes memory on every GPU."""
@@ -159,9 +159,11 @@ class ScriptedEngineConfig(EngineSettings):
     """Ids of images on which the engine dies, once per actor start."""
     kill_on: tuple[str, ...] = ()
     """Ids of images on which the whole process is killed, as when memory runs out."""
+    kill_at_start: bool = False
+    """Whether the process is killed while the engine starts, as when the model does not fit into memory."""
     hang_on: tuple[str, ...] = ()
     """Ids of images on which no reply ever comes."""
-    die_once_in: str | None = None
+    die_once_in: Location | None = None
     """Folder that records each death, so that the next engine survives the same image."""
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from mpa_ray.config.models import ModelConfig
-from mpa_ray.config.settings import Settings
+from mpa_ray.config.settings import Location, Settings
 
 
 class BenchmarkConfig(Settings):
@@ -14,15 +14,15 @@ class BenchmarkConfig(Settings):
     kind: str = "questions"
     """The format of the files: `questions` for your own set as JSON lines, a JSON list or Parquet, or a published
     benchmark such as textvqa, chartqa, okvqa, docvqa, gqa or slake. The error for an unknown kind lists all kinds."""
-    path: str
+    path: Location
     """The official file with the questions, or a Parquet mirror: a file, a folder or a glob. For GQA's mirror, the
     files of `..._instructions`, which hold the questions."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """The name of its results; None is its kind. Two benchmarks of the same kind need different names."""
-    images: str | None = None
+    images: Location | None = None
     """The folder with the image files; None is the folder of the file at `path`. For GQA's mirror, the Parquet files
     with the images. Not used where the Parquet files at `path` hold the images."""
-    annotations: str | None = None
+    annotations: Location | None = None
     """The second file of VQA and OK-VQA; None is the file with the official name beside `path`."""
     split: str | None = None
     """The split, such as train, val or test: selects files of a folder, and is part of generated ids and of COCO's file

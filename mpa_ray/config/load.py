@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.config.run import EvaluationRunConfig, RunConfig
 from mpa_ray.config.setting_path import setting_path, settings_at, similar_settings
 from mpa_ray.config.settings import Settings
 from mpa_ray.config.source import ObjectStoreConfig
+from mpa_ray.config.words import Tree, Word, parsed, read_yaml, unstorable_texts, with_types
 from mpa_ray.errors import ConfigError, did_you_mean
 
 ALL_SETTINGS = "`mpa-ray --help-all` lists all settings."
@@ -21,7 +23,7 @@ _STARTER = "`mpa-ray init > my.yaml` writes one to start from."
 _MAX_SUGGESTIONS = 2
 _NO_MAPPING = ("model_type", "model_attributes_type", "dict_type")
 """Pydantic's types of errors for a plain value in place of a mapping."""
-_CREDENTIALS = re.compile(r"^(\w+://)?.*@")
+_CREDENTIALS = re.compile(r"^(\w+://)?.*@", re.DOTALL)
 _NO_LIST = ("list_type", "tuple_type")
 """Pydantic's types of errors for another value in place of a list."""
 
@@ -34,7 +36,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Args:
         path: The file.
         overrides: Settings that replace those of the file, by their dotted names, such as
-            `{"students.0.level.seed": 1}`. Text is read as YAML, as on the command line.
+            `{"students.0.level.seed": 1}`. Text is read as on the command line: taken as it is where the setting is
+            text, and as YAML elsewhere.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
@@ -51,7 +54,7 @@ def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None
     return parse_config(_tree(path, overrides or {}))
 
 
-def parse_config(tree: dict[str, Any]) -> EvaluationRunConfig:
+def parse_config(tree: Tree) -> EvaluationRunConfig:
     """Check a configuration that is already read. The result is a `RunConfig` if it has source, teacher or students.
 
     Raises:
@@ -67,13 +70,13 @@ def load_object_store(overrides: Mapping[str, str]) -> ObjectStoreConfig:
     Raises:
         ConfigError: an option is not a setting of `object_store`, or a value is out of range.
     """
-    tree: dict[str, Any] = {"object_store": {}}
+    tree: Tree = {"object_store": {}}
     for dotted, text in overrides.items():
         if not dotted.startswith("object_store."):
             names = [f"--object_store.{name}" for name in ObjectStoreConfig.model_fields]
             remedy = did_you_mean(f"--{dotted}", names) or "This command takes only --object_store.NAME settings."
             raise ConfigError(f"--{dotted}", text, "is not an option of this command.", remedy)
-        _override(tree, dotted, _value(text))
+        _override(tree, dotted, Word(text))
     return _validated(_ObjectStoreOnly, tree).object_store
 
 
@@ -81,32 +84,34 @@ class _ObjectStoreOnly(Settings):
     object_store: ObjectStoreConfig
 
 
-def _validated(kind: type[ConfigT], tree: dict[str, Any]) -> ConfigT:
+def _validated(kind: type[ConfigT], tree: Tree) -> ConfigT:
+    for path, text in unstorable_texts(tree):
+        raise ConfigError(path or "config", text, "is not UTF-8.", "Rename it, or give a link with another name.")
     try:
-        return kind.model_validate(tree)
+        return kind.model_validate(with_types(tree, kind))
     except ValidationError as error:
         raise _readable(error, kind) from None
 
 
-def _tree(path: str | Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _tree(path: str | Path, overrides: Mapping[str, Any]) -> Tree:
     file = str(path)
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = read_yaml(read_regular_file(Path(path).expanduser()).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError("--config", file, f"is not UTF-8 ({error.reason}).", "Save it as UTF-8.") from error
     except OSError as error:
         problem = f"cannot be read ({error.strerror})."
         raise ConfigError("--config", file, problem, f"Give a YAML file; {_STARTER}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError("--config", file, f"is not YAML ({_first_problem(error)}).", "Fix the file.") from error
     if not isinstance(tree, dict):
         raise ConfigError("--config", file, "does not contain a mapping.", _STARTER)
     for dotted, value in overrides.items():
-        _override(tree, dotted, _value(value) if isinstance(value, str) else value)
+        _override(tree, dotted, Word(value) if isinstance(value, str) else value)
     return tree
 
 
-def _first_problem(error: yaml.YAMLError) -> str:
+def _first_problem(error: Exception) -> str:
     """The problem in one line; PyYAML's own message has up to seven."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).split())
@@ -114,30 +119,31 @@ def _first_problem(error: yaml.YAMLError) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
-def _value(text: str) -> Any:
-    """Parse a value of the command line as YAML; text that is not YAML, such as a path with a `*`, stays text."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
-def _override(tree: dict[str, Any], dotted: str, value: Any) -> None:
+def _override(tree: Tree, dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     node: Any = tree
-    for depth, key in enumerate(parents):
+    for depth, (key, following) in enumerate(zip(parents, [*parents[1:], last], strict=False)):
         try:
-            following = ([*parents, last])[depth + 1]
-            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, [{}] if following == "0" else {})
+            node = node[int(key)] if isinstance(node, list) else _branch(node, key, following)
         except (ValueError, IndexError, AttributeError):
             where = ".".join(parents[: depth + 1])
             raise ConfigError(f"--{dotted}", value, f"there is no {where}.", "Check the dotted name.") from None
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+    if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
         node[int(last)] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
         raise ConfigError(f"--{dotted}", value, f"{'.'.join(parents)} is not a mapping.", "Check the dotted name.")
+
+
+def _branch(node: Tree, key: str, following: str) -> Any:
+    """The branch below a key; a new one if there is none, or nothing is written below the key."""
+    if node.get(key) is None:
+        node[key] = [{}] if following == "0" else {}
+    elif isinstance(node[key], Word):
+        # An option before this one may give the branch as a whole.
+        node[key] = parsed(node[key])
+    return node[key]
 
 
 def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
@@ -147,6 +153,7 @@ def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
         "missing": "is required.",
         **dict.fromkeys(_NO_MAPPING, "is not a mapping of settings."),
         **dict.fromkeys(_NO_LIST, "is not a list."),
+        "union_tag_not_found": "has no `kind`.",
     }.get(first["type"], first["msg"].removeprefix("Value error, ") + ".")
     field = setting_path(kind, first["loc"]) or "config"
     value = first["input"] if first["type"] != "missing" else None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field, model_validator
 
 from mpa_ray.config.engines import EngineConfig, VllmEngineConfig
-from mpa_ray.config.settings import Settings
+from mpa_ray.config.settings import Location, Settings
+
+MAX_IMAGE_PIXELS = 89_478_485
+"""By default, a file with more pixels counts as a decompression bomb; Pillow warns from here on."""
 
 
 class ModelConfig(Settings):
     """A model and the engines that serve it."""
 
-    model: str
+    model: Location
     """A Hugging Face folder or hub name; `bundled:demo/models/teacher` names a folder inside the package."""
     engine: EngineConfig = VllmEngineConfig()
     """The engine that runs the model."""
@@ -38,6 +39,9 @@ class ModelConfig(Settings):
     """An image with fewer pixels is scaled up to this many."""
     max_pixels: int = Field(512 * 28 * 28, ge=1)
     """An image with more pixels is scaled down to this many; no other setting affects throughput as much."""
+    max_image_pixels: int = Field(MAX_IMAGE_PIXELS, ge=1)
+    """An image file with more pixels is not decoded and fails as `too_many_pixels`: it may be a decompression bomb.
+    Raise it for scans and satellite images. A large image takes about 8 bytes of memory for each pixel."""
 
     @model_validator(mode="after")
     def _resources_fit_together(self) -> ModelConfig:
@@ -53,15 +57,14 @@ class ModelConfig(Settings):
         return self
 
     @property
+    def pixel_limits(self) -> tuple[int, int, int]:
+        """`min_pixels`, `max_pixels` and `max_image_pixels`, as `mpa_ray.imaging.decode.prepare` takes them."""
+        return self.min_pixels, self.max_pixels, self.max_image_pixels
+
+    @property
     def most_replicas(self) -> int:
         """The largest number of engines that the pool may have."""
         return self.max_num_replicas or self.num_replicas
-
-    @model_validator(mode="before")
-    @classmethod
-    def _engine_kind_defaults_to_vllm(cls, data: Any) -> Any:
-        engine = data.get("engine") if isinstance(data, dict) else None
-        return {**data, "engine": {"kind": "vllm", **engine}} if isinstance(engine, dict) else data
 
 
 class SamplingConfig(Settings):

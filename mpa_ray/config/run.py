@@ -9,7 +9,7 @@ from mpa_ray.config.evaluate import EvaluateConfig
 from mpa_ray.config.identify import IdentifyConfig
 from mpa_ray.config.level import StudentConfig
 from mpa_ray.config.models import AnswerConfig, ModelConfig
-from mpa_ray.config.settings import Settings
+from mpa_ray.config.settings import Location, Settings
 from mpa_ray.config.source import ObjectStoreConfig, ReadingConfig, SourceConfig
 
 
@@ -31,7 +31,7 @@ class LimitsConfig(Settings):
 class PlanConfig(Settings):
     """Settings of `mpa-ray plan`. No other command reads them, and they may change at any time."""
 
-    from_run: str | None = None
+    from_run: Location | None = None
     """An earlier run, local or at s3://, whose measured rates to use."""
     num_images: int | None = Field(None, ge=1)
     """Images to annotate; None is the size of the indexed corpus, or else `source.limit`."""
@@ -66,11 +66,11 @@ class PlanConfig(Settings):
 class EvaluationRunConfig(Settings):
     """A run that only measures models on benchmarks."""
 
-    run_dir: str
+    run_dir: Location
     """The folder or s3:// prefix of the results. A run continues from what is there."""
     reading: ReadingConfig = ReadingConfig()
     """How images are read ahead of the engines."""
-    task: str = "text_vqa"
+    task: Location = "text_vqa"
     """A task of the library, such as text_vqa, chart_qa or knowledge_vqa, or the path of a YAML file of the same form.
     The error for an unknown task lists the library."""
     answer: AnswerConfig = AnswerConfig()

@@ -6,7 +6,7 @@ import difflib
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -19,7 +19,7 @@ def setting_path(model: type[BaseModel], location: Iterable[str | int]) -> str:
     tag is not a key of the file, so it is left out.
     """
     names = []
-    node = _Node(model)
+    node = SettingType(model)
     for part in location:
         variant = node.variant(part)
         if variant is None:
@@ -66,7 +66,7 @@ def branches_of(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def settings_at(model: type[BaseModel], location: Iterable[str | int]) -> list[str]:
     """The names of the settings in the branch at a location; empty if there is no branch."""
-    node = _Node(model)
+    node = SettingType(model)
     for part in location:
         node = node.variant(part) or node.child(part)
     branches = [node.annotation] if node.discriminator is None else get_args(node.annotation)
@@ -75,38 +75,56 @@ def settings_at(model: type[BaseModel], location: Iterable[str | int]) -> list[s
 
 
 @dataclass(frozen=True)
-class _Node:
+class SettingType:
     """The type of a value in the configuration tree."""
 
     annotation: Any
     discriminator: str | None = None
     """The field that chooses the variant, if the annotation is a discriminated union."""
+    may_be_none: bool = False
 
     @classmethod
-    def of(cls, annotation: Any, discriminator: object = None) -> _Node:
-        """The node of an annotation, without `Annotated` and `| None`, which add nothing to a location."""
+    def of(cls, annotation: Any, discriminator: object = None, may_be_none: bool = False) -> SettingType:
+        """The type that an annotation means, without `Annotated` and `| None`, which add nothing to a location."""
         if hasattr(annotation, "__metadata__"):
             fields = [item for item in annotation.__metadata__ if isinstance(item, FieldInfo)]
             named = next((field.discriminator for field in fields if field.discriminator), discriminator)
-            return cls.of(annotation.__origin__, named)
+            return cls.of(annotation.__origin__, named, may_be_none)
         members = [member for member in get_args(annotation) if member is not types.NoneType]
-        if get_origin(annotation) in (Union, types.UnionType) and len(members) == 1:
-            return cls.of(members[0], discriminator)
-        return cls(annotation, discriminator if isinstance(discriminator, str) else None)
+        if _is_union(annotation) and len(members) == 1:
+            return cls.of(members[0], discriminator, True)
+        return cls(annotation, discriminator if isinstance(discriminator, str) else None, may_be_none)
 
-    def variant(self, tag: str | int) -> _Node | None:
-        """The variant of a discriminated union with this tag; None if the node is not a discriminated union."""
+    @property
+    def is_text(self) -> bool:
+        """Whether the setting is text, or one of several words."""
+        if get_origin(self.annotation) is Literal:
+            return all(isinstance(choice, str) for choice in get_args(self.annotation))
+        return self.annotation is str
+
+    def variant(self, tag: str | int) -> SettingType | None:
+        """The variant of a discriminated union with this tag; None if the type is not a discriminated union."""
         if self.discriminator is None:
             return None
         members = get_args(self.annotation)
         chosen = [m for m in members if tag in get_args(m.model_fields[self.discriminator].annotation)]
-        return _Node(chosen[0]) if chosen else None
+        return SettingType(chosen[0]) if chosen else None
 
-    def child(self, part: str | int) -> _Node:
-        """The node of a field, or of the items of a list or mapping; without a type if there is no such field."""
+    def child(self, part: str | int) -> SettingType:
+        """The type of a field, or of the items of a list or mapping; without annotation if there is no such field.
+
+        In a union, it is the type of the field in the first variant that has it.
+        """
         if isinstance(self.annotation, type) and issubclass(self.annotation, BaseModel):
             fields = self.annotation.model_fields.items()
             field = next((field for name, field in fields if part in (name, field.alias)), None)
-            return _Node.of(field.annotation, field.discriminator) if field is not None else _Node(None)
+            return SettingType.of(field.annotation, field.discriminator) if field is not None else SettingType(None)
         items = [item for item in get_args(self.annotation) if item is not Ellipsis]
-        return _Node.of(items[-1]) if items else _Node(None)
+        if _is_union(self.annotation):
+            children = [SettingType.of(item).child(part) for item in items]
+            return next((child for child in children if child.annotation is not None), SettingType(None))
+        return SettingType.of(items[-1]) if items else SettingType(None)
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)

@@ -1,15 +1,53 @@
-"""The base class of all settings, and paths inside the package."""
+"""The base class of all settings, and the places that settings name."""
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 import mpa_ray
+from mpa_ray.redaction import has_url_secrets
 
 BUNDLED = "bundled:"
 """The prefix of a path inside the package, such as `bundled:demo/models/teacher`."""
+
+_SCHEME = re.compile(
+    r"(?P<scheme>s3[an]?|gs|gcs|https?|file|hdfs|abfss?|az|synthetic):(?P<slashes>/*)(?P<rest>.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def misspelled_uri(text: str) -> str | None:
+    """The right spelling of a URI such as `s3:/bucket/x` or `S3://bucket/x`; None if the text is spelled right."""
+    match = _SCHEME.fullmatch(text)
+    if match is None:
+        return None
+    scheme = match["scheme"].lower()
+    right = f"{scheme}://{'/' if scheme == 'file' else ''}{match['rest']}"
+    return right if text != right and not (scheme == "file" and text.startswith("file://")) else None
+
+
+def parse_location(text: str) -> str:
+    """The path or URI that a user means: `~` becomes the home folder.
+
+    Raises:
+        ValueError: the text is empty, a misspelled URI, or a URL with a secret.
+    """
+    if not text.strip():
+        raise ValueError("is empty")
+    if (right := misspelled_uri(text)) is not None:
+        raise ValueError(f"is a misspelled URI: write {right}")
+    if "://" in text and has_url_secrets(text):
+        raise ValueError("a URL with a password or signature would end up in run.json; give them in the environment")
+    return os.path.expanduser(text)
+
+
+Location = Annotated[str, AfterValidator(parse_location)]
+"""A path or a URI."""
 
 
 class Settings(BaseModel):
@@ -21,6 +59,38 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _branches_keep_their_defaults(cls, data: Any) -> Any:
+        """Setting one value of a branch leaves the others at the branch's default, also where it differs from the
+        defaults of the branch's class."""
+        if not isinstance(data, dict):
+            return data
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        branches = {
+            name: _with_defaults(data[name], default)
+            for name, default in defaults.items()
+            if isinstance(default, Settings) and isinstance(data.get(name), dict)
+        }
+        return {**data, **branches}
+
+
+def _with_defaults(values: dict[str, Any], branch: Settings) -> dict[str, Any]:
+    kind = getattr(branch, "kind", None)
+    if values.get("kind", kind) != kind:
+        return values
+    defaults = branch.model_dump(exclude_defaults=True)
+    return _merged(defaults if kind is None else {"kind": kind, **defaults}, values)
+
+
+def _merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    nested = {
+        name: _merged(default, values[name])
+        for name, default in defaults.items()
+        if isinstance(default, dict) and isinstance(values.get(name), dict)
+    }
+    return {**defaults, **values, **nested}
 
 
 def resolve_path(path: str) -> str:

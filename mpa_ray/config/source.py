@@ -6,23 +6,38 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mpa_ray.config.settings import Settings
+from mpa_ray.config.settings import Location, Settings
+from mpa_ray.redaction import has_url_secrets
+
+DEFAULT_EXTENSIONS = (
+    *("jpg", "jpeg", "jpe", "jfif", "pjpeg", "png", "apng", "webp", "avif", "gif", "bmp", "dib", "tif", "tiff", "ico"),
+    *("ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "jpc", "jpx", "jpf"),
+)
+"""The endings of the formats that the decoder reads."""
 
 
 class SourceConfig(Settings):
     """The unlabeled images."""
 
-    path: str
+    path: Location
     """A folder or prefix of images, Parquet files or tars, a glob, one such file, a list of URIs, or a folder saved by
     `datasets`; local, at s3:// or at gs://."""
     kind: str = "auto"
     """A kind such as images, list, parquet, webdataset or saved_dataset; `auto` recognises it by the path's ending and
     the folder's content. The error for an unknown kind lists all kinds."""
-    extensions: tuple[str, ...] = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-    """File name endings of images, without the dot, also in tars; an empty list takes every file."""
+    extensions: tuple[str, ...] = DEFAULT_EXTENSIONS
+    """File name endings of images, without the dot, also in tars; an empty list takes every file. Where the extra
+    `heic` is installed, the default also takes `heic`, `heif` and `hif`."""
+    exclude: tuple[str, ...] = ()
+    """Globs of files to leave out: `thumbs` and `*_small.*` match the name of any folder or file; `2019/*/raw`, with a
+    slash, matches a path below the source's root. In tars, they match the members' names, too."""
+    include_hidden: bool = False
+    """Also take files whose path has a name with a dot in front, and those in `__MACOSX`, `@eaDir`, `lost+found` and
+    similar folders of operating systems."""
     image_column: str = "image"
-    """The column that holds the image, in a CSV or JSONL list, a Parquet file or a saved dataset. Its values are bytes,
-    URIs, or Hugging Face's struct of both."""
+    """The column of a CSV or JSON list, Parquet file or saved dataset with the image: bytes, a URI, base64, or Hugging
+    Face's struct of bytes and path. `images[0]` is the first item of a column with lists. JSON lists without the
+    default column are also searched for `images`."""
     id_column: str | None = None
     """The column with the images' ids; None makes them from file names and row numbers."""
     metadata: tuple[str, ...] = ()
@@ -39,15 +54,20 @@ class SourceConfig(Settings):
     """Take only this many images, the first in the source's order."""
     skip_duplicates: bool = True
     """Annotate only the first of several files with the same bytes; the others are dropped as `duplicate_of` it."""
+    skip_damaged: bool = False
+    """Leave out tars, Parquet files and files of saved datasets that are cut or damaged, and count them. Otherwise, the
+    first such file ends indexing with an error that names it."""
     shard_size: int = Field(256, ge=1)
     """Images per shard. A shard is the unit of retry, commit and resume."""
     max_shard_bytes: int = Field(256 * 2**20, ge=1)
     """Largest total size of a shard's files. A shard that reaches it ends, even with fewer images than `shard_size`."""
     num_listers: int = Field(16, ge=1)
     """Prefixes, tars or Parquet files to list concurrently."""
-    allow: tuple[Literal["http", "local_files", "parent_folders"], ...] = ()
+    allow: tuple[Literal["http", "redirects", "local_files", "parent_folders", "signed_urls"], ...] = ()
     """What entries of lists, Parquet files and tars may name in addition to s3://, gs:// and files below their folder:
-    http(s):// URIs, local files in a remote list, and paths with `..`."""
+    http(s):// URIs, http(s):// URIs that redirect to another host, local files in a remote list, paths with `..`, and
+    URLs with a password or a signature, which the run then stores in its rows. A public host may never redirect to a
+    private address."""
 
     @model_validator(mode="after")
     def _sizes_are_ordered(self) -> SourceConfig:
@@ -87,6 +107,9 @@ class ObjectStoreConfig(Settings):
     """Longest wait for a connection."""
     read_timeout_s: float = Field(60.0, gt=0)
     """Longest wait for data on a connection."""
+    read_deadline_s: float = Field(300.0, gt=0)
+    """Longest time for one read of a file, an object or a URL, with all its attempts. A server that sends too slowly is
+    cut off, and a file on a mount that does not answer is given up."""
     max_connections: int = Field(64, ge=1)
     """Concurrent connections of one process."""
     multipart_bytes: int = Field(64 * 2**20, ge=5 * 2**20)
@@ -95,6 +118,6 @@ class ObjectStoreConfig(Settings):
     @field_validator("endpoint_url")
     @classmethod
     def _holds_no_credentials(cls, url: str | None) -> str | None:
-        if url is not None and "@" in url:
+        if url is not None and ("@" in url or has_url_secrets(url)):
             raise ValueError("a URL with credentials would end up in run.json; give them in the environment")
         return url

@@ -5,18 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.dedup_index import DedupIndex
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.sources.left_out import LeftOut
 from mpa_ray.corpus.sources.open import open_source
+from mpa_ray.corpus.sources.source import Listed
 from mpa_ray.errors import ConfigError
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import ImageRef
 from mpa_ray.run.dataset import shard_name
+from mpa_ray.run.left_out import add_left_out, left_out_in_words
 from mpa_ray.run.run import CORPUS_MANIFEST, Manifest, Run
+
+_FILTERS = {
+    "min_bytes": LeftOut("smaller than source.min_bytes", "min_bytes"),
+    "max_bytes": LeftOut("larger than source.max_bytes", "max_bytes"),
+    "fraction": LeftOut("not in source.fraction", "fraction"),
+}
+"""The filters of images, by the setting's name."""
 
 
 def check_source(config: SourceConfig, places: Places) -> None:
@@ -25,67 +35,70 @@ def check_source(config: SourceConfig, places: Places) -> None:
     Raises:
         ConfigError: the source holds no image, or the filters leave out all images; names the filter.
     """
-    selection = _Selection(config, places)
+    selection = Selection(config, places)
     if next(selection.images(), None) is None:
         raise selection.no_images_error()
 
 
-def list_images(config: SourceConfig, places: Places, after: ImageRef | None = None) -> Iterator[ImageRef]:
-    """The images that pass the filters, without reading them. The caller applies `limit`.
-
-    Raises:
-        ConfigError: the source, or a folder in it, cannot be listed.
-    """
-    return _Selection(config, places).images(after)
-
-
-class _Selection:
+class Selection:
     """The images of a source that pass the filters."""
 
     def __init__(self, config: SourceConfig, places: Places) -> None:
         self._config, self._places = config, places
-        self._left_out: Counter[str] = Counter()
-        """How many images each filter has left out so far."""
+        self._left_out: Counter[LeftOut] = Counter()
+        """How many files were left out so far, by label and filter."""
 
-    def images(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
-        for ref in open_source(self._config, self._places).images(after):
-            filter_name = self._filter_of(ref)
-            if filter_name is None:
-                yield ref
-            else:
-                self._left_out[filter_name] += 1
+    def images(self) -> Iterator[ImageRef]:
+        """Yield the images, in the source's order.
+
+        Raises:
+            ConfigError: the source, or a folder in it, cannot be listed.
+        """
+        return (item for item in self.listing() if isinstance(item, ImageRef))
+
+    def listing(self, after: ImageRef | None = None) -> Iterator[Listed]:
+        """Yield the images, or those after the image `after`, and what is left out between them. Raises as `images`."""
+        for item in open_source(self._config, self._places).images(after):
+            left_out = item if isinstance(item, LeftOut) else self._filtered(item)
+            if left_out is not None:
+                self._left_out[left_out] += 1
+            yield left_out or item
 
     def no_images_error(self) -> ConfigError:
         """The error to raise if `images` has yielded nothing."""
-        if not self._left_out:
+        filtered = Counter(
+            {item.setting: number for item, number in self._left_out.items() if item.setting in _FILTERS}
+        )
+        if not filtered:
             endings = ", ".join(self._config.extensions) or "any"
+            counts = Counter({item.label: number for item, number in self._left_out.items()})
+            more = f"; {left_out_in_words(counts)}" if counts else ""
             return ConfigError(
                 "source.path",
                 self._config.path,
-                f"holds no images (endings looked for: {endings}).",
-                "Check the path, source.kind and source.extensions.",
+                f"holds no images (endings looked for: {endings}{more}).",
+                "Check the path, source.kind, source.extensions and source.exclude.",
             )
-        counts = self._left_out.most_common()
-        first = counts[0][0]
+        names = [f"{number} by {name}" for name, number in filtered.most_common()]
+        first = str(filtered.most_common(1)[0][0])
         return ConfigError(
             f"source.{first}",
             getattr(self._config, first),
-            f"leaves none of the {self._left_out.total()} images "
-            f"(left out: {', '.join(f'{number} by {name}' for name, number in counts)}).",
+            f"leaves none of the {filtered.total()} images (left out: {', '.join(names)}).",
             "Relax the filter, or give a source with other images.",
         )
 
-    def _filter_of(self, ref: ImageRef) -> str | None:
-        """The setting that leaves an image out; None if it passes."""
+    def _filtered(self, ref: ImageRef) -> LeftOut | None:
+        """The filter that leaves an image out; None if it passes."""
         config = self._config
         if ref.num_bytes is not None and ref.num_bytes < config.min_bytes:
-            return "min_bytes"
+            return _FILTERS["min_bytes"]
         if ref.num_bytes is not None and ref.num_bytes > config.max_bytes:
-            return "max_bytes"
+            return _FILTERS["max_bytes"]
         if config.fraction == 1.0:
             return None
         digest = hashlib.sha256(f"{config.seed}:{ref.image_id}".encode()).digest()
-        return None if int.from_bytes(digest[:8]) < config.fraction * 2**64 else "fraction"
+        return None if int.from_bytes(digest[:8]) < config.fraction * 2**64 else _FILTERS["fraction"]
 
 
 def index_source(config: SourceConfig, run: Run, places: Places) -> Manifest:
@@ -107,47 +120,85 @@ def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str
     if run.is_indexed():
         yield from run.manifest().shards
         return
-    unique, selection = _UniqueIds(config), _Selection(config, places)
+    unique, selection = _UniqueIds(config), Selection(config, places)
     num_images = num_shards = 0
+    left_out: Counter[str] = Counter()
     last: ImageRef | None = None
-    shards: Iterator[list[ImageRef]] | None = None
-    with Progress("index", config.limit, "images") as progress:
+    shards: Iterator[ListedShard] | None = None
+    with Progress("index", config.limit, "images", says_end=False) as progress:
         while config.limit is None or num_images < config.limit:
             name, listed = shard_name(num_shards), None
             if not run.corpus.is_committed(name):
                 room = None if config.limit is None else config.limit - num_images
-                shards = shards or cut(selection.images(last), config)
-                listed = next(shards, None)
-                if listed is None:
+                shards = shards or cut(at_most(room, selection.listing(last)), config)
+                listed = next(shards, _NOTHING)
+                if not listed.images:
+                    add_left_out(left_out, listed.left_out)
                     break
-                listed = unique.checked(listed[:room], num_images)
-                run.corpus.commit(name, listed)
+                unique.check(listed.images, num_images)
+                run.corpus.commit(name, listed.images, left_out=listed.left_out)
             stored = run.corpus.read(name)
-            if stored != listed:
+            if listed is None or stored != listed.images:
                 # Another driver, or an earlier command, has committed the shard.
-                unique.checked(stored, num_images)
+                unique.check(stored, num_images)
                 shards = None
+                commit = run.corpus.commit_of(name)
+                add_left_out(left_out, commit.left_out if commit else {})
+            else:
+                add_left_out(left_out, listed.left_out)
             last = stored[-1]
             num_images, num_shards = num_images + len(stored), num_shards + 1
             progress.advance(len(stored))
             yield name
     if num_shards == 0:
         raise selection.no_images_error()
-    run.storage.create(CORPUS_MANIFEST, json.dumps(asdict(Manifest(num_images, num_shards))).encode())
+    manifest = Manifest(num_images, num_shards, dict(left_out.most_common()))
+    run.storage.create(CORPUS_MANIFEST, json.dumps(asdict(manifest)).encode())
 
 
-def cut(refs: Iterator[ImageRef], config: SourceConfig) -> Iterator[list[ImageRef]]:
+@dataclass(frozen=True)
+class ListedShard:
+    """The images of a shard, and how many files were left out since the last image of the shard before it."""
+
+    images: list[ImageRef]
+    left_out: Counter[str]
+    """By label. After the last shard, a shard without images has what is left out behind the last image."""
+
+
+_NOTHING = ListedShard([], Counter())
+
+
+def cut(listing: Iterable[Listed], config: SourceConfig) -> Iterator[ListedShard]:
     """Cut images into shards of at most `shard_size` images and, as far as sizes are known, `max_shard_bytes`."""
-    shard: list[ImageRef] = []
+    shard = ListedShard([], Counter())
+    since_last: Counter[str] = Counter()
     num_bytes = 0
-    for ref in refs:
-        num_bytes += ref.num_bytes or 0
-        if shard and (len(shard) == config.shard_size or num_bytes > config.max_shard_bytes):
+    for item in listing:
+        if isinstance(item, LeftOut):
+            add_left_out(since_last, {item.label: 1})
+            continue
+        num_bytes += item.num_bytes or 0
+        if shard.images and (len(shard.images) == config.shard_size or num_bytes > config.max_shard_bytes):
             yield shard
-            shard, num_bytes = [], ref.num_bytes or 0
-        shard.append(ref)
-    if shard:
+            shard, num_bytes = ListedShard([], Counter()), item.num_bytes or 0
+        shard.images.append(item)
+        add_left_out(shard.left_out, since_last)
+        since_last.clear()
+    if shard.images:
         yield shard
+    if since_last:
+        yield ListedShard([], since_last)
+
+
+def at_most(num_images: int | None, listing: Iterator[Listed]) -> Iterator[Listed]:
+    """End a listing after so many images; None is no limit."""
+    num_left = num_images
+    for item in listing:
+        yield item
+        if num_left is not None and isinstance(item, ImageRef):
+            num_left -= 1
+            if not num_left:
+                return
 
 
 class _UniqueIds:
@@ -157,10 +208,10 @@ class _UniqueIds:
         self._column = config.id_column
         self._index = DedupIndex() if self._column is not None else None
 
-    def checked(self, refs: list[ImageRef], num_before: int) -> list[ImageRef]:
-        """Return the images unchanged. Raises ConfigError if an id occurred before."""
+    def check(self, refs: list[ImageRef], num_before: int) -> None:
+        """Raise ConfigError if an id occurred before."""
         if self._index is None:
-            return refs
+            return
         claims = [
             (hashlib.sha256(ref.image_id.encode()).digest()[:16], num_before + i, ref.uri) for i, ref in enumerate(refs)
         ]
@@ -172,4 +223,3 @@ class _UniqueIds:
                     f"{ref.image_id!r} occurs twice: {other}, {ref.uri}.",
                     "Choose a column without repeated values.",
                 )
-        return refs

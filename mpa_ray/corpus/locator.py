@@ -1,6 +1,7 @@
 """Addresses an image inside a larger file by one string, so that a row needs only a `uri`.
 
     tars/0001.tar#bytes=1536-9215                   a range of bytes, first to last
+    list.tsv#text=18-4097                           a range of bytes with base64 or a data: URI
     images.parquet#row=17&column=image              a row of a Parquet file
     data.arrow#batch=512-8191&row=17&column=image   a row of the record batch in these bytes of an Arrow stream
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 _FRAGMENT = re.compile(
-    r"(?P<uri>.*)#(?:bytes=(?P<first>\d+)-(?P<last>-?\d+)"
+    r"(?P<uri>.*)#(?:(?P<form>bytes|text)=(?P<first>\d+)-(?P<last>-?\d+)"
     r"|(?:batch=(?P<batch_first>\d+)-(?P<batch_last>-?\d+)&)?row=(?P<row>\d+)&column=(?P<column>[^#&]*))",
     re.DOTALL,
 )
@@ -43,13 +44,15 @@ class Locator:
     """The image's bytes; if `row` is set, the bytes of the record batch that contains it."""
     row: int | None = None
     column: str | None = None
+    is_text: bool = False
+    """Whether the span holds base64 or a data: URI instead of the image."""
 
     def __str__(self) -> str:
         if self.row is not None and self.column is not None:
             batch = f"batch={self.span.first}-{self.span.last}&" if self.span else ""
             return f"{self.uri}#{batch}row={self.row}&column={quote(self.column, safe='')}"
         if self.span is not None:
-            return f"{self.uri}#bytes={self.span.first}-{self.span.last}"
+            return f"{self.uri}#{'text' if self.is_text else 'bytes'}={self.span.first}-{self.span.last}"
         return f"{self.uri}#" if self.uri.endswith("#") or _FRAGMENT.fullmatch(self.uri) else self.uri
 
     @classmethod
@@ -60,7 +63,7 @@ class Locator:
             return cls(text.removesuffix("#"))
         uri = match["uri"]
         if match["row"] is None:
-            return cls(uri, _span(match["first"], match["last"]))
+            return cls(uri, _span(match["first"], match["last"]), is_text=match["form"] == "text")
         span = _span(match["batch_first"], match["batch_last"]) if match["batch_first"] else None
         return cls(uri, span, int(match["row"]), unquote(match["column"]))
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
-from typing import Any, cast
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,10 +14,12 @@ import pyarrow.parquet as pq
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.locator import Locator, Span
 from mpa_ray.corpus.places.places import Places
-from mpa_ray.corpus.sources.saved_dataset import read_batch, stream_schema
+from mpa_ray.corpus.sources.arrow_stream import StreamHead
+from mpa_ray.corpus.sources.columns import content_of, item_of, split_item, text_content
 from mpa_ray.errors import may_pass
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason
+from mpa_ray.storage.deadline import call_each
 
 Content = bytes | ImageProblem
 """An image's bytes, or the reason why there are none."""
@@ -26,6 +27,8 @@ Content = bytes | ImageProblem
 _NumberedLocator = tuple[int, Locator]
 _NumberedContent = tuple[int, Content]
 """The numbers in both types are positions in the list of URIs to read."""
+_Request = tuple[Sequence[_NumberedLocator], Callable[[], list[_NumberedContent]]]
+"""Images, and what reads them."""
 
 _MAX_GAP_BYTES = 64 * 2**10
 """Spans with a smaller gap are read together: headers and other members lie between the images of a tar."""
@@ -40,22 +43,32 @@ class Reader:
     num_threads: int = 16
     min_bytes: int = 0
     max_bytes: int | None = None
+    follow_redirects: bool = False
+    """Whether a web server may redirect to another host."""
 
     @property
     def places(self) -> Places:
         """The places that URIs are in."""
-        return Places(self.object_store)
+        return Places(self.object_store, self.follow_redirects)
 
     def read(self, uris: Sequence[str]) -> list[Content]:
-        """Return the content of each URI, in the given order. No error is raised."""
+        """Return the content of each URI, in the given order. No error is raised.
+
+        Each read ends by its deadline. If as many reads have expired as there are threads, the remaining ones are not
+        tried: the storage does not answer.
+        """
         contents: list[Content] = [ImageProblem(Reason.UNREADABLE, "not read")] * len(uris)
-        with ThreadPoolExecutor(self.num_threads) as threads:
-            for numbered in threads.map(lambda request: request(), list(self._requests(uris))):
-                for number, content in numbered:
-                    contents[number] = content
+        requests = list(self._requests(uris))
+        calls = [partial(self._catch_errors, images, read) for images, read in requests]
+        results = call_each(calls, self.num_threads, self.object_store.read_deadline_s)
+        for (images, _), result in zip(requests, results, strict=True):
+            if isinstance(result, TimeoutError):
+                result = [(number, _unreadable(result)) for number, _ in images]
+            for number, content in result:
+                contents[number] = content
         return contents
 
-    def _requests(self, uris: Sequence[str]) -> Iterator[Callable[[], list[_NumberedContent]]]:
+    def _requests(self, uris: Sequence[str]) -> Iterator[_Request]:
         """Group the images of each file by what one request can read."""
         locators = sorted(enumerate(map(Locator.parse, uris)), key=lambda numbered: _position(numbered[1]))
         for (uri, kind), group in groupby(locators, key=lambda numbered: (numbered[1].uri, _kind(numbered[1]))):
@@ -69,14 +82,14 @@ class Reader:
                 requests = [(batch, partial(self._read_batch, uri, batch)) for batch in batches]
             else:
                 requests = [(images, partial(self._read_parquet_rows, uri, images))]
-            yield from (partial(self._catch_errors, image_group, read) for image_group, read in requests)
+            yield from requests
 
     def _catch_errors(
         self, images: Sequence[_NumberedLocator], read: Callable[[], list[_NumberedContent]]
     ) -> list[_NumberedContent]:
         try:
             return [(number, self._check_size(content)) for number, content in read()]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             # ValueError includes names with a zero byte and pyarrow's errors for damaged files.
             return [(number, _unreadable(error)) for number, _ in images]
 
@@ -92,14 +105,16 @@ class Reader:
         parts = [content[span.first - first : span.last + 1 - first] for span in spans]
         cut = ImageProblem(Reason.UNREADABLE, f"{uri} ends before the image does")
         return [
-            (number, part if len(part) == span.num_bytes else cut)
-            for (number, _), span, part in zip(run, spans, parts, strict=True)
+            (number, cut if len(part) < span.num_bytes else text_content(part) if locator.is_text else part)
+            for (number, locator), span, part in zip(run, spans, parts, strict=True)
         ]
 
     def _read_batch(self, uri: str, images: list[_NumberedLocator]) -> list[_NumberedContent]:
         span = cast(Span, images[0][1].span)
-        batch = read_batch(self.places.of(uri).read(uri, span.first, span.num_bytes), _schema(self.object_store, uri))
-        return [(number, _cell(batch.column(locator.column), cast(int, locator.row))) for number, locator in images]
+        content = self.places.of(uri).read(uri, span.first, span.num_bytes)
+        batch = _stream_head(self.object_store, uri).read_batch(content, span.first)
+        column, item = split_item(str(images[0][1].column), batch.schema.names)
+        return [(number, _cell(batch.column(column), cast(int, locator.row), item)) for number, locator in images]
 
     def _read_parquet_rows(self, uri: str, images: list[_NumberedLocator]) -> list[_NumberedContent]:
         contents: list[_NumberedContent] = []
@@ -111,9 +126,11 @@ class Reader:
                 inside = [(number, locator) for number, locator in queue if cast(int, locator.row) < end]
                 queue = queue[len(inside) :]
                 if inside:
-                    column = inside[0][1].column
+                    column, item = split_item(str(inside[0][1].column), file.schema_arrow.names)
                     cells = file.read_row_group(group, columns=[column], use_threads=False).column(column)
-                    contents += [(number, _cell(cells, cast(int, locator.row) - first)) for number, locator in inside]
+                    contents += [
+                        (number, _cell(cells, cast(int, locator.row) - first, item)) for number, locator in inside
+                    ]
                 first = end
         return contents + [(number, ImageProblem(Reason.UNREADABLE, f"{uri} has no such row")) for number, _ in queue]
 
@@ -153,13 +170,9 @@ def _runs(images: list[_NumberedLocator]) -> Iterator[list[_NumberedLocator]]:
         yield run
 
 
-def _cell(column: pa.ChunkedArray | pa.Array, row: int) -> Content:
-    """Return the image in a table's cell, which holds bytes or a struct with bytes."""
-    value: Any = column[row].as_py()
-    content = value.get("bytes") if isinstance(value, dict) else value
-    if content is None:
-        return ImageProblem(Reason.UNREADABLE, "no bytes in its row")
-    return bytes(content)
+def _cell(column: pa.ChunkedArray | pa.Array, row: int, item: int | None) -> Content:
+    """Return the image in a table's cell."""
+    return content_of(item_of(column[row].as_py(), item))
 
 
 def _unreadable(error: Exception) -> ImageProblem:
@@ -168,5 +181,5 @@ def _unreadable(error: Exception) -> ImageProblem:
 
 
 @lru_cache(64)
-def _schema(object_store: ObjectStoreConfig, uri: str) -> pa.Schema:
-    return stream_schema(Places(object_store), uri)
+def _stream_head(object_store: ObjectStoreConfig, uri: str) -> StreamHead:
+    return StreamHead.read(Places(object_store), uri)

@@ -1,18 +1,22 @@
-"""An engine that counts its work."""
+"""An engine that counts its work, and whose replies can be stored."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpa_ray.engine.protocol import EncodedImage, Reply, Request, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.observability.usage import Load, Usage
+from mpa_ray.textual import is_storable, readable
 
 
 @dataclass(frozen=True)
 class Instrumented:
-    """A model that adds the seconds and tokens of each call to `usage` and shows its current work in `load`."""
+    """A model that adds the seconds and tokens of each call to `usage` and shows its current work in `load`.
+
+    Half a pair of surrogates in a reply becomes an escape, since neither a tokenizer nor a row takes it.
+    """
 
     model: VisionLanguageModel
     usage: Usage
@@ -40,7 +44,7 @@ class Instrumented:
         self.usage.num_prompt_tokens += reply.num_prompt_tokens
         self.usage.num_cached_tokens += reply.num_cached_tokens
         self.usage.num_output_tokens += reply.num_output_tokens
-        return reply
+        return reply if is_storable(reply.text) else replace(reply, text=readable(reply.text))
 
     def close(self) -> None:
         self.model.close()

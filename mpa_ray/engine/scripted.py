@@ -31,7 +31,9 @@ def start(
 ) -> ScriptedEngine:
     """The engine's factory; there is no model to load."""
     assert not adapters, "a scripted engine has no weights to adapt"
-    return ScriptedEngine(settings, (model.min_pixels, model.max_pixels), max_images_in_flight)
+    if settings.kill_at_start:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ScriptedEngine(settings, model.pixel_limits, max_images_in_flight)
 
 
 class ScriptedEngine:
@@ -40,7 +42,7 @@ class ScriptedEngine:
     A hash of the image and the fault's name decides whether an image has a fault, so runs are repeatable.
     """
 
-    def __init__(self, config: ScriptedEngineConfig, pixels: tuple[int, int], max_images_in_flight: int) -> None:
+    def __init__(self, config: ScriptedEngineConfig, pixels: tuple[int, int, int], max_images_in_flight: int) -> None:
         self._config = config
         self._pixels = pixels
         self.max_images_in_flight = max_images_in_flight

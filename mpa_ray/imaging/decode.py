@@ -5,12 +5,14 @@ The policy. The format of a file follows from its first bytes (`SIGNATURES`), ne
     refused                                                                             reason
     no bytes                                                                            empty_file
     text, HTML, archives, and all files without a known signature                       not_an_image
-    HEIC, SVG, PDF, PSD, video, ... (not in `FORMATS`); camera RAW in TIFF              unsupported_format
-    JPEG, TIFF or BMP of a variant that Pillow cannot decode (12-bit JPEG)              unsupported_format
+    SVG, PDF, PSD, video, ... (not in `FORMATS`); camera RAW in TIFF; HEIC, unless      unsupported_format
+        the extra `heic` is installed
+    whole files of a variant that Pillow cannot decode (12-bit or lossless JPEG,        unsupported_format
+        Apple's CgBI PNG, TIFF with an unknown compression)
     cut off or damaged in header or pixels (decoders cannot tell a missing byte         truncated_image
         from a wrong one)
-    over `MAX_PIXELS` in the header, in a GIF's frame or in a TIFF's tile; large        too_many_pixels
-        pictures in an icon; all are found before decoding
+    over `max_image_pixels` in the header, in a GIF's frame or in a TIFF's tile;         too_many_pixels
+        large pictures in an icon; all are found before decoding
     sides of 200 : 1 or more, in the file or after scaling                              extreme_aspect_ratio
 
     decoded, always to RGB                                                              result
@@ -53,6 +55,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
+from mpa_ray.config import MAX_IMAGE_PIXELS
+from mpa_ray.imaging.formats import HEIC_EXTRA, reads_heic
+from mpa_ray.imaging.variants import unread_variant
 from mpa_ray.records import Reason
 
 # Set once for the process: warnings.catch_warnings in each call would race between threads.
@@ -60,8 +65,6 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "ICO", "PPM", "JPEG2000")
 """The formats that are decoded, by Pillow's names. Pillow has more; some run other programs (EPS: Ghostscript)."""
-MAX_PIXELS = 89_478_485
-"""A file with more pixels counts as a decompression bomb; Pillow warns from here on."""
 MAX_ASPECT_RATIO = 200
 """Images of this ratio and above are refused, as by Qwen2-VL's image processor."""
 _LARGE_PIXELS = 16_000_000
@@ -126,12 +129,6 @@ SIGNATURES = {
     }.items()
 }
 """The first bytes of each format; the first match names a file's format. Formats not in `FORMATS` are refused."""
-_UNKNOWN_VARIANT = re.compile(
-    "unsupported|not (?:yet )?supported|not (?:installed|available)|cannot handle|unknown pixel mode",
-    re.IGNORECASE,
-)
-"""Pillow's messages about a variant of a format that it cannot decode; it has no error class for that."""
-
 # Tags of TIFF.
 _NEW_SUBFILE_TYPE = 254
 _BITS_PER_SAMPLE = 258
@@ -164,38 +161,45 @@ class ImageProblem:
     detail: str
 
 
-def prepare(content: bytes, min_pixels: int, max_pixels: int) -> PreparedImage | ImageProblem:
+def prepare(
+    content: bytes, min_pixels: int, max_pixels: int, max_image_pixels: int = MAX_IMAGE_PIXELS
+) -> PreparedImage | ImageProblem:
     """A file's image within the pixel limits, or why there is none; never raises an error because of the file."""
-    decoded = decode(content)
+    decoded = decode(content, max_image_pixels)
     if isinstance(decoded, ImageProblem):
         return decoded
     fitted = fit(decoded, min_pixels, max_pixels)
     # Rounding to whole pixels may raise the aspect ratio.
-    problem = _refused(fitted.size)
+    problem = _refused(fitted.size, max_image_pixels)
     if problem:
         return problem
     digest = hashlib.sha256(content).hexdigest()
     return PreparedImage(fitted, f"{digest}-{min_pixels}-{max_pixels}")
 
 
-async def prepare_in_thread(content: bytes, min_pixels: int, max_pixels: int) -> PreparedImage | ImageProblem:
+async def prepare_in_thread(
+    content: bytes, min_pixels: int, max_pixels: int, max_image_pixels: int = MAX_IMAGE_PIXELS
+) -> PreparedImage | ImageProblem:
     """`prepare` in a thread, so that the event loop does not wait; a small file is faster without a thread."""
     if len(content) <= _SMALL_BYTES:
-        return prepare(content, min_pixels, max_pixels)
-    return await asyncio.to_thread(prepare, content, min_pixels, max_pixels)
+        return prepare(content, min_pixels, max_pixels, max_image_pixels)
+    return await asyncio.to_thread(prepare, content, min_pixels, max_pixels, max_image_pixels)
 
 
-def decode(content: bytes) -> Image.Image | ImageProblem:
+def decode(content: bytes, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image | ImageProblem:
     """A file's RGB image under the policy above, or why there is none; never raises an error because of the file."""
     if not content:
         return ImageProblem(Reason.EMPTY_FILE, "0 bytes")
     format_name = recognise_format(content)
     if format_name is None:
         return ImageProblem(Reason.NOT_AN_IMAGE, "no signature of an image format")
-    if format_name not in FORMATS:
+    if format_name == "HEIC" and not reads_heic():
+        return ImageProblem(Reason.UNSUPPORTED_FORMAT, f"HEIC (needs {HEIC_EXTRA})")
+    if format_name not in (*FORMATS, "HEIC"):
         return ImageProblem(Reason.UNSUPPORTED_FORMAT, format_name)
+    _raise_limit_of_pillow(max_image_pixels)
     try:
-        return _decode_as(format_name, content)
+        return _decode_as(format_name, content, max_image_pixels)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return ImageProblem(Reason.TOO_MANY_PIXELS, f"{format_name}: {error}")
     except MemoryError:
@@ -204,8 +208,11 @@ def decode(content: bytes) -> Image.Image | ImageProblem:
         # Pillow's plugins raise errors of any class on damaged data.
         bare = _without_ancillary_chunks(content) if format_name == "PNG" else content
         if len(bare) < len(content):
-            return decode(bare)
-        return ImageProblem(_reason_of(error), f"{format_name}: {type(error).__name__}: {error}")
+            return decode(bare, max_image_pixels)
+        variant = unread_variant(format_name, content, error)
+        if variant is not None:
+            return ImageProblem(Reason.UNSUPPORTED_FORMAT, variant)
+        return ImageProblem(Reason.TRUNCATED_IMAGE, f"{format_name}: {type(error).__name__}: {error}")
 
 
 def recognise_format(content: bytes) -> str | None:
@@ -213,7 +220,26 @@ def recognise_format(content: bytes) -> str | None:
     return next((name for name, signature in SIGNATURES.items() if signature.match(content)), None)
 
 
-def _decode_as(format_name: str, content: bytes) -> Image.Image | ImageProblem:
+def _raise_limit_of_pillow(max_image_pixels: int) -> None:
+    """Let Pillow decode files up to the limit; it refuses those with more than twice its own limit."""
+    if Image.MAX_IMAGE_PIXELS is not None and max_image_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_image_pixels
+
+
+def _opened(format_name: str, content: bytes) -> Image.Image | ImageProblem:
+    """The file, opened by its format's plugin. Image.open would not say why the plugin refused the file."""
+    if format_name == "HEIC":
+        from pi_heif import HeifImageFile
+
+        image: Image.Image = HeifImageFile(io.BytesIO(content))
+        return image
+    Image.init()
+    if format_name not in Image.OPEN:
+        return ImageProblem(Reason.UNSUPPORTED_FORMAT, f"{format_name} is not part of this build of Pillow")
+    return Image.OPEN[format_name][0](io.BytesIO(content), "")
+
+
+def _decode_as(format_name: str, content: bytes, max_image_pixels: int) -> Image.Image | ImageProblem:
     if format_name == "ICO":
         # Pillow decodes an icon when it opens it.
         for width, height in _icon_sizes(content):
@@ -222,12 +248,10 @@ def _decode_as(format_name: str, content: bytes) -> Image.Image | ImageProblem:
     if format_name == "JPEG2000" and b"\xff\xd9" not in content:
         # Pillow decodes a file that is cut off between two tiles, with the missing tiles black.
         return ImageProblem(Reason.TRUNCATED_IMAGE, f"{format_name}: no end of the codestream")
-    Image.init()
-    if format_name not in Image.OPEN:
-        return ImageProblem(Reason.UNSUPPORTED_FORMAT, f"{format_name} is not part of this build of Pillow")
-    # Image.open would not say why the format's plugin refused the file.
-    image = Image.OPEN[format_name][0](io.BytesIO(content), "")
-    problem = _refused(image.size) or _refused_tiff(image)
+    image = _opened(format_name, content)
+    if isinstance(image, ImageProblem):
+        return image
+    problem = _refused(image.size, max_image_pixels) or _refused_tiff(image, max_image_pixels)
     if problem:
         return problem
     if format_name == "PNG":
@@ -241,25 +265,21 @@ def _decode_as(format_name: str, content: bytes) -> Image.Image | ImageProblem:
         return _to_rgb(image)
 
 
-def _reason_of(error: Exception) -> Reason:
-    return Reason.UNSUPPORTED_FORMAT if _UNKNOWN_VARIANT.search(str(error)) else Reason.TRUNCATED_IMAGE
-
-
-def _refused(size: tuple[int, int]) -> ImageProblem | None:
+def _refused(size: tuple[int, int], max_image_pixels: int) -> ImageProblem | None:
     width, height = size
-    if width * height > MAX_PIXELS:
+    if width * height > max_image_pixels:
         return ImageProblem(Reason.TOO_MANY_PIXELS, f"{width} x {height}")
     if max(size) >= MAX_ASPECT_RATIO * min(size):
         return ImageProblem(Reason.EXTREME_ASPECT_RATIO, f"{width} x {height}")
     return None
 
 
-def _refused_tiff(image: Image.Image) -> ImageProblem | None:
+def _refused_tiff(image: Image.Image, max_image_pixels: int) -> ImageProblem | None:
     if not isinstance(image, TiffImageFile):
         return None
     tags = image.tag_v2
     width, height = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
-    if width * height > MAX_PIXELS:
+    if width * height > max_image_pixels:
         # libtiff unpacks whole tiles, even for a small image.
         return ImageProblem(Reason.TOO_MANY_PIXELS, f"a tile of {width} x {height}")
     if _DNG_VERSION in tags or (_SUB_IFDS in tags and tags.get(_NEW_SUBFILE_TYPE, 0) & 1):

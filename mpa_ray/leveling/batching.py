@@ -40,6 +40,11 @@ class TrainingRow:
     def uri(self) -> str:
         return self.sample.uri
 
+    @property
+    def content_sha256(self) -> str | None:
+        """The digest of the file that the teacher saw, if it saw one."""
+        return self.sample.content_sha256
+
 
 MicroBatch = tuple[TrainingRow, ...]
 

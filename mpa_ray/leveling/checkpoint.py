@@ -37,6 +37,8 @@ class Progress:
     """How many losses on the held-out samples were measured since the lowest one."""
     has_best: bool
     """Whether the checkpoint holds the weights with that loss."""
+    num_changed: int = 0
+    """Samples so far whose images have changed since the teacher saw them."""
 
     def save(self, folder: Path) -> None:
         content = {name: value for name, value in vars(self).items() if name != "num_retained_before"}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from mpa_ray.config import MAX_IMAGE_PIXELS
 from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.leveling.loss import IGNORED_LABEL
@@ -21,11 +22,12 @@ Batch = dict[str, torch.Tensor]
 class AnswerCollator:
     """Renders prompts exactly as `VllmEngine` does, and appends the answer and the end of the turn."""
 
-    def __init__(self, processor: Any, task: Task, min_pixels: int, max_pixels: int) -> None:
+    def __init__(
+        self, processor: Any, task: Task, min_pixels: int, max_pixels: int, max_image_pixels: int = MAX_IMAGE_PIXELS
+    ) -> None:
         self._processor = processor
         self._task = task
-        self._min_pixels = min_pixels
-        self._max_pixels = max_pixels
+        self._pixel_limits = (min_pixels, max_pixels, max_image_pixels)
         self._turn = turn_of(processor)
 
     def __call__(self, rows: Sequence[TrainingRow], contents: Sequence[bytes]) -> Batch:
@@ -57,7 +59,7 @@ class AnswerCollator:
 
     def _image(self, content: bytes) -> tuple[Image.Image, bool]:
         """The image and True, or a blank image and False if the file cannot be decoded."""
-        prepared = prepare(content, self._min_pixels, self._max_pixels)
+        prepared = prepare(content, *self._pixel_limits)
         if isinstance(prepared, ImageProblem):
             return Image.new("RGB", (56, 56)), False
         return prepared.image, True

@@ -89,7 +89,7 @@ class CheckQuestions:
         rows: Sequence[TrainingRow],
         contents: Sequence[bytes],
         task: Task,
-        pixels: tuple[int, int],
+        pixels: tuple[int, ...],
         max_new_tokens: int,
     ) -> None:
         """Rows whose images cannot be read are left out.
@@ -98,7 +98,7 @@ class CheckQuestions:
             rows: The questions.
             contents: The image file of each row.
             task: Defines the prompts.
-            pixels: The student's `min_pixels` and `max_pixels`.
+            pixels: The student's `pixel_limits`.
             max_new_tokens: The length limit of an answer.
         """
         prepared = [(row, prepare(content, *pixels)) for row, content in zip(rows, contents, strict=True)]

@@ -23,8 +23,8 @@ class TrainingJob:
     plan: EpochPlan
     reader: Reader
     """Reads the images. Its object store settings also apply to the checkpoint."""
-    min_pixels: int
-    max_pixels: int
+    pixel_limits: tuple[int, int, int]
+    """See `ModelConfig.pixel_limits`."""
     max_new_tokens: int
     """The length limit of an answer when the export is checked."""
     run: Run
@@ -45,9 +45,12 @@ class TrainingJob:
             level=student.level,
             task=task,
             plan=plan,
-            reader=Reader(config.object_store, config.reading.num_threads),
-            min_pixels=student.min_pixels,
-            max_pixels=student.max_pixels,
+            reader=Reader(
+                config.object_store,
+                config.reading.num_threads,
+                follow_redirects="redirects" in config.source.allow,
+            ),
+            pixel_limits=student.pixel_limits,
             max_new_tokens=config.answer.max_new_tokens,
             run=run,
             folder=folder,

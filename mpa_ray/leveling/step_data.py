@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
 
 from mpa_ray.corpus.read import Reader
+from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.leveling.batching import MicroBatch, TrainingRow, micro_batches
 from mpa_ray.leveling.collator import AnswerCollator, Batch
 from mpa_ray.leveling.loss import IGNORED_LABEL, Reduction, weight_of
 from mpa_ray.pipeline.training_data import FetchedStep, decode, steps_with_images
+from mpa_ray.records import Reason
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class StepCounts:
     num_computed_tokens: int
     """Tokens, padding included."""
     num_unreadable: int
-    """Samples without loss, since their images cannot be read."""
+    """Samples without loss, since their images cannot be read or have changed."""
+    num_changed: int
+    """Those whose images have changed since the teacher saw them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,9 @@ class Step:
 
     batches: list[Batch]
     num_unreadable: int
-    """Rows without loss, since their images cannot be read."""
+    """Rows without loss, since their images cannot be read or have changed."""
+    num_changed: int = 0
+    """Those whose images have changed since the teacher saw them."""
     wait_s: float = 0.0
     """How long the worker waited for this data."""
     total_weight: float = 0.0
@@ -54,6 +61,7 @@ class Step:
             num_tokens=sum(int(batch["attention_mask"].sum()) for batch in self.batches),
             num_computed_tokens=sum(batch["attention_mask"].numel() for batch in self.batches),
             num_unreadable=self.num_unreadable,
+            num_changed=self.num_changed,
         )
 
 
@@ -111,10 +119,26 @@ class StepLoader:
     def _collate(self, columns: dict[str, Any]) -> Step:
         # One thread only: more would compete with the model for the cores.
         torch.set_num_threads(1)
-        fetched: FetchedStep[TrainingRow] = decode(columns)
-        batches = [self.collator(*batch) for batch in zip(fetched.batches, fetched.contents, strict=True)]
-        num_supervised = sum(row.supervised for batch in fetched.batches for row in batch)
-        return Step(batches, num_supervised - sum(weight_of(batch["labels"], "sample") for batch in batches))
+        return collated(decode(columns), self.collator)
+
+
+def collated(
+    step: FetchedStep[TrainingRow], collator: Callable[[Sequence[TrainingRow], Sequence[bytes]], Batch]
+) -> Step:
+    """A step as tensors."""
+    contents = [[content if isinstance(content, bytes) else b"" for content in batch] for batch in step.contents]
+    batches = [collator(*batch) for batch in zip(step.batches, contents, strict=True)]
+    num_supervised = sum(row.supervised for batch in step.batches for row in batch)
+    num_unreadable = num_supervised - sum(weight_of(batch["labels"], "sample") for batch in batches)
+    return Step(batches, num_unreadable, _num_changed(step))
+
+
+def _num_changed(step: FetchedStep[TrainingRow]) -> int:
+    pairs = zip(chain.from_iterable(step.batches), chain.from_iterable(step.contents), strict=True)
+    return sum(
+        row.supervised and isinstance(content, ImageProblem) and content.reason == Reason.IMAGE_CHANGED
+        for row, content in pairs
+    )
 
 
 class Steps(IterableDataset[Step]):

@@ -49,7 +49,7 @@ class ParityTrainer(Trainer):
     def __init__(self, job: TrainingJob, data: TrainingData, **settings: Any) -> None:
         super().__init__(train_dataset=data.epoch, **settings)
         self.best = BestWeights()
-        self.num_unreadable = 0
+        self.num_unreadable = self.num_changed = 0
         """Samples so far whose images could not be read, on all workers, in all attempts."""
         self._job = job
         self._data = data
@@ -80,6 +80,7 @@ class ParityTrainer(Trainer):
         counts = StepCounts(*map(int, sums))
         self._checkpoint_is_due = bool(is_due_sum)
         self.num_unreadable += counts.num_unreadable
+        self.num_changed += counts.num_changed
         self._pace.add(counts, step.wait_s)
         return [replace(step, total_weight=max(counts.weight, 1))], None
 
@@ -142,12 +143,13 @@ class ParityTrainer(Trainer):
             if self._board is not None:
                 self._board.add(logs, self.state.global_step)
 
-    def write_state(self, num_unreadable: int | None = None) -> None:
+    def write_state(self, *, is_complete: bool = False) -> None:
         """Write training.json, which the driver's progress line, the status and the report read."""
         state = TrainingState(
             step=self.state.global_step,
             num_steps=self.state.max_steps,
-            num_unreadable=num_unreadable,
+            num_unreadable=self.num_unreadable if is_complete else None,
+            num_changed=self.num_changed if is_complete else None,
             best_step=self.state.best_global_step,
             retained=self._retained,
             resumed=self._resumed,
@@ -194,6 +196,7 @@ class ParityTrainer(Trainer):
     def _progress(self) -> checkpoint.Progress:
         return checkpoint.Progress(
             num_unreadable=self.num_unreadable,
+            num_changed=self.num_changed,
             num_retained_before=self._retained.before,
             best_loss=self.best.loss,
             num_worse=self.best.num_worse,
@@ -208,7 +211,7 @@ class ParityTrainer(Trainer):
             return
         folder = Path(resume_from)
         progress = checkpoint.Progress.load(folder)
-        self.num_unreadable = progress.num_unreadable
+        self.num_unreadable, self.num_changed = progress.num_unreadable, progress.num_changed
         self._retained = replace(self._retained, before=progress.num_retained_before)
         self.best.loss = progress.best_loss
         self.best.num_worse = progress.num_worse

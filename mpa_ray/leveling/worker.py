@@ -6,6 +6,7 @@ import os
 import tempfile
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from transformers import AutoModelForImageTextToText, TrainingArguments, set_seed
@@ -22,14 +23,22 @@ from mpa_ray.leveling.trainer import ParityTrainer, TrainingData
 from mpa_ray.models.chat_template import load_processor
 from mpa_ray.models.checkpoints import local_model
 from mpa_ray.observability.log_context import log_context
+from mpa_ray.pipeline.deaths import current_process
 
 _LOG_EVERY_STEPS = 5
 _NUM_CHECKED = 8
 """Questions that compare the exported checkpoint with the model in memory."""
 
 
-def train(job: TrainingJob) -> None:
-    """Train for one epoch, from the last complete checkpoint if there is one, then export on rank 0."""
+def train(job: TrainingJob, failures: Any) -> None:
+    """Train for one epoch, from the last complete checkpoint if there is one, then export on rank 0.
+
+    Args:
+        job: What to train.
+        failures: The `TrainingFailures` of this training, an actor.
+    """
+    rank = ray.train.get_context().get_world_rank()
+    ray.get(failures.begin.remote(rank, current_process(f"training worker {rank}")))
     with log_context(run=job.run.storage.root, phase="level", student=job.student):
         _train(job)
 
@@ -54,7 +63,7 @@ def _train(job: TrainingJob) -> None:
             fresh = prepare_for_training(load_model(start, job.level, on_gpu, quantized=False), job.level.method)
             trained = load_trained_weights(fresh, weights)
             export(trained, processor, job.model, job.card, _check_questions(job), job.run, job.folder)
-            trainer.write_state(trainer.num_unreadable)
+            trainer.write_state(is_complete=True)
 
 
 def _configure_cpu(num_local_workers: int) -> None:
@@ -67,7 +76,7 @@ def training_data(job: TrainingJob, processor: Any, rank: int, num_workers: int)
     loader = StepLoader(
         batch_size=job.level.batch_size,
         share=Share(job.level.tokens_per_micro_batch, rank, num_workers),
-        collator=AnswerCollator(processor, job.task, job.min_pixels, job.max_pixels),
+        collator=AnswerCollator(processor, job.task, *job.pixel_limits),
         reader=job.reader,
     )
     return TrainingData(
@@ -94,7 +103,7 @@ def _check_questions(job: TrainingJob) -> CheckQuestions:
     rows = next(job.plan.steps(0, 1))[:_NUM_CHECKED]
     files = job.reader.read([row.uri for row in rows])
     contents = [content if isinstance(content, bytes) else b"" for content in files]
-    return CheckQuestions(rows, contents, job.task, (job.min_pixels, job.max_pixels), job.max_new_tokens)
+    return CheckQuestions(rows, contents, job.task, job.pixel_limits, job.max_new_tokens)
 
 
 def load_model(start: str, level: LevelConfig, on_gpu: bool, quantized: bool = True) -> Any:

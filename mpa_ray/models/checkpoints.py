@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from mpa_ray.config import ObjectStoreConfig, resolve_path
+from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.errors import ConfigError
 from mpa_ray.models.hub import hub_file
 
@@ -126,7 +127,7 @@ def model_settings(model: str, object_store: ObjectStoreConfig) -> dict[str, Any
             base = base_of_adapter(folder)
             if base is not None:
                 return model_settings(base, object_store)
-            content = (folder / "config.json").read_bytes()
+            content = read_regular_file(folder / "config.json")
         else:
             if "/" not in model:
                 raise ConfigError("model", model, "is not a folder.", "Give a folder or a hub name (owner/name).")

@@ -81,7 +81,12 @@ class RunContext(Generic[ConfigT_co]):
         if not isinstance(self.config, RunConfig):
             return self.image_reader
         source = self.config.source
-        return replace(self.image_reader, min_bytes=source.min_bytes, max_bytes=source.max_bytes)
+        return replace(
+            self.image_reader,
+            min_bytes=source.min_bytes,
+            max_bytes=source.max_bytes,
+            follow_redirects="redirects" in source.allow,
+        )
 
     def begin(self, writes: Sequence[str] = (), reads: Sequence[str] = ()) -> None:
         """Compare the settings with those that the run's datasets were made with, then record them in run.json.

@@ -7,6 +7,7 @@ from mpa_ray.corpus.index import index_source
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.context import RunContext
 from mpa_ray.pipeline.run_pass import recorded
+from mpa_ray.run.left_out import left_out_in_words
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Manifest
 
@@ -23,5 +24,7 @@ def index(context: RunContext[RunConfig]) -> None:
 
 
 def report_corpus(manifest: Manifest) -> None:
-    """Print the size of the corpus."""
+    """Print the size of the corpus, and what the listing left out."""
     say(f"index: {manifest.num_images} images in {manifest.num_shards} shards")
+    if manifest.left_out:
+        say(f"index: {left_out_in_words(manifest.left_out)}")

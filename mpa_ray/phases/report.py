@@ -6,13 +6,15 @@ from mpa_ray.config import EvaluationRunConfig
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.measured_models import upstream_datasets
+from mpa_ray.redaction import without_url_secrets
 from mpa_ray.report.collect import collect
+from mpa_ray.report.next_steps import render_next_steps
 from mpa_ray.report.render import render_html, render_table
 from mpa_ray.run.run import REPORT_JSON, REPORT_PAGE
 
 
 def report(context: RunContext[EvaluationRunConfig]) -> None:
-    """Write report/report.json and report/index.html, and print the summary table.
+    """Write report/report.json and report/index.html, and print the summary table and what to do next.
 
     The report of a run that only measures models has its scores and times.
     """
@@ -20,6 +22,6 @@ def report(context: RunContext[EvaluationRunConfig]) -> None:
     context.begin(reads=upstream_datasets(config))
     summary = collect(run, config)
     run.write_json(REPORT_JSON, summary.to_json())
-    run.storage.write(REPORT_PAGE, render_html(config, summary).encode())
+    run.storage.write(REPORT_PAGE, without_url_secrets(render_html(config, summary)).encode())
     say(render_table(summary))
-    say(f"report: {run.storage.root}/{REPORT_PAGE}")
+    say(render_next_steps(run, config, summary))

@@ -16,6 +16,7 @@ from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.observability.log_context import log_context
 from mpa_ray.observability.usage import Usage
 from mpa_ray.pipeline.coordination.duplicates import Sighting
+from mpa_ray.pipeline.deaths import current_process
 from mpa_ray.pipeline.graph_rows import Failure, FetchedShard, encode
 from mpa_ray.pipeline.pass_spec import Pass, ShardLeft
 from mpa_ray.records import Reason
@@ -51,9 +52,12 @@ class FetchShard:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard = row["shard"]
         with log_context(**self.work.log_fields, shard=shard):
+            process = current_process("task that reads a shard")
+            if cause := ray.get(self.coordinator.begin_fetch.remote(shard, process)):
+                return encode(FetchedShard(shard, failure=Failure(cause)))
             try:
                 return encode(self._fetch(shard))
-            except (RunError, ConfigError, OSError, ValueError) as error:
+            except (RunError, ConfigError, OSError, ValueError, MemoryError) as error:
                 # The run is at fault and not an image: rows of an earlier phase are missing, say, or the credentials.
                 failure = Failure.of(error)
         ray.get(self.coordinator.give_up.remote(failure))
@@ -75,7 +79,7 @@ class FetchShard:
         sightings = self._mark_duplicates(shard, groups, plan, {} if left is not None else contents)
         read = [content for content in contents.values() if isinstance(content, bytes)]
         num_bytes = sum(map(len, read))
-        ray.get(self.coordinator.resize_bytes.remote(shard, num_bytes))
+        ray.get(self.coordinator.end_fetch.remote(shard, num_bytes))
         usage = Usage(num_bytes_read=num_bytes, read_s=time.monotonic() - started)
         if left is not None:
             return FetchedShard(shard, usage=usage, left=left)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished, may_pass
+from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.usage import Usage
 from mpa_ray.pipeline.pass_spec import ShardDone, ShardLeft
 from mpa_ray.run.redo import ShardPlan
@@ -35,7 +36,7 @@ class Failure:
         if isinstance(error, RunError):
             ends_command = error if isinstance(error, AccessLost) else None
             return cls(str(error), may_pass=isinstance(error, Unfinished), ends_command=ends_command)
-        return cls(f"{type(error).__name__}: {error}.", may_pass=may_pass(error))
+        return cls(in_words(error), may_pass=may_pass(error))
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 from ray.data import Dataset, TaskPoolStrategy
 
-from mpa_ray.corpus.read import Reader
+from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.errors import TransientError
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, configure_ray_data
 from mpa_ray.records import Reason
+from mpa_ray.stages.image_work import unless_changed
 
 _IMAGES_PER_TASK = 64
 """About how many images one task reads."""
@@ -29,6 +29,9 @@ class HasImage(Protocol):
     @property
     def uri(self) -> str: ...
 
+    @property
+    def content_sha256(self) -> str | None: ...
+
 
 RowT = TypeVar("RowT", bound=HasImage)
 
@@ -38,8 +41,8 @@ class FetchedStep(Generic[RowT]):
     """One worker's micro-batches of a training step, with the bytes of their images."""
 
     batches: Sequence[Sequence[RowT]]
-    contents: Sequence[Sequence[bytes]]
-    """The image file of every row, batch by batch; empty if the file cannot be read."""
+    contents: Sequence[Sequence[Content]]
+    """The image file of every row, batch by batch; a reason if it cannot be read, or is not the file of the teacher."""
 
     def encode(self) -> dict[str, bytes]:
         """A row of Ray Data. Pickled here, since Ray Data would otherwise look for an Arrow type for every field."""
@@ -73,31 +76,32 @@ def steps_with_images(
 
     def fetch(row: dict[str, int]) -> Iterator[dict[str, bytes]]:
         for batches in steps(row["first"], row["last"]):
-            yield _fetched(batches, reader).encode()
+            yield fetched(batches, reader).encode()
 
     configure_ray_data()
     steps_per_task = max(1, _IMAGES_PER_TASK // rows_per_step)
     starts = range(first, num_steps, steps_per_task)
     ranges = [{"first": start, "last": min(start + steps_per_task, num_steps)} for start in starts]
     items = ray.data.from_items(ranges, override_num_blocks=max(1, len(ranges)))
-    fetched = items.flat_map(fetch, num_cpus=AUXILIARY_CPUS, compute=TaskPoolStrategy(_NUM_TASKS))
+    dataset = items.flat_map(fetch, num_cpus=AUXILIARY_CPUS, compute=TaskPoolStrategy(_NUM_TASKS))
     # A resumed epoch must see the same batches.
-    fetched.context.execution_options.preserve_order = True
-    return fetched
+    dataset.context.execution_options.preserve_order = True
+    return dataset
 
 
-def _fetched(batches: Sequence[Sequence[RowT]], reader: Reader) -> FetchedStep[RowT]:
-    """Read the images of a step.
+def fetched(batches: Sequence[Sequence[RowT]], reader: Reader) -> FetchedStep[RowT]:
+    """A step with the images of its rows; a reason for each that has changed since the teacher saw it.
 
     Raises:
         TransientError: an image cannot be read for now. Training without it would lose it for good.
     """
-    files = reader.read([row.uri for batch in batches for row in batch])
-    for content in files:
+    contents = reader.read([row.uri for batch in batches for row in batch])
+    for content in contents:
         if isinstance(content, ImageProblem) and content.reason == Reason.STORAGE:
             raise TransientError(content.detail)
-    queue = iter(files)
-    contents = [
-        [content if isinstance(content, bytes) else b"" for content in islice(queue, len(batch))] for batch in batches
-    ]
-    return FetchedStep(batches, contents)
+    files = iter(contents)
+    return FetchedStep(batches, [[_as_seen(row, next(files)) for row in batch] for batch in batches])
+
+
+def _as_seen(row: HasImage, content: Content) -> Content:
+    return unless_changed(content, row.content_sha256) if isinstance(content, bytes) else content

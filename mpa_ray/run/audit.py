@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import State
+from mpa_ray.run.audit_predictions import AnswerCounts, audit_predictions
 from mpa_ray.run.dataset import ShardedDataset, prefetch
 from mpa_ray.run.parity_export import read_parity
 from mpa_ray.run.recorded_config import student_names
@@ -48,6 +48,10 @@ class AuditCounts:
     students: dict[str, LeftOut]
     problems: list[str]
     """What is missing, there twice, unreadable or unaccounted for, one sentence each."""
+    left_out_files: dict[str, int] = field(default_factory=dict)
+    """The number of files of the source that are not in the corpus, by ending or reason."""
+    predictions: dict[str, dict[str, AnswerCounts]] = field(default_factory=dict)
+    """The answers of each benchmark and model."""
 
     def to_json(self) -> dict[str, Any]:
         """The counts as `mpa-ray audit` prints them."""
@@ -57,7 +61,17 @@ class AuditCounts:
             "kept": self.kept,
             **asdict(self.left_out),
             "students": {name: asdict(left_out) for name, left_out in self.students.items()},
+            **({"left_out_files": self.left_out_files} if self.left_out_files else {}),
+            **({"predictions": self._predictions_to_json()} if self.predictions else {}),
             "problems": self.problems,
+        }
+
+    def _predictions_to_json(self) -> dict[str, Any]:
+        return {
+            benchmark: {
+                model: {"questions": counts.num_questions, **counts.outcomes} for model, counts in models.items()
+            }
+            for benchmark, models in self.predictions.items()
         }
 
 
@@ -65,10 +79,13 @@ def audit(run: Run) -> AuditCounts:
     """Count the rows of all datasets of a run, and compare the datasets with each other.
 
     Raises:
-        ConfigError: the directory holds no run, or nothing has been indexed yet.
+        ConfigError: the directory holds no run, or a run that aligns students and has not indexed its images yet.
     """
-    names, manifest = student_names(run), run.manifest()
-    with Progress("audit", manifest.num_shards * (1 + len(names)), "shards", file=sys.stderr) as progress:
+    names = student_names(run)
+    # A run without students only measures models, and has no corpus.
+    manifest = run.manifest() if names or run.is_indexed() else Manifest(0, 0)
+    answers = audit_predictions(run, include_missing=not names)
+    with Progress("audit", manifest.num_shards * (1 + len(names)), "shards", to_stderr=True) as progress:
         auditor = _Auditor(run, manifest, progress)
         annotations = auditor.count_annotations()
         verdicts = {name: auditor.count_verdicts(name) for name in names}
@@ -78,7 +95,9 @@ def audit(run: Run) -> AuditCounts:
         kept={name: outcomes.get((State.KEPT, None), 0) for name, outcomes in verdicts.items()},
         left_out=_left_out([outcomes for outcomes in verdicts.values() if outcomes] or [annotations]),
         students={name: _left_out([outcomes]) for name, outcomes in verdicts.items()},
-        problems=auditor.problems,
+        problems=auditor.problems + answers.problems,
+        left_out_files=manifest.left_out,
+        predictions=answers.counts,
     )
 
 

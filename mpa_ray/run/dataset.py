@@ -15,7 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import count, islice, takewhile
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
@@ -48,11 +48,13 @@ class Commit:
     """0 for the first commit of the shard, and one more each time the shard is made again."""
     source_generation: int = 0
     """The generation of the shard that the rows were made from."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """In the corpus: how many files the listing left out before the shard's last image, by ending or reason."""
 
     @classmethod
     def from_json(cls, content: bytes) -> Commit:
         """Read a marker. Fields that another version has added are left out."""
-        known = {field.name for field in fields(cls)}
+        known = {known.name for known in fields(cls)}
         return cls(**{name: value for name, value in json.loads(content).items() if name in known})
 
 
@@ -93,7 +95,15 @@ class ShardedDataset(Generic[RowT]):
     folder: str
     row_type: type[RowT]
 
-    def commit(self, shard: str, rows: Sequence[RowT], generation: int = 0, source_generation: int = 0) -> bool:
+    def commit(
+        self,
+        shard: str,
+        rows: Sequence[RowT],
+        generation: int = 0,
+        source_generation: int = 0,
+        *,
+        left_out: Mapping[str, int] | None = None,
+    ) -> bool:
         """Write a shard and publish it. Returns False if another attempt has published it: that one's rows count.
 
         Args:
@@ -101,10 +111,12 @@ class ShardedDataset(Generic[RowT]):
             rows: Its rows.
             generation: 0, or one more than the newest generation if the shard is made again.
             source_generation: The generation of the shard that the rows were made from.
+            left_out: See `Commit.left_out`.
         """
         file = f"{self.folder}/data/{shard}-{uuid.uuid4().hex}.parquet"
         self.storage.write(file, to_parquet(rows, self.row_type))
-        marker = json.dumps(asdict(Commit(shard, file, len(rows), generation, source_generation)))
+        values = asdict(Commit(shard, file, len(rows), generation, source_generation, dict(left_out or {})))
+        marker = json.dumps({name: value for name, value in values.items() if name != "left_out" or value})
         return self.storage.create(self._marker(shard, generation), marker.encode())
 
     def commit_of(self, shard: str) -> Commit | None:

@@ -17,6 +17,7 @@ def _model(config: ModelConfig, run: EvaluationRunConfig) -> Fingerprint:
         "engine": config.engine.kind,
         "min_pixels": config.min_pixels,
         "max_pixels": config.max_pixels,
+        "max_image_pixels": config.max_image_pixels,
         **config.engine.identity_fields(),
     }
 

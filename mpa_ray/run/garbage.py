@@ -41,9 +41,11 @@ def collect_garbage(run: Run, older_than: timedelta) -> Collected:
 
 
 def _datasets(run: Run) -> Iterator[tuple[ShardedDataset[Any], Manifest]]:
-    corpus, students = run.manifest(), student_names(run)
-    for dataset in (run.corpus, run.annotations, *map(run.verdicts, students)):
-        yield cast(ShardedDataset[Any], dataset), corpus
+    students = student_names(run)
+    if students or run.is_indexed():
+        corpus = run.manifest()
+        for dataset in (run.corpus, run.annotations, *map(run.verdicts, students)):
+            yield cast(ShardedDataset[Any], dataset), corpus
     for benchmark, models in models_by_benchmark(run).items():
         folder = run.benchmark_dir(benchmark)
         if run.has_manifest(folder):

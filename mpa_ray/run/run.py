@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from itertools import count, takewhile
@@ -10,9 +11,11 @@ from typing import Any
 from mpa_ray.config import Arm, EvaluationRunConfig, ObjectStoreConfig, measured_as
 from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch, may_pass
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
+from mpa_ray.redaction import without_secret_values, without_url_secrets
 from mpa_ray.run.dataset import ShardedDataset, shard_name
 from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.storage import Storage
+from mpa_ray.textual import parse_json
 
 Fingerprint = dict[str, Any]
 """The names and values of what a dataset's content depends on; see `mpa_ray.run.fingerprint`."""
@@ -32,6 +35,9 @@ _AGAIN = "~"
 """Separates a model from the number of its training in the name of a folder. Names of models cannot contain it."""
 _SLASH = "@"
 """Replaces a slash in the name of a fingerprint's file; no dataset's name contains it."""
+_RESERVE = ".writable"
+"""Shows that the run can be written, and keeps some space on a disk that becomes full."""
+_RESERVE_BYTES = 2**16
 _MIN_FREE_BYTES = 32 * 2**20
 _NUM_CHANGES_SHOWN = 4
 _MAX_VALUE_LENGTH = 48
@@ -45,6 +51,8 @@ class Manifest:
 
     num_images: int
     num_shards: int
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+    """How many files of the source are not in the corpus, by ending or reason."""
 
     @property
     def shards(self) -> list[str]:
@@ -76,7 +84,7 @@ class Run:
         """
         storage = open_storage(run_dir, object_store)
         try:
-            storage.write(".writable", b"")
+            storage.write(_RESERVE, bytes(_RESERVE_BYTES))
         except CannotWrite as error:
             if may_pass(error):
                 raise
@@ -100,6 +108,10 @@ class Run:
                 f"was written in format {number} by mpa-ray {version}; this version reads format {FORMAT}.",
                 f"Continue it with mpa-ray {version}, or give a new run_dir.",
             )
+
+    def free_reserve(self) -> None:
+        """Make room on a full disk for the record of why the run ends."""
+        self.storage.delete(_RESERVE)
 
     def check_free_space(self, num_rows: int) -> None:
         """Raise ConfigError if the run directory has no space for that many more rows."""
@@ -240,19 +252,20 @@ class Run:
 
     def read_json(self, path: str) -> dict[str, Any]:
         """Read a JSON object. Raises FileNotFoundError."""
-        content: dict[str, Any] = json.loads(self.storage.read(path))
+        content: dict[str, Any] = parse_json(self.storage.read(path))
         return content
 
     def write_json(self, path: str, content: dict[str, Any]) -> None:
-        """Write or replace a JSON object. Raises CannotWrite."""
-        self.storage.write(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
+        """Write or replace a JSON object, without the passwords and signatures of URLs. Raises CannotWrite."""
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        self.storage.write(path, without_url_secrets(text).encode())
 
     def record_config(self, config: EvaluationRunConfig, versions: dict[str, str]) -> None:
-        """Write run.json: the settings of the latest command, and the fingerprints of all datasets so far."""
+        """Write run.json: the settings of the latest command without their secrets, and all fingerprints so far."""
         registered = {_dataset_of(path): path for path in self.storage.list(_FINGERPRINTS)}
         content = {
             "format": FORMAT,
-            "config": config.model_dump(mode="json"),
+            "config": without_secret_values(config.model_dump(mode="json")),
             "versions": versions,
             "fingerprints": {dataset: self.read_json(path) for dataset, path in registered.items()},
         }
@@ -265,7 +278,7 @@ class Run:
             FingerprintMismatch: the dataset has rows that were made with other settings; names the fields that differ.
         """
         path = self._fingerprint_path(dataset)
-        content = json.dumps(fingerprint, indent=2, ensure_ascii=False).encode()
+        content = json.dumps(without_secret_values(fingerprint), indent=2, ensure_ascii=False).encode()
         if self.storage.create(path, content):
             return
         if self._is_begun(dataset):
@@ -285,7 +298,10 @@ class Run:
             FingerprintMismatch: fields differ; names them, the first few with both values.
         """
         path = self._fingerprint_path(dataset)
-        changed = _changed_fields(self.read_json(path), fingerprint) if self._is_begun(dataset) else {}
+        changed = {}
+        if self._is_begun(dataset):
+            # A new token does not change what a dataset holds.
+            changed = _changed_fields(self.read_json(path), without_secret_values(fingerprint))
         changed.pop(ignoring, None)
         if not changed:
             return

@@ -107,7 +107,9 @@ class TrainingState:
     """The last optimiser step that was logged."""
     num_steps: int = 0
     num_unreadable: int | None = None
-    """Samples whose images could no longer be read; None until the student is exported."""
+    """Samples whose images could no longer be read, or had changed; None until the student is exported."""
+    num_changed: int | None = None
+    """Those whose images had changed since the teacher saw them."""
     best_step: int | None = None
     """The step whose weights had the lowest loss on the held-out samples; None without such samples."""
     retained: Retained = field(default_factory=Retained)

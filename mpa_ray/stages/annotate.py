@@ -49,6 +49,9 @@ class Annotate:
         Raises:
             EngineDied: the teacher's engine can no longer serve requests.
         """
+        if isinstance(work.content, bytes) and work.content_sha256 is None:
+            # Only a pass that looks for duplicates has hashed the file.
+            work = replace(work, content_sha256=hashlib.sha256(work.content).hexdigest())
         image = await encode_work(work, self.teacher)
         if isinstance(image, ImageProblem):
             return [_RowBuilder(work, 0).without_pair(state_of(image), image.reason, image.detail)]

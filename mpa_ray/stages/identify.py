@@ -50,8 +50,13 @@ class Identify:
     async def _verdicts(self, work: ImageWork[Annotation]) -> list[Verdict]:
         image = await encode_work(work, self.student)
         if isinstance(image, ImageProblem):
-            # The teacher read this image; it has been removed or changed since.
-            return [not_answered(a, state_of(image), image.reason, image.detail) for a in work.rows]
+            # The teacher read this image; it has been removed, replaced or damaged since.
+            return [
+                not_answered(row, state_of(image), image.reason, image.detail)
+                if self.worth_asking(row)
+                else self._judge_without_student(row)
+                for row in work.rows
+            ]
         questions = [annotation for annotation in work.rows if self.worth_asking(annotation)]
         verdicts = iter(await first_alone([partial(self._ask, image, annotation) for annotation in questions]))
         return [next(verdicts) if self.worth_asking(row) else self._judge_without_student(row) for row in work.rows]

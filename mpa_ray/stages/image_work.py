@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 from mpa_ray.engine.protocol import EncodedImage, RequestRefused, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
-from mpa_ray.records import HasOutcome, OfModel, Reason, RowT, State
+from mpa_ray.records import Annotation, HasOutcome, OfModel, Reason, RowT, State
 
 T = TypeVar("T")
 OutT = TypeVar("OutT", bound=HasOutcome)
@@ -43,12 +44,23 @@ async def encode_work(work: ImageWork[RowT], model: VisionLanguageModel) -> Enco
     Raises:
         EngineDied: the engine can no longer take images.
     """
-    if not isinstance(work.content, bytes):
-        return work.content or ImageProblem(Reason.UNREADABLE, "not read")
+    content = work.content
+    if isinstance(content, bytes):
+        seen = (row.content_sha256 for row in work.rows if isinstance(row, Annotation))
+        content = unless_changed(content, next(seen, None))
+    if not isinstance(content, bytes):
+        return content or ImageProblem(Reason.UNREADABLE, "not read")
     try:
-        return await model.encode_image(work.image_id, work.content)
+        return await model.encode_image(work.image_id, content)
     except RequestRefused as refused:
         return ImageProblem(refused.reason, refused.detail)
+
+
+def unless_changed(content: bytes, sha256: str | None) -> bytes | ImageProblem:
+    """An image file; a reason in its place if its digest is not the one that an earlier phase stored."""
+    if sha256 is None or hashlib.sha256(content).hexdigest() == sha256:
+        return content
+    return ImageProblem(Reason.IMAGE_CHANGED, "not the file that the teacher saw: its SHA-256 differs")
 
 
 async def first_alone(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:

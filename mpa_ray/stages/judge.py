@@ -87,4 +87,5 @@ def _verdict(
         finish_reason=student.finish_reason if student else None,
         mean_logprob=student.mean_logprob if student else None,
         num_prompt_tokens=student.num_prompt_tokens if student else 0,
+        content_sha256=annotation.content_sha256,
     )

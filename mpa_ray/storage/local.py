@@ -14,20 +14,32 @@ from typing import IO
 
 from pyarrow.fs import FileSystem, LocalFileSystem
 
+from mpa_ray.config import ObjectStoreConfig
+from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.errors import CannotWrite
+from mpa_ray.storage.deadline import call_with_deadline
 from mpa_ray.storage.storage import StoredFile
 
 _COPY_BUFFER_BYTES = 2**20
+_READ_DEADLINE_S = ObjectStoreConfig().read_deadline_s
 
 
 class LocalStorage:
     """A folder on this machine, or one that every node mounts."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, read_deadline_s: float = _READ_DEADLINE_S) -> None:
+        """Use a folder that need not exist yet.
+
+        Args:
+            root: The folder's path.
+            read_deadline_s: Longest time for reading a file; a mount may not answer.
+        """
         self.root = str(Path(root).absolute())
+        self._read_deadline_s = read_deadline_s
 
     def read(self, path: str) -> bytes:
-        return Path(self.root, path).read_bytes()
+        file = Path(self.root, path)
+        return call_with_deadline(lambda: read_regular_file(file), self._read_deadline_s, str(file))
 
     def write(self, path: str, content: bytes) -> None:
         temporary = self._write_temporary(path, BytesIO(content))

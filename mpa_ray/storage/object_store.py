@@ -27,6 +27,7 @@ from urllib3.exceptions import HTTPError
 
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.errors import AccessLost, ConfigError, TransientError
+from mpa_ray.storage.deadline import Expiry, call_with_deadline
 from mpa_ray.storage.faults import Fault, fault_of
 from mpa_ray.storage.request_pace import Outage, RequestPace
 
@@ -59,6 +60,8 @@ _CONNECTION = (
 """Errors of the connection, of what a proxy sends, and of the service that gives a machine its credentials."""
 _ERRORS = (ClientError, BotoCoreError, ResponseParserError, Boto3Error, HTTPError, RuntimeError)
 _BAD_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
+_CHUNK_BYTES = 2**20
+_CUT_OFF_S = 0.001
 
 T = TypeVar("T")
 
@@ -114,14 +117,16 @@ class ObjectStore:
         byte_range = {} if first is None else {"Range": f"bytes={first}-{last}"}
 
         def attempt() -> bytes:
+            Expiry.current().check(f"{SCHEME}{bucket}/{key}", 0)
             try:
                 response = self._client.get_object(Bucket=bucket, Key=key, **byte_range)
             except ClientError as error:
                 if _fault(error) is Fault.PAST_END:
                     return b""
                 raise
-            content: bytes = response["Body"].read()
-            return content
+            # A store without range support sends the whole object.
+            skip = 0 if "ContentRange" in response else first or 0
+            return _body(response["Body"], skip, num_bytes)
 
         return self._with_retries(attempt, bucket, key)
 
@@ -198,7 +203,8 @@ class ObjectStore:
         if not nested:
             arguments["Delimiter"] = "/"
         while True:
-            page = self._with_retries(partial(self._list_page, arguments), bucket, prefix)
+            list_page = partial(self._with_retries, partial(self._list_page, arguments), bucket, prefix)
+            page = call_with_deadline(list_page, self.config.read_deadline_s, f"{SCHEME}{bucket}/{prefix}")
             yield _Page(
                 [
                     ListedObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
@@ -334,6 +340,24 @@ def _underlying(error: Exception) -> Exception:
     """The server's error, which boto3's transfers replace by a message but keep as the context."""
     context = error.__context__
     return context if isinstance(error, Boto3Error) and isinstance(context, ClientError | BotoCoreError) else error
+
+
+def _body(body: Any, skip: int, num_bytes: int | None) -> bytes:
+    """Read a body after its first `skip` bytes, at most `num_bytes` of it; the deadline of the call cuts it off."""
+    expiry = Expiry.current()
+    # A blocked read gets its next bytes, then it times out.
+    expiry.on_expiry(partial(body.set_socket_timeout, _CUT_OFF_S))
+    content = bytearray()
+    while num_bytes is None or len(content) < num_bytes:
+        chunk = body.read(_CHUNK_BYTES)
+        if not chunk:
+            return bytes(content)
+        content += chunk[skip:] if skip else chunk
+        skip = max(0, skip - len(chunk))
+        expiry.check("its body", len(content))
+    body.close()
+    del content[num_bytes:]
+    return bytes(content)
 
 
 def _code(error: ClientError) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpa_ray.config import ObjectStoreConfig
+from mpa_ray.config import ObjectStoreConfig, parse_location
 from mpa_ray.errors import ConfigError
 from mpa_ray.storage.local import LocalStorage
 from mpa_ray.storage.storage import Storage
@@ -12,8 +12,12 @@ def open_storage(root: str, object_store: ObjectStoreConfig | None = None) -> St
     """Open a run directory as a storage.
 
     Raises:
-        ConfigError: the kind of URI is not supported.
+        ConfigError: the kind of URI is not supported, or the URI is misspelled.
     """
+    try:
+        root = parse_location(root)
+    except ValueError as error:
+        raise ConfigError("run_dir", root, f"{error}.", "Give a folder or an s3:// prefix.") from None
     if root.startswith("s3://"):
         # boto3 takes a second to import.
         from mpa_ray.storage.s3 import S3Storage
@@ -23,4 +27,5 @@ def open_storage(root: str, object_store: ObjectStoreConfig | None = None) -> St
         raise ConfigError(
             "run_dir", root, "is neither a folder nor an s3:// URI.", "Give one that every node can reach."
         )
-    return LocalStorage(root.removeprefix("file://"))
+    config = object_store or ObjectStoreConfig()
+    return LocalStorage(root.removeprefix("file://"), config.read_deadline_s)

@@ -10,6 +10,7 @@ from pyarrow.fs import FileSystem
 
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.errors import CannotWrite
+from mpa_ray.storage.deadline import call_with_deadline
 from mpa_ray.storage.object_store import ObjectStore, split_uri
 from mpa_ray.storage.storage import StoredFile
 
@@ -23,7 +24,11 @@ class S3Storage:
         self._bucket, self._prefix = split_uri(self.root)
 
     def read(self, path: str) -> bytes:
-        return self._store.get(self._bucket, self._key(path))
+        return call_with_deadline(
+            lambda: self._store.get(self._bucket, self._key(path)),
+            self._store.config.read_deadline_s,
+            f"{self.root}/{path}",
+        )
 
     def write(self, path: str, content: bytes) -> None:
         try:

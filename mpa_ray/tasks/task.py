@@ -11,7 +11,9 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mpa_ray.config import MatcherConfig, PlainMatch, Settings
+from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.config.setting_path import setting_path
+from mpa_ray.config.words import read_yaml, unstorable_texts, with_types
 from mpa_ray.errors import ConfigError
 from mpa_ray.metrics import METRICS
 from mpa_ray.tasks.parser import QuestionAnswer, ReplyError, asks_for_pair, parse_reply
@@ -130,13 +132,15 @@ def load_task(path: str | Path) -> Task:
         ConfigError: the file cannot be read, or one of its fields is wrong.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = read_yaml(read_regular_file(path).decode("utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(
             "task", str(path), f"cannot be read as YAML ({error}).", "Give the file of a task."
         ) from error
+    for where, _ in unstorable_texts(tree):
+        raise ConfigError("task", str(path), f"{where} is not UTF-8.", "Remove the half characters.")
     try:
-        return Task.model_validate(tree)
+        return Task.model_validate(with_types(tree, Task) if isinstance(tree, dict) else tree)
     except ValidationError as error:
         first = error.errors()[0]
         where = setting_path(Task, first["loc"]) or "the file"

@@ -210,7 +210,7 @@ def test_greedy_answers_equal_those_of_transformers(run: Run[Any], engine: VllmE
 def test_a_rendered_image_gets_the_same_reply_as_a_raw_one(run: Run[Any], engine: VllmEngine) -> None:
     sampling = SamplingConfig(max_new_tokens=48)
     arguments = engine_arguments(CONFIG, SERVING, on_cpu=True, adapters={})
-    thread = RenderingThread(arguments, (CONFIG.min_pixels, CONFIG.max_pixels))
+    thread = RenderingThread(arguments, CONFIG.pixel_limits)
 
     async def each_way(scene: Scene, text: str) -> list[Reply]:
         image, rendered = prepared(scene), await thread.render_image(content_of(scene))

@@ -9,11 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -189,3 +191,81 @@ def test_ray_survives_the_thread_that_started_it() -> None:
         [sys.executable, "-c", STARTED_BY_A_THREAD], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
     )
     assert "answer 42" in done.stdout, done.stderr
+
+
+SECRET = "Zq8xW2kP7vN4tR6y"
+"""It is part of every planted secret, each of which ends with a number of its own."""
+PHASES = """
+import sys
+from mpa_ray.cli import main
+print([main([phase, *sys.argv[1:]]) for phase in ("index", "annotate", "identify", "evaluate", "report")])
+"""
+
+
+def test_no_secret_reaches_a_file_a_log_or_the_terminal(images: Path, tmp_path: Path) -> None:
+    tree = with_secrets(images, tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    with tempfile.TemporaryDirectory(dir="/tmp") as ray_folder:
+        done = subprocess.run(
+            [
+                *[sys.executable, "-c", PHASES, "--config", str(tmp_path / "config.yaml")],
+                *["--students.1.engine.engine_args.hf_token", f"{SECRET}1"],
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=280,
+            env={
+                **os.environ,
+                "RAY_TMPDIR": ray_folder,
+                "AWS_SECRET_ACCESS_KEY": f"{SECRET}2",
+                "AWS_SESSION_TOKEN": f"{SECRET}3",
+                "HF_TOKEN": f"{SECRET}4",
+            },
+        )
+        # The second student's engine cannot start.
+        assert done.stdout.splitlines()[-1] == "[0, 0, 1, 0, 0]", done.stderr
+        assert "the engine of" in done.stderr
+        assert SECRET not in done.stdout + done.stderr
+        leaks = [path for path in files_below(Path(ray_folder)) if SECRET.encode() in path.read_bytes()]
+        assert not leaks
+        assert any(b"ray" in path.read_bytes() for path in files_below(Path(ray_folder)))
+    run = Path(tree["run_dir"])
+    rows = {path: pq.read_table(path) for path in files_below(run) if path.suffix == ".parquet"}
+    assert len(rows) > 4
+    for path in files_below(run):
+        if path not in rows and path.parent.name != "small":
+            assert SECRET.encode() not in path.read_bytes(), path
+    # `source.allow: [signed_urls]` permits one column to hold them.
+    columns = {name for table in rows.values() for name in table.column_names if SECRET in str(table[name].to_pylist())}
+    assert columns == {"uri"}
+    assert '"hf_token": "***"' in (run / "run.json").read_text()
+    annotations = [row for path, table in rows.items() if "annotations" in str(path) for row in table.to_pylist()]
+    assert {(row["state"], row["reason"]) for row in annotations if "127.0.0.1" in row["uri"]} == {
+        ("failed", "unreadable")
+    }
+    assert {json.loads(row["metadata"])["url"] for row in annotations} == {"https://***@host/x?sig=***&w=1"}
+
+
+def with_secrets(images: Path, tmp_path: Path) -> dict[str, Any]:
+    """A configuration with a secret wherever a run may need one; the one that a student's engine needs comes later."""
+    entries = [*sorted(map(str, images.glob("00*.png"))), f"http://127.0.0.1:9/x.png?X-Amz-Signature={SECRET}5"]
+    url = f"https://me:{SECRET}6@host/x?sig={SECRET}7&w=1"
+    source = tmp_path / "list.jsonl"
+    source.write_text("\n".join(json.dumps({"image": entry, "url": url}) for entry in entries))
+    questions = tmp_path / "questions.jsonl"
+    question = {"question_id": "1", "image": entries[0], "question": "What is it?", "answers": ["x"]}
+    questions.write_text(json.dumps(question))
+    tree = scripted_tree(images, tmp_path / "my run #1 [50%]?")
+    tree["source"] = {"path": str(source), "metadata": ["url"], "allow": ["http", "signed_urls"], "shard_size": 8}
+    tree["object_store"] = {"max_attempts": 1}
+    tree["evaluate"] = {"benchmarks": [{"path": str(questions), "images": str(images)}], "teacher": True}
+    arguments = {"no_such_argument": 1, "additional_config": {"api_key": f"{SECRET}8", "url": url}}
+    engine = {"kind": "vllm", "engine_args": arguments}
+    tree["students"].append({"name": "broken", "model": STUDENT, "engine": engine})
+    return tree
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]

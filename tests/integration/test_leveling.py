@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from mpa_ray.leveling.trainable import prepare_for_training
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.models.components import component_of
 from mpa_ray.records import ParitySample, Verdict
+from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.run.training_state import TrainingState
 from mpa_ray.tasks.library import TASKS
@@ -106,7 +108,7 @@ def leveled(samples: list[ParitySample], folder: Path, settings: LevelConfig, kn
     config = RunConfig.model_validate({**scripted_tree(folder / "images", folder), "students": [student.model_dump()]})
     run = Run.open(config.run_dir)
     plan = plan_epoch(run, FOLDER, SampleSources(lambda: samples, lambda: known), settings)
-    fine_tune(run, config, student, "level s", TASK, plan, FOLDER, "a card")
+    fine_tune(run, config, student, PhaseKey("level", "s"), TASK, plan, FOLDER, "a card")
     return run
 
 
@@ -117,14 +119,17 @@ def state_of(run: Run) -> TrainingState:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_missing_images_are_warned_of_or_end_the_training(
+def test_missing_and_changed_images_are_warned_of_or_end_the_training(
     samples: list[ParitySample], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = LevelConfig(batch_size=8, tokens_per_micro_batch=400, num_workers=2)
-    some_gone = [replace(s, uri="/gone.png") for s in samples[:3]] + samples[3:]
-    run = leveled(some_gone, tmp_path / "some", settings)
-    assert state_of(run).num_unreadable == 3
-    assert "WARNING: level s: the images of 3 of 40 samples could no longer be read" in capsys.readouterr().out
+    gone = [replace(s, uri="/gone.png") for s in samples[:2]]
+    changed = replace(samples[2], content_sha256="0" * 64)
+    seen = replace(samples[3], content_sha256=hashlib.sha256(Path(samples[3].uri).read_bytes()).hexdigest())
+    run = leveled([*gone, changed, seen, *samples[4:]], tmp_path / "some", settings)
+    assert (state_of(run).num_unreadable, state_of(run).num_changed) == (3, 1)
+    warning = "WARNING: level s: the images of 3 of 40 samples could no longer be read (1 have changed since"
+    assert warning in capsys.readouterr().out
     with pytest.raises(RunError, match=r"the images of 30 of 40 samples .* more than limits\.max_failed_rate"):
         leveled([replace(s, uri="/gone.png") for s in samples[:30]] + samples[30:], tmp_path / "most", settings)
     with pytest.raises(RunError, match=r"Restore the source's files, delete .*students/s/parity and run again"):

@@ -17,7 +17,7 @@ import yaml
 
 from benchmarks.faulty_proxy import FaultyProxy, WebFault
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
-from mpa_ray.corpus.index import list_images
+from mpa_ray.corpus.index import Selection
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.corpus.sources.open import kind_of
@@ -155,6 +155,10 @@ def run_job(job: str, *arguments: str, endpoint: str) -> subprocess.CompletedPro
     )
 
 
+def listed(config: SourceConfig, places: Places, after: ImageRef | None = None) -> list[ImageRef]:
+    return [item for item in Selection(config, places).listing(after) if isinstance(item, ImageRef)]
+
+
 @pytest.mark.parametrize(("make", "kind"), KINDS, ids=[make.__name__ for make, _ in KINDS])
 def test_every_kind_of_source(
     make: Maker, kind: str, server: str, object_store: ObjectStoreConfig, tmp_path: Path
@@ -165,10 +169,10 @@ def test_every_kind_of_source(
     config = SourceConfig(path=f"s3://bucket/sources/{make.__name__}/{path}")
     places = Places(object_store)
     assert kind_of(config, places) == kind
-    refs = list(list_images(config, places))
+    refs = listed(config, places)
     assert Reader(object_store).read([ref.uri for ref in refs]) == contents
     for position in (0, 11, 12, 28, 29):
-        assert list(list_images(config, places, refs[position])) == refs[position + 1 :]
+        assert listed(config, places, refs[position]) == refs[position + 1 :]
 
 
 def test_a_shard_of_a_tar_reads_only_its_own_bytes(
@@ -177,7 +181,7 @@ def test_a_shard_of_a_tar_reads_only_its_own_bytes(
     contents = [os.urandom(300_000) for _ in range(12)]
     as_tars(contents, tmp_path)
     upload(tmp_path, server, "large")
-    refs = list(list_images(SourceConfig(path="s3://bucket/large/tars"), Places(object_store)))
+    refs = listed(SourceConfig(path="s3://bucket/large/tars"), Places(object_store))
     sizes: list[int] = []
     get = ObjectStore.get
 
@@ -221,9 +225,9 @@ def test_a_remote_list_cannot_name_local_files(entry: str, storage: S3Storage, o
     storage.write("list.txt", f"a.png\n{entry}\n".encode())
     config = SourceConfig(path=f"{storage.root}/list.txt")
     with pytest.raises(ConfigError, match=r"row 2: .* is a local file in a remote list, which is not allowed"):
-        list(list_images(config, Places(object_store)))
+        listed(config, Places(object_store))
     allowed = config.model_copy(update={"allow": ("local_files",)})
-    assert [ref.uri for ref in list_images(allowed, Places(object_store))] == [f"{storage.root}/a.png", entry]
+    assert [ref.uri for ref in listed(allowed, Places(object_store))] == [f"{storage.root}/a.png", entry]
 
 
 def test_an_image_that_is_too_large_is_not_read_to_its_end(storage: S3Storage, object_store: ObjectStoreConfig) -> None:

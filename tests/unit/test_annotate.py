@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 from typing import Literal
@@ -129,3 +130,8 @@ def test_each_of_several_second_answers_has_its_own_seed() -> None:
 def test_several_greedy_second_answers_are_refused() -> None:
     with pytest.raises(ValueError, match="num_second_answers over 1 needs"):
         AnnotateConfig(sampling=SamplingConfig(), num_second_answers=3)
+
+
+def test_the_file_that_the_teacher_saw_is_recorded_also_without_a_search_for_duplicates() -> None:
+    (row,) = visited(1, num_different=1, content=b"no image")
+    assert row.content_sha256 == hashlib.sha256(b"no image").hexdigest()

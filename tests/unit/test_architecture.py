@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "mpa_ray"
 
 LAYERS = (
+    ("textual", "redaction"),
     ("errors", "observability"),
     ("config", "records"),
     ("metrics",),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mpa_ray.config import MAX_IMAGE_PIXELS, ModelConfig
 from mpa_ray.imaging.decode import (
     FORMATS,
     SIGNATURES,
@@ -170,3 +171,19 @@ def test_cache_keys_differ_between_files_and_between_pixel_limits() -> None:
     keys = [p.key for p in prepared if not isinstance(p, ImageProblem)]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
+
+
+def test_the_limit_of_pixels_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow refused an image of more than twice its own limit, whatever the setting."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    picture = encoded(Image.new("RGB", (60, 50), "red"), "WEBP")
+    refused = prepare(picture, 1, 10_000, 2_999)
+    assert refused == ImageProblem(Reason.TOO_MANY_PIXELS, "60 x 50")
+    shown = prepare(picture, 1, 10_000, 3_000)
+    assert isinstance(shown, PreparedImage)
+    assert shown.image.size == (60, 50)
+
+
+def test_a_model_has_a_limit_of_pixels() -> None:
+    assert ModelConfig(model="m", min_pixels=1, max_pixels=2).pixel_limits == (1, 2, MAX_IMAGE_PIXELS)
+    assert ModelConfig(model="m", min_pixels=1, max_pixels=2, max_image_pixels=3).pixel_limits == (1, 2, 3)

@@ -11,8 +11,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FOR_AN_EXTRA = {"vllm"}
-"""Imported where its extra (`cpu` or `gpu`) is installed."""
+FOR_AN_EXTRA = {"vllm", "pi_heif"}
+"""Imported where an extra (`cpu`, `gpu` or `heic`) is installed."""
 
 
 def imported_packages() -> Iterator[str]:

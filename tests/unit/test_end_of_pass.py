@@ -12,6 +12,7 @@ import pytest
 
 from mpa_ray.config import LimitsConfig
 from mpa_ray.observability.usage import Usage
+from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.coordination.end_of_pass import EndOfPass
 from mpa_ray.pipeline.graph_rows import Failure, FetchedShard, VisitedShard, decode_batch, encode
@@ -23,11 +24,15 @@ from mpa_ray.stages.visits import GivenUp
 LOST = Failure("s3://b/1.png: ExpiredToken.", may_pass=True)
 
 
+async def no_death(process: WorkerProcess, error: str | None) -> str:
+    raise AssertionError(f"{process} has not died: {error}")
+
+
 class Coordinator:
     """Calls a coordinator as an actor is called."""
 
     def __init__(self) -> None:
-        self.coordinator = PassCoordinator(LimitsConfig(), 2**20)
+        self.coordinator = PassCoordinator(LimitsConfig(), 2**20, no_death)
 
     def __getattr__(self, name: str) -> Any:
         return SimpleNamespace(remote=getattr(self.coordinator, name))
@@ -108,7 +113,7 @@ def test_a_shard_on_which_engines_die_too_often_is_a_failure() -> None:
         model_actor = actor(Visits("0", GivenUp("the engine died 10 times")), Coordinator())
         return decode_batch(await model_actor(batch(FetchedShard("0", images("a")))), VisitedShard)
 
-    assert asyncio.run(run()).failure == Failure("the engine died 10 times.")
+    assert asyncio.run(run()).failure == Failure("the engine died 10 times")
 
 
 def test_the_first_failure_counts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -133,3 +134,27 @@ def test_an_image_that_cannot_be_read_fails_for_every_model() -> None:
         ("other", State.FAILED, Reason.UNREADABLE),
     ]
     assert engine.adapters == []
+
+
+def test_an_image_that_changed_since_the_teacher_saw_it_is_not_asked_about() -> None:
+    seen = replace(pair(1, "9", "9"), content_sha256=hashlib.sha256(b"file").hexdigest())
+    rows = (seen, replace(pair(2, "9", "x"), content_sha256=seen.content_sha256))
+    student = CountingModel()
+    stage = Identify(student, TASK, AnswerConfig(), WorthAsking(MATCHERS["exact"]))
+    changed = asyncio.run(stage.visit(ImageWork("a", "/a", rows, b"another file")))
+    assert student.num_encoded == 0
+    assert [(v.state, v.reason) for v in changed] == [("failed", "image_changed"), ("dropped", "teacher_inconsistent")]
+    same = asyncio.run(stage.visit(ImageWork("a", "/a", rows, b"file")))
+    assert [(v.state, v.reason) for v in same] == [("kept", None), ("dropped", "teacher_inconsistent")]
+    assert {v.content_sha256 for v in changed + same} == {seen.content_sha256}
+    assert same[0].sample().content_sha256 == seen.content_sha256
+
+
+def test_an_image_that_changed_fails_for_every_model_of_an_engine() -> None:
+    engine = CountingModel()
+    make_stage = partial(Identify, task=TASK, answer=AnswerConfig(), worth_asking=WorthAsking(MATCHERS["exact"]))
+    stage = build_multi_model(make_stage, {"small": None, "other": object()}, engine)
+    row = replace(pair(1, "1", "1"), content_sha256="0" * 64)
+    rows = asyncio.run(stage.visit(ImageWork("a", "/a", (row,), b"file")))
+    assert [(row.model, row.reason) for row in rows] == [("small", "image_changed"), ("other", "image_changed")]
+    assert engine.num_encoded == 0

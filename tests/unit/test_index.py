@@ -11,7 +11,7 @@ import pytest
 
 from mpa_ray.campaign.campaign import align
 from mpa_ray.config import ObjectStoreConfig, RunConfig, SourceConfig
-from mpa_ray.corpus.index import check_source, index_source, list_images
+from mpa_ray.corpus.index import Selection, check_source, index_source
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import ConfigError
@@ -41,14 +41,14 @@ def ids(run: Run) -> list[str]:
 
 def test_images_are_sorted_by_their_paths(tmp_path: Path) -> None:
     source = folder_with(tmp_path, "b.png", "a/z.JPG", "a.png", "a-1/c.png", "notes.txt", "a/y.webp")
-    names = [ref.image_id for ref in list_images(source, FILES)]
+    names = [ref.image_id for ref in Selection(source, FILES).images()]
     assert names == sorted(names, key=str.encode) == ["a-1/c.png", "a.png", "a/y.webp", "a/z.JPG", "b.png"]
 
 
 def test_a_killed_index_continues_and_repeats_no_image(tmp_path: Path) -> None:
     source = folder_with(tmp_path / "images", *(f"{c}.png" for c in "bcdefgh"))
     run = Run.open(str(tmp_path / "run"))
-    run.corpus.commit("000000", list(list_images(source, FILES))[:2])
+    run.corpus.commit("000000", list(Selection(source, FILES).images())[:2])
     # Between the attempts, one file is added and one of the first shard is deleted.
     folder_with(tmp_path / "images", "a.png", "i.png")
     (tmp_path / "images/b.png").unlink()
@@ -60,13 +60,15 @@ def test_a_killed_index_continues_and_repeats_no_image(tmp_path: Path) -> None:
 def test_a_shard_that_another_driver_committed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = folder_with(tmp_path / "images", *(f"{c}.png" for c in "abcde"))
     run = Run.open(str(tmp_path / "run"))
-    refs = list(list_images(source, FILES))
+    refs = list(Selection(source, FILES).images())
     commit = type(run.corpus).commit
 
-    def raced(dataset: ShardedDataset[ImageRef], shard: str, rows: list[ImageRef]) -> bool:
+    def raced(
+        dataset: ShardedDataset[ImageRef], shard: str, rows: list[ImageRef], *, left_out: dict[str, int] | None = None
+    ) -> bool:
         if shard == "000000":
             commit(dataset, shard, refs[:1])
-        return commit(dataset, shard, rows)
+        return commit(dataset, shard, rows, left_out=left_out)
 
     monkeypatch.setattr(type(run.corpus), "commit", raced)
     index_source(source, run, FILES)
@@ -126,7 +128,7 @@ def test_the_check_lists_a_source_only_to_the_first_image_that_passes(monkeypatc
     check_source(config, FILES)
     listed = source.num_listed
     assert 1 < listed < 10_000
-    assert next(list_images(config, FILES)).image_id == f"{listed - 1}.png"
+    assert next(Selection(config, FILES).images()).image_id == f"{listed - 1}.png"
 
 
 @pytest.mark.parametrize(
@@ -156,19 +158,28 @@ def test_odd_names_and_links_are_accounted_for(tmp_path: Path) -> None:
     source = folder_with(tmp_path / "images", "a #1?.png", "b\nc.png", "d/e.png")
     with open(os.fsencode(tmp_path / "images") + b"/caf\xe9.png", "wb") as file:
         file.write(b"not UTF-8")
+    (tmp_path / r"images/caf\xe9.png").write_bytes(b"an escape")
     (tmp_path / "images/gone.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "images/loop").symlink_to(tmp_path / "images")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/f.png").write_bytes(b"linked")
     (tmp_path / "images/link").symlink_to(tmp_path / "elsewhere")
-    refs = {ref.image_id: ref for ref in list_images(source, FILES)}
-    assert sorted(refs) == ["a #1?.png", "b\nc.png", "caf%E9.png", "d/e.png", "gone.png", "link/f.png"]
+    refs = {ref.image_id: ref for ref in Selection(source, FILES).images()}
+    assert sorted(refs) == [
+        "a #1?.png",
+        "b\nc.png",
+        r"caf\\xe9.png",
+        r"caf\xe9.png",
+        "d/e.png",
+        "gone.png",
+        "link/f.png",
+    ]
     contents = dict(zip(refs, Reader(ObjectStoreConfig()).read([ref.uri for ref in refs.values()]), strict=True))
-    assert contents["caf%E9.png"] == b"not UTF-8"
+    assert contents[r"caf\xe9.png"] == b"not UTF-8"
     assert contents["link/f.png"] == b"linked"
     assert contents["gone.png"] == ImageProblem(Reason.UNREADABLE, "FileNotFoundError: No such file or directory")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a folder"):
-        next(list_images(SourceConfig(path=str(tmp_path / "no")), FILES))
+        next(Selection(SourceConfig(path=str(tmp_path / "no")), FILES).images())

@@ -26,7 +26,7 @@ from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.redo import Redo
 from mpa_ray.run.run import Run
 from mpa_ray.stages.image_work import ImageWork
-from tests.local_stream import LocalCoordinator
+from tests.local_stream import LocalCoordinator, without_ray
 
 SHARD = "000000"
 OUT = ImageProblem(Reason.STORAGE, "TransientError: s3://b/1.png: SlowDown")
@@ -88,7 +88,7 @@ class Shard:
 def shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shard]:
     run = Run.open(str(tmp_path))
     run.corpus.commit(SHARD, [ImageRef(f"{number}.png", f"/{number}.png") for number in range(4)])
-    monkeypatch.setattr("mpa_ray.pipeline.fetch.ray.get", lambda result: result)
+    without_ray(monkeypatch)
     loop = asyncio.new_event_loop()
     yield Shard(run, loop)
     loop.close()

@@ -18,6 +18,7 @@ from PIL import Image, ImageCms, ImageFile, features
 from mpa_ray.config import AnnotateConfig, AnswerConfig, ScriptedEngineConfig
 from mpa_ray.engine.scripted import ScriptedEngine
 from mpa_ray.imaging.decode import ImageProblem, decode
+from mpa_ray.imaging.formats import reads_heic
 from mpa_ray.records import ImageRef, Reason
 from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.image_work import ImageWork
@@ -58,6 +59,10 @@ LONG = Refused(Reason.EXTREME_ASPECT_RATIO)
 
 def other(name: str) -> Refused:
     return Refused(Reason.UNSUPPORTED_FORMAT, name)
+
+
+HEIC = CUT if reads_heic() else other("HEIC (needs mpa-ray[heic])")
+"""The outcome of a file that is only a header."""
 
 
 def quarters(mode: str = "RGB") -> Image.Image:
@@ -304,14 +309,52 @@ NOT_IMAGES: dict[str, Case] = {
     "zip": (lambda: b"PK\x03\x04\x14\0\0\0\x08\0" + bytes(200), NO_IMAGE),
     "gzip": (lambda: b"\x1f\x8b\x08\0" + bytes(200), NO_IMAGE),
 }
+
+
+def jpeg_of_frame(marker: int) -> bytes:
+    """A JPEG that declares another type of frame."""
+    whole = of("JPEG")
+    start = whole.index(b"\xff\xc0")
+    return whole[: start + 1] + bytes([marker]) + whole[start + 2 :]
+
+
+def apple_png() -> bytes:
+    """A PNG as Xcode writes it for iPhones: another first chunk, and pixels without zlib's header."""
+    packed = zlib.compressobj(wbits=-15)
+    pixels = packed.compress((b"\0" + bytes(4 * 64)) * 32) + packed.flush()
+    header = struct.pack(">IIBBBBB", 64, 32, 8, 6, 0, 0, 0)
+    chunks = [(b"CgBI", b"P\0 \2"), (b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, content) for kind, content in chunks)
+
+
+def tiff_compressed(compression: int) -> bytes:
+    """A TIFF that declares another compression."""
+    whole = of("TIFF")
+    start = whole.index(struct.pack("<HHI", 259, 3, 1)) + 8
+    return whole[:start] + struct.pack("<H", compression) + whole[start + 2 :]
+
+
 OTHER_FORMATS: dict[str, Case] = {
     "SVG": (lambda: SVG, other("SVG")),
     "SVG declared": (lambda: b'<?xml version="1.0" encoding="UTF-8"?>\n' + SVG, other("SVG")),
     "SVG with byte order mark": (lambda: b"\xef\xbb\xbf" + SVG, other("SVG")),
     "SVG behind a prologue": (lambda: b"\n<?xml version='1.0'?><!-- a --><!-- b -->" + DOCTYPE + SVG, other("SVG")),
     "SVG with prefix": (lambda: b"<svg:svg xmlns:svg='http://www.w3.org/2000/svg'/>", other("SVG")),
-    "HEIC": (lambda: isobmff(b"heic", b"mif1", b"heic"), other("HEIC")),
-    "HEIC by a compatible brand": (lambda: isobmff(b"mif1", b"mif1", b"heix"), other("HEIC")),
+    "HEIC": (lambda: isobmff(b"heic", b"mif1", b"heic"), HEIC),
+    "HEIC by a compatible brand": (lambda: isobmff(b"mif1", b"mif1", b"heix"), HEIC),
+    "lossless JPEG": (lambda: jpeg_of_frame(0xC3), other("lossless JPEG")),
+    "hierarchical JPEG": (lambda: jpeg_of_frame(0xC5), other("hierarchical JPEG")),
+    "lossless JPEG with arithmetic coding": (lambda: jpeg_of_frame(0xCB), other("lossless JPEG")),
+    "JPEG-LS": (lambda: jpeg_of_frame(0xF7), other("JPEG-LS")),
+    "JPEG-LS without tables": (
+        lambda: b"\xff\xd8\xff\xf7\0\x0b\x08\0\x10\0\x10\1\1\x11\0" + bytes(40),
+        other("JPEG-LS"),
+    ),
+    "CgBI": (lambda: apple_png(), other("CgBI")),
+    "TIFF of JPEG 2000": (lambda: tiff_compressed(34712), other("TIFF with compression 34712")),
+    "TIFF of LERC": (lambda: tiff_compressed(34887), other("TIFF with compression 34887")),
+    "TIFF of WebP": (lambda: tiff_compressed(50001), other("TIFF with compression 50001")),
+    "TIFF of JPEG XL": (lambda: tiff_compressed(50002), other("TIFF with compression 50002")),
     "MP4": (lambda: isobmff(b"isom", b"isom", b"avc1"), other("MP4")),
     "QuickTime without brands": (lambda: struct.pack(">I", 4096) + b"moov" + bytes(64), other("QuickTime")),
     "Matroska": (lambda: b"\x1a\x45\xdf\xa3" + bytes(64), other("Matroska")),

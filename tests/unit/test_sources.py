@@ -7,6 +7,7 @@ import json
 import tarfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
-from mpa_ray.corpus.index import cut, index_source, list_images
+from mpa_ray.corpus.index import Selection, cut, index_source
 from mpa_ray.corpus.locator import Locator, Span
 from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
 from mpa_ray.corpus.places.gcs import ArrowPlace
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
+from mpa_ray.corpus.sources.left_out import LeftOut
 from mpa_ray.corpus.sources.open import kind_of
+from mpa_ray.corpus.sources.source import Listed
 from mpa_ray.errors import ConfigError
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import ImageRef, Reason
@@ -48,8 +51,17 @@ READER = Reader(ObjectStoreConfig())
 CONTENTS = [f"picture {i:02d}".encode() * (i + 1) for i in range(23)]
 
 
+def listing(path: object, after: ImageRef | None = None, **settings: Any) -> list[Listed]:
+    config = SourceConfig.model_validate({"path": str(path), **settings})
+    return list(Selection(config, PLACES).listing(after))
+
+
 def listed(path: object, after: ImageRef | None = None, **settings: Any) -> list[ImageRef]:
-    return list(list_images(SourceConfig.model_validate({"path": str(path), **settings}), PLACES, after))
+    return [item for item in listing(path, after, **settings) if isinstance(item, ImageRef)]
+
+
+def left_out(path: object, **settings: Any) -> dict[str, int]:
+    return dict(Counter(item.label for item in listing(path, **settings) if isinstance(item, LeftOut)))
 
 
 @pytest.mark.parametrize(("make", "kind"), KINDS)
@@ -219,7 +231,7 @@ def test_size_limits_fractions_and_shards(tmp_path: Path) -> None:
     assert 4 < len(half) < 19
     assert half == listed(folder, fraction=0.5) != listed(folder, fraction=0.5, seed=1)
     config = SourceConfig(path=str(folder), shard_size=4, max_shard_bytes=300)
-    shards = list(cut(list_images(config, PLACES), config))
+    shards = [shard.images for shard in cut(Selection(config, PLACES).listing(), config)]
     assert [ref for shard in shards for ref in shard] == listed(folder)
     assert all(len(shard) <= 4 for shard in shards)
     assert all(len(shard) == 1 or sum(ref.num_bytes or 0 for ref in shard) <= 300 for shard in shards)
@@ -248,13 +260,16 @@ def test_a_missing_or_truncated_file_is_a_reason(tmp_path: Path) -> None:
 
 @given(
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
-    | st.sampled_from(["a#", "a##", "a#bytes=1-2", "a#row=1&column=b", "x.tar#bytes=3-4#"]),
+    | st.sampled_from(["a#", "a##", "a#bytes=1-2", "a#text=1-2", "a#row=1&column=b", "x.tar#bytes=3-4#"]),
     st.none() | st.builds(Span, st.integers(0, 10**13), st.integers(0, 10**9)),
     st.none() | st.tuples(st.integers(0, 10**9), st.text(st.characters(exclude_categories=["Cs"]), max_size=5)),
 )
 def test_a_locator_is_parsed_back_from_its_text(uri: str, span: Span | None, cell: tuple[int, str] | None) -> None:
     locator = Locator(uri, span, *(cell or (None, None)))
     assert Locator.parse(str(locator)) == locator
+    if span is not None:
+        text = Locator(uri, span, is_text=True)
+        assert Locator.parse(str(text)) == text
 
 
 def test_pyarrow_file_systems_are_listed_and_read(tmp_path: Path) -> None:
@@ -268,6 +283,21 @@ def test_pyarrow_file_systems_are_listed_and_read(tmp_path: Path) -> None:
     assert place.read(entries[3].uri, 5, 4) == CONTENTS[3][5:9]
     assert place.size(entries[3].uri) == len(CONTENTS[3])
     assert [e.path for e in place.walk(f"any://{folder}", "021.png")] == ["022.png", "deeper/x.png"]
+
+
+def test_a_folder_of_pyarrow_that_cannot_be_listed_is_counted(tmp_path: Path) -> None:
+    class Refusing(LocalFileSystem):
+        def get_file_info(self, selector: Any) -> Any:
+            if str(getattr(selector, "base_dir", "")).endswith("locked"):
+                raise PermissionError(13, "Permission denied")
+            return super().get_file_info(selector)
+
+    for name in ("a.png", "locked/b.png", "z.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"1")
+    entries = list(ArrowPlace(Refusing(), "any://").walk(f"any://{tmp_path}"))
+    assert [entry.path for entry in entries if entry.problem is None] == ["a.png", "z.png"]
+    assert [entry.problem for entry in entries if entry.path == "locked/"] == ["unreadable folders (PermissionError)"]
 
 
 @pytest.mark.parametrize("num_ahead", [1, 3, 50])

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import fields
+from typing import cast
 
 import pytest
 import torch
 from torch import nn
 
 from mpa_ray.config import ObjectStoreConfig
-from mpa_ray.corpus.read import Reader
+from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.errors import TransientError
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.leveling.loss import IGNORED_LABEL
 from mpa_ray.leveling.pace import Pace
-from mpa_ray.leveling.step_data import Step, StepCounts
+from mpa_ray.leveling.step_data import Step, StepCounts, collated
 from mpa_ray.leveling.watched import BestWeights
-from mpa_ray.pipeline.training_data import FetchedStep, _fetched, decode
-from mpa_ray.records import ImageRef, ParitySample, Reason
+from mpa_ray.pipeline.training_data import FetchedStep, decode, fetched
+from mpa_ray.records import ParitySample, Reason
 from mpa_ray.run.training_state import LogEntry
 
 
@@ -29,13 +32,51 @@ def test_a_fetched_step_is_decoded_as_it_was_encoded() -> None:
     assert decode({"content": [step.encode()["content"]]}) == step
 
 
+class Files:
+    """A reader whose files are in memory."""
+
+    def __init__(self, *contents: Content) -> None:
+        self._contents = contents
+
+    def read(self, uris: Sequence[str]) -> list[Content]:
+        assert len(uris) == len(self._contents)
+        return list(self._contents)
+
+
+def test_an_image_that_changed_since_the_teacher_saw_it_gives_no_loss() -> None:
+    def row(sha256: str | None, supervised: bool = True) -> TrainingRow:
+        return TrainingRow(ParitySample("a#0", "a", "/a", "?", "b", "c", content_sha256=sha256), 20, supervised)
+
+    seen = hashlib.sha256(b"file").hexdigest()
+    batches = [(row(seen), row("0" * 64)), (row(None), row("0" * 64, supervised=False))]
+    files = Files(b"file", b"file", b"file", b"file")
+    step = fetched(batches, cast(Reader, files))
+    assert [[isinstance(content, bytes) for content in batch] for batch in step.contents] == [[True, False]] * 2
+    contents = []
+
+    def collate(rows: Sequence[TrainingRow], files: Sequence[bytes]) -> dict[str, torch.Tensor]:
+        contents.extend(files)
+        labels = [5 if row.supervised and file else IGNORED_LABEL for row, file in zip(rows, files, strict=True)]
+        return {"labels": torch.tensor([[IGNORED_LABEL, label] for label in labels])}
+
+    made = collated(step, collate)
+    assert contents == [b"file", b"", b"file", b""]
+    assert (made.num_unreadable, made.num_changed) == (1, 1)
+
+
 def test_a_step_counts_tokens_samples_and_padding() -> None:
     labels = torch.tensor([[IGNORED_LABEL, IGNORED_LABEL, 5, 6], [IGNORED_LABEL] * 4])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    step = Step([{"labels": labels, "attention_mask": mask}], num_unreadable=1)
+    step = Step([{"labels": labels, "attention_mask": mask}], num_unreadable=1, num_changed=1)
     counts = step.counts("token")
     assert counts == StepCounts(
-        weight=2, num_supervised_tokens=2, num_samples=1, num_tokens=6, num_computed_tokens=8, num_unreadable=1
+        weight=2,
+        num_supervised_tokens=2,
+        num_samples=1,
+        num_tokens=6,
+        num_computed_tokens=8,
+        num_unreadable=1,
+        num_changed=1,
     )
     assert step.counts("sample").weight == 1
 
@@ -43,7 +84,13 @@ def test_a_step_counts_tokens_samples_and_padding() -> None:
 def test_speed_is_measured_since_the_last_measurement_in_fields_of_the_log() -> None:
     pace = Pace(num_workers=1)
     counts = StepCounts(
-        weight=2, num_supervised_tokens=2, num_samples=1, num_tokens=6, num_computed_tokens=8, num_unreadable=1
+        weight=2,
+        num_supervised_tokens=2,
+        num_samples=1,
+        num_tokens=6,
+        num_computed_tokens=8,
+        num_unreadable=1,
+        num_changed=1,
     )
     pace.add(counts, wait_s=0.5)
     pace.add(counts, wait_s=0.5)
@@ -72,9 +119,9 @@ def test_an_outage_ends_a_training_worker_and_loses_no_sample(
 ) -> None:
     problem = ImageProblem(reason, "s3://bucket/a.png: SlowDown")
     monkeypatch.setattr(Reader, "read", lambda _, uris: [b"1", problem][: len(uris)])
-    batches = [[ImageRef("a", "a")], [ImageRef("b", "b")]]
+    batches = [[ParitySample(f"{name}#0", name, name, "?", "x", "y")] for name in "ab"]
     if is_lost:
         with pytest.raises(TransientError, match="SlowDown"):
-            _fetched(batches, Reader(ObjectStoreConfig()))
+            fetched(batches, Reader(ObjectStoreConfig()))
     else:
-        assert _fetched(batches, Reader(ObjectStoreConfig())).contents == [[b"1"], [b""]]
+        assert fetched(batches, Reader(ObjectStoreConfig())).contents == [[b"1"], [problem]]

@@ -15,6 +15,7 @@ STORED = {
     "step": 10,
     "num_steps": 15,
     "num_unreadable": None,
+    "num_changed": None,
     "best_step": 5,
     "retained": {"num": 20, "before": 18},
     "resumed": [{"from_step": 3, "had_reached": 5, "workers": 2}],

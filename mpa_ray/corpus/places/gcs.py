@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import dropwhile
 
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.errors import ConfigError
@@ -37,10 +37,7 @@ class ArrowPlace:
 
     def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:  # noqa: ARG002
         folder = self._path(root).rstrip("/")
-        entries = (
-            Entry(info.path[len(folder) + 1 :], self._scheme + info.path, info.size)
-            for info in self._walk(folder, root)
-        )
+        entries = self._walk(folder, root, "")
         return dropwhile(lambda e: e.path.encode() <= after.encode(), entries) if after else entries
 
     def size(self, uri: str) -> int:
@@ -54,19 +51,23 @@ class ArrowPlace:
             content: bytes = file.read_at(file.size() - first if num_bytes is None else num_bytes, first)
         return content
 
-    def _walk(self, folder: str, root: str) -> Iterator[FileInfo]:
+    def _walk(self, folder: str, root: str, path: str) -> Iterator[Entry]:
         try:
             infos = self._files.get_file_info(FileSelector(folder))
         except OSError as error:
+            if path and isinstance(error, FileNotFoundError | PermissionError):
+                yield Entry(path, self._scheme + folder, None, f"unreadable folders ({type(error).__name__})")
+                return
             raise ConfigError(
                 "source.path", root, f"cannot be listed ({error}).", "Check the bucket and your credentials."
             ) from error
         names = {info.base_name + "/" * (info.type == FileType.Directory): info for info in infos}
         for name in sorted(names, key=str.encode):
+            info = names[name]
             if name.endswith("/"):
-                yield from self._walk(names[name].path, root)
+                yield from self._walk(info.path, root, path + name)
             else:
-                yield names[name]
+                yield Entry(path + name, self._scheme + info.path, info.size)
 
     def _path(self, uri: str) -> str:
         return uri.removeprefix(self._scheme)

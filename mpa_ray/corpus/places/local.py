@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from mpa_ray.config import resolve_path
+from mpa_ray.config.regular_file import open_regular_file, size_of_regular_file
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.errors import ConfigError
+from mpa_ray.textual import identifier, is_storable, readable
+
+_FolderKey = tuple[int, int]
+"""A folder's device and inode."""
 
 
 class LocalPlace:
@@ -21,17 +28,22 @@ class LocalPlace:
         folder = Path(resolve_path(root)).absolute()
         if not folder.is_dir():
             raise ConfigError("source.path", root, "is not a folder.", "Give a folder or an s3:// prefix with images.")
-        entries = _walk(folder, "", frozenset())
+        entries = _walk(folder)
         return dropwhile(lambda e: e.path.encode() <= after.encode(), entries) if after else entries
 
     def size(self, uri: str) -> int:
-        return _path(uri).stat().st_size
+        return size_of_regular_file(_path(uri))
 
     def read(self, uri: str, first: int = 0, num_bytes: int | None = None) -> bytes:
-        with _path(uri).open("rb", buffering=0) as file:
+        with open_regular_file(_path(uri)) as file:
             file.seek(first)
-            content: bytes | None = file.read(-1 if num_bytes is None else num_bytes)
-        return content or b""
+            if num_bytes is None:
+                return file.readall()
+            content = b""
+            # One call reads at most 2 GiB, and may read less.
+            while chunk := file.read(num_bytes - len(content)):
+                content = content + chunk if content else chunk
+        return content
 
 
 def _path(uri: str) -> Path:
@@ -40,42 +52,89 @@ def _path(uri: str) -> Path:
     return Path(uri)
 
 
-def _walk(folder: Path, path: str, parents: frozenset[tuple[int, int]]) -> Iterator[Entry]:
-    try:
-        with os.scandir(folder) as scan:
-            entries = {_text(entry.name) + "/" * entry.is_dir(): entry for entry in scan}
-        status = folder.stat()
-    except OSError as error:
-        raise ConfigError(
-            "source.path",
-            str(folder),
-            f"cannot be listed ({error.strerror}).",
-            "Fix its permissions, or move it out of the source.",
-        ) from error
-    here = (status.st_dev, status.st_ino)
-    if here in parents:
-        # A link to a parent folder would recurse forever.
-        return
-    for name in sorted(entries, key=str.encode):
-        entry = entries[name]
-        if name.endswith("/"):
-            yield from _walk(Path(entry.path), path + name, parents | {here})
-        elif entry.is_file() or entry.is_symlink():
-            yield Entry(path + name, _uri(entry.path), entry.stat().st_size if entry.is_file() else None)
+def _walk(root: Path) -> Iterator[Entry]:
+    return _Walk(set()).entries(root, "", frozenset())
 
 
-def _text(name: str) -> str:
-    """Percent-encode a name that is not UTF-8; return any other name unchanged."""
-    return name if _is_text(name) else quote(os.fsencode(name))
+@dataclass(frozen=True)
+class _Walk:
+    """Lists a folder and the folders in it. Terminates whichever way links form circles."""
 
+    linked: set[_FolderKey]
+    """The folders that links have led to. Each is followed once: n folders that link each other have n! paths."""
 
-def _uri(path: str) -> str:
-    return path if _is_text(path) else Path(path).as_uri()
+    def entries(self, folder: Path, path: str, parents: frozenset[_FolderKey]) -> Iterator[Entry]:
+        try:
+            with os.scandir(folder) as scan:
+                entries = {identifier(entry.name) + "/" * _is_folder(entry): entry for entry in scan}
+            here = _folder_key(folder.stat())
+        except OSError as error:
+            if path:
+                yield _problem(path, folder, f"unreadable folders ({error.strerror})")
+                return
+            raise ConfigError(
+                "source.path",
+                str(folder),
+                f"cannot be listed ({error.strerror}).",
+                "Fix its permissions, or give another folder.",
+            ) from error
+        for name in sorted(entries, key=str.encode):
+            entry = entries[name]
+            if not name.endswith("/"):
+                yield _file(entry, path + name)
+            elif entry.is_symlink() and self._is_repeated(entry, parents | {here}):
+                yield _problem(path + name, Path(entry.path), "linked folders (listed elsewhere)")
+            else:
+                yield from self.entries(Path(entry.path), path + name, parents | {here})
 
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
+    def _is_repeated(self, link: os.DirEntry[str], parents: frozenset[_FolderKey]) -> bool:
+        """Whether a link leads to a folder above it, or to a folder that another link has led to."""
+        try:
+            target = _folder_key(link.stat())
+        except OSError:
+            # Listing it reports the error.
+            return False
+        if target in parents or target in self.linked:
+            return True
+        self.linked.add(target)
         return False
-    return True
+
+
+def _folder_key(status: os.stat_result) -> _FolderKey:
+    return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link that leads to itself, or into a folder without permission.
+        return False
+
+
+def _file(entry: os.DirEntry[str], path: str) -> Entry:
+    """The entry of what is no folder. A broken link has no size, and fails when it is read."""
+    try:
+        status = entry.stat()
+    except OSError as error:
+        if entry.is_symlink():
+            return Entry(path, storable_uri(entry.path), None)
+        return _problem(path, Path(entry.path), f"unreadable ({error.strerror})")
+    if not stat.S_ISREG(status.st_mode):
+        return _problem(path, Path(entry.path), "pipes, sockets and devices")
+    return Entry(path, storable_uri(entry.path), status.st_size)
+
+
+def _problem(path: str, file: Path, problem: str) -> Entry:
+    return Entry(path, storable_uri(str(file)), None, problem)
+
+
+def storable_uri(uri: str) -> str:
+    """A path that is not UTF-8 as a file:// URI, and any other URI unchanged, if it can be stored in a run."""
+    if is_storable(uri):
+        return uri
+    try:
+        return Path(uri).absolute().as_uri() if "://" not in uri else readable(uri)
+    except UnicodeEncodeError:
+        # No file has such a name.
+        return readable(uri)

@@ -16,6 +16,9 @@ class Entry:
     uri: str
     num_bytes: int | None
     """None if the listing does not show sizes."""
+    problem: str | None = None
+    """Why the entry cannot be read, such as `unreadable folders (Permission denied)`; the path of a folder ends with a
+    slash. None for a file."""
 
 
 class Place(Protocol):
@@ -23,6 +26,8 @@ class Place(Protocol):
 
     def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:
         """All files below a root, sorted by the UTF-8 bytes of their paths, starting after the path `after`.
+
+        What cannot be listed below the root is an entry with a problem.
 
         Raises:
             ConfigError: the root cannot be listed.

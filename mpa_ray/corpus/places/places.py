@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from mpa_ray.config import ObjectStoreConfig
-from mpa_ray.corpus.places.place import Place
+from mpa_ray.corpus.places.place import Entry, Place
+from mpa_ray.storage.deadline import call_with_deadline
 
 _BUFFER_BYTES = 2**20
 
@@ -17,9 +19,17 @@ class Places:
     """Finds the place of any supported URI, and opens files. Holds only settings, so it can be sent to any process."""
 
     object_store: ObjectStoreConfig
+    follow_redirects: bool = True
+    """Whether a web server may redirect to another host. A source decides this by `source.allow`."""
 
     def of(self, uri: str) -> Place:
-        """Return the place that stores a URI or a local path."""
+        """Return the place that stores a URI or a local path.
+
+        Its reads raise TimeoutError after `object_store.read_deadline_s` seconds.
+        """
+        return _WithDeadline(self._place(uri), self.object_store.read_deadline_s)
+
+    def _place(self, uri: str) -> Place:
         # boto3 and pyarrow's file systems take a second to import.
         match uri.partition("://"):
             case ("s3", _, _):
@@ -33,7 +43,7 @@ class Places:
             case (("http" | "https"), _, _):
                 from mpa_ray.corpus.places.web import Web
 
-                return Web(self.object_store)
+                return Web(self.object_store, self.follow_redirects)
             case ("synthetic", _, _):
                 from mpa_ray.corpus.places.synthetic import Synthetic
 
@@ -46,6 +56,26 @@ class Places:
     def open(self, uri: str) -> BinaryIO:
         """Open a file for seeking. Only the parts that are read are fetched, at least 1 MiB at a time."""
         return cast(BinaryIO, io.BufferedReader(_RangeFile(self.of(uri), uri), _BUFFER_BYTES))
+
+
+@dataclass(frozen=True)
+class _WithDeadline:
+    """A place whose reads end by a deadline."""
+
+    place: Place
+    deadline_s: float
+
+    def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:
+        return self.place.walk(root, after, num_listers)
+
+    def size(self, uri: str) -> int:
+        return call_with_deadline(lambda: self.place.size(uri), self.deadline_s, uri)
+
+    def read(self, uri: str, first: int = 0, num_bytes: int | None = None) -> bytes:
+        if num_bytes == 0:
+            # A range of no bytes has no form in HTTP, so that servers send the whole file.
+            return b""
+        return call_with_deadline(lambda: self.place.read(uri, first, num_bytes), self.deadline_s, uri)
 
 
 class _RangeFile(io.RawIOBase):
@@ -75,7 +105,7 @@ class _RangeFile(io.RawIOBase):
         num_bytes = min(len(view), self._size - self._position)
         if num_bytes <= 0:
             return 0
-        content = self._place.read(self._uri, self._position, num_bytes)
+        content = self._place.read(self._uri, self._position, num_bytes)[:num_bytes]
         view[: len(content)] = content
         self._position += len(content)
         return len(content)

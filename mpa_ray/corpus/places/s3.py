@@ -58,7 +58,8 @@ class S3Place:
     def _listing(self, bucket: str, part: str, after: str) -> Iterator[ListedObject]:
         """The objects below a prefix, or the one object with a key, starting after the key `after`."""
         for listed in self._store.list(bucket, part, nested=True, after=after):
-            if part.endswith("/") or listed.key == part:
+            # The whole bucket has an empty prefix.
+            if not part or part.endswith("/") or listed.key == part:
                 yield listed
             else:
                 # Longer keys that start with this key are separate parts.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 
 from mpa_ray.config import SourceConfig, resolve_path
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.images import ImageFiles, image_endings
+from mpa_ray.corpus.sources.left_out import NameFilter
 from mpa_ray.corpus.sources.parquet import ENDINGS as PARQUET_ENDINGS
 from mpa_ray.corpus.sources.parquet import ParquetFiles
 from mpa_ray.corpus.sources.saved_dataset import STATE_FILE, SavedDataset
@@ -31,6 +33,16 @@ _BY_ENDING = {
     **dict.fromkeys((*TAR_ENDINGS, ".tar.gz", ".tgz"), "webdataset"),
 }
 _NUM_ENTRIES_EXAMINED = 1000
+_APPLIES_TO = {
+    "extensions": ("images", "webdataset"),
+    "exclude": ("images", "parquet", "webdataset"),
+    "include_hidden": ("images", "parquet", "webdataset"),
+    "image_column": ("list", "parquet", "saved_dataset"),
+    "id_column": ("list", "parquet", "saved_dataset"),
+    "skip_damaged": ("parquet", "webdataset", "saved_dataset"),
+    "metadata": ("list", "parquet", "webdataset", "saved_dataset"),
+}
+"""The kinds that use a setting; all kinds use the settings that are not here."""
 
 
 def open_source(config: SourceConfig, places: Places) -> Source:
@@ -46,13 +58,29 @@ def open_source(config: SourceConfig, places: Places) -> Source:
             "would be fetched from the web, which is not allowed.",
             "Copy it, or add 'http' to source.allow.",
         )
+    places = replace(places, follow_redirects="redirects" in config.allow)
     # Workers have different working directories.
     config = config.model_copy(update={"path": resolve_path(config.path)})
     kind = kind_of(config, places)
     if kind not in KINDS:
         remedy = f"{did_you_mean(kind, KINDS)} Choose one of auto, {', '.join(KINDS)}.".lstrip()
         raise ConfigError("source.kind", kind, "is not a kind of source.", remedy)
+    _check_settings(config, kind)
     return KINDS[kind](config, places)
+
+
+def _check_settings(config: SourceConfig, kind: str) -> None:
+    """Raise ConfigError if a setting has no effect on this kind of source."""
+    defaults = SourceConfig(path=config.path)
+    for setting, kinds in _APPLIES_TO.items():
+        value = getattr(config, setting)
+        if kind not in kinds and value != getattr(defaults, setting):
+            raise ConfigError(
+                f"source.{setting}",
+                value,
+                f"has no effect on a source of kind {kind}; it applies to {', '.join(kinds)}.",
+                "Leave it out, or set source.kind.",
+            )
 
 
 def kind_of(config: SourceConfig, places: Places) -> str:
@@ -67,10 +95,19 @@ def kind_of(config: SourceConfig, places: Places) -> str:
         raise ConfigError("source.path", config.path, "is a saved DatasetDict.", "Give the folder of one split.")
     if _exists(places, config, f"{folder}/{STATE_FILE}"):
         return "saved_dataset"
-    paths = [entry.path.lower() for entry in islice(Files(places, config.path, ()).entries(), _NUM_ENTRIES_EXAMINED)]
+    files = Files(places, config.path, (), names=NameFilter.of(config))
+    paths = [entry.path.lower() for entry in islice(files.entries(), _NUM_ENTRIES_EXAMINED)]
+    if _holds_tars_with_tables(paths):
+        return "webdataset"
     endings = {"images": image_endings(config), "parquet": PARQUET_ENDINGS, "webdataset": TAR_ENDINGS}
     kinds = (kind for kind, names in endings.items() if names and any(path.endswith(names) for path in paths))
     return next(kinds, "images")
+
+
+def _holds_tars_with_tables(paths: list[str]) -> bool:
+    """Whether a folder has a Parquet file without images beside each tar, as img2dataset writes them."""
+    stems = {ending: {p.removesuffix(ending) for p in paths if p.endswith(ending)} for ending in (".tar", ".parquet")}
+    return bool(stems[".tar"] & stems[".parquet"])
 
 
 def _exists(places: Places, config: SourceConfig, uri: str) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,93 +12,105 @@ from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.locator import Locator
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.corpus.places.places import Places
-from mpa_ray.corpus.sources.source import Files, Rows, UriPolicy, images_of_containers
-from mpa_ray.errors import ConfigError
+from mpa_ray.corpus.sources.arrow_rows import rows_of
+from mpa_ray.corpus.sources.columns import ImageColumn, item_of, path_in
+from mpa_ray.corpus.sources.damage import unreadable, without_damaged
+from mpa_ray.corpus.sources.left_out import NameFilter
+from mpa_ray.corpus.sources.source import Files, Listed, Rows, UriPolicy, images_of_containers
 from mpa_ray.records import ImageRef
 
 ENDINGS = (".parquet",)
+_ROWS_PER_BATCH = 256
+"""Few, since a batch may hold images."""
+_MAX_URI_BYTES = 4096
+"""Text that is longer on average in a row group is base64, so it need not be read to see which rows name files."""
 
 
 class ParquetFiles:
     """Images in rows of Parquet files. The id of an image is the file's path and the row number.
 
-    Listing does not read the images, only a file's footer and the columns with ids, metadata and URIs.
+    Listing does not read the images, only a file's footer and the columns with ids, metadata and URIs. The exception is
+    a row group with structs of which some have no bytes, or of which the footer does not count the nulls.
     """
 
     def __init__(self, config: SourceConfig, places: Places) -> None:
         self._config, self._places = config, places
         self._rows, self._uri_policy = Rows(config), UriPolicy(config)
-        self._files = Files(places, config.path, ENDINGS, config.num_listers)
+        self._files = Files(places, config.path, ENDINGS, config.num_listers, NameFilter.of(config))
 
-    def images(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
+    def images(self, after: ImageRef | None = None) -> Iterator[Listed]:
         return images_of_containers(self._files, self._images_in, after)
 
-    def _images_in(self, entry: Entry) -> Iterator[ImageRef]:
+    def _images_in(self, entry: Entry) -> Iterator[Listed]:
+        return without_damaged(self._config, entry.path, self._listing(entry))
+
+    def _listing(self, entry: Entry) -> Iterator[Listed]:
         try:
             with self._places.open(entry.uri) as content, pq.ParquetFile(content, pre_buffer=False) as file:
                 yield from self._images_of(file, entry)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ConfigError(
-                "source.path",
-                self._config.path,
-                f"{entry.path} cannot be read as Parquet ({error}).",
-                "Repair the file, or remove it from the source.",
-            ) from error
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise unreadable(self._config, entry.path, entry.uri, "Parquet", error) from error
 
     def _images_of(self, file: pq.ParquetFile, entry: Entry) -> Iterator[ImageRef]:
-        column = self._config.image_column
-        self._rows.check(file.schema_arrow.names, entry.path)
-        uri_column = _column_of_uris(file, column, entry.path)
-        columns = [*self._rows.columns, *([uri_column] if uri_column else [])]
-        for number, values in enumerate(_values(file, columns)):
-            if uri_column is None:
-                locator = str(Locator(entry.uri, row=number, column=column))
+        setting, schema = self._config.image_column, file.schema_arrow
+        self._rows.check(schema.names, entry.path)
+        column = ImageColumn.of(schema, setting, entry.path)
+        for number, (values, path) in enumerate(rows_with_images(file, self._rows.columns, column)):
+            if path is None:
+                locator = str(Locator(entry.uri, row=number, column=setting))
             else:
-                locator = self._locator(values, uri_column, entry, number)
+                locator = self._uri_policy.uri(path, entry.uri, f"{entry.path}, row {number}")
             yield self._rows.ref(entry.path, number, values, locator)
 
-    def _locator(self, values: dict[str, Any], uri_column: str, entry: Entry, number: int) -> str:
-        outer, _, inner = uri_column.partition(".")
-        uri = (values[outer] or {}).get(inner) if inner else values[outer]
-        where = f"{entry.path}, row {number}"
-        if not uri:
-            raise ConfigError(
-                "source.path",
-                self._config.path,
-                f"{where}: neither bytes nor a URI in {outer!r}.",
-                "Remove the row.",
-            )
-        return self._uri_policy.uri(uri, entry.uri, where)
+
+def rows_with_images(
+    file: pq.ParquetFile, columns: Iterable[str], image: ImageColumn
+) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """Yield the columns of each row, and the path or URI of its image; None if the row holds its image, or has none."""
+    for group in range(file.num_row_groups):
+        read = _read_for_images(file, group, image)
+        names = list(dict.fromkeys([*columns, *([read] if read else [])]))
+        for values in _values(file, group, names):
+            yield values, path_in(item_of(values.get(image.name), image.item)) if read else None
 
 
-def _column_of_uris(file: pq.ParquetFile, column: str, path: str) -> str | None:
-    """The column with the images' URIs; None if the image column contains the images."""
-    kind = file.schema_arrow.field(column).type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return column
-    if pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}:
-        return f"{column}.path" if _all_null(file, f"{column}.bytes") else None
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+def _read_for_images(file: pq.ParquetFile, group: int, column: ImageColumn) -> str | None:
+    """What to read of a row group to see which of its rows name a file instead of holding the image.
+
+    Returns:
+        The column, the leaf with the paths if no row has bytes, or None if all rows hold their images.
+    """
+    if column.kind == "bytes":
         return None
-    raise ConfigError(
-        "source.image_column",
-        column,
-        f"has type {kind} in {path}.",
-        "Choose a column with bytes, URIs, or a struct of `bytes` and `path`.",
-    )
+    leaves: dict[str, int] = {file.schema.column(i).path: i for i in range(len(file.schema))}
+    own = [leaf for leaf in leaves if leaf.startswith(f"{column.name}.")]
+    paths: str | None = next((leaf for leaf in own if leaf.endswith(".path")), None)
+    contents: str | None = next((leaf for leaf in own if leaf.endswith(".bytes")), None)
+    metadata = file.metadata.row_group(group)
+    if column.kind == "text":
+        chunks = [metadata.column(leaves[leaf]) for leaf in leaves if leaf == column.name or leaf in own]
+        num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
+        return None if num_bytes > _MAX_URI_BYTES * metadata.num_rows else column.name
+    if contents is None or paths is None:
+        return None if paths is None else column.name
+    num_nulls = _num_nulls(metadata.column(leaves[contents]))
+    if num_nulls == 0 or _num_nulls(metadata.column(leaves[paths])) == metadata.column(leaves[paths]).num_values:
+        return None
+    if num_nulls == metadata.column(leaves[contents]).num_values and column.item is None:
+        return paths
+    # Some rows have only a path, or the file has no statistics.
+    return column.name
 
 
-def _all_null(file: pq.ParquetFile, leaf: str) -> bool:
-    """Whether a column holds only nulls, by the statistics of all row groups; False if statistics are missing."""
-    index = [file.schema.column(i).path for i in range(len(file.schema))].index(leaf)
-    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    statistics = [(group.num_rows, group.column(index).statistics) for group in groups]
-    return bool(groups) and all(s is not None and s.has_null_count and s.null_count == n for n, s in statistics)
+def _num_nulls(chunk: pq.ColumnChunkMetaData) -> int | None:
+    """The number of nulls in a column of a row group; None without statistics."""
+    statistics = chunk.statistics
+    return statistics.null_count if statistics is not None and statistics.has_null_count else None
 
 
-def _values(file: pq.ParquetFile, columns: list[str]) -> Iterator[dict[str, Any]]:
+def _values(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
     if not columns:
-        yield from ({} for _ in range(file.metadata.num_rows))
+        yield from ({} for _ in range(file.metadata.row_group(group).num_rows))
         return
-    for batch in file.iter_batches(columns=columns, use_threads=False):
-        yield from cast(list[dict[str, Any]], batch.to_pylist())
+    for batch in file.iter_batches(_ROWS_PER_BATCH, row_groups=[group], columns=columns, use_threads=False):
+        yield from rows_of(batch)

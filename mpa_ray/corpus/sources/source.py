@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Protocol
 
-from mpa_ray.config import SourceConfig
+from mpa_ray.config import SourceConfig, misspelled_uri
 from mpa_ray.corpus.locator import Locator
 from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
+from mpa_ray.corpus.places.local import storable_uri
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.sources.columns import split_item
+from mpa_ray.corpus.sources.globs import split_glob
+from mpa_ray.corpus.sources.left_out import LeftOut, NameFilter, by_ending
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
+from mpa_ray.redaction import has_url_secrets, without_url_secrets
+from mpa_ray.textual import identifier, to_json
 
-_WILDCARD = re.compile(r"[*?\[]")
+Listed = ImageRef | LeftOut
+"""What the listing of a source yields."""
 
 
 class Source(Protocol):
     """Images in a fixed order."""
 
-    def images(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
-        """Yield all images, or those after the image `after`, without reading them.
+    def images(self, after: ImageRef | None = None) -> Iterator[Listed]:
+        """Yield all images, or those after the image `after`, without reading them, and what is left out between them.
 
         Raises:
             ConfigError: the source cannot be listed, names a file that is not allowed, or no longer contains `after`.
@@ -43,18 +48,35 @@ class Files:
     endings: tuple[str, ...]
     """The endings to include, in lower case with the dot; empty includes every file."""
     num_listers: int = 1
+    names: NameFilter = field(default_factory=NameFilter)
+    """Applies to files of folders, prefixes and globs, not to a single file."""
+    needs: dict[str, str] = field(default_factory=dict)
+    """What would have to be installed to read further endings, by ending."""
 
-    def entries(self, after: str = "") -> Iterator[Entry]:
-        """Yield the files, sorted by the UTF-8 bytes of their paths, starting after the path `after`."""
+    def entries(self) -> Iterator[Entry]:
+        """Yield the files, sorted by the UTF-8 bytes of their paths."""
+        return (entry for entry in self.listing() if isinstance(entry, Entry))
+
+    def listing(self, after: str = "") -> Iterator[Entry | LeftOut]:
+        """Yield the files, starting after the path `after`, and what is left out between them.
+
+        Files that do not match the glob are not counted as left out, since the user did not ask for them.
+        """
         root, pattern = split_glob(self.path)
         if pattern is None and self.endings and self._is_file():
             yield from () if after else (self._file(),)
             return
         for entry in self.places.of(root).walk(root, after, self.num_listers):
-            if pattern is not None and not pattern.fullmatch(entry.path):
-                continue
-            if not self.endings or entry.path.lower().endswith(self.endings):
-                yield entry
+            if pattern is None or pattern.fullmatch(entry.path) or entry.path.endswith("/"):
+                yield self._left_out(entry) or entry
+
+    def _left_out(self, entry: Entry) -> LeftOut | None:
+        left_out = self.names.left_out(entry.path)
+        if left_out is not None or entry.problem is not None:
+            return left_out or LeftOut(str(entry.problem))
+        if self.endings and not entry.path.lower().endswith(self.endings):
+            return by_ending(entry.path, self.needs)
+        return None
 
     def _file(self) -> Entry:
         try:
@@ -71,56 +93,32 @@ class Files:
         return self.path.lower().endswith(self.endings) and not Path(self.path).is_dir()
 
 
-def split_glob(path: str) -> tuple[str, re.Pattern[str] | None]:
-    """Split a glob into the folder before its first wildcard and a pattern for the paths below that folder.
-
-    `*` and `?` match characters of one name, `**` any number of folders, `[abc]` one of these characters. A path
-    without wildcards, or of an existing file, has no pattern.
-    """
-    wildcard = _WILDCARD.search(path)
-    if wildcard is None or Path(path).exists():
-        return path, None
-    root, _, _ = path[: wildcard.start()].rpartition("/")
-    rest = path[len(root) + 1 :] if root else path
-    return root or ("/" if path.startswith("/") else "."), re.compile(_expression(rest), re.DOTALL)
-
-
-def _expression(glob: str) -> str:
-    tokens = re.compile(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]|.", re.DOTALL)
-    meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-
-    def regular(token: str) -> str:
-        if len(token) > 1 and token.startswith("["):
-            return "[" + token[1:-1].replace("\\", r"\\").replace("!", "^", token[1] == "!") + "]"
-        return meaning.get(token) or re.escape(token)
-
-    return "".join(map(regular, tokens.findall(glob)))
-
-
 def images_of_containers(
-    files: Files, images_in: Callable[[Entry], Iterator[ImageRef]], after: ImageRef | None
-) -> Iterator[ImageRef]:
+    files: Files, images_in: Callable[[Entry], Iterator[Listed]], after: ImageRef | None
+) -> Iterator[Listed]:
     """Yield the images in each of many files, several of which are listed at a time."""
-    entries = files.entries()
+    entries = files.listing()
     if after is not None:
         inside = Locator.parse(after.uri)
         if inside.span is not None or inside.row is not None:
             # The files before the one that contains `after` need not be opened.
-            entries = dropwhile(lambda entry: entry.uri != inside.uri, entries)
-    images = ordered_prefetch((partial(images_in, entry) for entry in entries), files.num_listers)
+            entries = dropwhile(lambda entry: isinstance(entry, LeftOut) or entry.uri != inside.uri, entries)
+    images = ordered_prefetch(
+        (partial(iter, (e,)) if isinstance(e, LeftOut) else partial(images_in, e) for e in entries), files.num_listers
+    )
     return images if after is None else images_after(images, after, files.path)
 
 
-def images_after(images: Iterator[ImageRef], last: ImageRef, path: str) -> Iterator[ImageRef]:
-    """Yield the images after the image `last`. Raises ConfigError if `last` is not among the images."""
-    if not any(ref.image_id == last.image_id for ref in images):
+def images_after(listed: Iterator[Listed], last: ImageRef, path: str) -> Iterator[Listed]:
+    """Yield what follows the image `last`. Raises ConfigError if `last` is not among the images."""
+    if not any(isinstance(item, ImageRef) and item.image_id == last.image_id for item in listed):
         raise ConfigError(
             "source.path",
             path,
             f"no longer contains {last.image_id}, the last image that was indexed.",
             "Restore it, or start again in another run_dir.",
         )
-    yield from images
+    yield from listed
 
 
 @dataclass(frozen=True)
@@ -140,10 +138,13 @@ class UriPolicy:
         Raises:
             ConfigError: `source.allow` does not permit the entry, or its kind of URI is not supported.
         """
+        if (right := misspelled_uri(entry)) is not None:
+            raise ConfigError("source.path", self.config.path, f"{where}: {entry!r} is misspelled.", f"Write {right}.")
         scheme, separator, _ = entry.partition("://")
+        self.check_secrets(entry, where)
         is_remote = "://" in container and not container.startswith("file://")
         if separator and scheme in ("s3", "gs"):
-            return str(Locator(entry))
+            return str(Locator(storable_uri(entry)))
         if separator and scheme in ("http", "https"):
             self._need("http", entry, where, "would be fetched from the web")
         elif separator and scheme != "file":
@@ -157,8 +158,13 @@ class UriPolicy:
             self._need("local_files", entry, where, "is a local file in a remote list")
         elif not separator and not entry.startswith("/"):
             self.check_below(entry, where)
-            return str(Locator(f"{container.rpartition('/')[0] or '.'}/{entry}"))
-        return str(Locator(entry))
+            return str(Locator(storable_uri(f"{container.rpartition('/')[0] or '.'}/{entry}")))
+        return str(Locator(storable_uri(entry)))
+
+    def check_secrets(self, text: str, where: str) -> None:
+        """Raise ConfigError for a URL with a password or a signature, which the run would store in its rows."""
+        if "://" in text and has_url_secrets(text):
+            self._need("signed_urls", text, where, "holds a password or a signature")
 
     def check_below(self, path: str, where: str) -> None:
         """Raise ConfigError if a path leads out of the folder that it is relative to."""
@@ -186,22 +192,24 @@ class Rows:
         """The columns to read in addition to the image column."""
         return [*filter(None, [self.config.id_column]), *self.config.metadata]
 
-    def check(self, names: list[str], where: str) -> None:
-        """Raise ConfigError if a configured column is missing."""
-        columns = [("image_column", self.config.image_column), ("id_column", self.config.id_column)]
+    def check(self, names: Sequence[str], where: str, image_column: str | None = None) -> None:
+        """Raise ConfigError if a configured column is missing; `image_column` replaces the configured one."""
+        columns = [("image_column", image_column or self.config.image_column), ("id_column", self.config.id_column)]
         columns += [("metadata", name) for name in self.config.metadata]
-        for field, name in columns:
-            if name is not None and name not in names:
+        for setting, name in columns:
+            column = split_item(name, names)[0] if name is not None and setting == "image_column" else name
+            if column is not None and column not in names:
                 raise ConfigError(
-                    f"source.{field}",
+                    f"source.{setting}",
                     name,
                     f"is not a column of {where}.",
                     f"Choose from {', '.join(map(repr, names))}.",
                 )
 
-    def ref(self, container: str, row: int, values: Mapping[str, Any], uri: str) -> ImageRef:
-        """Return the reference to the image in row number `row` of a container."""
-        image_id = f"{container}/{row}"
+    def ref(self, container: str, row: int, values: Mapping[str, Any], uri: str, part: int = 0) -> ImageRef:
+        """Return the reference to the image in row number `row` of a container; `part` counts the row's images."""
+        suffix = f".{part}" if part else ""
+        image_id = f"{container}/{row}{suffix}"
         if self.config.id_column is not None:
             value = values.get(self.config.id_column)
             if value is None or value == "":
@@ -211,10 +219,11 @@ class Rows:
                     f"is empty in {image_id}.",
                     "Fill the column, or leave id_column out.",
                 )
-            image_id = str(value)
+            UriPolicy(self.config).check_secrets(str(value), image_id)
+            image_id = identifier(str(value)) + suffix
         return ImageRef(image_id, uri, None, metadata_json({name: values.get(name) for name in self.config.metadata}))
 
 
 def metadata_json(metadata: Mapping[str, Any]) -> str | None:
-    """Metadata as a row stores it: a JSON object, or None if there is none."""
-    return json.dumps(metadata, ensure_ascii=False, default=str) if metadata else None
+    """Metadata as a row stores it: a JSON object without passwords and signatures; None if there is none."""
+    return without_url_secrets(to_json(metadata)) if metadata else None

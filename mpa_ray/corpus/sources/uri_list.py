@@ -1,24 +1,36 @@
-"""A source that is a list of URIs: a text file with one URI per line, a CSV file with a header, or JSON lines."""
+"""A source that is a list of images: a text file with one URI per line, a CSV file with a header, or JSON objects."""
 
 from __future__ import annotations
 
 import csv
-import io
-import json
 from collections.abc import Iterator
-from typing import Any
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, BinaryIO
 
 from mpa_ray.config import SourceConfig
+from mpa_ray.corpus.locator import Locator
 from mpa_ray.corpus.places.places import Places
-from mpa_ray.corpus.sources.source import Rows, UriPolicy, images_after
+from mpa_ray.corpus.sources import list_records
+from mpa_ray.corpus.sources.columns import split_item
+from mpa_ray.corpus.sources.embedded import embedded_content, is_embedded
+from mpa_ray.corpus.sources.left_out import LeftOut
+from mpa_ray.corpus.sources.list_records import BadRecord, ListRecord
+from mpa_ray.corpus.sources.source import Listed, Rows, UriPolicy, images_after
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
 
-ENDINGS = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson")
+ENDINGS = (*list_records.TEXT, *list_records.CSV, *list_records.JSON)
+_DEFAULT_COLUMN = "image"
+_IMAGES = "images"
+"""The column of ms-swift and LLaMA-Factory, a list for each row. LLaVA has one path in `image`."""
+_CONVERSATION = ("conversations", "messages", "query")
+"""A row with one of these columns is an example of training, which may have no image."""
+_NO_IMAGE = LeftOut("rows without an image")
 
 
 class UriList:
-    """Images that a list names. The id of an image is the list's name and the row number.
+    """Images that a list names or holds. The id of an image is the list's name and the row number.
 
     Relative paths are relative to the list's folder.
     """
@@ -28,67 +40,75 @@ class UriList:
         self._rows, self._uri_policy = Rows(config), UriPolicy(config)
         self._name = config.path.rpartition("/")[2]
 
-    def images(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
+    def images(self, after: ImageRef | None = None) -> Iterator[Listed]:
         images = self._images()
         return images if after is None else images_after(images, after, self._config.path)
 
-    def _images(self) -> Iterator[ImageRef]:
-        for number, values in self._values():
-            entry = values.get(self._config.image_column)
-            where = f"row {number}"
-            if not isinstance(entry, str) or not entry:
-                raise ConfigError(
-                    "source.path",
-                    self._config.path,
-                    f"{where}: no URI in {self._config.image_column!r}.",
-                    "Fill it, or remove the row.",
-                )
-            yield self._rows.ref(self._name, number, values, self._uri_policy.uri(entry, self._config.path, where))
-
-    def _values(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the rows with their numbers, starting at 1. Blank lines are skipped but counted."""
+    def _images(self) -> Iterator[Listed]:
         try:
-            with io.TextIOWrapper(self._places.open(self._config.path), "utf-8-sig", newline="") as file:
-                if self._name.endswith((".csv", ".tsv")):
-                    yield from self._read_csv(file)
-                elif self._name.endswith((".jsonl", ".ndjson")):
-                    yield from self._read_json(file)
-                else:
-                    yield from self._read_text(file)
+            with self._places.open(self._config.path) as file:
+                for record in self._records(file):
+                    yield from self._images_of(record)
+        except BadRecord as error:
+            raise ConfigError("source.path", self._config.path, error.problem, error.remedy) from error
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ConfigError(
                 "source.path", self._config.path, f"cannot be read ({error}).", "Give a list in UTF-8."
             ) from error
 
-    def _read_text(self, file: io.TextIOWrapper) -> Iterator[tuple[int, dict[str, Any]]]:
-        self._rows.check([self._config.image_column], self._name)
-        lines = (line.strip() for line in file)
-        yield from ((number, {self._config.image_column: line}) for number, line in enumerate(lines, 1) if line)
+    def _records(self, file: BinaryIO) -> Iterator[ListRecord]:
+        name = self._name.lower()
+        if name.endswith(list_records.JSON):
+            return list_records.json_records(file)
+        if name.endswith(list_records.CSV):
+            names, records = list_records.csv_records(file, "\t" if name.endswith(".tsv") else ",")
+            self._rows.check(names, self._name)
+            return records
+        # Such a list has no columns, so a setting that names one is wrong.
+        self._rows.check([_DEFAULT_COLUMN], self._name)
+        return list_records.text_records(file, _DEFAULT_COLUMN)
 
-    def _read_csv(self, file: io.TextIOWrapper) -> Iterator[tuple[int, dict[str, Any]]]:
-        reader = csv.DictReader(file, dialect="excel-tab" if self._name.endswith(".tsv") else "excel")
-        self._rows.check(list(reader.fieldnames or ()), self._name)
-        yield from enumerate(reader, 1)
+    def _images_of(self, record: ListRecord) -> Iterator[Listed]:
+        column, item = split_item(self._column_of(record.values), record.values)
+        value = record.values.get(column)
+        if not value and any(name in record.values for name in _CONVERSATION):
+            yield _NO_IMAGE
+            return
+        self._rows.check([*record.values], f"row {record.number}", image_column=column)
+        images = value if isinstance(value, list) else [value]
+        if item is not None:
+            images = images[item : item + 1] if isinstance(value, list) else [None]
+        if not images and value:
+            yield LeftOut(f"rows without {self._config.image_column}")
+            return
+        for part, image in enumerate(images or [None]):
+            yield self._image(record, column, image, part)
 
-    def _read_json(self, file: io.TextIOWrapper) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                raise ConfigError(
-                    "source.path",
-                    self._config.path,
-                    f"row {number} is not JSON ({error}).",
-                    "Write one object per line.",
-                ) from error
-            if not isinstance(values, dict):
-                raise ConfigError(
-                    "source.path",
-                    self._config.path,
-                    f"row {number} is not a JSON object.",
-                    "Write one object per line.",
-                )
-            self._rows.check(list(values), f"row {number}")
-            yield number, values
+    def _column_of(self, values: dict[str, Any]) -> str:
+        """The configured column; `images` where a row has no column of the default name."""
+        column = self._config.image_column
+        return _IMAGES if column == _DEFAULT_COLUMN and column not in values and _IMAGES in values else column
+
+    def _image(self, record: ListRecord, column: str, image: Any, part: int) -> Listed:
+        where = f"row {record.number}"
+        if isinstance(image, dict):
+            image = image.get("bytes") or image.get("path")
+        if not isinstance(image, str) or not image:
+            found = f"a {type(image).__name__}, not a URI," if image else "no URI"
+            raise ConfigError(
+                "source.path", self._config.path, f"{where}: {found} in {column!r}.", "Fill it, or remove the row."
+            )
+        if not is_embedded(image):
+            uri = self._uri_policy.uri(image, self._config.path, where)
+            return self._rows.ref(self._name, record.number, record.values, uri, part)
+        span = record.span_of(image)
+        if span is None:
+            return LeftOut("rows with an image in base64 with escapes")
+        locator = Locator(self._config.path, span, is_text=True)
+        num_bytes = None
+        with suppress(ValueError):
+            # Base64 that is damaged is found again when it is read.
+            num_bytes = len(embedded_content(image))
+        return replace(
+            self._rows.ref(self._name, record.number, record.values, str(locator), part), num_bytes=num_bytes
+        )

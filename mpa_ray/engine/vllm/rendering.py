@@ -15,6 +15,7 @@ from functools import cache
 from itertools import takewhile
 from typing import Any
 
+from mpa_ray.engine.child_processes import ChildProcesses
 from mpa_ray.engine.protocol import EngineDied, RequestRefused
 from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.models.chat_template import load_processor, render
@@ -99,7 +100,7 @@ def tokenize(renderer: Any, prompt: str) -> list[int]:
 class Renderer:
     """Turns an image file into the model's tensors and placeholder tokens."""
 
-    def __init__(self, arguments: dict[str, Any], pixel_limits: tuple[int, int]) -> None:
+    def __init__(self, arguments: dict[str, Any], pixel_limits: tuple[int, int, int]) -> None:
         import torch
         from vllm import AsyncEngineArgs
         from vllm.renderers import renderer_from_config
@@ -139,7 +140,7 @@ class Renderer:
 class RenderingThread:
     """Renders in a thread beside the event loop, which waits while the thread holds Python's interpreter lock."""
 
-    def __init__(self, arguments: dict[str, Any], pixel_limits: tuple[int, int]) -> None:
+    def __init__(self, arguments: dict[str, Any], pixel_limits: tuple[int, int, int]) -> None:
         self._renderer = Renderer(arguments, pixel_limits)
         self._thread = ThreadPoolExecutor(1)
 
@@ -153,7 +154,7 @@ class RenderingThread:
 class RenderingProcesses:
     """Renders in separate processes, each with its own renderer."""
 
-    def __init__(self, num_processes: int, arguments: dict[str, Any], pixel_limits: tuple[int, int]) -> None:
+    def __init__(self, num_processes: int, arguments: dict[str, Any], pixel_limits: tuple[int, int, int]) -> None:
         self.pool = ProcessPoolExecutor(
             num_processes,
             multiprocessing.get_context("spawn"),
@@ -163,6 +164,8 @@ class RenderingProcesses:
         for _ in range(num_processes):
             # The pool starts a process only when a task arrives and no process is idle.
             self.pool.submit(os.getpid)
+        self._processes = ChildProcesses()
+        self._processes.add_current()
 
     async def render_image(self, content: bytes) -> RenderedImage | ImageProblem | Refusal:
         """As `Renderer.render_image`.
@@ -173,7 +176,7 @@ class RenderingProcesses:
         try:
             pickled = await asyncio.get_running_loop().run_in_executor(self.pool, _render_image, content)
         except BrokenProcessPool as error:
-            raise EngineDied(f"a renderer died: {error}") from error
+            raise EngineDied(f"a renderer died: {self._processes.why_died(error)}") from error
         except _RendererCannotStart as error:
             raise EngineDied(str(error)) from error
         rendered: RenderedImage | ImageProblem | Refusal = pickle.loads(pickled)
@@ -191,7 +194,7 @@ _renderer: Renderer | _RendererCannotStart | None = None
 """The renderer of a rendering process, or why it has none."""
 
 
-def _load_renderer(arguments: dict[str, Any], pixel_limits: tuple[int, int]) -> None:
+def _load_renderer(arguments: dict[str, Any], pixel_limits: tuple[int, int, int]) -> None:
     global _renderer
     try:
         _renderer = Renderer(arguments, pixel_limits)

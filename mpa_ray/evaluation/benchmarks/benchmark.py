@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mpa_ray.config import BenchmarkConfig
+from mpa_ray.corpus.places.local import storable_uri
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.chartqa import read_chartqa
@@ -19,6 +20,7 @@ from mpa_ray.evaluation.benchmarks.medical import read_plain_pairs, read_slake
 from mpa_ray.evaluation.benchmarks.questions import read_questions
 from mpa_ray.evaluation.benchmarks.scene_text import read_stvqa, read_textvqa
 from mpa_ray.records import LabelledQuestion
+from mpa_ray.textual import identifier, readable
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQu
     benchmark = _benchmark_of(spec)
     seen: set[str] = set()
     uris: dict[str, str] = {}
-    for question in benchmark.read(_inputs(spec, places)):
+    for question in map(_storable, benchmark.read(_inputs(spec, places))):
         if question.question_id in seen:
             raise ConfigError(
                 "benchmark.path",
@@ -88,6 +90,21 @@ def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQu
         yield question if uri == question.uri else replace(question, uri=uri)
     if not seen:
         raise ConfigError("benchmark.path", spec.path, "holds no questions.", "Check that the file is complete.")
+
+
+def _storable(question: LabelledQuestion) -> LabelledQuestion:
+    """The question in a form that rows can hold, with ids that stay unique."""
+    return replace(
+        question,
+        question_id=identifier(question.question_id),
+        image_id=identifier(question.image_id),
+        uri=storable_uri(question.uri),
+        question=readable(question.question),
+        answers=[readable(answer) for answer in question.answers],
+        family=readable(question.family),
+        answer_type=None if question.answer_type is None else readable(question.answer_type),
+        split=readable(question.split),
+    )
 
 
 def _inputs(spec: BenchmarkConfig, places: Places) -> Inputs:

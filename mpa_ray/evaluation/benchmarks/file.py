@@ -6,14 +6,18 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mpa_ray.corpus.locator import Locator
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.sources.arrow_rows import rows_of
+from mpa_ray.corpus.sources.columns import ImageColumn
+from mpa_ray.corpus.sources.parquet import rows_with_images
 from mpa_ray.errors import ConfigError
+from mpa_ray.textual import parse_json
 
 _LINES = (".jsonl", ".ndjson")
 JSON = (".json", *_LINES)
@@ -68,7 +72,7 @@ class File:
         try:
             with self.places.open(self.uri) as content, pq.ParquetFile(content, pre_buffer=False) as file:
                 yield from self._rows(file, columns, image)
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise self.error(f"cannot be read as Parquet ({error}).", "Fetch it again.") from error
 
     def value(self, key: str) -> Any:
@@ -99,10 +103,12 @@ class File:
     def _document(self, text: str) -> Any:
         """The content as one JSON document; None for JSON lines."""
         try:
-            return json.loads(text)
+            return parse_json(text)
         except json.JSONDecodeError as error:
             if error.msg == "Extra data":
                 return None
+            raise self.error(f"is not JSON ({error}).", "Fetch it again.") from None
+        except ValueError as error:
             raise self.error(f"is not JSON ({error}).", "Fetch it again.") from None
 
     def _lines(self, text: str) -> Iterator[tuple[str, Any]]:
@@ -110,9 +116,10 @@ class File:
             if not line.strip():
                 continue
             try:
-                yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise self.error(f"line {number} is not JSON ({error.msg}).", "Correct the line.") from None
+                yield f"line {number}", parse_json(line)
+            except ValueError as error:
+                problem = error.msg if isinstance(error, json.JSONDecodeError) else error
+                raise self.error(f"line {number} is not JSON ({problem}).", "Correct the line.") from None
 
     def _text(self) -> str:
         try:
@@ -138,38 +145,17 @@ class File:
                 f"has the columns {', '.join(map(repr, schema.names))}, and none of {', '.join(map(repr, columns))}.",
                 "Check that the file belongs to this benchmark.",
             )
-        names_files = image in schema.names and _names_files(file, image)
-        holds_images = image in schema.names and not names_files and _holds_bytes(schema.field(image).type)
-        if names_files:
-            names.append(f"{image}.path" if pa.types.is_struct(schema.field(image).type) else image)
-        number = 0
-        for batch in file.iter_batches(columns=names, use_threads=False):
-            for values in cast(list[dict[str, Any]], batch.to_pylist()):
-                if isinstance(values.get(image), dict):
-                    values[image] = values[image]["path"]
-                yield values, str(Locator(self.uri, row=number, column=image)) if holds_images else None
-                number += 1
+        column = ImageColumn.find(schema, image)
+        if column is None:
+            yield from ((values, None) for batch in file.iter_batches(columns=names) for values in rows_of(batch))
+            return
+        for number, (values, path) in enumerate(rows_with_images(file, names, column)):
+            is_empty = column.kind == "text" and image in values and not values[image]
+            locator = str(Locator(self.uri, row=number, column=image)) if path is None and not is_empty else None
+            yield {**values, image: path}, locator
 
 
 def canonical_split(split: str) -> str:
     """A split's canonical name: `val` for val, valid, validation and val2014."""
     name = re.sub(r"\d{4}$", "", split.lower())
     return "val" if name in ("valid", "validate", "validation") else name
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return "bytes" in {field.name for field in kind}
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _names_files(file: pq.ParquetFile, column: str) -> bool:
-    """Whether a column holds file names: text, or Hugging Face's struct if the statistics show `bytes` to be null."""
-    kind = file.schema_arrow.field(column).type
-    if not pa.types.is_struct(kind) or not {"bytes", "path"} <= {field.name for field in kind}:
-        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-    leaves = [file.schema.column(i).path for i in range(len(file.schema))]
-    groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    bytes_leaf = leaves.index(f"{column}.bytes")
-    statistics = [(group.num_rows, group.column(bytes_leaf).statistics) for group in groups]
-    return bool(statistics) and all(s is not None and s.has_null_count and s.null_count == n for n, s in statistics)

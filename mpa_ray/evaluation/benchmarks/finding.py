@@ -9,7 +9,8 @@ from pathlib import Path
 from mpa_ray.config import resolve_path
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.corpus.places.places import Places
-from mpa_ray.corpus.sources.source import Files, split_glob
+from mpa_ray.corpus.sources.globs import split_glob
+from mpa_ray.corpus.sources.source import Files
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.file import JSON, PARQUET, File, canonical_split
 

@@ -11,6 +11,7 @@ from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.record import Record
 from mpa_ray.records import LabelledQuestion
+from mpa_ray.redaction import has_url_secrets
 
 
 class Images:
@@ -41,6 +42,11 @@ class Images:
     def _below(self, record: Record, name: str) -> str:
         root = self._root or _absolute(record.file.rpartition("/")[0] or ".")
         scheme, separator, _ = name.partition("://")
+        if separator and has_url_secrets(name):
+            raise record.error(
+                f"the image {name!r} holds a password or a signature, which the run would store.",
+                "Give credentials in the environment.",
+            )
         if separator and scheme in ("s3", "gs"):
             return name
         if separator or ".." in name.split("/") or (name.startswith("/") and "://" in root):

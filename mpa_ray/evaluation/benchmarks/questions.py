@@ -46,7 +46,7 @@ def read_questions(inputs: Inputs) -> Iterator[LabelledQuestion]:
             image_id=record.optional(columns["image_id"]) or name,
             uri=record.image_uri or inputs.images.uri(record, name),
             question=record.text(columns["question"]),
-            answers=record.answers(columns["answers"]),
+            answers=record.answers(columns["answers"], may_be_printed=True),
             family=record.optional(columns["family"]) or "all",
             answer_type=record.optional(columns["answer_type"]),
             split=record.optional(columns["split"]) or "",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mpa_ray.errors import ConfigError
+from mpa_ray.evaluation.benchmarks.printed_list import parse_printed_list
+
+_MAX_SHOWN = 80
+"""Characters of an answer in an error message."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,19 @@ class Record:
         parts = value if isinstance(value, list) else [] if value is None else [value]
         return "+".join(str(part).strip() for part in parts if part is not None) or None
 
-    def answers(self, *names: str) -> list[str]:
+    def answers(self, *names: str, may_be_printed: bool = False) -> list[str]:
         """The reference answers, from a text, a list of texts, or VQA's list of objects.
+
+        Args:
+            names: The fields that may have them.
+            may_be_printed: Also read a text that shows such a list as Python prints it.
 
         Raises:
             ConfigError: all answers are missing or empty, as in test splits, or they have another form.
         """
         value = self.get(*names)
+        if may_be_printed and isinstance(value, str):
+            value = self._unprinted(value, names)
         values = value if isinstance(value, list) else [] if value is None else [value]
         answers = [self._answer(answer, names) for answer in values]
         if not any(answer.strip() for answer in answers):
@@ -73,6 +84,22 @@ class Record:
                 "the answers are missing, as in a test split without labels.", "Use a split with answers, such as val."
             )
         return answers
+
+    def _unprinted(self, text: str, names: tuple[str, ...]) -> str | list[Any]:
+        """An answer; if it is a list that was written as Python prints it, the list.
+
+        Raises:
+            ConfigError: it may be a list or an answer in brackets, or it is a printed array.
+        """
+        try:
+            values = parse_printed_list(text)
+        except ValueError as error:
+            example = json.dumps([text])
+            raise self.error(
+                f"{_either(names)} is the text {text[:_MAX_SHOWN]!r}, {error}.",
+                f"Give a list of texts. If it is one answer in brackets, write {example[:_MAX_SHOWN]}.",
+            ) from None
+        return text if values is None else values
 
     def error(self, problem: str, remedy: str) -> ConfigError:
         return ConfigError(self.field, self.file, f"{self.position}: {problem}", remedy)

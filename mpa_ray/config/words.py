@@ -1,0 +1,125 @@
+"""YAML and the command line as trees of settings, in which the type of a setting decides what a word means.
+
+In YAML alone, `no` is a boolean, `12:30` a number and `my run #1` ends before the comment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterator, Mapping
+from datetime import date
+from typing import Any, TypeAlias
+
+import yaml
+from pydantic import BaseModel
+
+from mpa_ray.config.setting_path import SettingType
+from mpa_ray.textual import is_deep, is_storable
+
+Tree: TypeAlias = dict[str, Any]
+
+_NULL = re.compile(r"~|null|Null|NULL|")
+_SCALARS = ("bool", "int", "float", "timestamp", "str", "value", "null")
+
+
+class Word(str):
+    """A value of the command line, or of a YAML file without quotation marks; its setting gives it a type."""
+
+    __slots__ = ()
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads values without quotation marks as words, and refuses a key that occurs twice in a mapping."""
+
+    def construct_word(self, node: yaml.ScalarNode) -> object:
+        if node.style is not None:
+            return node.value
+        if node.tag == "tag:yaml.org,2002:null" and node.value != "~":
+            return None
+        return Word(node.value)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
+                continue
+            if key_node.value in seen:
+                problem = f"the key {key_node.value!r} occurs twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+for _name in _SCALARS:
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_name}", _Loader.construct_word)
+
+
+def read_yaml(text: str) -> Any:
+    """Read YAML, with words in place of values without quotation marks.
+
+    Raises:
+        yaml.YAMLError: the text is not YAML, or it is nested too deeply.
+    """
+    try:
+        tree = yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    if is_deep(tree):
+        raise yaml.YAMLError("nested too deeply")
+    return tree
+
+
+def with_types(tree: Tree, kind: type[BaseModel]) -> Tree:
+    """A tree in which each word is read as its setting requires.
+
+    A word stays text where the setting is text, but is None for `null` where the setting may be None. Elsewhere it is
+    read as YAML.
+    """
+    typed: Tree = _typed(tree, SettingType(kind))
+    return typed
+
+
+def _typed(value: Any, setting: SettingType) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _typed(item, setting.child(str(key))) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item, setting.child(index)) for index, item in enumerate(value)]
+    if not isinstance(value, Word):
+        return value
+    if setting.is_text:
+        return None if setting.may_be_none and _NULL.fullmatch(value) else str(value)
+    tree = parsed(value)
+    return _plain(value) if isinstance(tree, Word) else _typed(tree, setting)
+
+
+def parsed(word: Word) -> Any:
+    """The mapping or list that a word contains, or the word itself."""
+    try:
+        tree = read_yaml(word)
+    except (yaml.YAMLError, ValueError):
+        return word
+    return tree if isinstance(tree, dict | list) else word
+
+
+def unstorable_texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """The texts of a tree that are not UTF-8 and cannot be stored in a run, each with its dotted name."""
+    if isinstance(tree, Mapping):
+        for key, item in tree.items():
+            yield from unstorable_texts(key, path)
+            yield from unstorable_texts(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, list | tuple):
+        for index, item in enumerate(tree):
+            yield from unstorable_texts(item, f"{path}.{index}")
+    elif isinstance(tree, str) and not is_storable(tree):
+        yield path, tree
+
+
+def _plain(word: Word) -> Any:
+    """A word as a boolean, a number or None; as text if it is none of them."""
+    try:
+        value = yaml.safe_load(word)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return str(word)
+    # In YAML 1.1, `12:30` is the number 750.
+    is_clock = isinstance(value, int | float) and ":" in word
+    return str(word) if isinstance(value, str | date) or is_clock else value

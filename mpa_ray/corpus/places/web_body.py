@@ -1,0 +1,78 @@
+"""The body of a web server's answer, read up to a limit whatever the server sends."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+from urllib3 import BaseHTTPResponse
+
+from mpa_ray.storage.deadline import Expiry
+
+_CHUNK_BYTES = 64 * 2**10
+_GZIP = ("gzip", "x-gzip", "deflate")
+_ANY_HEADER = 47
+"""Have zlib recognise the headers of both gzip and deflate."""
+
+
+def read_body(response: BaseHTTPResponse, skip: int, num_bytes: int) -> bytes:
+    """Return at most `num_bytes` of a body after its first `skip` bytes, and read no further.
+
+    Raises:
+        OSError: the body is encoded in a way that was not requested, or ends too early.
+        TimeoutError: the deadline of the call has passed.
+        urllib3.exceptions.HTTPError: the connection broke.
+    """
+    content = bytearray()
+    try:
+        for chunk in _decoded(response):
+            content += chunk[skip:] if skip else chunk
+            skip = max(0, skip - len(chunk))
+            if len(content) >= num_bytes:
+                break
+    finally:
+        # A connection whose response was read to its end is already free for the next request.
+        response.close()
+    del content[num_bytes:]
+    return bytes(content)
+
+
+def encoding_of(response: BaseHTTPResponse) -> str:
+    """The body's `Content-Encoding`; empty for the file's own bytes."""
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    return "" if encoding == "identity" else encoding
+
+
+def _decoded(response: BaseHTTPResponse) -> Iterator[bytes]:
+    encoding = encoding_of(response)
+    if not encoding:
+        yield from _raw(response)
+        return
+    if encoding not in _GZIP:
+        raise OSError(f"sent with Content-Encoding {encoding}, which was not requested")
+    decoder = None
+    for chunk in _raw(response):
+        # A few bytes may decode to thousands of times as many.
+        while chunk:
+            if decoder is None or decoder.eof:
+                # A body may have several encoded parts.
+                decoder = zlib.decompressobj(_ANY_HEADER)
+            yield _inflate(decoder, chunk, _CHUNK_BYTES)
+            chunk = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
+    if decoder is not None and not decoder.eof:
+        raise OSError(f"the {encoding} encoding ends too early")
+
+
+def _inflate(decoder: zlib._Decompress, chunk: bytes, max_bytes: int) -> bytes:
+    try:
+        return decoder.decompress(chunk, max_bytes)
+    except zlib.error as error:
+        raise OSError(f"its content is not what Content-Encoding says ({error})") from error
+
+
+def _raw(response: BaseHTTPResponse) -> Iterator[bytes]:
+    expiry, num_bytes = Expiry.current(), 0
+    while chunk := response.read1(_CHUNK_BYTES, decode_content=False):
+        num_bytes += len(chunk)
+        yield chunk
+        expiry.check("its body", num_bytes)

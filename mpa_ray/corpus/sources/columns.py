@@ -1,0 +1,154 @@
+"""Columns of tables with images: which types are read, and what their cells hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from mpa_ray.corpus.sources.embedded import embedded_content, is_embedded
+from mpa_ray.errors import ConfigError
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.records import Reason
+
+CellKind = Literal["bytes", "text", "struct"]
+"""What a cell with an image holds: the file, a URI or base64, or Hugging Face's struct of `bytes` and `path`."""
+
+_ITEM = re.compile(r"(?P<column>.+)\[(?P<item>\d+)\]", re.DOTALL)
+_MAX_TYPE_LENGTH = 120
+
+
+@dataclass(frozen=True)
+class ImageColumn:
+    """The column of a table that holds or names images."""
+
+    name: str
+    item: int | None
+    """Which item of a list to take; None if cells are no lists."""
+    kind: CellKind
+
+    @classmethod
+    def of(cls, schema: pa.Schema, setting: str, where: str) -> ImageColumn:
+        """Find the column that `source.image_column` names in a table; the table has it.
+
+        Raises:
+            ConfigError: its type is none that holds or names images.
+        """
+        column = cls.find(schema, setting)
+        if column is not None:
+            return column
+        kind = _plain_type(schema.field(split_item(setting, schema.names)[0]).type)
+        first = f"{setting}[0]"
+        remedy = "Choose a column with bytes, URIs, base64, or a struct of `bytes` and `path`."
+        if cls.find(schema, first) is not None:
+            remedy = f"Take one image of each list: image_column: {first}."
+        raise ConfigError("source.image_column", setting, f"has type {_short(kind)} in {where}.", remedy)
+
+    @classmethod
+    def find(cls, schema: pa.Schema, setting: str) -> ImageColumn | None:
+        """The column of that name; None if there is none, or if its type neither holds nor names images."""
+        name, item = split_item(setting, schema.names)
+        if name not in schema.names:
+            return None
+        kind = _plain_type(schema.field(name).type)
+        cells = _item_type(kind) if item is not None else kind
+        kind_of_cells = None if cells is None else cell_kind(cells)
+        return None if kind_of_cells is None else cls(name, item, kind_of_cells)
+
+
+def split_item(setting: str, names: Iterable[str]) -> tuple[str, int | None]:
+    """Split `images[0]` into the column and the item of its lists; the item is None for the name of a column."""
+    match = _ITEM.fullmatch(setting)
+    if match is None or setting in names or match["column"] not in names:
+        return setting, None
+    return match["column"], int(match["item"])
+
+
+def cell_kind(kind: pa.DataType) -> CellKind | None:
+    """What the cells of a type hold; None if it is neither bytes, text nor a struct of them."""
+    kind = _plain_type(kind)
+    if _is_binary(kind):
+        return "bytes"
+    if _is_text(kind):
+        return "text"
+    if pa.types.is_struct(kind):
+        parts = {field.name: _plain_type(field.type) for field in kind}
+        has_bytes = "bytes" in parts and (_is_binary(parts["bytes"]) or _is_text(parts["bytes"]))
+        has_path = "path" in parts and _is_text(parts["path"])
+        if has_bytes or has_path:
+            return "struct"
+    return None
+
+
+def item_of(value: Any, item: int | None) -> Any:
+    """A cell's value; for cells with lists, one item, or None if the list is shorter."""
+    if item is None or value is None:
+        return value
+    return value[item] if item < len(value) else None
+
+
+def path_in(value: Any) -> str | None:
+    """The path or URI in a cell's value; None if the value holds the image, or nothing."""
+    if isinstance(value, dict):
+        return value.get("path") or None if value.get("bytes") is None else None
+    return value if isinstance(value, str) and value and not is_embedded(value) else None
+
+
+def content_of(value: Any) -> bytes | ImageProblem:
+    """The image in a cell's value."""
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if content is None:
+        return ImageProblem(Reason.UNREADABLE, "no bytes in its row")
+    if isinstance(content, bytes):
+        return content
+    if not isinstance(content, str):
+        return ImageProblem(Reason.UNREADABLE, f"a {type(content).__name__} in its row, not bytes")
+    try:
+        return embedded_content(content)
+    except ValueError as error:
+        return ImageProblem(Reason.UNREADABLE, f"text in its row that holds no image: {error}")
+
+
+def text_content(text: bytes) -> bytes | ImageProblem:
+    """The image in a part of a list that holds base64 or a data: URI, perhaps with the escapes of JSON."""
+    try:
+        return content_of(json.loads(b'"' + text + b'"') if b"\\" in text else text.decode())
+    except ValueError as error:
+        return ImageProblem(Reason.UNREADABLE, f"text that holds no image: {error}")
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values, without the way in which they are encoded."""
+    while True:
+        if isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        elif pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+            kind = kind.value_type
+        else:
+            return kind
+
+
+def _item_type(kind: pa.DataType) -> pa.DataType | None:
+    types = pa.types
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    is_list = is_list or types.is_list_view(kind) or types.is_large_list_view(kind)
+    return kind.value_type if is_list else None
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    types = pa.types
+    is_variable = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return bool(is_variable or types.is_fixed_size_binary(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _short(kind: pa.DataType) -> str:
+    name = str(kind)
+    return name if len(name) <= _MAX_TYPE_LENGTH else f"{name[:_MAX_TYPE_LENGTH]}..."

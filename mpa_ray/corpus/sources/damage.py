@@ -1,0 +1,65 @@
+"""Files of a source that are cut or damaged: an error that names the file, or left out if the user has chosen that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mpa_ray.config import SourceConfig
+from mpa_ray.corpus.sources.left_out import LeftOut
+from mpa_ray.corpus.sources.source import Listed
+from mpa_ray.errors import ConfigError
+from mpa_ray.textual import readable
+
+
+class DamagedFile(Exception):
+    """A file with images is not of its kind, or is cut or damaged."""
+
+
+def without_damaged(config: SourceConfig, path: str, listing: Iterator[Listed]) -> Iterator[Listed]:
+    """Yield the listing of a file. If the file is damaged and `skip_damaged` is set, leave all of it out.
+
+    Args:
+        config: The source.
+        path: The file's path below the source's root, for the message.
+        listing: Raises an error of `unreadable` if the file cannot be read.
+
+    Raises:
+        ConfigError: the file is damaged; names it.
+    """
+    try:
+        # What is yielded cannot be taken back.
+        yield from list(listing) if config.skip_damaged else listing
+    except DamagedFile as error:
+        if not config.skip_damaged:
+            raise ConfigError(
+                "source.path",
+                config.path,
+                f"{path} {error}.",
+                "Repair the file or remove it from the source, or set source.skip_damaged to leave such files out.",
+            ) from error
+        yield LeftOut("damaged files (source.skip_damaged)")
+
+
+def unreadable(config: SourceConfig, path: str, uri: str, kind: str, error: Exception) -> DamagedFile | ConfigError:
+    """The error to raise if a file of images cannot be read.
+
+    Args:
+        config: The source.
+        path: The file's path below the source's root, for the message.
+        uri: The file's URI.
+        kind: What the file should be, such as `a tar`.
+        error: The reason. pyarrow raises OSError also for a damaged file; those of storage have a number, are of a
+            derived type, or begin with the URI.
+    """
+    of_storage = isinstance(error, OSError) and (
+        type(error) is not OSError or error.errno is not None or str(error).startswith(uri)
+    )
+    message = readable(" ".join(str(getattr(error, "strerror", None) or error).split()))
+    if not of_storage:
+        return DamagedFile(f"cannot be read as {kind} ({message})")
+    return ConfigError(
+        "source.path",
+        config.path,
+        f"{path} cannot be read ({message}).",
+        "Check the file, your permissions and the connection.",
+    )

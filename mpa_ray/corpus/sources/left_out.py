@@ -1,0 +1,94 @@
+"""Which files of a folder are left out, and under which label they are counted."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from mpa_ray.config import SourceConfig
+from mpa_ray.corpus.sources.globs import glob_expression
+
+_ENDING = re.compile(r"[A-Za-z0-9_-]{1,10}")
+_SYSTEM_NAMES = (
+    "__MACOSX",
+    "@eaDir",
+    "lost+found",
+    "#recycle",
+    "#snapshot",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+)
+"""Folders that operating systems and storage devices create; names with a dot in front are hidden anyway."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file, or a row of a list, that a listing leaves out."""
+
+    label: str
+    """What it is counted under, such as `.heic`, `no ending` or `._* (AppleDouble)`."""
+    setting: str | None = None
+    """The filter of the source that leaves it out, such as `min_bytes`; None if no filter does."""
+
+
+@dataclass(frozen=True)
+class NameFilter:
+    """Leaves out hidden files, those that systems create, and those that the user excludes."""
+
+    exclude: tuple[str, ...] = ()
+    """Globs: without a slash, of the name of a file or a folder; with a slash, of a path below the root."""
+    include_hidden: bool = False
+    _patterns: tuple[tuple[bool, re.Pattern[str]], ...] = field(init=False, repr=False)
+    """Each pattern of `exclude`, and whether it matches single names."""
+
+    def __post_init__(self) -> None:
+        patterns = [
+            ("/" not in glob.rstrip("/"), re.compile(glob_expression(glob.strip("/")) + "(?:/.*)?", re.DOTALL))
+            for glob in self.exclude
+        ]
+        object.__setattr__(self, "_patterns", tuple(patterns))
+
+    @classmethod
+    def of(cls, config: SourceConfig) -> NameFilter:
+        """The filter of a source's settings."""
+        return cls(config.exclude, config.include_hidden)
+
+    def left_out(self, path: str) -> LeftOut | None:
+        """Why a file is left out; None if it is not.
+
+        Args:
+            path: The path below the root, with a slash at its end if it is a folder's.
+        """
+        names = path.rstrip("/").split("/")
+        for matches_names, pattern in self._patterns:
+            if any(map(pattern.fullmatch, names)) if matches_names else pattern.fullmatch(path.rstrip("/")):
+                return LeftOut("excluded (source.exclude)", "exclude")
+        return None if self.include_hidden else _hidden(names)
+
+
+def _hidden(names: list[str]) -> LeftOut | None:
+    for name in names:
+        if name in _SYSTEM_NAMES:
+            return LeftOut(f"{name} (system folder)")
+        if name.startswith("._"):
+            return LeftOut("._* (AppleDouble)")
+        if name.startswith(".") and name not in (".", ".."):
+            return LeftOut(".* (hidden)")
+    return None
+
+
+def by_ending(path: str, needs: dict[str, str] | None = None) -> LeftOut:
+    """The label of a file whose ending no image has.
+
+    Args:
+        path: The path below the root.
+        needs: What would have to be installed to read an ending, in lower case with the dot.
+    """
+    stem, dot, ending = path.rpartition("/")[2].rpartition(".")
+    if not dot or not stem:
+        return LeftOut("no ending")
+    if not _ENDING.fullmatch(ending):
+        return LeftOut("other endings")
+    label = f".{ending.lower()}"
+    need = (needs or {}).get(label)
+    return LeftOut(f"{label} (needs {need})" if need else label)

@@ -1,0 +1,56 @@
+"""Lists that were written into a text field as Python prints them, as pandas and CSV files hold them."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import tokenize
+from itertools import pairwise
+from typing import Any
+
+_LIST = re.compile(r"\s*(?:array\(|list\()?\[.*\]\s*(?:,\s*dtype=[^)]*)?\)?\s*", re.DOTALL)
+_QUOTED = re.compile(r"""\s*(?:array\(|list\()?\[\s*["'{]""")
+"""A list whose first item is a text or an object, which no answer in brackets is."""
+
+
+def parse_printed_list(text: str) -> list[Any] | None:
+    """The list of texts or objects that a text shows; None if the text shows no list.
+
+    Raises:
+        ValueError: it shows a list that has two readings, or none; says why.
+    """
+    if _LIST.fullmatch(text) is None:
+        return None
+    values = _evaluated(text)
+    if isinstance(values, list) and values and all(isinstance(value, str | dict) for value in values):
+        if _has_adjacent_texts(text):
+            raise ValueError("which looks like a printed array: its items have no commas")
+        return values
+    if isinstance(values, list) and all(isinstance(value, str | dict | int | float | None) for value in values):
+        raise ValueError("which may be a printed list or an answer")
+    if _QUOTED.match(text):
+        raise ValueError("which looks like a printed list and cannot be read as one")
+    return None
+
+
+def _evaluated(text: str) -> Any:
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        pass
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _has_adjacent_texts(text: str) -> bool:
+    """Whether two texts follow each other without a comma; Python joins them."""
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(text.strip()).readline))
+    except (tokenize.TokenError, SyntaxError):
+        return False
+    kinds = [token.type for token in tokens if token.type not in (tokenize.NL, tokenize.NEWLINE)]
+    return any(pair == (tokenize.STRING, tokenize.STRING) for pair in pairwise(kinds))

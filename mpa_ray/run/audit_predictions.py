@@ -1,0 +1,104 @@
+"""Recount the answers to benchmarks: every question answered once by every model that has begun."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from mpa_ray.run.dataset import ShardedDataset, prefetch
+from mpa_ray.run.recorded_config import models_by_benchmark
+from mpa_ray.run.run import Run
+
+_NUM_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class AnswerCounts:
+    """What became of a benchmark's questions at one model."""
+
+    num_questions: int
+    outcomes: dict[str, int]
+    """Numbers of rows, by `kept` or the reason."""
+
+
+@dataclass(frozen=True)
+class PredictionAudit:
+    """The counts of each benchmark and model, and what is missing, doubled or unreadable."""
+
+    counts: dict[str, dict[str, AnswerCounts]]
+    problems: list[str]
+
+
+def audit_predictions(run: Run, include_missing: bool) -> PredictionAudit:
+    """Compare all answers of a run with the benchmarks' questions.
+
+    Args:
+        run: The run.
+        include_missing: Whether benchmarks and models without any answer are problems, too.
+
+    Raises:
+        ConfigError: the directory holds no run.
+    """
+    counts: dict[str, dict[str, AnswerCounts]] = {}
+    problems: list[str] = []
+    for benchmark, models in models_by_benchmark(run).items():
+        folder = run.benchmark_dir(benchmark)
+        if not run.has_manifest(folder):
+            problems += [f"{folder}: its questions are not read"] if include_missing else []
+            continue
+        shards = run.manifest(folder).shards
+        questions = _rows(run.questions(benchmark), ["question_id"], shards, problems)
+        expected = {shard: _ids(rows) for shard, rows in zip(shards, questions, strict=True) if rows is not None}
+        for model in models:
+            predictions = run.predictions(benchmark, model)
+            if include_missing or any(run.storage.list(f"{predictions.folder}/commits")):
+                counts.setdefault(benchmark, {})[model] = _counted(predictions, shards, expected, problems)
+    return PredictionAudit(counts, problems)
+
+
+def _counted(
+    predictions: ShardedDataset[Any], shards: list[str], expected: dict[str, list[str]], problems: list[str]
+) -> AnswerCounts:
+    outcomes: Counter[str] = Counter()
+    rows_of_shards = _rows(predictions, ["question_id", "state", "reason"], shards, problems)
+    for shard, rows in zip(shards, rows_of_shards, strict=True):
+        if rows is None:
+            continue
+        outcomes.update(row["reason"] or row["state"] for row in rows)
+        ids, questions = Counter(_ids(rows)), Counter(expected.get(shard, []))
+        subject = f"{predictions.folder} shard {shard}: questions"
+        problems += [f"{subject} missing: {_names(missing)}"] if (missing := questions - ids) else []
+        problems += [f"{subject} too many: {_names(extra)}"] if (extra := ids - questions) else []
+    return AnswerCounts(sum(map(len, expected.values())), dict(outcomes.most_common()))
+
+
+def _rows(
+    dataset: ShardedDataset[Any], columns: list[str], shards: list[str], problems: list[str]
+) -> Iterator[list[dict[str, Any]] | None]:
+    """Some columns of each shard; None if it is missing or cannot be read, which is a problem."""
+
+    def rows(shard: str) -> list[dict[str, Any]] | str:
+        if not dataset.is_committed(shard):
+            return f"{dataset.folder}: shard {shard} is missing"
+        try:
+            return dataset.columns(shard, columns)
+        except (FileNotFoundError, ValueError, KeyError, pa.ArrowInvalid) as error:
+            return f"{dataset.folder}: shard {shard} cannot be read ({error})"
+
+    for result in prefetch(rows, shards):
+        if isinstance(result, str):
+            problems.append(result)
+        yield None if isinstance(result, str) else result
+
+
+def _ids(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["question_id"] for row in rows]
+
+
+def _names(ids: Counter[str]) -> str:
+    shown = ", ".join(list(ids)[:_NUM_NAMES_SHOWN])
+    return f"{shown} and {len(ids) - _NUM_NAMES_SHOWN} more" if len(ids) > _NUM_NAMES_SHOWN else shown

@@ -1,0 +1,205 @@
+"""Deadlines for calls that may hang, such as reads from a server that does not answer or from a dead mount.
+
+A call runs in a thread of this module. One that does not return by its deadline is abandoned: its thread ends when the
+call does, which for a thread in the kernel may be never. Threads are reused, and never keep the process from ending.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextvars import Context, copy_context
+from itertools import islice
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeVar, cast
+
+T = TypeVar("T")
+
+THREAD_NAME = "read with deadline"
+_GRACE_S = 1.0
+"""How much later than the call itself the caller gives up. The call's own error says more."""
+
+
+def call_with_deadline(call: Callable[[], T], deadline_s: float, name: str) -> T:
+    """Run a call, and return its result or raise its error.
+
+    In a thread of this module, the call runs in that thread and renews its deadline, otherwise in another thread.
+
+    Args:
+        call: What to run. It may use `Expiry.current`.
+        deadline_s: Seconds until the call expires.
+        name: What the call reads, for the error message.
+
+    Raises:
+        TimeoutError: the call did not return in time.
+    """
+    current: Expiry | None = getattr(_running, "expiry", None)
+    if current is not None:
+        current.renew(deadline_s, name)
+        return call()
+    (result,) = call_each([call], 1, deadline_s, name)
+    if isinstance(result, TimeoutError):
+        raise result
+    return result
+
+
+def call_each(
+    calls: Iterable[Callable[[], T]], max_running: int, deadline_s: float, name: str = "a read"
+) -> list[T | TimeoutError]:
+    """Run calls concurrently, and return their results in the order of the calls.
+
+    The result of a call that did not return in time is the TimeoutError. After `max_running` such calls, no further
+    call is tried, since the storage does not answer. The first error of a call is raised.
+
+    Args:
+        calls: What to run.
+        max_running: The number of calls that run at a time.
+        deadline_s: Seconds until a call expires, unless it renews its deadline by `call_with_deadline`.
+        name: What the calls read, for error messages.
+    """
+    results: dict[int, T | TimeoutError] = {}
+    queue = enumerate(calls)
+    done: SimpleQueue[_Job[T]] = SimpleQueue()
+    running: dict[int, _Job[T]] = {}
+    num_expired = 0
+
+    def start(number: int, call: Callable[[], T]) -> None:
+        running[number] = _Job(number, call, Expiry(deadline_s, name), done)
+        _submit(running[number])
+
+    for number, call in islice(queue, max_running):
+        start(number, call)
+    while running:
+        job = _next_done(done, running)
+        if running.pop(job.number, None) is None:
+            # It was abandoned before.
+            continue
+        num_expired += job.expiry.is_over()
+        results[job.number] = job.outcome()
+        for number, call in islice(queue, 1 if num_expired < max_running else 0):
+            start(number, call)
+    given_up = TimeoutError(f"{name}: not tried, since {num_expired} reads before it did not end in time")
+    results.update((number, given_up) for number, _ in queue)
+    return [results[number] for number in range(len(results))]
+
+
+class Expiry:
+    """When a call expires, and what ends its blocked reads then."""
+
+    def __init__(self, deadline_s: float, name: str) -> None:
+        self._cut_off: Callable[[], None] | None = None
+        self.renew(deadline_s, name)
+
+    @classmethod
+    def current(cls) -> Expiry:
+        """The expiry of the call that runs in this thread; of one without a deadline if there is none."""
+        expiry: Expiry | None = getattr(_running, "expiry", None)
+        return expiry or cls(float("inf"), "")
+
+    def renew(self, deadline_s: float, name: str) -> None:
+        """Let the call expire this many seconds from now."""
+        self._deadline_s, self._name, self._cut_off = deadline_s, name, None
+        self._at = time.monotonic() + deadline_s
+
+    def check(self, name: str, num_bytes: int) -> None:
+        """Raise TimeoutError if the call has expired.
+
+        Args:
+            name: What the call reads, for the error message.
+            num_bytes: How much of it the call has read.
+        """
+        if self.is_over():
+            raise TimeoutError(f"{name}: only {num_bytes} bytes came within {self._deadline_s:g} s")
+
+    def is_over(self) -> bool:
+        """Whether the call has expired."""
+        return time.monotonic() > self._at
+
+    def remaining_s(self) -> float:
+        """Seconds until the caller gives up."""
+        return self._at + _GRACE_S - time.monotonic()
+
+    def on_expiry(self, cut_off: Callable[[], None]) -> None:
+        """Call a function at the deadline, from another thread. It replaces the function set before."""
+        self._cut_off = cut_off
+
+    def expire(self) -> TimeoutError:
+        """Cut off the call's reads, and return the error of the call."""
+        if self._cut_off is not None:
+            self._cut_off()
+        return TimeoutError(f"{self._name}: not read within {self._deadline_s:g} s")
+
+
+class _Job(Generic[T]):
+    """A call, and its result or its error."""
+
+    def __init__(self, number: int, call: Callable[[], T], expiry: Expiry, done: SimpleQueue[_Job[T]]) -> None:
+        self.number, self._call, self.expiry, self._done = number, call, expiry, done
+        self._context: Context = copy_context()
+        self._result: T | None = None
+        self._error: BaseException | None = None
+        self._is_abandoned = False
+
+    def run(self) -> None:
+        _running.expiry = self.expiry
+        try:
+            self._result = self._context.run(self._call)
+        except BaseException as error:  # noqa: BLE001
+            # Raise any error in the thread that waits for the result.
+            self._error = error
+        finally:
+            _running.expiry = None
+
+    def finish(self) -> None:
+        self._done.put(self)
+
+    def abandon(self) -> None:
+        self._is_abandoned = True
+
+    def outcome(self) -> T | TimeoutError:
+        """Return the result, or a TimeoutError if the job was abandoned; raise its error."""
+        if self._is_abandoned:
+            return self.expiry.expire()
+        if self._error is not None:
+            raise self._error
+        return cast(T, self._result)
+
+
+def _next_done(done: SimpleQueue[_Job[T]], running: dict[int, _Job[T]]) -> _Job[T]:
+    """Wait until a job is done, or until the deadline of a running one has passed."""
+    while True:
+        first = min(running.values(), key=lambda job: job.expiry.remaining_s())
+        try:
+            return done.get(timeout=max(0.0, min(first.expiry.remaining_s(), threading.TIMEOUT_MAX)))
+        except Empty:
+            if first.expiry.remaining_s() <= 0:
+                first.abandon()
+                return first
+
+
+def _submit(job: _Job[Any]) -> None:
+    try:
+        jobs = _idle.pop()
+    except IndexError:
+        jobs = SimpleQueue()
+        threading.Thread(target=_work, args=(jobs,), name=THREAD_NAME, daemon=True).start()
+    jobs.put(job)
+
+
+def _work(jobs: SimpleQueue[_Job[Any]]) -> None:
+    while True:
+        job = jobs.get()
+        job.run()
+        # The thread must be idle when the caller learns of it.
+        _idle.append(jobs)
+        job.finish()
+        del job
+
+
+_running = threading.local()
+_idle: list[SimpleQueue[_Job[Any]]] = []
+"""The queues of threads that have nothing to do."""
+# A forked process has none of the threads.
+os.register_at_fork(after_in_child=_idle.clear)
