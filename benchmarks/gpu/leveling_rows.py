@@ -31,6 +31,7 @@ from mpa_ray.leveling.worker import load_model, training_arguments, training_dat
 from mpa_ray.models.chat_template import load_processor
 from mpa_ray.models.gpus import peak_tflops
 from mpa_ray.pipeline.cluster import start_ray
+from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.run.training_state import LogEntry, TrainingState
 
@@ -264,7 +265,7 @@ def level_with_lora(row: str, work: Work) -> Measurement:
             start_ray()
         started_s = time.monotonic()
         folder = run.student_dir("s")
-        fine_tune(run, config, config.students[0], "level s", TASK, epoch, folder, "")
+        fine_tune(run, config, config.students[0], PhaseKey("level", "s"), TASK, epoch, folder, "")
         return leveling_measurement(run, folder, work.batch_size, started_s, time.monotonic())
 
 

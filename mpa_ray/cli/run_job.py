@@ -15,9 +15,10 @@ from types import TracebackType
 from typing import NoReturn
 
 from mpa_ray.errors import ConfigError, RunError, Unfinished
+from mpa_ray.observability.library_output import LIBRARY_OUTPUT
 from mpa_ray.observability.log_context import redact_log_records
+from mpa_ray.observability.progress import end_updating_line, say_error
 from mpa_ray.redaction import without_secrets
-from mpa_ray.textual import readable
 
 DONE, FAILED, WRONG_SETUP, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -30,6 +31,11 @@ exit codes:
   130  interrupted by Ctrl-C or SIGTERM
 After 1, 3 and 130, run the same command again to continue where the run ended."""
 
+_INSTALL = (
+    "Install mpa-ray with its dependencies: run mpa-ray setup-cpu on a machine without a GPU, and otherwise pip "
+    "install with its wheel file, or pip install . in a clone."
+)
+
 
 def run_job(main: Callable[[], int | None]) -> int:
     """Run a command and return its exit code, which `EXIT_CODES` describes; errors go to standard error.
@@ -37,7 +43,9 @@ def run_job(main: Callable[[], int | None]) -> int:
     SIGTERM, which `ray job stop` and schedulers send, interrupts it like Ctrl-C.
     """
     if "RAY_LOGGING_CONFIG_ENCODING" not in os.environ:
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+        logging.basicConfig(
+            level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[_LogHandler()]
+        )
     _prepare_output()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
@@ -45,7 +53,8 @@ def run_job(main: Callable[[], int | None]) -> int:
     # Exit handlers run in reverse order: this one runs after Ray's, which main registers.
     atexit.register(_end_process_after_interrupt, interrupted)
     try:
-        code = main() or DONE
+        with LIBRARY_OUTPUT.may_redirect():
+            code = main() or DONE
         sys.stdout.flush()
         return code
     except ConfigError as error:
@@ -70,10 +79,27 @@ def run_job(main: Callable[[], int | None]) -> int:
         logging.disable()
         interrupted.set()
         return _failed("Interrupted", "run the same command again to continue.", INTERRUPTED)
+    except BaseException:
+        # Our own mistake: Python prints the traceback to standard error.
+        LIBRARY_OUTPUT.restore()
+        raise
+    finally:
+        end_updating_line()
+
+
+class _LogHandler(logging.Handler):
+    """Our own records go to the terminal; those of libraries go where the rest of their output goes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] == "mpa_ray":
+            say_error(self.format(record))
+        else:
+            print(self.format(record), file=sys.stderr)
 
 
 def _failed(kind: str, problem: object, code: int) -> int:
-    print(f"{kind}: {readable(without_secrets(str(problem)))}", file=sys.stderr)
+    end_updating_line()
+    say_error(f"{kind}: {problem}")
     return code
 
 
@@ -96,9 +122,12 @@ def _missing_package(error: ModuleNotFoundError) -> int:
     """Name the package to install. An error in a module of mpa_ray is raised: installing nothing would help."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "mpa_ray"):
+        LIBRARY_OUTPUT.restore()
         raise error
-    name = "'mpa-ray[gpu]', or 'mpa-ray[cpu]' on a machine without a GPU" if package == "vllm" else "mpa-ray"
-    return _failed("ConfigError", f"the package {package} is not installed. Run pip install {name}.", WRONG_SETUP)
+    from mpa_ray.engine.vllm.version import INSTALL_VLLM
+
+    remedy = INSTALL_VLLM if package == "vllm" else _INSTALL
+    return _failed("ConfigError", f"the package {package} is not installed. {remedy}", WRONG_SETUP)
 
 
 def _end_process_after_interrupt(interrupted: threading.Event) -> None:

@@ -159,6 +159,8 @@ class ScriptedEngineConfig(EngineSettings):
     """Ids of images on which the engine dies, once per actor start."""
     kill_on: tuple[str, ...] = ()
     """Ids of images on which the whole process is killed, as when memory runs out."""
+    kill_at_start: bool = False
+    """Whether the process is killed while the engine starts, as when the model does not fit into memory."""
     hang_on: tuple[str, ...] = ()
     """Ids of images on which no reply ever comes."""
     die_once_in: Location | None = None

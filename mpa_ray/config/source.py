@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from mpa_ray.config.settings import Location, Settings
+from mpa_ray.redaction import has_url_secrets
 
 DEFAULT_EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "pjpeg", "png", "apng", "webp", "avif", "gif", "bmp", "dib", "tif", "tiff", "ico"),
@@ -113,6 +114,6 @@ class ObjectStoreConfig(Settings):
     @field_validator("endpoint_url")
     @classmethod
     def _holds_no_credentials(cls, url: str | None) -> str | None:
-        if url is not None and "@" in url:
+        if url is not None and ("@" in url or has_url_secrets(url)):
             raise ValueError("a URL with credentials would end up in run.json; give them in the environment")
         return url

@@ -21,7 +21,7 @@ HELDOUT_SEED_OFFSET = 1_000_003
 def write_unlabeled(folder: Path, num_images: int, seed: int, spec: WorldSpec) -> None:
     """Write images, named by number, into sub-folders of 1,000. Existing files are kept."""
     rng = random.Random(seed)
-    with Progress("unlabeled images", num_images, "images") as progress:
+    with Progress("draw unlabeled images", num_images, "images") as progress:
         for index in range(num_images):
             scene = sample_scene(spec, rng)
             path = folder / f"{index // 1000:03d}" / f"{index:06d}.png"

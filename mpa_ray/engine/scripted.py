@@ -31,6 +31,8 @@ def start(
 ) -> ScriptedEngine:
     """The engine's factory; there is no model to load."""
     assert not adapters, "a scripted engine has no weights to adapt"
+    if settings.kill_at_start:
+        os.kill(os.getpid(), signal.SIGKILL)
     return ScriptedEngine(settings, model.pixel_limits, max_images_in_flight)
 
 

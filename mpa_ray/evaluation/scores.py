@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -94,6 +94,17 @@ class BenchmarkScores:
     models: dict[str, ModelScores]
     """Scores by the models' names, such as `small.before`."""
     differences: list[PairedDifference]
+
+    @property
+    def without_replies(self) -> list[str]:
+        """The models that replied to no question at all."""
+        return [name for name, model in self.models.items() if model.num_missing == model.overall.num_questions]
+
+    def without(self, names: Collection[str]) -> BenchmarkScores:
+        """The scores of the other models."""
+        models = {name: model for name, model in self.models.items() if name not in names}
+        pairs = [pair for pair in self.differences if not {pair.from_model, pair.to_model} & set(names)]
+        return BenchmarkScores(self.metric, models, pairs)
 
     def gains(self, before: str, after: str) -> dict[str, Gain] | None:
         """What one model gains over another, by group of questions; None if the two were not compared."""

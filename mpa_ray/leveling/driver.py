@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from typing import Any
 
+import ray
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mpa_ray.config import RunConfig, StudentConfig
-from mpa_ray.errors import RunError
+from mpa_ray.errors import RunError, Unfinished
 from mpa_ray.leveling.epoch_plan import EpochPlan
+from mpa_ray.leveling.failures import ReportFailures, TrainingFailures
 from mpa_ray.leveling.job import TrainingJob
 from mpa_ray.leveling.worker import train
+from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.pipeline.cluster import check_resources
+from mpa_ray.pipeline.deaths import DeathRecorder
+from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.run.training_state import TrainingState
 from mpa_ray.tasks.task import Task
 
+_MAY_PASS = re.compile(r"CannotWrite|No space left on device|Disk quota exceeded")
+"""Causes of a failed training that may pass."""
+
 
 def fine_tune(
-    run: Run, config: RunConfig, student: StudentConfig, label: str, task: Task, plan: EpochPlan, folder: str, card: str
+    run: Run,
+    config: RunConfig,
+    student: StudentConfig,
+    key: PhaseKey,
+    task: Task,
+    plan: EpochPlan,
+    folder: str,
+    card: str,
 ) -> None:
     """Fine-tune the student and export it below `folder`; a training that was killed resumes from its last checkpoint.
 
@@ -28,7 +46,7 @@ def fine_tune(
         run: The run.
         config: Its configuration.
         student: The student to train.
-        label: The phase as the user sees it, such as `level small all`.
+        key: The phase.
         task: Defines the prompts.
         plan: What the student is trained on.
         folder: Where in the run the files of this training go.
@@ -36,9 +54,9 @@ def fine_tune(
 
     Raises:
         RunError: there is nothing to train on, training failed more often than `level.max_failures`, or more images
-            than `limits.max_failed_rate` allows can no longer be read.
+            than `limits.max_failed_rate` allows can no longer be read. Unfinished if the cause may pass.
     """
-    settings, counts = student.level, plan.counts
+    settings, counts, label = student.level, plan.counts, key.label
     if not counts.num_samples:
         raise RunError(f"{label}: no samples to train on; see the drop reasons in the report.")
     if counts.num_too_long:
@@ -52,23 +70,35 @@ def fine_tune(
     before = _state(job)
     _check_images(job, label, before, config.limits.max_failed_rate)
     with Progress(label, plan.num_steps, "steps", before.step) as progress, _StepFollower(job, progress, before.step):
-        try:
-            _torch_trainer(job).fit()
-        except ray.train.TrainingFailedError as error:
-            raise RunError(f"{label}: training failed: {error}") from error
+        _fit(job, key)
     after = _state(job)
     _say_results(label, before, after)
     _check_images(job, label, after, config.limits.max_failed_rate)
 
 
-def _torch_trainer(job: TrainingJob) -> TorchTrainer:
+def _fit(job: TrainingJob, key: PhaseKey) -> None:
+    recorder = DeathRecorder(job.run.storage.root, job.reader.object_store, key)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    failures = ray.remote(num_cpus=0, scheduling_strategy=here)(TrainingFailures).remote(recorder)
+    try:
+        _torch_trainer(job, failures).fit()
+    except ray.train.TrainingFailedError as error:
+        num_failures, cause = ray.get(failures.last_failure.remote())
+        attempts = f" in {num_failures} attempts, the last time" if num_failures > 1 else ""
+        problem = f"{key.label}: training failed{attempts}: {cause or in_words(error)}"
+        # The cause names its class: the error itself was raised in another process.
+        raise Unfinished(problem) if _MAY_PASS.search(problem) else RunError(problem) from error
+    ray.get(failures.last_failure.remote())
+
+
+def _torch_trainer(job: TrainingJob, failures: Any) -> TorchTrainer:
     settings = job.level
     file_system, root = job.run.storage.arrow()
     resources = {"CPU": settings.cpus_per_worker}
     if settings.gpus_per_worker:
         resources["GPU"] = settings.gpus_per_worker
     return TorchTrainer(
-        lambda: train(job),
+        lambda: train(job, failures),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.num_workers,
             use_gpu=settings.gpus_per_worker > 0,
@@ -82,6 +112,7 @@ def _torch_trainer(job: TrainingJob) -> TorchTrainer:
             storage_filesystem=file_system,
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=[ReportFailures(failures)],
         ),
     )
 
@@ -114,7 +145,8 @@ def _check_images(job: TrainingJob, label: str, state: TrainingState, max_failed
 def _say_results(label: str, before: TrainingState, after: TrainingState) -> None:
     """Print how many retained pairs the student still answers, and how often its training was resumed."""
     retained = after.retained
-    if retained.before and retained.after is not None:
+    # A warning says the same, and why it matters.
+    if retained.before and retained.after is not None and retained.forgetting_warning() is None:
         say(
             f"{label}: the student answers {retained.after} of {retained.num} retained pairs word for word, and "
             f"answered {retained.before} before"
@@ -149,7 +181,8 @@ class _StepFollower:
             self._advance()
 
     def _advance(self) -> None:
-        step = _state(self._job).step
-        if step > self._step:
-            self._progress.advance(step - self._step)
-            self._step = step
+        state = _state(self._job)
+        if state.step > self._step:
+            rate = None if state.samples_per_s is None else state.samples_per_s / self._job.level.batch_size
+            self._progress.advance(state.step - self._step, rate)
+            self._step = state.step

@@ -140,7 +140,7 @@ def _write_in_order(dataset: ShardedDataset[ParitySample], samples: Iterable[Par
     """Shuffle the samples, commit them in shards of whole steps, and count them."""
     num_samples = num_shards = 0
     rows_per_shard = _steps_per_shard(level.batch_size) * level.batch_size
-    with tempfile.TemporaryDirectory() as scratch, Progress("plan the epoch", None, "samples") as progress:
+    with tempfile.TemporaryDirectory() as scratch, Progress(f"plan {dataset.folder}", None, "samples") as progress:
         ordered = in_seeded_order(samples, level.seed, Path(scratch))
         while rows := list(islice(ordered, rows_per_shard)):
             dataset.commit(shard_name(num_shards), rows)

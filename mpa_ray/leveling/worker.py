@@ -6,6 +6,7 @@ import os
 import tempfile
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from transformers import AutoModelForImageTextToText, TrainingArguments, set_seed
@@ -22,14 +23,22 @@ from mpa_ray.leveling.trainer import ParityTrainer, TrainingData
 from mpa_ray.models.chat_template import load_processor
 from mpa_ray.models.checkpoints import local_model
 from mpa_ray.observability.log_context import log_context
+from mpa_ray.pipeline.deaths import current_process
 
 _LOG_EVERY_STEPS = 5
 _NUM_CHECKED = 8
 """Questions that compare the exported checkpoint with the model in memory."""
 
 
-def train(job: TrainingJob) -> None:
-    """Train for one epoch, from the last complete checkpoint if there is one, then export on rank 0."""
+def train(job: TrainingJob, failures: Any) -> None:
+    """Train for one epoch, from the last complete checkpoint if there is one, then export on rank 0.
+
+    Args:
+        job: What to train.
+        failures: The `TrainingFailures` of this training, an actor.
+    """
+    rank = ray.train.get_context().get_world_rank()
+    ray.get(failures.begin.remote(rank, current_process(f"training worker {rank}")))
     with log_context(run=job.run.storage.root, phase="level", student=job.student):
         _train(job)
 

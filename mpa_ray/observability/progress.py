@@ -1,4 +1,4 @@
-"""Progress of a command: one line every few seconds, readable in a terminal and in a job's log."""
+"""Progress of a command: an updating line on a terminal, and otherwise a line every few seconds, as in a job's log."""
 
 from __future__ import annotations
 
@@ -7,16 +7,29 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from mpa_ray.observability.library_output import LIBRARY_OUTPUT
+from mpa_ray.observability.rate import format_rate, per_second
+from mpa_ray.observability.status_line import StatusLine
 from mpa_ray.redaction import without_secrets
 from mpa_ray.textual import readable
 
+STABLE_COUNTS = 4
+"""So many counts, and `STABLE_S` seconds after the first of them, the rate is stable enough for an estimate."""
+STABLE_S = 15.0
+
+_status_line = StatusLine()
+
 
 class Progress:
-    """Counts towards a total and prints the count, the rate and the remaining time. Used as a context manager."""
+    """Counts towards a total and shows the count, the rate and the remaining time. Used as a context manager.
+
+    On a terminal, all progress shares one updating line. Elsewhere each prints a line every few seconds.
+    """
 
     def __init__(
         self,
@@ -25,7 +38,9 @@ class Progress:
         unit: str,
         done: int = 0,
         every_s: float = 5.0,
-        file: TextIO | None = None,
+        to_stderr: bool = False,
+        says_end: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin to count.
 
@@ -34,23 +49,28 @@ class Progress:
             total: The count at the end; None if it is not known yet.
             unit: What is counted, such as `images`.
             done: The count at the start.
-            every_s: Seconds between two lines.
-            file: Where lines go. By default standard output, with a line at the start and one at the end; otherwise
-                there are only lines every `every_s` seconds.
+            every_s: Seconds between two lines, where there is no updating line.
+            to_stderr: Show only the count, on standard error. By default a line on standard output also says when
+                the counting starts and ends.
+            says_end: Print the line at the end.
+            clock: The time in seconds.
         """
         self._label, self._total, self._unit, self._every_s = label, total, unit, every_s
-        self._file = file
+        self._to_stderr, self._says_end, self._clock = to_stderr, says_end and not to_stderr, clock
         self._done = self._done_at_start = done
-        self._started = time.monotonic()
-        self._first_count: float | None = None
-        self._done_at_first_count = done
+        self._started = clock()
+        self._num_counts = 0
+        self._first_counted: float | None = None
+        self._measured_rate: float | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_printing, daemon=True)
 
     def __enter__(self) -> Progress:
-        self._started = time.monotonic()
+        self._started = self._clock()
+        if _status_line.add(self, _stream(self._to_stderr)):
+            return self
         before = f", {self._done} already done" if self._done else ""
-        if self._total is not None and self._file is None:
+        if self._total is not None and not self._to_stderr:
             say(f"{self._label}: {self._total} {self._unit}{before}")
         self._thread.start()
         return self
@@ -59,68 +79,121 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._thread.join()
-        if kind is None and self._file is None:
-            say(f"{self._label}: done in {clock(time.monotonic() - self._started)}{self._rate()}")
+        _status_line.remove(self)
+        if self._thread.is_alive():
+            self._thread.join()
+        if kind is None and self._says_end:
+            say(self._last_line())
 
     def expect(self, total: int) -> None:
         """Set the total, once it is known."""
         self._total = total
 
-    def advance(self, count: int) -> None:
-        """Add to the count."""
-        if self._first_count is None:
-            # The time before the first count includes the start of an engine, so the rate leaves out both.
-            self._first_count, self._done_at_first_count = time.monotonic(), self._done + count
+    def advance(self, count: int, rate: float | None = None) -> None:
+        """Add to the count.
+
+        Args:
+            count: How much.
+            rate: Units per second so far, if the caller measures the time of the work alone; only then is it shown.
+                The remaining time is otherwise estimated from the time since the start.
+        """
+        if self._first_counted is None:
+            self._first_counted = self._clock()
+        self._num_counts += 1
         self._done += count
+        self._measured_rate = rate
+
+    def line(self) -> str:
+        """The count, the rate, and the remaining time once the rate is stable."""
+        if self._first_counted is None:
+            return f"{self._label}: starting, {clock(self._elapsed_s)} so far"
+        rate = "" if self._measured_rate is None else f", {format_rate(self._measured_rate)} {self._unit}/s"
+        return f"{self._label}: {self._counts()}{rate}{self._left()}"
+
+    def short_line(self) -> str:
+        """The count alone."""
+        if self._first_counted is None:
+            return f"{self._label}: starting"
+        return f"{self._label}: {self._done}" if self._total is None else f"{self._label}: {self._share:.0%}"
 
     def _keep_printing(self) -> None:
         while not self._ended.wait(self._every_s):
-            say(self._line(), self._file)
+            (say_error if self._to_stderr else say)(self.line())
 
-    def _line(self) -> str:
-        elapsed_s = time.monotonic() - self._started
-        if self._first_count is None:
-            return f"{self._label}: starting, {clock(elapsed_s)} so far"
+    def _last_line(self) -> str:
+        line = f"{self._label}: done, {self._done} {self._unit} in {clock(self._elapsed_s)}"
+        if self._done_at_start:
+            line = f"{self._label}: done in {clock(self._elapsed_s)}, {self._done} {self._unit} in all"
+        if self._measured_rate is None:
+            return line
+        return f"{line} ({format_rate(self._measured_rate)} {self._unit}/s without the start)"
+
+    def _counts(self) -> str:
         if self._total is None:
-            return f"{self._label}: {self._done} {self._unit} so far{self._rate()}"
-        share = self._done / self._total if self._total else 1.0
-        left_s = (self._total - self._done) * self._seconds_per_unit(elapsed_s)
-        counts = f"{self._done}/{self._total} {self._unit} ({share:.0%})"
-        return f"{self._label}: {counts}{self._rate()}, {clock(left_s)} left"
+            return f"{self._done} {self._unit} so far"
+        return f"{self._done}/{self._total} {self._unit} ({self._share:.0%})"
 
-    def _seconds_per_unit(self, elapsed_s: float) -> float:
-        """Measured since the first count; before the second count, since the start."""
-        since_first, new = self._done - self._done_at_first_count, self._done - self._done_at_start
-        if since_first and self._first_count is not None:
-            return (time.monotonic() - self._first_count) / since_first
-        return elapsed_s / new if new else 0.0
+    def _left(self) -> str:
+        if self._total is None or not self._is_stable:
+            return ""
+        rate = self._measured_rate or per_second(self._done - self._done_at_start, self._elapsed_s)
+        if not rate:
+            return ""
+        return f", {clock((self._total - self._done) / rate)} left"
 
-    def _rate(self) -> str:
-        """The rate as the end of a sentence; empty while it is not known."""
-        new, elapsed_s = self._done - self._done_at_first_count, time.monotonic() - (self._first_count or self._started)
-        return f", {new / elapsed_s:.1f} {self._unit}/s" if new and elapsed_s > 1 else ""
+    @property
+    def _share(self) -> float:
+        return self._done / self._total if self._total else 1.0
+
+    @property
+    def _elapsed_s(self) -> float:
+        return self._clock() - self._started
+
+    @property
+    def _is_stable(self) -> bool:
+        counted_s = self._clock() - self._first_counted if self._first_counted is not None else 0.0
+        return self._num_counts >= STABLE_COUNTS and counted_s >= STABLE_S
 
 
 def clock(seconds: float) -> str:
-    """Seconds as minutes and seconds, such as 2:05."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    """Seconds as minutes and seconds, such as 2:05, or as hours, minutes and seconds, such as 12:02:05."""
+    whole = int(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
-def say(line: str, file: TextIO | None = None) -> None:
-    """Print a line at once, by default to standard output, with secrets hidden.
+def say(line: str) -> None:
+    """Print a line to standard output at once, above the updating line if there is one, with secrets hidden.
 
     If the reader of standard output has ended, as `head` does, the command ends: in the main thread by a
     BrokenPipeError, and in another thread by an interrupt of the main thread.
     """
     try:
-        # With its line end in one call, since several threads and processes print.
-        print(f"{readable(without_secrets(line))}\n", end="", file=file or sys.stdout, flush=True)
+        _say(line, to_stderr=False)
     except BrokenPipeError:
         main = threading.main_thread().ident
-        if file is not None or main is None or threading.get_ident() == main:
+        if main is None or threading.get_ident() == main:
             raise
         # Other threads must not interrupt again, and print until they are ended.
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
         # `interrupt_main` would not wake a thread that waits.
         signal.pthread_kill(main, signal.SIGINT)
+
+
+def say_error(line: str) -> None:
+    """Print a line to standard error, as `say` does. The lines of libraries may go elsewhere."""
+    _say(line, to_stderr=True)
+
+
+def end_updating_line() -> None:
+    """Erase the updating line: the command is about to end."""
+    _status_line.end()
+
+
+def _say(line: str, to_stderr: bool) -> None:
+    # With its line end in one call, since several threads and processes print.
+    _status_line.write(f"{readable(without_secrets(line))}\n", _stream(to_stderr))
+
+
+def _stream(to_stderr: bool) -> TextIO:
+    return LIBRARY_OUTPUT.stderr if to_stderr else sys.stdout

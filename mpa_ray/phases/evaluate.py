@@ -25,20 +25,22 @@ from mpa_ray.phases.model_groups import (
 )
 from mpa_ray.phases.score import score
 from mpa_ray.pipeline.pass_spec import Pass
-from mpa_ray.pipeline.run_pass import Admission, Outstanding, run_missing
+from mpa_ray.pipeline.run_pass import Admission, Outstanding, error_recorded, run_missing
 from mpa_ray.records import Prediction
+from mpa_ray.report.scores import render_scores
 from mpa_ray.run.dataset import JoinedDatasets
 from mpa_ray.run.fingerprint import prediction_fingerprint
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Manifest
 
 
-def evaluate(context: RunContext[EvaluationRunConfig], score_only: bool = False) -> None:
+def evaluate(context: RunContext[EvaluationRunConfig], score_only: bool = False, shows_scores: bool = True) -> None:
     """Have all models answer all benchmarks, then score the answers.
 
     Args:
         context: A run; it may consist of nothing but models to measure.
         score_only: Score the stored predictions; no engine starts.
+        shows_scores: Print the scores.
 
     Raises:
         ConfigError: a benchmark or a model is wrong, or no model is configured.
@@ -56,7 +58,9 @@ def evaluate(context: RunContext[EvaluationRunConfig], score_only: bool = False)
     if not score_only:
         predict_groups(context, models)
         run_all_collect_errors({name: partial(predict, context, name) for name in models})
-    score(context, settings, list(models))
+    scores = score(context, settings, list(models))
+    if shows_scores:
+        say(render_scores(scores))
 
 
 def prepare_benchmarks(context: RunContext[RunConfig]) -> None:
@@ -74,6 +78,11 @@ def predict(context: RunContext[EvaluationRunConfig], name: str, admission: Admi
         name: A key of `measured_models`.
         admission: See `run_shards`.
     """
+    with error_recorded(context.run, PhaseKey("evaluate", name)):
+        _predict(context, name, admission)
+
+
+def _predict(context: RunContext[EvaluationRunConfig], name: str, admission: Admission) -> None:
     run = context.run
     context.begin(reads=upstream_of_model(context.config, name))
     models = measured_models(context)

@@ -25,7 +25,7 @@ from mpa_ray.phases.model_groups import (
     target_of,
 )
 from mpa_ray.pipeline.pass_spec import Pass
-from mpa_ray.pipeline.run_pass import Admission, Outstanding, run_missing, run_shards
+from mpa_ray.pipeline.run_pass import Admission, Outstanding, error_recorded, run_missing, run_shards
 from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.run.parity_export import export_parity
 from mpa_ray.run.phase_record import PhaseKey
@@ -70,6 +70,11 @@ def identify_student(
     Raises:
         RunError: some shards are not annotated yet, or the pass failed (see `run_shards`).
     """
+    with error_recorded(context.run, PhaseKey("identify", student.name)):
+        _identify_student(context, student, admission)
+
+
+def _identify_student(context: RunContext[RunConfig], student: StudentConfig, admission: Admission) -> None:
     config, run, task = context.config, context.run, context.task
     context.begin(writes=[run.verdicts_dir(student.name)], reads=["corpus", "annotations"])
     manifest = run.manifest()
@@ -86,8 +91,10 @@ def identify_student(
         and verdict_fingerprint(config, task, other) == fingerprint
     }
     copy_same_model_rows(run, work.key.label, verdicts, same_model, fingerprint, manifest.shards)
-    run_missing(run, work, Outstanding.of(verdicts, manifest), admission)
-    if not run.is_identified(student.name):
+    is_identified = run.is_identified(student.name)
+    # Without D_PI, the last verdicts are probably a moment old, and the next line says how many samples they gave.
+    run_missing(run, work, Outstanding.of(verdicts, manifest), admission, says_already_done=is_identified)
+    if not is_identified:
         samples = parity_samples(verdicts.rows(manifest.shards))
         num_samples = export_parity(run, run.parity_dir(student.name), task, samples)
         say(f"{work.key.label}: {num_samples} parity samples")

@@ -13,7 +13,7 @@ from mpa_ray.evaluation.questions import labelled_samples
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.check_export import check_export
 from mpa_ray.phases.context import RunContext, installed_versions
-from mpa_ray.pipeline.run_pass import Admission, recorded
+from mpa_ray.pipeline.run_pass import Admission, error_recorded, recorded
 from mpa_ray.records import ParitySample
 from mpa_ray.report.card import model_card
 from mpa_ray.run.parity_export import parity_of
@@ -62,7 +62,19 @@ def level_student(
     Raises:
         RunError: the student has no D_PI yet, the training failed, or the export answers differently in its engine.
     """
-    config, run, key = context.config, context.run, PhaseKey("level", student.name, arm)
+    key = PhaseKey("level", student.name, arm)
+    with error_recorded(context.run, key):
+        _level_student(context, student, key, admission, admission_to_check)
+
+
+def _level_student(
+    context: RunContext[RunConfig],
+    student: StudentConfig,
+    key: PhaseKey,
+    admission: Admission,
+    admission_to_check: Admission,
+) -> None:
+    config, run, arm = context.config, context.run, key.arm
     folder = run.student_dir(student.name, arm)
     context.begin(writes=[folder], reads=["corpus", "annotations", run.verdicts_dir(student.name)])
     if run.is_leveled(student.name, arm):
@@ -79,11 +91,12 @@ def level_student(
     with admission(), recorded(run, key):
         plan = plan_epoch(run, folder, sample_sources(context, student), student.level, arm)
         card = model_card(config, student, arm, plan.counts, installed_versions())
-        fine_tune(run, config, student, key.label, context.task, plan, folder, card)
+        fine_tune(run, config, student, key, context.task, plan, folder, card)
         state = TrainingState.read(run, folder)
         if state is not None and (warning := state.retained.forgetting_warning()) is not None:
             say(f"WARNING: {key.label}: the student {warning}")
-    check_export(context, student, arm, admission_to_check)
+    with error_recorded(run, PhaseKey("check", student.name, arm)):
+        check_export(context, student, arm, admission_to_check)
     run.mark_leveled(student.name, arm)
 
 

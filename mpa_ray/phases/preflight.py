@@ -21,6 +21,7 @@ from mpa_ray.config import (
 )
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.engine.vllm.version import INSTALL_VLLM
 from mpa_ray.errors import ConfigError, did_you_mean
 from mpa_ray.evaluation.benchmarks import BENCHMARKS, question_files
 from mpa_ray.metrics import METRICS
@@ -244,7 +245,7 @@ def _check_engine_package(kind: str, package: str, field: str) -> None:
             f"{field}.engine.kind",
             kind,
             f"needs the package {package}, which is not installed.",
-            "Run pip install 'mpa-ray[gpu]', or 'mpa-ray[cpu]' on a machine without a GPU.",
+            INSTALL_VLLM,
         )
 
 

@@ -8,12 +8,13 @@ from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.measured_models import upstream_datasets
 from mpa_ray.redaction import without_url_secrets
 from mpa_ray.report.collect import collect
+from mpa_ray.report.next_steps import render_next_steps
 from mpa_ray.report.render import render_html, render_table
 from mpa_ray.run.run import REPORT_JSON, REPORT_PAGE
 
 
 def report(context: RunContext[EvaluationRunConfig]) -> None:
-    """Write report/report.json and report/index.html, and print the summary table.
+    """Write report/report.json and report/index.html, and print the summary table and what to do next.
 
     The report of a run that only measures models has its scores and times.
     """
@@ -23,4 +24,4 @@ def report(context: RunContext[EvaluationRunConfig]) -> None:
     run.write_json(REPORT_JSON, summary.to_json())
     run.storage.write(REPORT_PAGE, without_url_secrets(render_html(config, summary)).encode())
     say(render_table(summary))
-    say(f"report: {run.storage.root}/{REPORT_PAGE}")
+    say(render_next_steps(run, config, summary))

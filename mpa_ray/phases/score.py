@@ -15,11 +15,10 @@ from mpa_ray.phases.context import RunContext, installed_versions
 from mpa_ray.phases.measured_models import comparisons
 from mpa_ray.records import EpochCounts
 from mpa_ray.report.card import model_card
-from mpa_ray.report.scores import render_scores
 
 
-def score(context: RunContext[EvaluationRunConfig], settings: EvaluateConfig, models: Sequence[str]) -> None:
-    """Write `evaluation/scores.json`, add the scores to the model cards, and print them.
+def score(context: RunContext[EvaluationRunConfig], settings: EvaluateConfig, models: Sequence[str]) -> Scores:
+    """Write `evaluation/scores.json`, and add the scores to the model cards.
 
     Args:
         context: The run.
@@ -41,7 +40,7 @@ def score(context: RunContext[EvaluationRunConfig], settings: EvaluateConfig, mo
         for student in context.config.students:
             for arm in student.arms:
                 _rewrite_model_cards(context, context.config, student, arm, scores)
-    say(render_scores(scores))
+    return scores
 
 
 def _score_benchmark(
@@ -50,7 +49,7 @@ def _score_benchmark(
     benchmark: BenchmarkConfig,
     models: Sequence[str],
 ) -> BenchmarkScores | None:
-    """Score the models on one benchmark; None if no model has answered all of it."""
+    """Score the models on one benchmark, without those that replied to no question; None if no model is left."""
     run, label = context.run, benchmark.label
     shards = run.manifest(run.benchmark_dir(label)).shards
     answered = {}
@@ -65,7 +64,11 @@ def _score_benchmark(
         return None
     metric = metric_of(benchmark, context.task.metric)
     with Progress(f"score {label}", None, "models") as progress:
-        return score_benchmark(metric, answered, comparisons(context.config, settings), progress)
+        scored = score_benchmark(metric, answered, comparisons(context.config, settings), progress)
+    for name in scored.without_replies:
+        say(f"WARNING: {name} is not scored on {label}: none of its questions got a reply")
+    scored = scored.without(scored.without_replies)
+    return scored if scored.models else None
 
 
 def _rewrite_model_cards(

@@ -8,12 +8,15 @@ import threading
 import warnings
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray._private.log import PlainRayHandler
 from ray.data import DataContext
 
 import mpa_ray
 from mpa_ray.errors import ConfigError
+from mpa_ray.observability.library_output import LIBRARY_OUTPUT, shows_library_lines, shows_worker_lines
 from mpa_ray.observability.progress import say
 from mpa_ray.pipeline.autoscaler import use_whole_cluster
 
@@ -59,19 +62,26 @@ def _start_ray() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(_import_paths()), **MALLOC}}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(runtime_env=environment, log_to_driver=False)
-        return
-    # One engine and the small tasks around it must fit side by side even on one core.
-    num_cpus = max(2, len(os.sched_getaffinity(0))) + 1
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env=environment,
-        logging_level="ERROR",
-    )
+    where: dict[str, Any] = {}
+    if "RAY_ADDRESS" not in os.environ:
+        # One engine and the small tasks around it must fit side by side even on one core.
+        num_cpus = max(2, len(os.sched_getaffinity(0))) + 1
+        where = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
+    shows_lines = shows_worker_lines()
+    LIBRARY_OUTPUT.redirect()
+    # Where standard error is a log file, Ray may write as much as it likes.
+    is_quiet = not shows_lines and not LIBRARY_OUTPUT.is_redirected
+    try:
+        ray.init(
+            **where,
+            runtime_env=environment,
+            log_to_driver=shows_lines,
+            logging_level="ERROR" if is_quiet else "INFO",
+        )
+    except BaseException:
+        LIBRARY_OUTPUT.reveal()
+        raise
+    LIBRARY_OUTPUT.keep_in(Path(ray._private.worker._global_node.get_logs_dir_path()))
 
 
 def _import_paths() -> list[str]:
@@ -107,9 +117,12 @@ def check_resources(field: str, num_cpus: float, num_gpus: float) -> None:
 
 
 def configure_ray_data() -> None:
-    """Replace Ray Data's progress bars and notices by our own progress line; its errors are still logged."""
+    """Replace Ray Data's progress bars by our own progress. Its log file has all of its lines."""
     use_whole_cluster()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if not shows_library_lines():
+        for handler in logging.getLogger("ray.data").handlers:
+            if isinstance(handler, PlainRayHandler):
+                handler.setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

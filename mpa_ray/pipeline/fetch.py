@@ -12,9 +12,11 @@ import ray
 
 from mpa_ray.corpus.read import Content
 from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.log_context import log_context
 from mpa_ray.observability.usage import Usage
 from mpa_ray.pipeline.coordination.duplicates import Sighting
+from mpa_ray.pipeline.deaths import current_process
 from mpa_ray.pipeline.graph_rows import FetchedShard, encode
 from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.records import Reason
@@ -47,11 +49,14 @@ class FetchShard:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard, started = row["shard"], time.monotonic()
         with log_context(**self.work.log_fields, shard=shard):
+            process = current_process("task that reads a shard")
+            if failure := ray.get(self.coordinator.begin_fetch.remote(shard, process)):
+                return encode(FetchedShard(shard, [], Usage(), failure=failure))
             try:
                 images = self._images(shard)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, MemoryError) as error:
                 # The run is at fault and not an image: rows of an earlier phase are missing or damaged.
-                return encode(FetchedShard(shard, [], Usage(), failure=f"{type(error).__name__}: {error}."))
+                return encode(FetchedShard(shard, [], Usage(), failure=f"{in_words(error)}."))
         num_bytes = sum(len(image.content) for image in images if isinstance(image.content, bytes))
         return encode(FetchedShard(shard, images, Usage(num_bytes_read=num_bytes, read_s=time.monotonic() - started)))
 
@@ -65,7 +70,7 @@ class FetchShard:
         contents = dict(zip((group[0].image_id for group in needed), files, strict=True))
         sightings = self._mark_duplicates(shard, groups, contents)
         read = (content for content in contents.values() if isinstance(content, bytes))
-        ray.get(self.coordinator.resize_bytes.remote(shard, sum(map(len, read))))
+        ray.get(self.coordinator.end_fetch.remote(shard, sum(map(len, read))))
         return [
             ImageWork(
                 image_id=group[0].image_id,

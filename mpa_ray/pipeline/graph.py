@@ -15,15 +15,18 @@ from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mpa_ray.config import resolve_path
 from mpa_ray.engine.build import images_in_flight
 from mpa_ray.errors import RunError, Unfinished
+from mpa_ray.observability.last_words import in_words
 from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, check_resources, configure_ray_data
 from mpa_ray.pipeline.commit import CommitShard
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.coordination.duplicates import Sighting
+from mpa_ray.pipeline.deaths import DeathRecorder
 from mpa_ray.pipeline.fetch import FetchShard, NameShards
 from mpa_ray.pipeline.graph_rows import ShardFailed, decode_result
 from mpa_ray.pipeline.model_actor import ModelActor
@@ -32,6 +35,9 @@ from mpa_ray.pipeline.telemetry import Counters
 from mpa_ray.run.dataset import prefetch
 
 logger = logging.getLogger(__name__)
+
+_SETTLE_S = 90.0
+"""How long the end of a pass waits for records of deaths."""
 
 
 def stream_pass(
@@ -56,7 +62,7 @@ def stream_pass(
     coordinator = _start_coordinator(work, committed)
     with _ShardFeed(coordinator, shards):
         graph = _graph(work, coordinator)
-        with closing(_finished_shards(work, graph, coordinator)) as finished:
+        with _deaths_recorded(coordinator), closing(_finished_shards(work, graph, coordinator)) as finished:
             yield from finished
 
 
@@ -98,11 +104,11 @@ def _graph(work: Pass[Any], coordinator: Any) -> Dataset:
 
 def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Generator[ShardDone, None, None]:
     counters = Counters(work.pool)
-    with _rows_of(graph) as rows:
+    with _rows_of(work, graph) as rows:
         for row in rows:
             result = decode_result(row)
             if isinstance(result, ShardFailed):
-                problem = f"{work.pool}: {result.failure} Run the same command again to continue."
+                problem = f"{work.pool}: {result.failure.rstrip('.')}. Run the same command again to continue."
                 raise Unfinished(problem) if result.may_pass else RunError(problem)
             coordinator.end_shard.remote(result.shard)
             # Counted in the driver: once for each shard, no matter how often it was begun.
@@ -114,7 +120,25 @@ def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Gener
 
 
 @contextmanager
-def _rows_of(graph: Dataset) -> Iterator[Iterator[dict[str, Any]]]:
+def _deaths_recorded(coordinator: Any) -> Iterator[None]:
+    """Wait at the end for the records of deaths, since the coordinator ends with the pass; not if it is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        _settle(coordinator)
+        raise
+    _settle(coordinator)
+
+
+def _settle(coordinator: Any) -> None:
+    with suppress(RayError):
+        ray.get(coordinator.settle.remote(), timeout=_SETTLE_S)
+
+
+@contextmanager
+def _rows_of(work: Pass[Any], graph: Dataset) -> Iterator[Iterator[dict[str, Any]]]:
     """Run the graph, and end its actors when the `with` block ends.
 
     Ray Data ends them when the iterator is deleted, but an error that is still referenced keeps the iterator alive.
@@ -122,6 +146,12 @@ def _rows_of(graph: Dataset) -> Iterator[Iterator[dict[str, Any]]]:
     rows: Generator[dict[str, Any], None, None] = iter(graph.iter_rows())
     try:
         yield rows
+    except RayError as error:
+        with suppress(Exception):
+            rows.close()
+        raise RunError(
+            f"{work.pool}: {in_words(error).rstrip('.')}. Run the same command again to continue."
+        ) from error
     except BaseException:
         # Ray itself may have ended. Its error must not hide the first one.
         with suppress(Exception):
@@ -133,7 +163,9 @@ def _start_coordinator(work: Pass[Any], committed: Sequence[str]) -> Any:
     """Start the coordinator on the driver's node, where it lives as long as the pass."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     coordinator = ray.remote(num_cpus=0, scheduling_strategy=here)(PassCoordinator).remote(
-        work.limits, work.reading.max_bytes_in_flight
+        work.limits,
+        work.reading.max_bytes_in_flight,
+        DeathRecorder(work.run_dir, work.reader.object_store, work.key),
     )
     if (annotations := work.deduplicated) is not None:
         rows_of_shards = prefetch(lambda shard: annotations.columns(shard, ["image_id", "content_sha256"]), committed)

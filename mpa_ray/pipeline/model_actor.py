@@ -11,12 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from mpa_ray.config import ModelConfig
 from mpa_ray.engine.build import build_engine, images_in_flight
 from mpa_ray.engine.process_group import end_group_with_this_process
+from mpa_ray.engine.protocol import EngineDied
+from mpa_ray.errors import ConfigError
+from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.log_context import log_context
 from mpa_ray.observability.usage import Load, Usage
+from mpa_ray.observability.worker_process import WorkerProcess
+from mpa_ray.pipeline.deaths import current_process
 from mpa_ray.pipeline.graph_rows import FetchedShard, VisitedShard, decode_batch, encode_batch
 from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.pipeline.telemetry import Gauges
@@ -35,19 +41,27 @@ class ModelActor:
         self._publishing: asyncio.Task[None] | None = None
         self._cannot_start = ""
         self._log_fields, started = work.log_fields, time.monotonic()
+        process, actor_id = current_process(f"engine of {work.models_label}"), ray.get_runtime_context().get_actor_id()
+        log, name = _RemoteAttemptLog(coordinator, process), work.model.model
         with log_context(**self._log_fields):
+            if cause := ray.get(coordinator.begin_start.remote(actor_id, process)):
+                self._cannot_start = f"the engine of {name} cannot start: {cause}"
+                return
             try:
                 engine = build_engine(
                     model, work.adapters, work.reader.object_store, work.limits.request_timeout_s, self._usage, load
                 )
             except Exception as error:
                 # Another actor would fail in the same way, and Ray would report the error in a hundred lines.
-                logger.exception("the engine of %s cannot start", model.model)
-                self._cannot_start = f"the engine of {model.model} cannot start ({type(error).__name__}: {error})."
+                logger.exception("the engine of %s cannot start", name)
+                words = str(error) if isinstance(error, EngineDied | ConfigError) else in_words(error)
+                cause = ray.get(coordinator.record_failed_start.remote(process, words))
+                self._cannot_start = f"the engine of {name} cannot start: {cause}"
                 return
+            finally:
+                coordinator.end_start.remote(actor_id)
             wall_s = round(time.monotonic() - started, 3)
-            logger.info("the engine of %s has started", model.model, extra={"wall_s": wall_s})
-        log = _RemoteAttemptLog(coordinator)
+            logger.info("the engine of %s has started", name, extra={"wall_s": wall_s})
         self._visits = Visits(work.make_stage(engine), images_in_flight(model), log, _end_process, self._usage, load)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
@@ -60,7 +74,7 @@ class ModelActor:
                 with log_context(**self._log_fields, shard=fetched.shard):
                     rows = await self._visits.visit(fetched.shard, fetched.images)
             except GivenUp as error:
-                failure = f"{error}."
+                failure = str(error)
         usage = self._usage.take()
         usage += fetched.usage
         return encode_batch(
@@ -73,16 +87,21 @@ class _RemoteAttemptLog:
     """Sends attempts to the coordinator; implements `stages.visits.AttemptLog`."""
 
     coordinator: Any
+    process: WorkerProcess
 
     async def begin(self, shard: str) -> Attempt:
-        attempt: Attempt = await self.coordinator.begin_attempt.remote(shard)
+        attempt: Attempt = await self.coordinator.begin_attempt.remote(shard, self.process)
         return attempt
+
+    async def visited(self, shard: str) -> None:
+        # Not awaited: the actor need not wait for it.
+        self.coordinator.report_visited.remote(shard)
 
     async def alone(self, shard: str, image_id: str | None) -> None:
         await self.coordinator.set_alone.remote(shard, image_id)
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
-        await self.coordinator.report_death.remote(in_flight, error)
+        await self.coordinator.report_death.remote(self.process, in_flight, error)
 
 
 async def _end_process(error: str) -> None:

@@ -47,15 +47,15 @@ class Pass(Generic[OutT]):
     def pool(self) -> str:
         """Names the engines of the pass in metrics and errors: `annotate:teacher`, `identify:small+2`."""
         arm = f" {self.key.arm}" if self.key.arm != "parity" else ""
-        return f"{self.key.kind}:{self._models_label}{arm}"
+        return f"{self.key.kind}:{self.models_label}{arm}"
 
     @property
     def log_fields(self) -> dict[str, str]:
         """The fields that the log records of the pass carry."""
-        return {"run": self.run_dir, **self.key.log_fields, "student": self._models_label}
+        return {"run": self.run_dir, **self.key.log_fields, "student": self.models_label}
 
     @property
-    def _models_label(self) -> str:
+    def models_label(self) -> str:
         """The first model, and the number of others that share its engine."""
         first, *others = self.models
         return f"{first}+{len(others)}" if others else first

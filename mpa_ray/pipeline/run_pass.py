@@ -6,21 +6,25 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mpa_ray.config import LimitsConfig
-from mpa_ray.errors import RunError
+from mpa_ray.errors import CannotWrite, ConfigError, RunError
+from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.log_context import log_context
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.observability.usage import Usage
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone
+from mpa_ray.redaction import without_secrets
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseRecord, add_to_record
 from mpa_ray.run.run import Manifest, Run
 
 logger = logging.getLogger(__name__)
+
+_MAX_ERROR_LENGTH = 4000
 
 Admission = Callable[[], AbstractContextManager[None]]
 """Entered before any engine starts, and left when all have ended."""
@@ -72,11 +76,26 @@ def run_missing(
     admission: Admission = nullcontext,
     announce: Callable[[str], None] = announce_to_nobody,
     stream: Stream | None = None,
+    says_already_done: bool = True,
 ) -> None:
-    """Make a pass over the missing shards. The arguments and errors are those of `run_shards`."""
+    """Make a pass over the missing shards.
+
+    Args:
+        run: As in `run_shards`, like the arguments that are not named here.
+        work: The pass.
+        outstanding: The missing shards.
+        admission: Entered only if shards are missing.
+        announce: Called with each shard.
+        stream: Does the work.
+        says_already_done: Say so if no shard is missing.
+
+    Raises:
+        RunError: as in `run_shards`.
+    """
     label = work.key.label
     if not outstanding.missing:
-        say(f"{label}: already done")
+        if says_already_done:
+            say(f"{label}: already done")
         for shard in outstanding.committed:
             announce(shard)
         return
@@ -143,8 +162,8 @@ def follow(
     """Count shards as they finish, and announce each. Raises RunError once too many images have failed."""
     guard = FailureGuard(limits)
     for shard in finished:
-        progress.advance(shard.num_images)
         totals.count(shard.num_images, shard.visit_s, shard.usage)
+        progress.advance(shard.num_images, totals.totals().images_per_s)
         guard.count(shard.num_images, shard.failed)
         announce(shard.shard)
 
@@ -217,10 +236,54 @@ def recorded(
     with log_context(**(log_fields or {"run": run.storage.root, **key.log_fields})):
         logger.info("begins")
         started = time.monotonic()
+        error: BaseException | None = None
         try:
             yield
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
             wall_s = time.monotonic() - started
             logger.info("ends", extra={"wall_s": round(wall_s, 3)})
             totals = throughput.totals() if throughput is not None else None
-            add_to_record(run, key, PhaseRecord(wall_s, num_attempts=1, totals=totals))
+            record = PhaseRecord(wall_s, 1, totals, _error_in_words(error))
+            if error is None:
+                add_to_record(run, key, record)
+            else:
+                _record_failure(run, key, record)
+
+
+@contextmanager
+def error_recorded(run: Run, key: PhaseKey) -> Iterator[None]:
+    """Keep an error in the phase's record; for work whose time is not measured."""
+    try:
+        yield
+    except (ConfigError, RunError) as error:
+        record_error(run, key, error)
+        raise
+
+
+def record_error(run: Run, key: PhaseKey, error: BaseException) -> None:
+    """Keep an error in the record of the phase that it prevents or ends."""
+    _record_failure(run, key, PhaseRecord(0.0, num_attempts=0, error=_error_in_words(error)))
+
+
+def _record_failure(run: Run, key: PhaseKey, record: PhaseRecord) -> None:
+    """Record a failed attempt, also on a disk that has just become full. Its error is more important than ours."""
+    try:
+        add_to_record(run, key, record)
+    except CannotWrite:
+        with suppress(CannotWrite, OSError):
+            run.free_reserve()
+            add_to_record(run, key, record)
+
+
+def _error_in_words(error: BaseException | None) -> str:
+    # A generator is closed early when something else fails, which has its own record.
+    if error is None or isinstance(error, GeneratorExit):
+        return ""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted"
+    # The errors that are made for users are complete sentences.
+    words = str(error) if isinstance(error, ConfigError | RunError) else in_words(error)
+    return without_secrets(words)[:_MAX_ERROR_LENGTH]

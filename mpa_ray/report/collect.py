@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.evaluation.scores import read_scores
 from mpa_ray.report.coverage import coverage
 from mpa_ray.report.leaderboard import leaderboard
+from mpa_ray.report.problems import collect_problems
 from mpa_ray.report.student import student_summary
 from mpa_ray.report.summary import EvaluationSummary, PhaseSummary, ReportSummary
 from mpa_ray.report.teacher import failed_images, teacher_summary
 from mpa_ray.report.training import training_summary
 from mpa_ray.run.audit import audit
-from mpa_ray.run.phase_record import phase_records
+from mpa_ray.run.phase_record import PhaseKind, phase_records
 from mpa_ray.run.run import RUN_FILE, Run
 
 
@@ -19,12 +22,14 @@ def collect(run: Run, config: EvaluationRunConfig) -> EvaluationSummary:
     """Everything that the report shows: a `ReportSummary` if the run aligns students and its images are indexed."""
     if isinstance(config, RunConfig) and run.is_indexed():
         return collect_alignment(run, config)
+    scores = read_scores(run)
     return EvaluationSummary(
         run_dir=run.storage.root,
         task=config.task,
-        scores=read_scores(run),
+        scores=scores,
         phases=_phases(run),
         versions=_versions(run),
+        problems=collect_problems(run, scores),
     )
 
 
@@ -56,11 +61,14 @@ def collect_alignment(run: Run, config: RunConfig) -> ReportSummary:
         leaderboard=leaderboard(run, config, scores),
         phases=_phases(run),
         versions=_versions(run),
+        problems=collect_problems(run, scores),
     )
 
 
 def _phases(run: Run) -> list[PhaseSummary]:
-    return [PhaseSummary(key, record) for key, record in phase_records(run)]
+    order = get_args(PhaseKind)
+    phases = [PhaseSummary(key, record) for key, record in phase_records(run)]
+    return sorted(phases, key=lambda phase: order.index(phase.key.kind))
 
 
 def _versions(run: Run) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Literal
 
+from mpa_ray.run.logs import Deaths
 from mpa_ray.run.phase_record import PhaseKey
 
 PhaseState = Literal["done", "begun", "not begun"]
@@ -39,6 +40,8 @@ class PhaseStatus:
     counts: dict[str, int] | None = None
     """Rows of all committed shards by outcome, which is `kept` or a reason; None if rows were not read."""
     note: str = ""
+    error: str = ""
+    """Why the last attempt ended, if it did not finish the phase and nothing has been written since."""
 
     @property
     def name(self) -> str:
@@ -46,7 +49,7 @@ class PhaseStatus:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with times as ISO 8601."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "key"}
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "key"}
         plain = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
         return {"name": self.name, **plain}
 
@@ -58,6 +61,8 @@ class Status:
     run_dir: str
     phases: list[PhaseStatus]
     now: datetime
+    deaths: Deaths = field(default_factory=lambda: Deaths({}, []))
+    """Processes that died, including those that the run has survived."""
 
     @property
     def finished(self) -> list[str]:
@@ -88,6 +93,7 @@ class Status:
             "students": {"leveled": self.finished, "begun": self.unfinished},
             "continue_with": self.command,
             "phases": [phase.to_json() for phase in self.phases],
+            "deaths": self.deaths.to_json(),
         }
 
     def _students(self, state: PhaseState) -> list[str]:

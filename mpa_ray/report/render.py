@@ -16,9 +16,11 @@ from mpa_ray.config import MAX_IMAGE_PIXELS, EvaluationRunConfig, RunConfig
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.observability.progress import clock
+from mpa_ray.observability.rate import format_rate
 from mpa_ray.redaction import without_secret_values
 from mpa_ray.report.coverage import Coverage, parity_set
 from mpa_ray.report.leaderboard import render_leaderboard
+from mpa_ray.report.render_problems import named_error, problem_lines
 from mpa_ray.report.scores import percent, render_scores
 from mpa_ray.report.student import StudentSummary
 from mpa_ray.report.summary import EvaluationSummary, PhaseSummary, ReportSummary
@@ -82,10 +84,19 @@ def render_html(config: EvaluationRunConfig, summary: EvaluationSummary) -> str:
         loss_curves={name: _polyline(student.training) for name, student in students.items()},
         stacks=_stacks(alignment.coverage) if alignment is not None else [],
         colours=_COLOURS,
+        led_benchmarks=_measured_benchmarks(alignment),
+        named_error=named_error,
         percent=percent,
         clock=clock,
         left_out_in_words=left_out_in_words,
+        format_rate=format_rate,
     )
+
+
+def _measured_benchmarks(alignment: ReportSummary | None) -> list[str]:
+    """The benchmarks on which a student of the leaderboard has a gain."""
+    rows = alignment.leaderboard if alignment is not None else []
+    return list(dict.fromkeys(name for row in rows for name in row.benchmarks))
 
 
 def _thumbnails(config: EvaluationRunConfig, students: Iterable[StudentSummary]) -> dict[str, str | None]:
@@ -149,10 +160,12 @@ def _parts(counts: dict[str, int], types: Sequence[str]) -> list[tuple[float, st
 def render_table(summary: EvaluationSummary) -> str:
     """The report as text: counts, scores before and after training, and the cost of the teacher's second answers."""
     scores = render_scores(summary.scores) if summary.scores else "\nno benchmark was measured"
+    problems = list(problem_lines(summary.problems, summary.run_dir))
     if not isinstance(summary, ReportSummary):
-        return "\n".join([scores, "", *_phase_lines(summary.phases)])
+        return "\n".join([*problems, scores, "", *_phase_lines(summary.phases)])
     lines = [
         "",
+        *problems,
         f"images                       {summary.counts.num_images:>8}",
         f"D_PA (annotated)             {summary.counts.num_annotated:>8}",
     ]
@@ -161,9 +174,10 @@ def render_table(summary: EvaluationSummary) -> str:
     for name, student in summary.students.items():
         lines += _student_lines(name, student)
     lines += _divergence_lines(summary.coverage, [parity_set(name) for name in summary.students])
-    lines += [scores, "", *_second_pass_lines(summary.teacher), *_phase_lines(summary.phases)]
+    lines += [scores, *_second_pass_lines(summary.teacher), "", *_phase_lines(summary.phases)]
     if len(summary.leaderboard) > 1:
-        lines += ["", "before, after and gain in %", render_leaderboard(summary.leaderboard)]
+        lines += ["", "before, after and gain in %; the cost counts every phase in full, with its waits"]
+        lines.append(render_leaderboard(summary.leaderboard))
     return "\n".join(lines)
 
 
@@ -201,6 +215,7 @@ def _second_pass_lines(teacher: TeacherSummary) -> list[str]:
     if teacher.cached_token_share is None or teacher.second_pass_time_share is None:
         return []
     return [
+        "",
         "teacher's second answers",
         f"  prompt tokens from cache   {teacher.cached_token_share:>8.1%}",
         f"  image tokens computed again{teacher.num_uncached_image_tokens:>8}",
@@ -212,11 +227,11 @@ def _second_pass_lines(teacher: TeacherSummary) -> list[str]:
 def _phase_lines(phases: Sequence[PhaseSummary]) -> list[str]:
     total_s = sum(phase.record.wall_s for phase in phases)
     return [
-        "time",
+        "time, and images/s without the starts of engines",
         *(f"  {phase.key.label:<27}{clock(phase.record.wall_s):>8}{_rate(phase)}" for phase in phases),
-        f"  {'sum':<27}{clock(total_s):>8}",
+        f"  {'sum':<27}{clock(total_s):>8}    phases that ran at the same time each count in full",
     ]
 
 
 def _rate(phase: PhaseSummary) -> str:
-    return f"{phase.images_per_s:9.1f} images/s" if phase.images_per_s else ""
+    return f"{format_rate(phase.images_per_s):>9} images/s" if phase.images_per_s else ""

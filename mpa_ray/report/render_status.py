@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from mpa_ray.observability.progress import clock
+from mpa_ray.observability.rate import format_rate
 from mpa_ray.report.phase_status import PhaseStatus, Status
+from mpa_ray.report.render_problems import death_lines, error_lines
 
 _MAX_NAMED = 6
 
@@ -21,6 +23,8 @@ def render_status(status: Status) -> str:
         for phase in status.phases
         if phase.counts
     ]
+    lines += error_lines({phase.name: phase.error for phase in status.remaining if phase.error})
+    lines += death_lines(status.deaths, status.run_dir)
     if status.finished or status.unfinished:
         begun = f"; begun and not done: {', '.join(status.unfinished)}" if status.unfinished else ""
         lines.append(f"students leveled: {', '.join(status.finished) or 'none'}{begun}")
@@ -55,7 +59,7 @@ def _counts(phase: PhaseStatus) -> Iterator[str]:
     if phase.num_shards_done is not None:
         yield f"{phase.num_shards_done}{_of(phase.num_shards)} shards"
     if phase.per_s:
-        yield f"{phase.per_s:.1f} {'samples' if phase.unit == 'steps' else phase.unit}/s"
+        yield f"{format_rate(phase.per_s)} {'samples' if phase.unit == 'steps' else phase.unit}/s"
     if phase.note:
         yield phase.note
 

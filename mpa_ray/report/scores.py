@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-from mpa_ray.evaluation.scores import BenchmarkScores, Scores, Summary
-
-_NAME_WIDTH = 34
-_WIDEST_CELL = "-100.0 [-100.0, -100.0]"
+from mpa_ray.evaluation.scores import BenchmarkScores, PairedDifference, Scores, Summary
 
 
 def render_scores(scores: Scores) -> str:
@@ -18,18 +15,33 @@ def render_scores(scores: Scores) -> str:
 def _lines(benchmark: str, scored: BenchmarkScores) -> Iterator[str]:
     metric = scored.metric
     yield f"{benchmark}: {metric.name}, % [95 % interval] ({metric.source}; {metric.version})"
-    changes = {f"{pair.from_model} -> {pair.to_model}": pair.groups for pair in scored.differences}
-    widths = {name: max(len(name), len(_WIDEST_CELL)) + 1 for name in [*scored.models, *changes]}
-    yield f"  {'':<{_NAME_WIDTH}}{'n':>8}" + "".join(f"{name:>{width}}" for name, width in widths.items())
-    first_model = next(iter(scored.models.values()))
-    for group, summary in first_model.groups.items():
-        cells = [percent(model.groups[group]).rjust(widths[name]) for name, model in scored.models.items()]
-        cells += [percent(change[group], "+").rjust(widths[name]) for name, change in changes.items()]
-        yield f"  {group:<{_NAME_WIDTH}}{summary.num_questions:>8}" + "".join(cells)
+    groups = next(iter(scored.models.values())).groups
+    columns = {"": list(groups), "n": [str(summary.num_questions) for summary in groups.values()]}
+    columns |= {name: [percent(model.groups[group]) for group in groups] for name, model in scored.models.items()}
+    columns |= {
+        _change_label(pair): [percent(pair.groups[group], "+") for group in groups] for pair in scored.differences
+    }
+    yield from _table(columns)
     for name, model in scored.models.items():
         if model.num_missing:
             yield f"  {name}: {model.num_missing} questions got no reply and count as wrong"
         yield from (f"  WARNING: {name}: {warning}" for warning in model.warnings)
+
+
+def _change_label(pair: PairedDifference) -> str:
+    """Such as `small: before -> after`, or both names in full if they are not of one student."""
+    student, _, before = pair.from_model.rpartition(".")
+    if student and pair.to_model.startswith(f"{student}."):
+        return f"{student}: {before} -> {pair.to_model.removeprefix(f'{student}.')}"
+    return f"{pair.from_model} -> {pair.to_model}"
+
+
+def _table(columns: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Rows no wider than their cells need; the first column is aligned to the left."""
+    widths = [max(len(name), *(len(cell) for cell in cells)) for name, cells in columns.items()]
+    for row in [tuple(columns), *zip(*columns.values(), strict=True)]:
+        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(["", row[0].ljust(len(first)), *others])
 
 
 def percent(summary: Summary, sign: str = "") -> str:

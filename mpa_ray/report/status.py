@@ -13,6 +13,7 @@ from mpa_ray.config import Arm, measured_as
 from mpa_ray.report.phase_status import PhaseState, PhaseStatus, Status
 from mpa_ray.run.dataset import ShardedDataset, prefetch
 from mpa_ray.run.left_out import left_out_in_words
+from mpa_ray.run.logs import deaths
 from mpa_ray.run.phase_record import PhaseKey, phase_record
 from mpa_ray.run.recorded_config import student_names
 from mpa_ray.run.run import REPORT_JSON, RUN_FILE, SCORES, Manifest, Run
@@ -45,7 +46,7 @@ def status(run: Run, count_rows: bool = False, now: datetime | None = None) -> S
         phases.append(reader.score())
     if settings.aligns_students:
         phases.append(reader.report())
-    return Status(run.storage.root, phases, now or datetime.now(UTC))
+    return Status(run.storage.root, phases, now or datetime.now(UTC), deaths(run.storage))
 
 
 @dataclass(frozen=True)
@@ -197,12 +198,15 @@ class _StatusReader:
         if record is not None:
             rate = record.totals.images_per_s if record.totals is not None else None
             phase = replace(phase, num_attempts=record.num_attempts, per_s=rate if phase.per_s is None else phase.per_s)
-        has_stopped = phase.state != "done" and ended is not None and (last is None or ended >= last)
+        is_last_sign = phase.state != "done" and ended is not None and (last is None or ended >= last)
+        # A phase that could not even begin has a record without attempts.
+        has_stopped = is_last_sign and record is not None and record.num_attempts > 0
         return replace(
             phase,
             state="begun" if has_stopped else phase.state,
             last_sign=last or ended,
             attempt_ended=ended if has_stopped else None,
+            error=record.error if is_last_sign and record is not None else "",
         )
 
     def _markers(self, dataset: ShardedDataset[Any]) -> dict[str, datetime]:

@@ -35,6 +35,11 @@ class MeasuredBenchmark:
     groups: dict[str, MeasuredGroup]
     warnings: list[str]
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the teacher is measured on the benchmark."""
+        return any(group.teacher is not None for group in self.groups.values())
+
 
 @dataclass(frozen=True)
 class StudentSummary:

@@ -8,6 +8,7 @@ from typing import Any
 from mpa_ray.evaluation.scores import Scores, scores_to_json
 from mpa_ray.report.coverage import Coverage
 from mpa_ray.report.leaderboard import LeaderboardRow
+from mpa_ray.report.problems import Problems
 from mpa_ray.report.student import StudentSummary
 from mpa_ray.report.teacher import FailedImage, TeacherSummary
 from mpa_ray.run.audit import AuditCounts
@@ -39,6 +40,7 @@ class EvaluationSummary:
     scores: Scores
     phases: list[PhaseSummary]
     versions: dict[str, str]
+    problems: Problems
 
     def to_json(self) -> dict[str, Any]:
         """The content of `report/report.json`."""
@@ -48,6 +50,7 @@ class EvaluationSummary:
             "scores": scores_to_json(self.scores),
             "phases": {phase.key.label: phase.to_json() for phase in self.phases},
             "versions": self.versions,
+            "problems": self.problems.to_json(),
         }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -85,7 +84,7 @@ def audit(run: Run) -> AuditCounts:
     # A run without students only measures models, and has no corpus.
     manifest = run.manifest() if names or run.is_indexed() else Manifest(0, 0)
     answers = audit_predictions(run, include_missing=not names)
-    with Progress("audit", manifest.num_shards * (1 + len(names)), "shards", file=sys.stderr) as progress:
+    with Progress("audit", manifest.num_shards * (1 + len(names)), "shards", to_stderr=True) as progress:
         auditor = _Auditor(run, manifest, progress)
         annotations = auditor.count_annotations()
         verdicts = {name: auditor.count_verdicts(name) for name in names}

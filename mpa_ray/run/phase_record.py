@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from mpa_ray.config import Arm
+from mpa_ray.observability.rate import per_second
 from mpa_ray.observability.usage import Usage
 from mpa_ray.run.run import Run
 
@@ -70,8 +71,12 @@ class PassTotals:
 
     @property
     def images_per_s(self) -> float | None:
-        """None if no engine worked."""
-        return self.num_images / self.working_s if self.working_s else None
+        """Images/s as `per_second` defines it; None if no engine worked."""
+        return per_second(self.num_images, self.working_s)
+
+    def images_per_s_of(self, num_replicas: int) -> float | None:
+        """The share of one replica and one model: how fast `plan` assumes that a replica with one model works."""
+        return per_second(self.num_images_by_models, self.working_s * num_replicas)
 
     def __add__(self, other: PassTotals) -> PassTotals:
         usage = replace(self.usage)
@@ -92,10 +97,13 @@ class PhaseRecord:
     num_attempts: int
     totals: PassTotals | None = None
     """None for phases without a pass."""
+    error: str = ""
+    """Why the last attempt ended; empty if it did what it had to do."""
 
     def __add__(self, other: PhaseRecord) -> PhaseRecord:
+        """The sum with a later attempt."""
         both = self.totals + other.totals if self.totals and other.totals else self.totals or other.totals
-        return PhaseRecord(self.wall_s + other.wall_s, self.num_attempts + other.num_attempts, both)
+        return PhaseRecord(self.wall_s + other.wall_s, self.num_attempts + other.num_attempts, both, other.error)
 
     def to_json(self) -> dict[str, Any]:
         """The stored form: flat, rounded to 3 decimals."""
@@ -103,7 +111,8 @@ class PhaseRecord:
         if self.totals is not None:
             totals = {name: value for name, value in asdict(self.totals).items() if name != "usage"}
             sums |= totals | asdict(self.totals.usage)
-        return {name: round(value, 3) for name, value in sums.items()}
+        rounded = {name: round(value, 3) for name, value in sums.items()}
+        return {**rounded, "error": self.error} if self.error else rounded
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> PhaseRecord:
@@ -113,7 +122,7 @@ class PhaseRecord:
             usage = Usage(**{field.name: content[field.name] for field in fields(Usage) if field.name in content})
             by_models = content.get("num_images_by_models", content["num_images"])
             totals = PassTotals(content["num_images"], by_models, content["working_s"], usage)
-        return cls(content.get("wall_s", 0.0), content.get("num_attempts", 0), totals)
+        return cls(content.get("wall_s", 0.0), content.get("num_attempts", 0), totals, content.get("error", ""))
 
 
 def phase_record(run: Run, key: PhaseKey) -> PhaseRecord | None:

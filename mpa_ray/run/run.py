@@ -32,6 +32,9 @@ REPORT_PAGE = "report/index.html"
 _FINGERPRINTS = "fingerprints"
 _SLASH = "@"
 """Replaces a slash in the name of a fingerprint's file; no dataset's name contains it."""
+_RESERVE = ".writable"
+"""Shows that the run can be written, and keeps some space on a disk that becomes full."""
+_RESERVE_BYTES = 2**16
 _MIN_FREE_BYTES = 32 * 2**20
 _NUM_CHANGES_SHOWN = 4
 _MAX_VALUE_LENGTH = 48
@@ -77,7 +80,7 @@ class Run:
         """
         storage = open_storage(run_dir, object_store)
         try:
-            storage.write(".writable", b"")
+            storage.write(_RESERVE, bytes(_RESERVE_BYTES))
         except CannotWrite as error:
             problem = f"cannot be written ({error.problem})."
             raise ConfigError(
@@ -99,6 +102,10 @@ class Run:
                 f"was written in format {number} by mpa-ray {version}; this version reads format {FORMAT}.",
                 f"Continue it with mpa-ray {version}, or give a new run_dir.",
             )
+
+    def free_reserve(self) -> None:
+        """Make room on a full disk for the record of why the run ends."""
+        self.storage.delete(_RESERVE)
 
     def check_free_space(self, num_rows: int) -> None:
         """Raise ConfigError if the run directory has no space for that many more rows."""

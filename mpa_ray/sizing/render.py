@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mpa_ray.observability.rate import format_rate
 from mpa_ray.sizing.memory import MemoryCheck
 from mpa_ray.sizing.sizing import PhaseSizing, Sizing
 
@@ -24,6 +25,7 @@ def render_sizing(sizing: Sizing) -> str:
             "estimated: from parameters and a share of the GPU's peak (plan.efficiency), without rendering "
             "images, reading and scheduling; expect less"
         )
+    lines.append("the total adds up the phases; align runs phases at the same time where they fit on the cluster")
     lines += ["", "memory of one GPU, GiB (estimates)"]
     for check in sizing.checks:
         lines += _check_lines(check)
@@ -64,10 +66,7 @@ def _cost(gpu_hours: float | None, price: float | None) -> str:
 
 
 def _per_s(rate: float | None) -> str:
-    """A rate without an exponent, such as 14,783/s, 7.4/s or 0.031/s."""
-    if rate is None:
-        return _UNKNOWN
-    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s" if rate >= 1 else f"{rate:.2g}/s"
+    return _UNKNOWN if rate is None else f"{format_rate(rate)}/s"
 
 
 def _hours(gpu_hours: float | None) -> str:

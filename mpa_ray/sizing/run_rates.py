@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mpa_ray.config import RunConfig
+from mpa_ray.observability.rate import per_second
 from mpa_ray.run.phase_record import PhaseKey, PhaseKind, PhaseRecord, phase_records
 from mpa_ray.run.recorded_config import student_names
 from mpa_ray.run.run import CORPUS_MANIFEST, RUN_FILE, Run
@@ -82,7 +83,7 @@ class RunRates:
     def index_images_per_s(self) -> float | None:
         """Images that one driver lists in a second, perhaps beside other work."""
         record = self.records.get(PhaseKey("index"))
-        return self.num_images / record.wall_s if record and record.wall_s and self.num_images else None
+        return per_second(self.num_images, record.wall_s) if record and self.num_images else None
 
     @property
     def annotated_images_per_s(self) -> float | None:
@@ -149,10 +150,9 @@ class RunRates:
 
     def _images_per_s(self, key: PhaseKey, model: Mapping[str, Any]) -> float | None:
         record = self.records.get(key)
-        if record is None or record.totals is None or not record.totals.working_s or not record.totals.num_images:
+        if record is None or record.totals is None or not record.totals.num_images:
             return None
-        num_replicas: int = model.get("max_num_replicas") or model.get("num_replicas") or 1
-        return record.totals.num_images_by_models / record.totals.working_s / num_replicas
+        return record.totals.images_per_s_of(model.get("max_num_replicas") or model.get("num_replicas") or 1)
 
 
 def changed_settings(config: RunConfig, measured: Mapping[str, Any]) -> list[str]:

@@ -37,6 +37,8 @@ class AttemptLog(Protocol):
 
     async def begin(self, shard: str) -> Attempt: ...
 
+    async def visited(self, shard: str) -> None: ...
+
     async def alone(self, shard: str, image_id: str | None) -> None: ...
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None: ...
@@ -122,6 +124,7 @@ class Visits:
         for i in sorted(alone):
             rows[i] = await self._visit_alone(shard, works[i])
         del self._in_flight[shard]
+        await self._log.visited(shard)
         return [row for i in range(len(works)) for row in rows[i]]
 
     async def _visit_among_others(self, shard: str, work: ImageWork[Any]) -> list[Any]:

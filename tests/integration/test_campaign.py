@@ -75,6 +75,10 @@ def test_a_campaign(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     state = status(run)
     assert state.finished == ["small", "small consistent", "twin", "twin.round2"]
     assert {"identify failing", "identify absent"} <= {phase.name for phase in state.remaining}
+    errors = report["problems"]["errors"]
+    assert "students.2.model" in errors["identify absent"]
+    assert "images failed, more than limits.max_failed_rate" in errors["identify failing"]
+    assert "Missing: identify failing" in run.storage.read("report/index.html").decode()
 
     tree["students"] = [s for s in tree["students"] if s["name"] in ("small", "twin")]
     tree["max_concurrent_phases"] = 1

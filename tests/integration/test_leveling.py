@@ -27,6 +27,7 @@ from mpa_ray.leveling.trainable import prepare_for_training
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.models.components import component_of
 from mpa_ray.records import ParitySample, Verdict
+from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.run.training_state import TrainingState
 from mpa_ray.tasks.library import TASKS
@@ -107,7 +108,7 @@ def leveled(samples: list[ParitySample], folder: Path, settings: LevelConfig, kn
     config = RunConfig.model_validate({**scripted_tree(folder / "images", folder), "students": [student.model_dump()]})
     run = Run.open(config.run_dir)
     plan = plan_epoch(run, FOLDER, SampleSources(lambda: samples, lambda: known), settings)
-    fine_tune(run, config, student, "level s", TASK, plan, FOLDER, "a card")
+    fine_tune(run, config, student, PhaseKey("level", "s"), TASK, plan, FOLDER, "a card")
     return run
 
 

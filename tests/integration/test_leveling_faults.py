@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mpa_ray.run.logs import deaths
+from mpa_ray.storage.local import LocalStorage
 from tests.integration.test_jobs import ROOT, command, distance, kill_when, leveling_tree, run_job
 
 pytestmark = pytest.mark.timeout(900)
@@ -134,6 +137,26 @@ def test_a_worker_is_killed(moment: str, images: Path, prepared: Path, undisturb
     assert resumed["had_reached"] - resumed["from_step"] <= SETTINGS["checkpoint_every_steps"] + 5
     assert "level small: resumed from step" in done.stdout
     assert_same(run, undisturbed)
+    storage = LocalStorage(str(run))
+    assert deaths(storage).num_by_phase == {"level small": 1}
+    (death,) = deaths(storage).latest
+    assert death.process.startswith("the training worker 1 (process ")
+    assert "SIGKILL" in death.cause
+    assert death.log is not None
+
+
+def test_a_training_that_fails_names_the_worker_that_died(images: Path, prepared: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(prepared, tmp_path / "run"))
+    tree = tree_at(images, run, max_failures=0)
+    done = level_with_a_worker_killed(tree, tmp_path, lambda: (run / "students/small/parity/training.json").exists())
+    assert done.returncode == 1
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("RunError: level small: training failed: training worker 1: the process ended without")
+    assert f"(log: {run}/logs/level.small--" in last
+    status = subprocess.run(
+        [sys.executable, "jobs/status.py", str(run)], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert last.removeprefix("RunError: ") in status
 
 
 @pytest.mark.parametrize("other", [{"num_workers": 1, "tokens_per_micro_batch": 4000}, {"parallel": "fsdp"}], ids=str)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +15,18 @@ from PIL import Image
 from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator
 
 from mpa_ray.config import RunConfig
+from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import RunError
-from mpa_ray.phases.annotate import annotate, index_and_annotate
+from mpa_ray.phases.annotate import annotate, annotation_pass, index_and_annotate
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.identify import identify
 from mpa_ray.phases.index import index
 from mpa_ray.phases.report import report
+from mpa_ray.pipeline.run_pass import Outstanding, run_missing
+from mpa_ray.report.render_status import render_status
+from mpa_ray.report.status import status
 from mpa_ray.run.audit import audit
+from mpa_ray.run.logs import deaths
 from mpa_ray.run.parity_export import read_parity
 from mpa_ray.run.run import Run
 from tests.conftest import indexing_until, scripted_tree, write_images
@@ -128,17 +137,75 @@ def test_a_dead_engine_is_replaced_and_nothing_is_lost(images: Path, tmp_path: P
     counts = audit(run).to_json()
     assert counts["problems"] == []
     assert counts["annotated"] == 60
+    died = deaths(run.storage)
+    assert died.num_by_phase.keys() == {"annotate"}
+    assert all("scripted to die on" in death.cause for death in died.latest)
+    assert all(death.log is not None and run.storage.exists(death.log) for death in died.latest)
+    assert f"processes that died: {died.total} (annotate: {died.total})" in render_status(status(run))
 
 
 @pytest.mark.parametrize(
-    ("fault", "last_error"), [("die_on", "scripted to die on 000.png"), ("kill_on", "no error message")]
+    ("fault", "last_error"),
+    [
+        ("die_on", "scripted to die on 000.png"),
+        ("kill_on", "the process ended without an error, as SIGKILL ends it"),
+    ],
 )
 def test_an_engine_that_keeps_dying_ends_the_run(images: Path, tmp_path: Path, fault: str, last_error: str) -> None:
     tree = scripted_tree(images, tmp_path / "run", **{fault: ["000.png"]})
     tree["source"]["limit"] = 4
     tree["limits"] = {"max_engine_deaths": 2}
-    with pytest.raises(RunError, match=f"annotate:teacher: the engine died 2 times on shard 000000.*{last_error}"):
+    with pytest.raises(
+        RunError, match=f"annotate:teacher: the engine died 2 times on shard 000000.*{last_error}"
+    ) as end:
         identified(tree)
+    run, config = Run.open(tree["run_dir"]), RunConfig.model_validate(tree)
+    assert deaths(run.storage).num_by_phase == {"annotate": 2}
+    last = deaths(run.storage).latest[0]
+    assert f"(log: {run.storage.root}/{last.log})" in str(end.value)
+    assert last.log is not None
+    assert "==> /" in run.storage.read(last.log).decode()
+    text = render_status(status(run))
+    assert str(end.value) in text
+    report(RunContext.open(config))
+    page = run.storage.read("report/index.html").decode()
+    assert "This run is not finished.</b> Missing: annotate, identify small" in page
+    assert last_error in page
+    assert f"{last.log}" in page
+
+
+def test_an_engine_whose_process_is_killed_while_it_starts_ends_the_run(images: Path, tmp_path: Path) -> None:
+    """Ray would start its actor again for ever."""
+    tree = scripted_tree(images, tmp_path / "run", kill_at_start=True)
+    tree["source"]["limit"] = 4
+    with pytest.raises(
+        RunError, match=r"engine of scripted cannot start.*teacher died 3 times.*SIGKILL.*log: .*/logs/"
+    ):
+        identified(tree)
+    assert deaths(Run.open(tree["run_dir"]).storage).num_by_phase == {"annotate": 3}
+
+
+@dataclass(frozen=True)
+class ReaderThatIsKilled(Reader):
+    """Ends the process that reads with it, as when memory runs out."""
+
+    def read(self, uris: Sequence[str]) -> list[Any]:  # noqa: ARG002
+        os.kill(os.getpid(), signal.SIGKILL)
+        return []
+
+
+def test_a_task_that_is_killed_whenever_it_reads_a_shard_ends_the_run(images: Path, tmp_path: Path) -> None:
+    """Ray Data would repeat it for ever."""
+    tree = scripted_tree(images, tmp_path / "run")
+    tree["source"]["limit"] = 4
+    tree["limits"] = {"max_engine_deaths": 2}
+    context = RunContext.open(RunConfig.model_validate(tree))
+    index(context)
+    run = context.run
+    work = replace(annotation_pass(context), reader=ReaderThatIsKilled(context.config.object_store))
+    with pytest.raises(RunError, match=r"annotate:teacher: the task that reads a shard died 2 times.*SIGKILL.*log: "):
+        run_missing(run, work, Outstanding.of(run.annotations, run.manifest()))
+    assert deaths(run.storage).num_by_phase == {"annotate": 2}
 
 
 def test_broken_files_are_rows_with_a_reason(tmp_path: Path) -> None:

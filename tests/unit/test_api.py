@@ -199,7 +199,7 @@ def test_a_run_that_only_measures_models_is_read(tmp_path: Path) -> None:
     view = open_run(str(tmp_path))
     assert (view.students, view.benchmarks, view.models) == ([], ["held"], ["rival"])
     assert view.annotations().num_rows == 0
-    assert asdict(view.report()).keys() == {"run_dir", "task", "scores", "phases", "versions"}
+    assert asdict(view.report()).keys() == {"run_dir", "task", "scores", "phases", "versions", "problems"}
     assert [phase.name for phase in view.status().phases] == ["evaluate rival on held", "score"]
 
 

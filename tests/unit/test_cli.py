@@ -130,7 +130,8 @@ def test_examples_parse(tmp_path: Path) -> None:
 def test_every_command_has_a_handler_and_a_job() -> None:
     assert list(COMMANDS) == list(HANDLERS)
     jobs = {path.stem: path.read_text() for path in (ROOT / "jobs").glob("*.py")}
-    assert jobs == {name: JOB.format(name=name) for name in COMMANDS}
+    # setup-cpu changes the environment of one machine, which a job on a cluster must not do.
+    assert jobs == {name: JOB.format(name=name) for name in COMMANDS if name != "setup-cpu"}
 
 
 def test_a_job_is_the_command(tmp_path: Path) -> None:
@@ -177,9 +178,9 @@ def test_words_are_options_settings_and_an_argument() -> None:
         (
             ModuleNotFoundError("", name="vllm.engine"),
             2,
-            "the package vllm is not installed. Run pip install 'mpa-ray[gpu]'",
+            "the package vllm is not installed. Run pip install 'vllm>=0.29,<0.34', or mpa-ray setup-cpu on a machine",
         ),
-        (ModuleNotFoundError("", name="boto3"), 2, "the package boto3 is not installed. Run pip install mpa-ray."),
+        (ModuleNotFoundError("", name="boto3"), 2, "the package boto3 is not installed. Install mpa-ray with its"),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(
@@ -228,10 +229,9 @@ def test_a_missing_dependency_is_named_in_one_line() -> None:
         "import sys\nsys.modules['pydantic'] = None\nfrom mpa_ray.cli import main\n"
         "raise SystemExit(main(['align', '--config', 'x.yaml']))\n"
     )
-    assert (done.returncode, done.stderr.splitlines()) == (
-        2,
-        ["ConfigError: the package pydantic is not installed. Run pip install mpa-ray."],
-    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert line.startswith("ConfigError: the package pydantic is not installed. Install mpa-ray with its dependencies")
 
 
 def test_a_pipe_that_ends_early_ends_a_run_that_prints_in_a_thread() -> None:
@@ -284,7 +284,7 @@ def test_without_a_case_the_machine_decides(capsys: pytest.CaptureFixture[str]) 
 
 def test_the_demo_has_settings_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs: list[RunConfig] = []
-    monkeypatch.setattr("mpa_ray.cli.handlers.align", configs.append)
+    monkeypatch.setattr("mpa_ray.align", configs.append)
     out = tmp_path / "demo"
     words = ["--out", str(out), "--num-images", "3", "--seed", "5", "--students.0.level.batch_size", "4"]
     assert main(["demo", *words]) == 0
@@ -406,6 +406,8 @@ MISTAKES = {
     "a word for hours": ("audit {folder} --older-than-hours soon", "is not a number of 0 or more"),
     "a misspelled case": ("init gpus", "Did you mean gpu?"),
     "an option of another command": ("init --config {config}", "is not an option of mpa-ray init."),
+    "a word for a version": ("setup-cpu --vllm newest", "--vllm = 'newest': is not a version."),
+    "an unknown extra": ("setup-cpu --extra tests", "is not an extra of mpa-ray. Choose one of"),
     "a value for a flag": ("identify --config {config} --rematch=yes", "takes no value."),
     "a plan without a size": ("plan --config {config}", "plan.num_images = None: is not known"),
     "annotating before indexing": ("annotate --config {config}", "Run mpa-ray index first."),

@@ -248,7 +248,7 @@ def test_preflight_names_a_similar_model(tree: dict[str, Any], tmp_path: Path) -
 def test_preflight_names_a_missing_engine(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mpa_ray.phases.preflight.find_spec", lambda package: None if package == "vllm" else package)
     tree["teacher"] = {"model": str(STUDENT)}
-    with pytest.raises(ConfigError, match=r"teacher\.engine\.kind = 'vllm': needs the package vllm.*mpa-ray\[cpu\]"):
+    with pytest.raises(ConfigError, match=r"teacher\.engine\.kind = 'vllm': needs the package vllm.*mpa-ray setup-cpu"):
         checked(tree)
     # The job's own machine need not have the engine of a cluster.
     monkeypatch.setenv("RAY_ADDRESS", "auto")

@@ -156,6 +156,9 @@ class LocalAttemptLog:
     async def begin(self, shard: str) -> Attempt:
         return self.attempts.begin(shard)
 
+    async def visited(self, shard: str) -> None:
+        self.attempts.report_visited(shard)
+
     async def alone(self, shard: str, image_id: str | None) -> None:
         self.attempts.set_alone(shard, image_id)
 

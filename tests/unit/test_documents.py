@@ -34,7 +34,7 @@ ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 DOCUMENTS = sorted(
     str(path.relative_to(ROOT))
     for path in ROOT.rglob("*.md")
-    if not any(part.startswith(".") or part in ("runs", "out") for part in path.relative_to(ROOT).parts)
+    if not any(part.startswith(".") or part in ("runs", "out", "build") for part in path.relative_to(ROOT).parts)
 )
 PAGES = sorted(path.name for path in ROOT.glob("docs/*.md") if path.name != "README.md")
 ABOUT_NOW = [document for document in DOCUMENTS if document != "CHANGELOG.md"]

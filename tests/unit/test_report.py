@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mpa_ray.campaign.campaign import score_and_report
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, VllmEngineConfig
+from mpa_ray.evaluation.questions import write_questions
 from mpa_ray.evaluation.scores import (
     BenchmarkScores,
     MetricReference,
@@ -20,14 +24,19 @@ from mpa_ray.evaluation.scores import (
 )
 from mpa_ray.metrics import METRICS
 from mpa_ray.observability.usage import Usage
+from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.evaluate import evaluate
 from mpa_ray.phases.report import report
-from mpa_ray.records import Annotation, EpochCounts, ImageRef, Verdict
+from mpa_ray.records import Annotation, EpochCounts, ImageRef, Prediction, Verdict
+from mpa_ray.report import next_steps
 from mpa_ray.report.collect import collect, collect_alignment
+from mpa_ray.report.next_steps import render_next_steps
 from mpa_ray.report.render import render_html, render_table
 from mpa_ray.report.student import NUM_SAMPLES, OutcomeSample
-from mpa_ray.report.summary import ReportSummary
+from mpa_ray.report.summary import EvaluationSummary, ReportSummary
 from mpa_ray.report.teacher import teacher_summary
+from mpa_ray.run.logs import record_lost_process
 from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseRecord, add_to_record
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree, write_images
@@ -138,6 +147,7 @@ def test_a_report_is_stored_in_the_form_that_programs_read(summary: ReportSummar
         "leaderboard",
         "phases",
         "versions",
+        "problems",
     }
     assert report["counts"]["kept"] == {"small": 1}
     assert report["counts"]["students"] == {"small": {"dropped": {"student_correct": 1}, "failed": {"not_an_image": 1}}}
@@ -229,6 +239,7 @@ def test_a_run_that_only_measures_models_has_a_report(tmp_path: Path) -> None:
         "scores",
         "phases",
         "versions",
+        "problems",
     }
     assert "evaluate rival" in render_table(collect(run, config))
 
@@ -252,9 +263,82 @@ def test_the_table_has_counts_scores_and_times(summary: ReportSummary) -> None:
         "D_PI of small from D_PA: 0.000",
         "prompt tokens from cache 75.0%",
         "identify small 1:01 2.0 images/s",
-        "sum 3:03",
+        "sum 3:03 phases that ran at the same time each count in full",
     ):
         assert line in lines
+
+
+def steps_of(config: EvaluationRunConfig, summary: EvaluationSummary) -> dict[str, str]:
+    """The ways by their purposes."""
+    text = render_next_steps(Run.open(config.run_dir), config, summary)
+    assert text.startswith("\nwhat next\n")
+    steps = {}
+    for line in text.splitlines()[2:]:
+        purpose, way = re.split(r"  +", line.strip())
+        steps[purpose] = way
+    return steps
+
+
+def _no_package(name: str) -> str:
+    raise PackageNotFoundError(name)
+
+
+def test_the_end_of_a_run_says_what_to_do_next(
+    config: RunConfig, summary: ReportSummary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, run_dir = steps_of(config, summary), config.run_dir
+    assert steps == {
+        "read the report": f"{run_dir}/report/index.html",
+        "aligned student small": f"{run_dir}/students/small/parity/merged",
+        "aligned student small (random)": f"{run_dir}/students/small/random/merged",
+        "see what is done and left": f"mpa-ray status {run_dir}",
+        "recount every image": f"mpa-ray audit {run_dir}",
+    }
+    served = config.students[0].model_copy(update={"engine": VllmEngineConfig()})
+    of_vllm = config.model_copy(update={"students": [served]})
+    monkeypatch.setattr(next_steps, "version", {"vllm": "0.33.0"}.__getitem__)
+    assert steps_of(of_vllm, summary)["serve small"] == f"vllm serve {run_dir}/students/small/parity/merged"
+    assert "serve small" not in steps_of(config, summary)
+    monkeypatch.setattr(next_steps, "version", _no_package)
+    assert steps_of(of_vllm, summary) == steps
+
+
+def test_align_ends_with_one_table_of_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path, 2)
+    question = {"question": "How many?", "answers": ["2"], "image": "000.png", "question_id": "q"}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question))
+    rival = {"name": "rival", "model": "scripted", "engine": {"kind": "scripted"}}
+    evaluation = {"benchmarks": [{"path": str(tmp_path / "questions.jsonl"), "name": "held"}], "models": [rival]}
+    tree = {"run_dir": str(tmp_path / "run"), "task": "demo_world", "evaluate": evaluation}
+    context = RunContext.open(EvaluationRunConfig.model_validate(tree))
+    assert context.config.evaluate is not None
+    write_questions(context.config.evaluate, context.run, context.places)
+    answer = Prediction("q", "i", "/i", "How many?", ["2"], "all", "kept", prediction="2")
+    context.run.predictions("held", "rival").commit("000000", [answer])
+    score_and_report(context)
+    output = capsys.readouterr().out
+    assert output.count("held: exact_match, %") == 1
+    assert output.count("100.0 [100.0, 100.0]") == 2
+    assert "what next" in output
+    evaluate(context, score_only=True)
+    assert "held: exact_match, %" in capsys.readouterr().out
+
+
+def test_many_aligned_students_are_not_all_listed(config: RunConfig, summary: ReportSummary) -> None:
+    rows = [replace(summary.leaderboard[0], student=f"s{number}") for number in range(9)]
+    steps = steps_of(config, replace(summary, leaderboard=rows))
+    assert [purpose for purpose in steps if "student" in purpose] == [
+        *[f"aligned student s{number}" for number in range(4)],
+        "5 more aligned students",
+    ]
+
+
+def test_a_run_without_aligned_students_points_to_its_report(config: RunConfig, summary: ReportSummary) -> None:
+    assert list(steps_of(config, replace(summary, leaderboard=[]))) == [
+        "read the report",
+        "see what is done and left",
+        "recount every image",
+    ]
 
 
 def test_a_second_pass_that_was_not_free_is_warned_of_with_model_and_block_size() -> None:
@@ -275,3 +359,84 @@ def test_half_of_the_sampled_verdicts_are_kept_and_the_others_are_taken_in_turn(
     assert len(outcomes) == NUM_SAMPLES
     assert outcomes.count(None) == NUM_SAMPLES // 2
     assert {outcomes.count(reason) for reason in ("student_correct", "teacher_inconsistent", "no_question")} == {4}
+
+
+def with_benchmarks(config: RunConfig, names: list[str]) -> RunConfig:
+    benchmarks = [{"path": f"{name}.jsonl", "name": name} for name in names]
+    return RunConfig.model_validate({**config.model_dump(mode="json"), "evaluate": {"benchmarks": benchmarks}})
+
+
+def parts_of(run: Run, config: RunConfig) -> tuple[str, str, dict[str, Any]]:
+    """The page, the table and the problems of a run."""
+    run.record_config(config, {})
+    collected = collect(run, config)
+    return render_html(config, collected), render_table(collected), collected.to_json()["problems"]
+
+
+@pytest.mark.usefixtures("summary")
+def test_an_unfinished_run_says_what_is_missing_and_what_continues_it(config: RunConfig) -> None:
+    run = Run.open(config.run_dir)
+    run.storage.delete("parity/small/manifest.json")
+    page, table, problems = parts_of(run, config)
+    assert "This run is not finished.</b> Missing: identify small" in page
+    assert "<code>mpa-ray identify --config FILE</code>" in page
+    assert "UNFINISHED: identify small. Continue with: mpa-ray identify --config FILE" in table
+    assert (problems["is_done"], problems["remaining"]) == (False, ["identify small"])
+
+    run.write_json("parity/small/manifest.json", {"num_samples": 1})
+    page, table, problems = parts_of(run, config)
+    assert "not finished" not in page + table
+    assert problems["is_done"]
+
+
+@pytest.mark.usefixtures("summary")
+def test_a_model_without_a_score_is_named_with_its_reason_and_has_no_column(config: RunConfig) -> None:
+    run = Run.open(config.run_dir)
+    config = with_benchmarks(config, ["held", "other"])
+    scored = scores()
+    del scored.models["teacher"]
+    other = replace(scored, models={"teacher": scored.models["small.before"]}, differences=[])
+    write_scores(run, {"held": scored, "other": other})
+    run.write_json("parity/small/manifest.json", {"num_samples": 1})
+    for benchmark in ("held", "other"):
+        run.write_json(f"evaluation/{benchmark}/manifest.json", {"num_images": 1, "num_shards": 1})
+    add_to_record(run, PhaseKey("evaluate", "teacher"), PhaseRecord(1.0, 1, error="EngineCore was killed by SIGKILL"))
+    run.storage.delete("students/small/random/complete.json")
+    add_to_record(run, PhaseKey("level", "small", "random"), PhaseRecord(1.0, 1, error="CUDA out of memory"))
+    page, table, problems = parts_of(run, config)
+    reasons = {(row["model"], row["benchmark"]): row["reason"] for row in problems["unmeasured"]}
+    assert reasons[("teacher", "held")] == "EngineCore was killed by SIGKILL"
+    assert reasons[("small.random", "held")] == "CUDA out of memory"
+    assert reasons[("small.after", "other")] == "it is not measured yet."
+    assert ("teacher", "other") not in reasons
+    assert "NOT MEASURED: teacher on held: EngineCore was killed by SIGKILL" in table.splitlines()[1:10]
+    assert page.index("teacher on held: EngineCore was killed by SIGKILL") < page.index("<h2>Images</h2>")
+    assert '<th class="n">teacher</th>' not in page
+    assert "other: before" not in page
+    assert "level small random: CUDA out of memory" in page
+
+
+@pytest.mark.usefixtures("summary")
+def test_deaths_that_a_run_survived_are_counted_in_its_report(config: RunConfig) -> None:
+    run = Run.open(config.run_dir)
+    process = WorkerProcess("engine of teacher", 7, "node", "", (), None)
+    record_lost_process(run.storage, PhaseKey("annotate"), process, "<killed> by SIGKILL")
+    page, table, problems = parts_of(run, config)
+    assert "Processes that died while they worked for this run: 1\n(annotate: 1). Their logs are in" in page
+    assert "the engine of teacher (process 7 on node): &lt;killed&gt; by SIGKILL" in page
+    assert "processes that died: 1 (annotate: 1)" in table
+    assert problems["deaths"]["num_by_phase"] == {"annotate": 1}
+
+
+@pytest.mark.usefixtures("summary")
+def test_a_model_that_got_no_reply_at_all_has_no_score(config: RunConfig) -> None:
+    run = Run.open(config.run_dir)
+    config = with_benchmarks(config, ["held"])
+    run.write_json("evaluation/held/manifest.json", {"num_images": 1, "num_shards": 1})
+    failed = Prediction("q", "i", "/i", "?", ["a"], "all", "failed", "request_failed")
+    run.predictions("held", "teacher").commit("000000", [failed])
+    scored = scores()
+    del scored.models["teacher"]
+    write_scores(run, {"held": scored})
+    reasons = {row["model"]: row["reason"] for row in parts_of(run, config)[2]["unmeasured"]}
+    assert reasons["teacher"] == "none of its 1 questions got a reply (request_failed: 1)."

@@ -12,12 +12,13 @@ import pytest
 
 from mpa_ray.config import LimitsConfig, ModelConfig, ObjectStoreConfig, ReadingConfig
 from mpa_ray.corpus.read import Reader
-from mpa_ray.errors import RunError
+from mpa_ray.errors import CannotWrite, ConfigError, RunError
 from mpa_ray.observability.usage import Usage
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone
-from mpa_ray.pipeline.run_pass import Outstanding, Throughput, run_missing
-from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.pipeline.run_pass import Outstanding, Throughput, error_recorded, recorded, run_missing
+from mpa_ray.run.phase_record import PhaseKey, phase_record
 from mpa_ray.run.run import Run
+from mpa_ray.storage.local import LocalStorage
 
 
 def run_outstanding(
@@ -96,3 +97,40 @@ def test_throughput_counts_an_image_once_for_each_model_that_is_asked() -> None:
     throughput.count(8, 1.0, Usage())
     assert throughput.totals().num_images == 8
     assert throughput.totals().num_images_by_models == 24
+
+
+def test_the_error_of_an_attempt_is_recorded_and_the_next_attempt_clears_it(tmp_path: Path) -> None:
+    key, run = PhaseKey("annotate"), Run.open(str(tmp_path))
+    for error in (RunError("300 of 400 images failed."), MemoryError("7 GiB"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), recorded(run, key):
+            raise error
+        words = {RunError: "300 of 400 images failed.", MemoryError: "MemoryError: 7 GiB"}
+        assert recorded_error(run, key) == words.get(type(error), "interrupted")
+    with recorded(run, key):
+        pass
+    assert recorded_error(run, key) == ""
+    with pytest.raises(ConfigError), error_recorded(run, key):
+        raise ConfigError("s3", "s3://me:pass@host", "is odd.", "Change it.")
+    assert recorded_error(run, key) == "s3 = 's3://***@host': is odd. Change it."
+
+
+def recorded_error(run: Run, key: PhaseKey) -> str:
+    record = phase_record(run, key)
+    assert record is not None
+    return record.error
+
+
+def test_a_full_disk_has_room_for_the_record_of_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, run = PhaseKey("annotate"), Run.open(str(tmp_path))
+    write = LocalStorage.write
+
+    def write_if_free(storage: LocalStorage, path: str, content: bytes) -> None:
+        if (tmp_path / ".writable").exists():
+            raise CannotWrite(path, "No space left on device")
+        write(storage, path, content)
+
+    monkeypatch.setattr(LocalStorage, "write", write_if_free)
+    assert (tmp_path / ".writable").stat().st_size >= 2**16
+    with pytest.raises(CannotWrite, match="rows"), recorded(run, key):
+        raise CannotWrite("rows", "No space left on device")
+    assert recorded_error(run, key).startswith("rows cannot be written (No space left on device)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ def row(number: int, prediction: str | None, **changes: object) -> Prediction:
 
 
 def progress() -> Progress:
-    return Progress("score", None, "models", file=sys.stderr)
+    return Progress("score", None, "models", to_stderr=True)
 
 
 def scored() -> BenchmarkScores:
@@ -64,6 +63,14 @@ def test_a_benchmark_without_families_has_no_group_of_its_placeholder() -> None:
 def test_a_question_without_a_reply_counts_as_wrong_and_is_counted() -> None:
     scores = tally([row(0, "2"), row(1, None), row(2, "3"), row(3, " 2 ")], "exact_match").scores()
     assert (scores.overall.mean, scores.num_missing) == (0.5, 1)
+
+
+def test_a_model_that_replied_to_nothing_is_left_out_of_the_scores() -> None:
+    models = {"a": lambda: [row(0, "word")], "silent": lambda: [row(0, None)]}
+    both = score_benchmark("anls", models, [("a", "silent")], progress())
+    assert both.without_replies == ["silent"]
+    others = both.without(both.without_replies)
+    assert (list(others.models), others.differences) == (["a"], [])
 
 
 def test_warnings_come_above_three_in_ten() -> None:

@@ -15,11 +15,14 @@ import pytest
 
 from mpa_ray.config import RunConfig
 from mpa_ray.errors import ConfigError
+from mpa_ray.observability.worker_process import WorkerProcess
+from mpa_ray.pipeline.run_pass import record_error
 from mpa_ray.records import Annotation, ImageRef, Verdict
 from mpa_ray.report.phase_status import PhaseStatus
 from mpa_ray.report.render_status import render_status
 from mpa_ray.report.status import status
-from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.logs import record_lost_process
+from mpa_ray.run.phase_record import PhaseKey, PhaseRecord, add_to_record
 from mpa_ray.run.run import Run
 from mpa_ray.storage.open import open_storage
 from tests.s3_server import CREDENTIALS, s3_server
@@ -146,7 +149,7 @@ def test_the_record_for_programs_has_a_row_for_each_phase(tmp_path: Path) -> Non
     run = begun(str(tmp_path))
     train(run, "small", 10, done=True)
     record = json.loads(json.dumps(status(run, now=BEGAN).to_json()))
-    assert record.keys() == {"run_dir", "at", "is_done", "left", "students", "continue_with", "phases"}
+    assert record.keys() == {"run_dir", "at", "is_done", "left", "students", "continue_with", "phases", "deaths"}
     assert record["students"] == {"leveled": ["small"], "begun": []}
     assert [row["name"] for row in record["phases"]] == [
         "index",
@@ -172,6 +175,7 @@ def test_the_record_for_programs_has_a_row_for_each_phase(tmp_path: Path) -> Non
         "attempt_ended",
         "counts",
         "note",
+        "error",
     }
 
 
@@ -238,8 +242,44 @@ def test_a_run_at_another_endpoint_is_found() -> None:
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
         patch.setenv("AWS_ENDPOINT_URL", endpoint)
-        begun("s3://bucket/run")
+        begun("s3://bucket/status")
         patch.delenv("AWS_ENDPOINT_URL")
-        done = run_status_job("s3://bucket/run", "--object_store.endpoint_url", endpoint)
+        done = run_status_job("s3://bucket/status", "--object_store.endpoint_url", endpoint)
     assert done.returncode == 0, done.stderr
     assert "4 of 5 images, 2 of 3 shards" in done.stdout
+
+
+def test_a_failed_attempt_is_explained_until_something_else_is_written(tmp_path: Path) -> None:
+    run = begun(str(tmp_path))
+    error = "annotate:teacher: the engine died 2 times: CUDA out of memory"
+    add_to_record(run, PhaseKey("annotate"), PhaseRecord(50.0, 1, error=error))
+    at(run, "annotations/commits/000000.json", 1)
+    at(run, "annotations/commits/000001.json", 1)
+    at(run, "phases/annotate.json", 2)
+    assert phase(run, "annotate").error == error
+    assert f"  {error}" in render_status(status(run)).splitlines()
+    assert status(run).to_json()["phases"][1]["error"] == error
+    at(run, "annotations/commits/000001.json", 3)
+    assert phase(run, "annotate").error == ""
+
+
+def test_a_phase_that_could_not_begin_is_not_begun_and_has_its_error(tmp_path: Path) -> None:
+    run = begun(str(tmp_path))
+    record_error(run, PhaseKey("identify", "small"), ConfigError("students.0.model", "x", "is no folder.", "Fix it."))
+    identify = phase(run, "identify small")
+    assert (identify.state, identify.attempt_ended) == ("not begun", None)
+    assert identify.error == "students.0.model = 'x': is no folder. Fix it."
+    add_to_record(run, PhaseKey("identify", "small"), PhaseRecord(1.0, 1))
+    assert phase(run, "identify small").error == ""
+
+
+def test_deaths_are_counted_and_the_latest_are_shown(tmp_path: Path) -> None:
+    run = begun(str(tmp_path / "run"))
+    process = WorkerProcess("engine of teacher", 7, "node", "", (), None)
+    for number in range(7):
+        record_lost_process(run.storage, PhaseKey("annotate"), process, f"cause {number}")
+    text = render_status(status(run))
+    assert f"processes that died: 7 (annotate: 7); their logs are in {run.storage.root}/logs. The latest:" in text
+    assert text.count("the engine of teacher (process 7 on node): cause") == 5
+    assert "cause 6" in text
+    assert status(run).to_json()["deaths"]["total"] == 7

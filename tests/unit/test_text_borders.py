@@ -131,7 +131,7 @@ def test_a_caption_of_parquet_that_is_not_utf8_stays_readable(tmp_path: Path) ->
 def test_deep_json_in_a_list_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "list.jsonl"
     path.write_text(line)
-    with pytest.raises(ConfigError, match="row 1 is not (a )?JSON"):
+    with pytest.raises(ConfigError, match=r"row 1 is not (a )?JSON"):
         listed(path, metadata=["x"])
 
 

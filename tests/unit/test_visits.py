@@ -31,6 +31,8 @@ class SlowLog:
     async def begin(self, _: str) -> Attempt:
         return Attempt(1)
 
+    async def visited(self, shard: str) -> None: ...
+
     async def alone(self, shard: str, image_id: str | None) -> None: ...
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], _: str) -> None:

@@ -84,8 +84,8 @@ def _read_for_images(file: pq.ParquetFile, group: int, column: ImageColumn) -> s
         return None
     leaves: dict[str, int] = {file.schema.column(i).path: i for i in range(len(file.schema))}
     own = [leaf for leaf in leaves if leaf.startswith(f"{column.name}.")]
-    paths = next((leaf for leaf in own if leaf.endswith(".path")), None)
-    contents = next((leaf for leaf in own if leaf.endswith(".bytes")), None)
+    paths: str | None = next((leaf for leaf in own if leaf.endswith(".path")), None)
+    contents: str | None = next((leaf for leaf in own if leaf.endswith(".bytes")), None)
     metadata = file.metadata.row_group(group)
     if metadata.num_columns != len(leaves):
         # pyarrow would end the process.

@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, VllmEngineConfig
+from mpa_ray.engine.child_processes import ChildProcesses
 from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, Request, RequestRefused
 from mpa_ray.engine.vllm.arguments import (
     caches_tensors,
@@ -74,6 +75,7 @@ class VllmEngine:
         Raises:
             ConfigError: the checkpoint has no processor for images, or the installed vLLM cannot be used.
             ValueError: the installed vLLM does not serve an adapter of this kind.
+            EngineDied: the engine cannot start; names the cause.
         """
         adapters = adapters or {}
         prepare_environment(model, settings)
@@ -94,7 +96,13 @@ class VllmEngine:
         num_processes = num_renderers(model, settings, on_cpu)
         # The processes start before the engine, so that they load while it does.
         processes = RenderingProcesses(num_processes, arguments, self._pixel_limits) if num_processes else None
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        self._processes = ChildProcesses()
+        try:
+            with self._processes.watched():
+                self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        except RuntimeError as error:
+            raise EngineDied(self._processes.why_died(error)) from None
+        self._processes.add_current()
         self._caches_tensors = caches_tensors(arguments)
         self._renderer = processes or (RenderingThread(arguments, self._pixel_limits) if has_renderer() else None)
         self._request_ids = count()
@@ -126,7 +134,7 @@ class VllmEngine:
         except SpecialTokenInText as error:
             raise RequestRefused(Reason.SPECIAL_TOKEN_IN_TEXT, str(error)) from error
         except EngineDeadError as error:
-            raise EngineDied(str(error)) from error
+            raise EngineDied(self._processes.why_died(error)) from error
         except (VLLMValidationError, EngineGenerateError, ValueError) as error:
             raise Refusal.of(error).as_error() from error
         finish_reason = output.outputs[0].finish_reason

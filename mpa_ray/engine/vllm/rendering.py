@@ -15,6 +15,7 @@ from functools import cache
 from itertools import takewhile
 from typing import Any
 
+from mpa_ray.engine.child_processes import ChildProcesses
 from mpa_ray.engine.protocol import EngineDied, RequestRefused
 from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.models.chat_template import load_processor, render
@@ -163,6 +164,8 @@ class RenderingProcesses:
         for _ in range(num_processes):
             # The pool starts a process only when a task arrives and no process is idle.
             self.pool.submit(os.getpid)
+        self._processes = ChildProcesses()
+        self._processes.add_current()
 
     async def render_image(self, content: bytes) -> RenderedImage | ImageProblem | Refusal:
         """As `Renderer.render_image`.
@@ -173,7 +176,7 @@ class RenderingProcesses:
         try:
             pickled = await asyncio.get_running_loop().run_in_executor(self.pool, _render_image, content)
         except BrokenProcessPool as error:
-            raise EngineDied(f"a renderer died: {error}") from error
+            raise EngineDied(f"a renderer died: {self._processes.why_died(error)}") from error
         except _RendererCannotStart as error:
             raise EngineDied(str(error)) from error
         rendered: RenderedImage | ImageProblem | Refusal = pickle.loads(pickled)

@@ -15,6 +15,10 @@ from mpa_ray.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+INSTALL_VLLM = "Run pip install 'vllm>=0.29,<0.34', or mpa-ray setup-cpu on a machine without a GPU."
+"""The remedy where vLLM is missing. It holds for an installation from a clone and from a wheel file. A test compares it
+with the extra `gpu`."""
+
 OLDEST_TESTED = (0, 29)
 NEWEST_TESTED = (0, 32)
 
@@ -40,16 +44,17 @@ def check_vllm() -> None:
     """
     installed = installed_version()
     oldest, newest = (".".join(map(str, numbers)) for numbers in (OLDEST_TESTED, NEWEST_TESTED))
-    remedy = f"Install vLLM {oldest} to {newest} ('mpa-ray[gpu]', or 'mpa-ray[cpu]' for machines without a GPU)."
     if installed is None:
-        raise ConfigError("engine.kind", "vllm", "vLLM is not installed on the machine that starts the engine.", remedy)
+        raise ConfigError(
+            "engine.kind", "vllm", "vLLM is not installed on the machine that starts the engine.", INSTALL_VLLM
+        )
     value = f"vllm {installed}"
     numbers = tuple(int(digits) for digits in re.findall(r"\d+", installed)[:2])
     # A build from source may call itself 0.0 or 0.1.dev; the required names decide whether it can be used.
     if (0, 1) < numbers < OLDEST_TESTED:
-        raise ConfigError("engine.kind", value, f"it is older than {oldest}.", remedy)
+        raise ConfigError("engine.kind", value, f"it is older than {oldest}.", INSTALL_VLLM)
     if problem := _missing_name():
-        raise ConfigError("engine.kind", value, problem, remedy)
+        raise ConfigError("engine.kind", value, problem, INSTALL_VLLM)
     if numbers > NEWEST_TESTED:
         logger.warning("vLLM %s is newer than %s, the newest tested version", installed, newest)
 

@@ -25,7 +25,7 @@ class _ShardHistory:
     suspects: set[str] = field(default_factory=set)
     num_kills: Counter[str] = field(default_factory=Counter)
     """How many engines each image has killed while it was alone in them."""
-    last_error: str = "no error message; see Ray's logs for the actor"
+    last_error: str = "the process ended without an error"
 
 
 class Attempts:
@@ -75,6 +75,20 @@ class Attempts:
             if images and history.image_alone is None:
                 history.num_deaths += 1
                 history.suspects.update(images)
+
+    def report_visited(self, shard: str) -> None:
+        """Record that all images of the shard have been visited. Ray may still lose the rows and ask for them again."""
+        if (history := self._histories.get(shard)) is not None:
+            history.has_reported = True
+
+    def has_ended_silently(self, shard: str) -> bool:
+        """Whether the last attempt, which must be over, has not reported how it ended."""
+        history = self._histories.get(shard)
+        return history is not None and not history.has_reported
+
+    def explain(self, shard: str, cause: str) -> None:
+        """Set why the last attempt at a shard ended."""
+        self._histories[shard].last_error = cause
 
     def forget(self, shard: str) -> None:
         """Drop the history of a committed shard."""

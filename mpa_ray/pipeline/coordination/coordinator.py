@@ -5,20 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mpa_ray.config import LimitsConfig
+from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.coordination.attempts import Attempts
 from mpa_ray.pipeline.coordination.bytes_in_flight import BytesInFlight
+from mpa_ray.pipeline.coordination.deaths import Begun, Deaths, RecordDeath
 from mpa_ray.pipeline.coordination.duplicates import Duplicates, Sighting
 from mpa_ray.pipeline.coordination.shard_queue import ShardQueue
 from mpa_ray.pipeline.coordination.turns import OrderedTurns
 from mpa_ray.stages.visits import Attempt
 
+_MAX_DEATHS_AT_START = 3
+"""An engine whose process dies so often while it starts, for example of too little memory, will not start."""
+
 
 class PassCoordinator:
-    """Queue, leases, duplicates and attempts of one pass, as the methods of one actor."""
+    """Queue, leases, duplicates, attempts and deaths of one pass, as the methods of one actor."""
 
-    def __init__(self, limits: LimitsConfig, max_bytes_in_flight: int) -> None:
+    def __init__(self, limits: LimitsConfig, max_bytes_in_flight: int, record_death: RecordDeath) -> None:
         self._queue = ShardQueue()
         self._attempts = Attempts(limits)
+        self._deaths = Deaths(record_death)
+        self._visiting: dict[str, WorkerProcess] = {}
+        """The process of the last attempt at each shard."""
+        self._starts = Begun(self._deaths, min(limits.max_engine_deaths, _MAX_DEATHS_AT_START))
+        self._fetches = Begun(self._deaths, limits.max_engine_deaths)
         self._turns_to_read, self._turns_to_claim = OrderedTurns(), OrderedTurns()
         self._bytes = BytesInFlight(self._turns_to_read, max_bytes_in_flight)
         self._duplicates = Duplicates(self._turns_to_claim)
@@ -46,27 +56,63 @@ class PassCoordinator:
         """See `BytesInFlight.acquire`."""
         return await self._bytes.acquire(shard, num_bytes)
 
-    async def resize_bytes(self, shard: str, num_bytes: int) -> None:
-        """See `BytesInFlight.resize`."""
+    async def begin_fetch(self, shard: str, process: WorkerProcess) -> str:
+        """A process begins to read a shard. Returns why it must not; empty if it may."""
+        return await self._fetches.begin(shard, process)
+
+    async def end_fetch(self, shard: str, num_bytes: int) -> None:
+        """A shard's files are read: replace the expected size by theirs. See `BytesInFlight.resize`."""
+        self._fetches.end(shard)
         await self._bytes.resize(shard, num_bytes)
+
+    async def begin_start(self, actor_id: str, process: WorkerProcess) -> str:
+        """An actor begins to start its engine. Returns why it must not; empty if it may."""
+        return await self._starts.begin(actor_id, process)
+
+    async def end_start(self, actor_id: str) -> None:
+        """An actor's engine has started, or has reported why it cannot."""
+        self._starts.end(actor_id)
+
+    async def record_failed_start(self, process: WorkerProcess, error: str) -> str:
+        """Record that an engine cannot start; returns the cause and the path of the log."""
+        return await self._deaths.begin(process, error)
 
     async def claim_images(self, shard: str, sightings: Sequence[Sighting | None]) -> list[str | None] | None:
         """See `Duplicates.claim`."""
         return await self._duplicates.claim(shard, sightings)
 
-    async def begin_attempt(self, shard: str) -> Attempt:
-        """See `Attempts.begin`."""
+    async def begin_attempt(self, shard: str, process: WorkerProcess) -> Attempt:
+        """Begin an attempt in a process, and find out how the last one ended. See `Attempts.begin`."""
+        previous = self._visiting.get(shard)
+        if previous == process:
+            # Ray has lost the rows of a live process.
+            self._attempts.report_visited(shard)
+        elif previous is not None and self._attempts.has_ended_silently(shard):
+            self._attempts.explain(shard, await self._deaths.cause_of(previous))
+        elif previous is not None and (cause := self._deaths.reported(previous)) is not None:
+            self._attempts.explain(shard, await cause)
+        self._visiting[shard] = process
         return self._attempts.begin(shard)
+
+    async def report_visited(self, shard: str) -> None:
+        """See `Attempts.report_visited`."""
+        self._attempts.report_visited(shard)
 
     async def set_alone(self, shard: str, image_id: str | None) -> None:
         """See `Attempts.set_alone`."""
         self._attempts.set_alone(shard, image_id)
 
-    async def report_death(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
-        """See `Attempts.report_death`."""
+    async def report_death(self, process: WorkerProcess, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
+        """See `Attempts.report_death`. The process may end before its death is recorded."""
         self._attempts.report_death(in_flight, error)
+        self._deaths.begin(process, error)
 
     async def end_shard(self, shard: str) -> None:
         """Free what a committed shard held."""
         self._attempts.forget(shard)
+        self._visiting.pop(shard, None)
         await self._bytes.release(shard)
+
+    async def settle(self) -> None:
+        """Wait until all deaths are recorded."""
+        await self._deaths.settle()

@@ -1,0 +1,69 @@
+"""Why the attempts of a training fail: which of its workers died, in their own words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import ray.train
+from ray.exceptions import RayActorError, WorkerCrashedError
+
+from mpa_ray.observability.last_words import in_words
+from mpa_ray.observability.worker_process import WorkerProcess
+from mpa_ray.pipeline.coordination.deaths import Deaths, RecordDeath
+
+_FOLLOWS = re.compile(
+    r"connection (closed|reset|refused)|connectFullMesh|NCCL.*(remote|abort|timeout)|Broken pipe|Socket closed",
+    re.IGNORECASE,
+)
+"""Errors of a worker that has lost another worker."""
+
+
+class TrainingFailures:
+    """The workers of one training and the ends of its attempts, as the methods of an actor that outlives them."""
+
+    def __init__(self, record_death: RecordDeath) -> None:
+        self._deaths = Deaths(record_death)
+        self._workers: dict[int, WorkerProcess] = {}
+        self._num_failures, self._cause = 0, ""
+
+    async def begin(self, rank: int, worker: WorkerProcess) -> None:
+        """A worker begins an attempt."""
+        self._workers[rank] = worker
+
+    async def end_attempt(self, errors: Mapping[int, str | None]) -> None:
+        """Record why an attempt failed.
+
+        Args:
+            errors: By rank, the error of a worker; None for a worker that died without one.
+        """
+        causes = {rank: error for rank, error in errors.items() if error is None or not _FOLLOWS.search(error)}
+        self._num_failures += 1
+        for rank, error in sorted((causes or errors).items(), key=lambda item: item[0], reverse=True):
+            worker = self._workers.get(rank)
+            died = await self._deaths.begin(worker, error) if worker is not None else error or "no error"
+            self._cause = f"training worker {rank}: {died}"
+
+    async def last_failure(self) -> tuple[int, str]:
+        """How many attempts have failed, and why the last one did."""
+        await self._deaths.settle()
+        return self._num_failures, self._cause
+
+
+class ReportFailures(ray.train.UserCallback):
+    """Reports the errors of workers to `TrainingFailures`. Runs in Ray Train's controller."""
+
+    def __init__(self, failures: Any) -> None:
+        """Report to this actor."""
+        self._failures = failures
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        # Not awaited: the controller must not wait while it replaces the workers.
+        self._failures.end_attempt.remote({rank: _words_of(error) for rank, error in worker_exceptions.items()})
+
+
+def _words_of(error: BaseException) -> str | None:
+    """The error of a worker in words; None if its process ended without one."""
+    failure = getattr(error, "health_check_failure", error)
+    return None if isinstance(failure, RayActorError | WorkerCrashedError) else in_words(failure)

@@ -1,0 +1,115 @@
+"""Why a process died, as its log and its exit code tell it."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+
+_MAX_ERROR_LENGTH = 1000
+"""Longer errors are cut. vLLM's remedies for too little memory take half of it."""
+_MAX_LINE_LENGTH = 160
+"""Longer lines are cut where a log is quoted."""
+_NUM_CONTINUED = 4
+"""The most lines of an error's message."""
+_REFERENCE = "For further information visit"
+_NUM_LINES_READ = 120
+"""An error that is further from the end of a log probably did not end the process."""
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_PREFIX = re.compile(
+    r"^(\(\w+ pid=\d+\)\s*)?"
+    r"((?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+\d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]\s?)?"
+)
+"""What vLLM writes before each line: the process, the level, the time and the place."""
+_RAY_MARKS = (":job_id:", ":actor_name:", ":task_name:")
+"""Lines that Ray writes for itself."""
+_TRACEBACK = "Traceback (most recent call last)"
+_EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)(?:: .*)?$|^Fatal Python error: .*$")
+_NATIVE = re.compile(r"what\(\):|\*\*\* SIG[A-Z]+ received|^Segmentation fault|^terminate called|std::bad_alloc")
+_POINTER = re.compile(
+    r"root cause|EngineDeadError|Engine core initialization failed|died unexpectedly, shutting down|"
+    r"CancelledError|ContextTerminated|ZMQError|BrokenPipeError|KeyboardInterrupt|SystemExit",
+    re.IGNORECASE,
+)
+"""Errors that only follow from another one."""
+
+
+def names_no_cause(message: str) -> bool:
+    """Whether an error's message only points to another error, such as "See root cause above"."""
+    return _POINTER.search(message) is not None
+
+
+def last_error(log: str) -> str | None:
+    """The last line of the error that a log ends with; None if the log ends without an error.
+
+    Errors that follow from another one are passed over.
+    """
+    lines = _lines(log)
+    native = [number for number, line in enumerate(lines) if _NATIVE.search(line)]
+    for numbers in (_exceptions(lines), native):
+        errors = [number for number in numbers if not names_no_cause(lines[number])]
+        if errors:
+            first, *rest = lines[errors[-1] : errors[-1] + _NUM_CONTINUED]
+            return _joined([first, *takewhile(lambda line: line.startswith(" "), rest)])
+    return None
+
+
+def last_lines(log: str, num_lines: int) -> list[str]:
+    """The last lines of a log that say something, without colours and vLLM's prefixes, long ones cut."""
+    return [_cut(line, _MAX_LINE_LENGTH) for line in _lines(log) if line.strip() and not line.startswith(_RAY_MARKS)][
+        -num_lines:
+    ]
+
+
+def in_words(error: BaseException) -> str:
+    """The class and the message of an error in one line; those of the remote error, if Ray has brought it here."""
+    while isinstance(cause := getattr(error, "cause", None), BaseException):
+        error = cause
+    message = str(error)
+    if _TRACEBACK in message and (last := last_error(message)) is not None:
+        return last
+    return _joined([f"{type(error).__name__}:" if message else type(error).__name__, *message.splitlines()])
+
+
+def exit_in_words(exit_code: int | None) -> str:
+    """How a child process ended, after the code that `multiprocessing` reports: negative for a signal."""
+    if exit_code is None:
+        return "is still running"
+    if exit_code >= 0:
+        return f"ended with exit code {exit_code}"
+    return f"was killed by {signal_name(-exit_code)}"
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _exceptions(lines: Sequence[str]) -> Iterator[int]:
+    """The numbers of the lines that name an exception: each after its traceback, or alone."""
+    in_traceback = False
+    for number, line in enumerate(lines):
+        if _TRACEBACK in line:
+            in_traceback = True
+        elif line and not line.startswith(" ") and (in_traceback or _EXCEPTION.search(line)):
+            in_traceback = False
+            yield number
+
+
+def _lines(log: str) -> list[str]:
+    plain = (_COLOUR.sub("", line).rstrip() for line in log.splitlines()[-_NUM_LINES_READ:])
+    return [_PREFIX.sub("", line) for line in plain]
+
+
+def _joined(lines: Sequence[str]) -> str:
+    """A message of several lines in one, without references to documentation."""
+    message = " ".join(line.strip() for line in lines if line.strip() and _REFERENCE not in line)
+    return _cut(message, _MAX_ERROR_LENGTH)
+
+
+def _cut(line: str, max_length: int) -> str:
+    return line if len(line) <= max_length else f"{line[:max_length]}..."

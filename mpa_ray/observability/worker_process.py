@@ -1,0 +1,67 @@
+"""A process that does a part of a run's work: where it runs, and where its output goes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class WorkerProcess:
+    """A process whose log is kept if it dies. Its child processes write to the same log."""
+
+    role: str
+    """What it does, such as `engine of teacher` or `training worker 1`."""
+    pid: int
+    host: str
+    node_id: str
+    """Ray's id of the node, or an empty string outside of Ray."""
+    logs: tuple[str, ...]
+    """The files on its node that its standard output and its standard error go to."""
+    num_oom_kills: int | None
+    """How many processes the kernel had killed for lack of memory when this one started; None if it does not say."""
+
+    @classmethod
+    def current(cls, role: str, node_id: str = "") -> WorkerProcess:
+        """This process."""
+        return cls(role, os.getpid(), socket.gethostname(), node_id, output_files(), num_oom_kills())
+
+    @property
+    def name(self) -> str:
+        """The process as messages name it."""
+        return f"the {self.role} (process {self.pid} on {self.host})"
+
+
+def output_files() -> tuple[str, ...]:
+    """The files that standard output and standard error of this process go to, without terminals and pipes."""
+    targets = []
+    for stream in (1, 2):
+        try:
+            target = os.readlink(f"/proc/self/fd/{stream}")
+        except OSError:
+            continue
+        if Path(target).is_file():
+            targets.append(target)
+    return tuple(dict.fromkeys(targets))
+
+
+def num_oom_kills() -> int | None:
+    """How many processes of this machine the kernel has killed for lack of memory since it started."""
+    try:
+        counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+        return int(counters["oom_kill"])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def read_tail(path: str, max_bytes: int) -> str:
+    """The last bytes of a file as text; empty if it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - max_bytes))
+            return file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,63 @@
+"""The processes of a pass: which of them died, and why."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from mpa_ray.observability.worker_process import WorkerProcess
+
+RecordDeath = Callable[[WorkerProcess, str | None], Awaitable[str]]
+"""Records a death in the run and returns the cause in words. Its second argument is what the process reported."""
+
+
+class Deaths:
+    """Records each death once, no matter how many shards notice it."""
+
+    def __init__(self, record: RecordDeath) -> None:
+        self._record = record
+        self._causes: dict[WorkerProcess, asyncio.Task[str]] = {}
+
+    def begin(self, process: WorkerProcess, error: str | None = None) -> asyncio.Task[str]:
+        """Begin to record a death, unless it is recorded already; the task returns the cause."""
+        if process not in self._causes:
+            self._causes[process] = asyncio.ensure_future(self._record(process, error))
+        return self._causes[process]
+
+    async def cause_of(self, process: WorkerProcess) -> str:
+        """Why a process died."""
+        return await asyncio.shield(self.begin(process))
+
+    def reported(self, process: WorkerProcess) -> asyncio.Task[str] | None:
+        """The task that records a process's death; None if it has reported none."""
+        return self._causes.get(process)
+
+    async def settle(self) -> None:
+        """Wait until all records are written."""
+        await asyncio.gather(*self._causes.values())
+
+
+class Begun:
+    """Tasks that a process has begun and must end, such as the start of an engine. A task begun again has failed."""
+
+    def __init__(self, deaths: Deaths, max_deaths: int) -> None:
+        self._deaths, self._max_deaths = deaths, max_deaths
+        self._processes: dict[str, WorkerProcess] = {}
+        self._num_deaths: Counter[str] = Counter()
+
+    async def begin(self, task: str, process: WorkerProcess) -> str:
+        """Begin a task. Returns why it must not be tried again; empty if it may be."""
+        previous, self._processes[task] = self._processes.get(task), process
+        if previous is None or previous == process:
+            return ""
+        self._num_deaths[task] += 1
+        cause = await self._deaths.cause_of(previous)
+        if self._num_deaths[task] < self._max_deaths:
+            return ""
+        return f"the {previous.role} died {self._num_deaths[task]} times, the last time with: {cause}"
+
+    def end(self, task: str) -> None:
+        """The task is done."""
+        self._processes.pop(task, None)
+        self._num_deaths.pop(task, None)

@@ -1,0 +1,50 @@
+"""Records of processes that died, written on the nodes where their logs are."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mpa_ray.config import ObjectStoreConfig
+from mpa_ray.observability.last_words import in_words
+from mpa_ray.observability.worker_process import WorkerProcess
+from mpa_ray.run.logs import record_death, record_lost_process
+from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.storage.open import open_storage
+
+_TIMEOUT_S = 60.0
+"""Long enough for Ray to start a process on the node."""
+
+
+@dataclass(frozen=True)
+class DeathRecorder:
+    """Records deaths of processes of one phase; implements `coordination.deaths.RecordDeath`."""
+
+    run_dir: str
+    object_store: ObjectStoreConfig
+    key: PhaseKey
+
+    async def __call__(self, process: WorkerProcess, error: str | None) -> str:
+        if not self.run_dir:
+            return error or "the process ended without an error"
+        storage = open_storage(self.run_dir, self.object_store)
+        task: Any = ray.remote(num_cpus=0, max_retries=1)(record_death)
+        on_node = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                death = await task.options(scheduling_strategy=on_node).remote(storage, self.key, process, error)
+        except (RayError, TimeoutError) as lost:
+            cause = error or f"its node {process.host} has ended or cannot be reached ({in_words(lost)})."
+            death = record_lost_process(storage, self.key, process, cause)
+        words: str = death.in_words(storage.root)
+        return words
+
+
+def current_process(role: str) -> WorkerProcess:
+    """This process of Ray."""
+    return WorkerProcess.current(role, ray.get_runtime_context().get_node_id())

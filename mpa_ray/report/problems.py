@@ -1,0 +1,115 @@
+"""What a run lacks and what went wrong in it: the top of its report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mpa_ray.config import measured_as
+from mpa_ray.evaluation.scores import Scores
+from mpa_ray.records import State
+from mpa_ray.report.phase_status import PhaseStatus
+from mpa_ray.report.status import status
+from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.logs import Deaths
+from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.run import Run
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """A model that has no score on a benchmark."""
+
+    model: str
+    benchmark: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What a run lacks and what went wrong in it."""
+
+    remaining: list[str]
+    """The phases that are not done, without the report itself."""
+    command: str | None
+    """The command that continues the run; None if nothing remains."""
+    errors: dict[str, str]
+    """By the label of a phase that is not done, why its last attempt ended."""
+    unmeasured: list[Unmeasured]
+    deaths: Deaths
+    """Processes that died, including those that the run has survived."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"is_done": not self.remaining, "continue_with": self.command, **asdict(self)} | {
+            "deaths": self.deaths.to_json()
+        }
+
+
+def collect_problems(run: Run, scores: Scores) -> Problems:
+    """Read what the run lacks from its files."""
+    current = status(run)
+    remaining = [phase for phase in current.remaining if phase.key.kind != "report"]
+    return Problems(
+        remaining=[phase.name for phase in remaining],
+        command=remaining[0].command if remaining else None,
+        errors={phase.name: phase.error for phase in remaining if phase.error},
+        unmeasured=_unmeasured(run, scores, current.phases),
+        deaths=current.deaths,
+    )
+
+
+def _unmeasured(run: Run, scores: Scores, phases: list[PhaseStatus]) -> list[Unmeasured]:
+    by_key = {phase.key: phase for phase in phases}
+    unmeasured = []
+    for key, phase in by_key.items():
+        if key.kind != "evaluate" or key.model is None or key.benchmark is None:
+            continue
+        if key.benchmark in scores and key.model in scores[key.benchmark].models:
+            continue
+        reason = _why_unanswered(phase, by_key) if phase.state != "done" else _why_unscored(run, key)
+        unmeasured.append(Unmeasured(key.model, key.benchmark, reason))
+    return unmeasured
+
+
+def _why_unanswered(phase: PhaseStatus, by_key: dict[PhaseKey, PhaseStatus]) -> str:
+    """Why a model has not answered a benchmark: its own error, or the phase of its student that is not done."""
+    if phase.error:
+        return phase.error
+    for earlier in by_key.values():
+        is_earlier = earlier.key.kind in ("identify", "level") and _needs(phase.key, earlier.key)
+        if is_earlier and earlier.state != "done":
+            return earlier.error or f"{earlier.name} is not done."
+    return "it is not measured yet."
+
+
+def _needs(evaluate: PhaseKey, earlier: PhaseKey) -> bool:
+    """Whether a measured model is the student of an earlier phase, or what that phase trains."""
+    student, _, when = (evaluate.model or "").rpartition(".")
+    return student == earlier.model and (earlier.kind == "identify" or when == measured_as(earlier.arm))
+
+
+def _why_unscored(run: Run, key: PhaseKey) -> str:
+    """Why a model that has answered a benchmark has no score on it."""
+    assert key.model is not None, "an evaluation has a model"
+    assert key.benchmark is not None, "and a benchmark"
+    predictions = run.predictions(key.benchmark, key.model)
+    shards = run.manifest(run.benchmark_dir(key.benchmark)).shards
+    num_answered, reasons = _answered(predictions, shards)
+    if num_answered:
+        return "it is not scored yet."
+    most = ", ".join(f"{reason}: {number}" for reason, number in reasons.most_common(3))
+    return f"none of its {reasons.total()} questions got a reply ({most})."
+
+
+def _answered(predictions: ShardedDataset[Any], shards: list[str]) -> tuple[int, Counter[str]]:
+    """The number of questions with a reply, and those without by reason."""
+    reasons: Counter[str] = Counter()
+    num_answered = 0
+    for shard in shards:
+        for row in predictions.columns(shard, ["state", "reason"]):
+            if row["state"] == State.KEPT:
+                num_answered += 1
+            else:
+                reasons[row["reason"] or row["state"]] += 1
+    return num_answered, reasons

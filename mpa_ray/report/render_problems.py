@@ -1,0 +1,48 @@
+"""What went wrong in a run, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from mpa_ray.report.problems import Problems, Unmeasured
+from mpa_ray.run.logs import Deaths
+
+
+def problem_lines(problems: Problems, run_dir: str) -> Iterator[str]:
+    """The top of a report: what is missing, which models are not measured, and what died."""
+    if problems.remaining:
+        yield f"UNFINISHED: {', '.join(problems.remaining)}. Continue with: {problems.command}"
+    yield from (f"NOT MEASURED: {in_words(row)}" for row in problems.unmeasured)
+    yield from error_lines(problems.errors)
+    yield from death_lines(problems.deaths, run_dir)
+
+
+def in_words(row: Unmeasured) -> str:
+    """Which model is not measured on what, and why."""
+    return f"{row.model} on {row.benchmark}: {row.reason}"
+
+
+def error_lines(errors: Mapping[str, str]) -> Iterator[str]:
+    """Why the last attempts of phases ended, by the labels of the phases."""
+    if errors:
+        yield "failed:"
+    yield from (f"  {named_error(label, error)}" for label, error in errors.items())
+
+
+def named_error(label: str, error: str) -> str:
+    """An error that begins with the label of its phase, as the errors of most phases do."""
+    return _indented(error if error.startswith(label) else f"{label}: {error}")
+
+
+def death_lines(deaths: Deaths, run_dir: str) -> Iterator[str]:
+    """How many processes died in each phase, and the latest of them with their causes and logs."""
+    if not deaths.total:
+        return
+    numbers = ", ".join(f"{label}: {number}" for label, number in deaths.num_by_phase.items())
+    yield f"processes that died: {deaths.total} ({numbers}); their logs are in {run_dir}/logs. The latest:"
+    for death in deaths.latest:
+        yield f"  {death.at[:19]} {death.phase}: {death.process}: {_indented(death.in_words(run_dir))}"
+
+
+def _indented(text: str) -> str:
+    return "\n    ".join(text.splitlines())

@@ -1,0 +1,74 @@
+"""What a campaign says of the failures of its threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpa_ray.campaign import campaign
+from mpa_ray.config import RunConfig
+from mpa_ray.errors import RunError
+from mpa_ray.phases.context import RunContext
+from tests.conftest import scripted_tree
+
+REFUSED = RunError("evaluate:teacher: the engine of t cannot start: CUDA out of memory")
+
+
+@pytest.fixture
+def config(images: Path, tmp_path: Path) -> RunConfig:
+    tree = scripted_tree(images, tmp_path / "run")
+    tree["evaluate"] = {"benchmarks": [{"path": "q.jsonl", "name": "held"}]}
+    return RunConfig.model_validate(tree)
+
+
+def replace_phases(monkeypatch: pytest.MonkeyPatch, **phases: Any) -> None:
+    def done(*_: object, **__: object) -> None: ...
+
+    names = ("index_and_annotate", "predict_groups", "identify_group", "identify_student", "level_student")
+    for name in names:
+        monkeypatch.setattr(campaign, name, phases.get(name, done))
+    for name in phases.keys() - set(names):
+        monkeypatch.setattr(campaign, name, phases[name])
+
+
+def test_a_teacher_that_cannot_be_measured_has_not_failed(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict(_: object, name: str, __: object) -> None:
+        if name == "teacher":
+            raise REFUSED
+
+    replace_phases(monkeypatch, predict=predict, prepare_benchmarks=lambda _: None)
+    monkeypatch.setattr(campaign, "check_run", lambda _: None)
+    monkeypatch.setattr(campaign, "score_and_report", lambda _: {})
+    with pytest.raises(RunError, match=r"^measuring teacher failed; the rest is done\..*CUDA out of memory"):
+        campaign.align(config)
+
+
+def test_the_error_of_the_teachers_pass_is_raised_as_it_is_and_the_report_is_written(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def teach(*_: object) -> None:
+        raise RunError("annotate:teacher: the engine died 2 times")
+
+    written: list[RunContext[RunConfig]] = []
+    replace_phases(monkeypatch, index_and_annotate=teach, prepare_benchmarks=lambda _: None)
+    monkeypatch.setattr(campaign, "check_run", lambda _: None)
+    monkeypatch.setattr(campaign, "score_and_report", lambda context: written.append(context) or {})
+    with pytest.raises(RunError, match=r"^annotate:teacher: the engine died 2 times$"):
+        campaign.align(config)
+    assert len(written) == 1
+
+
+def test_the_report_is_written_even_if_nothing_can_be_scored(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[object] = []
+
+    def nothing_to_score(*_: object, **__: object) -> None:
+        raise RunError("no model has answered a whole benchmark yet")
+
+    monkeypatch.setattr(campaign, "evaluate", nothing_to_score)
+    monkeypatch.setattr(campaign, "report", reports.append)
+    failures = campaign.score_and_report(RunContext.from_checked(config))
+    assert (list(failures), len(reports)) == (["score"], 1)

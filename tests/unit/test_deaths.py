@@ -1,0 +1,136 @@
+"""How the coordinator of a pass and a training notice deaths, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from mpa_ray.config import LimitsConfig
+from mpa_ray.leveling.failures import TrainingFailures
+from mpa_ray.observability.worker_process import WorkerProcess
+from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
+
+
+def process(pid: int) -> WorkerProcess:
+    return WorkerProcess("engine of teacher", pid, "node", "", (), None)
+
+
+@dataclass
+class Recorder:
+    """Takes a moment to record a death; names the process and what it reported."""
+
+    recorded: list[tuple[int, str | None]] = field(default_factory=list)
+
+    async def __call__(self, process: WorkerProcess, error: str | None) -> str:
+        await asyncio.sleep(0.001)
+        self.recorded.append((process.pid, error))
+        return f"{error or 'no error'} of process {process.pid}"
+
+
+def coordinator(recorder: Recorder, **limits: int) -> PassCoordinator:
+    return PassCoordinator(LimitsConfig.model_validate(limits), 100, recorder)
+
+
+def test_a_process_that_dies_silently_is_recorded_once_for_all_its_shards() -> None:
+    recorder = Recorder()
+
+    async def work() -> str | None:
+        state = coordinator(recorder, max_engine_deaths=2)
+        for pid in (1, 2, 3):
+            attempts = [await state.begin_attempt(shard, process(pid)) for shard in ("a", "b")]
+        return attempts[0].given_up
+
+    given_up = asyncio.run(work())
+    assert given_up == "the engine died 2 times on shard a, the last time with: no error of process 2"
+    assert recorder.recorded == [(1, None), (2, None)]
+
+
+def test_the_message_has_what_the_process_reported() -> None:
+    recorder = Recorder()
+
+    async def work() -> str | None:
+        state = coordinator(recorder, max_engine_deaths=1)
+        await state.begin_attempt("a", process(1))
+        await state.report_death(process(1), {"a": ["x"]}, "CUDA out of memory")
+        return (await state.begin_attempt("a", process(2))).given_up
+
+    given_up = asyncio.run(work())
+    assert given_up == "the engine died 1 times on shard a, the last time with: CUDA out of memory of process 1"
+    assert recorder.recorded == [(1, "CUDA out of memory")]
+
+
+def test_a_shard_that_was_visited_or_that_a_live_process_repeats_is_no_death() -> None:
+    recorder = Recorder()
+
+    async def work() -> None:
+        state = coordinator(recorder, max_engine_deaths=1)
+        await state.begin_attempt("a", process(1))
+        await state.report_visited("a")
+        assert (await state.begin_attempt("a", process(2))).given_up is None
+        assert (await state.begin_attempt("a", process(2))).given_up is None
+
+    asyncio.run(work())
+    assert recorder.recorded == []
+
+
+def test_an_engine_whose_process_dies_at_its_start_is_given_up() -> None:
+    recorder = Recorder()
+
+    async def work() -> list[str]:
+        state = coordinator(recorder)
+        return [await state.begin_start("actor", process(pid)) for pid in (1, 2, 3, 4)]
+
+    *first, last = asyncio.run(work())
+    assert first == ["", "", ""]
+    assert last == "the engine of teacher died 3 times, the last time with: no error of process 3"
+
+
+def test_starts_that_succeed_are_forgotten() -> None:
+    recorder = Recorder()
+
+    async def work() -> None:
+        state = coordinator(recorder)
+        for pid in range(9):
+            assert await state.begin_start("actor", process(pid)) == ""
+            await state.end_start("actor")
+
+    asyncio.run(work())
+    assert recorder.recorded == []
+
+
+def test_a_task_that_dies_while_it_reads_a_shard_is_given_up() -> None:
+    async def work() -> list[str]:
+        state = coordinator(Recorder(), max_engine_deaths=1)
+        await state.add_shard("a")
+        return [await state.begin_fetch("a", process(pid)) for pid in (1, 2)]
+
+    assert asyncio.run(work())[1].endswith("died 1 times, the last time with: no error of process 1")
+
+
+def test_the_worker_that_died_is_named_before_those_that_lost_it() -> None:
+    recorder = Recorder()
+
+    async def train() -> tuple[int, str]:
+        failures = TrainingFailures(recorder)
+        for rank in range(3):
+            await failures.begin(rank, process(rank))
+        lost = "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:20448"
+        await failures.end_attempt({0: lost, 1: None, 2: lost})
+        return await failures.last_failure()
+
+    assert asyncio.run(train()) == (1, "training worker 1: no error of process 1")
+    assert recorder.recorded == [(1, None)]
+
+
+def test_attempts_of_a_training_are_counted() -> None:
+    async def train() -> tuple[int, str]:
+        failures = TrainingFailures(Recorder())
+        for pid in (7, 8):
+            await failures.begin(0, process(pid))
+            await failures.end_attempt({0: "torch.OutOfMemoryError: CUDA out of memory."})
+        return await failures.last_failure()
+
+    assert asyncio.run(train()) == (
+        2,
+        "training worker 0: torch.OutOfMemoryError: CUDA out of memory. of process 8",
+    )
