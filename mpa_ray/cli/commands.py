@@ -42,10 +42,8 @@ class Command:
 
 
 _CONFIG = Option("config", "a YAML file with the settings", "FILE")
-_REDO = Option(
-    "redo", "visit images again that failed for this reason, or several with commas; `failed` means all", "REASON"
-)
-_RELEVEL = Option("relevel", "train students again whose D_PI was made again after their training")
+_REDO = Option("redo", "visit images again that failed for this reason; `failed`: all", "REASON")
+_RELEVEL = Option("relevel", "train students again whose D_PI has changed")
 _JSON = Option("json", "print one JSON object, for programs")
 _CONFIG_USAGE = "--config FILE [--SETTING VALUE ...]"
 _RUN_USAGE = "RUN [options] [--object_store.NAME VALUE ...]"

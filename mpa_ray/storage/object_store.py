@@ -258,6 +258,8 @@ class ObjectStore:
         pace, name = _pace(self.config), f"{SCHEME}{bucket}/{key}"
         num_failed, slow_since = 0, time.monotonic()
         while True:
+            # A call that was abandoned at its deadline sends no further request.
+            Expiry.current().check(name, 0)
             try:
                 with pace.request():
                     result = attempt()
