@@ -29,7 +29,7 @@ _TRACEBACK = "Traceback (most recent call last)"
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)(?:: .*)?$|^Fatal Python error: .*$")
 _NATIVE = re.compile(r"what\(\):|\*\*\* SIG[A-Z]+ received|^Segmentation fault|^terminate called|std::bad_alloc")
 _POINTER = re.compile(
-    r"root cause|EngineDeadError|Engine core initialization failed|died unexpectedly, shutting down|"
+    r"root cause|EngineDeadError|UserCodeException|Engine core initialization failed|died unexpectedly, shutting down|"
     r"CancelledError|ContextTerminated|ZMQError|BrokenPipeError|KeyboardInterrupt|SystemExit",
     re.IGNORECASE,
 )
@@ -65,11 +65,12 @@ def last_lines(log: str, num_lines: int) -> list[str]:
 
 def in_words(error: BaseException) -> str:
     """The class and the message of an error in one line; those of the remote error, if Ray has brought it here."""
+    # An error that Ray has brought here is a page of text: the tracebacks of all errors that led to it.
+    if "\n" in str(error) and (last := last_error(str(error))) is not None:
+        return last
     while isinstance(cause := getattr(error, "cause", None), BaseException):
         error = cause
     message = str(error)
-    if _TRACEBACK in message and (last := last_error(message)) is not None:
-        return last
     return _joined([f"{type(error).__name__}:" if message else type(error).__name__, *message.splitlines()])
 
 

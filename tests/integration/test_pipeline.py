@@ -251,6 +251,25 @@ def test_an_image_that_kills_engines_is_quarantined(images: Path, tmp_path: Path
     assert "engines died with this image alone" in (rows["011.png"].detail or "")
 
 
+@dataclass(frozen=True)
+class ReaderThatFails(Reader):
+    """Raises an error that is our own mistake."""
+
+    def read(self, uris: Sequence[str]) -> list[Any]:  # noqa: ARG002
+        raise KeyError("no such row")
+
+
+def test_an_error_in_a_task_ends_the_run_in_its_own_words(images: Path, tmp_path: Path) -> None:
+    tree = scripted_tree(images, tmp_path / "run")
+    tree["source"]["limit"] = 4
+    context = RunContext.open(RunConfig.model_validate(tree))
+    index(context)
+    run = context.run
+    work = replace(annotation_pass(context), reader=ReaderThatFails(context.config.object_store))
+    with pytest.raises(RunError, match=r"^annotate:teacher: KeyError: 'no such row'\. Run the same command"):
+        run_missing(run, work, Outstanding.of(run.annotations, run.manifest()))
+
+
 def test_files_with_the_same_bytes_are_annotated_once(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", 20)
     copies = {f"{n:03d}-copy{c}.png": f"{n:03d}.png" for n in range(20) for c in range(n % 3)}

@@ -59,6 +59,13 @@ def test_an_error_from_another_process_keeps_its_words() -> None:
         in_words(RuntimeError(f"remote\nTraceback (most recent call last):\n  File\n{OUT_OF_MEMORY}\n"))
         == OUT_OF_MEMORY
     )
+    in_ray_data = RuntimeError(
+        "ray::FlatMap(...)() (pid=1)\nKeyError: 'no such row'\n\n"
+        "The above exception was the direct cause of the following exception:\n\n"
+        'ray::FlatMap(...)() (pid=1, ip=1)\n  File "map.py"\n'
+        "ray.data.exceptions.UserCodeException: UDF failed to process a data block."
+    )
+    assert in_words(in_ray_data) == "KeyError: 'no such row'"
     assert in_words(MemoryError()) == "MemoryError"
 
 
