@@ -35,7 +35,7 @@ check: setup ## Check style and types and run the unit tests: under 2 minutes
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(PYTHON) -m pytest -q tests/unit
+	$(PYTHON) -m pytest -q --numprocesses 2 --dist loadfile tests/unit
 
 check-cluster: setup ## Check the cluster files with KubeRay's schema, hadolint and the images' install lines (downloads several GB)
 	mkdir -p $(KUBERAY_CRDS)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,24 @@ def write_images(folder: Path, num_images: int, seed: int = 0) -> Path:
     for index in range(num_images):
         paint(sample_scene(WorldSpec(), rng)).save(folder / f"{index:03d}.png")
     return folder
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A server of a folder's files, by its URL. It ignores queries, and so signatures."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def scripted_tree(images: Path, run_dir: Path, **teacher: Any) -> dict[str, Any]:

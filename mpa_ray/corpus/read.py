@@ -88,7 +88,7 @@ class Reader:
     ) -> list[_NumberedContent]:
         try:
             return [(number, self._check_size(content)) for number, content in read()]
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        except (OSError, ValueError, LookupError, pa.ArrowException) as error:
             # ValueError includes names with a zero byte and pyarrow's errors for damaged files.
             return [(number, _unreadable(error)) for number, _ in images]
 

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from mpa_ray.config import resolve_path
-from tests.conftest import scripted_tree
+from tests.conftest import scripted_tree, served
 
 ROOT = Path(__file__).parents[2]
 STUDENT = "bundled:demo/models/student"
@@ -203,9 +203,9 @@ print([main([phase, *sys.argv[1:]]) for phase in ("index", "annotate", "identify
 
 
 def test_no_secret_reaches_a_file_a_log_or_the_terminal(images: Path, tmp_path: Path) -> None:
-    tree = with_secrets(images, tmp_path)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
-    with tempfile.TemporaryDirectory(dir="/tmp") as ray_folder:
+    with tempfile.TemporaryDirectory(dir="/tmp") as ray_folder, served(images) as site:
+        tree = with_secrets(images, tmp_path, site)
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
         done = subprocess.run(
             [
                 *[sys.executable, "-c", PHASES, "--config", str(tmp_path / "config.yaml")],
@@ -225,7 +225,7 @@ def test_no_secret_reaches_a_file_a_log_or_the_terminal(images: Path, tmp_path: 
             },
         )
         # The second student's engine cannot start.
-        assert done.stdout.splitlines()[-1] == "[0, 0, 1, 0, 0]", done.stderr
+        assert done.stdout.splitlines()[-1] == "[0, 0, 1, 1, 0]", done.stderr
         assert "the engine of" in done.stderr
         assert SECRET not in done.stdout + done.stderr
         leaks = [path for path in files_below(Path(ray_folder)) if SECRET.encode() in path.read_bytes()]
@@ -242,15 +242,15 @@ def test_no_secret_reaches_a_file_a_log_or_the_terminal(images: Path, tmp_path: 
     assert columns == {"uri"}
     assert '"hf_token": "***"' in (run / "run.json").read_text()
     annotations = [row for path, table in rows.items() if "annotations" in str(path) for row in table.to_pylist()]
-    assert {(row["state"], row["reason"]) for row in annotations if "127.0.0.1" in row["uri"]} == {
-        ("failed", "unreadable")
-    }
+    signed = {(row["state"], row["reason"]) for row in annotations if "127.0.0.1" in row["uri"]}
+    assert signed == {("kept", None), ("failed", "unreadable")}
     assert {json.loads(row["metadata"])["url"] for row in annotations} == {"https://***@host/x?sig=***&w=1"}
 
 
-def with_secrets(images: Path, tmp_path: Path) -> dict[str, Any]:
+def with_secrets(images: Path, tmp_path: Path, site: str) -> dict[str, Any]:
     """A configuration with a secret wherever a run may need one; the one that a student's engine needs comes later."""
-    entries = [*sorted(map(str, images.glob("00*.png"))), f"http://127.0.0.1:9/x.png?X-Amz-Signature={SECRET}5"]
+    signed = [f"{site}/{name}?X-Amz-Signature={SECRET}5" for name in ("010.png", "none.png")]
+    entries = [*sorted(map(str, images.glob("00*.png"))), *signed]
     url = f"https://me:{SECRET}6@host/x?sig={SECRET}7&w=1"
     source = tmp_path / "list.jsonl"
     source.write_text("\n".join(json.dumps({"image": entry, "url": url}) for entry in entries))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -123,6 +124,45 @@ def test_rows_with_only_a_path_are_read(write: Write, tmp_path: Path) -> None:
     read = contents(write(beside(tmp_path), pa.table({"image": pa.array(rows, HF_IMAGE)})))
     missing = ImageProblem(Reason.UNREADABLE, "no bytes in its row")
     assert read == [b"1", b"beside", b"3", b"", missing, missing, missing, b"8"]
+
+
+@every_writer
+def test_a_path_that_is_no_text_is_not_used(write: Write, tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.int64())])
+    path = write(
+        tmp_path, pa.table({"image": pa.array([{"bytes": b"1", "path": 5}, {"bytes": None, "path": 6}], kind)})
+    )
+    assert contents(path) == [b"1", ImageProblem(Reason.UNREADABLE, "no bytes in its row")]
+
+
+def test_a_file_with_fewer_rows_than_when_it_was_listed(tmp_path: Path) -> None:
+    path = as_parquet(tmp_path, pa.table({"image": pa.array(IMAGES)}))
+    uris = [ref.uri for ref in Selection(SourceConfig(path=str(path)), PLACES).images()]
+    as_parquet(tmp_path, pa.table({"image": pa.array(IMAGES[:1])}))
+    read = READER.read(uris)
+    assert read[0] == b"one"
+    assert all(isinstance(content, ImageProblem) for content in read[1:])
+
+
+@pytest.mark.parametrize("kind", ["no schema", "huge"])
+def test_headers_that_ended_the_process_are_named(kind: str, tmp_path: Path) -> None:
+    """pyarrow ended the process, or asked for exabytes of memory."""
+    path = as_saved_dataset(tmp_path, pa.table({"image": pa.array(IMAGES)}))
+    whole = (tmp_path / "data.arrow").read_bytes()
+    with (tmp_path / "data.arrow").open("rb") as file:
+        first = next(record_batches(file)).span.first
+    size = struct.unpack_from("<i", whole, first + 4)[0]
+    header = bytearray(whole[first + 8 : first + 8 + size])
+    if kind == "huge":
+        body_bytes = struct.pack("<q", len(whole) - first - 8 - size)
+        at = next(i for i in range(0, size - 8, 8) if 0 < struct.unpack_from("<q", header, i)[0] < len(body_bytes) * 64)
+        header[at : at + 8] = struct.pack("<q", 2**60)
+        damaged = whole[: first + 8] + bytes(header) + whole[first + 8 + size :]
+    else:
+        damaged = whole[first:]
+    (tmp_path / "data.arrow").write_bytes(damaged)
+    with pytest.raises(ConfigError, match="cannot be read as an Arrow stream"):
+        contents(path)
 
 
 @every_writer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -187,3 +189,35 @@ def test_the_limit_of_pixels_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_model_has_a_limit_of_pixels() -> None:
     assert ModelConfig(model="m", min_pixels=1, max_pixels=2).pixel_limits == (1, 2, MAX_IMAGE_PIXELS)
     assert ModelConfig(model="m", min_pixels=1, max_pixels=2, max_image_pixels=3).pixel_limits == (1, 2, 3)
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+def test_heic_without_its_decoder_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpa_ray.imaging.decode.reads_heic", lambda: False)
+    assert decode(HEIC) == ImageProblem(Reason.UNSUPPORTED_FORMAT, "HEIC (needs mpa-ray[heic])")
+
+
+def test_heic_is_decoded_under_the_same_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a decoder that stands in for pi-heif: the limits apply to its images, and its errors become reasons."""
+    pictures = {b"small": Image.new("RGBA", (8, 6), (255, 0, 0, 0)), b"large": Image.new("RGB", (90, 90))}
+
+    def opened(file: io.BytesIO) -> Image.Image:
+        kind = file.read()[len(HEIC) :]
+        if kind not in pictures:
+            raise SyntaxError(kind.decode())
+        return pictures[kind]
+
+    monkeypatch.setattr("mpa_ray.imaging.decode.reads_heic", lambda: True)
+    monkeypatch.setitem(sys.modules, "pi_heif", SimpleNamespace(HeifImageFile=opened))
+    shown = decode(HEIC + b"small", 8000)
+    assert isinstance(shown, Image.Image)
+    assert (shown.mode, shown.getpixel((0, 0))) == ("RGB", (255, 255, 255))
+    assert decode(HEIC + b"large", 8000) == ImageProblem(Reason.TOO_MANY_PIXELS, "90 x 90")
+    cut = decode(HEIC + b"Invalid input: End of file")
+    assert isinstance(cut, ImageProblem)
+    assert cut.reason == Reason.TRUNCATED_IMAGE
+    unknown = decode(HEIC + b"Unsupported feature: Unsupported codec")
+    assert isinstance(unknown, ImageProblem)
+    assert unknown.reason == Reason.UNSUPPORTED_FORMAT

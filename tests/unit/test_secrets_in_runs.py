@@ -25,15 +25,16 @@ from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.identify import Identify, WorthAsking
 from mpa_ray.stages.image_work import ImageWork
 from mpa_ray.stages.judge import parity_samples
-from tests.conftest import scripted_tree
+from tests.conftest import scripted_tree, served
 
 SECRET = "Zq8xW2kP7vN4tR6y"
 """Part of every planted secret, each of which ends with a number of its own."""
 URL = f"https://me:{SECRET}1@host/x?sig={SECRET}2&w=1"
 
 
-def configured(images: Path, folder: Path) -> Path:
-    entries = [*sorted(map(str, images.glob("00*.png"))), f"http://127.0.0.1:9/x.png?X-Amz-Signature={SECRET}3"]
+def configured(images: Path, folder: Path, site: str = "http://127.0.0.1") -> Path:
+    signed = [f"{site}/{name}?X-Amz-Signature={SECRET}3" for name in ("010.png", "none.png")]
+    entries = [*sorted(map(str, images.glob("00*.png"))), *signed]
     source = folder / "list.jsonl"
     source.write_text("\n".join(json.dumps({"image": entry, "url": URL}) for entry in entries))
     tree = scripted_tree(images, folder / "my run #1")
@@ -71,7 +72,15 @@ def test_no_file_of_a_run_holds_a_secret(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"{SECRET}6")
-    path = configured(images, tmp_path)
+    with served(images) as site:
+        run_phases(configured(images, tmp_path, site))
+    output = capfd.readouterr()
+    assert SECRET not in output.out + output.err
+    assert "D_PI (parity samples)" in output.out
+    check_files(tmp_path / "my run #1")
+
+
+def run_phases(path: Path) -> None:
     assert main(["index", "--config", str(path)]) == 0
     context = RunContext.open(load_config(path))
     datasets = ["annotations", "verdicts/small", "verdicts/other"]
@@ -85,11 +94,6 @@ def test_no_file_of_a_run_holds_a_secret(
     assert main(["report", "--config", str(path)]) == 0
     assert main(["status", context.run.storage.root]) == 0
     assert main(["report", context.run.storage.root]) == 0
-
-    output = capfd.readouterr()
-    assert SECRET not in output.out + output.err
-    assert "D_PI (parity samples)" in output.out
-    check_files(Path(context.run.storage.root))
 
 
 def check_files(folder: Path) -> None:
@@ -106,7 +110,8 @@ def check_files(folder: Path) -> None:
     hidden = {"hf_token": "***", "additional_config": {"api_key": "***", "url": "https://***@host/x?sig=***&w=1"}}
     assert recorded == hidden
     (annotations,) = (table.to_pylist() for path, table in tables.items() if "annotations" in path.parts)
-    assert [(r["state"], r["reason"]) for r in annotations if "127.0.0.1" in r["uri"]] == [("failed", "unreadable")]
+    signed = [(row["state"], row["reason"]) for row in annotations if "127.0.0.1" in row["uri"]]
+    assert signed == [("kept", None), ("failed", "unreadable")]
     assert {json.loads(row["metadata"])["url"] for row in annotations} == {"https://***@host/x?sig=***&w=1"}
 
 

@@ -5,6 +5,7 @@ The layout is Arrow's "IPC streaming format": continuation marker, length of the
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,13 +83,13 @@ class StreamHead:
             pa.ArrowInvalid: the file is no Arrow stream.
         """
         with places.open(uri) as file:
-            try:
-                schema = pa.ipc.read_schema(pa.ipc.read_message(file))
-            except EOFError:
-                raise pa.ArrowInvalid("it is empty") from None
-            end = file.tell()
+            first = next(_messages(file), None)
+            if first is None:
+                raise pa.ArrowInvalid("it is empty")
             file.seek(0)
-            message = file.read(end)
+            message = file.read(first.span.num_bytes)
+            # pyarrow's read_schema would end the process if the message is of another kind.
+            schema = pa.ipc.open_stream(pa.py_buffer(message)).schema
             dictionaries = []
             if _has_dictionaries(schema):
                 file.seek(0)
@@ -140,7 +141,8 @@ class _Message:
 
 
 def _messages(file: BinaryIO) -> Iterator[_Message]:
-    first = file.tell()
+    num_bytes_of_file = file.seek(0, io.SEEK_END)
+    first = file.seek(0)
     while (start := file.read(8))[:4] == _CONTINUATION:
         (header_bytes,) = struct.unpack("<i", start[4:])
         if header_bytes == 0:
@@ -153,6 +155,8 @@ def _messages(file: BinaryIO) -> Iterator[_Message]:
         num_bytes = 8 + header_bytes + _Table.root(content).int64(3)
         if num_bytes < 8 + header_bytes:
             raise pa.ArrowInvalid("a message of negative length")
+        if first + num_bytes > num_bytes_of_file:
+            raise pa.ArrowInvalid("cut off")
         yield _Message(Span(first, num_bytes), content)
         first += num_bytes
         file.seek(first)

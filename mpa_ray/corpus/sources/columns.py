@@ -94,7 +94,8 @@ def item_of(value: Any, item: int | None) -> Any:
 def path_in(value: Any) -> str | None:
     """The path or URI in a cell's value; None if the value holds the image, or nothing."""
     if isinstance(value, dict):
-        return value.get("path") or None if value.get("bytes") is None else None
+        path = value.get("path")
+        return path if isinstance(path, str) and path and value.get("bytes") is None else None
     return value if isinstance(value, str) and value and not is_embedded(value) else None
 
 

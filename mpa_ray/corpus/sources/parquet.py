@@ -87,6 +87,9 @@ def _read_for_images(file: pq.ParquetFile, group: int, column: ImageColumn) -> s
     paths: str | None = next((leaf for leaf in own if leaf.endswith(".path")), None)
     contents: str | None = next((leaf for leaf in own if leaf.endswith(".bytes")), None)
     metadata = file.metadata.row_group(group)
+    if metadata.num_columns != len(leaves):
+        # pyarrow would end the process.
+        raise pa.ArrowInvalid(f"row group {group} has {metadata.num_columns} columns, the schema {len(leaves)}")
     if column.kind == "text":
         chunks = [metadata.column(leaves[leaf]) for leaf in leaves if leaf == column.name or leaf in own]
         num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
