@@ -45,7 +45,7 @@ def image_endings(config: SourceConfig) -> tuple[str, ...]:
             "source.extensions",
             unread[0].lstrip("."),
             "needs the package pi-heif, which is not installed.",
-            f"Install mpa-ray with the extra: pip install '{HEIC_EXTRA}'.",
+            "Run pip install pi-heif on every node.",
         )
     return endings
 
