@@ -35,17 +35,12 @@ from mpa_ray.storage.request_pace import Outage, RequestPace
 SCHEME = "s3://"
 _MAX_PAUSE_S = 20.0
 _NO_CREDENTIALS = (
-    exceptions.NoCredentialsError,
-    exceptions.PartialCredentialsError,
-    exceptions.ProfileNotFound,
-    exceptions.NoAuthTokenError,
+    *(exceptions.NoCredentialsError, exceptions.PartialCredentialsError),
+    *(exceptions.ProfileNotFound, exceptions.NoAuthTokenError),
 )
 _LOST_CREDENTIALS = (
-    exceptions.CredentialRetrievalError,
-    exceptions.LoginError,
-    exceptions.SSOError,
-    exceptions.TokenRetrievalError,
-    exceptions.RefreshWithMFAUnsupportedError,
+    *(exceptions.CredentialRetrievalError, exceptions.TokenRetrievalError, exceptions.RefreshWithMFAUnsupportedError),
+    *(exceptions.LoginError, exceptions.SSOError),
 )
 _CONNECTION = (
     exceptions.ConnectionError,
