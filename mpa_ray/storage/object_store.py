@@ -7,6 +7,7 @@ no file or log of a run can contain them.
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,17 +35,12 @@ from mpa_ray.storage.request_pace import Outage, RequestPace
 SCHEME = "s3://"
 _MAX_PAUSE_S = 20.0
 _NO_CREDENTIALS = (
-    exceptions.NoCredentialsError,
-    exceptions.PartialCredentialsError,
-    exceptions.ProfileNotFound,
-    exceptions.NoAuthTokenError,
+    *(exceptions.NoCredentialsError, exceptions.PartialCredentialsError),
+    *(exceptions.ProfileNotFound, exceptions.NoAuthTokenError),
 )
 _LOST_CREDENTIALS = (
-    exceptions.CredentialRetrievalError,
-    exceptions.LoginError,
-    exceptions.SSOError,
-    exceptions.TokenRetrievalError,
-    exceptions.RefreshWithMFAUnsupportedError,
+    *(exceptions.CredentialRetrievalError, exceptions.TokenRetrievalError, exceptions.RefreshWithMFAUnsupportedError),
+    *(exceptions.LoginError, exceptions.SSOError),
 )
 _CONNECTION = (
     exceptions.ConnectionError,
@@ -64,6 +60,8 @@ _CHUNK_BYTES = 2**20
 _CUT_OFF_S = 0.001
 
 T = TypeVar("T")
+
+_creating_client = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -375,16 +373,23 @@ def _pace(config: ObjectStoreConfig) -> RequestPace:
 
 
 @cache
+def _session() -> Any:
+    """The session of this process, which holds the credentials and the descriptions of the API."""
+    return boto3.Session()
+
+
+@cache
 def _client(config: ObjectStoreConfig) -> Any:
-    # Creating clients from boto3's default session is not safe in threads, and it keeps the first credentials.
-    return boto3.Session().client(
-        "s3",
-        endpoint_url=config.endpoint_url,
-        region_name=config.region,
-        config=Config(
-            connect_timeout=config.connect_timeout_s,
-            read_timeout=config.read_timeout_s,
-            retries={"mode": "standard", "total_max_attempts": 1},
-            max_pool_connections=config.max_connections,
-        ),
-    )
+    # Creating clients is not safe in threads.
+    with _creating_client:
+        return _session().client(
+            "s3",
+            endpoint_url=config.endpoint_url,
+            region_name=config.region,
+            config=Config(
+                connect_timeout=config.connect_timeout_s,
+                read_timeout=config.read_timeout_s,
+                retries={"mode": "standard", "total_max_attempts": 1},
+                max_pool_connections=config.max_connections,
+            ),
+        )

@@ -21,6 +21,7 @@ from mpa_ray.errors import AccessLost, CannotWrite, ConfigError, TransientError,
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason
 from mpa_ray.run.run import Run
+from mpa_ray.storage import object_store
 from mpa_ray.storage.faults import Fault, fault_of
 from mpa_ray.storage.object_store import ObjectStore
 from mpa_ray.storage.request_pace import Outage, RequestPace
@@ -153,15 +154,18 @@ def test_missing_credentials_are_a_wrong_set_up(server: str, monkeypatch: pytest
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    # Other settings than those of other tests, since a process keeps its clients.
+    # A process keeps its credentials and its clients.
+    object_store._session.cache_clear()
     config = ObjectStoreConfig(endpoint_url=server, region="us-east-1", max_attempts=7, first_pause_s=20)
     started = time.monotonic()
     with pytest.raises(ConfigError, match=r"object_store = 's3://bucket/image\.png'.*AWS_ACCESS_KEY_ID"):
         ObjectStore(config).get("bucket", "image.png")
     monkeypatch.setenv("AWS_PROFILE", "nobody")
+    object_store._session.cache_clear()
     with pytest.raises(ConfigError, match="nobody"):
         ObjectStore(config.model_copy(update={"max_attempts": 6})).get("bucket", "image.png")
     assert time.monotonic() - started < 40
+    object_store._session.cache_clear()
 
 
 def test_a_store_that_answers_a_third_of_its_requests_loses_no_image(behind: Behind) -> None:
