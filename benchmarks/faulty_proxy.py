@@ -97,6 +97,10 @@ class FaultyProxy:
             draws = random.Random(f"{self._seed} {self._num_seen[line]} {line}")
         return draws.choice(list(WebFault)) if draws.random() < self._share else None
 
+    def refuse(self, method: str, path: str) -> Answer | None:  # noqa: ARG002
+        """An answer that takes the place of the store's; None lets the request through. For subclasses."""
+        return None
+
     def count(self, fault: WebFault, method: str) -> None:
         """Count a fault that was injected."""
         with self._lock:
@@ -141,9 +145,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         body = self._request_body()
+        if (answer := self.server.proxy.refuse(self.command, self.path)) is not None:
+            self._send(answer)
+            return
         fault = self.server.proxy.draw(self.command, self.path)
         if fault in _REFUSALS:
-            self._send(_refusal(*_REFUSALS[fault]))
+            self._send(refusal(*_REFUSALS[fault]))
         elif fault is WebFault.RESET:
             self._reset()
         else:
@@ -228,7 +235,8 @@ def _end_to_end(headers: Message) -> list[tuple[str, str]]:
     return [(name, value) for name, value in headers.items() if name.lower() not in _HOP_BY_HOP]
 
 
-def _refusal(status: int, code: str, message: str) -> Answer:
+def refusal(status: int, code: str, message: str) -> Answer:
+    """An error in the form of the S3 API."""
     body = (
         f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message>'
         f"<RequestId>injected</RequestId></Error>"

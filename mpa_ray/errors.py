@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 from mpa_ray.redaction import without_secrets as without_secrets
@@ -53,6 +54,49 @@ class RunError(Exception):
 
 class Unfinished(RunError):
     """The run stopped for a reason that may be temporary, such as an unreachable object store. Exit code 3."""
+
+
+class AccessLost(Unfinished):
+    """A store refuses every request: the credentials have expired or were replaced, or the clock is wrong."""
+
+
+class TransientError(OSError):
+    """A file cannot be read or written, after all attempts, for a reason that may pass."""
+
+
+_TRANSIENT_ERRNOS = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETRESET,
+        errno.ENETUNREACH,
+        errno.ENOBUFS,
+        errno.ENOTCONN,
+        errno.EREMOTEIO,
+        errno.ESHUTDOWN,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+"""Errors of a mounted folder whose server or connection fails, and of a machine without free sockets or files."""
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether an error of reading or writing, or the error that caused it, has a cause that may pass.
+
+    A missing file, a refused permission and a full disk do not pass.
+    """
+    if isinstance(error, AccessLost | TransientError | ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
+        return True
+    return error is not None and may_pass(error.__cause__)
 
 
 class CannotWrite(Unfinished):

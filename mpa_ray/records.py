@@ -35,6 +35,8 @@ class Reason(StrEnum):
     SPECIAL_TOKEN_IN_TEXT = "special_token_in_text"
     DUPLICATE_OF = "duplicate_of"
     UNREADABLE = "unreadable"
+    STORAGE = "storage"
+    """The file could not be read in three runs of the command, for reasons that may pass."""
     TOO_FEW_BYTES = "too_few_bytes"
     TOO_MANY_BYTES = "too_many_bytes"
     IMAGE_CHANGED = "image_changed"

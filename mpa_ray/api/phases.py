@@ -15,7 +15,7 @@ _WITHOUT_STUDENTS = ("evaluate", "score", "report")
 """The phases of a run that only measures models."""
 
 
-def run_phase(config: EvaluationRunConfig, phase: Phase) -> None:
+def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = None, relevel: bool = False) -> None:
     """Run one phase of a run, for all students. It continues where an earlier attempt ended.
 
     Progress goes to standard output, results to the run directory. Phases with models use the Ray cluster of
@@ -25,10 +25,14 @@ def run_phase(config: EvaluationRunConfig, phase: Phase) -> None:
         config: The settings, from `load_config`. `evaluate`, `score` and `report` also accept those of a run that only
             measures models, from `load_evaluation`.
         phase: The phase: `index`, `annotate`, `identify`, `level`, `evaluate`, `score` or `report`.
+        redo: In `annotate`, `identify` and `evaluate`: visit images again that failed for this reason, or for one of
+            several, separated by commas; `failed` stands for all. All other rows are kept.
+        relevel: In `level`: train students again whose D_PI was made again after their training.
 
     Raises:
         ConfigError: a setting is wrong, or the run has results that were made with other settings. Nothing was started.
-        RunError: the phase failed, or an earlier phase is not done. Finished work is kept.
+        RunError: the phase failed, or an earlier phase is not done. Finished work is kept. `Unfinished` if the cause
+            may pass, also if only some images failed for such a cause.
     """
     if phase not in get_args(Phase):
         remedy = did_you_mean(phase, get_args(Phase)) or f"Choose one of {', '.join(get_args(Phase))}."
@@ -36,26 +40,33 @@ def run_phase(config: EvaluationRunConfig, phase: Phase) -> None:
     if phase not in _WITHOUT_STUDENTS and not isinstance(config, RunConfig):
         problem = "needs a run with source, teacher and students, and this one only measures models."
         raise ConfigError("phase", phase, problem, f"Choose one of {', '.join(_WITHOUT_STUDENTS)}.")
+    from mpa_ray.phases.again import Again
     from mpa_ray.phases.context import RunContext
 
-    _function_of(phase)(RunContext.open(config))
+    context = RunContext.open(config, Again.of(redo, relevel))
+    _function_of(phase)(context)
+    context.failures.check()
 
 
-def align(config: RunConfig) -> None:
+def align(config: RunConfig, *, redo: str | None = None, relevel: bool = False) -> None:
     """Run all phases for all students side by side, as far as the cluster allows.
 
     A student that fails does not stop the others. The same call does what is missing.
 
     Args:
         config: The settings, from `load_config`.
+        redo: See `run_phase`. It applies to the teacher, the students and the evaluation.
+        relevel: See `run_phase`.
 
     Raises:
         ConfigError: a setting that all students need is wrong. Nothing was started.
-        RunError: the teacher's pass or some students failed; names them. Finished work is kept.
+        RunError: the teacher's pass or some students failed; names them. Finished work is kept. `Unfinished` as in
+            `run_phase`.
     """
     from mpa_ray.campaign.campaign import align as align_students
+    from mpa_ray.phases.again import Again
 
-    align_students(config)
+    align_students(config, again=Again.of(redo, relevel))
 
 
 def _function_of(phase: Phase) -> Callable[[Any], None]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 from mpa_ray.campaign.admission import AdmissionController, Resources
@@ -19,10 +19,11 @@ from mpa_ray.config import (
     measured_as,
 )
 from mpa_ray.corpus.index import index_shards
-from mpa_ray.errors import ConfigError, RunError, Unfinished
+from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished, may_pass
 from mpa_ray.models.checkpoints import model_identity, model_settings
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
+from mpa_ray.phases.again import NOTHING_AGAIN, Again
 from mpa_ray.phases.annotate import ListShards, index_and_annotate
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.evaluate import evaluate, predict, predict_group, predict_groups, prepare_benchmarks
@@ -41,7 +42,7 @@ _CPUS_FOR_SMALL_TASKS = 1.0
 """CPUs of the cluster that are left for the small tasks that fetch images and commit rows."""
 
 
-def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
+def align(config: RunConfig, list_shards: ListShards = index_shards, again: Again = NOTHING_AGAIN) -> None:
     """Run all phases for all students, as many at a time as fit on the cluster.
 
     A failing student is reported; the others continue. Running the same command again does what is missing.
@@ -49,6 +50,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
     Args:
         config: The run.
         list_shards: See `index_and_annotate`.
+        again: Finished work to do again.
 
     Raises:
         ConfigError: a setting that all students need is wrong.
@@ -61,7 +63,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
         raise next(iter(failures.values()))
     check_names(config)
     check_run(config.model_copy(update={"students": students}))
-    context = RunContext.from_checked(config)
+    context = RunContext.from_checked(config, again)
     for name, error in failures.items():
         say(f"WARNING: {name} is left out: {error}")
         record_error(context.run, PhaseKey("identify", name), error)
@@ -80,8 +82,9 @@ def align(config: RunConfig, list_shards: ListShards = index_shards) -> None:
     if failures:
         details = "; ".join(f"{name}: {error}" for name, error in failures.items())
         problem = f"{', '.join(failures)} failed; the rest is done. Run the same command again to retry. {details}"
-        may_pass = all(isinstance(error, Unfinished | OSError) for error in failures.values())
-        raise Unfinished(problem) if may_pass else RunError(problem)
+        is_unfinished = all(isinstance(error, Unfinished | OSError) or may_pass(error) for error in failures.values())
+        raise Unfinished(problem) if is_unfinished else RunError(problem)
+    context.failures.check()
 
 
 def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exception]:
@@ -130,9 +133,13 @@ class _Campaign:
         self._measured_together = {name: _Once() for name in names}
         self._failures: dict[str, Exception] = {}
         self._teacher_error: BaseException | None = None
+        self._access_lost: AccessLost | None = None
 
     def run(self) -> dict[str, Exception]:
-        """Return the errors of students by their names. Raises the error of the teacher's pass."""
+        """Return the errors of students by their names.
+
+        Raises the error of the teacher's pass, and AccessLost if any thread lost access to a store.
+        """
         threads = [_started(self._teach), _started(self._measure_others)]
         threads += [_started(self._align, student) for student in self._students]
         for thread in threads:
@@ -141,6 +148,8 @@ class _Campaign:
                 thread.join(1.0)
         if self._teacher_error is not None:
             raise self._teacher_error
+        if self._access_lost is not None:
+            raise self._access_lost
         return self._failures
 
     def _teach(self) -> None:
@@ -168,8 +177,7 @@ class _Campaign:
                 self._align_again(student, number, to_train, admission, to_check)
         except Exception as error:  # noqa: BLE001
             if error is not self._teacher_error:
-                self._failures[student.name] = error
-                say(f"WARNING: {student.name} failed, the other students continue: {error}")
+                self._record(student.name, error, f"{student.name} failed, the other students continue")
         finally:
             self._identified[student.name].set()
 
@@ -250,8 +258,7 @@ class _Campaign:
                 predict(context, name, self._admission(models[name], 0.0))
             except Exception as error:  # noqa: BLE001
                 # The name may be "teacher", whose pass over the images has not failed.
-                self._failures[f"measuring {name}"] = error
-                say(f"WARNING: {name} could not be measured, the other models continue: {error}")
+                self._record(f"measuring {name}", error, f"{name} could not be measured, the other models continue")
 
     def _admission(self, model: ModelConfig, size: float) -> Admission:
         need = Resources(model.num_replicas * model.cpus_per_replica, model.num_replicas * model.gpus_per_replica)
@@ -265,7 +272,23 @@ class _Campaign:
         return self._admission_for(need, size)
 
     def _admission_for(self, need: Resources, size: float) -> Callable[[], AbstractContextManager[None]]:
-        return lambda: self._controller.admitted(need, size)
+        return lambda: self._admitted(need, size)
+
+    @contextmanager
+    def _admitted(self, need: Resources, size: float) -> Iterator[None]:
+        with self._controller.admitted(need, size):
+            if self._access_lost is not None:
+                # What runs ends at its next request; nothing new is begun.
+                raise self._access_lost
+            yield
+
+    def _record(self, name: str, error: Exception, warning: str) -> None:
+        """Record the error of a thread, and print a warning, unless the whole command ends."""
+        if isinstance(error, AccessLost):
+            self._access_lost = self._access_lost or error
+            return
+        self._failures[name] = error
+        say(f"WARNING: {warning}: {error}")
 
 
 class _Once:

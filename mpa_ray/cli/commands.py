@@ -42,6 +42,8 @@ class Command:
 
 
 _CONFIG = Option("config", "a YAML file with the settings", "FILE")
+_REDO = Option("redo", "visit images again that failed for this reason; `failed`: all", "REASON")
+_RELEVEL = Option("relevel", "train students again whose D_PI has changed")
 _JSON = Option("json", "print one JSON object, for programs")
 _CONFIG_USAGE = "--config FILE [--SETTING VALUE ...]"
 _RUN_USAGE = "RUN [options] [--object_store.NAME VALUE ...]"
@@ -59,7 +61,7 @@ COMMANDS = {
                 "mpa-ray align --config my.yaml --source.limit 500 --run_dir runs/pilot",
                 "mpa-ray align --config my.yaml --students.0.level.learning_rate 2e-5",
             ),
-            options=(_CONFIG,),
+            options=(_CONFIG, _REDO, _RELEVEL),
             accepts="all",
             common_settings=(
                 "run_dir",
@@ -107,9 +109,9 @@ COMMANDS = {
             (
                 "mpa-ray annotate --config my.yaml",
                 "mpa-ray annotate --config my.yaml --teacher.num_replicas 4",
-                "mpa-ray annotate --config my.yaml --annotate.num_questions 2",
+                "mpa-ray annotate --config my.yaml --redo storage",
             ),
-            options=(_CONFIG,),
+            options=(_CONFIG, _REDO),
             accepts="all",
             common_settings=(
                 "run_dir",
@@ -134,7 +136,11 @@ COMMANDS = {
                 "mpa-ray identify --config my.yaml --students.0.num_replicas 2",
                 "mpa-ray identify --config my.yaml --rematch --identify.matcher anls",
             ),
-            options=(_CONFIG, Option("rematch", "only apply identify.matcher to stored verdicts; no model is loaded")),
+            options=(
+                _CONFIG,
+                Option("rematch", "only apply identify.matcher to stored verdicts; no model is loaded"),
+                _REDO,
+            ),
             accepts="all",
             common_settings=("run_dir", *_OF_STUDENT, "identify.matcher", "identify.ask_where_teacher_disagrees"),
         ),
@@ -147,7 +153,7 @@ COMMANDS = {
                 "mpa-ray level --config my.yaml --students.0.level.num_workers 4",
                 'mpa-ray level --config my.yaml --students.0.arms "[parity, random]"',
             ),
-            options=(_CONFIG,),
+            options=(_CONFIG, _RELEVEL),
             accepts="all",
             common_settings=(
                 "run_dir",
@@ -172,7 +178,7 @@ COMMANDS = {
                 "mpa-ray evaluate --config my.yaml --score-only",
                 "mpa-ray evaluate --config my.yaml --evaluate.benchmarks.0.limit 100",
             ),
-            options=(_CONFIG, Option("score-only", "only score stored predictions; no model is loaded")),
+            options=(_CONFIG, Option("score-only", "only score stored predictions; no model is loaded"), _REDO),
             accepts="all",
             common_settings=(
                 "run_dir",

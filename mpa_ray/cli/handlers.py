@@ -53,17 +53,19 @@ def _open_run(arguments: Arguments) -> Run:
 
 
 def _align(arguments: Arguments) -> None:
-    mpa_ray.align(_config(arguments))
+    mpa_ray.align(_config(arguments), redo=arguments.options.get("redo"), relevel=arguments.has("relevel"))
 
 
 def _phase(phase: Phase) -> Callable[[Arguments], None]:
-    return lambda arguments: mpa_ray.run_phase(_config(arguments), phase)
+    return lambda arguments: mpa_ray.run_phase(
+        _config(arguments), phase, redo=arguments.options.get("redo"), relevel=arguments.has("relevel")
+    )
 
 
 def _identify(arguments: Arguments) -> None:
     config = _config(arguments)
     if not arguments.has("rematch"):
-        mpa_ray.run_phase(config, "identify")
+        mpa_ray.run_phase(config, "identify", redo=arguments.options.get("redo"))
         return
     from mpa_ray.phases.context import RunContext
     from mpa_ray.phases.rematch import rematch
@@ -72,7 +74,8 @@ def _identify(arguments: Arguments) -> None:
 
 
 def _evaluate(arguments: Arguments) -> None:
-    mpa_ray.run_phase(_evaluation(arguments), "score" if arguments.has("score-only") else "evaluate")
+    phase: Phase = "score" if arguments.has("score-only") else "evaluate"
+    mpa_ray.run_phase(_evaluation(arguments), phase, redo=arguments.options.get("redo"))
 
 
 def _report(arguments: Arguments) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn
 
-from mpa_ray.errors import ConfigError, RunError, Unfinished
+from mpa_ray.errors import ConfigError, RunError, Unfinished, may_pass
 from mpa_ray.observability.library_output import LIBRARY_OUTPUT
 from mpa_ray.observability.log_context import redact_log_records
 from mpa_ray.observability.progress import end_updating_line, say_error
@@ -58,6 +58,9 @@ def run_job(main: Callable[[], int | None]) -> int:
         sys.stdout.flush()
         return code
     except ConfigError as error:
+        if may_pass(error):
+            # The setting names a file that could not be read for now.
+            return _failed("Unfinished", error, UNFINISHED)
         return _failed("ConfigError", error, WRONG_SETUP)
     except Unfinished as error:
         return _failed("Unfinished", error, UNFINISHED)

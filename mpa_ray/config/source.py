@@ -99,6 +99,10 @@ class ObjectStoreConfig(Settings):
     """Attempts for each request. Transient errors are retried, with growing pauses."""
     first_pause_s: float = Field(0.2, gt=0)
     """Pause after the first failure. It doubles after each further failure, up to 20 seconds."""
+    max_outage_s: float = Field(120.0, ge=0)
+    """How long a request is repeated while the store asks for fewer requests (HTTP status 429 or 503), whatever the
+    number of attempts. All threads of a process wait together. If no request of a process has succeeded for this long,
+    requests that fail are not repeated."""
     connect_timeout_s: float = Field(10.0, gt=0)
     """Longest wait for a connection."""
     read_timeout_s: float = Field(60.0, gt=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from queue import Full, Queue
 from typing import TypeVar
@@ -63,8 +64,9 @@ class _Prefetched(Iterable[T]):
         except _Stopped:
             return
         except Exception as error:  # noqa: BLE001
-            # Raise any error in the thread that reads the items.
-            self._put(error)
+            # Raise any error in the thread that reads the items, if it still does.
+            with suppress(_Stopped):
+                self._put(error)
 
     def _put(self, chunk: list[T] | BaseException) -> None:
         while not self._stopped.is_set():

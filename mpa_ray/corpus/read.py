@@ -16,6 +16,7 @@ from mpa_ray.corpus.locator import Locator, Span
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.arrow_stream import StreamHead
 from mpa_ray.corpus.sources.columns import content_of, item_of, split_item, text_content
+from mpa_ray.errors import may_pass
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason
 from mpa_ray.storage.deadline import call_each
@@ -175,7 +176,8 @@ def _cell(column: pa.ChunkedArray | pa.Array, row: int, item: int | None) -> Con
 
 
 def _unreadable(error: Exception) -> ImageProblem:
-    return ImageProblem(Reason.UNREADABLE, f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}")
+    reason = Reason.STORAGE if may_pass(error) else Reason.UNREADABLE
+    return ImageProblem(reason, f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}")
 
 
 @lru_cache(64)

@@ -85,7 +85,10 @@ class ChildProcesses:
     def _exit_codes(self) -> list[tuple[BaseProcess, int]]:
         """The processes that have ended, with their exit codes."""
         if not any(_exit_code(process) for process in self._processes):
-            wait([process.sentinel for process in self._processes if _exit_code(process) is None], _WAIT_S)
+            alive = {process.sentinel: process for process in self._processes if _exit_code(process) is None}
+            for sentinel in wait(list(alive), _WAIT_S):
+                # The sentinel may be ready a moment before the exit code is.
+                alive[sentinel].join(_WAIT_S)  # type: ignore[index]
         codes = ((process, _exit_code(process)) for process in self._processes)
         return [(process, code) for process, code in codes if code]
 

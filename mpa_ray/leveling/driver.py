@@ -26,7 +26,7 @@ from mpa_ray.run.run import Run
 from mpa_ray.run.training_state import TrainingState
 from mpa_ray.tasks.task import Task
 
-_MAY_PASS = re.compile(r"CannotWrite|No space left on device|Disk quota exceeded")
+_MAY_PASS = re.compile(r"CannotWrite|TransientError|AccessLost|No space left on device|Disk quota exceeded")
 """Causes of a failed training that may pass."""
 
 

@@ -16,6 +16,7 @@ from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.pipeline.run_pass import Admission, Outstanding, announce_to_nobody, recorded, run_missing, run_shards
 from mpa_ray.records import Annotation
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.redo import Redo
 from mpa_ray.run.run import Run
 from mpa_ray.stages.annotate import Annotate
 
@@ -35,8 +36,10 @@ def annotate(
         announce: Called with each annotated shard.
     """
     context.begin(writes=["annotations"], reads=["corpus"])
-    outstanding = Outstanding.of(context.run.annotations, context.run.manifest())
-    run_missing(context.run, annotation_pass(context), outstanding, admission, announce)
+    work = annotation_pass(context)
+    outstanding = Outstanding.of(context.run.annotations, context.run.manifest(), work.redo)
+    outcomes = run_missing(context.run, work, outstanding, admission, announce)
+    context.failures.add(work.key.label, outcomes.may_pass)
 
 
 def index_and_annotate(
@@ -59,9 +62,9 @@ def index_and_annotate(
         index(context)
         annotate(context, admission, announce)
         return
-    indexed = run.corpus.leading()
-    missing = run.annotations.missing(indexed)
-    committed = list(without(indexed, missing))
+    work, indexed = annotation_pass(context), run.corpus.leading()
+    outstanding = Outstanding.among(run.annotations, indexed, work.redo)
+    missing, committed = outstanding.missing, outstanding.committed
     progress = Progress("annotate", None, "images", run.corpus.num_rows(committed))
 
     def shards() -> Iterator[str]:
@@ -72,7 +75,8 @@ def index_and_annotate(
         report_corpus(manifest)
         progress.expect(manifest.num_images)
 
-    run_shards(run, annotation_pass(context), shards(), committed, progress, admission, announce)
+    outcomes = run_shards(run, work, shards(), committed, progress, admission, announce)
+    context.failures.add(work.key.label, outcomes.may_pass)
 
 
 def annotation_pass(context: RunContext[RunConfig]) -> Pass[Annotation]:
@@ -90,6 +94,8 @@ def annotation_pass(context: RunContext[RunConfig]) -> Pass[Annotation]:
         limits=config.limits,
         deduplicated=run.annotations if config.source.skip_duplicates else None,
         run_dir=run.storage.root,
+        redo=Redo(run.annotations, run.corpus, context.again.reasons),
+        command=context.command,
     )
 
 

@@ -11,8 +11,9 @@ from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.model_groups import stage_for
 from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.records import LabelledQuestion
-from mpa_ray.run.dataset import Dataset, ShardTarget
+from mpa_ray.run.dataset import Dataset, JoinedDatasets, ShardedDataset, ShardTarget
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.redo import Redo
 from mpa_ray.stages.predict import Predict
 
 
@@ -45,4 +46,8 @@ def answer_pass(
         limits=config.limits,
         adapters=group.lora_adapters,
         run_dir=context.run.storage.root,
+        redo=Redo(answers, questions, context.again.reasons)
+        if isinstance(answers, ShardedDataset | JoinedDatasets)
+        else None,
+        command=context.command,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Generic, TypeVar, cast
@@ -12,6 +13,7 @@ import mpa_ray
 from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
+from mpa_ray.phases.again import NOTHING_AGAIN, Again, PassingFailures
 from mpa_ray.phases.preflight import check_config
 from mpa_ray.phases.rounds import with_rounds
 from mpa_ray.run import fingerprint
@@ -33,9 +35,14 @@ class RunContext(Generic[ConfigT_co]):
     """The settings as the user wrote them."""
     run: Run
     task: Task
+    again: Again = NOTHING_AGAIN
+    """Finished work that the command does again."""
+    failures: PassingFailures = field(default_factory=PassingFailures)
+    command: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Identifies this run of the command."""
 
     @staticmethod
-    def open(config: ConfigT) -> RunContext[ConfigT]:
+    def open(config: ConfigT, again: Again = NOTHING_AGAIN) -> RunContext[ConfigT]:
         """Check the whole configuration, then make its context.
 
         A job does this once, before its phases, so that one student's error does not fail another student's phase.
@@ -44,13 +51,13 @@ class RunContext(Generic[ConfigT_co]):
             ConfigError: a setting is wrong; names the first such field.
         """
         check_config(config)
-        return RunContext.from_checked(config)
+        return RunContext.from_checked(config, again)
 
     @staticmethod
-    def from_checked(config: ConfigT) -> RunContext[ConfigT]:
+    def from_checked(config: ConfigT, again: Again = NOTHING_AGAIN) -> RunContext[ConfigT]:
         """Make the context of a configuration that is already checked."""
         run = Run.open(config.run_dir, config.object_store)
-        return RunContext(config, config, run, find_task(config.task)).with_finished_rounds()
+        return RunContext(config, config, run, find_task(config.task), again).with_finished_rounds()
 
     def with_finished_rounds(self) -> RunContext[ConfigT_co]:
         """The same context, with a student for each round that can begin now."""

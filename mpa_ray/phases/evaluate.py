@@ -31,6 +31,7 @@ from mpa_ray.report.scores import render_scores
 from mpa_ray.run.dataset import JoinedDatasets
 from mpa_ray.run.fingerprint import prediction_fingerprint
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.redo import Redo
 from mpa_ray.run.run import Manifest
 
 
@@ -96,9 +97,10 @@ def _predict(context: RunContext[EvaluationRunConfig], name: str, admission: Adm
         label = PhaseKey("evaluate", name, benchmark=benchmark).label
         others = {other: run.predictions(benchmark, other) for other in same_model}
         copy_same_model_rows(run, label, predictions, others, fingerprint, manifest.shards)
-        outstanding += Outstanding.of(predictions, manifest).below(benchmark)
+        redo = Redo(predictions, run.questions(benchmark), context.again.reasons)
+        outstanding += Outstanding.of(predictions, manifest, redo).below(benchmark)
     work = _pass_over_benchmarks(context, EngineGroup.single(name, models[name]))
-    run_missing(run, work, outstanding, admission)
+    context.failures.add(work.key.label, run_missing(run, work, outstanding, admission).may_pass)
 
 
 def predict_groups(
@@ -140,7 +142,8 @@ def predict_group(
         num_done = manifest.estimate_images(manifest.num_shards - len(lacking))
         outstanding += replace(first, missing=lacking, num_images_done=num_done).below(benchmark)
     if outstanding.missing:
-        run_missing(run, _pass_over_benchmarks(context, group), outstanding, admission)
+        work = _pass_over_benchmarks(context, group)
+        context.failures.add(work.key.label, run_missing(run, work, outstanding, admission).may_pass)
 
 
 def _missing_shards(

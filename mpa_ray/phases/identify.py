@@ -26,9 +26,11 @@ from mpa_ray.phases.model_groups import (
 )
 from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.pipeline.run_pass import Admission, Outstanding, error_recorded, run_missing, run_shards
+from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.run.parity_export import export_parity
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.redo import Redo
 from mpa_ray.stages.identify import Identify, WorthAsking
 from mpa_ray.stages.judge import parity_samples
 
@@ -91,12 +93,16 @@ def _identify_student(context: RunContext[RunConfig], student: StudentConfig, ad
         and verdict_fingerprint(config, task, other) == fingerprint
     }
     copy_same_model_rows(run, work.key.label, verdicts, same_model, fingerprint, manifest.shards)
-    is_identified = run.is_identified(student.name)
     # Without D_PI, the last verdicts are probably a moment old, and the next line says how many samples they gave.
-    run_missing(run, work, Outstanding.of(verdicts, manifest), admission, says_already_done=is_identified)
-    if not is_identified:
+    is_exported = run.parity_version(student.name) == verdicts.version()
+    outstanding = Outstanding.of(verdicts, manifest, work.redo)
+    outcomes = run_missing(run, work, outstanding, admission, says_already_done=is_exported)
+    context.failures.add(work.key.label, outcomes.may_pass)
+    # Read before the rows: another driver may make shards again in the meantime.
+    version = verdicts.version()
+    if run.parity_version(student.name) != version:
         samples = parity_samples(verdicts.rows(manifest.shards))
-        num_samples = export_parity(run, run.parity_dir(student.name), task, samples)
+        num_samples = export_parity(run, run.parity_dir(student.name), task, samples, {"verdicts": version})
         say(f"{work.key.label}: {num_samples} parity samples")
 
 
@@ -137,7 +143,9 @@ def identify_group(
     if first is None:
         return
     progress = Progress(f"identify {list_names(group.names)}", None, "images")
-    run_shards(run, verdict_pass(context, group), chain([first], outstanding), (), progress, admission)
+    work = verdict_pass(context, group)
+    outcomes = run_shards(run, work, chain([first], outstanding), (), progress, admission)
+    context.failures.add(work.key.label, outcomes.may_pass)
 
 
 def verdict_pass(context: RunContext[RunConfig], group: EngineGroup) -> Pass[Any]:
@@ -145,12 +153,13 @@ def verdict_pass(context: RunContext[RunConfig], group: EngineGroup) -> Pass[Any
     config, run = context.config, context.run
     matches = matcher_of(config.identify.matcher or context.task.matcher)
     worth_asking = WorthAsking(matches, config.identify.ask_where_teacher_disagrees)
+    target = target_of(group, run.verdicts)
     make_stage = partial(Identify, task=context.task, answer=config.answer, worth_asking=worth_asking)
     return Pass(
         key=PhaseKey("identify", group.names[0]),
         models=group.names,
         source=run.annotations,
-        target=target_of(group, run.verdicts),
+        target=target,
         model=group.base,
         make_stage=stage_for(group, make_stage),
         reader=context.corpus_reader,
@@ -159,4 +168,6 @@ def verdict_pass(context: RunContext[RunConfig], group: EngineGroup) -> Pass[Any
         needs_image=worth_asking,
         adapters=group.lora_adapters,
         run_dir=run.storage.root,
+        redo=Redo(target, run.annotations, context.again.reasons) if isinstance(target, ShardedDataset) else None,
+        command=context.command,
     )

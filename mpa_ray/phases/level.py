@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mpa_ray.config import Arm, BenchmarkConfig, RunConfig, StudentConfig
-from mpa_ray.errors import RunError
+from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.evaluation.questions import labelled_samples
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.check_export import check_export
@@ -18,6 +18,7 @@ from mpa_ray.records import ParitySample
 from mpa_ray.report.card import model_card
 from mpa_ray.run.parity_export import parity_of
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.redo import outdated
 from mpa_ray.run.training_state import TrainingState
 
 if TYPE_CHECKING:
@@ -75,13 +76,13 @@ def _level_student(
     admission_to_check: Admission,
 ) -> None:
     config, run, arm = context.config, context.run, key.arm
-    folder = run.student_dir(student.name, arm)
-    context.begin(writes=[folder], reads=["corpus", "annotations", run.verdicts_dir(student.name)])
-    if run.is_leveled(student.name, arm):
+    datasets = ["corpus", "annotations", run.verdicts_dir(student.name)]
+    context.begin(writes=[run.student_dir(student.name, arm)], reads=datasets)
+    if run.is_leveled(student.name, arm) and not _trains_again(context, student, arm, key.label):
         say(f"{key.label}: already done")
         return
-    if not run.is_identified(student.name):
-        raise RunError(f"{student.name} has no parity samples yet: run mpa-ray identify.")
+    version = _check_parity(context, student.name)
+    folder = run.training_dir(student.name, arm)
     # Ray and torch take seconds to import, and a finished phase needs neither.
     from mpa_ray.leveling.driver import fine_tune
     from mpa_ray.leveling.epoch_plan import plan_epoch
@@ -89,6 +90,8 @@ def _level_student(
 
     start_ray()
     with admission(), recorded(run, key):
+        if not run.has_manifest(f"{folder}/epoch"):
+            run.record_trained_version(folder, version)
         plan = plan_epoch(run, folder, sample_sources(context, student), student.level, arm)
         card = model_card(config, student, arm, plan.counts, installed_versions())
         fine_tune(run, config, student, key, context.task, plan, folder, card)
@@ -98,6 +101,46 @@ def _level_student(
     with error_recorded(run, PhaseKey("check", student.name, arm)):
         check_export(context, student, arm, admission_to_check)
     run.mark_leveled(student.name, arm)
+
+
+def _trains_again(context: RunContext[RunConfig], student: StudentConfig, arm: Arm, label: str) -> bool:
+    """Whether a trained student is to be trained again, for which another training is begun."""
+    run = context.run
+    if not run.is_trained_before_redo(student.name, arm):
+        return False
+    if not context.again.relevel:
+        say(f"WARNING: {label}: trained before redo: D_PI has been made again since. --relevel trains it again.")
+        return False
+    if any(student.name in (first.name_in(n) for n in range(1, first.rounds + 1)) for first in _with_rounds(context)):
+        raise ConfigError(
+            "--relevel",
+            student.name,
+            "has several rounds, and the later ones were made from the finished training.",
+            "Give the student another name, so that all of its rounds are made again.",
+        )
+    folder = run.train_again(student.name, arm)
+    say(f"{label}: trained before redo, and trained again in {run.storage.root}/{folder}")
+    return True
+
+
+def _with_rounds(context: RunContext[RunConfig]) -> list[StudentConfig]:
+    return [student for student in context.configured.students if student.rounds > 1]
+
+
+def _check_parity(context: RunContext[RunConfig], student: str) -> str:
+    """The version of the verdicts that the student's D_PI was exported from.
+
+    Raises:
+        RunError: there is no D_PI, or its annotations or verdicts have been made again since.
+    """
+    run = context.run
+    version = run.parity_version(student)
+    if version is None:
+        raise RunError(f"{student} has no parity samples yet: run mpa-ray identify.")
+    verdicts = run.verdicts(student)
+    if version != verdicts.version() or outdated(verdicts, run.annotations, run.manifest().shards):
+        raise RunError(f"the parity samples of {student} are older than its verdicts: run mpa-ray identify.")
+    return version
 
 
 def sample_sources(context: RunContext[RunConfig], student: StudentConfig) -> SampleSources:

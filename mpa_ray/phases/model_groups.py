@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from mpa_ray.config import ModelConfig
 from mpa_ray.engine.protocol import VisionLanguageModel
-from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError, Unfinished
+from mpa_ray.errors import AccessLost, ConfigError, FingerprintMismatch, RunError, Unfinished, may_pass
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.records import OutcomeT, RowT
@@ -27,6 +27,7 @@ def run_all_collect_errors(calls: Mapping[str, Callable[[], None]]) -> None:
     """Make all calls, even if some fail.
 
     Raises:
+        AccessLost: a call lost access to a store. No further call is made.
         ConfigError, RunError: the error, if there is only one or all say the same. Otherwise a RunError that names all
             of them; it is an Unfinished if each of them is.
     """
@@ -34,14 +35,17 @@ def run_all_collect_errors(calls: Mapping[str, Callable[[], None]]) -> None:
     for name, call in calls.items():
         try:
             call()
+        except AccessLost:
+            # The other calls would fail, too.
+            raise
         except (ConfigError, RunError) as error:
             failures[name] = error
     if len({str(error) for error in failures.values()}) == 1:
         raise next(iter(failures.values()))
     if failures:
-        may_pass = all(isinstance(error, Unfinished) for error in failures.values())
         details = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        raise Unfinished(details) if may_pass else RunError(details)
+        is_unfinished = all(isinstance(error, Unfinished) or may_pass(error) for error in failures.values())
+        raise Unfinished(details) if is_unfinished else RunError(details)
 
 
 def dedupe_by_fingerprint(
@@ -67,6 +71,9 @@ def fall_back_to_single(group: EngineGroup, passed_on: Callable[[], object] = la
     """
     try:
         yield
+    except Unfinished:
+        # No model causes an outage.
+        raise
     except (ConfigError, RunError) as error:
         if error is passed_on() or len(group.names) == 1:
             raise
@@ -107,8 +114,13 @@ def copy_same_model_rows(
         available = set(missing) - set(other.missing(missing))
         if available:
             with Progress(f"{label}, as {name}", len(available), "shards") as progress:
-                for _ in prefetch(lambda shard: dataset.commit(shard, other.read(shard)), sorted(available)):  # noqa: B023
+                for _ in prefetch(partial(_copy_shard, dataset, other), sorted(available)):
                     progress.advance(1)
+
+
+def _copy_shard(dataset: ShardedDataset[RowT], other: ShardedDataset[RowT], shard: str) -> None:
+    commit, rows = other.read_commit(shard)
+    dataset.commit(shard, rows, source_generation=commit.source_generation)
 
 
 def target_of(group: EngineGroup, dataset_of: Callable[[str], Dataset[OutcomeT]]) -> ShardTarget[Any]:

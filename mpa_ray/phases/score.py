@@ -77,7 +77,7 @@ def _rewrite_model_cards(
     run = context.run
     if not run.is_leveled(student.name, arm):
         return
-    folder = run.student_dir(student.name, arm)
+    folder = run.training_dir(student.name, arm)
     counts = EpochCounts(**run.read_json(f"{folder}/epoch/manifest.json"))
     card = model_card(config, student, arm, counts, installed_versions(), scores).encode()
     for export in ("merged", "adapter"):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic
 
-from mpa_ray.errors import RunError, Unfinished
-from mpa_ray.pipeline.graph_rows import ShardFailed, VisitedShard, decode, encode
+from mpa_ray.errors import ConfigError, RunError, Unfinished
+from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, VisitedShard, decode, encode
 from mpa_ray.pipeline.pass_spec import ShardDone
 from mpa_ray.run.dataset import ShardTarget
 from mpa_ray.stages.image_work import OutT, failed_images, outcomes
@@ -21,16 +21,17 @@ class CommitShard(Generic[OutT]):
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         visited = decode(row, VisitedShard)
-        if visited.failure:
+        if visited.fetched.left is not None:
+            return encode(visited.fetched.left)
+        if visited.failure is not None:
             return encode(ShardFailed(visited.shard, visited.failure))
         started = time.monotonic()
-        rows: list[OutT] = visited.rows
         try:
-            if not self.target.commit(visited.shard, rows):
-                # Another attempt was first, so its rows count.
-                rows = self.target.read(visited.shard)
-        except (RunError, OSError, ValueError) as error:
-            return encode(ShardFailed(visited.shard, str(error), may_pass=isinstance(error, Unfinished | OSError)))
+            rows = self._commit(visited)
+        except (RunError, ConfigError, OSError, ValueError) as error:
+            # A file of the run that cannot be written now may be written later.
+            failure = replace(Failure.of(error), may_pass=isinstance(error, Unfinished | OSError))
+            return encode(ShardFailed(visited.shard, failure))
         visited.usage.write_s += time.monotonic() - started
         return encode(
             ShardDone(
@@ -38,7 +39,18 @@ class CommitShard(Generic[OutT]):
                 num_images=visited.num_images,
                 outcomes=outcomes(rows),
                 failed=failed_images(rows),
+                num_unread=visited.fetched.num_unread,
+                num_kept=len(visited.fetched.plan.kept),
                 visit_s=visited.visit_s,
                 usage=visited.usage,
             )
         )
+
+    def _commit(self, visited: VisitedShard) -> list[OutT]:
+        """Commit the shard, and return the rows that count, without those of kept images."""
+        shard, plan = visited.shard, visited.fetched.plan
+        rows = plan.merge(visited.fetched.order, visited.rows)
+        if not plan.is_current and self.target.commit(shard, rows, plan.generation, plan.source_generation):
+            return [row for row in rows if row.image_id not in plan.kept]
+        # Another attempt was first, so its rows count.
+        return [row for row in self.target.read(shard) if row.image_id not in plan.kept]

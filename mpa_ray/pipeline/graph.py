@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mpa_ray.config import resolve_path
 from mpa_ray.engine.build import images_in_flight
-from mpa_ray.errors import RunError, Unfinished
+from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, check_resources, configure_ray_data
 from mpa_ray.pipeline.commit import CommitShard
@@ -28,9 +28,9 @@ from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.coordination.duplicates import Sighting
 from mpa_ray.pipeline.deaths import DeathRecorder
 from mpa_ray.pipeline.fetch import FetchShard, NameShards
-from mpa_ray.pipeline.graph_rows import ShardFailed, decode_result
+from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, decode_result
 from mpa_ray.pipeline.model_actor import ModelActor
-from mpa_ray.pipeline.pass_spec import Pass, ShardDone
+from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
 from mpa_ray.pipeline.telemetry import Counters
 from mpa_ray.run.dataset import prefetch
 
@@ -42,8 +42,8 @@ _SETTLE_S = 90.0
 
 def stream_pass(
     work: Pass[Any], shards: Iterable[str], committed: Sequence[str] = ()
-) -> Generator[ShardDone, None, None]:
-    """Send shards through the model and commit each; yield them as they are done, in any order.
+) -> Generator[ShardDone | ShardLeft, None, None]:
+    """Send shards through the model and commit each; yield them as they are done or left, in any order.
 
     Closing the generator ends the engines.
 
@@ -54,6 +54,7 @@ def stream_pass(
         committed: The shards that are already done. Duplicates of their images are found, too.
 
     Raises:
+        ConfigError: the set-up of a node is wrong, such as its credentials.
         RunError: engines died on one shard as often as is allowed, or files of the run cannot be read or written.
     """
     configure_ray_data()
@@ -102,21 +103,33 @@ def _graph(work: Pass[Any], coordinator: Any) -> Dataset:
     return graph
 
 
-def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Generator[ShardDone, None, None]:
+def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Generator[ShardDone | ShardLeft, None, None]:
     counters = Counters(work.pool)
     with _rows_of(work, graph) as rows:
         for row in rows:
             result = decode_result(row)
             if isinstance(result, ShardFailed):
-                problem = f"{work.pool}: {result.failure.rstrip('.')}. Run the same command again to continue."
-                raise Unfinished(problem) if result.may_pass else RunError(problem)
+                raise _error(work.pool, result.failure)
             coordinator.end_shard.remote(result.shard)
+            if isinstance(result, ShardLeft):
+                yield result
+                continue
             # Counted in the driver: once for each shard, no matter how often it was begun.
             counters.count(result.num_images, result.outcomes, result.usage)
             fields: dict[str, object] = {f"failed_{reason}": number for reason, number in result.failed.items()}
             fields |= {"shard": result.shard, "num_images": result.num_images, "visit_s": round(result.visit_s, 3)}
             logger.info("shard committed", extra=fields)
             yield result
+
+
+def _error(pool: str, failure: Failure) -> ConfigError | RunError:
+    """The error that ends a pass."""
+    if isinstance(failure.ends_command, ConfigError):
+        return failure.ends_command
+    problem = f"{pool}: {failure.problem.rstrip('.')}. Run the same command again to continue."
+    if failure.ends_command is not None:
+        return AccessLost(problem)
+    return Unfinished(problem) if failure.may_pass else RunError(problem)
 
 
 @contextmanager

@@ -8,11 +8,35 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished, may_pass
+from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.usage import Usage
-from mpa_ray.pipeline.pass_spec import ShardDone
+from mpa_ray.pipeline.pass_spec import ShardDone, ShardLeft
+from mpa_ray.run.redo import ShardPlan
 from mpa_ray.stages.image_work import ImageWork
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a shard ends the pass."""
+
+    problem: str
+    may_pass: bool = False
+    """Whether the cause may pass, such as a full disk."""
+    ends_command: ConfigError | AccessLost | None = None
+    """The error itself, if no other pass of the command can succeed."""
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """The failure that an error causes."""
+        if isinstance(error, ConfigError):
+            return cls(str(error), ends_command=error)
+        if isinstance(error, RunError):
+            ends_command = error if isinstance(error, AccessLost) else None
+            return cls(str(error), may_pass=isinstance(error, Unfinished), ends_command=ends_command)
+        return cls(in_words(error), may_pass=may_pass(error))
 
 
 @dataclass(frozen=True)
@@ -20,23 +44,33 @@ class FetchedShard:
     """A shard whose images have been read."""
 
     shard: str
-    images: list[ImageWork[Any]]
-    usage: Usage
-    failure: str = ""
-    """Why the shard could not be read; empty if it was read."""
+    images: list[ImageWork[Any]] = field(default_factory=list)
+    """The images to visit."""
+    usage: Usage = field(default_factory=Usage)
+    plan: ShardPlan = field(default_factory=ShardPlan)
+    order: tuple[str, ...] = ()
+    """All images of the shard, if it is made again."""
+    num_unread: int = 0
+    """Images that could not be read for reasons that may pass, and that become failed rows."""
+    failure: Failure | None = None
+    left: ShardLeft | None = None
 
 
 @dataclass(frozen=True)
 class VisitedShard:
     """A shard whose images a stage has visited."""
 
-    shard: str
-    num_images: int
+    fetched: FetchedShard
+    """Without the images' contents."""
+    num_images: int = 0
     rows: list[Any] = field(default_factory=list)
     visit_s: float = 0.0
     usage: Usage = field(default_factory=Usage)
-    failure: str = ""
-    """Why the shard could not be visited; empty if it was visited."""
+    failure: Failure | None = None
+
+    @property
+    def shard(self) -> str:
+        return self.fetched.shard
 
 
 @dataclass(frozen=True)
@@ -44,12 +78,14 @@ class ShardFailed:
     """A shard whose failure ends the pass."""
 
     shard: str
-    failure: str
-    may_pass: bool = False
-    """Whether the cause may be temporary, such as a full disk."""
+    failure: Failure
 
 
-def encode(value: FetchedShard | VisitedShard | ShardDone | ShardFailed) -> dict[str, Any]:
+Result = ShardDone | ShardLeft | ShardFailed
+"""A row at the end of the graph."""
+
+
+def encode(value: FetchedShard | VisitedShard | Result) -> dict[str, Any]:
     """Make a row for Ray Data. It is pickled here: Ray Data would try to find an Arrow type for every field."""
     return {"shard": value.shard, "content": pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)}
 
@@ -61,9 +97,9 @@ def decode(row: dict[str, Any], kind: type[T]) -> T:
     return value
 
 
-def decode_result(row: dict[str, Any]) -> ShardDone | ShardFailed:
+def decode_result(row: dict[str, Any]) -> Result:
     """Read a row at the end of the graph."""
-    result: ShardDone | ShardFailed = pickle.loads(row["content"])
+    result: Result = pickle.loads(row["content"])
     return result
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -23,9 +23,10 @@ from mpa_ray.observability.log_context import log_context
 from mpa_ray.observability.usage import Load, Usage
 from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.deaths import current_process
-from mpa_ray.pipeline.graph_rows import FetchedShard, VisitedShard, decode_batch, encode_batch
+from mpa_ray.pipeline.graph_rows import Failure, FetchedShard, VisitedShard, decode_batch, encode_batch
 from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.pipeline.telemetry import Gauges
+from mpa_ray.stages.image_work import ImageWork
 from mpa_ray.stages.visits import Attempt, GivenUp, Visits
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class ModelActor:
         self._usage, load = Usage(), Load()
         self._gauges = Gauges(work.pool, load)
         self._publishing: asyncio.Task[None] | None = None
+        self._giving_up: asyncio.Task[Failure] | None = None
+        self._coordinator = coordinator
         self._cannot_start = ""
         self._log_fields, started = work.log_fields, time.monotonic()
         process, actor_id = current_process(f"engine of {work.models_label}"), ray.get_runtime_context().get_actor_id()
@@ -67,19 +70,36 @@ class ModelActor:
     async def __call__(self, batch: pa.Table) -> pa.Table:
         self._publishing = self._publishing or asyncio.create_task(self._gauges.keep_publishing())
         fetched = decode_batch(batch, FetchedShard)
-        rows, failure = [], self._cannot_start or fetched.failure
+        images, fetched = fetched.images, replace(fetched, images=[])
+        rows: list[Any] = []
+        failure = Failure(self._cannot_start) if self._cannot_start else fetched.failure
         started = time.monotonic()
-        if not failure:
+        if failure is None and fetched.left is None:
             try:
                 with log_context(**self._log_fields, shard=fetched.shard):
-                    rows = await self._visits.visit(fetched.shard, fetched.images)
+                    rows, failure = await self._visit(fetched.shard, images)
             except GivenUp as error:
-                failure = str(error)
+                failure = Failure(str(error))
         usage = self._usage.take()
         usage += fetched.usage
-        return encode_batch(
-            VisitedShard(fetched.shard, len(fetched.images), rows, time.monotonic() - started, usage, failure)
-        )
+        visit_s = time.monotonic() - started
+        return encode_batch(VisitedShard(fetched, len(images), rows, visit_s, usage, failure))
+
+    async def _visit(self, shard: str, images: Sequence[ImageWork[Any]]) -> tuple[list[Any], Failure | None]:
+        """The rows of the images, or why the whole pass ends, as soon as it does."""
+        self._giving_up = self._giving_up or asyncio.create_task(self._wait_for_failure())
+        visiting = asyncio.create_task(self._visits.visit(shard, images))
+        await asyncio.wait((visiting, self._giving_up), return_when=asyncio.FIRST_COMPLETED)
+        if visiting.done():
+            return visiting.result(), None
+        visiting.cancel()
+        return [], self._giving_up.result()
+
+    async def _wait_for_failure(self) -> Failure:
+        failure: Failure | None = None
+        while failure is None:
+            failure = await self._coordinator.wait_for_failure.remote()
+        return failure
 
 
 @dataclass(frozen=True)

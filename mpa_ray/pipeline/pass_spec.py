@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from mpa_ray.observability.usage import Usage
 from mpa_ray.records import Annotation
 from mpa_ray.run.dataset import ShardedDataset, ShardSource, ShardTarget
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.redo import Redo
 from mpa_ray.stages.image_work import OutT, Stage
 
 
@@ -42,6 +44,10 @@ class Pass(Generic[OutT]):
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     """The adapters that the engine loads, by the models' names."""
     run_dir: str = ""
+    redo: Redo | None = None
+    """What of the committed shards is made again; None makes whole shards that are missing."""
+    command: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Identifies the command that the pass belongs to. A command counts once, however often it reads a shard."""
 
     @property
     def pool(self) -> str:
@@ -68,10 +74,25 @@ class ShardDone:
     shard: str
     num_images: int
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Rows by state and reason."""
+    """Rows by state and reason, without those of kept images."""
     failed: Counter[str] = field(default_factory=Counter)
     """Images whose rows all failed, by reason."""
+    num_unread: int = 0
+    """Images among them that could not be read for reasons that may pass."""
+    num_kept: int = 0
+    """Images whose rows were kept from the shard's generation before."""
     visit_s: float = 0.0
     """Seconds from the shard's arrival at an engine to its last image."""
     usage: Usage = field(default_factory=Usage)
     """What the replica spent since the last shard that it finished, partly on other shards."""
+
+
+@dataclass(frozen=True)
+class ShardLeft:
+    """A shard that is left for the next run of the command, because images could not be read for now."""
+
+    shard: str
+    num_images: int
+    num_unread: int
+    detail: str
+    """Why one of them could not be read."""

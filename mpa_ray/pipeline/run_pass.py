@@ -16,10 +16,12 @@ from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.log_context import log_context
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.observability.usage import Usage
-from mpa_ray.pipeline.pass_spec import Pass, ShardDone
+from mpa_ray.pipeline.pass_outcomes import PassOutcomes
+from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
 from mpa_ray.redaction import without_secrets
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseRecord, add_to_record
+from mpa_ray.run.redo import Redo
 from mpa_ray.run.run import Manifest, Run
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ _MAX_ERROR_LENGTH = 4000
 
 Admission = Callable[[], AbstractContextManager[None]]
 """Entered before any engine starts, and left when all have ended."""
-Stream = Callable[[Pass[Any], Iterable[str], Sequence[str]], Generator[ShardDone, None, None]]
+Stream = Callable[[Pass[Any], Iterable[str], Sequence[str]], Generator[ShardDone | ShardLeft, None, None]]
 """Sends shards through a pass: see `mpa_ray.pipeline.graph.stream_pass`."""
 
 
@@ -41,19 +43,32 @@ class Outstanding:
     """The shards that a dataset lacks, and those that it has."""
 
     missing: list[str] = field(default_factory=list)
+    """Also the committed shards of which a part is made again."""
     committed: list[str] = field(default_factory=list)
     num_images: int = 0
     num_images_done: int = 0
     """An estimate: it assumes that all shards hold the same number of images."""
 
     @classmethod
-    def of(cls, dataset: ShardedDataset[Any], manifest: Manifest) -> Outstanding:
-        """Compare a dataset with the shards of a manifest."""
-        missing = dataset.missing(manifest.shards)
-        left = set(missing)
-        committed = [shard for shard in manifest.shards if shard not in left]
-        done = manifest.estimate_images(len(committed))
-        return cls(missing, committed, manifest.num_images, done)
+    def of(cls, dataset: ShardedDataset[Any], manifest: Manifest, redo: Redo | None = None) -> Outstanding:
+        """Compare a dataset with the shards of a manifest.
+
+        Args:
+            dataset: The dataset.
+            manifest: All shards that it should have.
+            redo: Which of its shards are made again.
+        """
+        outstanding = cls.among(dataset, manifest.shards, redo)
+        done = manifest.estimate_images(len(outstanding.committed))
+        return replace(outstanding, num_images=manifest.num_images, num_images_done=done)
+
+    @classmethod
+    def among(cls, dataset: ShardedDataset[Any], shards: Sequence[str], redo: Redo | None = None) -> Outstanding:
+        """Compare a dataset with some shards, whose sizes are not known."""
+        left = set(dataset.missing(shards))
+        if redo is not None:
+            left.update(redo.shards([shard for shard in shards if shard not in left]))
+        return cls([shard for shard in shards if shard in left], [shard for shard in shards if shard not in left])
 
     def below(self, part: str) -> Outstanding:
         """The same shards with their names in `JoinedDatasets`."""
@@ -77,7 +92,7 @@ def run_missing(
     announce: Callable[[str], None] = announce_to_nobody,
     stream: Stream | None = None,
     says_already_done: bool = True,
-) -> None:
+) -> PassOutcomes:
     """Make a pass over the missing shards.
 
     Args:
@@ -98,10 +113,10 @@ def run_missing(
             say(f"{label}: already done")
         for shard in outstanding.committed:
             announce(shard)
-        return
+        return PassOutcomes()
     run.check_free_space(outstanding.num_images - outstanding.num_images_done)
     progress = Progress(label, outstanding.num_images, "images", outstanding.num_images_done)
-    run_shards(run, work, outstanding.missing, outstanding.committed, progress, admission, announce, stream)
+    return run_shards(run, work, outstanding.missing, outstanding.committed, progress, admission, announce, stream)
 
 
 def run_shards(
@@ -113,7 +128,7 @@ def run_shards(
     admission: Admission = nullcontext,
     announce: Callable[[str], None] = announce_to_nobody,
     stream: Stream | None = None,
-) -> None:
+) -> PassOutcomes:
     """Make a pass over shards, which may become known over time.
 
     Args:
@@ -127,11 +142,15 @@ def run_shards(
             must not be admitted first.
         stream: Does the work; by default `stream_pass`, on Ray.
 
+    Returns:
+        What became of the images.
+
     Raises:
-        RunError: too many images failed, or engines died too often.
+        RunError: too many images failed, or engines died too often; Unfinished if shards are left because images could
+            not be read for now.
     """
     stream = stream or _start_ray_stream()
-    totals = Throughput(num_models=len(work.models))
+    totals, outcomes = Throughput(num_models=len(work.models)), PassOutcomes()
     with (
         admission(),
         recorded(run, work.key, totals, work.log_fields),
@@ -140,7 +159,10 @@ def run_shards(
     ):
         for shard in committed:
             announce(shard)
-        follow(finished, work.limits, progress, totals, announce)
+        follow(finished, work, progress, totals, outcomes, announce)
+    say(outcomes.line(work.key.label))
+    outcomes.check_complete(work.key.label)
+    return outcomes
 
 
 def _start_ray_stream() -> Stream:
@@ -153,17 +175,27 @@ def _start_ray_stream() -> Stream:
 
 
 def follow(
-    finished: Iterable[ShardDone],
-    limits: LimitsConfig,
+    finished: Iterable[ShardDone | ShardLeft],
+    work: Pass[Any],
     progress: Progress,
     totals: Throughput,
+    outcomes: PassOutcomes,
     announce: Callable[[str], None] = announce_to_nobody,
 ) -> None:
-    """Count shards as they finish, and announce each. Raises RunError once too many images have failed."""
-    guard = FailureGuard(limits)
+    """Count shards as they finish, and announce each that is committed.
+
+    Raises:
+        RunError: too many images have failed.
+        Unfinished: too many images cannot be read for now.
+    """
+    guard = FailureGuard(work.limits)
     for shard in finished:
+        if isinstance(shard, ShardLeft):
+            outcomes.leave(shard, work.limits, work.key.label)
+            continue
         totals.count(shard.num_images, shard.visit_s, shard.usage)
-        progress.advance(shard.num_images, totals.totals().images_per_s)
+        progress.advance(shard.num_images + shard.num_kept, totals.totals().images_per_s)
+        outcomes.count(shard)
         guard.count(shard.num_images, shard.failed)
         announce(shard.shard)
 

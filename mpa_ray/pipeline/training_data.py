@@ -11,7 +11,10 @@ import ray
 from ray.data import Dataset, TaskPoolStrategy
 
 from mpa_ray.corpus.read import Content, Reader
+from mpa_ray.errors import TransientError
+from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, configure_ray_data
+from mpa_ray.records import Reason
 from mpa_ray.stages.image_work import unless_changed
 
 _IMAGES_PER_TASK = 64
@@ -87,10 +90,17 @@ def steps_with_images(
 
 
 def fetched(batches: Sequence[Sequence[RowT]], reader: Reader) -> FetchedStep[RowT]:
-    """A step with the images of its rows; a reason for each that has changed since the teacher saw it."""
-    files = iter(reader.read([row.uri for batch in batches for row in batch]))
-    contents = [[_as_seen(row, next(files)) for row in batch] for batch in batches]
-    return FetchedStep(batches, contents)
+    """A step with the images of its rows; a reason for each that has changed since the teacher saw it.
+
+    Raises:
+        TransientError: an image cannot be read for now. Training without it would lose it for good.
+    """
+    contents = reader.read([row.uri for batch in batches for row in batch])
+    for content in contents:
+        if isinstance(content, ImageProblem) and content.reason == Reason.STORAGE:
+            raise TransientError(content.detail)
+    files = iter(contents)
+    return FetchedStep(batches, [[_as_seen(row, next(files)) for row in batch] for batch in batches])
 
 
 def _as_seen(row: HasImage, content: Content) -> Content:

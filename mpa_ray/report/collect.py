@@ -44,7 +44,7 @@ def collect_alignment(run: Run, config: RunConfig) -> ReportSummary:
             run.verdicts(student.name).rows(shards),
             counts.kept[student.name],
             scores,
-            training_summary(run, run.student_dir(student.name)),
+            training_summary(run, run.training_dir(student.name)),
         )
         for student in config.students
     }

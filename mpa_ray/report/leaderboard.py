@@ -54,7 +54,7 @@ def leaderboard(run: Run, config: RunConfig, scores: Scores) -> list[Leaderboard
 
 
 def _row(run: Run, student: StudentConfig, arm: Arm, scores: Scores) -> LeaderboardRow:
-    counts = EpochCounts(**run.read_json(f"{run.student_dir(student.name, arm)}/epoch/manifest.json"))
+    counts = EpochCounts(**run.read_json(f"{run.training_dir(student.name, arm)}/epoch/manifest.json"))
     before, after = f"{student.name}.before", f"{student.name}.{measured_as(arm)}"
     gains = {benchmark: scored.gains(before, after) for benchmark, scored in scores.items()}
     seconds, gpu_seconds = _cost(run, student, arm)

@@ -122,7 +122,7 @@ class _StatusReader:
         return replace(phase, state="begun", note="D_PI is not exported yet") if phase.state == "done" else phase
 
     def level(self, student: str, arm: Arm) -> PhaseStatus:
-        folder = self._run.student_dir(student, arm)
+        folder = self._run.training_dir(student, arm)
         key = PhaseKey("level", student, arm)
         files = {file.path: file.modified for file in self._run.storage.details(folder)}
         is_done = f"{folder}/complete.json" in files
@@ -135,6 +135,8 @@ class _StatusReader:
         notes = [f"loss {state.loss_entries[-1].loss:.3g}"] if state.loss_entries else []
         if is_trained and not is_done:
             notes.append("trained, not checked in the engine yet")
+        if is_done and self._run.is_trained_before_redo(student, arm):
+            notes.append("trained before redo: --relevel trains it again")
         phase = replace(
             phase,
             num_done=state.step,

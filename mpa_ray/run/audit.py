@@ -15,6 +15,7 @@ from mpa_ray.run.audit_predictions import AnswerCounts, audit_predictions
 from mpa_ray.run.dataset import ShardedDataset, prefetch
 from mpa_ray.run.parity_export import read_parity
 from mpa_ray.run.recorded_config import student_names
+from mpa_ray.run.redo import outdated
 from mpa_ray.run.run import Manifest, Run
 
 _OUTCOME_COLUMNS = ["annotation_id", "image_id", "state", "reason"]
@@ -153,6 +154,10 @@ class _Auditor:
             self._compare(f"{folder} shard {shard}: rows", expected, [row["annotation_id"] for row in rows])
             outcomes.update((row["state"], row["reason"]) for row in rows)
             kept += [row["annotation_id"] for row in rows if row["state"] == State.KEPT]
+        for shard in outdated(self._run.verdicts(student), self._run.annotations, self._manifest.shards):
+            self.problems.append(
+                f"{folder}: shard {shard} is older than its annotations, which were made again: run mpa-ray identify"
+            )
         self._compare_export(student, kept)
         return outcomes
 

@@ -2,16 +2,21 @@
 
 An attempt first writes a shard's rows to a Parquet file whose name no other attempt uses, and then creates the marker,
 which names the file. Readers follow only markers, so they never read the files of dead or slower attempts.
+
+A shard that is made again gets a new generation: another marker beside the first, created in the same way. No marker is
+ever changed or deleted, and readers take the newest.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from itertools import count, islice, takewhile
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -25,6 +30,11 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 _NUM_THREADS = 16
+_GENERATIONS = "generations"
+"""The folder of the markers of shards that were made again: usually empty, so that listing it is one request."""
+_UNREAD = "unread"
+MARKER_FOLDERS = ("commits", _GENERATIONS, _UNREAD)
+"""The folders of a dataset whose files are created only if they are absent, and never deleted."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +44,18 @@ class Commit:
     shard: str
     file: str
     num_rows: int
+    generation: int = 0
+    """0 for the first commit of the shard, and one more each time the shard is made again."""
+    source_generation: int = 0
+    """The generation of the shard that the rows were made from."""
     left_out: dict[str, int] = field(default_factory=dict)
     """In the corpus: how many files the listing left out before the shard's last image, by ending or reason."""
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Commit:
+        """Read a marker. Fields that another version has added are left out."""
+        known = {known.name for known in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(content).items() if name in known})
 
 
 def shard_name(index: int) -> str:
@@ -46,16 +66,20 @@ def shard_name(index: int) -> str:
 class ShardSource(Protocol[T_co]):
     """Gives a pass its rows."""
 
-    def read(self, shard: str) -> Sequence[T_co]:
-        """Return the rows of a committed shard. Raises as `ShardedDataset.read` does."""
+    def read_commit(self, shard: str) -> tuple[Commit, Sequence[T_co]]:
+        """Return a shard's newest marker and its rows. Raises as `ShardedDataset.read` does."""
         ...
 
 
 class ShardTarget(Protocol[T]):
     """Takes the rows that a pass makes."""
 
-    def commit(self, shard: str, rows: Sequence[T]) -> bool:
+    def commit(self, shard: str, rows: Sequence[T], generation: int = 0, source_generation: int = 0) -> bool:
         """Write a shard and publish it. Returns False if another attempt has published it: that one's rows count."""
+        ...
+
+    def count_unread(self, shard: str, generation: int, command: str) -> int:
+        """Record that a command could not read a shard's images, and return the number of such commands so far."""
         ...
 
     def read(self, shard: str) -> list[T]:
@@ -71,20 +95,73 @@ class ShardedDataset(Generic[RowT]):
     folder: str
     row_type: type[RowT]
 
-    def commit(self, shard: str, rows: Sequence[RowT], *, left_out: Mapping[str, int] | None = None) -> bool:
-        """Write a shard and publish it. Returns False if another attempt has published it: that one's rows count."""
+    def commit(
+        self,
+        shard: str,
+        rows: Sequence[RowT],
+        generation: int = 0,
+        source_generation: int = 0,
+        *,
+        left_out: Mapping[str, int] | None = None,
+    ) -> bool:
+        """Write a shard and publish it. Returns False if another attempt has published it: that one's rows count.
+
+        Args:
+            shard: The shard.
+            rows: Its rows.
+            generation: 0, or one more than the newest generation if the shard is made again.
+            source_generation: The generation of the shard that the rows were made from.
+            left_out: See `Commit.left_out`.
+        """
         file = f"{self.folder}/data/{shard}-{uuid.uuid4().hex}.parquet"
         self.storage.write(file, to_parquet(rows, self.row_type))
-        values = asdict(Commit(shard, file, len(rows), left_out=dict(left_out or {})))
+        values = asdict(Commit(shard, file, len(rows), generation, source_generation, dict(left_out or {})))
         marker = json.dumps({name: value for name, value in values.items() if name != "left_out" or value})
-        return self.storage.create(self._marker(shard), marker.encode())
+        return self.storage.create(self._marker(shard, generation), marker.encode())
 
     def commit_of(self, shard: str) -> Commit | None:
-        """Return the shard's marker, or None if the shard is not committed."""
+        """Return the shard's newest marker, or None if the shard is not committed."""
+        return next(reversed(self.history(shard)), None)
+
+    def history(self, shard: str) -> list[Commit]:
+        """Return the markers of all generations of a shard, the newest last."""
+        markers = map(partial(self.generation_of, shard), count())
+        return [commit for commit in takewhile(lambda commit: commit is not None, markers) if commit is not None]
+
+    def generation_of(self, shard: str, generation: int) -> Commit | None:
+        """Return the marker of one generation of a shard, or None if there is none."""
         try:
-            return Commit(**json.loads(self.storage.read(self._marker(shard))))
+            return Commit.from_json(self.storage.read(self._marker(shard, generation)))
         except FileNotFoundError:
             return None
+
+    def generations(self) -> dict[str, int]:
+        """The newest generation of each shard that was made again. Lists only their markers."""
+        newest: dict[str, int] = {}
+        for path in self.storage.list(f"{self.folder}/{_GENERATIONS}"):
+            shard, _, generation = path.rpartition("/")[2].removesuffix(".json").partition(".")
+            newest[shard] = max(newest.get(shard, 0), int(generation))
+        return newest
+
+    def version(self) -> str:
+        """Names the generations of all shards; empty if no shard was made again."""
+        newest = sorted(self.generations().items())
+        return hashlib.sha256(json.dumps(newest).encode()).hexdigest()[:16] if newest else ""
+
+    def count_unread(self, shard: str, generation: int, command: str) -> int:
+        """Record that a command could not read a shard's images, and return the number of such commands so far.
+
+        Args:
+            shard: The shard.
+            generation: The generation that the command was to commit.
+            command: Identifies the command, which is counted once.
+        """
+        for number in count(1):
+            path = f"{self.folder}/{_UNREAD}/{shard}.{generation}.{number}.json"
+            content = json.dumps({"command": command}).encode()
+            if self.storage.create(path, content) or self.storage.read(path) == content:
+                return number
+        raise AssertionError("counting does not end")
 
     def is_committed(self, shard: str) -> bool:
         return self.storage.exists(self._marker(shard))
@@ -111,13 +188,21 @@ class ShardedDataset(Generic[RowT]):
             FileNotFoundError: the shard is not committed, or its file is missing.
             ValueError: the file has other columns, or another number of rows than its marker.
         """
-        commit, content = self._committed(shard)
-        return _check_num_rows(from_parquet(content, self.row_type), commit)
+        return self.read_commit(shard)[1]
+
+    def read_commit(self, shard: str) -> tuple[Commit, list[RowT]]:
+        """Return a shard's newest marker and its rows. Raises as `read` does."""
+        commit = self._committed(shard)
+        return commit, self.rows_of(commit)
+
+    def rows_of(self, commit: Commit) -> list[RowT]:
+        """Return the rows that a marker of this dataset publishes. Raises as `read` does."""
+        return _check_num_rows(from_parquet(self.storage.read(commit.file), self.row_type), commit)
 
     def table(self, shard: str) -> pa.Table:
         """Return the rows of a committed shard as an Arrow table. Raises as `read` does."""
-        commit, content = self._committed(shard)
-        table = read_table(content, self.row_type)
+        commit = self._committed(shard)
+        table = read_table(self.storage.read(commit.file), self.row_type)
         if table.num_rows != commit.num_rows:
             raise ValueError(f"{commit.file}: {table.num_rows} rows, its marker says {commit.num_rows}")
         return table
@@ -129,22 +214,24 @@ class ShardedDataset(Generic[RowT]):
 
     def columns(self, shard: str, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return some columns of a committed shard. Raises as `read` does, and KeyError for an unknown column."""
-        commit, content = self._committed(shard)
-        return _check_num_rows(read_columns(content, names), commit)
+        commit = self._committed(shard)
+        return _check_num_rows(read_columns(self.storage.read(commit.file), names), commit)
 
-    def _committed(self, shard: str) -> tuple[Commit, bytes]:
+    def _committed(self, shard: str) -> Commit:
         commit = self.commit_of(shard)
         if commit is None:
             raise FileNotFoundError(f"{self.folder}: shard {shard} is not committed")
-        return commit, self.storage.read(commit.file)
+        return commit
 
     def rows(self, shards: Iterable[str]) -> Iterator[RowT]:
         """Yield the rows of those of the shards that are committed."""
         for rows in prefetch(lambda shard: self.read(shard) if self.is_committed(shard) else [], shards):
             yield from rows
 
-    def _marker(self, shard: str) -> str:
-        return f"{self.folder}/commits/{shard}.json"
+    def _marker(self, shard: str, generation: int = 0) -> str:
+        if generation == 0:
+            return f"{self.folder}/commits/{shard}.json"
+        return f"{self.folder}/{_GENERATIONS}/{shard}.{generation}.json"
 
 
 @dataclass(frozen=True)
@@ -153,15 +240,47 @@ class JoinedDatasets(Generic[RowT]):
 
     parts: Mapping[str, ShardedDataset[RowT]]
 
-    def commit(self, shard: str, rows: Sequence[RowT]) -> bool:
+    def commit(self, shard: str, rows: Sequence[RowT], generation: int = 0, source_generation: int = 0) -> bool:
         """See `ShardedDataset.commit`."""
         part, name = self._place(shard)
-        return part.commit(name, rows)
+        return part.commit(name, rows, generation, source_generation)
 
     def read(self, shard: str) -> list[RowT]:
         """See `ShardedDataset.read`."""
         part, name = self._place(shard)
         return part.read(name)
+
+    def read_commit(self, shard: str) -> tuple[Commit, list[RowT]]:
+        """See `ShardedDataset.read_commit`."""
+        part, name = self._place(shard)
+        return part.read_commit(name)
+
+    def rows_of(self, commit: Commit) -> list[RowT]:
+        """See `ShardedDataset.rows_of`."""
+        return next(iter(self.parts.values())).rows_of(commit)
+
+    def commit_of(self, shard: str) -> Commit | None:
+        """See `ShardedDataset.commit_of`."""
+        part, name = self._place(shard)
+        return part.commit_of(name)
+
+    def generation_of(self, shard: str, generation: int) -> Commit | None:
+        """See `ShardedDataset.generation_of`."""
+        part, name = self._place(shard)
+        return part.generation_of(name, generation)
+
+    def generations(self) -> dict[str, int]:
+        """See `ShardedDataset.generations`."""
+        return {
+            f"{name}/{shard}": generation
+            for name, part in self.parts.items()
+            for shard, generation in part.generations().items()
+        }
+
+    def count_unread(self, shard: str, generation: int, command: str) -> int:
+        """See `ShardedDataset.count_unread`."""
+        part, name = self._place(shard)
+        return part.count_unread(name, generation, command)
 
     def columns(self, shard: str, names: Sequence[str]) -> list[dict[str, Any]]:
         """See `ShardedDataset.columns`."""
@@ -180,13 +299,19 @@ class DatasetsOfModels(Generic[OutcomeT]):
     parts: Mapping[str, ShardedDataset[OutcomeT] | JoinedDatasets[OutcomeT]]
     """The dataset of each model, by the model's name."""
 
-    def commit(self, shard: str, rows: Sequence[OfModel[OutcomeT]]) -> bool:
+    def commit(
+        self, shard: str, rows: Sequence[OfModel[OutcomeT]], generation: int = 0, source_generation: int = 0
+    ) -> bool:
         """Write a shard of each dataset. Returns False if another attempt has published the shard of any of them."""
         committed = [
-            part.commit(shard, [answer.row for answer in rows if answer.model == name])
+            part.commit(shard, [answer.row for answer in rows if answer.model == name], generation, source_generation)
             for name, part in self.parts.items()
         ]
         return all(committed)
+
+    def count_unread(self, shard: str, generation: int, command: str) -> int:
+        """See `ShardedDataset.count_unread`. Returns the largest number of any of the datasets."""
+        return max(part.count_unread(shard, generation, command) for part in self.parts.values())
 
     def read(self, shard: str) -> list[OfModel[OutcomeT]]:
         """Return the rows of all models, one model after the other. Raises as `ShardedDataset.read` does."""

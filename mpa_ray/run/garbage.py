@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.dataset import MARKER_FOLDERS, ShardedDataset, prefetch
 from mpa_ray.run.recorded_config import models_by_benchmark, student_names
 from mpa_ray.run.run import Manifest, Run
 
@@ -23,17 +23,17 @@ class Collected:
 
 
 def collect_garbage(run: Run, older_than: timedelta) -> Collected:
-    """Remove files that are older than an age and belong to no committed shard.
+    """Remove files that are older than an age and belong to no committed shard, in any of its generations.
 
     A running attempt writes its file before its marker, so `older_than` must be longer than any attempt takes.
     """
     before = datetime.now(UTC) - older_than
     num_files = num_bytes = 0
     for dataset, manifest in _datasets(run):
-        committed = {commit.file for shard in manifest.shards if (commit := dataset.commit_of(shard))}
-        for folder in (f"{dataset.folder}/data", f"{dataset.folder}/commits"):
-            for file in list(run.storage.details(folder)):
-                is_marker = folder.endswith("commits") and not file.path.rpartition("/")[2].startswith(".")
+        committed = {commit.file for history in prefetch(dataset.history, manifest.shards) for commit in history}
+        for name in ("data", *MARKER_FOLDERS):
+            for file in list(run.storage.details(f"{dataset.folder}/{name}")):
+                is_marker = name in MARKER_FOLDERS and not file.path.rpartition("/")[2].startswith(".")
                 if file.path not in committed and not is_marker and file.modified < before:
                     run.storage.delete(file.path)
                     num_files, num_bytes = num_files + 1, num_bytes + file.num_bytes

@@ -109,7 +109,7 @@ def cause_of_silent_death(process: WorkerProcess, tails: dict[str, str]) -> str:
         return error
     before, now = process.num_oom_kills, num_oom_kills()
     if before is not None and now is not None and now > before:
-        return "killed by the kernel, which ran out of memory (oom_kill in /proc/vmstat has increased)."
+        return "killed by the kernel, because the machine ran out of memory (oom_kill in /proc/vmstat has increased)."
     for path in process.logs:
         if (message := _memory_monitor_message(Path(path).parent, process.pid)) is not None:
             return f"killed by Ray, because the node ran out of memory: {message}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import count, takewhile
 from typing import Any
 
-from mpa_ray.config import EvaluationRunConfig, ObjectStoreConfig
-from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch
+from mpa_ray.config import Arm, EvaluationRunConfig, ObjectStoreConfig, measured_as
+from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch, may_pass
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
 from mpa_ray.redaction import without_secret_values, without_url_secrets
 from mpa_ray.run.dataset import ShardedDataset, shard_name
@@ -30,6 +30,9 @@ REPORT_JSON = "report/report.json"
 REPORT_PAGE = "report/index.html"
 
 _FINGERPRINTS = "fingerprints"
+_VERDICTS = "verdicts.json"
+_AGAIN = "~"
+"""Separates a model from the number of its training in the name of a folder. Names of models cannot contain it."""
 _SLASH = "@"
 """Replaces a slash in the name of a fingerprint's file; no dataset's name contains it."""
 _RESERVE = ".writable"
@@ -77,11 +80,14 @@ class Run:
 
         Raises:
             ConfigError: the directory cannot be written, or has a format that this version cannot read.
+            CannotWrite: the directory cannot be written now.
         """
         storage = open_storage(run_dir, object_store)
         try:
             storage.write(_RESERVE, bytes(_RESERVE_BYTES))
         except CannotWrite as error:
+            if may_pass(error):
+                raise
             problem = f"cannot be written ({error.problem})."
             raise ConfigError(
                 "run_dir", run_dir, problem, "Give a directory that has free space and that you may write to."
@@ -147,17 +153,51 @@ class Run:
         return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/questions", LabelledQuestion)
 
     def predictions(self, benchmark: str, model: str) -> ShardedDataset[Prediction]:
-        """A model's answers to a benchmark."""
-        return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/predictions/{model}", Prediction)
+        """A model's answers to a benchmark; those of the newest training if the model was trained again."""
+        number = self._newest(f"evaluation/again/{model}")
+        name = f"{model}{_AGAIN}{number}" if number else model
+        return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/predictions/{name}", Prediction)
 
     @staticmethod
     def student_dir(student: str, arm: str = "parity") -> str:
-        """The folder of a student's training on an arm: its samples, state, checkpoints and exported model."""
+        """The folder of a student's first training on an arm, which also names all of them."""
         return f"students/{student}/{arm}"
+
+    def training_dir(self, student: str, arm: str = "parity") -> str:
+        """The folder of a student's newest training on an arm: its samples, state, checkpoints and exported model."""
+        folder = self.student_dir(student, arm)
+        number = self._newest(f"{folder}/trainings")
+        return f"{folder}/again-{number}" if number else folder
+
+    def train_again(self, student: str, arm: str) -> str:
+        """Begin another training beside the finished one, and return its folder."""
+        folder = self.student_dir(student, arm)
+        self.storage.create(f"{folder}/trainings/{self._newest(f'{folder}/trainings') + 1}.json", b"{}")
+        return self.training_dir(student, arm)
+
+    def _newest(self, folder: str) -> int:
+        """The number of the files 1.json, 2.json, ... in a folder, each created only if it was absent."""
+        return sum(1 for _ in takewhile(lambda number: self.storage.exists(f"{folder}/{number}.json"), count(1)))
+
+    def trained_version(self, student: str, arm: str) -> str:
+        """The version of the verdicts that the student's newest training on an arm was planned from."""
+        try:
+            version: str = self.read_json(f"{self.training_dir(student, arm)}/{_VERDICTS}")["verdicts"]
+        except FileNotFoundError:
+            return ""
+        return version
+
+    def record_trained_version(self, folder: str, version: str) -> None:
+        """Record the version of the verdicts that a training in a folder is planned from. The first record counts."""
+        self.storage.create(f"{folder}/{_VERDICTS}", json.dumps({"verdicts": version}).encode())
+
+    def is_trained_before_redo(self, student: str, arm: str) -> bool:
+        """Whether the student's D_PI was made again after its newest training on the arm was planned."""
+        return self.trained_version(student, arm) != self.parity_version(student)
 
     def merged_model(self, student: str, arm: str = "parity") -> str:
         """The model name of a student's exported checkpoint: a folder or an s3:// prefix."""
-        return f"{self.storage.root}/{self.student_dir(student, arm)}/merged"
+        return f"{self.storage.root}/{self.training_dir(student, arm)}/merged"
 
     def is_indexed(self) -> bool:
         """Whether the corpus is complete."""
@@ -171,12 +211,23 @@ class Run:
         """Whether the student's model is trained on the arm, exported and checked."""
         return self.storage.exists(self._complete_path(student, arm))
 
-    def mark_leveled(self, student: str, arm: str) -> None:
+    def parity_version(self, student: str) -> str | None:
+        """The version of the verdicts that the student's D_PI was exported from; None if it is not exported."""
+        folder = self.parity_dir(student)
+        if not self.has_manifest(folder):
+            return None
+        version: str = self.read_json(self.manifest_path(folder)).get("verdicts", "")
+        return version
+
+    def mark_leveled(self, student: str, arm: Arm) -> None:
         """Record that the student's model is trained on the arm, exported and checked."""
+        for number in range(self._newest(f"{self.student_dir(student, arm)}/trainings")):
+            # The answers of an earlier training do not count for this one.
+            self.storage.create(f"evaluation/again/{student}.{measured_as(arm)}/{number + 1}.json", b"{}")
         self.storage.create(self._complete_path(student, arm), b"{}")
 
     def _complete_path(self, student: str, arm: str) -> str:
-        return f"{self.student_dir(student, arm)}/complete.json"
+        return f"{self.training_dir(student, arm)}/complete.json"
 
     @staticmethod
     def manifest_path(folder: str) -> str:

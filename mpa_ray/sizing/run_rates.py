@@ -194,7 +194,7 @@ def _median(values: Mapping[T, float], is_included: Callable[[T], bool] = lambda
 
 
 def _training_rates(run: Run, name: str, level: Mapping[str, Any], record: PhaseRecord | None) -> TrainingRates:
-    folder = run.student_dir(name)
+    folder = run.training_dir(name)
     state = TrainingState.read(run, folder)
     samples_per_s = state.samples_per_s if state is not None else None
     if state is None or samples_per_s is None:

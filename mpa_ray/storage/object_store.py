@@ -19,24 +19,47 @@ from typing import Any, TypeVar
 import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
+from botocore import exceptions
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from mpa_ray.config import ObjectStoreConfig
-from mpa_ray.errors import ConfigError
+from mpa_ray.errors import AccessLost, ConfigError, TransientError
 from mpa_ray.storage.deadline import Expiry, call_with_deadline
+from mpa_ray.storage.faults import Fault, fault_of
+from mpa_ray.storage.request_pace import Outage, RequestPace
 
 SCHEME = "s3://"
-# botocore uses the HTTP status as the error code if the response has no body.
-_MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
-_PAST_END = frozenset({"InvalidRange", "416"})
-_EXISTS = frozenset({"PreconditionFailed", "412"})
-_CONFLICT = frozenset({"ConditionalRequestConflict", "409"})
-_TRANSIENT = frozenset(
-    {"500", "502", "503", "504", "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout"}
-)
 _MAX_PAUSE_S = 20.0
+_NO_CREDENTIALS = (
+    exceptions.NoCredentialsError,
+    exceptions.PartialCredentialsError,
+    exceptions.ProfileNotFound,
+    exceptions.NoAuthTokenError,
+)
+_LOST_CREDENTIALS = (
+    exceptions.CredentialRetrievalError,
+    exceptions.LoginError,
+    exceptions.SSOError,
+    exceptions.TokenRetrievalError,
+    exceptions.RefreshWithMFAUnsupportedError,
+)
+_CONNECTION = (
+    exceptions.ConnectionError,
+    exceptions.HTTPClientError,
+    exceptions.IncompleteReadError,
+    exceptions.MetadataRetrievalError,
+    exceptions.ChecksumError,
+    exceptions.FlexibleChecksumError,
+    ResponseParserError,
+    HTTPError,
+    Boto3Error,
+)
+"""Errors of the connection, of what a proxy sends, and of the service that gives a machine its credentials."""
+_ERRORS = (ClientError, BotoCoreError, ResponseParserError, Boto3Error, HTTPError, RuntimeError)
+_BAD_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
 _CHUNK_BYTES = 2**20
 _CUT_OFF_S = 0.001
 
@@ -85,7 +108,10 @@ class ObjectStore:
 
         Raises:
             FileNotFoundError: the object does not exist.
-            OSError: the object cannot be read. Transient errors are retried `max_attempts` times.
+            TransientError: the object cannot be read now, after `max_attempts` attempts, or in an outage.
+            OSError: the object cannot be read.
+            AccessLost: the credentials have expired, or the clock is wrong.
+            ConfigError: there are no credentials.
         """
         last = "" if first is None or num_bytes is None else first + num_bytes - 1
         byte_range = {} if first is None else {"Range": f"bytes={first}-{last}"}
@@ -95,7 +121,7 @@ class ObjectStore:
             try:
                 response = self._client.get_object(Bucket=bucket, Key=key, **byte_range)
             except ClientError as error:
-                if _code(error) in _PAST_END:
+                if _fault(error) is Fault.PAST_END:
                     return b""
                 raise
             # A store without range support sends the whole object.
@@ -119,7 +145,7 @@ class ObjectStore:
             try:
                 self._client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
             except ClientError as error:
-                if _code(error) in _EXISTS:
+                if _fault(error) is Fault.EXISTS:
                     return False
                 raise
             return True
@@ -224,26 +250,98 @@ class ObjectStore:
         return TransferConfig(multipart_threshold=size, multipart_chunksize=size)
 
     def _with_retries(self, attempt: Callable[[], T], bucket: str, key: str) -> T:
-        """Repeat a request after transient errors. boto3 itself does not retry when a response body breaks off."""
-        for number in range(1, self.config.max_attempts + 1):
+        """Repeat a request after transient errors. boto3 itself does not retry when a response body breaks off.
+
+        While the store asks for fewer requests, the number of attempts does not count. In an outage, a request that
+        fails is not repeated.
+        """
+        pace, name = _pace(self.config), f"{SCHEME}{bucket}/{key}"
+        num_failed, slow_since = 0, time.monotonic()
+        while True:
+            # A call that was abandoned at its deadline sends no further request.
+            Expiry.current().check(name, 0)
             try:
-                return attempt()
-            except (ClientError, BotoCoreError, Boto3Error, HTTPError) as error:
-                last = _underlying(error)
-                if isinstance(last, ClientError) and _code(last) in _MISSING:
-                    raise FileNotFoundError(f"{SCHEME}{bucket}/{key}") from None
-                if isinstance(last, ClientError) and _code(last) not in _TRANSIENT | _CONFLICT:
-                    break
-            if number < self.config.max_attempts:
-                pause_s = min(_MAX_PAUSE_S, self.config.first_pause_s * 2 ** (number - 1))
+                with pace.request():
+                    result = attempt()
+                pace.succeed()
+                return result
+            except Outage as outage:
+                raise TransientError(f"{name}: {outage}") from outage
+            except _ERRORS as error:
+                last, fault = self._diagnose(error, bucket, key)
+            if fault is Fault.SLOW_DOWN:
+                pace.slow_down(_retry_after_s(last))
+                if time.monotonic() - slow_since < self.config.max_outage_s:
+                    continue
+            elif fault is Fault.TRANSIENT:
+                pace.fail()
+            else:
+                pace.succeed()
+                raise _final_error(name, fault, last) from last
+            num_failed += 1
+            if num_failed >= self.config.max_attempts or pace.is_out():
+                raise TransientError(f"{name}: {last} (attempt {num_failed})") from last
+            if fault is Fault.TRANSIENT:
+                pause_s = min(_MAX_PAUSE_S, self.config.first_pause_s * 2 ** (num_failed - 1))
                 time.sleep(random.uniform(0.5, 1.0) * pause_s)
-        raise OSError(f"{SCHEME}{bucket}/{key}: {last} (attempt {number})") from last
+
+    def _diagnose(self, error: Exception, bucket: str, key: str) -> tuple[Exception, Fault]:
+        """The error that explains another one, and its fault."""
+        error = _underlying(error)
+        if isinstance(error, ClientError) and _code(error) in ("400", "401", "403"):
+            # The response to HEAD has no body, so only that to GET says why the store refuses.
+            try:
+                self._client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
+            except ClientError as explained:
+                error = explained
+            except (BotoCoreError, HTTPError) as explained:
+                return explained, _fault(explained)
+        return error, _fault(error)
+
+
+def _final_error(name: str, fault: Fault, error: Exception) -> Exception:
+    """The error to raise if a request is not repeated."""
+    if fault is Fault.MISSING:
+        return FileNotFoundError(name)
+    if isinstance(error, _NO_CREDENTIALS):
+        remedy = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE on every node, or give it a role."
+        return ConfigError("object_store", name, f"cannot be accessed: {_sentence(error)}", remedy)
+    if fault is Fault.ACCESS_LOST:
+        return AccessLost(f"{name}: {_sentence(error)} Renew the credentials, and check the clock.")
+    return OSError(f"{name}: {error} (attempt 1)")
+
+
+def _sentence(error: Exception) -> str:
+    return f"{str(error).rstrip('.')}."
+
+
+def _fault(error: Exception) -> Fault:
+    if isinstance(error, ClientError):
+        return fault_of(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), _code(error))
+    if isinstance(error, _LOST_CREDENTIALS):
+        return Fault.ACCESS_LOST
+    if isinstance(error, RuntimeError):
+        # botocore says so if the service that gives a machine its credentials gives expired ones.
+        if "expired" not in str(error):
+            raise error
+        return Fault.ACCESS_LOST
+    if isinstance(error, _CONNECTION) and _BAD_CERTIFICATE not in str(error):
+        return Fault.TRANSIENT
+    return Fault.PERMANENT
+
+
+def _retry_after_s(error: Exception) -> float:
+    """How long the store wants to be left alone, at most `_MAX_PAUSE_S`; 0 if it does not say."""
+    if not isinstance(error, ClientError):
+        return 0.0
+    value = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")
+    return min(_MAX_PAUSE_S, float(value)) if value.isdecimal() else 0.0
 
 
 def _underlying(error: Exception) -> Exception:
     """The server's error, which boto3's transfers replace by a message but keep as the context."""
     context = error.__context__
-    return context if isinstance(error, Boto3Error) and isinstance(context, ClientError) else error
+    return context if isinstance(error, Boto3Error) and isinstance(context, ClientError | BotoCoreError) else error
 
 
 def _body(body: Any, skip: int, num_bytes: int | None) -> bytes:
@@ -265,13 +363,21 @@ def _body(body: Any, skip: int, num_bytes: int | None) -> bytes:
 
 
 def _code(error: ClientError) -> str:
+    """The store's name for the error; botocore uses the HTTP status if the response has no body."""
     code: str = error.response.get("Error", {}).get("Code", "")
     return code
 
 
 @cache
+def _pace(config: ObjectStoreConfig) -> RequestPace:
+    """The pace of this process."""
+    return RequestPace(config.max_connections, config.first_pause_s, _MAX_PAUSE_S, config.max_outage_s)
+
+
+@cache
 def _client(config: ObjectStoreConfig) -> Any:
-    return boto3.client(
+    # Creating clients from boto3's default session is not safe in threads, and it keeps the first credentials.
+    return boto3.Session().client(
         "s3",
         endpoint_url=config.endpoint_url,
         region_name=config.region,

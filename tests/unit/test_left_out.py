@@ -63,9 +63,8 @@ def test_heic_files_are_images_where_their_decoder_is_installed(
     assert listed(tmp_path) == (["0.jpg", "1.heic", "2.HIF"], {})
     assert listed(tmp_path, extensions=["heic"]) == (["1.heic"], {".jpg": 1, ".hif": 1})
     monkeypatch.setattr(images, "reads_heic", lambda: False)
-    with pytest.raises(
-        ConfigError, match=r"source\.extensions = 'heic': needs the package pi-heif.*Run pip install pi-heif"
-    ):
+    message = r"source\.extensions = 'heic': needs the package pi-heif.*Run pip install pi-heif"
+    with pytest.raises(ConfigError, match=message):
         listed(tmp_path, extensions=["jpg", "heic"])
 
 

@@ -66,7 +66,7 @@ def test_a_process_that_the_kernel_killed_for_lack_of_memory(tmp_path: Path, mon
     monkeypatch.setattr(logs, "num_oom_kills", lambda: 4)
     process = replace(process_with(tmp_path, "working\n"), num_oom_kills=3)
     death = record_death(LocalStorage(str(tmp_path / "run")), ANNOTATE, process, None)
-    assert death.cause.startswith("killed by the kernel, which ran out of memory")
+    assert death.cause.startswith("killed by the kernel, because the machine ran out of memory")
 
 
 def test_a_process_that_ray_killed_for_lack_of_memory(tmp_path: Path) -> None:

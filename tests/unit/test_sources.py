@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +315,28 @@ def test_an_error_comes_after_the_items_of_earlier_iterators() -> None:
     assert next(items) == 0
     with pytest.raises(ValueError, match="halfway"):
         list(items)
+
+
+def test_an_error_after_the_last_item_that_is_read_is_not_printed() -> None:
+    """The thread of an abandoned listing ended with a traceback."""
+    begun, ended = threading.Event(), list[object]()
+
+    def failing() -> Iterator[int]:
+        yield from range(100_000)
+        raise AssertionError("not reached")
+
+    def late() -> Iterator[int]:
+        begun.wait(10)
+        raise OSError("the store is out")
+        yield 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "excepthook", ended.append)
+        items = ordered_prefetch([failing, late], 2)
+        assert next(items) == 0
+        items.close()  # type: ignore[attr-defined]
+        begun.set()
+        deadline = time.monotonic() + 5
+        while any("_run" in thread.name for thread in threading.enumerate()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert not ended

@@ -12,14 +12,17 @@ import pytest
 import torch
 from torch import nn
 
+from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.read import Content, Reader
+from mpa_ray.errors import TransientError
+from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.leveling.loss import IGNORED_LABEL
 from mpa_ray.leveling.pace import Pace
 from mpa_ray.leveling.step_data import Step, StepCounts, collated
 from mpa_ray.leveling.watched import BestWeights
 from mpa_ray.pipeline.training_data import FetchedStep, decode, fetched
-from mpa_ray.records import ParitySample
+from mpa_ray.records import ParitySample, Reason
 from mpa_ray.run.training_state import LogEntry
 
 
@@ -108,3 +111,17 @@ def test_the_best_weights_are_those_with_the_lowest_loss() -> None:
     assert is_best == [True, True, False, False]
     assert (best.loss, best.num_worse) == (0.3, 2)
     assert best.weights["weight"].item() == 2.0
+
+
+@pytest.mark.parametrize(("reason", "is_lost"), [(Reason.UNREADABLE, False), (Reason.STORAGE, True)])
+def test_an_outage_ends_a_training_worker_and_loses_no_sample(
+    reason: Reason, is_lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = ImageProblem(reason, "s3://bucket/a.png: SlowDown")
+    monkeypatch.setattr(Reader, "read", lambda _, uris: [b"1", problem][: len(uris)])
+    batches = [[ParitySample(f"{name}#0", name, name, "?", "x", "y")] for name in "ab"]
+    if is_lost:
+        with pytest.raises(TransientError, match="SlowDown"):
+            fetched(batches, Reader(ObjectStoreConfig()))
+    else:
+        assert fetched(batches, Reader(ObjectStoreConfig())).contents == [[b"1"], [problem]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mpa_ray.config import LimitsConfig
 from mpa_ray.observability.worker_process import WorkerProcess
@@ -10,6 +11,7 @@ from mpa_ray.pipeline.coordination.attempts import Attempts
 from mpa_ray.pipeline.coordination.bytes_in_flight import BytesInFlight
 from mpa_ray.pipeline.coordination.deaths import Begun, Deaths, RecordDeath
 from mpa_ray.pipeline.coordination.duplicates import Duplicates, Sighting
+from mpa_ray.pipeline.coordination.end_of_pass import EndOfPass
 from mpa_ray.pipeline.coordination.shard_queue import ShardQueue
 from mpa_ray.pipeline.coordination.turns import OrderedTurns
 from mpa_ray.stages.visits import Attempt
@@ -32,6 +34,7 @@ class PassCoordinator:
         self._turns_to_read, self._turns_to_claim = OrderedTurns(), OrderedTurns()
         self._bytes = BytesInFlight(self._turns_to_read, max_bytes_in_flight)
         self._duplicates = Duplicates(self._turns_to_claim)
+        self._end: EndOfPass[Any] = EndOfPass()
 
     async def add_shard(self, shard: str) -> None:
         """Add a shard to the pass."""
@@ -107,8 +110,16 @@ class PassCoordinator:
         self._attempts.report_death(in_flight, error)
         self._deaths.begin(process, error)
 
+    async def give_up(self, failure: Any) -> None:
+        """See `EndOfPass.give_up`."""
+        self._end.give_up(failure)
+
+    async def wait_for_failure(self) -> Any:
+        """See `EndOfPass.wait`."""
+        return await self._end.wait()
+
     async def end_shard(self, shard: str) -> None:
-        """Free what a committed shard held."""
+        """Free what a shard held that is committed or left."""
         self._attempts.forget(shard)
         self._visiting.pop(shard, None)
         await self._bytes.release(shard)

@@ -1,0 +1,59 @@
+"""Finished work that a command does again, and the work that a later command may do again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from mpa_ray.errors import ConfigError, Unfinished, did_you_mean
+from mpa_ray.records import Reason
+from mpa_ray.run.redo import ANY_REASON
+
+
+@dataclass(frozen=True)
+class Again:
+    """What `--redo` and `--relevel` ask for."""
+
+    reasons: frozenset[str] = frozenset()
+    """Images that failed for these reasons are visited again; `ANY_REASON` stands for all."""
+    relevel: bool = False
+    """Students that were trained before their D_PI was made again are trained again."""
+
+    @classmethod
+    def of(cls, redo: str | None = None, relevel: bool = False) -> Again:
+        """Parse the reasons, separated by commas. Raises ConfigError if one is unknown."""
+        reasons = [word.strip() for word in redo.split(",")] if redo is not None else []
+        known = [ANY_REASON, *map(str, Reason)]
+        for reason in reasons:
+            if reason not in known:
+                remedy = did_you_mean(reason, known) or "The report lists them; `failed` stands for all."
+                raise ConfigError("--redo", reason, "is not a reason for which images fail.", remedy)
+        return cls(frozenset(reasons), relevel)
+
+
+NOTHING_AGAIN = Again()
+
+
+class PassingFailures:
+    """Images that failed for reasons that may pass, in all passes of a command."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._by_pass: list[tuple[str, Counter[str]]] = []
+
+    def add(self, label: str, by_reason: Counter[str]) -> None:
+        """Add those of one pass."""
+        if by_reason:
+            self._by_pass.append((label, by_reason))
+
+    def check(self) -> None:
+        """Raise Unfinished if there are any, which says how to visit their images again."""
+        if not self._by_pass:
+            return
+        total: Counter[str] = sum((by_reason for _, by_reason in self._by_pass), Counter())
+        passes = ", ".join(f"{label} {by_reason.total()}" for label, by_reason in self._by_pass)
+        reasons = ",".join(sorted(total))
+        raise Unfinished(
+            f"images failed for reasons that may pass ({passes}). Everything else is done. "
+            f"The same command with --redo {reasons} visits them again."
+        )

@@ -1,0 +1,138 @@
+"""Make a part of a committed shard again: rows that failed, and rows whose source has changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, TypeVar
+
+from mpa_ray.records import HasOutcome, State
+from mpa_ray.run.dataset import Dataset, prefetch
+
+RowT = TypeVar("RowT", bound=HasOutcome)
+
+ANY_REASON = "failed"
+"""Stands for all reasons for which rows fail."""
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What is made of a shard, and what is kept of its newest generation."""
+
+    generation: int = 0
+    """The generation to commit."""
+    source_generation: int = 0
+    """The generation that the source's rows belong to."""
+    kept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """The rows of the images that are not visited again, by image."""
+    partly: Mapping[str, Sequence[Any | None]] = field(default_factory=dict)
+    """The rows of images of which only some rows are made again, by image; None stands for a row that is made again."""
+    is_current: bool = False
+    """Nothing is to be made again: another driver has done it."""
+
+    def merge(self, images: Sequence[str], rows: Iterable[Any]) -> list[Any]:
+        """The kept rows and the new ones, in the order of the shard's images."""
+        if self.generation == 0:
+            return list(rows)
+        merged = {**self.kept, **by_image(rows)}
+        for image_id, before in self.partly.items():
+            # An image that failed as a whole has one row, whatever the number of questions.
+            if len(before) == len(merged[image_id]):
+                pairs = zip(before, merged[image_id], strict=True)
+                merged[image_id] = [new if old is None else old for old, new in pairs]
+        return [row for image_id in images for row in merged.get(image_id, ())]
+
+
+@dataclass(frozen=True)
+class Redo:
+    """Decides which images of committed shards are visited again. All other rows are kept."""
+
+    target: Dataset[Any]
+    source: Dataset[Any]
+    reasons: frozenset[str] = frozenset()
+    """Images of which a row failed for one of these reasons are visited again; `ANY_REASON` stands for all."""
+
+    def shards(self, committed: Sequence[str]) -> list[str]:
+        """Those of the committed shards in which an image is to be visited again, in the given order."""
+        again = set(outdated(self.target, self.source, committed))
+        if self.reasons:
+            with_failed = prefetch(self._has_failed, committed)
+            again.update(shard for shard, has_failed in zip(committed, with_failed, strict=True) if has_failed)
+        return [shard for shard in committed if shard in again]
+
+    def plan(self, shard: str, source_generation: int, source_rows: Sequence[Any]) -> ShardPlan:
+        """What to visit of a shard with these rows in its source."""
+        newest = self.target.commit_of(shard)
+        if newest is None:
+            return ShardPlan(0, source_generation)
+        source_by_image = by_image(source_rows)
+        changed = self._changed(shard, newest.source_generation, source_generation, source_by_image)
+        again = set(changed)
+        rows = by_image(self.target.rows_of(newest))
+        again.update(image_id for image_id in source_by_image if image_id not in rows)
+        again.update(
+            image_id
+            for image_id, of_image in rows.items()
+            if any(map(self._is_redone, of_image)) and not _is_failed(source_by_image.get(image_id, ()))
+        )
+        kept = {image_id: of_image for image_id, of_image in rows.items() if image_id not in again}
+        partly = {
+            image_id: [None if self._is_redone(row) else row for row in rows[image_id]]
+            for image_id in again - changed
+            if image_id in rows
+        }
+        is_current = not again and newest.source_generation == source_generation
+        return ShardPlan(newest.generation + 1, source_generation, kept, partly, is_current)
+
+    def _has_failed(self, shard: str) -> bool:
+        names = ["image_id", "state", "reason"]
+        rows = self.target.columns(shard, names)
+        failed = {row["image_id"] for row in rows if self._matches(row["state"], row["reason"])}
+        if not failed:
+            return False
+        _, source_rows = self.source.read_commit(shard)
+        # Images whose source failed fail for the same reason, so visiting them again changes nothing.
+        return any(image_id in failed and not _is_failed(rows) for image_id, rows in by_image(source_rows).items())
+
+    def _is_redone(self, row: HasOutcome) -> bool:
+        return self._matches(row.state, row.reason)
+
+    def _matches(self, state: str, reason: str | None) -> bool:
+        return state == State.FAILED and (ANY_REASON in self.reasons or str(reason) in self.reasons)
+
+    def _changed(self, shard: str, old: int, new: int, rows: Mapping[str, Sequence[Any]]) -> set[str]:
+        """The images whose rows differ between two generations of the source; all if the older cannot be read."""
+        if old == new:
+            return set()
+        marker = self.source.generation_of(shard, old)
+        try:
+            before = by_image(self.source.rows_of(marker)) if marker is not None else {}
+        except (FileNotFoundError, ValueError):
+            before = {}
+        return {image_id for image_id, of_image in rows.items() if before.get(image_id) != of_image}
+
+
+def outdated(target: Dataset[Any], source: Dataset[Any], shards: Iterable[str]) -> list[str]:
+    """The committed ones of the shards whose source has a newer generation than their rows were made from.
+
+    Lists the markers of the source's generations.
+    """
+    newest = source.generations()
+    made_again = [shard for shard in shards if shard in newest]
+    commits = prefetch(target.commit_of, made_again)
+    return [
+        shard
+        for shard, commit in zip(made_again, commits, strict=True)
+        if commit is not None and commit.source_generation < newest[shard]
+    ]
+
+
+def by_image(rows: Iterable[RowT]) -> dict[str, list[RowT]]:
+    """Rows by their image; the rows of an image follow one another."""
+    return {image_id: list(of_image) for image_id, of_image in groupby(rows, key=lambda row: row.image_id)}
+
+
+def _is_failed(rows: Sequence[Any]) -> bool:
+    """Whether all rows of a source failed; images and questions cannot."""
+    return all(getattr(row, "state", None) == State.FAILED for row in rows)

@@ -1,0 +1,162 @@
+"""Students whose D_PI was made again after their training: marked as such, and trained again only if asked to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpa_ray.config import RunConfig
+from mpa_ray.errors import ConfigError, RunError
+from mpa_ray.phases.again import Again
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.level import level_student
+from mpa_ray.records import Annotation, ImageRef, Verdict
+from mpa_ray.report.render_status import render_status
+from mpa_ray.report.status import status
+from mpa_ray.run.parity_export import export_parity
+from mpa_ray.run.run import Run
+from mpa_ray.stages.judge import parity_samples
+from mpa_ray.tasks.library import TASKS
+from tests.conftest import scripted_tree
+
+SHARD = "000000"
+
+
+def verdicts(num_kept: int) -> list[Verdict]:
+    return [
+        Verdict(
+            f"{number}.png#0",
+            f"{number}.png",
+            f"/images/{number}.png",
+            "kept" if number < num_kept else "failed",
+            None if number < num_kept else "storage",
+            question="?",
+            answer="a",
+            student_answer="b",
+            teacher_agrees=True if number < num_kept else None,
+        )
+        for number in range(4)
+    ]
+
+
+def export(run: Run) -> None:
+    version = run.verdicts("small").version()
+    samples = parity_samples(run.verdicts("small").rows([SHARD]))
+    export_parity(run, run.parity_dir("small"), TASKS["demo_world"], samples, {"verdicts": version})
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The folder and the number of samples of each training; no model is trained."""
+    done: list[tuple[str, int]] = []
+
+    def fine_tune(run: Run, _: Any, __: Any, ___: str, ____: Any, plan: Any, folder: str, _____: str) -> None:
+        done.append((folder, plan.counts.num_samples))
+        run.storage.write(f"{folder}/merged/config.json", str(len(done)).encode())
+
+    monkeypatch.setattr("mpa_ray.leveling.driver.fine_tune", fine_tune)
+    monkeypatch.setattr("mpa_ray.pipeline.cluster.start_ray", lambda: None)
+    monkeypatch.setattr("mpa_ray.phases.level.check_export", lambda *_: None)
+    return done
+
+
+@pytest.fixture
+def config(images: Path, tmp_path: Path) -> RunConfig:
+    return RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
+
+
+def level(config: RunConfig, relevel: bool = False) -> Run:
+    context = RunContext.from_checked(config, Again(relevel=relevel))
+    level_student(context, config.students[0], "parity")
+    return context.run
+
+
+@pytest.fixture
+def run(config: RunConfig) -> Run:
+    run = Run.open(config.run_dir)
+    run.write_json("corpus/manifest.json", {"num_images": 4, "num_shards": 1})
+    run.corpus.commit(SHARD, [ImageRef(f"{number}.png", f"/images/{number}.png") for number in range(4)])
+    rows = [Annotation(v.annotation_id, v.image_id, v.uri, v.state, v.reason) for v in verdicts(2)]
+    run.annotations.commit(SHARD, rows)
+    run.verdicts("small").commit(SHARD, verdicts(2))
+    RunContext.from_checked(config).begin(writes=["corpus", "annotations", "verdicts/small"])
+    export(run)
+    return run
+
+
+def redo(run: Run) -> None:
+    rows = [Annotation(v.annotation_id, v.image_id, v.uri, v.state, v.reason) for v in verdicts(4)]
+    run.annotations.commit(SHARD, rows, 1)
+    run.verdicts("small").commit(SHARD, verdicts(4), 1, 1)
+    export(run)
+
+
+def test_a_student_is_trained_again_only_if_asked_to(
+    config: RunConfig, run: Run, trainings: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    level(config)
+    level(config, relevel=True)
+    assert trainings == [("students/small/parity", 2)]
+    assert "level small: already done" in capsys.readouterr().out
+    first = run.predictions("b", "small.after").folder
+
+    redo(run)
+    level(config)
+    assert len(trainings) == 1
+    assert "level small: trained before redo: D_PI has been made again since. --relevel trains it" in (
+        capsys.readouterr().out
+    )
+    run.write_json("students/small/parity/training.json", {"step": 1, "num_steps": 1})
+    assert "trained before redo: --relevel trains it again" in render_status(status(run))
+
+    level(config, relevel=True)
+    assert trainings[1:] == [("students/small/parity/again-1", 4)]
+    assert run.merged_model("small").endswith("students/small/parity/again-1/merged")
+    assert Path(run.storage.root, "students/small/parity/merged/config.json").read_text() == "1"
+    assert run.is_leveled("small")
+    assert run.predictions("b", "small.after").folder == f"{first}~1"
+    assert run.predictions("b", "small.before").folder == "evaluation/b/predictions/small.before"
+    level(config, relevel=True)
+    assert len(trainings) == 2
+
+
+def test_a_training_that_was_begun_before_redo_is_of_that_time(
+    config: RunConfig, run: Run, trainings: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mpa_ray.leveling.driver.fine_tune", killed)
+        with pytest.raises(KeyboardInterrupt):
+            level(config)
+    redo(run)
+    level(config)
+    assert trainings == [("students/small/parity", 2)], "a training continues with the samples that it began with"
+    assert run.is_trained_before_redo("small", "parity")
+
+
+def test_samples_that_are_older_than_their_verdicts_are_not_trained_on(
+    config: RunConfig, run: Run, trainings: list[tuple[str, int]]
+) -> None:
+    run.verdicts("small").commit(SHARD, verdicts(4), 1)
+    with pytest.raises(RunError, match="parity samples of small are older than its verdicts: run mpa-ray identify"):
+        level(config)
+    export(run)
+    run.annotations.commit(SHARD, [], 1)
+    with pytest.raises(RunError, match="older than its verdicts"):
+        level(config)
+    assert not trainings
+
+
+def test_a_student_with_later_rounds_is_not_trained_again(
+    config: RunConfig, run: Run, trainings: list[tuple[str, int]]
+) -> None:
+    level(config)
+    redo(run)
+    students = [config.students[0].model_copy(update={"rounds": 2})]
+    with pytest.raises(ConfigError, match=r"--relevel = 'small': has several rounds"):
+        level(config.model_copy(update={"students": students}), relevel=True)
+    assert len(trainings) == 1
