@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
@@ -31,7 +31,7 @@ from mpa_ray.phases.identify import engine_groups, identify_group, identify_stud
 from mpa_ray.phases.level import level_student
 from mpa_ray.phases.measured_models import measured_models, names_of_student
 from mpa_ray.phases.model_groups import fall_back_to_single
-from mpa_ray.phases.preflight import check_names, check_run, check_student
+from mpa_ray.phases.preflight import check_names, check_run, check_student, check_trainable
 from mpa_ray.phases.report import report
 from mpa_ray.pipeline.run_pass import Admission, record_error
 from mpa_ray.run.fingerprint import verdict_fingerprint
@@ -57,12 +57,12 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
         RunError: the teacher's pass or some students failed; names the students. It is an `Unfinished` if every failure
             may be temporary.
     """
-    failures = _students_with_errors(config)
-    students = [student for student in config.students if student.name not in failures]
-    if not students:
-        raise next(iter(failures.values()))
+    failures = _errors_of_students(config, partial(_check_alone, object_store=config.object_store))
+    students = _without(failures, config.students)
     check_names(config)
     check_run(config.model_copy(update={"students": students}))
+    failures |= _errors_of_students(config, check_trainable)
+    students = _without(failures, students)
     context = RunContext.from_checked(config, again)
     for name, error in failures.items():
         say(f"WARNING: {name} is left out: {error}")
@@ -105,16 +105,29 @@ def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exce
     return failures
 
 
-def _students_with_errors(config: RunConfig) -> dict[str, Exception]:
+def _check_alone(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
+    check_student(student, index, object_store)
+    # Reading the identity also checks a model at s3://.
+    model_identity(student.model, object_store)
+
+
+def _errors_of_students(config: RunConfig, check: Callable[[StudentConfig, int], None]) -> dict[str, Exception]:
+    """The students that a check refuses, with its errors."""
     errors: dict[str, Exception] = {}
     for index, student in enumerate(config.students):
         try:
-            check_student(student, index, config.object_store)
-            # Reading the identity also checks a model at s3://.
-            model_identity(student.model, config.object_store)
+            check(student, index)
         except (ConfigError, OSError) as error:
             errors[student.name] = error
     return errors
+
+
+def _without(failures: Mapping[str, Exception], students: Sequence[StudentConfig]) -> list[StudentConfig]:
+    """The students that have not failed. Raises the first failure if none is left."""
+    others = [student for student in students if student.name not in failures]
+    if not others:
+        raise next(iter(failures.values()))
+    return others
 
 
 class _Campaign:

@@ -316,8 +316,7 @@ COMMANDS = {
                 Option("extra", "also install the packages of an extra of mpa-ray, such as dev", "NAME"),
             ),
             details=(
-                "It also removes or repairs packages that cannot be imported on such a machine. Where everything is "
-                "installed, it changes nothing."
+                "It also removes or repairs packages that cannot be imported on such a machine. It can be repeated."
             ),
         ),
     )

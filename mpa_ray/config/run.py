@@ -42,7 +42,7 @@ class PlanConfig(Settings):
     teacher_images_per_s: float | None = Field(None, gt=0)
     """Images per second that one replica of the teacher annotates, including second answers."""
     student_images_per_s: float | None = Field(None, gt=0)
-    """Images per second whose questions one replica of a student answers."""
+    """Images per second for which one replica of a student answers the teacher's questions."""
     questions_per_s: float | None = Field(None, gt=0)
     """Benchmark questions per second that one replica answers."""
     samples_per_s: float | None = Field(None, gt=0)

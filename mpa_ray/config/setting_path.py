@@ -1,4 +1,4 @@
-"""The names of settings as they are written in a file: of the location of an error, and of the whole tree."""
+"""The dotted names of settings, as users write them: of the setting at which an error occurred, or of all settings."""
 
 from __future__ import annotations
 

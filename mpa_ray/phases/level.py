@@ -13,6 +13,7 @@ from mpa_ray.evaluation.questions import labelled_samples
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.check_export import check_export
 from mpa_ray.phases.context import RunContext, installed_versions
+from mpa_ray.phases.preflight import check_trainable
 from mpa_ray.pipeline.run_pass import Admission, error_recorded, recorded
 from mpa_ray.records import ParitySample
 from mpa_ray.report.card import model_card
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 def level(context: RunContext[RunConfig]) -> None:
     """Fine-tune all students on all their arms. A student of a later round is left out until it has a D_PI."""
+    for index, student in enumerate(context.configured.students):
+        check_trainable(student, index)
     for student in students_ready(context, context.run.is_identified):
         for arm in student.arms:
             level_student(context, student, arm)

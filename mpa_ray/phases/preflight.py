@@ -88,6 +88,14 @@ def check_student(student: StudentConfig, index: int, object_store: ObjectStoreC
         )
 
 
+def check_trainable(student: StudentConfig, index: int) -> None:
+    """Check the student with this index before a training. Raises ConfigError if its model is not a checkpoint.
+
+    `check_student` checks this only for engines that load checkpoints.
+    """
+    _check_checkpoint(student.model, f"students.{index}.model")
+
+
 def check_evaluation(config: EvaluationRunConfig) -> None:
     """Check that the benchmarks' files and the additional models exist. The files are not read.
 

@@ -138,7 +138,8 @@ def load_task(path: str | Path) -> Task:
             "task", str(path), f"cannot be read as YAML ({error}).", "Give the file of a task."
         ) from error
     for where, _ in unstorable_texts(tree):
-        raise ConfigError("task", str(path), f"{where} is not UTF-8.", "Remove the half characters.")
+        remedy = "Remove the unpaired surrogates, such as \\ud83d."
+        raise ConfigError("task", str(path), f"{where} is not UTF-8.", remedy)
     try:
         return Task.model_validate(with_types(tree, Task) if isinstance(tree, dict) else tree)
     except ValidationError as error:

@@ -161,9 +161,7 @@ def test_missing_credentials_are_a_wrong_set_up(
     with RefusingProxy(server, lambda *_: None) as proxy:
         case = Case(proxy, tmp_path, images)
         monkeypatch.setattr("tests.integration.test_s3.environment", _environment_without_credentials)
-        started = time.monotonic()
         done = case.command("index")
-        assert time.monotonic() - started < 30
     assert done.returncode == 2
     assert one_line(done).startswith("ConfigError: object_store = 's3://bucket/corpus")
 

@@ -9,8 +9,9 @@ import pytest
 
 from mpa_ray.campaign import campaign
 from mpa_ray.config import RunConfig
-from mpa_ray.errors import RunError
+from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.level import level
 from tests.conftest import scripted_tree
 
 REFUSED = RunError("evaluate:teacher: the engine of t cannot start: CUDA out of memory")
@@ -19,6 +20,7 @@ REFUSED = RunError("evaluate:teacher: the engine of t cannot start: CUDA out of 
 @pytest.fixture
 def config(images: Path, tmp_path: Path) -> RunConfig:
     tree = scripted_tree(images, tmp_path / "run")
+    tree["students"][0]["model"] = "bundled:demo/models/student"
     tree["evaluate"] = {"benchmarks": [{"path": "q.jsonl", "name": "held"}]}
     return RunConfig.model_validate(tree)
 
@@ -72,3 +74,10 @@ def test_the_report_is_written_even_if_nothing_can_be_scored(
     monkeypatch.setattr(campaign, "report", reports.append)
     failures = campaign.score_and_report(RunContext.from_checked(config))
     assert (list(failures), len(reports)) == (["score"], 1)
+
+
+def test_a_student_whose_model_cannot_be_trained_is_refused_before_anything_starts(scripted_config: RunConfig) -> None:
+    with pytest.raises(ConfigError, match=r"^students\.0\.model = 'scripted': is not a folder"):
+        campaign.align(scripted_config)
+    with pytest.raises(ConfigError, match=r"^students\.0\.model = 'scripted': is not a folder"):
+        level(RunContext.open(scripted_config))

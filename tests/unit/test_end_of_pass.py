@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,12 +88,10 @@ def test_a_failure_ends_visits_that_would_take_long() -> None:
         ended = await asyncio.gather(*running)
         return [quick, *(decode_batch(row, VisitedShard) for row in ended)], visits.cancelled
 
-    started = time.monotonic()
     (quick, *ended), cancelled = asyncio.run(run())
     assert (quick.rows, quick.num_images, quick.failure) == (["a", "b"], 2, None)
     assert [visited.failure for visited in ended] == [LOST, LOST]
     assert sorted(cancelled) == ["1", "2"]
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ class Commands:
     def __init__(self, folder: Path, proxy: RefusingProxy, capsys: pytest.CaptureFixture[str]) -> None:
         self.run_dir, self._config, self._capsys = folder / "run", folder / "config.yaml", capsys
         tree: dict[str, Any] = scripted_tree(folder, self.run_dir)
+        tree["students"][0]["model"] = "bundled:demo/models/student"
         tree["source"] = {"path": "s3://bucket/outages", "shard_size": 8, "skip_duplicates": False}
         # A process keeps its pace and its clients by these settings.
         tree["object_store"] = {"endpoint_url": proxy.url, "max_attempts": 2, "first_pause_s": 0.01}

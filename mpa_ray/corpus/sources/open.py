@@ -105,7 +105,7 @@ def kind_of(config: SourceConfig, places: Places) -> str:
 
 
 def _holds_tars_with_tables(paths: list[str]) -> bool:
-    """Whether a folder has a Parquet file without images beside each tar, as img2dataset writes them."""
+    """Whether a tar has a Parquet file of the same name beside it: img2dataset writes such tables, without images."""
     stems = {ending: {p.removesuffix(ending) for p in paths if p.endswith(ending)} for ending in (".tar", ".parquet")}
     return bool(stems[".tar"] & stems[".parquet"])
 

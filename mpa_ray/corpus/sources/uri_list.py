@@ -23,7 +23,7 @@ from mpa_ray.records import ImageRef
 ENDINGS = (*list_records.TEXT, *list_records.CSV, *list_records.JSON)
 _DEFAULT_COLUMN = "image"
 _IMAGES = "images"
-"""The column of ms-swift and LLaMA-Factory, a list for each row. LLaVA has one path in `image`."""
+"""The column in which ms-swift and LLaMA-Factory list the images of a row; LLaVA has one path in `image`."""
 _CONVERSATION = ("conversations", "messages", "query")
 """A row with one of these columns is an example of training, which may have no image."""
 _NO_IMAGE = LeftOut("rows without an image")
@@ -103,11 +103,11 @@ class UriList:
             return self._rows.ref(self._name, record.number, record.values, uri, part)
         span = record.span_of(image)
         if span is None:
-            return LeftOut("rows with an image in base64 with escapes")
+            return LeftOut("rows whose base64 image contains escapes")
         locator = Locator(self._config.path, span, is_text=True)
         num_bytes = None
         with suppress(ValueError):
-            # Base64 that is damaged is found again when it is read.
+            # Damaged base64 has no size here, and gets its reason when the image is read.
             num_bytes = len(embedded_content(image))
         return replace(
             self._rows.ref(self._name, record.number, record.values, str(locator), part), num_bytes=num_bytes
