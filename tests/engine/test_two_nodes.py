@@ -44,7 +44,7 @@ class Arena:
             "source.shard_size": SHARD_SIZE,
             "annotate.sampling.temperature": 0,
             # So that the node's death and the stop find work undone.
-            "teacher.max_images_in_flight": 4,
+            "teacher.max_images_in_flight": 2,
             "students.0.level.retained_samples": 8,
             "evaluate.benchmarks.0.path": self.heldout / "questions.jsonl",
             "evaluate.teacher": False,
