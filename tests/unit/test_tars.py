@@ -302,7 +302,7 @@ def test_other_members_are_left_out(tmp_path: Path) -> None:
         add(tar, "pipe.png", type=tarfile.FIFOTYPE)
         add(tar, "device.png", type=tarfile.CHRTYPE)
         add(tar, "1.png", b"image")
-        add(tar, "2.heic", b"image")
+        add(tar, "2.mp4", b"image")
         add(tar, "3", b"text")
     assert names(listed(tmp_path / "a.tar", out.getvalue())) == ["1.png"]
     labels = left_out(tmp_path / "a.tar")
