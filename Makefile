@@ -10,7 +10,7 @@ CONFIG ?= mpa_ray/demo/demo.yaml
 KUBERAY_CRDS ?= $(HOME)/.cache/mpa_ray/kuberay-1.7.0
 HADOLINT ?= $(HOME)/.cache/mpa_ray/hadolint
 
-.PHONY: help demo setup format check check-cluster check-wheel test other-vllm bench bench-leveling bench-gains bench-campaign bench-arms bench-multi-lora bench-metrics bench-scale bench-chaos docs models
+.PHONY: help demo setup format check check-cluster check-wheel test test-long other-vllm bench bench-leveling bench-gains bench-campaign bench-arms bench-multi-lora bench-metrics bench-scale bench-chaos docs models
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1|/' | awk -F'|' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -50,8 +50,11 @@ check-cluster: setup ## Check the cluster files with KubeRay's schema, hadolint 
 check-wheel: setup ## Install the wheel into an empty environment and try it from another folder: 10 minutes, downloads several GB
 	$(PYTHON) cluster/check_wheel.py
 
-test: check ## Run all tests, including those on a local Ray and with real vLLM
-	$(PYTHON) -m pytest -q --durations=10 tests/integration tests/engine
+test: check ## Run the tests, including those on a local Ray and with real vLLM: under 40 minutes on 2 cores
+	$(PYTHON) -m pytest -q --durations=10 -m "not long" tests/integration tests/engine
+
+test-long: setup ## Run the tests that take minutes each: a million keys, trainings that are killed, all families on vLLM
+	$(PYTHON) -m pytest -q --durations=0 -m long tests/integration tests/engine
 
 other-vllm: ## Run the engine tests with another version of vLLM, in a separate environment: make other-vllm VLLM=0.29.0
 	cluster/setup_cpu.sh .venv-vllm-$(VLLM) $(VLLM)

@@ -31,6 +31,8 @@ TASK = TASKS["demo_world"]
 PIXELS = (112 * 112, 112 * 112)
 LEVEL = LevelConfig(method=LoraConfig(rank=4))
 MAX_NEW_TOKENS = 8
+ALWAYS = ("qwen3_vl", "smolvlm")
+"""`make test` serves these; other tests serve the bundled models, which are of Qwen2-VL's and InternVL's families."""
 
 
 def rows_in(folder: Path) -> list[TrainingRow]:
@@ -86,7 +88,9 @@ async def answered(checkpoint: str, rows: list[TrainingRow]) -> list[str]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.long) for name in FAMILIES]
+)
 def test_an_exported_student_gives_the_same_answers_in_transformers_and_in_vllm(family: str, tmp_path: Path) -> None:
     start = build(family, tmp_path / "start")
     rows = rows_in(tmp_path)

@@ -117,7 +117,7 @@ def level_with_a_worker_killed(
     return subprocess.CompletedProcess(driver.args, driver.returncode, out, err)
 
 
-@pytest.mark.parametrize("moment", ["mid-step", "upload"])
+@pytest.mark.parametrize("moment", ["mid-step", pytest.param("upload", marks=pytest.mark.long)])
 def test_a_worker_is_killed(moment: str, images: Path, prepared: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(prepared, tmp_path / "run"))
     parity = run / "students/small/parity"
@@ -159,6 +159,7 @@ def test_a_training_that_fails_names_the_worker_that_died(images: Path, prepared
     assert last.removeprefix("RunError: ") in status
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("other", [{"num_workers": 1, "tokens_per_micro_batch": 4000}, {"parallel": "fsdp"}], ids=str)
 def test_the_driver_is_killed_and_training_resumes_with_other_workers(
     other: dict[str, Any], images: Path, prepared: Path, undisturbed: Path, tmp_path: Path
@@ -177,6 +178,7 @@ def test_the_driver_is_killed_and_training_resumes_with_other_workers(
     ]
 
 
+@pytest.mark.long
 def test_fsdp_and_ddp_train_the_same_weights(images: Path, prepared: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(prepared, tmp_path / "run"))
     done = run_job("level", tree_at(images, run, parallel="fsdp"), tmp_path)

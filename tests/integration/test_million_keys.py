@@ -117,6 +117,7 @@ def index(config: Path, endpoint: str, stop_at: Path | None = None) -> tuple[int
     return driver.returncode, peak
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_indexing_a_million_keys_continues_after_a_kill(lister: str, tmp_path: Path) -> None:
     tree = scripted_tree(tmp_path, tmp_path / "run")
