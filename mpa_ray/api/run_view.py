@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpa_ray.config import EvaluationRunConfig, ObjectStoreConfig
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def open_run(path: str, object_store: ObjectStoreConfig | None = None) -> RunView:
+def open_run(path: str | Path, object_store: ObjectStoreConfig | None = None) -> RunView:
     """Open a run for reading, while it is running or later. Nothing is written, and no model is loaded.
 
     Args:
@@ -36,7 +37,7 @@ def open_run(path: str, object_store: ObjectStoreConfig | None = None) -> RunVie
         ConfigError: the directory holds no run, or one that another version wrote in another format.
         OSError: the object store cannot be reached.
     """
-    return RunView(Run(open_storage(path, object_store)))
+    return RunView(Run(open_storage(str(path), object_store)))
 
 
 class RunView:

@@ -9,6 +9,8 @@ from pathlib import Path
 from mpa_ray.cli.commands import EVERYWHERE, Command
 from mpa_ray.errors import ConfigError, did_you_mean
 
+_LARGEST_NUMBER = 10**9
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -29,12 +31,19 @@ class Arguments:
         """The value of an option as a number. Raises ConfigError if it is not a number, or negative."""
         text = self.options.get(option)
         try:
-            value = default if text is None else float(text)
+            value = float(default if text is None else text)
         except ValueError:
             value = -1.0
-        if not value >= 0:
-            raise ConfigError(f"--{option}", text, "is not a number of 0 or more.", "Give one.")
+        if not 0 <= value <= _LARGEST_NUMBER:
+            raise ConfigError(f"--{option}", text, f"is not a number from 0 to {_LARGEST_NUMBER:,}.", "Give one.")
         return value
+
+    def whole_number(self, option: str, default: int) -> int:
+        """The value of an option as a whole number. Raises ConfigError if it is none, or negative."""
+        value = self.number(option, default)
+        if not value.is_integer():
+            raise ConfigError(f"--{option}", self.options[option], "is not a whole number.", "Give one.")
+        return int(value)
 
     def required(self, option: str, remedy: str) -> str:
         """The value of an option. Raises ConfigError with this remedy if it is not given."""
@@ -70,13 +79,16 @@ def parse(command: Command, words: list[str]) -> Arguments:
         if option is None:
             _check_is_setting(command, name)
         if not equals:
-            value = _value_of(name, queue)
+            value = _value_of(command, name, queue)
         (settings if option is None else options)[name] = value
     return Arguments(argument, options, settings)
 
 
-def _value_of(name: str, queue: list[str]) -> str:
+def _value_of(command: Command, name: str, queue: list[str]) -> str:
     if not queue or queue[0].startswith("--"):
+        is_known = command.option(name) is not None or "." in name or name in _top_level_settings()
+        if not is_known:
+            raise ConfigError(f"--{name}", None, f"is not an option of mpa-ray {command.name}.", _help(command))
         raise ConfigError(f"--{name}", None, "has no value.", f"Write --{name} VALUE.")
     return queue.pop(0)
 

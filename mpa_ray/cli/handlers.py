@@ -132,7 +132,7 @@ def _plan(arguments: Arguments) -> int:
 
 
 def _demo(arguments: Arguments) -> None:
-    seed, num_images = int(arguments.number("seed", 0)), int(arguments.number("num-images", 4000))
+    seed, num_images = arguments.whole_number("seed", 0), arguments.whole_number("num-images", 4000)
     out = Path(arguments.options.get("out", f"runs/demo-{seed}")).expanduser()
     settings = {
         "run_dir": str(out / "run"),

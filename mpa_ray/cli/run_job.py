@@ -20,6 +20,7 @@ from mpa_ray.observability.log_context import redact_log_records
 from mpa_ray.observability.progress import end_updating_line, say_error
 from mpa_ray.redaction import without_secrets
 
+_WRONG_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError)
 DONE, FAILED, WRONG_SETUP, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
 
 EXIT_CODES = """\
@@ -70,6 +71,8 @@ def run_job(main: Callable[[], int | None]) -> int:
         # The reader of a pipe, such as `head`, has ended. Python would fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except _WRONG_PATHS as error:
+        return _failed("ConfigError", f"{error}. Check the path and its permissions.", WRONG_SETUP)
     except OSError as error:
         # A file of the run that could not be read or written at the start.
         problem = f"{type(error).__name__}: {error}. Run the same command again to continue."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -117,7 +118,11 @@ class ObjectStoreConfig(Settings):
 
     @field_validator("endpoint_url")
     @classmethod
-    def _holds_no_credentials(cls, url: str | None) -> str | None:
+    def _is_a_url_without_credentials(cls, url: str | None) -> str | None:
         if url is not None and ("@" in url or has_url_secrets(url)):
             raise ValueError("a URL with credentials would end up in run.json; give them in the environment")
+        if url is not None and not re.match(r"https?://[^/\s]", url):
+            raise ValueError(
+                f"is not a URL: write http://{url.rpartition('://')[2]} or https://{url.rpartition('://')[2]}"
+            )
         return url

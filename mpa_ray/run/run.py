@@ -251,9 +251,27 @@ class Run:
             raise ConfigError("run_dir", self.storage.root, f"has no {path}.", "Run mpa-ray index first.") from None
 
     def read_json(self, path: str) -> dict[str, Any]:
-        """Read a JSON object. Raises FileNotFoundError."""
-        content: dict[str, Any] = parse_json(self.storage.read(path))
+        """Read a JSON object.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ConfigError: the file is damaged. Files of a run are replaced as a whole, so this is a bad copy.
+        """
+        try:
+            content = parse_json(self.storage.read(path))
+        except ValueError as error:
+            raise self._damaged(path, str(error)) from None
+        if not isinstance(content, dict):
+            raise self._damaged(path, "it is no JSON object")
         return content
+
+    def _damaged(self, path: str, problem: str) -> ConfigError:
+        return ConfigError(
+            "run_dir",
+            self.storage.root,
+            f"{path} cannot be read ({problem}).",
+            "Copy the run again, or restore the file.",
+        )
 
     def write_json(self, path: str, content: dict[str, Any]) -> None:
         """Write or replace a JSON object, without the passwords and signatures of URLs. Raises CannotWrite."""

@@ -382,14 +382,23 @@ def _session() -> Any:
 def _client(config: ObjectStoreConfig) -> Any:
     # Creating clients is not safe in threads.
     with _creating_client:
-        return _session().client(
-            "s3",
-            endpoint_url=config.endpoint_url,
-            region_name=config.region,
-            config=Config(
-                connect_timeout=config.connect_timeout_s,
-                read_timeout=config.read_timeout_s,
-                retries={"mode": "standard", "total_max_attempts": 1},
-                max_pool_connections=config.max_connections,
-            ),
-        )
+        try:
+            return _session().client(
+                "s3",
+                endpoint_url=config.endpoint_url,
+                region_name=config.region,
+                config=Config(
+                    connect_timeout=config.connect_timeout_s,
+                    read_timeout=config.read_timeout_s,
+                    retries={"mode": "standard", "total_max_attempts": 1},
+                    max_pool_connections=config.max_connections,
+                ),
+            )
+        except ValueError as error:
+            # Of the environment's endpoint, or of the region.
+            raise ConfigError(
+                "object_store",
+                config.region,
+                f"names no S3 endpoint ({error}).",
+                "Set AWS_ENDPOINT_URL to a URL such as http://minio:9000, and check the region.",
+            ) from error

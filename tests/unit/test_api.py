@@ -215,6 +215,19 @@ def test_a_run_at_an_object_store_is_read(tree: dict[str, Any]) -> None:
         assert (view.path, view.students) == ("s3://bucket/run", ["small"])
 
 
+def test_a_run_is_opened_by_a_path(tree: dict[str, Any]) -> None:
+    root = written(tree).storage.root
+    assert open_run(Path(root)).students == open_run(root).students
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": 2, "con', b"[]", b"\xff"])
+def test_a_damaged_copy_of_a_run_is_named(tree: dict[str, Any], content: bytes) -> None:
+    run = written(tree)
+    Path(run.storage.root, "run.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"^run_dir = .*: run\.json cannot be read \("):
+        open_run(run.storage.root)
+
+
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run_dir.*has no run\.json"):
         open_run(str(tmp_path / "none"))
