@@ -123,9 +123,11 @@ def _status(arguments: Arguments) -> None:
 
 def _plan(arguments: Arguments) -> int:
     config = _config(arguments)
+    from mpa_ray.phases.preflight import check_task
     from mpa_ray.sizing.plan import size_run
     from mpa_ray.sizing.render import render_sizing
 
+    check_task(config)
     sizing = size_run(config)
     print(json.dumps(sizing.record(), indent=2) if arguments.has("json") else render_sizing(sizing))
     return 0 if sizing.fits else 1

@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
@@ -113,6 +114,9 @@ def _prepare_output() -> None:
     """Hide secrets in logs and tracebacks, and print characters that the output's encoding lacks as escapes."""
     redact_log_records()
     sys.excepthook = _print_traceback
+    # Python has no stream where the process was started with a closed one, as daemons are.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # Tests and notebooks replace the streams by other objects.
         if isinstance(stream, io.TextIOWrapper):

@@ -159,9 +159,34 @@ def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
     value = first["input"] if first["type"] != "missing" else None
     if field.endswith("endpoint_url") and isinstance(value, str):
         value = _CREDENTIALS.sub(r"\1***@", value)
+    if first["type"] == "value_error" and isinstance(value, dict):
+        field, value, problem = _of_branch(field, value, problem)
     names = ", ".join(setting_path(kind, other["loc"]) for other in others)
     more = f" ({len(others)} more: {names})" if others else ""
     return ConfigError(field, value, problem, f"{_suggestion(first, kind)}{ALL_SETTINGS}{more}")
+
+
+def _of_branch(branch: str, content: Tree, problem: str) -> tuple[str, object, str]:
+    """The field, the value and the problem of an error in how the settings of a branch fit together.
+
+    Its text is `NAME: problem` or `NAME VALUE problem`.
+    """
+    parts = re.fullmatch(r"(\w+)(?:: | (\S+) )(.*)", problem, re.DOTALL)
+    if parts is None:
+        return branch, _Brief(content), problem
+    name, value, rest = parts.groups()
+    field = name if branch == "config" else f"{branch}.{name}"
+    return field, content.get(name, value) if value else _Brief(content.get(name)), rest
+
+
+class _Brief:
+    """A collection in a message."""
+
+    def __init__(self, content: object) -> None:
+        self._content = content
+
+    def __repr__(self) -> str:
+        return f"[{len(self._content)} entries]" if isinstance(self._content, list | dict) else repr(self._content)
 
 
 def _suggestion(error: Mapping[str, Any], kind: type[Settings]) -> str:

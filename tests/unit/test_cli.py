@@ -364,7 +364,11 @@ MISTAKES = {
     ),
     "two students of one name": (
         "align --config {config} --students [{{model: a}},{{model: b}}]",
-        "students: names must differ",
+        "students = [2 entries]: names must differ, got",
+    ),
+    "fewer replicas than at the start": (
+        "align --config {config} --teacher.num_replicas 4 --teacher.max_num_replicas 2",
+        "teacher.max_num_replicas = 2: is less than num_replicas 4.",
     ),
     "a misspelled task": ("align --config {config} --task textvqa", "Did you mean text_vqa?"),
     "a prompt without a format": ("align --config {config} --task {task}", "has no {{format}} and asks for no labels"),
@@ -423,6 +427,7 @@ MISTAKES = {
     "a word for a version": ("setup-cpu --vllm newest", "--vllm = 'newest': is not a version."),
     "an unknown extra": ("setup-cpu --extra tests", "is not an extra of mpa-ray. Choose one of"),
     "a value for a flag": ("identify --config {config} --rematch=yes", "takes no value."),
+    "a plan of a misspelled task": ("plan --config {config} --task textvqa", "Did you mean text_vqa?"),
     "a plan without a size": ("plan --config {config}", "plan.num_images = None: is not known"),
     "annotating before indexing": ("annotate --config {config}", "Run mpa-ray index first."),
     "other settings than the run's": ("index --config {config} --run_dir {indexed}", "limit: was 7, now None."),
@@ -496,3 +501,9 @@ def test_mistakes_are_answered_without_heavy_imports(place: Callable[[str], str]
         "    assert not heavy, (words, heavy)\n"
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_command_runs_with_a_closed_stream(closed: str) -> None:
+    command = f'exec "{sys.executable}" -m mpa_ray.cli init cpu {closed}>&-'
+    assert subprocess.run(["sh", "-c", command], check=False, capture_output=True).returncode == 0
