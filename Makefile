@@ -53,7 +53,7 @@ check-wheel: setup ## Install the wheel into an empty environment and try it fro
 test: check ## Run the tests, including those on a local Ray and with real vLLM: under 40 minutes on 2 cores
 	$(PYTHON) -m pytest -q --durations=10 -m "not long" tests/integration tests/engine
 
-test-long: setup ## Run the tests that take minutes each: a million keys, trainings that are killed, all families on vLLM
+test-long: setup ## Run the tests that take minutes each, which `make test` leaves out: 25 minutes
 	$(PYTHON) -m pytest -q --durations=0 -m long tests/integration tests/engine
 
 other-vllm: ## Run the engine tests with another version of vLLM, in a separate environment: make other-vllm VLLM=0.29.0

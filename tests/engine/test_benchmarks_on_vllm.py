@@ -95,7 +95,7 @@ def by_model(run: Run, model: str) -> dict[str, str | None]:
     return {f"{kind}/{row.question_id}": row.prediction for kind in BENCHMARKS for row in predictions(run, kind, model)}
 
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize("kind", BENCHMARKS)

@@ -70,6 +70,7 @@ def kill_once(job: str, tree: dict[str, Any], tmp_path: Path, commits: Path) -> 
     return len(list(commits.glob("*.json")))
 
 
+@pytest.mark.long
 def test_a_killed_job_continues_when_it_is_repeated(tree: dict[str, Any], tmp_path: Path) -> None:
     run = Path(tree["run_dir"])
     # Few images at a time, so that there is work left at the kill.

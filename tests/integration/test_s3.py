@@ -279,6 +279,7 @@ def test_images_and_run_at_s3(server: str, images: Path, tmp_path: Path) -> None
     assert keys_containing(SECRET, server, "runs/one/") == []
 
 
+@pytest.mark.long
 def test_two_drivers_at_once(server: str, images: Path, tmp_path: Path) -> None:
     upload(images, server, "shared")
     tree: dict[str, Any] = scripted_tree(images, tmp_path, latency_s=0.1, inconsistent_rate=0.2)

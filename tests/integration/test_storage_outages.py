@@ -89,6 +89,7 @@ def test_a_store_that_is_too_busy_for_a_while_costs_no_image(server: str, images
     assert Counter(row["state"] for row in case.rows("annotations")) == {"kept": NUM_IMAGES}
 
 
+@pytest.mark.long
 def test_credentials_that_expire_end_the_command_at_once(server: str, images: Path, tmp_path: Path) -> None:
     expired_at: list[float] = []
 
@@ -118,6 +119,7 @@ def test_credentials_that_expire_end_the_command_at_once(server: str, images: Pa
     assert Counter(row["state"] for row in case.rows("annotations")) == {"kept": NUM_IMAGES}
 
 
+@pytest.mark.long
 def test_images_that_cannot_be_read_for_now_are_left_then_failed_then_made_again(
     server: str, images: Path, tmp_path: Path
 ) -> None:
