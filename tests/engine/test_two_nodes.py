@@ -36,15 +36,14 @@ class Arena:
     endpoint: str
     heldout: Path
 
-    def words(self, run: str) -> list[str]:
+    def words(self, run: str, images_in_flight: int) -> list[str]:
         """Overrides of the demo. The teacher is greedy, so that a second run asks the same questions."""
         settings = {
             "run_dir": f"s3://bucket/{run}",
             "source.path": "s3://bucket/unlabeled",
             "source.shard_size": SHARD_SIZE,
             "annotate.sampling.temperature": 0,
-            # So that the node's death and the stop find work undone.
-            "teacher.max_images_in_flight": 2,
+            "teacher.max_images_in_flight": images_in_flight,
             "students.0.level.retained_samples": 8,
             "evaluate.benchmarks.0.path": self.heldout / "questions.jsonl",
             "evaluate.teacher": False,
@@ -58,10 +57,9 @@ class Arena:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def submit(self, name: str, jobs: Sequence[str], run: str) -> None:
-        commands = [
-            ["python", f"jobs/{job}.py", "--config", "mpa_ray/demo/demo.yaml", *self.words(run)] for job in jobs
-        ]
+    def submit(self, name: str, jobs: Sequence[str], run: str, images_in_flight: int = 4) -> None:
+        words = self.words(run, images_in_flight)
+        commands = [["python", f"jobs/{job}.py", "--config", "mpa_ray/demo/demo.yaml", *words] for job in jobs]
         command = commands[0] if len(commands) == 1 else ["sh", "-c", " && ".join(map(shlex.join, commands))]
         self.ray(
             "submit",
@@ -132,7 +130,8 @@ def test_nobody_submits_without_the_token(arena: Arena) -> None:
 
 @pytest.mark.timeout(900)
 def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
-    arena.submit("struck", ["align"], "struck")
+    # A slow teacher, so that the node's death and the stop find work undone.
+    arena.submit("struck", ["align"], "struck", images_in_flight=2)
     run, num_shards = arena.open_run("struck"), NUM_IMAGES // SHARD_SIZE
 
     wait_until(lambda: _num_commits(run) >= 1, "the first shard", timeout_s=180)
