@@ -34,6 +34,7 @@ from mpa_ray.storage.request_pace import Outage, RequestPace
 
 SCHEME = "s3://"
 _MAX_PAUSE_S = 20.0
+_ENDPOINT_REMEDY = "Set AWS_ENDPOINT_URL to a URL such as http://minio:9000, and check the region."
 _NO_CREDENTIALS = (
     *(exceptions.NoCredentialsError, exceptions.PartialCredentialsError),
     *(exceptions.ProfileNotFound, exceptions.NoAuthTokenError),
@@ -395,10 +396,6 @@ def _client(config: ObjectStoreConfig) -> Any:
                 ),
             )
         except ValueError as error:
-            # Of the environment's endpoint, or of the region.
             raise ConfigError(
-                "object_store",
-                config.region,
-                f"names no S3 endpoint ({error}).",
-                "Set AWS_ENDPOINT_URL to a URL such as http://minio:9000, and check the region.",
+                "object_store", config.region, f"names no endpoint ({error}).", _ENDPOINT_REMEDY
             ) from error

@@ -77,11 +77,11 @@ def test_a_shard_whose_worker_is_silent_is_passed_after_a_while() -> None:
 
 def test_a_shard_that_waits_for_room_is_not_passed() -> None:
     async def granted() -> list[bool]:
-        budget = BytesInFlight(OrderedTurns(["000000", "000001", "000002"], max_silence_s=0.05), 100)
+        budget = BytesInFlight(OrderedTurns(["000000", "000001", "000002"], max_silence_s=0.5), 100)
         await budget.acquire("000000", 90)
         results = []
         for _ in range(5):
-            waiting = [budget.acquire(shard, size, wait_s=0.02) for shard, size in (("000001", 50), ("000002", 1))]
+            waiting = [budget.acquire(shard, size, wait_s=0.2) for shard, size in (("000001", 50), ("000002", 1))]
             results += await asyncio.gather(*waiting)
         return results
 
