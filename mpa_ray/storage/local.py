@@ -39,7 +39,11 @@ class LocalStorage:
 
     def read(self, path: str) -> bytes:
         file = Path(self.root, path)
-        return call_with_deadline(lambda: read_regular_file(file), self._read_deadline_s, str(file))
+        try:
+            return call_with_deadline(lambda: read_regular_file(file), self._read_deadline_s, str(file))
+        except NotADirectoryError as error:
+            # A file has the place of a folder, so nothing can be below it.
+            raise FileNotFoundError(error.errno, error.strerror, str(file)) from None
 
     def write(self, path: str, content: bytes) -> None:
         temporary = self._write_temporary(path, BytesIO(content))

@@ -34,7 +34,6 @@ from mpa_ray.storage.request_pace import Outage, RequestPace
 
 SCHEME = "s3://"
 _MAX_PAUSE_S = 20.0
-_ENDPOINT_REMEDY = "Set AWS_ENDPOINT_URL to a URL such as http://minio:9000, and check the region."
 _NO_CREDENTIALS = (
     *(exceptions.NoCredentialsError, exceptions.PartialCredentialsError),
     *(exceptions.ProfileNotFound, exceptions.NoAuthTokenError),
@@ -62,7 +61,7 @@ _CUT_OFF_S = 0.001
 
 T = TypeVar("T")
 
-_creating_client = threading.Lock()
+_creating_client = threading.Lock()  # Creating clients is not safe in threads.
 
 
 @dataclass(frozen=True)
@@ -381,7 +380,6 @@ def _session() -> Any:
 
 @cache
 def _client(config: ObjectStoreConfig) -> Any:
-    # Creating clients is not safe in threads.
     with _creating_client:
         try:
             return _session().client(
@@ -397,5 +395,5 @@ def _client(config: ObjectStoreConfig) -> Any:
             )
         except ValueError as error:
             raise ConfigError(
-                "object_store", config.region, f"names no endpoint ({error}).", _ENDPOINT_REMEDY
+                "object_store", None, f"names no endpoint ({error}).", "Check AWS_ENDPOINT_URL."
             ) from error

@@ -421,7 +421,7 @@ MISTAKES = {
         "index --config {config} --object_store.endpoint_url minio:9000",
         "is not a URL: write http://minio:9000 or https://minio:9000",
     ),
-    "status of a file of a run": ("status {indexed}/run.json", "Check the path and its permissions."),
+    "status of a file of a run": ("status {indexed}/run.json", "has no run.json. Give the directory of a run."),
     "a misspelled case": ("init gpus", "Did you mean gpu?"),
     "an option of another command": ("init --config {config}", "is not an option of mpa-ray init."),
     "a word for a version": ("setup-cpu --vllm newest", "--vllm = 'newest': is not a version."),
