@@ -241,20 +241,19 @@ def test_an_outage_when_a_run_is_opened_is_no_wrong_setting(behind: Behind) -> N
 
 def test_in_an_outage_requests_fail_at_once(behind: Behind) -> None:
     """A shard of 256 images would otherwise wait for each of them."""
-    _, config = behind(always(503, "SlowDownRead"))
-    started = time.monotonic()
+    proxy, config = behind(always(503, "SlowDownRead"))
     contents = Reader(config, num_threads=4).read(["s3://bucket/image.png"] * 256)
     assert all(isinstance(content, ImageProblem) and content.reason == Reason.STORAGE for content in contents)
-    assert time.monotonic() - started < 60
+    assert len(proxy.requests) < 64
 
 
 def test_threads_share_a_slow_down(behind: Behind) -> None:
     """Sixteen threads that slow down alone send more than a hundred requests in this time."""
     proxy, config = behind(always(503, "SlowDown"))
-    config = config.model_copy(update={"first_pause_s": 0.5})
+    config = config.model_copy(update={"first_pause_s": 2.0, "max_outage_s": 4.0})
     with ThreadPoolExecutor(16) as threads, pytest.raises(TransientError):
         list(threads.map(lambda _: ObjectStore(config).get("bucket", "image.png"), range(16)))
-    assert len(proxy.requests) < 80
+    assert len(proxy.requests) < 40
 
 
 class Clock:
