@@ -6,7 +6,7 @@ import difflib
 import errno
 from collections.abc import Iterable
 
-from mpa_ray.redaction import without_secrets as without_secrets
+from mpa_ray.redaction import without_secrets
 from mpa_ray.textual import readable
 
 _MAX_VALUE_LENGTH = 300

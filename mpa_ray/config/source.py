@@ -119,10 +119,11 @@ class ObjectStoreConfig(Settings):
     @field_validator("endpoint_url")
     @classmethod
     def _is_a_url_without_credentials(cls, url: str | None) -> str | None:
-        if url is not None and ("@" in url or has_url_secrets(url)):
+        if url is None:
+            return None
+        if "@" in url or has_url_secrets(url):
             raise ValueError("a URL with credentials would end up in run.json; give them in the environment")
-        if url is not None and not re.match(r"https?://[^/\s]", url):
-            raise ValueError(
-                f"is not a URL: write http://{url.rpartition('://')[2]} or https://{url.rpartition('://')[2]}"
-            )
+        if not re.match(r"https?://[^/\s]", url, re.IGNORECASE):
+            host = url.rpartition("://")[2]
+            raise ValueError(f"is not a URL: write http://{host} or https://{host}")
         return url
