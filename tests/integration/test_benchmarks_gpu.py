@@ -1,4 +1,4 @@
-"""The GPU measurements of training, as dry runs."""
+"""The GPU measurements that do not need vLLM, as dry runs."""
 
 from __future__ import annotations
 
@@ -50,3 +50,27 @@ def test_bundled_models_are_trained_without_ray_and_vllm(tmp_path: Path) -> None
     assert all(math.isfinite(line["loss"]) for line in row["log"])
     assert 0 <= row["exact_match"]["all"] <= 1
     assert (tmp_path / "student.safetensors").stat().st_size > 4 * row["num_parameters"]
+
+
+def test_a_second_question_gives_the_same_reply_with_kept_keys_and_values(tmp_path: Path) -> None:
+    run = dry_run("second_question", tmp_path, without=("ray", "vllm"))
+    assert_complete(run, ["112 x 112, batch 2"])
+    (row,) = run.rows.values()
+    assert row["num_image_tokens"] == 16
+    assert 0 < row["num_second_text_tokens"] < row["num_prompt_tokens"] - 16
+    # Wrong positions make an error of 0.005, another image one of 0.2.
+    assert row["logits_error"] < 1e-4
+    assert row["same_first_token_share"] == 1
+    assert min(value for name, value in row.items() if name.endswith("_ms")) > 0
+
+
+def test_check_reports_a_missing_package_and_all_else(tmp_path: Path) -> None:
+    run = dry_run("check", tmp_path, without=("peft",))
+    assert run.exit_code == 1
+    assert list(run.rows) == ["imports of core", "versions", "matrix product", "machine"]
+    imports = run.rows["imports of core"]
+    assert {name: error for name, error in imports["failed"].items() if "peft is not installed here" not in error} == {}
+    assert "peft" in imports["failed"]
+    assert {"transformers", "mpa_ray.demo.train", "mpa_ray.metrics"} <= set(imports["imported"])
+    assert run.rows["versions"]["torch"]
+    assert run.rows["matrix product"]["tflops"] > 0

@@ -1,4 +1,4 @@
-"""The GPU measurements that need neither Ray nor vLLM, as dry runs, and what all of them share."""
+"""What the GPU measurements share."""
 
 from __future__ import annotations
 
@@ -16,31 +16,6 @@ from benchmarks.gpu.measuring import GpuMonitor, Options, Record, parse_options
 from benchmarks.gpu.second_question import Timings, Totals
 from benchmarks.gpu.serving import Serving
 from mpa_ray.config import ModelConfig
-from tests.gpu_benchmarks import assert_complete, dry_run
-
-
-def test_a_second_question_gives_the_same_reply_with_kept_keys_and_values(tmp_path: Path) -> None:
-    run = dry_run("second_question", tmp_path, without=("ray", "vllm"))
-    assert_complete(run, ["112 x 112, batch 2"])
-    (row,) = run.rows.values()
-    assert row["num_image_tokens"] == 16
-    assert 0 < row["num_second_text_tokens"] < row["num_prompt_tokens"] - 16
-    # Wrong positions make an error of 0.005, another image one of 0.2.
-    assert row["logits_error"] < 1e-4
-    assert row["same_first_token_share"] == 1
-    assert min(value for name, value in row.items() if name.endswith("_ms")) > 0
-
-
-def test_check_reports_a_missing_package_and_all_else(tmp_path: Path) -> None:
-    run = dry_run("check", tmp_path, without=("peft",))
-    assert run.exit_code == 1
-    assert list(run.rows) == ["imports of core", "versions", "matrix product", "machine"]
-    imports = run.rows["imports of core"]
-    assert {name: error for name, error in imports["failed"].items() if "peft is not installed here" not in error} == {}
-    assert "peft" in imports["failed"]
-    assert {"transformers", "mpa_ray.demo.train", "mpa_ray.metrics"} <= set(imports["imported"])
-    assert run.rows["versions"]["torch"]
-    assert run.rows["matrix product"]["tflops"] > 0
 
 
 def test_every_core_module_that_check_names_can_be_imported() -> None:

@@ -85,3 +85,8 @@ def test_no_text_raises_another_error(text: str) -> None:
             parse_printed_list(form)
         except ValueError as error:
             assert "which" in str(error)  # noqa: PT017
+
+
+def test_an_unknown_escape_gives_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    assert parse_printed_list(r"['\Xi', 'b']") == [r"\Xi", "b"]
+    assert not recwarn.list

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import tokenize
+import warnings
 from itertools import pairwise
 from typing import Any
 
@@ -37,7 +38,10 @@ def parse_printed_list(text: str) -> list[Any] | None:
 
 def _evaluated(text: str) -> Any:
     try:
-        return ast.literal_eval(text.strip())
+        with warnings.catch_warnings():
+            # Python warns of an unknown escape, such as that of LaTeX, in the text.
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         pass
     try:
