@@ -25,6 +25,16 @@ from mpa_ray.pipeline.training_data import FetchedStep, decode, fetched
 from mpa_ray.records import ParitySample, Reason
 from mpa_ray.run.training_state import LogEntry
 
+COUNTS = StepCounts(
+    weight=2,
+    num_supervised_tokens=2,
+    num_samples=1,
+    num_tokens=6,
+    num_computed_tokens=8,
+    num_unreadable=1,
+    num_changed=1,
+)
+
 
 def test_a_fetched_step_is_decoded_as_it_was_encoded() -> None:
     row = TrainingRow(ParitySample("a#0", "a", "/a", "?", "b", "c"), 20)
@@ -59,41 +69,23 @@ def test_an_image_that_changed_since_the_teacher_saw_it_gives_no_loss() -> None:
         labels = [5 if row.supervised and file else IGNORED_LABEL for row, file in zip(rows, files, strict=True)]
         return {"labels": torch.tensor([[IGNORED_LABEL, label] for label in labels])}
 
-    made = collated(step, collate)
+    batch = collated(step, collate)
     assert contents == [b"file", b"", b"file", b""]
-    assert (made.num_unreadable, made.num_changed) == (1, 1)
+    assert (batch.num_unreadable, batch.num_changed) == (1, 1)
 
 
 def test_a_step_counts_tokens_samples_and_padding() -> None:
     labels = torch.tensor([[IGNORED_LABEL, IGNORED_LABEL, 5, 6], [IGNORED_LABEL] * 4])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     step = Step([{"labels": labels, "attention_mask": mask}], num_unreadable=1, num_changed=1)
-    counts = step.counts("token")
-    assert counts == StepCounts(
-        weight=2,
-        num_supervised_tokens=2,
-        num_samples=1,
-        num_tokens=6,
-        num_computed_tokens=8,
-        num_unreadable=1,
-        num_changed=1,
-    )
+    assert step.counts("token") == COUNTS
     assert step.counts("sample").weight == 1
 
 
 def test_speed_is_measured_since_the_last_measurement_in_fields_of_the_log() -> None:
     pace = Pace(num_workers=1)
-    counts = StepCounts(
-        weight=2,
-        num_supervised_tokens=2,
-        num_samples=1,
-        num_tokens=6,
-        num_computed_tokens=8,
-        num_unreadable=1,
-        num_changed=1,
-    )
-    pace.add(counts, wait_s=0.5)
-    pace.add(counts, wait_s=0.5)
+    pace.add(COUNTS, wait_s=0.5)
+    pace.add(COUNTS, wait_s=0.5)
     first, second = pace.measure(), pace.measure()
     assert first.keys() <= {field.name for field in fields(LogEntry)}
     assert first["padding_share"] == pytest.approx(0.25)
