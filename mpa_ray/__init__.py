@@ -73,8 +73,8 @@ def _unsupported_python(version: tuple[int, ...] = sys.version_info[:2]) -> str 
     """What is wrong with this version of Python, in one line; None if nothing is."""
     if _OLDEST_PYTHON <= version < _FIRST_UNSUPPORTED_PYTHON:
         return None
-    found = ".".join(map(str, version))
-    return f"mpa_ray needs Python 3.11, 3.12 or 3.13, and this is Python {found} ({sys.executable})."
+    running = ".".join(map(str, version))
+    return f"mpa_ray needs Python 3.11, 3.12 or 3.13, and this is Python {running} ({sys.executable})."
 
 
 def __getattr__(name: str) -> Any:

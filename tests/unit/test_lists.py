@@ -136,10 +136,10 @@ def test_a_list_of_ms_swift(root: Path, ending: str) -> None:
 
 def test_listing_continues_within_a_row(root: Path) -> None:
     (root / "l.json").write_text(json.dumps([{"images": ["0.png", "1.png"], "messages": []}, {"image": "2.png"}]))
-    found = refs(root / "l.json")
+    images = refs(root / "l.json")
     selection = Selection(SourceConfig(path=str(root / "l.json")), PLACES)
-    for position, ref in enumerate(found):
-        assert list(selection.listing(ref)) == found[position + 1 :]
+    for position, ref in enumerate(images):
+        assert list(selection.listing(ref)) == images[position + 1 :]
 
 
 def with_images(name: str, texts: list[str]) -> str:
@@ -166,12 +166,12 @@ def test_images_inside_lists(root: Path, name: str) -> None:
         f"{TEXTS[PNG]}%",
     ]
     (root / name).write_bytes(with_images(name.lower(), texts).encode())
-    found = refs(root / name)
-    read = READER.read([ref.uri for ref in found])
+    images = refs(root / name)
+    read = READER.read([ref.uri for ref in images])
     assert read[:6] == [PNG, JPEG, GIF, PNG, JPEG, b"0.png"]
     assert isinstance(read[6], ImageProblem)
-    assert [ref.num_bytes for ref in found[:6]] == [len(PNG), len(JPEG), len(GIF), len(PNG), len(JPEG), None]
-    assert all(len(ref.uri) < 300 for ref in found[:6])
+    assert [ref.num_bytes for ref in images[:6]] == [len(PNG), len(JPEG), len(GIF), len(PNG), len(JPEG), None]
+    assert all(len(ref.uri) < 300 for ref in images[:6])
     kept = refs(root / name, min_bytes=1000)
     assert [ref.num_bytes for ref in kept][:2] == [len(JPEG)] * 2
 

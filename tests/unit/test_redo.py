@@ -98,11 +98,11 @@ def test_new_rows_take_their_place_among_kept_ones(run: Run) -> None:
 
 def test_rows_of_the_same_image_that_did_not_fail_are_kept(run: Run) -> None:
     def rows(first: str | None, second: str | None, number: int) -> list[Annotation]:
-        made = [
+        annotations = [
             annotation(number, "failed" if reason else "kept", reason, answer)
             for reason, answer in ((first, "a"), (second, "b"))
         ]
-        return [replace(row, annotation_id=f"{number}.png#{question}") for question, row in enumerate(made)]
+        return [replace(row, annotation_id=f"{number}.png#{question}") for question, row in enumerate(annotations)]
 
     whole = [annotation(2, "failed", "storage")]
     run.annotations.commit("000001", [*rows(None, None, 0), *rows(None, "request_failed", 1), *whole])
@@ -233,17 +233,17 @@ def test_answers_to_several_benchmarks_are_made_again(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
     questions = JoinedDatasets({name: ShardedDataset(storage, f"q/{name}", LabelledQuestion) for name in "ab"})
     answers = JoinedDatasets({name: ShardedDataset(storage, f"p/{name}", Prediction) for name in "ab"})
-    asked = [LabelledQuestion(f"{i}", f"{i}.png", "", "?", ["x"], "all") for i in range(3)]
+    labelled = [LabelledQuestion(f"{i}", f"{i}.png", "", "?", ["x"], "all") for i in range(3)]
     for name in "ab":
-        questions.commit(f"{name}/{SHARD}", asked)
+        questions.commit(f"{name}/{SHARD}", labelled)
         states = [("kept", None), ("failed", "storage") if name == "b" else ("kept", None), ("kept", None)]
         rows = [Prediction(f"{i}", f"{i}.png", "", "?", ["x"], "all", *states[i]) for i in range(3)]
         answers.commit(f"{name}/{SHARD}", rows)
     again = Redo(answers, questions, frozenset(["storage"]))
     assert again.shards([f"a/{SHARD}", f"b/{SHARD}"]) == [f"b/{SHARD}"]
-    plan = again.plan(f"b/{SHARD}", 0, asked)
+    plan = again.plan(f"b/{SHARD}", 0, labelled)
     assert set(plan.kept) == {"0.png", "2.png"}
-    assert answers.commit(f"b/{SHARD}", plan.merge([q.image_id for q in asked], rows[1:2]), plan.generation)
+    assert answers.commit(f"b/{SHARD}", plan.merge([q.image_id for q in labelled], rows[1:2]), plan.generation)
     assert [commit.generation for commit in answers.parts["b"].history(SHARD)] == [0, 1]
     assert answers.generations() == {f"b/{SHARD}": 1}
 

@@ -94,9 +94,9 @@ class UriList:
         if isinstance(image, dict):
             image = image.get("bytes") or image.get("path")
         if not isinstance(image, str) or not image:
-            found = f"a {type(image).__name__}, not a URI," if image else "no URI"
+            content = f"a {type(image).__name__}, not a URI," if image else "no URI"
             raise ConfigError(
-                "source.path", self._config.path, f"{where}: {found} in {column!r}.", "Fill it, or remove the row."
+                "source.path", self._config.path, f"{where}: {content} in {column!r}.", "Fill it, or remove the row."
             )
         if not is_embedded(image):
             uri = self._uri_policy.uri(image, self._config.path, where)
