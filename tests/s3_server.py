@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,11 @@ def s3_server() -> Iterator[str]:
     moto = ThreadedMotoServer(port=0, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()
-    client(f"http://{host}:{port}").create_bucket(Bucket="bucket")
-    yield f"http://{host}:{port}"
+    endpoint = f"http://{host}:{port}"
+    # All servers of a process share their buckets.
+    urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b"").close()
+    client(endpoint).create_bucket(Bucket="bucket")
+    yield endpoint
     moto.stop()
 
 

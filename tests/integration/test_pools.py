@@ -65,7 +65,7 @@ def test_an_engine_that_cannot_start_is_reported_in_a_sentence(images: Path, tmp
     config = RunConfig.model_validate(tree)
     index(RunContext.open(config))
     with pytest.raises(
-        RunError, match=r"annotate:teacher: the engine of .* cannot start \(TypeError: .*no_such_argument"
+        RunError, match=r"annotate:teacher: the engine of .* cannot start: TypeError: .*no_such_argument"
     ):
         annotate(RunContext.open(config))
     wait_until_all_is_free()
