@@ -193,11 +193,18 @@ class Rows:
         return [*filter(None, [self.config.id_column]), *self.config.metadata]
 
     def check(self, names: Sequence[str], where: str, image_column: str | None = None) -> None:
-        """Raise ConfigError if a configured column is missing; `image_column` replaces the configured one."""
+        """Raise ConfigError if a configured column is missing or there twice; `image_column` replaces that setting."""
         columns = [("image_column", image_column or self.config.image_column), ("id_column", self.config.id_column)]
         columns += [("metadata", name) for name in self.config.metadata]
         for setting, name in columns:
             column = split_item(name, names)[0] if name is not None and setting == "image_column" else name
+            if column is not None and names.count(column) > 1:
+                raise ConfigError(
+                    f"source.{setting}",
+                    name,
+                    f"is the name of several columns of {where}.",
+                    "Rename them, so that each name is there once.",
+                )
             if column is not None and column not in names:
                 raise ConfigError(
                     f"source.{setting}",
