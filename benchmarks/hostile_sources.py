@@ -418,7 +418,7 @@ def _not_utf8(values: list[bytes | None]) -> pa.Array:
 
 def _caption_column(num_rows: int, first: int, rng: random.Random) -> tuple[pa.Array, list[Any]]:
     """A column of captions of some type, and what must be stored of it."""
-    form = rng.randrange(8)
+    form = rng.randrange(10)
     numbers = range(first, first + num_rows)
     if form == 0:
         return _not_utf8([b"caf\xe9 %d" % n for n in numbers]), [rf"caf\xe9 {n}" for n in numbers]
@@ -437,7 +437,14 @@ def _caption_column(num_rows: int, first: int, rng: random.Random) -> tuple[pa.A
         return pa.array(texts).dictionary_encode(), list(texts)
     if form == 6:
         return pa.array([n * 10**6 for n in numbers], pa.timestamp("us", "UTC")), [UNKNOWN] * num_rows
-    return pa.array([[("k", n), ("", None)] for n in numbers], pa.map_(pa.string(), pa.int64())), [UNKNOWN] * num_rows
+    if form == 7:
+        pairs = pa.array([[("k", n), ("", None)] for n in numbers], pa.map_(pa.string(), pa.int64()))
+        return pairs, [[["k", n], ["", None]] for n in numbers]
+    if form == 8:
+        texts = pa.FixedSizeListArray.from_arrays(_not_utf8([b"\xfe %d" % n for n in numbers]), 1)
+        return texts, [[rf"\xfe {n}"] for n in numbers]
+    keys = _not_utf8([b"\xff%d" % n for n in numbers])
+    return pa.MapArray.from_arrays(range(num_rows + 1), keys, keys), [[[rf"\xff{n}"] * 2] for n in numbers]
 
 
 _STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
