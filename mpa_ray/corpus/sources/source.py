@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from mpa_ray.corpus.sources.globs import split_glob
 from mpa_ray.corpus.sources.left_out import LeftOut, NameFilter, by_ending
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
-from mpa_ray.redaction import has_url_secrets, without_url_secrets
+from mpa_ray.redaction import has_url_secrets, without_url_secrets, without_url_secrets_within
 from mpa_ray.textual import identifier, to_json
 
 Listed = ImageRef | LeftOut
@@ -233,4 +234,7 @@ class Rows:
 
 def metadata_json(metadata: Mapping[str, Any]) -> str | None:
     """Metadata as a row stores it: a JSON object without passwords and signatures; None if there is none."""
-    return without_url_secrets(to_json(metadata)) if metadata else None
+    if not metadata:
+        return None
+    text = to_json(metadata)
+    return text if without_url_secrets(text) == text else to_json(without_url_secrets_within(json.loads(text)))
