@@ -90,7 +90,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Settings], str]] = {
         _list_with("x.jsonl", _rows({"image": "a"}, {"b\ud83d": 1})),
         "is not a column of row 2",
     ),
-    "half of a pair as a column": (_list_with("x.csv", b"a\n1\n", image_column="\ud83d"), "is not a column"),
+    "half of a pair as a column": (_list_with("x.csv", b"a\n1\n", image_column="\ud83d"), "is not UTF-8"),
     "path that leads out": (_list_with("x.txt", b"../a.png\n"), "leads out of its folder"),
     "web": (_list_with("x.txt", b"http://127.0.0.1/a.png\n"), "would be fetched from the web"),
     "signed URL": (_list_with("x.txt", b"s3://b/a.png?X-Amz-Signature=abc\n"), "holds a password or a signature"),
