@@ -84,7 +84,7 @@ bench-metrics: setup ## A million strings through every metric, a million predic
 bench-scale: setup ## A million images through the graph: 30 minutes
 	$(PYTHON) benchmarks/scale.py
 
-bench-hostile: setup ## 100,000 hostile records of every kind of source, recounted: 10 minutes
+bench-hostile: setup ## 100,000 hostile records of every kind of source, recounted: 13 minutes
 	$(PYTHON) benchmarks/hostile.py
 
 bench-chaos: setup ## Kills at random moments: 90 minutes
