@@ -134,7 +134,7 @@ def test_images_that_cannot_be_read_for_now_are_left_then_failed_then_made_again
         left = case.command("annotate")
         assert left.returncode == 3, left.stderr
         assert one_line(left).startswith(
-            "Unfinished: annotate: 2 shards are left, because 3 images could not be read for now (TransientError: "
+            "Unfinished: annotate: 2 shards are left, because 3 images could not be read this time (TransientError: "
         )
         assert len(case.rows("annotations")) == NUM_IMAGES - 16
         for shard in ("000000", "000003"):

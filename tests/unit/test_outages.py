@@ -91,7 +91,9 @@ def test_images_are_left_then_failed_then_made_again(commands: Commands, proxy: 
     for _ in range(2):
         assert commands.run("annotate") == 3
         (line,) = commands.err.splitlines()
-        assert line.startswith("Unfinished: annotate: 2 shards are left, because 3 images could not be read for now (")
+        assert line.startswith(
+            "Unfinished: annotate: 2 shards are left, because 3 images could not be read this time ("
+        )
         assert line.endswith("Run the same command again to continue.")
         assert len(commands.rows("annotations")) == 4
     assert commands.run("annotate") == 3
