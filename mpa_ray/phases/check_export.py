@@ -1,4 +1,4 @@
-"""Compare the answers of an exported checkpoint in its engine with those in transformers."""
+"""Compare the answers that an exported checkpoint gives in its engine with those that it gave in transformers."""
 
 from __future__ import annotations
 
