@@ -1,4 +1,4 @@
-"""The errors that mpa_ray raises for its users, and the test of whether an error is temporary."""
+"""The errors that mpa_ray raises for its users, and the test of whether an error may be temporary."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def did_you_mean(word: str, choices: Iterable[str], most: int = 2) -> str:
 
 
 class ConfigError(Exception):
-    """A setting is wrong. The error is raised before any work starts, and names the field, its value and the remedy.
+    """A setting is wrong. The error names the field, its value and the remedy.
 
-    The message cuts long values and hides secrets.
+    If possible, it is raised before any work starts. The message cuts long values and hides secrets.
     """
 
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:

@@ -49,7 +49,7 @@ def vqa_normalized(reference: str, prediction: str) -> bool:
 
 @dataclass(frozen=True)
 class Numeric:
-    """Two numbers agree if they have the same unit and differ by little; other text is compared by `exact`."""
+    """Two numbers agree if their units are equal and they differ by at most `tolerance`. Other text needs `exact`."""
 
     tolerance: float
     """The largest difference, as a share of the reference."""
@@ -74,7 +74,7 @@ class Similar:
 
 @dataclass(frozen=True)
 class AnyOf:
-    """Two texts agree if they do so by at least one of several matchers."""
+    """Two texts agree if at least one of several matchers says so."""
 
     matchers: tuple[Matcher, ...]
 

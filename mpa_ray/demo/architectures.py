@@ -32,8 +32,8 @@ from mpa_ray.tasks.task import SYSTEM_PROMPT
 TASK = TASKS["demo_world"]
 DESCRIBE_PROMPT = "Describe the whole image."
 PATCH, MERGE, TEMPORAL = 14, 2, 2
-"""The sides of a patch in pixels and of an image token in patches, and the frames of a patch where a model also reads
-videos."""
+"""The side of a patch in pixels, the side of an image token in patches, and the number of frames in a patch, for models
+that also read videos."""
 IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _ENDS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")

@@ -27,7 +27,7 @@ def write_unlabeled(folder: Path, num_images: int, seed: int, spec: WorldSpec) -
             path = folder / f"{index // 1000:03d}" / f"{index:06d}.png"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # The file gets its name once it is complete: an incomplete file of a killed command would be kept.
+                # The file gets its name only once it is complete, because the next command keeps all named files.
                 partial = path.with_suffix(".part")
                 paint(scene).save(partial, "PNG")
                 partial.replace(path)

@@ -198,7 +198,7 @@ def train_stage(
 def exact_match_shares(
     architecture: Architecture, model: Any, tokenizer: Any, spec: WorldSpec, num_images: int, seed: int
 ) -> dict[str, float]:
-    """The shares of greedy replies that are exactly right: of all answers, of those per family, and of descriptions."""
+    """The shares of greedy replies that are exactly right: of all answers, of each family's, and of descriptions."""
     model.eval()
     rng = random.Random(seed)
     pairs: list[tuple[Scene, Question]] = []
@@ -265,7 +265,7 @@ def train_model(name: str, out: Path, seed: int, batch_size: int) -> None:
     architecture, stages = MODELS[name]
     model, processor = architecture.build(spec)
     tokenizer = processor.tokenizer
-    # The defaults of some families do not end generation with the turn.
+    # The defaults of some architectures do not end generation with the turn.
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     print(

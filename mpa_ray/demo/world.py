@@ -251,7 +251,7 @@ def questions(scene: Scene) -> list[Question]:
 
 
 def sample_question(scene: Scene, rng: random.Random, weights: dict[str, float] | None = None) -> Question | None:
-    """Draw a family that fits the scene at random, by weight, and then one of the family's questions.
+    """Draw at random a family that has questions on the scene, by weight, and then one of its questions.
 
     Args:
         scene: The scene.

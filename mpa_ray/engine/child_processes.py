@@ -56,7 +56,7 @@ class ChildProcesses:
             self.add_current()
 
     def why_died(self, error: BaseException) -> str:
-        """Say why the engine died: from a signal, from an error that one of its processes wrote, or else of `error`.
+        """Say why the engine died: a signal that ended a process, an error that a process wrote, or else `error`.
 
         Args:
             error: The error that this process noticed. It may be only the consequence of another error.

@@ -76,7 +76,7 @@ def _is_content(name: str) -> bool:
 
 
 def base_of_adapter(folder: Path) -> str | None:
-    """The base model of the LoRA adapter in a folder; None if the folder holds no adapter or a whole checkpoint.
+    """The base model of the LoRA adapter in a folder; None if the folder holds a whole checkpoint or no adapter.
 
     Raises:
         ConfigError: the adapter's settings cannot be read.

@@ -1,4 +1,4 @@
-"""Helpers for phases with several models, which may share an engine, be the same model, or fail one by one."""
+"""Helpers for phases with several models: shared engines, one model under several names, and errors of some models."""
 
 from __future__ import annotations
 

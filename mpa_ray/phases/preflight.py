@@ -261,7 +261,7 @@ def _check_engine_package(kind: str, package: str, field: str) -> None:
 
 
 def _neighbours(model: str) -> list[str]:
-    """The folders that exist beside a missing folder, as paths that begin as the user wrote the missing one."""
+    """The folders that exist beside a missing folder, as paths with the same beginning as the missing one."""
     parent = Path(resolve_path(model)).parent
     prefix = model[: len(model) - len(Path(model).name)]
     return [f"{prefix}{folder.name}" for folder in parent.iterdir() if folder.is_dir()] if parent.is_dir() else []

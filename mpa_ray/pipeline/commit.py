@@ -47,7 +47,7 @@ class CommitShard(Generic[OutT]):
         )
 
     def _commit(self, visited: VisitedShard) -> list[OutT]:
-        """Commit the shard, unless that is already done. Returns its rows, without those kept from before."""
+        """Commit the shard, unless that is already done. Returns its rows, except those of the previous generation."""
         shard, plan = visited.shard, visited.fetched.plan
         rows = plan.merge(visited.fetched.order, visited.rows)
         if not plan.is_current and self.target.commit(shard, rows, plan.generation, plan.source_generation):

@@ -24,8 +24,8 @@ from mpa_ray.run.redo import ShardPlan
 from mpa_ray.stages.image_work import ImageWork
 
 MAX_RUNS = 3
-"""How many runs of the command try to read an image. If the last of them cannot read it, it becomes a failed row, even
-if the reason may be temporary."""
+"""How many runs of the command try to read an image. If the last of them fails, too, the image becomes a failed row,
+even if the reason may be temporary."""
 _ASSUMED_BYTES = 2**20
 """The assumed size of a file if its source does not list sizes."""
 

@@ -35,7 +35,7 @@ Stream = Callable[[Pass[Any], Iterable[str], Sequence[str]], Generator[ShardDone
 
 
 def announce_to_nobody(_: str) -> None:
-    """Do nothing with a shard, in passes whose shards nobody waits for."""
+    """Do nothing. For passes whose shards no other pass waits for."""
 
 
 @dataclass(frozen=True)

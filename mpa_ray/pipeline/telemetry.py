@@ -26,7 +26,7 @@ class Counters:
         self._rows = _counter("rows", "Rows committed: pairs, verdicts or predictions", "state", "reason")
         self._tokens = _counter("tokens", "Tokens; cached tokens are also counted as prompt tokens", "kind")
         self._bytes = _counter("bytes_read", "Bytes of image files read")
-        self._seconds = _counter("seconds", "Seconds, summed over images, also over concurrent ones", "kind")
+        self._seconds = _counter("seconds", "Seconds, added up over images that may overlap in time", "kind")
 
     def count(self, num_images: int, outcomes: Mapping[tuple[str, str], int], usage: Usage) -> None:
         """Count a committed shard.

@@ -37,7 +37,7 @@ class ReplyError(StrEnum):
 def parse_reply(
     reply: str, max_answer_words: int = 20, question_labels: Sequence[str] = (), answer_labels: Sequence[str] = ()
 ) -> list[QuestionAnswer] | ReplyError:
-    """Return the pairs of a reply in order, or the reason why it contains none. It never raises an error.
+    """Return the pairs of a reply in order, or the reason why it contains none. This function never raises an error.
 
     Questions and answers are unchanged parts of the reply, including inner line breaks; only JSON strings are decoded.
     If some pairs are faulty, the others are returned. If all pairs are faulty, the first fault is returned.

@@ -82,7 +82,10 @@ class Refusal:
 
     @classmethod
     def of(cls, error: Exception) -> Refusal:
-        """Make a refusal from an error of vLLM. The reason follows from the message: vLLM has no class for it."""
+        """Make a refusal from an error of vLLM.
+
+        The reason follows from the message, since vLLM has no error class for prompts that are too long.
+        """
         is_too_long = _TOO_LONG.search(str(error))
         return cls(Reason.PROMPT_TOO_LONG if is_too_long else Reason.REQUEST_FAILED, str(error))
 

@@ -10,12 +10,12 @@ POLL_S = 10.0
 """How long a request to the coordinator waits before it must be repeated. Repeating it shows that the shard's worker is
 alive."""
 _MAX_SILENCE_S = 60.0
-"""After this time without a request from the shard whose turn it is, its node has probably died. The other shards then
-no longer wait for it."""
+"""After this time without a request from the shard whose turn it is, the node that reads this shard has probably died.
+The other shards then no longer wait for it."""
 
 
 class OrderedTurns:
-    """Lets shards pass in the order in which they were added."""
+    """Lets shards proceed in the order in which they were added."""
 
     def __init__(self, shards: Iterable[str] = (), max_silence_s: float = _MAX_SILENCE_S) -> None:
         self._index: dict[str, int] = {}
