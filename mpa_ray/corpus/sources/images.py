@@ -51,5 +51,5 @@ def image_endings(config: SourceConfig) -> tuple[str, ...]:
 
 
 def missing_readers() -> dict[str, str]:
-    """What would have to be installed to read images, by ending."""
+    """Return the file name endings of images that cannot be read, each with the extra that must be installed."""
     return {} if reads_heic() else dict.fromkeys(HEIC_ENDINGS, HEIC_EXTRA)
