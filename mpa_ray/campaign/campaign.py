@@ -88,7 +88,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
 
 
 def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exception]:
-    """Score the answers and write the report, even if phases have failed; return the errors of both by name.
+    """Score the answers and write the report, even if earlier phases failed. Returns the errors by phase.
 
     The scores are not printed here, because the report's summary shows them.
     """
@@ -149,9 +149,9 @@ class _Campaign:
         self._access_lost: AccessLost | None = None
 
     def run(self) -> dict[str, Exception]:
-        """Return the errors of students by their names.
+        """Run all threads to their end. Returns errors by the name of the student or of the measured model.
 
-        Raises the error of the teacher's pass, and AccessLost if any thread lost access to a store.
+        Raises the error of the teacher's pass, or AccessLost if any thread has lost access to a store.
         """
         threads = [_started(self._teach), _started(self._measure_others)]
         threads += [_started(self._align, student) for student in self._students]
@@ -241,7 +241,7 @@ class _Campaign:
         self._measure(self._context, student, "before", admission)
 
     def _same_model_and_group(self, student: StudentConfig) -> tuple[str, EngineGroup]:
-        """Return the name of the first student with this student's model, maybe its own, and that student's group."""
+        """Return the name of the first student with the same model as this student, and the first student's group."""
         fingerprint_of = partial(verdict_fingerprint, self._context.config, self._context.task)
         fingerprint = fingerprint_of(student)
         first = next(s for s in self._students if fingerprint_of(s) == fingerprint)

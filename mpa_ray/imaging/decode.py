@@ -24,7 +24,7 @@ This is the policy. The format of a file is recognised by its first bytes (`SIGN
     EXIF orientation 2 to 8                                                             rotated or mirrored upright
     EXIF orientation missing or any other value                                         unchanged
     CMYK, YCCK, Lab                                                                     RGB without colour profiles;
-                                                                                        CMYK JPEG inverted, as by Adobe
+                                                                                        CMYK in JPEG is read as inverted
     transparency by alpha, palette or one colour                                        on a white background
     BMP whose alpha is 0 everywhere                                                     opaque
     1 bit, grey, palette                                                                RGB
@@ -66,7 +66,7 @@ from mpa_ray.records import Reason
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "ICO", "PPM", "JPEG2000")
-"""Pillow's names of the formats that are decoded. Pillow reads others, too, but may run a program (Ghostscript)."""
+"""Pillow's names of the formats that are decoded. For some other formats, Pillow runs a program (Ghostscript)."""
 MAX_ASPECT_RATIO = 200
 """Images with this aspect ratio or a larger one are refused; above it, Qwen2-VL's image processor raises an error."""
 _LARGE_PIXELS = 16_000_000

@@ -76,7 +76,7 @@ class ShardTarget(Protocol[T]):
     """The dataset to which a pass writes its rows."""
 
     def commit(self, shard: str, rows: Sequence[T], generation: int = 0, source_generation: int = 0) -> bool:
-        """Write a shard and publish it. Returns False if another attempt has published it: that one's rows count."""
+        """Write and publish a shard. Returns False if another attempt was first; readers then get its rows."""
         ...
 
     def count_unread(self, shard: str, generation: int, command: str) -> int:
@@ -105,7 +105,7 @@ class ShardedDataset(Generic[RowT]):
         *,
         left_out: Mapping[str, int] | None = None,
     ) -> bool:
-        """Write a shard and publish it. Returns False if another attempt has published it: that one's rows count.
+        """Write and publish a shard. Returns False if another attempt was first; readers then get its rows.
 
         Args:
             shard: The shard.
@@ -179,7 +179,7 @@ class ShardedDataset(Generic[RowT]):
         return [shard_name(index) for index, _ in enumerate(are_committed)]
 
     def num_rows(self, shards: Iterable[str]) -> int:
-        """Return the number of rows in the given shards, without those that are not committed. Reads only markers."""
+        """Return the number of rows in the committed shards among the given ones. Reads only markers."""
         return sum(commit.num_rows for commit in prefetch(self.commit_of, shards) if commit is not None)
 
     def read(self, shard: str) -> list[RowT]:

@@ -103,7 +103,7 @@ def deaths(storage: Storage, max_latest: int = 5) -> Deaths:
 
 
 def cause_of_silent_death(process: WorkerProcess, tails: dict[str, str]) -> str:
-    """Return why a process died that reported no error: the error in its log, or else what other signs show."""
+    """Return the cause of a death without a reported error: the error in the log, or else what other signs show."""
     error = next(filter(None, (last_error(tail) for tail in reversed(list(tails.values())))), None)
     if error is not None:
         return error

@@ -27,7 +27,7 @@ class ShardPlan:
     kept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """The rows of the images that are not visited again, by image."""
     partly: Mapping[str, Sequence[Any | None]] = field(default_factory=dict)
-    """By image: the rows of the images of which only some rows are made again. None stands for such a row."""
+    """By image: the rows of each image that is made again in part. None stands for a row that is made again."""
     is_current: bool = False
     """Whether nothing is left to make again, because another driver has already done it."""
 
@@ -98,7 +98,7 @@ class Redo:
         if not failed:
             return False
         _, source_rows = self.source.read_commit(shard)
-        # An image whose source rows failed fails for the same reason. Visiting it again would change nothing.
+        # If the source rows of an image failed, the image fails for the same reason: another visit changes nothing.
         return any(image_id in failed and not _is_failed(rows) for image_id, rows in by_image(source_rows).items())
 
     def _is_redone(self, row: HasOutcome) -> bool:
@@ -108,7 +108,7 @@ class Redo:
         return state == State.FAILED and (ANY_REASON in self.reasons or str(reason) in self.reasons)
 
     def _changed(self, shard: str, old: int, new: int, rows: Mapping[str, Sequence[Any]]) -> set[str]:
-        """Return the images whose source rows differ between two generations; all if the older cannot be read."""
+        """Return the images whose source rows differ between two generations; all images if the older is unreadable."""
         if old == new:
             return set()
         marker = self.source.generation_of(shard, old)
@@ -120,9 +120,9 @@ class Redo:
 
 
 def outdated(target: Dataset[Any], source: Dataset[Any], shards: Iterable[str]) -> list[str]:
-    """Return the committed shards whose rows were made from an older generation of the source than the newest.
+    """Return the committed shards whose rows do not come from the newest generation of the source.
 
-    Lists the markers of the source's later generations, and reads the markers of only those shards.
+    Lists the source's shards with later generations, and reads the markers of these shards in the target.
     """
     newest = source.generations()
     made_again = [shard for shard in shards if shard in newest]

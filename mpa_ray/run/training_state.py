@@ -101,7 +101,7 @@ _LOG_FIELDS = {entry.name for entry in fields(LogEntry)} - {"other"}
 
 @dataclass(frozen=True)
 class TrainingState:
-    """How far a training is and what it has logged."""
+    """The progress of a training, and its log."""
 
     step: int = 0
     """The last optimiser step that was logged."""
@@ -111,7 +111,7 @@ class TrainingState:
     num_changed: int | None = None
     """How many of the unreadable samples had images that had changed since the teacher saw them."""
     best_step: int | None = None
-    """The step whose weights had the lowest loss on the held-out samples; None without such samples."""
+    """The step whose weights had the lowest loss on the held-out samples; None if no samples are held out."""
     retained: Retained = field(default_factory=Retained)
     resumed: tuple[Resumption, ...] = ()
     log: tuple[LogEntry, ...] = ()

@@ -25,8 +25,8 @@ _GRACE_S = 1.0
 def call_with_deadline(call: Callable[[], T], deadline_s: float, name: str) -> T:
     """Run a call, and return its result or raise its error.
 
-    If the current thread already is a thread of this module, the call runs in it, and the deadline of that thread's
-    call is renewed. Otherwise, the call runs in a thread of this module.
+    If this is called inside another call of this module, the inner call runs in the same thread and renews the deadline
+    there. Otherwise, the call runs in a thread of this module.
 
     Args:
         call: What to run. It may use `Expiry.current`.

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Fault(StrEnum):
-    """What to do about an error."""
+    """The class of an error, which decides what to do about the error."""
 
     MISSING = "missing"
     """The object does not exist."""

@@ -89,7 +89,7 @@ class LocalStorage:
                     yield StoredFile(f"{folder}/{entry.name}", status.st_size, modified)
 
     def drop_unfinished(self, before: datetime) -> int:  # noqa: ARG002
-        # `details` lists all unfinished files.
+        # There is nothing to drop here, because `details` lists all unfinished files.
         return 0
 
     def free_bytes(self) -> int | None:

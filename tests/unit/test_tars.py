@@ -316,7 +316,7 @@ def test_other_members_are_left_out(tmp_path: Path) -> None:
     [
         (b"", "it has no bytes"),
         (b"\xff\xd8\xff\xe0" + bytes(2000), "it does not begin with a header"),
-        (b"\xff\xd8\xff", "it is cut at byte 3, in a header"),
+        (b"\xff\xd8\xff", "it is cut off at byte 3, in a header"),
         (gzip.compress(os.urandom(5000)), "it is compressed with gzip"),
         (b"BZh9" + b"1" * 600, "it is compressed with bzip2"),
         (b"\x28\xb5\x2f\xfd" + b"1" * 600, "it is compressed with zstd"),

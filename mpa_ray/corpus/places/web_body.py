@@ -1,4 +1,4 @@
-"""Reads the body of a web server's response, up to a limit however much the server sends."""
+"""Reads the body of a web server's response, up to a limit, however much the server sends."""
 
 from __future__ import annotations
 

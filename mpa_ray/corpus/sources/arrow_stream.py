@@ -40,7 +40,7 @@ def record_batches(file: BinaryIO) -> Iterator[BatchSpan]:
     """Yield the positions of an Arrow stream's record batches, reading only their headers.
 
     Raises:
-        pa.ArrowInvalid: the file is no Arrow stream.
+        pa.ArrowInvalid: the file is not an Arrow stream.
     """
     for message in _messages(file):
         if message.kind == _RECORD_BATCH:
@@ -85,7 +85,7 @@ class StreamHead:
         """Read the schema at the start of a stream, and the dictionaries anywhere in the stream.
 
         Raises:
-            pa.ArrowInvalid: the file is no Arrow stream.
+            pa.ArrowInvalid: the file is not an Arrow stream.
         """
         with places.open(uri) as file:
             first = next(_messages(file), None)
@@ -112,7 +112,7 @@ class StreamHead:
             position: The message's position in the stream. Dictionaries after this position do not apply.
 
         Raises:
-            pa.ArrowInvalid: the bytes are no record batch.
+            pa.ArrowInvalid: the bytes are not a record batch.
         """
         before = [message for first, message in self.dictionaries if first < position]
         try:

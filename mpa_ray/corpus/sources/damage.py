@@ -21,7 +21,7 @@ def without_damaged(config: SourceConfig, path: str, listing: Iterator[Listed]) 
     Args:
         config: The source.
         path: The file's path below the source's root, for the message.
-        listing: The items of the file. If it cannot be read, the iterator raises an error that `unreadable` made.
+        listing: The items of the file. If the file cannot be read, the iterator raises an error from `unreadable`.
 
     Raises:
         ConfigError: the file is damaged. The message names it.

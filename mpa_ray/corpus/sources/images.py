@@ -35,7 +35,7 @@ def image_endings(config: SourceConfig) -> tuple[str, ...]:
     """The file name endings of images, in lower case with the dot.
 
     Raises:
-        ConfigError: the user names an ending whose reader is not installed.
+        ConfigError: `source.extensions` names an ending whose decoder is not installed.
     """
     endings = tuple(f".{ending.lower().lstrip('.')}" for ending in config.extensions)
     if config.extensions == DEFAULT_EXTENSIONS:

@@ -23,7 +23,8 @@ ENDINGS = (".parquet",)
 _ROWS_PER_BATCH = 256
 """Small, because a batch may hold images."""
 _MAX_URI_BYTES = 4096
-"""If the average text in a row group is longer, the text is base64. Then no row names a file, and no text is read."""
+"""If the texts of a row group are longer on average, they are base64. Then no row names a file, and listing need not
+read the texts."""
 
 
 class ParquetFiles:
@@ -66,7 +67,13 @@ class ParquetFiles:
 def rows_with_images(
     file: pq.ParquetFile, columns: Iterable[str], image: ImageColumn
 ) -> Iterator[tuple[dict[str, Any], str | None]]:
-    """Yield each row's columns and its image's path or URI, which is None if the row holds the image or has none."""
+    """Yield the columns of each row, and the path or URI of the row's image. The path is None if the row names no file.
+
+    Args:
+        file: The Parquet file.
+        columns: The names of the columns to yield.
+        image: The column with the images.
+    """
     for group in range(file.num_row_groups):
         read = _read_for_images(file, group, image)
         names = list(dict.fromkeys([*columns, *([read] if read else [])]))

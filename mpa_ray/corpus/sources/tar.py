@@ -26,7 +26,7 @@ _COMPRESSED = {
 
 
 class DamagedTar(Exception):
-    """The file is not a tar, or is cut or damaged."""
+    """The file is not a tar, or is cut off or damaged."""
 
 
 class Kind(Enum):
@@ -90,7 +90,7 @@ class TarReader:
         """Yield the members in their order.
 
         Raises:
-            DamagedTar: the file is not a tar, or is cut or damaged.
+            DamagedTar: the file is not a tar, or is cut off or damaged.
             OSError: the file cannot be read.
         """
         if not self.num_bytes:
@@ -102,7 +102,7 @@ class TarReader:
             else:
                 self._read_extension(header, extension)
         if self._attributes:
-            raise DamagedTar("it is cut after an extended header")
+            raise DamagedTar("it is cut off after an extended header")
 
     def content(self, member: Member) -> bytes:
         """Return a member's content. Raises OSError."""
@@ -117,7 +117,7 @@ class TarReader:
                 self.has_end = True
                 continue
             if len(block) < _BLOCK_BYTES:
-                raise DamagedTar(f"it is cut at byte {self.num_bytes}, in a header")
+                raise DamagedTar(f"it is cut off at byte {self.num_bytes}, in a header")
             _check_sum(block, at)
             if self.has_end:
                 self._archive, self.has_end, self._attributes_of_all = self._archive + 1, False, {}
@@ -170,7 +170,7 @@ class TarReader:
     def _skip(self, num_bytes: int, name: str) -> None:
         """Move past some content and the zeros that fill its last block."""
         if self._position + num_bytes > self.num_bytes:
-            raise DamagedTar(f"it is cut at byte {self.num_bytes}, in {name}")
+            raise DamagedTar(f"it is cut off at byte {self.num_bytes}, in {name}")
         self._position += -(-num_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
 
     def _read(self, first: int, num_bytes: int) -> bytes:
