@@ -47,7 +47,7 @@ def _contractions() -> dict[str, str]:
     for form in _DOUBLE_SHORT_FORMS.split():
         first, second = (at for at, character in enumerate(form) if character == "'")
         forms |= {form[:first] + form[first + 1 :]: form, form[:second] + form[second + 1 :]: form}
-    # As in the evaluators, including "somebody'd", which loses its apostrophe.
+    # These forms are those of the evaluators, even "somebody'd", which loses its apostrophe.
     forms |= {"twas": "'twas", "somebody'd": "somebodyd"}
     forms |= dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at")
     return forms | dict.fromkeys(("yall'd've", "y'alld've", "y'all'dve"), "y'all'd've")
@@ -66,7 +66,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def vqa_accuracy_official(prediction: str, answers: Sequence[str]) -> float:
-    """`vqa_accuracy` as GT-Vision-Lab's script computes it since 2021: without normalisation if all answers are equal.
+    """`vqa_accuracy` as GT-Vision-Lab's script has computed it since 2021: not normalised if all answers are equal.
 
     "Black." is then wrong if ten annotators wrote "black".
     """
