@@ -89,8 +89,7 @@ def _shards(questions: Iterable[LabelledQuestion], size: int) -> Iterator[list[L
 
 
 def _fingerprint(benchmark: BenchmarkConfig, shard_size: int, places: Places) -> dict[str, object]:
-    """The fingerprint of a benchmark's questions. The paths of the files and the metric are not part of it and may
-    change."""
+    """The fingerprint of a benchmark's questions. It leaves out the files' paths and the metric, which may change."""
     settings = benchmark.model_dump(mode="json", include={"kind", "split", "columns", "limit"})
     files = [file.uri for file in question_files(benchmark, places)]
     if benchmark.annotations is not None:

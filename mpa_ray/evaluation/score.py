@@ -127,7 +127,7 @@ def tally(predictions: Iterable[Prediction], metric: str) -> Tally:
 
 
 def paired_difference(before: Iterable[Prediction], after: Iterable[Prediction], metric: str) -> Groups:
-    """The mean difference between each question's score after and before, by group.
+    """The mean of each question's score after minus its score before, by group.
 
     Raises:
         ValueError: the two are not about the same questions in the same order.

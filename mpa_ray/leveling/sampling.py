@@ -1,4 +1,4 @@
-"""Random choices that depend on ids and a seed alone, not on the order of the rows: by a hash of each id."""
+"""Random choices by a hash of the seed and each row's id, so that the order of the rows does not matter."""
 
 from __future__ import annotations
 

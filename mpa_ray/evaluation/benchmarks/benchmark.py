@@ -61,8 +61,7 @@ BENCHMARKS = {
 
 
 def question_files(spec: BenchmarkConfig, places: Places) -> list[File]:
-    """The files with a benchmark's questions. Raises ConfigError if there are none, or if they belong to several
-    splits."""
+    """The files with a benchmark's questions. Raises ConfigError if there are none, or files of several splits."""
     return _inputs(spec, places).files
 
 

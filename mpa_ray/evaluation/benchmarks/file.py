@@ -39,8 +39,8 @@ class File:
 
     @property
     def split(self) -> str:
-        """The split, such as train, val or test, from the file's name or else its folder's name; empty if neither has
-        one."""
+        """The split, such as train, val or test, that the file's name or else its folder's name contains; empty if
+        none."""
         *_, folder, name = ["", "", *self.uri.split("/")]
         stem = _PART_OF.sub("", re.sub(r"\.\w+$", "", name)).lower()
         splits = [part for part in (*re.split(r"[-_. ]", stem), folder.lower()) if _SPLIT.fullmatch(part)]
