@@ -16,7 +16,7 @@ from mpa_ray.report.training import TrainingSummary
 NUM_SAMPLES = 24
 _FEW_PARITY_SAMPLES = 100
 _FORGETTING_POINTS = 5
-"""A loss of more points on a family of questions is reported."""
+"""A loss of more than this many percentage points on a family of questions is reported."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ def student_summary(
     scores: Scores,
     training: TrainingSummary | None,
 ) -> StudentSummary:
-    """Sum up a student.
+    """Summarise a student.
 
     Args:
         student: Its settings.
         verdicts: The verdicts on its answers; they are read once.
-        num_kept: How many of them are kept.
-        scores: The run's scores, which need not have the student.
+        num_kept: How many of these verdicts are `kept`.
+        scores: The run's scores, which may lack the student's.
         training: Its training on D_PI.
     """
     cells: Counter[str] = Counter()
