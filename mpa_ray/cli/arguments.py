@@ -19,8 +19,8 @@ class Arguments:
     argument: str | None = None
     """The word without dashes, such as a run directory."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """The values of the command's own options on the command line, by name without dashes. An option that takes no
-    value has an empty string."""
+    """The command's own options that were given, by name without dashes, with their values. The value of an option that
+    takes none is an empty string."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """The values of settings, by their dotted names."""
 

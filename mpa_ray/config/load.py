@@ -55,7 +55,7 @@ def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None
 
 
 def parse_config(tree: Tree) -> EvaluationRunConfig:
-    """Validate a configuration tree, as a `RunConfig` if it has source, teacher or students, else without them.
+    """Validate a configuration tree. The result is a `RunConfig` if the tree has source, teacher or students.
 
     Raises:
         ConfigError: a key is unknown, or a value is out of range.

@@ -72,9 +72,9 @@ class SamplingConfig(Settings):
     """How replies are sampled."""
 
     temperature: float = Field(0.0, ge=0)
-    """0 always takes the most likely token."""
+    """Randomness of the replies; 0 always takes the most likely token."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Sample from the most likely tokens whose probabilities add up to this value."""
+    """Sample only from the most likely tokens whose probabilities add up to this value."""
     max_new_tokens: int = Field(128, ge=1)
     """A reply that has not ended after this many tokens is dropped as truncated."""
     seed: int = 0

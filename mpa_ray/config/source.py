@@ -41,7 +41,7 @@ class SourceConfig(Settings):
     or Hugging Face's struct of bytes and path. `images[0]` is the first item of a column with lists. If a JSON list
     lacks the default column, the column `images` is tried, too."""
     id_column: str | None = None
-    """The column with the images' ids; None makes them from file names and row numbers."""
+    """The column with the images' ids; None generates ids from file names and row numbers."""
     metadata: tuple[str, ...] = ()
     """Columns to copy to D_PA and D_PI. For tars, each entry is the ending of a member (`txt`) or a key of the `.json`
     member."""

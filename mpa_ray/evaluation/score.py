@@ -1,4 +1,4 @@
-"""Score stored predictions in one pass, in memory that does not grow with their number."""
+"""Score stored predictions as they are read, in memory that does not grow with their number."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Progress:
     num_worse: int
     """How many losses on the held-out samples were measured since the lowest one."""
     has_best: bool
-    """Whether the checkpoint holds the weights with that loss."""
+    """Whether the checkpoint holds the weights with the lowest loss."""
     num_changed: int = 0
     """Samples so far whose images have changed since the teacher saw them."""
 

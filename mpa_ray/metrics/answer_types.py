@@ -141,8 +141,9 @@ _JOINING = {"of", "the", "and", "de", "la", "van", "von", "der", "di", "del", "&
 def answer_type(text: str) -> str:
     """The type of an answer, one of `TYPES`.
 
-    A year is a `time_or_date` only with a word that marks it ("in 1999"); otherwise it is a `number`. A name is two or
-    more words that all begin with a capital letter, or one such word with a marker such as Inc or Street.
+    A year is a `time_or_date` only with a word that marks it ("in 1999"); otherwise it is a `number`. A name consists
+    of two or more words that begin with a capital letter or a digit. At least two of them are capitalised, or one is a
+    marker such as Inc or Street.
     """
     plain = " ".join(text.split()).strip(" .,;!?\"'")
     lower = plain.lower()

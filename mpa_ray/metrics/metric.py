@@ -80,7 +80,7 @@ METRICS = {
 def score(metric: str, prediction: str, answers: Sequence[str]) -> float:
     """The score in [0, 1] of one prediction against its reference answers; 0 without answers.
 
-    Every metric scores every text: predictions and answers never raise an error.
+    Every metric scores every text; no prediction or answer raises an error.
 
     Raises:
         ValueError: there is no metric of that name.

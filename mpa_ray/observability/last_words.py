@@ -24,7 +24,7 @@ _PREFIX = re.compile(
 )
 """What vLLM writes before each line: the process, the level, the time and the place."""
 _RAY_MARKS = (":job_id:", ":actor_name:", ":task_name:")
-"""How the lines begin that Ray writes into logs for its own use."""
+"""The beginnings of lines that Ray writes into logs for its own use."""
 _TRACEBACK = "Traceback (most recent call last)"
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)(?:: .*)?$|^Fatal Python error: .*$")
 _NATIVE = re.compile(r"what\(\):|\*\*\* SIG[A-Z]+ received|^Segmentation fault|^terminate called|std::bad_alloc")

@@ -18,14 +18,14 @@ _STDERR = 2
 
 
 def shows_worker_lines() -> bool:
-    """Whether to show the output of Ray's workers: Ray's variable `RAY_LOG_TO_DRIVER`, off by default here."""
+    """Whether `RAY_LOG_TO_DRIVER` asks for the output of Ray's workers. Unlike in Ray, the default is no."""
     return os.environ.get("RAY_LOG_TO_DRIVER", "").lower() in ("1", "true")
 
 
 def shows_library_lines() -> bool:
     """Whether the output of libraries in this process stays in its standard error.
 
-    If a job asks for JSON records, it also wants those of Ray.
+    It also stays there in a job that asks for JSON records, since such a job wants Ray's records, too.
     """
     return shows_worker_lines() or "RAY_LOGGING_CONFIG_ENCODING" in os.environ
 

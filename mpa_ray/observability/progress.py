@@ -93,7 +93,7 @@ class Progress:
         """Add to the count.
 
         Args:
-            count: How much.
+            count: The number to add.
             rate: Units per second of work so far, if the caller measures them. Only such a rate is shown. Without it,
                 the remaining time is estimated from the time since the start.
         """

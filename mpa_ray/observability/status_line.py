@@ -28,7 +28,7 @@ class Part(Protocol):
 
 
 def can_update(stream: TextIO) -> bool:
-    """Whether a line can be overwritten: on a terminal with escape sequences that no library writes to."""
+    """Whether a line can be overwritten: only on a terminal with escape sequences, if no library writes to it."""
     is_dumb = os.environ.get("TERM", "dumb") == "dumb" or bool(os.environ.get("NO_COLOR"))
     return stream.isatty() and not is_dumb and not shows_library_lines()
 

@@ -21,7 +21,7 @@ class Coverage:
     sets: dict[str, dict[str, int]]
     """The number of answers by type: in D_PA, each student's D_PI, the dropped pairs by reason, and the benchmarks."""
     divergences: dict[str, dict[str, float]]
-    """By set, the Jensen-Shannon divergence from D_PA and from each benchmark, in bits: 0 for equal shares, up to 1."""
+    """By set, the Jensen-Shannon divergence from D_PA and from each benchmark, in bits, from 0 (equal shares) to 1."""
 
 
 def coverage(run: Run, config: RunConfig) -> Coverage:

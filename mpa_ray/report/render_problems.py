@@ -30,7 +30,7 @@ def error_lines(errors: Mapping[str, str]) -> Iterator[str]:
 
 
 def named_error(label: str, error: str) -> str:
-    """An error with the label of its phase, which most errors already begin with."""
+    """An error, with the label of its phase in front unless the error already begins with the label."""
     return _indented(error if error.startswith(label) else f"{label}: {error}")
 
 

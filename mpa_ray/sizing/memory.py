@@ -17,7 +17,7 @@ _UTILIZATION = 0.9
 ENGINE_ALLOWANCE_GIB = 2.0
 """Memory for an engine's CUDA graphs, and for its activations while it computes a batch of prompts."""
 TRAINING_ALLOWANCE_GIB = 2.0
-"""Memory for a worker's CUDA context, for the kernels' work space, and that the allocator cannot use."""
+"""Memory for a worker's CUDA context and the kernels' work space, and memory that the allocator cannot use."""
 _TRAINED_BYTES = 16
 """Bytes of a trained parameter: itself, its gradient and AdamW's two moments in float32 (arXiv 1910.02054, section
 3.1)."""

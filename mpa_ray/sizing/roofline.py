@@ -17,7 +17,7 @@ _TAIL_TOKENS = 60
 class Roofline:
     """The least time that operations and memory traffic take if a GPU reaches a share of its peak.
 
-    Rendering images, Ray and scheduling are left out, so a measured rate is better.
+    The time for rendering images, for Ray and for scheduling is left out, so a measured rate is better.
     """
 
     gpu: Gpu

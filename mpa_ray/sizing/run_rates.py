@@ -26,7 +26,7 @@ class TrainingRates:
     start_s: float | None = None
     """Seconds without optimiser steps."""
     memory_gib: float | None = None
-    """The most that a worker's GPU held."""
+    """The most memory that a worker's GPU held."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mpa_ray.sizing.rates import Rate
 
 @dataclass(frozen=True)
 class PhaseSizing:
-    """What one phase takes. It is a pass of a model, a training, or the indexing."""
+    """The estimate for one phase: a pass of a model, a training, or the indexing."""
 
     key: PhaseKey
     count: float | None

@@ -39,8 +39,7 @@ class File:
 
     @property
     def split(self) -> str:
-        """The split, such as train, val or test, that the file's name or else its folder's name contains; empty if
-        none."""
+        """The split that the file's name or else its folder's name contains, such as val; empty if there is none."""
         *_, folder, name = ["", "", *self.uri.split("/")]
         stem = _PART_OF.sub("", re.sub(r"\.\w+$", "", name)).lower()
         splits = [part for part in (*re.split(r"[-_. ]", stem), folder.lower()) if _SPLIT.fullmatch(part)]

@@ -20,7 +20,7 @@ def parse_printed_list(text: str) -> list[Any] | None:
     """The list of texts or objects that is printed in a text; None if the text is not a printed list.
 
     Raises:
-        ValueError: the text may be a printed list or not, or it is one that cannot be read. The message says why.
+        ValueError: the text may or may not be a printed list, or it is one that cannot be read. The message says why.
     """
     if _LIST.fullmatch(text) is None:
         return None
