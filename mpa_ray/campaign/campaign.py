@@ -61,7 +61,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     students = _without(failures, config.students)
     check_names(config)
     check_run(config.model_copy(update={"students": students}))
-    failures |= _errors_of_students(config, check_trainable)
+    failures |= _errors_of_students(config, partial(check_trainable, object_store=config.object_store))
     students = _without(failures, students)
     context = RunContext.from_checked(config, again)
     for name, error in failures.items():

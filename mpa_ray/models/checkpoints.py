@@ -132,11 +132,13 @@ def model_settings(model: str, object_store: ObjectStoreConfig) -> dict[str, Any
             if "/" not in model:
                 raise ConfigError("model", model, "is not a folder.", "Give a folder or a hub name (owner/name).")
             content = hub_file(model, "config.json").read_bytes()
-        settings: dict[str, Any] = json.loads(content)
-    except (OSError, ValueError) as error:
+        settings = json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             "model", model, f"its config.json cannot be read ({type(error).__name__}).", remedy
         ) from error
+    if not isinstance(settings, dict):
+        raise ConfigError("model", model, "its config.json is not a JSON object.", "Download the checkpoint again.")
     return settings
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def level(context: RunContext[RunConfig]) -> None:
     """Fine-tune all students on all their arms. A student of a later round is left out until it has a D_PI."""
     for index, student in enumerate(context.configured.students):
-        check_trainable(student, index)
+        check_trainable(student, index, context.config.object_store)
     for student in students_ready(context, context.run.is_identified):
         for arm in student.arms:
             level_student(context, student, arm)

@@ -6,6 +6,7 @@ import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from mpa_ray.config import (
     BenchmarkConfig,
@@ -25,12 +26,12 @@ from mpa_ray.engine.vllm.version import INSTALL_VLLM
 from mpa_ray.errors import ConfigError, did_you_mean
 from mpa_ray.evaluation.benchmarks import BENCHMARKS, question_files
 from mpa_ray.metrics import METRICS
-from mpa_ray.models.checkpoints import base_of_adapter
+from mpa_ray.models.checkpoint_files import check_files, check_kind, check_weights
+from mpa_ray.models.checkpoints import adapter_folder, base_of_adapter, model_settings
 from mpa_ray.models.hub import hub_file
 from mpa_ray.tasks.library import find_task
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def check_config(config: EvaluationRunConfig) -> None:
@@ -54,7 +55,7 @@ def check_run(config: RunConfig) -> None:
     """
     check_task(config)
     check_source(config.source, Places(config.object_store))
-    check_model(config.teacher, "teacher")
+    check_model(config.teacher, "teacher", config.object_store)
     for index, student in enumerate(config.students):
         check_student(student, index, config.object_store)
     check_evaluation(config)
@@ -75,7 +76,7 @@ def check_task(config: RunConfig) -> None:
 
 def check_student(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
     """Check the student with this index. Raises ConfigError if it cannot be aligned."""
-    check_model(student, f"students.{index}")
+    check_model(student, f"students.{index}", object_store)
     check_level(student.level, f"students.{index}.level", Places(object_store))
     if student.labels is not None:
         _check_benchmark(student.labels, f"students.{index}.labels", Places(object_store))
@@ -88,12 +89,12 @@ def check_student(student: StudentConfig, index: int, object_store: ObjectStoreC
         )
 
 
-def check_trainable(student: StudentConfig, index: int) -> None:
+def check_trainable(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
     """Check the student with this index before a training. Raises ConfigError if its model is not a checkpoint.
 
     `check_student` checks this only for engines that load checkpoints.
     """
-    _check_checkpoint(student.model, f"students.{index}.model")
+    _check_checkpoint(student.model, f"students.{index}.model", object_store)
 
 
 def check_evaluation(config: EvaluationRunConfig) -> None:
@@ -108,7 +109,7 @@ def check_evaluation(config: EvaluationRunConfig) -> None:
     for index, benchmark in enumerate(config.evaluate.benchmarks):
         _check_benchmark(benchmark, f"evaluate.benchmarks.{index}", Places(config.object_store))
     for index, model in enumerate(config.evaluate.models):
-        check_model(model, f"evaluate.models.{index}")
+        check_model(model, f"evaluate.models.{index}", config.object_store)
 
 
 def check_names(config: EvaluationRunConfig) -> None:
@@ -164,7 +165,7 @@ def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> 
         raise error.with_field(error.field.replace("benchmark.", f"{field}.", 1)) from error
 
 
-def check_model(config: ModelConfig, field: str) -> None:
+def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig) -> None:
     """Check a model. Raises ConfigError if it does not exist or is not a vision-language checkpoint."""
     if not config.engine.has_checkpoint:
         return
@@ -178,35 +179,37 @@ def check_model(config: ModelConfig, field: str) -> None:
             f"is more than max_pixels ({config.max_pixels}).",
             "Lower it.",
         )
-    _check_checkpoint(config.model, f"{field}.model")
+    _check_checkpoint(config.model, f"{field}.model", object_store)
 
 
-def _check_checkpoint(model: str, field: str) -> None:
-    if model.startswith("s3://"):
-        # The fingerprint lists the files of a model at s3://, which shows whether it can be read.
-        return
+def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig) -> None:
     folder = Path(resolve_path(model))
-    if not folder.is_dir():
+    if model.startswith("s3://"):
+        # An adapter at s3:// is checked when it is downloaded.
+        if adapter_folder(model, object_store) is None:
+            check_kind(_settings_of(model, field, object_store), field, model)
+    elif not folder.is_dir():
         _check_hub_name(model, field)
-        return
-    base = base_of_adapter(folder)
-    if base is not None:
-        _check_checkpoint(base, f"{field} {model!r}, base_model_name_or_path")
-        return
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            field,
-            model,
-            "has no config.json.",
-            "Set it to the folder of a Hugging Face checkpoint or of a LoRA adapter.",
-        )
-    if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
-        raise ConfigError(
-            field,
-            model,
-            f"has no processor ({' or '.join(_PROCESSOR_FILES)}).",
-            "Save the model's processor beside its weights.",
-        )
+        check_kind(_settings_of(model, field, object_store), field, model)
+    elif (base := _base_of_adapter(folder, field)) is not None:
+        check_weights(folder, field, model)
+        _check_checkpoint(base, f"{field} {model!r}, base_model_name_or_path", object_store)
+    else:
+        check_files(folder, field, model)
+
+
+def _base_of_adapter(folder: Path, field: str) -> str | None:
+    try:
+        return base_of_adapter(folder)
+    except ConfigError as error:
+        raise error.with_field(field) from error
+
+
+def _settings_of(model: str, field: str, object_store: ObjectStoreConfig) -> dict[str, Any]:
+    try:
+        return model_settings(model, object_store)
+    except ConfigError as error:
+        raise error.with_field(field) from error
 
 
 def check_level(config: LevelConfig, field: str, places: Places) -> None:

@@ -260,22 +260,21 @@ class ObjectStore:
             Expiry.current().check(name, 0)
             try:
                 with pace.request():
-                    result = attempt()
-                pace.succeed()
-                return result
+                    try:
+                        result = attempt()
+                    except _ERRORS as error:
+                        last, fault = self._diagnose(error, bucket, key)
+                        # Before the request counts as ended, which lets another one be sent.
+                        pace.record(fault, _retry_after_s(last))
+                    else:
+                        pace.succeed()
+                        return result
             except Outage as outage:
                 raise TransientError(f"{name}: {outage}") from outage
-            except _ERRORS as error:
-                last, fault = self._diagnose(error, bucket, key)
-            if fault is Fault.SLOW_DOWN:
-                pace.slow_down(_retry_after_s(last))
-                if time.monotonic() - slow_since < self.config.max_outage_s:
-                    continue
-            elif fault is Fault.TRANSIENT:
-                pace.fail()
-            else:
-                pace.succeed()
+            if fault not in (Fault.SLOW_DOWN, Fault.TRANSIENT):
                 raise _final_error(name, fault, last) from last
+            if fault is Fault.SLOW_DOWN and time.monotonic() - slow_since < self.config.max_outage_s:
+                continue
             num_failed += 1
             if num_failed >= self.config.max_attempts or pace.is_out():
                 raise TransientError(f"{name}: {last} (attempt {num_failed})") from last

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from mpa_ray.storage.faults import Fault
+
 
 class Outage(Exception):
     """No request has succeeded for too long, so this one was not sent."""
@@ -58,6 +60,20 @@ class RequestPace:
             with self._changed:
                 self._num_in_flight -= 1
                 self._changed.notify_all()
+
+    def record(self, fault: Fault, retry_after_s: float) -> None:
+        """Record a request's error. Call it while the request is in flight.
+
+        Args:
+            fault: What the error means. An error that will never pass is an answer, so it ends an outage.
+            retry_after_s: How long the store wants to be left alone.
+        """
+        if fault is Fault.SLOW_DOWN:
+            self.slow_down(retry_after_s)
+        elif fault is Fault.TRANSIENT:
+            self.fail()
+        else:
+            self.succeed()
 
     def slow_down(self, at_least_s: float = 0.0) -> None:
         """Pause all requests, unless a pause has begun since they were sent: many answers may ask for the same one.
