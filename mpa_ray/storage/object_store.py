@@ -114,8 +114,10 @@ class ObjectStore:
         last = "" if first is None or num_bytes is None else first + num_bytes - 1
         byte_range = {} if first is None else {"Range": f"bytes={first}-{last}"}
 
+        name = f"{SCHEME}{bucket}/{key}"
+
         def attempt() -> bytes:
-            Expiry.current().check(f"{SCHEME}{bucket}/{key}", 0)
+            Expiry.current().check(name, 0)
             try:
                 response = self._client.get_object(Bucket=bucket, Key=key, **byte_range)
             except ClientError as error:
@@ -124,7 +126,7 @@ class ObjectStore:
                 raise
             # A store without range support sends the whole object.
             skip = 0 if "ContentRange" in response else first or 0
-            return _body(response["Body"], skip, num_bytes)
+            return _body(response["Body"], skip, num_bytes, name)
 
         return self._with_retries(attempt, bucket, key)
 
@@ -341,7 +343,7 @@ def _underlying(error: Exception) -> Exception:
     return context if isinstance(error, Boto3Error) and isinstance(context, ClientError | BotoCoreError) else error
 
 
-def _body(body: Any, skip: int, num_bytes: int | None) -> bytes:
+def _body(body: Any, skip: int, num_bytes: int | None, name: str) -> bytes:
     """Read at most `num_bytes` of a body after its first `skip` bytes. The call's deadline cuts the reading off."""
     expiry = Expiry.current()
     # A read that is blocked at the deadline still gets its next bytes, and then times out.
@@ -353,7 +355,7 @@ def _body(body: Any, skip: int, num_bytes: int | None) -> bytes:
             return bytes(content)
         content += chunk[skip:] if skip else chunk
         skip = max(0, skip - len(chunk))
-        expiry.check("its body", len(content))
+        expiry.check(name, len(content))
     body.close()
     del content[num_bytes:]
     return bytes(content)
