@@ -248,9 +248,12 @@ def test_in_an_outage_requests_fail_at_once(behind: Behind) -> None:
 
 
 def test_threads_share_a_slow_down(behind: Behind) -> None:
-    """Sixteen threads that slow down alone send more than a hundred requests in this time."""
+    """Each pause halves the requests in flight: 16, 8, 4, 2, and then 1 after each pause, which is twice as long.
+
+    Sixteen threads that slow down alone send as many requests after every pause.
+    """
     proxy, config = behind(always(503, "SlowDown"))
-    config = config.model_copy(update={"first_pause_s": 2.0, "max_outage_s": 4.0})
+    config = config.model_copy(update={"max_connections": 16, "max_outage_s": 4.0})
     with ThreadPoolExecutor(16) as threads, pytest.raises(TransientError):
         list(threads.map(lambda _: ObjectStore(config).get("bucket", "image.png"), range(16)))
     assert len(proxy.requests) < 40
