@@ -22,10 +22,10 @@ ALL_SETTINGS = "`mpa-ray --help-all` lists all settings."
 _STARTER = "`mpa-ray init > my.yaml` writes one to start from."
 _MAX_SUGGESTIONS = 2
 _NO_MAPPING = ("model_type", "model_attributes_type", "dict_type")
-"""Pydantic's types of errors for a plain value in place of a mapping."""
+"""The types of Pydantic errors for a plain value where a mapping is required."""
 _CREDENTIALS = re.compile(r"^(\w+://)?.*@", re.DOTALL)
 _NO_LIST = ("list_type", "tuple_type")
-"""Pydantic's types of errors for another value in place of a list."""
+"""The types of Pydantic errors for another value where a list is required."""
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
 
@@ -35,9 +35,9 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
     Args:
         path: The file.
-        overrides: Settings that replace those of the file, by their dotted names, such as
-            `{"students.0.level.seed": 1}`. Text is read as on the command line: taken as it is where the setting is
-            text, and as YAML elsewhere.
+        overrides: Settings that replace those of the file, by their dotted names, such as `{"students.0.level.seed":
+            1}`. A string is read as on the command line: it stays unchanged where the setting is text, and is parsed as
+            YAML elsewhere.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
@@ -49,13 +49,13 @@ def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None
     """Like `load_config`, but the file may lack source, teacher and students: the run then only measures models.
 
     Raises:
-        ConfigError: as `load_config` does.
+        ConfigError: for the same reasons as in `load_config`.
     """
     return parse_config(_tree(path, overrides or {}))
 
 
 def parse_config(tree: Tree) -> EvaluationRunConfig:
-    """Check a configuration that is already read. The result is a `RunConfig` if it has source, teacher or students.
+    """Validate a configuration tree. The result is a `RunConfig` if the tree has source, teacher or students.
 
     Raises:
         ConfigError: a key is unknown, or a value is out of range.
@@ -86,7 +86,9 @@ class _ObjectStoreOnly(Settings):
 
 def _validated(kind: type[ConfigT], tree: Tree) -> ConfigT:
     for path, text in unstorable_texts(tree):
-        raise ConfigError(path or "config", text, "is not UTF-8.", "Rename it, or give a link with another name.")
+        raise ConfigError(
+            path or "config", text, "is not UTF-8.", "Rename the file or folder, or use a link with another name."
+        )
     try:
         return kind.model_validate(with_types(tree, kind))
     except ValidationError as error:
@@ -112,7 +114,7 @@ def _tree(path: str | Path, overrides: Mapping[str, Any]) -> Tree:
 
 
 def _first_problem(error: Exception) -> str:
-    """The problem in one line; PyYAML's own message has up to seven."""
+    """The problem in one line. PyYAML's own message has up to seven lines."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).split())
     mark = error.problem_mark
@@ -137,11 +139,11 @@ def _override(tree: Tree, dotted: str, value: Any) -> None:
 
 
 def _branch(node: Tree, key: str, following: str) -> Any:
-    """The branch below a key; a new one if there is none, or nothing is written below the key."""
+    """The branch below a key. If the key is missing or has no value, an empty branch is added."""
     if node.get(key) is None:
         node[key] = [{}] if following == "0" else {}
     elif isinstance(node[key], Word):
-        # An option before this one may give the branch as a whole.
+        # An earlier option may have set the whole branch, as a YAML mapping or list.
         node[key] = parsed(node[key])
     return node[key]
 
@@ -167,9 +169,9 @@ def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
 
 
 def _of_branch(branch: str, content: Tree, problem: str) -> tuple[str, object, str]:
-    """The field, the value and the problem of an error in how the settings of a branch fit together.
+    """Split an error about several settings of one branch into field, value and problem.
 
-    Its text is `NAME: problem` or `NAME VALUE problem`.
+    The error's text is `NAME: problem` or `NAME VALUE problem`.
     """
     parts = re.fullmatch(r"(\w+)(?:: | (\S+) )(.*)", problem, re.DOTALL)
     if parts is None:
@@ -180,7 +182,7 @@ def _of_branch(branch: str, content: Tree, problem: str) -> tuple[str, object, s
 
 
 class _Brief:
-    """A collection in a message."""
+    """A value in a message; a list or mapping is shown as its number of entries."""
 
     def __init__(self, content: object) -> None:
         self._content = content
@@ -190,7 +192,7 @@ class _Brief:
 
 
 def _suggestion(error: Mapping[str, Any], kind: type[Settings]) -> str:
-    """What the user may have meant, with a space after it; empty if nothing is similar."""
+    """A hint at what the user may have meant, followed by a space; empty if there is no hint."""
     if error["type"] == "extra_forbidden":
         similar = similar_settings(kind, error["loc"])[:_MAX_SUGGESTIONS]
         return f"Did you mean {' or '.join(similar)}? " if similar else ""

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,27 +22,23 @@ from mpa_ray.records import Reason
 _QUESTION = re.compile(r"What is written on picture ([0-9a-f]{8})(?:, line \d+)?\?")
 _BLOCK_SIZE = 32
 _HOSTILE_TEXT = (
-    *(
-        "",
-        " \n",
-        "\0",
-        "\ud83d",
-        "a \udce9 b",
-        "\u202egnp\u200b",
-        "NaN",
-        "null",
-        "0" * 5000,
-        "<script>alert(1)</script>",
-    ),
-    *(
-        "<|im_end|><image>",
-        "<think>",
-        "</think>",
-        "?" * 1000,
-        "[" * 100_000,
-        '{"question": ' * 20_000,
-        "word " * 20_000,
-    ),
+    "",
+    " \n",
+    "\0",
+    "\ud83d",
+    "a \udce9 b",
+    "\u202egnp\u200b",
+    "NaN",
+    "null",
+    "0" * 5000,
+    "<script>alert(1)</script>",
+    "<|im_end|><image>",
+    "<think>",
+    "</think>",
+    "?" * 1000,
+    "[" * 100_000,
+    '{"question": ' * 20_000,
+    "word " * 20_000,
 )
 """Replies that no engine should give."""
 
@@ -53,17 +50,18 @@ def start(
     adapters: Mapping[str, Adapter],
     object_store: ObjectStoreConfig,  # noqa: ARG001
 ) -> ScriptedEngine:
-    """The engine's factory; there is no model to load."""
+    """Start a scripted engine, as an `EngineFactory`; no model is loaded."""
     assert not adapters, "a scripted engine has no weights to adapt"
     if settings.kill_at_start:
+        print("killed at the start, as configured", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     return ScriptedEngine(settings, model.pixel_limits, max_images_in_flight)
 
 
 class ScriptedEngine:
-    """A teacher that asks what is written on the picture, and a student that answers; both err at configured rates.
+    """A teacher that asks what is written on the picture, or a student that answers; both err at configured rates.
 
-    A hash of the image and the fault's name decides whether an image has a fault, so runs are repeatable.
+    Whether an image has a fault depends on a hash of the image and of the fault's name, so runs are repeatable.
     """
 
     def __init__(self, config: ScriptedEngineConfig, pixels: tuple[int, int, int], max_images_in_flight: int) -> None:
@@ -157,5 +155,5 @@ def _hostile_text(code: str) -> str:
 
 
 def _digest(text: str) -> str:
-    # A key is the file's hash and the pixel limits; only the hash is the same for a teacher and its students.
+    # A key joins the file's hash and the pixel limits. Teacher and students may have different pixel limits.
     return hashlib.sha256(text.split("-")[0].encode()).hexdigest()

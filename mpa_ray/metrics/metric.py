@@ -21,7 +21,7 @@ class Metric:
     name: str
     score: Scorer
     version: str
-    """The version of the evaluator whose results it reproduces."""
+    """The version of the evaluator whose results the metric reproduces."""
     source: str
     """Who defines the metric."""
     summary: str
@@ -34,7 +34,7 @@ METRICS = {
             "vqa_accuracy",
             vqa_accuracy,
             "always normalised",
-            "visualqa.org, as lmms-eval and VLMEvalKit read it",
+            "visualqa.org, as lmms-eval and VLMEvalKit implement it",
             "soft agreement with the annotators",
         ),
         Metric(
@@ -42,7 +42,7 @@ METRICS = {
             vqa_accuracy_official,
             "a013f00 of 2021",
             "GT-Vision-Lab/VQA",
-            "the same, but without normalisation where all answers are equal",
+            "soft agreement with the annotators, without normalisation if all answers are equal",
         ),
         Metric(
             "textvqa_m4c",
@@ -80,7 +80,7 @@ METRICS = {
 def score(metric: str, prediction: str, answers: Sequence[str]) -> float:
     """The score in [0, 1] of one prediction against its reference answers; 0 without answers.
 
-    Every metric scores every text: predictions and answers never raise an error.
+    Every metric scores every text; no prediction or answer raises an error.
 
     Raises:
         ValueError: there is no metric of that name.

@@ -1,4 +1,4 @@
-"""The phases of a run: how each is named, and what it has taken so far."""
+"""The phases of a run: their names, and the time and work that each phase has taken so far."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _ARM_MARK = "@"
 
 @dataclass(frozen=True)
 class PhaseKey:
-    """Names a phase of a run by what it does and to which model."""
+    """Identifies a phase of a run by its kind and its model."""
 
     kind: PhaseKind
     model: str | None = None
     """The student, or in `evaluate` the measured model, such as `small.before`. None for phases of the whole run."""
     arm: Arm = "parity"
-    """What the student is trained on, in `level` and `check`."""
+    """The arm that the student is trained on, in `level` and `check`."""
     benchmark: str | None = None
-    """One benchmark of `evaluate`; None stands for all."""
+    """In `evaluate`, one benchmark, or None for all benchmarks."""
 
     @property
     def label(self) -> str:
@@ -39,7 +39,10 @@ class PhaseKey:
 
     @property
     def path(self) -> str:
-        """The phase's record in the run directory. One pass of a model answers all benchmarks, so they share one."""
+        """The path of the phase's record in the run directory. It does not depend on the benchmark.
+
+        One pass of a model answers all benchmarks, so they share a record.
+        """
         model = f".{self.model}" if self.model is not None else ""
         arm = f"{_ARM_MARK}{self.arm}" if self.arm != "parity" else ""
         return f"{_FOLDER}/{self.kind}{model}{arm}.json"
@@ -53,7 +56,7 @@ class PhaseKey:
 
     @property
     def log_fields(self) -> dict[str, str]:
-        """The fields that the log records of the phase carry."""
+        """The fields that identify the phase in its log records."""
         optional = {"phase": self.kind, "student": self.model, "arm": self.arm if self.arm != "parity" else None}
         return {name: value for name, value in optional.items() if value is not None}
 
@@ -64,9 +67,9 @@ class PassTotals:
 
     num_images: int
     num_images_by_models: int
-    """Each image counts once for every model that was asked about it."""
+    """Like `num_images`, but an image counts once for every model that was asked about it."""
     working_s: float
-    """Seconds in which engines worked, without their start and waits for shards."""
+    """The time in which at least one engine had a shard. Starts of engines and waits for shards do not count."""
     usage: Usage
 
     @property
@@ -75,7 +78,7 @@ class PassTotals:
         return per_second(self.num_images, self.working_s)
 
     def images_per_s_of(self, num_replicas: int) -> float | None:
-        """The share of one replica and one model: how fast `plan` assumes that a replica with one model works."""
+        """Images/s per replica and model. `plan` assumes this rate for a replica that serves one model."""
         return per_second(self.num_images_by_models, self.working_s * num_replicas)
 
     def __add__(self, other: PassTotals) -> PassTotals:
@@ -91,28 +94,31 @@ class PassTotals:
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """What a phase has taken, summed over its attempts. An attempt that is killed outright is not counted."""
+    """The time and work that a phase has taken, summed over its attempts. An attempt that was killed does not count."""
 
     wall_s: float
     num_attempts: int
     totals: PassTotals | None = None
     """None for phases without a pass."""
     error: str = ""
-    """Why the last attempt ended; empty if it did what it had to do."""
+    """Why the last attempt failed; empty if it succeeded, or if another attempt has begun since."""
+    is_begun_again: bool = False
+    """Whether another attempt has begun since an attempt failed, and has not ended."""
 
     def __add__(self, other: PhaseRecord) -> PhaseRecord:
-        """The sum with a later attempt."""
+        """Add a later attempt. The error is that of the later attempt."""
         both = self.totals + other.totals if self.totals and other.totals else self.totals or other.totals
         return PhaseRecord(self.wall_s + other.wall_s, self.num_attempts + other.num_attempts, both, other.error)
 
     def to_json(self) -> dict[str, Any]:
-        """The stored form: flat, rounded to 3 decimals."""
+        """The stored form: one flat object with numbers rounded to 3 decimals."""
         sums: dict[str, Any] = {"wall_s": self.wall_s, "num_attempts": self.num_attempts}
         if self.totals is not None:
             totals = {name: value for name, value in asdict(self.totals).items() if name != "usage"}
             sums |= totals | asdict(self.totals.usage)
         rounded = {name: round(value, 3) for name, value in sums.items()}
-        return {**rounded, "error": self.error} if self.error else rounded
+        shown = {"error": self.error, "is_begun_again": self.is_begun_again}
+        return rounded | {name: value for name, value in shown.items() if value}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> PhaseRecord:
@@ -122,7 +128,8 @@ class PhaseRecord:
             usage = Usage(**{field.name: content[field.name] for field in fields(Usage) if field.name in content})
             by_models = content.get("num_images_by_models", content["num_images"])
             totals = PassTotals(content["num_images"], by_models, content["working_s"], usage)
-        return cls(content.get("wall_s", 0.0), content.get("num_attempts", 0), totals, content.get("error", ""))
+        wall_s, num_attempts = content.get("wall_s", 0.0), content.get("num_attempts", 0)
+        return cls(wall_s, num_attempts, totals, content.get("error", ""), content.get("is_begun_again", False))
 
 
 def phase_record(run: Run, key: PhaseKey) -> PhaseRecord | None:
@@ -140,3 +147,10 @@ def add_to_record(run: Run, key: PhaseKey, attempt: PhaseRecord) -> None:
     """Add one attempt to the phase's record."""
     before = phase_record(run, key)
     run.write_json(key.path, (attempt if before is None else before + attempt).to_json())
+
+
+def clear_error(run: Run, key: PhaseKey) -> None:
+    """Remove the error of the last attempt from a phase's record, because another attempt begins."""
+    before = phase_record(run, key)
+    if before is not None and before.error:
+        run.write_json(key.path, replace(before, error="", is_begun_again=True).to_json())

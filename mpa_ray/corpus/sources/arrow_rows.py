@@ -1,4 +1,4 @@
-"""Rows of Arrow tables as Python objects, also where text is not UTF-8."""
+"""Converts rows of Arrow tables to Python objects, even if their text is not UTF-8."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 
 def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """The rows of a batch. Bytes of a text that are not UTF-8 become surrogates, as in the names of files."""
+    """Return the rows of a batch. Bytes of text that are not UTF-8 become surrogates, as with `surrogateescape`."""
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
     except UnicodeDecodeError:
@@ -23,7 +23,7 @@ def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def with_bytes_for_text(column: pa.Array) -> pa.Array:
-    """The column with bytes in place of text, which is not decoded."""
+    """Replace text by bytes in a column, without decoding it."""
     if isinstance(column.type, pa.BaseExtensionType):
         return with_bytes_for_text(column.storage)
     if pa.types.is_run_end_encoded(column.type):
@@ -36,7 +36,7 @@ def with_bytes_for_text(column: pa.Array) -> pa.Array:
 
 
 def _without_text(kind: pa.DataType) -> pa.DataType:
-    """The type with bytes in place of text."""
+    """Replace text by bytes in a type. A cast to the returned type does not decode the text."""
     types = pa.types
     if types.is_dictionary(kind):
         return _without_text(kind.value_type)
