@@ -113,7 +113,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Settings], str]] = {
         "has type struct",
     ),
     "damaged Parquet file": (_list_with("x.parquet", b"PAR1" + b"\xff" * 99 + b"PAR1"), "cannot be read as Parquet"),
-    "tar that is cut": (_tar_with("a.png", b"00000010000\0"), "it is cut at byte"),
+    "tar that is cut": (_tar_with("a.png", b"00000010000\0"), "it is cut off at byte"),
     "tar with a negative size": (_tar_with("a.png", b"\xff" * 10 + struct.pack(">h", -512)), "no valid size"),
     "tar that leads out": (_tar_with("../../a\udce9.png"), "leads out of its folder"),
     "compressed tar": (_list_with("x.tar.gz", b"\x1f\x8b\x08"), "is compressed"),

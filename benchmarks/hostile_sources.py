@@ -501,8 +501,8 @@ def _struct_cell(root: Path, number: int, files: Files, rng: random.Random) -> t
         path, file = _entry_above(root, number, files, rng)
         return ({"bytes": None, "path": path}, file) if _is_utf8(path) else (None, UNREADABLE)
     file = files.draw()
-    path = rng.choice((None, "", "\0", "../../etc/passwd", "x.png", "http://h/?sig=x"))
-    return {"bytes": file.content, "path": path}, file
+    unused = rng.choice((None, "", "\0", "../../etc/passwd", "x.png", "http://h/?sig=x"))
+    return {"bytes": file.content, "path": unused}, file
 
 
 def _tables(root: Path, num_records: int, rng: random.Random, source: HostileSource) -> Iterator[pa.Table]:
@@ -573,8 +573,7 @@ class _Tar:
         info.size = len(content)
         for field, value in fields.items():
             setattr(info, field, value)
-        form = tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT
-        self.content += info.tobuf(form, "utf-8", "surrogateescape")
+        self.content += info.tobuf(tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
         key = f"{self.name}:{len(self.content)}"
         self.content += content + bytes(-len(content) % 512)
         return key
@@ -659,7 +658,7 @@ def tars(root: Path, num_records: int, rng: random.Random) -> HostileSource:
         if shard % 2:
             tar.end()
         elif tar.content[-512:].strip(b"\0"):
-            source.left_out["ends of tars without an end mark (perhaps cut)"] += 1
+            source.left_out["ends of tars without an end mark (perhaps cut off)"] += 1
         (root / tar.name).write_bytes(tar.content)
     damaged = _damaged_tars(rng)
     for name, content in damaged.items():
