@@ -184,6 +184,7 @@ class _StepFollower:
     def _advance(self) -> None:
         state = _state(self._job)
         if state.step > self._step:
-            rate = None if state.samples_per_s is None else state.samples_per_s / self._job.level.batch_size
+            samples_per_s = state.log.samples_per_s
+            rate = None if samples_per_s is None else samples_per_s / self._job.level.batch_size
             self._progress.advance(state.step - self._step, rate)
             self._step = state.step
