@@ -25,7 +25,7 @@ class LogEntry:
 
     step: int = 0
     loss: float | None = None
-    """Mean loss since the last entry."""
+    """Mean loss since the previous entry."""
     eval_loss: float | None = None
     """Loss on the held-out samples."""
     learning_rate: float | None = None
@@ -34,17 +34,17 @@ class LogEntry:
     supervised_tokens_per_s: float | None = None
     tokens_per_s: float | None = None
     padding_share: float | None = None
-    """Padding among the tokens that the model computed."""
+    """Padding tokens as a share of all tokens that the model computed."""
     data_wait_share: float | None = None
-    """Time that rank 0 waited for data."""
+    """The share of time in which rank 0 waited for data."""
     memory_gib: float | None = None
     """Memory of rank 0: the peak of its GPU, or the resident memory of its process on a CPU."""
     tflops_per_s: float | None = None
-    """Operations of each worker."""
+    """Floating-point operations of each worker, in 10^12 per second."""
     mfu: float | None = None
     """Model FLOPs utilization: operations as a share of the GPU's peak; None if the peak is not known."""
     other: dict[str, Any] = field(default_factory=dict)
-    """Entries that transformers adds, such as `epoch`."""
+    """Further values that transformers logs, such as `epoch`."""
 
     def to_json(self) -> dict[str, Any]:
         named = {name: value for name, value in vars(self).items() if name != "other" and value is not None}
@@ -78,7 +78,7 @@ class TrainingLog:
 
     @property
     def samples_per_s(self) -> float | None:
-        """The median rate of all workers together, over `speed_entries`; None before the first of them."""
+        """The median over `speed_entries` of the rate of all workers together; None if there is no such entry."""
         rates = [entry.samples_per_s for entry in self.speed_entries if entry.samples_per_s is not None]
         return statistics.median(rates) if rates else None
 

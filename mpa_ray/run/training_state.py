@@ -16,13 +16,13 @@ _LEAST_RETAINED = 0.95
 
 @dataclass(frozen=True)
 class Retained:
-    """Pairs that the student answered before training and that were kept out of it, to measure forgetting."""
+    """Counts of the retained pairs: known pairs that are kept out of training, to measure forgetting."""
 
     num: int = 0
     before: int | None = None
-    """How many of them it answered word for word before training; None until they are counted."""
+    """How many pairs the student answered word for word before training; None until they are counted."""
     after: int | None = None
-    """The same after training; None until they are counted."""
+    """How many pairs the student answered word for word after training; None until they are counted."""
 
     def forgetting_warning(self) -> str | None:
         """A warning with the student as its subject, if fewer than 95 % of the pairs are still answered."""
@@ -49,19 +49,19 @@ class Resumption:
     from_step: int
     """The step of the checkpoint; 0 if there was none."""
     had_reached: int
-    """The last step that was logged before."""
+    """The last step that was logged before the restart."""
     workers: int
-    """The number of workers from then on."""
+    """The number of workers after the restart."""
 
     @property
     def num_repeated_steps(self) -> int:
-        """Logged steps that were trained again."""
+        """The number of logged steps that were trained again."""
         return max(0, self.had_reached - self.from_step)
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """How far a training is, and the latest entries of its log."""
+    """The progress of a training, and the latest entries of its log."""
 
     step: int = 0
     """The last optimiser step that was logged."""
@@ -69,9 +69,9 @@ class TrainingState:
     num_unreadable: int | None = None
     """Samples whose images could no longer be read, or had changed; None until the student is exported."""
     num_changed: int | None = None
-    """Those whose images had changed since the teacher saw them."""
+    """How many of the unreadable samples had images that had changed since the teacher saw them."""
     best_step: int | None = None
-    """The step whose weights had the lowest loss on the held-out samples; None without such samples."""
+    """The step whose weights had the lowest loss on the held-out samples; None if no samples are held out."""
     retained: Retained = field(default_factory=Retained)
     resumed: tuple[Resumption, ...] = ()
     attempt: int = 0
