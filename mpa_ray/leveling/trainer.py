@@ -130,6 +130,9 @@ class ParityTrainer(Trainer):
     # The log
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_runtime" in logs and self.state.global_step == self._initial_global_step:
+            # The summary of an attempt that only exports would be a loss of 0.
+            return
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 raise FloatingPointError(
@@ -187,10 +190,18 @@ class ParityTrainer(Trainer):
         if self.best.update(loss, self.model_wrapped):
             self.state.best_global_step = self.state.global_step
             self.state.best_metric = loss
-        if holdout.patience is not None and self.best.num_worse >= holdout.patience:
-            self.control.should_training_stop = True
+        if self._has_stopped_early:
+            # Without a checkpoint of the end, a fault at export would repeat steps.
+            self.control.should_training_stop = self.control.should_save = True
+        # Otherwise the Trainer evaluates again after its last step.
+        self.control.should_evaluate = False
         self.log({"eval_loss": loss})
         return {"eval_loss": loss}
+
+    @property
+    def _has_stopped_early(self) -> bool:
+        holdout = self._job.level.holdout
+        return holdout is not None and holdout.patience is not None and self.best.num_worse >= holdout.patience
 
     # Checkpoints
 
@@ -232,7 +243,8 @@ class ParityTrainer(Trainer):
         self.best.weights = checkpoint.load(
             folder, self.model_wrapped, self.optimizer.optimizer, self.lr_scheduler, progress.has_best
         )
-        self._data.epoch.first = self.state.global_step
+        epoch = self._data.epoch
+        epoch.first = epoch.num_steps if self._has_stopped_early else self.state.global_step
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
