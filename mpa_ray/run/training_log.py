@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from mpa_ray.run.dataset import prefetch
 from mpa_ray.run.run import Run
 
 FILE_ENTRIES = 100
@@ -116,12 +117,13 @@ def move_to_files(run: Run, folder: str, files: LogFiles, log: TrainingLog) -> t
 
 def read_files(run: Run, folder: str, files: Sequence[LogFiles]) -> Iterator[LogEntry]:
     """Yield the entries of files that count, in their order."""
-    for part in files:
-        for path in part.paths(folder):
-            for line in run.storage.read(path).splitlines():
-                entry = LogEntry.from_json(json.loads(line))
-                if part.last_step is None or entry.step <= part.last_step:
-                    yield entry
+    last_steps = [part.last_step for part in files for _ in part.paths(folder)]
+    contents = prefetch(run.storage.read, [path for part in files for path in part.paths(folder)])
+    for last_step, content in zip(last_steps, contents, strict=True):
+        for line in content.splitlines():
+            entry = LogEntry.from_json(json.loads(line))
+            if last_step is None or entry.step <= last_step:
+                yield entry
 
 
 def _path(folder: str, attempt: int, number: int) -> str:
