@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from mpa_ray.redaction import without_secrets
 from mpa_ray.textual import readable
@@ -34,12 +35,24 @@ class ConfigError(Exception):
             shown = f"{shown[:longest]}..."
         super().__init__(readable(f"{shown}: {without_secrets(f'{problem} {remedy}')}"))
 
-    def with_field(self, field: str) -> ConfigError:
-        """The same error, with the field's name as the user knows it."""
-        return type(self)(field, *self._rest)
+    def with_field(self, field: str, value: object = None) -> ConfigError:
+        """The same error, with the field's name, and the value if it is not None, as the user knows them."""
+        old_value, problem, remedy = self._rest
+        return type(self)(field, old_value if value is None else value, problem, remedy)
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[object, ...]]:
         return type(self), (self.field, *self._rest)
+
+
+@contextmanager
+def uri_in(field: str, value: str) -> Iterator[None]:
+    """In errors about a URI, name the setting from which it comes."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.field != "uri":
+            raise
+        raise error.with_field(field, value) from error
 
 
 class RunError(Exception):
@@ -58,6 +71,10 @@ class Unfinished(RunError):
 
 class AccessLost(Unfinished):
     """A store refuses every request: the credentials have expired or were replaced, or the clock is wrong."""
+
+
+class NoSuchBucket(OSError):
+    """A URI names a bucket of an object store that does not exist, or whose name no bucket can have."""
 
 
 class TransientError(OSError):

@@ -6,11 +6,13 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote_to_bytes
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 import mpa_ray
 from mpa_ray.redaction import has_url_secrets
+from mpa_ray.textual import is_storable
 
 BUNDLED = "bundled:"
 """The prefix of a path inside the package, such as `bundled:demo/models/teacher`."""
@@ -20,6 +22,11 @@ _SCHEME = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
+_BUCKET = {"s3": re.compile(r"[A-Za-z0-9._-]{1,255}|arn:.+", re.DOTALL), "gs": re.compile(r"[a-z0-9._-]{3,222}")}
+"""The names that buckets may have. Stores with the same API as S3 allow more than AWS does."""
+_SCHEMES = (*_BUCKET, "http", "https", "file", "synthetic")
+_OTHER_NAMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
+
 
 def misspelled_uri(text: str) -> str | None:
     """The right spelling of a URI such as `s3:/bucket/x` or `S3://bucket/x`; None if the text is spelled right."""
@@ -27,22 +34,33 @@ def misspelled_uri(text: str) -> str | None:
     if match is None:
         return None
     scheme = match["scheme"].lower()
+    scheme = _OTHER_NAMES.get(scheme, scheme)
     right = f"{scheme}://{'/' if scheme == 'file' else ''}{match['rest']}"
     return right if text != right and not (scheme == "file" and text.startswith("file://")) else None
 
 
 def parse_location(text: str) -> str:
-    """The path or URI that a user means: `~` becomes the home folder.
+    """The path or URI that a user means: `~` becomes the home folder, and `file:///folder` is `/folder`.
 
     Raises:
-        ValueError: the text is empty, a misspelled URI, or a URL with a secret.
+        ValueError: the text is empty, a misspelled URI, a URI of an unsupported kind or without a bucket, or a URL
+            with a secret.
     """
     if not text.strip():
         raise ValueError("is empty")
     if (right := misspelled_uri(text)) is not None:
         raise ValueError(f"is a misspelled URI: write {right}")
+    scheme, separator, rest = text.partition("://")
+    if separator and "/" not in scheme and scheme not in _SCHEMES:
+        raise ValueError(f"{scheme}:// is not supported: give a local path or an s3:// URI, or for images a gs:// URI")
+    bucket, _, _ = rest.partition("/")
+    if scheme in _BUCKET and separator and not _BUCKET[scheme].fullmatch(bucket):
+        problem = f"{bucket!r} cannot be the name of a bucket" if bucket else "names no bucket"
+        raise ValueError(f"{problem}: write {scheme}://BUCKET/PREFIX")
     if "://" in text and has_url_secrets(text):
         raise ValueError("a URL with a password or signature would end up in run.json; give them in the environment")
+    if scheme == "file" and rest.startswith("/") and is_storable(path := os.fsdecode(unquote_to_bytes(rest))):
+        return path
     return os.path.expanduser(text)
 
 

@@ -14,7 +14,7 @@ from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.left_out import LeftOut
 from mpa_ray.corpus.sources.open import open_source
 from mpa_ray.corpus.sources.source import Listed
-from mpa_ray.errors import ConfigError
+from mpa_ray.errors import ConfigError, uri_in
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import ImageRef
 from mpa_ray.run.dataset import shard_name
@@ -58,11 +58,12 @@ class Selection:
 
     def listing(self, after: ImageRef | None = None) -> Iterator[Listed]:
         """Yield the images, or those after the image `after`, and what is left out between them. Raises as `images`."""
-        for item in open_source(self._config, self._places).images(after):
-            left_out = item if isinstance(item, LeftOut) else self._filtered(item)
-            if left_out is not None:
-                self._left_out[left_out] += 1
-            yield left_out or item
+        with uri_in("source.path", self._config.path):
+            for item in open_source(self._config, self._places).images(after):
+                left_out = item if isinstance(item, LeftOut) else self._filtered(item)
+                if left_out is not None:
+                    self._left_out[left_out] += 1
+                yield left_out or item
 
     def no_images_error(self) -> ConfigError:
         """The error to raise if `images` has yielded nothing."""

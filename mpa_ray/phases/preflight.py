@@ -23,7 +23,7 @@ from mpa_ray.config import (
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.engine.vllm.version import INSTALL_VLLM
-from mpa_ray.errors import ConfigError, did_you_mean
+from mpa_ray.errors import ConfigError, did_you_mean, uri_in
 from mpa_ray.evaluation.benchmarks import BENCHMARKS, question_files
 from mpa_ray.metrics import METRICS
 from mpa_ray.models.checkpoint_files import check_files, check_kind, check_weights
@@ -155,8 +155,9 @@ def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> 
             f"{did_you_mean(benchmark.metric, METRICS)} Choose one of {', '.join(METRICS)}.".lstrip(),
         )
     try:
-        for file in question_files(benchmark, places):
-            places.of(file.uri).size(file.uri)
+        with uri_in("benchmark.path", benchmark.path):
+            for file in question_files(benchmark, places):
+                places.of(file.uri).size(file.uri)
     except OSError as error:
         raise ConfigError(
             f"{field}.path", benchmark.path, f"cannot be read ({error.strerror or error}).", "Check the path."
@@ -270,7 +271,7 @@ def _neighbours(model: str) -> list[str]:
 def _check_hub_name(model: str, field: str) -> None:
     if not _HUB_NAME.fullmatch(model) or model.startswith((".", "/", "~")):
         remedy = did_you_mean(model, _neighbours(model), 3)
-        remedy = remedy or "Set it to a checkpoint folder or a hub name (owner/name)."
+        remedy = remedy or "Set it to a checkpoint folder, an s3:// prefix or a hub name (owner/name)."
         raise ConfigError(field, model, "is not a folder.", remedy)
     try:
         hub_file(model, "config.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,8 @@ def test_the_home_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("s3:///b/x", "s3://b/x"),
         ("S3://b/x", "s3://b/x"),
         ("gs:/b", "gs://b"),
+        ("s3a://b/x", "s3://b/x"),
+        ("gcs://bucket/x", "gs://bucket/x"),
         ("https:/h/x", "https://h/x"),
         ("file:/x", "file:///x"),
         ("s3://b/x", None),
@@ -187,6 +190,37 @@ def test_a_uri_with_too_few_slashes_is_refused(file: Path, text: str, right: str
                 load_config(file, {setting: text})
         with pytest.raises(ConfigError, match=f"write {right}"):
             open_storage(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("az://container/x", "az:// is not supported: give a local path or an s3:// URI"),
+        ("hdfs://host/x", "hdfs:// is not supported"),
+        ("abfss://container/x", "abfss:// is not supported"),
+        ("my-store://x", "my-store:// is not supported"),
+        ("s3://", "names no bucket: write s3://BUCKET/PREFIX"),
+        ("gs://", "names no bucket: write gs://BUCKET/PREFIX"),
+        ("s3://my bucket/x", "'my bucket' cannot be the name of a bucket"),
+        ("s3://b%20d/x", "'b%20d' cannot be the name of a bucket"),
+        ("gs://Bucket/x", "'Bucket' cannot be the name of a bucket"),
+    ],
+)
+def test_a_uri_that_no_store_can_have_is_refused(file: Path, text: str, problem: str) -> None:
+    for setting in ("run_dir", "source.path", "teacher.model", "students.0.labels.path"):
+        with pytest.raises(ConfigError, match=re.escape(f"{setting} = {text!r}: {problem}")):
+            load_config(file, {setting: text})
+    with pytest.raises(ConfigError, match=re.escape(f"run_dir = {text!r}: {problem}")):
+        open_storage(text)
+
+
+@pytest.mark.parametrize("text", ["s3://Old_Bucket.x/a", "s3://arn:aws:s3:us-east-1:123456789012:accesspoint/x/a"])
+def test_unusual_names_of_buckets_are_accepted(file: Path, text: str) -> None:
+    assert load_config(file, {"run_dir": text}).run_dir == text
+
+
+def test_a_file_uri_is_the_path_that_it_names(file: Path) -> None:
+    assert load_config(file, {"source.path": "file:///data/my%20images"}).source.path == "/data/my images"
 
 
 def test_an_empty_path_is_refused(file: Path) -> None:
