@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from mpa_ray.config.problems import problem_of, suggestion_for
 from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.config.run import EvaluationRunConfig, RunConfig
-from mpa_ray.config.setting_path import setting_path, settings_at, similar_settings
+from mpa_ray.config.setting_path import setting_path
 from mpa_ray.config.settings import Settings
 from mpa_ray.config.source import ObjectStoreConfig
 from mpa_ray.config.words import Tree, Word, parsed, read_yaml, unstorable_texts, with_types
@@ -20,12 +21,7 @@ from mpa_ray.errors import ConfigError, did_you_mean
 
 ALL_SETTINGS = "`mpa-ray --help-all` lists all settings."
 _STARTER = "`mpa-ray init > my.yaml` writes one to start from."
-_MAX_SUGGESTIONS = 2
-_NO_MAPPING = ("model_type", "model_attributes_type", "dict_type")
-"""Pydantic's types of errors for a plain value in place of a mapping."""
 _CREDENTIALS = re.compile(r"^(\w+://)?.*@", re.DOTALL)
-_NO_LIST = ("list_type", "tuple_type")
-"""Pydantic's types of errors for another value in place of a list."""
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
 
@@ -148,13 +144,7 @@ def _branch(node: Tree, key: str, following: str) -> Any:
 
 def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
     first, *others = error.errors()
-    problem = {
-        "extra_forbidden": "is not a setting.",
-        "missing": "is required.",
-        **dict.fromkeys(_NO_MAPPING, "is not a mapping of settings."),
-        **dict.fromkeys(_NO_LIST, "is not a list."),
-        "union_tag_not_found": "has no `kind`.",
-    }.get(first["type"], first["msg"].removeprefix("Value error, ") + ".")
+    problem = problem_of(first)
     field = setting_path(kind, first["loc"]) or "config"
     value = first["input"] if first["type"] != "missing" else None
     if field.endswith("endpoint_url") and isinstance(value, str):
@@ -163,7 +153,7 @@ def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
         field, value, problem = _of_branch(field, value, problem)
     names = ", ".join(setting_path(kind, other["loc"]) for other in others)
     more = f" ({len(others)} more: {names})" if others else ""
-    return ConfigError(field, value, problem, f"{_suggestion(first, kind)}{ALL_SETTINGS}{more}")
+    return ConfigError(field, value, problem, f"{suggestion_for(first, kind)}{ALL_SETTINGS}{more}")
 
 
 def _of_branch(branch: str, content: Tree, problem: str) -> tuple[str, object, str]:
@@ -187,21 +177,3 @@ class _Brief:
 
     def __repr__(self) -> str:
         return f"[{len(self._content)} entries]" if isinstance(self._content, list | dict) else repr(self._content)
-
-
-def _suggestion(error: Mapping[str, Any], kind: type[Settings]) -> str:
-    """What the user may have meant, with a space after it; empty if nothing is similar."""
-    if error["type"] == "extra_forbidden":
-        similar = similar_settings(kind, error["loc"])[:_MAX_SUGGESTIONS]
-        return f"Did you mean {' or '.join(similar)}? " if similar else ""
-    if error["type"] in _NO_MAPPING and (names := settings_at(kind, error["loc"])):
-        return f"Write its settings below it, such as {setting_path(kind, error['loc'])}.{names[0]}. "
-    if error["type"] in ("literal_error", "union_tag_invalid"):
-        context = error.get("ctx", {})
-        choices = re.findall(r"'([^']*)'", str(context.get("expected", context.get("expected_tags", ""))))
-        suggestion = did_you_mean(str(context.get("tag", error["input"])), choices)
-        return f"{suggestion} " if suggestion else ""
-    if error["type"] in _NO_LIST:
-        value = error["input"]
-        return f"Write [{value}]. " if isinstance(value, str | int | float) else "Begin each item with `- `. "
-    return ""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic.fields import FieldInfo
 
 import mpa_ray
+from mpa_ray.config.setting_path import SettingType
 from mpa_ray.redaction import has_url_secrets
 from mpa_ray.textual import is_storable
 
@@ -85,6 +88,7 @@ class Settings(BaseModel):
         defaults of the branch's class."""
         if not isinstance(data, dict):
             return data
+        data = {name: _as_number(name, value, cls.model_fields.get(name)) for name, value in data.items()}
         defaults = {name: field.default for name, field in cls.model_fields.items()}
         branches = {
             name: _with_defaults(data[name], default)
@@ -92,6 +96,17 @@ class Settings(BaseModel):
             if isinstance(default, Settings) and isinstance(data.get(name), dict)
         }
         return {**data, **branches}
+
+
+def _as_number(name: str, value: Any, field: FieldInfo | None) -> Any:
+    """Refuse true and false where a setting is a number, and read whole numbers in any notation, such as 1e4."""
+    kind = None if field is None else SettingType.of(field.annotation).annotation
+    if kind in (int, float) and isinstance(value, bool):
+        raise ValueError(f"{name}: is not a {'whole ' if kind is int else ''}number")
+    if kind is int and isinstance(value, str) and "e" in value.lower():
+        with suppress(ValueError):
+            return float(value)
+    return value
 
 
 def _with_defaults(values: dict[str, Any], branch: Settings) -> dict[str, Any]:

@@ -354,8 +354,8 @@ MISTAKES = {
         "is not a setting. Did you mean students.0.level.learning_rate?",
     ),
     "a student that is not there": ("align --config {config} --students.1.model x", "there is no students.1."),
-    "a word for a number": ("align --config {config} --teacher.num_replicas many", "should be a valid integer"),
-    "a number out of range": ("align --config {config} --source.fraction 2", "less than or equal to 1"),
+    "a word for a number": ("align --config {config} --teacher.num_replicas many", "is not a whole number"),
+    "a number out of range": ("align --config {config} --source.fraction 2", "is more than 1.0"),
     "a misspelled choice": ("align --config {config} --source.kind webdatset", "Did you mean webdataset?"),
     "a missing branch": ("align --config {no_teacher}", "teacher = None: is required."),
     "a mapping for a list": (

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, load_config, load_evaluation, resolve_path
+from mpa_ray.config.setting_path import all_settings
 from mpa_ray.errors import ConfigError
 from mpa_ray.phases.preflight import check_names, check_run
 from tests.conftest import scripted_tree
@@ -40,11 +41,11 @@ def test_overrides_reach_lists_and_nested_settings(tree: dict[str, Any], tmp_pat
     ("change", "field", "problem"),
     [
         ({"techer": {}}, "techer", "is not a setting"),
-        ({"teacher.num_replicas": 0}, "teacher.num_replicas", "greater than or equal to 1"),
+        ({"teacher.num_replicas": 0}, "teacher.num_replicas", "is less than 1"),
         ({"teacher.engine.wrong_rat": 0.1}, "teacher.engine.wrong_rat", "is not a setting"),
-        ({"students": []}, "students", "at least 1"),
-        ({"identify.matcher": "fuzzy"}, "identify.matcher", "'exact', 'containment', 'vqa_normalized', 'numeric'"),
-        ({"run_dir": None}, "run_dir", "string"),
+        ({"students": []}, "students", "fewer than 1"),
+        ({"identify.matcher": "fuzzy"}, "identify.matcher", "exact, containment, vqa_normalized, numeric"),
+        ({"run_dir": None}, "run_dir", "is not text"),
         ({"students.0.level.learning_rate": float("inf")}, "students.0.level.learning_rate", "finite"),
         ({"run_dir.deeper.still": 1}, "--run_dir.deeper.still", "there is no run_dir"),
         ({"students.0.rounds": 2, "students.0.arms": ["random"]}, "students", "has 2 rounds and no arm parity"),
@@ -57,6 +58,61 @@ def test_a_wrong_value_is_named(
         load_config(written(tree, tmp_path), change)
     assert caught.value.field == field
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [True, False, "true", "off"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "source.limit",
+        "source.fraction",
+        "teacher.num_replicas",
+        "teacher.gpus_per_replica",
+        "students.0.level.method.rank",
+        "students.0.level.holdout.patience",
+        "identify.matcher.tolerance",
+    ],
+)
+def test_true_and_false_are_no_numbers(tree: dict[str, Any], tmp_path: Path, field: str, value: object) -> None:
+    change = {"identify.matcher.kind": "numeric", field: value}
+    with pytest.raises(ConfigError, match=rf"^{field} = (True|False): is not a (whole )?number\. `mpa-ray"):
+        load_config(written(tree, tmp_path), change)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e4", 10000), ("1E2", 100), (3.0, 3), ("3.0", 3), ("2.50e2", 250)])
+def test_a_whole_number_may_have_any_notation(tree: dict[str, Any], tmp_path: Path, text: object, value: int) -> None:
+    assert load_config(written(tree, tmp_path), {"source.limit": text}).source.limit == value
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source.limit": "2.5"}, "source.limit = 2.5: is not a whole number."),
+        ({"source.limit": "25e-1"}, "source.limit = 2.5: is not a whole number."),
+        ({"source.limit": "ten"}, "source.limit = 'ten': is not a whole number."),
+        ({"source.limit": "1e400"}, "source.limit = inf: is not a finite number."),
+        ({"source.limit": [3]}, "source.limit = [3]: is not a whole number."),
+        ({"source.fraction": "half"}, "source.fraction = 'half': is not a number."),
+        ({"source.fraction": "0"}, "source.fraction = 0: is not more than 0.0."),
+        ({"source.include_hidden": "maybe"}, "source.include_hidden = 'maybe': is neither true nor false."),
+        ({"source.extensions": [1]}, "source.extensions.0 = 1: is not text."),
+        ({"teacher.engine": {"kind": "vlm"}}, "teacher.engine = {'kind': 'vlm'}: has an unknown `kind`. Did you mean"),
+        ({"teacher.engine": {"kind": "x"}}, "has an unknown `kind`. Choose one of vllm, scripted."),
+        ({"annotate.reply": "yaml"}, "annotate.reply = 'yaml': is not one of 'free' or 'json'."),
+    ],
+)
+def test_a_wrong_value_has_a_plain_message(
+    tree: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tree, tmp_path), change)
+    assert message in str(caught.value)
+
+
+def test_every_limit_of_a_setting_has_a_plain_message() -> None:
+    """A setting with a limit of a new kind needs its words in `config/problems.py`."""
+    limits = {type(limit).__name__ for _, field in all_settings(RunConfig) for limit in field.metadata}
+    assert limits <= {"Ge", "Gt", "Le", "Lt", "MinLen", "AfterValidator", "BeforeValidator"}
 
 
 @pytest.mark.parametrize(
