@@ -27,6 +27,9 @@ _SCHEME = re.compile(
 
 _BUCKET = {"s3": re.compile(r"[A-Za-z0-9._-]{1,255}|arn:.+", re.DOTALL), "gs": re.compile(r"[a-z0-9._-]{3,222}")}
 """The names that buckets may have. Stores with the same API as S3 allow more than AWS does."""
+_MAX_NAME_LENGTH = 60
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{_MAX_NAME_LENGTH - 1}}}")
+_FILE_ENDINGS = (".json", ".jsonl", ".yaml", ".yml", ".parquet", ".html", ".log", ".lock", ".tmp")
 _SCHEMES = (*_BUCKET, "http", "https", "file", "synthetic")
 _OTHER_NAMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
 
@@ -69,6 +72,26 @@ def parse_location(text: str) -> str:
 
 Location = Annotated[str, AfterValidator(parse_location)]
 """A path or a URI."""
+
+
+def parse_name(text: str) -> str:
+    """A name that a user gives to a part of a run, which may name folders and files of the run.
+
+    Raises:
+        ValueError: it has other characters than letters, digits, `.`, `_` and `-`, is too long, or ends like a file.
+    """
+    if not _NAME.fullmatch(text):
+        raise ValueError(
+            f"is not a plain name: use letters, digits, `.`, `_` and `-`, with a letter or digit first, and at most "
+            f"{_MAX_NAME_LENGTH} of them"
+        )
+    if text.lower().endswith(_FILE_ENDINGS):
+        raise ValueError("is the name of a file: leave out its ending")
+    return text
+
+
+Name = Annotated[str, AfterValidator(parse_name)]
+"""The name of a part of a run."""
 
 
 class Settings(BaseModel):

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from mpa_ray.config import MatcherConfig, PlainMatch, Settings
 from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.config.setting_path import setting_path
+from mpa_ray.config.settings import Name
 from mpa_ray.config.words import read_yaml, unstorable_texts, with_types
 from mpa_ray.errors import ConfigError
 from mpa_ray.metrics import METRICS
@@ -43,7 +44,7 @@ class Labels(Settings):
 class Task(Settings):
     """A kind of question, with its prompts."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: Name
     version: int = Field(1, ge=1)
     """It goes up when a prompt changes, and is part of a run's fingerprint."""
     language: str = Field("en", min_length=2)

@@ -109,6 +109,56 @@ def test_a_wrong_value_has_a_plain_message(
     assert message in str(caught.value)
 
 
+_NAMED = ("students.0.name", "evaluate.benchmarks.0.name", "evaluate.models.0.name")
+
+
+@pytest.mark.parametrize("field", _NAMED)
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("scores.json", "is the name of a file: leave out its ending"),
+        ("manifest.JSON", "is the name of a file"),
+        ("train.parquet", "is the name of a file"),
+        ("a/b", "is not a plain name"),
+        ("..", "is not a plain name"),
+        (".hidden", "is not a plain name"),
+        ("two words", "is not a plain name"),
+        ("émile", "is not a plain name"),
+        ("x" * 61, "at most 60"),
+        ("", "is not a plain name"),
+    ],
+)
+def test_a_name_that_could_be_a_file_of_the_run_is_refused(
+    tree: dict[str, Any], tmp_path: Path, field: str, name: str, problem: str
+) -> None:
+    tree["evaluate"] = {"benchmarks": [{"path": "q.jsonl"}], "models": [{"name": "other", "model": "m"}]}
+    branch, _, last = field.rpartition(".")
+    node: Any = tree
+    for key in branch.split("."):
+        node = node[int(key) if key.isdigit() else key]
+    node[last] = name
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tree, tmp_path))
+    assert caught.value.field == field
+    assert problem in str(caught.value)
+
+
+def test_the_folder_of_all_benchmarks_is_no_benchmark(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["evaluate"] = {"benchmarks": [{"path": "q.jsonl", "name": "again"}]}
+    with pytest.raises(ConfigError, match=r"^evaluate\.benchmarks\.0\.name = 'again': is the name of another folder"):
+        load_config(written(tree, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["small", "Qwen2.5-VL", "small.round2", "v1.0_b"])
+def test_plain_names_are_accepted(tree: dict[str, Any], tmp_path: Path, name: str) -> None:
+    assert load_config(written(tree, tmp_path), {"students.0.name": name}).students[0].name == name
+
+
+def test_an_arm_that_is_there_twice_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^students\.0\.arms = .*: has an arm twice"):
+        load_config(written(tree, tmp_path), {"students.0.arms": ["parity", "parity"]})
+
+
 def test_every_limit_of_a_setting_has_a_plain_message() -> None:
     """A setting with a limit of a new kind needs its words in `config/problems.py`."""
     limits = {type(limit).__name__ for _, field in all_settings(RunConfig) for limit in field.metadata}
