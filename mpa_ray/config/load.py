@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +17,14 @@ from mpa_ray.config.run import EvaluationRunConfig, RunConfig
 from mpa_ray.config.setting_path import setting_path
 from mpa_ray.config.settings import Settings
 from mpa_ray.config.source import ObjectStoreConfig
-from mpa_ray.config.words import Tree, Word, parsed, read_yaml, unstorable_texts, with_types
+from mpa_ray.config.words import Tree, Word, parsed, read_yaml, unstorable_texts, with_types, yaml_problem
 from mpa_ray.errors import ConfigError, did_you_mean
 
 ALL_SETTINGS = "`mpa-ray --help-all` lists all settings."
 _STARTER = "`mpa-ray init > my.yaml` writes one to start from."
+_OF_WHOLE_RUN = ("source", "teacher", "students")
+"""The settings that only a run which aligns students has."""
+_CUTOFF = 0.8
 _CREDENTIALS = re.compile(r"^(\w+://)?.*@", re.DOTALL)
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
@@ -56,7 +60,7 @@ def parse_config(tree: Tree) -> EvaluationRunConfig:
     Raises:
         ConfigError: a key is unknown, or a value is out of range.
     """
-    is_whole = bool(tree.keys() & {"source", "teacher", "students"})
+    is_whole = any(get_close_matches(str(key), _OF_WHOLE_RUN, cutoff=_CUTOFF) for key in tree)
     return _validated(RunConfig if is_whole else EvaluationRunConfig, tree)
 
 
@@ -99,7 +103,7 @@ def _tree(path: str | Path, overrides: Mapping[str, Any]) -> Tree:
         problem = f"cannot be read ({error.strerror})."
         raise ConfigError("--config", file, problem, f"Give a YAML file; {_STARTER}") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError("--config", file, f"is not YAML ({_first_problem(error)}).", "Fix the file.") from error
+        raise ConfigError("--config", file, f"is not YAML ({yaml_problem(error)}).", "Fix the file.") from error
     if not isinstance(tree, dict):
         raise ConfigError("--config", file, "does not contain a mapping.", _STARTER)
     for dotted, value in overrides.items():
@@ -107,29 +111,40 @@ def _tree(path: str | Path, overrides: Mapping[str, Any]) -> Tree:
     return tree
 
 
-def _first_problem(error: Exception) -> str:
-    """The problem in one line; PyYAML's own message has up to seven."""
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return " ".join(str(error).split())
-    mark = error.problem_mark
-    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-
-
 def _override(tree: Tree, dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     node: Any = tree
     for depth, (key, following) in enumerate(zip(parents, [*parents[1:], last], strict=False)):
-        try:
-            node = node[int(key)] if isinstance(node, list) else _branch(node, key, following)
-        except (ValueError, IndexError, AttributeError):
+        if isinstance(node, list):
+            node = node[_index(node, parents[:depth], [key, *parents[depth + 1 :], last], value)]
+        elif isinstance(node, dict):
+            node = _branch(node, key, following)
+        else:
             where = ".".join(parents[: depth + 1])
-            raise ConfigError(f"--{dotted}", value, f"there is no {where}.", "Check the dotted name.") from None
-    if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
-        node[int(last)] = value
+            raise ConfigError(f"--{dotted}", value, f"there is no {where}.", "Check the dotted name.")
+    if isinstance(node, list):
+        node[_index(node, parents, [last], value)] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
         raise ConfigError(f"--{dotted}", value, f"{'.'.join(parents)} is not a mapping.", "Check the dotted name.")
+
+
+def _index(items: list[Any], where: Sequence[str], rest: Sequence[str], value: Any) -> int:
+    """The index in a list that the first of the names `rest` is, which follow the list's own names `where`."""
+    branch, word = ".".join(where), rest[0]
+    if word.isdecimal() and int(word) < len(items):
+        return int(word)
+    named = (n for n, item in enumerate(items) if isinstance(item, dict) and item.get("name") == word)
+    number = next(named, 0)
+    if word.lstrip("-").isdecimal():
+        problem = f"there is no {branch}.{word}."
+        remedy = f"{branch} is a list of {len(items)}, and {branch}.0 is the first."
+    else:
+        problem = f"{branch} is a list, and the number of an entry is missing."
+        is_name = bool(items) and isinstance(items[number], dict) and items[number].get("name") == word
+        remedy = f"Write --{'.'.join([branch, str(number), *rest[is_name:]])}."
+    raise ConfigError(f"--{'.'.join([branch, *rest])}", value, problem, remedy)
 
 
 def _branch(node: Tree, key: str, following: str) -> Any:
@@ -143,7 +158,8 @@ def _branch(node: Tree, key: str, following: str) -> Any:
 
 
 def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
-    first, *others = error.errors()
+    # A misspelled name explains why another one is missing.
+    first, *others = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     problem = problem_of(first)
     field = setting_path(kind, first["loc"]) or "config"
     value = first["input"] if first["type"] != "missing" else None

@@ -69,6 +69,15 @@ def read_yaml(text: str) -> Any:
     return tree
 
 
+def yaml_problem(error: Exception) -> str:
+    """The problem of an error of `read_yaml` in one line; PyYAML's own message has up to seven."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    problem = "a tab, where only spaces may be" if "'\\t'" in str(error.problem) else error.problem
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
 def with_types(tree: Tree, kind: type[BaseModel]) -> Tree:
     """A tree in which each word is read as its setting requires.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,61 @@ def test_an_arm_that_is_there_twice_is_refused(tree: dict[str, Any], tmp_path: P
         load_config(written(tree, tmp_path), {"students.0.arms": ["parity", "parity"]})
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("students.-1.name", "there is no students.-1. students is a list of 1, and students.0 is the first."),
+        ("students.3.name", "there is no students.3."),
+        ("students.-1", "there is no students.-1."),
+        ("students.name", "students is a list, and the number of an entry is missing. Write --students.0.name."),
+        (
+            "students.small.level.seed",
+            "students is a list, and the number of an entry is missing. Write --students.0.level.seed.",
+        ),
+        ("run_dir.name", "run_dir is not a mapping."),
+    ],
+)
+def test_an_entry_that_a_list_does_not_have_is_refused(
+    tree: dict[str, Any], tmp_path: Path, name: str, message: str
+) -> None:
+    tree["students"][0]["name"] = "small"
+    with pytest.raises(ConfigError, match=re.escape(f"--{name} = 5: {message}")):
+        load_config(written(tree, tmp_path), {name: 5})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("limit", "source.limit or evaluate.benchmarks.0.limit"),
+        ("temperature", "annotate.sampling.temperature"),
+        ("max_pixel", "teacher.max_pixels"),
+        ("learning_rat", "students.0.level.learning_rate"),
+        ("source.limits", "source.limit or limits"),
+        ("teacher.num_replica", "teacher.num_replicas"),
+        ("students.0.level.num_replicas", "teacher.num_replicas or students.0.num_replicas"),
+        ("object_stor", "object_store"),
+    ],
+)
+def test_a_misspelled_or_misplaced_setting_is_found(
+    tree: dict[str, Any], tmp_path: Path, name: str, meant: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{name} = 5: is not a setting. Did you mean {meant}")):
+        load_config(written(tree, tmp_path), {name: 5})
+
+
+@pytest.mark.parametrize("key", ["source", "teacher", "students", "run_dir"])
+def test_a_misspelled_branch_is_named_before_the_branch_that_is_missing(
+    tree: dict[str, Any], tmp_path: Path, key: str
+) -> None:
+    wrong = key.replace("d", "", 1) if "d" in key else key[:2] + key[3:]
+    tree[wrong] = tree.pop(key)
+    with pytest.raises(ConfigError, match=rf"^{wrong} = .*: is not a setting\. Did you mean {key}\?"):
+        load_config(written(tree, tmp_path))
+    only = {"run_dir": "x", wrong: tree[wrong]}
+    with pytest.raises(ConfigError, match=rf"^{wrong} = .*: is not a setting\. Did you mean {key}\?"):
+        load_evaluation(written(only, tmp_path))
+
+
 def test_every_limit_of_a_setting_has_a_plain_message() -> None:
     """A setting with a limit of a new kind needs its words in `config/problems.py`."""
     limits = {type(limit).__name__ for _, field in all_settings(RunConfig) for limit in field.metadata}
@@ -240,7 +296,7 @@ def test_a_password_within_another_value_is_not_shown(tree: dict[str, Any], tmp_
 def test_an_error_in_yaml_takes_one_line(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("run_dir: x\nsource:\n\tpath: y\n")
-    with pytest.raises(ConfigError, match=r"is not YAML \(line 3, column 1: found character '\\t'") as caught:
+    with pytest.raises(ConfigError, match=r"is not YAML \(line 3, column 1: a tab, where only") as caught:
         load_config(path)
     assert "\n" not in str(caught.value)
 
