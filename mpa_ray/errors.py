@@ -14,9 +14,9 @@ _MAX_VALUE_LENGTH = 300
 """Longer values, such as a whole branch of the configuration, are cut in messages."""
 
 
-def did_you_mean(word: str, choices: Iterable[str], most: int = 2) -> str:
+def did_you_mean(word: object, choices: Iterable[str], most: int = 2) -> str:
     """A question that names the most similar choices, such as `Did you mean align?`; empty if none is similar."""
-    close = difflib.get_close_matches(word, list(dict.fromkeys(choices)), n=most, cutoff=0.7)
+    close = difflib.get_close_matches(str(word), list(dict.fromkeys(choices)), n=most, cutoff=0.7)
     return f"Did you mean {' or '.join(close)}?" if close else ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import yaml
@@ -42,7 +42,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
     """
-    return _validated(RunConfig, _tree(path, overrides or {}))
+    return _validated(RunConfig, _tree(path, {} if overrides is None else overrides))
 
 
 def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None) -> EvaluationRunConfig:
@@ -51,7 +51,7 @@ def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None
     Raises:
         ConfigError: as `load_config` does.
     """
-    return parse_config(_tree(path, overrides or {}))
+    return parse_config(_tree(path, {} if overrides is None else overrides))
 
 
 def parse_config(tree: Tree) -> EvaluationRunConfig:
@@ -94,6 +94,11 @@ def _validated(kind: type[ConfigT], tree: Tree) -> ConfigT:
 
 
 def _tree(path: str | Path, overrides: Mapping[str, Any]) -> Tree:
+    if not isinstance(path, str | PurePath):
+        raise ConfigError("--config", path, f"is a {type(path).__name__}, not a path.", f"Give a YAML file; {_STARTER}")
+    if not isinstance(overrides, Mapping):
+        remedy = 'Pass a dict, such as {"source.limit": 5}.'
+        raise ConfigError("overrides", overrides, f"is a {type(overrides).__name__}, not a mapping.", remedy)
     file = str(path)
     try:
         tree = read_yaml(read_regular_file(Path(path).expanduser()).decode("utf-8-sig"))
@@ -107,7 +112,7 @@ def _tree(path: str | Path, overrides: Mapping[str, Any]) -> Tree:
     if not isinstance(tree, dict):
         raise ConfigError("--config", file, "does not contain a mapping.", _STARTER)
     for dotted, value in overrides.items():
-        _override(tree, dotted, Word(value) if isinstance(value, str) else value)
+        _override(tree, str(dotted), Word(value) if isinstance(value, str) else value)
     return tree
 
 
