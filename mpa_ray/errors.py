@@ -12,12 +12,21 @@ from mpa_ray.textual import readable
 
 _MAX_VALUE_LENGTH = 300
 """Longer values, such as a whole branch of the configuration, are cut in messages."""
+_MIN_BEGINNING = 3
+"""A shorter beginning of a name could mean anything."""
 
 
 def did_you_mean(word: object, choices: Iterable[str], most: int = 2) -> str:
-    """A question that names the most similar choices, such as `Did you mean align?`; empty if none is similar."""
-    close = difflib.get_close_matches(str(word), list(dict.fromkeys(choices)), n=most, cutoff=0.7)
-    return f"Did you mean {' or '.join(close)}?" if close else ""
+    """A question that names the most similar choices, such as `Did you mean align?`; empty if none is similar.
+
+    Case does not count, and the beginning of a choice, such as `eval`, is similar to it.
+    """
+    text = str(word).lower()
+    by_text = {choice.lower(): choice for choice in reversed(list(choices))}
+    close = difflib.get_close_matches(text, by_text, n=most, cutoff=0.7)
+    begun = [choice for choice in reversed(by_text) if len(text) >= _MIN_BEGINNING and choice.startswith(text)]
+    similar = [by_text[choice] for choice in dict.fromkeys([*close, *begun])][:most]
+    return f"Did you mean {' or '.join(similar)}?" if similar else ""
 
 
 class ConfigError(Exception):
