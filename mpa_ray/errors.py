@@ -1,4 +1,4 @@
-"""Errors that the user can fix."""
+"""The errors that mpa_ray raises for its users, and the test of whether an error may be temporary."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mpa_ray.redaction import without_secrets
 from mpa_ray.textual import readable
 
 _MAX_VALUE_LENGTH = 300
-"""Longer values, such as a whole branch of the configuration, are cut in messages."""
+"""In characters. Messages cut longer values, such as a whole branch of the configuration."""
 _MIN_BEGINNING = 3
 """A shorter beginning of a name could mean anything."""
 
 
 def did_you_mean(word: object, choices: Iterable[str], most: int = 2) -> str:
-    """A question that names the most similar choices, such as `Did you mean align?`; empty if none is similar.
+    """Ask for the most similar choices, as in `Did you mean align?`. Returns "" if no choice is similar.
 
     Case does not count, and the beginning of a choice, such as `eval`, is similar to it.
     """
@@ -30,14 +30,14 @@ def did_you_mean(word: object, choices: Iterable[str], most: int = 2) -> str:
 
 
 class ConfigError(Exception):
-    """A setting is wrong. It is raised before any work starts, and names the field, its value and the remedy.
+    """A setting is wrong. The error names the field, its value and the remedy.
 
-    The message cuts long values, and hides secrets.
+    If possible, it is raised before any work starts. The message cuts long values and hides secrets.
     """
 
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
         self.field, self._rest = field, (value, problem, remedy)
-        # Before the value is cut, since the rest of a cut secret may not be recognized.
+        # Secrets are hidden before the value is cut, because a part of a secret may not be recognised as one.
         shown = without_secrets(f"{field} = {value!r}")
         longest = len(field) + len(" = ") + _MAX_VALUE_LENGTH
         if len(shown) > longest:
@@ -45,7 +45,7 @@ class ConfigError(Exception):
         super().__init__(readable(f"{shown}: {without_secrets(f'{problem} {remedy}')}"))
 
     def with_field(self, field: str, value: object = None) -> ConfigError:
-        """The same error, with the field's name, and the value if it is not None, as the user knows them."""
+        """Return the same error with the field's name in the user's configuration, and its value unless it is None."""
         old_value, problem, remedy = self._rest
         return type(self)(field, old_value if value is None else value, problem, remedy)
 
@@ -75,7 +75,7 @@ class RunError(Exception):
 
 
 class Unfinished(RunError):
-    """The run stopped for a reason that may be temporary, such as an unreachable object store. Exit code 3."""
+    """The run stopped for a reason that may be temporary, such as an unreachable object store. The exit code is 3."""
 
 
 class AccessLost(Unfinished):
@@ -87,7 +87,7 @@ class NoSuchBucket(OSError):
 
 
 class TransientError(OSError):
-    """A file cannot be read or written, after all attempts, for a reason that may pass."""
+    """All attempts to read or write a file failed, for a reason that may be temporary."""
 
 
 _TRANSIENT_ERRNOS = frozenset(
@@ -110,13 +110,14 @@ _TRANSIENT_ERRNOS = frozenset(
         errno.ETIMEDOUT,
     }
 )
-"""Errors of a mounted folder whose server or connection fails, and of a machine without free sockets or files."""
+"""Error numbers of a mounted folder whose server or connection fails, and of a machine that has too many open files or
+sockets."""
 
 
 def may_pass(error: BaseException | None) -> bool:
-    """Whether an error of reading or writing, or the error that caused it, has a cause that may pass.
+    """Whether an error while reading or writing, or an error that caused it, may be temporary.
 
-    A missing file, a refused permission and a full disk do not pass.
+    A missing file, a refused permission and a full disk do not count as temporary.
     """
     if isinstance(error, AccessLost | TransientError | ConnectionError | TimeoutError):
         return True

@@ -1,1 +1,1 @@
-"""The Python API. `mpa_ray` itself exports it."""
+"""The Python API, which the package `mpa_ray` re-exports."""

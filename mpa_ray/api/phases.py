@@ -10,30 +10,30 @@ from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.errors import ConfigError, did_you_mean
 
 Phase = Literal["index", "annotate", "identify", "level", "evaluate", "score", "report"]
-"""The phases in their order. `evaluate` includes `score`, which only scores stored predictions."""
+"""The phases in their order. `evaluate` includes `score`; `score` alone only scores stored predictions."""
 
 _WITHOUT_STUDENTS = ("evaluate", "score", "report")
-"""The phases of a run that only measures models."""
+"""The phases that also exist in a run that only measures models."""
 
 
 def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = None, relevel: bool = False) -> None:
     """Run one phase of a run, for all students. It continues where an earlier attempt ended.
 
-    Progress goes to standard output, results to the run directory. Phases with models use the Ray cluster of
-    `RAY_ADDRESS`, or start Ray on this machine.
+    Progress goes to standard output, results go to the run directory. Phases with models use the Ray cluster that
+    `RAY_ADDRESS` names or, if it is not set, start Ray on this machine.
 
     Args:
-        config: The settings, from `load_config`. `evaluate`, `score` and `report` also accept those of a run that only
-            measures models, from `load_evaluation`.
+        config: The settings, from `load_config`. `evaluate`, `score` and `report` also accept the settings of a run
+            that only measures models, from `load_evaluation`.
         phase: The phase: `index`, `annotate`, `identify`, `level`, `evaluate`, `score` or `report`.
-        redo: In `annotate`, `identify` and `evaluate`: visit images again that failed for this reason, or for one of
-            several, separated by commas; `failed` stands for all. All other rows are kept.
-        relevel: In `level`: train students again whose D_PI was made again after their training.
+        redo: In `annotate`, `identify` and `evaluate`: process again the images that failed for this reason, or for one
+            of several reasons, separated by commas; `failed` means any reason. All other rows are kept.
+        relevel: In `level`: train again the students whose D_PI was made again after their training.
 
     Raises:
         ConfigError: a setting is wrong, or the run has results that were made with other settings. Nothing was started.
-        RunError: the phase failed, or an earlier phase is not done. Finished work is kept. `Unfinished` if the cause
-            may pass, also if only some images failed for such a cause.
+        RunError: the phase failed, or an earlier phase is not done. Finished work is kept. The error is `Unfinished` if
+            its cause may be temporary, even if only some images failed for such a cause.
     """
     _check_config(config)
     if phase not in get_args(Phase):
@@ -53,7 +53,7 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
 def align(config: RunConfig, *, redo: str | None = None, relevel: bool = False) -> None:
     """Run all phases for all students side by side, as far as the cluster allows.
 
-    A student that fails does not stop the others. The same call does what is missing.
+    A student that fails does not stop the others. To do what is missing, make the same call again.
 
     Args:
         config: The settings, from `load_config`.
@@ -62,8 +62,8 @@ def align(config: RunConfig, *, redo: str | None = None, relevel: bool = False) 
 
     Raises:
         ConfigError: a setting that all students need is wrong. Nothing was started.
-        RunError: the teacher's pass or some students failed; names them. Finished work is kept. `Unfinished` as in
-            `run_phase`.
+        RunError: the teacher's pass or some students failed; the error names them. Finished work is kept. The error is
+            `Unfinished` for the same reasons as in `run_phase`.
     """
     _check_config(config)
     if not isinstance(config, RunConfig):

@@ -29,12 +29,13 @@ def open_run(path: str | Path, object_store: ObjectStoreConfig | None = None) ->
     """Open a run for reading, while it is running or later. Nothing is written, and no model is loaded.
 
     Args:
-        path: The run directory: a folder, or a prefix at `s3://`.
-        object_store: How `s3://` is reached, such as `ObjectStoreConfig(endpoint_url="http://minio:9000")`. By default
-            AWS, or `AWS_ENDPOINT_URL`. Credentials come from boto3's usual sources.
+        path: The run directory: a folder or an `s3://` prefix.
+        object_store: How to access objects with `s3://` URIs, such as
+            `ObjectStoreConfig(endpoint_url="http://minio:9000")`. The default is the server at `AWS_ENDPOINT_URL` or,
+            if that is not set, AWS. Credentials come from boto3's usual sources.
 
     Raises:
-        ConfigError: the directory holds no run, or one that another version wrote in another format.
+        ConfigError: the directory holds no run, or a run that another version wrote in another format.
         OSError: the object store cannot be reached.
     """
     if not isinstance(path, str | PurePath):
@@ -51,14 +52,14 @@ def open_run(path: str | Path, object_store: ObjectStoreConfig | None = None) ->
 class RunView:
     """The content of a run.
 
-    Tables have one row for each row of the dataset, in the order of the corpus, and the columns of the row types in
-    `mpa_ray.records`. They hold the shards that are committed so far, so a run in progress has fewer rows; a dataset
-    that has not begun is an empty table.
+    Tables have one row for each row of the dataset, in the order of the corpus. Their columns are those of the row
+    types in `mpa_ray.records`. They hold the shards that are committed so far, so a run in progress has fewer rows; a
+    dataset that has not begun is an empty table.
 
-    Methods whose names end with `_batches` yield the same rows as smaller tables, of which one is in memory at a time:
-    use them for runs that do not fit memory.
+    Methods whose names end with `_batches` yield the same rows in smaller tables and hold one of them in memory at a
+    time. Use these methods for runs that do not fit into memory.
 
-    All methods raise OSError if a file of the run cannot be read, and ValueError if it has other columns.
+    All methods raise OSError if a file of the run cannot be read, and ValueError if a file has unexpected columns.
     """
 
     def __init__(self, run: Run) -> None:
@@ -100,11 +101,11 @@ class RunView:
         return _table(self._run.annotations)
 
     def annotation_batches(self) -> Iterator[pa.Table]:
-        """As `annotations`, one table for each shard."""
+        """The rows of `annotations`, in one table for each shard."""
         return _tables(self._run.annotations)
 
     def verdicts(self, student: str) -> pa.Table:
-        """What became of each annotation with this student; the columns are those of `Verdict`.
+        """The verdicts on all annotations for this student; the columns are those of `Verdict`.
 
         Raises:
             ConfigError: the run has no such student.
@@ -112,11 +113,11 @@ class RunView:
         return _table(self._verdicts(student))
 
     def verdict_batches(self, student: str) -> Iterator[pa.Table]:
-        """As `verdicts`, one table for each shard."""
+        """The rows of `verdicts`, in one table for each shard."""
         return _tables(self._verdicts(student))
 
     def parity(self, student: str) -> pa.Table:
-        """D_PI of a student: the verdicts that were kept; the columns are those of `ParitySample`.
+        """D_PI of a student: the pairs with the verdict `kept`; the columns are those of `ParitySample`.
 
         It is empty until the student's identification is done.
 
@@ -126,7 +127,7 @@ class RunView:
         return _concatenated(list(self.parity_batches(student)), ParitySample)
 
     def parity_batches(self, student: str) -> Iterator[pa.Table]:
-        """As `parity`, in tables of up to 10,000 rows. The compressed file is in memory beside them."""
+        """The rows of `parity`, in tables of up to 10,000 rows. The compressed file is in memory, too."""
         self._check("student", student, self.students)
         return parity_tables(self._run, student) if self._run.is_identified(student) else iter(())
 
@@ -143,7 +144,7 @@ class RunView:
         return _table(self._predictions(benchmark, model))
 
     def prediction_batches(self, benchmark: str, model: str) -> Iterator[pa.Table]:
-        """As `predictions`, one table for each shard."""
+        """The rows of `predictions`, in one table for each shard."""
         return _tables(self._predictions(benchmark, model))
 
     def scores(self) -> dict[str, BenchmarkScores]:
@@ -161,7 +162,7 @@ class RunView:
         return collect(self._run, self.config)
 
     def status(self, count_rows: bool = False) -> Status:
-        """How far each phase has come.
+        """The progress of each phase.
 
         Args:
             count_rows: Also read two columns of every shard, to count rows by outcome.
@@ -179,7 +180,7 @@ class RunView:
 
     def _check(self, field: str, name: str, known: Sequence[str]) -> None:
         if name not in known:
-            choices = f"Choose one of {', '.join(known)}." if known else f"It has no {field}."
+            choices = f"Choose one of {', '.join(known)}." if known else f"The run has no {field}."
             remedy = f"{did_you_mean(name, known)} {choices}".lstrip()
             raise ConfigError(field, name, f"is not a {field} of {self.path}.", remedy)
 

@@ -1,6 +1,6 @@
 """The command `mpa-ray`. It parses the command line, prints help and errors, and gives exit codes.
 
-This module imports nothing of the package, so that it can answer under an unsupported Python, too.
+This module imports nothing else at first, so that an unsupported version of Python gets a clear message.
 """
 
 from __future__ import annotations

@@ -19,30 +19,33 @@ class Arguments:
     argument: str | None = None
     """The word without dashes, such as a run directory."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """The command's own options that are given, by name without dashes; empty text for those without a value."""
+    """The command's own options that were given, by name without dashes, with their values. The value of an option that
+    takes none is an empty string."""
     settings: Mapping[str, str] = field(default_factory=dict)
-    """Values by the dotted names of settings."""
+    """The values of settings, by their dotted names."""
 
     def has(self, option: str) -> bool:
         """Whether an option is given."""
         return option in self.options
 
     def number(self, option: str, default: float) -> float:
-        """The value of an option as a number. Raises ConfigError if it is not a number, or negative."""
+        """The value of an option as a number. Raises ConfigError if it is not a number or is negative."""
         text = self.options.get(option)
         try:
             value = float(default if text is None else text)
         except ValueError:
             value = -1.0
         if not 0 <= value <= _LARGEST_NUMBER:
-            raise ConfigError(f"--{option}", text, f"is not a number from 0 to {_LARGEST_NUMBER:,}.", "Give one.")
+            raise ConfigError(
+                f"--{option}", text, f"is not a number from 0 to {_LARGEST_NUMBER:,}.", "Give such a number."
+            )
         return value
 
     def whole_number(self, option: str, default: int) -> int:
-        """The value of an option as a whole number. Raises ConfigError if it is none, or negative."""
+        """The value of an option as a whole number. Raises ConfigError if it is not a whole number or is negative."""
         value = self.number(option, default)
         if not value.is_integer():
-            raise ConfigError(f"--{option}", self.options[option], "is not a whole number.", "Give one.")
+            raise ConfigError(f"--{option}", self.options[option], "is not a whole number.", "Give a whole number.")
         return int(value)
 
     def required(self, option: str, remedy: str) -> str:
@@ -56,7 +59,7 @@ def parse(command: Command, words: list[str]) -> Arguments:
     """Parse the words after a command.
 
     Raises:
-        ConfigError: a word is unknown, or lacks its value; names what the user may have meant.
+        ConfigError: a word is unknown, or an option has no value. The error suggests what the user may have meant.
     """
     argument: str | None = None
     options: dict[str, str] = {}
@@ -94,9 +97,10 @@ def _value_of(command: Command, name: str, queue: list[str]) -> str:
 
 
 def _check_is_setting(command: Command, name: str) -> None:
-    """Raise ConfigError for a name that can be no setting: one without a dot that is similar to an option.
+    """Raise ConfigError for a name that cannot be a setting of this command.
 
-    All other names are checked with the configuration, which knows more about them.
+    For a command without settings, that is every name; for the others, a name without a dot that is similar to an
+    option. All other names are checked later, when the configuration is read.
     """
     own = [option.name for option in (*command.options, *EVERYWHERE)]
     suggestion = did_you_mean(f"--{name}", [f"--{option}" for option in own])

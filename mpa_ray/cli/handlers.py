@@ -1,6 +1,6 @@
 """What each command does.
 
-Packages are imported only where a command needs them: `setup-cpu` runs where none is installed yet.
+Each command imports the packages that it needs, because `setup-cpu` runs before any package is installed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def _open_run(arguments: Arguments) -> Run:
     object_store = load_object_store(arguments.settings)
     path = arguments.argument
     if path.endswith((".yaml", ".yml")) and Path(path).is_file():
-        raise ConfigError("RUN", path, "is a file, and this command takes a run directory.", "Give its run_dir.")
+        raise ConfigError(
+            "RUN", path, "is a file, and this command takes a run directory.", "Give the run_dir that the file sets."
+        )
     from mpa_ray.run.run import Run
     from mpa_ray.storage.open import open_storage
 
@@ -83,14 +85,14 @@ def _report(arguments: Arguments) -> None:
         mpa_ray.run_phase(_evaluation(arguments), "report")
         return
     if arguments.has("config"):
-        raise ConfigError("RUN", arguments.argument, "is given beside --config.", "Give one of them.")
+        raise ConfigError("RUN", arguments.argument, "is given together with --config.", "Give only one of them.")
     run = _open_run(arguments)
     from mpa_ray.config import load_object_store
     from mpa_ray.phases.context import RunContext
     from mpa_ray.phases.report import report
     from mpa_ray.run.recorded_config import read_config
 
-    # On this machine, the run's folder and object store may have other names than where it was written.
+    # The run may have been written on another machine, where its folder and its object store have other names.
     here: dict[str, object] = {"run_dir": run.storage.root}
     if arguments.settings:
         here["object_store"] = load_object_store(arguments.settings)
@@ -150,7 +152,7 @@ def _demo(arguments: Arguments) -> None:
     config_file = arguments.options.get("config", resolve_path(_DEMO))
     config = mpa_ray.load_config(config_file, {**settings, **arguments.settings})
     say(f"The demo aligns a bundled student with a bundled teacher, on {num_images} images drawn in {out}/data.")
-    say("On 2 cores this takes 5 minutes or more: most phases start an engine, which needs half a minute or more.")
+    say("On 2 cores this takes at least 5 minutes: most phases start an engine, which takes at least half a minute.")
     write_data(out / "data", num_images, seed)
     mpa_ray.align(config)
     say(
@@ -163,7 +165,7 @@ def _init(arguments: Arguments) -> None:
     case = arguments.argument or ("gpu" if Path("/dev/nvidiactl").exists() else "cpu")
     if case not in cases:
         remedy = did_you_mean(case, cases) or f"Choose one of {', '.join(cases)}."
-        raise ConfigError("mpa-ray init", case, "is not a case.", remedy)
+        raise ConfigError("mpa-ray init", case, "is not a starter file.", remedy)
     print((_STARTERS / f"{case}.yaml").read_text(encoding="utf-8"), end="")
 
 
@@ -191,4 +193,4 @@ HANDLERS: dict[str, Callable[[Arguments], int | None]] = {
     "init": _init,
     "setup-cpu": _setup_cpu,
 }
-"""By the names of the commands. Each returns its exit code, or None for 0."""
+"""The functions that run the commands, by command. Each returns the exit code, or None for 0."""

@@ -1,6 +1,6 @@
-"""The help of the command line: a short one, and one with all settings and the exit codes.
+"""The help texts of the command line: short ones, and long ones with all settings and the exit codes.
 
-The settings are imported only where they are shown, since pydantic takes a third of a second.
+The settings are imported only where they are shown, since importing pydantic takes a third of a second.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def general_help() -> str:
         "  mpa-ray align --config my.yaml",
         "  mpa-ray status runs/mine",
         "",
-        "`mpa-ray COMMAND --help` has the options of a command and the settings that people change.",
+        "`mpa-ray COMMAND --help` shows the options of a command and its most used settings.",
     ]
     return "\n".join(lines)
 
@@ -43,20 +43,20 @@ def general_help_all() -> str:
 
 
 def command_help(command: Command) -> str:
-    """The help of a command: usage, options, the settings that people change, and examples."""
+    """The help of a command: usage, options, its most used settings, and examples."""
     lines = _usage_and_options(command)
     if command.common_settings:
         from mpa_ray.cli.settings_help import common_settings_help
 
         where = "in FILE, or as options" if command.accepts == "all" else "as options"
-        lines += [f"settings that people change, {where}:", *common_settings_help(command.common_settings), ""]
+        lines += [f"most used settings, {where}:", *common_settings_help(command.common_settings), ""]
     lines += _examples(command)
-    lines += [f"`mpa-ray {command.name} --help-all` also has the exit codes" + _and_all_settings(command)]
+    lines += [f"`mpa-ray {command.name} --help-all` also shows the exit codes" + _and_all_settings(command)]
     return "\n".join(lines)
 
 
 def command_help_all(command: Command) -> str:
-    """The help of a command with all settings that it accepts, and the exit codes."""
+    """The help of a command, with all settings that it accepts and the exit codes."""
     lines = [*_usage_and_options(command), *_examples(command)]
     if command.accepts != "none":
         from mpa_ray.cli.settings_help import all_settings_help
@@ -70,7 +70,7 @@ def _usage_and_options(command: Command) -> list[str]:
     lines = [f"usage: mpa-ray {command.name} {command.usage}", ""]
     lines += [*wrapped(f"{command.summary} {command.details}".strip()), ""]
     if command.argument == "RUN":
-        lines += ["arguments:", *entry("RUN", "a run directory, local or at s3://"), ""]
+        lines += ["arguments:", *entry("RUN", "a run directory: a local path or an s3:// URI"), ""]
     return [*lines, "options:", *_options((*command.options, *EVERYWHERE)), ""]
 
 

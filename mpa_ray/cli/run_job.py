@@ -42,7 +42,7 @@ _INSTALL = (
 def run_job(main: Callable[[], int | None]) -> int:
     """Run a command and return its exit code, which `EXIT_CODES` describes; errors go to standard error.
 
-    SIGTERM, which `ray job stop` and schedulers send, interrupts it like Ctrl-C.
+    SIGTERM, which `ray job stop` and schedulers send, interrupts the command like Ctrl-C.
     """
     if "RAY_LOGGING_CONFIG_ENCODING" not in os.environ:
         logging.basicConfig(
@@ -52,7 +52,7 @@ def run_job(main: Callable[[], int | None]) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     interrupted = threading.Event()
-    # Exit handlers run in reverse order: this one runs after Ray's, which main registers.
+    # Exit handlers run in reverse order, so this one runs after Ray's, which `main` registers later.
     atexit.register(_end_process_after_interrupt, interrupted)
     try:
         with LIBRARY_OUTPUT.may_redirect():
@@ -61,7 +61,7 @@ def run_job(main: Callable[[], int | None]) -> int:
         return code
     except ConfigError as error:
         if may_pass(error):
-            # The setting names a file that could not be read for now.
+            # The setting names a file that could not be read, for a reason that may be temporary.
             return _failed("Unfinished", error, UNFINISHED)
         return _failed("ConfigError", error, WRONG_SETUP)
     except Unfinished as error:
@@ -75,7 +75,7 @@ def run_job(main: Callable[[], int | None]) -> int:
     except _WRONG_PATHS as error:
         return _failed("ConfigError", f"{error}. Check the path and its permissions.", WRONG_SETUP)
     except OSError as error:
-        # A file of the run that could not be read or written at the start.
+        # A file of the run could not be read or written at the start.
         problem = f"{type(error).__name__}: {error}. Run the same command again to continue."
         return _failed("Unfinished", problem, UNFINISHED)
     except ModuleNotFoundError as error:
@@ -87,7 +87,7 @@ def run_job(main: Callable[[], int | None]) -> int:
         interrupted.set()
         return _failed("Interrupted", "run the same command again to continue.", INTERRUPTED)
     except BaseException:
-        # Our own mistake: Python prints the traceback to standard error.
+        # This is a bug: Python prints the traceback to standard error.
         LIBRARY_OUTPUT.restore()
         raise
     finally:
@@ -95,7 +95,7 @@ def run_job(main: Callable[[], int | None]) -> int:
 
 
 class _LogHandler(logging.Handler):
-    """Our own records go to the terminal; those of libraries go where the rest of their output goes."""
+    """Writes our own records to the terminal; the records of libraries go where their other output goes."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.partition(".")[0] == "mpa_ray":
@@ -114,7 +114,7 @@ def _prepare_output() -> None:
     """Hide secrets in logs and tracebacks, and print characters that the output's encoding lacks as escapes."""
     redact_log_records()
     sys.excepthook = _print_traceback
-    # Python has no stream where the process was started with a closed one, as daemons are.
+    # A stream is None if it was closed when the process was started, as it is for daemons.
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -129,7 +129,10 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
 
 
 def _missing_package(error: ModuleNotFoundError) -> int:
-    """Name the package to install. An error in a module of mpa_ray is raised: installing nothing would help."""
+    """Report the package to install.
+
+    If a module of mpa_ray itself is missing, raise the error, since installing a package would not help.
+    """
     package = (error.name or "").partition(".")[0]
     if package in ("", "mpa_ray"):
         LIBRARY_OUTPUT.restore()
@@ -143,7 +146,8 @@ def _missing_package(error: ModuleNotFoundError) -> int:
 def _end_process_after_interrupt(interrupted: threading.Event) -> None:
     """End the process at once, with the exit code of an interrupt.
 
-    An interrupt in Ray's native code corrupts objects (Ray 2.60), and deleting them at exit crashes: exit code 134.
+    An interrupt in Ray's native code corrupts objects (Ray 2.60). Deleting them at exit would end the process with exit
+    code 134.
     """
     if interrupted.is_set() and "ray" in sys.modules:
         sys.stdout.flush()
@@ -152,6 +156,6 @@ def _end_process_after_interrupt(interrupted: threading.Event) -> None:
 
 
 def _interrupt(*_: object) -> NoReturn:
-    """Interrupt like Ctrl-C, once: Ray sends the signal to each process of a job, and again to its children."""
+    """Interrupt the command like Ctrl-C, but only once: Ray may send SIGTERM to the same process twice."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt

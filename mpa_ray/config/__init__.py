@@ -1,4 +1,5 @@
-"""The whole configuration tree. It imports nothing heavy, so `--help` and errors in a file appear at once."""
+"""The whole configuration tree. The package imports nothing heavy, so that `--help` and configuration errors appear at
+once."""
 
 from mpa_ray.config.annotate import AnnotateConfig
 from mpa_ray.config.engines import EngineConfig, EngineSettings, ScriptedEngineConfig, VllmEngineConfig

@@ -14,7 +14,7 @@ from pydantic import Field
 from mpa_ray.config.settings import Location, Settings
 
 _MAX_ADAPTERS = 15
-"""The default limit of adapters in one engine: each takes memory on every GPU."""
+"""The default maximum number of adapters in one engine. Each adapter takes memory on every GPU."""
 
 _SPEED_ARGUMENTS = frozenset(
     {
@@ -39,7 +39,7 @@ class EngineSettings(Settings):
     factory: ClassVar[str]
     """`module:function` of the `EngineFactory` that starts the engine."""
     has_checkpoint: ClassVar[bool]
-    """Whether the engine loads a model's files, which can then be checked, trained and exported."""
+    """Whether the engine loads a model's files. Only a model with files can be checked, trained and exported."""
     package: ClassVar[str | None] = None
     """The Python package that the engine needs, if it is not installed with mpa_ray itself."""
     for_tests: ClassVar[bool] = False
@@ -52,27 +52,29 @@ class EngineSettings(Settings):
 
     @property
     def num_gpus_per_copy(self) -> int:
-        """The number of GPUs that hold one copy of the model together."""
+        """The number of GPUs over which one copy of the model is split."""
         return 1
 
     @property
     def max_adapters(self) -> int:
-        """The number of LoRA adapters that one engine serves beside its model; 0 if it serves none."""
+        """The number of LoRA adapters that one engine serves in addition to its model; 0 if it serves none."""
         return 0
 
     @property
     def num_decoded_together(self) -> int:
-        """The number of requests that share one read of the weights; estimates of the engine's speed use it."""
+        """The number of requests in one decoding batch, which share one read of the weights; used to estimate the
+        speed."""
         return 1
 
     @property
     def weight_format(self) -> str:
-        """The number format of the weights: `float32`, `bfloat16`, `float16`, or `auto`, which stands for 16 bits."""
+        """The number format of the weights: `float32`, `bfloat16`, `float16`, or `auto`, which estimates read as 16
+        bits."""
         return "auto"
 
     @abstractmethod
     def identity_fields(self) -> dict[str, Any]:
-        """The settings that change an engine's replies, by their names in a run's fingerprint."""
+        """The settings that change an engine's replies, keyed by their names in a run's fingerprint."""
 
 
 class VllmEngineConfig(EngineSettings):
@@ -86,28 +88,30 @@ class VllmEngineConfig(EngineSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of weights and activations."""
     max_model_len: int | None = Field(None, ge=64)
-    """Longest prompt plus reply, in tokens; None takes the model's own limit."""
+    """Maximum length of prompt plus reply, in tokens; None uses the model's own limit."""
     max_num_seqs: int = Field(64, ge=1)
-    """Requests that the engine decodes together."""
+    """Maximum number of requests that the engine decodes together."""
     block_size: int | None = None
-    """Tokens per block of the KV cache; None is vLLM's default on a GPU and 32 on a CPU."""
+    """Tokens per block of the KV cache; None means vLLM's default on a GPU and 32 on a CPU."""
     tensor_parallel_size: int = Field(1, ge=1)
-    """GPUs that hold one copy of the model together."""
+    """Number of GPUs over which one copy of the model is split."""
     num_renderers: int | None = Field(None, ge=0)
-    """Processes beside each engine that decode and scale images and run the model's processor; 0 uses a thread of the
-    engine's process. None is 0 on a CPU; with a GPU it is one process for each CPU of `cpus_per_replica` but the
-    first."""
+    """Number of separate processes for each engine that decode and scale images and run the model's processor. With 0,
+    a thread of the engine's process does this work. None means 0 for an engine on a CPU, and one less than
+    `cpus_per_replica` for an engine on a GPU."""
     num_threads: int | None = Field(None, ge=1)
-    """Threads of an engine on a CPU. None is one for each of its cores (see `cpus_per_replica`). If those are all cores
-    of the machine, a model with under 32 MiB of weights leaves one core free, which makes it faster."""
+    """Number of threads of an engine on a CPU. None means one thread for each core that the engine has (see
+    `cpus_per_replica`). If the engine has all cores of the machine and its model has less than 32 MiB of weights, one
+    core is left free, because the engine is then faster."""
     cpu_kv_cache_gib: int = Field(1, ge=1)
-    """KV cache of an engine on a CPU, in GiB."""
+    """Size of the KV cache of an engine on a CPU, in GiB."""
     engine_args: dict[str, Any] = Field({})
     """Arguments of vLLM's `AsyncEngineArgs`; they override the settings above."""
 
     @property
     def default_images_in_flight(self) -> int:
-        """A tenth more than `max_num_seqs`: the batch stays full, and each image's KV blocks stay in the cache."""
+        """10 % more than `max_num_seqs`: enough to keep the batch full, and few enough to keep each image's KV blocks
+        in the cache."""
         return math.ceil(1.1 * self.max_num_seqs)
 
     @property
@@ -116,7 +120,7 @@ class VllmEngineConfig(EngineSettings):
 
     @property
     def max_adapters(self) -> int:
-        """One less than the engine's slots: requests without an adapter need a slot that no adapter takes."""
+        """One less than the engine's adapter slots, since requests without an adapter also need a slot."""
         num_slots: int = self.engine_args.get("max_loras", _MAX_ADAPTERS + 1)
         return max(1, num_slots - 1)
 
@@ -134,7 +138,7 @@ class VllmEngineConfig(EngineSettings):
 
 
 class ScriptedEngineConfig(EngineSettings):
-    """An engine without a model, whose replies depend on the image's bytes, for tests and benchmarks."""
+    """An engine without a model, for tests and benchmarks. Its replies are derived from the image's bytes."""
 
     factory: ClassVar[str] = "mpa_ray.engine.scripted:start"
     has_checkpoint: ClassVar[bool] = False
@@ -154,17 +158,18 @@ class ScriptedEngineConfig(EngineSettings):
     latency_s: float = Field(0.0, ge=0)
     """Seconds that every reply takes."""
     fail_on: tuple[str, ...] = ()
-    """Ids of images on which a request fails."""
+    """Ids of images for which every request fails."""
     die_on: tuple[str, ...] = ()
-    """Ids of images on which the engine dies, once per actor start."""
+    """Ids of images on which the engine dies."""
     kill_on: tuple[str, ...] = ()
-    """Ids of images on which the whole process is killed, as when memory runs out."""
+    """Ids of images on which the whole process is killed, as happens when memory runs out."""
     kill_at_start: bool = False
-    """Whether the process is killed while the engine starts, as when the model does not fit into memory."""
+    """Whether the process is killed while the engine starts, as happens when the model does not fit into memory."""
     hang_on: tuple[str, ...] = ()
-    """Ids of images on which no reply ever comes."""
+    """Ids of images to which the engine never replies."""
     die_once_in: Location | None = None
-    """Folder that records each death, so that the next engine survives the same image."""
+    """Folder in which the engine records the images of `die_on` on which it has died. It dies only once on each of
+    them. None means that it dies every time."""
 
     @property
     def default_images_in_flight(self) -> int:

@@ -21,7 +21,7 @@ def _not_of_the_run(text: str) -> str:
 
 
 class BenchmarkConfig(Settings):
-    """A labelled benchmark; every path is local or at s3://."""
+    """A labelled benchmark. Each path is local or an `s3://` URI."""
 
     kind: str = "questions"
     """The format of the files: `questions` for your own set as JSON lines, a JSON list or Parquet, or a published
@@ -30,22 +30,25 @@ class BenchmarkConfig(Settings):
     """The official file with the questions, or a Parquet mirror: a file, a folder or a glob. For GQA's mirror, the
     files of `..._instructions`, which hold the questions."""
     name: Annotated[str, AfterValidator(_not_of_the_run)] | None = None
-    """The name of its results; None is its kind. Two benchmarks of the same kind need different names."""
+    """The benchmark's name in results; None uses its kind. Two benchmarks of the same kind need different names."""
     images: Location | None = None
-    """The folder with the image files; None is the folder of the file at `path`. For GQA's mirror, the Parquet files
-    with the images. Not used where the Parquet files at `path` hold the images."""
+    """The folder with the image files; None means the folder that contains the file at `path`. For GQA's mirror, the
+    Parquet files with the images. Not used if the Parquet files at `path` hold the images."""
     annotations: Location | None = None
-    """The second file of VQA and OK-VQA; None is the file with the official name beside `path`."""
+    """For VQA and OK-VQA, the file with the answers, which is separate from the file with the questions. None means the
+    file with the official name in the same folder as `path`."""
     split: str | None = None
-    """The split, such as train, val or test: selects files of a folder, and is part of generated ids and of COCO's file
-    names. None takes it from the files' names."""
+    """The split, such as train, val or test. It selects files of a folder, and it is part of generated ids and of
+    COCO's file names. None derives the split from the files' names."""
     columns: dict[str, str] = Field({})
-    """For kind `questions`: your names of the fields `id`, `image`, `question`, `answers`, `family`, `answer_type`,
-    `split` and `image_id`, where they differ."""
+    """For kind `questions`: which of your columns holds each of the fields `id`, `image`, `question`, `answers`,
+    `family`, `answer_type`, `split` and `image_id`. By default, `id` is in the column `question_id`, and each other
+    field is in the column of the same name."""
     metric: str | None = None
-    """The metric that scores the answers; None is the benchmark's own, or the task's for kind `questions`."""
+    """The metric that scores the answers. None uses the benchmark's own metric or, for kind `questions`, the task's
+    metric."""
     limit: int | None = Field(None, ge=1)
-    """Use only this many questions, from the first."""
+    """Use at most this many questions, starting with the first."""
 
     @property
     def label(self) -> str:
@@ -54,23 +57,25 @@ class BenchmarkConfig(Settings):
 
 
 class NamedModelConfig(ModelConfig):
-    """A further model to measure."""
+    """A model to measure in addition to the run's own models."""
 
     name: Name
-    """The name of its predictions and scores."""
+    """The name under which the model's predictions and scores are stored."""
     compared_to: str | None = None
-    """The name of a measured model; the paired difference from that model to this one is reported."""
+    """The name of another measured model. The report then also shows how much higher or lower this model scores than
+    that model, compared question by question."""
 
 
 class EvaluateConfig(Settings):
-    """Labelled benchmarks, and the models to measure on them. Only evaluation reads these benchmarks."""
+    """Labelled benchmarks, and the models to measure on them. These benchmarks are never used for training."""
 
     benchmarks: list[BenchmarkConfig] = Field(min_length=1)
     """The benchmarks; each model answers all of them in one pass."""
     models: list[NamedModelConfig] = Field([])
     """Checkpoints or LoRA adapters to measure in addition to the run's own models."""
     shard_size: int = Field(256, ge=1)
-    """Questions per shard; a shard may have more, since all questions about an image are in the same shard."""
+    """Number of questions per shard. A shard may have more, since all questions about one image are in the same
+    shard."""
     teacher: bool = True
     """Also measure the teacher, whose score limits what a student can learn from it."""
 

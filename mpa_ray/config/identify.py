@@ -32,7 +32,7 @@ class AnlsMatch(Settings):
 
 
 class AnyOfMatch(Settings):
-    """Agree if at least one of several matchers does."""
+    """Two answers agree if at least one of several matchers says so."""
 
     kind: Literal["any_of"]
     of: tuple[MatcherConfig, ...] = Field(min_length=1)
@@ -46,7 +46,7 @@ def _from_name(value: Any) -> Any:
 MatcherConfig = Annotated[
     PlainMatch | NumericMatch | AnlsMatch | AnyOfMatch, Field(discriminator="kind"), BeforeValidator(_from_name)
 ]
-# `AnyOfMatch.of` refers to the alias, which does not exist when the class is made.
+# `AnyOfMatch.of` refers to `MatcherConfig`, which does not exist yet when the class is created.
 AnyOfMatch.model_rebuild()
 
 
@@ -54,8 +54,9 @@ class IdentifyConfig(Settings):
     """The Parity Identifier: finds pairs that the teacher answers consistently and the student does not."""
 
     matcher: MatcherConfig | None = None
-    """When two answers agree: `exact`, `containment` (as in the paper's released code), `vqa_normalized`, `numeric`,
-    `anls`, or `any_of`; a name, or a mapping with `kind` and settings. None uses the task's matcher."""
+    """The matcher, which decides when two answers agree: `exact`, `containment` (as in the paper's released code),
+    `vqa_normalized`, `numeric`, `anls` or `any_of`. Write the matcher's name, or a mapping with `kind` and the
+    matcher's settings. None uses the task's matcher."""
     ask_where_teacher_disagrees: bool = False
-    """Also ask the student if the teacher's two answers differ. This fills all four cells of the report, but D_PI stays
-    the same."""
+    """Let the student also answer the questions on which the teacher's two answers differ. The report then also counts
+    how often the student agrees with the teacher's first answer there. D_PI stays the same."""

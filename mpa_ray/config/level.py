@@ -48,14 +48,14 @@ Arm = Literal["parity", "all", "consistent", "random", "labels"]
 
 @dataclass(frozen=True)
 class ArmDescription:
-    """How reports name an arm, and how many samples a plan expects of it."""
+    """How reports name an arm, and how many samples a plan expects it to have."""
 
     name: str
     """What a student is trained on, in a few words."""
     sentence: str
-    """The same in more words, to complete the sentence "trained for one epoch on ..."."""
+    """A longer description, which completes the sentence "trained for one epoch on ..."."""
     as_many_as: Literal["D_PI", "D_PA"] | None
-    """The set that is about as large, or None where no estimate is possible."""
+    """The set of samples that is about as large as the arm; None if no estimate is possible."""
 
 
 _QUESTIONS = "questions about unlabeled images that the teacher wrote and answered"
@@ -81,13 +81,14 @@ class HoldoutConfig(Settings):
     share: float = Field(0.05, gt=0, lt=1)
     """Share of the training samples that is held out."""
     questions: BenchmarkConfig | None = None
-    """A labelled set of your own to use in place of that share."""
+    """A labelled set of your own to hold out instead of a share of the training samples."""
     max_samples: int = Field(512, ge=1)
     """Hold out at most this many samples."""
     every_steps: int = Field(50, ge=1)
-    """Measure the held-out loss every so many steps. The weights with the lowest loss are exported."""
+    """Number of optimiser steps between two measurements of the held-out loss. The weights with the lowest loss are
+    exported."""
     patience: int | None = Field(None, ge=1)
-    """Stop training after this many measurements in a row without a new lowest loss; None never stops early."""
+    """Stop training after this many consecutive measurements without a new lowest loss; None never stops early."""
 
 
 class LevelConfig(Settings):
@@ -105,9 +106,10 @@ class LevelConfig(Settings):
     """Maximum number of tokens (prompts, images, answers and padding) in a forward pass of one worker. Lower this if a
     worker runs out of memory."""
     max_tokens: int | None = Field(None, ge=1)
-    """Longer samples are left out and counted, never truncated; None trains on samples of any length."""
+    """Maximum number of tokens of a sample. Longer samples are counted and left out, never truncated. None trains on
+    samples of any length."""
     reduction: Literal["token", "sample"] = "token"
-    """Whether the loss of a step weights every answer token equally, or every sample."""
+    """How the loss of a step is averaged: `token` gives every answer token the same weight, `sample` every sample."""
     num_workers: int = Field(1, ge=1)
     """Number of data-parallel workers."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -119,7 +121,7 @@ class LevelConfig(Settings):
     accelerator_type: str | None = None
     """Ray's name of the GPU type to use, such as `L4`; None means any."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
+    """Recompute activations in the backward pass, to save memory."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     """Attention kernel; `auto` leaves the choice to the model, usually SDPA."""
     weight_decay: float = Field(0.0, ge=0)
@@ -127,31 +129,32 @@ class LevelConfig(Settings):
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
     replay_share: float = Field(0.0, ge=0)
-    """Mix in pairs that the student already answers, against forgetting: this many for each sample of D_PI."""
+    """Number of known pairs to mix in for each sample of D_PI, against forgetting. A known pair is one that the student
+    already answers as the teacher does."""
     replay_from: BenchmarkConfig | None = None
-    """A labelled set of your own to replay in place of those pairs, with the task's prompt."""
+    """A labelled set of your own to mix in instead of known pairs. Its questions are asked with the task's prompt."""
     retained_samples: int = Field(256, ge=0)
-    """Keep this many pairs that the student already answers out of training, to measure forgetting. A warning follows
-    if it answers fewer than 95 % of them afterwards."""
+    """Number of known pairs to keep out of training, to measure forgetting. A warning appears if the number that the
+    student answers word for word falls below 95 % of the number before training."""
     balance: bool = False
-    """If an answer type (numbers, colours, names, ...) has a smaller share of D_PI than of D_PA, also mix in pairs of
-    that type that the student already answers."""
+    """If an answer type (numbers, colours, names, ...) has a smaller share of D_PI than of D_PA, also mix in known
+    pairs of that type."""
     holdout: HoldoutConfig | None = None
     """Hold samples out of training and export the weights with the lowest loss on them; off by default."""
     checkpoint_every_steps: int = Field(50, ge=1)
-    """Save a checkpoint every so many steps. A killed run resumes from the last one."""
+    """Number of optimiser steps between two checkpoints. A killed training resumes from the last checkpoint."""
     checkpoint_every_minutes: float = Field(15.0, gt=0)
-    """Also save a checkpoint when this much time has passed since the last one."""
+    """Also save a checkpoint when this many minutes have passed since the last one."""
     max_failures: int = Field(3, ge=0)
-    """Restart from the last checkpoint after at most this many worker failures."""
+    """How often a training may restart from the last checkpoint after a worker has failed. The next failure ends it."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
-    """Where to log curves, in addition to training.json: TensorBoard files beside it, or services that you configure by
-    their environment variables."""
+    """Where to log curves, in addition to training.json: `tensorboard` writes files into a folder beside training.json;
+    `wandb` and `mlflow` use the services that you configure with their environment variables."""
     seed: int = 0
     """Seed of the sample order and of new adapters."""
 
     def of_arm(self, arm: Arm) -> LevelConfig:
-        """The settings that apply to an arm: replay and balance apply to D_PI alone."""
+        """The settings that apply to an arm. Replay and balance apply only to the arm `parity`."""
         if arm == "parity":
             return self
         return self.model_copy(update={"replay_share": 0.0, "replay_from": None, "balance": False})
@@ -161,19 +164,20 @@ class StudentConfig(ModelConfig):
     """A student to align."""
 
     name: Name = "student"
-    """Name of the student, and of its folder in the run directory."""
+    """Name of the student, and of its folder in the run directory: at most 60 letters, digits, `.`, `_` and `-`, with a
+    letter or digit first. It may not end like a file, such as `x.json`."""
     level: LevelConfig = LevelConfig()
     """How the student is fine-tuned."""
     arms: tuple[Arm, ...] = Field(("parity",), min_length=1)
-    """What to train on, with a separate training for each: `parity` is D_PI, `all` is D_PA, `consistent` has the pairs
-    on which the teacher agrees with itself, `random` has as many pairs of D_PA as D_PI holds, and `labels` is the
-    labelled set below. Replay and balance apply to `parity` alone."""
+    """The sets of samples to train on. There is a separate training for each: `parity` is D_PI, `all` is D_PA,
+    `consistent` has the pairs on which the teacher agrees with itself, `random` has as many pairs of D_PA as D_PI
+    holds, and `labels` is the labelled set in the setting `labels`. Replay and balance apply only to `parity`."""
     labels: BenchmarkConfig | None = None
     """The labelled set that arm `labels` trains on."""
     rounds: int = Field(1, ge=1)
     """How many times to align the student. In each further round, the aligned student answers the teacher's questions
     again and is trained on those that it now gets wrong. Round 2 of `small` is a student named `small.round2`. Further
-    rounds train on `parity` alone."""
+    rounds train only on `parity`."""
 
     @model_validator(mode="after")
     def _arms_differ(self) -> StudentConfig:
@@ -182,5 +186,5 @@ class StudentConfig(ModelConfig):
         return self
 
     def name_in(self, round_number: int) -> str:
-        """The student's name in a round, from 1."""
+        """The student's name in a round; the first round has the number 1."""
         return self.name if round_number == 1 else f"{self.name}.round{round_number}"

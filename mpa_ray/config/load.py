@@ -35,9 +35,9 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
     Args:
         path: The file.
-        overrides: Settings that replace those of the file, by their dotted names, such as
-            `{"students.0.level.seed": 1}`. Text is read as on the command line: taken as it is where the setting is
-            text, and as YAML elsewhere.
+        overrides: Settings that replace those of the file, by their dotted names, such as `{"students.0.level.seed":
+            1}`. A string is read as on the command line: it stays unchanged where the setting is text, and is parsed as
+            YAML elsewhere.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
@@ -49,13 +49,13 @@ def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None
     """Like `load_config`, but the file may lack source, teacher and students: the run then only measures models.
 
     Raises:
-        ConfigError: as `load_config` does.
+        ConfigError: for the same reasons as in `load_config`.
     """
     return parse_config(_tree(path, {} if overrides is None else overrides))
 
 
 def parse_config(tree: Tree) -> EvaluationRunConfig:
-    """Check a configuration that is already read. The result is a `RunConfig` if it has source, teacher or students.
+    """Validate a configuration tree. The result is a `RunConfig` if the tree has source, teacher or students.
 
     Raises:
         ConfigError: a key is unknown, or a value is out of range.
@@ -86,7 +86,9 @@ class _ObjectStoreOnly(Settings):
 
 def _validated(kind: type[ConfigT], tree: Tree) -> ConfigT:
     for path, text in unstorable_texts(tree):
-        raise ConfigError(path or "config", text, "is not UTF-8.", "Rename it, or give a link with another name.")
+        raise ConfigError(
+            path or "config", text, "is not UTF-8.", "Rename the file or folder, or use a link with another name."
+        )
     try:
         return kind.model_validate(with_types(tree, kind))
     except ValidationError as error:
@@ -153,11 +155,11 @@ def _index(items: list[Any], where: Sequence[str], rest: Sequence[str], value: A
 
 
 def _branch(node: Tree, key: str, following: str) -> Any:
-    """The branch below a key; a new one if there is none, or nothing is written below the key."""
+    """The branch below a key. If the key is missing or has no value, an empty branch is added."""
     if node.get(key) is None:
         node[key] = [{}] if following == "0" else {}
     elif isinstance(node[key], Word):
-        # An option before this one may give the branch as a whole.
+        # An earlier option may have set the whole branch, as a YAML mapping or list.
         node[key] = parsed(node[key])
     return node[key]
 
@@ -178,9 +180,9 @@ def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
 
 
 def _of_branch(branch: str, content: Tree, problem: str) -> tuple[str, object, str]:
-    """The field, the value and the problem of an error in how the settings of a branch fit together.
+    """Split an error about several settings of one branch into field, value and problem.
 
-    Its text is `NAME: problem` or `NAME VALUE problem`.
+    The error's text is `NAME: problem` or `NAME VALUE problem`.
     """
     parts = re.fullmatch(r"(\w+)(?:: | (\S+) )(.*)", problem, re.DOTALL)
     if parts is None:
@@ -191,7 +193,7 @@ def _of_branch(branch: str, content: Tree, problem: str) -> tuple[str, object, s
 
 
 class _Brief:
-    """A collection in a message."""
+    """A value in a message; a list or mapping is shown as its number of entries."""
 
     def __init__(self, content: object) -> None:
         self._content = content

@@ -1,4 +1,4 @@
-"""Models, how they are served, and how their replies are sampled."""
+"""Settings of models: how they are served, and how their replies are sampled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mpa_ray.config.engines import EngineConfig, VllmEngineConfig
 from mpa_ray.config.settings import Location, Settings
 
 MAX_IMAGE_PIXELS = 89_478_485
-"""By default, a file with more pixels counts as a decompression bomb; Pillow warns from here on."""
+"""The default of `max_image_pixels`. Pillow warns of a decompression bomb above the same number."""
 
 
 class ModelConfig(Settings):
@@ -21,20 +21,21 @@ class ModelConfig(Settings):
     num_replicas: int = Field(1, ge=1)
     """The number of engines, each in its own Ray actor."""
     max_num_replicas: int | None = Field(None, ge=1)
-    """The number of engines that the pool may grow to while shards wait; None keeps it at `num_replicas`."""
+    """The number of engines that the pool may grow to while shards wait; None keeps the pool at `num_replicas`."""
     cpus_per_replica: float = Field(1.0, ge=0)
     """CPUs that Ray reserves for each engine. An engine without a GPU computes on this many cores, or on an equal share
-    of the machine's cores if that is more."""
+    of the machine's cores if that share is larger."""
     gpus_per_replica: float = Field(0.0, ge=0)
-    """GPUs for each engine; with a fraction, engines share a GPU and each takes that share of its memory."""
+    """GPUs for each engine. With a fraction, engines share a GPU, and each engine takes that fraction of the GPU's
+    memory."""
     accelerator_type: str | None = None
-    """Use only nodes with this GPU, by Ray's name (`A100`, `H100`, `L4`, ...); None uses any node."""
+    """Use only nodes with this kind of GPU, under Ray's name for it (`A100`, `H100`, `L4`, ...); None uses any node."""
     max_images_in_flight: int | None = Field(None, ge=1)
-    """Images that one engine works on concurrently; None is 1.1 times the engine's `max_num_seqs`."""
+    """Images that one engine works on concurrently; None means 1.1 times the engine's `max_num_seqs`."""
     share_engine: bool = True
-    """Let one engine serve a model and its LoRA adapters if their settings are otherwise equal. Then fewer engines
-    start, and each image is read, rendered and sent through the vision tower once for all of these models. Without a
-    GPU, adapters make an engine much slower."""
+    """Let one engine serve a model and its LoRA adapters, if their other settings are equal. Then fewer engines start,
+    and each image is read, rendered and sent through the vision tower once for all of these models. Without a GPU,
+    adapters make an engine much slower."""
     min_pixels: int = Field(128 * 28 * 28, ge=1)
     """An image with fewer pixels is scaled up to this many."""
     max_pixels: int = Field(512 * 28 * 28, ge=1)
@@ -71,17 +72,19 @@ class SamplingConfig(Settings):
     """How replies are sampled."""
 
     temperature: float = Field(0.0, ge=0)
-    """0 always takes the most likely token."""
+    """Randomness of the replies; 0 always takes the most likely token."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Sample from the most likely tokens whose probabilities add up to this value."""
+    """Sample only from the most likely tokens whose probabilities add up to this value."""
     max_new_tokens: int = Field(128, ge=1)
     """A reply that has not ended after this many tokens is dropped as truncated."""
     seed: int = 0
-    """Makes sampled replies repeatable, together with the image's id."""
+    """Seed of sampled replies. The seed of each reply is derived from this number and the image's id."""
 
 
 class AnswerConfig(Settings):
-    """How questions are answered: the teacher's second answers, the students' answers, and those in evaluation."""
+    """How models answer questions: the teacher's second answers, the students' answers, and all answers in
+    evaluation."""
 
     max_new_tokens: int = Field(32, ge=1)
-    """Answers are greedy; an answer that has not ended after this many tokens is dropped as truncated."""
+    """An answer that has not ended after this many tokens is dropped as truncated. Answers are greedy, except the
+    teacher's if `annotate.num_second_answers` is over 1."""

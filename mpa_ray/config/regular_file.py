@@ -1,4 +1,4 @@
-"""Opens files that a setting or a list names, but never a pipe, a device or a socket."""
+"""Open the files that settings and lists name, but never a pipe, a device or a socket."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ _KINDS = (
 def open_regular_file(path: str | Path) -> FileIO:
     """Open a regular file, or a link to one, for unbuffered reading.
 
-    Opening a named pipe waits for a writer, reading a device may never end, and opening one may change its state.
+    All other kinds of files are refused: opening a named pipe waits for a writer, reading a device may never end, and
+    opening a device may change its state.
 
     Raises:
         OSError: the file cannot be opened, or is not a regular file.
     """
     size_of_regular_file(path)
-    # The path may have been replaced since. With O_NONBLOCK, opening a named pipe does not wait.
+    # Since the check, another kind of file may have taken the path. With O_NONBLOCK, opening a named pipe does not
+    # wait.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         _check(os.fstat(descriptor), path)
@@ -36,13 +38,14 @@ def open_regular_file(path: str | Path) -> FileIO:
 
 
 def read_regular_file(path: str | Path) -> bytes:
-    """Return the content of a regular file. Raises as `open_regular_file` does."""
+    """Return the content of a regular file. Raises OSError for the same reasons as `open_regular_file`."""
     with open_regular_file(path) as file:
         return file.readall()
 
 
 def size_of_regular_file(path: str | Path) -> int:
-    """Return the size of a regular file in bytes, without opening it. Raises as `open_regular_file` does."""
+    """Return the size of a regular file in bytes, without opening it. Raises OSError if it is missing or not
+    regular."""
     status = os.stat(path)
     _check(status, path)
     return status.st_size

@@ -23,56 +23,59 @@ class LimitsConfig(Settings):
     max_engine_deaths: int = Field(10, ge=1)
     """Stop after this many engine deaths on one shard. Until then, a new engine retries the shard."""
     max_image_deaths: int = Field(2, ge=1)
-    """An image that kills this many engines while no other image is in them fails with reason `kills_engine`."""
+    """An image fails with reason `kills_engine` once this many engines have died while they worked on it alone."""
     request_timeout_s: float = Field(600.0, gt=0)
-    """An engine that does not reply to a request for this long counts as dead."""
+    """An engine that does not reply to a request within this time counts as dead."""
 
 
 class PlanConfig(Settings):
     """Settings of `mpa-ray plan`. No other command reads them, and they may change at any time."""
 
     from_run: Location | None = None
-    """An earlier run, local or at s3://, whose measured rates to use."""
+    """The run directory of an earlier run, whose measured rates are used: a local path or an `s3://` URI."""
     num_images: int | None = Field(None, ge=1)
-    """Images to annotate; None is the size of the indexed corpus, or else `source.limit`."""
+    """Images to annotate. None means the size of the indexed corpus or, if the run is not indexed yet,
+    `source.limit`."""
     num_benchmark_questions: int | None = Field(None, ge=0)
-    """Questions of all benchmarks together; None counts those in the run directory, or else the benchmarks' limits."""
+    """Questions of all benchmarks together. None counts the questions in the run directory, and uses the `limit` of a
+    benchmark that is not there yet."""
     image_tokens: int | None = Field(None, ge=1)
-    """Tokens of an image; None assumes images of `max_pixels` and the model's patch size."""
+    """Tokens of one image. None computes the number from `max_pixels` and the model's patch size."""
     teacher_images_per_s: float | None = Field(None, gt=0)
     """Images per second that one replica of the teacher annotates, including second answers."""
     student_images_per_s: float | None = Field(None, gt=0)
-    """Images per second for which one replica of a student answers the teacher's questions."""
+    """Images per second that one replica of a student processes when it answers the teacher's questions."""
     questions_per_s: float | None = Field(None, gt=0)
     """Benchmark questions per second that one replica answers."""
     samples_per_s: float | None = Field(None, gt=0)
     """Samples per second that one worker trains on."""
     parity_share: float | None = Field(None, ge=0)
-    """Parity samples for each image."""
+    """Parity samples per image."""
     engine_start_s: float | None = Field(None, ge=0)
     """Seconds that a pass takes to start its engines and to shut them down."""
     training_start_s: float | None = Field(None, ge=0)
-    """Seconds of a training in which no optimiser step is made, mostly its start and the export."""
+    """Seconds of a training without optimiser steps, mostly its start and the export."""
     gpu: str | None = None
-    """Kind of GPU to assume if `accelerator_type` is not set: A100-40G, A100-80G, H100, L4, ..."""
+    """Kind of GPU to assume for models without `accelerator_type`: A100-40G, A100-80G, H100, L4, ..."""
     gpu_memory_gib: float | None = Field(None, gt=0)
-    """Memory of one GPU; None is the memory of its kind."""
+    """Memory of one GPU; None means the usual memory of this kind of GPU."""
     gpu_hour_price: float | None = Field(None, ge=0)
     """Price of one GPU for one hour, in any currency; None estimates no cost."""
     efficiency: float = Field(0.4, gt=0, le=1)
-    """Share of a GPU's peak operations and memory bandwidth to assume for rates that are neither measured nor given."""
+    """Share of a GPU's peak speed and peak memory bandwidth that is assumed to be reached. It is used to estimate the
+    rates that are not set here and were not measured."""
 
 
 class EvaluationRunConfig(Settings):
     """A run that only measures models on benchmarks."""
 
     run_dir: Location
-    """The folder or s3:// prefix of the results. A run continues from what is there."""
+    """The folder or `s3://` prefix of the results. A run continues from the results that are already there."""
     reading: ReadingConfig = ReadingConfig()
-    """How images are read ahead of the engines."""
+    """How images are read before the engines process them."""
     task: Location = "text_vqa"
-    """A task of the library, such as text_vqa, chart_qa or knowledge_vqa, or the path of a YAML file of the same form.
-    The error for an unknown task lists the library."""
+    """The name of a task that comes with mpa_ray, such as text_vqa, chart_qa or knowledge_vqa, or the path of a YAML
+    file with a task of your own. The error for an unknown task lists all names."""
     answer: AnswerConfig = AnswerConfig()
     """How models answer a question."""
     evaluate: EvaluateConfig | None = None
@@ -80,7 +83,7 @@ class EvaluationRunConfig(Settings):
     limits: LimitsConfig = LimitsConfig()
     """When a run stops instead of continuing."""
     object_store: ObjectStoreConfig = ObjectStoreConfig()
-    """How to access objects at s3://."""
+    """How to access objects with `s3://` URIs."""
 
 
 class RunConfig(EvaluationRunConfig):
@@ -97,10 +100,11 @@ class RunConfig(EvaluationRunConfig):
     identify: IdentifyConfig = IdentifyConfig()
     """How the answers of teacher and student are compared."""
     max_concurrent_phases: int | None = Field(None, ge=1)
-    """Passes and trainings that `align` runs concurrently; None is as many as the cluster's CPUs and GPUs allow. For a
-    cluster that scales up on demand, set it to the number that fits the cluster at its largest."""
+    """Maximum number of passes and trainings that `align` runs concurrently; None means as many as the cluster's CPUs
+    and GPUs allow. For a cluster that scales up on demand, set this to the number that fits the cluster at its
+    largest."""
     plan: PlanConfig | None = None
-    """Assumptions for estimating the size of a run."""
+    """Assumptions for `mpa-ray plan`, which estimates the time, cost and memory of a run."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> RunConfig:
@@ -113,5 +117,5 @@ class RunConfig(EvaluationRunConfig):
     def _rounds_have_an_arm(self) -> RunConfig:
         for student in self.students:
             if student.rounds > 1 and "parity" not in student.arms:
-                raise ValueError(f"students: {student.name} has {student.rounds} rounds and no arm parity")
+                raise ValueError(f"students: {student.name} has {student.rounds} rounds, which need the arm parity")
         return self

@@ -1,4 +1,4 @@
-"""The dotted names of settings, as users write them: of the setting at which an error occurred, or of all settings."""
+"""The dotted names of settings, as users write them, and the types of settings."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def setting_path(model: type[BaseModel], location: Iterable[str | int]) -> str:
 
 
 def similar_settings(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """The dotted names that someone who wrote an unknown setting at this location may have meant, the best first.
+    """The dotted names that the user may have meant by an unknown setting at this location, the most similar first.
 
-    They are settings elsewhere with the same name, then settings of the same branch with a similar name, then branches
-    with the same name; if there are none, settings elsewhere with a similar name.
+    These are settings elsewhere with the same name, then settings of the same branch with a similar name, then branches
+    with the same name or, if there are none of these, settings elsewhere with a similar name.
     """
     *parents, last = location
     branch, word = setting_path(model, parents), str(last)
@@ -54,7 +54,10 @@ def similar_settings(model: type[BaseModel], location: Sequence[str | int]) -> l
 
 
 def all_settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """All settings below a model by their dotted names, with 0 for an item of a list; without those of tests."""
+    """Yield the dotted name and the field of all settings below a model, except those that only tests use.
+
+    In a dotted name, 0 stands for the items of a list.
+    """
     for field_name, field in model.model_fields.items():
         name = field.alias or field_name
         yield f"{prefix}{name}", field
@@ -68,7 +71,7 @@ def branch_name(name: str, field: FieldInfo) -> str:
 
 
 def branches_of(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The branches of the tree that a setting of this type may hold; without those that only tests use."""
+    """The branches of the tree that a setting of this type may hold, except those that only tests use."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if not getattr(annotation, "for_tests", False):
             yield annotation
@@ -99,7 +102,7 @@ class SettingType:
 
     @classmethod
     def of(cls, annotation: Any, discriminator: object = None, may_be_none: bool = False) -> SettingType:
-        """The type that an annotation means, without `Annotated` and `| None`, which add nothing to a location."""
+        """The type of an annotation, without `Annotated` and `| None`."""
         if hasattr(annotation, "__metadata__"):
             fields = [item for item in annotation.__metadata__ if isinstance(item, FieldInfo)]
             named = next((field.discriminator for field in fields if field.discriminator), discriminator)
@@ -111,13 +114,13 @@ class SettingType:
 
     @property
     def is_text(self) -> bool:
-        """Whether the setting is text, or one of several words."""
+        """Whether the setting is text, either any text or one of several words."""
         if get_origin(self.annotation) is Literal:
             return all(isinstance(choice, str) for choice in get_args(self.annotation))
         return self.annotation is str
 
     def variant(self, tag: str | int) -> SettingType | None:
-        """The variant of a discriminated union with this tag; None if the type is not a discriminated union."""
+        """The variant of a discriminated union with this tag; None if there is no such variant or no such union."""
         if self.discriminator is None:
             return None
         members = get_args(self.annotation)
@@ -125,9 +128,10 @@ class SettingType:
         return SettingType(chosen[0]) if chosen else None
 
     def child(self, part: str | int) -> SettingType:
-        """The type of a field, or of the items of a list or mapping; without annotation if there is no such field.
+        """The type of a field of a model, or of the items of a list or mapping.
 
-        In a union, it is the type of the field in the first variant that has it.
+        If there is no such field, the annotation of the result is None. In a union, the first variant that has the
+        field decides.
         """
         if isinstance(self.annotation, type) and issubclass(self.annotation, BaseModel):
             fields = self.annotation.model_fields.items()

@@ -1,4 +1,4 @@
-"""The base class of all settings, and the places that settings name."""
+"""The base class of all settings, and the paths and URIs in settings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OTHER_NAMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
 
 
 def misspelled_uri(text: str) -> str | None:
-    """The right spelling of a URI such as `s3:/bucket/x` or `S3://bucket/x`; None if the text is spelled right."""
+    """The right spelling of a misspelled URI such as `s3:/bucket/x` or `S3://bucket/x`; None for any other text."""
     match = _SCHEME.fullmatch(text)
     if match is None:
         return None
@@ -46,7 +46,7 @@ def misspelled_uri(text: str) -> str | None:
 
 
 def parse_location(text: str) -> str:
-    """The path or URI that a user means: `~` becomes the home folder, and `file:///folder` is `/folder`.
+    """Check a path or URI, replace a leading `~` with the home folder, and a `file:///` URI with its path.
 
     Raises:
         ValueError: the text is empty, a misspelled URI, a URI of an unsupported kind or without a bucket, or a URL
@@ -64,7 +64,9 @@ def parse_location(text: str) -> str:
         problem = f"{bucket!r} cannot be the name of a bucket" if bucket else "names no bucket"
         raise ValueError(f"{problem}: write {scheme}://BUCKET/PREFIX")
     if "://" in text and has_url_secrets(text):
-        raise ValueError("a URL with a password or signature would end up in run.json; give them in the environment")
+        raise ValueError(
+            "a URL with a password or signature would end up in run.json; give credentials in the environment instead"
+        )
     if scheme == "file" and rest.startswith("/") and is_storable(path := os.fsdecode(unquote_to_bytes(rest))):
         return path
     return os.path.expanduser(text)
@@ -97,7 +99,7 @@ Name = Annotated[str, AfterValidator(parse_name)]
 class Settings(BaseModel):
     """A branch of the configuration tree.
 
-    Unknown keys are refused and values cannot change. The docstring of each field is its help text.
+    Unknown keys are refused, and instances are immutable. The docstring of each field is its help text.
     """
 
     model_config = ConfigDict(
@@ -107,8 +109,8 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _branches_keep_their_defaults(cls, data: Any) -> Any:
-        """Setting one value of a branch leaves the others at the branch's default, also where it differs from the
-        defaults of the branch's class."""
+        """Fill in the other values of a branch if only some are set. They come from the branch's own default, which may
+        differ from the default of its class."""
         if not isinstance(data, dict):
             return data
         data = {name: _as_number(name, value, cls.model_fields.get(name)) for name, value in data.items()}
@@ -150,7 +152,7 @@ def _merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve_path(path: str) -> str:
-    """Resolve a `bundled:` path, and make an existing path absolute, since workers have other working directories."""
+    """Resolve a `bundled:` path, and make an existing path absolute, because workers have other working directories."""
     if path.startswith(BUNDLED):
         return str(Path(mpa_ray.__file__).parent / path.removeprefix(BUNDLED))
     return str(Path(path).absolute()) if Path(path).exists() else path

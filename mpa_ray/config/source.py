@@ -14,61 +14,66 @@ DEFAULT_EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "pjpeg", "png", "apng", "webp", "avif", "gif", "bmp", "dib", "tif", "tiff", "ico"),
     *("ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "jpc", "jpx", "jpf"),
 )
-"""The endings of the formats that the decoder reads."""
+"""The file name endings of the formats that the decoder reads."""
 
 
 class SourceConfig(Settings):
     """The unlabeled images."""
 
     path: Location
-    """A folder or prefix of images, Parquet files or tars, a glob, one such file, a list of URIs, or a folder saved by
-    `datasets`; local, at s3:// or at gs://."""
+    """Where the images are: a folder or prefix with images, Parquet files or tars; a glob; one such file; a list of
+    URIs; or a folder saved by `datasets`. It may be a local path, an `s3://` URI or a `gs://` URI."""
     kind: str = "auto"
-    """A kind such as images, list, parquet, webdataset or saved_dataset; `auto` recognises it by the path's ending and
-    the folder's content. The error for an unknown kind lists all kinds."""
+    """The kind of source, such as images, list, parquet, webdataset or saved_dataset; `auto` recognises the kind by the
+    path's ending and the folder's content. The error for an unknown kind lists all kinds."""
     extensions: tuple[str, ...] = DEFAULT_EXTENSIONS
-    """File name endings of images, without the dot, also in tars; an empty list takes every file. Where the extra
-    `heic` is installed, the default also takes `heic`, `heif` and `hif`."""
+    """File name endings of images, without the dot. They also apply to the members of tars. An empty list takes every
+    file. If the extra `heic` is installed, the default also includes `heic`, `heif` and `hif`."""
     exclude: tuple[str, ...] = ()
-    """Globs of files to leave out: `thumbs` and `*_small.*` match the name of any folder or file; `2019/*/raw`, with a
-    slash, matches a path below the source's root. In tars, they match the members' names, too."""
+    """Globs of files to leave out. A glob without a slash, such as `thumbs` or `*_small.*`, matches the name of any
+    folder or file. A glob with a slash, such as `2019/*/raw`, matches a path below the source's root. Both also match
+    the names of members of tars."""
     include_hidden: bool = False
-    """Also take files whose path has a name with a dot in front, and those in `__MACOSX`, `@eaDir`, `lost+found` and
-    similar folders of operating systems."""
+    """Also take hidden files, files in hidden folders (their names begin with a dot), and files in `__MACOSX`,
+    `@eaDir`, `lost+found` and similar folders of operating systems."""
     image_column: str = "image"
-    """The column of a CSV or JSON list, Parquet file or saved dataset with the image: bytes, a URI, base64, or Hugging
-    Face's struct of bytes and path. `images[0]` is the first item of a column with lists. JSON lists without the
-    default column are also searched for `images`."""
+    """The column that holds the image, in a CSV or JSON list, a Parquet file or a saved dataset: bytes, a URI, base64,
+    or Hugging Face's struct of bytes and path. `images[0]` is the first item of a column with lists. If a JSON list
+    lacks the default column, the column `images` is tried, too."""
     id_column: str | None = None
-    """The column with the images' ids; None makes them from file names and row numbers."""
+    """The column with the images' ids; None generates ids from file names and row numbers."""
     metadata: tuple[str, ...] = ()
-    """Columns to copy to D_PA and D_PI; in tars, the ending of a member (`txt`) or a key of the `.json` member."""
+    """Columns to copy to D_PA and D_PI. For tars, each entry is the ending of a member (`txt`) or a key of the `.json`
+    member."""
     min_bytes: int = Field(0, ge=0)
     """Smaller files are left out. If listing does not give sizes, they are dropped when they are read."""
     max_bytes: int = Field(64 * 2**20, ge=1)
     """Larger files are left out. If listing does not give sizes, they are dropped and not read to the end."""
     fraction: float = Field(1.0, gt=0, le=1)
-    """Take a random sample of about this share of the images, which `seed` and the images' ids determine."""
+    """Take a random sample of about this share of the images. An image's id and `seed` determine whether it is
+    taken."""
     seed: int = 0
     """Seed of the random sample."""
     limit: int | None = Field(None, ge=1)
     """Take only this many images, the first in the source's order."""
     skip_duplicates: bool = True
-    """Annotate only the first of several files with the same bytes; the others are dropped as `duplicate_of` it."""
+    """Annotate only the first of several files with the same bytes. The others are dropped with reason
+    `duplicate_of`."""
     skip_damaged: bool = False
-    """Leave out tars, Parquet files and files of saved datasets that are cut or damaged, and count them. Otherwise, the
-    first such file ends indexing with an error that names it."""
+    """Leave out tars, Parquet files and files of saved datasets that are truncated or damaged, and count them.
+    Otherwise, the first such file ends indexing with an error that names the file."""
     shard_size: int = Field(256, ge=1)
     """Images per shard. A shard is the unit of retry, commit and resume."""
     max_shard_bytes: int = Field(256 * 2**20, ge=1)
-    """Largest total size of a shard's files. A shard that reaches it ends, even with fewer images than `shard_size`."""
+    """Largest total size of a shard's files. A shard ends when it reaches this size, even with fewer images than
+    `shard_size`."""
     num_listers: int = Field(16, ge=1)
-    """Prefixes, tars or Parquet files to list concurrently."""
+    """Number of prefixes, tars or Parquet files to list concurrently."""
     allow: tuple[Literal["http", "redirects", "local_files", "parent_folders", "signed_urls"], ...] = ()
-    """What entries of lists, Parquet files and tars may name in addition to s3://, gs:// and files below their folder:
-    http(s):// URIs, http(s):// URIs that redirect to another host, local files in a remote list, paths with `..`, and
-    URLs with a password or a signature, which the run then stores in its rows. A public host may never redirect to a
-    private address."""
+    """What entries of lists, Parquet files and tars may refer to, in addition to s3://, gs:// and files below their own
+    folder. `http` allows http(s):// URIs; `redirects`, http(s):// URIs that redirect to another host; `local_files`,
+    local files in a remote list; `parent_folders`, paths with `..`; `signed_urls`, URLs with a password or a signature,
+    which the run then stores in its rows. A public host may never redirect to a private address."""
 
     @model_validator(mode="after")
     def _sizes_are_ordered(self) -> SourceConfig:
@@ -78,43 +83,45 @@ class SourceConfig(Settings):
 
 
 class ReadingConfig(Settings):
-    """How images are read ahead of the engines."""
+    """How images are read before the engines process them."""
 
     num_shards: int = Field(4, ge=1)
-    """Shards to read concurrently."""
+    """Number of shards to read concurrently."""
     num_threads: int = Field(16, ge=1)
-    """Concurrent requests for one shard."""
+    """Number of concurrent reads for one shard."""
     max_bytes_in_flight: int = Field(2 * 2**30, ge=1)
-    """Largest total size of files, over the whole cluster, that are read but not yet committed with their shard. A
-    larger shard is read alone."""
+    """Largest total size, over the whole cluster, of files that have been read but whose shard is not yet committed. A
+    shard that is larger than this is read alone."""
 
 
 class ObjectStoreConfig(Settings):
-    """How to access objects at `s3://`. Credentials come from the environment, a profile or the machine's role."""
+    """How to access objects with `s3://` URIs. Credentials come from the environment, a profile or the machine's
+    role."""
 
     endpoint_url: str | None = None
-    """URL of a server with the S3 API; None is AWS_ENDPOINT_URL, or else AWS."""
+    """URL of a server with the S3 API. None uses the environment variable AWS_ENDPOINT_URL or, if that is not set,
+    AWS."""
     region: str | None = None
-    """AWS region; None is AWS_REGION, or else the profile's."""
+    """AWS region. None uses the environment variable AWS_REGION or, if that is not set, the profile's region."""
     max_attempts: int = Field(8, ge=1)
     """Attempts for each request. Transient errors are retried, with growing pauses."""
     first_pause_s: float = Field(0.2, gt=0)
     """Pause after the first failure. It doubles after each further failure, up to 20 seconds."""
     max_outage_s: float = Field(120.0, ge=0)
-    """How long a request is repeated while the store asks for fewer requests (HTTP status 429 or 503), whatever the
-    number of attempts. All threads of a process wait together. If no request of a process has succeeded for this long,
-    requests that fail are not repeated."""
+    """How long a request is repeated while the store asks for fewer requests (HTTP status 429 or 503). Such replies do
+    not count towards `max_attempts` during this time, and all threads of a process wait together. If no request of a
+    process has succeeded for this long, failed requests are not repeated."""
     connect_timeout_s: float = Field(10.0, gt=0)
     """Longest wait for a connection."""
     read_timeout_s: float = Field(60.0, gt=0)
     """Longest wait for data on a connection."""
     read_deadline_s: float = Field(300.0, gt=0)
-    """Longest time for one read of a file, an object or a URL, with all its attempts. A server that sends too slowly is
-    cut off, and a file on a mount that does not answer is given up."""
+    """Longest time for one read of a file, an object or a URL, including all attempts. After that, the connection to a
+    slow server is closed, and a read from a mount that does not answer is abandoned."""
     max_connections: int = Field(64, ge=1)
     """Concurrent connections of one process."""
     multipart_bytes: int = Field(64 * 2**20, ge=5 * 2**20)
-    """Objects of this size or more are uploaded in parts of this size."""
+    """Objects of at least this many bytes are uploaded in parts of this size."""
 
     @field_validator("endpoint_url")
     @classmethod

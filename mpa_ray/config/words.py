@@ -1,6 +1,6 @@
-"""YAML and the command line as trees of settings, in which the type of a setting decides what a word means.
+"""Read YAML files and command lines as trees of settings, where the type of a setting decides how a value is read.
 
-In YAML alone, `no` is a boolean, `12:30` a number and `my run #1` ends before the comment.
+Plain YAML would read `no` as a boolean, `12:30` as a number, and `my run #1` only up to the comment.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _SCALARS = ("bool", "int", "float", "timestamp", "str", "value", "null")
 
 
 class Word(str):
-    """A value of the command line, or of a YAML file without quotation marks; its setting gives it a type."""
+    """A value from the command line, or an unquoted value from a YAML file. Its setting decides its type."""
 
     comment: str = ""
     """The comment behind it in the YAML file, from the spaces before `#` to the end of the line."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads values without quotation marks as words, and refuses a key that occurs twice in a mapping."""
+    """Reads unquoted values as `Word`, and refuses a key that occurs twice in a mapping."""
 
     def construct_word(self, node: yaml.ScalarNode) -> object:
         if node.style is not None:
@@ -85,7 +85,7 @@ for _name in _SCALARS:
 
 
 def read_yaml(text: str) -> Any:
-    """Read YAML, with words in place of values without quotation marks.
+    """Read YAML, with a `Word` for each unquoted value.
 
     Raises:
         yaml.YAMLError: the text is not YAML, or it is nested too deeply.
@@ -109,13 +109,13 @@ def yaml_problem(error: Exception) -> str:
 
 
 def with_types(tree: Tree, kind: type[BaseModel]) -> Tree:
-    """A tree in which each word is read as its setting requires.
+    """Convert each `Word` in a tree to the type of its setting.
 
-    A word stays text where the setting is text, but is None for `null` where the setting may be None. Elsewhere it is
-    read as YAML.
+    Where the setting is text, the word stays text, but `null` becomes None if the setting may be None. Elsewhere, the
+    word is read as YAML.
 
     Raises:
-        ConfigError: a path ends before a ` #`, and only exists together with what follows.
+        ConfigError: a path ends before a ` #`, and exists only together with what follows.
     """
     typed: Tree = _typed(tree, SettingType(kind), "")
     return typed
@@ -146,7 +146,7 @@ def _check_not_cut(word: Word, name: str) -> None:
 
 
 def parsed(word: Word) -> Any:
-    """The mapping or list that a word contains, or the word itself."""
+    """The mapping or list that a word contains; the word itself if it contains neither."""
     try:
         tree = read_yaml(word)
     except (yaml.YAMLError, ValueError):
@@ -155,7 +155,7 @@ def parsed(word: Word) -> Any:
 
 
 def unstorable_texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """The texts of a tree that are not UTF-8 and cannot be stored in a run, each with its dotted name."""
+    """The dotted name and the text of every string in a tree that UTF-8 cannot encode and a run cannot store."""
     if isinstance(tree, Mapping):
         for key, item in tree.items():
             yield from unstorable_texts(key, path)
@@ -173,6 +173,6 @@ def _plain(word: Word) -> Any:
         value = yaml.safe_load(word)
     except (yaml.YAMLError, ValueError, RecursionError):
         return str(word)
-    # In YAML 1.1, `12:30` is the number 750.
+    # YAML 1.1 reads `12:30` as the number 750.
     is_clock = isinstance(value, int | float) and ":" in word
     return str(word) if isinstance(value, str | date) or is_clock else value

@@ -24,7 +24,7 @@ _END_BYTES = 2**20
 def metric_of(benchmark: BenchmarkConfig, task_metric: str) -> str:
     """The metric that scores a benchmark: the configured one, or the benchmark's own.
 
-    Benchmarks of kind `questions` have no metric of their own and take the task's.
+    Benchmarks of kind `questions` have no metric of their own, so the task's metric is used.
     """
     if benchmark.metric is not None:
         return benchmark.metric
@@ -32,7 +32,7 @@ def metric_of(benchmark: BenchmarkConfig, task_metric: str) -> str:
 
 
 def labelled_samples(benchmark: BenchmarkConfig, places: Places) -> Iterator[ParitySample]:
-    """Questions as training takes them, each with the answer that most of its labels give.
+    """Yield a labelled set's questions as training samples, each with its most frequent reference answer.
 
     Raises:
         ConfigError: a file, a field or an answer is missing.
@@ -77,7 +77,7 @@ def _write_questions(benchmark: BenchmarkConfig, shard_size: int, run: Run, plac
 
 
 def _shards(questions: Iterable[LabelledQuestion], size: int) -> Iterator[list[LabelledQuestion]]:
-    """Cut questions, sorted by image, into shards of at least `size`; the last may be smaller."""
+    """Cut questions, sorted by image, into shards of at least `size` questions; the last shard may be smaller."""
     shard: list[LabelledQuestion] = []
     for _, about_image in groupby(questions, key=lambda question: question.image_id):
         shard += about_image
@@ -89,7 +89,7 @@ def _shards(questions: Iterable[LabelledQuestion], size: int) -> Iterator[list[L
 
 
 def _fingerprint(benchmark: BenchmarkConfig, shard_size: int, places: Places) -> dict[str, object]:
-    """What the questions depend on. Neither the paths of the files nor the metric is part of it, so both may change."""
+    """The fingerprint of a benchmark's questions. It leaves out the files' paths and the metric, which may change."""
     settings = benchmark.model_dump(mode="json", include={"kind", "split", "columns", "limit"})
     files = [file.uri for file in question_files(benchmark, places)]
     if benchmark.annotations is not None:
@@ -109,9 +109,9 @@ def _fingerprint(benchmark: BenchmarkConfig, shard_size: int, places: Places) ->
 
 
 def _content_sample(places: Places, uri: str) -> bytes:
-    """All bytes of a file up to 64 MiB; the size and both ends of a larger one.
+    """The bytes of a file for the fingerprint: all bytes up to 64 MiB, or the size and both ends of a larger file.
 
-    The end of a Parquet file holds statistics of its rows, so a change of rows shows there.
+    The end of a Parquet file holds statistics of its rows, so it changes when the rows change.
     """
     place = places.of(uri)
     size = place.size(uri)

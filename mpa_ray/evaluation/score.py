@@ -1,4 +1,4 @@
-"""Score stored predictions in one pass, in memory that does not grow with their number."""
+"""Score stored predictions as they are read, in memory that does not grow with their number."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SENTENCE_WORDS = 6
 
 @dataclass
 class Distribution:
-    """How often each score occurs: all that a mean and its bootstrap interval need."""
+    """How often each score occurs, which is enough to compute a mean and its bootstrap interval."""
 
     counts: Counter[float] = field(default_factory=Counter)
 
@@ -35,7 +35,7 @@ class Distribution:
         values = np.array(sorted(self.counts))
         counts = np.array([self.counts[value] for value in values.tolist()])
         total = int(counts.sum())
-        # To draw `total` scores with replacement is to draw how often each distinct score occurs.
+        # Drawing `total` scores with replacement is the same as drawing how often each distinct score occurs.
         resampled = np.random.default_rng(seed).multinomial(total, counts / total, size=NUM_RESAMPLES)
         tail = (1 - CONFIDENCE) / 2
         low, high = np.quantile(resampled @ values / total, [tail, 1 - tail])
@@ -78,7 +78,7 @@ class Tally:
 
 
 def value_of(row: Prediction, metric: str) -> float:
-    """The score in [0, 1] of one prediction; a missing one counts as wrong."""
+    """The score in [0, 1] of one prediction; a missing prediction counts as wrong."""
     return 0.0 if row.prediction is None else score(metric, row.prediction, row.answers)
 
 
@@ -101,10 +101,10 @@ def score_benchmark(
 
     Args:
         metric: A key of `METRICS`.
-        predictions: By model, a function that reads the model's predictions from the start.
-        pairs: Names of models to compare question by question, from the first to the second. Pairs with a model that
-            has no predictions are skipped.
-        progress: Counts models.
+        predictions: For each model, by name, a function that reads the model's predictions from the start.
+        pairs: Pairs of models to compare question by question: the second model's score minus the first model's. A pair
+            is skipped if one of its models has no predictions.
+        progress: Counts the models that are scored.
     """
     models = {}
     for name, read in predictions.items():
@@ -127,7 +127,7 @@ def tally(predictions: Iterable[Prediction], metric: str) -> Tally:
 
 
 def paired_difference(before: Iterable[Prediction], after: Iterable[Prediction], metric: str) -> Groups:
-    """The mean of each question's score after minus before, by group.
+    """The mean of each question's score after minus its score before, by group.
 
     Raises:
         ValueError: the two are not about the same questions in the same order.

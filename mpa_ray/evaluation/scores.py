@@ -18,7 +18,7 @@ class Summary:
     low: float
     """The lower bound of the mean's 95 % bootstrap interval."""
     high: float
-    """The upper bound."""
+    """The upper bound of the interval."""
     num_questions: int
 
 
@@ -61,7 +61,7 @@ class ModelScores:
 
 @dataclass(frozen=True)
 class Gain:
-    """What training gained a student on a group of questions."""
+    """A student's scores on a group of questions before and after training, and the gain."""
 
     before: Summary
     after: Summary
@@ -101,7 +101,7 @@ class BenchmarkScores:
         return [name for name, model in self.models.items() if model.num_missing == model.overall.num_questions]
 
     def without(self, names: Collection[str]) -> BenchmarkScores:
-        """The scores of the other models."""
+        """The scores without these models and without the comparisons with them."""
         models = {name: model for name, model in self.models.items() if name not in names}
         pairs = [pair for pair in self.differences if not {pair.from_model, pair.to_model} & set(names)]
         return BenchmarkScores(self.metric, models, pairs)
@@ -144,7 +144,7 @@ def write_scores(run: Run, scores: Scores) -> None:
 
 
 def read_scores(run: Run) -> dict[str, BenchmarkScores]:
-    """The run's scores; none before its first evaluation is scored."""
+    """The run's scores by benchmark; empty before its first evaluation is scored."""
     if not run.storage.exists(SCORES):
         return {}
     return {benchmark: BenchmarkScores.from_json(scored) for benchmark, scored in run.read_json(SCORES).items()}

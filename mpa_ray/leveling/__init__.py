@@ -1,1 +1,1 @@
-"""The Parity Leveler: fine-tune a student on its parity samples. The only package that knows Ray Train."""
+"""The Parity Leveler: fine-tune a student on its parity samples. Only this package uses Ray Train."""

@@ -17,7 +17,7 @@ Samples = Callable[[], Iterable[ParitySample]]
 
 @dataclass(frozen=True)
 class SampleSources:
-    """Where the samples come from; every call reads a source again from its start."""
+    """Where the samples come from. Every call of a field reads its source again from the start."""
 
     parity: Samples
     """D_PI."""
@@ -26,24 +26,24 @@ class SampleSources:
     labels: Samples | None = None
     """The labelled set that arm `labels` trains on."""
     replayed: Samples | None = None
-    """A labelled set to replay in place of pairs that the student already answers."""
+    """A labelled set to mix in instead of known pairs."""
     held_out: Samples | None = None
-    """A labelled set to hold out in place of a share of the arm's samples."""
+    """A labelled set to hold out instead of a share of the arm's samples."""
 
 
 def samples_of(
     arm: Arm, sources: SampleSources, seed: int, is_retained: Callable[[Verdict], bool] = lambda _: False
 ) -> Samples:
-    """An arm's own samples; every call reads them again.
+    """A function that yields an arm's own samples; every call reads them again.
 
     Args:
         arm: The arm.
         sources: Where its samples come from.
         seed: Chooses the samples of arm `random`.
-        is_retained: Whether a pair is kept out of training in all arms.
+        is_retained: Tells whether a pair is kept out of training in all arms.
 
     Raises:
-        ValueError: arm `labels` without a labelled set.
+        ValueError: the arm is `labels`, and there is no labelled set.
     """
 
     def judged() -> Iterator[Verdict]:

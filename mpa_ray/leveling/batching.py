@@ -1,7 +1,7 @@
 """The order of an epoch, and how a step is cut into micro-batches.
 
 A step is a random set of samples that does not depend on the number of workers or the size of micro-batches. The loss
-is normalised over the whole step, so cutting it by length changes the padding and not the gradient.
+is normalised over the whole step, so cutting a step by length changes the padding, but not the gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from mpa_ray.records import ParitySample
 
 _NUM_BUCKETS = 64
 _PASS_COST = 1 / 16
-"""The fixed cost of one forward pass, as a share of the token budget: a cut has to save more padding than this."""
+"""The fixed cost of one forward pass, as a share of the token budget. A further micro-batch has to save more
+padding."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class TrainingRow:
 
     @classmethod
     def of(cls, sample: ParitySample) -> TrainingRow:
-        """Estimate the length: the prompt as identification measured it, and one token for 3 bytes of the answer."""
+        """Estimate the length: the prompt as measured by identification, and one token per 3 bytes of the answer."""
         return cls(sample, sample.num_prompt_tokens + 2 + len(sample.answer.encode()) // 3)
 
     @property
@@ -42,7 +43,7 @@ class TrainingRow:
 
     @property
     def content_sha256(self) -> str | None:
-        """The digest of the file that the teacher saw, if it saw one."""
+        """The SHA-256 digest of the file that the teacher saw; None for a sample of a labelled set."""
         return self.sample.content_sha256
 
 
@@ -50,7 +51,7 @@ MicroBatch = tuple[TrainingRow, ...]
 
 
 def in_seeded_order(samples: Iterable[ParitySample], seed: int, scratch: Path) -> Iterator[ParitySample]:
-    """Shuffle samples by a hash of seed and id, so that the order they come in does not matter.
+    """Shuffle samples by a hash of seed and id, so that the order of the input does not matter.
 
     About one 64th of them is in memory at a time; the rest is in files below `scratch`.
     """
@@ -71,13 +72,13 @@ def in_seeded_order(samples: Iterable[ParitySample], seed: int, scratch: Path) -
 def micro_batches(step: Sequence[TrainingRow], token_budget: int, num_workers: int) -> list[list[MicroBatch]]:
     """Cut a step into micro-batches of rows of similar length, the same number for every worker.
 
-    A micro-batch has at most `token_budget` tokens, padding included; a longer row gets a micro-batch to itself.
+    A micro-batch has at most `token_budget` tokens, including padding; a longer row gets a micro-batch to itself.
     """
     cut = _split_until_divisible(_cheapest_cut(step, token_budget), num_workers)
     shortest = min(step, key=lambda row: row.num_tokens)
     while len(cut) % num_workers:
         cut.append((replace(shortest, supervised=False),))
-    # Longest first, each to the least loaded worker that still needs one.
+    # The largest micro-batches are assigned first, each to the least loaded worker that still needs one.
     shares: list[list[MicroBatch]] = [[] for _ in range(num_workers)]
     for batch in sorted(cut, key=_num_computed_tokens, reverse=True):
         open_shares = [share for share in shares if len(share) < len(cut) // num_workers]
@@ -95,9 +96,9 @@ def _split_until_divisible(cut: list[MicroBatch], num_workers: int) -> list[Micr
 
 
 def _cheapest_cut(step: Sequence[TrainingRow], token_budget: int) -> list[MicroBatch]:
-    """The cut of the rows, sorted by length, with the lowest cost in computed tokens and passes.
+    """Sort the rows by length, and cut them so that computed tokens and forward passes cost the least.
 
-    Exact, by dynamic programming over the row with which the last micro-batch starts.
+    The result is exact: dynamic programming over the row at which the last micro-batch starts.
     """
     rows = sorted(step, key=lambda row: (-row.num_tokens, row.sample.annotation_id))
     lowest_cost = [0.0] + [math.inf] * len(rows)
@@ -120,5 +121,5 @@ def _cheapest_cut(step: Sequence[TrainingRow], token_budget: int) -> list[MicroB
 
 
 def _num_computed_tokens(batch: MicroBatch) -> int:
-    """Tokens of the batch, padding included."""
+    """The number of tokens of the batch, including padding."""
     return len(batch) * max(row.num_tokens for row in batch)

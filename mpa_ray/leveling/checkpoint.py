@@ -25,18 +25,18 @@ _FULL = StateDictOptions(ignore_frozen_params=True, strict=False, full_state_dic
 
 @dataclass(frozen=True)
 class Progress:
-    """What a checkpoint stores about the training, beside its weights and the states of optimizer and scheduler."""
+    """What a checkpoint stores in addition to the weights and the states of optimizer and scheduler."""
 
     num_unreadable: int
-    """Samples so far whose images could not be read, on all workers."""
+    """Samples so far whose images could not be read or have changed, on all workers."""
     num_retained_before: int | None
-    """Retained pairs that the student answered before training."""
+    """Retained pairs that the student answered before training; None until they are counted."""
     best_loss: float
-    """The lowest loss so far on the held-out samples; infinite before the first."""
+    """The lowest loss so far on the held-out samples; infinite before the first measurement."""
     num_worse: int
     """How many losses on the held-out samples were measured since the lowest one."""
     has_best: bool
-    """Whether the checkpoint holds the weights with that loss."""
+    """Whether the checkpoint holds the weights with the lowest loss."""
     num_changed: int = 0
     """Samples so far whose images have changed since the teacher saw them."""
 
@@ -57,7 +57,7 @@ def save(
     """Write this worker's part of a checkpoint; all workers call this together.
 
     Args:
-        folder: A folder of this worker.
+        folder: A local folder of this worker.
         model: The model in training, wrapped or sharded.
         optimizer: The optimizer of its trainable parameters.
         scheduler: The optimizer's learning rate scheduler.
@@ -72,7 +72,7 @@ def save(
 def load(
     folder: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any, has_best: bool
 ) -> dict[str, torch.Tensor]:
-    """Load a complete checkpoint, written by any number of workers; returns the best weights in it."""
+    """Load a complete checkpoint, which any number of workers may have written. Return the best weights in it."""
     weights, states = get_state_dict(model, optimizer, options=_LOCAL)
     state: dict[str, Any] = {"model": weights, "optimizer": states}
     if has_best:

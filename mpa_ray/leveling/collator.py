@@ -1,4 +1,4 @@
-"""From training rows to a batch: the inference prompt, the answer, and labels on the answer alone."""
+"""Turn training rows into a batch: the prompt as in inference, the answer, and labels only on the answer."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class AnswerCollator:
         return self._append(prompt_batch, answers, supervised)
 
     def answer_tokens(self, answer: str) -> list[int]:
-        """The tokens that the model learns to write, to the end of its turn."""
+        """The tokens that the model learns to write, up to the end of its turn."""
         tokenizer = self._processor.tokenizer
 
         def tokens(text: str, *, as_text: bool) -> list[int]:
-            # An answer that spells a special token is still text.
+            # The name of a special token in an answer is read as plain text.
             ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=as_text)["input_ids"]
             return ids
 

@@ -27,7 +27,7 @@ from mpa_ray.run.training_state import TrainingState
 from mpa_ray.tasks.task import Task
 
 _MAY_PASS = re.compile(r"CannotWrite|TransientError|AccessLost|No space left on device|Disk quota exceeded")
-"""Causes of a failed training that may pass."""
+"""The errors of a failed training that may be temporary."""
 
 
 def fine_tune(
@@ -49,12 +49,13 @@ def fine_tune(
         key: The phase.
         task: Defines the prompts.
         plan: What the student is trained on.
-        folder: Where in the run the files of this training go.
+        folder: The folder of the run for the files of this training.
         card: The model card of the export.
 
     Raises:
         RunError: there is nothing to train on, training failed more often than `level.max_failures`, or more images
-            than `limits.max_failed_rate` allows can no longer be read. Unfinished if the cause may pass.
+            than `limits.max_failed_rate` allows can no longer be read. The error is `Unfinished` if its cause may be
+            temporary.
     """
     settings, counts, label = student.level, plan.counts, key.label
     if not counts.num_samples:
@@ -86,7 +87,7 @@ def _fit(job: TrainingJob, key: PhaseKey) -> None:
         num_failures, cause = ray.get(failures.last_failure.remote())
         attempts = f" in {num_failures} attempts, the last time" if num_failures > 1 else ""
         problem = f"{key.label}: training failed{attempts}: {cause or in_words(error)}"
-        # The cause names its class: the error itself was raised in another process.
+        # The error was raised in another process, so its class is known only from the text.
         raise Unfinished(problem) if _MAY_PASS.search(problem) else RunError(problem) from error
     ray.get(failures.last_failure.remote())
 
@@ -125,8 +126,8 @@ def _check_images(job: TrainingJob, label: str, state: TrainingState, max_failed
     """Warn of samples whose images could no longer be read and which therefore added nothing to the loss.
 
     Raises:
-        RunError: there are too many of them. Resuming would not help, because the checkpoints were trained without
-            those samples.
+        RunError: there are too many such samples. Resuming would not help, because the checkpoints were trained without
+            them.
     """
     num_samples = job.plan.counts.num_samples
     if not state.num_unreadable:
@@ -145,11 +146,11 @@ def _check_images(job: TrainingJob, label: str, state: TrainingState, max_failed
 def _say_results(label: str, before: TrainingState, after: TrainingState) -> None:
     """Print how many retained pairs the student still answers, and how often its training was resumed."""
     retained = after.retained
-    # A warning says the same, and why it matters.
+    # A warning about forgetting says the same, and why it matters.
     if retained.before and retained.after is not None and retained.forgetting_warning() is None:
         say(
-            f"{label}: the student answers {retained.after} of {retained.num} retained pairs word for word, and "
-            f"answered {retained.before} before"
+            f"{label}: the student answers {retained.after} of {retained.num} retained pairs word for word; it "
+            f"answered {retained.before} before training"
         )
     for resumption in after.resumed[len(before.resumed) :]:
         say(

@@ -26,7 +26,7 @@ T = TypeVar("T")
 PromptT = TypeVar("PromptT", Verdict, ParitySample)
 
 _SHARD_ROWS = 4096
-"""About how many rows a shard has: as many whole steps as fit."""
+"""A shard has as many whole steps as fit into this number of rows, and at least one."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class EpochPlan:
     held_out: tuple[TrainingRow, ...]
     """Samples whose loss decides which weights are exported."""
     retained: tuple[TrainingRow, ...]
-    """Pairs that the student answered before training, kept out of it to measure forgetting."""
+    """Pairs that the student already answered and that are kept out of training, to measure forgetting."""
 
     @property
     def num_steps(self) -> int:
         return -(-self.counts.num_samples // self.batch_size)
 
     def steps(self, first: int, last: int) -> Iterator[tuple[TrainingRow, ...]]:
-        """The rows of each step from `first` up to `last`, exclusive; one shard is read at a time."""
+        """Yield the rows of each step from `first` up to, but not including, `last`. One shard is read at a time."""
         per_shard = _steps_per_shard(self.batch_size)
         for step in range(first, min(last, self.num_steps)):
             shard, within = divmod(step, per_shard)
@@ -58,8 +58,8 @@ class EpochPlan:
 def plan_epoch(run: Run, folder: str, sources: SampleSources, level: LevelConfig, arm: Arm = "parity") -> EpochPlan:
     """Plan an arm's epoch and store it below `folder`, or read the plan that is stored there.
 
-    The driver holds about a 64th of the epoch's rows, one Parquet file of D_PI, and 20 bytes for each pair that the
-    student already answers.
+    The driver holds in memory about a 64th of the epoch's rows, the Parquet file of D_PI, and 20 bytes for each known
+    pair.
     """
     files = _EpochFiles.of(run, folder)
     path = f"{folder}/epoch/manifest.json"
@@ -78,7 +78,7 @@ def plan_epoch(run: Run, folder: str, sources: SampleSources, level: LevelConfig
 class _EpochFiles:
     samples: ShardedDataset[ParitySample]
     held_out: ShardedDataset[ParitySample]
-    """In a single shard, like the retained pairs."""
+    """The held-out samples, in a single shard like the retained pairs."""
     retained: ShardedDataset[ParitySample]
 
     @classmethod
@@ -92,7 +92,7 @@ class _EpochFiles:
 def _write_epoch(files: _EpochFiles, sources: SampleSources, level: LevelConfig, arm: Arm) -> EpochCounts:
     longest = _LongestPrompt()
     parity_types = Counter(answer_type(sample.answer) for sample in longest.over(sources.parity()))
-    # A labelled set to replay takes the place of known pairs.
+    # If there is a labelled set to replay, no known pairs are replayed.
     known_level = level.model_copy(update={"replay_share": 0.0}) if sources.replayed is not None else level
     selection = select_known_pairs(parity_types, longest.over(sources.verdicts()), known_level)
     retained = [v.sample() for v in sources.verdicts() if selection.role(v) == "retained"]
@@ -151,13 +151,13 @@ def _write_in_order(dataset: ShardedDataset[ParitySample], samples: Iterable[Par
 
 
 class _LongestPrompt:
-    """Measures the longest prompt. A labelled set's prompts were never measured and are assumed to be as long."""
+    """Finds the longest prompt. Prompts of a labelled set have no known length and are assumed to be as long."""
 
     def __init__(self) -> None:
         self._num_tokens = 0
 
     def over(self, rows: Iterable[PromptT]) -> Iterator[PromptT]:
-        """The same rows, measured as they are read."""
+        """Yield the same rows, and measure each one."""
         for row in rows:
             self._num_tokens = max(self._num_tokens, row.num_prompt_tokens)
             yield row
@@ -188,4 +188,4 @@ def _rows(samples: ShardedDataset[ParitySample], shard: str) -> tuple[TrainingRo
 
 
 _last_rows = lru_cache(maxsize=1)(_rows)
-"""Consecutive steps are usually in the same shard."""
+"""`_rows`, with the last shard cached, since consecutive steps are usually in the same shard."""

@@ -1,4 +1,4 @@
-"""The trained student in the formats that other programs load: a LoRA adapter, and a Hugging Face checkpoint."""
+"""Export the trained student in formats that other programs load: a LoRA adapter and a Hugging Face checkpoint."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _NUM_NAMED = 3
 
 
 def load_trained_weights(model: Any, weights: dict[str, torch.Tensor]) -> Any:
-    """Load the trained weights into a model with the student's original weights, prepared in the same way for training.
+    """Load the trained weights into a model with the student's original weights that is prepared for the same training.
 
     Raises:
-        RunError: a weight is missing, or the model does not have it.
+        RunError: a trained weight is missing, or the model does not have one of the weights.
     """
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if missing := sorted(trained - weights.keys()):
@@ -42,19 +42,20 @@ def load_trained_weights(model: Any, weights: dict[str, torch.Tensor]) -> Any:
 
 
 def export(model: Any, processor: Any, base: str, card: str, questions: CheckQuestions, run: Run, folder: str) -> None:
-    """Write `adapter/` (with LoRA), `merged/` and `check.json` into the run.
+    """Write `adapter/` (only for LoRA), `merged/` and `check.json` into the run.
 
-    The checkpoint in `merged/` is read back and has to answer the questions as the model in memory does. Its answers
-    are stored in `check.json`, for comparison with those of an engine.
+    The checkpoint in `merged/` is read back and must answer the questions exactly as the model in memory does. The
+    answers are stored in `check.json`, to be compared with the answers of an engine.
 
     Args:
         model: The trained student.
         processor: Saved beside the weights, with its chat template.
-        base: The model that the adapter names as its base: the student's name, not a folder of this machine.
+        base: The model that the adapter names as its base: the student's model as configured, not this machine's copy
+            of it.
         card: The model card.
         questions: The questions to compare answers to.
         run: The run to write into.
-        folder: Where in the run.
+        folder: The folder of the run for this training.
 
     Raises:
         RunError: the checkpoint answers differently.
@@ -74,7 +75,7 @@ def export(model: Any, processor: Any, base: str, card: str, questions: CheckQue
         exported = AutoModelForImageTextToText.from_pretrained(merged, dtype=model.dtype)
         answers = questions.answers(exported, load_processor(str(merged)))
         if answers != expected:
-            raise RunError(f"The exported checkpoint answers {answers}, and the model in memory {expected}.")
+            raise RunError(f"The exported checkpoint answers {answers}, but the model in memory answers {expected}.")
         questions.record(answers).write(run, folder)
         if adapter.is_dir():
             run.storage.put_folder(adapter, f"{folder}/adapter")
@@ -92,7 +93,7 @@ class CheckQuestions:
         pixels: tuple[int, ...],
         max_new_tokens: int,
     ) -> None:
-        """Rows whose images cannot be read are left out.
+        """Prepare the questions. Rows whose images cannot be read are left out.
 
         Args:
             rows: The questions.
@@ -120,7 +121,7 @@ class CheckQuestions:
         return answers
 
     def record(self, answers: Sequence[str]) -> ExportCheck:
-        """The questions with these answers."""
+        """The questions and these answers, in the form in which the run stores them."""
         return ExportCheck(
             tuple(
                 CheckedAnswer(
@@ -149,7 +150,8 @@ _VLLM_NAMES = {
     kind: (re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)"), r"\1vision_model.")
     for kind in ("llava", "llava_next", "llava_onevision")
 }
-"""Weights that vLLM knows by another name, as a pattern and its replacement, by model type; transformers reads both."""
+"""By model type, a pattern and its replacement for names of weights that differ in vLLM. transformers reads both
+names."""
 
 
 def _rename_for_vllm(folder: Path, model_type: str) -> None:

@@ -1,4 +1,4 @@
-"""Why the attempts of a training fail: which of its workers died, in their own words."""
+"""Why the attempts of a training fail: which workers died, and the last error of each."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _FOLLOWS = re.compile(
     r"connection (closed|reset|refused)|connectFullMesh|NCCL.*(remote|abort|timeout)|Broken pipe|Socket closed",
     re.IGNORECASE,
 )
-"""Errors of a worker that has lost another worker."""
+"""Errors of a worker that has lost its connection to another worker."""
 
 
 class TrainingFailures:
-    """The workers of one training and the ends of its attempts, as the methods of an actor that outlives them."""
+    """Records the workers of one training and why its attempts failed. Runs as an actor that outlives the workers."""
 
     def __init__(self, record_death: RecordDeath) -> None:
         self._deaths = Deaths(record_death)
@@ -29,14 +29,14 @@ class TrainingFailures:
         self._num_failures, self._cause = 0, ""
 
     async def begin(self, rank: int, worker: WorkerProcess) -> None:
-        """A worker begins an attempt."""
+        """Record that a worker begins an attempt."""
         self._workers[rank] = worker
 
     async def end_attempt(self, errors: Mapping[int, str | None]) -> None:
         """Record why an attempt failed.
 
         Args:
-            errors: By rank, the error of a worker; None for a worker that died without one.
+            errors: The errors of the workers that failed, by rank; None for a worker that died without an error.
         """
         causes = {rank: error for rank, error in errors.items() if error is None or not _FOLLOWS.search(error)}
         self._num_failures += 1
@@ -59,11 +59,11 @@ class ReportFailures(ray.train.UserCallback):
         self._failures = failures
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        # Not awaited: the controller must not wait while it replaces the workers.
+        # The call is not awaited, because the controller must not wait while it replaces the workers.
         self._failures.end_attempt.remote({rank: _words_of(error) for rank, error in worker_exceptions.items()})
 
 
 def _words_of(error: BaseException) -> str | None:
-    """The error of a worker in words; None if its process ended without one."""
+    """The error of a worker in words; None if its process ended without an error."""
     failure = getattr(error, "health_check_failure", error)
     return None if isinstance(failure, RayActorError | WorkerCrashedError) else in_words(failure)

@@ -26,10 +26,10 @@ class TrainingJob:
     pixel_limits: tuple[int, int, int]
     """See `ModelConfig.pixel_limits`."""
     max_new_tokens: int
-    """The length limit of an answer when the export is checked."""
+    """The maximum number of tokens of an answer when the export is checked."""
     run: Run
     folder: str
-    """Where the run keeps the files of this training."""
+    """The folder of the run for the files of this training."""
     card: str
     """The model card of the exported checkpoint."""
 

@@ -13,7 +13,7 @@ Reduction = Literal["token", "sample"]
 
 
 def weight_of(labels: torch.Tensor, reduction: Reduction) -> int:
-    """The weight of a micro-batch in its step: its supervised tokens, or the samples that have any.
+    """The weight of a micro-batch in its step: the number of its supervised tokens, or of the samples that have any.
 
     Args:
         labels: (batch, length); -100 for tokens without loss.
@@ -57,7 +57,7 @@ def _at_labels(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor
     targets = batch["labels"][:, 1:]
     kept = (targets != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
     if not len(kept):
-        # There is nothing to learn, but all workers have to run the model together.
+        # There is nothing to learn, but every worker must run the model as often as the others.
         kept = torch.zeros(1, dtype=torch.long, device=targets.device)
     logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits.float()
     return logits, targets[:, kept]

@@ -18,7 +18,7 @@ from mpa_ray.models.gpus import peak_tflops
 
 
 class Pace:
-    """Measures the training between two log entries."""
+    """Measures the speed of a training between two log entries."""
 
     def __init__(self, num_workers: int) -> None:
         self._num_workers = num_workers

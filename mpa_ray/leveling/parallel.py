@@ -47,7 +47,7 @@ def check_parallel(model: Any, strategy: str, num_workers: int) -> None:
 
 
 def sum_over_workers(*values: float) -> list[float]:
-    """The sum of each value over all workers, which call this together."""
+    """The sum of each value over all workers; all workers call this together."""
     total = torch.tensor(values, dtype=torch.float64, device="cuda" if torch.cuda.is_available() else "cpu")
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)

@@ -1,4 +1,4 @@
-"""Known pairs, those that the student already answers: some are mixed into training, some measure forgetting."""
+"""Select known pairs, those that the student already answers: some to train on, and some to measure forgetting."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RETAINED_SHARE = 0.1
 
 @dataclass(frozen=True)
 class KnownPairSelection:
-    """Which known pairs are selected: those whose sampling keys are at most a threshold; -1 selects none."""
+    """Selects the known pairs whose sampling keys are at most a threshold. A threshold of -1 selects none."""
 
     seed: int
     retained: int
@@ -49,7 +49,7 @@ def select_known_pairs(
 ) -> KnownPairSelection:
     """Select pairs for `level.retained_samples`, `level.balance` and `level.replay_share`, in this order.
 
-    Holds about 20 bytes for each known pair. The order of the verdicts does not matter.
+    This takes about 20 bytes of memory for each known pair. The order of the verdicts does not matter.
 
     Args:
         parity_types: The number of answers of each type in D_PI.
@@ -84,7 +84,7 @@ def select_known_pairs(
 
 
 def shortfall(annotated: Mapping[str, int], parity: Mapping[str, int]) -> dict[str, int]:
-    """How many answers of each type D_PI lacks, compared with a set of its size that has the shares of D_PA."""
+    """How many answers of each type D_PI lacks, compared with a set of the same size and with D_PA's shares."""
     num_annotated, num_parity = sum(annotated.values()), sum(parity.values())
     balanced = {kind: round(num / num_annotated * num_parity) for kind, num in annotated.items() if num}
     return {kind: num - parity.get(kind, 0) for kind, num in balanced.items() if num > parity.get(kind, 0)}

@@ -1,4 +1,4 @@
-"""The optimiser steps of one worker, with their images read and rendered ahead of the training."""
+"""The optimiser steps of one worker. Their images are read and rendered ahead of the training."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from mpa_ray.records import Reason
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What a step consists of, on one worker or on all of them."""
+    """The counts of one step, on one worker or on all workers."""
 
     weight: int
     """See `weight_of`."""
     num_supervised_tokens: int
     num_samples: int
-    """Samples with loss."""
+    """Samples that have a loss."""
     num_tokens: int
     num_computed_tokens: int
-    """Tokens, padding included."""
+    """Tokens, including padding."""
     num_unreadable: int
-    """Samples without loss, since their images cannot be read or have changed."""
+    """Samples that have no loss, because their images cannot be read or have changed."""
     num_changed: int
-    """Those whose images have changed since the teacher saw them."""
+    """How many of them have images that changed since the teacher saw them."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Step:
 
     batches: list[Batch]
     num_unreadable: int
-    """Rows without loss, since their images cannot be read or have changed."""
+    """Rows that have no loss, because their images cannot be read or have changed."""
     num_changed: int = 0
-    """Those whose images have changed since the teacher saw them."""
+    """How many of them have images that changed since the teacher saw them."""
     wait_s: float = 0.0
     """How long the worker waited for this data."""
     total_weight: float = 0.0
@@ -70,7 +70,7 @@ class Share:
     """One worker's share of every step."""
 
     token_budget: int
-    """Tokens of a micro-batch, padding included."""
+    """Maximum number of tokens of a micro-batch, including padding."""
     rank: int
     num_workers: int
 
@@ -91,13 +91,13 @@ class StepLoader:
     def load(
         self, num_steps: int, first: int, rows: Callable[[int, int], Iterable[Sequence[TrainingRow]]]
     ) -> Iterator[Step]:
-        """The steps of an epoch, read and rendered ahead.
+        """Yield the steps of an epoch, read and rendered ahead.
 
         Args:
             num_steps: The number of steps in the epoch.
             first: The step to start with, from 0.
-            rows: Called with two step numbers; yields the rows of each step from the first up to the second, exclusive.
-                It runs in the tasks that read the images.
+            rows: Called with two step numbers; yields the rows of each step from the first number up to, but not
+                including, the second. It runs in the tasks that read the images.
         """
         share = self.share
 
@@ -117,7 +117,7 @@ class StepLoader:
             yield replace(step, wait_s=time.monotonic() - started)
 
     def _collate(self, columns: dict[str, Any]) -> Step:
-        # One thread only: more would compete with the model for the cores.
+        # More threads would compete with the model for the cores.
         torch.set_num_threads(1)
         return collated(decode(columns), self.collator)
 
@@ -125,7 +125,7 @@ class StepLoader:
 def collated(
     step: FetchedStep[TrainingRow], collator: Callable[[Sequence[TrainingRow], Sequence[bytes]], Batch]
 ) -> Step:
-    """A step as tensors."""
+    """Collate the micro-batches of a step into tensors."""
     contents = [[content if isinstance(content, bytes) else b"" for content in batch] for batch in step.contents]
     batches = [collator(*batch) for batch in zip(step.batches, contents, strict=True)]
     num_supervised = sum(row.supervised for batch in step.batches for row in batch)

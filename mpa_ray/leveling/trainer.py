@@ -50,7 +50,7 @@ class ParityTrainer(Trainer):
         super().__init__(train_dataset=data.epoch, **settings)
         self.best = BestWeights()
         self.num_unreadable = self.num_changed = 0
-        """Samples so far whose images could not be read, on all workers, in all attempts."""
+        """Samples so far whose images could not be read or have changed, on all workers and in all attempts."""
         self._job = job
         self._data = data
         self._pace = Pace(self.args.world_size)
@@ -69,7 +69,7 @@ class ParityTrainer(Trainer):
         return DataLoader(self._data.epoch, batch_size=None)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Step], *_: Any) -> tuple[list[Step], None]:
-        """The next step, with its weight on all workers."""
+        """The next step, with its total weight over all workers."""
         step = next(epoch_iterator, None)
         if step is None:
             return [], None
@@ -97,7 +97,7 @@ class ParityTrainer(Trainer):
         return total
 
     def _loss(self, model: Any, batch: Batch, total_weight: float) -> torch.Tensor:
-        # DDP and FSDP average gradients over the workers, and the loss is a sum over them.
+        # DDP and FSDP average gradients over the workers, but the loss is a sum over the workers.
         inputs = self._prepare_inputs(batch)
         return self.args.world_size * answer_loss(model, inputs, total_weight, self._job.level.reduction)
 
@@ -125,7 +125,7 @@ class ParityTrainer(Trainer):
         return self.optimizer
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
-        """Counted by `Pace`."""
+        """Returns 0, because `Pace` counts the operations."""
         return 0
 
     # The log
@@ -157,7 +157,7 @@ class ParityTrainer(Trainer):
         )
         state.write(self._job.run, self._job.folder)
 
-    # Samples that are watched
+    # Retained pairs and held-out samples
 
     def measure_retained(self, *, is_trained: bool) -> None:
         """Count the retained pairs that the model answers, before or after training."""
@@ -165,7 +165,7 @@ class ParityTrainer(Trainer):
         self._retained = replace(self._retained, **{"after" if is_trained else "before": num})
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Measure the loss on the held-out samples, and keep the weights if it is the lowest so far."""
+        """Measure the loss on the held-out samples, and keep the weights if the loss is the lowest so far."""
         holdout = self._job.level.holdout
         if holdout is None:
             raise ValueError("level.holdout = None: there are no samples to evaluate on")
@@ -224,7 +224,7 @@ class ParityTrainer(Trainer):
 
     def _resumptions(self, step: int) -> tuple[Resumption, ...]:
         """The resumptions of earlier attempts, and this one."""
-        # A checkpoint may be older than the first log entry.
+        # If the checkpoint is older than the first log entry, there may be no stored state yet.
         earlier = TrainingState.read(self._job.run, self._job.folder) or TrainingState(step=step)
         return (*earlier.resumed, Resumption(step, earlier.step, self.args.world_size))
 

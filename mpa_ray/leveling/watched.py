@@ -1,4 +1,4 @@
-"""Samples that are watched during training: held-out samples choose the weights, retained pairs show forgetting."""
+"""Measurements during training: held-out samples choose the weights to export, retained pairs show forgetting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ToDevice = Callable[[Batch], Batch]
 
 
 def mean_loss(model: Any, steps: Steps, reduction: Reduction, to_device: ToDevice) -> float:
-    """The mean loss on the samples of all workers, which call this together."""
+    """The mean loss on the samples of all workers; all workers call this together."""
     model.eval()
     loss = weight = 0.0
     with torch.no_grad():
@@ -30,7 +30,7 @@ def mean_loss(model: Any, steps: Steps, reduction: Reduction, to_device: ToDevic
 
 
 def total_answered(model: Any, steps: Steps, to_device: ToDevice) -> int:
-    """How many samples the model answers word for word, on all workers, which call this together."""
+    """How many samples of all workers the model answers word for word; all workers call this together."""
     model.eval()
     with torch.no_grad():
         answered = sum(num_answered(model, batch) for batch in _batches(steps, to_device))
@@ -47,13 +47,13 @@ class BestWeights:
 
     def __init__(self) -> None:
         self.weights: dict[str, torch.Tensor] = {}
-        """This worker's part of them; empty before the first loss."""
+        """This worker's part of the weights; empty before the first loss."""
         self.loss = math.inf
         self.num_worse = 0
         """How many losses were measured since the lowest one."""
 
     def update(self, loss: float, model: Any) -> bool:
-        """Keep a copy of the model's weights if its loss is the lowest so far; returns whether it is."""
+        """Keep a copy of the model's weights if its loss is the lowest so far. Return whether it is."""
         if loss < self.loss:
             self.loss = loss
             self.num_worse = 0

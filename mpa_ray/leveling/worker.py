@@ -27,7 +27,7 @@ from mpa_ray.pipeline.deaths import current_process
 
 _LOG_EVERY_STEPS = 5
 _NUM_CHECKED = 8
-"""Questions that compare the exported checkpoint with the model in memory."""
+"""The number of questions that the exported checkpoint and the model in memory answer, to compare them."""
 
 
 def train(job: TrainingJob, failures: Any) -> None:
@@ -35,7 +35,7 @@ def train(job: TrainingJob, failures: Any) -> None:
 
     Args:
         job: What to train.
-        failures: The `TrainingFailures` of this training, an actor.
+        failures: The actor that runs this training's `TrainingFailures`.
     """
     rank = ray.train.get_context().get_world_rank()
     ray.get(failures.begin.remote(rank, current_process(f"training worker {rank}")))
@@ -113,7 +113,7 @@ def load_model(start: str, level: LevelConfig, on_gpu: bool, quantized: bool = T
         start: The folder of the checkpoint.
         level: How it is trained.
         on_gpu: Whether it is trained on a GPU.
-        quantized: False loads unquantized weights even if `level` trains with quantized ones.
+        quantized: False loads unquantized weights even if `level` trains with quantized weights.
     """
     settings: dict[str, Any] = {}
     if level.attention != "auto":

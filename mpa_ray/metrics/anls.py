@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rapidfuzz.distance import Levenshtein
 
 THRESHOLD = 0.5
-"""A similarity below it scores 0."""
+"""A similarity below this threshold scores 0."""
 
 
 def similarity(prediction: str, answer: str) -> float:

@@ -139,10 +139,11 @@ _JOINING = {"of", "the", "and", "de", "la", "van", "von", "der", "di", "del", "&
 
 
 def answer_type(text: str) -> str:
-    """One of `TYPES`.
+    """The type of an answer, one of `TYPES`.
 
-    A year is a time only with a word that marks it ("in 1999"); otherwise it is a number. A name is two or more words
-    that all begin with a capital letter, or one such word with a marker such as Inc or Street.
+    A year is a `time_or_date` only with a word that marks it ("in 1999"); otherwise it is a `number`. A name consists
+    of two or more words that begin with a capital letter or a digit. At least two of them are capitalised, or one is a
+    marker such as Inc or Street.
     """
     plain = " ".join(text.split()).strip(" .,;!?\"'")
     lower = plain.lower()
@@ -163,10 +164,10 @@ def answer_type(text: str) -> str:
 
 
 def divergence(first: Mapping[str, int], second: Mapping[str, int]) -> float:
-    """Jensen-Shannon divergence of two counts by type, in bits (Lin 1991).
+    """Jensen-Shannon divergence of two sets of counts by type, in bits (Lin 1991).
 
-    It is 0 for equal shares and 1 for counts that have nothing in common. Two empty counts have a divergence of 0, an
-    empty and a non-empty one of 1.
+    It is 0 for equal shares and 1 for sets of counts that have no type in common. It is also 0 if both sets are empty,
+    and 1 if only one is empty.
     """
     totals = sum(first.values()), sum(second.values())
     if not all(totals):

@@ -22,7 +22,7 @@ class Metric:
     name: str
     score: Scorer
     version: str
-    """The version of the evaluator whose results it reproduces."""
+    """The version of the evaluator whose results the metric reproduces."""
     source: str
     """Who defines the metric."""
     summary: str
@@ -35,7 +35,7 @@ METRICS = {
             "vqa_accuracy",
             vqa_accuracy,
             "always normalised",
-            "visualqa.org, as lmms-eval and VLMEvalKit read it",
+            "visualqa.org, as lmms-eval and VLMEvalKit implement it",
             "soft agreement with the annotators",
         ),
         Metric(
@@ -43,7 +43,7 @@ METRICS = {
             vqa_accuracy_official,
             "a013f00 of 2021",
             "GT-Vision-Lab/VQA",
-            "the same, but without normalisation where all answers are equal",
+            "soft agreement with the annotators, without normalisation if all answers are equal",
         ),
         Metric(
             "textvqa_m4c",
@@ -81,7 +81,7 @@ METRICS = {
 def score(metric: str, prediction: str, answers: Sequence[str]) -> float:
     """The score in [0, 1] of one prediction against its reference answers; 0 without answers.
 
-    Every metric scores every text: predictions and answers never raise an error.
+    Every metric scores every text; no prediction or answer raises an error.
 
     Raises:
         ValueError: there is no metric of that name.

@@ -15,8 +15,8 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 def containment(prediction: str, answers: Sequence[str]) -> float:
     """1 if the first answer occurs in the prediction, ignoring case, white space and all characters outside `\\w`.
 
-    The paper's release calls this VQA accuracy. It finds "no" in "Nokia", and an answer that is only punctuation in
-    every text.
+    The paper's release calls this VQA accuracy. It finds "no" in "Nokia". An answer that consists only of punctuation
+    is found in every text.
     """
     return float(squeezed(answers[0]) in squeezed(prediction)) if answers else 0.0
 

@@ -34,12 +34,12 @@ somebody's someone'd someone'll someone's something'd something'll that's there'
 they're they've wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll who's
 who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
 """
-"""A word that equals one of these without its apostrophe is read as the contraction."""
+"""Contractions. A word that equals one of them except for a missing apostrophe is read as this contraction."""
 _DOUBLE_SHORT_FORMS = """
 couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've
 there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've
 """
-"""A word that equals one of these without either of its two apostrophes is read as the contraction."""
+"""Contractions with two apostrophes. A word that lacks one of the two is read as this contraction."""
 
 
 def _contractions() -> dict[str, str]:
@@ -47,7 +47,7 @@ def _contractions() -> dict[str, str]:
     for form in _DOUBLE_SHORT_FORMS.split():
         first, second = (at for at, character in enumerate(form) if character == "'")
         forms |= {form[:first] + form[first + 1 :]: form, form[:second] + form[second + 1 :]: form}
-    # As in the evaluators, including "somebody'd", which loses its apostrophe.
+    # These forms are those of the evaluators, even "somebody'd", which loses its apostrophe.
     forms |= {"twas": "'twas", "somebody'd": "somebodyd"}
     forms |= dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at")
     return forms | dict.fromkeys(("yall'd've", "y'alld've", "y'all'dve"), "y'all'd've")
@@ -66,7 +66,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def vqa_accuracy_official(prediction: str, answers: Sequence[str]) -> float:
-    """`vqa_accuracy` as GT-Vision-Lab's script computes it since 2021: without normalisation if all answers are equal.
+    """`vqa_accuracy` as GT-Vision-Lab's script has computed it since 2021: not normalised if all answers are equal.
 
     "Black." is then wrong if ten annotators wrote "black".
     """
@@ -82,8 +82,8 @@ def textvqa_m4c(prediction: str, answers: Sequence[str]) -> float:
 
 
 def normalise(text: str) -> str:
-    """Remove punctuation or turn it into spaces, lower the case, write number words as digits, drop articles, and
-    restore the apostrophes of contractions."""
+    """Remove punctuation or turn it into spaces, convert to lower case, write number words as digits, drop articles,
+    and restore the apostrophes of contractions."""
     return _words(_without_punctuation(text))
 
 

@@ -1,4 +1,4 @@
-"""Why a process died, as its log and its exit code tell it."""
+"""Find out why a process died, from its log and its exit code."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
 _MAX_ERROR_LENGTH = 1000
-"""Longer errors are cut. vLLM's remedies for too little memory take half of it."""
+"""The maximum number of characters of an error; vLLM's advice about too little memory takes half of them."""
 _MAX_LINE_LENGTH = 160
-"""Longer lines are cut where a log is quoted."""
+"""The maximum number of characters of a line in a quoted log."""
 _NUM_CONTINUED = 4
-"""The most lines of an error's message."""
+"""The maximum number of lines of an error's message."""
 _REFERENCE = "For further information visit"
 _NUM_LINES_READ = 120
-"""An error that is further from the end of a log probably did not end the process."""
+"""The number of lines at the end of a log that are searched. An earlier error probably did not end the process."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(
@@ -24,7 +24,7 @@ _PREFIX = re.compile(
 )
 """What vLLM writes before each line: the process, the level, the time and the place."""
 _RAY_MARKS = (":job_id:", ":actor_name:", ":task_name:")
-"""Lines that Ray writes for itself."""
+"""The beginnings of lines that Ray writes into logs for its own use."""
 _TRACEBACK = "Traceback (most recent call last)"
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)(?:: .*)?$|^Fatal Python error: .*$")
 _NATIVE = re.compile(r"what\(\):|\*\*\* SIG[A-Z]+ received|^Segmentation fault|^terminate called|std::bad_alloc")
@@ -33,7 +33,7 @@ _POINTER = re.compile(
     r"CancelledError|ContextTerminated|ZMQError|BrokenPipeError|KeyboardInterrupt|SystemExit",
     re.IGNORECASE,
 )
-"""Errors that only follow from another one."""
+"""Errors that are only the consequence of another error."""
 
 
 def names_no_cause(message: str) -> bool:
@@ -42,9 +42,9 @@ def names_no_cause(message: str) -> bool:
 
 
 def last_error(log: str) -> str | None:
-    """The last line of the error that a log ends with; None if the log ends without an error.
+    """The message of the error that a log ends with, in one line; None if the log ends without an error.
 
-    Errors that follow from another one are passed over.
+    Errors that are only the consequence of another error are skipped.
     """
     lines = _lines(log)
     native = [number for number, line in enumerate(lines) if _NATIVE.search(line)]
@@ -57,15 +57,18 @@ def last_error(log: str) -> str | None:
 
 
 def last_lines(log: str, num_lines: int) -> list[str]:
-    """The last lines of a log that say something, without colours and vLLM's prefixes, long ones cut."""
+    """The last lines of a log that are not empty, without colours and vLLM's prefixes. Long lines are cut."""
     return [_cut(line, _MAX_LINE_LENGTH) for line in _lines(log) if line.strip() and not line.startswith(_RAY_MARKS)][
         -num_lines:
     ]
 
 
 def in_words(error: BaseException) -> str:
-    """The class and the message of an error in one line; those of the remote error, if Ray has brought it here."""
-    # An error that Ray has brought here is a page of text: the tracebacks of all errors that led to it.
+    """The class and the message of an error in one line.
+
+    If the error wraps a remote error, as Ray's errors do, they are those of the remote error.
+    """
+    # The text of an error that Ray passes on is a page long: the tracebacks of all errors that led to it.
     if "\n" in str(error) and (last := last_error(str(error))) is not None:
         return last
     while isinstance(cause := getattr(error, "cause", None), BaseException):
@@ -75,7 +78,7 @@ def in_words(error: BaseException) -> str:
 
 
 def exit_in_words(exit_code: int | None) -> str:
-    """How a child process ended, after the code that `multiprocessing` reports: negative for a signal."""
+    """How a child process ended, given the exit code that `multiprocessing` reports, which is negative for a signal."""
     if exit_code is None:
         return "is still running"
     if exit_code >= 0:
@@ -91,7 +94,7 @@ def signal_name(number: int) -> str:
 
 
 def _exceptions(lines: Sequence[str]) -> Iterator[int]:
-    """The numbers of the lines that name an exception: each after its traceback, or alone."""
+    """The numbers of the lines that name an exception, after a traceback or without one."""
     in_traceback = False
     for number, line in enumerate(lines):
         if _TRACEBACK in line:
@@ -107,7 +110,7 @@ def _lines(log: str) -> list[str]:
 
 
 def _joined(lines: Sequence[str]) -> str:
-    """A message of several lines in one, without references to documentation."""
+    """Several lines of a message as one line, without references to documentation."""
     message = " ".join(line.strip() for line in lines if line.strip() and _REFERENCE not in line)
     return _cut(message, _MAX_ERROR_LENGTH)
 

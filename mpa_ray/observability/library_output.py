@@ -1,7 +1,7 @@
-"""Keeps the lines of Ray, vLLM and other libraries out of a command's terminal, and in a log file.
+"""Keep the output of Ray, vLLM and other libraries out of a command's terminal, and in a log file.
 
 Libraries, and the native code below them, write to standard error. While a command runs Ray, its standard error is
-therefore a file; the command's own messages go to the terminal's standard error, which is kept for them.
+therefore a file. The command's own messages still go to the terminal, through a copy of the original standard error.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ _STDERR = 2
 
 
 def shows_worker_lines() -> bool:
-    """Whether the user wants the lines of Ray's workers: `RAY_LOG_TO_DRIVER`, Ray's own switch, off by default here."""
+    """Whether `RAY_LOG_TO_DRIVER` asks for the output of Ray's workers. Unlike in Ray, the default is no."""
     return os.environ.get("RAY_LOG_TO_DRIVER", "").lower() in ("1", "true")
 
 
 def shows_library_lines() -> bool:
-    """Whether the lines of libraries in this process stay in its standard error.
+    """Whether the output of libraries in this process stays in its standard error.
 
-    A job that asks for JSON records wants those of Ray, too.
+    It also stays there in a job that asks for JSON records, since such a job wants Ray's records, too.
     """
     return shows_worker_lines() or "RAY_LOGGING_CONFIG_ENCODING" in os.environ
 
 
 class LibraryOutput:
-    """Where this process's standard error goes."""
+    """Controls where this process's standard error goes."""
 
     def __init__(self) -> None:
         self._may_redirect = False
@@ -40,7 +40,7 @@ class LibraryOutput:
 
     @property
     def stderr(self) -> TextIO:
-        """For the command's own messages: the terminal's standard error."""
+        """The stream for the command's own messages: the terminal's standard error."""
         return self._terminal or sys.stderr
 
     @property
@@ -49,7 +49,7 @@ class LibraryOutput:
 
     @contextmanager
     def may_redirect(self) -> Iterator[None]:
-        """Allow `redirect` in the block. Commands do this; a program that uses the library keeps its standard error."""
+        """Allow `redirect` in the block. Only commands do this; other programs keep their standard error."""
         self._may_redirect = not shows_library_lines()
         try:
             yield
@@ -68,7 +68,7 @@ class LibraryOutput:
         os.close(descriptor)
 
     def keep_in(self, folder: Path) -> None:
-        """Continue the file in a folder of log files, as `mpa_ray-PID.log`; stay where it is if that is not allowed."""
+        """Move the file to a folder of log files, as `mpa_ray-PID.log`, if that is allowed, and continue it there."""
         if self._file is None:
             return
         sys.stderr.flush()
@@ -85,7 +85,7 @@ class LibraryOutput:
         self._file = kept
 
     def reveal(self) -> None:
-        """Restore standard error and show what was sent to the file: something failed, and the lines may say why."""
+        """Restore standard error, and print the content of the file, which may say why something failed."""
         file = self._file
         self.restore()
         if file is not None:
@@ -104,4 +104,4 @@ class LibraryOutput:
 
 
 LIBRARY_OUTPUT = LibraryOutput()
-"""Of this process."""
+"""The instance for this process."""

@@ -46,7 +46,7 @@ def _redact(record: logging.LogRecord) -> None:
     try:
         message = record.getMessage()
     except (TypeError, ValueError):
-        # The arguments do not fit the message. `logging` reports that where the record is written.
+        # The arguments do not fit the message. `logging` reports this when the record is written.
         return
     redacted = without_secrets(message)
     if redacted != message:

@@ -1,4 +1,4 @@
-"""Progress of a command: an updating line on a terminal, and otherwise a line every few seconds, as in a job's log."""
+"""Progress of a command: an updating line on a terminal, or a line every few seconds, such as in a job's log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mpa_ray.redaction import without_secrets
 from mpa_ray.textual import readable
 
 STABLE_COUNTS = 4
-"""So many counts, and `STABLE_S` seconds after the first of them, the rate is stable enough for an estimate."""
+"""After this many counts, and `STABLE_S` seconds after the first count, the rate is stable enough for an estimate."""
 STABLE_S = 15.0
 
 _status_line = StatusLine()
@@ -28,7 +28,7 @@ _status_line = StatusLine()
 class Progress:
     """Counts towards a total and shows the count, the rate and the remaining time. Used as a context manager.
 
-    On a terminal, all progress shares one updating line. Elsewhere each prints a line every few seconds.
+    On a terminal, all instances share one updating line. Elsewhere, each prints a line every few seconds.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class Progress:
         """Begin to count.
 
         Args:
-            label: Begins every line.
+            label: The text at the start of every line.
             total: The count at the end; None if it is not known yet.
             unit: What is counted, such as `images`.
             done: The count at the start.
-            every_s: Seconds between two lines, where there is no updating line.
-            to_stderr: Show only the count, on standard error. By default a line on standard output also says when
-                the counting starts and ends.
-            says_end: Print the line at the end.
-            clock: The time in seconds.
+            every_s: Seconds between two lines if there is no updating line.
+            to_stderr: Show only the count, on standard error. By default, the count goes to standard output, with a
+                line at the start and one at the end.
+            says_end: Whether to print the line at the end.
+            clock: Returns the time in seconds.
         """
         self._label, self._total, self._unit, self._every_s = label, total, unit, every_s
         self._to_stderr, self._says_end, self._clock = to_stderr, says_end and not to_stderr, clock
@@ -93,9 +93,9 @@ class Progress:
         """Add to the count.
 
         Args:
-            count: How much.
-            rate: Units per second so far, if the caller measures the time of the work alone; only then is it shown.
-                The remaining time is otherwise estimated from the time since the start.
+            count: The number to add.
+            rate: Units per second of work so far, if the caller measures them. Only such a rate is shown. Without it,
+                the remaining time is estimated from the time since the start.
         """
         if self._first_counted is None:
             self._first_counted = self._clock()
@@ -174,14 +174,14 @@ def say(line: str) -> None:
         main = threading.main_thread().ident
         if main is None or threading.get_ident() == main:
             raise
-        # Other threads must not interrupt again, and print until they are ended.
+        # Other threads print until the process ends, and must not interrupt the main thread again.
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-        # `interrupt_main` would not wake a thread that waits.
+        # `interrupt_main` would not wake the main thread if it waits.
         signal.pthread_kill(main, signal.SIGINT)
 
 
 def say_error(line: str) -> None:
-    """Print a line to standard error, as `say` does. The lines of libraries may go elsewhere."""
+    """Print a line to standard error, like `say`. The output of libraries may go to a file, but this line does not."""
     _say(line, to_stderr=True)
 
 
@@ -191,7 +191,7 @@ def end_updating_line() -> None:
 
 
 def _say(line: str, to_stderr: bool) -> None:
-    # With its line end in one call, since several threads and processes print.
+    # The line and its end are written in one call, since several threads and processes print.
     _status_line.write(f"{readable(without_secrets(line))}\n", _stream(to_stderr))
 
 

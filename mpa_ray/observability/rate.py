@@ -1,4 +1,4 @@
-"""Rates: how they are computed, and how they are written. The definition of images/s is here."""
+"""Compute and format rates. This module defines images/s."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from __future__ import annotations
 def per_second(count: float, working_s: float) -> float | None:
     """A count per second of work; None if there was no work.
 
-    For images/s, `count` is the number of images whose shards are committed, each counted once even if several models
-    of an engine answered about it. `working_s` is the time in which at least one engine of the phase had a shard: it
-    leaves out the engines' start and waits for shards.
+    For images/s, `count` is the number of images whose shards are committed. An image counts once, even if several
+    models share the engine. `working_s` is the time in which at least one engine of the phase had a shard. The start of
+    engines and their waits for shards are left out.
     """
     return count / working_s if working_s else None
 

@@ -18,23 +18,23 @@ _BETWEEN = "  |  "
 
 
 class Part(Protocol):
-    """One of the things that the line shows."""
+    """One part of the line, such as the progress of one phase."""
 
     def line(self) -> str:
-        """All there is to say."""
+        """The full text."""
 
     def short_line(self) -> str:
-        """The same in a few words, for a narrow terminal or many parts."""
+        """A shorter text, for a narrow terminal or many parts."""
 
 
 def can_update(stream: TextIO) -> bool:
-    """Whether a line of the stream can be written again: a terminal that knows escape sequences, all to ourselves."""
+    """Whether a line can be overwritten: only on a terminal with escape sequences, if no library writes to it."""
     is_dumb = os.environ.get("TERM", "dumb") == "dumb" or bool(os.environ.get("NO_COLOR"))
     return stream.isatty() and not is_dumb and not shows_library_lines()
 
 
 def fit(parts: Sequence[Part], width: int) -> str:
-    """The parts on one row: in full, else in short, else as many as fit and the number of others."""
+    """The parts in one row: all full texts, else all short texts, else as many short texts as fit."""
     for texts in ([part.line() for part in parts], [part.short_line() for part in parts]):
         text = _BETWEEN.join(texts)
         if len(text) <= width:
@@ -59,7 +59,7 @@ class StatusLine:
         self._has_changed = threading.Event()
 
     def add(self, part: Part, stream: TextIO) -> bool:
-        """Show a part on the terminal behind the stream. False if the stream is no such terminal."""
+        """Show a part on the stream's terminal. Return False if `can_update` is false for the stream."""
         if not can_update(stream):
             return False
         with self._lock:
@@ -70,7 +70,7 @@ class StatusLine:
         return True
 
     def remove(self, part: Part) -> None:
-        """Stop to show a part; the row is erased with the last one."""
+        """Stop showing a part. With the last part, the row is erased."""
         with self._lock:
             if part in self._parts:
                 self._parts.remove(part)
@@ -80,7 +80,7 @@ class StatusLine:
                 self._paint()
 
     def end(self) -> None:
-        """Erase the row and forget all parts, also those of threads that still run."""
+        """Erase the row and remove all parts, even those of threads that still run."""
         with self._lock:
             self._clear()
             self._parts.clear()
@@ -97,7 +97,7 @@ class StatusLine:
             stream = _unguarded(stream)
             stream.write(text)
             stream.flush()
-            # A text without line end is probably the first part of a line.
+            # A text without a line end is probably the beginning of a line.
             self._is_mid_line = not text.endswith("\n") if text else self._is_mid_line
             self._paint()
 
@@ -130,7 +130,7 @@ class StatusLine:
 
 
 class _Guard:
-    """Takes the place of `sys.stdout` or `sys.stderr` and writes above the row what others print."""
+    """Replaces `sys.stdout` or `sys.stderr`, so that the output of other code appears above the row."""
 
     def __init__(self, name: str, stream: TextIO, row: StatusLine) -> None:
         self.stream = stream
@@ -138,7 +138,7 @@ class _Guard:
 
     @classmethod
     def install(cls, name: str, row: StatusLine) -> _Guard | None:
-        """None if the stream is no terminal: what is written there cannot disturb the row."""
+        """Replace a stream. None if it is not a terminal, since its output then cannot disturb the row."""
         stream: TextIO = getattr(sys, name)
         if isinstance(stream, cls) or not stream.isatty():
             return None

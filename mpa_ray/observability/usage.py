@@ -1,4 +1,5 @@
-"""What a pass spends: seconds by kind of work, bytes and tokens. Counted where the work is done, and summed up."""
+"""What a pass spends: seconds by kind of work, bytes and tokens. They are counted where the work is done, and added
+up."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 @dataclass
 class Usage:
-    """Sums over images. Images are worked on at the same time, so compare seconds with each other, not with a clock."""
+    """Sums over images that are processed concurrently. Compare the seconds with each other, not with a clock."""
 
     num_bytes_read: int = 0
     """Bytes of image files."""
@@ -18,7 +19,7 @@ class Usage:
     render_s: float = 0.0
     """Seconds to decode and scale images and, in rendering processes, to run the model's processor."""
     wait_s: float = 0.0
-    """Seconds in which images that were read waited for room in the engine."""
+    """Seconds for which images that were already read waited for the engine to take them."""
     engine_s: float = 0.0
     """Seconds of requests in the engine, including waits there."""
     write_s: float = 0.0
@@ -46,9 +47,9 @@ class Load:
     """How many images and requests are in each part of a replica now."""
 
     num_waiting: int = 0
-    """Images that are read and wait for room in the engine."""
+    """Images that are already read and wait for the engine to take them."""
     num_rendering: int = 0
-    """Images that are being decoded, scaled and processed, or wait for it."""
+    """Images that are being decoded, scaled and processed, or that wait for this."""
     num_in_engine: int = 0
     """Requests in the engine, including those that wait there."""
 

@@ -13,15 +13,15 @@ class WorkerProcess:
     """A process whose log is kept if it dies. Its child processes write to the same log."""
 
     role: str
-    """What it does, such as `engine of teacher` or `training worker 1`."""
+    """What the process does, such as `engine of teacher` or `training worker 1`."""
     pid: int
     host: str
     node_id: str
     """Ray's id of the node, or an empty string outside of Ray."""
     logs: tuple[str, ...]
-    """The files on its node that its standard output and its standard error go to."""
+    """The files on the process's node that its standard output and standard error go to."""
     num_oom_kills: int | None
-    """How many processes the kernel had killed for lack of memory when this one started; None if it does not say."""
+    """How many processes the kernel had killed for lack of memory before this process started; None if unknown."""
 
     @classmethod
     def current(cls, role: str, node_id: str = "") -> WorkerProcess:
@@ -30,7 +30,7 @@ class WorkerProcess:
 
     @property
     def name(self) -> str:
-        """The process as messages name it."""
+        """The name of the process in messages."""
         return f"the {self.role} (process {self.pid} on {self.host})"
 
 
@@ -48,7 +48,7 @@ def output_files() -> tuple[str, ...]:
 
 
 def num_oom_kills() -> int | None:
-    """How many processes of this machine the kernel has killed for lack of memory since it started."""
+    """How many processes the kernel has killed for lack of memory since the machine started; None if unknown."""
     try:
         counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
         return int(counters["oom_kill"])

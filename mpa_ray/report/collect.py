@@ -1,4 +1,4 @@
-"""Collect a run's figures from its files; needs neither Ray nor a model."""
+"""Collect a run's figures from its files, without Ray and without a model."""
 
 from __future__ import annotations
 

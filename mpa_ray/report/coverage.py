@@ -1,4 +1,4 @@
-"""Which types of answers the sets of a run hold, and how far the sets differ."""
+"""Which types of answers the sets of a run hold, and how much the sets differ."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mpa_ray.run.run import Run
 
 @dataclass(frozen=True)
 class Coverage:
-    """Answers by type."""
+    """The answers of each set by type."""
 
     types: list[str]
     """All types, in the order of `mpa_ray.metrics.answer_types.TYPES`."""
     sets: dict[str, dict[str, int]]
     """The number of answers by type: in D_PA, each student's D_PI, the dropped pairs by reason, and the benchmarks."""
     divergences: dict[str, dict[str, float]]
-    """By set, the Jensen-Shannon divergence from D_PA and from each benchmark, in bits: 0 for equal shares, up to 1."""
+    """By set, the Jensen-Shannon divergence from D_PA and from each benchmark, in bits, from 0 (equal shares) to 1."""
 
 
 def coverage(run: Run, config: RunConfig) -> Coverage:
@@ -59,7 +59,7 @@ def parity_set(student: str) -> str:
 def _sets_of_student(student: str, verdicts: Iterable[Verdict]) -> dict[str, Counter[str]]:
     sets: dict[str, Counter[str]] = {parity_set(student): Counter()}
     for verdict in verdicts:
-        # Pairs that were not judged are among those that are dropped from D_PA.
+        # Pairs that were not judged are already counted among the pairs that are dropped from D_PA.
         if verdict.answer is None or verdict.teacher_agrees is None:
             continue
         name = parity_set(student) if verdict.state == State.KEPT else f"{student}: {verdict.reason}"

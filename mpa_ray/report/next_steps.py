@@ -20,7 +20,7 @@ def render_next_steps(run: Run, config: EvaluationRunConfig, summary: Evaluation
     if aligned and isinstance(config, RunConfig):
         steps += _serving(run, config, aligned[0])
     steps += [
-        ("see what is done and left", f"mpa-ray status {run.storage.root}"),
+        ("see what is done and what is left", f"mpa-ray status {run.storage.root}"),
         ("recount every image", f"mpa-ray audit {run.storage.root}"),
     ]
     width = max(len(purpose) for purpose, _ in steps)
@@ -35,7 +35,7 @@ def _students(run: Run, aligned: Sequence[LeaderboardRow]) -> Iterator[tuple[str
 
 
 def _serving(run: Run, config: RunConfig, best: LeaderboardRow) -> Iterator[tuple[str, str]]:
-    """How to serve the student with the largest gain, if the command `vllm` works here and can read the student."""
+    """How to serve the student with the largest gain, if `vllm serve` works here and can read the student's files."""
     student = next((student for student in config.students if student.name == best.student), None)
     is_of_vllm = student is not None and student.engine.kind == "vllm"
     if is_of_vllm and _has_vllm_command() and not run.storage.root.startswith("s3://"):

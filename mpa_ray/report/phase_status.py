@@ -10,8 +10,8 @@ from mpa_ray.run.logs import Deaths
 from mpa_ray.run.phase_record import PhaseKey
 
 PhaseState = Literal["done", "begun", "not begun"]
-"""`begun` covers phases that are running and phases that have stopped: files cannot tell them apart, but
-`PhaseStatus.last_sign` can."""
+"""`begun` covers phases that are running and phases that have stopped. Files do not tell which, but
+`PhaseStatus.last_sign` is a hint."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Status:
 
     @property
     def finished(self) -> list[str]:
-        """Students that are leveled, with their arm unless it is `parity`."""
+        """The students that are leveled, each followed by its arm unless that is `parity`."""
         return self._students("done")
 
     @property

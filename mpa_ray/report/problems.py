@@ -31,11 +31,11 @@ class Problems:
     """What a run lacks and what went wrong in it."""
 
     remaining: list[str]
-    """The phases that are not done, without the report itself."""
+    """The phases that are not done, except the report itself."""
     command: str | None
     """The command that continues the run; None if nothing remains."""
     errors: dict[str, str]
-    """By the label of a phase that is not done, why its last attempt ended."""
+    """Why the last attempt of each unfinished phase ended, by the label of the phase."""
     unmeasured: list[Unmeasured]
     deaths: Deaths
     """Processes that died, including those that the run has survived."""
@@ -47,7 +47,7 @@ class Problems:
 
 
 def collect_problems(run: Run, scores: Scores) -> Problems:
-    """Read what the run lacks from its files."""
+    """Collect the problems of a run from its files."""
     current = status(run)
     remaining = [phase for phase in current.remaining if phase.key.kind != "report"]
     return Problems(
@@ -84,7 +84,7 @@ def _why_unanswered(phase: PhaseStatus, by_key: dict[PhaseKey, PhaseStatus]) -> 
 
 
 def _needs(evaluate: PhaseKey, earlier: PhaseKey) -> bool:
-    """Whether a measured model is the student of an earlier phase, or what that phase trains."""
+    """Whether a measured model depends on an earlier phase: its student's identification, or its own training."""
     student, _, when = (evaluate.model or "").rpartition(".")
     return student == earlier.model and (earlier.kind == "identify" or when == measured_as(earlier.arm))
 
@@ -103,7 +103,7 @@ def _why_unscored(run: Run, key: PhaseKey) -> str:
 
 
 def _answered(predictions: ShardedDataset[Any], shards: list[str]) -> tuple[int, Counter[str]]:
-    """The number of questions with a reply, and those without by reason."""
+    """The number of questions with a reply, and the number of questions without a reply by reason."""
     reasons: Counter[str] = Counter()
     num_answered = 0
     for shard in shards:

@@ -113,7 +113,7 @@ def _thumbnails(config: EvaluationRunConfig, students: Iterable[StudentSummary])
 
 
 def _cells(student: StudentSummary) -> list[tuple[str, int, str]]:
-    """Description, number of pairs and result of each cell, without `_NOT_ASKED` where all questions were asked."""
+    """Description, number of pairs and result of each cell; without `_NOT_ASKED` if every question was asked."""
     return [
         (description, student.cells.get(cell, 0), result)
         for cell, description, result in _CELLS

@@ -18,7 +18,7 @@ def problem_lines(problems: Problems, run_dir: str) -> Iterator[str]:
 
 
 def in_words(row: Unmeasured) -> str:
-    """Which model is not measured on what, and why."""
+    """Which model is not measured on which benchmark, and why."""
     return f"{row.model} on {row.benchmark}: {row.reason}"
 
 
@@ -30,7 +30,7 @@ def error_lines(errors: Mapping[str, str]) -> Iterator[str]:
 
 
 def named_error(label: str, error: str) -> str:
-    """An error that begins with the label of its phase, as the errors of most phases do."""
+    """An error, with the label of its phase in front unless the error already begins with the label."""
     return _indented(error if error.startswith(label) else f"{label}: {error}")
 
 

@@ -29,7 +29,7 @@ def _lines(benchmark: str, scored: BenchmarkScores) -> Iterator[str]:
 
 
 def _change_label(pair: PairedDifference) -> str:
-    """Such as `small: before -> after`, or both names in full if they are not of one student."""
+    """The label of a difference, such as `small: before -> after`, or both full names if the students differ."""
     student, _, before = pair.from_model.rpartition(".")
     if student and pair.to_model.startswith(f"{student}."):
         return f"{student}: {before} -> {pair.to_model.removeprefix(f'{student}.')}"
@@ -37,7 +37,7 @@ def _change_label(pair: PairedDifference) -> str:
 
 
 def _table(columns: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Rows no wider than their cells need; the first column is aligned to the left."""
+    """The lines of a table. A column is as wide as its widest cell; only the first column is aligned to the left."""
     widths = [max(len(name), *(len(cell) for cell in cells)) for name, cells in columns.items()]
     for row in [tuple(columns), *zip(*columns.values(), strict=True)]:
         first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))

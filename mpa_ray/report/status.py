@@ -1,4 +1,4 @@
-"""How far a run has come, from its files alone: needs neither Ray nor a model, and reads rows only on request."""
+"""How far a run has come, from its files alone. This needs neither Ray nor a model, and reads rows only on request."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from mpa_ray.run.training_state import TrainingState
 def status(run: Run, count_rows: bool = False, now: datetime | None = None) -> Status:
     """The state of every phase of the run's latest configuration.
 
-    Lists the markers of each dataset. Also reads the markers of the corpus, one small file per shard, as long as
-    indexing or a pass is unfinished, because they hold the numbers of images.
+    This lists the markers of each dataset. While indexing or a pass is unfinished, it also reads the markers of the
+    corpus, one small file per shard, because they hold the numbers of images.
 
     Args:
         run: The run.
@@ -88,7 +88,7 @@ class _Settings:
 
 
 class _StatusReader:
-    """Reads the state of each phase; lists each folder once."""
+    """Reads the state of each phase from the files of a run."""
 
     def __init__(self, run: Run, settings: _Settings, count_rows: bool) -> None:
         self._run, self._settings, self._count_rows = run, settings, count_rows
@@ -144,7 +144,7 @@ class _StatusReader:
             per_s=state.samples_per_s,
             note=", ".join(notes),
         )
-        # Once the training has ended, attempts are those of the check that follows it.
+        # Once the training has ended, the attempts that count are those of the check that follows it.
         record = PhaseKey("check", student, arm) if is_trained and key.path in self._records else key
         return self._timed(phase, files.values(), record)
 

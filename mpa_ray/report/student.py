@@ -16,12 +16,12 @@ from mpa_ray.report.training import TrainingSummary
 NUM_SAMPLES = 24
 _FEW_PARITY_SAMPLES = 100
 _FORGETTING_POINTS = 5
-"""A loss of more points on a family of questions is reported."""
+"""A loss of more than this many percentage points on a family of questions is reported."""
 
 
 @dataclass(frozen=True)
 class MeasuredGroup(Gain):
-    """A student's gain on a group of questions, beside the teacher's score."""
+    """A student's gain on a group of questions, with the teacher's score."""
 
     teacher: Summary | None
     """None if the teacher is not measured."""
@@ -52,9 +52,9 @@ class StudentSummary:
     """Annotations on which the teacher agrees with itself."""
     num_parity_samples: int
     cells: dict[str, int]
-    """Verdicts by who agrees with the teacher's answer: see `Verdict.cell`."""
+    """The number of verdicts with each value of `Verdict.cell`."""
     dropped: dict[str, int]
-    """Verdicts that are not kept, by reason."""
+    """The number of verdicts that are not kept, by reason."""
     samples: list[Verdict]
     measured: dict[str, MeasuredBenchmark]
     replay_share: float
@@ -72,13 +72,13 @@ def student_summary(
     scores: Scores,
     training: TrainingSummary | None,
 ) -> StudentSummary:
-    """Sum up a student.
+    """Summarise a student.
 
     Args:
         student: Its settings.
         verdicts: The verdicts on its answers; they are read once.
-        num_kept: How many of them are kept.
-        scores: The run's scores, which need not have the student.
+        num_kept: How many of these verdicts are `kept`.
+        scores: The run's scores, which may lack the student's.
         training: Its training on D_PI.
     """
     cells: Counter[str] = Counter()
@@ -158,7 +158,7 @@ def measured_benchmarks(scores: Scores, student: str) -> dict[str, MeasuredBench
 def student_warnings(
     num_parity_samples: int, measured: dict[str, MeasuredBenchmark], training: TrainingSummary | None
 ) -> list[str]:
-    """The signs of a failed alignment that the method's authors name (arXiv 2509.16633)."""
+    """Warnings about signs of a failed alignment, which the method's authors describe (arXiv 2509.16633)."""
     warnings = []
     if num_parity_samples < _FEW_PARITY_SAMPLES:
         warnings.append(

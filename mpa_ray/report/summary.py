@@ -17,7 +17,7 @@ from mpa_ray.run.phase_record import PhaseKey, PhaseRecord
 
 @dataclass(frozen=True)
 class PhaseSummary:
-    """What one phase has taken, summed over all its attempts."""
+    """The time and the work of one phase, summed over all its attempts."""
 
     key: PhaseKey
     record: PhaseRecord

@@ -1,4 +1,4 @@
-"""The teacher's pass in a report: how images ended, what the second answers cost, and which images failed."""
+"""The teacher's pass in a report: the outcomes of images, the cost of second answers, and the images that failed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TeacherSummary:
     """Sums over the teacher's visits."""
 
     by_outcome: dict[str, int]
-    """Annotations that are `kept`, and the others by reason."""
+    """The number of annotations that are `kept`, and the numbers of the others by reason."""
     num_second_answers: int
     cached_token_share: float | None
     """The share of the second prompts' tokens that came from the cache; None without second answers."""
@@ -40,7 +40,7 @@ class FailedImage:
 
 
 def teacher_summary(rows: Iterable[Annotation], model: ModelConfig) -> TeacherSummary:
-    """Sum up the annotations, with a warning if second answers computed image tokens again."""
+    """Summarise the annotations, with a warning if second answers computed image tokens again."""
     by_outcome: Counter[str] = Counter()
     num_second_answers = num_second_prompt_tokens = num_cached_tokens = 0
     num_uncached_image_tokens = num_visits_with_uncached_image = 0

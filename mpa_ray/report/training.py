@@ -37,7 +37,7 @@ class TrainingSummary:
     losses: list[LossAtStep]
     held_out_losses: list[LossAtStep]
     best_step: int | None
-    """The exported step: the one with the lowest loss on the held-out samples; None without such samples."""
+    """The step whose weights are exported, with the lowest loss on the held-out samples; None without such samples."""
     resumed: list[Resumption]
     retained: Retained
     speed: dict[str, float]
@@ -45,7 +45,7 @@ class TrainingSummary:
 
     @property
     def is_falling(self) -> bool:
-        """Whether the mean loss of the last quarter is below that of the first. True if the training is too short."""
+        """Whether the mean loss of the last quarter is below that of the first; True if there are too few losses."""
         losses = [point.loss for point in self.losses]
         quarter = len(losses) // 4
         return not quarter or statistics.fmean(losses[-quarter:]) < statistics.fmean(losses[:quarter])

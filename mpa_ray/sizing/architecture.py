@@ -25,13 +25,13 @@ class Linear:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shapes that sizes follow from. Norms and biases are left out: they are under 0.1 % of the parameters."""
+    """The shapes from which sizes are computed, without norms and biases, which are under 0.1 % of the parameters."""
 
     linears: dict[Component, tuple[Linear, ...]]
     num_embeddings: int
     """Parameters of the input embeddings, and of the output head unless it is tied to them."""
     head: Linear
-    """From the last layer to the vocabulary, also where it is tied to the embeddings."""
+    """The output head, from the last layer to the vocabulary, even if it is tied to the embeddings."""
     num_expert_parameters: int
     """Parameters of all experts in all layers; 0 for a dense model."""
     expert_share: float
@@ -50,18 +50,18 @@ class Architecture:
     patches_per_token: int
     """Patches that are merged into one token of the language model."""
     tile_pixels: int | None
-    """Pixels of a tile where images are cut into tiles of one size; None if images may have any size."""
+    """Pixels of a tile if images are cut into tiles of one size; None if images may have any size."""
     weight_bits: int | None
     """Bits per weight of a quantized checkpoint; None if it is not quantized."""
 
     def num_parameters(self, component: Component) -> int:
-        """Parameters of one component; embeddings and experts belong to the language model."""
+        """The number of parameters of one component; embeddings and experts belong to the language model."""
         in_layers = sum(linear.inputs * linear.outputs * linear.count for linear in self.linears[component])
         return in_layers + (self.num_embeddings + self.num_expert_parameters if component == "language" else 0)
 
     @property
     def total(self) -> int:
-        """All parameters."""
+        """The number of all parameters."""
         return sum(self.num_parameters(component) for component in self.linears)
 
     def num_adapter_parameters(self, components: Iterable[Component], rank: int) -> int:
@@ -69,7 +69,7 @@ class Architecture:
         return sum(rank * (x.inputs + x.outputs) * x.count for component in components for x in self.linears[component])
 
     def weight_bytes(self, dtype: str) -> float:
-        """All weights in the number format of an engine, where `auto` means 16 bits.
+        """Bytes of all weights in the number format of an engine, where `auto` means 16 bits.
 
         A quantized checkpoint has fewer bits in the linear layers of its language model.
         """
@@ -80,21 +80,22 @@ class Architecture:
         return quantized * self.weight_bits / 8 + (self.total - quantized) * width
 
     def kv_bytes_per_token(self, bytes_per_value: float = 2.0, num_gpus: int = 1) -> float:
-        """Keys and values of all layers on each of the GPUs that share the cache; a head is never split."""
+        """Bytes of a token's keys and values in all layers, on each GPU that shares the cache. No head is split."""
         heads = max(1, -(-self.num_kv_heads // num_gpus))
         return 2 * self.num_layers * heads * self.head_dim * bytes_per_value
 
     def image_tokens(self, num_pixels: int) -> int:
-        """Tokens of an image. An image of several tiles also has a view of the whole."""
+        """Tokens of an image. An image of several tiles also has tokens of a view of the whole."""
         if self.tile_pixels is None:
             return max(1, num_pixels // (self.patch_pixels * self.patches_per_token))
         tiles = -(-num_pixels // self.tile_pixels)
         return (tiles + (tiles > 1)) * (self.tile_pixels // (self.patch_pixels * self.patches_per_token))
 
     def vision_operations(self, num_image_tokens: int) -> float:
-        """Operations of a forward pass of one image through vision tower and projector.
+        """Floating-point operations of a forward pass of one image through vision tower and projector.
 
-        2 per weight and patch, and attention over all patches of the image, or of a tile.
+        They are 2 per weight and patch, and those of attention over all patches of the image or, if it has tiles, of a
+        tile.
         """
         patches = num_image_tokens * self.patches_per_token
         attended = patches if self.tile_pixels is None else min(patches, self.tile_pixels // self.patch_pixels)
@@ -106,9 +107,9 @@ class Architecture:
         )
 
     def language_operations(self, num_tokens: float, num_before: float = 0.0) -> float:
-        """Operations of a forward pass of tokens that follow `num_before` cached ones, without the output head.
+        """Floating-point operations of a forward pass of tokens after `num_before` cached ones, without the head.
 
-        2 per weight and token, and causal attention.
+        They are 2 per weight and token, and those of causal attention.
         """
         active = sum(x.inputs * x.outputs * x.count for x in self.linears["language"])
         attended = num_tokens * (num_before + num_tokens / 2)
@@ -124,11 +125,11 @@ class Architecture:
 
 
 def architecture_of(settings: dict[str, Any], model: str) -> Architecture:
-    """Read the content of config.json of Qwen2-VL to Qwen3-VL, InternVL, SmolVLM, LLaVA and models with the same keys.
+    """Read the config.json of Qwen2-VL to Qwen3-VL, InternVL, SmolVLM, LLaVA and models with the same keys.
 
     Args:
-        settings: The content.
-        model: Names the model in errors.
+        settings: The content of config.json.
+        model: The name of the model in errors.
 
     Raises:
         ConfigError: a size is missing, or is none that a model can have.
@@ -140,7 +141,7 @@ def architecture_of(settings: dict[str, Any], model: str) -> Architecture:
         raise ConfigError(
             "model",
             model,
-            f"its config.json lacks its sizes ({type(error).__name__}: {error}).",
+            f"its config.json lacks a size ({type(error).__name__}: {error}).",
             "Set rates (plan.*), or plan.from_run.",
         ) from error
     return sizes
@@ -170,7 +171,7 @@ def _architecture(settings: dict[str, Any]) -> Architecture:
     num_experts = text.get("num_experts") or text.get("num_local_experts") or 0
     expert_size = 3 * width * text.get("moe_intermediate_size", text["intermediate_size"]) * num_layers
     is_tied = text.get("tie_word_embeddings", settings.get("tie_word_embeddings", False))
-    # Qwen2-VL's hidden_size here is the language model's; the vision tower's is embed_dim.
+    # In Qwen2-VL's vision_config, hidden_size is the language model's width, and embed_dim is the vision tower's.
     vision_width = vision.get("embed_dim") or vision["hidden_size"]
     patch_side = _side(vision["patch_size"])
     merge = vision.get("spatial_merge_size") or settings.get("scale_factor") or 1
@@ -203,7 +204,7 @@ def _architecture(settings: dict[str, Any]) -> Architecture:
 
 
 def _language_layers(text: dict[str, Any], *, is_dense: bool) -> tuple[Linear, ...]:
-    """Attention, and the gated MLP of a dense model."""
+    """The linear layers of attention, and of the gated MLP of a dense model."""
     width, num_layers, num_heads = text["hidden_size"], text["num_hidden_layers"], text["num_attention_heads"]
     num_kv_heads = text.get("num_key_value_heads") or num_heads
     head_dim = text.get("head_dim") or width // num_heads
@@ -219,7 +220,7 @@ def _language_layers(text: dict[str, Any], *, is_dense: bool) -> tuple[Linear, .
 
 
 def _vision_layers(settings: dict[str, Any], width: int, patch_side: int) -> tuple[Linear, ...]:
-    """Patch embedding, attention and MLP, which is gated in Qwen2.5-VL."""
+    """The linear layers of patch embedding, attention and MLP. The MLP is gated in Qwen2.5-VL."""
     vision, depth = settings["vision_config"], _vision_depth(settings["vision_config"])
     inner = vision.get("intermediate_size") or int(width * vision.get("mlp_ratio", 4))
     is_gated = "2_5_vl" in vision.get("model_type", "") or "2_5_vl" in settings.get("model_type", "")
@@ -233,7 +234,7 @@ def _vision_layers(settings: dict[str, Any], width: int, patch_side: int) -> tup
 
 
 def _projector_layers(settings: dict[str, Any], merged_width: int, width: int) -> tuple[Linear, ...]:
-    """From the merged patches to the language model."""
+    """The linear layers from the merged patches to the language model."""
     vision = settings["vision_config"]
     if "spatial_merge_size" in vision:
         num_mergers = 1 + len(vision.get("deepstack_visual_indexes", ()))

@@ -1,4 +1,4 @@
-"""Whether a model fits its GPUs, to serve and to train it. These are estimates: only a start is proof."""
+"""Whether a model fits its GPUs, to serve and to train it. These are estimates: only starting the model proves it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _GIB = 2**30
 _UTILIZATION = 0.9
 """The share of a GPU's memory that vLLM takes by default, and that our engines on one GPU take together."""
 ENGINE_ALLOWANCE_GIB = 2.0
-"""For an engine's activations while it computes a batch of prompts, and its CUDA graphs."""
+"""Memory for an engine's CUDA graphs, and for its activations while it computes a batch of prompts."""
 TRAINING_ALLOWANCE_GIB = 2.0
-"""For a worker's CUDA context, the kernels' work space and memory that the allocator cannot use."""
+"""Memory for a worker's CUDA context and the kernels' work space, and memory that the allocator cannot use."""
 _TRAINED_BYTES = 16
 """Bytes of a trained parameter: itself, its gradient and AdamW's two moments in float32 (arXiv 1910.02054, section
 3.1)."""
@@ -27,12 +27,12 @@ adapters are too small to count."""
 _QUANTIZED_BYTES = 0.53
 """Bytes of a weight in NF4 with its scales (arXiv 2305.14314, section 3)."""
 _TEXT_TOKENS = 200
-"""Tokens of prompt and reply beside the image: a generous allowance."""
+"""Tokens of prompt and reply in addition to the image: a generous estimate."""
 
 
 @dataclass(frozen=True)
 class MemoryCheck:
-    """What one GPU holds of a model, in GiB by purpose, and whether that fits."""
+    """What one GPU must hold for a model, in GiB by purpose, and whether that fits."""
 
     name: str
     result: FitResult
@@ -40,13 +40,13 @@ class MemoryCheck:
     available_gib: float | None = None
     needed_gib: dict[str, float] = field(default_factory=dict)
     detail: str = ""
-    """Why it does not fit, or what the memory that is left suffices for."""
+    """Why the model does not fit, or what the remaining memory is enough for."""
     remedies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _EngineMemory:
-    """The memory of one GPU with a vLLM engine: the room for the KV cache, and the cache that requests need."""
+    """The memory of one GPU with a vLLM engine: what is left for the KV cache, and what the cache of requests needs."""
 
     model: ModelConfig
     engine: VllmEngineConfig
@@ -66,7 +66,7 @@ class _EngineMemory:
 
     @property
     def longest_tokens(self) -> int:
-        """Tokens of the longest sequence. vLLM does not start unless the cache holds one of them."""
+        """Tokens of the longest sequence. vLLM only starts if the cache can hold one such sequence."""
         return self.engine.max_model_len or self.sizes.max_position_embeddings
 
     @property
@@ -98,7 +98,7 @@ class _EngineMemory:
 
     @property
     def all_usual_gib(self) -> float:
-        """The KV cache of as many usual requests as the engine takes at a time."""
+        """The KV cache of `max_num_seqs` usual requests."""
         return self.cache_gib(self.engine.max_num_seqs * self.usual_tokens)
 
     @property
@@ -112,10 +112,10 @@ def check_engine(
 ) -> MemoryCheck:
     """Check the weights, an allowance, and the KV cache that is left for `max_num_seqs` requests.
 
-    A model that does not fit raises nothing: it is a result with remedies.
+    If a model does not fit, the result says so and has remedies; no error is raised.
 
     Args:
-        name: Names the check to the user.
+        name: The name of the check in the output.
         model: The model.
         sizes: Its architecture.
         gpu: The kind of GPU.
@@ -143,8 +143,8 @@ def check_engine(
         detail = "the KV cache is too small for max_num_seqs requests: some wait, or are computed twice"
         return MemoryCheck(name, "tight", gpu, memory.available_gib, needed_gib, detail, remedies)
     detail = (
-        f"vLLM would not start: {max(0.0, room_gib):.1f} GiB are left for a KV cache of {memory.longest_gib:.1f} GiB, "
-        f"one request of max_model_len {memory.longest_tokens}"
+        f"vLLM would not start: {max(0.0, room_gib):.1f} GiB are left for the KV cache, and one request "
+        f"of max_model_len {memory.longest_tokens} needs {memory.longest_gib:.1f} GiB"
     )
     return MemoryCheck(name, "does not fit", gpu, memory.available_gib, needed_gib, detail, remedies)
 
@@ -200,7 +200,7 @@ def check_training(
 
 
 def _cheaper_trainings(level: LevelConfig) -> Iterator[tuple[str, dict[str, object]]]:
-    """Changes that take less memory: as a user writes them, and as fields of `level`."""
+    """Changes that save memory: each as a user writes it, and as fields of `level`."""
     checkpointing: dict[str, object] = {"gradient_checkpointing": True}
     if not level.gradient_checkpointing:
         yield "level.gradient_checkpointing true", checkpointing
@@ -239,10 +239,10 @@ def training_gib(level: LevelConfig, sizes: Architecture, image_tokens: int) -> 
 
 
 def _activation_bytes(level: LevelConfig, sizes: Architecture, image_tokens: int) -> float:
-    """Activations of a micro-batch that are kept for the backward pass.
+    """Bytes of a micro-batch's activations that are kept for the backward pass.
 
-    Attention weights are not kept (SDPA, FlashAttention). With gradient checkpointing each layer's input is kept, and
-    all activations of one layer. Logits are computed only at the answers and are left out.
+    Attention weights are not kept (SDPA, FlashAttention). With gradient checkpointing, the inputs of all layers are
+    kept, and all activations of one layer. Logits are left out, because they are computed only for the answers.
     """
     tokens, num_layers = level.tokens_per_micro_batch, sizes.num_layers
     is_lora = isinstance(level.method, LoraConfig)

@@ -21,13 +21,13 @@ class Models:
     plan: PlanConfig
     object_store: ObjectStoreConfig
     notes: list[str]
-    """Gets the error of a checkpoint whose sizes cannot be read."""
+    """Errors are added here if the sizes of a checkpoint cannot be read."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """The dotted name of the setting that names a checkpoint, for errors."""
     _architectures: dict[str, Architecture | None] = field(default_factory=dict, init=False, repr=False)
 
     def architecture(self, model: ModelConfig) -> Architecture | None:
-        """None if the model has no checkpoint, or its sizes cannot be read."""
+        """The model's architecture; None if it has no checkpoint, or its sizes cannot be read."""
         if not model.engine.has_checkpoint:
             return None
         if model.model not in self._architectures:
@@ -53,26 +53,26 @@ class Models:
         return model.accelerator_type or self.plan.gpu or ""
 
     def gpu(self, model: ModelConfig) -> Gpu | None:
-        """None if the kind is not known."""
+        """The model's GPU; None if its kind is not known."""
         gpu = GPUS.get(self.gpu_name(model))
         if gpu is not None and self.plan.gpu_memory_gib is not None:
             return replace(gpu, memory_gib=self.plan.gpu_memory_gib)
         return gpu
 
     def gpu_memory_gib(self, model: ModelConfig) -> float | None:
-        """None if neither the plan nor the kind of GPU gives it."""
+        """The memory of one GPU; None if neither the plan nor the kind of GPU gives it."""
         gpu = self.gpu(model)
         return gpu.memory_gib if gpu is not None else self.plan.gpu_memory_gib
 
     def estimate(
         self, model: ModelConfig, num_gpus: float, seconds: Callable[[Roofline, Architecture, int], float]
     ) -> Rate:
-        """Units per second by the roofline of the model's GPU.
+        """Estimate units per second from the roofline of the model's GPU.
 
         Args:
             model: The model.
-            num_gpus: The GPUs of a replica or worker; without one there is no estimate.
-            seconds: Gives the seconds of one unit, from the roofline, the model's sizes and the tokens of an image.
+            num_gpus: The GPUs of a replica or worker; without a GPU there is no estimate.
+            seconds: Computes the seconds of one unit from the roofline, the model's sizes and the tokens of an image.
         """
         gpu, sizes, image_tokens = self.gpu(model), self.architecture(model), self.image_tokens(model)
         if gpu is None or sizes is None or image_tokens is None or not num_gpus:
@@ -81,12 +81,12 @@ class Models:
 
 
 def answers_alike(one: ModelConfig, other: ModelConfig) -> bool:
-    """Whether one pass serves both: the same model with the same settings. Training settings may differ."""
+    """Whether one pass serves two models: they are the same and have the same settings, except for training."""
     return _answer_settings(one) == _answer_settings(other)
 
 
 def first_of_same_model(students: Sequence[StudentConfig]) -> list[StudentConfig]:
-    """The students that are asked; the others copy the answers of an earlier one."""
+    """The students that are asked. Each of the others copies the answers of one of these."""
     first: list[StudentConfig] = []
     for student in students:
         if not any(answers_alike(student, other) for other in first):

@@ -1,4 +1,4 @@
-"""The phases of a run with their counts, rates, starts and GPUs."""
+"""Estimate the phases of a run: their counts, rates, starts and GPUs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NUM_CHECKED = 8
 
 @dataclass(frozen=True)
 class PhaseSizer:
-    """Sizes each phase by the plan's rates, else by those of an earlier run, else by estimates."""
+    """Estimates each phase with the rates in the plan, else with those of an earlier run, else with estimated rates."""
 
     config: RunConfig
     plan: PlanConfig
@@ -78,7 +78,7 @@ class PhaseSizer:
         return self._pass_over_images(PhaseKey("identify", student.name), student, rate)
 
     def _level(self, student: StudentConfig) -> list[PhaseSizing]:
-        """The trainings on the student's arms, and the checks of what they export."""
+        """The trainings on the student's arms, and the checks of the exported students."""
         level = student.level
         measured = self.measured.trained_samples_per_s(student.name, student.model)
         rate = choose_rate(self.plan.samples_per_s, measured).or_else(
@@ -148,7 +148,7 @@ class PhaseSizer:
         ]
 
     def _answer_rate(self, name: str, model: ModelConfig) -> Rate:
-        """Questions per second, by the name of a model's predictions."""
+        """Questions per second of a model; `name` is the name of its predictions."""
         measured = self.measured.benchmark_questions_per_s(name, model.model)
         if measured is None and model.model == self.config.teacher.model:
             measured = self.measured.annotated_images_per_s
@@ -192,7 +192,7 @@ class PhaseSizer:
         )
 
     def _tokens_of_one(self, key: PhaseKey, model: ModelConfig) -> float | None:
-        """Tokens of all requests about one image or question, including those that the cache holds."""
+        """Tokens of all requests about one image or question, including tokens that the cache holds."""
         measured = self.measured.tokens_per_image(key)
         image_tokens = self.models.image_tokens(model)
         if measured is not None or image_tokens is None:
@@ -204,7 +204,7 @@ class PhaseSizer:
         return float(prompts + questions * (PAIR_TOKENS + answers * ANSWER_TOKENS))
 
     def _engine_start(self, kind: PhaseKind | None = None) -> Rate:
-        """Seconds that a pass of this kind, or any pass, takes to start and end."""
+        """Seconds that a pass takes to start and end; None means a pass of any kind."""
         measured = self.measured.engine_start_s(kind)
         return choose_rate(self.plan.engine_start_s, measured, Rate(ENGINE_START_S, "assumed"))
 

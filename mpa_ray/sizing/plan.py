@@ -19,7 +19,7 @@ from mpa_ray.storage.open import open_storage
 
 
 def size_run(config: RunConfig) -> Sizing:
-    """Estimate what a run takes. Reads files of checkpoints and runs, and writes none.
+    """Estimate what a run takes. This reads files of checkpoints and runs, and writes nothing.
 
     Raises:
         ConfigError: the number of images or the kind of GPU is not known, or `plan.from_run` holds no run.
@@ -86,7 +86,7 @@ def _check_training(student: StudentConfig, models: Models) -> MemoryCheck:
 
 
 def _missing(gpu: str, *, has_sizes: bool) -> str:
-    """What keeps a model from being checked."""
+    """What is missing to check a model."""
     if not has_sizes:
         return "the sizes of the checkpoint are not known"
     problem = f"{gpu} is not a known kind of GPU" if gpu else "no kind of GPU is set"

@@ -1,4 +1,4 @@
-"""A rate with its origin, and the numbers that are assumed where nothing better is known."""
+"""Rates with their origin, and the numbers that are assumed if nothing better is known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Origin = Literal["given", "measured", "estimated", "assumed", "not known"]
 ENGINE_START_S = 120.0
 """Seconds to load weights, compile and capture CUDA graphs of a model with a few billion parameters."""
 TRAINING_START_S = 120.0
-"""Seconds of a training in which no step is made."""
+"""Seconds of a training without optimiser steps."""
 PARITY_SHARE = 0.1
 """Parity samples per image: the paper has about 2,000 for 21,953 images of TextVQA (arXiv 2509.16633). A student with
 larger gaps has more; the bundled students have 0.3."""
@@ -28,11 +28,11 @@ class Rate:
     """A number and where it comes from."""
 
     value: float | None
-    """None if it is not known."""
+    """The number; None if it is not known."""
     origin: Origin
 
     def or_else(self, estimate: Callable[[], Rate]) -> Rate:
-        """This rate, or the estimate where it is not known."""
+        """This rate, or the estimate if this rate is not known."""
         return self if self.value is not None else estimate()
 
 

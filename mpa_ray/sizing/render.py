@@ -7,7 +7,7 @@ from mpa_ray.sizing.memory import MemoryCheck
 from mpa_ray.sizing.sizing import PhaseSizing, Sizing
 
 _UNKNOWN = "-"
-"""In place of a number that is not known."""
+"""Shown in place of a number that is not known."""
 
 
 def render_sizing(sizing: Sizing) -> str:
@@ -17,13 +17,13 @@ def render_sizing(sizing: Sizing) -> str:
     if not sizing.is_complete:
         missing = ", ".join(phase.key.label for phase in sizing.phases if phase.wall_s is None)
         lines.append(
-            f"not known: {missing}. Set plan.from_run (a run over some hundred images measures everything), or rates "
-            "(plan.teacher_images_per_s, ...); only known kinds of GPU are estimated"
+            f"not known: {missing}. Set plan.from_run (a run with a few hundred images measures everything), or rates "
+            "(plan.teacher_images_per_s, ...). Rates are estimated only for known kinds of GPU"
         )
     if any(phase.rate.origin == "estimated" for phase in sizing.phases):
         lines.append(
             "estimated: from parameters and a share of the GPU's peak (plan.efficiency), without rendering "
-            "images, reading and scheduling; expect less"
+            "images, reading and scheduling; expect lower rates"
         )
     lines.append("the total adds up the phases; align runs phases at the same time where they fit on the cluster")
     lines += ["", "memory of one GPU, GiB (estimates)"]

@@ -1,4 +1,4 @@
-"""Estimate seconds of work from a GPU's peak speed, for rates that were not measured."""
+"""Estimate seconds of work from a GPU's peak speed, if no rate was measured."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _TAIL_TOKENS = 60
 
 @dataclass(frozen=True)
 class Roofline:
-    """The least time that operations and memory traffic take at a share of a GPU's peak.
+    """The least time that operations and memory traffic take if a GPU reaches a share of its peak.
 
-    Rendering images, Ray and scheduling are left out, so a measured rate is better.
+    The time for rendering images, for Ray and for scheduling is left out, so a measured rate is better.
     """
 
     gpu: Gpu

@@ -19,34 +19,34 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainingRates:
-    """What a finished training measured; None if it measured nothing."""
+    """What a finished training measured. A field is None if it was not measured."""
 
     samples_per_s: float | None = None
-    """By one worker."""
+    """Samples per second of one worker."""
     start_s: float | None = None
-    """Seconds in which no step was made."""
+    """Seconds without optimiser steps."""
     memory_gib: float | None = None
-    """The most that a worker's GPU held."""
+    """The most memory that a worker's GPU held."""
 
 
 @dataclass(frozen=True)
 class RunRates:
-    """Rates from the phases, markers and trainings of a run, each for one replica or worker. None: not measured."""
+    """Rates of a run, each for one replica or worker. A rate is None if the run did not measure it."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
     """The run's settings, as run.json has them."""
     num_images: int | None = None
     questions_per_image: float = 1.0
-    """Over the run's benchmarks."""
+    """The mean over the images of all benchmarks."""
     records: Mapping[PhaseKey, PhaseRecord] = field(default_factory=dict)
     num_parity: Mapping[str, int | None] = field(default_factory=dict)
     """Parity samples by student."""
     trainings: Mapping[str, TrainingRates] = field(default_factory=dict)
-    """By student."""
+    """Rates of trainings by student."""
 
     @classmethod
     def of_run(cls, run: Run) -> RunRates:
-        """Read a run's files. Raises ConfigError where the directory holds no run."""
+        """Read a run's files. Raises ConfigError if the directory holds no run."""
         names = student_names(run)
         config = run.read_json(RUN_FILE)["config"]
         records = dict(phase_records(run))
@@ -64,7 +64,7 @@ class RunRates:
         )
 
     def engine_start_s(self, kind: PhaseKind | None = None) -> float | None:
-        """Seconds of a pass in which its engines were not at work: the median of this kind of phase, else of all."""
+        """Seconds of a pass without work in its engines: the median over this kind of phase, else over all phases."""
         starts = {
             key: (record.wall_s - record.totals.working_s) / record.num_attempts
             for key, record in self.records.items()
@@ -75,27 +75,27 @@ class RunRates:
 
     @property
     def training_start_s(self) -> float | None:
-        """Seconds of a training in which no step was made: the median of all."""
+        """Seconds of a training without optimiser steps: the median over all trainings."""
         starts = {name: rates.start_s for name, rates in self.trainings.items() if rates.start_s is not None}
         return _median(starts)
 
     @property
     def index_images_per_s(self) -> float | None:
-        """Images that one driver lists in a second, perhaps beside other work."""
+        """Images per second that one driver lists, possibly while it does other work."""
         record = self.records.get(PhaseKey("index"))
         return per_second(self.num_images, record.wall_s) if record and self.num_images else None
 
     @property
     def annotated_images_per_s(self) -> float | None:
-        """Images that the teacher annotates in a second."""
+        """Images per second that the teacher annotates."""
         return self._images_per_s(PhaseKey("annotate"), self.config.get("teacher", {}))
 
     def identified_images_per_s(self, name: str, model: str) -> float | None:
-        """Images per second in identification: of this student, else of one with the same model, else the median."""
+        """Images per second in identification: of this student, else the median over its model, else over all."""
         return self._of_student(name, model, lambda n: self._images_per_s(PhaseKey("identify", n), self._students[n]))
 
     def benchmark_questions_per_s(self, name: str, model: str) -> float | None:
-        """Benchmark questions per second: of this measured model, else of one with the same model, else the median."""
+        """Benchmark questions per second: under this name, else the median over the same model, else over all."""
         rates: dict[str, float | None] = {}
         models: dict[str, str] = {}
         for key in self.records:
@@ -107,7 +107,7 @@ class RunRates:
         return _nearest(name, model, rates, models)
 
     def tokens_per_image(self, key: PhaseKey) -> float | None:
-        """Prompt and output tokens per image in this phase, else the median of this kind of phase."""
+        """Prompt and output tokens per image in this phase, else the median over this kind of phase."""
         tokens: dict[PhaseKey, float] = {}
         for other, record in self.records.items():
             totals = record.totals
@@ -117,7 +117,7 @@ class RunRates:
         return tokens[key] if key in tokens else _median(tokens, lambda other: other.kind == key.kind)
 
     def parity_share(self, name: str, model: str) -> float | None:
-        """Parity samples per image: of this student, else of one with the same model, else the median."""
+        """Parity samples per image: of this student, else the median over its model, else over all."""
         num_images = self.num_images
         if not num_images:
             return None
@@ -125,7 +125,7 @@ class RunRates:
         return self._of_student(name, model, shares.get)
 
     def trained_samples_per_s(self, name: str, model: str) -> float | None:
-        """Samples per second and worker: of this student, else of one with the same model, else the median."""
+        """Samples per second of one worker: of this student, else the median over its model, else over all."""
         return self._of_student(name, model, lambda n: self.trainings[n].samples_per_s)
 
     def training_memory_gib(self, name: str) -> float | None:
@@ -156,7 +156,7 @@ class RunRates:
 
 
 def changed_settings(config: RunConfig, measured: Mapping[str, Any]) -> list[str]:
-    """Settings that speed depends on and that differ from those of the run that measured the rates."""
+    """The differences from the run that measured the rates, in settings that speed depends on."""
     now = config.model_dump(mode="json")
     changes = _changes("teacher", measured.get("teacher", {}), now["teacher"], _MODEL_FIELDS)
     changes += _changes("annotate", measured.get("annotate", {}), now["annotate"], _ANNOTATE_FIELDS)
@@ -172,7 +172,7 @@ _ANNOTATE_FIELDS = ("num_questions", "num_second_answers")
 
 def _changes(branch: str, before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return [
-        f"{branch}.{name} was {before[name]} where rates were measured, and is {now[name]}"
+        f"{branch}.{name} was {before[name]} in the run that measured the rates, and is {now[name]}"
         for name in names
         if name in before and before[name] != now[name]
     ]
@@ -188,7 +188,7 @@ def _nearest(name: str, model: str, rates: Mapping[str, float | None], models: M
 
 
 def _median(values: Mapping[T, float], is_included: Callable[[T], bool] = lambda _: True) -> float | None:
-    """None if none is included."""
+    """The median of the values whose keys are included; None if there are none."""
     included = [value for key, value in values.items() if is_included(key)]
     return statistics.median(included) if included else None
 

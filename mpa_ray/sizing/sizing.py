@@ -12,7 +12,7 @@ from mpa_ray.sizing.rates import Rate
 
 @dataclass(frozen=True)
 class PhaseSizing:
-    """What one phase takes: a pass of a model, a training, or the indexing."""
+    """The estimate for one phase: a pass of a model, a training, or the indexing."""
 
     key: PhaseKey
     count: float | None
@@ -33,14 +33,14 @@ class PhaseSizing:
 
     @property
     def wall_s(self) -> float | None:
-        """None if the rate or the count is not known."""
+        """Seconds from start to end; None if the rate or the count is not known."""
         if self.count is None or self.rate.value is None:
             return None
         return self.start_s + self.count / (self.rate.value * self.replicas)
 
     @property
     def gpu_hours(self) -> float | None:
-        """None if the time is not known."""
+        """GPU-hours; None if the time is not known."""
         return None if self.wall_s is None else self.wall_s * self.num_gpus / 3600
 
     def record(self) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.run.run import Run
 
 _QUESTIONS_PER_SHARD = 256
-"""Used for a run without benchmarks, which still checks its exported students."""
+"""The shard size of a run without benchmarks, which still checks its exported students."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The counts that all phases follow from."""
+    """The counts on which the sizes of all phases depend."""
 
     num_images: int
     images_per_shard: int
@@ -53,7 +53,7 @@ def _count_images(config: RunConfig, plan: PlanConfig, run: Run, notes: list[str
         "plan.num_images",
         None,
         "is not known: nothing is indexed yet and source.limit is not set.",
-        "Run mpa-ray index, which loads no model, or set it.",
+        "Run mpa-ray index, which loads no model, or set plan.num_images.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Run a stage on the images of several shards: a bounded number concurrently, and suspects alone in the engine."""
+"""Run a stage on the images of several shards: a limited number concurrently, and suspected engine killers alone."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mpa_ray.stages.image_work import ImageWork, Stage
 
 @dataclass(frozen=True)
 class Attempt:
-    """How to visit a shard this time."""
+    """How to visit a shard in one attempt."""
 
     number: int
-    """From 1 on."""
+    """The first attempt has number 1."""
     alone: frozenset[str] = frozenset()
     """Images that may have killed an engine: each is visited with no other image in the engine."""
     all_alone: bool = False
@@ -29,7 +29,7 @@ class Attempt:
     quarantined: Mapping[str, int] = field(default_factory=dict)
     """Images that are no longer sent to an engine, with the number of engines that each has killed."""
     given_up: str | None = None
-    """Why the shard is not visited at all."""
+    """Why the shard is not visited at all; None if it is visited."""
 
 
 class AttemptLog(Protocol):
@@ -77,9 +77,10 @@ class GivenUp(Exception):
 
 
 class Visits:
-    """Runs a stage on shards, several concurrently; the stage's engine may die.
+    """Runs a stage on several shards concurrently.
 
-    If the engine dies, the log first records which images were in it. Then `die` is called, which must end the process.
+    If the stage's engine dies, the log first records which images were in it. Then `die` is called, which must end the
+    process.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Visits:
         usage: Usage | None = None,
         load: Load | None = None,
     ) -> None:
-        """`load` shows the number of images that wait for a slot; their waiting time is added to `usage`."""
+        """Begin without images. `load` shows how many images wait for a slot; `usage` sums up their waiting times."""
         self._stage = stage
         self._log = log
         self._die = die
@@ -155,7 +156,8 @@ class Visits:
     async def _end(self, error: str) -> None:
         """Report the images in the engine once, then end the process.
 
-        All images in a dead engine come here. Each waits for the end: one that raised earlier would cancel the report.
+        This is called for every image in the dead engine, and every call waits for the end of the process. If a call
+        returned earlier, the error of its image would cancel the report.
         """
         if self._death is None:
             in_flight = {shard: sorted(image_ids) for shard, image_ids in self._in_flight.items()}

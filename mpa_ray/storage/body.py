@@ -11,10 +11,10 @@ _CHUNK_BYTES = 2**20
 _CUT_OFF_S = 0.001
 
 
-def read_body(body: Any, skip: int, num_bytes: int | None) -> bytes:
-    """Read a body after its first `skip` bytes, at most `num_bytes` of it; the deadline of the call cuts it off."""
+def read_body(body: Any, skip: int, num_bytes: int | None, name: str) -> bytes:
+    """Read at most `num_bytes` of a body after its first `skip` bytes. The call's deadline cuts the reading off."""
     expiry = Expiry.current()
-    # A blocked read gets its next bytes, then it times out.
+    # A read that is blocked at the deadline still gets its next bytes, and then times out.
     expiry.on_expiry(partial(body.set_socket_timeout, _CUT_OFF_S))
     content = bytearray()
     while num_bytes is None or len(content) < num_bytes:
@@ -23,7 +23,7 @@ def read_body(body: Any, skip: int, num_bytes: int | None) -> bytes:
             return bytes(content)
         content += chunk[skip:] if skip else chunk
         skip = max(0, skip - len(chunk))
-        expiry.check("its body", len(content))
+        expiry.check(name, len(content))
     body.close()
     del content[num_bytes:]
     return bytes(content)

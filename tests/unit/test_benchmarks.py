@@ -824,7 +824,7 @@ def test_missing_images_are_counted_and_the_first_is_named(tmp_path: Path) -> No
         check_images(questions)
     message = str(refusal.value)
     assert message.startswith(f"benchmark.images = '{tmp_path}/images/1.png': does not exist, but question 'q1'")
-    assert "(missing image files: 2 of 3). Fetch the benchmark's images" in message
+    assert "(missing image files: 2 of 3). Download the benchmark's images" in message
 
 
 def test_a_name_like_a_locator_is_still_a_name(tmp_path: Path) -> None:

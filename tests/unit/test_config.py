@@ -49,7 +49,11 @@ def test_overrides_reach_lists_and_nested_settings(tree: dict[str, Any], tmp_pat
         ({"run_dir": None}, "run_dir", "is not text"),
         ({"students.0.level.learning_rate": float("inf")}, "students.0.level.learning_rate", "finite"),
         ({"run_dir.deeper.still": 1}, "--run_dir.deeper.still", "there is no run_dir"),
-        ({"students.0.rounds": 2, "students.0.arms": ["random"]}, "students", "has 2 rounds and no arm parity"),
+        (
+            {"students.0.rounds": 2, "students.0.arms": ["random"]},
+            "students",
+            "has 2 rounds, which need the arm parity",
+        ),
     ],
 )
 def test_a_wrong_value_is_named(

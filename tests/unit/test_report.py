@@ -291,7 +291,7 @@ def test_the_end_of_a_run_says_what_to_do_next(
         "read the report": f"{run_dir}/report/index.html",
         "aligned student small": f"{run_dir}/students/small/parity/merged",
         "aligned student small (random)": f"{run_dir}/students/small/random/merged",
-        "see what is done and left": f"mpa-ray status {run_dir}",
+        "see what is done and what is left": f"mpa-ray status {run_dir}",
         "recount every image": f"mpa-ray audit {run_dir}",
     }
     served = config.students[0].model_copy(update={"engine": VllmEngineConfig()})
@@ -336,7 +336,7 @@ def test_many_aligned_students_are_not_all_listed(config: RunConfig, summary: Re
 def test_a_run_without_aligned_students_points_to_its_report(config: RunConfig, summary: ReportSummary) -> None:
     assert list(steps_of(config, replace(summary, leaderboard=[]))) == [
         "read the report",
-        "see what is done and left",
+        "see what is done and what is left",
         "recount every image",
     ]
 

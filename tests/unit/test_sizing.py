@@ -137,7 +137,7 @@ def test_a_token_passes_through_some_of_the_experts() -> None:
 
 
 def test_a_config_json_without_sizes_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"its config\.json lacks its sizes"):
+    with pytest.raises(ConfigError, match=r"its config\.json lacks a size"):
         architecture_of({"model_type": "bert", "hidden_size": 3}, "m")
 
 
@@ -495,8 +495,8 @@ def test_settings_that_differ_from_the_measured_run_are_noted(tmp_path: Path) ->
     config["teacher"] = {"model": "bigger"}
     config["annotate"] = {"num_questions": 2}
     notes = planned(config).notes
-    assert "teacher.model was big where rates were measured, and is bigger" in notes
-    assert "annotate.num_questions was 1 where rates were measured, and is 2" in notes
+    assert "teacher.model was big in the run that measured the rates, and is bigger" in notes
+    assert "annotate.num_questions was 1 in the run that measured the rates, and is 2" in notes
 
 
 def test_cost_is_shown_only_if_a_price_is_set() -> None:
@@ -538,7 +538,7 @@ def test_estimates_depend_on_the_gpu_and_are_marked(tmp_path: Path) -> None:
     assert {phase.rate.origin for phase in h100.phases} == {"estimated"}
     assert h100.is_complete
     assert h100.fits
-    assert "expect less" in render_sizing(h100)
+    assert "expect lower rates" in render_sizing(h100)
     rates = {phase.key.label: phase.rate.value or 0.0 for phase in h100.phases}
     # 632 tokens of a prompt with its image through 6.53 G weights, and 2,048 patches through 0.63 G, at 0.4 of 989 T:
     # at least 27 ms.

@@ -40,7 +40,7 @@ def cloud_storage(config: ObjectStoreConfig, uri: str) -> ArrowPlace:
         from pyarrow.fs import GcsFileSystem
     except ImportError as error:
         problem = "needs a pyarrow that supports Google Cloud Storage."
-        raise ConfigError("uri", uri, problem, "Install pyarrow from its wheels.") from error
+        raise ConfigError("uri", uri, problem, "Install pyarrow from a wheel of PyPI.") from error
     problem = _no_credentials()
     if problem is not None:
         raise ConfigError("uri", uri, f"cannot be accessed: {problem}", _REMEDY)

@@ -34,9 +34,9 @@ class Benchmark:
     sources: tuple[str, ...]
     """Who defines the benchmark and the format of its files."""
     settings: frozenset[str] = frozenset()
-    """Those of the settings `annotations` and `columns` that apply to it."""
+    """Which of the settings `annotations` and `columns` apply to the benchmark."""
     endings: tuple[str, ...] = JSON_OR_PARQUET
-    """The endings of its files, in lower case with the dot."""
+    """The file name endings of its files, in lower case and with the dot."""
 
 
 BENCHMARKS = {
@@ -61,14 +61,14 @@ BENCHMARKS = {
 
 
 def question_files(spec: BenchmarkConfig, places: Places) -> list[File]:
-    """The files with a benchmark's questions. Raises ConfigError if there are none, or they are of several splits."""
+    """The files with a benchmark's questions. Raises ConfigError if there are none, or files of several splits."""
     return _inputs(spec, places).files
 
 
 def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQuestion]:
-    """A benchmark's questions, in the order of its files. Questions about the same image have the same id and URI.
+    """A benchmark's questions, in the order of its files. All questions about an image have the same image id and URI.
 
-    Does not check that the images exist; `check_images` does.
+    This does not check that the images exist; `check_images` does.
 
     Raises:
         ConfigError: a file, a field or the answers are missing, or an id occurs twice.
@@ -85,7 +85,7 @@ def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQu
                 "Give one split, and make the ids unique.",
             )
         seen.add(question.question_id)
-        # Mirrors repeat an image in every row about it; the first copy serves all of them.
+        # Mirrors repeat an image in every row about it. The first copy is used for all these rows.
         uri = uris.setdefault(question.image_id, question.uri)
         yield question if uri == question.uri else replace(question, uri=uri)
     if not seen:
@@ -93,7 +93,7 @@ def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQu
 
 
 def _storable(question: LabelledQuestion) -> LabelledQuestion:
-    """The question in a form that rows can hold, with ids that stay unique."""
+    """The question with texts that UTF-8 can encode; different ids stay different."""
     return replace(
         question,
         question_id=identifier(question.question_id),

@@ -13,10 +13,10 @@ _PARTS = {"0": "human", "1": "augmented", "human": "human", "machine": "augmente
 
 
 def read_chartqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """The files have no ids, so ids are generated from split, part and row.
+    """Read questions. The files have no ids, so ids are generated from split, part and row number.
 
-    Rows are numbered within their file in the official files and across the whole split in a mirror, so the ids of the
-    two differ.
+    Rows are numbered within each official file, but across all files of a split in a mirror, so official files and
+    mirrors get different ids.
     """
     for record in inputs.records(None, _FIELDS):
         part = _part(record)
@@ -34,7 +34,7 @@ def read_chartqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
 
 
 def _part(record: Record) -> str:
-    """`human` or `augmented`, from a mirror's column or the official file's name; empty if neither has it."""
+    """`human` or `augmented`, from a mirror's column or the official file's name; empty if neither says which."""
     value = record.optional("human_or_machine", "type")
     if value is None:
         return next((part for part in ("human", "augmented") if part in record.file.rpartition("/")[2]), "")

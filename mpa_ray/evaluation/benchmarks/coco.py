@@ -85,7 +85,7 @@ def _annotations_of(inputs: Inputs, file: File) -> File:
             "benchmark.annotations",
             None,
             f"answers are missing: {second.uri} does not exist.",
-            "Name the file with the annotations. Test splits have none: use another split.",
+            "Give the file with the annotations. Test splits have none: use another split.",
         ) from error
     return second
 
@@ -101,7 +101,7 @@ def _by_id(records: Iterator[Record]) -> dict[str, Record]:
 
 
 def _check_ids(questions: dict[str, Record], annotations: dict[str, Record], second: File) -> None:
-    """Raises ConfigError unless questions and annotations have the same ids."""
+    """Raise ConfigError if the ids of questions and annotations differ."""
     for records, others, problem in (
         (questions, annotations, "questions without an annotation"),
         (annotations, questions, "annotations without a question"),

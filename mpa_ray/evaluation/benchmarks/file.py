@@ -33,13 +33,13 @@ class File:
     places: Places
     uri: str
     name: str
-    """Its path below the folder that was listed."""
+    """The file's path below the folder that was listed."""
     field: str = "benchmark.path"
-    """The setting that names it, for messages."""
+    """The setting that names the file, for error messages."""
 
     @property
     def split(self) -> str:
-        """The split, such as train, val or test, from its name or else its folder; empty if neither has one."""
+        """The split that the file's name or else its folder's name contains, such as val; empty if there is none."""
         *_, folder, name = ["", "", *self.uri.split("/")]
         stem = _PART_OF.sub("", re.sub(r"\.\w+$", "", name)).lower()
         splits = [part for part in (*re.split(r"[-_. ]", stem), folder.lower()) if _SPLIT.fullmatch(part)]
@@ -56,7 +56,7 @@ class File:
         """The objects of a JSON file, each with its position for error messages.
 
         The file holds a list, a list under `key`, JSON lines, or, if `key` is None, an object of objects. In the last
-        case the name of each object becomes its `id`.
+        case, the key of each object becomes its `id`.
         """
         for position, entry in self._entries(key):
             if not isinstance(entry, dict):
@@ -66,14 +66,14 @@ class File:
     def rows(self, columns: Sequence[str], image: str) -> Iterator[tuple[dict[str, Any], str | None]]:
         """The rows of a Parquet file, each with the locator of its image; the images' bytes are not read.
 
-        A row has those of `columns` that the file has. If column `image` names files instead of holding images, its
-        names are among the values and the locators are None.
+        Each row has the values of those `columns` that the file has. If the column `image` holds file names instead of
+        images, the names are among the values, and the locators are None.
         """
         try:
             with self.places.open(self.uri) as content, pq.ParquetFile(content, pre_buffer=False) as file:
                 yield from self._rows(file, columns, image)
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise self.error(f"cannot be read as Parquet ({error}).", "Fetch it again.") from error
+            raise self.error(f"cannot be read as Parquet ({error}).", "Download the file again.") from error
 
     def value(self, key: str) -> Any:
         """The value under a key of a JSON object; None for other files."""
@@ -107,9 +107,9 @@ class File:
         except json.JSONDecodeError as error:
             if error.msg == "Extra data":
                 return None
-            raise self.error(f"is not JSON ({error}).", "Fetch it again.") from None
+            raise self.error(f"is not JSON ({error}).", "Download the file again.") from None
         except ValueError as error:
-            raise self.error(f"is not JSON ({error}).", "Fetch it again.") from None
+            raise self.error(f"is not JSON ({error}).", "Download the file again.") from None
 
     def _lines(self, text: str) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(text.split("\n"), 1):

@@ -29,12 +29,13 @@ def find_files(
 ) -> list[File]:
     """The file at a path, or the files of one split in a folder or glob.
 
-    In a folder or glob, the Parquet files are taken, or the other files directly in the folder if there are none.
+    In a folder or glob, all Parquet files are taken. If there are none, the other files are taken; in a folder, only
+    those directly in it.
 
     Args:
         places: Opens files by their URIs.
         path: A file, a folder or a glob.
-        split: The split to take; None requires that all files belong to the same one.
+        split: The split to take; None requires that all files belong to the same split.
         field: The setting that holds the path, for error messages.
         endings: The file name endings to look for, in lower case with the dot.
 
@@ -55,7 +56,7 @@ def find_files(
 
 
 def holds_parquet(places: Places, path: str, field: str) -> bool:
-    """Whether a path names Parquet files, and not a folder of images."""
+    """Whether a path stands for Parquet files, and not for a folder of images."""
     path = resolve_path(path)
     if _is_file(path, JSON_OR_PARQUET):
         return path.lower().endswith(PARQUET)

@@ -24,10 +24,10 @@ class Images:
         self._layout: int | None = None
 
     def uri(self, record: Record, *names: str) -> str:
-        """The locator of an image with several possible names: the first name whose file exists, or else the first one.
+        """The locator of an image: with the first of these names whose file exists, or else with the first name.
 
-        All calls must give the same number of names in the same order. In an object store, names are tried for the
-        first image alone; all later images use the name at the same position.
+        All calls must give the same number of names in the same order. In an object store, names are tried only for the
+        first image; all later images use the name at the same position.
 
         Raises:
             ConfigError: a name points outside the folder.
@@ -75,7 +75,7 @@ def check_images(questions: Iterable[LabelledQuestion]) -> None:
     """Check that all local image files exist; images in an object store are not checked.
 
     Raises:
-        ConfigError: files are missing; names the first of them and their number.
+        ConfigError: files are missing. The error names the first of them and says how many are missing.
     """
     files: dict[str, LabelledQuestion] = {}
     for question in questions:
@@ -86,9 +86,9 @@ def check_images(questions: Iterable[LabelledQuestion]) -> None:
         raise ConfigError(
             "benchmark.images",
             missing[0],
-            f"does not exist, but question {local[missing[0]].question_id!r} is about it (missing image files: "
+            f"does not exist, but question {local[missing[0]].question_id!r} needs it (missing image files: "
             f"{len(missing)} of {len(local)}).",
-            "Fetch the benchmark's images, and name their folder.",
+            "Download the benchmark's images, and give their folder.",
         )
 
 

@@ -21,7 +21,7 @@ class Inputs:
     spec: BenchmarkConfig
     places: Places
     endings: tuple[str, ...] = JSON_OR_PARQUET
-    """The endings of files with questions, where `spec.path` is a folder or in an object store."""
+    """The file name endings of files with questions, for a `spec.path` that is a folder or in an object store."""
 
     @cached_property
     def files(self) -> list[File]:

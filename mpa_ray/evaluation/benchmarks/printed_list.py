@@ -1,4 +1,4 @@
-"""Lists that were written into a text field as Python prints them, as pandas and CSV files hold them."""
+"""Read lists that were written into a text field as Python prints them, which pandas does in CSV files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 _LIST = re.compile(r"\s*(?:array\(|list\()?\[.*\]\s*(?:,\s*dtype=[^)]*)?\)?\s*", re.DOTALL)
 _QUOTED = re.compile(r"""\s*(?:array\(|list\()?\[\s*["'{]""")
-"""A list whose first item is a text or an object, which no answer in brackets is."""
+"""A list whose first item is a text or an object. An answer in brackets never begins like this."""
 
 
 def parse_printed_list(text: str) -> list[Any] | None:
-    """The list of texts or objects that a text shows; None if the text shows no list.
+    """The list of texts or objects that is printed in a text; None if the text is not a printed list.
 
     Raises:
-        ValueError: it shows a list that has two readings, or none; says why.
+        ValueError: the text may or may not be a printed list, or it is one that cannot be read. The message says why.
     """
     if _LIST.fullmatch(text) is None:
         return None
@@ -39,7 +39,7 @@ def parse_printed_list(text: str) -> list[Any] | None:
 def _evaluated(text: str) -> Any:
     try:
         with warnings.catch_warnings():
-            # Python warns of an unknown escape, such as that of LaTeX, in the text.
+            # Python warns of unknown escapes in the text, such as those of LaTeX.
             warnings.simplefilter("ignore")
             return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -51,7 +51,7 @@ def _evaluated(text: str) -> Any:
 
 
 def _has_adjacent_texts(text: str) -> bool:
-    """Whether two texts follow each other without a comma; Python joins them."""
+    """Whether two texts follow each other without a comma. Python would join them into one."""
     try:
         tokens = list(tokenize.generate_tokens(io.StringIO(text.strip()).readline))
     except (tokenize.TokenError, SyntaxError):

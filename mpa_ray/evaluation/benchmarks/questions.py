@@ -18,14 +18,14 @@ COLUMNS = {
     "split": "split",
     "image_id": "image_id",
 }
-"""The default name of each field; `BenchmarkConfig.columns` overrides it."""
+"""The default column of each field; `BenchmarkConfig.columns` overrides it."""
 
 
 def read_questions(inputs: Inputs) -> Iterator[LabelledQuestion]:
     """Read questions.
 
-    Fields that `columns` names are required. Family, answer type, split and image id are otherwise optional; the image
-    id defaults to the image's file name, or to the row that holds the image.
+    Every row must have the fields that `columns` lists. Otherwise, family, answer type, split and image id are
+    optional; the image id defaults to the image's file name, or to the row that holds the image.
     """
     named = inputs.spec.columns
     if unknown := named.keys() - COLUMNS.keys():

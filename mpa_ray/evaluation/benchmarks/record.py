@@ -1,4 +1,4 @@
-"""One entry of a benchmark's file; its errors name the file and the position in it."""
+"""One entry of a benchmark's file, whose errors name the file and the position of the entry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.printed_list import parse_printed_list
 
 _MAX_SHOWN = 80
-"""Characters of an answer in an error message."""
+"""The number of characters of an answer that an error message shows."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Record:
     """The split, such as train, val or test; empty if unknown."""
     values: Mapping[str, Any]
     row_id: str
-    """The file's path below the folder that was listed, and the row."""
+    """The file's path below the folder that was listed, and the number of the row."""
     image_uri: str | None = None
     """The image's locator if the row holds the image, otherwise None."""
     field: str = "benchmark.path"
@@ -59,7 +59,7 @@ class Record:
         return str(value)
 
     def optional(self, *names: str) -> str | None:
-        """Like `text`, but None if it is missing or empty; the items of a list are joined with `+`."""
+        """Like `text`, but None if the value is missing or empty. The items of a list are joined with `+`."""
         value = self.get(*names)
         parts = value if isinstance(value, list) else [] if value is None else [value]
         return "+".join(str(part).strip() for part in parts if part is not None) or None
@@ -68,8 +68,8 @@ class Record:
         """The reference answers, from a text, a list of texts, or VQA's list of objects.
 
         Args:
-            names: The fields that may have them.
-            may_be_printed: Also read a text that shows such a list as Python prints it.
+            names: The fields that may hold the answers; the first one that the entry has is used.
+            may_be_printed: Also read a text in which such a list is printed as Python prints it.
 
         Raises:
             ConfigError: all answers are missing or empty, as in test splits, or they have another form.
@@ -86,10 +86,10 @@ class Record:
         return answers
 
     def _unprinted(self, text: str, names: tuple[str, ...]) -> str | list[Any]:
-        """An answer; if it is a list that was written as Python prints it, the list.
+        """The list if the text is a list as Python prints it, otherwise the text itself, which is one answer.
 
         Raises:
-            ConfigError: it may be a list or an answer in brackets, or it is a printed array.
+            ConfigError: the text may be a list or one answer in brackets, or it is a printed array.
         """
         try:
             values = parse_printed_list(text)

@@ -26,7 +26,7 @@ def read_textvqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
 
 
 def read_stvqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """Read a task's official file, or a mirror that has one row for each image, with its questions in `qas`.
+    """Read an official file of ST-VQA, or a mirror with one row for each image and the image's questions in `qas`.
 
     A mirror has no ids: they are generated from the split, the row and the position in `qas`.
     """

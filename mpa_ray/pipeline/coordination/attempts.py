@@ -1,4 +1,4 @@
-"""Finds the image that kills engines, and bounds how often a shard is retried."""
+"""Finds images that kill engines, and limits how often a shard is retried."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class _ShardHistory:
     num_silent_deaths: int = 0
     """Deaths without a report."""
     has_reported: bool = True
-    """Whether the last attempt reported how it ended."""
+    """Whether the latest attempt has reported how it ended."""
     image_alone: str | None = None
-    """The image that is alone in an engine now."""
+    """The image that is alone in an engine at the moment; None if there is no such image."""
     suspects: set[str] = field(default_factory=set)
     num_kills: Counter[str] = field(default_factory=Counter)
     """How many engines each image has killed while it was alone in them."""
@@ -31,10 +31,10 @@ class _ShardHistory:
 class Attempts:
     """The attempts at the shards of a pass.
 
-    When an engine dies, the images that were in it become suspects. The next attempt visits the suspects alone, after
-    all other images, and an image that has killed `max_image_deaths` engines alone is quarantined. A process that is
-    killed outright (out of memory, a fault in a codec) reports nothing. After the second such death, every image of
-    the shard is visited alone.
+    When an engine dies, the images that were in it become suspects. The next attempt visits all other images first, and
+    then each suspect alone. Once `max_image_deaths` engines have died while an image was alone in them, the image is
+    quarantined. A process that is killed at once (for lack of memory, or by a fault in a codec) reports nothing. After
+    the second such death, every image of the shard is visited alone.
     """
 
     def __init__(self, limits: LimitsConfig) -> None:
@@ -42,7 +42,7 @@ class Attempts:
         self._histories: dict[str, _ShardHistory] = {}
 
     def begin(self, shard: str) -> Attempt:
-        """Begin an attempt, and count how the last one ended."""
+        """Begin an attempt, and count a death if the previous attempt ended with one."""
         history = self._histories.setdefault(shard, _ShardHistory())
         history.num_attempts += 1
         if history.image_alone is not None:
@@ -64,11 +64,11 @@ class Attempts:
         )
 
     def set_alone(self, shard: str, image_id: str | None) -> None:
-        """Record that an image of the shard enters an otherwise empty engine; None once it has left."""
+        """Record which image of the shard is alone in an engine; None once that image has left the engine."""
         self._histories[shard].image_alone = image_id
 
     def report_death(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
-        """Record that an engine died with these images of each shard in it."""
+        """Record that an engine died, and which images of each shard were in it."""
         for shard, images in in_flight.items():
             history = self._histories[shard]
             history.has_reported, history.last_error = True, error
@@ -82,12 +82,12 @@ class Attempts:
             history.has_reported = True
 
     def has_ended_silently(self, shard: str) -> bool:
-        """Whether the last attempt, which must be over, has not reported how it ended."""
+        """Whether the latest attempt has ended without a report of how it ended. The attempt must be over."""
         history = self._histories.get(shard)
         return history is not None and not history.has_reported
 
     def explain(self, shard: str, cause: str) -> None:
-        """Set why the last attempt at a shard ended."""
+        """Record why the latest attempt at a shard ended."""
         self._histories[shard].last_error = cause
 
     def forget(self, shard: str) -> None:

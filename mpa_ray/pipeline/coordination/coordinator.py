@@ -17,7 +17,7 @@ from mpa_ray.pipeline.coordination.turns import OrderedTurns
 from mpa_ray.stages.visits import Attempt
 
 _MAX_DEATHS_AT_START = 3
-"""An engine whose process dies so often while it starts, for example of too little memory, will not start."""
+"""An engine whose process dies this often while it starts, for example for lack of memory, is not started again."""
 
 
 class PassCoordinator:
@@ -28,7 +28,7 @@ class PassCoordinator:
         self._attempts = Attempts(limits)
         self._deaths = Deaths(record_death)
         self._visiting: dict[str, WorkerProcess] = {}
-        """The process of the last attempt at each shard."""
+        """The process of the latest attempt at each shard."""
         self._starts = Begun(self._deaths, min(limits.max_engine_deaths, _MAX_DEATHS_AT_START))
         self._fetches = Begun(self._deaths, limits.max_engine_deaths)
         self._turns_to_read, self._turns_to_claim = OrderedTurns(), OrderedTurns()
@@ -43,7 +43,7 @@ class PassCoordinator:
         await self._queue.add(shard)
 
     async def close(self) -> None:
-        """No more shards come."""
+        """End the list of shards: no more are added."""
         await self._queue.close()
 
     async def shards_from(self, index: int) -> list[str] | None:
@@ -60,20 +60,20 @@ class PassCoordinator:
         return await self._bytes.acquire(shard, num_bytes)
 
     async def begin_fetch(self, shard: str, process: WorkerProcess) -> str:
-        """A process begins to read a shard. Returns why it must not; empty if it may."""
+        """Record that a process begins to read a shard. Returns why it must not, or "" if it may."""
         return await self._fetches.begin(shard, process)
 
     async def end_fetch(self, shard: str, num_bytes: int) -> None:
-        """A shard's files are read: replace the expected size by theirs. See `BytesInFlight.resize`."""
+        """Record that a shard's files are read, and replace their expected size. See `BytesInFlight.resize`."""
         self._fetches.end(shard)
         await self._bytes.resize(shard, num_bytes)
 
     async def begin_start(self, actor_id: str, process: WorkerProcess) -> str:
-        """An actor begins to start its engine. Returns why it must not; empty if it may."""
+        """Record that an actor begins to start its engine. Returns why it must not, or "" if it may."""
         return await self._starts.begin(actor_id, process)
 
     async def end_start(self, actor_id: str) -> None:
-        """An actor's engine has started, or has reported why it cannot."""
+        """Record that an actor has started its engine, or has reported why it cannot."""
         self._starts.end(actor_id)
 
     async def record_failed_start(self, process: WorkerProcess, error: str) -> str:
@@ -85,10 +85,10 @@ class PassCoordinator:
         return await self._duplicates.claim(shard, sightings)
 
     async def begin_attempt(self, shard: str, process: WorkerProcess) -> Attempt:
-        """Begin an attempt in a process, and find out how the last one ended. See `Attempts.begin`."""
+        """Begin an attempt in a process, and find out why the previous attempt ended. See `Attempts.begin`."""
         previous = self._visiting.get(shard)
         if previous == process:
-            # Ray has lost the rows of a live process.
+            # The process is alive, so the attempt did not end with a death: Ray has lost its rows.
             self._attempts.report_visited(shard)
         elif previous is not None and self._attempts.has_ended_silently(shard):
             self._attempts.explain(shard, await self._deaths.cause_of(previous))
@@ -119,7 +119,7 @@ class PassCoordinator:
         return await self._end.wait()
 
     async def end_shard(self, shard: str) -> None:
-        """Free what a shard held that is committed or left."""
+        """Free the resources of a shard that is committed, or left for the next run."""
         self._attempts.forget(shard)
         self._visiting.pop(shard, None)
         await self._bytes.release(shard)
