@@ -362,8 +362,7 @@ def _code(error: Exception) -> str:
 
 def _status(error: Exception) -> int:
     """The HTTP status; 0 if there was no response."""
-    response = error.response if isinstance(error, ClientError) else {}
-    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(error, ClientError) else 0
 
 
 @cache

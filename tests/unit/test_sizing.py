@@ -169,7 +169,7 @@ def test_a_config_json_without_sizes_is_an_error() -> None:
     ],
 )
 def test_a_config_json_with_impossible_sizes_is_an_error(change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"^model = 'model': its config\.json lacks its sizes") as caught:
+    with pytest.raises(ConfigError, match=r"^model = 'model': its config\.json lacks a size") as caught:
         sizes({**QWEN2_VL_2B, **change})
     assert len(str(caught.value).splitlines()) == 1
 
