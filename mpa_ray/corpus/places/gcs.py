@@ -41,9 +41,9 @@ def cloud_storage(config: ObjectStoreConfig, uri: str) -> ArrowPlace:
     except ImportError as error:
         problem = "needs a pyarrow that supports Google Cloud Storage."
         raise ConfigError("uri", uri, problem, "Install pyarrow from a wheel of PyPI.") from error
-    problem = _no_credentials()
-    if problem is not None:
-        raise ConfigError("uri", uri, f"cannot be accessed: {problem}", _REMEDY)
+    missing = _no_credentials()
+    if missing is not None:
+        raise ConfigError("uri", uri, f"cannot be accessed: {missing}", _REMEDY)
     return ArrowPlace(GcsFileSystem(retry_time_limit=timedelta(seconds=config.max_outage_s)), _SCHEME)
 
 
