@@ -196,10 +196,8 @@ EARLY_STOP = {
 }
 
 
-@pytest.mark.parametrize(
-    "level",
-    [pytest.param({}, id="last step"), pytest.param(EARLY_STOP, id="early stop", marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("level", [{}, EARLY_STOP], ids=["last step", "early stop"])
 def test_an_export_that_could_not_be_written_is_made_again_without_training(
     level: dict[str, Any], images: Path, prepared: Path, tmp_path: Path
 ) -> None:
