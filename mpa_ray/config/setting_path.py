@@ -12,14 +12,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 _CUTOFF = 0.7
-"""The smallest similarity of names of which one may be a misspelling of the other."""
+"""If two names are at least this similar, one may be a misspelling of the other."""
 
 
 def setting_path(model: type[BaseModel], location: Iterable[str | int]) -> str:
     """The dotted name of the setting at a location in a model, such as `identify.matcher.tolerance`.
 
-    Pydantic's locations also contain the tag of the variant that a discriminated union has chosen, here `numeric`. The
-    tag is not a key of the file, so it is left out.
+    In Pydantic, the location of this example is `identify`, `matcher`, `numeric`, `tolerance`: it also contains the tag
+    of the variant that a discriminated union has chosen. The tag is not a key of the file, so it is left out.
     """
     names = []
     node = SettingType(model)
@@ -34,8 +34,8 @@ def setting_path(model: type[BaseModel], location: Iterable[str | int]) -> str:
 def similar_settings(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     """The dotted names that the user may have meant by an unknown setting at this location, the most similar first.
 
-    These are settings elsewhere with the same name, then settings of the same branch with a similar name, then branches
-    with the same name or, if there are none of these, settings elsewhere with a similar name.
+    First come settings elsewhere with the same name, then settings of the same branch with a similar name, then
+    branches with the same name. Only if all three are empty: settings elsewhere with a similar name.
     """
     *parents, last = location
     branch, word = setting_path(model, parents), str(last)

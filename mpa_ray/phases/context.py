@@ -45,7 +45,8 @@ class RunContext(Generic[ConfigT_co]):
     def open(config: ConfigT, again: Again = NOTHING_AGAIN) -> RunContext[ConfigT]:
         """Check the whole configuration, then make its context.
 
-        A job does this once, before its phases, so that one student's error does not fail another student's phase.
+        A job does this once, before its phases. The phases do not check again, so a student's model that is damaged
+        later does not fail the phases of other students.
 
         Raises:
             ConfigError: a setting is wrong; the error names the first such setting.

@@ -18,8 +18,8 @@ class Outage(Exception):
 class RequestPace:
     """Limits the requests in flight, pauses all requests when the store asks for fewer, and fails them in an outage.
 
-    A pause that the store asks for halves the number of requests that may be in flight; every success raises it again.
-    In an outage, one request is sent after each pause, to find the end of the outage; the others fail at once.
+    When the store asks for a pause, the number of requests that may be in flight is halved; every success raises it
+    again. In an outage, one request is sent after each pause, to find the end of the outage; the others fail at once.
     """
 
     def __init__(
