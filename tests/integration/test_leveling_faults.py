@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -101,7 +100,8 @@ def workers_of(driver: psutil.Process) -> list[psutil.Process]:
 
 def level_with_a_worker_killed(
     tree: dict[str, Any], folder: Path, when: Callable[[], bool]
-) -> subprocess.CompletedProcess[str]:
+) -> tuple[subprocess.CompletedProcess[str], int]:
+    """What the job printed, and the process id of the worker."""
     with subprocess.Popen(
         command("level", tree, folder), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as driver:
@@ -110,11 +110,11 @@ def level_with_a_worker_killed(
             assert driver.poll() is None, "the job ended before a worker could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        victims = workers_of(psutil.Process(driver.pid))
-        assert victims
-        os.kill(victims[-1].pid, signal.SIGKILL)
+        # Workers are found in any order of their ranks.
+        victim, *_ = workers_of(psutil.Process(driver.pid))
+        victim.kill()
         out, err = driver.communicate(timeout=300)
-    return subprocess.CompletedProcess(driver.args, driver.returncode, out, err)
+    return subprocess.CompletedProcess(driver.args, driver.returncode, out, err), victim.pid
 
 
 @pytest.mark.parametrize("moment", ["mid-step", pytest.param("upload", marks=pytest.mark.long)])
@@ -128,7 +128,7 @@ def test_a_worker_is_killed(moment: str, images: Path, prepared: Path, undisturb
             return len(list(parity.glob("checkpoints/checkpoint_*"))) > num_valid(run) >= 1
         return num_valid(run) >= 1
 
-    done = level_with_a_worker_killed(tree_at(images, run), tmp_path, reached)
+    done, victim = level_with_a_worker_killed(tree_at(images, run), tmp_path, reached)
     assert done.returncode == 0, done.stderr
     training = training_of(run)
     assert training["step"] == NUM_STEPS
@@ -140,7 +140,7 @@ def test_a_worker_is_killed(moment: str, images: Path, prepared: Path, undisturb
     storage = LocalStorage(str(run))
     assert deaths(storage).num_by_phase == {"level small": 1}
     (death,) = deaths(storage).latest
-    assert death.process.startswith("the training worker 1 (process ")
+    assert re.match(rf"the training worker [01] \(process {victim} on ", death.process)
     assert "SIGKILL" in death.cause
     assert death.log is not None
 
@@ -149,10 +149,14 @@ def test_a_worker_is_killed(moment: str, images: Path, prepared: Path, undisturb
 def test_a_training_that_fails_names_the_worker_that_died(images: Path, prepared: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(prepared, tmp_path / "run"))
     tree = tree_at(images, run, max_failures=0)
-    done = level_with_a_worker_killed(tree, tmp_path, lambda: (run / "students/small/parity/training.json").exists())
+    is_logged = (run / "students/small/parity/training.json").exists
+    done, victim = level_with_a_worker_killed(tree, tmp_path, is_logged)
     assert done.returncode == 1
     *_, last = done.stderr.splitlines()
-    assert last.startswith("RunError: level small: training failed: training worker 1: the process ended without")
+    (death,) = deaths(LocalStorage(str(run))).latest
+    assert f"(process {victim} on " in death.process
+    worker = death.process.removeprefix("the ").partition(" (")[0]
+    assert last.startswith(f"RunError: level small: training failed: {worker}: the process ended without")
     assert f"(log: {run}/logs/level.small--" in last
     status = subprocess.run(
         [sys.executable, "jobs/status.py", str(run)], cwd=ROOT, capture_output=True, text=True, check=True
