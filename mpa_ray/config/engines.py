@@ -72,6 +72,11 @@ class EngineSettings(Settings):
         bits."""
         return "auto"
 
+    @property
+    def loads_hugging_face_weights(self) -> bool:
+        """Whether the engine needs the checkpoint's `*.safetensors` or `*.bin` files."""
+        return self.has_checkpoint
+
     @abstractmethod
     def identity_fields(self) -> dict[str, Any]:
         """The settings that change an engine's replies, keyed by their names in a run's fingerprint."""
@@ -131,6 +136,11 @@ class VllmEngineConfig(EngineSettings):
     @property
     def weight_format(self) -> str:
         return self.dtype
+
+    @property
+    def loads_hugging_face_weights(self) -> bool:
+        """False for other formats, such as vLLM's own, and for random weights (`load_format: dummy`)."""
+        return self.engine_args.get("load_format", "auto") in ("auto", "hf", "safetensors", "pt")
 
     def identity_fields(self) -> dict[str, Any]:
         further = {f"engine_args.{k}": v for k, v in self.engine_args.items() if k not in _SPEED_ARGUMENTS}

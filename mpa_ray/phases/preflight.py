@@ -182,10 +182,11 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
             f"is more than max_pixels ({config.max_pixels}).",
             "Lower it.",
         )
-    _check_checkpoint(config.model, f"{field}.model", object_store)
+    has_weights = config.engine.loads_hugging_face_weights
+    _check_checkpoint(config.model, f"{field}.model", object_store, has_weights=has_weights)
 
 
-def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig) -> None:
+def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig, *, has_weights: bool = True) -> None:
     folder = Path(resolve_path(model))
     if model.startswith("s3://"):
         # An adapter at s3:// is checked when it is downloaded.
@@ -198,9 +199,11 @@ def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig) -
         check_kind(_settings_of(model, field, object_store), field, model)
     elif (base := _base_of_adapter(folder, field)) is not None:
         check_weights(folder, field, model)
-        _check_checkpoint(base, f"{field} {model!r}, base_model_name_or_path", object_store)
+        _check_checkpoint(base, f"{field} {model!r}, base_model_name_or_path", object_store, has_weights=has_weights)
     else:
         check_files(folder, field, model)
+        if has_weights:
+            check_weights(folder, field, model)
 
 
 def _base_of_adapter(folder: Path, field: str) -> str | None:

@@ -13,7 +13,7 @@ import pytest
 from mpa_ray.config import ObjectStoreConfig, StudentConfig, resolve_path
 from mpa_ray.config.engines import VllmEngineConfig
 from mpa_ray.errors import ConfigError
-from mpa_ray.models.checkpoint_files import check_files, check_kind
+from mpa_ray.models.checkpoint_files import check_files, check_kind, check_weights
 from mpa_ray.phases.preflight import check_student, check_trainable
 
 STUDENT = Path(resolve_path("bundled:demo/models/student"))
@@ -88,6 +88,7 @@ def test_a_folder_that_is_no_whole_checkpoint_is_refused(
     folder = tmp_path / "model"
     shutil.copytree(STUDENT, folder)
     check_files(folder, "teacher.model", "model")
+    check_weights(folder, "teacher.model", "model")
     break_checkpoint(folder)
     with pytest.raises(ConfigError, match=problem) as caught:
         check_student(StudentConfig(model=str(folder), engine=VllmEngineConfig()), 0, ObjectStoreConfig())
@@ -124,3 +125,12 @@ def test_an_adapter_needs_its_weights_and_a_whole_base(tmp_path: Path) -> None:
 )
 def test_a_model_that_may_read_images_is_accepted(settings: dict[str, Any]) -> None:
     check_kind(settings, "teacher.model", "model")
+
+
+def test_weights_that_the_engine_does_not_load_are_not_checked(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(STUDENT, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    random_weights = VllmEngineConfig(engine_args={"load_format": "dummy"})
+    check_student(StudentConfig(model=str(folder), engine=random_weights), 0, ObjectStoreConfig())
+    with pytest.raises(ConfigError, match="has no weights"):
+        check_student(StudentConfig(model=str(folder), engine=VllmEngineConfig()), 0, ObjectStoreConfig())
