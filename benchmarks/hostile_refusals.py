@@ -102,7 +102,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Settings], str]] = {
     ),
     "empty id": (_list_with("x.jsonl", _rows({"image": "a", "i": ""}), id_column="i"), "is empty in x.jsonl/1"),
     "empty list": (_list_with("x.csv", b""), "source."),
-    "blank list": (_list_with("x.txt", b"\n \n\n"), "holds no images"),
+    "blank list": (_list_with("x.txt", b"\n \n\n"), "has 0 rows"),
     "pipe": (_pipe, "list.csv"),
     "folder without images": (_only_litter, "holds no images"),
     "column of numbers": (_column_of([1], pa.int64()), "has type int64"),
