@@ -20,7 +20,7 @@ from mpa_ray.pipeline.pass_outcomes import PassOutcomes
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
 from mpa_ray.redaction import without_secrets
 from mpa_ray.run.dataset import ShardedDataset
-from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseRecord, add_to_record, clear_error
+from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseRecord, add_to_record, clear_error, phase_record
 from mpa_ray.run.redo import Redo
 from mpa_ray.run.run import Manifest, Run
 
@@ -282,7 +282,11 @@ def recorded(
             wall_s = time.monotonic() - started
             logger.info("ends", extra={"wall_s": round(wall_s, 3)})
             totals = throughput.totals() if throughput is not None else None
-            record = PhaseRecord(wall_s, 1, totals, _error_in_words(error))
+            words = _error_in_words(error)
+            if isinstance(error, GeneratorExit) and (before := phase_record(run, key)) is not None:
+                # A generator that is closed late must not hide the failure that closed it.
+                words = before.error
+            record = PhaseRecord(wall_s, 1, totals, words)
             if error is None:
                 add_to_record(run, key, record)
             else:

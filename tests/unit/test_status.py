@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from mpa_ray.config import RunConfig
-from mpa_ray.errors import ConfigError
+from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.run_pass import record_error, recorded
 from mpa_ray.records import Annotation, ImageRef, Verdict
@@ -289,3 +290,18 @@ def test_deaths_are_counted_and_the_latest_are_shown(tmp_path: Path) -> None:
     assert text.count("the engine of teacher (process 7 on node): cause") == 5
     assert "cause 6" in text
     assert status(run).to_json()["deaths"]["total"] == 7
+
+
+def test_a_generator_that_is_closed_late_keeps_the_error_that_closed_it(tmp_path: Path) -> None:
+    run = begun(str(tmp_path))
+    key = PhaseKey("identify", "small")
+
+    def shards() -> Iterator[int]:
+        with recorded(run, key):
+            yield 1
+
+    unclosed = shards()
+    next(unclosed)
+    record_error(run, key, RunError("3 of 8 images failed."))
+    unclosed.close()
+    assert phase(run, "identify small").error == "3 of 8 images failed."
