@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -296,7 +296,7 @@ def test_a_generator_that_is_closed_late_keeps_the_error_that_closed_it(tmp_path
     run = begun(str(tmp_path))
     key = PhaseKey("identify", "small")
 
-    def shards() -> Iterator[int]:
+    def shards() -> Generator[int]:
         with recorded(run, key):
             yield 1
 
