@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +22,12 @@ _TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
-_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+_WEIGHT_FILES = {
+    "model.safetensors.index.json": ("*.safetensors",),
+    "pytorch_model.bin.index.json": ("*.bin", "*.pt", "*.pth"),
+}
+"""The index and the files of each format of weights, the preferred format first."""
+_AGAIN = "Download or save the checkpoint again."
 _LFS_POINTER = b"version https://git-lfs.github.com/"
 _IMAGE_WORDS = ("vision", "visual", "image", "img", "vq_", "mm_")
 """Words in names of settings. Only a model that reads images has settings with such names."""
@@ -44,26 +49,17 @@ def check_files(folder: Path, field: str, model: str) -> None:
             "Set it to the folder of a Hugging Face checkpoint or of a LoRA adapter.",
         )
     check_kind(_json_object(folder / "config.json", field, model), field, model)
-    processors = [folder / name for name in _PROCESSOR_FILES if (folder / name).is_file()]
-    if not processors:
-        raise ConfigError(
-            field,
-            model,
-            f"has no processor ({' or '.join(_PROCESSOR_FILES)}).",
-            "Save the model's processor beside its weights.",
-        )
-    for processor in processors:
-        _json_object(processor, field, model)
-    tokenizers = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-    if not tokenizers:
-        raise ConfigError(
-            field,
-            model,
-            f"has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])}).",
-            "Save the model's tokenizer beside its weights.",
-        )
-    for tokenizer in tokenizers:
-        _check_content(tokenizer, field, model)
+    _json_object(_first_of(folder, _PROCESSOR_FILES, "processor", field, model), field, model)
+    _check_content(_first_of(folder, _TOKENIZER_FILES, "tokenizer", field, model), field, model)
+
+
+def _first_of(folder: Path, names: Sequence[str], kind: str, field: str, model: str) -> Path:
+    """The first of these files that a folder has. Raises ConfigError if it has none."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    problem = f"has no {kind} ({' or '.join(names[:2])})."
+    raise ConfigError(field, model, problem, f"Save the model's {kind} beside its weights.")
 
 
 def check_kind(settings: Mapping[str, object], field: str, model: str) -> None:
@@ -102,22 +98,30 @@ def check_weights(folder: Path, field: str, model: str) -> None:
     Raises:
         ConfigError: there are no weights, or a file is missing, empty, truncated, or a pointer of Git LFS.
     """
-    weights = sorted(file for pattern in _WEIGHT_FILES for file in folder.glob(pattern) if file.is_file())
-    for index in sorted(folder.glob("*.index.json")):
-        for name in _indexed(_json_object(index, field, model)):
-            if not (folder / name).is_file():
-                raise ConfigError(
-                    field, model, f"its {index.name} names {name}, which is missing.", "Download the checkpoint again."
-                )
+    weights = _weight_files(folder, field, model)
     if not weights:
-        raise ConfigError(
-            field, model, "has no weights (*.safetensors or *.bin).", "Download or save the checkpoint again."
-        )
+        raise ConfigError(field, model, "has no weights (*.safetensors or *.bin).", _AGAIN)
     for file in weights:
+        if not file.is_file():
+            raise ConfigError(field, model, f"its index of weights names {file.name}, which is missing.", _AGAIN)
         _check_content(file, field, model)
         problem = _problem_of_tensors(file) if file.suffix == ".safetensors" else None
         if problem is not None:
-            raise ConfigError(field, model, f"its {file.name} {problem}.", "Download or save the checkpoint again.")
+            raise ConfigError(field, model, f"its {file.name} {problem}.", _AGAIN)
+
+
+def _weight_files(folder: Path, field: str, model: str) -> list[Path]:
+    """The files of the format that is loaded: safetensors if there are any, and only those of the index if it exists.
+
+    A folder may hold the same weights in several formats, of which only one was downloaded.
+    """
+    for index, patterns in _WEIGHT_FILES.items():
+        if (folder / index).is_file():
+            names = _json_object(folder / index, field, model).get("weight_map")
+            return sorted({folder / str(name) for name in names.values()}) if isinstance(names, dict) else []
+        if weights := sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file()):
+            return weights
+    return []
 
 
 @lru_cache(maxsize=1)
@@ -149,15 +153,13 @@ def _json_object(file: Path, field: str, model: str) -> dict[str, object]:
     try:
         content = json.loads(read_regular_file(file))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            field, model, f"its {file.name} cannot be read ({error}).", "Download or save the checkpoint again."
-        ) from error
+        raise ConfigError(field, model, f"its {file.name} cannot be read ({error}).", _AGAIN) from error
     if not isinstance(content, dict):
         raise ConfigError(
             field,
             model,
             f"its {file.name} is not a JSON object but a {type(content).__name__}.",
-            "Download or save the checkpoint again.",
+            _AGAIN,
         )
     return content
 
@@ -172,17 +174,11 @@ def _check_content(file: Path, field: str, model: str) -> None:
             field, model, f"its {file.name} cannot be read ({error.strerror}).", "Check the file's permissions."
         ) from error
     if not start:
-        raise ConfigError(field, model, f"its {file.name} is empty.", "Download or save the checkpoint again.")
+        raise ConfigError(field, model, f"its {file.name} is empty.", _AGAIN)
     if start == _LFS_POINTER:
         raise ConfigError(
             field, model, f"its {file.name} is a pointer of Git LFS, not the file.", "Run `git lfs pull` in the folder."
         )
-
-
-def _indexed(index: Mapping[str, object]) -> Iterator[str]:
-    """The names of the files that an index of weights lists."""
-    names = index.get("weight_map")
-    yield from sorted({str(name) for name in names.values()} if isinstance(names, dict) else ())
 
 
 def _problem_of_tensors(file: Path) -> str | None:

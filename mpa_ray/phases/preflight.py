@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from mpa_ray.config import (
     BenchmarkConfig,
@@ -30,7 +29,6 @@ from mpa_ray.evaluation.benchmarks import BENCHMARKS, question_files
 from mpa_ray.metrics import METRICS
 from mpa_ray.models.checkpoint_files import check_files, check_kind, check_weights
 from mpa_ray.models.checkpoints import adapter_folder, base_of_adapter, model_settings
-from mpa_ray.models.hub import hub_file
 from mpa_ray.tasks.library import find_task
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -187,33 +185,24 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
 
 
 def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig, *, has_weights: bool = True) -> None:
-    folder = Path(resolve_path(model))
-    if model.startswith("s3://"):
-        # An adapter at s3:// is checked when it is downloaded.
-        with _named(field):
-            is_adapter = adapter_folder(model, object_store) is not None
-        if not is_adapter:
-            check_kind(_settings_of(model, field, object_store), field, model)
-    elif not folder.is_dir():
-        _check_hub_name(model, field)
-        check_kind(_settings_of(model, field, object_store), field, model)
-    elif (base := _base_of_adapter(folder, field)) is not None:
+    folder: Path | None = Path(resolve_path(model))
+    with _named(field):
+        if model.startswith("s3://"):
+            folder = adapter_folder(model, object_store)
+        elif not folder.is_dir():
+            _check_hub_name(model, field)
+            folder = None
+        base = base_of_adapter(folder) if folder is not None else None
+        settings = model_settings(model, object_store) if folder is None else None
+    if settings is not None:
+        check_kind(settings, field, model)
+    elif folder is not None and base is not None:
         check_weights(folder, field, model)
         _check_checkpoint(base, f"{field} {model!r}, base_model_name_or_path", object_store, has_weights=has_weights)
-    else:
+    elif folder is not None:
         check_files(folder, field, model)
         if has_weights:
             check_weights(folder, field, model)
-
-
-def _base_of_adapter(folder: Path, field: str) -> str | None:
-    with _named(field):
-        return base_of_adapter(folder)
-
-
-def _settings_of(model: str, field: str, object_store: ObjectStoreConfig) -> dict[str, Any]:
-    with _named(field):
-        return model_settings(model, object_store)
 
 
 @contextmanager
@@ -287,5 +276,3 @@ def _check_hub_name(model: str, field: str) -> None:
         remedy = did_you_mean(model, _neighbours(model), 3)
         remedy = remedy or "Set it to a checkpoint folder, an s3:// prefix or a hub name (owner/name)."
         raise ConfigError(field, model, "is not a folder.", remedy)
-    with _named(field):
-        hub_file(model, "config.json")

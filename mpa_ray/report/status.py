@@ -115,11 +115,14 @@ class _StatusReader:
         return self._pass_over_corpus(PhaseKey("annotate"), self._run.annotations)
 
     def identify(self, student: str) -> PhaseStatus:
-        phase = self._pass_over_corpus(PhaseKey("identify", student), self._run.verdicts(student))
-        if self._run.is_identified(student):
+        is_exported = self._run.is_identified(student)
+        key, verdicts = PhaseKey("identify", student), self._run.verdicts(student)
+        phase = self._pass_over_corpus(key, verdicts, is_exported=is_exported)
+        if is_exported:
             parity = self._run.read_json(self._run.manifest_path(self._run.parity_dir(student)))
             return replace(phase, note=f"{parity['num_samples']} parity samples")
-        return replace(phase, state="begun", note="D_PI is not exported yet") if phase.state == "done" else phase
+        has_all_shards = phase.num_shards_done == phase.num_shards
+        return replace(phase, note="D_PI is not exported yet") if has_all_shards else phase
 
     def level(self, student: str, arm: Arm) -> PhaseStatus:
         folder = self._run.training_dir(student, arm)
@@ -166,26 +169,37 @@ class _StatusReader:
         modified = next((file.modified for file in self._run.storage.details(folder) if file.path == path), None)
         return PhaseStatus(key, _state(modified is not None, False), command, last_sign=modified)
 
-    def _pass_over_corpus(self, key: PhaseKey, dataset: ShardedDataset[Any]) -> PhaseStatus:
-        phase = self._pass(key, self._corpus, dataset)
+    def _pass_over_corpus(
+        self, key: PhaseKey, dataset: ShardedDataset[Any], *, is_exported: bool = True
+    ) -> PhaseStatus:
+        phase = self._pass(key, self._corpus, dataset, is_exported=is_exported)
         shards = list(self._markers(dataset))
         if phase.num_done is None:
             sizes = self._sizes_of_corpus_shards() if shards else {}
             phase = replace(phase, num_done=sum(sizes.get(shard, 0) for shard in shards))
         return replace(phase, counts=_outcomes(dataset, shards)) if self._count_rows else phase
 
-    def _pass(self, key: PhaseKey, manifest: Manifest | None, dataset: ShardedDataset[Any]) -> PhaseStatus:
-        """A model's pass over the shards of a manifest; the manifest is None until all shards are known."""
+    def _pass(
+        self, key: PhaseKey, manifest: Manifest | None, dataset: ShardedDataset[Any], *, is_exported: bool = True
+    ) -> PhaseStatus:
+        """A model's pass over the shards of a manifest.
+
+        Args:
+            key: The phase of the pass.
+            manifest: None until all shards are known.
+            dataset: The results of the pass.
+            is_exported: Whether the phase has exported the results; True for a phase that exports nothing.
+        """
         markers = self._markers(dataset)
-        is_done = manifest is not None and len(markers) >= manifest.num_shards
+        has_all_shards = manifest is not None and len(markers) >= manifest.num_shards
         num_images = manifest.num_images if manifest else None
         phase = PhaseStatus(
             key,
-            _state(is_done, bool(markers)),
+            _state(has_all_shards and is_exported, bool(markers)),
             _job(key.kind),
             num_shards_done=len(markers),
             num_shards=manifest.num_shards if manifest else None,
-            num_done=num_images if is_done else None,
+            num_done=num_images if has_all_shards else None,
             num_total=num_images,
         )
         return self._timed(phase, markers.values())

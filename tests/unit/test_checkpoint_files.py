@@ -77,7 +77,7 @@ BROKEN: list[tuple[Callable[[Path], object], str]] = [
     ),
     (cut_weights, r"its model.safetensors is truncated: it has [\d,]+ of [\d,]+ bytes"),
     (cut_header, "its model.safetensors is truncated: it has 100 bytes, but its header alone takes"),
-    (add_index, "model.safetensors.index.json names model-00002-of-00002.safetensors, which is missing"),
+    (add_index, "its index of weights names model-00002-of-00002.safetensors, which is missing"),
 ]
 
 
@@ -134,3 +134,15 @@ def test_weights_that_the_engine_does_not_load_are_not_checked(tmp_path: Path) -
     check_student(StudentConfig(model=str(folder), engine=random_weights), 0, ObjectStoreConfig())
     with pytest.raises(ConfigError, match="has no weights"):
         check_student(StudentConfig(model=str(folder), engine=VllmEngineConfig()), 0, ObjectStoreConfig())
+
+
+def test_weights_in_another_format_that_were_not_downloaded_do_not_matter(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(STUDENT, folder)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "pytorch_model-1.bin"}}))
+    (folder / "pytorch_model-2.bin").write_bytes(POINTER)
+    (folder / "tokenizer.model").write_bytes(POINTER)
+    check_trainable(StudentConfig(model=str(folder)), 0, ObjectStoreConfig())
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"its index of weights names pytorch_model-1\.bin, which is missing"):
+        check_trainable(StudentConfig(model=str(folder)), 0, ObjectStoreConfig())

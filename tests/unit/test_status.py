@@ -98,6 +98,15 @@ def test_identification_is_done_once_its_parity_samples_are_exported(tmp_path: P
     assert (identify.state, identify.note, identify.counts) == ("done", "3 parity samples", {"kept": 3})
 
 
+def test_an_identification_that_failed_although_all_shards_are_committed_keeps_its_error(tmp_path: Path) -> None:
+    run = begun(str(tmp_path), num_annotated=3)
+    for shard in run.manifest().shards:
+        run.verdicts("small").commit(shard, [Verdict("a#0", "a", "/a", "failed", "request_failed")])
+    add_to_record(run, PhaseKey("identify", "small"), PhaseRecord(1.0, 1, error="3 of 3 images failed."))
+    identify = phase(run, "identify small")
+    assert (identify.state, identify.error) == ("begun", "3 of 3 images failed.")
+
+
 def test_finished_and_unfinished_students_are_listed_apart(tmp_path: Path) -> None:
     run = begun(str(tmp_path))
     train(run, "small", 10, done=True)
