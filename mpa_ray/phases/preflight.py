@@ -185,13 +185,13 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
 
 
 def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig, *, has_weights: bool = True) -> None:
-    folder: Path | None = Path(resolve_path(model))
+    local = Path(resolve_path(model))
+    folder = local if local.is_dir() else None
     with _named(field):
         if model.startswith("s3://"):
             folder = adapter_folder(model, object_store)
-        elif not folder.is_dir():
+        elif folder is None:
             _check_hub_name(model, field)
-            folder = None
         base = base_of_adapter(folder) if folder is not None else None
         settings = model_settings(model, object_store) if folder is None else None
     if settings is not None:

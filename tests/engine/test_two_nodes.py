@@ -194,7 +194,9 @@ def _check_uploads(arena: Arena) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_submitted_pass_outlives_its_node_and_a_stop(arena: Arena) -> None:
-    _, problems = _strike(arena, ["index", "annotate"], "pass")
+    arena.submit("index", ["index"], "pass")
+    arena.wait("index", 180)
+    _, problems = _strike(arena, ["annotate"], "pass")
     assert problems, "the student has not answered"
     assert not [problem for problem in problems if not problem.startswith(("verdicts/", "parity/"))]
     _check_uploads(arena)
