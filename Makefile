@@ -34,8 +34,9 @@ format: setup ## Format the code
 check: setup ## Check style and types and run the unit tests: under 2 minutes
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-	$(PYTHON) -m pytest -q --numprocesses 2 --dist loadfile tests/unit
+	@# Many tests wait, so the types are checked meanwhile.
+	$(VENV)/bin/mypy & types=$$!; $(PYTHON) -m pytest -q --numprocesses 3 --dist loadfile tests/unit; tests=$$?; \
+	    wait $$types && exit $$tests
 
 check-cluster: setup ## Check the cluster files with KubeRay's schema, hadolint and the images' install lines (downloads several GB)
 	mkdir -p $(KUBERAY_CRDS)
@@ -53,7 +54,7 @@ check-wheel: setup ## Install the wheel into an empty environment and try it fro
 test: check ## Run the tests, including those on a local Ray and with real vLLM: under 40 minutes on 2 cores
 	$(PYTHON) -m pytest -q --durations=10 -m "not long" tests/integration tests/engine
 
-test-long: setup ## Run the tests that take minutes each, which `make test` leaves out: 25 minutes
+test-long: setup ## Run the tests that take minutes each, which `make test` leaves out
 	$(PYTHON) -m pytest -q --durations=0 -m long tests/integration tests/engine
 
 other-vllm: ## Run the engine tests with another version of vLLM, in a separate environment: make other-vllm VLLM=0.29.0

@@ -49,17 +49,16 @@ def check_files(folder: Path, field: str, model: str) -> None:
             "Set it to the folder of a Hugging Face checkpoint or of a LoRA adapter.",
         )
     check_kind(_json_object(folder / "config.json", field, model), field, model)
-    _json_object(_first_of(folder, _PROCESSOR_FILES, "processor", field, model), field, model)
-    _check_content(_first_of(folder, _TOKENIZER_FILES, "tokenizer", field, model), field, model)
+    _json_object(_first_of(folder, _PROCESSOR_FILES, "has no processor", field, model), field, model)
+    _check_content(_first_of(folder, _TOKENIZER_FILES, "has no tokenizer", field, model), field, model)
 
 
-def _first_of(folder: Path, names: Sequence[str], kind: str, field: str, model: str) -> Path:
-    """The first of these files that a folder has. Raises ConfigError if it has none."""
+def _first_of(folder: Path, names: Sequence[str], problem: str, field: str, model: str) -> Path:
+    """The first of these files that a folder has. Raises ConfigError with this problem if it has none."""
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    problem = f"has no {kind} ({' or '.join(names[:2])})."
-    raise ConfigError(field, model, problem, f"Save the model's {kind} beside its weights.")
+    raise ConfigError(field, model, f"{problem} ({' or '.join(names[:2])}).", "Save it beside the model's weights.")
 
 
 def check_kind(settings: Mapping[str, object], field: str, model: str) -> None:
