@@ -315,3 +315,15 @@ def test_a_store_that_fails_for_now_during_the_check_is_not_refused(server: str)
         store = ObjectStoreConfig(endpoint_url=proxy.url, max_attempts=2, first_pause_s=0.01)
         with pytest.raises(Unfinished, match=r"s3://bucket/fails/\.writable cannot be written"):
             Run.open("s3://bucket/fails", store)
+
+
+def test_reading_a_run_in_a_bucket_sends_no_put(server: str, tmp_path: Path, images: Path) -> None:
+    with RefusingProxy(server, lambda *_: None) as proxy:
+        run_dir, endpoint = "s3://bucket/read", {"endpoint_url": proxy.url}
+        assert main(["index", "--config", str(configuration(tmp_path, images, run_dir, object_store=endpoint))]) == 0
+        num_before = len(proxy.requests)
+        for command in ("status", "audit"):
+            main([command, run_dir, "--object_store.endpoint_url", proxy.url])
+        requests = proxy.requests[num_before:]
+        assert len(requests) > 2
+        assert {request.split()[0] for request in requests} <= {"GET", "HEAD"}
