@@ -50,7 +50,7 @@ def behind(server: str) -> Iterator[Behind]:
     def make(refuses: Refusal) -> tuple[RefusingProxy, ObjectStoreConfig]:
         proxies.append(RefusingProxy(server, refuses).__enter__())
         return proxies[-1], ObjectStoreConfig(
-            endpoint_url=proxies[-1].url, max_attempts=3, first_pause_s=0.01, max_outage_s=1.0
+            endpoint_url=proxies[-1].url, max_attempts=3, first_pause_s=0.01, max_outage_s=0.4
         )
 
     yield make

@@ -67,7 +67,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStoreConfig]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Store)
     server.daemon_threads = True
     server.block_on_close = False
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield ObjectStoreConfig(
         endpoint_url=f"http://127.0.0.1:{server.server_port}",
         region="us-east-1",
