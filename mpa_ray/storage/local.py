@@ -73,7 +73,7 @@ class LocalStorage:
                 raise
             raise self._not_exclusive(f"has {error.__cause__.strerror}") from error
         finally:
-            self.delete(probe)
+            _remove(Path(self.root, probe))
         raise self._not_exclusive("replaces files that exist")
 
     def exists(self, path: str) -> bool:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -95,6 +96,13 @@ def configuration(tmp_path: Path, images: Path, run_dir: str, **more: object) ->
 def test_a_folder_with_hard_links_uses_them(tmp_path: Path) -> None:
     run = Run.open(str(tmp_path))
     assert run.creation is Creation.HARD_LINK
+    assert not any((tmp_path / PROBES).iterdir())
+
+
+def test_commands_may_check_a_folder_at_the_same_time(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        runs = list(pool.map(lambda _: Run.open(str(tmp_path)), range(64)))
+    assert {run.creation for run in runs} == {Creation.HARD_LINK}
     assert not any((tmp_path / PROBES).iterdir())
 
 
@@ -293,6 +301,13 @@ def test_a_store_that_keeps_the_condition_is_asked_twice(server: str) -> None:
         # The first request is the one that shows that the run can be written, and the last looks for run.json.
         _, *check, _ = proxy.requests
         assert check == ["PUT /bucket/kept/.writable", "GET /bucket/kept/.writable"]
+
+
+def test_commands_may_check_a_bucket_at_the_same_time(server: str) -> None:
+    store = ObjectStoreConfig(endpoint_url=server)
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: Run.open("s3://bucket/together", store), range(16)))
+    assert {run.creation for run in runs} == {Creation.CONDITIONAL_PUT}
 
 
 def test_a_file_that_another_command_has_just_deleted_proves_nothing(server: str) -> None:
