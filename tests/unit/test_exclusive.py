@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.faulty_proxy import FaultyProxy
 from mpa_ray.cli import main
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.errors import CannotWrite, ConfigError, Unfinished
@@ -308,6 +309,15 @@ def test_commands_may_check_a_bucket_at_the_same_time(server: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         runs = list(pool.map(lambda _: Run.open("s3://bucket/together", store), range(16)))
     assert {run.creation for run in runs} == {Creation.CONDITIONAL_PUT}
+
+
+def test_faults_of_a_store_do_not_look_like_an_ignored_condition(server: str) -> None:
+    """Among them are conditional PUTs whose answer is lost."""
+    with FaultyProxy(server, share=0.5, seed=5) as proxy:
+        store = ObjectStoreConfig(endpoint_url=proxy.url, max_attempts=20, first_pause_s=0.001)
+        for number in range(12):
+            assert Run.open(f"s3://bucket/faults-{number}", store).creation is Creation.CONDITIONAL_PUT
+        assert proxy.counts()["injected"]["lost_answer PUT"] > 1
 
 
 def test_a_file_that_another_command_has_just_deleted_proves_nothing(server: str) -> None:
