@@ -103,6 +103,10 @@ class FaultyProxy:
         """An answer that takes the place of the store's; None lets the request through. For subclasses."""
         return None
 
+    def forwards(self, header: str) -> bool:  # noqa: ARG002
+        """Whether a header of a request, in lower case, reaches the store. For subclasses."""
+        return True
+
     def count(self, fault: WebFault, method: str) -> None:
         """Count a fault that was injected."""
         with self._lock:
@@ -195,7 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in _end_to_end(self.headers):
-                connection.putheader(name, value)
+                if self.server.proxy.forwards(name.lower()):
+                    connection.putheader(name, value)
             connection.putheader("Content-Length", str(len(body)))
             connection.endheaders(body)
             response = connection.getresponse()

@@ -1,4 +1,4 @@
-"""A proxy in front of an object store that refuses the requests that a test chooses."""
+"""Proxies in front of an object store: one refuses the requests that a test chooses, one drops a header."""
 
 from __future__ import annotations
 
@@ -28,3 +28,15 @@ class RefusingProxy(FaultyProxy):
             self.requests.append(f"{method} {path}")
             self.num_refused += error is not None
         return refusal(*error, "Refused by the test.") if error is not None else None
+
+
+class HeaderDroppingProxy(RefusingProxy):
+    """Counts the requests, and forwards them without one of their headers, as an old store or gateway ignores it."""
+
+    def __init__(self, upstream: str, header: str) -> None:
+        """Prepare the proxy."""
+        super().__init__(upstream, lambda *_: None)
+        self._header = header.lower()
+
+    def forwards(self, header: str) -> bool:
+        return header != self._header

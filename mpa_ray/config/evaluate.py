@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from mpa_ray.config.models import ModelConfig
-from mpa_ray.config.settings import Location, Name, Settings, parse_name
+from mpa_ray.config.settings import Location, Name, Settings, check_distinct, parse_name
 
 _FOLDERS = ("again",)
 """The folders of `RUN/evaluation` that are no benchmark's."""
@@ -85,6 +85,5 @@ class EvaluateConfig(Settings):
             ("benchmarks", [benchmark.label for benchmark in self.benchmarks]),
             ("models", [model.name for model in self.models]),
         ):
-            if len(set(names)) != len(names):
-                raise ValueError(f"{what}: names must differ, got {names}")
+            check_distinct(what, names)
         return self

@@ -9,7 +9,7 @@ from mpa_ray.config.evaluate import EvaluateConfig
 from mpa_ray.config.identify import IdentifyConfig
 from mpa_ray.config.level import StudentConfig
 from mpa_ray.config.models import AnswerConfig, ModelConfig
-from mpa_ray.config.settings import Location, Settings
+from mpa_ray.config.settings import Location, Settings, check_distinct
 from mpa_ray.config.source import ObjectStoreConfig, ReadingConfig, SourceConfig
 
 
@@ -109,8 +109,7 @@ class RunConfig(EvaluationRunConfig):
     @model_validator(mode="after")
     def _names_are_unique(self) -> RunConfig:
         names = [student.name_in(n) for student in self.students for n in range(1, student.rounds + 1)]
-        if len(set(names)) != len(names):
-            raise ValueError(f"students: names must differ, got {names}")
+        check_distinct("students", names)
         return self
 
     @model_validator(mode="after")

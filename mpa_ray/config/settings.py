@@ -96,6 +96,17 @@ Name = Annotated[str, AfterValidator(parse_name)]
 """The name of a part of a run."""
 
 
+def check_distinct(setting: str, names: list[str]) -> None:
+    """Check the names of parts of a run, which name folders. Capital letters alone do not make names different,
+    because some file systems ignore case.
+
+    Raises:
+        ValueError: a name is there twice.
+    """
+    if len({name.lower() for name in names}) != len(names):
+        raise ValueError(f"{setting}: names must differ, and not only in case, got {names}")
+
+
 class Settings(BaseModel):
     """A branch of the configuration tree.
 

@@ -13,11 +13,13 @@ import mpa_ray
 from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
+from mpa_ray.observability.progress import say
 from mpa_ray.phases.again import NOTHING_AGAIN, Again, PassingFailures
 from mpa_ray.phases.preflight import check_config
 from mpa_ray.phases.rounds import with_rounds
 from mpa_ray.run import fingerprint
 from mpa_ray.run.run import Run
+from mpa_ray.storage.exclusive import Creation
 from mpa_ray.tasks.library import find_task
 from mpa_ray.tasks.task import Task
 
@@ -58,6 +60,8 @@ class RunContext(Generic[ConfigT_co]):
     def from_checked(config: ConfigT, again: Again = NOTHING_AGAIN) -> RunContext[ConfigT]:
         """Make the context of a configuration that is already checked."""
         run = Run.open(config.run_dir, config.object_store)
+        if run.creation is Creation.EXCLUSIVE_RENAME:
+            say(f"{config.run_dir} has no hard links: results are committed by exclusive renames instead")
         return RunContext(config, config, run, find_task(config.task), again).with_finished_rounds()
 
     def with_finished_rounds(self) -> RunContext[ConfigT_co]:

@@ -124,7 +124,8 @@ def check_names(config: EvaluationRunConfig) -> None:
             later = [student.name_in(number) for number in range(2, student.rounds + 1)]
             known |= {f"{name}.{when}" for name in later for when in ("before", measured_as("parity"))}
     for model in config.evaluate.models:
-        if model.name in known:
+        # Some file systems ignore case.
+        if model.name.lower() in map(str.lower, known):
             raise ConfigError(
                 "evaluate.models", model.name, "is already the name of another model.", "Choose another name."
             )

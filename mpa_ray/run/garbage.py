@@ -10,6 +10,7 @@ from typing import Any, cast
 from mpa_ray.run.dataset import MARKER_FOLDERS, ShardedDataset, prefetch
 from mpa_ray.run.recorded_config import models_by_benchmark, student_names
 from mpa_ray.run.run import Manifest, Run
+from mpa_ray.storage.storage import PROBES
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ def collect_garbage(run: Run, older_than: timedelta) -> Collected:
                 if file.path not in committed and not is_marker and file.modified < before:
                     run.storage.delete(file.path)
                     num_files, num_bytes = num_files + 1, num_bytes + file.num_bytes
+    for file in list(run.storage.details(PROBES)):
+        if file.modified < before:
+            run.storage.delete(file.path)
+            num_files, num_bytes = num_files + 1, num_bytes + file.num_bytes
     return Collected(num_files, num_bytes, run.storage.drop_unfinished(before))
 
 

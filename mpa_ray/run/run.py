@@ -13,6 +13,7 @@ from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch, may_pa
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
 from mpa_ray.redaction import without_secret_values, without_url_secrets_within
 from mpa_ray.run.dataset import ShardedDataset, shard_name
+from mpa_ray.storage.exclusive import Creation
 from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.storage import Storage
 from mpa_ray.textual import parse_json
@@ -70,6 +71,8 @@ class Run:
     def __init__(self, storage: Storage) -> None:
         """Raises ConfigError if another version wrote the run in a format that this version cannot read."""
         self.storage = storage
+        self.creation: Creation | None = None
+        """How the storage creates a file only if it does not exist; None if the run was not opened for writing."""
         self._check_format()
         self.corpus = ShardedDataset(storage, "corpus", ImageRef)
         self.annotations = ShardedDataset(storage, "annotations", Annotation)
@@ -79,12 +82,14 @@ class Run:
         """Open a new or an existing run for writing.
 
         Raises:
-            ConfigError: the directory cannot be written, or has a format that this version cannot read.
+            ConfigError: the directory cannot be written, has a format that this version cannot read, or is in a storage
+                that cannot create a file only if it does not exist.
             CannotWrite: the directory cannot be written now.
         """
         storage = open_storage(run_dir, object_store)
         try:
             storage.write(_RESERVE, bytes(_RESERVE_BYTES))
+            creation = storage.check_create(_RESERVE)
         except CannotWrite as error:
             if may_pass(error):
                 raise
@@ -92,7 +97,9 @@ class Run:
             raise ConfigError(
                 "run_dir", run_dir, problem, "Give a directory that has free space and that you may write to."
             ) from error
-        return cls(storage)
+        run = cls(storage)
+        run.creation = creation
+        return run
 
     def _check_format(self) -> None:
         try:
@@ -285,6 +292,7 @@ class Run:
             "format": FORMAT,
             "config": without_secret_values(config.model_dump(mode="json")),
             "versions": versions,
+            "creation": self.creation,
             "fingerprints": {dataset: self.read_json(path) for dataset, path in registered.items()},
         }
         self.write_json(RUN_FILE, content)

@@ -54,6 +54,9 @@ def fault_of(status: int, code: str) -> Fault:
     # Some stores throttle with status 400 or 403, and some report an error in a response with status 200.
     if status in (429, 503) or _SLOW_DOWN.search(code):
         return Fault.SLOW_DOWN
+    if status == 501:
+        # The store does not have the operation, or does not know a header.
+        return Fault.PERMANENT
     if status >= 500 or status < 300 or status in (408, 409, 425) or _TRANSIENT.search(code):
         return Fault.TRANSIENT
     # A bucket that does not exist is not a missing object.

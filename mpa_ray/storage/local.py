@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -16,11 +17,15 @@ from pyarrow.fs import FileSystem, LocalFileSystem
 
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.config.regular_file import read_regular_file
-from mpa_ray.errors import CannotWrite
+from mpa_ray.errors import CannotWrite, ConfigError
 from mpa_ray.storage.deadline import call_with_deadline
-from mpa_ray.storage.storage import StoredFile
+from mpa_ray.storage.exclusive import Creation, NotExclusive, give_name
+from mpa_ray.storage.storage import PROBES, StoredFile
 
 _COPY_BUFFER_BYTES = 2**20
+_MAX_PATH_BYTES = 4095
+_MAX_PATH_IN_RUN_BYTES = 512
+"""No path of a run is longer, relative to the run directory."""
 _READ_DEADLINE_S = ObjectStoreConfig().read_deadline_s
 
 
@@ -46,19 +51,30 @@ class LocalStorage:
             raise FileNotFoundError(error.errno, error.strerror, str(file)) from None
 
     def write(self, path: str, content: bytes) -> None:
-        temporary = self._write_temporary(path, BytesIO(content))
-        temporary.replace(Path(self.root, path))
+        self._replace(path, BytesIO(content))
 
     def create(self, path: str, content: bytes) -> bool:
-        temporary = self._write_temporary(path, BytesIO(content))
+        return self._create(path, content) is not None
+
+    def check_create(self, path: str) -> Creation:  # noqa: ARG002
+        if len(os.fsencode(self.root)) > _MAX_PATH_BYTES - _MAX_PATH_IN_RUN_BYTES:
+            problem = (
+                f"is too long: paths have at most {_MAX_PATH_BYTES} bytes, and the run's own {_MAX_PATH_IN_RUN_BYTES}."
+            )
+            raise ConfigError("run_dir", self.root, problem, "Give a shorter path.")
+        # Other commands may check at the same time.
+        probe = f"{PROBES}/{uuid.uuid4().hex}"
         try:
-            # Linking is atomic and fails if the name exists; a rename would replace the file.
-            os.link(temporary, Path(self.root, path))
-        except FileExistsError:
-            return False
+            how = self._create(probe, b"first")
+            if how is not None and self._create(probe, b"second") is None and self.read(probe) == b"first":
+                return how
+        except CannotWrite as error:
+            if not isinstance(error.__cause__, NotExclusive):
+                raise
+            raise self._not_exclusive(f"has {error.__cause__.strerror}") from error
         finally:
-            temporary.unlink()
-        return True
+            _remove(Path(self.root, probe))
+        raise self._not_exclusive("replaces files that exist")
 
     def exists(self, path: str) -> bool:
         return Path(self.root, path).exists()
@@ -71,8 +87,7 @@ class LocalStorage:
     def put_folder(self, source: Path, path: str) -> None:
         for file in sorted(f for f in source.iterdir() if f.is_file()):
             with file.open("rb") as content:
-                temporary = self._write_temporary(f"{path}/{file.name}", content)
-            temporary.replace(Path(self.root, path, file.name))
+                self._replace(f"{path}/{file.name}", content)
 
     def delete(self, path: str) -> None:
         Path(self.root, path).unlink(missing_ok=True)
@@ -98,9 +113,30 @@ class LocalStorage:
     def arrow(self) -> tuple[FileSystem, str]:
         return LocalFileSystem(), self.root
 
+    def _replace(self, path: str, content: IO[bytes]) -> None:
+        temporary, target = self._write_temporary(path, content), Path(self.root, path)
+        try:
+            temporary.replace(target)
+        except OSError as error:
+            _remove(temporary)
+            raise _cannot_write(target, error) from error
+
+    def _create(self, path: str, content: bytes) -> Creation | None:
+        """Create a file, and return how; None if it exists."""
+        temporary, target = self._write_temporary(path, BytesIO(content)), Path(self.root, path)
+        try:
+            return give_name(temporary, target)
+        except FileExistsError:
+            return None
+        except OSError as error:
+            raise _cannot_write(target, error) from error
+        finally:
+            _remove(temporary)
+
     def _write_temporary(self, path: str, content: IO[bytes]) -> Path:
         target = Path(self.root, path)
-        temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+        # The name does not contain the file's, since the longest names leave no room for more.
+        temporary = target.parent / f".{uuid.uuid4().hex[:16]}"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
@@ -109,7 +145,26 @@ class LocalStorage:
                 os.fsync(file.fileno())
         except OSError as error:
             # Do not leave a half-written file on a full disk.
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise CannotWrite(str(target), error.strerror or str(error)) from error
+            _remove(temporary)
+            raise _cannot_write(target, error) from error
         return temporary
+
+    def _not_exclusive(self, problem: str) -> ConfigError:
+        return ConfigError(
+            "run_dir",
+            self.root,
+            f"is on a file system that {problem}, so two commands could overwrite each other's results.",
+            "Give a folder on another file system, or an s3:// prefix.",
+        )
+
+
+def _remove(temporary: Path) -> None:
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(target: Path, error: OSError) -> CannotWrite:
+    problem = error.strerror or str(error)
+    if error.errno == errno.ENAMETOOLONG:
+        problem = f"{problem}: give a run_dir with a shorter path, or shorter names"
+    return CannotWrite(str(target), problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 from pyarrow.fs import FileSystem
 
 from mpa_ray.config import ObjectStoreConfig
-from mpa_ray.errors import CannotWrite
+from mpa_ray.errors import CannotWrite, ConfigError, may_pass
 from mpa_ray.storage.deadline import call_with_deadline
+from mpa_ray.storage.exclusive import Creation
 from mpa_ray.storage.object_store import ObjectStore, split_uri
 from mpa_ray.storage.storage import StoredFile
 
@@ -41,6 +43,21 @@ class S3Storage:
             return self._store.create(self._bucket, self._key(path), content)
         except OSError as error:
             raise CannotWrite(f"{self.root}/{path}", str(error)) from error
+
+    def check_create(self, path: str) -> Creation:
+        # The first attempt succeeds if another command has just deleted the file, the second only if it is replaced.
+        contents = (uuid.uuid4().bytes for _ in range(2))
+        try:
+            if not all(self._store.create(self._bucket, self._key(path), content) for content in contents):
+                return Creation.CONDITIONAL_PUT
+        except FileNotFoundError:
+            # The condition was kept, and another command has deleted the file since.
+            return Creation.CONDITIONAL_PUT
+        except OSError as error:
+            if may_pass(error):
+                raise CannotWrite(f"{self.root}/{path}", str(error)) from error
+            raise self._not_exclusive(f"refuses them ({error})") from error
+        raise self._not_exclusive("ignores the condition")
 
     def exists(self, path: str) -> bool:
         return self._store.exists(self._bucket, self._key(path))
@@ -75,6 +92,15 @@ class S3Storage:
 
     def arrow(self) -> tuple[FileSystem, str]:
         return self._store.arrow(), self.root.removeprefix("s3://")
+
+    def _not_exclusive(self, problem: str) -> ConfigError:
+        return ConfigError(
+            "run_dir",
+            self.root,
+            f"is in an object store without conditional writes (PUT with If-None-Match): it {problem}, so two commands "
+            "could overwrite each other's results.",
+            "Update the store or the proxy in front of it, or give another run_dir.",
+        )
 
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}" if self._prefix else path

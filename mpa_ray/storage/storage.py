@@ -10,6 +10,11 @@ from typing import Protocol
 
 from pyarrow.fs import FileSystem
 
+from mpa_ray.storage.exclusive import Creation
+
+PROBES = ".probes"
+"""The folder of the files with which `Storage.check_create` tries a file system. A killed command may leave some."""
+
 
 @dataclass(frozen=True)
 class StoredFile:
@@ -35,6 +40,18 @@ class Storage(Protocol):
 
     def create(self, path: str, content: bytes) -> bool:
         """Write the file only if it does not exist; exactly one of many callers gets True. Raises CannotWrite."""
+        ...
+
+    def check_create(self, path: str) -> Creation:
+        """Check that `create` never replaces a file, and return how it creates one.
+
+        Args:
+            path: An existing file whose content may be replaced by the check.
+
+        Raises:
+            ConfigError: the storage does not support this.
+            CannotWrite: the storage cannot be written now.
+        """
         ...
 
     def exists(self, path: str) -> bool: ...

@@ -154,6 +154,16 @@ def test_the_folder_of_all_benchmarks_is_no_benchmark(tree: dict[str, Any], tmp_
         load_config(written(tree, tmp_path))
 
 
+def test_names_that_differ_only_in_case_are_refused(tree: dict[str, Any], tmp_path: Path) -> None:
+    """Their folders would be one where a file system ignores case."""
+    tree["evaluate"] = {"benchmarks": [{"path": "q.jsonl"}], "models": [{"name": "Teacher", "model": "m"}]}
+    with pytest.raises(ConfigError, match=r"evaluate\.models = 'Teacher': is already the name of another model"):
+        check_names(load_config(written(tree, tmp_path)))
+    tree["evaluate"]["models"] = [{"name": name, "model": "m"} for name in ("other", "Other")]
+    with pytest.raises(ConfigError, match=r"evaluate\.models = .*names must differ, and not only in case"):
+        load_config(written(tree, tmp_path))
+
+
 @pytest.mark.parametrize("name", ["small", "Qwen2.5-VL", "small.round2", "v1.0_b"])
 def test_plain_names_are_accepted(tree: dict[str, Any], tmp_path: Path, name: str) -> None:
     assert load_config(written(tree, tmp_path), {"students.0.name": name}).students[0].name == name
