@@ -48,3 +48,17 @@ class DeathRecorder:
 def current_process(role: str) -> WorkerProcess:
     """This process of Ray."""
     return WorkerProcess.current(role, ray.get_runtime_context().get_node_id())
+
+
+async def was_taken_away(process: WorkerProcess) -> bool:
+    """Whether a dead process ended for reasons outside of it: its node has ended, or it was asked to end.
+
+    Implements `coordination.deaths.WasTakenAway`.
+    """
+    return await asyncio.to_thread(_has_ended, process.node_id)
+
+
+def _has_ended(node_id: str) -> bool:
+    """Whether Ray says that a node has ended."""
+    is_alive = {node["NodeID"]: node["Alive"] for node in ray.nodes()}
+    return bool(node_id) and not is_alive.get(node_id, False)

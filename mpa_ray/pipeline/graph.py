@@ -26,7 +26,7 @@ from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, check_resources, configure_
 from mpa_ray.pipeline.commit import CommitShard
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.coordination.duplicates import Sighting
-from mpa_ray.pipeline.deaths import DeathRecorder
+from mpa_ray.pipeline.deaths import DeathRecorder, was_taken_away
 from mpa_ray.pipeline.fetch import FetchShard, NameShards
 from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, decode_result
 from mpa_ray.pipeline.model_actor import ModelActor
@@ -179,6 +179,8 @@ def _start_coordinator(work: Pass[Any], committed: Sequence[str]) -> Any:
         work.limits,
         work.reading.max_bytes_in_flight,
         DeathRecorder(work.run_dir, work.reader.object_store, work.key),
+        was_taken_away,
+        work.target,
     )
     if (annotations := work.deduplicated) is not None:
         rows_of_shards = prefetch(lambda shard: annotations.columns(shard, ["image_id", "content_sha256"]), committed)

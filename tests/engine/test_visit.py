@@ -311,10 +311,17 @@ class LastDeath:
     def __init__(self) -> None:
         self.in_flight: dict[str, Sequence[str]] = {}
 
-    async def begin(self, shard: str) -> Attempt:  # noqa: ARG002
+    async def begin(self, shard: str, generation: int, images: Sequence[str]) -> Attempt:  # noqa: ARG002
         return Attempt(number=1)
 
-    async def alone(self, shard: str, image_id: str | None) -> None: ...
+    async def visited(self, shard: str) -> None: ...
+
+    async def next_group(self, shard: str) -> Sequence[str]:  # noqa: ARG002
+        return ()
+
+    async def begin_probe(self) -> None: ...
+
+    async def end_probe(self) -> None: ...
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None:  # noqa: ARG002
         self.in_flight = dict(in_flight)

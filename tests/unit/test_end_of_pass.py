@@ -43,7 +43,8 @@ class Visits:
     def __init__(self, quick: str = "", error: Exception | None = None) -> None:
         self.quick, self.error, self.cancelled = quick, error, list[str]()
 
-    async def visit(self, shard: str, images: list[ImageWork[Any]]) -> list[str]:
+    async def visit(self, shard: str, images: list[ImageWork[Any]], generation: int) -> list[str]:
+        assert generation == 0
         try:
             await asyncio.sleep(0 if shard == self.quick else 3600)
         except asyncio.CancelledError:
