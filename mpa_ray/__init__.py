@@ -47,7 +47,7 @@ _MODULES = {
     "open_run": "mpa_ray.api.run_view",
     "run_phase": "mpa_ray.api.phases",
 }
-"""Where each name is defined."""
+"""The module that defines each public name."""
 
 __all__ = [
     "ConfigError",
@@ -70,7 +70,7 @@ _OLDEST_PYTHON, _FIRST_UNSUPPORTED_PYTHON = (3, 11), (3, 14)
 
 
 def _unsupported_python(version: tuple[int, ...] = sys.version_info[:2]) -> str | None:
-    """What is wrong with this version of Python, in one line; None if nothing is."""
+    """Return a message of one line if this version of Python is not supported, and None if it is."""
     if _OLDEST_PYTHON <= version < _FIRST_UNSUPPORTED_PYTHON:
         return None
     running = ".".join(map(str, version))

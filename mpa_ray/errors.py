@@ -1,4 +1,4 @@
-"""Errors that the user can fix."""
+"""The errors that mpa_ray raises for its users, and the test of whether an error may be temporary."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from mpa_ray.redaction import without_secrets
 from mpa_ray.textual import readable
 
 _MAX_VALUE_LENGTH = 300
-"""Longer values, such as a whole branch of the configuration, are cut in messages."""
+"""In characters. Messages cut longer values, such as a whole branch of the configuration."""
 
 
 def did_you_mean(word: str, choices: Iterable[str], most: int = 2) -> str:
-    """A question that names the most similar choices, such as `Did you mean align?`; empty if none is similar."""
+    """Ask for the most similar choices, as in `Did you mean align?`. Returns "" if no choice is similar."""
     close = difflib.get_close_matches(word, list(dict.fromkeys(choices)), n=most, cutoff=0.7)
     return f"Did you mean {' or '.join(close)}?" if close else ""
 
 
 class ConfigError(Exception):
-    """A setting is wrong. It is raised before any work starts, and names the field, its value and the remedy.
+    """A setting is wrong. The error names the field, its value and the remedy.
 
-    The message cuts long values, and hides secrets.
+    If possible, it is raised before any work starts. The message cuts long values and hides secrets.
     """
 
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
         self.field, self._rest = field, (value, problem, remedy)
-        # Before the value is cut, since the rest of a cut secret may not be recognized.
+        # Secrets are hidden before the value is cut, because a part of a secret may not be recognised as one.
         shown = without_secrets(f"{field} = {value!r}")
         longest = len(field) + len(" = ") + _MAX_VALUE_LENGTH
         if len(shown) > longest:
@@ -35,7 +35,7 @@ class ConfigError(Exception):
         super().__init__(readable(f"{shown}: {without_secrets(f'{problem} {remedy}')}"))
 
     def with_field(self, field: str) -> ConfigError:
-        """The same error, with the field's name as the user knows it."""
+        """Return the same error with another name of the field: the one in the user's configuration."""
         return type(self)(field, *self._rest)
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[object, ...]]:
@@ -53,7 +53,7 @@ class RunError(Exception):
 
 
 class Unfinished(RunError):
-    """The run stopped for a reason that may be temporary, such as an unreachable object store. Exit code 3."""
+    """The run stopped for a reason that may be temporary, such as an unreachable object store. The exit code is 3."""
 
 
 class AccessLost(Unfinished):
@@ -61,7 +61,7 @@ class AccessLost(Unfinished):
 
 
 class TransientError(OSError):
-    """A file cannot be read or written, after all attempts, for a reason that may pass."""
+    """All attempts to read or write a file failed, for a reason that may be temporary."""
 
 
 _TRANSIENT_ERRNOS = frozenset(
@@ -84,13 +84,14 @@ _TRANSIENT_ERRNOS = frozenset(
         errno.ETIMEDOUT,
     }
 )
-"""Errors of a mounted folder whose server or connection fails, and of a machine without free sockets or files."""
+"""Error numbers of a mounted folder whose server or connection fails, and of a machine that has too many open files or
+sockets."""
 
 
 def may_pass(error: BaseException | None) -> bool:
-    """Whether an error of reading or writing, or the error that caused it, has a cause that may pass.
+    """Whether an error while reading or writing, or an error that caused it, may be temporary.
 
-    A missing file, a refused permission and a full disk do not pass.
+    A missing file, a refused permission and a full disk do not count as temporary.
     """
     if isinstance(error, AccessLost | TransientError | ConnectionError | TimeoutError):
         return True

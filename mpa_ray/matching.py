@@ -1,4 +1,4 @@
-"""When a prediction agrees with a reference answer, for the parity check; evaluation uses `mpa_ray.metrics`."""
+"""Matchers, which decide for the verdicts whether two answers agree. Evaluation uses `mpa_ray.metrics` instead."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mpa_ray.config import AnlsMatch, AnyOfMatch, MatcherConfig, NumericMatch
 from mpa_ray.metrics import anls, text, vqa
 
 Matcher = Callable[[str, str], bool]
-"""Called with the reference and the prediction, in this order."""
+"""Takes the reference and the prediction, in this order, and returns whether they agree."""
 
 _MEANINGFUL = frozenset("%‰#&@′″")  # noqa: RUF001
-"""Punctuation by Unicode's categories that is part of an answer: 5% is not 5, and C# is not C."""
+"""Characters that Unicode classifies as punctuation but that change an answer: 5% is not 5, and C# is not C."""
 
 
 def exact(reference: str, prediction: str) -> bool:
-    """Equality after normalisation: the paper's rule (arXiv 2509.16633), and the default.
+    """Whether the texts are equal after normalisation: the paper's rule (arXiv 2509.16633), and the default.
 
     Ignores case, Unicode form, the amount of white space, and punctuation around the text. Punctuation inside the text
     counts, as do a sign and a decimal point: "3.5" is not "35", and "-5" is not "5". Text that is only punctuation
@@ -29,7 +29,7 @@ def exact(reference: str, prediction: str) -> bool:
 
 
 def containment(reference: str | None, prediction: str | None) -> bool:
-    """The reference occurs anywhere in the prediction: the rule of the paper's released scripts (vl2g/MPA, 4e69e39).
+    """Whether the prediction contains the reference: the rule of the paper's released scripts (vl2g/MPA, 4e69e39).
 
     Ignores case, white space and all characters outside `\\w`; None counts as "". So "no" matches "Nokia", "5" matches
     "35", and an empty reference matches everything. Use it to compare with the release, not for new work.
@@ -38,10 +38,10 @@ def containment(reference: str | None, prediction: str | None) -> bool:
 
 
 def vqa_normalized(reference: str, prediction: str) -> bool:
-    """Equality after VQA accuracy's normalisation: without articles and punctuation, and with "2" for "two".
+    """Whether the texts are equal after the normalisation of VQA accuracy.
 
-    That normalisation treats a sign as punctuation: "-5" is "5". Text that is only articles and punctuation matches
-    nothing.
+    This normalisation removes articles and punctuation, and replaces "two" by "2". It also removes signs, so that "-5"
+    equals "5". Text that is only articles and punctuation matches nothing.
     """
     expected = vqa.normalise(reference)
     return bool(expected) and expected == vqa.normalise(prediction)
@@ -49,9 +49,10 @@ def vqa_normalized(reference: str, prediction: str) -> bool:
 
 @dataclass(frozen=True)
 class Numeric:
-    """Numbers with the same unit that differ by at most a share of the reference; other text by `exact`."""
+    """Two numbers agree if their units are equal and they differ by at most `tolerance`. Other text needs `exact`."""
 
     tolerance: float
+    """The largest difference, as a share of the reference."""
 
     def __call__(self, reference: str, prediction: str) -> bool:
         expected, predicted = quantity(reference), quantity(prediction)
@@ -63,7 +64,7 @@ class Numeric:
 
 @dataclass(frozen=True)
 class Similar:
-    """A normalised Levenshtein similarity (ANLS) of at least a threshold."""
+    """Two texts agree if their normalised Levenshtein similarity (ANLS) is at least a threshold."""
 
     threshold: float
 
@@ -73,7 +74,7 @@ class Similar:
 
 @dataclass(frozen=True)
 class AnyOf:
-    """Agreement by at least one of several matchers."""
+    """Two texts agree if at least one of several matchers says so."""
 
     matchers: tuple[Matcher, ...]
 
@@ -99,7 +100,7 @@ def matcher_of(config: MatcherConfig) -> Matcher:
 
 
 def matcher_label(config: MatcherConfig) -> str:
-    """A matcher's name with its setting, for use in file names, such as `numeric-0.05`."""
+    """A matcher's name with its setting, such as `numeric-0.05`, for use in file names."""
     match config:
         case NumericMatch():
             return f"numeric-{config.tolerance:g}"
@@ -117,7 +118,7 @@ class Quantity:
 
     value: float
     unit: str
-    """A sign such as `%` or `$`; empty without one."""
+    """A sign such as `%` or `$`; empty if the number has none."""
 
 
 _QUANTITY = re.compile(
@@ -128,7 +129,7 @@ _QUANTITY = re.compile(
 
 
 def quantity(text: str) -> Quantity | None:
-    """The number that a text consists of, with optional thousands separators and a unit sign; None for other text."""
+    """Parse a text that is one number, with or without thousands separators and a unit sign; None for other text."""
     match = _QUANTITY.fullmatch(normalise(text))
     if match is None or not (match["digits"] or match["decimals"]):
         return None

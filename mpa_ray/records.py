@@ -1,4 +1,4 @@
-"""The rows that flow between stages: one frozen dataclass for each kind, from which its Arrow schema is derived."""
+"""The rows of a run's datasets. Each kind of row is a frozen dataclass, from which its Arrow schema is derived."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class State(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a row was dropped or failed. The parser has further reasons, see `ReplyError`."""
+    """Why a row was dropped or failed. `ReplyError` has the further reasons that the parser gives."""
 
     TEACHER_INCONSISTENT = "teacher_inconsistent"
     STUDENT_CORRECT = "student_correct"
@@ -36,7 +36,7 @@ class Reason(StrEnum):
     DUPLICATE_OF = "duplicate_of"
     UNREADABLE = "unreadable"
     STORAGE = "storage"
-    """The file could not be read in three runs of the command, for reasons that may pass."""
+    """The file could still not be read in the third run of the command, for a reason that may be temporary."""
     TOO_FEW_BYTES = "too_few_bytes"
     TOO_MANY_BYTES = "too_many_bytes"
     IMAGE_CHANGED = "image_changed"
@@ -55,13 +55,14 @@ class ImageRef:
     """An image of the corpus that has not been read yet."""
 
     image_id: str
-    """Stable and unique in the run: a path below the source's root, or a container's path and a name or row number."""
+    """Stable, and unique in the run. For a file, its path below the source's root; for an image in a container, such as
+    a tar, the container's path and the image's name or row number."""
     uri: str
-    """A file, or a part of a file, see `mpa_ray.corpus.locator`."""
+    """The address of a file or of a part of a file; `mpa_ray.corpus.locator` describes its form."""
     num_bytes: int | None = None
-    """None if listing the source does not give sizes."""
+    """None if the source does not list sizes."""
     metadata: str | None = None
-    """The columns of `source.metadata` as a JSON object."""
+    """The image's values of the columns in `source.metadata`, as a JSON object."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +80,21 @@ class Annotation:
     reason: str | None = None
     detail: str | None = None
     attempts: int = 1
-    """How often the image's shard was attempted; for an image that kills engines, how often the image was attempted."""
+    """How often the image's shard was attempted. For an image with reason `kills_engine`, how often the image itself
+    was attempted."""
     metadata: str | None = None
     num_bytes: int | None = None
     """The size of the file; None if the file was not read."""
     content_sha256: str | None = None
     """The digest of the file's bytes; None if the file was not read."""
     duplicate_of: str | None = None
-    """An image with the same bytes that is earlier in the corpus."""
+    """The id of an image with the same bytes that is earlier in the corpus."""
     question: str | None = None
     answer: str | None = None
     second_answer: str | None = None
-    """The teacher's answer to its question, asked again; if several are drawn, the most frequent one."""
+    """The teacher's answer when it is asked its own question; the most frequent answer if several are sampled."""
     second_answer_share: float | None = None
-    """The share of the drawn answers that equal `second_answer`."""
+    """The share of the sampled second answers that equal `second_answer`."""
     reply: str | None = None
     """The whole reply to the annotation prompt."""
     finish_reason: str | None = None
@@ -103,13 +105,17 @@ class Annotation:
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_second_prompt_tokens: int = 0
-    """The sum over all second answers to this question; so are the following fields of the second prompts."""
+    """Tokens of the prompts for the second answers, summed over all second answers to this question."""
     num_second_cached_tokens: int = 0
+    """How many of `num_second_prompt_tokens` the engine found in its cache."""
     num_second_output_tokens: int = 0
+    """Tokens of the second answers, summed."""
     num_uncached_image_tokens: int = 0
-    """Image tokens that the second prompts had to compute again; 0 if the shared preamble works."""
+    """Image tokens that the engine computed again for the second answers, summed; 0 if the shared preamble works."""
     first_pass_s: float = 0.0
+    """Seconds until the reply to the annotation prompt."""
     second_pass_s: float = 0.0
+    """Seconds until each second answer, summed."""
 
 
 @dataclass(frozen=True)
@@ -130,17 +136,20 @@ class Verdict:
     student_answer: str | None = None
     teacher_agrees: bool | None = None
     student_agrees: bool | None = None
-    """None if the student was not asked."""
+    """None if the student was not asked or could not answer."""
     finish_reason: str | None = None
     mean_logprob: float | None = None
     num_prompt_tokens: int = 0
-    """Tokens of the student's prompt, including the image; leveling sorts by this number."""
+    """Tokens of the student's prompt, including the image. Leveling groups rows of similar length by this number."""
     content_sha256: str | None = None
     """The digest of the file that the teacher saw."""
 
     @property
     def cell(self) -> str:
-        """Who agrees with the teacher's first answer, such as `teacher_yes_student_no`, or `not_judged`."""
+        """Whether teacher and student agree with the teacher's first answer, as in `teacher_yes_student_no`.
+
+        `not_judged` if no answers were compared.
+        """
         if self.teacher_agrees is None:
             return "not_judged"
         student = {True: "yes", False: "no", None: "not_asked"}[self.student_agrees]
@@ -163,7 +172,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ParitySample:
-    """A row of D_PI: the teacher's second answer agrees with its first, and the student's answer does not."""
+    """A training sample. In D_PI, the teacher's two answers agree, and the student's answer disagrees."""
 
     annotation_id: str
     image_id: str
@@ -182,7 +191,7 @@ class EpochCounts:
     """The numbers of samples in a student's training."""
 
     num_chosen: int
-    """Samples of the arm itself, including those that are held out; for arm `parity`, D_PI."""
+    """Samples of the arm (D_PI for the arm `parity`), including those that are held out."""
     num_mixed_in: int
     """Samples added for replay and balance."""
     num_held_out: int
@@ -208,7 +217,8 @@ class LabelledQuestion:
     answer_type: str | None = None
     """The benchmark's name for the kind of answer, such as `yes/no` or `OPEN`."""
     split: str = ""
-    """A part that the benchmark reports separately: ChartQA's `human` and `augmented`, SLAKE's languages."""
+    """The part of the benchmark, if its parts are reported separately: `human` or `augmented` in ChartQA, the language
+    in SLAKE."""
 
 
 @dataclass(frozen=True)
@@ -222,19 +232,19 @@ class Prediction:
     answers: list[str]
     family: str
     state: str
-    """`kept` where the model replied, `dropped` or `failed` where it could not."""
+    """`kept` if the model replied; `dropped` or `failed` if it could not."""
     reason: str | None = None
     detail: str | None = None
     prediction: str | None = None
-    """None if there is no reply; it counts as wrong."""
+    """The model's reply; None if it could not reply, which is scored as a wrong answer."""
     finish_reason: str | None = None
-    """`length` where the token limit cut the reply, which is scored all the same."""
+    """`length` if the token limit cut off the reply; such a reply is scored like any other."""
     answer_type: str | None = None
     split: str = ""
 
 
 class HasOutcome(Protocol):
-    """A row that says what became of its image."""
+    """A row with the result of the work on its image: a state and, if it was dropped or failed, a reason."""
 
     @property
     def image_id(self) -> str: ...
@@ -310,16 +320,18 @@ def _readable(value: Any) -> Any:
 
 
 def from_table(table: pa.Table, row_type: type[RowT]) -> list[RowT]:
-    """The inverse of `to_table`. Raises ValueError as `checked_table` does."""
+    """Convert a table to rows, the inverse of `to_table`. Raises ValueError if `checked_table` does."""
     rows: list[dict[str, Any]] = checked_table(table, row_type).to_pylist()
     return [row_type(**row) for row in rows]
 
 
 def checked_table(table: pa.Table, row_type: type[RowT]) -> pa.Table:
-    """The table itself. A column that may be None, and that an earlier version did not write, is None in every row.
+    """Return the table with all columns of a row type. Missing columns that may be None are added, filled with None.
+
+    An earlier version of mpa_ray may have written the table without these columns.
 
     Raises:
-        ValueError: the table has another schema than the row type.
+        ValueError: the schema of the table differs from that of the row type in any other way.
     """
     expected = arrow_schema(row_type)
     for index, field in enumerate(expected):

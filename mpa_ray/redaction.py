@@ -1,4 +1,4 @@
-"""Removes secrets from what is shown and stored: passwords and signatures in URLs, tokens and keys."""
+"""Removes secrets from text that is shown or stored: passwords and signatures in URLs, tokens and keys."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
-"""It takes the place of a secret."""
+"""The text that replaces a secret."""
 _MIN_LENGTH = 8
-"""Shorter values of environment variables are no secrets; nor are paths, as in PWD."""
+"""In characters. A shorter value of an environment variable does not count as a secret."""
 
 _SECRET_NAME = r"""
     (?<![\w.-]) [\w.-]*
@@ -18,7 +18,7 @@ _SECRET_NAME = r"""
     (?: sig | signature | token | password | passwd | passphrase | pwd | secret | credentials? | authorization
       | (?:api|access|secret|private|account|shared|subscription|encryption)[-_]?key(?:[-_]?id)? )
 """
-"""A name whose value is secret, by its last words: `hf_token`, but neither `num_tokens` nor `eos_token`."""
+"""Matches names whose values are secret, by the end of the name: `hf_token`, but not `num_tokens` or `eos_token`."""
 _FLAGS = re.IGNORECASE | re.VERBOSE
 _NAME = re.compile(_SECRET_NAME, _FLAGS)
 _USER = re.compile(r"""(?<=://)(?: [^\s/?#'"<>@]*@ | [^\s/?#'"<>@:]*:(?!\d*[/?#])[^\s'"<>]*@ )""", _FLAGS)
@@ -29,7 +29,7 @@ _TOKEN = re.compile(
     r"\b(?:hf_\w{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|sk-[\w-]{20,}|A(?:KI|SI)A[0-9A-Z]{16})\b"
     r"|(?<=\bBearer )[\w.~+/=-]{8,}|(?<=\bBasic )[\w.~+/=-]{8,}"
 )
-"""Tokens that can be recognized without a name."""
+"""Tokens that can be recognised without a name before them."""
 _ASSIGNED = re.compile(
     rf"""{_SECRET_NAME} (?: \s*=\s* | ['"]\s*[:,]\s* )
     (?: b?'(?P<single>[^']*) | b?"(?P<double>[^"]*)
@@ -38,7 +38,7 @@ _ASSIGNED = re.compile(
 )
 """A secret after its name, as in `name=value` or `'name': 'value'`."""
 _OPTION = re.compile(rf"(?<![\w.-])(?=--){_SECRET_NAME}\s+(?P<value>(?!-)\S+)", _FLAGS)
-"""A secret as an option of a command line."""
+"""A secret that is the value of a command-line option."""
 
 
 def without_secrets(text: str) -> str:
@@ -52,7 +52,10 @@ def without_secrets(text: str) -> str:
 
 
 def without_url_secrets(text: str) -> str:
-    """The text with `***` in place of passwords and signatures in URLs; for data, in which `token: x` is no secret."""
+    """The text with `***` in place of passwords and signatures in URLs.
+
+    Meant for stored data, where text such as `token: x` may be part of a question and is not a secret.
+    """
     if "@" in text:
         text = _USER.sub(f"{HIDDEN}@", text)
     return _PARAMETER.sub(_hide, text) if "=" in text else text
@@ -79,12 +82,12 @@ def without_secret_values(value: Any, *, is_secret: bool = False) -> Any:
         return [without_secret_values(item, is_secret=is_secret) for item in value]
     if is_secret and value is not None and not isinstance(value, bool):
         return HIDDEN
-    # Secrets of the environment stay in: the result must not depend on the machine.
+    # Secrets of the environment are not replaced, because the result must not depend on the machine.
     return _TOKEN.sub(HIDDEN, without_url_secrets(value)) if isinstance(value, str) else value
 
 
 def _hide(match: re.Match[str]) -> str:
-    """The match with `***` in place of its only named group, or of all of it."""
+    """The match with `***` in place of its only named group, or of the whole match if it has no such group."""
     group = match.lastgroup
     if group is None:
         return HIDDEN
@@ -93,7 +96,8 @@ def _hide(match: re.Match[str]) -> str:
 
 
 def _environment_secrets() -> list[str]:
-    """The values of the environment's secret variables, the longest first."""
+    """The values of the environment variables with secret names, the longest first."""
     named = (value for name, value in os.environ.items() if _NAME.fullmatch(name))
+    # Paths are left out: the variable PWD has the name of a password.
     values = {value for value in named if len(value) >= _MIN_LENGTH and not value.startswith("/")}
     return sorted(values, key=len, reverse=True)

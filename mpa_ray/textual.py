@@ -1,7 +1,7 @@
-"""Text that comes from outside, in a form that can be stored as UTF-8, and JSON of any depth.
+"""Text from outside in a form that UTF-8 can encode, and JSON with a limit on its depth.
 
-Python represents a byte that is not UTF-8, as in the name of a file, and half of a pair of surrogates, as in the JSON
-string `"\\ud83d"`, by a code point that UTF-8 cannot encode.
+Two kinds of input become code points that UTF-8 cannot encode: a byte that is not UTF-8, for example in the name of a
+file, and one half of a surrogate pair, as in the JSON string `"\\ud83d"`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import re
 from typing import Any
 
 _MAX_DEPTH = 100
-"""Python's own limit depends on the depth of the call, so that what could be read might not be written."""
+"""Python's own limit depends on the depth of the call stack, so a value that could be read might not be written."""
 _TOO_DEEP = "nested too deeply"
 
 _UNSTORABLE = re.compile(r"[\ud800-\udfff]")
 _UNSTORABLE_OR_ESCAPE = re.compile(r"(\\*)(?:([\ud800-\udfff])|(?=x[89a-f][0-9a-f]|ud[89a-f][0-9a-f]{2}))")
-"""Backslashes, and after them a code point that cannot be stored, or the letters of an escape."""
+"""Matches any number of backslashes, followed by a code point that cannot be stored or by the letters of an escape."""
 
 
 def readable(text: str) -> str:
@@ -28,7 +28,7 @@ def readable(text: str) -> str:
 def identifier(text: str) -> str:
     r"""Like `readable`, but different texts have different results.
 
-    Where the text itself has an escape such as `\xe9`, the backslashes before it are doubled.
+    If the text itself contains an escape such as `\xe9`, its backslashes are doubled.
     """
     if is_storable(text) and "\\" not in text:
         return text
@@ -63,13 +63,16 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """Encode a value as JSON that can be stored. NaN becomes null, and other values that JSON lacks become text."""
+    """Encode a value as JSON that can be stored.
+
+    NaN and infinity become null. Values of types that JSON lacks become text.
+    """
     try:
         text = json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
     except ValueError:
-        # NaN is no JSON. In the columns of a table it stands for a missing value.
+        # JSON has no NaN. In the columns of a table, NaN stands for a missing value.
         text = json.dumps(_without_nan(value), ensure_ascii=False, default=str)
-    # The backslash of an escape is itself escaped: a reader gets the same text as from `readable`.
+    # The backslash of an escape is itself escaped, so that decoding the JSON gives the same text as `readable`.
     return text if is_storable(text) else _UNSTORABLE.sub(lambda match: "\\" + _escape(match[0]), text)
 
 

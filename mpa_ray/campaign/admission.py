@@ -22,7 +22,7 @@ class Resources:
     num_gpus: float = 0.0
 
     def without(self, used: Iterable[Resources]) -> Resources:
-        """The resources that are left, at least 0 of each."""
+        """Subtract the used resources; return what is left, at least 0 of each kind."""
         others = list(used)
         return Resources(
             max(0.0, self.num_cpus - sum(other.num_cpus for other in others)),
@@ -30,7 +30,7 @@ class Resources:
         )
 
     def has_room_for(self, other: Resources) -> bool:
-        """Whether the other resources fit into these."""
+        """Whether these resources are enough for `other`."""
         return other.num_cpus <= self.num_cpus + _ROUNDING and other.num_gpus <= self.num_gpus + _ROUNDING
 
 
@@ -44,10 +44,10 @@ class _Waiting:
 
 
 class AdmissionController:
-    """Admits a phase when the cluster has room for it, the largest first.
+    """Admits each phase as soon as the cluster has room for it. Larger phases come first.
 
-    A smaller phase may go before a larger one that does not fit yet. A phase that needs more than the whole cluster is
-    admitted when no other runs: Ray then waits for an autoscaler to add nodes, or reports what is missing.
+    A smaller phase may go before a larger phase that does not fit yet. A phase that needs more than the whole cluster
+    is admitted when no other phase runs: Ray then waits for an autoscaler to add nodes, or reports what is missing.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class AdmissionController:
 
         Args:
             capacity: The resources of the cluster now; called repeatedly, since nodes come and go.
-            max_running: Admit this many phases, regardless of the cluster's resources.
+            max_running: The number of phases that may run at a time, regardless of the cluster's resources. None lets
+                the resources decide.
             poll_s: Seconds between two calls of `capacity` while phases wait.
         """
         self._capacity, self._max_running, self._poll_s = capacity, max_running, poll_s
@@ -68,7 +69,7 @@ class AdmissionController:
 
     @contextmanager
     def admitted(self, need: Resources, size: float = 0.0) -> Iterator[None]:
-        """Wait for room, and hold it while the block runs.
+        """Wait until the phase is admitted, and hold its resources while the block runs.
 
         Args:
             need: The resources that the phase takes.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class ShardAnnouncements:
-    """Shards in the order in which they were announced. Any number of threads may iterate; each gets all of them."""
+    """Shards in the order of their announcement. Any number of threads may iterate; every thread gets all shards."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -22,13 +22,13 @@ class ShardAnnouncements:
             self._changed.notify_all()
 
     def end(self, error: BaseException | None = None) -> None:
-        """End the iterations after the last shard, with the error if there is one."""
+        """End all iterations after the last announced shard. If there is an error, every iteration raises it then."""
         with self._changed:
             self._is_over, self._error = True, error
             self._changed.notify_all()
 
     def __iter__(self) -> Iterator[str]:
-        """Wait for each shard in turn. Raises the error that the announcements ended with."""
+        """Yield the announced shards, and wait for further ones. Raises the error that was passed to `end`."""
         index = 0
         while True:
             with self._changed:

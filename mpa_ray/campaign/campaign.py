@@ -1,4 +1,4 @@
-"""Many students in one job: the teacher works once, and each student continues as soon as there is work for it."""
+"""Aligns many students in one job. The teacher annotates once, and each student goes on as soon as its input exists."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.sizing.architecture import architecture_of
 
 _CPUS_FOR_SMALL_TASKS = 1.0
-"""CPUs of the cluster that are left for the small tasks that fetch images and commit rows."""
+"""CPUs of the cluster that phases leave free for the small tasks that fetch images and commit rows."""
 
 
 def align(config: RunConfig, list_shards: ListShards = index_shards, again: Again = NOTHING_AGAIN) -> None:
-    """Run all phases for all students, as many at a time as fit on the cluster.
+    """Run all phases for all students, as many phases at a time as fit on the cluster.
 
-    A failing student is reported; the others continue. Running the same command again does what is missing.
+    A failing student is reported; the others continue. The same command, run again, does what is still missing.
 
     Args:
         config: The run.
         list_shards: See `index_and_annotate`.
-        again: Finished work to do again.
+        again: Finished work that is to be done again.
 
     Raises:
-        ConfigError: a setting that all students need is wrong.
-        RunError: the teacher's pass or some students failed; names the students. It is an `Unfinished` if every failure
-            may be temporary.
+        ConfigError: a setting that all students share is wrong, or the settings of every student are wrong.
+        RunError: the teacher's pass or some students failed. The message names the students. The error is an
+            `Unfinished` if every failure may be temporary.
     """
     failures = _errors_of_students(config, partial(_check_alone, object_store=config.object_store))
     students = _without(failures, config.students)
@@ -88,9 +88,9 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
 
 
 def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exception]:
-    """Score what is measured and write the report, whatever has failed before; return the errors by phase.
+    """Score the answers and write the report, even if earlier phases failed. Returns the errors by phase.
 
-    The report's summary shows the scores.
+    The scores are not printed here, because the report's summary shows them.
     """
     failures: dict[str, Exception] = {}
     calls = {
@@ -107,12 +107,12 @@ def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exce
 
 def _check_alone(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
     check_student(student, index, object_store)
-    # Reading the identity also checks a model at s3://.
+    # Reading the identity also checks that a model at s3:// exists.
     model_identity(student.model, object_store)
 
 
 def _errors_of_students(config: RunConfig, check: Callable[[StudentConfig, int], None]) -> dict[str, Exception]:
-    """The students that a check refuses, with its errors."""
+    """Run a check on each student. Returns the errors by student."""
     errors: dict[str, Exception] = {}
     for index, student in enumerate(config.students):
         try:
@@ -123,7 +123,7 @@ def _errors_of_students(config: RunConfig, check: Callable[[StudentConfig, int],
 
 
 def _without(failures: Mapping[str, Exception], students: Sequence[StudentConfig]) -> list[StudentConfig]:
-    """The students that have not failed. Raises the first failure if none is left."""
+    """Return the students that have not failed. Raises the first failure if all have failed."""
     others = [student for student in students if student.name not in failures]
     if not others:
         raise next(iter(failures.values()))
@@ -131,7 +131,7 @@ def _without(failures: Mapping[str, Exception], students: Sequence[StudentConfig
 
 
 class _Campaign:
-    """The threads of one run: one for the teacher, one for each student, one for models that are only measured."""
+    """The threads of one run: one for the teacher, one for each student, and one for models that are only measured."""
 
     def __init__(
         self, context: RunContext[RunConfig], students: Sequence[StudentConfig], list_shards: ListShards
@@ -149,9 +149,9 @@ class _Campaign:
         self._access_lost: AccessLost | None = None
 
     def run(self) -> dict[str, Exception]:
-        """Return the errors of students by their names.
+        """Run all threads to their end. Returns errors by the name of the student or of the measured model.
 
-        Raises the error of the teacher's pass, and AccessLost if any thread lost access to a store.
+        Raises the error of the teacher's pass, or AccessLost if any thread has lost access to a store.
         """
         threads = [_started(self._teach), _started(self._measure_others)]
         threads += [_started(self._align, student) for student in self._students]
@@ -197,7 +197,7 @@ class _Campaign:
     def _align_again(
         self, student: StudentConfig, number: int, to_train: Admission, admission: Admission, to_check: Admission
     ) -> None:
-        """Do a later round: verdicts of the trained student, another training, and the scores before and after it."""
+        """Do a later round: identify with the trained student, train it again, and measure it before and after."""
         context = self._context.with_finished_rounds()
         again = next(s for s in context.config.students if s.name == student.name_in(number))
         identify_student(context, again, admission)
@@ -212,8 +212,8 @@ class _Campaign:
     def _identify(self, student: StudentConfig, same_model: str, group: EngineGroup, admission: Admission) -> None:
         """Write a student's verdicts and D_PI.
 
-        The first student of a group asks all models of the group. If an earlier student has the same model, its
-        verdicts are copied.
+        The first student of a group runs one pass for all students of the group. If an earlier student has the same
+        model, the verdicts of that student are copied.
         """
         leader = group.names[0]
         if leader == student.name:
@@ -231,7 +231,7 @@ class _Campaign:
             continue
 
     def _measure_before(self, student: StudentConfig, group: EngineGroup, admission: Admission) -> None:
-        """Measure a student before alignment. The first of a group to arrive here measures all of them."""
+        """Measure a student before alignment. The first student of a group to get here measures the whole group."""
         if self._context.config.evaluate is not None and len(group.names) > 1:
             shared = EngineGroup(group.base, {f"{name}.before": adapter for name, adapter in group.adapters.items()})
             with self._measured_together[group.names[0]] as is_first:
@@ -241,7 +241,7 @@ class _Campaign:
         self._measure(self._context, student, "before", admission)
 
     def _same_model_and_group(self, student: StudentConfig) -> tuple[str, EngineGroup]:
-        """The first student with the same model, which may be this student, and the group that the first one is in."""
+        """Return the name of the first student with the same model as this student, and the first student's group."""
         fingerprint_of = partial(verdict_fingerprint, self._context.config, self._context.task)
         fingerprint = fingerprint_of(student)
         first = next(s for s in self._students if fingerprint_of(s) == fingerprint)
@@ -265,12 +265,12 @@ class _Campaign:
             predict_groups(context, others, lambda group: self._admission(group.base, 0.0))
         except Exception as error:  # noqa: BLE001
             # The model at fault fails again in its own pass, below.
-            say(f"WARNING: measuring models in a shared engine failed; each is measured alone: {error}")
+            say(f"WARNING: measuring models in a shared engine failed; each model is measured alone: {error}")
         for name in others:
             try:
                 predict(context, name, self._admission(models[name], 0.0))
             except Exception as error:  # noqa: BLE001
-                # The name may be "teacher", whose pass over the images has not failed.
+                # Say "measuring": the name may be "teacher", whose pass over the images has not failed.
                 self._record(f"measuring {name}", error, f"{name} could not be measured, the other models continue")
 
     def _admission(self, model: ModelConfig, size: float) -> Admission:
@@ -291,12 +291,12 @@ class _Campaign:
     def _admitted(self, need: Resources, size: float) -> Iterator[None]:
         with self._controller.admitted(need, size):
             if self._access_lost is not None:
-                # What runs ends at its next request; nothing new is begun.
+                # Running phases end at their next request to the store. Start no further phase.
                 raise self._access_lost
             yield
 
     def _record(self, name: str, error: Exception, warning: str) -> None:
-        """Record the error of a thread, and print a warning, unless the whole command ends."""
+        """Record the error of a thread and print a warning. An AccessLost ends the whole command instead."""
         if isinstance(error, AccessLost):
             self._access_lost = self._access_lost or error
             return
@@ -320,7 +320,7 @@ class _Once:
 
 
 def _size(student: StudentConfig, object_store: ObjectStoreConfig) -> float:
-    """The number of parameters, a measure of how long a student takes; 0 if it is not known."""
+    """Return the number of the student's parameters, as a measure of how long its phases take; 0 if it is not known."""
     if not student.engine.has_checkpoint:
         return 0.0
     try:

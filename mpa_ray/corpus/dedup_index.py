@@ -1,4 +1,4 @@
-"""Finds the first of many items with the same name, in a file, so that millions of items need little memory."""
+"""Finds repeated names among millions of items. The names are kept in a file, so they need little memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _CACHE_KIB = 64 * 1024
 
 
 class DedupIndex:
-    """Maps each name to the earliest position that claimed it, in any order of the claims."""
+    """Maps each name to the earliest position that claimed it. Claims may come in any order."""
 
     def __init__(self) -> None:
         handle, path = tempfile.mkstemp(prefix="mpa_ray-seen-")
         os.close(handle)
         # Only one thread uses the database at a time, but not always the same one.
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        # SQLite holds the file open, so it disappears with the process, even if that is killed.
+        # SQLite keeps the unlinked file open. The file disappears when the process ends, even if it is killed.
         os.unlink(path)
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute("PRAGMA synchronous = OFF")

@@ -1,4 +1,4 @@
-"""Index a source: list its images once, in a fixed order, into an immutable manifest of shards."""
+"""Indexes a source: lists its images once, in a fixed order, and stores them as shards that never change."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_source(config: SourceConfig, places: Places) -> None:
     """List the source until the first image that passes the filters.
 
     Raises:
-        ConfigError: the source holds no image, or the filters leave out all images; names the filter.
+        ConfigError: the source holds no image, or the filters leave out all images. The error names the filter.
     """
     selection = Selection(config, places)
     if next(selection.images(), None) is None:
@@ -57,7 +57,7 @@ class Selection:
         return (item for item in self.listing() if isinstance(item, ImageRef))
 
     def listing(self, after: ImageRef | None = None) -> Iterator[Listed]:
-        """Yield the images, or those after the image `after`, and what is left out between them. Raises as `images`."""
+        """Yield the images, starting after `after`, and the files left out between them. Raises as `images` does."""
         for item in open_source(self._config, self._places).images(after):
             left_out = item if isinstance(item, LeftOut) else self._filtered(item)
             if left_out is not None:
@@ -89,7 +89,7 @@ class Selection:
         )
 
     def _filtered(self, ref: ImageRef) -> LeftOut | None:
-        """The filter that leaves an image out; None if it passes."""
+        """Return the filter that leaves an image out; None if the image passes all filters."""
         config = self._config
         if ref.num_bytes is not None and ref.num_bytes < config.min_bytes:
             return _FILTERS["min_bytes"]
@@ -158,18 +158,18 @@ def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str
 
 @dataclass(frozen=True)
 class ListedShard:
-    """The images of a shard, and how many files were left out since the last image of the shard before it."""
+    """The images of a shard, and the number of files left out since the last image of the previous shard."""
 
     images: list[ImageRef]
     left_out: Counter[str]
-    """By label. After the last shard, a shard without images has what is left out behind the last image."""
+    """The number by label. Files left out after the very last image are counted in a final shard without images."""
 
 
 _NOTHING = ListedShard([], Counter())
 
 
 def cut(listing: Iterable[Listed], config: SourceConfig) -> Iterator[ListedShard]:
-    """Cut images into shards of at most `shard_size` images and, as far as sizes are known, `max_shard_bytes`."""
+    """Cut a listing into shards of at most `shard_size` images and, if the sizes are known, `max_shard_bytes` bytes."""
     shard = ListedShard([], Counter())
     since_last: Counter[str] = Counter()
     num_bytes = 0
@@ -191,7 +191,7 @@ def cut(listing: Iterable[Listed], config: SourceConfig) -> Iterator[ListedShard
 
 
 def at_most(num_images: int | None, listing: Iterator[Listed]) -> Iterator[Listed]:
-    """End a listing after so many images; None is no limit."""
+    """End a listing after `num_images` images; None sets no limit."""
     num_left = num_images
     for item in listing:
         yield item
@@ -202,7 +202,7 @@ def at_most(num_images: int | None, listing: Iterator[Listed]) -> Iterator[Liste
 
 
 class _UniqueIds:
-    """Checks that the values of `id_column` do not repeat; ids that we assign never do."""
+    """Checks that no value of `id_column` repeats. Without `id_column`, ids never repeat, so nothing is checked."""
 
     def __init__(self, config: SourceConfig) -> None:
         self._column = config.id_column

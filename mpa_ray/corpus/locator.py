@@ -5,7 +5,7 @@
     images.parquet#row=17&column=image              a row of a Parquet file
     data.arrow#batch=512-8191&row=17&column=image   a row of the record batch in these bytes of an Arrow stream
 
-If a file's name itself ends like this, or with `#`, a `#` is appended to it.
+If the name of a whole file itself ends in such a fragment or in `#`, its address is the name with one more `#`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs several iterators ahead in threads and reads them one after the other."""
+"""Runs several iterators ahead in threads, and yields their items, one iterator after the other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ordered_prefetch(makers: Iterable[Callable[[], Iterator[T]]], num_ahead: int
     An error in an iterator is raised here, after the items of the iterators before it.
 
     Args:
-        makers: Each makes one iterator, in the thread that runs it.
+        makers: Functions that each make one iterator. Each is called in the thread that runs the iterator.
         num_ahead: The number of iterators that run at a time. Each runs at most a few thousand items ahead, so memory
             use is bounded.
     """
@@ -64,7 +64,7 @@ class _Prefetched(Iterable[T]):
         except _Stopped:
             return
         except Exception as error:  # noqa: BLE001
-            # Raise any error in the thread that reads the items, if it still does.
+            # Raise any error in the thread that reads the items, unless that thread has stopped reading.
             with suppress(_Stopped):
                 self._put(error)
 

@@ -1,4 +1,4 @@
-"""Read a shard's images: many requests at a time, neighbouring images in one request. Errors become reasons."""
+"""Reads a shard's images, many at a time. One request reads neighbouring images. Errors become reasons."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _NumberedLocator = tuple[int, Locator]
 _NumberedContent = tuple[int, Content]
 """The numbers in both types are positions in the list of URIs to read."""
 _Request = tuple[Sequence[_NumberedLocator], Callable[[], list[_NumberedContent]]]
-"""Images, and what reads them."""
+"""Images, and the function that reads them."""
 
 _MAX_GAP_BYTES = 64 * 2**10
-"""Spans with a smaller gap are read together: headers and other members lie between the images of a tar."""
+"""Spans with at most this gap are read together. In a tar, headers and other members lie between the images."""
 _MAX_RUN_BYTES = 8 * 2**20
 
 
@@ -48,14 +48,14 @@ class Reader:
 
     @property
     def places(self) -> Places:
-        """The places that URIs are in."""
+        """The places from which images are read."""
         return Places(self.object_store, self.follow_redirects)
 
     def read(self, uris: Sequence[str]) -> list[Content]:
         """Return the content of each URI, in the given order. No error is raised.
 
-        Each read ends by its deadline. If as many reads have expired as there are threads, the remaining ones are not
-        tried: the storage does not answer.
+        Each read ends by its deadline. After `num_threads` reads have expired, the remaining reads are not tried,
+        because the storage seems not to answer.
         """
         contents: list[Content] = [ImageProblem(Reason.UNREADABLE, "not read")] * len(uris)
         requests = list(self._requests(uris))
@@ -69,7 +69,7 @@ class Reader:
         return contents
 
     def _requests(self, uris: Sequence[str]) -> Iterator[_Request]:
-        """Group the images of each file by what one request can read."""
+        """Group the images of each file so that one request can read each group."""
         locators = sorted(enumerate(map(Locator.parse, uris)), key=lambda numbered: _position(numbered[1]))
         for (uri, kind), group in groupby(locators, key=lambda numbered: (numbered[1].uri, _kind(numbered[1]))):
             images = list(group)
@@ -94,7 +94,7 @@ class Reader:
             return [(number, _unreadable(error)) for number, _ in images]
 
     def _read_whole(self, uri: str, image: _NumberedLocator) -> list[_NumberedContent]:
-        # One byte more than the limit shows that a file is too large.
+        # Read one byte more than the limit, which shows that a file is too large.
         limit = None if self.max_bytes is None else self.max_bytes + 1
         return [(image[0], self.places.of(uri).read(uri, 0, limit))]
 
@@ -151,12 +151,12 @@ def _kind(locator: Locator) -> str:
 
 
 def _position(locator: Locator) -> tuple[str, str, int, int]:
-    """Sorts images by file, and by their position in the file."""
+    """Return a key that sorts images by file, and by their position in the file."""
     return locator.uri, _kind(locator), locator.span.first if locator.span else 0, locator.row or 0
 
 
 def _runs(images: list[_NumberedLocator]) -> Iterator[list[_NumberedLocator]]:
-    """Group spans that are close together, up to a maximum size. The spans are sorted by position."""
+    """Group spans that are close together, up to a maximum size. The spans must be sorted by position."""
     run: list[_NumberedLocator] = []
     for number, locator in images:
         span = cast(Span, locator.span)

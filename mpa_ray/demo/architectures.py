@@ -32,7 +32,8 @@ from mpa_ray.tasks.task import SYSTEM_PROMPT
 TASK = TASKS["demo_world"]
 DESCRIBE_PROMPT = "Describe the whole image."
 PATCH, MERGE, TEMPORAL = 14, 2, 2
-"""Pixels along a patch, patches along an image token, and frames of a patch in families that also take videos."""
+"""The side of a patch in pixels, the side of an image token in patches, and the number of frames in a patch, for models
+that also read videos."""
 IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _ENDS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -65,15 +66,15 @@ _LANGUAGE = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family of models, in the size of the bundled world."""
+    """An architecture, in the small size that the bundled world needs."""
 
     build: Callable[[WorldSpec], tuple[Any, Any]]
     """Makes a model with new weights, and its processor."""
     image_text: tuple[str, str, str]
-    """An image in a prompt: a start, a token that is repeated for every 28 x 28 pixels, and an end."""
+    """The tokens of an image in a prompt: the start, a token that is repeated for every 28 x 28 pixels, and the end."""
     inputs: Callable[[NDArray[np.uint8], torch.Tensor, int], dict[str, torch.Tensor]]
-    """Makes the model's inputs other than token ids, equal to the processor's. Takes images (batch, side, side, 3),
-    token ids (batch, length) and the id of the image token."""
+    """Makes the same inputs as the processor does, except the token ids. Takes images (batch, side, side, 3), token ids
+    (batch, length) and the id of the image token."""
 
     def image(self, spec: WorldSpec) -> str:
         start, token, end = self.image_text
@@ -87,8 +88,8 @@ def build_tokenizer(
 
     Args:
         spec: The world.
-        tokens: Special tokens of the family, in addition to those that end texts and turns.
-        named: Special tokens that the family's processor looks up, by the names that it uses.
+        tokens: Special tokens of the architecture, in addition to those that end texts and turns.
+        named: Special tokens that the architecture's processor looks up, by the names that it uses.
         vocab_size: The size of the vocabulary, including special tokens.
     """
     special = (*_ENDS, *tokens, *(named or {}).values())
@@ -141,10 +142,10 @@ def build_qwen2_vl_processor(tokenizer: Qwen2TokenizerFast, image_size: int) -> 
 def build_qwen2_vl(tokenizer: Qwen2TokenizerFast) -> Qwen2VLForConditionalGeneration:
     """Make a model with new weights.
 
-    M-RoPE gives the lowest frequencies to columns. With the split of the large models, two columns of a 4 x 4 grid
-    would differ by at most 0.01 rad in so small a head, so that the model could not tell left from right. With a low
-    base for all frequencies, attention over a distance would fail. So time and rows get a few high frequencies, and
-    columns get the others.
+    M-RoPE gives the lowest frequencies to columns. The heads of this model are so small that, with the split of the
+    large models, two columns of a 4 x 4 grid would differ by at most 0.01 rad, and the model could not tell left from
+    right. With a low base for all frequencies, attention over a distance would fail. So time and rows get a few high
+    frequencies, and columns get the others.
     """
     token = tokenizer.convert_tokens_to_ids
     config = Qwen2VLConfig(
@@ -182,7 +183,7 @@ def _qwen2_vl(spec: WorldSpec) -> tuple[Any, Any]:
 
 
 def _qwen2_vl_inputs(pixels: NDArray[np.uint8], ids: torch.Tensor, image_token_id: int) -> dict[str, torch.Tensor]:
-    """Patches (batch x patches, 1176) in the order of image tokens, with each frame doubled."""
+    """Make patches (batch x patches, 1176) in the order of image tokens. Each image becomes two equal frames."""
     batch, side = pixels.shape[0], pixels.shape[1]
     grid = side // PATCH // MERGE
     split = _normalized(pixels).reshape(batch, grid, MERGE, PATCH, grid, MERGE, PATCH, 3)
@@ -199,7 +200,7 @@ def _qwen2_vl_inputs(pixels: NDArray[np.uint8], ids: torch.Tensor, image_token_i
 
 
 def _internvl(spec: WorldSpec) -> tuple[Any, Any]:
-    """InternVL in the form of transformers (`-hf`): tiles of `image_size`, a class token, absolute positions."""
+    """Make InternVL as transformers defines it (`-hf`): tiles of `image_size`, a class token, absolute positions."""
     tokenizer = build_tokenizer(spec, (), _INTERN_TOKENS)
     tokenizer.chat_template = _CHAT_TEMPLATE % "<IMG_CONTEXT>"
     token = tokenizer.convert_tokens_to_ids

@@ -19,7 +19,7 @@ HELDOUT_SEED_OFFSET = 1_000_003
 
 
 def write_unlabeled(folder: Path, num_images: int, seed: int, spec: WorldSpec) -> None:
-    """Write images, named by number, into sub-folders of 1,000. Existing files are kept."""
+    """Write images, named by number, into sub-folders of 1,000 images each. Existing files are kept."""
     rng = random.Random(seed)
     with Progress("draw unlabeled images", num_images, "images") as progress:
         for index in range(num_images):
@@ -27,7 +27,7 @@ def write_unlabeled(folder: Path, num_images: int, seed: int, spec: WorldSpec) -
             path = folder / f"{index // 1000:03d}" / f"{index:06d}.png"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # Renamed once it is complete: the next command would keep half an image that a kill left.
+                # The file gets its name only once it is complete, because the next command keeps all named files.
                 partial = path.with_suffix(".part")
                 paint(scene).save(partial, "PNG")
                 partial.replace(path)
@@ -65,7 +65,7 @@ def write_heldout(folder: Path, num_per_family: int, seed: int, spec: WorldSpec)
 def write_data(
     folder: Path, num_images: int, seed: int, num_per_family: int = 100, spec: WorldSpec | None = None
 ) -> None:
-    """Write `unlabeled/` and `heldout/` into a folder, with so many held-out questions of every family."""
+    """Write `unlabeled/` and `heldout/` into a folder, with `num_per_family` held-out questions of every family."""
     spec = spec or WorldSpec()
     write_unlabeled(folder / "unlabeled", num_images, seed, spec)
     write_heldout(folder / "heldout", num_per_family, seed, spec)

@@ -1,8 +1,8 @@
 """Train the bundled teacher and students from scratch: `python -m mpa_ray.demo.train --out DIR`.
 
 Each model is built from a configuration and first learns to see: nearly every sample ends with a description of the
-whole scene. The students are asked questions of six of the eight families, and never of the other two. The teacher then
-learns all families, and to annotate.
+whole scene. The students are asked questions of six of the eight families, and never of the other two. The teacher goes
+on to learn all families of questions, and to annotate.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class Stage:
     annotate_share: float
     """Share of samples whose first turn is the annotation prompt; the others answer a question."""
     describe_share: float
-    """Share of samples that end with a turn that describes the scene."""
+    """Share of samples whose last turn describes the scene."""
     num_more_questions: int = 0
-    """Further turns with one question each. They are cheap: the prompt and the image cost much more than an answer."""
+    """Number of further turns with one question each. They are cheap: the image and the first prompt cost much more."""
     family_weights: dict[str, float] = field(default_factory=dict)
-    """Weights of question families; 1 where a family is not named."""
+    """The weights of question families. A family that is not named has weight 1."""
 
 
 DESCRIBE_ALONE_SHARE = 0.15
-"""Share of the descriptions that are the first turn, without questions before."""
+"""Share of the descriptions that are the only turn of their sample, without questions before them."""
 
 WITHHELD = {"count": 0.0, "place": 0.0}
 """Families that the students are never asked about, although their descriptions contain the answers."""
@@ -132,7 +132,7 @@ class Samples:
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """Linear warm-up, then a cosine from the stage's peak to its final learning rate."""
+    """The rate of a step: a linear warm-up, then a cosine from the stage's peak to its final learning rate."""
     warmup = min(150, stage.num_steps // 4)
     if step < warmup:
         return stage.peak_learning_rate * (step + 1) / warmup
@@ -142,7 +142,7 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 def make_optimizers(model: Any) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings, norms and biases, at one learning rate.
+    """Make Muon for the matrices inside the layers, and AdamW for embeddings, norms and biases.
 
     Muon's updates are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so that one schedule serves both.
     """
@@ -198,7 +198,7 @@ def train_stage(
 def exact_match_shares(
     architecture: Architecture, model: Any, tokenizer: Any, spec: WorldSpec, num_images: int, seed: int
 ) -> dict[str, float]:
-    """Shares of greedy answers that are exactly right: over all questions, per family, and of whole descriptions."""
+    """The shares of greedy replies that are exactly right: of all answers, of each family's, and of descriptions."""
     model.eval()
     rng = random.Random(seed)
     pairs: list[tuple[Scene, Question]] = []
@@ -265,7 +265,7 @@ def train_model(name: str, out: Path, seed: int, batch_size: int) -> None:
     architecture, stages = MODELS[name]
     model, processor = architecture.build(spec)
     tokenizer = processor.tokenizer
-    # The defaults of some families do not end generation with the turn.
+    # The defaults of some architectures do not end generation with the turn.
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     print(

@@ -1,8 +1,8 @@
 """A seeded generator of small images with shapes and text, and of questions with known answers.
 
 An image is a grid of cells. A cell may hold a coloured shape, a sign with a number or a sign with a word, and one row
-may hold a bar chart. There are several families of questions, and a question is only asked about an image that has
-exactly one answer to it.
+may hold a bar chart. There are several families of questions. A question is asked about an image only if it has exactly
+one answer there.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ class WorldSpec:
     num_rows: int = 2
     num_cols: int = 2
     difficulty: float = 0.5
-    """At 0 every shape is centred, at full size, on plain ground; at 1 shapes are moved, shrunk and shaded as far as a
-    cell allows."""
+    """At 0, every shape is centred and has its full size and colour. At 1, shapes are moved, shrunk and darkened as far
+    as possible."""
     chart_rate: float = 0.45
     """Share of images in which one row is a bar chart."""
     ground_tint: int = 48
-    """By how much of 255 the ground loses red from left to right, and blue from top to bottom.
+    """By how much the background's red (0 to 255) decreases from left to right, and its blue from top to bottom.
 
-    It shows absolute positions to a model whose position encoding is relative.
+    The tint shows absolute positions to a model whose position encoding is relative.
     """
 
 
@@ -246,17 +246,17 @@ FAMILIES: dict[str, Callable[[Scene], Iterator[tuple[str, str]]]] = {
 
 
 def questions(scene: Scene) -> list[Question]:
-    """All questions that the scene has exactly one answer to."""
+    """All questions to which the scene has exactly one answer."""
     return [Question(name, q, a) for name, ask in FAMILIES.items() for q, a in ask(scene)]
 
 
 def sample_question(scene: Scene, rng: random.Random, weights: dict[str, float] | None = None) -> Question | None:
-    """Draw a question at random: a family that fits the scene, by weight, then one of its questions.
+    """Draw at random a family that has questions on the scene, by weight, and then one of its questions.
 
     Args:
         scene: The scene.
         rng: The source of randomness.
-        weights: Weights of families; 1 where a family is not named.
+        weights: The weights of families. A family that is not named has weight 1.
 
     Returns:
         The question, or None if no family fits.

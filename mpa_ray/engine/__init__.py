@@ -1,1 +1,1 @@
-"""Engines, which answer questions about images: their protocol, and its implementations."""
+"""Engines, which answer questions about images: the protocol, and the engines that implement it."""

@@ -1,4 +1,4 @@
-"""From a model's configuration to its running engine."""
+"""Starts the engine that a model's configuration describes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def images_in_flight(config: ModelConfig) -> int:
 
 
 def engine_factory(settings: EngineConfig) -> EngineFactory:
-    """The factory that a kind of engine names, imported only now: a machine without vLLM can run everything else."""
+    """Import the factory that the settings name. It is imported only here, so that other work does not need vLLM."""
     module, _, function = settings.factory.partition(":")
     factory: EngineFactory = getattr(importlib.import_module(module), function)
     return factory
@@ -64,8 +64,8 @@ def build_engine(
         adapters: The adapters that requests may name.
         object_store: How to reach models at s3://.
         request_timeout_s: An engine that leaves a request unanswered for this long counts as dead.
-        usage: The engine's seconds and tokens are added to it.
-        load: Shows the engine's current work.
+        usage: The seconds and tokens of the engine's calls are added to this object.
+        load: This object shows the engine's current work.
     """
     start = engine_factory(config.engine)
     engine = start(config, config.engine, images_in_flight(config), adapters, object_store)

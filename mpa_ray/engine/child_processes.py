@@ -1,4 +1,4 @@
-"""Why the processes of an engine died: their exit codes, and the errors that they have written."""
+"""Finds out why the processes of an engine died, from their exit codes and the errors that they wrote."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpa_ray.observability.worker_process import num_oom_kills, output_files, re
 
 _MAX_TAIL_BYTES = 2**17
 _WAIT_S = 1.0
-"""How long a process that is ending is waited for, to learn its exit code."""
+"""How long to wait for the exit code of a process that is ending."""
 _POLL_S = 0.1
 _EXIT_CODE = re.compile(r"'(\w+)': (-?\d+)")
 """vLLM names the processes that could not start in this form, each with its exit code."""
@@ -32,7 +32,7 @@ class ChildProcesses:
         self._num_oom_kills = num_oom_kills()
 
     def add(self, processes: Iterable[BaseProcess]) -> None:
-        """Add processes that are not known yet."""
+        """Add those processes that have not been added yet."""
         self._processes += [process for process in processes if process not in self._processes]
 
     def add_current(self) -> None:
@@ -56,10 +56,10 @@ class ChildProcesses:
             self.add_current()
 
     def why_died(self, error: BaseException) -> str:
-        """Why the engine died: a signal, an error that a process has written, or else the error that it raised here.
+        """Say why the engine died: a signal that ended a process, an error that a process wrote, or else `error`.
 
         Args:
-            error: What this process noticed. It may only point to another error.
+            error: The error that this process noticed. It may be only the consequence of another error.
         """
         if (killed := self._killed(str(error))) is not None:
             return killed
@@ -69,7 +69,7 @@ class ChildProcesses:
         return next(filter(None, written), None) or self._ended() or in_words(error)
 
     def _killed(self, message: str) -> str | None:
-        """The process that a signal has ended; SIGTERM ends only processes that had to follow another."""
+        """Name the process that a signal ended. SIGTERM does not count: it ends the others after one has died."""
         exit_codes = {name: int(code) for name, code in _EXIT_CODE.findall(message)}
         exit_codes |= {f"{process.name} (process {process.pid})": code for process, code in self._exit_codes()}
         for name, code in exit_codes.items():
@@ -103,5 +103,5 @@ def _exit_code(process: BaseProcess) -> int | None:
     try:
         return process.exitcode
     except ValueError:
-        # vLLM has closed it.
+        # vLLM has closed the process object.
         return 0

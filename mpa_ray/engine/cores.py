@@ -20,9 +20,10 @@ _SMALL_BYTES = 32 * 2**20
 def threads_per_engine(num_cores: int, num_engines: int, cpus_per_engine: float, weight_bytes: int | None) -> int:
     """The number of threads of each engine: an equal share of the cores, or `cpus_per_engine` if that is more.
 
-    If that is the whole machine, a small model (under 32 MiB) leaves one core free for rendering images and handling
-    requests. A compute thread that shares its core with them delays all others: on two cores, the bundled teacher
-    (8.5 MB) annotates 112 images/s with one thread and 83 with two; a model of 120 MB annotates 2.6 and 4.3.
+    If an engine gets all cores, a small model (under 32 MiB) leaves one core free for rendering images and handling
+    requests. A compute thread that shares its core with this work delays all other threads. For example, on two cores
+    the bundled teacher (8.5 MB) annotates 112 images/s with one thread and 83 with two, while a model of 120 MB
+    annotates 2.6 images/s with one thread and 4.3 with two.
     """
     share = min(num_cores, max(1, num_cores // num_engines, int(cpus_per_engine)))
     is_small = weight_bytes is not None and weight_bytes < _SMALL_BYTES

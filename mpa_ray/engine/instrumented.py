@@ -15,7 +15,7 @@ from mpa_ray.textual import is_storable, readable
 class Instrumented:
     """A model that adds the seconds and tokens of each call to `usage` and shows its current work in `load`.
 
-    Half a pair of surrogates in a reply becomes an escape, since neither a tokenizer nor a row takes it.
+    One half of a surrogate pair in a reply becomes an escape, since neither a tokenizer nor a row can hold it.
     """
 
     model: VisionLanguageModel

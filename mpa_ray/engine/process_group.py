@@ -9,8 +9,9 @@ import subprocess
 def end_group_with_this_process() -> subprocess.Popen[bytes]:
     """Make this process a group leader, and start a watcher that kills the group when this process ends.
 
-    A vLLM engine has two further processes, which would outlive a killed actor or driver and keep a core busy each.
-    The watcher reads a pipe that only this process holds open, so it also notices SIGKILL.
+    A vLLM engine has two further processes. Without the watcher, both would go on after an actor or driver is killed,
+    and each would keep a core busy. The watcher reads a pipe that only this process holds open, so it notices the end
+    even after SIGKILL.
     """
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)

@@ -18,7 +18,7 @@ class EncodedImage:
 
     image_id: str
     key: str
-    """Equal for equal files under equal pixel limits; names the image in the engine's caches."""
+    """The image's name in the engine's caches. Equal files under equal pixel limits have equal keys."""
     inputs: Any = None
     """The engine's own form of the image."""
 
@@ -33,12 +33,12 @@ class Request:
     schema: JsonSchema | None = None
     """The reply is JSON that this schema allows, unless the token limit cuts it off; None allows any text."""
     adapter: str | None = None
-    """The name of an adapter that the engine was started with; None asks the model without an adapter."""
+    """The name of an adapter that the engine was started with; None for the model without an adapter."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's reply, with what is needed to judge it."""
+    """A model's reply, with its token counts and its time."""
 
     text: str
     finish_reason: str
@@ -48,7 +48,8 @@ class Reply:
     """Leading prompt tokens that the engine found in its cache and did not compute again."""
     num_output_tokens: int
     image_end: int
-    """The number of prompt tokens up to and including the image's last one; if all are cached, the image was free."""
+    """The number of prompt tokens up to and including the image's last token. If all of these tokens were cached, the
+    image was not computed again."""
     mean_logprob: float | None
     """Mean log-probability of the output tokens (natural logarithm); None for an empty reply."""
     elapsed_s: float
@@ -73,13 +74,13 @@ class RequestRefused(Exception):
 
     @property
     def state(self) -> State:
-        """Dropped if the text is the cause, failed otherwise."""
+        """Dropped if the text of the prompt is the cause, failed otherwise."""
         by_text = self.reason in (Reason.PROMPT_TOO_LONG, Reason.SPECIAL_TOKEN_IN_TEXT)
         return State.DROPPED if by_text else State.FAILED
 
 
 class EngineDied(Exception):
-    """The engine is dead; its actor has to be replaced."""
+    """The engine is dead, and its actor must be replaced."""
 
 
 class VisionLanguageModel(Protocol):
@@ -87,11 +88,14 @@ class VisionLanguageModel(Protocol):
 
     @property
     def max_images_in_flight(self) -> int:
-        """How many images to work on concurrently, such that the KV blocks of each survive until its last prompt."""
+        """How many images to work on concurrently.
+
+        There are so few that the KV blocks of each image stay in the cache until the last prompt about the image.
+        """
         ...
 
     async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
-        """Decode a file and convert it to the engine's form, once for all requests about it.
+        """Decode a file and convert the image to the engine's form, once for all requests about the image.
 
         Raises:
             RequestRefused: the engine cannot take this image.
@@ -100,7 +104,7 @@ class VisionLanguageModel(Protocol):
         ...
 
     async def generate(self, image: EncodedImage, request: Request) -> Reply:
-        """The model's reply to a prompt that consists of the image and the request's text.
+        """Return the model's reply to a prompt that consists of the image and the request's text.
 
         Raises:
             RequestRefused: the engine cannot serve this request.

@@ -29,7 +29,7 @@ def start(
     adapters: Mapping[str, Adapter],
     object_store: ObjectStoreConfig,  # noqa: ARG001
 ) -> ScriptedEngine:
-    """The engine's factory; there is no model to load."""
+    """Start a scripted engine, as an `EngineFactory`; no model is loaded."""
     assert not adapters, "a scripted engine has no weights to adapt"
     if settings.kill_at_start:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -37,9 +37,9 @@ def start(
 
 
 class ScriptedEngine:
-    """A teacher that asks what is written on the picture, and a student that answers; both err at configured rates.
+    """A teacher that asks what is written on the picture, or a student that answers; both err at configured rates.
 
-    A hash of the image and the fault's name decides whether an image has a fault, so runs are repeatable.
+    Whether an image has a fault depends on a hash of the image and of the fault's name, so runs are repeatable.
     """
 
     def __init__(self, config: ScriptedEngineConfig, pixels: tuple[int, int, int], max_images_in_flight: int) -> None:
@@ -122,5 +122,5 @@ class ScriptedEngine:
 
 
 def _digest(text: str) -> str:
-    # A key is the file's hash and the pixel limits; only the hash is the same for a teacher and its students.
+    # A key joins the file's hash and the pixel limits. Teacher and students may have different pixel limits.
     return hashlib.sha256(text.split("-")[0].encode()).hexdigest()

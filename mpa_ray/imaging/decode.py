@@ -1,19 +1,20 @@
-r"""Decoding of image files: each file becomes an RGB image or an `ImageProblem` with a reason, and none raises.
+r"""Decodes image files to RGB. A file that cannot be decoded yields an `ImageProblem`, never an exception.
 
-The policy. The format of a file follows from its first bytes (`SIGNATURES`), never from its name.
+This is the policy. The format of a file is recognised by its first bytes (`SIGNATURES`), never by its name.
 
     refused                                                                             reason
     no bytes                                                                            empty_file
     text, HTML, archives, and all files without a known signature                       not_an_image
     SVG, PDF, PSD, video, ... (not in `FORMATS`); camera RAW in TIFF; HEIC, unless      unsupported_format
         the extra `heic` is installed
-    whole files of a variant that Pillow cannot decode (12-bit or lossless JPEG,        unsupported_format
+    undamaged files of a variant that Pillow cannot decode (12-bit or lossless JPEG,    unsupported_format
         Apple's CgBI PNG, TIFF with an unknown compression)
-    cut off or damaged in header or pixels (decoders cannot tell a missing byte         truncated_image
-        from a wrong one)
-    over `max_image_pixels` in the header, in a GIF's frame or in a TIFF's tile;         too_many_pixels
-        large pictures in an icon; all are found before decoding
-    sides of 200 : 1 or more, in the file or after scaling                              extreme_aspect_ratio
+    files whose header or pixels are cut off or damaged (decoders cannot tell a         truncated_image
+        missing byte from a wrong one)
+    more than `max_image_pixels` in the header, in a frame of a GIF or in a tile of     too_many_pixels
+        a TIFF; more than 16 million pixels in a picture of an icon; all of these are
+        checked before decoding
+    aspect ratio of 200:1 or more, in the file or after scaling                         extreme_aspect_ratio
 
     decoded, always to RGB                                                              result
     bytes after the end of the image; a PNG without its last chunk                      the image
@@ -23,16 +24,17 @@ The policy. The format of a file follows from its first bytes (`SIGNATURES`), ne
     EXIF orientation 2 to 8                                                             rotated or mirrored upright
     EXIF orientation missing or any other value                                         unchanged
     CMYK, YCCK, Lab                                                                     RGB without colour profiles;
-                                                                                        CMYK JPEG inverted, as by Adobe
+                                                                                        CMYK in JPEG is read as inverted
     transparency by alpha, palette or one colour                                        on a white background
-    BMP with alpha 0 throughout                                                         opaque
+    BMP whose alpha is 0 everywhere                                                     opaque
     1 bit, grey, palette                                                                RGB
-    12 or 16 bits                                                                       8 bits, by the format's range
-    32-bit integers and floats, whose range no header states                            white is the smallest of 1, 255
-                                                                                        and 65535 that no value exceeds;
-                                                                                        if there is none, or values are
-                                                                                        negative, the extremes become
-                                                                                        black and white
+    12 or 16 bits                                                                       scaled from the format's range
+                                                                                        to 8 bits
+    32-bit integers and floats (no header states their range)                           0 becomes black; the smallest of
+                                                                                        1, 255 and 65535 that no value
+                                                                                        exceeds becomes white
+    32-bit integers and floats with a value below 0 or above 65535                      the lowest value becomes black,
+                                                                                        the highest white
     smaller than `min_pixels`, down to 1 x 1                                            scaled up
 """
 
@@ -64,15 +66,15 @@ from mpa_ray.records import Reason
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "ICO", "PPM", "JPEG2000")
-"""The formats that are decoded, by Pillow's names. Pillow has more; some run other programs (EPS: Ghostscript)."""
+"""Pillow's names of the formats that are decoded. For some other formats, Pillow runs a program (Ghostscript)."""
 MAX_ASPECT_RATIO = 200
-"""Images of this ratio and above are refused, as by Qwen2-VL's image processor."""
+"""Images with this aspect ratio or a larger one are refused; above it, Qwen2-VL's image processor raises an error."""
 _LARGE_PIXELS = 16_000_000
 """Images with more pixels are decoded one at a time."""
 _one_large_image = threading.BoundedSemaphore(1)
-"""Held while a large image is decoded: each may need a gigabyte of memory until it is RGB."""
+"""Held while a large image is decoded, because its conversion to RGB may need a gigabyte of memory."""
 _SMALL_BYTES = 4 * 2**10
-"""Files up to this size are prepared without a thread."""
+"""Files up to this size are prepared in the thread of the event loop."""
 
 _GAP = rb"(?:\s|#[^\r\n]*+[\r\n])++"
 SIGNATURES = {
@@ -101,7 +103,7 @@ SIGNATURES = {
         "FLV": rb"FLV\x01",
         "JPEG XL": rb"\xff\x0a|\x00\x00\x00\x0cJXL \r\n\x87\n",
         "JPEG XR": rb"II\xbc",
-        # Possessive and atomic, so that a hostile prologue causes no backtracking.
+        # The quantifiers are possessive and the group is atomic, so that a hostile prologue causes no backtracking.
         "SVG": rb"(?:\xef\xbb\xbf)?\s*+(?:(?><\?.*?\?>|<!--.*?-->|<!DOCTYPE\s+svg[^>\[]*+(?:\[[^\]]*+\])?\s*+>)\s*+)*+"
         rb"<(?:\w++:)?svg[\s/>]",
         "PDF": rb"\s*+%PDF-",
@@ -128,7 +130,7 @@ SIGNATURES = {
         "PFM in colour": rb"PF\s+\d+\s+\d+\s",
     }.items()
 }
-"""The first bytes of each format; the first match names a file's format. Formats not in `FORMATS` are refused."""
+"""Patterns of first bytes, by format. The first pattern that matches a file decides the file's format."""
 # Tags of TIFF.
 _NEW_SUBFILE_TYPE = 254
 _BITS_PER_SAMPLE = 258
@@ -140,7 +142,7 @@ _SAMPLE_FORMAT = 339
 _DNG_VERSION = 50706
 
 _WHITE_IS_ZERO = 0
-"""A value of `_PHOTOMETRIC`."""
+"""The value of the tag `_PHOTOMETRIC` in a file in which 0 is white."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +152,12 @@ class PreparedImage:
     image: Image.Image
     """RGB, within the model's pixel limits."""
     key: str
-    """Equal for equal files under equal pixel limits; names the image in an engine's caches."""
+    """Identifies the image in an engine's caches. Equal files with equal pixel limits have the same key."""
 
 
 @dataclass(frozen=True)
 class ImageProblem:
-    """Why a file has no image."""
+    """The reason why a file could not be read or decoded."""
 
     reason: Reason
     detail: str
@@ -164,7 +166,7 @@ class ImageProblem:
 def prepare(
     content: bytes, min_pixels: int, max_pixels: int, max_image_pixels: int = MAX_IMAGE_PIXELS
 ) -> PreparedImage | ImageProblem:
-    """A file's image within the pixel limits, or why there is none; never raises an error because of the file."""
+    """Decode a file and scale its image to the pixel limits. Returns an `ImageProblem` if the file cannot be used."""
     decoded = decode(content, max_image_pixels)
     if isinstance(decoded, ImageProblem):
         return decoded
@@ -180,14 +182,14 @@ def prepare(
 async def prepare_in_thread(
     content: bytes, min_pixels: int, max_pixels: int, max_image_pixels: int = MAX_IMAGE_PIXELS
 ) -> PreparedImage | ImageProblem:
-    """`prepare` in a thread, so that the event loop does not wait; a small file is faster without a thread."""
+    """Call `prepare` in a thread, so that the event loop does not wait. Small files are faster without a thread."""
     if len(content) <= _SMALL_BYTES:
         return prepare(content, min_pixels, max_pixels, max_image_pixels)
     return await asyncio.to_thread(prepare, content, min_pixels, max_pixels, max_image_pixels)
 
 
 def decode(content: bytes, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image | ImageProblem:
-    """A file's RGB image under the policy above, or why there is none; never raises an error because of the file."""
+    """Decode a file to RGB by the policy of this module. Returns an `ImageProblem` if the file is refused."""
     if not content:
         return ImageProblem(Reason.EMPTY_FILE, "0 bytes")
     format_name = recognise_format(content)
@@ -216,18 +218,18 @@ def decode(content: bytes, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Im
 
 
 def recognise_format(content: bytes) -> str | None:
-    """The name in `SIGNATURES` of the format that a file's first bytes show; None if they match no format."""
+    """Return the key of the first entry of `SIGNATURES` that a file's first bytes match; None if they match none."""
     return next((name for name, signature in SIGNATURES.items() if signature.match(content)), None)
 
 
 def _raise_limit_of_pillow(max_image_pixels: int) -> None:
-    """Let Pillow decode files up to the limit; it refuses those with more than twice its own limit."""
+    """Raise Pillow's own limit to `max_image_pixels`: Pillow refuses images with more than twice its limit."""
     if Image.MAX_IMAGE_PIXELS is not None and max_image_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_image_pixels
 
 
 def _opened(format_name: str, content: bytes) -> Image.Image | ImageProblem:
-    """The file, opened by its format's plugin. Image.open would not say why the plugin refused the file."""
+    """Open a file with Pillow's plugin for the format. Image.open would not say why the plugin refused the file."""
     if format_name == "HEIC":
         from pi_heif import HeifImageFile
 
@@ -241,12 +243,12 @@ def _opened(format_name: str, content: bytes) -> Image.Image | ImageProblem:
 
 def _decode_as(format_name: str, content: bytes, max_image_pixels: int) -> Image.Image | ImageProblem:
     if format_name == "ICO":
-        # Pillow decodes an icon when it opens it.
+        # Pillow decodes an icon as soon as it is opened.
         for width, height in _icon_sizes(content):
             if width * height > _LARGE_PIXELS:
                 return ImageProblem(Reason.TOO_MANY_PIXELS, f"{width} x {height} in an icon")
     if format_name == "JPEG2000" and b"\xff\xd9" not in content:
-        # Pillow decodes a file that is cut off between two tiles, with the missing tiles black.
+        # If a file is cut off between two tiles, Pillow raises no error and leaves the missing tiles black.
         return ImageProblem(Reason.TRUNCATED_IMAGE, f"{format_name}: no end of the codestream")
     image = _opened(format_name, content)
     if isinstance(image, ImageProblem):
@@ -289,7 +291,7 @@ def _refused_tiff(image: Image.Image, max_image_pixels: int) -> ImageProblem | N
 
 
 def _icon_sizes(content: bytes) -> Iterator[tuple[int, int]]:
-    """The sizes in the headers of an icon's pictures; those in its directory may be wrong."""
+    """Yield the width and height that the header of each picture states. An icon's directory may have wrong sizes."""
     (count,) = struct.unpack_from("<H", content, 4)
     for entry in range(count):
         with suppress(struct.error):
@@ -303,12 +305,12 @@ def _picture_size(icon: bytes, start: int) -> tuple[int, int]:
         return width, height
     (header_bytes,) = struct.unpack_from("<I", icon, start)
     width, height = struct.unpack_from("<HH" if header_bytes == 12 else "<Ii", icon, start + 4)
-    # The height counts the picture and its mask.
+    # A bitmap's header states the height of the picture and its mask together.
     return width, abs(height) // 2
 
 
 def _without_ancillary_chunks(png: bytes) -> bytes:
-    """The PNG without chunks that do not affect its pixels: Pillow refuses a file if one is damaged or too large."""
+    """Remove the chunks that do not affect the pixels: Pillow refuses a PNG if one of them is damaged or too large."""
     kept, start = [png[:8]], 8
     while start + 8 <= len(png):
         length, kind = struct.unpack_from(">I4s", png, start)
@@ -321,7 +323,7 @@ def _without_ancillary_chunks(png: bytes) -> bytes:
 
 
 def _scale_transparent_colour(png: Image.Image, bits: int) -> None:
-    """Scale the transparent colour to 8 bits, as Pillow does with the pixels but not with this colour."""
+    """Scale the transparent colour to 8 bits. Pillow scales the pixels but not this colour."""
     colour = png.info.get("transparency")
     if png.mode == "L" and bits < 8 and colour is not None:
         png.info["transparency"] = colour * 255 // (2**bits - 1)
@@ -359,7 +361,7 @@ def _eight_bit_grey(image: Image.Image) -> Image.Image:
 
 
 def _black_and_white(image: Image.Image, values: NDArray[np.float32]) -> tuple[float, float]:
-    """The values of black and of white."""
+    """Return the value that becomes black and the value that becomes white."""
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     if image.mode == "F" or (tags and image.mode == "I"):
         if image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1:
@@ -369,7 +371,7 @@ def _black_and_white(image: Image.Image, values: NDArray[np.float32]) -> tuple[f
     else:
         bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
         black, white = 0.0, 2.0**bits - 1
-    # Pillow applies the photometric interpretation only up to 8 bits.
+    # Pillow applies the photometric interpretation only to images of at most 8 bits.
     return (white, black) if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else (black, white)
 
 
@@ -381,9 +383,9 @@ def _range_of(values: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def fit(image: Image.Image, min_pixels: int, max_pixels: int) -> Image.Image:
-    """Scale an image to an area within the limits and keep its aspect ratio; an image that fits stays unchanged.
+    """Scale an image until its area is within the limits, and keep the aspect ratio. An image that fits is unchanged.
 
-    Qwen2-VL's image processor limits the area, too; it then rounds the sides to its grid of patches.
+    Qwen2-VL's image processor also limits the area, and then rounds the sides to its grid of patches.
     """
     area = image.width * image.height
     if min_pixels <= area <= max_pixels:

@@ -1,4 +1,4 @@
-"""The file name endings of images that need an extra."""
+"""HEIC files: their name endings, the extra that decodes them, and whether that extra is installed."""
 
 from __future__ import annotations
 

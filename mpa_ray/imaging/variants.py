@@ -1,4 +1,4 @@
-"""Variants of image formats that Pillow cannot decode, although the files are whole."""
+"""Recognises variants of image formats that Pillow cannot decode even if the files are undamaged."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _UNKNOWN_VARIANT = re.compile(
     "unsupported|not (?:yet )?supported|not (?:installed|available)|cannot handle|unknown pixel mode",
     re.IGNORECASE,
 )
-"""Pillow's messages about a variant of a format that it cannot decode; it has no error class for that."""
+"""Matches Pillow's messages about variants that it cannot decode. Pillow has no error class for them."""
 _FRAMES_OF_JPEG = {
     **dict.fromkeys((0xC3, 0xC7, 0xCB, 0xCF), "lossless JPEG"),
     **dict.fromkeys((0xC5, 0xC6, 0xCD, 0xCE), "hierarchical JPEG"),
     0xF7: "JPEG-LS",
 }
-"""Frame types that libjpeg does not decode, by their marker."""
+"""The types of JPEG frame that libjpeg does not decode, by the second byte of their marker."""
 _START_OF_SCAN = 0xDA
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
-"""Markers of JPEG that no segment follows."""
+"""JPEG markers that are not followed by a length and a segment."""
 _COMPRESSION = 259
 """A tag of TIFF."""
 
 
 def unread_variant(format_name: str, content: bytes, error: Exception) -> str | None:
-    """The variant of a file that Pillow refused; None if Pillow reads the variant, so that the file is damaged."""
+    """Return the variant of a file that Pillow refused. None means that Pillow reads it, so the file is damaged."""
     if _UNKNOWN_VARIANT.search(str(error)):
         return f"{format_name}: {type(error).__name__}: {error}"
     if format_name == "JPEG":
@@ -62,9 +62,9 @@ def _tiff_variant(content: bytes) -> str | None:
         directory.load(file)
         compression = directory.get(_COMPRESSION, 1)
     except Exception:  # noqa: BLE001
-        # As the other plugins, Pillow's TIFF plugin raises errors of any class on damaged data.
+        # Like Pillow's other plugins, the TIFF plugin raises errors of any class on damaged data.
         return None
-    # Pillow knows the number of WebP, but its wheels have a libtiff without it.
+    # Pillow knows the compression number of WebP, but the libtiff in its wheels cannot decode WebP.
     if COMPRESSION_INFO.get(compression) in (None, "webp"):
         return f"TIFF with compression {compression}"
     return None

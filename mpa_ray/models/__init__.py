@@ -1,1 +1,1 @@
-"""What a checkpoint is: its content, its components, its chat template, and which models can share an engine."""
+"""Checkpoints: their content, components and chat templates, and which of them can share an engine."""

@@ -64,11 +64,11 @@ class Turn:
 
     before: str
     after: str
-    """Ends with the token that ends the turn."""
+    """The text after the reply, up to and including the token that ends the turn."""
 
 
 def turn_of(processor: Any) -> Turn:
-    """The turn of the chat template; if it cannot be found, only the end-of-sequence token follows the reply."""
+    """Find the turn of the chat template. If that fails, the turn has only an end-of-sequence token after the reply."""
     prompt, mark = render(processor, "?"), "REPLY"
     messages = [
         {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]},

@@ -1,4 +1,4 @@
-"""Check the files of a checkpoint, without importing a library that loads models."""
+"""Check the files of a checkpoint without importing a library that loads models."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _TOKENIZER_FILES = (
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _LFS_POINTER = b"version https://git-lfs.github.com/"
 _IMAGE_WORDS = ("vision", "visual", "image", "img", "vq_", "mm_")
-"""Parts of the settings' names that only a model of images has."""
+"""Words in names of settings. Only a model that reads images has settings with such names."""
 _MAX_HEADER_BYTES = 100_000_000
-"""The format's own limit for the header of a safetensors file."""
+"""The limit that the safetensors format sets for a header."""
 
 
 def check_files(folder: Path, field: str, model: str) -> None:
     """Check that a folder holds a whole vision-language checkpoint. No tensor is read.
 
     Raises:
-        ConfigError: a file is missing, damaged or cut, or the model reads no images.
+        ConfigError: a file is missing, damaged or truncated, or the model reads no images.
     """
     if not (folder / "config.json").is_file():
         raise ConfigError(
@@ -71,7 +71,7 @@ def check_kind(settings: Mapping[str, object], field: str, model: str) -> None:
     """Check from a checkpoint's config.json that the model reads images and that transformers has its classes.
 
     Raises:
-        ConfigError: the model is of another kind.
+        ConfigError: the model reads no images, or transformers has no classes for it.
     """
     model_type = settings.get("model_type")
     if not isinstance(model_type, str) or not model_type:
@@ -98,10 +98,10 @@ def check_kind(settings: Mapping[str, object], field: str, model: str) -> None:
 
 
 def check_weights(folder: Path, field: str, model: str) -> None:
-    """Check that the weights of a checkpoint or an adapter are there and whole. Only headers are read.
+    """Check that the weights of a checkpoint or an adapter are there and complete. Only headers are read.
 
     Raises:
-        ConfigError: there are no weights, or a file is missing, empty, cut, or a pointer of Git LFS.
+        ConfigError: there are no weights, or a file is missing, empty, truncated, or a pointer of Git LFS.
     """
     weights = sorted(file for pattern in _WEIGHT_FILES for file in folder.glob(pattern) if file.is_file())
     for index in sorted(folder.glob("*.index.json")):
@@ -125,7 +125,7 @@ def check_weights(folder: Path, field: str, model: str) -> None:
 def _vision_language_types() -> frozenset[str]:
     """The model types that the installed transformers loads with AutoModelForImageTextToText; empty if unknown.
 
-    The table is read from the library's source: importing it takes seconds.
+    The types are read from the library's source code, because importing the library takes seconds.
     """
     spec = find_spec("transformers")
     if spec is None or spec.origin is None:
@@ -189,7 +189,8 @@ def _indexed(index: Mapping[str, object]) -> Iterator[str]:
 def _problem_of_tensors(file: Path) -> str | None:
     """What is wrong with a safetensors file, as the end of a sentence; None if its size fits its header.
 
-    The format: 8 bytes with the header's length (little endian), a header in JSON, the tensors without a gap.
+    Such a file consists of 8 bytes with the header's length (little endian), a header in JSON, and the tensors without
+    gaps between them.
     """
     num_bytes = file.stat().st_size
     with file.open("rb") as stream:
@@ -197,7 +198,7 @@ def _problem_of_tensors(file: Path) -> str | None:
         if num_header_bytes > _MAX_HEADER_BYTES:
             return "is not a safetensors file"
         if num_bytes < 8 + num_header_bytes:
-            return f"is cut: it has {num_bytes:,} bytes, its header alone takes {8 + num_header_bytes:,}"
+            return f"is truncated: it has {num_bytes:,} bytes, but its header alone takes {8 + num_header_bytes:,}"
         try:
             header = json.loads(stream.read(num_header_bytes))
             tensors = [entry for name, entry in header.items() if name != "__metadata__"]
@@ -205,5 +206,5 @@ def _problem_of_tensors(file: Path) -> str | None:
         except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):
             return "has a damaged header"
     if num_bytes < end:
-        return f"is cut: it has {num_bytes:,} of {end:,} bytes"
+        return f"is truncated: it has {num_bytes:,} of {end:,} bytes"
     return None if tensors else "holds no tensor"

@@ -19,7 +19,7 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.models.hub import hub_file
 
 _WHOLE_BYTES = 1 << 26
-"""Files up to this size are read whole for their digest."""
+"""Files up to this size are read completely for their digest."""
 _NUM_SAMPLES = 256
 _SAMPLE_BYTES = 1 << 16
 ADAPTER_SETTINGS = "adapter_config.json"
@@ -29,10 +29,10 @@ CACHE_VARIABLE = "MPA_RAY_CACHE"
 
 
 def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
-    """A digest of the content of a folder or s3:// prefix, independent of its path; a hub name unchanged.
+    """A digest of the content of a folder or s3:// prefix, independent of its path; for a hub name, the name itself.
 
-    An adapter's identity includes its base model's. Files over 64 MiB are sampled at 256 evenly spaced places, which
-    reach every large tensor: reading all of a large checkpoint at every start would take minutes.
+    An adapter's identity includes that of its base model. Reading all of a large checkpoint at every start would take
+    minutes, so files over 64 MiB are sampled at 256 evenly spaced places, which reach every large tensor.
     """
     if model.startswith("s3://"):
         identity = f"etags:{_listing_digest(model, object_store)}"
@@ -46,14 +46,17 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
         adapter = adapter_folder(model, object_store)
         base = base_of_adapter(adapter) if adapter is not None else None
     except ConfigError:
-        # The content is known; the error shows again when the model is loaded.
+        # The content is known without the base model. The error is raised again when the model is loaded.
         base = None
     return identity if base is None else f"{identity} on {model_identity(base, object_store)}"
 
 
 @lru_cache(maxsize=256)
 def _content_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Digest of (file, size, modification time) entries; they are the cache key, so each version is read once."""
+    """The digest of files, which are given with sizes and modification times.
+
+    These arguments are the key of the cache, so each version of a file is read once.
+    """
     digest = hashlib.sha256()
     for file, size, _ in files:
         digest.update(f"{file.name}:{size}:".encode())
@@ -68,12 +71,12 @@ def _content_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def _is_content(name: str) -> bool:
-    """Whether a file belongs to the model's content; a model card does not, since it changes with new scores."""
+    """Whether a file belongs to the model's content. The model card does not, since it changes with new scores."""
     return not name.startswith(".") and name != "README.md"
 
 
 def base_of_adapter(folder: Path) -> str | None:
-    """The base model of the LoRA adapter in a folder; None if the folder holds no adapter or a whole checkpoint.
+    """The base model of the LoRA adapter in a folder; None if the folder holds a whole checkpoint or no adapter.
 
     Raises:
         ConfigError: the adapter's settings cannot be read.
@@ -111,7 +114,7 @@ def adapter_folder(model: str, object_store: ObjectStoreConfig) -> Path | None:
 
 
 def model_settings(model: str, object_store: ObjectStoreConfig) -> dict[str, Any]:
-    """A checkpoint's config.json, for an adapter its base model's; no weights are read or downloaded.
+    """The config.json of a checkpoint, or of an adapter's base model. No weights are read or downloaded.
 
     Raises:
         ConfigError: there is no config.json, or it cannot be read.
@@ -151,9 +154,10 @@ def weight_bytes(model: str) -> int | None:
 
 
 def local_model(model: str, object_store: ObjectStoreConfig) -> str:
-    """What `from_pretrained` and vLLM can load: a local folder, or a hub name unchanged.
+    """Return what `from_pretrained` and vLLM can load: a local folder, or a hub name unchanged.
 
-    A checkpoint at s3:// is downloaded, and an adapter is merged into its base model, once per machine and content.
+    A checkpoint at s3:// is downloaded, and an adapter is merged into its base model. Both are done once per machine,
+    and again only if the content changes.
 
     Raises:
         ConfigError: there is no checkpoint at the prefix.
@@ -171,7 +175,7 @@ def local_model(model: str, object_store: ObjectStoreConfig) -> str:
 
 
 def local_folder(model: str, object_store: ObjectStoreConfig) -> str:
-    """As `local_model`, but adapters are not merged.
+    """Return the same as `local_model`, but do not merge adapters.
 
     Raises:
         ConfigError: there is no file at the s3:// prefix.
@@ -203,7 +207,7 @@ def _downloaded(model: str, object_store: ObjectStoreConfig) -> str:
 
 
 def _make_once(name: str, make: Callable[[Path], None]) -> str:
-    """A folder in this machine's cache, made by the first process that needs it."""
+    """Return a folder in this machine's cache. The first process that needs the folder makes it."""
     cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache/mpa_ray")
     target = cache / name
     cache.mkdir(parents=True, exist_ok=True)
@@ -218,7 +222,7 @@ def _make_once(name: str, make: Callable[[Path], None]) -> str:
 
 
 def _listing_digest(model: str, object_store: ObjectStoreConfig) -> str:
-    """Digest of the names, sizes and etags of the files at an s3:// prefix.
+    """A digest of the names, sizes and etags of the files at an s3:// prefix.
 
     Raises:
         ConfigError: there is no file at the prefix.

@@ -12,9 +12,9 @@ _NAMES: dict[Component, re.Pattern[str]] = {
     ),
     "vision": re.compile(r"(?:^|\.)(?:visual|vision_tower|vision_model)(?:\.|$)"),
 }
-"""Names on the path to a module; the first component that matches wins. Qwen2-VL, Qwen2.5-VL and Qwen3-VL have `visual`
-with its `merger`s, SmolVLM and Idefics3 `vision_model` and `connector`, InternVL and LLaVA `vision_tower` and
-`multi_modal_projector`."""
+"""Patterns of names on the path to a module; the first component that matches wins. Qwen2-VL, Qwen2.5-VL and Qwen3-VL
+have `visual`, which contains `merger` modules. SmolVLM and Idefics3 have `vision_model` and `connector`. InternVL and
+LLaVA have `vision_tower` and `multi_modal_projector`."""
 
 
 def component_of(name: str) -> Component:

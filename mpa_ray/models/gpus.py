@@ -10,7 +10,7 @@ class Gpu:
     """One kind of GPU, from NVIDIA's data sheets."""
 
     memory_gib: float
-    """What a process can use, as drivers report it: a little less than the nominal size."""
+    """The memory that a process can use, as the driver reports it. It is a little less than the nominal size."""
     tflops: float
     """Dense bfloat16 operations (float16 on a T4), in 10^12 per second."""
     bandwidth_gb_s: float
@@ -32,8 +32,8 @@ GPUS = {
     "A10": Gpu(22.0, 125.0, 600.0),
     "T4": Gpu(14.5, 65.0, 320.0),
 }
-"""By Ray's names (`accelerator_type`); plain A100 is the smaller one. A name comes before the names that it contains,
-since `peak_tflops` takes the first match."""
+"""By Ray's names (`accelerator_type`); `A100` is the GPU with 40 GB. `GH200` comes before `H200`, and likewise every
+name comes before the names that are parts of it, because `peak_tflops` takes the first match."""
 
 
 def peak_tflops(name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Files of models on the Hugging Face hub, without a long wait where the hub cannot be reached."""
+"""Files of models on the Hugging Face hub, without a long wait if the hub cannot be reached."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _WAIT_S = 4.0
 """How long the hub may take to answer. The retries of huggingface_hub would take 24 seconds."""
 
 _down: set[str] = set()
-"""The hubs that this process could not reach: it asks each of them only once."""
+"""The hubs that this process could not reach, and does not ask again."""
 
 
 def hub_file(model: str, name: str) -> Path:
-    """A file of a model on the hub: the newest if the hub answers within seconds, otherwise that of the local cache.
+    """A file of a model on the hub: the newest one if the hub answers within seconds, otherwise the one in the cache.
 
     Raises:
         ConfigError: the file is neither on the hub nor in the cache; the field is `model`.
@@ -27,16 +27,17 @@ def hub_file(model: str, name: str) -> Path:
     try:
         return Path(hf_hub_download(model, name, etag_timeout=_WAIT_S, local_files_only=problem is not None))
     except (HfHubHTTPError, OSError, ValueError) as error:
+        problem = problem or f"fails with {type(error).__name__}"
         raise ConfigError(
             "model",
             model,
-            f"is neither a folder nor in the hub's local cache, and the hub {problem or type(error).__name__}.",
+            f"is neither a folder nor in the hub's local cache, and the hub {problem}.",
             did_you_mean(model, _cached_models()) or "Check the name, the network and your access rights.",
         ) from error
 
 
 def _problem_on_hub(model: str, name: str) -> str | None:
-    """Why the hub does not give a file, as the end of a sentence; None if it does."""
+    """Why the hub does not provide a file, as the end of a sentence; None if it does."""
     from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

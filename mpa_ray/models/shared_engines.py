@@ -44,10 +44,12 @@ _PLAIN = frozenset(
         "use_rslora",
     )
 )
-"""Settings of PEFT's LoraConfig that leave an adapter a plain pair of matrices, applied in the same way in all modules.
-Any other setting changes what the adapter computes. vLLM refuses some, and only newer versions support others."""
+"""Settings of PEFT's LoraConfig with which an adapter is still a plain pair of matrices per module, applied in the same
+way in all modules. Any other setting changes what the adapter computes. Some of those are refused by vLLM, and some are
+supported only by newer versions of it."""
 _PLAIN_INITIALISATIONS = ("gaussian", "eva", "orthogonal")
-"""Values of `init_lora_weights` that leave the base model's weights unchanged; only PEFT can undo the others."""
+"""Values of `init_lora_weights` that leave the base model's weights unchanged. The other values change these weights,
+and only PEFT can undo the change."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ class Adapter:
 
 
 def servable_adapter(model: str, object_store: ObjectStoreConfig) -> Adapter | None:
-    """The adapter that a name stands for; None for a checkpoint and for an adapter that has to be merged.
+    """The adapter that a model's name stands for; None for a checkpoint and for an adapter that must be merged.
 
     An engine serves low-rank matrices of the language model. It silently ignores those of the vision tower and the
-    projector, and settings that it does not support kill it.
+    projector, and a setting that it does not support kills it.
 
     Raises:
         ConfigError, OSError, ValueError, KeyError, TypeError: the adapter cannot be read, or is damaged.
@@ -108,7 +110,7 @@ class EngineGroup:
 
     base: ModelConfig
     adapters: Mapping[str, Adapter | None]
-    """By the models' names, in their order; None for the base itself."""
+    """The adapter of each model, by the model's name, in the order of the models; None for the base model itself."""
 
     @classmethod
     def single(cls, name: str, model: ModelConfig) -> EngineGroup:
@@ -137,8 +139,8 @@ Members = list[tuple[str, Adapter | None]]
 def shared_engines(models: Mapping[str, ModelConfig], object_store: ObjectStoreConfig) -> list[EngineGroup]:
     """Group the models into engines: models that differ only in their adapters share one.
 
-    A model that shares its engine with no other is served alone, and an adapter is then merged into its base. A model
-    that cannot be read is also served alone, so that it fails alone when it is loaded.
+    A model that shares its engine with no other is served alone; if it is an adapter, it is merged into its base. A
+    model that cannot be read is also served alone, so that no other model fails when it is loaded.
     """
     candidates: dict[str, Members] = {}
     for name, model in models.items():
@@ -163,12 +165,15 @@ def shared_engines(models: Mapping[str, ModelConfig], object_store: ObjectStoreC
 
 
 def _serving_settings(model: ModelConfig) -> str:
-    """The settings that models of one engine must share: all but the model and those that only students have."""
+    """The settings that models of one engine must share: all except `model` and those that only students have."""
     return model.model_dump_json(include=set(ModelConfig.model_fields) - {"model"})
 
 
 def _split(members: Members, max_adapters: int) -> list[Members]:
-    """Split members so that every adapter has its slot: adapters that took turns would alter the base's answers."""
+    """Split members into groups in which every adapter has a slot.
+
+    If adapters took turns in a slot, they would alter the answers of the base model.
+    """
     groups: list[Members] = [[]]
     for name, adapter in members:
         if sum(other is not None for _, other in groups[-1]) == max_adapters:

@@ -1,4 +1,4 @@
-"""Finished work that a command does again, and the work that a later command may do again."""
+"""Finished work that a command does again, and failed images that a later command may visit again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpa_ray.run.redo import ANY_REASON
 
 @dataclass(frozen=True)
 class Again:
-    """What `--redo` and `--relevel` ask for."""
+    """The finished work that `--redo` and `--relevel` ask to do again."""
 
     reasons: frozenset[str] = frozenset()
     """Images that failed for these reasons are visited again; `ANY_REASON` stands for all."""
@@ -26,7 +26,7 @@ class Again:
         known = [ANY_REASON, *map(str, Reason)]
         for reason in reasons:
             if reason not in known:
-                remedy = did_you_mean(reason, known) or "The report lists them; `failed` stands for all."
+                remedy = did_you_mean(reason, known) or "The report lists the reasons; `failed` stands for all of them."
                 raise ConfigError("--redo", reason, "is not a reason for which images fail.", remedy)
         return cls(frozenset(reasons), relevel)
 
@@ -35,25 +35,25 @@ NOTHING_AGAIN = Again()
 
 
 class PassingFailures:
-    """Images that failed for reasons that may pass, in all passes of a command."""
+    """Counts the images that failed for reasons that may be temporary, in all passes of a command."""
 
     def __init__(self) -> None:
         """Begin with none."""
         self._by_pass: list[tuple[str, Counter[str]]] = []
 
     def add(self, label: str, by_reason: Counter[str]) -> None:
-        """Add those of one pass."""
+        """Add the counts of one pass."""
         if by_reason:
             self._by_pass.append((label, by_reason))
 
     def check(self) -> None:
-        """Raise Unfinished if there are any, which says how to visit their images again."""
+        """Raise Unfinished if any image failed for such a reason; the error says how to visit these images again."""
         if not self._by_pass:
             return
         total: Counter[str] = sum((by_reason for _, by_reason in self._by_pass), Counter())
         passes = ", ".join(f"{label} {by_reason.total()}" for label, by_reason in self._by_pass)
         reasons = ",".join(sorted(total))
         raise Unfinished(
-            f"images failed for reasons that may pass ({passes}). Everything else is done. "
-            f"The same command with --redo {reasons} visits them again."
+            f"images failed for reasons that may be temporary ({passes}). Everything else is done. "
+            f"The same command with --redo {reasons} visits these images again."
         )

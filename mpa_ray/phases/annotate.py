@@ -1,4 +1,4 @@
-"""The Pseudo Annotator: the teacher writes D_PA, with its second answers."""
+"""The Pseudo Annotator: the teacher writes D_PA, including its second answers."""
 
 from __future__ import annotations
 
@@ -100,6 +100,6 @@ def annotation_pass(context: RunContext[RunConfig]) -> Pass[Annotation]:
 
 
 def without(shards: Iterable[str], others: Sequence[str]) -> Iterator[str]:
-    """The shards that are not among the others, in order."""
+    """The shards that are not among the other shards, in order."""
     left_out = set(others)
     return (shard for shard in shards if shard not in left_out)

@@ -1,4 +1,4 @@
-"""Compare the answers of an exported checkpoint in its engine with those in transformers."""
+"""Compare the answers that an exported checkpoint gives in its engine with those that it gave in transformers."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Ar
         )
     say(
         f"WARNING: {folder}/merged: {len(different)} of {len(labelled)} answers differ between {student.engine.kind} "
-        f"and transformers (probably near-ties): {examples}"
+        f"and transformers (probably where two tokens were about equally likely): {examples}"
     )

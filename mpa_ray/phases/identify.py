@@ -1,4 +1,4 @@
-"""The Parity Identifier: every student answers the teacher's questions, which gives verdicts and D_PI."""
+"""The Parity Identifier: every student answers the teacher's questions. The results are its verdicts and its D_PI."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def engine_groups(context: RunContext[RunConfig], students: Sequence[StudentConf
 def identify(context: RunContext[RunConfig], find_groups: FindGroups = engine_groups) -> None:
     """Write verdicts and D_PI of all students.
 
-    First, the students that can share an engine answer together; then each student answers alone what it still lacks.
+    First, the students that can share an engine answer together. Then each student alone answers the shards that it
+    still lacks.
 
     Args:
         context: The run.
@@ -93,12 +94,12 @@ def _identify_student(context: RunContext[RunConfig], student: StudentConfig, ad
         and verdict_fingerprint(config, task, other) == fingerprint
     }
     copy_same_model_rows(run, work.key.label, verdicts, same_model, fingerprint, manifest.shards)
-    # Without D_PI, the last verdicts are probably a moment old, and the next line says how many samples they gave.
+    # If D_PI is not exported yet, a shared pass has probably just made the verdicts: "already done" would mislead.
     is_exported = run.parity_version(student.name) == verdicts.version()
     outstanding = Outstanding.of(verdicts, manifest, work.redo)
     outcomes = run_missing(run, work, outstanding, admission, says_already_done=is_exported)
     context.failures.add(work.key.label, outcomes.may_pass)
-    # Read before the rows: another driver may make shards again in the meantime.
+    # The version is read before the rows, because another driver may make shards again in the meantime.
     version = verdicts.version()
     if run.parity_version(student.name) != version:
         samples = parity_samples(verdicts.rows(manifest.shards))
@@ -112,7 +113,7 @@ def identify_group(
     annotated: Iterable[str],
     admission: Admission = nullcontext,
 ) -> None:
-    """Write the verdicts of one engine's students, shard by shard as they are annotated.
+    """Write the verdicts of students that share an engine, on each shard once it is annotated.
 
     `identify_student` then processes the shards that each student still lacks, and exports its D_PI.
 
@@ -132,12 +133,12 @@ def identify_group(
     if len(group.names) > 1 and run.is_indexed():
         shards = run.manifest().shards
         missing = {name: set(run.verdicts(name).missing(shards)) for name in group.names}
-        # A finished student has every shard, so none would be left for the group.
+        # The pass leaves out shards that any student has. So with a finished student, no shard would be left.
         group = group.only(name for name in group.names if missing[name])
         committed = {name: set(shards).difference(missing[name]).__contains__ for name in group.names}
         if len(group.names) < 2:
             return
-    # After a kill, a few shards have the verdicts of some students only. Each student's own pass does those.
+    # After a killed run, a few shards have verdicts of only some students. These are left to `identify_student`.
     outstanding = (shard for shard in annotated if not any(is_done(shard) for is_done in committed.values()))
     first = next(outstanding, None)
     if first is None:

@@ -1,4 +1,4 @@
-"""List the source's images into the corpus manifest."""
+"""List the source's images and write the corpus manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Parity Leveler: every student is fine-tuned on its D_PI, and on other arms for comparison."""
+"""The Parity Leveler: every student is fine-tuned on its D_PI and, for comparison, on its other arms."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def level(context: RunContext[RunConfig]) -> None:
-    """Fine-tune all students on all their arms. A student of a later round is left out until it has a D_PI."""
+    """Fine-tune all students on all their arms. A student of a later round is left out until its D_PI exists."""
     for index, student in enumerate(context.configured.students):
         check_trainable(student, index, context.config.object_store)
     for student in students_ready(context, context.run.is_identified):
@@ -36,7 +36,7 @@ def level(context: RunContext[RunConfig]) -> None:
 
 
 def students_ready(context: RunContext[RunConfig], is_ready: Callable[[str], bool]) -> list[StudentConfig]:
-    """The students of all rounds, except later rounds that are not ready; prints which are left out."""
+    """The students of all rounds. A student of a later round that is not ready is left out, and a line says so."""
     first = [student.name for student in context.configured.students]
     ready = []
     for student in context.config.students:
@@ -59,12 +59,13 @@ def level_student(
     Args:
         context: The run.
         student: The student.
-        arm: What it is trained on.
+        arm: The set of samples that the student is trained on.
         admission: Makes the context manager in which the training runs.
         admission_to_check: Makes the context manager in which the check runs.
 
     Raises:
-        RunError: the student has no D_PI yet, the training failed, or the export answers differently in its engine.
+        RunError: the student has no D_PI yet, the training failed, or the exported model answers differently in its
+            engine than in transformers.
     """
     key = PhaseKey("level", student.name, arm)
     with error_recorded(context.run, key):
@@ -107,18 +108,18 @@ def _level_student(
 
 
 def _trains_again(context: RunContext[RunConfig], student: StudentConfig, arm: Arm, label: str) -> bool:
-    """Whether a trained student is to be trained again, for which another training is begun."""
+    """Whether to train a student again that is already trained. If so, another training is begun beside the first."""
     run = context.run
     if not run.is_trained_before_redo(student.name, arm):
         return False
     if not context.again.relevel:
-        say(f"WARNING: {label}: trained before redo: D_PI has been made again since. --relevel trains it again.")
+        say(f"WARNING: {label}: trained before redo: D_PI was made again later. --relevel trains the student again.")
         return False
     if any(student.name in (first.name_in(n) for n in range(1, first.rounds + 1)) for first in _with_rounds(context)):
         raise ConfigError(
             "--relevel",
             student.name,
-            "has several rounds, and the later ones were made from the finished training.",
+            "has several rounds, and the later rounds start from the model of the finished training.",
             "Give the student another name, so that all of its rounds are made again.",
         )
     folder = run.train_again(student.name, arm)
@@ -131,10 +132,10 @@ def _with_rounds(context: RunContext[RunConfig]) -> list[StudentConfig]:
 
 
 def _check_parity(context: RunContext[RunConfig], student: str) -> str:
-    """The version of the verdicts that the student's D_PI was exported from.
+    """Return the version of the verdicts that the student's D_PI was exported from.
 
     Raises:
-        RunError: there is no D_PI, or its annotations or verdicts have been made again since.
+        RunError: there is no D_PI, or annotations or verdicts have been made again since it was exported.
     """
     run = context.run
     version = run.parity_version(student)

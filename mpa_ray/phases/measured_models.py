@@ -8,7 +8,7 @@ from mpa_ray.run.run import Run
 
 
 def measured_models(context: RunContext[EvaluationRunConfig]) -> dict[str, ModelConfig]:
-    """All models of the evaluation by name; trained students only once they are leveled."""
+    """All models of the evaluation by name. Trained students are included once they are leveled."""
     config, run = context.config, context.run
     models: dict[str, ModelConfig] = {}
     if isinstance(config, RunConfig):
@@ -42,7 +42,7 @@ def comparisons(config: EvaluationRunConfig, settings: EvaluateConfig) -> list[t
 
 
 def upstream_datasets(config: EvaluationRunConfig) -> list[str]:
-    """The datasets that a run's own models are made from."""
+    """The datasets that a run's students are made from."""
     if not isinstance(config, RunConfig):
         return []
     verdicts = [Run.verdicts_dir(student.name) for student in config.students]

@@ -1,4 +1,4 @@
-"""Helpers of phases with several models: models that share an engine, models that are the same, and their errors."""
+"""Helpers for phases with several models: shared engines, one model under several names, and errors of some models."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def run_all_collect_errors(calls: Mapping[str, Callable[[], None]]) -> None:
 
     Raises:
         AccessLost: a call lost access to a store. No further call is made.
-        ConfigError, RunError: the error, if there is only one or all say the same. Otherwise a RunError that names all
-            of them; it is an Unfinished if each of them is.
+        ConfigError, RunError: the error of a call, if there is only one or if all have the same message. Otherwise a
+            RunError with all messages, which is an Unfinished if all errors may be temporary.
     """
     failures: dict[str, ConfigError | RunError] = {}
     for name, call in calls.items():
@@ -51,7 +51,7 @@ def run_all_collect_errors(calls: Mapping[str, Callable[[], None]]) -> None:
 def dedupe_by_fingerprint(
     models: Mapping[str, ModelT], fingerprint_of: Callable[[ModelT], Fingerprint]
 ) -> dict[str, ModelT]:
-    """The models by name, only the first of those with the same fingerprint."""
+    """The models by name. Of several models with the same fingerprint, only the first is returned."""
     fingerprints: list[Fingerprint] = []
     unique: dict[str, ModelT] = {}
     for name, model in models.items():
@@ -67,12 +67,13 @@ def fall_back_to_single(group: EngineGroup, passed_on: Callable[[], object] = la
 
     Args:
         group: The models that share the engine.
-        passed_on: Returns an error that no model caused, if there is one; this error is raised again.
+        passed_on: Returns an error that no model has caused, or None. If the block fails with this error, it is raised
+            again.
     """
     try:
         yield
     except Unfinished:
-        # No model causes an outage.
+        # An outage is not caused by one of the models.
         raise
     except (ConfigError, RunError) as error:
         if error is passed_on() or len(group.names) == 1:
@@ -98,17 +99,17 @@ def copy_same_model_rows(
 
     Args:
         run: The run.
-        label: Names the phase to the user.
-        dataset: Where rows are missing.
+        label: The name of the phase on the terminal.
+        dataset: The dataset in which rows are missing.
         others: The datasets of the same model, by its other names.
-        fingerprint: The settings of the dataset.
+        fingerprint: The settings that the dataset depends on.
         shards: All shards that the dataset should have.
     """
     for name, other in others.items():
         try:
             run.check_fingerprint(other.folder, fingerprint)
         except FingerprintMismatch:
-            # The phase of that model reports this.
+            # The phase of the other model reports this error.
             continue
         missing = dataset.missing(shards)
         available = set(missing) - set(other.missing(missing))
@@ -132,5 +133,5 @@ def target_of(group: EngineGroup, dataset_of: Callable[[str], Dataset[OutcomeT]]
 def stage_for(
     group: EngineGroup, make_stage: Callable[..., Stage[Any, Any]]
 ) -> Callable[[VisionLanguageModel], Stage[Any, Any]]:
-    """How to make the stage that asks the only model of an engine, or all of its models."""
+    """Return the function that makes a stage around an engine. The stage asks all models of the group."""
     return partial(build_multi_model, make_stage, group.adapters) if len(group.names) > 1 else make_stage

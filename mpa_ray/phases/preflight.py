@@ -38,7 +38,7 @@ def check_config(config: EvaluationRunConfig) -> None:
     """Check everything that can be checked without Ray, a GPU or a model in memory.
 
     Raises:
-        ConfigError: a setting is wrong; names the first such field.
+        ConfigError: a setting is wrong; the error names the first such setting.
     """
     check_names(config)
     if isinstance(config, RunConfig):
@@ -51,7 +51,7 @@ def check_run(config: RunConfig) -> None:
     """Check source, teacher, students and evaluation.
 
     Raises:
-        ConfigError: a setting is wrong; names the first such field.
+        ConfigError: a setting is wrong; the error names the first such setting.
     """
     check_task(config)
     check_source(config.source, Places(config.object_store))
@@ -92,7 +92,7 @@ def check_student(student: StudentConfig, index: int, object_store: ObjectStoreC
 def check_trainable(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
     """Check the student with this index before a training. Raises ConfigError if its model is not a checkpoint.
 
-    `check_student` checks this only for engines that load checkpoints.
+    `check_student` checks the model only if the student's engine loads checkpoints.
     """
     _check_checkpoint(student.model, f"students.{index}.model", object_store)
 
@@ -101,7 +101,7 @@ def check_evaluation(config: EvaluationRunConfig) -> None:
     """Check that the benchmarks' files and the additional models exist. The files are not read.
 
     Raises:
-        ConfigError: a setting is wrong; names the first such field.
+        ConfigError: a setting is wrong; the error names the first such setting.
     """
     find_task(config.task)
     if config.evaluate is None:
@@ -113,7 +113,7 @@ def check_evaluation(config: EvaluationRunConfig) -> None:
 
 
 def check_names(config: EvaluationRunConfig) -> None:
-    """Check the measured models' names. Raises ConfigError if two are equal, or one is compared to an unknown model."""
+    """Check the names of measured models. Raises ConfigError if a name occurs twice or `compared_to` is unknown."""
     if config.evaluate is None:
         return
     known: set[str] = set()
@@ -169,7 +169,7 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
     """Check a model. Raises ConfigError if it does not exist or is not a vision-language checkpoint."""
     if not config.engine.has_checkpoint:
         return
-    # The head node of a cluster needs no engine.
+    # With a cluster, engines run on its nodes, and the machine of the driver may have no engine installed.
     if config.engine.package is not None and "RAY_ADDRESS" not in os.environ:
         _check_engine_package(config.engine.kind, config.engine.package, field)
     if config.min_pixels > config.max_pixels:
@@ -219,7 +219,7 @@ def check_level(config: LevelConfig, field: str, places: Places) -> None:
             f"{field}.accelerator_type",
             config.accelerator_type,
             "needs a GPU.",
-            "Set level.gpus_per_worker, or remove it.",
+            "Set level.gpus_per_worker, or remove accelerator_type.",
         )
     if config.replay_from is not None:
         if not config.replay_share:
@@ -235,7 +235,7 @@ def check_level(config: LevelConfig, field: str, places: Places) -> None:
     if isinstance(config.method, LoraConfig) and config.method.quantize:
         quantize = f"{field}.method.quantize"
         if not config.gpus_per_worker:
-            raise ConfigError(quantize, True, "needs a GPU.", "Set level.gpus_per_worker, or remove it.")
+            raise ConfigError(quantize, True, "needs a GPU.", "Set level.gpus_per_worker, or remove quantize.")
         if config.parallel == "fsdp":
             raise ConfigError(quantize, True, "cannot be combined with parallel: fsdp.", "Choose one of them.")
         _check_package(quantize, True, "bitsandbytes")
@@ -261,7 +261,7 @@ def _check_engine_package(kind: str, package: str, field: str) -> None:
 
 
 def _neighbours(model: str) -> list[str]:
-    """The folders beside a folder that does not exist, as paths of the same form as its own."""
+    """The folders that exist beside a missing folder, as paths with the same beginning as the missing one."""
     parent = Path(resolve_path(model)).parent
     prefix = model[: len(model) - len(Path(model).name)]
     return [f"{prefix}{folder.name}" for folder in parent.iterdir() if folder.is_dir()] if parent.is_dir() else []

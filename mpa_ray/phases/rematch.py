@@ -1,4 +1,4 @@
-"""Apply another matcher to stored verdicts, without a model: another D_PI, and how the verdicts change."""
+"""Apply another matcher to stored verdicts, without a model. The results are another D_PI and the verdicts' changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rematch(context: RunContext[RunConfig]) -> None:
     """Export the D_PI of the configured matcher for every student. Training still uses the original D_PI.
 
     Raises:
-        ConfigError: a setting other than the matcher differs from when the verdicts were made.
+        ConfigError: the verdicts were made with other settings, not only with another matcher.
         RunError: a student has shards without verdicts.
     """
     config, run, task = context.config, context.run, context.task

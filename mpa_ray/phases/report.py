@@ -16,7 +16,7 @@ from mpa_ray.run.run import REPORT_JSON, REPORT_PAGE
 def report(context: RunContext[EvaluationRunConfig]) -> None:
     """Write report/report.json and report/index.html, and print the summary table and what to do next.
 
-    The report of a run that only measures models has its scores and times.
+    For a run that only measures models, the report has only scores and times.
     """
     config, run = context.config, context.run
     context.begin(reads=upstream_datasets(config))

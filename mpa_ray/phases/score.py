@@ -1,4 +1,4 @@
-"""Score stored predictions, without a model."""
+"""Score stored predictions. No model is loaded."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def score(context: RunContext[EvaluationRunConfig], settings: EvaluateConfig, mo
 
     Args:
         context: The run.
-        settings: Its benchmarks.
-        models: Names of measured models. A model is not scored on a benchmark that it has not answered completely; a
-            warning names it.
+        settings: The benchmarks and what to compare on them.
+        models: The names of measured models. A model is not scored on a benchmark that it has not answered completely;
+            a warning names the model.
 
     Raises:
         RunError: no model has answered a whole benchmark yet.
@@ -49,7 +49,10 @@ def _score_benchmark(
     benchmark: BenchmarkConfig,
     models: Sequence[str],
 ) -> BenchmarkScores | None:
-    """Score the models on one benchmark, without those that replied to no question; None if no model is left."""
+    """Score the models on one benchmark; None if no model can be scored.
+
+    A model is left out, with a warning, if it has not answered all shards or did not reply to any question.
+    """
     run, label = context.run, benchmark.label
     shards = run.manifest(run.benchmark_dir(label)).shards
     answered = {}

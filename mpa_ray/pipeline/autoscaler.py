@@ -31,8 +31,8 @@ class _WholeClusterAutoscaler(ClusterAutoscaler):
 
     Ray Data reserves resources per dataset, first come, first served, and divides the rest of every node among the
     datasets, in whole CPUs and GPUs. A second pass beside a busy one then gets no CPU to fetch images with and stands
-    still. Here the admission controller decides which passes run at the same time, and pools that may grow take what is
-    free.
+    still. With this class, only the admission controller decides which passes run at the same time, and pools that may
+    grow take the resources that are free.
     """
 
     def __init__(self, ray_data: ClusterAutoscaler) -> None:

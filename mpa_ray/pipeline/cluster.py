@@ -1,4 +1,4 @@
-"""The Ray cluster of this process: how it is joined or started, its resources, and the settings of Ray Data."""
+"""The Ray cluster that this process uses: joining or starting it, its resources, and the settings of Ray Data."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from mpa_ray.observability.progress import say
 from mpa_ray.pipeline.autoscaler import use_whole_cluster
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-"""Keeps glibc from returning every large tensor to the system. Without it a training step on a CPU takes several times
-as long, most of it in page faults."""
+"""Environment variables that keep glibc from returning every large tensor to the system. Without them, a training step
+on a CPU takes several times as long, and most of that time goes to page faults."""
 
 AUXILIARY_CPUS = 0.25
-"""CPUs that Ray reserves for a task that reads or writes files: such a task mostly waits."""
+"""The CPUs that Ray reserves for a task that reads or writes files. They are few, because such a task mostly waits."""
 
 _starting = threading.Lock()
 
 
 def start_ray() -> None:
-    """Join the cluster of this job, or start Ray on this machine. May be called from any thread, and again."""
+    """Join the cluster of this job, or start Ray on this machine. May be called from any thread and more than once."""
     with _starting:
         if ray.is_initialized():
             return
@@ -43,9 +43,9 @@ def start_ray() -> None:
 def _start_and_stay(started: Future[None]) -> None:
     """Start Ray in a thread that never ends.
 
-    Ray's local processes ask Linux to kill them when the thread that started them ends, so a phase's own thread must
-    not start them. Outside of the main thread, Ray does not handle SIGTERM and warns of that;
-    `cli/run_job.py` handles it.
+    Ray's local processes ask Linux to kill them when the thread that started them ends, so the thread of a phase must
+    not start them. Outside the main thread, Ray cannot handle SIGTERM and warns about this; `cli/run_job.py` handles
+    the signal instead.
     """
     logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler" not in str(record.msg))
     try:
@@ -107,17 +107,18 @@ def check_resources(field: str, num_cpus: float, num_gpus: float) -> None:
         return
     largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
     problem = (
-        f"needs {num_cpus:g} CPUs and {num_gpus:g} GPUs on one node; the largest now has "
+        f"needs {num_cpus:g} CPUs and {num_gpus:g} GPUs on one node; the largest node has "
         f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs."
     )
     if "RAY_ADDRESS" in os.environ:
         say(f"WARNING: {field} {problem} Waiting for the cluster to grow.")
         return
-    raise ConfigError(field, num_gpus or num_cpus, problem, "Lower it, or set RAY_ADDRESS to a cluster that has it.")
+    remedy = "Lower it, or set RAY_ADDRESS to a cluster with such a node."
+    raise ConfigError(field, num_gpus or num_cpus, problem, remedy)
 
 
 def configure_ray_data() -> None:
-    """Replace Ray Data's progress bars by our own progress. Its log file has all of its lines."""
+    """Let passes use the whole cluster, and hide Ray Data's progress bars and messages: its log file has them all."""
     use_whole_cluster()
     if not shows_library_lines():
         for handler in logging.getLogger("ray.data").handlers:
@@ -126,5 +127,5 @@ def configure_ray_data() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Ray warns if a pass has fewer shards than may be read at a time.
+    # Ray warns if a pass has fewer shards than it may read at the same time.
     warnings.filterwarnings("ignore", "The maximum number of concurrent tasks", UserWarning)

@@ -1,4 +1,4 @@
-"""The last operator of a graph: write a shard's rows and publish them."""
+"""The last operator of a pass's graph: it writes a shard's rows and publishes them."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class CommitShard(Generic[OutT]):
         )
 
     def _commit(self, visited: VisitedShard) -> list[OutT]:
-        """Commit the shard, and return the rows that count, without those of kept images."""
+        """Commit the shard, unless that is already done. Returns its rows, except those of the previous generation."""
         shard, plan = visited.shard, visited.fetched.plan
         rows = plan.merge(visited.fetched.order, visited.rows)
         if not plan.is_current and self.target.commit(shard, rows, plan.generation, plan.source_generation):
             return [row for row in rows if row.image_id not in plan.kept]
-        # Another attempt was first, so its rows count.
+        # Another attempt or another driver has committed this generation first, and its rows are valid.
         return [row for row in self.target.read(shard) if row.image_id not in plan.kept]

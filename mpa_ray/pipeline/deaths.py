@@ -1,4 +1,4 @@
-"""Records of processes that died, written on the nodes where their logs are."""
+"""Records the deaths of processes, on the nodes where the logs of the processes are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.storage.open import open_storage
 
 _TIMEOUT_S = 60.0
-"""Long enough for Ray to start a process on the node."""
+"""The time limit of one record, long enough for Ray to start a process on the node."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DeathRecorder:
 
 
 def current_process(role: str) -> WorkerProcess:
-    """This process of Ray."""
+    """Describe the current process, a worker of Ray, for records of deaths."""
     return WorkerProcess.current(role, ray.get_runtime_context().get_node_id())
 
 

@@ -24,7 +24,8 @@ from mpa_ray.run.redo import ShardPlan
 from mpa_ray.stages.image_work import ImageWork
 
 MAX_RUNS = 3
-"""After this many runs of the command, images that cannot be read for reasons that may pass become failed rows."""
+"""How many runs of the command try to read an image. If the last of them fails, too, the image becomes a failed row,
+even if the reason may be temporary."""
 _ASSUMED_BYTES = 2**20
 """The assumed size of a file if its source does not list sizes."""
 
@@ -58,7 +59,7 @@ class FetchShard:
             try:
                 return encode(self._fetch(shard))
             except (RunError, ConfigError, OSError, ValueError, MemoryError) as error:
-                # The run is at fault and not an image: rows of an earlier phase are missing, say, or the credentials.
+                # The cause is not an image: for example, rows of an earlier phase are missing, or the credentials are.
                 failure = Failure.of(error)
         ray.get(self.coordinator.give_up.remote(failure))
         return encode(FetchedShard(shard, failure=failure))
@@ -75,7 +76,7 @@ class FetchShard:
         problems = (content for content in contents.values() if isinstance(content, ImageProblem))
         unread = [problem for problem in problems if problem.reason == Reason.STORAGE]
         left = self._left(shard, plan, len(visited), unread)
-        # An image of a shard that is left must not take the place of its duplicates: it may fail in the end.
+        # The images of a shard that is left may fail in the end, so duplicates must not be dropped in their favour.
         sightings = self._mark_duplicates(shard, groups, plan, {} if left is not None else contents)
         read = [content for content in contents.values() if isinstance(content, bytes)]
         num_bytes = sum(map(len, read))
@@ -98,7 +99,7 @@ class FetchShard:
         return FetchedShard(shard, images, usage, plan, order, len(unread))
 
     def _read(self, shard: str, groups: list[tuple[Any, ...]]) -> dict[str, Content]:
-        """The files of those images that the pass needs, by image."""
+        """Read the files of the images that the pass needs. Returns the files by image id."""
         needed = [group for group in groups if any(map(self.work.needs_image, group))]
         expected = sum(_expected_bytes(group[0]) for group in needed)
         while not ray.get(self.coordinator.acquire_bytes.remote(shard, expected)):
@@ -107,9 +108,10 @@ class FetchShard:
         return dict(zip((group[0].image_id for group in needed), files, strict=True))
 
     def _left(self, shard: str, plan: ShardPlan, num_images: int, unread: Sequence[ImageProblem]) -> ShardLeft | None:
-        """The shard as one that is left for the next run of the command, if images could not be read for now.
+        """Decide whether the shard is left for the next run of the command, because images could not be read.
 
-        In the last run that tries, those images become rows that failed.
+        Returns None if all images were read. It also returns None in run number `MAX_RUNS`, in which unread images
+        become failed rows.
         """
         if not unread:
             return None
@@ -137,7 +139,7 @@ class FetchShard:
 
 
 def _sighting(image_id: str, content: Content | None, kept: Sequence[Any]) -> Sighting | None:
-    """A file that was read now, or one whose digest is in the rows that are kept."""
+    """The sighting of an image that was just read, or whose digest is in rows kept from the previous generation."""
     if isinstance(content, bytes) and content:
         return Sighting.of(image_id, content)
     digest = next((row.content_sha256 for row in kept if row.content_sha256), None)

@@ -68,7 +68,7 @@ def stream_pass(
 
 
 def _graph(work: Pass[Any], coordinator: Any) -> Dataset:
-    # Actors have another working directory.
+    # Resolved here, because actors have another working directory.
     model = work.model.model_copy(update={"model": resolve_path(work.model.model)})
     # A shard's last images leave slots free; the next shards fill them.
     shards_in_flight = max(2, 1 + math.ceil(images_in_flight(model) / 64))
@@ -98,7 +98,7 @@ def _graph(work: Pass[Any], coordinator: Any) -> Dataset:
         )
         .map(CommitShard(work.target), num_cpus=AUXILIARY_CPUS)
     )
-    # One row per block, so that each row leaves an operator as soon as it is ready.
+    # A block holds one row, so that each row leaves an operator as soon as it is ready.
     graph.context.target_max_block_size = 1
     return graph
 
@@ -114,7 +114,7 @@ def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Gener
             if isinstance(result, ShardLeft):
                 yield result
                 continue
-            # Counted in the driver: once for each shard, no matter how often it was begun.
+            # Counted in the driver, so that a shard counts once, no matter how often it was begun.
             counters.count(result.num_images, result.outcomes, result.usage)
             fields: dict[str, object] = {f"failed_{reason}": number for reason, number in result.failed.items()}
             fields |= {"shard": result.shard, "num_images": result.num_images, "visit_s": round(result.visit_s, 3)}
@@ -134,7 +134,7 @@ def _error(pool: str, failure: Failure) -> ConfigError | RunError:
 
 @contextmanager
 def _deaths_recorded(coordinator: Any) -> Iterator[None]:
-    """Wait at the end for the records of deaths, since the coordinator ends with the pass; not if it is interrupted."""
+    """Wait at the end until all deaths are recorded, since the coordinator ends with the pass. Ctrl-C does not wait."""
     try:
         yield
     except KeyboardInterrupt:
@@ -166,7 +166,7 @@ def _rows_of(work: Pass[Any], graph: Dataset) -> Iterator[Iterator[dict[str, Any
             f"{work.pool}: {in_words(error).rstrip('.')}. Run the same command again to continue."
         ) from error
     except BaseException:
-        # Ray itself may have ended. Its error must not hide the first one.
+        # Ray itself may have ended, in which case closing fails. That error must not hide the first one.
         with suppress(Exception):
             rows.close()
         raise
@@ -223,12 +223,12 @@ class _ShardFeed:
             for shard in self._shards:
                 if self._is_over:
                     return
-                # One at a time: an asynchronous actor handles messages in any order.
+                # Sent one at a time, because an asynchronous actor may handle messages in another order.
                 ray.get(self._coordinator.add_shard.remote(shard))
         except BaseException as error:  # noqa: BLE001
             self._error = error
         finally:
-            # The thread that began the generator also closes it, because the generator has set its log context.
+            # Closed here, because the generator has set the log context of this thread.
             if isinstance(self._shards, Generator):
                 self._shards.close()
         self._coordinator.close.remote()

@@ -1,4 +1,4 @@
-"""The rows between the operators of a graph. Each is one whole shard: its name, and its content pickled."""
+"""The rows between the operators of a graph. Each row is one whole shard: its name and its pickled content."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a shard ends the pass."""
+    """The reason why a shard ends the pass."""
 
     problem: str
     may_pass: bool = False
-    """Whether the cause may pass, such as a full disk."""
+    """Whether a later run of the command may succeed, for example after space is freed on a full disk."""
     ends_command: ConfigError | AccessLost | None = None
     """The error itself, if no other pass of the command can succeed."""
 
@@ -49,9 +49,9 @@ class FetchedShard:
     usage: Usage = field(default_factory=Usage)
     plan: ShardPlan = field(default_factory=ShardPlan)
     order: tuple[str, ...] = ()
-    """All images of the shard, if it is made again."""
+    """The ids of all images of the shard, in order, if the shard is made again; otherwise empty."""
     num_unread: int = 0
-    """Images that could not be read for reasons that may pass, and that become failed rows."""
+    """The number of images that could not be read for a reason that may be temporary and become failed rows."""
     failure: Failure | None = None
     left: ShardLeft | None = None
 
@@ -61,7 +61,7 @@ class VisitedShard:
     """A shard whose images a stage has visited."""
 
     fetched: FetchedShard
-    """Without the images' contents."""
+    """The shard as it was fetched, without its images."""
     num_images: int = 0
     rows: list[Any] = field(default_factory=list)
     visit_s: float = 0.0
@@ -86,7 +86,7 @@ Result = ShardDone | ShardLeft | ShardFailed
 
 
 def encode(value: FetchedShard | VisitedShard | Result) -> dict[str, Any]:
-    """Make a row for Ray Data. It is pickled here: Ray Data would try to find an Arrow type for every field."""
+    """Make a row for Ray Data. The value is pickled, since Ray Data would look for an Arrow type for every field."""
     return {"shard": value.shard, "content": pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)}
 
 

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class ModelActor:
-    """One replica of a model with its engine. It works on several shards at once, so that it is never idle."""
+    """One replica of a model with its engine. It works on several shards at once, so that the engine is never idle."""
 
     def __init__(self, work: Pass[Any], model: ModelConfig, coordinator: Any) -> None:
         self._watcher = end_group_with_this_process()
@@ -91,7 +91,7 @@ class ModelActor:
     async def _visit(
         self, shard: str, images: Sequence[ImageWork[Any]], generation: int
     ) -> tuple[list[Any], Failure | None]:
-        """The rows of the images, or why the whole pass ends, as soon as it does."""
+        """The rows of the images. If the whole pass ends in the meantime, returns the failure at once instead."""
         self._giving_up = self._giving_up or asyncio.create_task(self._wait_for_failure())
         visiting = asyncio.create_task(self._visits.visit(shard, images, generation))
         await asyncio.wait((visiting, self._giving_up), return_when=asyncio.FIRST_COMPLETED)
@@ -119,7 +119,7 @@ class _RemoteAttemptLog:
         return attempt
 
     async def visited(self, shard: str) -> None:
-        # Not awaited: the actor need not wait for it.
+        # Not awaited, because nothing depends on the answer.
         self.coordinator.report_visited.remote(shard)
 
     async def next_group(self, shard: str) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""What a pass came to: the line that ends it, and the shards that are left."""
+"""The outcomes of a pass: its last line on the terminal, and the shards that are left for the next run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _NUM_REASONS_SHOWN = 3
 
 @dataclass
 class PassOutcomes:
-    """Sums over the shards of a pass, without images that were kept."""
+    """Sums over the shards of a pass, without the rows that were kept from previous generations."""
 
     num_images: int = 0
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Rows by state and reason."""
+    """The numbers of rows by state and reason."""
     num_unread: int = 0
-    """Images of committed shards that could not be read for reasons that may pass."""
+    """The number of images of committed shards that could not be read for a reason that may be temporary."""
     left: list[ShardLeft] = field(default_factory=list)
 
     def count(self, shard: ShardDone) -> None:
@@ -31,7 +31,7 @@ class PassOutcomes:
         self.rows.update(shard.outcomes)
 
     def leave(self, shard: ShardLeft, limits: LimitsConfig, label: str) -> None:
-        """Add a shard that is left.
+        """Add a shard that is left for the next run.
 
         Raises:
             Unfinished: so many images cannot be read that the other shards are not worth trying now.
@@ -44,14 +44,14 @@ class PassOutcomes:
 
     @property
     def may_pass(self) -> Counter[str]:
-        """The numbers of images that this pass could not visit for reasons that may pass, by reason.
+        """The numbers of images that this pass could not visit for reasons that may be temporary, by reason.
 
         Rows that failed in an earlier phase are not counted.
         """
         return Counter({str(Reason.STORAGE): self.num_unread} if self.num_unread else {})
 
     def line(self, label: str) -> str:
-        """The shares of rows that failed and that were dropped, with the most frequent reasons."""
+        """The shares of failed and of dropped rows, with the most frequent reasons."""
         shares = (f"{self._share(State.FAILED)} failed", f"{self._share(State.DROPPED)} were dropped")
         reasons = (self._reasons(State.FAILED), self._reasons(State.DROPPED))
         failed, dropped = (share + named for share, named in zip(shares, reasons, strict=True))
@@ -67,7 +67,7 @@ class PassOutcomes:
         shards = "1 shard is" if len(self.left) == 1 else f"{len(self.left)} shards are"
         images = "1 image" if num_unread == 1 else f"{num_unread} images"
         return Unfinished(
-            f"{label}: {shards} left, because {images} could not be read for now ({detail}). "
+            f"{label}: {shards} left, because {images} could not be read this time ({detail}). "
             "Run the same command again to continue."
         )
 

@@ -1,4 +1,4 @@
-"""A pass and the results of its shards. Imports no Ray, so that a finished phase answers at once."""
+"""A pass and the results of its shards. This module does not import Ray, so that a finished phase ends at once."""
 
 from __future__ import annotations
 
@@ -32,26 +32,27 @@ class Pass(Generic[OutT]):
     target: ShardTarget[OutT]
     model: ModelConfig
     make_stage: Callable[[VisionLanguageModel], Stage[Any, OutT]]
-    """Called in the actor, so it must be picklable."""
+    """Called in the actor that holds the engine, so it must be picklable."""
     reader: Reader
     reading: ReadingConfig
     limits: LimitsConfig
     needs_image: Callable[[Any], bool] = lambda _: True
     """Whether a row's image has to be read."""
     deduplicated: ShardedDataset[Annotation] | None = None
-    """The dataset in which duplicates are found: an image with the same bytes as an earlier one is not shown to the
-    model. None finds no duplicates."""
+    """The dataset with the digests of the images of committed shards. An image with the same bytes as an earlier one is
+    not shown to the model. If None, the pass does not look for duplicates."""
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     """The adapters that the engine loads, by the models' names."""
     run_dir: str = ""
     redo: Redo | None = None
-    """What of the committed shards is made again; None makes whole shards that are missing."""
+    """Which images of committed shards are visited again; None if the pass only makes missing shards."""
     command: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Identifies the command that the pass belongs to. A command counts once, however often it reads a shard."""
+    """Identifies the run of the command that the pass belongs to. When runs that could not read a shard are counted,
+    this run counts once, no matter how often it tried."""
 
     @property
     def pool(self) -> str:
-        """Names the engines of the pass in metrics and errors: `annotate:teacher`, `identify:small+2`."""
+        """The name of the pass's engines in metrics and errors, such as `annotate:teacher` or `identify:small+2`."""
         arm = f" {self.key.arm}" if self.key.arm != "parity" else ""
         return f"{self.key.kind}:{self.models_label}{arm}"
 
@@ -62,37 +63,37 @@ class Pass(Generic[OutT]):
 
     @property
     def models_label(self) -> str:
-        """The first model, and the number of others that share its engine."""
+        """The name of the first model, and the number of others that share its engine: `small+2`."""
         first, *others = self.models
         return f"{first}+{len(others)}" if others else first
 
 
 @dataclass(frozen=True)
 class ShardDone:
-    """What the driver learns about a committed shard."""
+    """The result of a committed shard, for the driver."""
 
     shard: str
     num_images: int
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Rows by state and reason, without those of kept images."""
+    """The numbers of rows by state and reason, without the rows that were kept from the previous generation."""
     failed: Counter[str] = field(default_factory=Counter)
-    """Images whose rows all failed, by reason."""
+    """The numbers of images whose rows all failed, by reason."""
     num_unread: int = 0
-    """Images among them that could not be read for reasons that may pass."""
+    """The number of failed images that could not be read for a reason that may be temporary."""
     num_kept: int = 0
-    """Images whose rows were kept from the shard's generation before."""
+    """The number of images whose rows were kept from the shard's previous generation."""
     visit_s: float = 0.0
-    """Seconds from the shard's arrival at an engine to its last image."""
+    """Seconds from the shard's arrival at an engine until its last image was done."""
     usage: Usage = field(default_factory=Usage)
-    """What the replica spent since the last shard that it finished, partly on other shards."""
+    """The usage of the replica since it finished its previous shard; it includes work on other shards."""
 
 
 @dataclass(frozen=True)
 class ShardLeft:
-    """A shard that is left for the next run of the command, because images could not be read for now."""
+    """A shard that is left for the next run of the command: images could not be read, but perhaps only temporarily."""
 
     shard: str
     num_images: int
     num_unread: int
     detail: str
-    """Why one of them could not be read."""
+    """Why one of the unread images could not be read."""

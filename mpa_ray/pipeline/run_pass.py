@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 _MAX_ERROR_LENGTH = 4000
 
 Admission = Callable[[], AbstractContextManager[None]]
-"""Entered before any engine starts, and left when all have ended."""
+"""Makes a context manager that is entered before any engine starts and left when all engines have ended."""
 Stream = Callable[[Pass[Any], Iterable[str], Sequence[str]], Generator[ShardDone | ShardLeft, None, None]]
 """Sends shards through a pass: see `mpa_ray.pipeline.graph.stream_pass`."""
 
 
 def announce_to_nobody(_: str) -> None:
-    """For passes that nobody follows."""
+    """Do nothing. For passes whose shards no other pass waits for."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Outstanding:
     """The shards that a dataset lacks, and those that it has."""
 
     missing: list[str] = field(default_factory=list)
-    """Also the committed shards of which a part is made again."""
+    """Shards without a commit, and committed shards of which a part is made again."""
     committed: list[str] = field(default_factory=list)
     num_images: int = 0
     num_images_done: int = 0
@@ -55,8 +55,8 @@ class Outstanding:
 
         Args:
             dataset: The dataset.
-            manifest: All shards that it should have.
-            redo: Which of its shards are made again.
+            manifest: Names all shards that the dataset should have.
+            redo: Decides which committed shards are made again.
         """
         outstanding = cls.among(dataset, manifest.shards, redo)
         done = manifest.estimate_images(len(outstanding.committed))
@@ -71,7 +71,7 @@ class Outstanding:
         return cls([shard for shard in shards if shard in left], [shard for shard in shards if shard not in left])
 
     def below(self, part: str) -> Outstanding:
-        """The same shards with their names in `JoinedDatasets`."""
+        """The same shards, under the names that they have in `JoinedDatasets`."""
         missing, committed = ([f"{part}/{shard}" for shard in shards] for shards in (self.missing, self.committed))
         return replace(self, missing=missing, committed=committed)
 
@@ -96,13 +96,13 @@ def run_missing(
     """Make a pass over the missing shards.
 
     Args:
-        run: As in `run_shards`, like the arguments that are not named here.
+        run: The run that the pass belongs to.
         work: The pass.
-        outstanding: The missing shards.
-        admission: Entered only if shards are missing.
-        announce: Called with each shard.
-        stream: Does the work.
-        says_already_done: Say so if no shard is missing.
+        outstanding: The missing and the committed shards.
+        admission: See `run_shards`. Without missing shards it is not called.
+        announce: Called with each shard that is done; see `run_shards`.
+        stream: See `run_shards`.
+        says_already_done: Print a line if no shard is missing.
 
     Raises:
         RunError: as in `run_shards`.
@@ -129,7 +129,7 @@ def run_shards(
     announce: Callable[[str], None] = announce_to_nobody,
     stream: Stream | None = None,
 ) -> PassOutcomes:
-    """Make a pass over shards, which may become known over time.
+    """Make a pass over shards. They may become known over time.
 
     Args:
         run: The run that the pass belongs to.
@@ -137,17 +137,17 @@ def run_shards(
         shards: The shards to do.
         committed: The shards that are done.
         progress: Counts images.
-        admission: Entered before any engine starts, and left when all have ended.
+        admission: See `Admission`.
         announce: Called with each shard that is done, but not before the pass is admitted: a pass that follows this one
             must not be admitted first.
-        stream: Does the work; by default `stream_pass`, on Ray.
+        stream: Sends the shards through the pass; by default `stream_pass`, on Ray.
 
     Returns:
-        What became of the images.
+        The outcomes of the images.
 
     Raises:
-        RunError: too many images failed, or engines died too often; Unfinished if shards are left because images could
-            not be read for now.
+        RunError: too many images failed, or engines died too often.
+        Unfinished: shards are left, because images could not be read this time.
     """
     stream = stream or _start_ray_stream()
     totals, outcomes = Throughput(num_models=len(work.models)), PassOutcomes()
@@ -182,11 +182,11 @@ def follow(
     outcomes: PassOutcomes,
     announce: Callable[[str], None] = announce_to_nobody,
 ) -> None:
-    """Count shards as they finish, and announce each that is committed.
+    """Count shards as they finish, and announce each shard that is committed.
 
     Raises:
         RunError: too many images have failed.
-        Unfinished: too many images cannot be read for now.
+        Unfinished: too many images could not be read this time.
     """
     guard = FailureGuard(work.limits)
     for shard in finished:
@@ -209,7 +209,7 @@ class FailureGuard:
         self._failed: Counter[str] = Counter()
 
     def count(self, num_images: int, failed_images: Counter[str]) -> None:
-        """Raises RunError once the share of failed images is over the limit."""
+        """Count a shard. Raises RunError once the share of failed images is over the limit."""
         self._num_images += num_images
         self._failed.update(failed_images)
         failed = self._failed.total()
@@ -222,14 +222,17 @@ class FailureGuard:
 
 
 class Throughput:
-    """The images of a pass and the seconds in which its engines worked, without their start and waits for shards."""
+    """The images of a pass, and the seconds in which at least one of its engines had a shard.
+
+    So the start of the engines and their waits for shards do not count.
+    """
 
     def __init__(self, num_models: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         """Begin at zero.
 
         Args:
             num_models: How many models are asked about each image.
-            clock: The time in seconds.
+            clock: Returns the time in seconds.
         """
         self._num_models, self._clock = num_models, clock
         self._num_images = 0
@@ -257,7 +260,7 @@ class Throughput:
 def recorded(
     run: Run, key: PhaseKey, throughput: Throughput | None = None, log_fields: dict[str, str] | None = None
 ) -> Iterator[None]:
-    """Add the time and the totals of an attempt to the phase's record, also where the attempt fails.
+    """Add the time and the totals of an attempt to the phase's record, even if the attempt fails.
 
     Args:
         run: The run that the phase belongs to.
@@ -287,7 +290,7 @@ def recorded(
 
 @contextmanager
 def error_recorded(run: Run, key: PhaseKey) -> Iterator[None]:
-    """Keep an error in the phase's record; for work whose time is not measured."""
+    """Add an error to the phase's record. For work whose time is not measured."""
     try:
         yield
     except (ConfigError, RunError) as error:
@@ -296,12 +299,15 @@ def error_recorded(run: Run, key: PhaseKey) -> Iterator[None]:
 
 
 def record_error(run: Run, key: PhaseKey, error: BaseException) -> None:
-    """Keep an error in the record of the phase that it prevents or ends."""
+    """Add an error to the record of the phase that the error prevents or ends."""
     _record_failure(run, key, PhaseRecord(0.0, num_attempts=0, error=_error_in_words(error)))
 
 
 def _record_failure(run: Run, key: PhaseKey, record: PhaseRecord) -> None:
-    """Record a failed attempt, also on a disk that has just become full. Its error is more important than ours."""
+    """Record a failed attempt, even on a disk that has just become full.
+
+    If the record cannot be written, no error is raised, because it would hide the error of the attempt.
+    """
     try:
         add_to_record(run, key, record)
     except CannotWrite:
@@ -311,7 +317,7 @@ def _record_failure(run: Run, key: PhaseKey, record: PhaseRecord) -> None:
 
 
 def _error_in_words(error: BaseException | None) -> str:
-    # A generator is closed early when something else fails, which has its own record.
+    # A generator is closed early if something else fails, and that failure has its own record.
     if error is None or isinstance(error, GeneratorExit):
         return ""
     if isinstance(error, KeyboardInterrupt | SystemExit):

@@ -1,7 +1,7 @@
-"""The metrics of a pass, which Ray exports to Prometheus from every node, by pool.
+"""The metrics of a pass, which Ray exports to Prometheus from every node.
 
-A pool is the engines of one pass, such as `annotate:teacher`. Counters go up when a shard is committed, so that their
-sums agree with the files; gauges show an engine's present load.
+They are labelled by pool: all engines of one pass, named like `annotate:teacher`. Counters increase when a shard is
+committed, so that their sums agree with the files. Gauges show an engine's current load.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Counters:
         self._rows = _counter("rows", "Rows committed: pairs, verdicts or predictions", "state", "reason")
         self._tokens = _counter("tokens", "Tokens; cached tokens are also counted as prompt tokens", "kind")
         self._bytes = _counter("bytes_read", "Bytes of image files read")
-        self._seconds = _counter("seconds", "Seconds, summed over images that are in work at the same time", "kind")
+        self._seconds = _counter("seconds", "Seconds, added up over images that may overlap in time", "kind")
 
     def count(self, num_images: int, outcomes: Mapping[tuple[str, str], int], usage: Usage) -> None:
         """Count a committed shard.
 
         Args:
-            num_images: Its images.
-            outcomes: Its rows by state and reason.
-            usage: What it took.
+            num_images: The number of its images.
+            outcomes: The numbers of its rows, by state and reason.
+            usage: The seconds, tokens and bytes that it took.
         """
         _add(self._images, num_images, pool=self._pool)
         for (state, reason), num_rows in outcomes.items():
@@ -50,12 +50,12 @@ class Counters:
 
 
 class Gauges:
-    """The load of one replica's engine, in its actor."""
+    """Publishes the load of one replica's engine, from the actor that holds the engine."""
 
     def __init__(self, pool: str, load: Load) -> None:
         self._load, self._tags = load, {"pool": pool}
         self._gauges = {
-            "num_waiting": _gauge("images_waiting", "Images that are read and wait for room in the engine"),
+            "num_waiting": _gauge("images_waiting", "Images that are read and wait for a slot in the engine"),
             "num_rendering": _gauge("images_rendering", "Images that are being decoded, scaled and processed"),
             "num_in_engine": _gauge("engine_requests", "Requests in the engine, including those that wait there"),
         }

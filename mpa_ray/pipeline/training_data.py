@@ -1,4 +1,4 @@
-"""Training steps with the bytes of their images, read ahead of a training worker."""
+"""Training steps with the bytes of their images, which Ray Data reads some steps ahead of a training worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mpa_ray.stages.image_work import unless_changed
 _IMAGES_PER_TASK = 64
 """About how many images one task reads."""
 _NUM_TASKS = 4
-"""Concurrent tasks of one worker."""
+"""How many tasks read concurrently for one training worker."""
 
 
 class HasImage(Protocol):
@@ -42,10 +42,11 @@ class FetchedStep(Generic[RowT]):
 
     batches: Sequence[Sequence[RowT]]
     contents: Sequence[Sequence[Content]]
-    """The image file of every row, batch by batch; a reason if it cannot be read, or is not the file of the teacher."""
+    """The image file of every row, batch by batch. In place of a file that cannot be read, or that is not the one that
+    the teacher saw, an `ImageProblem`."""
 
     def encode(self) -> dict[str, bytes]:
-        """A row of Ray Data. Pickled here, since Ray Data would otherwise look for an Arrow type for every field."""
+        """Make a row for Ray Data. The step is pickled, since Ray Data would look for an Arrow type for every field."""
         return {"content": pickle.dumps(self, protocol=pickle.HIGHEST_PROTOCOL)}
 
 
@@ -67,9 +68,9 @@ def steps_with_images(
 
     Args:
         num_steps: The number of steps in the epoch.
-        first: The step to start with, from 0.
-        steps: Called with two step numbers; yields the micro-batches of each step from the first up to the second,
-            exclusive. It runs in the tasks that read the images.
+        first: The number of the step to start with; the epoch starts with step 0.
+        steps: Takes two step numbers, and yields the micro-batches of each step from the first number up to, but not
+            including, the second. It runs in the tasks that read the images.
         rows_per_step: About how many rows a step has on this worker.
         reader: Reads the images.
     """
@@ -90,10 +91,11 @@ def steps_with_images(
 
 
 def fetched(batches: Sequence[Sequence[RowT]], reader: Reader) -> FetchedStep[RowT]:
-    """A step with the images of its rows; a reason for each that has changed since the teacher saw it.
+    """Read the images of a step. An image that has changed since the teacher saw it is replaced by an `ImageProblem`.
 
     Raises:
-        TransientError: an image cannot be read for now. Training without it would lose it for good.
+        TransientError: an image cannot be read, for a reason that may be temporary. If training went on without it, the
+            student would never see the image.
     """
     contents = reader.read([row.uri for batch in batches for row in batch])
     for content in contents:

@@ -1,4 +1,4 @@
-"""Recount a run from its files: every image in exactly one state, nothing missing, nothing twice."""
+"""Recounts a run from its files: every image must be in exactly one state, and no row may be missing or repeated."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class AuditCounts:
     kept: dict[str, int]
     """The number of parity samples of each student."""
     left_out: LeftOut
-    """The sum over all students; the teacher's annotations if no student has verdicts yet."""
+    """The verdicts of all students together; the annotations if no student has verdicts yet."""
     students: dict[str, LeftOut]
     problems: list[str]
-    """What is missing, there twice, unreadable or unaccounted for, one sentence each."""
+    """One sentence for each thing that is missing, repeated, unreadable or unexpected."""
     left_out_files: dict[str, int] = field(default_factory=dict)
-    """The number of files of the source that are not in the corpus, by ending or reason."""
+    """How many files of the source are not in the corpus, by ending or reason."""
     predictions: dict[str, dict[str, AnswerCounts]] = field(default_factory=dict)
-    """The answers of each benchmark and model."""
+    """The counts of answers, by benchmark and model."""
 
     def to_json(self) -> dict[str, Any]:
         """The counts as `mpa-ray audit` prints them."""
@@ -79,7 +79,7 @@ def audit(run: Run) -> AuditCounts:
     """Count the rows of all datasets of a run, and compare the datasets with each other.
 
     Raises:
-        ConfigError: the directory holds no run, or a run that aligns students and has not indexed its images yet.
+        ConfigError: the directory holds no run, or its run aligns students and has not indexed its images yet.
     """
     names = student_names(run)
     # A run without students only measures models, and has no corpus.
@@ -102,7 +102,7 @@ def audit(run: Run) -> AuditCounts:
 
 
 class _Auditor:
-    """Counts one dataset after another and collects problems."""
+    """Counts one dataset after another, and collects the problems."""
 
     def __init__(self, run: Run, manifest: Manifest, progress: Progress) -> None:
         self._run, self._manifest, self._progress = run, manifest, progress
@@ -130,9 +130,9 @@ class _Auditor:
             outcomes.update((row["state"], row["reason"]) for row in rows)
         if image_ids.total() != self._manifest.num_images:
             self.problems.append(
-                f"corpus: {image_ids.total()} images in its shards, {self._manifest.num_images} in its manifest"
+                f"corpus: {image_ids.total()} images in the shards, {self._manifest.num_images} in the manifest"
             )
-        self.problems += [f"corpus: image {name} is in it {n} times" for name, n in image_ids.items() if n > 1]
+        self.problems += [f"corpus: image {name} occurs {n} times" for name, n in image_ids.items() if n > 1]
         return outcomes
 
     def count_verdicts(self, student: str) -> Outcomes:
@@ -140,7 +140,7 @@ class _Auditor:
         outcomes: Outcomes = Counter()
         kept: list[str] = []
         folder = self._run.verdicts_dir(student)
-        # Problems of the annotations were reported when they were counted.
+        # `count_annotations` has reported the problems of the annotations.
         annotations = self._read(self._run.annotations, ["annotation_id"], report=False)
         verdicts = self._read(self._run.verdicts(student), _OUTCOME_COLUMNS)
         for shard, annotated, rows in zip(self._manifest.shards, annotations, verdicts, strict=True):
@@ -176,7 +176,13 @@ class _Auditor:
     def _read(
         self, dataset: ShardedDataset[Any], columns: list[str], report: bool = True
     ) -> Iterator[list[dict[str, Any]] | None]:
-        """Some columns of each shard; None if the shard is not committed, or cannot be read, which is reported."""
+        """Yield some columns of each shard; None for a shard that is not committed or that cannot be read.
+
+        Args:
+            dataset: The dataset.
+            columns: The names of the columns.
+            report: Whether a shard that cannot be read is a problem.
+        """
 
         def rows(shard: str) -> list[dict[str, Any]] | str | None:
             if not dataset.is_committed(shard):
@@ -201,7 +207,7 @@ class _Auditor:
     def _check_unique(self, subject: str, ids: list[str]) -> None:
         repeated = Counter({name: number for name, number in Counter(ids).items() if number > 1})
         if repeated:
-            self.problems.append(f"{subject} doubled: {_first_names(repeated)}")
+            self.problems.append(f"{subject}: ids repeated: {_first_names(repeated)}")
 
 
 def _first_names(names: Counter[str]) -> str:

@@ -1,4 +1,4 @@
-"""Recount the answers to benchmarks: every question answered once by every model that has begun."""
+"""Recounts the answers to benchmarks: a model that has begun a benchmark must answer every question exactly once."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _NUM_NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class AnswerCounts:
-    """What became of a benchmark's questions at one model."""
+    """The outcomes of one model's answers to a benchmark."""
 
     num_questions: int
     outcomes: dict[str, int]
-    """Numbers of rows, by `kept` or the reason."""
+    """Numbers of rows, by `kept` or, for rows that are not kept, by their reason."""
 
 
 @dataclass(frozen=True)
 class PredictionAudit:
-    """The counts of each benchmark and model, and what is missing, doubled or unreadable."""
+    """The counts by benchmark and model, and the problems: what is missing, repeated or unreadable."""
 
     counts: dict[str, dict[str, AnswerCounts]]
     problems: list[str]
@@ -38,7 +38,7 @@ def audit_predictions(run: Run, include_missing: bool) -> PredictionAudit:
 
     Args:
         run: The run.
-        include_missing: Whether benchmarks and models without any answer are problems, too.
+        include_missing: Whether a benchmark or a model without any answer is a problem, too.
 
     Raises:
         ConfigError: the directory holds no run.
@@ -48,7 +48,7 @@ def audit_predictions(run: Run, include_missing: bool) -> PredictionAudit:
     for benchmark, models in models_by_benchmark(run).items():
         folder = run.benchmark_dir(benchmark)
         if not run.has_manifest(folder):
-            problems += [f"{folder}: its questions are not read"] if include_missing else []
+            problems += [f"{folder}: the questions have not been read yet"] if include_missing else []
             continue
         shards = run.manifest(folder).shards
         questions = _rows(run.questions(benchmark), ["question_id"], shards, problems)
@@ -79,7 +79,7 @@ def _counted(
 def _rows(
     dataset: ShardedDataset[Any], columns: list[str], shards: list[str], problems: list[str]
 ) -> Iterator[list[dict[str, Any]] | None]:
-    """Some columns of each shard; None if it is missing or cannot be read, which is a problem."""
+    """Yield some columns of each shard. A shard that is missing or cannot be read is a problem and yields None."""
 
     def rows(shard: str) -> list[dict[str, Any]] | str:
         if not dataset.is_committed(shard):

@@ -1,10 +1,10 @@
-"""A dataset in shards. A small marker, created only if absent, publishes each shard.
+"""A dataset in shards. Each shard is published by a marker: a small file that is created only if it does not exist.
 
 An attempt first writes a shard's rows to a Parquet file whose name no other attempt uses, and then creates the marker,
 which names the file. Readers follow only markers, so they never read the files of dead or slower attempts.
 
 A shard that is made again gets a new generation: another marker beside the first, created in the same way. No marker is
-ever changed or deleted, and readers take the newest.
+ever changed or deleted, and readers follow the newest.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ T_co = TypeVar("T_co", covariant=True)
 
 _NUM_THREADS = 16
 _GENERATIONS = "generations"
-"""The folder of the markers of shards that were made again: usually empty, so that listing it is one request."""
+"""The folder of the markers of later generations. It is usually empty, so listing it takes one request."""
 _UNREAD = "unread"
 MARKER_FOLDERS = ("commits", _GENERATIONS, _UNREAD)
-"""The folders of a dataset whose files are created only if they are absent, and never deleted."""
+"""The folders of a dataset whose files are created only if they do not exist, and are never deleted."""
 SUSPECTS = "suspects"
 """The folder of what is known of images that may kill engines. Its files count until their shard is committed."""
 
@@ -50,13 +50,14 @@ class Commit:
     generation: int = 0
     """0 for the first commit of the shard, and one more each time the shard is made again."""
     source_generation: int = 0
-    """The generation of the shard that the rows were made from."""
+    """The generation of the source's shard from which the rows were made."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """In the corpus: how many files the listing left out before the shard's last image, by ending or reason."""
+    """In the corpus: how many files the listing left out between the last image of the previous shard and the last
+    image of this shard, by ending or reason."""
 
     @classmethod
     def from_json(cls, content: bytes) -> Commit:
-        """Read a marker. Fields that another version has added are left out."""
+        """Read a marker. Fields that another version has added are ignored."""
         known = {known.name for known in fields(cls)}
         return cls(**{name: value for name, value in json.loads(content).items() if name in known})
 
@@ -67,7 +68,7 @@ def shard_name(index: int) -> str:
 
 
 class ShardSource(Protocol[T_co]):
-    """Gives a pass its rows."""
+    """The dataset whose rows a pass reads."""
 
     def read_commit(self, shard: str) -> tuple[Commit, Sequence[T_co]]:
         """Return a shard's newest marker and its rows. Raises as `ShardedDataset.read` does."""
@@ -75,10 +76,10 @@ class ShardSource(Protocol[T_co]):
 
 
 class ShardTarget(Protocol[T]):
-    """Takes the rows that a pass makes."""
+    """The dataset to which a pass writes its rows."""
 
     def commit(self, shard: str, rows: Sequence[T], generation: int = 0, source_generation: int = 0) -> bool:
-        """Write a shard and publish it. Returns False if another attempt has published it: that one's rows count."""
+        """Write and publish a shard. Returns False if another attempt was first; readers then get its rows."""
         ...
 
     def count_unread(self, shard: str, generation: int, command: str) -> int:
@@ -115,13 +116,13 @@ class ShardedDataset(Generic[RowT]):
         *,
         left_out: Mapping[str, int] | None = None,
     ) -> bool:
-        """Write a shard and publish it. Returns False if another attempt has published it: that one's rows count.
+        """Write and publish a shard. Returns False if another attempt was first; readers then get its rows.
 
         Args:
             shard: The shard.
             rows: Its rows.
             generation: 0, or one more than the newest generation if the shard is made again.
-            source_generation: The generation of the shard that the rows were made from.
+            source_generation: The generation of the source's shard from which the rows were made.
             left_out: See `Commit.left_out`.
         """
         file = f"{self.folder}/data/{shard}-{uuid.uuid4().hex}.parquet"
@@ -147,7 +148,7 @@ class ShardedDataset(Generic[RowT]):
             return None
 
     def generations(self) -> dict[str, int]:
-        """The newest generation of each shard that was made again. Lists only their markers."""
+        """Return the newest generation of each shard that was made again. Lists only the markers of such shards."""
         newest: dict[str, int] = {}
         for path in self.storage.list(f"{self.folder}/{_GENERATIONS}"):
             shard, _, generation = path.rpartition("/")[2].removesuffix(".json").partition(".")
@@ -155,7 +156,7 @@ class ShardedDataset(Generic[RowT]):
         return newest
 
     def version(self) -> str:
-        """Names the generations of all shards; empty if no shard was made again."""
+        """Return a hash of the generations of all shards; empty if no shard was made again."""
         newest = sorted(self.generations().items())
         return hashlib.sha256(json.dumps(newest).encode()).hexdigest()[:16] if newest else ""
 
@@ -164,8 +165,8 @@ class ShardedDataset(Generic[RowT]):
 
         Args:
             shard: The shard.
-            generation: The generation that the command was to commit.
-            command: Identifies the command, which is counted once.
+            generation: The generation that the command tried to commit.
+            command: Identifies the command. Each command counts once.
         """
         for number in count(1):
             path = f"{self.folder}/{_UNREAD}/{shard}.{generation}.{number}.json"
@@ -197,7 +198,7 @@ class ShardedDataset(Generic[RowT]):
         return [shard_name(index) for index, _ in enumerate(are_committed)]
 
     def num_rows(self, shards: Iterable[str]) -> int:
-        """Return the number of rows in those of the shards that are committed. Only markers are read."""
+        """Return the number of rows in the committed shards among the given ones. Reads only markers."""
         return sum(commit.num_rows for commit in prefetch(self.commit_of, shards) if commit is not None)
 
     def read(self, shard: str) -> list[RowT]:
@@ -223,11 +224,11 @@ class ShardedDataset(Generic[RowT]):
         commit = self._committed(shard)
         table = read_table(self.storage.read(commit.file), self.row_type)
         if table.num_rows != commit.num_rows:
-            raise ValueError(f"{commit.file}: {table.num_rows} rows, its marker says {commit.num_rows}")
+            raise ValueError(f"{commit.file}: {table.num_rows} rows, but its marker says {commit.num_rows}")
         return table
 
     def committed(self) -> list[str]:
-        """Return all committed shards, in their order. Lists the markers, whether or not the corpus is complete."""
+        """Return all committed shards, in order. Lists the markers, so the corpus need not be complete."""
         markers = self.storage.list(f"{self.folder}/commits")
         return sorted((path.rpartition("/")[2].removesuffix(".json") for path in markers), key=int)
 
@@ -243,7 +244,7 @@ class ShardedDataset(Generic[RowT]):
         return commit
 
     def rows(self, shards: Iterable[str]) -> Iterator[RowT]:
-        """Yield the rows of those of the shards that are committed."""
+        """Yield the rows of the given shards, and skip shards that are not committed."""
         for rows in prefetch(lambda shard: self.read(shard) if self.is_committed(shard) else [], shards):
             yield from rows
 
@@ -255,7 +256,10 @@ class ShardedDataset(Generic[RowT]):
 
 @dataclass(frozen=True)
 class JoinedDatasets(Generic[RowT]):
-    """Several datasets as one, for a single pass over all of them. A shard is named after both, as `chartqa/000012`."""
+    """Several datasets as one, for a single pass over all of them. Shard names begin with the dataset's name.
+
+    For example, `chartqa/000012` is shard `000012` of the dataset `chartqa`.
+    """
 
     parts: Mapping[str, ShardedDataset[RowT]]
 
@@ -322,7 +326,7 @@ class JoinedDatasets(Generic[RowT]):
 
 @dataclass(frozen=True)
 class DatasetsOfModels(Generic[OutcomeT]):
-    """The datasets of several models that one pass fills, shard by shard."""
+    """The datasets of several models, which one pass fills shard by shard."""
 
     parts: Mapping[str, ShardedDataset[OutcomeT] | JoinedDatasets[OutcomeT]]
     """The dataset of each model, by the model's name."""
@@ -330,7 +334,7 @@ class DatasetsOfModels(Generic[OutcomeT]):
     def commit(
         self, shard: str, rows: Sequence[OfModel[OutcomeT]], generation: int = 0, source_generation: int = 0
     ) -> bool:
-        """Write a shard of each dataset. Returns False if another attempt has published the shard of any of them."""
+        """Write a shard of each dataset. Returns False if another attempt has published the shard in any dataset."""
         committed = [
             part.commit(shard, [answer.row for answer in rows if answer.model == name], generation, source_generation)
             for name, part in self.parts.items()
@@ -338,7 +342,7 @@ class DatasetsOfModels(Generic[OutcomeT]):
         return all(committed)
 
     def count_unread(self, shard: str, generation: int, command: str) -> int:
-        """See `ShardedDataset.count_unread`. Returns the largest number of any of the datasets."""
+        """See `ShardedDataset.count_unread`. Returns the largest number among the datasets."""
         return max(part.count_unread(shard, generation, command) for part in self.parts.values())
 
     def suspects_file(self, shard: str, generation: int) -> SuspectsFile:
@@ -359,14 +363,14 @@ Dataset: TypeAlias = ShardedDataset[RowT] | JoinedDatasets[RowT]
 
 def _check_num_rows(rows: list[T], commit: Commit) -> list[T]:
     if len(rows) != commit.num_rows:
-        raise ValueError(f"{commit.file}: {len(rows)} rows, its marker says {commit.num_rows}")
+        raise ValueError(f"{commit.file}: {len(rows)} rows, but its marker says {commit.num_rows}")
     return rows
 
 
 def prefetch(read: Callable[[str], T], shards: Iterable[str]) -> Iterator[T]:
     """Call a function for each shard and yield the results in order.
 
-    Threads run some calls ahead, because the calls mostly wait.
+    Threads run some calls ahead, because the calls mostly wait for the storage.
     """
     queue = iter(shards)
     with ThreadPoolExecutor(_NUM_THREADS) as threads:

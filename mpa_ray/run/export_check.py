@@ -12,7 +12,7 @@ FILE_NAME = "check.json"
 
 @dataclass(frozen=True)
 class CheckedAnswer:
-    """A question on an image, and what the checkpoint answers to it greedily."""
+    """A question about an image, and the checkpoint's answer with greedy decoding."""
 
     annotation_id: str
     image_id: str
@@ -29,7 +29,7 @@ class ExportCheck:
 
     @classmethod
     def read(cls, run: Run, folder: str) -> ExportCheck:
-        """Raises FileNotFoundError where no checkpoint is exported below this folder of the run."""
+        """Read the answers from a training's folder. Raises FileNotFoundError if the training has exported none."""
         return cls.from_json(run.read_json(f"{folder}/{FILE_NAME}"))
 
     def write(self, run: Run, folder: str) -> None:

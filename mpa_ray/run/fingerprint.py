@@ -8,7 +8,7 @@ from mpa_ray.run.run import Fingerprint, Run
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
 
 ALGORITHM_VERSION = 5
-"""It goes up when the same settings would give other rows."""
+"""Increased whenever a change of the code makes the same settings yield other rows."""
 
 
 def _model(config: ModelConfig, run: EvaluationRunConfig) -> Fingerprint:
@@ -35,13 +35,13 @@ def _answering(config: EvaluationRunConfig, task: Task) -> Fingerprint:
 
 
 def corpus_fingerprint(config: RunConfig) -> Fingerprint:
-    """What the list of images depends on: not the speed of listing, and not what is done with the images."""
+    """The settings that decide which images are listed, without those that affect only speed or later phases."""
     source = config.source.model_dump(mode="json", exclude={"num_listers", "skip_duplicates"})
     return {"algorithm_version": ALGORITHM_VERSION, **source}
 
 
 def annotation_fingerprint(config: RunConfig, task: Task) -> Fingerprint:
-    """What the annotations depend on."""
+    """The settings that the annotations depend on."""
     sampling = config.annotate.sampling.model_dump(mode="json")
     return {
         **_answering(config, task),
@@ -58,7 +58,7 @@ def annotation_fingerprint(config: RunConfig, task: Task) -> Fingerprint:
 
 
 def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -> Fingerprint:
-    """What a student's verdicts depend on, apart from the annotations."""
+    """The settings that a student's verdicts depend on, apart from those of the annotations."""
     return {
         **_answering(config, task),
         "identify.matcher": (config.identify.matcher or task.matcher).model_dump(mode="json"),
@@ -68,8 +68,8 @@ def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -
 
 
 def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig, arm: Arm) -> Fingerprint:
-    """What a training depends on, apart from the verdicts."""
-    # Left out are settings that may change between attempts: they do not change what is trained.
+    """The settings that a training depends on, apart from those of the annotations."""
+    # The excluded settings may change between attempts, because they do not change what is trained.
     level = student.level.of_arm(arm).model_dump(
         mode="json",
         exclude={
@@ -92,15 +92,15 @@ def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig, arm
 
 
 def prediction_fingerprint(config: EvaluationRunConfig, task: Task, model: ModelConfig) -> Fingerprint:
-    """What a model's answers to a benchmark depend on, apart from the questions, which have their own fingerprint."""
+    """The settings that a model's answers to a benchmark depend on. The questions have their own fingerprint."""
     return {**_answering(config, task), **_model(model, config)}
 
 
 def of_dataset(config: RunConfig, task: Task, folder: str) -> Fingerprint:
-    """The fingerprint of the dataset in a folder of the run; for predictions, see `prediction_fingerprint`.
+    """Return the fingerprint of the dataset in a folder of the run. Predictions have `prediction_fingerprint` instead.
 
     Raises:
-        KeyError: the folder belongs to no dataset of the configured students.
+        KeyError: the configuration describes no dataset in this folder.
     """
     if folder == "corpus":
         return corpus_fingerprint(config)

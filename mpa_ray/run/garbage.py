@@ -1,4 +1,4 @@
-"""Remove files that dead or slower attempts have left behind, which no marker names."""
+"""Removes files that dead or slower attempts have left behind. No marker names such files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Collected:
 
 
 def collect_garbage(run: Run, older_than: timedelta) -> Collected:
-    """Remove files that are older than an age and belong to no committed shard, in any of its generations.
+    """Remove files that are older than `older_than` and belong to no generation of a committed shard.
 
     What is known of images that may kill engines is kept for shards that are not committed.
 

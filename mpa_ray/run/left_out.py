@@ -1,4 +1,4 @@
-"""Counts of the files that a listing leaves out, as the corpus manifest stores them and as users read them."""
+"""Counts of the files that a listing leaves out, as the corpus manifest stores them and as messages show them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections import Counter
 from collections.abc import Mapping
 
 MAX_LABELS = 100
-"""Distinct labels that are counted; files with further labels count as `OTHER`."""
+"""The largest number of distinct labels. Files with further labels count as `OTHER`."""
 OTHER = "others"
 _NUM_LABELS_SHOWN = 12
 
 
 def add_left_out(counts: Counter[str], others: Mapping[str, int]) -> None:
-    """Add counts to `counts`, by label, such as `.heic`, `no ending` or `._* (AppleDouble)`."""
+    """Add `others` to `counts`. Both map a label, such as `.heic` or `._* (AppleDouble)`, to a number of files."""
     for label, number in others.items():
         counts[label if label in counts or len(counts) < MAX_LABELS else OTHER] += number
 
 
 def left_out_in_words(counts: Mapping[str, int]) -> str:
-    """The counts as a phrase, such as `left out 451 files: .heic 312, ._* 131 (AppleDouble), no ending 4`."""
+    """Return the counts as a phrase, such as `left out 447 files: .heic 312, ._* 131 (AppleDouble), no ending 4`."""
     total = sum(counts.values())
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     parts = [_part(label, number) for label, number in ordered[:_NUM_LABELS_SHOWN]]

@@ -1,4 +1,4 @@
-"""`RUN/logs`: what died during a run, why, and the last part of its log."""
+"""`RUN/logs`: which processes died during a run, why, and the end of each one's log."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from mpa_ray.storage.storage import Storage
 
 FOLDER = "logs"
 MAX_LOG_BYTES = 2**20
-"""How much of the end of each log file is copied."""
+"""The largest number of bytes that are copied from the end of a log file."""
 MAX_LOGS_PER_PHASE = 50
-"""After so many copies in a phase, deaths are still recorded, but without a copy of the log."""
+"""After this many copies in a phase, deaths are still recorded, but without a copy of the log."""
 _MARK = "--"
 """Separates the parts of a record's name."""
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
@@ -38,15 +38,15 @@ class Death:
     """A process that died while it worked for a run."""
 
     phase: str
-    """The label of the phase that it worked for."""
+    """The label of the phase that the process worked for."""
     process: str
-    """What it did, and its process id and host."""
+    """What the process did, its process id and its host."""
     at: str
-    """When its death was noticed, as ISO 8601."""
+    """The time at which the death was noticed, in ISO 8601."""
     cause: str
-    """The cause in the words of the process itself, if it left any: at most a few lines."""
+    """The cause of the death in a few lines. If the process left an error, the cause is this error."""
     log: str | None
-    """The copy of its log, relative to the run directory; None if there is no log, or it could not be copied."""
+    """The path of the log's copy, relative to the run directory; None if no log was copied."""
 
     def in_words(self, run_dir: str) -> str:
         """The cause and the path of the log, without a full stop."""
@@ -56,12 +56,12 @@ class Death:
 
 @dataclass(frozen=True)
 class Deaths:
-    """What died during a run."""
+    """The processes that died during a run."""
 
     num_by_phase: dict[str, int]
-    """Numbers of processes by the labels of the phases."""
+    """The number of deaths by the phase's label."""
     latest: list[Death]
-    """The last few, the latest first."""
+    """The last few deaths, the latest first."""
 
     @property
     def total(self) -> int:
@@ -80,7 +80,7 @@ def record_death(storage: Storage, key: PhaseKey, process: WorkerProcess, error:
         storage: The run directory.
         key: The phase that the process worked for.
         process: The process.
-        error: Why it died, if it could still say so; otherwise its log decides.
+        error: The cause of the death, if the process could report it. If None, the cause is looked up in the log.
     """
     tails = {path: read_tail(path, MAX_LOG_BYTES) for path in process.logs}
     cause = _redacted(error if error is not None else cause_of_silent_death(process, tails))
@@ -89,13 +89,13 @@ def record_death(storage: Storage, key: PhaseKey, process: WorkerProcess, error:
 
 
 def record_lost_process(storage: Storage, key: PhaseKey, process: WorkerProcess, cause: str) -> Death:
-    """Record a death without a log, because the log's node cannot be reached."""
+    """Record a death without a log, because the node with the log cannot be reached."""
     death = Death(key.label, process.name, datetime.now(UTC).isoformat(), _redacted(cause), None)
     return _written(storage, key, death, process, {})
 
 
 def deaths(storage: Storage, max_latest: int = 5) -> Deaths:
-    """What died during a run. Lists the records, and reads only the latest of them."""
+    """Return the deaths during a run. Lists all records, but reads only the latest."""
     files = [path for path in storage.list(FOLDER) if path.endswith(".json")]
     by_time = sorted(files, key=lambda path: path.rsplit(_MARK, 2)[-2:], reverse=True)
     latest = [Death(**json.loads(storage.read(path))) for path in by_time[:max_latest]]
@@ -103,7 +103,7 @@ def deaths(storage: Storage, max_latest: int = 5) -> Deaths:
 
 
 def cause_of_silent_death(process: WorkerProcess, tails: dict[str, str]) -> str:
-    """Why a process died that could report nothing: the error in its log, or how much is known without one."""
+    """Return the cause of a death without a reported error: the error in the log, or else what other signs show."""
     error = next(filter(None, (last_error(tail) for tail in reversed(list(tails.values())))), None)
     if error is not None:
         return error
@@ -115,18 +115,18 @@ def cause_of_silent_death(process: WorkerProcess, tails: dict[str, str]) -> str:
             return f"killed by Ray, because the node ran out of memory: {message}"
     quoted = [line for tail in tails.values() for line in last_lines(tail, _NUM_QUOTED)][-_NUM_QUOTED:]
     last = " Its last lines: " + " | ".join(quoted) if quoted else " It wrote no log."
-    return f"the process ended without an error, as SIGKILL ends it.{last}"
+    return f"the process ended without an error, as after a SIGKILL.{last}"
 
 
 def _memory_monitor_message(folder: Path, pid: int) -> str | None:
-    """What Ray's memory monitor wrote when it killed a process."""
+    """Return what Ray's memory monitor wrote when it killed the process; None if the monitor did not kill it."""
     lines = read_tail(str(folder / "raylet.out"), MAX_LOG_BYTES).splitlines()
     killed = [line for line in lines if re.search(rf"\b{pid}\b", line) and _MEMORY_MONITOR.search(line)]
     return last_lines(killed[-1], 1)[0] if killed else None
 
 
 def _written(storage: Storage, key: PhaseKey, death: Death, process: WorkerProcess, tails: dict[str, str]) -> Death:
-    """Write the record and, unless the phase has many, the log. A full disk must not hide the cause."""
+    """Write the record and, unless the phase has many logs, the log. A full disk must not hide the cause of death."""
     name = _name(key, process)
     with suppress(CannotWrite, OSError):
         if any(tails.values()) and _num_logs(storage, key) < MAX_LOGS_PER_PHASE:
@@ -139,7 +139,7 @@ def _written(storage: Storage, key: PhaseKey, death: Death, process: WorkerProce
 
 
 def _name(key: PhaseKey, process: WorkerProcess) -> str:
-    """A name that no other attempt, student or process has."""
+    """Return a name that no other attempt, student or process uses."""
     host = re.sub(r"[^A-Za-z0-9.]+", "-", process.host)
     time = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
     return _MARK.join([_stem(key), time, f"{host}-{process.pid}-{uuid.uuid4().hex[:8]}"])
@@ -163,7 +163,7 @@ def _joined(tails: dict[str, str]) -> str:
 
 
 def _redacted(text: str) -> str:
-    """The text without the passwords of URLs and the values of secret environment variables of this machine."""
+    """Remove the passwords of URLs, and the values of this machine's secret environment variables, from a text."""
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_LENGTH:
             text = text.replace(value, "***")

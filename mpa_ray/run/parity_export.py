@@ -1,4 +1,4 @@
-"""Export D_PI in the formats that trainers read: Parquet, LLaVA-style JSON and TRL-style messages."""
+"""Exports D_PI in the formats that trainers read: Parquet, LLaVA-style JSON and TRL-style messages."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def export_parity(
 ) -> int:
     """Write D_PI to a folder of the run, and return the number of samples.
 
-    The prompts are those of identification. Only a few thousand samples are in memory at a time.
+    The prompts are the same as in identification. Only a few thousand samples are in memory at a time.
 
     Args:
         run: The run to write to.
         folder: `Run.parity_dir` or `Run.rematch_dir`.
-        task: Gives the prompts.
+        task: The task, for its prompts.
         samples: The samples of D_PI.
         extra: Additional entries of the manifest.
     """

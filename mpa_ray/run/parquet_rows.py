@@ -34,21 +34,21 @@ def read_table(content: bytes, row_type: type[RowT]) -> pa.Table:
 
 
 def iter_tables(content: bytes, row_type: type[RowT]) -> Iterator[pa.Table]:
-    """Like `read_table`, with one row group in memory at a time, beside the file itself."""
+    """Yield the row groups of a Parquet file as Arrow tables. Raises as `read_table` does."""
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
         for group in range(file.num_row_groups):
             yield checked_table(file.read_row_group(group, use_threads=False), row_type)
 
 
 def iter_parquet(content: bytes, row_type: type[RowT]) -> Iterator[RowT]:
-    """Like `from_parquet`, with one row group in memory at a time."""
+    """Yield the rows of a Parquet file, and decode one row group at a time. Raises as `from_parquet` does."""
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
         for group in range(file.num_row_groups):
             yield from from_table(file.read_row_group(group, use_threads=False), row_type)
 
 
 def read_columns(content: bytes, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return some columns of a Parquet file, as one mapping for each row. Raises KeyError for an unknown column."""
+    """Return some columns of a Parquet file, as one dictionary per row. Raises KeyError for an unknown column."""
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
         if absent := set(names) - set(file.schema_arrow.names):
             raise KeyError(f"no column {', '.join(sorted(absent))}")

@@ -1,4 +1,4 @@
-"""The phases of a run: how each is named, and what it has taken so far."""
+"""The phases of a run: their names, and the time and work that each phase has taken so far."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _ARM_MARK = "@"
 
 @dataclass(frozen=True)
 class PhaseKey:
-    """Names a phase of a run by what it does and to which model."""
+    """Identifies a phase of a run by its kind and its model."""
 
     kind: PhaseKind
     model: str | None = None
     """The student, or in `evaluate` the measured model, such as `small.before`. None for phases of the whole run."""
     arm: Arm = "parity"
-    """What the student is trained on, in `level` and `check`."""
+    """The arm that the student is trained on, in `level` and `check`."""
     benchmark: str | None = None
-    """One benchmark of `evaluate`; None stands for all."""
+    """In `evaluate`, one benchmark, or None for all benchmarks."""
 
     @property
     def label(self) -> str:
@@ -39,7 +39,10 @@ class PhaseKey:
 
     @property
     def path(self) -> str:
-        """The phase's record in the run directory. One pass of a model answers all benchmarks, so they share one."""
+        """The path of the phase's record in the run directory. It does not depend on the benchmark.
+
+        One pass of a model answers all benchmarks, so they share a record.
+        """
         model = f".{self.model}" if self.model is not None else ""
         arm = f"{_ARM_MARK}{self.arm}" if self.arm != "parity" else ""
         return f"{_FOLDER}/{self.kind}{model}{arm}.json"
@@ -53,7 +56,7 @@ class PhaseKey:
 
     @property
     def log_fields(self) -> dict[str, str]:
-        """The fields that the log records of the phase carry."""
+        """The fields that identify the phase in its log records."""
         optional = {"phase": self.kind, "student": self.model, "arm": self.arm if self.arm != "parity" else None}
         return {name: value for name, value in optional.items() if value is not None}
 
@@ -64,9 +67,9 @@ class PassTotals:
 
     num_images: int
     num_images_by_models: int
-    """Each image counts once for every model that was asked about it."""
+    """Like `num_images`, but an image counts once for every model that was asked about it."""
     working_s: float
-    """Seconds in which engines worked, without their start and waits for shards."""
+    """The time in which at least one engine had a shard. Starts of engines and waits for shards do not count."""
     usage: Usage
 
     @property
@@ -75,7 +78,7 @@ class PassTotals:
         return per_second(self.num_images, self.working_s)
 
     def images_per_s_of(self, num_replicas: int) -> float | None:
-        """The share of one replica and one model: how fast `plan` assumes that a replica with one model works."""
+        """Images/s per replica and model. `plan` assumes this rate for a replica that serves one model."""
         return per_second(self.num_images_by_models, self.working_s * num_replicas)
 
     def __add__(self, other: PassTotals) -> PassTotals:
@@ -91,22 +94,22 @@ class PassTotals:
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """What a phase has taken, summed over its attempts. An attempt that is killed outright is not counted."""
+    """The time and work that a phase has taken, summed over its attempts. An attempt that was killed does not count."""
 
     wall_s: float
     num_attempts: int
     totals: PassTotals | None = None
     """None for phases without a pass."""
     error: str = ""
-    """Why the last attempt ended; empty if it did what it had to do."""
+    """Why the last attempt failed; empty if it succeeded."""
 
     def __add__(self, other: PhaseRecord) -> PhaseRecord:
-        """The sum with a later attempt."""
+        """Add a later attempt. The error is that of the later attempt."""
         both = self.totals + other.totals if self.totals and other.totals else self.totals or other.totals
         return PhaseRecord(self.wall_s + other.wall_s, self.num_attempts + other.num_attempts, both, other.error)
 
     def to_json(self) -> dict[str, Any]:
-        """The stored form: flat, rounded to 3 decimals."""
+        """The stored form: one flat object with numbers rounded to 3 decimals."""
         sums: dict[str, Any] = {"wall_s": self.wall_s, "num_attempts": self.num_attempts}
         if self.totals is not None:
             totals = {name: value for name, value in asdict(self.totals).items() if name != "usage"}

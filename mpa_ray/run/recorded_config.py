@@ -10,15 +10,15 @@ from mpa_ray.run.run import RUN_FILE, Run
 
 
 def read_config(run: Run) -> EvaluationRunConfig:
-    """The configuration; a `RunConfig` if the run aligns students.
+    """Read the configuration. It is a `RunConfig` if the run aligns students.
 
     Raises:
-        ConfigError: the directory holds no run, or its settings are those of another version.
+        ConfigError: the directory holds no run, or a run with settings that this version does not accept.
     """
     config = _recorded_config(run)
     students = config.get("students", [])
     later = {f"{s['name']}.round{number}" for s in students for number in range(2, s.get("rounds", 1) + 1)}
-    # Students of later rounds are derived from the first.
+    # Leave out students of later rounds, which are derived from the students of the first round.
     first = {"students": [student for student in students if student["name"] not in later]} if students else {}
     return parse_config({**config, **first})
 

@@ -1,4 +1,4 @@
-"""Make a part of a committed shard again: rows that failed, and rows whose source has changed since."""
+"""Makes a part of a committed shard again: the rows that failed, and the rows whose source has changed since."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ ANY_REASON = "failed"
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What is made of a shard, and what is kept of its newest generation."""
+    """Which rows of a shard are made again, and which rows of its newest generation are kept."""
 
     generation: int = 0
     """The generation to commit."""
     source_generation: int = 0
-    """The generation that the source's rows belong to."""
+    """The generation of the source's rows."""
     kept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """The rows of the images that are not visited again, by image."""
     partly: Mapping[str, Sequence[Any | None]] = field(default_factory=dict)
-    """The rows of images of which only some rows are made again, by image; None stands for a row that is made again."""
+    """By image: the rows of each image that is made again in part. None stands for a row that is made again."""
     is_current: bool = False
-    """Nothing is to be made again: another driver has done it."""
+    """Whether nothing is left to make again, because another driver has already done it."""
 
     def merge(self, images: Sequence[str], rows: Iterable[Any]) -> list[Any]:
-        """The kept rows and the new ones, in the order of the shard's images."""
+        """Return the kept rows and the new rows together, in the order of the shard's images."""
         if self.generation == 0:
             return list(rows)
         merged = {**self.kept, **by_image(rows)}
@@ -51,10 +51,10 @@ class Redo:
     target: Dataset[Any]
     source: Dataset[Any]
     reasons: frozenset[str] = frozenset()
-    """Images of which a row failed for one of these reasons are visited again; `ANY_REASON` stands for all."""
+    """An image is visited again if one of its rows failed for one of these reasons; `ANY_REASON` stands for all."""
 
     def shards(self, committed: Sequence[str]) -> list[str]:
-        """Those of the committed shards in which an image is to be visited again, in the given order."""
+        """Return the committed shards that have an image to visit again, in the given order."""
         again = set(outdated(self.target, self.source, committed))
         if self.reasons:
             with_failed = prefetch(self._has_failed, committed)
@@ -62,7 +62,13 @@ class Redo:
         return [shard for shard in committed if shard in again]
 
     def plan(self, shard: str, source_generation: int, source_rows: Sequence[Any]) -> ShardPlan:
-        """What to visit of a shard with these rows in its source."""
+        """Decide which images of a shard to visit again.
+
+        Args:
+            shard: The shard.
+            source_generation: The newest generation of the source's shard.
+            source_rows: The rows of that generation.
+        """
         newest = self.target.commit_of(shard)
         if newest is None:
             return ShardPlan(0, source_generation)
@@ -92,7 +98,7 @@ class Redo:
         if not failed:
             return False
         _, source_rows = self.source.read_commit(shard)
-        # Images whose source failed fail for the same reason, so visiting them again changes nothing.
+        # If the source rows of an image failed, the image fails for the same reason: another visit changes nothing.
         return any(image_id in failed and not _is_failed(rows) for image_id, rows in by_image(source_rows).items())
 
     def _is_redone(self, row: HasOutcome) -> bool:
@@ -102,7 +108,7 @@ class Redo:
         return state == State.FAILED and (ANY_REASON in self.reasons or str(reason) in self.reasons)
 
     def _changed(self, shard: str, old: int, new: int, rows: Mapping[str, Sequence[Any]]) -> set[str]:
-        """The images whose rows differ between two generations of the source; all if the older cannot be read."""
+        """Return the images whose source rows differ between two generations; all images if the older is unreadable."""
         if old == new:
             return set()
         marker = self.source.generation_of(shard, old)
@@ -114,9 +120,9 @@ class Redo:
 
 
 def outdated(target: Dataset[Any], source: Dataset[Any], shards: Iterable[str]) -> list[str]:
-    """The committed ones of the shards whose source has a newer generation than their rows were made from.
+    """Return the committed shards whose rows do not come from the newest generation of the source.
 
-    Lists the markers of the source's generations.
+    Lists the source's shards with later generations, and reads the markers of these shards in the target.
     """
     newest = source.generations()
     made_again = [shard for shard in shards if shard in newest]
@@ -129,10 +135,10 @@ def outdated(target: Dataset[Any], source: Dataset[Any], shards: Iterable[str]) 
 
 
 def by_image(rows: Iterable[RowT]) -> dict[str, list[RowT]]:
-    """Rows by their image; the rows of an image follow one another."""
+    """Group rows by image. The rows of an image must be adjacent."""
     return {image_id: list(of_image) for image_id, of_image in groupby(rows, key=lambda row: row.image_id)}
 
 
 def _is_failed(rows: Sequence[Any]) -> bool:
-    """Whether all rows of a source failed; images and questions cannot."""
+    """Whether all source rows of an image failed. Rows without a state, such as questions, cannot fail."""
     return all(getattr(row, "state", None) == State.FAILED for row in rows)

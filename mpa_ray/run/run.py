@@ -1,4 +1,4 @@
-"""A run directory: the paths of its files, the settings that its datasets were made with, and its format."""
+"""A run directory: the paths of its files, the fingerprints of its datasets, and its format."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mpa_ray.storage.storage import Storage
 from mpa_ray.textual import parse_json
 
 Fingerprint = dict[str, Any]
-"""The names and values of what a dataset's content depends on; see `mpa_ray.run.fingerprint`."""
+"""The names and values of the settings that a dataset's content depends on; see `mpa_ray.run.fingerprint`."""
 
 FORMAT = 2
-"""The format of run directories. It goes up when older ones can no longer be read; mpa-ray 0.1 wrote format 1."""
+"""The format of run directories, increased when older formats can no longer be read. mpa-ray 0.1 wrote format 1."""
 
 RUN_FILE = "run.json"
 CORPUS_MANIFEST = "corpus/manifest.json"
@@ -36,7 +36,7 @@ _AGAIN = "~"
 _SLASH = "@"
 """Replaces a slash in the name of a fingerprint's file; no dataset's name contains it."""
 _RESERVE = ".writable"
-"""Shows that the run can be written, and keeps some space on a disk that becomes full."""
+"""A file that shows that the run can be written, and that reserves some space for when the disk is full."""
 _RESERVE_BYTES = 2**16
 _MIN_FREE_BYTES = 32 * 2**20
 _NUM_CHANGES_SHOWN = 4
@@ -114,7 +114,7 @@ class Run:
         self.storage.delete(_RESERVE)
 
     def check_free_space(self, num_rows: int) -> None:
-        """Raise ConfigError if the run directory has no space for that many more rows."""
+        """Raise ConfigError if the run directory has no space for `num_rows` more rows."""
         free, needed = self.storage.free_bytes(), _MIN_FREE_BYTES + num_rows * _MIN_ROW_BYTES
         if free is not None and free < needed:
             raise ConfigError(
@@ -140,7 +140,7 @@ class Run:
 
     @staticmethod
     def rematch_dir(student: str, matcher: str) -> str:
-        """The folder of the D_PI that another matcher yields, inside the folder of the student's D_PI."""
+        """The folder, inside `parity_dir`, of the D_PI that another matcher yields."""
         return f"{Run.parity_dir(student)}/rematch/{matcher}"
 
     @staticmethod
@@ -153,14 +153,14 @@ class Run:
         return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/questions", LabelledQuestion)
 
     def predictions(self, benchmark: str, model: str) -> ShardedDataset[Prediction]:
-        """A model's answers to a benchmark; those of the newest training if the model was trained again."""
+        """A model's answers to a benchmark. If the model was trained again, the answers of the newest training."""
         number = self._newest(f"evaluation/again/{model}")
         name = f"{model}{_AGAIN}{number}" if number else model
         return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/predictions/{name}", Prediction)
 
     @staticmethod
     def student_dir(student: str, arm: str = "parity") -> str:
-        """The folder of a student's first training on an arm, which also names all of them."""
+        """The folder of a student's first training on an arm. It contains the folders of later trainings on the arm."""
         return f"students/{student}/{arm}"
 
     def training_dir(self, student: str, arm: str = "parity") -> str:
@@ -170,17 +170,17 @@ class Run:
         return f"{folder}/again-{number}" if number else folder
 
     def train_again(self, student: str, arm: str) -> str:
-        """Begin another training beside the finished one, and return its folder."""
+        """Begin another training in addition to the finished one, and return the new training's folder."""
         folder = self.student_dir(student, arm)
         self.storage.create(f"{folder}/trainings/{self._newest(f'{folder}/trainings') + 1}.json", b"{}")
         return self.training_dir(student, arm)
 
     def _newest(self, folder: str) -> int:
-        """The number of the files 1.json, 2.json, ... in a folder, each created only if it was absent."""
+        """The number of files 1.json, 2.json, ... in a folder. Each is created only if it does not exist."""
         return sum(1 for _ in takewhile(lambda number: self.storage.exists(f"{folder}/{number}.json"), count(1)))
 
     def trained_version(self, student: str, arm: str) -> str:
-        """The version of the verdicts that the student's newest training on an arm was planned from."""
+        """The version of the verdicts from which the student's newest training on an arm was planned."""
         try:
             version: str = self.read_json(f"{self.training_dir(student, arm)}/{_VERDICTS}")["verdicts"]
         except FileNotFoundError:
@@ -188,7 +188,7 @@ class Run:
         return version
 
     def record_trained_version(self, folder: str, version: str) -> None:
-        """Record the version of the verdicts that a training in a folder is planned from. The first record counts."""
+        """Record the version of the verdicts from which a folder's training is planned. Only the first call counts."""
         self.storage.create(f"{folder}/{_VERDICTS}", json.dumps({"verdicts": version}).encode())
 
     def is_trained_before_redo(self, student: str, arm: str) -> bool:
@@ -212,7 +212,7 @@ class Run:
         return self.storage.exists(self._complete_path(student, arm))
 
     def parity_version(self, student: str) -> str | None:
-        """The version of the verdicts that the student's D_PI was exported from; None if it is not exported."""
+        """The version of the verdicts from which the student's D_PI was exported; None if D_PI is not exported."""
         folder = self.parity_dir(student)
         if not self.has_manifest(folder):
             return None
@@ -222,7 +222,7 @@ class Run:
     def mark_leveled(self, student: str, arm: Arm) -> None:
         """Record that the student's model is trained on the arm, exported and checked."""
         for number in range(self._newest(f"{self.student_dir(student, arm)}/trainings")):
-            # The answers of an earlier training do not count for this one.
+            # Begin new predictions, because the answers of an earlier training do not count for this one.
             self.storage.create(f"evaluation/again/{student}.{measured_as(arm)}/{number + 1}.json", b"{}")
         self.storage.create(self._complete_path(student, arm), b"{}")
 
@@ -231,11 +231,11 @@ class Run:
 
     @staticmethod
     def manifest_path(folder: str) -> str:
-        """The file in a folder that is written when the folder is complete."""
+        """The path of the file that is written when a folder is complete."""
         return f"{folder}/manifest.json"
 
     def has_manifest(self, folder: str) -> bool:
-        """Whether a folder is complete: the corpus, a benchmark's questions, an exported D_PI."""
+        """Whether a folder with the corpus, a benchmark's questions or an exported D_PI is complete."""
         return self.storage.exists(self.manifest_path(folder))
 
     def manifest(self, folder: str = "corpus") -> Manifest:
@@ -255,14 +255,14 @@ class Run:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ConfigError: the file is damaged. Files of a run are replaced as a whole, so this is a bad copy.
+            ConfigError: the file is damaged. A run replaces files as a whole, so the damage is that of a bad copy.
         """
         try:
             content = parse_json(self.storage.read(path))
         except ValueError as error:
             raise self._damaged(path, str(error)) from None
         if not isinstance(content, dict):
-            raise self._damaged(path, "it is no JSON object")
+            raise self._damaged(path, "it is not a JSON object")
         return content
 
     def _damaged(self, path: str, problem: str) -> ConfigError:
@@ -293,7 +293,7 @@ class Run:
         """Store the fingerprint of a dataset before its first rows are written.
 
         Raises:
-            FingerprintMismatch: the dataset has rows that were made with other settings; names the fields that differ.
+            FingerprintMismatch: the dataset has rows that were made with other settings.
         """
         path = self._fingerprint_path(dataset)
         content = json.dumps(without_secret_values(fingerprint), indent=2, ensure_ascii=False).encode()
@@ -309,16 +309,16 @@ class Run:
 
         Args:
             dataset: The dataset's folder.
-            fingerprint: The fingerprint of the present settings.
+            fingerprint: The fingerprint of the current settings.
             ignoring: A field that may differ.
 
         Raises:
-            FingerprintMismatch: fields differ; names them, the first few with both values.
+            FingerprintMismatch: fields differ. The message names them, and shows both values of the first few.
         """
         path = self._fingerprint_path(dataset)
         changed = {}
         if self._is_begun(dataset):
-            # A new token does not change what a dataset holds.
+            # Compare without secrets: a new token does not change what a dataset holds.
             changed = _changed_fields(self.read_json(path), without_secret_values(fingerprint))
         changed.pop(ignoring, None)
         if not changed:
@@ -343,8 +343,8 @@ def _changed_fields(old: Fingerprint, new: Fingerprint) -> dict[str, tuple[Any, 
 
 
 def _changes_in_words(changed: dict[str, tuple[Any, Any]]) -> str:
-    """The fields that differ, the first few with both values."""
-    # A short value, such as the name of a task, says more than the prompts that differ because of it.
+    """Name the fields that differ, and show both values of the first few."""
+    # Short values come first: the name of a task says more than the prompts that differ because of it.
     fields = sorted(changed, key=lambda field: max(len(repr(value)) for value in changed[field]))
     parts = []
     for field in fields[:_NUM_CHANGES_SHOWN]:
@@ -356,7 +356,7 @@ def _changes_in_words(changed: dict[str, tuple[Any, Any]]) -> str:
 
 
 def _cut_to_difference(old: str, new: str) -> tuple[str, str]:
-    """Both texts if they are short, else the part of each where they first differ."""
+    """Return both texts if they are short, otherwise the part of each text around their first difference."""
     if max(len(old), len(new)) <= _MAX_VALUE_LENGTH:
         return old, new
     differs_at = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))

@@ -16,13 +16,13 @@ _LEAST_RETAINED = 0.95
 
 @dataclass(frozen=True)
 class Retained:
-    """Pairs that the student answered before training and that were kept out of it, to measure forgetting."""
+    """Counts of the retained pairs: known pairs that are kept out of training, to measure forgetting."""
 
     num: int = 0
     before: int | None = None
-    """How many of them it answered word for word before training; None until they are counted."""
+    """How many pairs the student answered word for word before training; None until they are counted."""
     after: int | None = None
-    """The same after training; None until they are counted."""
+    """How many pairs the student answered word for word after training; None until they are counted."""
 
     def forgetting_warning(self) -> str | None:
         """A warning with the student as its subject, if fewer than 95 % of the pairs are still answered."""
@@ -49,13 +49,13 @@ class Resumption:
     from_step: int
     """The step of the checkpoint."""
     had_reached: int
-    """The last step that was logged before."""
+    """The last step that was logged before the restart."""
     workers: int
-    """The number of workers from then on."""
+    """The number of workers after the restart."""
 
     @property
     def num_repeated_steps(self) -> int:
-        """Logged steps that were trained again."""
+        """The number of logged steps that were trained again."""
         return max(0, self.had_reached - self.from_step)
 
 
@@ -65,7 +65,7 @@ class LogEntry:
 
     step: int = 0
     loss: float | None = None
-    """Mean loss since the last entry."""
+    """Mean loss since the previous entry."""
     eval_loss: float | None = None
     """Loss on the held-out samples."""
     learning_rate: float | None = None
@@ -74,17 +74,17 @@ class LogEntry:
     supervised_tokens_per_s: float | None = None
     tokens_per_s: float | None = None
     padding_share: float | None = None
-    """Padding among the tokens that the model computed."""
+    """Padding tokens as a share of all tokens that the model computed."""
     data_wait_share: float | None = None
-    """Time that rank 0 waited for data."""
+    """The share of time in which rank 0 waited for data."""
     memory_gib: float | None = None
     """Memory of rank 0: the peak of its GPU, or the resident memory of its process on a CPU."""
     tflops_per_s: float | None = None
-    """Operations of each worker."""
+    """Floating-point operations of each worker, in 10^12 per second."""
     mfu: float | None = None
     """Model FLOPs utilization: operations as a share of the GPU's peak; None if the peak is not known."""
     other: dict[str, Any] = field(default_factory=dict)
-    """Entries that transformers adds, such as `epoch`."""
+    """Further values that transformers logs, such as `epoch`."""
 
     def to_json(self) -> dict[str, Any]:
         named = {name: value for name, value in vars(self).items() if name != "other"}
@@ -101,7 +101,7 @@ _LOG_FIELDS = {entry.name for entry in fields(LogEntry)} - {"other"}
 
 @dataclass(frozen=True)
 class TrainingState:
-    """How far a training is and what it has logged."""
+    """The progress of a training, and its log."""
 
     step: int = 0
     """The last optimiser step that was logged."""
@@ -109,9 +109,9 @@ class TrainingState:
     num_unreadable: int | None = None
     """Samples whose images could no longer be read, or had changed; None until the student is exported."""
     num_changed: int | None = None
-    """Those whose images had changed since the teacher saw them."""
+    """How many of the unreadable samples had images that had changed since the teacher saw them."""
     best_step: int | None = None
-    """The step whose weights had the lowest loss on the held-out samples; None without such samples."""
+    """The step whose weights had the lowest loss on the held-out samples; None if no samples are held out."""
     retained: Retained = field(default_factory=Retained)
     resumed: tuple[Resumption, ...] = ()
     log: tuple[LogEntry, ...] = ()
@@ -129,7 +129,7 @@ class TrainingState:
 
     @property
     def samples_per_s(self) -> float | None:
-        """The median rate of all workers together, over `speed_entries`; None before the first of them."""
+        """The median over `speed_entries` of the rate of all workers together; None if there is no such entry."""
         rates = [entry.samples_per_s for entry in self.speed_entries if entry.samples_per_s is not None]
         return statistics.median(rates) if rates else None
 

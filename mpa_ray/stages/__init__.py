@@ -1,1 +1,1 @@
-"""What each pass does with one image: plain classes around a model and pure functions, without Ray."""
+"""The work of each pass on one image, in classes around a model and in pure functions. None of them uses Ray."""

@@ -112,7 +112,7 @@ class Annotate:
 
 
 def _parse_pairs(replies: Sequence[Reply | RequestRefused], task: Task) -> list[QuestionAnswer | str]:
-    """The pair of each reply, or the reason why it has none; a question may not repeat that of an earlier pair."""
+    """The pair of each reply, or the reason why there is none. A pair with an earlier question also gets a reason."""
     pairs: list[QuestionAnswer | str] = []
     questions: set[str] = set()
     for reply in replies:
@@ -149,7 +149,7 @@ def most_frequent(replies: Sequence[Reply]) -> tuple[Reply, float]:
             group.append(reply)
     if not groups:
         return replies[0], 0.0
-    # `max` returns the first of several largest groups.
+    # Of several largest groups, `max` returns the first.
     largest = max(groups, key=len)
     return largest[0], len(largest) / len(replies)
 
@@ -160,7 +160,7 @@ class _RowBuilder:
 
     work: ImageWork[ImageRef]
     number: int
-    """The question's number on its image, from 0 on."""
+    """The number of the question among those about the image; the first has number 0."""
 
     @property
     def annotation_id(self) -> str:

@@ -17,11 +17,11 @@ from mpa_ray.tasks.task import Task
 
 @dataclass(frozen=True)
 class WorthAsking:
-    """Decides which annotations a student has to answer."""
+    """Decides whether a student is asked the question of an annotation."""
 
     matches: Matcher
     where_teacher_disagrees: bool = False
-    """Also those on which the teacher disagrees with itself."""
+    """Also ask the questions on which the teacher disagrees with itself."""
 
     def __call__(self, annotation: Annotation) -> bool:
         agrees = teacher_agrees(annotation, self.matches)
@@ -30,7 +30,7 @@ class WorthAsking:
 
 @dataclass(frozen=True)
 class Identify:
-    """Judge every annotation; ask the student only those that are worth asking."""
+    """Judge every annotation, but ask the student only the questions that are worth asking."""
 
     student: VisionLanguageModel
     task: Task

@@ -1,4 +1,4 @@
-"""The unit of work of every stage, one image with its rows, and what all stages do with it."""
+"""The unit of work of every stage (one image with its rows), and the functions that all stages share."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class ImageWork(Generic[RowT]):
     uri: str
     rows: tuple[RowT, ...]
     content: bytes | EncodedImage | ImageProblem | None
-    """The file, or its encoded form, or why it could not be read; None if no row needs the image."""
+    """The file's bytes, or the encoded image, or why the file could not be read; None if no row needs the image."""
     content_sha256: str | None = None
     attempts: int = 1
-    """The number of this attempt, from 1 on."""
+    """The number of this attempt; the first has number 1."""
 
 
 class Stage(Protocol[RowT, OutT]):
@@ -39,7 +39,7 @@ class Stage(Protocol[RowT, OutT]):
 
 
 async def encode_work(work: ImageWork[RowT], model: VisionLanguageModel) -> EncodedImage | ImageProblem:
-    """The image in the engine's form, or why there is none.
+    """Return the image in the engine's form, or the reason why it cannot be used.
 
     Raises:
         EngineDied: the engine can no longer take images.
@@ -57,7 +57,7 @@ async def encode_work(work: ImageWork[RowT], model: VisionLanguageModel) -> Enco
 
 
 def unless_changed(content: bytes, sha256: str | None) -> bytes | ImageProblem:
-    """An image file; a reason in its place if its digest is not the one that an earlier phase stored."""
+    """Return an image file, or a reason if its digest differs from the one that an earlier phase stored (`sha256`)."""
     if sha256 is None or hashlib.sha256(content).hexdigest() == sha256:
         return content
     return ImageProblem(Reason.IMAGE_CHANGED, "not the file that the teacher saw: its SHA-256 differs")
@@ -74,21 +74,21 @@ async def first_alone(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
 
 
 def state_of(problem: ImageProblem) -> State:
-    """Dropped if settings exclude the image or it leaves no room in the prompt; failed otherwise."""
+    """Dropped if the settings exclude the image, or if its prompt would be too long; failed otherwise."""
     dropped = (Reason.DUPLICATE_OF, Reason.TOO_FEW_BYTES, Reason.TOO_MANY_BYTES, Reason.PROMPT_TOO_LONG)
     return State.DROPPED if problem.reason in dropped else State.FAILED
 
 
 def outcomes(rows: Sequence[HasOutcome]) -> Counter[tuple[str, str]]:
-    """The number of rows by state and reason; rows without a reason have an empty one."""
+    """The number of rows by state and reason; the reason is "" for rows without a reason."""
     return Counter((str(row.state), str(row.reason or "")) for row in rows)
 
 
 def failed_images(rows: Sequence[HasOutcome]) -> Counter[str]:
     """The number of images whose rows all failed, by the reason of each image's first row.
 
-    Rows about the same image follow one another. Where the rows come from several models, the counts are those of the
-    model with the most failed images.
+    Rows about the same image must be adjacent. If the rows come from several models, only the rows of the model with
+    the most failed images are counted.
     """
     by_model: dict[str, list[HasOutcome]] = {}
     for row in rows:

@@ -17,7 +17,7 @@ def teacher_agrees(annotation: Annotation, matches: Matcher) -> bool | None:
 
 
 def judge(annotation: Annotation, student: Reply | None, matches: Matcher) -> Verdict:
-    """The verdict on one annotation.
+    """Return the verdict on one annotation.
 
     | teacher agrees with itself | student agrees | verdict                              |
     |----------------------------|----------------|--------------------------------------|

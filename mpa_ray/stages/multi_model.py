@@ -1,4 +1,4 @@
-"""Several models of one engine in one visit to each image."""
+"""Ask several models of one engine about each image, which is encoded only once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mpa_ray.stages.image_work import ImageWork, OutT, Stage, encode_work, first
 
 @dataclass(frozen=True)
 class MultiModel(Generic[RowT, OutT]):
-    """One stage for each model, all with the same rows; the image is read, decoded and encoded once for all."""
+    """Runs one stage for each model, all on the same rows; the image is read, decoded and encoded once for all."""
 
     model: VisionLanguageModel
     stages: Mapping[str, Stage[RowT, OutT]]
-    """By the models' names."""
+    """The stage of each model, by the model's name."""
 
     async def visit(self, work: ImageWork[RowT]) -> list[OfModel[OutT]]:
         """The rows of all stages, model by model."""
@@ -32,11 +32,11 @@ class MultiModel(Generic[RowT, OutT]):
 def build_multi_model(
     make_stage: Callable[..., Stage[Any, Any]], adapters: Mapping[str, object], model: VisionLanguageModel
 ) -> MultiModel[Any, Any]:
-    """One stage for each of an engine's models.
+    """Make one stage for each of an engine's models.
 
     Args:
         make_stage: Makes the stage of the model that it is called with.
-        adapters: By the models' names; None for the engine's model without an adapter.
+        adapters: The adapter of each model, by the model's name; None for the engine's model without an adapter.
         model: The engine's model; the engine serves the adapters under the models' names.
     """
     models = {name: model if adapter is None else LoraView(model, name) for name, adapter in adapters.items()}

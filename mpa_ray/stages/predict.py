@@ -1,4 +1,4 @@
-"""Answer labelled questions for an evaluation, all questions about an image together."""
+"""Answer labelled questions for an evaluation. All questions about an image are answered together."""
 
 from __future__ import annotations
 

@@ -14,8 +14,9 @@ from mpa_ray.records import Reason, State, Verdict
 def rejudge(verdict: Verdict, matches: Matcher) -> Verdict:
     """The verdict that another matcher gives, from the answers stored in the verdict.
 
-    If the teacher agrees with itself only by this matcher, the student may never have been asked: such a pair is
-    dropped as `student_not_asked`. A verdict without two answers of the teacher stays unchanged.
+    If the teacher agrees with itself by this matcher but not by the original one, the student may never have been
+    asked. The pair is then dropped as `student_not_asked`. A verdict without two answers of the teacher is returned
+    unchanged.
     """
     if verdict.teacher_agrees is None or verdict.answer is None or verdict.second_answer is None:
         return verdict
@@ -49,14 +50,14 @@ class Changes:
     """The number of verdicts by their cells before and after."""
 
     def counted(self, verdicts: Iterable[Verdict], matches: Matcher) -> Iterator[Verdict]:
-        """Yield the verdicts by another matcher and count each."""
+        """Yield the verdicts that another matcher gives, and count how each verdict moves."""
         for before in verdicts:
             after = rejudge(before, matches)
             self.moves[before.cell, after.cell] += 1
             yield after
 
     def record(self) -> dict[str, Any]:
-        """The counts by cell before and after, the moves between cells, and the change of D_PI, for JSON."""
+        """The numbers of verdicts by cell before and after, the moves, and the change of D_PI, as a tree for JSON."""
         before, after = self._cells()
         kept = "teacher_yes_student_no"
         stayed = self.moves[kept, kept]
@@ -74,7 +75,7 @@ class Changes:
         }
 
     def table(self, name: str) -> str:
-        """The record as text."""
+        """The record as a table in text, for the terminal."""
         before, after = self._cells()
         lines = [f"{name:<38}{'before':>9}{'after':>9}"]
         lines += [f"  {cell:<36}{before[cell]:>9}{after[cell]:>9}" for cell in sorted({*before, *after})]
@@ -85,8 +86,9 @@ class Changes:
         )
         if not_asked := after["teacher_yes_student_not_asked"]:
             lines.append(
-                f"  WARNING: on {not_asked} pairs the teacher agrees with itself only by this matcher, so the "
-                "student was never asked: identify with ask_where_teacher_disagrees to have them judged"
+                f"  WARNING: on {not_asked} pairs the teacher agrees with itself only by this matcher, so the student "
+                "was never asked. To have them judged, set identify.ask_where_teacher_disagrees: true, give the "
+                "student another name, and run identify."
             )
         return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Run a stage on the images of several shards: a bounded number concurrently, and suspects in groups of their own."""
+"""Run a stage on the images of several shards: a limited number concurrently, and suspects in groups."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mpa_ray.stages.image_work import ImageWork, Stage
 
 @dataclass(frozen=True)
 class Attempt:
-    """How to visit a shard this time."""
+    """How to visit a shard in one attempt."""
 
     number: int
-    """From 1 on."""
+    """The first attempt has number 1."""
     suspects: frozenset[str] = frozenset()
     """Images that may have killed an engine: they are visited in groups, after all others."""
     quarantined: Mapping[str, int] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Attempt:
     needs_probe: bool = False
     """Whether the engine has to answer a probe picture before it visits the shard."""
     given_up: str | None = None
-    """Why the shard is not visited at all."""
+    """Why the shard is not visited at all; None if it is visited."""
     is_engine_fault: bool = False
     """Whether the shard is given up because the engine is at fault, and not an image."""
 
@@ -100,9 +100,10 @@ async def _no_probe() -> None:
 
 
 class Visits:
-    """Runs a stage on shards, several concurrently; the stage's engine may die.
+    """Runs a stage on several shards concurrently.
 
-    If the engine dies, the log first records which images were in it. Then `die` is called, which must end the process.
+    If the stage's engine dies, the log first records which images were in it. Then `die` is called, which must end the
+    process.
     """
 
     def __init__(
@@ -214,7 +215,8 @@ class Visits:
     async def _end(self, error: str) -> None:
         """Report the images in the engine once, then end the process.
 
-        All images in a dead engine come here. Each waits for the end: one that raised earlier would cancel the report.
+        This is called for every image in the dead engine, and every call waits for the end of the process. If a call
+        returned earlier, the error of its image would cancel the report.
         """
         if self._death is None:
             in_flight = {shard: sorted(image_ids) for shard, image_ids in self._in_flight.items()}

@@ -1,7 +1,7 @@
 """Deadlines for calls that may hang, such as reads from a server that does not answer or from a dead mount.
 
-A call runs in a thread of this module. One that does not return by its deadline is abandoned: its thread ends when the
-call does, which for a thread in the kernel may be never. Threads are reused, and never keep the process from ending.
+A call runs in a thread of this module. A call that does not return by its deadline is abandoned: its thread waits for
+the call, forever if the call is stuck in the kernel. Threads are reused. They never keep the process from ending.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ T = TypeVar("T")
 
 THREAD_NAME = "read with deadline"
 _GRACE_S = 1.0
-"""How much later than the call itself the caller gives up. The call's own error says more."""
+"""Time after the deadline for which the caller still waits, because the call's own error is more precise."""
 
 
 def call_with_deadline(call: Callable[[], T], deadline_s: float, name: str) -> T:
     """Run a call, and return its result or raise its error.
 
-    In a thread of this module, the call runs in that thread and renews its deadline, otherwise in another thread.
+    If this is called inside another call of this module, the inner call runs in the same thread and renews the deadline
+    there. Otherwise, the call runs in a thread of this module.
 
     Args:
         call: What to run. It may use `Expiry.current`.
@@ -50,13 +51,14 @@ def call_each(
 ) -> list[T | TimeoutError]:
     """Run calls concurrently, and return their results in the order of the calls.
 
-    The result of a call that did not return in time is the TimeoutError. After `max_running` such calls, no further
-    call is tried, since the storage does not answer. The first error of a call is raised.
+    The result of a call that does not return in time is a TimeoutError. After `max_running` such calls, no further call
+    is made, because the storage seems not to answer; their results are TimeoutErrors, too. An error that a call raises
+    is raised here, and the results of the other calls are lost.
 
     Args:
         calls: What to run.
         max_running: The number of calls that run at a time.
-        deadline_s: Seconds until a call expires, unless it renews its deadline by `call_with_deadline`.
+        deadline_s: Seconds until a call expires. A call may renew its deadline with `call_with_deadline`.
         name: What the calls read, for error messages.
     """
     results: dict[int, T | TimeoutError] = {}
@@ -74,19 +76,19 @@ def call_each(
     while running:
         job = _next_done(done, running)
         if running.pop(job.number, None) is None:
-            # It was abandoned before.
+            # The job was abandoned at its deadline, and already has its result.
             continue
         num_expired += job.expiry.is_over()
         results[job.number] = job.outcome()
         for number, call in islice(queue, 1 if num_expired < max_running else 0):
             start(number, call)
-    given_up = TimeoutError(f"{name}: not tried, since {num_expired} reads before it did not end in time")
+    given_up = TimeoutError(f"{name}: not tried, because {num_expired} earlier reads did not end in time")
     results.update((number, given_up) for number, _ in queue)
     return [results[number] for number in range(len(results))]
 
 
 class Expiry:
-    """When a call expires, and what ends its blocked reads then."""
+    """The deadline of a call, and a function that ends the call's blocked reads at the deadline."""
 
     def __init__(self, deadline_s: float, name: str) -> None:
         self._cut_off: Callable[[], None] | None = None
@@ -94,12 +96,12 @@ class Expiry:
 
     @classmethod
     def current(cls) -> Expiry:
-        """The expiry of the call that runs in this thread; of one without a deadline if there is none."""
+        """Return the expiry of the call that runs in this thread; an expiry without a deadline if none runs in it."""
         expiry: Expiry | None = getattr(_running, "expiry", None)
         return expiry or cls(float("inf"), "")
 
     def renew(self, deadline_s: float, name: str) -> None:
-        """Let the call expire this many seconds from now."""
+        """Let the call expire `deadline_s` seconds from now."""
         self._deadline_s, self._name, self._cut_off = deadline_s, name, None
         self._at = time.monotonic() + deadline_s
 
@@ -108,7 +110,7 @@ class Expiry:
 
         Args:
             name: What the call reads, for the error message.
-            num_bytes: How much of it the call has read.
+            num_bytes: The number of bytes that the call has read.
         """
         if self.is_over():
             raise TimeoutError(f"{name}: only {num_bytes} bytes came within {self._deadline_s:g} s")
@@ -122,11 +124,11 @@ class Expiry:
         return self._at + _GRACE_S - time.monotonic()
 
     def on_expiry(self, cut_off: Callable[[], None]) -> None:
-        """Call a function at the deadline, from another thread. It replaces the function set before."""
+        """Set the function to call at the deadline, from another thread. It replaces the previous function."""
         self._cut_off = cut_off
 
     def expire(self) -> TimeoutError:
-        """Cut off the call's reads, and return the error of the call."""
+        """Cut off the call's reads, and return the TimeoutError that is the result of the call."""
         if self._cut_off is not None:
             self._cut_off()
         return TimeoutError(f"{self._name}: not read within {self._deadline_s:g} s")
@@ -168,7 +170,7 @@ class _Job(Generic[T]):
 
 
 def _next_done(done: SimpleQueue[_Job[T]], running: dict[int, _Job[T]]) -> _Job[T]:
-    """Wait until a job is done, or until the deadline of a running one has passed."""
+    """Wait until a job is done, or until the deadline of a running job has passed. Return that job."""
     while True:
         first = min(running.values(), key=lambda job: job.expiry.remaining_s())
         try:
@@ -192,7 +194,7 @@ def _work(jobs: SimpleQueue[_Job[Any]]) -> None:
     while True:
         job = jobs.get()
         job.run()
-        # The thread must be idle when the caller learns of it.
+        # Mark the thread as idle before the caller gets the result, so that the caller's next call can reuse it.
         _idle.append(jobs)
         job.finish()
         del job

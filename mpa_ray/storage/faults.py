@@ -1,4 +1,4 @@
-"""What an error of an object store means, from its HTTP status and its kind rather than from a list of codes."""
+"""Classifies the errors of object stores, by HTTP status and by words in the error code rather than by exact codes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from enum import StrEnum
 
 
 class Fault(StrEnum):
-    """What to do about an error."""
+    """The class of an error, which decides what to do about the error."""
 
     MISSING = "missing"
     """The object does not exist."""
     PAST_END = "past_end"
     """The range begins after the end of the object."""
     EXISTS = "exists"
-    """The object exists and was to be created."""
+    """The object was to be created, but it already exists."""
     SLOW_DOWN = "slow_down"
-    """The store asks for fewer requests, or is not ready: every thread waits."""
+    """The store asks for fewer requests, or is not ready: all threads pause their requests."""
     TRANSIENT = "transient"
     """The request may succeed if it is repeated."""
     ACCESS_LOST = "access_lost"
@@ -43,7 +43,7 @@ _ACCESS_LOST = re.compile(
 
 
 def fault_of(status: int, code: str) -> Fault:
-    """The fault of a response.
+    """Classify the error in a response.
 
     Args:
         status: The HTTP status.

@@ -28,11 +28,11 @@ class LocalStorage:
     """A folder on this machine, or one that every node mounts."""
 
     def __init__(self, root: str, read_deadline_s: float = _READ_DEADLINE_S) -> None:
-        """Use a folder that need not exist yet.
+        """Use a folder, which need not exist yet.
 
         Args:
             root: The folder's path.
-            read_deadline_s: Longest time for reading a file; a mount may not answer.
+            read_deadline_s: Seconds after which reading a file fails, because a mount may not answer.
         """
         self.root = str(Path(root).absolute())
         self._read_deadline_s = read_deadline_s
@@ -42,7 +42,7 @@ class LocalStorage:
         try:
             return call_with_deadline(lambda: read_regular_file(file), self._read_deadline_s, str(file))
         except NotADirectoryError as error:
-            # A file has the place of a folder, so nothing can be below it.
+            # A parent of the path is a file instead of a folder, so the path does not exist.
             raise FileNotFoundError(error.errno, error.strerror, str(file)) from None
 
     def write(self, path: str, content: bytes) -> None:
@@ -89,7 +89,7 @@ class LocalStorage:
                     yield StoredFile(f"{folder}/{entry.name}", status.st_size, modified)
 
     def drop_unfinished(self, before: datetime) -> int:  # noqa: ARG002
-        # `details` lists unfinished files.
+        # There is nothing to drop here, because `details` lists all unfinished files.
         return 0
 
     def free_bytes(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Objects in S3 and in stores with the same API: the only module that knows endpoints, retries and time-outs.
+"""Access to S3 and to stores with the same API. Only this module knows their endpoints, retries and time-outs.
 
 boto3 finds the credentials in the environment, a profile or the machine's role. They are not part of our settings, so
 no file or log of a run can contain them.
@@ -53,7 +53,7 @@ _CONNECTION = (
     HTTPError,
     Boto3Error,
 )
-"""Errors of the connection, of what a proxy sends, and of the service that gives a machine its credentials."""
+"""Errors of the connection, of a proxy, and of the service that gives a machine its credentials."""
 _ERRORS = (ClientError, BotoCoreError, ResponseParserError, Boto3Error, HTTPError, RuntimeError)
 _BAD_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
 _CHUNK_BYTES = 2**20
@@ -61,7 +61,7 @@ _CUT_OFF_S = 0.001
 
 T = TypeVar("T")
 
-_creating_client = threading.Lock()  # Creating clients is not safe in threads.
+_creating_client = threading.Lock()  # boto3 must not create clients in several threads at a time.
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,18 @@ class ObjectStore:
 
         Raises:
             FileNotFoundError: the object does not exist.
-            TransientError: the object cannot be read now, after `max_attempts` attempts, or in an outage.
-            OSError: the object cannot be read.
+            TransientError: the object cannot be read now: `max_attempts` attempts failed, or the store has an outage.
+            OSError: the object cannot be read, for a reason that will not pass.
             AccessLost: the credentials have expired, or the clock is wrong.
             ConfigError: there are no credentials.
         """
         last = "" if first is None or num_bytes is None else first + num_bytes - 1
         byte_range = {} if first is None else {"Range": f"bytes={first}-{last}"}
 
+        name = f"{SCHEME}{bucket}/{key}"
+
         def attempt() -> bytes:
-            Expiry.current().check(f"{SCHEME}{bucket}/{key}", 0)
+            Expiry.current().check(name, 0)
             try:
                 response = self._client.get_object(Bucket=bucket, Key=key, **byte_range)
             except ClientError as error:
@@ -124,7 +126,7 @@ class ObjectStore:
                 raise
             # A store without range support sends the whole object.
             skip = 0 if "ContentRange" in response else first or 0
-            return _body(response["Body"], skip, num_bytes)
+            return _body(response["Body"], skip, num_bytes, name)
 
         return self._with_retries(attempt, bucket, key)
 
@@ -135,8 +137,8 @@ class ObjectStore:
     def create(self, bucket: str, key: str, content: bytes) -> bool:
         """Write an object only if it does not exist; exactly one of many callers gets True.
 
-        If the response to a successful request is lost, the retry meets the object that the request created. A caller
-        that reads back exactly its own content has therefore won, so racing callers must write different contents.
+        If the response to a successful request is lost, the retry finds the object that the request created. So a
+        caller that reads back its own content has won, and racing callers must write different contents.
         """
 
         def attempt() -> bool:
@@ -167,7 +169,7 @@ class ObjectStore:
         self._with_retries(lambda: self._client.delete_object(Bucket=bucket, Key=key), bucket, key)
 
     def abort_uploads(self, bucket: str, prefix: str, before: datetime) -> int:
-        """Abort unfinished multipart uploads that started before a moment; return their number."""
+        """Abort the unfinished multipart uploads that started before `before`; return their number."""
         uploads = self._with_retries(
             lambda: self._client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", []), bucket, prefix
         )
@@ -185,12 +187,12 @@ class ObjectStore:
         self._with_retries(lambda: self._client.upload_file(str(path), bucket, key, Config=self._parts), bucket, key)
 
     def list(self, bucket: str, prefix: str, *, nested: bool, after: str = "") -> Iterator[ListedObject]:
-        """Objects under a prefix, in the order of their keys' UTF-8 bytes, starting after the key `after`."""
+        """Yield the objects under a prefix, sorted by the UTF-8 bytes of their keys, starting after the key `after`."""
         for page in self._pages(bucket, prefix, nested=nested, after=after):
             yield from page.objects
 
     def children(self, bucket: str, prefix: str) -> Sequence[str] | None:
-        """Keys and prefixes (which end with a slash) directly under a prefix; None if they need more than one page."""
+        """Return the keys and prefixes (which end in a slash) directly under a prefix; None if they exceed one page."""
         page = next(self._pages(bucket, prefix, nested=False))
         if page.is_truncated:
             return None
@@ -250,8 +252,8 @@ class ObjectStore:
     def _with_retries(self, attempt: Callable[[], T], bucket: str, key: str) -> T:
         """Repeat a request after transient errors. boto3 itself does not retry when a response body breaks off.
 
-        While the store asks for fewer requests, the number of attempts does not count. In an outage, a request that
-        fails is not repeated.
+        Attempts that the store answers with a request to slow down do not count, for `max_outage_s` seconds. In an
+        outage, a request that fails is not repeated.
         """
         pace, name = _pace(self.config), f"{SCHEME}{bucket}/{key}"
         num_failed, slow_since = 0, time.monotonic()
@@ -264,7 +266,7 @@ class ObjectStore:
                         result = attempt()
                     except _ERRORS as error:
                         last, fault = self._diagnose(error, bucket, key)
-                        # Before the request counts as ended, which lets another one be sent.
+                        # Record the fault while the request is in flight: its end lets another request be sent.
                         pace.record(fault, _retry_after_s(last))
                     else:
                         pace.succeed()
@@ -283,10 +285,10 @@ class ObjectStore:
                 time.sleep(random.uniform(0.5, 1.0) * pause_s)
 
     def _diagnose(self, error: Exception, bucket: str, key: str) -> tuple[Exception, Fault]:
-        """The error that explains another one, and its fault."""
+        """Return the error that best explains the given error, and its fault."""
         error = _underlying(error)
         if isinstance(error, ClientError) and _code(error) in ("400", "401", "403"):
-            # The response to HEAD has no body, so only that to GET says why the store refuses.
+            # A response to HEAD has no body. Only the response to a GET says why the store refuses.
             try:
                 self._client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
             except ClientError as explained:
@@ -318,7 +320,7 @@ def _fault(error: Exception) -> Fault:
     if isinstance(error, _LOST_CREDENTIALS):
         return Fault.ACCESS_LOST
     if isinstance(error, RuntimeError):
-        # botocore says so if the service that gives a machine its credentials gives expired ones.
+        # botocore raises RuntimeError if the service that gives a machine its credentials returns expired ones.
         if "expired" not in str(error):
             raise error
         return Fault.ACCESS_LOST
@@ -328,7 +330,7 @@ def _fault(error: Exception) -> Fault:
 
 
 def _retry_after_s(error: Exception) -> float:
-    """How long the store wants to be left alone, at most `_MAX_PAUSE_S`; 0 if it does not say."""
+    """Return the pause that the store asks for, at most `_MAX_PAUSE_S`; 0 if it asks for none."""
     if not isinstance(error, ClientError):
         return 0.0
     value = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")
@@ -336,15 +338,15 @@ def _retry_after_s(error: Exception) -> float:
 
 
 def _underlying(error: Exception) -> Exception:
-    """The server's error, which boto3's transfers replace by a message but keep as the context."""
+    """Return the server's error, if there is one: boto3's transfers keep it as the context of their own error."""
     context = error.__context__
     return context if isinstance(error, Boto3Error) and isinstance(context, ClientError | BotoCoreError) else error
 
 
-def _body(body: Any, skip: int, num_bytes: int | None) -> bytes:
-    """Read a body after its first `skip` bytes, at most `num_bytes` of it; the deadline of the call cuts it off."""
+def _body(body: Any, skip: int, num_bytes: int | None, name: str) -> bytes:
+    """Read at most `num_bytes` of a body after its first `skip` bytes. The call's deadline cuts the reading off."""
     expiry = Expiry.current()
-    # A blocked read gets its next bytes, then it times out.
+    # A read that is blocked at the deadline still gets its next bytes, and then times out.
     expiry.on_expiry(partial(body.set_socket_timeout, _CUT_OFF_S))
     content = bytearray()
     while num_bytes is None or len(content) < num_bytes:
@@ -353,7 +355,7 @@ def _body(body: Any, skip: int, num_bytes: int | None) -> bytes:
             return bytes(content)
         content += chunk[skip:] if skip else chunk
         skip = max(0, skip - len(chunk))
-        expiry.check("its body", len(content))
+        expiry.check(name, len(content))
     body.close()
     del content[num_bytes:]
     return bytes(content)
@@ -367,7 +369,7 @@ def _code(error: ClientError) -> str:
 
 @cache
 def _pace(config: ObjectStoreConfig) -> RequestPace:
-    """The pace of this process."""
+    """The pace that all threads of this process share."""
     return RequestPace(config.max_connections, config.first_pause_s, _MAX_PAUSE_S, config.max_outage_s)
 
 

@@ -25,7 +25,7 @@ def open_storage(root: str, object_store: ObjectStoreConfig | None = None) -> St
         return S3Storage(root, object_store or ObjectStoreConfig())
     if "://" in root and not root.startswith("file://"):
         raise ConfigError(
-            "run_dir", root, "is neither a folder nor an s3:// URI.", "Give one that every node can reach."
+            "run_dir", root, "is neither a folder nor an s3:// URI.", "Give a folder that every node can reach."
         )
     config = object_store or ObjectStoreConfig()
     return LocalStorage(root.removeprefix("file://"), config.read_deadline_s)

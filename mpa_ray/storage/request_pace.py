@@ -1,4 +1,4 @@
-"""How fast a process may send requests to a store: slow-downs and outages are shared by all of its threads."""
+"""Limits how fast a process sends requests to a store. All threads of the process share its pauses and outages."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mpa_ray.storage.faults import Fault
 
 
 class Outage(Exception):
-    """No request has succeeded for too long, so this one was not sent."""
+    """No request has succeeded for too long, so a new request was not sent."""
 
 
 class RequestPace:
-    """Bounds the requests in flight, pauses all of them when the store asks for fewer, and ends waits in an outage.
+    """Limits the requests in flight, pauses all requests when the store asks for fewer, and fails them in an outage.
 
-    Every pause halves the number of concurrent requests; every success raises it again. In an outage, only one request
-    is sent after each pause, to find its end; the others fail at once.
+    A pause that the store asks for halves the number of requests that may be in flight; every success raises it again.
+    In an outage, one request is sent after each pause, to find the end of the outage; the others fail at once.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class RequestPace:
         self._pause_s = 0.0
         self._resume_at = 0.0
         self._failing_since: float | None = None
-        """When the first request after the last success failed."""
+        """The time of the first failure since the last success; None without a failure."""
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Wait until a request may be sent; the request is in flight in the block.
+        """Wait until a request may be sent. The request counts as in flight while the block runs.
 
         Raises:
             Outage: no request has succeeded for `max_outage_s` seconds.
@@ -65,8 +65,8 @@ class RequestPace:
         """Record a request's error. Call it while the request is in flight.
 
         Args:
-            fault: What the error means. An error that will never pass is an answer, so it ends an outage.
-            retry_after_s: How long the store wants to be left alone.
+            fault: The class of the error. Any class except SLOW_DOWN and TRANSIENT is an answer, which ends an outage.
+            retry_after_s: The pause that the store asks for.
         """
         if fault is Fault.SLOW_DOWN:
             self.slow_down(retry_after_s)
@@ -76,10 +76,10 @@ class RequestPace:
             self.succeed()
 
     def slow_down(self, at_least_s: float = 0.0) -> None:
-        """Pause all requests, unless a pause has begun since they were sent: many answers may ask for the same one.
+        """Pause all requests. A running pause is not extended, because many responses may ask for the same pause.
 
         Args:
-            at_least_s: How long the store wants to be left alone.
+            at_least_s: The pause that the store asks for.
         """
         with self._changed:
             self._record_failure()
@@ -88,7 +88,7 @@ class RequestPace:
                 self._allowed = max(1.0, self._allowed / 2)
 
     def fail(self) -> None:
-        """Record a request that failed for another reason that may pass."""
+        """Record a request that failed with a transient error."""
         with self._changed:
             self._record_failure()
             if self.is_out() and self._clock() >= self._resume_at:
@@ -96,7 +96,7 @@ class RequestPace:
                 self._allowed = 1.0
 
     def succeed(self) -> None:
-        """Record an answer: the next pause is shorter, and more requests may be in flight."""
+        """Record an answer of the store: the next pause is shorter, and more requests may be in flight."""
         with self._changed:
             self._failing_since = None
             self._pause_s /= 2
@@ -113,11 +113,11 @@ class RequestPace:
 
     def _pause(self, at_least_s: float) -> None:
         self._pause_s = min(self._max_pause_s, max(self._first_pause_s, 2 * self._pause_s, at_least_s))
-        # Other processes got the same answer at the same time.
+        # The length is random, so that other processes with the same answer do not resume at the same time.
         self._resume_at = self._clock() + random.uniform(0.75, 1.0) * self._pause_s
 
     def _wait_s(self) -> float | None:
-        """Seconds after which to look again; None if a request may be sent."""
+        """Return the seconds after which to check again; None if a request may be sent now."""
         pause_s = self._resume_at - self._clock()
         if pause_s > 0:
             return pause_s

@@ -40,7 +40,7 @@ class Storage(Protocol):
     def exists(self, path: str) -> bool: ...
 
     def list(self, folder: str) -> Iterator[str]:
-        """Paths of the files directly in a folder, sorted. Hidden files are left out; a missing folder has no files."""
+        """Yield the sorted paths of the files directly in a folder, without hidden files. A missing folder is empty."""
         ...
 
     def put_folder(self, source: Path, path: str) -> None:
@@ -52,15 +52,15 @@ class Storage(Protocol):
         ...
 
     def details(self, folder: str) -> Iterator[StoredFile]:
-        """The files directly in a folder, including hidden and unfinished ones."""
+        """Yield the files directly in a folder, including hidden and unfinished files."""
         ...
 
     def drop_unfinished(self, before: datetime) -> int:
-        """Abort writes that started before a moment and appear in no listing; return their number."""
+        """Abort unfinished writes that began before `before` and that `details` does not list; return their number."""
         ...
 
     def free_bytes(self) -> int | None:
-        """Free space; None if there is no limit."""
+        """Return the free space; None if the storage has no limit."""
         ...
 
     def arrow(self) -> tuple[FileSystem, str]:

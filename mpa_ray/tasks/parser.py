@@ -1,6 +1,7 @@
 """Parses question-answer pairs from a teacher's reply, in the many formats that teachers use.
 
-Every pattern takes linear time: its repetitions are possessive or bounded, and no two of them can match the same text.
+Matching a pattern takes linear time: its repetitions are possessive or bounded, and no two repetitions can match the
+same text.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class ReplyError(StrEnum):
 def parse_reply(
     reply: str, max_answer_words: int = 20, question_labels: Sequence[str] = (), answer_labels: Sequence[str] = ()
 ) -> list[QuestionAnswer] | ReplyError:
-    """Return the pairs of a reply in order, or the reason why it contains none. It never raises an error.
+    """Return the pairs of a reply in order, or the reason why it contains none. This function never raises an error.
 
     Questions and answers are unchanged parts of the reply, including inner line breaks; only JSON strings are decoded.
     If some pairs are faulty, the others are returned. If all pairs are faulty, the first fault is returned.
@@ -119,7 +120,7 @@ _CLOSING = r"[*_\"'`“”‘’»」』\])】]"  # noqa: RUF001
 
 @dataclass(frozen=True)
 class _Patterns:
-    """Recognises questions and answers, including a task's own labels."""
+    """The patterns that recognise questions and answers, including those with a task's own labels."""
 
     label: re.Pattern[str]
     question_key: re.Pattern[str]
@@ -180,7 +181,7 @@ class _Label:
     end: int
 
     def opens(self, part: str) -> bool:
-        """Whether a `question` or an `answer` follows the label."""
+        """Whether the named part, `question` or `answer`, follows the label."""
         return self.kind in (part, f"short_{part}", f"{part}_tag")
 
 
@@ -295,7 +296,7 @@ def _without_reasoning(reply: str) -> str:
 
 _JSON_START = re.compile(r"[{\[]\s*+[\"{]")
 _MAX_JSON_STARTS = 16
-"""Decoding from each start may read to the end of the reply."""
+"""Limited, since decoding from each possible start of JSON may read to the end of the reply."""
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str, strict=False)
 """Numbers stay text: the answer 3.50 is not 3.5."""
 

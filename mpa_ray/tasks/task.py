@@ -34,7 +34,7 @@ JSON_FORMAT = 'Reply with a JSON object and nothing else: {"question": "<the que
 
 
 class Labels(Settings):
-    """Words before the question and the answer in a reply. The prompt asks for the first word of each."""
+    """Labels before the question and the answer in a reply. The prompt asks for the first label of each kind."""
 
     question: tuple[str, ...] = Field(("Question",), min_length=1)
     answer: tuple[str, ...] = Field(("Answer",), min_length=1)
@@ -45,18 +45,18 @@ class Task(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     version: int = Field(1, ge=1)
-    """It goes up when a prompt changes, and is part of a run's fingerprint."""
+    """A part of a run's fingerprint. Increase it when you change a prompt."""
     language: str = Field("en", min_length=2)
     """The language of questions and answers, as an ISO 639 code (`en`, `de`, ...)."""
     annotation_template: str = Field(alias="annotation_prompt", min_length=1)
-    """The prompt for a question and its answer. Instructions on their format replace `{format}`."""
+    """The prompt that asks for a question and its answer. `{format}` stands for the instructions on their format."""
     answer_template: str = Field(alias="answer_prompt", min_length=1)
-    """The prompt for an answer. The question replaces `{question}`."""
+    """The prompt that asks for an answer. `{question}` stands for the question."""
     labels: Labels = Labels()
     matcher: MatcherConfig = PlainMatch(kind="exact")
     """When two answers agree; `identify.matcher` overrides it."""
     metric: str = "exact_match"
-    """Scores answers on benchmarks that have no metric."""
+    """The metric for benchmarks whose settings name none."""
     teacher_knows_format: bool = False
     """Whether the teacher was trained to write labels that the prompt does not ask for."""
     max_answer_words: int = Field(20, ge=1)
@@ -77,7 +77,10 @@ class Task(Settings):
 
     @property
     def asks_for_format(self) -> bool:
-        """Whether a reply to the annotation prompt can be parsed: the prompt asks for labels or JSON."""
+        """Whether a reply to the annotation prompt can be parsed.
+
+        That is so if the prompt asks for labels or JSON, or if the teacher was trained to write labels.
+        """
         template = self.annotation_template
         return (
             self.teacher_knows_format
@@ -86,13 +89,13 @@ class Task(Settings):
         )
 
     def annotation_prompt(self, as_json: bool = False) -> str:
-        """The text after the image in the prompt for a pair."""
+        """The text after the image in the prompt that asks for a question and its answer."""
         if "{format}" in self.annotation_template:
             return PREAMBLE + self.annotation_template.format(format=JSON_FORMAT if as_json else self._two_lines())
         return PREAMBLE + self.annotation_template + (f"\n{JSON_FORMAT}" if as_json else "")
 
     def answer_prompt(self, question: str) -> str:
-        """The text after the image in the prompt for an answer. It is the same in every phase."""
+        """The text after the image in the prompt that asks for an answer. It is the same in every phase."""
         return PREAMBLE + self.answer_text(question)
 
     def answer_text(self, question: str) -> str:

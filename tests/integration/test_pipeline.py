@@ -148,7 +148,7 @@ def test_a_dead_engine_is_replaced_and_nothing_is_lost(images: Path, tmp_path: P
     ("fault", "last_error"),
     [
         ("die_on", "scripted to die on 000.png"),
-        ("kill_on", "the process ended without an error, as SIGKILL ends it"),
+        ("kill_on", "the process ended without an error, as after a SIGKILL"),
     ],
 )
 def test_an_engine_that_keeps_dying_ends_the_run(images: Path, tmp_path: Path, fault: str, last_error: str) -> None:

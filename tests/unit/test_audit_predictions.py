@@ -64,7 +64,7 @@ def test_missing_doubled_and_damaged_answers_are_problems(run: Run) -> None:
 
 def test_a_benchmark_that_was_not_read_is_a_problem(run: Run) -> None:
     Path(run.storage.root, "evaluation/set/manifest.json").unlink()
-    assert audit(run).problems == ["evaluation/set: its questions are not read"]
+    assert audit(run).problems == ["evaluation/set: the questions have not been read yet"]
 
 
 def test_a_run_with_students_needs_its_index(run: Run) -> None:

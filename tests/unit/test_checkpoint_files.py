@@ -75,8 +75,8 @@ BROKEN: list[tuple[Callable[[Path], object], str]] = [
         lambda folder: (folder / "model.safetensors").write_bytes(b"\x02" + b"\0" * 7 + b"{}"),
         "its model.safetensors holds no tensor",
     ),
-    (cut_weights, r"its model.safetensors is cut: it has [\d,]+ of [\d,]+ bytes"),
-    (cut_header, "its model.safetensors is cut: it has 100 bytes, its header alone takes"),
+    (cut_weights, r"its model.safetensors is truncated: it has [\d,]+ of [\d,]+ bytes"),
+    (cut_header, "its model.safetensors is truncated: it has 100 bytes, but its header alone takes"),
     (add_index, "model.safetensors.index.json names model-00002-of-00002.safetensors, which is missing"),
 ]
 
@@ -107,7 +107,7 @@ def test_an_adapter_needs_its_weights_and_a_whole_base(tmp_path: Path) -> None:
     shutil.copy(base / "model.safetensors", adapter / "adapter_model.safetensors")
     check_trainable(student, 0, ObjectStoreConfig())
     cut_weights(base)
-    with pytest.raises(ConfigError, match=r"base_model_name_or_path = .*base': its model.safetensors is cut"):
+    with pytest.raises(ConfigError, match=r"base_model_name_or_path = .*base': its model.safetensors is truncated"):
         check_trainable(student, 0, ObjectStoreConfig())
     (adapter / "adapter_config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"students\.0\.model = .*adapter_config.json cannot be read"):

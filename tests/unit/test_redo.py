@@ -261,5 +261,5 @@ def test_failures_that_may_pass_end_a_command_as_unfinished() -> None:
     failures.add("annotate", Counter())
     failures.check()
     failures.add("identify small", Counter(storage=3))
-    with pytest.raises(Unfinished, match=r"identify small 3\).*with --redo storage visits them again"):
+    with pytest.raises(Unfinished, match=r"identify small 3\).*with --redo storage visits these images again"):
         failures.check()

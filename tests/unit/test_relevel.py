@@ -105,7 +105,7 @@ def test_a_student_is_trained_again_only_if_asked_to(
     redo(run)
     level(config)
     assert len(trainings) == 1
-    assert "level small: trained before redo: D_PI has been made again since. --relevel trains it" in (
+    assert "level small: trained before redo: D_PI was made again later. --relevel trains the student" in (
         capsys.readouterr().out
     )
     run.write_json("students/small/parity/training.json", {"step": 1, "num_steps": 1})

@@ -102,22 +102,19 @@ def test_memory_is_bounded_whatever_the_store_sends(config: ObjectStoreConfig) -
 
 @pytest.mark.parametrize("key", ["drip", "drip-headers"])
 def test_a_slow_store_is_given_up(impatient: ObjectStoreConfig, key: str) -> None:
-    started = time.monotonic()
+    """Without a deadline, this reading never ends."""
     (content,) = Reader(impatient).read([f"s3://bucket/{key}"])
     assert isinstance(content, ImageProblem)
-    assert "TimeoutError" in content.detail
-    with pytest.raises(TimeoutError):
+    assert f"TimeoutError: s3://bucket/{key}:" in content.detail
+    with pytest.raises(TimeoutError, match=f"s3://bucket/{key}: "):
         S3Storage("s3://bucket", impatient).read(key)
-    assert time.monotonic() - started < 60
 
 
 def test_a_slow_listing_is_given_up(impatient: ObjectStoreConfig) -> None:
-    started = time.monotonic()
     with pytest.raises(TimeoutError, match="s3://drip-bucket/"):
         list(S3Storage("s3://drip-bucket", impatient).list("corpus"))
     with pytest.raises(ConfigError, match="cannot be listed"):
         list(Places(impatient).of("s3://drip-bucket").walk("s3://drip-bucket/images"))
-    assert time.monotonic() - started < 60
 
 
 def test_the_thread_of_a_slow_store_ends(impatient: ObjectStoreConfig) -> None:

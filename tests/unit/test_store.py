@@ -219,14 +219,14 @@ def test_the_audit_finds_a_missing_and_a_repeated_image(finished: Run) -> None:
     finished.annotations.commit("000000", [row, row])
     problems = " ".join(audit(finished).problems)
     assert "missing: 1.png" in problems
-    assert "doubled: 0.png#0" in problems
+    assert "ids repeated: 0.png#0" in problems
 
 
 def test_the_audit_finds_a_file_that_contradicts_its_marker(finished: Run) -> None:
     marker = Path(finished.storage.root, "verdicts/small/commits/000000.json")
     commit = json.loads(marker.read_text())
     marker.write_text(json.dumps({**commit, "num_rows": 7}))
-    assert any("2 rows, its marker says 7" in problem for problem in audit(finished).problems)
+    assert any("2 rows, but its marker says 7" in problem for problem in audit(finished).problems)
 
 
 def test_the_audit_finds_a_damaged_and_a_missing_file(finished: Run) -> None:

@@ -232,7 +232,7 @@ def test_a_tar_that_is_cut_anywhere_is_named_or_reported(tmp_path: Path) -> None
         ):
             refs = listed(path)
             assert [content for _, content in SAMPLES[: len(refs)]] == read(refs)
-            assert left_out(path) == {"ends of tars without an end mark (perhaps cut)": 1}
+            assert left_out(path) == {"ends of tars without an end mark (perhaps cut off)": 1}
 
 
 def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_other_members_are_left_out(tmp_path: Path) -> None:
     [
         (b"", "it has no bytes"),
         (b"\xff\xd8\xff\xe0" + bytes(2000), "it does not begin with a header"),
-        (b"\xff\xd8\xff", "it is cut at byte 3, in a header"),
+        (b"\xff\xd8\xff", "it is cut off at byte 3, in a header"),
         (gzip.compress(os.urandom(5000)), "it is compressed with gzip"),
         (b"BZh9" + b"1" * 600, "it is compressed with bzip2"),
         (b"\x28\xb5\x2f\xfd" + b"1" * 600, "it is compressed with zstd"),

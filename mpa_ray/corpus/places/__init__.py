@@ -1,1 +1,1 @@
-"""Where files are stored: local disk, S3, Google Cloud Storage, the web. One class each, behind one protocol."""
+"""Places that store files: local disk, S3, Google Cloud Storage and the web. Each is a class with the same protocol."""

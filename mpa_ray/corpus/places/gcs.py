@@ -24,7 +24,7 @@ def cloud_storage() -> ArrowPlace:
             "source.path",
             "gs://",
             "needs a pyarrow that supports Google Cloud Storage.",
-            "Install pyarrow from its wheels.",
+            "Install pyarrow from a wheel of PyPI.",
         ) from error
     return ArrowPlace(GcsFileSystem(), "gs://")
 

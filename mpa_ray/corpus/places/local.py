@@ -21,10 +21,10 @@ _FolderKey = tuple[int, int]
 
 
 class LocalPlace:
-    """Plain paths, and file:// URIs for paths that are not UTF-8."""
+    """Local files. Their URIs are plain paths, or file:// URIs if a path is not UTF-8."""
 
     def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:  # noqa: ARG002
-        """Symbolic links are followed. A broken link is listed too, and fails when it is read."""
+        """See `Place.walk`. Symbolic links are followed. Broken links are listed, too; reading one fails."""
         folder = Path(resolve_path(root)).absolute()
         if not folder.is_dir():
             raise ConfigError("source.path", root, "is not a folder.", "Give a folder or an s3:// prefix with images.")
@@ -58,10 +58,11 @@ def _walk(root: Path) -> Iterator[Entry]:
 
 @dataclass(frozen=True)
 class _Walk:
-    """Lists a folder and the folders in it. Terminates whichever way links form circles."""
+    """Lists a folder and all folders below it. Ends even if symbolic links form circles."""
 
     linked: set[_FolderKey]
-    """The folders that links have led to. Each is followed once: n folders that link each other have n! paths."""
+    """The folders that links have led to. Only the first link to a folder is followed, because n folders with links to
+    each other have n! paths."""
 
     def entries(self, folder: Path, path: str, parents: frozenset[_FolderKey]) -> Iterator[Entry]:
         try:
@@ -92,7 +93,7 @@ class _Walk:
         try:
             target = _folder_key(link.stat())
         except OSError:
-            # Listing it reports the error.
+            # Listing the folder reports the error.
             return False
         if target in parents or target in self.linked:
             return True
@@ -113,7 +114,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _file(entry: os.DirEntry[str], path: str) -> Entry:
-    """The entry of what is no folder. A broken link has no size, and fails when it is read."""
+    """Return the entry of a file, a link to a file, or a device. A broken link has no size; reading it fails."""
     try:
         status = entry.stat()
     except OSError as error:
@@ -130,7 +131,7 @@ def _problem(path: str, file: Path, problem: str) -> Entry:
 
 
 def storable_uri(uri: str) -> str:
-    """A path that is not UTF-8 as a file:// URI, and any other URI unchanged, if it can be stored in a run."""
+    """Return a URI in a form that a run can store. A local path that is not UTF-8 becomes a file:// URI."""
     if is_storable(uri):
         return uri
     try:

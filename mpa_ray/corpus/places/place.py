@@ -17,17 +17,18 @@ class Entry:
     num_bytes: int | None
     """None if the listing does not show sizes."""
     problem: str | None = None
-    """Why the entry cannot be read, such as `unreadable folders (Permission denied)`; the path of a folder ends with a
-    slash. None for a file."""
+    """Why the entry cannot be read, such as `unreadable folders (Permission denied)`; None if no problem is known. The
+    path of an unreadable folder ends in a slash."""
 
 
 class Place(Protocol):
-    """Files by URI, as a whole or in part."""
+    """Lists files, and reads them by URI, as a whole or in part."""
 
     def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:
-        """All files below a root, sorted by the UTF-8 bytes of their paths, starting after the path `after`.
+        """Yield all files below a root, sorted by the UTF-8 bytes of their paths, starting after the path `after`.
 
-        What cannot be listed below the root is an entry with a problem.
+        A file or folder below the root that cannot be listed yields an entry with a problem. S3 lists `num_listers`
+        prefixes at a time.
 
         Raises:
             ConfigError: the root cannot be listed.

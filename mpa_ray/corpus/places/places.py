@@ -20,7 +20,7 @@ class Places:
 
     object_store: ObjectStoreConfig
     follow_redirects: bool = True
-    """Whether a web server may redirect to another host. A source decides this by `source.allow`."""
+    """Whether a web server may redirect to another host. For images, `source.allow` decides this."""
 
     def of(self, uri: str) -> Place:
         """Return the place that stores a URI or a local path.
@@ -73,7 +73,7 @@ class _WithDeadline:
 
     def read(self, uri: str, first: int = 0, num_bytes: int | None = None) -> bytes:
         if num_bytes == 0:
-            # A range of no bytes has no form in HTTP, so that servers send the whole file.
+            # HTTP cannot express an empty range: servers would send the whole file.
             return b""
         return call_with_deadline(lambda: self.place.read(uri, first, num_bytes), self.deadline_s, uri)
 

@@ -13,7 +13,7 @@ from mpa_ray.storage.object_store import ListedObject, ObjectStore, split_uri
 
 
 class S3Place:
-    """Lists several prefixes at a time."""
+    """Objects in an S3 bucket. Several prefixes are listed at a time."""
 
     def __init__(self, config: ObjectStoreConfig) -> None:
         self._store = ObjectStore(config)
@@ -46,19 +46,19 @@ class S3Place:
         return self._store.get(*split_uri(uri), first, num_bytes)
 
     def _parts(self, bucket: str, prefix: str, min_parts: int) -> list[str]:
-        """Split a prefix at its slashes into sorted prefixes and keys: at least `min_parts`, if there are that many."""
+        """Split a prefix into sorted keys and longer prefixes, until there are at least `min_parts`, if possible."""
         parts, folders = [prefix], [prefix]
         while folders and len(parts) < min_parts:
-            # A folder with more than one page of objects directly in it is not split further.
+            # A prefix is not split further if the keys and prefixes directly under it fill more than one page.
             split = {folder: self._store.children(bucket, folder) or [folder] for folder in folders}
             parts = [p for part in parts for p in split.get(part, [part])]
             folders = [p for folder in folders for p in split[folder] if p.endswith("/") and p != folder]
         return sorted(parts, key=str.encode)
 
     def _listing(self, bucket: str, part: str, after: str) -> Iterator[ListedObject]:
-        """The objects below a prefix, or the one object with a key, starting after the key `after`."""
+        """Yield the objects of a part that `_parts` returned, starting after the key `after`."""
         for listed in self._store.list(bucket, part, nested=True, after=after):
-            # The whole bucket has an empty prefix.
+            # An empty part is the prefix of the whole bucket.
             if not part or part.endswith("/") or listed.key == part:
                 yield listed
             else:

@@ -23,7 +23,7 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.storage.deadline import Expiry
 
 MAX_WHOLE_BYTES = 2**30
-"""The largest file that is read if the caller sets no limit, as for a list of questions."""
+"""The largest file that is read without a limit from the caller, such as a list of questions."""
 _MAX_REDIRECTS = 5
 _MAX_PAUSE_S = 20.0
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -57,7 +57,7 @@ class Web:
         return content
 
     def _size(self, uri: str) -> int | None:
-        """The size that the server states; None if it states no size, or the size of an encoded body."""
+        """Return the file's size as the server states it; None if it states no size, or the size of an encoded body."""
         response = self._response("HEAD", uri, {})
         if response.status in (405, 501):
             response = self._response("GET", uri, {})
@@ -116,7 +116,7 @@ class Web:
             raise OSError(f"redirects to another host, {host}; if you trust it, add 'redirects' to source.allow")
 
     def _with_retries(self, uri: str, attempt: Callable[[], T]) -> T:
-        """Repeat a request after errors that may pass, until the deadline of the call."""
+        """Repeat a request after errors that may pass, up to `max_attempts` times or until the call's deadline."""
         for number in range(1, self.config.max_attempts + 1):
             Expiry.current().check(uri, 0)
             try:
@@ -143,7 +143,7 @@ class _Transient(Exception):
 
 
 def _may_pass(error: HTTPError | _Transient) -> bool:
-    """Whether another attempt may succeed; a host that does not exist, or has no valid certificate, stays so."""
+    """Whether another attempt may succeed. It cannot if the host does not exist or has no valid certificate."""
     cause = error.__cause__
     if isinstance(error, NameResolutionError):
         return isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_AGAIN
@@ -163,8 +163,8 @@ def _check_status(response: BaseHTTPResponse) -> None:
 
 
 def _host(uri: str) -> tuple[str | None, int | None]:
-    """The host of a URI, and its port unless that is its scheme's own."""
-    # Other parsers find another host than urllib3 in some malformed URIs.
+    """Return the host and the port of a URI. The port is None if it is the default port of the URI's scheme."""
+    # Use urllib3's parser: in some malformed URIs, other parsers find a host to which urllib3 does not connect.
     parts = parse_url(uri)
     port = None if parts.port == {"http": 80, "https": 443}.get(parts.scheme or "") else parts.port
     return parts.host, port

@@ -1,4 +1,4 @@
-"""The body of a web server's answer, read up to a limit whatever the server sends."""
+"""Reads the body of a web server's response, up to a limit, however much the server sends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpa_ray.storage.deadline import Expiry
 _CHUNK_BYTES = 64 * 2**10
 _GZIP = ("gzip", "x-gzip", "deflate")
 _ANY_HEADER = 47
-"""Have zlib recognise the headers of both gzip and deflate."""
+"""Makes zlib recognise the headers of both gzip and deflate."""
 
 
 def read_body(response: BaseHTTPResponse, skip: int, num_bytes: int) -> bytes:
@@ -31,14 +31,14 @@ def read_body(response: BaseHTTPResponse, skip: int, num_bytes: int) -> bytes:
             if len(content) >= num_bytes:
                 break
     finally:
-        # Drops the connection, unless the response was read to its end: such a connection is already free again.
+        # This drops the connection. If the response was read to its end, its connection is already back in the pool.
         response.close()
     del content[num_bytes:]
     return bytes(content)
 
 
 def encoding_of(response: BaseHTTPResponse) -> str:
-    """The body's `Content-Encoding`; empty for the file's own bytes."""
+    """Return the body's `Content-Encoding`; empty if the body is not encoded."""
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     return "" if encoding == "identity" else encoding
 
@@ -52,7 +52,7 @@ def _decoded(response: BaseHTTPResponse) -> Iterator[bytes]:
         raise OSError(f"sent with Content-Encoding {encoding}, which was not requested")
     decoder = None
     for chunk in _raw(response):
-        # A few bytes may decode to thousands of times as many.
+        # Decode a chunk at a time, because a few bytes may decode to thousands of times as many.
         while chunk:
             if decoder is None or decoder.eof:
                 # A body may have several encoded parts.

@@ -1,4 +1,4 @@
-"""Connections for `web.py`: they know the address they lead to, and a deadline can cut them off."""
+"""Connections for `web.py`. They know the address that they lead to, and a deadline can cut them off."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from mpa_ray.storage.deadline import Expiry
 class PrivateAddress(Exception):
     """The host of a redirect has an address that is not public.
 
-    This is no OSError, because urllib3 would turn it into one of its own errors, after which `web.py` tries again.
+    This is not an OSError: urllib3 would turn an OSError into one of its own errors, and `web.py` would try again.
     """
 
 
 @cache
 def connections(config: ObjectStoreConfig, *, only_public: bool) -> PoolManager:
-    """Connections of this process to web servers; they neither retry nor follow redirects.
+    """Return this process's connections to web servers. They do not retry, and do not follow redirects.
 
     Args:
         config: The time-outs and the number of connections.
-        only_public: Raise PrivateAddress, before a request is sent, for an address of a private network, of this
-            machine, or of a cloud's metadata service.
+        only_public: Whether to raise PrivateAddress, before a request is sent, for an address of a private network, of
+            this machine, or of a cloud's metadata service.
     """
     timeout = Timeout(connect=config.connect_timeout_s, read=config.read_timeout_s)
     manager = PoolManager(maxsize=config.max_connections, retries=False, timeout=timeout)

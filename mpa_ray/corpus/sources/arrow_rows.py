@@ -1,4 +1,4 @@
-"""Rows of Arrow tables as Python objects, also where text is not UTF-8."""
+"""Converts rows of Arrow tables to Python objects, even if their text is not UTF-8."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pyarrow as pa
 
 
 def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """The rows of a batch. Bytes of a text that are not UTF-8 become surrogates, as in the names of files."""
+    """Return the rows of a batch. Bytes of text that are not UTF-8 become surrogates, as with `surrogateescape`."""
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
     except UnicodeDecodeError:
@@ -22,7 +22,7 @@ def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def without_text(kind: pa.DataType) -> pa.DataType:
-    """The type with bytes in place of text. A cast to it does not decode the text."""
+    """Replace text by bytes in a type. A cast to the returned type does not decode the text."""
     types = pa.types
     if types.is_dictionary(kind):
         return without_text(kind.value_type)

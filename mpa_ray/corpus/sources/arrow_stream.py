@@ -1,4 +1,4 @@
-"""Arrow streams: where their record batches are and which have nulls, from the headers alone; pyarrow cannot do that.
+"""Finds the record batches of an Arrow stream, and counts their nulls, by reading only headers. pyarrow cannot do this.
 
 The layout is Arrow's "IPC streaming format": continuation marker, length of the header, header, body.
 """
@@ -23,7 +23,7 @@ _END = _CONTINUATION + b"\0\0\0\0"
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 """Values of `MessageHeader` in Arrow's Message.fbs."""
 _MAX_ROWS_PER_BYTE = 1000
-"""A batch with images has far fewer rows per byte, even with compressed offsets: a header with more is damaged."""
+"""A header with more rows per byte is damaged: a batch with images has far fewer, even with compressed offsets."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class BatchSpan:
     span: Span
     num_rows: int
     num_nulls: list[int]
-    """The number of nulls of each field, where a field comes before its children; see `field_position`."""
+    """The number of nulls in each field. A field comes before its children; `field_position` finds its position."""
 
 
 def record_batches(file: BinaryIO) -> Iterator[BatchSpan]:
     """Yield the positions of an Arrow stream's record batches, reading only their headers.
 
     Raises:
-        pa.ArrowInvalid: the file is no Arrow stream.
+        pa.ArrowInvalid: the file is not an Arrow stream.
     """
     for message in _messages(file):
         if message.kind == _RECORD_BATCH:
@@ -52,7 +52,12 @@ def record_batches(file: BinaryIO) -> Iterator[BatchSpan]:
 
 
 def field_position(schema: pa.Schema, path: list[str]) -> int | None:
-    """The position of a nested field among `BatchSpan.num_nulls`; None if it does not exist."""
+    """Return a field's position in `BatchSpan.num_nulls`; None if the schema has no such field.
+
+    Args:
+        schema: The schema of the stream.
+        path: The name of a column, or the names that lead from a column to a nested field.
+    """
     position, fields = 0, list(schema)
     for depth, name in enumerate(path):
         for field in fields:
@@ -68,19 +73,19 @@ def field_position(schema: pa.Schema, path: list[str]) -> int | None:
 
 @dataclass(frozen=True)
 class StreamHead:
-    """What the record batches of an Arrow stream need to be decoded."""
+    """The parts of an Arrow stream that are needed to decode its record batches."""
 
     schema: pa.Schema
     schema_message: bytes
     dictionaries: tuple[tuple[int, bytes], ...]
-    """The positions and messages of the dictionaries, for columns that are encoded with them."""
+    """The positions and messages of the dictionaries of dictionary-encoded columns."""
 
     @classmethod
     def read(cls, places: Places, uri: str) -> StreamHead:
-        """Read the schema at the start of a stream, and the dictionaries wherever they are.
+        """Read the schema at the start of a stream, and the dictionaries anywhere in the stream.
 
         Raises:
-            pa.ArrowInvalid: the file is no Arrow stream.
+            pa.ArrowInvalid: the file is not an Arrow stream.
         """
         with places.open(uri) as file:
             first = next(_messages(file), None)
@@ -88,7 +93,7 @@ class StreamHead:
                 raise pa.ArrowInvalid("it is empty")
             file.seek(0)
             message = file.read(first.span.num_bytes)
-            # pyarrow's read_schema would end the process if the message is of another kind.
+            # pyarrow's read_schema would abort the process if the message were of another kind.
             schema = pa.ipc.open_stream(pa.py_buffer(message)).schema
             dictionaries = []
             if _has_dictionaries(schema):
@@ -104,10 +109,10 @@ class StreamHead:
 
         Args:
             content: The message of the batch.
-            position: Where in the stream it begins; a later dictionary does not apply to it.
+            position: The message's position in the stream. Dictionaries after this position do not apply.
 
         Raises:
-            pa.ArrowInvalid: the bytes are no record batch.
+            pa.ArrowInvalid: the bytes are not a record batch.
         """
         before = [message for first, message in self.dictionaries if first < position]
         try:
@@ -118,7 +123,7 @@ class StreamHead:
                 batch = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(content)), self.schema)
         except (EOFError, StopIteration):
             raise pa.ArrowInvalid("a batch is cut off") from None
-        # Reading a cell at a wrong offset would end the process. Text is checked as bytes, since it may not be UTF-8.
+        # Reading a cell at a wrong offset would abort the process. Check text as bytes, since it may not be UTF-8.
         batch.validate()
         for column in batch.columns:
             column.cast(without_text(column.type)).validate(full=True)

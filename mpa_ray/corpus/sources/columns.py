@@ -1,4 +1,4 @@
-"""Columns of tables with images: which types are read, and what their cells hold."""
+"""Columns of tables with images: the types that can be read, and the content of their cells."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason
 
 CellKind = Literal["bytes", "text", "struct"]
-"""What a cell with an image holds: the file, a URI or base64, or Hugging Face's struct of `bytes` and `path`."""
+"""What a cell holds: a file's bytes; text, which is a URI or base64; or Hugging Face's struct of `bytes` and `path`."""
 
 _ITEM = re.compile(r"(?P<column>.+)\[(?P<item>\d+)\]", re.DOTALL)
 _MAX_TYPE_LENGTH = 120
@@ -28,15 +28,15 @@ class ImageColumn:
 
     name: str
     item: int | None
-    """Which item of a list to take; None if cells are no lists."""
+    """The index of the item to take from the list in each cell; None if the cells are not lists."""
     kind: CellKind
 
     @classmethod
     def of(cls, schema: pa.Schema, setting: str, where: str) -> ImageColumn:
-        """Find the column that `source.image_column` names in a table; the table has it.
+        """Return the column that `source.image_column` names. The table must have this column.
 
         Raises:
-            ConfigError: its type is none that holds or names images.
+            ConfigError: a column of this type cannot hold or name images.
         """
         column = cls.find(schema, setting)
         if column is not None:
@@ -50,7 +50,7 @@ class ImageColumn:
 
     @classmethod
     def find(cls, schema: pa.Schema, setting: str) -> ImageColumn | None:
-        """The column of that name; None if there is none, or if its type neither holds nor names images."""
+        """Return the column that a setting names; None if there is no such column that can hold or name images."""
         name, item = split_item(setting, schema.names)
         if name not in schema.names:
             return None
@@ -61,7 +61,7 @@ class ImageColumn:
 
 
 def split_item(setting: str, names: Iterable[str]) -> tuple[str, int | None]:
-    """Split `images[0]` into the column and the item of its lists; the item is None for the name of a column."""
+    """Split `images[0]` into the column `images` and the item 0. The item is None if the setting is a column's name."""
     match = _ITEM.fullmatch(setting)
     if match is None or setting in names or match["column"] not in names:
         return setting, None
@@ -69,7 +69,7 @@ def split_item(setting: str, names: Iterable[str]) -> tuple[str, int | None]:
 
 
 def cell_kind(kind: pa.DataType) -> CellKind | None:
-    """What the cells of a type hold; None if it is neither bytes, text nor a struct of them."""
+    """Return what cells of a type hold; None if the type is not bytes, text or a struct of them."""
     kind = _plain_type(kind)
     if _is_binary(kind):
         return "bytes"
@@ -85,14 +85,14 @@ def cell_kind(kind: pa.DataType) -> CellKind | None:
 
 
 def item_of(value: Any, item: int | None) -> Any:
-    """A cell's value; for cells with lists, one item, or None if the list is shorter."""
+    """Return a cell's value. If `item` is set, return this item of the cell's list, or None if the list is shorter."""
     if item is None or value is None:
         return value
     return value[item] if item < len(value) else None
 
 
 def path_in(value: Any) -> str | None:
-    """The path or URI in a cell's value; None if the value holds the image, or nothing."""
+    """Return the path or URI in a cell's value; None if the value holds the image itself, or is empty."""
     if isinstance(value, dict):
         path = value.get("path")
         return path if isinstance(path, str) and path and value.get("bytes") is None else None
@@ -115,7 +115,7 @@ def content_of(value: Any) -> bytes | ImageProblem:
 
 
 def text_content(text: bytes) -> bytes | ImageProblem:
-    """The image in a part of a list that holds base64 or a data: URI, perhaps with the escapes of JSON."""
+    """Return the image in base64 or in a data: URI. The text may contain JSON's escapes."""
     try:
         return content_of(json.loads(b'"' + text + b'"') if b"\\" in text else text.decode())
     except ValueError as error:
@@ -123,7 +123,7 @@ def text_content(text: bytes) -> bytes | ImageProblem:
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type of the values, without the way in which they are encoded."""
+    """Return the type of a column's values, without extension types, dictionary encoding and run-end encoding."""
     while True:
         if isinstance(kind, pa.BaseExtensionType):
             kind = kind.storage_type

@@ -1,4 +1,4 @@
-"""What becomes of damaged files of a source: an error names the file, or `skip_damaged` leaves it out."""
+"""Handles damaged files of a source: an error names the file, or, with `skip_damaged`, the file is left out."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from mpa_ray.textual import readable
 
 
 class DamagedFile(Exception):
-    """A file with images is not of its kind, or is cut or damaged."""
+    """A file with images is damaged, cut off, or of another kind than its name says."""
 
 
 def without_damaged(config: SourceConfig, path: str, listing: Iterator[Listed]) -> Iterator[Listed]:
-    """Yield the listing of a file. If the file is damaged and `skip_damaged` is set, leave all of it out.
+    """Yield the listing of a file. If the file is damaged and `skip_damaged` is set, leave out the whole file.
 
     Args:
         config: The source.
         path: The file's path below the source's root, for the message.
-        listing: The items of the file. If it cannot be read, the iterator raises an error that `unreadable` made.
+        listing: The items of the file. If the file cannot be read, the iterator raises an error from `unreadable`.
 
     Raises:
         ConfigError: the file is damaged. The message names it.
     """
     try:
-        # What is yielded cannot be taken back.
+        # With `skip_damaged`, read the whole listing first, because yielded items cannot be taken back.
         yield from list(listing) if config.skip_damaged else listing
     except DamagedFile as error:
         if not config.skip_damaged:
@@ -48,8 +48,8 @@ def unreadable(config: SourceConfig, path: str, uri: str, kind: str, error: Exce
         path: The file's path below the source's root, for the message.
         uri: The file's URI.
         kind: What the file should be, such as `a tar`.
-        error: The reason. pyarrow raises OSError also for a damaged file. An OSError that comes from storage differs:
-            it has an error number, is of a derived type, or begins with the URI.
+        error: The reason. pyarrow raises OSError for a damaged file, too. An OSError from the storage differs: it has
+            an error number, is of a derived class, or its message begins with the URI.
     """
     of_storage = isinstance(error, OSError) and (
         type(error) is not OSError or error.errno is not None or str(error).startswith(uri)

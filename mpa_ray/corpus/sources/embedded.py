@@ -10,12 +10,12 @@ from urllib.parse import unquote_to_bytes
 from mpa_ray.imaging.decode import FORMATS, recognise_format
 
 _MIN_CHARACTERS = 48
-"""Shorter text is never base64 of an image."""
+"""Shorter text is never an image in base64."""
 _BEGINNING_CHARACTERS = 512
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+=*\s*")
 _URL_SAFE = str.maketrans("-_", "+/")
 _EXPECTED = frozenset({*FORMATS, "HEIC"} - {"DIB", "PPM"})
-"""Formats whose first bytes are too distinctive to occur in the bytes of a path that happens to be base64."""
+"""Formats with distinctive first bytes. A path that is valid base64 does not decode to such bytes by chance."""
 
 
 def is_data_uri(text: str) -> bool:
@@ -24,7 +24,7 @@ def is_data_uri(text: str) -> bool:
 
 
 def is_base64_image(text: str) -> bool:
-    """Whether a text is base64 of an image file, by its length, its characters and the image's first bytes."""
+    """Whether a text is an image file in base64, judged by its length, its characters and the file's first bytes."""
     if len(text) < _MIN_CHARACTERS or not _BASE64.fullmatch(text[:_BEGINNING_CHARACTERS]):
         return False
     characters = "".join(text[:_BEGINNING_CHARACTERS].split())
@@ -55,10 +55,10 @@ def embedded_content(text: str) -> bytes:
 
 
 def decode_base64(text: str) -> bytes:
-    """Decode base64, also with the characters for URLs, with line ends and without padding.
+    """Decode base64. URL-safe characters, line ends and missing padding are accepted.
 
     Raises:
-        ValueError: the text has other characters.
+        ValueError: the text is not base64.
     """
     bare = "".join(text.split()).rstrip("=").translate(_URL_SAFE)
     try:

@@ -13,9 +13,9 @@ _MEANINGS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 def split_glob(path: str) -> tuple[str, re.Pattern[str] | None]:
     """Split a glob into the folder before its first wildcard and a pattern for the paths below that folder.
 
-    `*` and `?` match characters of one name, `**` any number of folders, `[abc]` one of these characters. A path
-    without wildcards, or of an existing file, has no pattern. In the name of an existing folder, such as `photos [1]`,
-    these characters are no wildcards.
+    `*` and `?` match characters of one name, `**` matches any number of folders, and `[abc]` matches one of these
+    characters. The pattern is None for a path without wildcards, and for the path of an existing file. In the name of
+    an existing folder, such as `photos [1]`, these characters stand for themselves.
     """
     if _WILDCARD.search(path) is None or Path(path).exists():
         return path, None
@@ -29,7 +29,7 @@ def split_glob(path: str) -> tuple[str, re.Pattern[str] | None]:
 
 
 def _literal_folder(path: str) -> str:
-    """The beginning of a path that is an existing folder, with its slash; empty if its first name is not a folder."""
+    """Return the longest beginning of a path that is an existing folder, with its slash; empty if there is none."""
     ends = [match.end() for match in re.finditer("/", path)]
     return next((path[:end] for end in reversed(ends) if Path(path[:end]).is_dir()), "")
 

@@ -35,7 +35,7 @@ def image_endings(config: SourceConfig) -> tuple[str, ...]:
     """The file name endings of images, in lower case with the dot.
 
     Raises:
-        ConfigError: the user names an ending whose reader is not installed.
+        ConfigError: `source.extensions` names an ending whose decoder is not installed.
     """
     endings = tuple(f".{ending.lower().lstrip('.')}" for ending in config.extensions)
     if config.extensions == DEFAULT_EXTENSIONS:
@@ -51,5 +51,5 @@ def image_endings(config: SourceConfig) -> tuple[str, ...]:
 
 
 def missing_readers() -> dict[str, str]:
-    """What would have to be installed to read images, by ending."""
+    """Return the file name endings of images that cannot be read, each with the extra that must be installed."""
     return {} if reads_heic() else dict.fromkeys(HEIC_ENDINGS, HEIC_EXTRA)

@@ -1,4 +1,4 @@
-"""Which files of a folder are left out, and under which label they are counted."""
+"""Decides which files of a folder are left out, and under which label they are counted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SYSTEM_NAMES = (
     "$RECYCLE.BIN",
     "System Volume Information",
 )
-"""Folders that operating systems and storage devices create; names with a dot in front are hidden anyway."""
+"""Folders that operating systems and storage devices create. Names that begin with a dot are hidden anyway."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,20 @@ class LeftOut:
     """A file, or a row of a list, that a listing leaves out."""
 
     label: str
-    """What it is counted under, such as `.heic`, `no ending` or `._* (AppleDouble)`."""
+    """The label under which it is counted, such as `.heic`, `no ending` or `._* (AppleDouble)`."""
     setting: str | None = None
-    """The filter of the source that leaves it out, such as `min_bytes`; None if no filter does."""
+    """The setting of the source that leaves it out, such as `min_bytes`; None if no setting does."""
 
 
 @dataclass(frozen=True)
 class NameFilter:
-    """Leaves out hidden files, those that systems create, and those that the user excludes."""
+    """Leaves out hidden files, files that operating systems create, and files that the user excludes."""
 
     exclude: tuple[str, ...] = ()
-    """Globs: without a slash, of the name of a file or a folder; with a slash, of a path below the root."""
+    """Globs. Without a slash, a glob matches the name of a file or folder; with a slash, a path below the root."""
     include_hidden: bool = False
     _patterns: tuple[tuple[bool, re.Pattern[str]], ...] = field(init=False, repr=False)
-    """Each pattern of `exclude`, and whether it matches single names."""
+    """For each glob of `exclude`: whether it matches single names, and its regular expression."""
 
     def __post_init__(self) -> None:
         patterns = [
@@ -54,10 +54,10 @@ class NameFilter:
         return cls(config.exclude, config.include_hidden)
 
     def left_out(self, path: str) -> LeftOut | None:
-        """Why a file is left out; None if it is not.
+        """Return why a file or folder is left out; None if it is kept.
 
         Args:
-            path: The path below the root, with a slash at its end if it is a folder's.
+            path: The path below the root. The path of a folder ends in a slash.
         """
         names = path.rstrip("/").split("/")
         for matches_names, pattern in self._patterns:
@@ -78,11 +78,11 @@ def _hidden(names: list[str]) -> LeftOut | None:
 
 
 def by_ending(path: str, needs: dict[str, str] | None = None) -> LeftOut:
-    """The label of a file whose ending no image has.
+    """Return the label of a file whose ending is not that of an image.
 
     Args:
         path: The path below the root.
-        needs: What would have to be installed to read an ending, in lower case with the dot.
+        needs: The extra to install for each ending that cannot be read yet. Endings are in lower case, with the dot.
     """
     stem, dot, ending = path.rpartition("/")[2].rpartition(".")
     if not dot or not stem:

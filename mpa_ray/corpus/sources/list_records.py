@@ -1,4 +1,4 @@
-"""The records of a list in text, CSV or JSON, each with its place in the file."""
+"""Reads the records of a list in text, CSV or JSON, each with its position in the file."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class ListRecord:
     """A row of a list."""
 
     number: int
-    """Counts from 1. In text and JSON lines, it is the number of the line."""
+    """The number of the record, from 1. In text and JSON lines, the number of the line."""
     values: dict[str, Any]
     first: int
-    """The position of its first byte in the file."""
+    """The position of the record's first byte in the file."""
     raw: bytes
 
     def span_of(self, text: str) -> Span | None:
@@ -76,7 +76,7 @@ def csv_records(file: BinaryIO, delimiter: str) -> tuple[Sequence[str], Iterator
 
 
 def json_records(file: BinaryIO) -> Iterator[ListRecord]:
-    """Yield the objects of JSON lines, or of a JSON list, which is recognised by its first character.
+    """Yield the objects of JSON lines or of a JSON list. A list is recognised by its first character.
 
     Raises:
         BadRecord: a record is not JSON, or not an object.
@@ -108,7 +108,7 @@ def _json_record(number: int, first: int, raw: bytes, remedy: str) -> ListRecord
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file with their positions; every kind of line end counts."""
+    """Yield the position and the bytes of each line of a file. Every kind of line end is recognised."""
     position = 0
     for chunk in file:
         for line in chunk.splitlines(keepends=True):
@@ -130,13 +130,13 @@ class _TrackedLines(Iterator[str]):
         return raw.decode()
 
     def take(self) -> tuple[int, bytes]:
-        """The position and the bytes of the lines."""
+        """Return the position of the lines that were read since the last call, and their bytes."""
         taken, self._taken = self._taken, []
         return (taken[0][0] if taken else 0), b"".join(raw for _, raw in taken)
 
 
 def _list_records(file: BinaryIO) -> Iterator[ListRecord]:
-    """The objects of a JSON list whose bracket was read, of which only one at a time is in memory."""
+    """Yield the objects of a JSON list whose opening bracket was read. Only one object at a time is in memory."""
     remedy = "Write a list of objects."
     objects = _Objects(file, file.tell())
     number = 0
@@ -152,7 +152,7 @@ def _list_records(file: BinaryIO) -> Iterator[ListRecord]:
         first, raw = objects.take(number)
         yield _json_record(number, first, raw, remedy)
     if not following:
-        raise BadRecord(f"the list has no end after row {number}.", "Fetch it again.")
+        raise BadRecord(f"the list has no end after row {number}.", "Fetch the list again.")
 
 
 @dataclass
@@ -177,10 +177,10 @@ class _Objects:
                 return b""
 
     def take(self, number: int) -> tuple[int, bytes]:
-        """The position and the bytes of the object that begins here.
+        """Return the position in the file and the bytes of the object that begins at the current position.
 
         Raises:
-            BadRecord: it has no end.
+            BadRecord: the object has no end.
         """
         end, depth, in_string = self.position, 0, False
         while True:
@@ -189,7 +189,7 @@ class _Objects:
                 end = len(self.buffer) if match is None else match.start()
                 start = self.position
                 if not self._read_more():
-                    raise BadRecord(f"row {number} is not JSON (it has no end).", "Fetch it again.")
+                    raise BadRecord(f"row {number} is not JSON (it has no end).", "Fetch the list again.")
                 end -= start
                 continue
             end = match.end()
@@ -206,7 +206,7 @@ class _Objects:
                     return first, raw
 
     def _read_more(self) -> bool:
-        """Add bytes to the buffer and drop those before the position; returns whether there were any."""
+        """Drop the bytes before the position, and read more bytes into the buffer. Returns False if there are none."""
         chunk = self.file.read(max(_CHUNK_BYTES, len(self.buffer)))
         self.first += self.position
         self.buffer, self.position = self.buffer[self.position :] + chunk, 0

@@ -42,7 +42,7 @@ _APPLIES_TO = {
     "skip_damaged": ("parquet", "webdataset", "saved_dataset"),
     "metadata": ("list", "parquet", "webdataset", "saved_dataset"),
 }
-"""The kinds that use a setting; all kinds use the settings that are not here."""
+"""The kinds of source that use a setting. All kinds use the settings that are not listed here."""
 
 
 def open_source(config: SourceConfig, places: Places) -> Source:
@@ -84,7 +84,7 @@ def _check_settings(config: SourceConfig, kind: str) -> None:
 
 
 def kind_of(config: SourceConfig, places: Places) -> str:
-    """`source.kind`; for `auto`, the kind that the path's ending shows, or else the files in the folder."""
+    """Return `source.kind`. For `auto`, recognise the kind by the path's ending or by the files in the folder."""
     if config.kind != "auto":
         return config.kind
     for ending, kind in _BY_ENDING.items():
@@ -105,7 +105,7 @@ def kind_of(config: SourceConfig, places: Places) -> str:
 
 
 def _holds_tars_with_tables(paths: list[str]) -> bool:
-    """Whether a tar has a Parquet file of the same name beside it: img2dataset writes such tables, without images."""
+    """Whether a tar has a Parquet file with the same stem. img2dataset writes such Parquet files, without images."""
     stems = {ending: {p.removesuffix(ending) for p in paths if p.endswith(ending)} for ending in (".tar", ".parquet")}
     return bool(stems[".tar"] & stems[".parquet"])
 

@@ -1,4 +1,4 @@
-"""A source of Parquet files with images' bytes, URIs, or Hugging Face's struct of both."""
+"""A source of Parquet files with the bytes of images, their URIs, or Hugging Face's struct of `bytes` and `path`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from mpa_ray.records import ImageRef
 
 ENDINGS = (".parquet",)
 _ROWS_PER_BATCH = 256
-"""Few, since a batch may hold images."""
+"""Small, because a batch may hold images."""
 _MAX_URI_BYTES = 4096
-"""Text that is longer on average in a row group is base64, so it need not be read to see which rows name files."""
+"""If the texts of a row group are longer on average, they are base64. Then no row names a file, and listing need not
+read the texts."""
 
 
 class ParquetFiles:
     """Images in rows of Parquet files. The id of an image is the file's path and the row number.
 
-    Listing does not read the images, only a file's footer and the columns with ids, metadata and URIs. The exception is
-    a row group with structs of which some have no bytes, or of which the footer does not count the nulls.
+    Listing reads a file's footer and the columns with ids, metadata and URIs. It reads the images of a row group only
+    if they are in structs, and if some structs have no bytes or the footer does not count the nulls.
     """
 
     def __init__(self, config: SourceConfig, places: Places) -> None:
@@ -66,7 +67,13 @@ class ParquetFiles:
 def rows_with_images(
     file: pq.ParquetFile, columns: Iterable[str], image: ImageColumn
 ) -> Iterator[tuple[dict[str, Any], str | None]]:
-    """Yield the columns of each row, and the path or URI of its image; None if the row holds its image, or has none."""
+    """Yield the columns of each row, and the path or URI of the row's image. The path is None if the row names no file.
+
+    Args:
+        file: The Parquet file.
+        columns: The names of the columns to yield.
+        image: The column with the images.
+    """
     for group in range(file.num_row_groups):
         read = _read_for_images(file, group, image)
         names = list(dict.fromkeys([*columns, *([read] if read else [])]))
@@ -75,10 +82,10 @@ def rows_with_images(
 
 
 def _read_for_images(file: pq.ParquetFile, group: int, column: ImageColumn) -> str | None:
-    """What to read of a row group to see which of its rows name a file instead of holding the image.
+    """Return the column to read from a row group to see which rows name a file instead of holding the image.
 
     Returns:
-        The column, the leaf with the paths if no row has bytes, or None if all rows hold their images.
+        None if all rows hold their images; the leaf column with the paths if no row has bytes; else the whole column.
     """
     if column.kind == "bytes":
         return None
@@ -88,7 +95,7 @@ def _read_for_images(file: pq.ParquetFile, group: int, column: ImageColumn) -> s
     contents: str | None = next((leaf for leaf in own if leaf.endswith(".bytes")), None)
     metadata = file.metadata.row_group(group)
     if metadata.num_columns != len(leaves):
-        # pyarrow would end the process.
+        # Without this check, pyarrow would abort the process.
         raise pa.ArrowInvalid(f"row group {group} has {metadata.num_columns} columns, the schema {len(leaves)}")
     if column.kind == "text":
         chunks = [metadata.column(leaves[leaf]) for leaf in leaves if leaf == column.name or leaf in own]
@@ -106,7 +113,7 @@ def _read_for_images(file: pq.ParquetFile, group: int, column: ImageColumn) -> s
 
 
 def _num_nulls(chunk: pq.ColumnChunkMetaData) -> int | None:
-    """The number of nulls in a column of a row group; None without statistics."""
+    """Return the number of nulls in a column of a row group; None if the file has no statistics."""
     statistics = chunk.statistics
     return statistics.null_count if statistics is not None and statistics.has_null_count else None
 

@@ -1,4 +1,4 @@
-"""A source that Hugging Face's `Dataset.save_to_disk` wrote: a folder of Arrow streams."""
+"""A source that Hugging Face's `Dataset.save_to_disk` has written: a folder of Arrow streams."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STATE_FILE = "state.json"
 
 
 class SavedDataset:
-    """Images in record batches. A locator gives the bytes of the batch, so a shard reads only its own batches."""
+    """Images in record batches. A locator contains the batch's byte range, so a shard reads only its own batches."""
 
     def __init__(self, config: SourceConfig, places: Places) -> None:
         self._config, self._places = config, places

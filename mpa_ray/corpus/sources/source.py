@@ -1,4 +1,4 @@
-"""The interface of a source of images, and what the kinds of sources share."""
+"""The interface of a source of images, and the code that several kinds of source share."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from mpa_ray.redaction import has_url_secrets, without_url_secrets
 from mpa_ray.textual import identifier, to_json
 
 Listed = ImageRef | LeftOut
-"""What the listing of a source yields."""
+"""An item of a source's listing: an image, or a file or row that is left out."""
 
 
 class Source(Protocol):
     """Images in a fixed order."""
 
     def images(self, after: ImageRef | None = None) -> Iterator[Listed]:
-        """Yield all images, or those after the image `after`, without reading them, and what is left out between them.
+        """Yield the images, starting after `after`, and the files left out between them. Does not read the images.
 
         Raises:
             ConfigError: the source cannot be listed, names a file that is not allowed, or no longer contains `after`.
@@ -51,16 +51,16 @@ class Files:
     names: NameFilter = field(default_factory=NameFilter)
     """Applies to files of folders, prefixes and globs, not to a single file."""
     needs: dict[str, str] = field(default_factory=dict)
-    """What would have to be installed to read further endings, by ending."""
+    """The extra to install for each ending that cannot be read yet."""
 
     def entries(self) -> Iterator[Entry]:
         """Yield the files, sorted by the UTF-8 bytes of their paths."""
         return (entry for entry in self.listing() if isinstance(entry, Entry))
 
     def listing(self, after: str = "") -> Iterator[Entry | LeftOut]:
-        """Yield the files, starting after the path `after`, and what is left out between them.
+        """Yield the files, starting after the path `after`, and the files left out between them.
 
-        Files that do not match the glob are not counted as left out, since the user did not ask for them.
+        Files that do not match the glob do not count as left out, because the user did not ask for them.
         """
         root, pattern = split_glob(self.path)
         if pattern is None and self.endings and self._is_file():
@@ -96,7 +96,7 @@ class Files:
 def images_of_containers(
     files: Files, images_in: Callable[[Entry], Iterator[Listed]], after: ImageRef | None
 ) -> Iterator[Listed]:
-    """Yield the images in each of many files, several of which are listed at a time."""
+    """Yield the images in each of many files. Several files are listed at a time."""
     entries = files.listing()
     if after is not None:
         inside = Locator.parse(after.uri)
@@ -110,7 +110,7 @@ def images_of_containers(
 
 
 def images_after(listed: Iterator[Listed], last: ImageRef, path: str) -> Iterator[Listed]:
-    """Yield what follows the image `last`. Raises ConfigError if `last` is not among the images."""
+    """Yield the items that follow the image `last`. Raises ConfigError if `last` is not among the images."""
     if not any(isinstance(item, ImageRef) and item.image_id == last.image_id for item in listed):
         raise ConfigError(
             "source.path",
@@ -193,7 +193,7 @@ class Rows:
         return [*filter(None, [self.config.id_column]), *self.config.metadata]
 
     def check(self, names: Sequence[str], where: str, image_column: str | None = None) -> None:
-        """Raise ConfigError if a configured column is missing; `image_column` replaces the configured one."""
+        """Raise ConfigError if a configured column is missing. `image_column` replaces `source.image_column`."""
         columns = [("image_column", image_column or self.config.image_column), ("id_column", self.config.id_column)]
         columns += [("metadata", name) for name in self.config.metadata]
         for setting, name in columns:
@@ -225,5 +225,5 @@ class Rows:
 
 
 def metadata_json(metadata: Mapping[str, Any]) -> str | None:
-    """Metadata as a row stores it: a JSON object without passwords and signatures; None if there is none."""
+    """Return metadata as rows store it: a JSON object without passwords and signatures, or None without metadata."""
     return without_url_secrets(to_json(metadata)) if metadata else None

@@ -1,7 +1,7 @@
-"""The members of a tar, read strictly: what damages a tar is an error and never ends it early.
+"""Reads the members of a tar strictly: damage is an error, and never counts as the end of the tar.
 
-Python's tarfile is not suited. It treats a damaged header like the end of the tar, ends at the first of several tars
-that were joined, does not end at a negative size, and holds an extended header of any size in memory.
+Python's tarfile is not suitable. It treats a damaged header like the end of the tar, stops after the first of several
+joined tars, loops forever on a negative size, and holds an extended header of any size in memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 _BLOCK_BYTES = 512
 _MAX_EXTENSION_BYTES = 16 * 2**20
-"""Largest extended header. One holds a name, or a file's attributes."""
+"""The largest extended header. An extended header holds a name, or a file's attributes."""
 _OCTAL = re.compile(rb"[0-7]*")
 _PAX_RECORD = re.compile(rb"(\d{1,9}) ([^=]+)=")
 _COMPRESSED = {
@@ -26,11 +26,11 @@ _COMPRESSED = {
 
 
 class DamagedTar(Exception):
-    """The file is not a tar, or is cut or damaged."""
+    """The file is not a tar, or is cut off or damaged."""
 
 
 class Kind(Enum):
-    """What a member is."""
+    """The type of a member."""
 
     FILE = "files"
     HARD_LINK = "hard links"
@@ -47,15 +47,15 @@ class Member:
     """An entry of a tar."""
 
     name: str
-    """Bytes that are not UTF-8 are represented as by `surrogateescape`."""
+    """The name. Bytes that are not UTF-8 become surrogates, as with `surrogateescape`."""
     kind: Kind
     first: int
-    """Position of its content in the tar."""
+    """The position of the member's content in the file."""
     num_bytes: int
     target: str = ""
-    """What a link leads to."""
+    """The path that a link leads to."""
     archive: int = 0
-    """The number of the tar, if several were joined, from 0."""
+    """The number, from 0, of the member's tar in a file of several joined tars."""
 
 
 _KINDS = {
@@ -66,31 +66,31 @@ _KINDS = {
     b"S": Kind.SPARSE,
 }
 _EXTENSIONS = {b"L": "path", b"K": "linkpath", b"x": "pax", b"X": "pax", b"g": "pax of all"}
-"""The types that describe the member after them, or all of them."""
+"""The types of extended headers, which describe the next member or, for `g`, all members after them."""
 _WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")
-"""Types whose size field, if it is not 0, counts no bytes in the tar."""
+"""Types of members that have no content in the tar, even if their size field is not 0."""
 
 
 @dataclass
 class TarReader:
-    """Reads the headers of a tar, or of several that were joined."""
+    """Reads the headers of a tar, or of several joined tars."""
 
     file: BinaryIO
     num_bytes: int
     """The size of the file."""
     has_end: bool = False
-    """Whether the blocks that end a tar came after the last member read so far. A tar without them may be cut."""
+    """Whether the blocks that end a tar follow the last member that was read. A tar without them may be cut off."""
     _archive: int = 0
     _position: int = 0
     _attributes: dict[str, str] = field(default_factory=dict)
-    """Those that the extended headers give to the next member."""
+    """The attributes that extended headers give to the next member."""
     _attributes_of_all: dict[str, str] = field(default_factory=dict)
 
     def members(self) -> Iterator[Member]:
         """Yield the members in their order.
 
         Raises:
-            DamagedTar: the file is not a tar, or is cut or damaged.
+            DamagedTar: the file is not a tar, or is cut off or damaged.
             OSError: the file cannot be read.
         """
         if not self.num_bytes:
@@ -102,7 +102,7 @@ class TarReader:
             else:
                 self._read_extension(header, extension)
         if self._attributes:
-            raise DamagedTar("it is cut after an extended header")
+            raise DamagedTar("it is cut off after an extended header")
 
     def content(self, member: Member) -> bytes:
         """Return a member's content. Raises OSError."""
@@ -110,14 +110,14 @@ class TarReader:
         return self.file.read(member.num_bytes)
 
     def _next_header(self) -> bytes:
-        """The next header that is not a block of zeros; empty at the end of the file."""
+        """Return the next header, and skip blocks of zeros; empty at the end of the file."""
         while block := self._read(self._position, min(_BLOCK_BYTES, self.num_bytes - self._position)):
             at, self._position = self._position, self._position + len(block)
             if not block.strip(b"\0"):
                 self.has_end = True
                 continue
             if len(block) < _BLOCK_BYTES:
-                raise DamagedTar(f"it is cut at byte {self.num_bytes}, in a header")
+                raise DamagedTar(f"it is cut off at byte {self.num_bytes}, in a header")
             _check_sum(block, at)
             if self.has_end:
                 self._archive, self.has_end, self._attributes_of_all = self._archive + 1, False, {}
@@ -141,7 +141,7 @@ class TarReader:
     def _kind(self, header: bytes, name: str, attributes: dict[str, str]) -> Kind:
         kind = _KINDS.get(header[156:157], Kind.OTHER)
         if header[156:157] == b"S" and header[482]:
-            # The positions of further holes follow the header.
+            # Further blocks with the positions of holes follow the header.
             while self._read_block(name)[504]:
                 pass
         if kind is Kind.FILE and any(key.startswith("GNU.sparse.") for key in attributes):
@@ -168,9 +168,9 @@ class TarReader:
         return self._read(first, _BLOCK_BYTES)
 
     def _skip(self, num_bytes: int, name: str) -> None:
-        """Move behind some content, and the zeros that fill its last block."""
+        """Move past some content and the zeros that fill its last block."""
         if self._position + num_bytes > self.num_bytes:
-            raise DamagedTar(f"it is cut at byte {self.num_bytes}, in {name}")
+            raise DamagedTar(f"it is cut off at byte {self.num_bytes}, in {name}")
         self._position += -(-num_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
 
     def _read(self, first: int, num_bytes: int) -> bytes:
@@ -223,7 +223,7 @@ def _pax(content: bytes) -> dict[str, str]:
         if record is None or not record.end() < end <= len(content) or content[end - 1 : end] != b"\n":
             raise DamagedTar("it has a damaged extended header")
         key, value = record[2].decode(errors="replace"), content[record.end() : end - 1]
-        # Attributes of the file, such as its icon, may be large.
+        # Keep only the attributes that are used. Others, such as an icon, may be large.
         if key in ("path", "linkpath", "size") or key.startswith("GNU.sparse."):
             attributes[key] = _text(value)
         position = end

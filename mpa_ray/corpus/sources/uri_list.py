@@ -23,9 +23,9 @@ from mpa_ray.records import ImageRef
 ENDINGS = (*list_records.TEXT, *list_records.CSV, *list_records.JSON)
 _DEFAULT_COLUMN = "image"
 _IMAGES = "images"
-"""The column in which ms-swift and LLaMA-Factory list the images of a row; LLaVA has one path in `image`."""
+"""The column in which ms-swift and LLaMA-Factory list the images of a row. LLaVA has one path in `image` instead."""
 _CONVERSATION = ("conversations", "messages", "query")
-"""A row with one of these columns is an example of training, which may have no image."""
+"""A row with one of these columns is a training example, which may have no image."""
 _NO_IMAGE = LeftOut("rows without an image")
 
 
@@ -64,7 +64,7 @@ class UriList:
             names, records = list_records.csv_records(file, "\t" if name.endswith(".tsv") else ",")
             self._rows.check(names, self._name)
             return records
-        # Such a list has no columns, so a setting that names one is wrong.
+        # A text file has no columns, so a setting that names a column is wrong.
         self._rows.check([_DEFAULT_COLUMN], self._name)
         return list_records.text_records(file, _DEFAULT_COLUMN)
 
@@ -85,7 +85,7 @@ class UriList:
             yield self._image(record, column, image, part)
 
     def _column_of(self, values: dict[str, Any]) -> str:
-        """The configured column; `images` where a row has no column of the default name."""
+        """Return the configured column; `images` if the row has `images` instead of the default column."""
         column = self._config.image_column
         return _IMAGES if column == _DEFAULT_COLUMN and column not in values and _IMAGES in values else column
 
@@ -107,7 +107,7 @@ class UriList:
         locator = Locator(self._config.path, span, is_text=True)
         num_bytes = None
         with suppress(ValueError):
-            # Damaged base64 has no size here, and gets its reason when the image is read.
+            # Damaged base64 has no size. Reading the image reports the damage.
             num_bytes = len(embedded_content(image))
         return replace(
             self._rows.ref(self._name, record.number, record.values, str(locator), part), num_bytes=num_bytes

@@ -29,7 +29,7 @@ _LINKS = (Kind.HARD_LINK, Kind.SYMLINK)
 
 
 class WebDataset:
-    """Images in tars. The id of an image is the tar's path and the member's name; its locator gives its bytes."""
+    """Images in tars. The id of an image is the tar's path and the member's name; its locator has its byte range."""
 
     def __init__(self, config: SourceConfig, places: Places) -> None:
         if config.path.lower().endswith(_COMPRESSED):
@@ -63,7 +63,7 @@ class WebDataset:
         for (_, stem), members in groupby(tar.members(), key=lambda member: (member.archive, _stem(member.name))):
             yield from self._images_of_sample(tar, stem, members, images, entry)
         if not tar.has_end:
-            yield LeftOut("ends of tars without an end mark (perhaps cut)")
+            yield LeftOut("ends of tars without an end mark (perhaps cut off)")
 
     def _images_of_sample(
         self, tar: TarReader, stem: str, members: Iterator[Member], images: _Images, entry: Entry
@@ -86,7 +86,7 @@ class WebDataset:
                     files.append(file)
             else:
                 others.append(self._names.left_out(member.name) or by_ending(member.name))
-        # A sample's other members describe its images.
+        # If a sample has images, its other members describe them and are not left out.
         yield from left_out if files else [*left_out, *others]
         metadata, bad = self._metadata(parts)
         yield from bad
@@ -94,7 +94,7 @@ class WebDataset:
             yield ImageRef(f"{entry.path}/{name}", str(Locator(entry.uri, span)), span.num_bytes, metadata)
 
     def _image(self, member: Member, images: _Images, entry: Entry) -> tuple[str, Span] | LeftOut:
-        """The name and the bytes of an image, or why it is left out."""
+        """Return the name and the byte range of an image, or why the image is left out."""
         left_out = self._names.left_out(member.name)
         if left_out is not None:
             return left_out
@@ -109,15 +109,15 @@ class WebDataset:
         return images.add(member, Span(member.first, member.num_bytes))
 
     def _is_wanted(self, member: Member, stem: str) -> bool:
-        """Whether the member holds metadata."""
+        """Whether the member may hold metadata that `source.metadata` names."""
         names = self._config.metadata
         return bool(names) and member.kind is Kind.FILE and _part(member.name, stem) in ("json", *names)
 
     def _metadata(self, parts: dict[str, bytes | None]) -> tuple[str | None, list[LeftOut]]:
-        """The metadata of a sample, and the members among `parts` that cannot be used.
+        """Return the metadata of a sample, and the members among `parts` that cannot be used.
 
         Args:
-            parts: The content of members by their endings; None if it is too large.
+            parts: The content of members by their endings; None if the content is too large.
         """
         if not self._config.metadata:
             return None, []
@@ -138,14 +138,14 @@ class WebDataset:
 
 @dataclass(frozen=True)
 class _Images:
-    """The images of a tar that were listed so far."""
+    """The images of a tar that have been listed so far."""
 
     names: set[str] = field(default_factory=set)
     spans: dict[str, Span] = field(default_factory=dict)
-    """The bytes of each, by its path."""
+    """The byte range of each image, by its path."""
 
     def add(self, member: Member, span: Span) -> tuple[str, Span]:
-        """Add an image; return its name, made unique, and its bytes."""
+        """Add an image. Returns a unique name for the image, and its byte range."""
         self.spans[normpath(member.name)] = span
         name = identifier(member.name)
         while name in self.names:
@@ -155,7 +155,7 @@ class _Images:
         return name, span
 
     def target_of(self, link: Member) -> Span | None:
-        """The bytes of the image that a link leads to; None if it leads elsewhere."""
+        """Return the byte range of the image that a link leads to; None if the link leads to none of these images."""
         folder = link.name.rpartition("/")[0] if link.kind is Kind.SYMLINK else ""
         return self.spans.get(normpath(join(folder, link.target)))
 

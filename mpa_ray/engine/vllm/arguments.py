@@ -1,4 +1,4 @@
-"""What vLLM is started with: its engine arguments, its environment variables and its adapters."""
+"""The engine arguments, environment variables and adapters that vLLM is started with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _USABLE_GPU_MEMORY = 0.9
 def prepare_environment(model: ModelConfig, settings: VllmEngineConfig) -> None:
     """Set the environment variables that vLLM reads when it is imported; variables that are already set stay."""
     if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and not model.gpus_per_replica:
-        # vLLM's own choice always leaves one core free, which is half of a small machine.
+        # vLLM's own choice always leaves one core free, which is half of a machine with two cores.
         cores = sorted(os.sched_getaffinity(0))
         num_threads = settings.num_threads or threads_per_engine(
             len(cores), model.most_replicas, model.cpus_per_replica, weight_bytes(model.model)
@@ -48,10 +48,11 @@ def engine_arguments(
     if 0 < model.gpus_per_replica < 1:
         arguments["gpu_memory_utilization"] = _USABLE_GPU_MEMORY * model.gpus_per_replica
     if on_cpu:
-        # vLLM's default on CPUs is 128; a short prompt would not fill one block, and only whole blocks are cached.
+        # vLLM's default on CPUs is 128 tokens. A short prompt would not fill such a block, and only whole blocks are
+        # cached.
         arguments |= {"block_size": 32, "enforce_eager": True}
     if has_renderer():
-        # Images are rendered outside vLLM: its cache only has to hold the tensors of images in flight.
+        # Images are rendered outside vLLM's engine, so its cache only has to hold the tensors of images in flight.
         arguments["mm_processor_cache_gb"] = 1
     if settings.block_size is not None:
         arguments["block_size"] = settings.block_size
@@ -96,7 +97,7 @@ def num_renderers(model: ModelConfig, settings: VllmEngineConfig, on_cpu: bool) 
 
 
 def caches_tensors(arguments: Mapping[str, Any]) -> bool:
-    """Whether the engine caches images' tensors and reports an error if it has evicted those of a request."""
+    """Whether the engine caches images' tensors, and reports an error if those of a request are no longer cached."""
     return bool(
         arguments.get("mm_processor_cache_gb", 0) > 0
         and arguments.get("mm_processor_cache_type", "lru") == "lru"

@@ -54,7 +54,7 @@ class VllmEngine:
 
     Each image is decoded, scaled and converted to the model's tensors once for all prompts about it, in
     `num_renderers` processes or, if that is 0, in a thread of this process. Each prompt then only adds the tokens of
-    the text after the image. If the installed vLLM has no renderer to call, it gets raw prompts and images.
+    the text after the image. If the installed vLLM has no renderer to call, vLLM gets raw prompts and images instead.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class VllmEngine:
         Raises:
             ConfigError: the checkpoint has no processor for images, or the installed vLLM cannot be used.
             ValueError: the installed vLLM does not serve an adapter of this kind.
-            EngineDied: the engine cannot start; names the cause.
+            EngineDied: the engine cannot start; the error names the cause.
         """
         adapters = adapters or {}
         prepare_environment(model, settings)
@@ -94,7 +94,7 @@ class VllmEngine:
         arguments = engine_arguments(model, settings, on_cpu, adapters)
         check_adapters(arguments, adapters)
         num_processes = num_renderers(model, settings, on_cpu)
-        # The processes start before the engine, so that they load while it does.
+        # The processes start before the engine, so that they and the engine load at the same time.
         processes = RenderingProcesses(num_processes, arguments, self._pixel_limits) if num_processes else None
         self._processes = ChildProcesses()
         try:
@@ -106,7 +106,7 @@ class VllmEngine:
         self._caches_tensors = caches_tensors(arguments)
         self._renderer = processes or (RenderingThread(arguments, self._pixel_limits) if has_renderer() else None)
         self._request_ids = count()
-        # Numbered from 1: vLLM reads 0 as no adapter.
+        # Numbered from 1, because 0 means "no adapter" to vLLM.
         self._adapters = {name: (number, a.model) for number, (name, a) in enumerate(adapters.items(), 1)}
 
     async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
@@ -179,7 +179,7 @@ class VllmEngine:
             output = await self._final_output(rendered.followed_by(tokens, with_tensors=False), parameters, adapter)
             if output.outputs[0].finish_reason != "error":
                 return output
-            # The engine has evicted the tensors.
+            # The tensors are no longer in the engine's cache.
         output = await self._final_output(rendered.followed_by(tokens), parameters, adapter)
         rendered.is_in_engine = True
         return output

@@ -1,4 +1,4 @@
-"""Rendering of images with vLLM's own renderer, once for all prompts about an image, in threads or processes."""
+"""Renders images with vLLM's own renderer, once for all prompts about an image, in a thread or in processes."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ def has_renderer() -> bool:
 
 @dataclass
 class RenderedImage:
-    """An image in vLLM's form, within the prefix that all prompts about it share, its head."""
+    """An image in vLLM's form, with the head: the tokens that all prompts about the image begin with."""
 
     key: str
     engine_input: dict[str, Any]
     head: list[int]
-    """Tokens that every prompt begins with; the image is a single placeholder."""
+    """The tokens of the head, with a single placeholder for the image."""
     expanded_head: list[int]
-    """The same tokens with the image at its full length."""
+    """The tokens of the head, with the placeholder expanded to all tokens of the image."""
     is_in_engine: bool = False
-    """Whether the tensors were sent to the engine, which may still have them."""
+    """Whether the tensors were sent to the engine, which may still have them in its cache."""
 
     def followed_by(self, tokens: list[int], with_tensors: bool = True) -> dict[str, Any]:
         """vLLM's input for a whole prompt.
 
         Args:
-            tokens: All tokens of the prompt; the image is a single placeholder.
-            with_tensors: Include the image's tensors. Without them vLLM uses those in its cache, or ends the request
-                with the finish reason `error` if it has evicted them.
+            tokens: All tokens of the prompt, with a single placeholder for the image.
+            with_tensors: Include the image's tensors. Without them, vLLM uses the tensors in its cache. If they are not
+                there, it ends the request with the finish reason `error`.
 
         Raises:
             ValueError: the prompt does not begin with `head`.
@@ -82,7 +82,10 @@ class Refusal:
 
     @classmethod
     def of(cls, error: Exception) -> Refusal:
-        """Classified by the error's message, since vLLM has no error class for over-long prompts."""
+        """Make a refusal from an error of vLLM.
+
+        The reason follows from the message, since vLLM has no error class for prompts that are too long.
+        """
         is_too_long = _TOO_LONG.search(str(error))
         return cls(Reason.PROMPT_TOO_LONG if is_too_long else Reason.REQUEST_FAILED, str(error))
 
@@ -91,7 +94,7 @@ class Refusal:
 
 
 def tokenize(renderer: Any, prompt: str) -> list[int]:
-    """The prompt's tokens, each image still a single placeholder."""
+    """The prompt's tokens, with a single placeholder for each image."""
     (tokenized,) = renderer.tokenize_prompts([{"prompt": prompt}], renderer.default_cmpl_tok_params)
     tokens: list[int] = tokenized["prompt_token_ids"]
     return tokens
@@ -124,10 +127,10 @@ class Renderer:
         except ValueError as error:
             return Refusal.of(error)
         expanded = rendered["prompt_token_ids"]
-        # The two token lists are equal after the image.
+        # Only the image is expanded, so the two token lists have equal ends.
         pairs = zip(reversed(self._tokens), reversed(expanded), strict=False)
         num_after_image = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        # The arrival time of the rendering would make every later prompt about the image look old.
+        # With the arrival time of the rendering, vLLM would take every later prompt about the image for an old request.
         engine_input = {name: value for name, value in rendered.items() if name not in ("arrival_time", "prompt")}
         return RenderedImage(
             key=prepared.key,
@@ -138,7 +141,7 @@ class Renderer:
 
 
 class RenderingThread:
-    """Renders in a thread beside the event loop, which waits while the thread holds Python's interpreter lock."""
+    """Renders in a thread beside the event loop. The loop waits whenever the thread holds Python's interpreter lock."""
 
     def __init__(self, arguments: dict[str, Any], pixel_limits: tuple[int, int, int]) -> None:
         self._renderer = Renderer(arguments, pixel_limits)
@@ -162,13 +165,13 @@ class RenderingProcesses:
             initargs=(arguments, pixel_limits),
         )
         for _ in range(num_processes):
-            # The pool starts a process only when a task arrives and no process is idle.
+            # A task for each process, since the pool starts a process only if a task finds no idle one.
             self.pool.submit(os.getpid)
         self._processes = ChildProcesses()
         self._processes.add_current()
 
     async def render_image(self, content: bytes) -> RenderedImage | ImageProblem | Refusal:
-        """As `Renderer.render_image`.
+        """Render an image file in one of the processes.
 
         Raises:
             EngineDied: a process died or cannot start.

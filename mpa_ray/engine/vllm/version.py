@@ -1,4 +1,4 @@
-"""Which vLLM the engine can use: its version, and the names that the engine imports from it.
+"""Checks that the engine can use the installed vLLM: its version, and the names that the engine imports from it.
 
 Tested on CPUs with vLLM 0.32 (all features) and 0.29 (the imported names and the annotation of images).
 """
@@ -16,8 +16,8 @@ from mpa_ray.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 INSTALL_VLLM = "Run pip install 'vllm>=0.29,<0.34', or mpa-ray setup-cpu on a machine without a GPU."
-"""The remedy where vLLM is missing. It holds for an installation from a clone and from a wheel file. A test compares it
-with the extra `gpu`."""
+"""The remedy if vLLM is missing or cannot be used. It works for installations from a clone and from a wheel file. A
+test compares its version range with that of the extra `gpu`."""
 
 OLDEST_TESTED = (0, 29)
 NEWEST_TESTED = (0, 32)
@@ -60,7 +60,7 @@ def check_vllm() -> None:
 
 
 def _missing_name() -> str | None:
-    """The first required name that the installed vLLM lacks, in a sentence."""
+    """Name the first required name that the installed vLLM lacks, in a sentence; None if it has all."""
     for module_name, names in REQUIRED_NAMES.items():
         try:
             module = importlib.import_module(module_name)

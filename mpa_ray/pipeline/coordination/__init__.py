@@ -1,1 +1,1 @@
-"""The state that the workers of one pass share. No Ray here: plain objects for one event loop."""
+"""The state that the workers of one pass share, in plain objects that run on one event loop and do not use Ray."""

@@ -1,4 +1,4 @@
-"""Bounds the bytes of image files that are read and not yet committed."""
+"""Limits the bytes of image files that have been read and whose shards are not committed yet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class BytesInFlight:
         """The most bytes that were leased at the same time."""
 
     async def acquire(self, shard: str, num_bytes: int, wait_s: float = POLL_S) -> bool:
-        """Take a lease. A shard that is larger than the limit gets one when no other shard has one.
+        """Take a lease. A shard that is larger than the limit gets its lease when no other shard has one.
 
         Returns:
             False if the lease was not granted within `wait_s` seconds: the caller must ask again.
@@ -36,7 +36,7 @@ class BytesInFlight:
         return True
 
     async def resize(self, shard: str, num_bytes: int) -> None:
-        """Replace the expected size by the one that was read."""
+        """Replace the expected size of a shard's files by their actual size."""
         async with self._changed:
             self._lease(shard, num_bytes)
             self._changed.notify_all()

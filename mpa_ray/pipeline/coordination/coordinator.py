@@ -20,7 +20,7 @@ from mpa_ray.pipeline.coordination.turns import OrderedTurns
 from mpa_ray.stages.visits import Attempt
 
 _MAX_DEATHS_AT_START = 3
-"""An engine whose process dies so often while it starts, for example of too little memory, will not start."""
+"""An engine whose process dies this often while it starts, for example for lack of memory, is not started again."""
 
 
 class PassCoordinator:
@@ -64,7 +64,7 @@ class PassCoordinator:
         await self._queue.add(shard)
 
     async def close(self) -> None:
-        """No more shards come."""
+        """End the list of shards: no more are added."""
         await self._queue.close()
 
     async def shards_from(self, index: int) -> list[str] | None:
@@ -81,20 +81,20 @@ class PassCoordinator:
         return await self._bytes.acquire(shard, num_bytes)
 
     async def begin_fetch(self, shard: str, process: WorkerProcess) -> str:
-        """A process begins to read a shard. Returns why it must not; empty if it may."""
+        """Record that a process begins to read a shard. Returns why it must not, or "" if it may."""
         return await self._fetches.begin(shard, process)
 
     async def end_fetch(self, shard: str, num_bytes: int) -> None:
-        """A shard's files are read: replace the expected size by theirs. See `BytesInFlight.resize`."""
+        """Record that a shard's files are read, and replace their expected size. See `BytesInFlight.resize`."""
         self._fetches.end(shard)
         await self._bytes.resize(shard, num_bytes)
 
     async def begin_start(self, actor_id: str, process: WorkerProcess) -> str:
-        """An actor begins to start its engine. Returns why it must not; empty if it may."""
+        """Record that an actor begins to start its engine. Returns why it must not, or "" if it may."""
         return await self._starts.begin(actor_id, process)
 
     async def end_start(self, actor_id: str) -> None:
-        """An actor's engine has started, or has reported why it cannot."""
+        """Record that an actor has started its engine, or has reported why it cannot."""
         self._starts.end(actor_id)
 
     async def record_failed_start(self, process: WorkerProcess, error: str) -> str:
@@ -108,7 +108,7 @@ class PassCoordinator:
     async def begin_attempt(
         self, shard: str, process: WorkerProcess, images: Sequence[str], generation: int = 0
     ) -> Attempt:
-        """Begin an attempt in a process, and find out how the last one ended. See `Attempts.begin`."""
+        """Begin an attempt in a process, and find out how the previous one ended. See `Attempts.begin`."""
         previous = self._attempts.unfinished_engine(shard)
         if isinstance(previous, WorkerProcess) and previous != process:
             await self._bury(previous)
@@ -155,7 +155,7 @@ class PassCoordinator:
         return await self._end.wait()
 
     async def end_shard(self, shard: str) -> None:
-        """Free what a shard held that is committed or left."""
+        """Free the resources of a shard that is committed, or left for the next run."""
         self._attempts.forget(shard)
         self._in_background(self._suspects.delete(shard))
         await self._bytes.release(shard)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from mpa_ray.observability.worker_process import WorkerProcess
 
 RecordDeath = Callable[[WorkerProcess, str | None], Awaitable[str]]
-"""Records a death in the run and returns the cause in words. Its second argument is what the process reported."""
+"""Records the death of a process in the run, with the error that it reported, if any. Returns the cause in words."""
 
 WasTakenAway = Callable[[WorkerProcess], Awaitable[bool]]
 """Whether a dead process was ended for reasons outside of it: its node is gone, or Ray asked it to end."""
@@ -29,7 +29,7 @@ class Deaths:
         self._causes: dict[WorkerProcess, asyncio.Task[str]] = {}
 
     def begin(self, process: WorkerProcess, error: str | None = None) -> asyncio.Task[str]:
-        """Begin to record a death, unless it is recorded already; the task returns the cause."""
+        """Begin to record a death, unless that has begun already. The returned task yields the cause."""
         if process not in self._causes:
             self._causes[process] = asyncio.ensure_future(self._record(process, error))
         return self._causes[process]
@@ -48,7 +48,10 @@ class Deaths:
 
 
 class Begun:
-    """Tasks that a process has begun and must end, such as the start of an engine. A task begun again has failed."""
+    """Tasks that a process begins and must end, such as the start of an engine.
+
+    If another process begins the same task, then the process that began it before must have died.
+    """
 
     def __init__(self, deaths: Deaths, max_deaths: int) -> None:
         self._deaths, self._max_deaths = deaths, max_deaths
@@ -56,7 +59,7 @@ class Begun:
         self._num_deaths: Counter[str] = Counter()
 
     async def begin(self, task: str, process: WorkerProcess) -> str:
-        """Begin a task. Returns why it must not be tried again; empty if it may be."""
+        """Begin a task. Returns why it must not be tried again, or "" if it may be."""
         previous, self._processes[task] = self._processes.get(task), process
         if previous is None or previous == process:
             return ""
@@ -69,6 +72,6 @@ class Begun:
         return f"the {previous.role} died {self._num_deaths[task]} times, the last time with: {cause}"
 
     def end(self, task: str) -> None:
-        """The task is done."""
+        """Record that a task is done."""
         self._processes.pop(task, None)
         self._num_deaths.pop(task, None)

@@ -27,8 +27,9 @@ class Sighting:
 class Duplicates:
     """The digests of all images of a pass.
 
-    Shards claim theirs in the order of the corpus. So an image is only ever the duplicate of an earlier one, no matter
-    which was read first and which other drivers work on the same run, and the first of several is always kept.
+    Shards add their digests in the order of the corpus. So an image can only be the duplicate of an earlier one, no
+    matter which image was read first, and even if other drivers work on the same run. The first of several equal images
+    is always kept.
     """
 
     def __init__(self, turns: OrderedTurns) -> None:

@@ -23,13 +23,13 @@ class ShardQueue:
             self._changed.notify_all()
 
     async def close(self) -> None:
-        """End the list: no more shards come."""
+        """End the list: no more shards are added."""
         async with self._changed:
             self._is_closed = True
             self._changed.notify_all()
 
     async def read_from(self, index: int, wait_s: float = POLL_S) -> list[str] | None:
-        """The shards from an index on; empty if none came within `wait_s` seconds, None after the last."""
+        """The shards from an index on; [] if none came within `wait_s` seconds, None if the list ends before it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s), self._changed:
                 await self._changed.wait_for(lambda: self._is_closed or len(self._shards) > index)

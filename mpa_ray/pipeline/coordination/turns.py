@@ -10,12 +10,12 @@ POLL_S = 10.0
 """How long a request to the coordinator waits before it must be repeated. Repeating it shows that the shard's worker is
 alive."""
 _MAX_SILENCE_S = 60.0
-"""After this time without a request from the shard whose turn it is, its node has probably died. The other shards then
-no longer wait for it."""
+"""After this time without a request from the shard whose turn it is, the node that reads this shard has probably died.
+The other shards then no longer wait for it."""
 
 
 class OrderedTurns:
-    """Lets shards pass in the order in which they were added."""
+    """Lets shards proceed in the order in which they were added."""
 
     def __init__(self, shards: Iterable[str] = (), max_silence_s: float = _MAX_SILENCE_S) -> None:
         self._index: dict[str, int] = {}
@@ -23,7 +23,7 @@ class OrderedTurns:
         self._next = 0
         self._max_silence_s = max_silence_s
         self._last_seen: dict[int, float] = {}
-        """When each waiting shard, and the one whose turn it is, last made a request."""
+        """The time of the latest request from each waiting shard and from the shard whose turn it is, by index."""
         self._changed = asyncio.Condition()
         for shard in shards:
             self.add(shard)
@@ -37,8 +37,8 @@ class OrderedTurns:
         """Wait until it is the shard's turn.
 
         Returns:
-            True once all shards before it are done; after `wait_s` seconds, whether the shard whose turn it is has sent
-            no request for too long.
+            True once all shards before it are done. If that takes longer than `wait_s` seconds: True if the shard whose
+            turn it is has sent no request for too long, otherwise False, and the caller must ask again.
         """
         index, now = self._index[shard], time.monotonic()
         self._last_seen[index] = now

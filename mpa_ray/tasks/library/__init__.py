@@ -1,4 +1,4 @@
-"""The tasks in the package. Each is a YAML file, as a user's own task is."""
+"""The tasks that come with the package. Each task is a YAML file, like a user's own task."""
 
 from __future__ import annotations
 
