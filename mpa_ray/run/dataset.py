@@ -15,7 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from itertools import count, islice, takewhile
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
@@ -346,8 +346,9 @@ class DatasetsOfModels(Generic[OutcomeT]):
         return max(part.count_unread(shard, generation, command) for part in self.parts.values())
 
     def suspects_file(self, shard: str, generation: int) -> SuspectsFile:
-        """See `ShardedDataset.suspects_file`. The file is in the dataset of the first model, whose engine all share."""
-        return next(iter(self.parts.values())).suspects_file(shard, generation)
+        """See `ShardedDataset.suspects_file`. The first model's dataset has it, beside that of the model's own engine."""
+        file = next(iter(self.parts.values())).suspects_file(shard, generation)
+        return replace(file, path=f"{file.path.removesuffix('.json')}.shared.json")
 
     def list_suspects(self) -> set[str]:
         """See `ShardedDataset.list_suspects`."""

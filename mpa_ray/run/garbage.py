@@ -34,7 +34,7 @@ def collect_garbage(run: Run, older_than: timedelta) -> Collected:
     for dataset, manifest in _datasets(run):
         commits = [commit for history in prefetch(dataset.history, manifest.shards) for commit in history]
         for name in ("data", SUSPECTS, *MARKER_FOLDERS):
-            is_kept = _rule(dataset, name, commits)
+            is_kept = _rule(name, commits)
             for file in list(run.storage.details(f"{dataset.folder}/{name}")):
                 if not is_kept(file.path) and file.modified < before:
                     run.storage.delete(file.path)
@@ -42,13 +42,18 @@ def collect_garbage(run: Run, older_than: timedelta) -> Collected:
     return Collected(num_files, num_bytes, run.storage.drop_unfinished(before))
 
 
-def _rule(dataset: ShardedDataset[Any], name: str, commits: Sequence[Commit]) -> Callable[[str], bool]:
+def _rule(name: str, commits: Sequence[Commit]) -> Callable[[str], bool]:
     """Decides which files of a dataset's folder are kept. Hidden files are unfinished."""
     if name == "data":
         committed = {commit.file for commit in commits}
         return lambda path: path in committed
-    done = {dataset.suspects_file(commit.shard, commit.generation).path for commit in commits}
-    return lambda path: path not in done and not path.rpartition("/")[2].startswith(".")
+    done = {(commit.shard, str(commit.generation)) for commit in commits} if name == SUSPECTS else set()
+
+    def is_kept(path: str) -> bool:
+        file = path.rpartition("/")[2]
+        return not file.startswith(".") and tuple(file.split(".")[:2]) not in done
+
+    return is_kept
 
 
 def _datasets(run: Run) -> Iterator[tuple[ShardedDataset[Any], Manifest]]:

@@ -16,7 +16,8 @@ from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator
 
 from mpa_ray.config import RunConfig
 from mpa_ray.corpus.read import Reader
-from mpa_ray.errors import RunError
+from mpa_ray.engine.probe import PROBE_ID
+from mpa_ray.errors import RunError, Unfinished
 from mpa_ray.phases.annotate import annotate, annotation_pass, index_and_annotate
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.identify import identify
@@ -148,15 +149,17 @@ def test_a_dead_engine_is_replaced_and_nothing_is_lost(images: Path, tmp_path: P
     ("fault", "last_error"),
     [
         ("die_on", "scripted to die on 000.png"),
-        ("kill_on", "the process ended without an error, as after a SIGKILL"),
+        ("kill_on", "the process ended without an error, as SIGKILL ends it"),
     ],
 )
-def test_an_engine_that_keeps_dying_ends_the_run(images: Path, tmp_path: Path, fault: str, last_error: str) -> None:
+def test_more_images_that_kill_engines_than_the_limit_end_the_run(
+    images: Path, tmp_path: Path, fault: str, last_error: str
+) -> None:
     tree = scripted_tree(images, tmp_path / "run", **{fault: ["000.png"]})
     tree["source"]["limit"] = 4
-    tree["limits"] = {"max_engine_deaths": 2}
+    tree["limits"] = {"max_image_deaths": 1, "max_poison_images": 0}
     with pytest.raises(
-        RunError, match=f"annotate:teacher: the engine died 2 times on shard 000000.*{last_error}"
+        RunError, match=f"annotate:teacher: 1 image of shard 000000 killed engines, more than.*{last_error}"
     ) as end:
         identified(tree)
     run, config = Run.open(tree["run_dir"]), RunConfig.model_validate(tree)
@@ -239,7 +242,9 @@ def test_a_run_stops_when_too_many_images_fail(images: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("fault", ["die_on", "kill_on", "hang_on"])
-def test_an_image_that_kills_engines_is_quarantined(images: Path, tmp_path: Path, fault: str) -> None:
+def test_an_image_that_kills_engines_is_quarantined(
+    images: Path, tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     tree = scripted_tree(images, tmp_path / "run", **{fault: ["011.png"]})
     tree["source"]["limit"] = 24
     tree["limits"] = {"max_image_deaths": 1, "request_timeout_s": 2.0}
@@ -248,7 +253,40 @@ def test_an_image_that_kills_engines_is_quarantined(images: Path, tmp_path: Path
     assert (counts["problems"], counts["annotated"], counts["failed"]) == ([], 23, {"kills_engine": 1})
     rows = {row.image_id: row for row in run.annotations.rows(run.manifest().shards)}
     assert rows["011.png"].attempts == 2
+    assert run.annotations.list_suspects() == set()
+    warning = "annotate:teacher: 1 image killed engines and failed with reason kills_engine (011.png)"
+    assert warning in capsys.readouterr().out
     assert "engines died with this image alone" in (rows["011.png"].detail or "")
+
+
+@pytest.mark.parametrize(("fault", "first", "last", "most"), [("kill_on", 7, 11, 18), ("die_on", 7, 23, 60)])
+def test_many_images_that_kill_engines_end_as_failed_rows_with_default_limits(
+    tmp_path: Path, fault: str, first: int, last: int, most: int
+) -> None:
+    poison = [f"{number:03d}.png" for number in range(first, last)]
+    tree = scripted_tree(write_images(tmp_path / "images", 64), tmp_path / "run", **{fault: poison})
+    tree["source"] |= {"shard_size": 64, "skip_duplicates": False}
+    config = RunConfig.model_validate(tree)
+    for phase in (index, annotate):
+        phase(RunContext.open(config))
+    run = Run.open(config.run_dir)
+    rows = {row.image_id: row.reason for row in run.annotations.rows(run.manifest().shards)}
+    assert [name for name, reason in rows.items() if reason == "kills_engine"] == poison
+    assert (len(rows), [reason for reason in rows.values() if reason not in (None, "kills_engine")]) == (64, [])
+    assert deaths(run.storage).total <= most
+    assert run.annotations.list_suspects() == set()
+
+
+def test_an_engine_that_cannot_answer_the_probe_ends_the_run_and_blames_no_image(images: Path, tmp_path: Path) -> None:
+    tree = scripted_tree(images, tmp_path / "run", die_on=["003.png", PROBE_ID])
+    tree["source"]["limit"] = 8
+    with pytest.raises(Unfinished, match=rf"no image is to blame: scripted to die on {PROBE_ID}.*log: ") as end:
+        identified(tree)
+    run = Run.open(tree["run_dir"])
+    assert deaths(run.storage).num_by_phase == {"annotate": 3}
+    assert "Run the same command again to continue." in str(end.value)
+    tree["teacher"]["engine"]["die_on"] = []
+    assert audit(identified(tree)[1]).to_json()["failed"] == {}
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def test_the_message_has_what_the_process_reported() -> None:
     *before, given_up = asyncio.run(work())
     assert before == [None, None]
     assert given_up == (
-        "1 images of shard a killed engines, more than limits.max_poison_images = 0, the last time with: "
+        "1 image of shard a killed engines, more than limits.max_poison_images = 0, the last time with: "
         "CUDA out of memory of process 2"
     )
     assert recorder.recorded == [(1, "CUDA out of memory"), (2, "CUDA out of memory")]

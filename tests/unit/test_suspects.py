@@ -74,8 +74,10 @@ def test_datasets_of_a_pass_keep_the_file_in_one_place(dataset: ShardedDataset[A
     assert joined.suspects_file("two/000001", 1).path == "other/suspects/000001.1.json"
     joined.suspects_file("two/000001", 1).write(KNOWN)
     of_models = DatasetsOfModels({"big": joined, "small": JoinedDatasets({"one": dataset})})
-    assert of_models.suspects_file("two/000001", 1).read() == KNOWN
-    assert of_models.list_suspects() == {"other/suspects/000001.1.json"}
+    shared = of_models.suspects_file("two/000001", 1)
+    assert (shared.path, shared.read()) == ("other/suspects/000001.1.shared.json", Suspects())
+    shared.write(Suspects())
+    assert of_models.list_suspects() == {"other/suspects/000001.1.json", shared.path}
 
 
 def test_the_next_driver_knows_what_this_one_has_found_out(dataset: ShardedDataset[Annotation]) -> None:

@@ -174,8 +174,9 @@ class Attempts:
             problem = f"each of {num_blamed} images of shard {shard} killed engines and no image was visited"
             return f"{problem}, so the engine is at fault and no image is to blame, {last}", True
         if num_blamed > limits.max_poison_images:
-            limit = f"limits.max_poison_images = {limits.max_poison_images}"
-            return f"{num_blamed} images of shard {shard} killed engines, more than {limit}, {last}", False
+            images = f"{'1 image' if num_blamed == 1 else f'{num_blamed} images'} of shard {shard}"
+            most = limits.max_poison_images
+            return f"{images} killed engines, more than limits.max_poison_images = {most}, {last}", False
         if search.num_unexplained >= limits.max_engine_deaths:
             return f"the engine died {search.num_unexplained} times on shard {shard}, {last}", False
         return None, False

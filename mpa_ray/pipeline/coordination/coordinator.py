@@ -49,6 +49,7 @@ class PassCoordinator:
         self._in_flight: dict[WorkerProcess, Mapping[str, Sequence[str]]] = {}
         """The images that were in dead engines, as far as these could report them."""
         self._suspects = SuspectsInRun(suspects_files)
+        self._quarantined: dict[str, list[str]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._starts = Begun(self._deaths, min(limits.max_engine_deaths, _MAX_DEATHS_AT_START))
         self._fetches = Begun(self._deaths, limits.max_engine_deaths)
@@ -118,6 +119,7 @@ class PassCoordinator:
             has_survivor = before.has_survivor or generation > 0
             self._attempts.learn(shard, replace(before, has_survivor=has_survivor))
         attempt = self._attempts.begin(shard, process, images)
+        self._quarantined[shard] = list(attempt.quarantined)
         if attempt.is_engine_fault:
             await self._suspects.delete(shard)
         return attempt
@@ -145,6 +147,10 @@ class PassCoordinator:
         self._in_flight[process] = in_flight
         self._deaths.begin(process, error)
         self._in_background(self._bury(process))
+
+    def quarantined(self) -> list[str]:
+        """The images that have killed engines, of all shards."""
+        return [image_id for images in self._quarantined.values() for image_id in images]
 
     async def give_up(self, failure: Any) -> None:
         """See `EndOfPass.give_up`."""
