@@ -346,7 +346,7 @@ class DatasetsOfModels(Generic[OutcomeT]):
         return max(part.count_unread(shard, generation, command) for part in self.parts.values())
 
     def suspects_file(self, shard: str, generation: int) -> SuspectsFile:
-        """See `ShardedDataset.suspects_file`. The first model's dataset has it, beside that of the model's own engine."""
+        """See `ShardedDataset.suspects_file`. It is in the dataset of the first model."""
         file = next(iter(self.parts.values())).suspects_file(shard, generation)
         return replace(file, path=f"{file.path.removesuffix('.json')}.shared.json")
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+import pytest
+
 from mpa_ray.config import LimitsConfig
 from mpa_ray.leveling.failures import TrainingFailures
 from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
+from mpa_ray.pipeline.deaths import was_taken_away
 
 
 def process(pid: int) -> WorkerProcess:
@@ -105,6 +108,13 @@ def test_an_engine_that_is_lost_with_its_node_is_no_death() -> None:
     assert set(starts) == {""}
     assert suspects == {"x"}
     assert [pid for pid, _ in recorder.recorded] == list(range(1, 9))
+
+
+def test_a_process_is_taken_away_if_ray_says_that_its_node_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"NodeID": "up", "Alive": True}, {"NodeID": "down", "Alive": False}]
+    monkeypatch.setattr("mpa_ray.pipeline.deaths.ray.nodes", lambda: nodes)
+    processes = [WorkerProcess("engine of teacher", 1, "host", node, (), None) for node in ("up", "down", "gone", "")]
+    assert [asyncio.run(was_taken_away(process)) for process in processes] == [False, True, True, False]
 
 
 def test_an_engine_whose_process_dies_at_its_start_is_given_up() -> None:
