@@ -20,17 +20,18 @@ class PoisonSearch:
     If it dies, the group is divided, down to single images. An image that has killed `max_image_deaths` engines alone
     is quarantined.
 
-    **The search ends.** Call a death *unexplained* if it changes neither groups nor kills as described below. For a
-    shard of n images, at most U unexplained deaths (`limits.max_engine_deaths`) and at most K deaths for each image
-    alone (`limits.max_image_deaths`), every other death does one of three things:
+    **The search ends, whatever kills the engines.** Let a shard have n images, U be `limits.max_engine_deaths`, and K
+    be `max_image_deaths`. A death does one of four things:
 
-    1. It makes suspects of images that never were suspects: at most n times.
-    2. It divides a group into at least two. Groups are disjoint and not empty, and an image that left its group comes
-       back only by an unexplained death. So between two unexplained deaths there are at most n - 1 such deaths.
-    3. It adds a kill to an image that is alone. Such an image is quarantined after K kills: at most n K times.
+    1. It makes suspects of images that never were suspects: at most n deaths.
+    2. It divides a group. Groups are disjoint, so a group of m images is divided at most m - 1 times until all its
+       parts are single images or have left. Images come back into groups only by deaths of the fourth kind, so there
+       are at most (U + 1)(n - 1) such deaths.
+    3. It adds a kill to an image that was alone. After K kills the image is quarantined: at most n K deaths.
+    4. It does none of these: only images that were cleared before were in the engine, or none. It counts against the
+       shard, and the U-th such death ends it.
 
-    So a shard has at most U + n + (U + 1)(n - 1) + n K deaths, whatever kills the engines. In practice
-    `limits.max_poison_images` ends a shard much earlier.
+    Usually `limits.max_poison_images` ends a shard much earlier.
     """
 
     def __init__(self, max_image_deaths: int, before: Suspects, random: Random) -> None:
@@ -59,8 +60,9 @@ class PoisonSearch:
             images: All images of the shard that an engine has to visit.
         """
         self._images = tuple(images)
-        kept = set(images) - self.quarantined.keys()
-        groups = (tuple(image_id for image_id in group if image_id in kept) for group in self._groups)
+        # Another driver may have found out about the kills.
+        quarantined = self.quarantined
+        groups = (tuple(image_id for image_id in group if image_id not in quarantined) for group in self._groups)
         self._groups = [group for group in groups if group]
 
     @property
