@@ -21,6 +21,7 @@ from transformers import AutoModelForImageTextToText
 from mpa_ray.config import AnnotateConfig, AnswerConfig, ModelConfig, SamplingConfig, VllmEngineConfig, resolve_path
 from mpa_ray.demo.world import Scene, WorldSpec, paint, sample_scene
 from mpa_ray.engine.instrumented import Instrumented
+from mpa_ray.engine.probe import answer_probe
 from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, Request, RequestRefused
 from mpa_ray.engine.vllm.arguments import engine_arguments
 from mpa_ray.engine.vllm.engine import VllmEngine
@@ -303,6 +304,12 @@ def test_the_error_says_why_a_renderer_cannot_start(run: Run[Any]) -> None:
     with pytest.raises(EngineDied, match=r"cannot start \(TypeError: .*no_such_argument"):
         run(processes.render_image(b""))
     processes.close()
+
+
+def test_an_engine_answers_the_probe_picture(run: Run[Any], engine: VllmEngine) -> None:
+    usage = Usage()
+    run(answer_probe(Instrumented(engine, usage, Load())))
+    assert usage.num_output_tokens > 0
 
 
 class LastDeath:
