@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ def start(
     """Start a scripted engine, as an `EngineFactory`; no model is loaded."""
     assert not adapters, "a scripted engine has no weights to adapt"
     if settings.kill_at_start:
+        print("killed at the start, as configured", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     return ScriptedEngine(settings, model.pixel_limits, max_images_in_flight)
 

@@ -20,7 +20,7 @@ from mpa_ray.pipeline.pass_outcomes import PassOutcomes
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
 from mpa_ray.redaction import without_secrets
 from mpa_ray.run.dataset import ShardedDataset
-from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseRecord, add_to_record
+from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseRecord, add_to_record, clear_error
 from mpa_ray.run.redo import Redo
 from mpa_ray.run.run import Manifest, Run
 
@@ -270,6 +270,7 @@ def recorded(
     """
     with log_context(**(log_fields or {"run": run.storage.root, **key.log_fields})):
         logger.info("begins")
+        clear_error(run, key)
         started = time.monotonic()
         error: BaseException | None = None
         try:
@@ -291,6 +292,7 @@ def recorded(
 @contextmanager
 def error_recorded(run: Run, key: PhaseKey) -> Iterator[None]:
     """Add an error to the phase's record. For work whose time is not measured."""
+    clear_error(run, key)
     try:
         yield
     except (ConfigError, RunError) as error:

@@ -200,15 +200,18 @@ class _StatusReader:
         if record is not None:
             rate = record.totals.images_per_s if record.totals is not None else None
             phase = replace(phase, num_attempts=record.num_attempts, per_s=rate if phase.per_s is None else phase.per_s)
+        failed = record is not None and phase.state != "done" and record.error
         is_last_sign = phase.state != "done" and ended is not None and (last is None or ended >= last)
-        # A phase that could not even begin has a record without attempts.
-        has_stopped = is_last_sign and record is not None and record.num_attempts > 0
+        # A phase that could not even begin has a record without attempts. The last shards of a failed attempt may be
+        # committed after its record is written.
+        has_ended = record is not None and record.num_attempts > 0 and not record.is_begun_again
+        has_stopped = has_ended and (failed or is_last_sign)
         return replace(
             phase,
             state="begun" if has_stopped else phase.state,
             last_sign=last or ended,
             attempt_ended=ended if has_stopped else None,
-            error=record.error if is_last_sign and record is not None else "",
+            error=failed or "",
         )
 
     def _markers(self, dataset: ShardedDataset[Any]) -> dict[str, datetime]:

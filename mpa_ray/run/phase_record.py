@@ -101,7 +101,9 @@ class PhaseRecord:
     totals: PassTotals | None = None
     """None for phases without a pass."""
     error: str = ""
-    """Why the last attempt failed; empty if it succeeded."""
+    """Why the last attempt failed; empty if it succeeded, or if another attempt has begun since."""
+    is_begun_again: bool = False
+    """Whether another attempt has begun since an attempt failed, and has not ended."""
 
     def __add__(self, other: PhaseRecord) -> PhaseRecord:
         """Add a later attempt. The error is that of the later attempt."""
@@ -115,7 +117,8 @@ class PhaseRecord:
             totals = {name: value for name, value in asdict(self.totals).items() if name != "usage"}
             sums |= totals | asdict(self.totals.usage)
         rounded = {name: round(value, 3) for name, value in sums.items()}
-        return {**rounded, "error": self.error} if self.error else rounded
+        shown = {"error": self.error, "is_begun_again": self.is_begun_again}
+        return rounded | {name: value for name, value in shown.items() if value}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> PhaseRecord:
@@ -125,7 +128,8 @@ class PhaseRecord:
             usage = Usage(**{field.name: content[field.name] for field in fields(Usage) if field.name in content})
             by_models = content.get("num_images_by_models", content["num_images"])
             totals = PassTotals(content["num_images"], by_models, content["working_s"], usage)
-        return cls(content.get("wall_s", 0.0), content.get("num_attempts", 0), totals, content.get("error", ""))
+        wall_s, num_attempts = content.get("wall_s", 0.0), content.get("num_attempts", 0)
+        return cls(wall_s, num_attempts, totals, content.get("error", ""), content.get("is_begun_again", False))
 
 
 def phase_record(run: Run, key: PhaseKey) -> PhaseRecord | None:
@@ -143,3 +147,10 @@ def add_to_record(run: Run, key: PhaseKey, attempt: PhaseRecord) -> None:
     """Add one attempt to the phase's record."""
     before = phase_record(run, key)
     run.write_json(key.path, (attempt if before is None else before + attempt).to_json())
+
+
+def clear_error(run: Run, key: PhaseKey) -> None:
+    """Remove the error of the last attempt from a phase's record, because another attempt begins."""
+    before = phase_record(run, key)
+    if before is not None and before.error:
+        run.write_json(key.path, replace(before, error="", is_begun_again=True).to_json())

@@ -36,6 +36,7 @@ def test_an_adapter_that_this_vllm_does_not_serve_is_refused_before_the_engine_s
         VllmEngine(ModelConfig(model=base), VllmEngineConfig(), 8, {"dora": Adapter(str(tmp_path), base, 8)})
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_one_engine_gives_the_verdicts_of_separate_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every batch mixes base and adapters, and the cache is so small that all of it is evicted many times."""

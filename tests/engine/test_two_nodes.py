@@ -128,11 +128,14 @@ def test_nobody_submits_without_the_token(arena: Arena) -> None:
     assert refused.value.code == HTTPStatus.UNAUTHORIZED
 
 
-@pytest.mark.timeout(900)
-def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
+def _strike(arena: Arena, jobs: Sequence[str], name: str) -> str:
+    """Submit jobs, replace the node that they run on, stop them, submit them again, and return the log of the last.
+
+    The run and the first submission have this name.
+    """
     # A slow teacher, so that the node's death and the stop find work undone.
-    arena.submit("struck", ["align"], "struck", images_in_flight=2)
-    run, num_shards = arena.open_run("struck"), NUM_IMAGES // SHARD_SIZE
+    arena.submit(name, jobs, name, images_in_flight=2)
+    run, num_shards = arena.open_run(name), NUM_IMAGES // SHARD_SIZE
 
     wait_until(lambda: _num_commits(run) >= 1, "the first shard", timeout_s=180)
     engines = arena.cluster.model_actors_of_worker()
@@ -143,9 +146,9 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
     assert before < num_shards, "the node died too late"
     wait_until(lambda: _num_commits(run) > before, "a shard from the new node", timeout_s=180)
     engines += arena.cluster.model_actors_of_worker()
-    arena.ray("stop", "struck")
-    assert "was stopped" in arena.ray("status", "struck")
-    lines = arena.ray("logs", "struck").splitlines()
+    arena.ray("stop", name)
+    assert "was stopped" in arena.ray("status", name)
+    lines = arena.ray("logs", name).splitlines()
     assert any(line.startswith("annotate: starting") for line in lines), "no line about the wait"
     assert "Interrupted: run the same command again to continue." in lines
     assert not any(line.startswith("Traceback") for line in lines), "\n".join(lines[-60:])
@@ -153,12 +156,12 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
     done = _num_commits(run)
     assert done < num_shards, "the job was stopped too late"
 
-    arena.submit("again", ["align"], "struck")
-    logs = arena.wait("again", 600)
+    arena.submit(f"{name}-again", jobs, name)
+    logs = arena.wait(f"{name}-again", 600)
     assert f"annotate: {NUM_IMAGES} images, {done * SHARD_SIZE} already done" in logs.splitlines()
 
     # What the dead attempts left is collected, and nothing that is needed below.
-    audit = [sys.executable, "jobs/audit.py", "s3://bucket/struck", "--collect", "--older-than-hours", "0"]
+    audit = [sys.executable, "jobs/audit.py", f"s3://bucket/{name}", "--collect", "--older-than-hours", "0"]
     audited = subprocess.run(
         audit,
         cwd=ROOT,
@@ -169,19 +172,13 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
     )
     counts = json.loads(audited.stdout)
     assert (audited.returncode, counts["images"], counts["problems"]) == (0, NUM_IMAGES, [])
-    assert run.storage.exists("students/small/parity/complete.json")
-    assert run.storage.exists("report/report.json")
-    assert "level small: done" in logs
-    assert "heldout: exact_match" in logs
-    merged = {Path(path).name for path in run.storage.list("students/small/parity/merged")}
-    assert merged >= {"model.safetensors", "config.json", "tokenizer.json"}
     assert SECRET not in logs + "".join(lines)
-    assert keys_containing(SECRET, arena.endpoint, "struck/") == []
-    arena.submit("repeated", ["align"], "struck")
-    repeated = arena.wait("repeated", 180).splitlines()
-    assert {"annotate: already done", "identify small: already done", "level small: already done"} <= set(repeated)
+    assert keys_containing(SECRET, arena.endpoint, f"{name}/") == []
+    return logs
 
-    # What went up: the code and the bundled models, and nothing that lies beside them.
+
+def _check_uploads(arena: Arena) -> None:
+    """The code and the bundled models were uploaded, and nothing that lies beside them."""
     packages = (arena.cluster.session / "runtime_resources/working_dir_files").iterdir()
     brought = [path for path in packages if path.is_dir()]
     assert brought
@@ -190,11 +187,34 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
         assert {path.name for path in package.iterdir()}.isdisjoint({".venv", ".git", "tests", "runs"})
         assert sum(path.stat().st_size for path in package.rglob("*") if path.is_file()) < LARGEST_UPLOAD
 
+
+@pytest.mark.timeout(600)
+def test_a_submitted_pass_outlives_its_node_and_a_stop(arena: Arena) -> None:
+    _strike(arena, ["index", "annotate"], "pass")
+    _check_uploads(arena)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
+    logs = _strike(arena, ["align"], "demo")
+    run = arena.open_run("demo")
+    assert run.storage.exists("students/small/parity/complete.json")
+    assert run.storage.exists("report/report.json")
+    assert "level small: done" in logs
+    assert "heldout: exact_match" in logs
+    merged = {Path(path).name for path in run.storage.list("students/small/parity/merged")}
+    assert merged >= {"model.safetensors", "config.json", "tokenizer.json"}
+    arena.submit("repeated", ["align"], "demo")
+    repeated = arena.wait("repeated", 180).splitlines()
+    assert {"annotate: already done", "identify small: already done", "level small: already done"} <= set(repeated)
+    _check_uploads(arena)
+
     # The same steps, and nobody dies.
     arena.submit("calm", ["index", "annotate", "identify"], "calm")
     arena.wait("calm", 300)
     resumed, expected = (
-        {s.annotation_id for s in read_parity(arena.open_run(name), "small")} for name in ("struck", "calm")
+        {s.annotation_id for s in read_parity(arena.open_run(name), "small")} for name in ("demo", "calm")
     )
     assert resumed == expected
     assert len(expected) >= 8

@@ -145,6 +145,7 @@ def test_a_worker_is_killed(moment: str, images: Path, prepared: Path, undisturb
     assert death.log is not None
 
 
+@pytest.mark.long
 def test_a_training_that_fails_names_the_worker_that_died(images: Path, prepared: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(prepared, tmp_path / "run"))
     tree = tree_at(images, run, max_failures=0)

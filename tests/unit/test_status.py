@@ -16,7 +16,7 @@ import pytest
 from mpa_ray.config import RunConfig
 from mpa_ray.errors import ConfigError
 from mpa_ray.observability.worker_process import WorkerProcess
-from mpa_ray.pipeline.run_pass import record_error
+from mpa_ray.pipeline.run_pass import record_error, recorded
 from mpa_ray.records import Annotation, ImageRef, Verdict
 from mpa_ray.report.phase_status import PhaseStatus
 from mpa_ray.report.render_status import render_status
@@ -259,7 +259,13 @@ def test_a_failed_attempt_is_explained_until_something_else_is_written(tmp_path:
     assert phase(run, "annotate").error == error
     assert f"  {error}" in render_status(status(run)).splitlines()
     assert status(run).to_json()["phases"][1]["error"] == error
+    # The last shard of the attempt was committed later.
     at(run, "annotations/commits/000001.json", 3)
+    assert phase(run, "annotate").error == error
+    assert phase(run, "annotate").attempt_ended is not None
+    with recorded(run, PhaseKey("annotate")):
+        assert phase(run, "annotate").error == ""
+        assert phase(run, "annotate").attempt_ended is None
     assert phase(run, "annotate").error == ""
 
 
