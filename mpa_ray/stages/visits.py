@@ -31,7 +31,7 @@ class Attempt:
     given_up: str | None = None
     """Why the shard is not visited at all; None if it is visited."""
     is_engine_fault: bool = False
-    """Whether the shard is given up because the engine is at fault, and not an image."""
+    """Whether the shard is given up for a reason that no image has caused."""
 
 
 class AttemptLog(Protocol):
@@ -90,7 +90,7 @@ class GivenUp(Exception):
     """A shard is not visited any more, because of the deaths of engines."""
 
     def __init__(self, problem: str, is_engine_fault: bool = False) -> None:
-        """`is_engine_fault` is whether the engine is at fault, and not an image."""
+        """`is_engine_fault` is whether no image has caused the deaths."""
         super().__init__(problem)
         self.is_engine_fault = is_engine_fault
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Sequence
@@ -18,11 +19,13 @@ from mpa_ray.config import RunConfig
 from mpa_ray.corpus.read import Reader
 from mpa_ray.engine.probe import PROBE_ID
 from mpa_ray.errors import RunError, Unfinished
+from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.phases.annotate import annotate, annotation_pass, index_and_annotate
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.identify import identify
 from mpa_ray.phases.index import index
 from mpa_ray.phases.report import report
+from mpa_ray.pipeline.deaths import current_process, was_taken_away
 from mpa_ray.pipeline.run_pass import Outstanding, run_missing
 from mpa_ray.report.render_status import render_status
 from mpa_ray.report.status import status
@@ -149,7 +152,7 @@ def test_a_dead_engine_is_replaced_and_nothing_is_lost(images: Path, tmp_path: P
     ("fault", "last_error"),
     [
         ("die_on", "scripted to die on 000.png"),
-        ("kill_on", "the process ended without an error, as SIGKILL ends it"),
+        ("kill_on", "the process ended without an error, as after a SIGKILL"),
     ],
 )
 def test_more_images_that_kill_engines_than_the_limit_end_the_run(
@@ -306,6 +309,26 @@ def test_an_error_in_a_task_ends_the_run_in_its_own_words(images: Path, tmp_path
     work = replace(annotation_pass(context), reader=ReaderThatFails(context.config.object_store))
     with pytest.raises(RunError, match=r"^annotate:teacher: KeyError: 'no such row'\. Run the same command"):
         run_missing(run, work, Outstanding.of(run.annotations, run.manifest()))
+
+
+class Process:
+    """An actor that describes its process."""
+
+    def current(self) -> WorkerProcess:
+        return current_process("engine of teacher")
+
+
+@pytest.mark.parametrize(("end", "expected"), [("SIGKILL", False), ("SIGTERM", True), ("ray.kill", True)])
+def test_ray_says_whether_a_process_was_asked_to_end(end: str, expected: bool) -> None:
+    actor: Any = ray.remote(max_restarts=1, max_task_retries=-1)(Process).remote()
+    process = ray.get(actor.current.remote())
+    assert not asyncio.run(was_taken_away(process))
+    if end == "ray.kill":
+        ray.kill(actor, no_restart=False)
+    else:
+        os.kill(process.pid, getattr(signal, end))
+    assert ray.get(actor.current.remote(), timeout=60) != process
+    assert asyncio.run(was_taken_away(process)) is expected
 
 
 def test_files_with_the_same_bytes_are_annotated_once(tmp_path: Path) -> None:

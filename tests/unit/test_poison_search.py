@@ -260,6 +260,14 @@ def test_lost_nodes_blame_no_image_and_do_not_count() -> None:
             assert attempts.next_group("a") == ("a/0",)
         assert attempts.bury(engine, None, "its node has ended", was_taken_away=True) == []
     assert attempts.knowledge("a") == Suspects(groups=(("a/0",),), has_survivor=True)
+    for engine in range(50, 100):
+        assert attempts.begin("a", engine, ["a/0"]).given_up is None
+        attempts.bury(engine, None, "its node has ended", was_taken_away=True)
+    given_up = attempts.begin("a", 100, ["a/0"])
+    assert given_up.given_up == (
+        "100 engines were ended from outside while they visited shard a, the last time with: its node has ended"
+    )
+    assert given_up.is_engine_fault
 
 
 def test_other_shards_of_an_engine_that_a_group_killed_are_not_suspected() -> None:

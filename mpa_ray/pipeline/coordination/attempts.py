@@ -13,6 +13,8 @@ from mpa_ray.stages.visits import Attempt
 
 _MAX_DEATHS_AT_PROBE = 2
 """After so many engines in a row that died of the probe picture, the engine is at fault."""
+_MAX_TAKEN_AWAY = 100
+"""After so many engines of a shard that were taken away, the pass ends: without a limit it might never end."""
 _NUM_BLAMED_WITHOUT_SURVIVOR = 6
 """After so many images in quarantine, while no image of a large shard was visited, the engine is at fault. Groups are
 selected at random, so an engine that works would very likely have visited one."""
@@ -30,6 +32,7 @@ class _Shard:
     """The engine of the latest attempt; None if that attempt is over."""
     group: tuple[str, ...] = ()
     """The group that is in the engine, which then holds nothing else."""
+    num_taken_away: int = 0
     last_error: str = "the process ended without an error"
 
 
@@ -41,7 +44,7 @@ class Attempts:
     finds those that kill engines. Deaths that bring it forward do not count against the shard; `PoisonSearch` says why
     it still ends. An engine that follows a death first has to answer a probe picture. If it dies of the picture, the
     engine is at fault and the pass ends. An engine that was taken away, with its node or by a request to end, says
-    nothing about images and is not counted.
+    nothing about images and does not count as a death.
     """
 
     def __init__(self, limits: LimitsConfig, random: Random | None = None) -> None:
@@ -143,6 +146,8 @@ class Attempts:
         has_probe = engine in self._probed
         self._probed.discard(engine)
         if was_taken_away:
+            for begun in shards.values():
+                begun.num_taken_away += 1
             return []
         self._is_any_at_fault = True
         if has_probe:
@@ -170,6 +175,11 @@ class Attempts:
         if self._num_deaths_at_probe >= _MAX_DEATHS_AT_PROBE:
             problem = "the engine has died and its successors die of a built-in test picture, so no image is to blame"
             return f"{problem}: {self._error_at_probe}", True
+        if begun.num_taken_away >= _MAX_TAKEN_AWAY:
+            return (
+                f"{begun.num_taken_away} engines were ended from outside while they visited shard {shard}, {last}",
+                True,
+            )
         if is_large and num_blamed >= _NUM_BLAMED_WITHOUT_SURVIVOR and not search.has_survivor:
             problem = f"each of {num_blamed} images of shard {shard} killed engines and no image was visited"
             return f"{problem}, so the engine is at fault and no image is to blame, {last}", True
