@@ -221,8 +221,9 @@ def train_by_leveling(model: str, samples: list[ParitySample], folder: Path) -> 
     state = TrainingState.read(run, folder_in_run)
     if state is None:
         raise SystemExit("leveling has logged nothing")
-    rate = statistics.harmonic_mean([entry.samples_per_s for entry in state.speed_entries if entry.samples_per_s])
-    padding = statistics.fmean(entry.padding_share for entry in state.log if entry.padding_share is not None)
+    log = state.whole_log(run, folder_in_run)
+    rate = statistics.harmonic_mean([entry.samples_per_s for entry in log.speed_entries if entry.samples_per_s])
+    padding = statistics.fmean(entry.padding_share for entry in log.entries if entry.padding_share is not None)
     return rate, padding, AutoModelForImageTextToText.from_pretrained(folder / folder_in_run / "merged")
 
 

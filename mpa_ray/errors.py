@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from mpa_ray.redaction import without_secrets
 from mpa_ray.textual import readable
 
 _MAX_VALUE_LENGTH = 300
 """In characters. Messages cut longer values, such as a whole branch of the configuration."""
+_MIN_BEGINNING = 3
+"""A shorter beginning of a name could mean anything."""
 
 
-def did_you_mean(word: str, choices: Iterable[str], most: int = 2) -> str:
-    """Ask for the most similar choices, as in `Did you mean align?`. Returns "" if no choice is similar."""
-    close = difflib.get_close_matches(word, list(dict.fromkeys(choices)), n=most, cutoff=0.7)
-    return f"Did you mean {' or '.join(close)}?" if close else ""
+def did_you_mean(word: object, choices: Iterable[str], most: int = 2) -> str:
+    """Ask for the most similar choices, as in `Did you mean align?`. Returns "" if no choice is similar.
+
+    Case does not count, and the beginning of a choice, such as `eval`, is similar to it.
+    """
+    text = str(word).lower()
+    by_text = {choice.lower(): choice for choice in reversed(list(choices))}
+    close = difflib.get_close_matches(text, by_text, n=most, cutoff=0.7)
+    begun = [choice for choice in reversed(by_text) if len(text) >= _MIN_BEGINNING and choice.startswith(text)]
+    similar = [by_text[choice] for choice in dict.fromkeys([*close, *begun])][:most]
+    return f"Did you mean {' or '.join(similar)}?" if similar else ""
 
 
 class ConfigError(Exception):
@@ -34,12 +44,24 @@ class ConfigError(Exception):
             shown = f"{shown[:longest]}..."
         super().__init__(readable(f"{shown}: {without_secrets(f'{problem} {remedy}')}"))
 
-    def with_field(self, field: str) -> ConfigError:
-        """Return the same error with another name of the field: the one in the user's configuration."""
-        return type(self)(field, *self._rest)
+    def with_field(self, field: str, value: object = None) -> ConfigError:
+        """Return the same error with the field's name in the user's configuration, and its value unless it is None."""
+        old_value, problem, remedy = self._rest
+        return type(self)(field, old_value if value is None else value, problem, remedy)
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[object, ...]]:
         return type(self), (self.field, *self._rest)
+
+
+@contextmanager
+def uri_in(field: str, value: str) -> Iterator[None]:
+    """In errors about a URI, name the setting from which it comes."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.field != "uri":
+            raise
+        raise error.with_field(field, value) from error
 
 
 class RunError(Exception):
@@ -58,6 +80,10 @@ class Unfinished(RunError):
 
 class AccessLost(Unfinished):
     """A store refuses every request: the credentials have expired or were replaced, or the clock is wrong."""
+
+
+class NoSuchBucket(OSError):
+    """A URI names a bucket of an object store that does not exist, or whose name no bucket can have."""
 
 
 class TransientError(OSError):

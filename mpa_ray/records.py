@@ -202,6 +202,8 @@ class EpochCounts:
     """Samples left out because they are longer than `level.max_tokens`: truncation would cut image tokens."""
     num_samples: int
     """Samples that the student is trained on."""
+    num_with_special_token: int = 0
+    """Samples left out because their question contains a special token of the student."""
 
 
 @dataclass(frozen=True)

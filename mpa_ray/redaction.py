@@ -61,6 +61,18 @@ def without_url_secrets(text: str) -> str:
     return _PARAMETER.sub(_hide, text) if "=" in text else text
 
 
+def without_url_secrets_within(value: Any) -> Any:
+    """Apply `without_url_secrets` to all texts in a tree of mappings and lists. Tuples become lists, as in JSON.
+
+    Do this before the tree becomes JSON: the backslash before a quotation mark would count as a part of a signature.
+    """
+    if isinstance(value, Mapping):
+        return {without_url_secrets_within(key): without_url_secrets_within(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_url_secrets_within(item) for item in value]
+    return without_url_secrets(value) if isinstance(value, str) else value
+
+
 def has_url_secrets(url: str) -> bool:
     """Whether a URL has a user name, a password or a signature."""
     return _USER.search(url) is not None or _PARAMETER.search(url) is not None

@@ -33,7 +33,8 @@ from mpa_ray.models.gpus import peak_tflops
 from mpa_ray.pipeline.cluster import start_ray
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
-from mpa_ray.run.training_state import LogEntry, TrainingState
+from mpa_ray.run.training_log import LogEntry, TrainingLog
+from mpa_ray.run.training_state import TrainingState
 
 LOG_EVERY_STEPS = 5
 """How often leveling logs its speed, and how often the plain Trainer's counts are kept."""
@@ -303,9 +304,10 @@ def leveling_measurement(run: Run, folder: str, batch_size: int, started_s: floa
         ValueError: leveling logged no speed.
     """
     state = TrainingState.read(run, folder)
-    if state is None or not state.speed_entries:
+    log = state.whole_log(run, folder) if state is not None else TrainingLog()
+    if not log.speed_entries:
         raise ValueError("leveling logged no speed: take more samples")
-    return Measurement(logged_speed(state.speed_entries, batch_size), started_s, ended_s, state.log)
+    return Measurement(logged_speed(log.speed_entries, batch_size), started_s, ended_s, log.entries)
 
 
 def logged_speed(entries: Sequence[LogEntry], batch_size: int) -> Speed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any, Literal, get_args
 
 from mpa_ray.config import EvaluationRunConfig, RunConfig
@@ -34,6 +35,7 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
         RunError: the phase failed, or an earlier phase is not done. Finished work is kept. The error is `Unfinished` if
             its cause may be temporary, even if only some images failed for such a cause.
     """
+    _check_config(config)
     if phase not in get_args(Phase):
         remedy = did_you_mean(phase, get_args(Phase)) or f"Choose one of {', '.join(get_args(Phase))}."
         raise ConfigError("phase", phase, "is not a phase.", remedy)
@@ -63,10 +65,22 @@ def align(config: RunConfig, *, redo: str | None = None, relevel: bool = False) 
         RunError: the teacher's pass or some students failed; the error names them. Finished work is kept. The error is
             `Unfinished` for the same reasons as in `run_phase`.
     """
+    _check_config(config)
+    if not isinstance(config, RunConfig):
+        problem = "only measures models: it has no source, teacher and students."
+        raise ConfigError("config", type(config).__name__, problem, 'Call run_phase(config, "evaluate").')
     from mpa_ray.campaign.campaign import align as align_students
     from mpa_ray.phases.again import Again
 
     align_students(config, again=Again.of(redo, relevel))
+
+
+def _check_config(config: object) -> None:
+    if isinstance(config, EvaluationRunConfig):
+        return
+    is_path = isinstance(config, str | PurePath)
+    remedy = f"Pass load_config({str(config)!r})." if is_path else "Pass what load_config or load_evaluation returns."
+    raise ConfigError("config", config, f"is a {type(config).__name__}, not a loaded configuration.", remedy)
 
 
 def _function_of(phase: Phase) -> Callable[[Any], None]:

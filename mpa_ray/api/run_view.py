@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from mpa_ray.config import EvaluationRunConfig, ObjectStoreConfig
@@ -38,6 +38,14 @@ def open_run(path: str | Path, object_store: ObjectStoreConfig | None = None) ->
         ConfigError: the directory holds no run, or a run that another version wrote in another format.
         OSError: the object store cannot be reached.
     """
+    if not isinstance(path, str | PurePath):
+        remedy = "Pass a run directory, such as config.run_dir."
+        raise ConfigError("path", path, f"is a {type(path).__name__}, not a path.", remedy)
+    if not isinstance(object_store, ObjectStoreConfig | None):
+        remedy = "Pass an ObjectStoreConfig, such as ObjectStoreConfig(endpoint_url=...)."
+        raise ConfigError("object_store", object_store, f"is a {type(object_store).__name__}.", remedy)
+    if str(path).endswith((".yaml", ".yml")) and Path(path).is_file():
+        raise ConfigError("path", str(path), "is a file, and not a run directory.", "Pass its run_dir.")
     return RunView(Run(open_storage(str(path), object_store)))
 
 
@@ -173,7 +181,8 @@ class RunView:
     def _check(self, field: str, name: str, known: Sequence[str]) -> None:
         if name not in known:
             choices = f"Choose one of {', '.join(known)}." if known else f"The run has no {field}."
-            raise ConfigError(field, name, f"is not a {field} of {self.path}.", did_you_mean(name, known) or choices)
+            remedy = f"{did_you_mean(name, known)} {choices}".lstrip()
+            raise ConfigError(field, name, f"is not a {field} of {self.path}.", remedy)
 
 
 def _tables(dataset: ShardedDataset[Any]) -> Iterator[pa.Table]:

@@ -23,6 +23,8 @@ def _run(words: list[str]) -> int | None:
 
         print(f"mpa-ray {__version__}")
         return 0
+    if words[:1] == ["help"] and words[1:] and words[1] not in _HELP:
+        return _run([*words[1:], "--help"])
     if not words or words[0] in _HELP:
         from mpa_ray.cli.help import general_help
 
@@ -53,14 +55,17 @@ def _run(words: list[str]) -> int | None:
 def _command_of(name: str, words: list[str]) -> Command:
     if name in COMMANDS:
         return COMMANDS[name]
+    options = [f"--{option.name}" for option in EVERYWHERE]
     if name.startswith("-"):
         command = next((word for word in words if word in COMMANDS), None)
-        remedy = did_you_mean(name, [f"--{option.name}" for option in EVERYWHERE])
+        letter = name.removeprefix("-").lower()
+        short = next((f"Did you mean {option}?" for option in options if option[2:3] == letter), "")
+        remedy = short or did_you_mean(name, options)
         if command is not None:
             others = " ".join(word for word in words if word != command)
             remedy = f"Write mpa-ray {command} {others}."
         raise ConfigError(
             "mpa-ray", name, "is not a command.", remedy or "The command comes first: see mpa-ray --help."
         )
-    remedy = did_you_mean(name, COMMANDS) or f"Choose one of {', '.join(COMMANDS)}."
+    remedy = did_you_mean(name, [*COMMANDS, *options]) or f"Choose one of {', '.join(COMMANDS)}."
     raise ConfigError("mpa-ray", name, "is not a command.", remedy)

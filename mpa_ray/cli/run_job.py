@@ -15,13 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from mpa_ray.errors import ConfigError, RunError, Unfinished, may_pass
+from mpa_ray.errors import ConfigError, NoSuchBucket, RunError, Unfinished, may_pass
 from mpa_ray.observability.library_output import LIBRARY_OUTPUT
 from mpa_ray.observability.log_context import redact_log_records
 from mpa_ray.observability.progress import end_updating_line, say_error
 from mpa_ray.redaction import without_secrets
 
-_WRONG_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError)
+_WRONG_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError, NoSuchBucket)
 DONE, FAILED, WRONG_SETUP, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
 
 EXIT_CODES = """\

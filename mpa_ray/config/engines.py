@@ -153,6 +153,8 @@ class ScriptedEngineConfig(EngineSettings):
     """Share of annotation replies without a question."""
     truncated_rate: float = Field(0.0, ge=0, le=1)
     """Share of annotation replies that stop at the token limit."""
+    hostile_rate: float = Field(0.0, ge=0, le=1)
+    """Share of images about which replies are empty, endless, markup, or hold what UTF-8 cannot encode."""
     num_questions: int = Field(1, ge=1)
     """Number of different questions about an image; the request's seed selects one."""
     latency_s: float = Field(0.0, ge=0)
@@ -176,7 +178,8 @@ class ScriptedEngineConfig(EngineSettings):
         return 64
 
     def identity_fields(self) -> dict[str, Any]:
-        return self.model_dump(include={"inconsistent_rate", "wrong_rate", "unparsable_rate", "truncated_rate"})
+        rates = {"inconsistent_rate", "wrong_rate", "unparsable_rate", "truncated_rate", "hostile_rate"}
+        return self.model_dump(include=rates)
 
 
 EngineConfig = Annotated[VllmEngineConfig | ScriptedEngineConfig, Field(discriminator="kind")]

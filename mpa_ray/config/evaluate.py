@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
 
 from mpa_ray.config.models import ModelConfig
-from mpa_ray.config.settings import Location, Settings
+from mpa_ray.config.settings import Location, Name, Settings, parse_name
+
+_FOLDERS = ("again",)
+"""The folders of `RUN/evaluation` that are no benchmark's."""
+
+
+def _not_of_the_run(text: str) -> str:
+    """A benchmark's name. Raises ValueError if it is not plain, or if the run has a folder of that name."""
+    if parse_name(text).lower() in _FOLDERS:
+        raise ValueError("is the name of another folder of the run: choose another name")
+    return text
 
 
 class BenchmarkConfig(Settings):
@@ -17,7 +29,7 @@ class BenchmarkConfig(Settings):
     path: Location
     """The official file with the questions, or a Parquet mirror: a file, a folder or a glob. For GQA's mirror, the
     files of `..._instructions`, which hold the questions."""
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: Annotated[str, AfterValidator(_not_of_the_run)] | None = None
     """The benchmark's name in results; None uses its kind. Two benchmarks of the same kind need different names."""
     images: Location | None = None
     """The folder with the image files; None means the folder that contains the file at `path`. For GQA's mirror, the
@@ -47,7 +59,7 @@ class BenchmarkConfig(Settings):
 class NamedModelConfig(ModelConfig):
     """A model to measure in addition to the run's own models."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: Name
     """The name under which the model's predictions and scores are stored."""
     compared_to: str | None = None
     """The name of another measured model. The report then also shows how much higher or lower this model scores than

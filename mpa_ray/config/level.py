@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mpa_ray.config.evaluate import BenchmarkConfig
 from mpa_ray.config.models import ModelConfig
-from mpa_ray.config.settings import Settings
+from mpa_ray.config.settings import Name, Settings
 
 Component = Literal["language", "projector", "vision"]
 
@@ -163,8 +163,9 @@ class LevelConfig(Settings):
 class StudentConfig(ModelConfig):
     """A student to align."""
 
-    name: str = Field("student", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Name of the student, and of its folder in the run directory."""
+    name: Name = "student"
+    """Name of the student, and of its folder in the run directory: at most 60 letters, digits, `.`, `_` and `-`, with a
+    letter or digit first. It may not end like a file, such as `x.json`."""
     level: LevelConfig = LevelConfig()
     """How the student is fine-tuned."""
     arms: tuple[Arm, ...] = Field(("parity",), min_length=1)
@@ -177,6 +178,12 @@ class StudentConfig(ModelConfig):
     """How many times to align the student. In each further round, the aligned student answers the teacher's questions
     again and is trained on those that it now gets wrong. Round 2 of `small` is a student named `small.round2`. Further
     rounds train only on `parity`."""
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> StudentConfig:
+        if len(set(self.arms)) != len(self.arms):
+            raise ValueError("arms: has an arm twice")
+        return self
 
     def name_in(self, round_number: int) -> str:
         """The student's name in a round; the first round has the number 1."""

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
+from mpa_ray.config.problems import problem_of, suggestion_for
 from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.config.run import EvaluationRunConfig, RunConfig
-from mpa_ray.config.setting_path import setting_path, settings_at, similar_settings
+from mpa_ray.config.setting_path import setting_path
 from mpa_ray.config.settings import Settings
 from mpa_ray.config.source import ObjectStoreConfig
-from mpa_ray.config.words import Tree, Word, parsed, read_yaml, unstorable_texts, with_types
+from mpa_ray.config.words import Tree, Word, parsed, read_yaml, unstorable_texts, with_types, yaml_problem
 from mpa_ray.errors import ConfigError, did_you_mean
 
 ALL_SETTINGS = "`mpa-ray --help-all` lists all settings."
 _STARTER = "`mpa-ray init > my.yaml` writes one to start from."
-_MAX_SUGGESTIONS = 2
-_NO_MAPPING = ("model_type", "model_attributes_type", "dict_type")
-"""The types of Pydantic errors for a plain value where a mapping is required."""
+_OF_WHOLE_RUN = ("source", "teacher", "students")
+"""The settings that only a run which aligns students has."""
+_CUTOFF = 0.8
 _CREDENTIALS = re.compile(r"^(\w+://)?.*@", re.DOTALL)
-_NO_LIST = ("list_type", "tuple_type")
-"""The types of Pydantic errors for another value where a list is required."""
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
 
@@ -42,7 +42,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
     """
-    return _validated(RunConfig, _tree(path, overrides or {}))
+    return _validated(RunConfig, _tree(path, {} if overrides is None else overrides))
 
 
 def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None) -> EvaluationRunConfig:
@@ -51,7 +51,7 @@ def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None
     Raises:
         ConfigError: for the same reasons as in `load_config`.
     """
-    return parse_config(_tree(path, overrides or {}))
+    return parse_config(_tree(path, {} if overrides is None else overrides))
 
 
 def parse_config(tree: Tree) -> EvaluationRunConfig:
@@ -60,7 +60,7 @@ def parse_config(tree: Tree) -> EvaluationRunConfig:
     Raises:
         ConfigError: a key is unknown, or a value is out of range.
     """
-    is_whole = bool(tree.keys() & {"source", "teacher", "students"})
+    is_whole = any(get_close_matches(str(key), _OF_WHOLE_RUN, cutoff=_CUTOFF) for key in tree)
     return _validated(RunConfig if is_whole else EvaluationRunConfig, tree)
 
 
@@ -96,6 +96,11 @@ def _validated(kind: type[ConfigT], tree: Tree) -> ConfigT:
 
 
 def _tree(path: str | Path, overrides: Mapping[str, Any]) -> Tree:
+    if not isinstance(path, str | PurePath):
+        raise ConfigError("--config", path, f"is a {type(path).__name__}, not a path.", f"Give a YAML file; {_STARTER}")
+    if not isinstance(overrides, Mapping):
+        remedy = 'Pass a dict, such as {"source.limit": 5}.'
+        raise ConfigError("overrides", overrides, f"is a {type(overrides).__name__}, not a mapping.", remedy)
     file = str(path)
     try:
         tree = read_yaml(read_regular_file(Path(path).expanduser()).decode("utf-8-sig"))
@@ -105,37 +110,48 @@ def _tree(path: str | Path, overrides: Mapping[str, Any]) -> Tree:
         problem = f"cannot be read ({error.strerror})."
         raise ConfigError("--config", file, problem, f"Give a YAML file; {_STARTER}") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError("--config", file, f"is not YAML ({_first_problem(error)}).", "Fix the file.") from error
+        raise ConfigError("--config", file, f"is not YAML ({yaml_problem(error)}).", "Fix the file.") from error
     if not isinstance(tree, dict):
         raise ConfigError("--config", file, "does not contain a mapping.", _STARTER)
     for dotted, value in overrides.items():
-        _override(tree, dotted, Word(value) if isinstance(value, str) else value)
+        _override(tree, str(dotted), Word(value) if isinstance(value, str) else value)
     return tree
-
-
-def _first_problem(error: Exception) -> str:
-    """The problem in one line. PyYAML's own message has up to seven lines."""
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return " ".join(str(error).split())
-    mark = error.problem_mark
-    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 def _override(tree: Tree, dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     node: Any = tree
     for depth, (key, following) in enumerate(zip(parents, [*parents[1:], last], strict=False)):
-        try:
-            node = node[int(key)] if isinstance(node, list) else _branch(node, key, following)
-        except (ValueError, IndexError, AttributeError):
+        if isinstance(node, list):
+            node = node[_index(node, parents[:depth], [key, *parents[depth + 1 :], last], value)]
+        elif isinstance(node, dict):
+            node = _branch(node, key, following)
+        else:
             where = ".".join(parents[: depth + 1])
-            raise ConfigError(f"--{dotted}", value, f"there is no {where}.", "Check the dotted name.") from None
-    if isinstance(node, list) and last.isdecimal() and int(last) < len(node):
-        node[int(last)] = value
+            raise ConfigError(f"--{dotted}", value, f"there is no {where}.", "Check the dotted name.")
+    if isinstance(node, list):
+        node[_index(node, parents, [last], value)] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
         raise ConfigError(f"--{dotted}", value, f"{'.'.join(parents)} is not a mapping.", "Check the dotted name.")
+
+
+def _index(items: list[Any], where: Sequence[str], rest: Sequence[str], value: Any) -> int:
+    """The index in a list that the first of the names `rest` is, which follow the list's own names `where`."""
+    branch, word = ".".join(where), rest[0]
+    if word.isdecimal() and int(word) < len(items):
+        return int(word)
+    named = (n for n, item in enumerate(items) if isinstance(item, dict) and item.get("name") == word)
+    number = next(named, 0)
+    if word.lstrip("-").isdecimal():
+        problem = f"there is no {branch}.{word}."
+        remedy = f"{branch} is a list of {len(items)}, and {branch}.0 is the first."
+    else:
+        problem = f"{branch} is a list, and the number of an entry is missing."
+        is_name = bool(items) and isinstance(items[number], dict) and items[number].get("name") == word
+        remedy = f"Write --{'.'.join([branch, str(number), *rest[is_name:]])}."
+    raise ConfigError(f"--{'.'.join([branch, *rest])}", value, problem, remedy)
 
 
 def _branch(node: Tree, key: str, following: str) -> Any:
@@ -149,14 +165,9 @@ def _branch(node: Tree, key: str, following: str) -> Any:
 
 
 def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
-    first, *others = error.errors()
-    problem = {
-        "extra_forbidden": "is not a setting.",
-        "missing": "is required.",
-        **dict.fromkeys(_NO_MAPPING, "is not a mapping of settings."),
-        **dict.fromkeys(_NO_LIST, "is not a list."),
-        "union_tag_not_found": "has no `kind`.",
-    }.get(first["type"], first["msg"].removeprefix("Value error, ") + ".")
+    # A misspelled name explains why another one is missing.
+    first, *others = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    problem = problem_of(first)
     field = setting_path(kind, first["loc"]) or "config"
     value = first["input"] if first["type"] != "missing" else None
     if field.endswith("endpoint_url") and isinstance(value, str):
@@ -165,7 +176,7 @@ def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
         field, value, problem = _of_branch(field, value, problem)
     names = ", ".join(setting_path(kind, other["loc"]) for other in others)
     more = f" ({len(others)} more: {names})" if others else ""
-    return ConfigError(field, value, problem, f"{_suggestion(first, kind)}{ALL_SETTINGS}{more}")
+    return ConfigError(field, value, problem, f"{suggestion_for(first, kind)}{ALL_SETTINGS}{more}")
 
 
 def _of_branch(branch: str, content: Tree, problem: str) -> tuple[str, object, str]:
@@ -189,21 +200,3 @@ class _Brief:
 
     def __repr__(self) -> str:
         return f"[{len(self._content)} entries]" if isinstance(self._content, list | dict) else repr(self._content)
-
-
-def _suggestion(error: Mapping[str, Any], kind: type[Settings]) -> str:
-    """A hint at what the user may have meant, followed by a space; empty if there is no hint."""
-    if error["type"] == "extra_forbidden":
-        similar = similar_settings(kind, error["loc"])[:_MAX_SUGGESTIONS]
-        return f"Did you mean {' or '.join(similar)}? " if similar else ""
-    if error["type"] in _NO_MAPPING and (names := settings_at(kind, error["loc"])):
-        return f"Write its settings below it, such as {setting_path(kind, error['loc'])}.{names[0]}. "
-    if error["type"] in ("literal_error", "union_tag_invalid"):
-        context = error.get("ctx", {})
-        choices = re.findall(r"'([^']*)'", str(context.get("expected", context.get("expected_tags", ""))))
-        suggestion = did_you_mean(str(context.get("tag", error["input"])), choices)
-        return f"{suggestion} " if suggestion else ""
-    if error["type"] in _NO_LIST:
-        value = error["input"]
-        return f"Write [{value}]. " if isinstance(value, str | int | float) else "Begin each item with `- `. "
-    return ""

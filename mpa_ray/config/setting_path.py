@@ -11,6 +11,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+_CUTOFF = 0.7
+"""The smallest similarity of names of which one may be a misspelling of the other."""
+
 
 def setting_path(model: type[BaseModel], location: Iterable[str | int]) -> str:
     """The dotted name of the setting at a location in a model, such as `identify.matcher.tolerance`.
@@ -31,15 +34,23 @@ def setting_path(model: type[BaseModel], location: Iterable[str | int]) -> str:
 def similar_settings(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     """The dotted names that the user may have meant by an unknown setting at this location, the most similar first.
 
-    These are settings of the same branch with a similar name or, if there are none, settings with the same name
-    elsewhere.
+    These are settings elsewhere with the same name, then settings of the same branch with a similar name, then branches
+    with the same name or, if there are none of these, settings elsewhere with a similar name.
     """
     *parents, last = location
-    branch = setting_path(model, parents)
-    siblings = difflib.get_close_matches(str(last), settings_at(model, parents), n=2, cutoff=0.7)
-    if siblings:
-        return [f"{branch}.{name}" if branch else name for name in siblings]
-    return [name for name, _ in all_settings(model) if name.rpartition(".")[2] == last]
+    branch, word = setting_path(model, parents), str(last)
+    similar = difflib.get_close_matches(word, settings_at(model, parents), n=2, cutoff=_CUTOFF)
+    siblings = [f"{branch}.{name}" if branch else name for name in similar]
+    names = sorted((name for name, _ in all_settings(model)), key=lambda name: name.count("."))
+    branches = {name for name in names if any(other.startswith(f"{name}.") for other in names)}
+    same = [name for name in names if name.rpartition(".")[2] == word]
+    leaves = [name for name in same if name not in branches]
+    meant = list(dict.fromkeys([*leaves, *siblings, *same]))
+    if meant:
+        return meant
+    last_names = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    close = difflib.get_close_matches(word, last_names, n=2, cutoff=_CUTOFF)
+    return [name for choice in close for name in names if name.rpartition(".")[2] == choice]
 
 
 def all_settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -47,7 +58,8 @@ def all_settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str
 
     In a dotted name, 0 stands for the items of a list.
     """
-    for name, field in model.model_fields.items():
+    for field_name, field in model.model_fields.items():
+        name = field.alias or field_name
         yield f"{prefix}{name}", field
         for branch in branches_of(field.annotation):
             yield from all_settings(branch, f"{prefix}{branch_name(name, field)}.")
@@ -75,7 +87,8 @@ def settings_at(model: type[BaseModel], location: Iterable[str | int]) -> list[s
         node = node.variant(part) or node.child(part)
     branches = [node.annotation] if node.discriminator is None else get_args(node.annotation)
     known = [branch for branch in branches if isinstance(branch, type) and issubclass(branch, BaseModel)]
-    return list(dict.fromkeys(name for branch in known for name in branch.model_fields))
+    fields = [(name, field) for branch in known for name, field in branch.model_fields.items()]
+    return list(dict.fromkeys(field.alias or name for name, field in fields))
 
 
 @dataclass(frozen=True)

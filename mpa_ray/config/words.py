@@ -5,6 +5,7 @@ Plain YAML would read `no` as a boolean, `12:30` as a number, and `my run #1` on
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from datetime import date
@@ -14,18 +15,22 @@ import yaml
 from pydantic import BaseModel
 
 from mpa_ray.config.setting_path import SettingType
+from mpa_ray.errors import ConfigError
 from mpa_ray.textual import is_deep, is_storable
 
 Tree: TypeAlias = dict[str, Any]
 
 _NULL = re.compile(r"~|null|Null|NULL|")
+_COMMENT = re.compile(r"[ \t]+#[^\n]*")
+_MAX_VALUES = 100_000
 _SCALARS = ("bool", "int", "float", "timestamp", "str", "value", "null")
 
 
 class Word(str):
     """A value from the command line, or an unquoted value from a YAML file. Its setting decides its type."""
 
-    __slots__ = ()
+    comment: str = ""
+    """The comment behind it in the YAML file, from the spaces before `#` to the end of the line."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,7 +41,17 @@ class _Loader(yaml.SafeLoader):
             return node.value
         if node.tag == "tag:yaml.org,2002:null" and node.value != "~":
             return None
-        return Word(node.value)
+        word = Word(node.value)
+        text, end = node.end_mark.buffer, node.end_mark.pointer
+        comment = _COMMENT.match(text, end) if text is not None else None
+        if comment is not None:
+            word.comment = comment[0].rstrip()
+        return word
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        if _num_values(node, {}) > _MAX_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {_MAX_VALUES:,} values")
+        return super().construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -48,6 +63,21 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+def _num_values(node: yaml.Node, counted: dict[int, int]) -> int:
+    """The number of values in a document, in which each alias counts as what it stands for.
+
+    Every level of aliases may multiply the number. A node that contains itself has more values than any limit.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in counted:
+        counted[id(node)] = _MAX_VALUES + 1
+        is_list = isinstance(node, yaml.SequenceNode)
+        children = node.value if is_list else [item for pair in node.value for item in pair]
+        counted[id(node)] = 1 + sum(_num_values(child, counted) for child in children)
+    return counted[id(node)]
 
 
 for _name in _SCALARS:
@@ -69,27 +99,50 @@ def read_yaml(text: str) -> Any:
     return tree
 
 
+def yaml_problem(error: Exception) -> str:
+    """The problem of an error of `read_yaml` in one line; PyYAML's own message has up to seven."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    problem = "a tab, where only spaces may be" if "'\\t'" in str(error.problem) else error.problem
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
 def with_types(tree: Tree, kind: type[BaseModel]) -> Tree:
     """Convert each `Word` in a tree to the type of its setting.
 
     Where the setting is text, the word stays text, but `null` becomes None if the setting may be None. Elsewhere, the
     word is read as YAML.
+
+    Raises:
+        ConfigError: a path ends before a ` #`, and exists only together with what follows.
     """
-    typed: Tree = _typed(tree, SettingType(kind))
+    typed: Tree = _typed(tree, SettingType(kind), "")
     return typed
 
 
-def _typed(value: Any, setting: SettingType) -> Any:
+def _typed(value: Any, setting: SettingType, name: str) -> Any:
+    prefix = f"{name}." if name else ""
     if isinstance(value, Mapping):
-        return {str(key): _typed(item, setting.child(str(key))) for key, item in value.items()}
+        return {str(key): _typed(item, setting.child(str(key)), f"{prefix}{key}") for key, item in value.items()}
     if isinstance(value, list):
-        return [_typed(item, setting.child(index)) for index, item in enumerate(value)]
+        return [_typed(item, setting.child(index), f"{prefix}{index}") for index, item in enumerate(value)]
     if not isinstance(value, Word):
         return value
     if setting.is_text:
+        _check_not_cut(value, name)
         return None if setting.may_be_none and _NULL.fullmatch(value) else str(value)
     tree = parsed(value)
-    return _plain(value) if isinstance(tree, Word) else _typed(tree, setting)
+    return _plain(value) if isinstance(tree, Word) else _typed(tree, setting, name)
+
+
+def _check_not_cut(word: Word, name: str) -> None:
+    """Raise ConfigError for a path of which a comment is the end."""
+    # The path may go on with folders, or with a glob.
+    first = f"{word}{word.comment.partition('/')[0]}"
+    if word.comment and not os.path.exists(os.path.expanduser(word)) and os.path.exists(os.path.expanduser(first)):
+        problem = f"does not exist, and {first!r} does: ` #` begins a comment in YAML."
+        raise ConfigError(name, str(word), problem, "Put the whole path into quotation marks.")
 
 
 def parsed(word: Word) -> Any:

@@ -12,9 +12,9 @@ from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.dedup_index import DedupIndex
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.sources.left_out import LeftOut
-from mpa_ray.corpus.sources.open import open_source
+from mpa_ray.corpus.sources.open import KINDS_OF_TABLES, kind_of, open_source
 from mpa_ray.corpus.sources.source import Listed
-from mpa_ray.errors import ConfigError
+from mpa_ray.errors import ConfigError, uri_in
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import ImageRef
 from mpa_ray.run.dataset import shard_name
@@ -58,11 +58,12 @@ class Selection:
 
     def listing(self, after: ImageRef | None = None) -> Iterator[Listed]:
         """Yield the images, starting after `after`, and the files left out between them. Raises as `images` does."""
-        for item in open_source(self._config, self._places).images(after):
-            left_out = item if isinstance(item, LeftOut) else self._filtered(item)
-            if left_out is not None:
-                self._left_out[left_out] += 1
-            yield left_out or item
+        with uri_in("source.path", self._config.path):
+            for item in open_source(self._config, self._places).images(after):
+                left_out = item if isinstance(item, LeftOut) else self._filtered(item)
+                if left_out is not None:
+                    self._left_out[left_out] += 1
+                yield left_out or item
 
     def no_images_error(self) -> ConfigError:
         """The error to raise if `images` has yielded nothing."""
@@ -70,15 +71,7 @@ class Selection:
             {item.setting: number for item, number in self._left_out.items() if item.setting in _FILTERS}
         )
         if not filtered:
-            endings = ", ".join(self._config.extensions) or "any"
-            counts = Counter({item.label: number for item, number in self._left_out.items()})
-            more = f"; {left_out_in_words(counts)}" if counts else ""
-            return ConfigError(
-                "source.path",
-                self._config.path,
-                f"holds no images (endings looked for: {endings}{more}).",
-                "Check the path, source.kind, source.extensions and source.exclude.",
-            )
+            return self._empty_error()
         names = [f"{number} by {name}" for name, number in filtered.most_common()]
         first = str(filtered.most_common(1)[0][0])
         return ConfigError(
@@ -87,6 +80,21 @@ class Selection:
             f"leaves none of the {filtered.total()} images (left out: {', '.join(names)}).",
             "Relax the filter, or give a source with other images.",
         )
+
+    def _empty_error(self) -> ConfigError:
+        """The error for a source that has no images, whatever the filters."""
+        counts = Counter({item.label: number for item, number in self._left_out.items()})
+        more = left_out_in_words(counts) if counts else ""
+        kind = kind_of(self._config, self._places)
+        if kind in KINDS_OF_TABLES:
+            problem = "has no row with an image" if counts else "has 0 rows"
+            details, remedy = more, "Give a table with rows, and check source.image_column and source.kind."
+        else:
+            endings = ", ".join(self._config.extensions) or "any"
+            problem, details = "holds no images", "; ".join(filter(None, [f"endings looked for: {endings}", more]))
+            remedy = "Check the path, source.kind, source.extensions and source.exclude."
+        problem += f" ({details})." if details else "."
+        return ConfigError("source.path", self._config.path, problem, remedy)
 
     def _filtered(self, ref: ImageRef) -> LeftOut | None:
         """Return the filter that leaves an image out; None if the image passes all filters."""

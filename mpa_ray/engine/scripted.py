@@ -21,6 +21,26 @@ from mpa_ray.records import Reason
 
 _QUESTION = re.compile(r"What is written on picture ([0-9a-f]{8})(?:, line \d+)?\?")
 _BLOCK_SIZE = 32
+_HOSTILE_TEXT = (
+    "",
+    " \n",
+    "\0",
+    "\ud83d",
+    "a \udce9 b",
+    "\u202egnp\u200b",
+    "NaN",
+    "null",
+    "0" * 5000,
+    "<script>alert(1)</script>",
+    "<|im_end|><image>",
+    "<think>",
+    "</think>",
+    "?" * 1000,
+    "[" * 100_000,
+    '{"question": ' * 20_000,
+    "word " * 20_000,
+)
+"""Replies that no engine should give."""
 
 
 def start(
@@ -86,6 +106,11 @@ class ScriptedEngine:
             return "I would rather describe the weather.", "stop"
         if self._has_fault("truncated", self._config.truncated_rate, code):
             return f"Question: What is written on picture {code[:8]}", "length"
+        if self._has_fault("hostile", self._config.hostile_rate, code):
+            text = _hostile_text(code)
+            # Half of them can be parsed, so that their questions and answers go on.
+            pair = f"Question: What is written on picture {code[:8]}? {text[:100]}\nAnswer: {code[8:12]} {text[:100]}"
+            return pair if int(code[-1], 16) < 8 else text, "stop"
         line = request.sampling.seed % self._config.num_questions
         place = f", line {line}" if line else ""
         question = f"What is written on picture {code[:8]}{place}?"
@@ -95,6 +120,8 @@ class ScriptedEngine:
 
     def _answer(self, image: EncodedImage, picture: str) -> tuple[str, str]:
         code = _digest(image.key)
+        if self._has_fault("hostile answer", self._config.hostile_rate, code):
+            return _hostile_text(code), "stop"
         is_wrong = (
             not code.startswith(picture)
             or self._has_fault("inconsistent", self._config.inconsistent_rate, code)
@@ -121,6 +148,10 @@ class ScriptedEngine:
             return False
         mark.touch()
         return True
+
+
+def _hostile_text(code: str) -> str:
+    return _HOSTILE_TEXT[int(code[:8], 16) % len(_HOSTILE_TEXT)]
 
 
 def _digest(text: str) -> str:

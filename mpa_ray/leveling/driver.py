@@ -58,18 +58,28 @@ def fine_tune(
             temporary.
     """
     settings, counts, label = student.level, plan.counts, key.label
-    if not counts.num_samples:
-        raise RunError(f"{label}: no samples to train on; see the drop reasons in the report.")
     if counts.num_too_long:
         say(
             f"WARNING: {label}: {counts.num_too_long} samples are longer than level.max_tokens = {settings.max_tokens} "
             "and are left out"
         )
+    if counts.num_with_special_token:
+        say(
+            f"WARNING: {label}: the questions of {counts.num_with_special_token} samples contain a special token of "
+            f"{student.model}, and the samples are left out"
+        )
+    if not counts.num_samples:
+        raise RunError(f"{label}: no samples to train on; see the drop reasons in the report.")
     resources = f"{label}: level.cpus_per_worker, level.gpus_per_worker"
     check_resources(resources, settings.cpus_per_worker, settings.gpus_per_worker)
     job = TrainingJob.of(run, config, student, task, plan, folder, card)
     before = _state(job)
     _check_images(job, label, before, config.limits.max_failed_rate)
+    if before.is_exported and run.storage.exists(f"{folder}/merged/config.json"):
+        say(f"{label}: the student is trained and exported already")
+        return
+    if before.is_trained:
+        say(f"{label}: the student is trained already, and only its export is made")
     with Progress(label, plan.num_steps, "steps", before.step) as progress, _StepFollower(job, progress, before.step):
         _fit(job, key)
     after = _state(job)
@@ -86,7 +96,8 @@ def _fit(job: TrainingJob, key: PhaseKey) -> None:
     except ray.train.TrainingFailedError as error:
         num_failures, cause = ray.get(failures.last_failure.remote())
         attempts = f" in {num_failures} attempts, the last time" if num_failures > 1 else ""
-        problem = f"{key.label}: training failed{attempts}: {cause or in_words(error)}"
+        what = "the student is trained, but its export failed" if _state(job).is_trained else "training failed"
+        problem = f"{key.label}: {what}{attempts}: {cause or in_words(error)}"
         # The error was raised in another process, so its class is known only from the text.
         raise Unfinished(problem) if _MAY_PASS.search(problem) else RunError(problem) from error
     ray.get(failures.last_failure.remote())
@@ -184,6 +195,7 @@ class _StepFollower:
     def _advance(self) -> None:
         state = _state(self._job)
         if state.step > self._step:
-            rate = None if state.samples_per_s is None else state.samples_per_s / self._job.level.batch_size
+            samples_per_s = state.log.samples_per_s
+            rate = None if samples_per_s is None else samples_per_s / self._job.level.batch_size
             self._progress.advance(state.step - self._step, rate)
             self._step = state.step

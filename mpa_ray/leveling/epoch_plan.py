@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import chain, islice
@@ -24,6 +24,9 @@ from mpa_ray.run.run import Run
 
 T = TypeVar("T")
 PromptT = TypeVar("PromptT", Verdict, ParitySample)
+
+IsPromptable = Callable[[ParitySample], bool]
+"""Whether the student can be prompted with a sample's question: see `mpa_ray.leveling.prompts`."""
 
 _SHARD_ROWS = 4096
 """A shard has as many whole steps as fit into this number of rows, and at least one."""
@@ -55,7 +58,14 @@ class EpochPlan:
             yield rows[within * self.batch_size : (within + 1) * self.batch_size]
 
 
-def plan_epoch(run: Run, folder: str, sources: SampleSources, level: LevelConfig, arm: Arm = "parity") -> EpochPlan:
+def plan_epoch(
+    run: Run,
+    folder: str,
+    sources: SampleSources,
+    level: LevelConfig,
+    arm: Arm = "parity",
+    is_promptable: IsPromptable = lambda _: True,
+) -> EpochPlan:
     """Plan an arm's epoch and store it below `folder`, or read the plan that is stored there.
 
     The driver holds in memory about a 64th of the epoch's rows, the Parquet file of D_PI, and 20 bytes for each known
@@ -64,7 +74,7 @@ def plan_epoch(run: Run, folder: str, sources: SampleSources, level: LevelConfig
     files = _EpochFiles.of(run, folder)
     path = f"{folder}/epoch/manifest.json"
     if not run.storage.exists(path):
-        run.write_json(path, asdict(_write_epoch(files, sources, level.of_arm(arm), arm)))
+        run.write_json(path, asdict(_write_epoch(files, sources, level.of_arm(arm), arm, is_promptable)))
     return EpochPlan(
         counts=EpochCounts(**run.read_json(path)),
         batch_size=level.batch_size,
@@ -89,7 +99,9 @@ class _EpochFiles:
         return cls(dataset("epoch"), dataset("held_out"), dataset("retained"))
 
 
-def _write_epoch(files: _EpochFiles, sources: SampleSources, level: LevelConfig, arm: Arm) -> EpochCounts:
+def _write_epoch(
+    files: _EpochFiles, sources: SampleSources, level: LevelConfig, arm: Arm, is_promptable: IsPromptable
+) -> EpochCounts:
     longest = _LongestPrompt()
     parity_types = Counter(answer_type(sample.answer) for sample in longest.over(sources.parity()))
     # If there is a labelled set to replay, no known pairs are replayed.
@@ -98,15 +110,24 @@ def _write_epoch(files: _EpochFiles, sources: SampleSources, level: LevelConfig,
     retained = [v.sample() for v in sources.verdicts() if selection.role(v) == "retained"]
     own = samples_of(arm, sources, level.seed, lambda v: selection.role(v) == "retained")
     num_chosen = parity_types.total() if arm == "parity" else sum(1 for _ in own())
-    held_out = [longest.fill_in(sample) for sample in _held_out(sources, own, level, num_chosen)]
-    excluded = {sample.annotation_id for sample in (*held_out, *retained)}
+    chosen_held_out = _held_out(sources, own, level, num_chosen)
+    held_out = [longest.fill_in(sample) for sample in chosen_held_out if is_promptable(sample)]
+    excluded = {sample.annotation_id for sample in (*chosen_held_out, *retained)}
     mixed_in = _Counted(_mixed_in(sources, selection, level, num_chosen, excluded))
     candidates = _Counted(chain(_without(own(), excluded), mixed_in))
-    num_samples = _write_in_order(files.samples, _fitting(map(longest.fill_in, candidates), level.max_tokens), level)
+    promptable = _Counted(filter(is_promptable, candidates))
+    num_samples = _write_in_order(files.samples, _fitting(map(longest.fill_in, promptable), level.max_tokens), level)
     files.held_out.commit(shard_name(0), held_out)
     files.retained.commit(shard_name(0), retained)
-    num_too_long = candidates.num - num_samples
-    return EpochCounts(num_chosen, mixed_in.num, len(held_out), len(retained), num_too_long, num_samples)
+    return EpochCounts(
+        num_chosen=num_chosen,
+        num_mixed_in=mixed_in.num,
+        num_held_out=len(held_out),
+        num_retained=len(retained),
+        num_too_long=promptable.num - num_samples,
+        num_samples=num_samples,
+        num_with_special_token=len(chosen_held_out) - len(held_out) + candidates.num - promptable.num,
+    )
 
 
 def _held_out(sources: SampleSources, own: Samples, level: LevelConfig, num_chosen: int) -> list[ParitySample]:

@@ -26,7 +26,8 @@ from mpa_ray.leveling.step_data import Step, StepCounts, Steps
 from mpa_ray.leveling.tensorboard import TensorBoard
 from mpa_ray.leveling.trainable import parameter_groups
 from mpa_ray.leveling.watched import BestWeights, mean_loss, total_answered
-from mpa_ray.run.training_state import LogEntry, Resumption, Retained, TrainingState
+from mpa_ray.run.training_log import LogEntry
+from mpa_ray.run.training_state import Retained, TrainingState
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,11 @@ class ParityTrainer(Trainer):
         self._data = data
         self._pace = Pace(self.args.world_size)
         self._retained = Retained(len(job.plan.retained))
-        self._resumed: tuple[Resumption, ...] = ()
         self._saved_at = time.monotonic()
         self._checkpoint_is_due = False
+        self._stored = TrainingState()
+        """What is stored of the training; only rank 0 stores it."""
         self._board: TensorBoard | None = None
-        if "tensorboard" in job.level.report_to and self.is_world_process_zero():
-            local = Path(str(self.args.output_dir), "tensorboard")
-            self._board = TensorBoard(local, job.run.storage, f"{job.folder}/tensorboard")
 
     # A training step
 
@@ -131,6 +130,9 @@ class ParityTrainer(Trainer):
     # The log
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_runtime" in logs and self.state.global_step == self._initial_global_step:
+            # The summary of an attempt that only exports would be a loss of 0.
+            return
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 raise FloatingPointError(
@@ -138,24 +140,39 @@ class ParityTrainer(Trainer):
                 )
             logs |= self._pace.measure()
         super().log(logs, start_time)
+        entry = LogEntry.from_json(self.state.log_history[-1])
+        # Every checkpoint would store the whole history.
+        self.state.log_history.clear()
         if self.state.is_world_process_zero:
+            self._stored = self._stored.logged(entry, self._job.run, self._job.folder)
             self.write_state()
             if self._board is not None:
                 self._board.add(logs, self.state.global_step)
 
     def write_state(self, *, is_complete: bool = False) -> None:
         """Write training.json, which the driver's progress line, the status and the report read."""
-        state = TrainingState(
+        self._stored = replace(
+            self._stored,
             step=self.state.global_step,
             num_steps=self.state.max_steps,
             num_unreadable=self.num_unreadable if is_complete else None,
             num_changed=self.num_changed if is_complete else None,
             best_step=self.state.best_global_step,
             retained=self._retained,
-            resumed=self._resumed,
-            log=tuple(map(LogEntry.from_json, self.state.log_history)),
         )
-        state.write(self._job.run, self._job.folder)
+        self._stored.write(self._job.run, self._job.folder)
+
+    def _begin_log(self, from_step: int) -> None:
+        """Continue the stored log at the step of a checkpoint; 0 if there is none."""
+        run, folder = self._job.run, self._job.folder
+        stored = TrainingState.read(run, folder)
+        if stored is None and from_step:
+            # The checkpoint is older than the first log entry.
+            stored = TrainingState(step=from_step)
+        if stored is not None:
+            self._stored = stored.begin_attempt(from_step, self.args.world_size)
+        if "tensorboard" in self._job.level.report_to:
+            self._board = TensorBoard(run.storage, f"{folder}/tensorboard", self._stored.attempt, from_step + 1)
 
     # Retained pairs and held-out samples
 
@@ -173,10 +190,18 @@ class ParityTrainer(Trainer):
         if self.best.update(loss, self.model_wrapped):
             self.state.best_global_step = self.state.global_step
             self.state.best_metric = loss
-        if holdout.patience is not None and self.best.num_worse >= holdout.patience:
-            self.control.should_training_stop = True
+        if self._has_stopped_early:
+            # Without a checkpoint of the end, a fault at export would repeat steps.
+            self.control.should_training_stop = self.control.should_save = True
+        # Otherwise the Trainer evaluates again after its last step.
+        self.control.should_evaluate = False
         self.log({"eval_loss": loss})
         return {"eval_loss": loss}
+
+    @property
+    def _has_stopped_early(self) -> bool:
+        holdout = self._job.level.holdout
+        return holdout is not None and holdout.patience is not None and self.best.num_worse >= holdout.patience
 
     # Checkpoints
 
@@ -218,19 +243,14 @@ class ParityTrainer(Trainer):
         self.best.weights = checkpoint.load(
             folder, self.model_wrapped, self.optimizer.optimizer, self.lr_scheduler, progress.has_best
         )
-        self._data.epoch.first = self.state.global_step
-        if self.state.is_world_process_zero:
-            self._resumed = self._resumptions(self.state.global_step)
-
-    def _resumptions(self, step: int) -> tuple[Resumption, ...]:
-        """The resumptions of earlier attempts, and this one."""
-        # If the checkpoint is older than the first log entry, there may be no stored state yet.
-        earlier = TrainingState.read(self._job.run, self._job.folder) or TrainingState(step=step)
-        return (*earlier.resumed, Resumption(step, earlier.step, self.args.world_size))
+        epoch = self._data.epoch
+        epoch.first = epoch.num_steps if self._has_stopped_early else self.state.global_step
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         check_parallel(self.model_wrapped, self._job.level.parallel, self.args.world_size)
+        if self.state.is_world_process_zero:
+            self._begin_log(self.state.global_step)
         if resume_from_checkpoint is None:
             self.measure_retained(is_trained=False)
         return prepared

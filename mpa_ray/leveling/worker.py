@@ -97,6 +97,8 @@ def _run_epoch(trainer: ParityTrainer) -> None:
     if trainer.best.weights:
         restore_weights(trainer.model_wrapped, trainer.best.weights)
     trainer.measure_retained(is_trained=True)
+    if trainer.is_world_process_zero():
+        trainer.write_state()
 
 
 def _check_questions(job: TrainingJob) -> CheckQuestions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mpa_ray.errors import did_you_mean
 from mpa_ray.metrics.anls import anls
 from mpa_ray.metrics.relaxed import relaxed_accuracy
 from mpa_ray.metrics.text import containment, exact_match
@@ -86,5 +87,8 @@ def score(metric: str, prediction: str, answers: Sequence[str]) -> float:
         ValueError: there is no metric of that name.
     """
     if metric not in METRICS:
-        raise ValueError(f"there is no metric {metric!r}; choose one of {', '.join(METRICS)}")
+        similar = did_you_mean(metric, METRICS)
+        raise ValueError(
+            f"there is no metric {metric!r}. {similar} Choose one of {', '.join(METRICS)}.".replace("  ", " ")
+        )
     return METRICS[metric].score(prediction, answers)

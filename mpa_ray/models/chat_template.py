@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +44,9 @@ def render(processor: Any, text: str) -> str:
         SpecialTokenInText: the text contains a special token; a teacher may have written it into a question.
         ValueError: the chat template does not write exactly one placeholder.
     """
-    for token in processor.tokenizer.added_tokens_decoder.values():
-        if token.special and token.content in text:
-            raise SpecialTokenInText(token.content)
+    for token in _special_tokens(processor):
+        if token in text:
+            raise SpecialTokenInText(token)
     messages = [
         {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]},
@@ -56,6 +57,13 @@ def render(processor: Any, text: str) -> str:
         # vLLM would reply without the image and without an error.
         raise ValueError(f"the chat template writes {num_placeholders} image placeholders, expected 1: {prompt!r}")
     return prompt
+
+
+def _special_tokens(processor: Any) -> Iterator[str]:
+    """The tokens that a text must not contain, because they end a turn or stand for an image, for example."""
+    # A tokenizer may not mark the placeholders of images and videos as special.
+    yield from (name for name in (processor.image_token, getattr(processor, "video_token", None)) if name)
+    yield from (token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special)
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,7 @@ def turn_of(processor: Any) -> Turn:
     ]
     conversation: str = processor.apply_chat_template(messages, tokenize=False)
     before, separator, after = conversation[len(prompt) :].partition(mark)
-    special_tokens = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
-    end = min((after.index(token) + len(token) for token in special_tokens if token in after), default=0)
+    end = min((after.index(token) + len(token) for token in _special_tokens(processor) if token in after), default=0)
     if not conversation.startswith(prompt) or not separator or not end:
         return Turn("", processor.tokenizer.eos_token)
     return Turn(before, after[:end])

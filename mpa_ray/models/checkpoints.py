@@ -22,6 +22,7 @@ _WHOLE_BYTES = 1 << 26
 """Files up to this size are read completely for their digest."""
 _NUM_SAMPLES = 256
 _SAMPLE_BYTES = 1 << 16
+_WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 ADAPTER_SETTINGS = "adapter_config.json"
 """The file that makes a folder a LoRA adapter."""
 CACHE_VARIABLE = "MPA_RAY_CACHE"
@@ -183,6 +184,21 @@ def local_folder(model: str, object_store: ObjectStoreConfig) -> str:
     return _downloaded(model, object_store) if model.startswith("s3://") else resolve_path(model)
 
 
+def processor_folder(model: str, object_store: ObjectStoreConfig) -> str:
+    """What `load_processor` can load: a local folder, or a hub name unchanged.
+
+    For an adapter this is its base model. A checkpoint at s3:// is downloaded without its weights.
+
+    Raises:
+        ConfigError: there is no file at the s3:// prefix.
+    """
+    adapter = adapter_folder(model, object_store)
+    base = base_of_adapter(adapter) if adapter is not None else None
+    if base is not None:
+        return processor_folder(base, object_store)
+    return _downloaded(model, object_store, with_weights=False) if model.startswith("s3://") else resolve_path(model)
+
+
 def _merge(adapter: Path, base: str, target: Path) -> None:
     # Imported only here: both take seconds, and few runs merge an adapter.
     from peft import PeftModel
@@ -193,7 +209,7 @@ def _merge(adapter: Path, base: str, target: Path) -> None:
     AutoProcessor.from_pretrained(base).save_pretrained(target)
 
 
-def _downloaded(model: str, object_store: ObjectStoreConfig) -> str:
+def _downloaded(model: str, object_store: ObjectStoreConfig, with_weights: bool = True) -> str:
     from mpa_ray.storage.object_store import ObjectStore, split_uri
 
     store = ObjectStore(object_store)
@@ -201,9 +217,11 @@ def _downloaded(model: str, object_store: ObjectStoreConfig) -> str:
 
     def download(target: Path) -> None:
         for file in store.list(bucket, prefix, nested=False):
-            store.download(bucket, file.key, target / file.key.removeprefix(prefix))
+            if with_weights or not file.key.endswith(_WEIGHT_ENDINGS):
+                store.download(bucket, file.key, target / file.key.removeprefix(prefix))
 
-    return _make_once(_listing_digest(model, object_store), download)
+    digest = _listing_digest(model, object_store)
+    return _make_once(digest if with_weights else f"processor-{digest}", download)
 
 
 def _make_once(name: str, make: Callable[[Path], None]) -> str:

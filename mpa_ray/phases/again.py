@@ -22,6 +22,9 @@ class Again:
     @classmethod
     def of(cls, redo: str | None = None, relevel: bool = False) -> Again:
         """Parse the reasons, separated by commas. Raises ConfigError if one is unknown."""
+        if not isinstance(redo, str | None):
+            remedy = 'Pass reasons as one text, separated by commas, such as "storage,unreadable"; "failed" is all.'
+            raise ConfigError("redo", redo, f"is a {type(redo).__name__}, not text.", remedy)
         reasons = [word.strip() for word in redo.split(",")] if redo is not None else []
         known = [ANY_REASON, *map(str, Reason)]
         for reason in reasons:

@@ -90,13 +90,15 @@ def _level_student(
     # Ray and torch take seconds to import, and a finished phase needs neither.
     from mpa_ray.leveling.driver import fine_tune
     from mpa_ray.leveling.epoch_plan import plan_epoch
+    from mpa_ray.leveling.prompts import PromptCheck
     from mpa_ray.pipeline.cluster import start_ray
 
     start_ray()
     with admission(), recorded(run, key):
         if not run.has_manifest(f"{folder}/epoch"):
             run.record_trained_version(folder, version)
-        plan = plan_epoch(run, folder, sample_sources(context, student), student.level, arm)
+        is_promptable = PromptCheck(student.model, config.object_store, context.task)
+        plan = plan_epoch(run, folder, sample_sources(context, student), student.level, arm, is_promptable)
         card = model_card(config, student, arm, plan.counts, installed_versions())
         fine_tune(run, config, student, key, context.task, plan, folder, card)
         state = TrainingState.read(run, folder)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from mpa_ray.config import (
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.engine.vllm.version import INSTALL_VLLM
-from mpa_ray.errors import ConfigError, did_you_mean
+from mpa_ray.errors import ConfigError, did_you_mean, uri_in
 from mpa_ray.evaluation.benchmarks import BENCHMARKS, question_files
 from mpa_ray.metrics import METRICS
 from mpa_ray.models.checkpoint_files import check_files, check_kind, check_weights
@@ -155,8 +157,9 @@ def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> 
             f"{did_you_mean(benchmark.metric, METRICS)} Choose one of {', '.join(METRICS)}.".lstrip(),
         )
     try:
-        for file in question_files(benchmark, places):
-            places.of(file.uri).size(file.uri)
+        with uri_in("benchmark.path", benchmark.path):
+            for file in question_files(benchmark, places):
+                places.of(file.uri).size(file.uri)
     except OSError as error:
         raise ConfigError(
             f"{field}.path", benchmark.path, f"cannot be read ({error.strerror or error}).", "Check the path."
@@ -186,7 +189,9 @@ def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig) -
     folder = Path(resolve_path(model))
     if model.startswith("s3://"):
         # An adapter at s3:// is checked when it is downloaded.
-        if adapter_folder(model, object_store) is None:
+        with _named(field):
+            is_adapter = adapter_folder(model, object_store) is not None
+        if not is_adapter:
             check_kind(_settings_of(model, field, object_store), field, model)
     elif not folder.is_dir():
         _check_hub_name(model, field)
@@ -199,16 +204,23 @@ def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig) -
 
 
 def _base_of_adapter(folder: Path, field: str) -> str | None:
-    try:
+    with _named(field):
         return base_of_adapter(folder)
-    except ConfigError as error:
-        raise error.with_field(field) from error
 
 
 def _settings_of(model: str, field: str, object_store: ObjectStoreConfig) -> dict[str, Any]:
-    try:
+    with _named(field):
         return model_settings(model, object_store)
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    """Name the setting in errors about a model; an error about the store keeps its own setting."""
+    try:
+        yield
     except ConfigError as error:
+        if error.field not in ("model", "uri"):
+            raise
         raise error.with_field(field) from error
 
 
@@ -270,9 +282,7 @@ def _neighbours(model: str) -> list[str]:
 def _check_hub_name(model: str, field: str) -> None:
     if not _HUB_NAME.fullmatch(model) or model.startswith((".", "/", "~")):
         remedy = did_you_mean(model, _neighbours(model), 3)
-        remedy = remedy or "Set it to a checkpoint folder or a hub name (owner/name)."
+        remedy = remedy or "Set it to a checkpoint folder, an s3:// prefix or a hub name (owner/name)."
         raise ConfigError(field, model, "is not a folder.", remedy)
-    try:
+    with _named(field):
         hub_file(model, "config.json")
-    except ConfigError as error:
-        raise error.with_field(field) from error

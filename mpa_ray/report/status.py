@@ -131,8 +131,8 @@ class _StatusReader:
         state = TrainingState.read(self._run, folder) if is_begun else None
         if state is None:
             return self._timed(phase, files.values())
-        is_trained = state.step >= state.num_steps
-        notes = [f"loss {state.loss_entries[-1].loss:.3g}"] if state.loss_entries else []
+        is_trained = state.is_trained or state.step >= state.num_steps
+        notes = [f"loss {losses[-1].loss:.3g}"] if (losses := state.log.loss_entries) else []
         if is_trained and not is_done:
             notes.append("trained, not checked in the engine yet")
         if is_done and self._run.is_trained_before_redo(student, arm):
@@ -141,7 +141,7 @@ class _StatusReader:
             phase,
             num_done=state.step,
             num_total=state.num_steps,
-            per_s=state.samples_per_s,
+            per_s=state.log.samples_per_s,
             note=", ".join(notes),
         )
         # Once the training has ended, the attempts that count are those of the check that follows it.

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mpa_ray.run.run import Run
-from mpa_ray.run.training_state import LogEntry, Resumption, Retained, TrainingState
+from mpa_ray.run.training_log import LogEntry
+from mpa_ray.run.training_state import Resumption, Retained, TrainingState
 
 SPEEDS = (
     "samples_per_s",
@@ -59,13 +60,16 @@ def training_summary(run: Run, folder: str) -> TrainingSummary | None:
     state = TrainingState.read(run, folder)
     if state is None:
         return None
+    log = state.whole_log(run, folder)
     return TrainingSummary(
-        losses=[LossAtStep(entry.step, entry.loss) for entry in state.log if entry.loss is not None],
-        held_out_losses=[LossAtStep(entry.step, entry.eval_loss) for entry in state.log if entry.eval_loss is not None],
+        losses=[LossAtStep(entry.step, entry.loss) for entry in log.entries if entry.loss is not None],
+        held_out_losses=[
+            LossAtStep(entry.step, entry.eval_loss) for entry in log.entries if entry.eval_loss is not None
+        ],
         best_step=state.best_step,
         resumed=list(state.resumed),
         retained=state.retained,
-        speed=_median_speeds(state.speed_entries),
+        speed=_median_speeds(log.speed_entries),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from mpa_ray.config import Arm, EvaluationRunConfig, ObjectStoreConfig, measured_as
 from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch, may_pass
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
-from mpa_ray.redaction import without_secret_values, without_url_secrets
+from mpa_ray.redaction import without_secret_values, without_url_secrets_within
 from mpa_ray.run.dataset import ShardedDataset, shard_name
 from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.storage import Storage
@@ -275,8 +275,8 @@ class Run:
 
     def write_json(self, path: str, content: dict[str, Any]) -> None:
         """Write or replace a JSON object, without the passwords and signatures of URLs. Raises CannotWrite."""
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        self.storage.write(path, without_url_secrets(text).encode())
+        text = json.dumps(without_url_secrets_within(content), indent=2, ensure_ascii=False)
+        self.storage.write(path, text.encode())
 
     def record_config(self, config: EvaluationRunConfig, versions: dict[str, str]) -> None:
         """Write run.json: the settings of the latest command without their secrets, and all fingerprints so far."""

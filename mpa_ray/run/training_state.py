@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import statistics
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mpa_ray.run.run import Run
+from mpa_ray.run.training_log import LogEntry, LogFiles, TrainingLog, move_to_files, read_files
 
 FILE_NAME = "training.json"
 
@@ -44,10 +44,10 @@ class Retained:
 
 @dataclass(frozen=True)
 class Resumption:
-    """A restart of the training from a checkpoint."""
+    """A restart of the training."""
 
     from_step: int
-    """The step of the checkpoint."""
+    """The step of the checkpoint; 0 if there was none."""
     had_reached: int
     """The last step that was logged before the restart."""
     workers: int
@@ -60,48 +60,8 @@ class Resumption:
 
 
 @dataclass(frozen=True)
-class LogEntry:
-    """One entry of the training's log; a field is None if the entry has no such value."""
-
-    step: int = 0
-    loss: float | None = None
-    """Mean loss since the previous entry."""
-    eval_loss: float | None = None
-    """Loss on the held-out samples."""
-    learning_rate: float | None = None
-    grad_norm: float | None = None
-    samples_per_s: float | None = None
-    supervised_tokens_per_s: float | None = None
-    tokens_per_s: float | None = None
-    padding_share: float | None = None
-    """Padding tokens as a share of all tokens that the model computed."""
-    data_wait_share: float | None = None
-    """The share of time in which rank 0 waited for data."""
-    memory_gib: float | None = None
-    """Memory of rank 0: the peak of its GPU, or the resident memory of its process on a CPU."""
-    tflops_per_s: float | None = None
-    """Floating-point operations of each worker, in 10^12 per second."""
-    mfu: float | None = None
-    """Model FLOPs utilization: operations as a share of the GPU's peak; None if the peak is not known."""
-    other: dict[str, Any] = field(default_factory=dict)
-    """Further values that transformers logs, such as `epoch`."""
-
-    def to_json(self) -> dict[str, Any]:
-        named = {name: value for name, value in vars(self).items() if name != "other"}
-        return {**_without_none(named), **self.other}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> LogEntry:
-        named = {name: value for name, value in content.items() if name in _LOG_FIELDS}
-        return cls(**named, other={name: value for name, value in content.items() if name not in _LOG_FIELDS})
-
-
-_LOG_FIELDS = {entry.name for entry in fields(LogEntry)} - {"other"}
-
-
-@dataclass(frozen=True)
 class TrainingState:
-    """The progress of a training, and its log."""
+    """The progress of a training, and the latest entries of its log."""
 
     step: int = 0
     """The last optimiser step that was logged."""
@@ -114,24 +74,49 @@ class TrainingState:
     """The step whose weights had the lowest loss on the held-out samples; None if no samples are held out."""
     retained: Retained = field(default_factory=Retained)
     resumed: tuple[Resumption, ...] = ()
-    log: tuple[LogEntry, ...] = ()
+    attempt: int = 0
+    """The number of the current attempt, from 0; each restart is another attempt."""
+    log_files: tuple[LogFiles, ...] = ()
+    """The files with the entries before those in `log`, in the order of the attempts."""
+    log: TrainingLog = field(default_factory=TrainingLog)
+    """The latest entries. `whole_log` also reads the earlier ones."""
 
     @property
-    def loss_entries(self) -> tuple[LogEntry, ...]:
-        """The entries with a training loss, which also hold the speed."""
-        return tuple(entry for entry in self.log if entry.loss is not None)
+    def is_trained(self) -> bool:
+        """Whether the last step is done and the retained pairs are counted, so that only the export is left."""
+        return self.retained.after is not None
 
     @property
-    def speed_entries(self) -> tuple[LogEntry, ...]:
-        """The entries with a speed. If there are several, the first is left out, because it includes the warm-up."""
-        measured = tuple(entry for entry in self.log if entry.samples_per_s is not None)
-        return measured[1:] or measured
+    def is_exported(self) -> bool:
+        return self.num_unreadable is not None
 
-    @property
-    def samples_per_s(self) -> float | None:
-        """The median over `speed_entries` of the rate of all workers together; None if there is no such entry."""
-        rates = [entry.samples_per_s for entry in self.speed_entries if entry.samples_per_s is not None]
-        return statistics.median(rates) if rates else None
+    def whole_log(self, run: Run, folder: str) -> TrainingLog:
+        """All entries of the log of the training in this folder."""
+        return TrainingLog((*read_files(run, folder, self.log_files), *self.log.entries))
+
+    def begin_attempt(self, from_step: int, num_workers: int) -> TrainingState:
+        """The state at the start of another attempt.
+
+        Args:
+            from_step: The step of the checkpoint; 0 without one.
+            num_workers: The number of workers of the attempt.
+        """
+        return replace(
+            self,
+            step=from_step,
+            resumed=(*self.resumed, Resumption(from_step, self.step, num_workers)),
+            attempt=self.attempt + 1,
+            log_files=tuple(files.resumed_from(from_step) for files in self.log_files),
+            log=self.log.until(from_step),
+        )
+
+    def logged(self, entry: LogEntry, run: Run, folder: str) -> TrainingState:
+        """The state with another entry. Older entries may move to a file of the log in this folder."""
+        *earlier, latest = self.log_files or (LogFiles(self.attempt),)
+        if latest.attempt != self.attempt:
+            earlier, latest = [*earlier, latest], LogFiles(self.attempt)
+        latest, log = move_to_files(run, folder, latest, TrainingLog((*self.log.entries, entry)))
+        return replace(self, log_files=(*earlier, latest), log=log)
 
     @classmethod
     def read(cls, run: Run, folder: str) -> TrainingState | None:
@@ -147,10 +132,11 @@ class TrainingState:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            **{name: value for name, value in vars(self).items() if name not in ("retained", "resumed", "log")},
+            **{name: value for name, value in vars(self).items() if name not in _NESTED},
             "retained": self.retained.to_json(),
             "resumed": [asdict(entry) for entry in self.resumed],
-            "log": [entry.to_json() for entry in self.log],
+            "log_files": [asdict(files) for files in self.log_files],
+            "log": [entry.to_json() for entry in self.log.entries],
         }
 
     @classmethod
@@ -159,9 +145,13 @@ class TrainingState:
         nested = {
             "retained": Retained.from_json(content.get("retained", {})),
             "resumed": tuple(Resumption(**entry) for entry in content.get("resumed", [])),
-            "log": tuple(LogEntry.from_json(entry) for entry in content.get("log", [])),
+            "log_files": tuple(LogFiles(**files) for files in content.get("log_files", [])),
+            "log": TrainingLog(tuple(LogEntry.from_json(entry) for entry in content.get("log", []))),
         }
         return cls(**{**content, **nested})
+
+
+_NESTED = ("retained", "resumed", "log_files", "log")
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from mpa_ray.config import Component
 from mpa_ray.errors import ConfigError
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "half": 2.0, "float": 4.0}
+_LARGEST_SIZE = 10**15
+_MAY_BE_ZERO = ("num_expert_parameters", "expert_share")
 
 
 @dataclass(frozen=True)
@@ -130,17 +132,36 @@ def architecture_of(settings: dict[str, Any], model: str) -> Architecture:
         model: The name of the model in errors.
 
     Raises:
-        ConfigError: a size is missing.
+        ConfigError: a size is missing, or is none that a model can have.
     """
     try:
-        return _architecture(settings)
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+        sizes = _architecture(settings)
+        _check_sizes(sizes)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ConfigError(
             "model",
             model,
             f"its config.json lacks a size ({type(error).__name__}: {error}).",
             "Set rates (plan.*), or plan.from_run.",
         ) from error
+    return sizes
+
+
+def _check_sizes(sizes: Architecture) -> None:
+    """Raise ValueError for a size that is less than 1, or too large for any model."""
+    layers = [linear for component in sizes.linears.values() for linear in component]
+    named = {
+        f"{name} of a layer": [getattr(layer, name) for layer in layers] for name in ("inputs", "outputs", "count")
+    }
+    named |= {name: [value] for name, value in vars(sizes).items() if name not in ("linears", "head", *_MAY_BE_ZERO)}
+    named |= {"vocab_size": [sizes.head.outputs]}
+    for name, values in named.items():
+        for value in values:
+            if value is not None and not 1 <= value <= _LARGEST_SIZE:
+                raise ValueError(f"{name} is {value}")
+    for name in _MAY_BE_ZERO:
+        if not 0 <= getattr(sizes, name) <= _LARGEST_SIZE:
+            raise ValueError(f"{name} is {getattr(sizes, name)}")
 
 
 def _architecture(settings: dict[str, Any]) -> Architecture:

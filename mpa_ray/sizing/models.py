@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, PlanConfig, StudentConfig
@@ -22,6 +22,8 @@ class Models:
     object_store: ObjectStoreConfig
     notes: list[str]
     """Errors are added here if the sizes of a checkpoint cannot be read."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """The dotted name of the setting that names a checkpoint, for errors."""
     _architectures: dict[str, Architecture | None] = field(default_factory=dict, init=False, repr=False)
 
     def architecture(self, model: ModelConfig) -> Architecture | None:
@@ -36,7 +38,7 @@ class Models:
         try:
             return architecture_of(model_settings(model, self.object_store), model)
         except ConfigError as error:
-            self.notes.append(str(error))
+            self.notes.append(str(error.with_field(self.settings.get(model, "model"), model)))
             return None
 
     def image_tokens(self, model: ModelConfig) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mpa_ray.config import ModelConfig, PlanConfig, RunConfig, StudentConfig
+from mpa_ray.errors import ConfigError, did_you_mean
 from mpa_ray.models.gpus import GPUS
 from mpa_ray.run.run import Run
 from mpa_ray.sizing.memory import MemoryCheck, check_engine, check_training
@@ -21,9 +22,12 @@ def size_run(config: RunConfig) -> Sizing:
     """Estimate what a run takes. This reads files of checkpoints and runs, and writes nothing.
 
     Raises:
-        ConfigError: the number of images is not known, or `plan.from_run` holds no run.
+        ConfigError: the number of images or the kind of GPU is not known, or `plan.from_run` holds no run.
     """
     plan, notes = config.plan or PlanConfig(), list[str]()
+    if plan.gpu is not None and plan.gpu not in GPUS and plan.gpu_memory_gib is None:
+        remedy = f"{did_you_mean(plan.gpu, GPUS)} Choose one of {', '.join(GPUS)}, or set plan.gpu_memory_gib."
+        raise ConfigError("plan.gpu", plan.gpu, "is not a known kind of GPU.", remedy.lstrip())
     measured = RunRates()
     if plan.from_run is not None:
         measured = RunRates.of_run(Run(open_storage(plan.from_run, config.object_store)))
@@ -31,10 +35,19 @@ def size_run(config: RunConfig) -> Sizing:
     if any(student.rounds > 1 for student in config.students):
         notes.append("rounds: only the first round of each student is included")
     workload = workload_of(config, plan, Run(open_storage(config.run_dir, config.object_store)), notes)
-    models = Models(plan, config.object_store, notes)
+    models = Models(plan, config.object_store, notes, _settings_of_models(config))
     phases = PhaseSizer(config, plan, workload, measured, models, notes).phases()
     checks = list(check_memory(config, measured, models))
     return Sizing(phases, checks, notes, plan.gpu_hour_price)
+
+
+def _settings_of_models(config: RunConfig) -> dict[str, str]:
+    """The first setting that names each checkpoint."""
+    models = [("teacher", config.teacher.model)]
+    models += [(f"students.{index}", student.model) for index, student in enumerate(config.students)]
+    further = config.evaluate.models if config.evaluate is not None else ()
+    models += [(f"evaluate.models.{index}", model.model) for index, model in enumerate(further)]
+    return {model: f"{branch}.model" for branch, model in reversed(models)}
 
 
 def check_memory(config: RunConfig, measured: RunRates, models: Models) -> Iterator[MemoryCheck]:
@@ -77,4 +90,6 @@ def _missing(gpu: str, *, has_sizes: bool) -> str:
     if not has_sizes:
         return "the sizes of the checkpoint are not known"
     problem = f"{gpu} is not a known kind of GPU" if gpu else "no kind of GPU is set"
+    if similar := did_you_mean(gpu, GPUS):
+        return f"{problem}. {similar}"
     return f"{problem}: set accelerator_type or plan.gpu ({', '.join(GPUS)}), or plan.gpu_memory_gib"

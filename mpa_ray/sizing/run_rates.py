@@ -12,6 +12,7 @@ from mpa_ray.observability.rate import per_second
 from mpa_ray.run.phase_record import PhaseKey, PhaseKind, PhaseRecord, phase_records
 from mpa_ray.run.recorded_config import student_names
 from mpa_ray.run.run import CORPUS_MANIFEST, RUN_FILE, Run
+from mpa_ray.run.training_log import TrainingLog
 from mpa_ray.run.training_state import TrainingState
 
 T = TypeVar("T")
@@ -196,14 +197,15 @@ def _median(values: Mapping[T, float], is_included: Callable[[T], bool] = lambda
 def _training_rates(run: Run, name: str, level: Mapping[str, Any], record: PhaseRecord | None) -> TrainingRates:
     folder = run.training_dir(name)
     state = TrainingState.read(run, folder)
-    samples_per_s = state.samples_per_s if state is not None else None
-    if state is None or samples_per_s is None:
+    log = state.whole_log(run, folder) if state is not None else TrainingLog()
+    samples_per_s = log.samples_per_s
+    if samples_per_s is None:
         return TrainingRates()
     num_samples = _number(run, run.manifest_path(f"{folder}/epoch"), "num_samples")
     start_s = None
     if record is not None and num_samples is not None and run.is_leveled(name):
         start_s = max(0.0, (record.wall_s - num_samples / samples_per_s) / record.num_attempts)
-    memory_gib = max(entry.memory_gib or 0.0 for entry in state.log) if level.get("gpus_per_worker") else None
+    memory_gib = max(entry.memory_gib or 0.0 for entry in log.entries) if level.get("gpus_per_worker") else None
     return TrainingRates(samples_per_s / level.get("num_workers", 1), start_s, memory_gib)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpa_ray.config import EvaluateConfig, PlanConfig, RunConfig
+from mpa_ray.corpus.index import check_source
+from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.run.run import Run
 
@@ -44,6 +46,7 @@ def _count_images(config: RunConfig, plan: PlanConfig, run: Run, notes: list[str
     if run.is_indexed():
         return run.manifest().num_images
     if config.source.limit is not None:
+        _note_source(config, notes)
         notes.append(f"images: source.limit, {config.source.limit}; the source may hold fewer")
         return config.source.limit
     raise ConfigError(
@@ -52,6 +55,16 @@ def _count_images(config: RunConfig, plan: PlanConfig, run: Run, notes: list[str
         "is not known: nothing is indexed yet and source.limit is not set.",
         "Run mpa-ray index, which loads no model, or set plan.num_images.",
     )
+
+
+def _note_source(config: RunConfig, notes: list[str]) -> None:
+    """Note a local source that no run could index on this machine. A plan may be made before the images are there."""
+    if "://" in config.source.path:
+        return
+    try:
+        check_source(config.source, Places(config.object_store))
+    except ConfigError as error:
+        notes.append(f"{error} The other commands need it.")
 
 
 def _count_questions(evaluate: EvaluateConfig, plan: PlanConfig, run: Run, notes: list[str]) -> int | None:

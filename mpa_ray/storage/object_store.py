@@ -27,7 +27,8 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from mpa_ray.config import ObjectStoreConfig
-from mpa_ray.errors import AccessLost, ConfigError, TransientError
+from mpa_ray.errors import AccessLost, ConfigError, NoSuchBucket, TransientError, did_you_mean
+from mpa_ray.storage.body import read_body
 from mpa_ray.storage.deadline import Expiry, call_with_deadline
 from mpa_ray.storage.faults import Fault, fault_of
 from mpa_ray.storage.request_pace import Outage, RequestPace
@@ -55,9 +56,8 @@ _CONNECTION = (
 )
 """Errors of the connection, of a proxy, and of the service that gives a machine its credentials."""
 _ERRORS = (ClientError, BotoCoreError, ResponseParserError, Boto3Error, HTTPError, RuntimeError)
+_NO_BUCKET = dict.fromkeys(("NoSuchBucket", "InvalidBucketName"), NoSuchBucket)
 _BAD_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
-_CHUNK_BYTES = 2**20
-_CUT_OFF_S = 0.001
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ def split_uri(uri: str) -> tuple[str, str]:
     """
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     if not uri.startswith(SCHEME) or not bucket:
-        raise ConfigError("uri", uri, "names no bucket.", "Write s3://bucket/prefix.")
+        raise ConfigError("uri", uri, "names no bucket.", "Write s3://BUCKET/PREFIX.")
     return bucket, key
 
 
@@ -126,7 +126,7 @@ class ObjectStore:
                 raise
             # A store without range support sends the whole object.
             skip = 0 if "ContentRange" in response else first or 0
-            return _body(response["Body"], skip, num_bytes, name)
+            return read_body(response["Body"], skip, num_bytes, name)
 
         return self._with_retries(attempt, bucket, key)
 
@@ -287,6 +287,8 @@ class ObjectStore:
     def _diagnose(self, error: Exception, bucket: str, key: str) -> tuple[Exception, Fault]:
         """Return the error that best explains the given error, and its fault."""
         error = _underlying(error)
+        if isinstance(error, exceptions.EndpointConnectionError):
+            _check_region(self._client.meta, error)
         if isinstance(error, ClientError) and _code(error) in ("400", "401", "403"):
             # A response to HEAD has no body. Only the response to a GET says why the store refuses.
             try:
@@ -304,19 +306,27 @@ def _final_error(name: str, fault: Fault, error: Exception) -> Exception:
         return FileNotFoundError(name)
     if isinstance(error, _NO_CREDENTIALS):
         remedy = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE on every node, or give it a role."
-        return ConfigError("object_store", name, f"cannot be accessed: {_sentence(error)}", remedy)
+        return ConfigError("object_store", name, f"cannot be accessed: {str(error).rstrip('.')}.", remedy)
     if fault is Fault.ACCESS_LOST:
-        return AccessLost(f"{name}: {_sentence(error)} Renew the credentials, and check the clock.")
-    return OSError(f"{name}: {error} (attempt 1)")
+        return AccessLost(f"{name}: {str(error).rstrip('.')}. Renew the credentials, and check the clock.")
+    kind = _NO_BUCKET.get(_code(error), PermissionError if _status(error) == 403 else OSError)
+    return kind(f"{name}: {' '.join(str(error).split())} (attempt 1)")
 
 
-def _sentence(error: Exception) -> str:
-    return f"{str(error).rstrip('.')}."
+def _check_region(client: Any, error: Exception) -> None:
+    """Raise ConfigError if AWS cannot be reached since it has no such region. `client` is the client's metadata."""
+    if ".amazonaws.com" in client.endpoint_url and client.region_name not in _session().get_available_regions("s3"):
+        raise _not_a_region(client.region_name) from error
+
+
+def _not_a_region(region: str) -> ConfigError:
+    remedy = did_you_mean(region, _session().get_available_regions("s3")) or "Give one such as us-east-1."
+    return ConfigError("object_store.region", region, "is not a region of AWS.", remedy)
 
 
 def _fault(error: Exception) -> Fault:
     if isinstance(error, ClientError):
-        return fault_of(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), _code(error))
+        return fault_of(_status(error), _code(error))
     if isinstance(error, _LOST_CREDENTIALS):
         return Fault.ACCESS_LOST
     if isinstance(error, RuntimeError):
@@ -343,28 +353,16 @@ def _underlying(error: Exception) -> Exception:
     return context if isinstance(error, Boto3Error) and isinstance(context, ClientError | BotoCoreError) else error
 
 
-def _body(body: Any, skip: int, num_bytes: int | None, name: str) -> bytes:
-    """Read at most `num_bytes` of a body after its first `skip` bytes. The call's deadline cuts the reading off."""
-    expiry = Expiry.current()
-    # A read that is blocked at the deadline still gets its next bytes, and then times out.
-    expiry.on_expiry(partial(body.set_socket_timeout, _CUT_OFF_S))
-    content = bytearray()
-    while num_bytes is None or len(content) < num_bytes:
-        chunk = body.read(_CHUNK_BYTES)
-        if not chunk:
-            return bytes(content)
-        content += chunk[skip:] if skip else chunk
-        skip = max(0, skip - len(chunk))
-        expiry.check(name, len(content))
-    body.close()
-    del content[num_bytes:]
-    return bytes(content)
-
-
-def _code(error: ClientError) -> str:
+def _code(error: Exception) -> str:
     """The store's name for the error; botocore uses the HTTP status if the response has no body."""
-    code: str = error.response.get("Error", {}).get("Code", "")
-    return code
+    if isinstance(error, exceptions.ParamValidationError) and "Invalid bucket name" in str(error):
+        return "InvalidBucketName"
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status; 0 if there was no response."""
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(error, ClientError) else 0
 
 
 @cache
@@ -394,7 +392,8 @@ def _client(config: ObjectStoreConfig) -> Any:
                     max_pool_connections=config.max_connections,
                 ),
             )
+        except exceptions.InvalidRegionError as error:
+            raise _not_a_region(config.region or _session().region_name) from error
         except ValueError as error:
-            raise ConfigError(
-                "object_store", None, f"names no endpoint ({error}).", "Check AWS_ENDPOINT_URL."
-            ) from error
+            problem = f"names no endpoint ({error})."
+            raise ConfigError("object_store", None, problem, "Check AWS_ENDPOINT_URL.") from error

@@ -11,9 +11,11 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mpa_ray.config import MatcherConfig, PlainMatch, Settings
+from mpa_ray.config.problems import problem_of, suggestion_for
 from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.config.setting_path import setting_path
-from mpa_ray.config.words import read_yaml, unstorable_texts, with_types
+from mpa_ray.config.settings import Name
+from mpa_ray.config.words import read_yaml, unstorable_texts, with_types, yaml_problem
 from mpa_ray.errors import ConfigError
 from mpa_ray.metrics import METRICS
 from mpa_ray.tasks.parser import QuestionAnswer, ReplyError, asks_for_pair, parse_reply
@@ -43,7 +45,7 @@ class Labels(Settings):
 class Task(Settings):
     """A kind of question, with its prompts."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: Name
     version: int = Field(1, ge=1)
     """A part of a run's fingerprint. Increase it when you change a prompt."""
     language: str = Field("en", min_length=2)
@@ -136,21 +138,25 @@ def load_task(path: str | Path) -> Task:
     """
     try:
         tree = read_yaml(read_regular_file(path).decode("utf-8-sig"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except OSError as error:
         raise ConfigError(
-            "task", str(path), f"cannot be read as YAML ({error}).", "Give the file of a task."
+            "task", str(path), f"cannot be read ({error.strerror or error}).", "Give the file of a task."
         ) from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError("task", str(path), f"is not YAML ({yaml_problem(error)}).", "Fix the file.") from error
     for where, _ in unstorable_texts(tree):
         remedy = "Remove the unpaired surrogates, such as \\ud83d."
         raise ConfigError("task", str(path), f"{where} is not UTF-8.", remedy)
     try:
         return Task.model_validate(with_types(tree, Task) if isinstance(tree, dict) else tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = setting_path(Task, first["loc"]) or "the file"
+        # A misspelled name explains why another one is missing.
+        first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+        where = setting_path(Task, first["loc"])
+        suggestion = suggestion_for(first, Task).strip() if where else ""
         raise ConfigError(
             "task",
             str(path),
-            f"{where}: {first['msg'].removeprefix('Value error, ')}.",
-            "Start from a task in mpa_ray/tasks/library.",
+            f"{where or 'the file'}: {problem_of(first)}",
+            suggestion or "Start from a task in mpa_ray/tasks/library.",
         ) from None

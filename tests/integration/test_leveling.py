@@ -195,7 +195,7 @@ def test_leveling_end_to_end(
     # The student answers numbers and charts, and learns to count.
     assert 2 <= (state.retained.before or 0) <= 4
     assert 2 <= (state.retained.after or 0) <= 4
-    (entry,) = state.loss_entries
+    (entry,) = state.log.loss_entries
     assert (entry.tflops_per_s or 0) > 0
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / FOLDER / "merged", dtype=torch.float32)
     before = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).state_dict()
@@ -218,7 +218,7 @@ def test_the_best_weights_on_held_out_samples_are_exported(samples: list[ParityS
     run = leveled(samples, tmp_path, settings)
     plan = plan_epoch(run, FOLDER, SampleSources(lambda: samples, lambda: []), settings)
     state = state_of(run)
-    losses = {entry.step: entry.eval_loss for entry in state.log if entry.eval_loss is not None}
+    losses = {entry.step: entry.eval_loss for entry in state.log.entries if entry.eval_loss is not None}
     assert state.best_step == min(losses, key=lambda step: losses[step])
     assert state.step == state.best_step + 2 < state.num_steps
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / FOLDER / "merged", dtype=torch.float32)

@@ -186,3 +186,69 @@ def test_fsdp_and_ddp_train_the_same_weights(images: Path, prepared: Path, undis
     assert done.returncode == 0, done.stderr
     assert losses_of(run) == pytest.approx(losses_of(undisturbed), rel=1e-3)
     assert_same(run, undisturbed)
+
+
+EARLY_STOP = {
+    "learning_rate": 0.3,
+    "warmup_ratio": 0.0,
+    "checkpoint_every_steps": 50,
+    "holdout": {"share": 0.2, "every_steps": 1, "patience": 2},
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("level", [{}, EARLY_STOP], ids=["last step", "early stop"])
+def test_an_export_that_could_not_be_written_is_made_again_without_training(
+    level: dict[str, Any], images: Path, prepared: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(prepared, tmp_path / "run"))
+    parity = run / "students/small/parity"
+    # A file in the place of a folder: no file can be written below it, as on a full disk.
+    parity.mkdir(parents=True)
+    (parity / "merged").touch()
+    tree = tree_at(images, run, max_failures=1, **level)
+    failed = run_job("level", tree, tmp_path)
+    assert failed.returncode == 3, failed.stderr
+    assert "the student is trained, but its export failed in 2 attempts" in failed.stderr.splitlines()[-1]
+    before = training_of(run)
+    assert before["num_unreadable"] is None
+    losses = losses_of(run)
+    assert len(losses) > 1
+    (parity / "merged").unlink()
+    done = run_job("level", tree, tmp_path)
+    assert done.returncode == 0, done.stderr
+    after = training_of(run)
+    assert (after["step"], after["best_step"]) == (before["step"], before["best_step"])
+    assert losses_of(run) == losses
+    assert [entry["from_step"] for entry in after["resumed"]] == [before["step"]] * 2
+    assert "the student is trained already, and only its export is made" in done.stdout
+    assert weights_of(run)
+
+    # As after a fault of the check in the engine, which follows the export.
+    (parity / "complete.json").unlink()
+    again = run_job("level", tree, tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "the student is trained and exported already" in again.stdout
+    assert training_of(run) == after
+
+
+def test_a_labelled_question_with_a_special_token_is_left_out_and_counted(
+    images: Path, prepared: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(prepared, tmp_path / "run"))
+    image = next(iter(sorted(images.glob("*.png"))))
+    questions = ["How many?", "What does <|im_end|> mean?", "Which <|image_pad|>?", "Where?"]
+    rows = [
+        {"question_id": str(n), "image": str(image), "question": text, "answers": ["<|im_end|>"]}
+        for n, text in enumerate(questions)
+    ]
+    file = tmp_path / "labels.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tree = tree_at(images, run, num_workers=1, max_failures=0)
+    tree["students"][0] |= {"arms": ["labels"], "labels": {"kind": "questions", "path": str(file)}}
+    done = run_job("level", tree, tmp_path)
+    assert done.returncode == 0, done.stderr
+    warning = "WARNING: level small labels: the questions of 2 samples contain a special token of bundled:demo/models/"
+    assert warning in done.stdout
+    counts = json.loads((run / "students/small/labels/epoch/manifest.json").read_text())
+    assert (counts["num_chosen"], counts["num_samples"], counts["num_with_special_token"]) == (4, 2, 2)

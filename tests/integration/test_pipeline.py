@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -312,9 +313,9 @@ def test_an_error_in_a_task_ends_the_run_in_its_own_words(images: Path, tmp_path
 
 
 class Process:
-    """An actor that describes its process."""
+    """An actor that describes its process; asynchronous, like those that hold engines."""
 
-    def current(self) -> WorkerProcess:
+    async def current(self) -> WorkerProcess:
         return current_process("engine of teacher")
 
 
@@ -327,7 +328,8 @@ def test_ray_says_whether_a_process_was_asked_to_end(end: str, expected: bool) -
         ray.kill(actor, no_restart=False)
     else:
         os.kill(process.pid, getattr(signal, end))
-    assert ray.get(actor.current.remote(), timeout=60) != process
+    while ray.get(actor.current.remote(), timeout=60) == process:
+        time.sleep(0.1)
     assert asyncio.run(was_taken_away(process)) is expected
 
 

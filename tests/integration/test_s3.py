@@ -23,7 +23,7 @@ from mpa_ray.corpus.read import Reader
 from mpa_ray.corpus.sources.open import kind_of
 from mpa_ray.errors import ConfigError
 from mpa_ray.imaging.decode import ImageProblem
-from mpa_ray.models.checkpoints import local_model, model_identity
+from mpa_ray.models.checkpoints import local_model, model_identity, processor_folder
 from mpa_ray.records import ImageRef, Reason
 from mpa_ray.run.garbage import Collected, collect_garbage
 from mpa_ray.run.run import Run
@@ -104,6 +104,19 @@ def test_a_checkpoint_is_downloaded_once(
     assert local_model(name, object_store) != folder
     with pytest.raises(ConfigError, match="holds no files"):
         local_model(f"{storage.root}/none", object_store)
+
+
+def test_a_processor_is_downloaded_without_weights(
+    storage: S3Storage, object_store: ObjectStoreConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPA_RAY_CACHE", str(tmp_path))
+    for name in ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"):
+        storage.write(f"model/{name}", b"{}")
+    storage.write("adapter/adapter_config.json", b'{"base_model_name_or_path": "%s/model"}' % storage.root.encode())
+    folder = processor_folder(f"{storage.root}/model", object_store)
+    assert {file.name for file in Path(folder).iterdir()} == {"config.json", "tokenizer.json"}
+    assert processor_folder(f"{storage.root}/adapter", object_store) == folder
+    assert len(list(Path(local_model(f"{storage.root}/model", object_store)).iterdir())) == 4
 
 
 def test_nothing_is_lost_despite_many_faults(server: str, tmp_path: Path) -> None:

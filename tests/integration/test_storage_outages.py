@@ -21,7 +21,7 @@ from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
 from tests.integration.test_s3 import run_job
 from tests.refusing_proxy import RefusingProxy
-from tests.s3_server import CREDENTIALS, s3_server, upload
+from tests.s3_server import CREDENTIALS, client, s3_server, upload
 
 NUM_IMAGES = 60
 
@@ -35,6 +35,10 @@ def server(images: Path) -> Iterator[str]:
         yield endpoint
 
 
+QUICK = {"max_attempts": 2, "first_pause_s": 0.05, "max_outage_s": 60.0}
+"""Settings of an object store under which commands end soon."""
+
+
 class Case:
     """A run in a local folder whose images are behind a proxy."""
 
@@ -44,7 +48,15 @@ class Case:
         tree["source"]["path"] = "s3://bucket/corpus"
         if teacher:
             tree["teacher"]["max_images_in_flight"] = 1
-        tree["object_store"] = {"max_attempts": 2, "first_pause_s": 0.05, "max_outage_s": 60.0}
+        tree["object_store"] = QUICK
+        self._write(tree)
+
+    def change(self, **branches: dict[str, Any]) -> None:
+        """Replace settings of some branches of the configuration; an empty branch loses all of its settings."""
+        tree = yaml.safe_load(self.config.read_text())
+        self._write(tree | {name: {**tree[name], **new} if new else {} for name, new in branches.items()})
+
+    def _write(self, tree: dict[str, Any]) -> None:
         self.config.write_text(yaml.safe_dump(tree))
 
     def command(self, name: str, *options: str) -> CompletedProcess[str]:
@@ -68,18 +80,30 @@ def one_line(done: CompletedProcess[str]) -> str:
     return line
 
 
-def test_a_store_that_is_too_busy_for_a_while_costs_no_image(server: str, images: Path, tmp_path: Path) -> None:
-    draws, lock, begun = random.Random(5), threading.Lock(), list[float]()
+class BusyFor:
+    """Refuses a third of the reads of images for some seconds from the first one on."""
 
-    def refuses(method: str, path: str, _: int) -> tuple[int, str] | None:
-        with lock:
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._draws, self._lock = seconds, random.Random(5), threading.Lock()
+        self.begun: list[float] = []
+        """When each read began."""
+
+    def __call__(self, method: str, path: str, _: int) -> tuple[int, str] | None:
+        with self._lock:
             if method != "GET" or not path.endswith(".png"):
                 return None
-            begun.append(time.monotonic())
-            is_busy = begun[-1] - begun[0] < 10 and draws.random() < 1 / 3
+            self.begun.append(time.monotonic())
+            is_busy = self.lasted_s < self._seconds and self._draws.random() < 1 / 3
         return (503, "SlowDownRead") if is_busy else None
 
-    with RefusingProxy(server, refuses) as proxy:
+    @property
+    def lasted_s(self) -> float:
+        """Seconds from the first read to the last."""
+        return self.begun[-1] - self.begun[0]
+
+
+def test_a_store_that_is_too_busy_for_a_while_costs_no_image(server: str, images: Path, tmp_path: Path) -> None:
+    with RefusingProxy(server, BusyFor(10)) as proxy:
         case = Case(proxy, tmp_path, images)
         done = case.command("annotate") if case.command("index").returncode == 0 else None
         assert done is not None
@@ -87,6 +111,31 @@ def test_a_store_that_is_too_busy_for_a_while_costs_no_image(server: str, images
         assert "annotate: of 60 rows, 0.0% failed, 0.0% were dropped" in done.stdout
         assert proxy.num_refused > 10
     assert Counter(row["state"] for row in case.rows("annotations")) == {"kept": NUM_IMAGES}
+
+
+@pytest.mark.long
+def test_a_store_that_is_too_busy_for_a_minute_costs_no_image(server: str, images: Path, tmp_path: Path) -> None:
+    """With the default settings of an object store, and an engine that is slow enough for reads in the whole minute."""
+    contents = [path.read_bytes() for path in sorted(images.iterdir())]
+    store, num_images = client(server), 1200
+    for number in range(num_images):
+        # Bytes behind the end of the picture make it another file.
+        body = contents[number % len(contents)] + b"%d" % number
+        store.put_object(Bucket="bucket", Key=f"many/{number:04d}.png", Body=body)
+    busy = BusyFor(60)
+    with RefusingProxy(server, busy) as proxy:
+        case = Case(proxy, tmp_path, images, latency_s=0.4)
+        case.change(object_store={}, source={"path": "s3://bucket/many"}, teacher={"max_images_in_flight": 16})
+        assert case.command("index").returncode == 0
+        started = time.monotonic()
+        done = case.command("annotate")
+        took_s = time.monotonic() - started
+        assert done.returncode == 0, done.stderr
+        assert f"annotate: of {num_images} rows, 0.0% failed, 0.0% were dropped" in done.stdout
+        print(f"{len(busy.begun)} reads in {busy.lasted_s:.0f} s, {proxy.num_refused} refused; {took_s:.0f} s in all")
+        assert busy.lasted_s > 60
+        assert proxy.num_refused > 100
+    assert Counter(row["state"] for row in case.rows("annotations")) == {"kept": num_images}
 
 
 @pytest.mark.long

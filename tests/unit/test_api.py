@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,41 @@ def test_a_phase_runs_by_its_name(images: Path, tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "alone/report/index.html").is_file()
 
 
+@pytest.mark.parametrize("call", [mpa_ray.align, lambda config: run_phase(config, "index")])
+def test_something_else_than_a_configuration_is_refused(call: Callable[[Any], None]) -> None:
+    for config, message in (
+        ("my.yaml", r"config = 'my\.yaml': is a str, not a loaded configuration\. Pass load_config\('my\.yaml'\)\."),
+        (Path("my.yaml"), r"Pass load_config\('my\.yaml'\)\."),
+        ({"run_dir": "x"}, r"is a dict, not a loaded configuration\. Pass what load_config"),
+        (None, "is a NoneType, not a loaded configuration"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call(config)
+
+
+def test_wrong_arguments_are_refused(images: Path, tmp_path: Path) -> None:
+    config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
+    alone = EvaluationRunConfig.model_validate({"run_dir": str(tmp_path / "alone"), "evaluate": None})
+    (tmp_path / "my.yaml").write_text("run_dir: x")
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: mpa_ray.align(alone), r'only measures models.* Call run_phase\(config, "evaluate"\)'),  # type: ignore[arg-type]
+        (lambda: run_phase(config, None), "phase = None: is not a phase. Choose one of index"),  # type: ignore[arg-type]
+        (lambda: run_phase(config, "identify", redo=["storage"]), "is a list, not text. Pass reasons as one text"),  # type: ignore[arg-type]
+        (lambda: mpa_ray.load_config(None), "is a NoneType, not a path"),  # type: ignore[arg-type]
+        (lambda: mpa_ray.load_config({"run_dir": "x"}), "is a dict, not a path"),  # type: ignore[arg-type]
+        (lambda: mpa_ray.load_config(tmp_path / "my.yaml", ["a"]), "is a list, not a mapping"),  # type: ignore[arg-type]
+        (lambda: mpa_ray.load_evaluation(tmp_path / "my.yaml", "x"), "is a str, not a mapping"),  # type: ignore[arg-type]
+        (lambda: open_run(None), r"path = None: is a NoneType, not a path\. Pass a run directory"),  # type: ignore[arg-type]
+        (lambda: open_run(config), r"not a path\. Pass a run directory, such as config\.run_dir"),  # type: ignore[arg-type]
+        (lambda: open_run("x", {"endpoint_url": "y"}), "Pass an ObjectStoreConfig"),  # type: ignore[arg-type]
+        (lambda: open_run(tmp_path / "my.yaml"), "is a file, and not a run directory. Pass its run_dir"),
+    ]
+    for call, message in calls:
+        with pytest.raises(ConfigError, match=message) as caught:
+            call()
+        assert len(str(caught.value).splitlines()) == 1
+
+
 def written(tree: dict[str, Any]) -> Run:
     """A run with two of three shards annotated, judged and answered by one student."""
     config = RunConfig.model_validate({**tree, "evaluate": EVALUATE})
@@ -160,6 +196,11 @@ def test_names_are_listed_and_wrong_ones_answered(tree: dict[str, Any]) -> None:
         (lambda: view.parity_batches("other"), r"Choose one of small\."),
         (lambda: view.predictions("hold", "teacher"), r"benchmark = 'hold'.* Did you mean held\?"),
         (lambda: view.predictions("held", "small.befor"), r"Did you mean small\.before"),
+        (lambda: view.predictions("held", "nothing"), r"Choose one of teacher, small\.before, small\.after, rival\."),
+        (lambda: view.parity(None), r"student = None: is not a student of .* Choose one of small\."),  # type: ignore[arg-type]
+        (lambda: view.verdicts(0), r"student = 0: is not a student of .* Choose one of small\."),  # type: ignore[arg-type]
+        (lambda: view.predictions(None, "teacher"), r"benchmark = None.* Choose one of held\."),  # type: ignore[arg-type]
+        (lambda: view.predictions("held", ["teacher"]), "is not a model of"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ConfigError, match=message):
             call()

@@ -22,7 +22,7 @@ from mpa_ray.cli.handlers import HANDLERS
 from mpa_ray.cli.run_job import EXIT_CODES, run_job
 from mpa_ray.config import EvaluationRunConfig, RunConfig, ScriptedEngineConfig, load_config
 from mpa_ray.config.setting_path import all_settings
-from mpa_ray.errors import CannotWrite, ConfigError, RunError, Unfinished
+from mpa_ray.errors import CannotWrite, ConfigError, RunError, Unfinished, did_you_mean
 from mpa_ray.models import hub
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
@@ -333,6 +333,19 @@ RIVAL = "{{benchmarks: [{{path: {config}}}], models: [{{name: a, model: m, compa
 
 MISTAKES = {
     "a misspelled command": ("algin --config {config}", "mpa-ray = 'algin': is not a command. Did you mean align?"),
+    "a command in capitals": ("ALIGN --config {config}", "mpa-ray = 'ALIGN': is not a command. Did you mean align?"),
+    "the beginning of a command": ("eval --config {config}", "is not a command. Did you mean evaluate?"),
+    "an option as a command": ("version", "is not a command. Did you mean --version?"),
+    "a short option in front": ("-v", "mpa-ray = '-v': is not a command. Did you mean --version?"),
+    "help of an unknown command": ("help algin", "mpa-ray = 'algin': is not a command. Did you mean align?"),
+    "a number for a name of a list": (
+        "align --config {config} --students.-1.name x",
+        "--students.-1.name = 'x': there is no students.-1.",
+    ),
+    "true for a number": ("align --config {config} --source.limit true", "source.limit = True: is not a whole number."),
+    "a setting without its branch": ("align --config {config} --limit 5", "Did you mean source.limit or evaluate"),
+    "a store that is not supported": ("align --config {config} --source.path az://c/x", "az:// is not supported"),
+    "a bucket that cannot exist": ("status s3://my_bu!cket/x", "'my_bu!cket' cannot be the name of a bucket"),
     "an unknown command": ("train --config {config}", "Choose one of align, index"),
     "options before the command": ("--config {config} align", "Write mpa-ray align --config {config}."),
     "no configuration": ("align", "--config = None: is required. `mpa-ray init > my.yaml`"),
@@ -354,8 +367,8 @@ MISTAKES = {
         "is not a setting. Did you mean students.0.level.learning_rate?",
     ),
     "a student that is not there": ("align --config {config} --students.1.model x", "there is no students.1."),
-    "a word for a number": ("align --config {config} --teacher.num_replicas many", "should be a valid integer"),
-    "a number out of range": ("align --config {config} --source.fraction 2", "less than or equal to 1"),
+    "a word for a number": ("align --config {config} --teacher.num_replicas many", "is not a whole number"),
+    "a number out of range": ("align --config {config} --source.fraction 2", "is more than 1.0"),
     "a misspelled choice": ("align --config {config} --source.kind webdatset", "Did you mean webdataset?"),
     "a missing branch": ("align --config {no_teacher}", "teacher = None: is required."),
     "a mapping for a list": (
@@ -507,3 +520,34 @@ def test_mistakes_are_answered_without_heavy_imports(place: Callable[[str], str]
 def test_a_command_runs_with_a_closed_stream(closed: str) -> None:
     command = f'exec "{sys.executable}" -m mpa_ray.cli init cpu {closed}>&-'
     assert subprocess.run(["sh", "-c", command], check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_may_come_first(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert main(["help", command]) == 0
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("H1000", "H100"),
+        ("a100-80g", "A100-80G"),
+        ("evaluat", "evaluate"),
+        ("eval", "evaluate"),
+        ("EVALUATE", "evaluate"),
+        ("ev", None),
+        ("train", None),
+        (None, None),
+        (5, None),
+    ],
+)
+def test_a_suggestion_ignores_case_and_completes_words(word: object, meant: str | None) -> None:
+    suggestion = did_you_mean(word, ["evaluate", "align", "H100", "A100-80G"])
+    assert suggestion == (f"Did you mean {meant}?" if meant else "")
+
+
+def test_a_suggestion_names_each_choice_once() -> None:
+    assert did_you_mean("limit", ["limits", "limits", "Limits", "limit"], 3) == "Did you mean limit or limits?"

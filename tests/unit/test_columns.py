@@ -343,3 +343,46 @@ def test_questions_with_images_in_their_rows(array: pa.Array, tmp_path: Path) ->
     table = pa.table({"question_id": ["1", "2"], "image": array, "question": ["?", "?"], "answers": [["a"], ["b"]]})
     questions = list(read_benchmark(BenchmarkConfig(path=str(as_parquet(tmp_path, table))), PLACES))
     assert READER.read([question.uri for question in questions]) == [JPEG, PNG]
+
+
+NESTED = pa.struct(
+    [("more", pa.struct([("bytes", pa.int8()), ("path", pa.string())])), ("path", pa.string()), ("bytes", pa.binary())]
+)
+
+
+@every_writer
+@pytest.mark.parametrize("kind", [HF_IMAGE, NESTED], ids=["plain", "nested"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_other_fields_named_like_those_of_the_image_are_not_used(
+    write: Write, kind: pa.StructType, is_first: bool, tmp_path: Path
+) -> None:
+    """A column `image.path` made a whole Parquet file count as damaged; a nested `bytes` decided for the outer one."""
+    rows = [{"bytes": c, "path": "x.png"} for c in IMAGES] + [{"bytes": None, "path": "beside.png"}] * 3
+    others = {"image.path": pa.nulls(6, pa.string()), "image.bytes": pa.array(range(6))}
+    image = {"image": pa.array(rows, kind), "maps": pa.array([[("bytes", "x")]] * 6, pa.map_(pa.string(), pa.string()))}
+    path = write(beside(tmp_path), pa.table({**others, **image} if is_first else {**image, **others}))
+    assert contents(path, metadata=["image.bytes"]) == [*IMAGES, *[b"beside"] * 3]
+
+
+@every_writer
+def test_a_name_of_two_columns_is_refused(write: Write, tmp_path: Path) -> None:
+    array = pa.array(IMAGES)
+    schema = pa.schema([("image", pa.binary()), ("image", pa.binary()), ("x", pa.binary()), ("x", pa.binary())])
+    path = write(tmp_path, pa.Table.from_arrays([array, array, array, array], schema=schema))
+    with pytest.raises(ConfigError, match=r"source.image_column = 'image': is the name of several columns of "):
+        contents(path)
+
+
+def test_a_header_with_a_name_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("image,caption,note,note,caption\na.png,1,2,3,4\n")
+    assert len(contents(tmp_path / "list.csv", metadata=["image"])) == 1
+    with pytest.raises(ConfigError, match=r"source.metadata = 'caption': is the name of several columns of list.csv"):
+        contents(tmp_path / "list.csv", metadata=["caption"])
+
+
+def test_questions_with_a_name_of_two_columns_are_refused(tmp_path: Path) -> None:
+    columns = {"question_id": ["1"], "question": ["what?"], "answers": [["x"]], "image": [b"1"]}
+    table = pa.table(columns)
+    pq.write_table(table.append_column("question", pa.array(["why?"])), tmp_path / "q.parquet")
+    with pytest.raises(ConfigError, match="has several columns 'question'"):
+        list(read_benchmark(BenchmarkConfig(path=str(tmp_path / "q.parquet")), PLACES))

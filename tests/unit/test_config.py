@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, load_config, load_evaluation, resolve_path
+from mpa_ray.config.setting_path import all_settings
 from mpa_ray.errors import ConfigError
 from mpa_ray.phases.preflight import check_names, check_run
 from tests.conftest import scripted_tree
@@ -40,11 +42,11 @@ def test_overrides_reach_lists_and_nested_settings(tree: dict[str, Any], tmp_pat
     ("change", "field", "problem"),
     [
         ({"techer": {}}, "techer", "is not a setting"),
-        ({"teacher.num_replicas": 0}, "teacher.num_replicas", "greater than or equal to 1"),
+        ({"teacher.num_replicas": 0}, "teacher.num_replicas", "is less than 1"),
         ({"teacher.engine.wrong_rat": 0.1}, "teacher.engine.wrong_rat", "is not a setting"),
-        ({"students": []}, "students", "at least 1"),
-        ({"identify.matcher": "fuzzy"}, "identify.matcher", "'exact', 'containment', 'vqa_normalized', 'numeric'"),
-        ({"run_dir": None}, "run_dir", "string"),
+        ({"students": []}, "students", "fewer than 1"),
+        ({"identify.matcher": "fuzzy"}, "identify.matcher", "exact, containment, vqa_normalized, numeric"),
+        ({"run_dir": None}, "run_dir", "is not text"),
         ({"students.0.level.learning_rate": float("inf")}, "students.0.level.learning_rate", "finite"),
         ({"run_dir.deeper.still": 1}, "--run_dir.deeper.still", "there is no run_dir"),
         (
@@ -61,6 +63,166 @@ def test_a_wrong_value_is_named(
         load_config(written(tree, tmp_path), change)
     assert caught.value.field == field
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [True, False, "true", "off"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "source.limit",
+        "source.fraction",
+        "teacher.num_replicas",
+        "teacher.gpus_per_replica",
+        "students.0.level.method.rank",
+        "students.0.level.holdout.patience",
+        "identify.matcher.tolerance",
+    ],
+)
+def test_true_and_false_are_no_numbers(tree: dict[str, Any], tmp_path: Path, field: str, value: object) -> None:
+    change = {"identify.matcher.kind": "numeric", field: value}
+    with pytest.raises(ConfigError, match=rf"^{field} = (True|False): is not a (whole )?number\. `mpa-ray"):
+        load_config(written(tree, tmp_path), change)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e4", 10000), ("1E2", 100), (3.0, 3), ("3.0", 3), ("2.50e2", 250)])
+def test_a_whole_number_may_have_any_notation(tree: dict[str, Any], tmp_path: Path, text: object, value: int) -> None:
+    assert load_config(written(tree, tmp_path), {"source.limit": text}).source.limit == value
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source.limit": "2.5"}, "source.limit = 2.5: is not a whole number."),
+        ({"source.limit": "25e-1"}, "source.limit = 2.5: is not a whole number."),
+        ({"source.limit": "ten"}, "source.limit = 'ten': is not a whole number."),
+        ({"source.limit": "1e400"}, "source.limit = inf: is not a finite number."),
+        ({"source.limit": [3]}, "source.limit = [3]: is not a whole number."),
+        ({"source.fraction": "half"}, "source.fraction = 'half': is not a number."),
+        ({"source.fraction": "0"}, "source.fraction = 0: is not more than 0.0."),
+        ({"source.include_hidden": "maybe"}, "source.include_hidden = 'maybe': is neither true nor false."),
+        ({"source.extensions": [1]}, "source.extensions.0 = 1: is not text."),
+        ({"teacher.engine": {"kind": "vlm"}}, "teacher.engine = {'kind': 'vlm'}: has an unknown `kind`. Did you mean"),
+        ({"teacher.engine": {"kind": "x"}}, "has an unknown `kind`. Choose one of vllm, scripted."),
+        ({"annotate.reply": "yaml"}, "annotate.reply = 'yaml': is not one of 'free' or 'json'."),
+    ],
+)
+def test_a_wrong_value_has_a_plain_message(
+    tree: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tree, tmp_path), change)
+    assert message in str(caught.value)
+
+
+_NAMED = ("students.0.name", "evaluate.benchmarks.0.name", "evaluate.models.0.name")
+
+
+@pytest.mark.parametrize("field", _NAMED)
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("scores.json", "is the name of a file: leave out its ending"),
+        ("manifest.JSON", "is the name of a file"),
+        ("train.parquet", "is the name of a file"),
+        ("a/b", "is not a plain name"),
+        ("..", "is not a plain name"),
+        (".hidden", "is not a plain name"),
+        ("two words", "is not a plain name"),
+        ("émile", "is not a plain name"),
+        ("x" * 61, "at most 60"),
+        ("", "is not a plain name"),
+    ],
+)
+def test_a_name_that_could_be_a_file_of_the_run_is_refused(
+    tree: dict[str, Any], tmp_path: Path, field: str, name: str, problem: str
+) -> None:
+    tree["evaluate"] = {"benchmarks": [{"path": "q.jsonl"}], "models": [{"name": "other", "model": "m"}]}
+    branch, _, last = field.rpartition(".")
+    node: Any = tree
+    for key in branch.split("."):
+        node = node[int(key) if key.isdigit() else key]
+    node[last] = name
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tree, tmp_path))
+    assert caught.value.field == field
+    assert problem in str(caught.value)
+
+
+def test_the_folder_of_all_benchmarks_is_no_benchmark(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["evaluate"] = {"benchmarks": [{"path": "q.jsonl", "name": "again"}]}
+    with pytest.raises(ConfigError, match=r"^evaluate\.benchmarks\.0\.name = 'again': is the name of another folder"):
+        load_config(written(tree, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["small", "Qwen2.5-VL", "small.round2", "v1.0_b"])
+def test_plain_names_are_accepted(tree: dict[str, Any], tmp_path: Path, name: str) -> None:
+    assert load_config(written(tree, tmp_path), {"students.0.name": name}).students[0].name == name
+
+
+def test_an_arm_that_is_there_twice_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^students\.0\.arms = .*: has an arm twice"):
+        load_config(written(tree, tmp_path), {"students.0.arms": ["parity", "parity"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("students.-1.name", "there is no students.-1. students is a list of 1, and students.0 is the first."),
+        ("students.3.name", "there is no students.3."),
+        ("students.-1", "there is no students.-1."),
+        ("students.name", "students is a list, and the number of an entry is missing. Write --students.0.name."),
+        (
+            "students.small.level.seed",
+            "students is a list, and the number of an entry is missing. Write --students.0.level.seed.",
+        ),
+        ("run_dir.name", "run_dir is not a mapping."),
+    ],
+)
+def test_an_entry_that_a_list_does_not_have_is_refused(
+    tree: dict[str, Any], tmp_path: Path, name: str, message: str
+) -> None:
+    tree["students"][0]["name"] = "small"
+    with pytest.raises(ConfigError, match=re.escape(f"--{name} = 5: {message}")):
+        load_config(written(tree, tmp_path), {name: 5})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("limit", "source.limit or evaluate.benchmarks.0.limit"),
+        ("temperature", "annotate.sampling.temperature"),
+        ("max_pixel", "teacher.max_pixels"),
+        ("learning_rat", "students.0.level.learning_rate"),
+        ("source.limits", "source.limit or limits"),
+        ("teacher.num_replica", "teacher.num_replicas"),
+        ("students.0.level.num_replicas", "teacher.num_replicas or students.0.num_replicas"),
+        ("object_stor", "object_store"),
+    ],
+)
+def test_a_misspelled_or_misplaced_setting_is_found(
+    tree: dict[str, Any], tmp_path: Path, name: str, meant: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{name} = 5: is not a setting. Did you mean {meant}")):
+        load_config(written(tree, tmp_path), {name: 5})
+
+
+@pytest.mark.parametrize("key", ["source", "teacher", "students", "run_dir"])
+def test_a_misspelled_branch_is_named_before_the_branch_that_is_missing(
+    tree: dict[str, Any], tmp_path: Path, key: str
+) -> None:
+    wrong = key.replace("d", "", 1) if "d" in key else key[:2] + key[3:]
+    tree[wrong] = tree.pop(key)
+    with pytest.raises(ConfigError, match=rf"^{wrong} = .*: is not a setting\. Did you mean {key}\?"):
+        load_config(written(tree, tmp_path))
+    only = {"run_dir": "x", wrong: tree[wrong]}
+    with pytest.raises(ConfigError, match=rf"^{wrong} = .*: is not a setting\. Did you mean {key}\?"):
+        load_evaluation(written(only, tmp_path))
+
+
+def test_every_limit_of_a_setting_has_a_plain_message() -> None:
+    """A setting with a limit of a new kind needs its words in `config/problems.py`."""
+    limits = {type(limit).__name__ for _, field in all_settings(RunConfig) for limit in field.metadata}
+    assert limits <= {"Ge", "Gt", "Le", "Lt", "MinLen", "AfterValidator", "BeforeValidator"}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +300,7 @@ def test_a_password_within_another_value_is_not_shown(tree: dict[str, Any], tmp_
 def test_an_error_in_yaml_takes_one_line(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("run_dir: x\nsource:\n\tpath: y\n")
-    with pytest.raises(ConfigError, match=r"is not YAML \(line 3, column 1: found character '\\t'") as caught:
+    with pytest.raises(ConfigError, match=r"is not YAML \(line 3, column 1: a tab, where only") as caught:
         load_config(path)
     assert "\n" not in str(caught.value)
 

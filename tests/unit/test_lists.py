@@ -6,21 +6,25 @@ import base64
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
-from mpa_ray.corpus.index import Selection
+from mpa_ray.corpus.index import Selection, check_source
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.corpus.sources import list_records
 from mpa_ray.corpus.sources.left_out import LeftOut
 from mpa_ray.corpus.sources.list_records import BadRecord, json_records
 from mpa_ray.corpus.sources.open import kind_of
+from mpa_ray.corpus.sources.uri_list import UriList
 from mpa_ray.errors import ConfigError
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import ImageRef, Reason
@@ -295,3 +299,43 @@ def test_reasons_name_what_a_cell_holds(root: Path) -> None:
     assert isinstance(problem, ImageProblem)
     assert problem.reason == Reason.UNREADABLE
     assert "holds no image: not base64" in problem.detail
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("list.csv", "image\n", "has 0 rows."),
+        ("list.tsv", "image\tid\n", "has 0 rows."),
+        ("list.jsonl", "", "has 0 rows."),
+        ("list.json", "[]", "has 0 rows."),
+        ("list.txt", "\n\n", "has 0 rows."),
+        ("list.txt", "# my images\n", "has no row with an image (left out 1 "),
+        ("list.jsonl", '{"messages": []}\n', "has no row with an image (left out 1 "),
+        ("list.csv", "", "is empty, and has not even a header."),
+    ],
+)
+def test_a_list_without_rows_is_named_so(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    path = str(tmp_path / name)
+    with pytest.raises(ConfigError, match=re.escape(f"source.path = {path!r}: {message}")) as caught:
+        check_source(SourceConfig(path=path), Places(ObjectStoreConfig()))
+    assert "endings" not in str(caught.value)
+
+
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_parquet_files_without_rows_are_named_so(tmp_path: Path, in_folder: bool) -> None:
+    pq.write_table(pa.table({"image": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    path = str(tmp_path if in_folder else tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=re.escape(f"source.path = {path!r}: has 0 rows.")):
+        check_source(SourceConfig(path=path), Places(ObjectStoreConfig()))
+
+
+def test_comments_of_a_text_file_are_left_out(tmp_path: Path) -> None:
+    for name in ("a.png", "#1.png"):
+        (tmp_path / name).write_bytes(b"1")
+    (tmp_path / "list.txt").write_text("# two images\na.png\n  # more\n./#1.png\n")
+    listed = list(UriList(SourceConfig(path=str(tmp_path / "list.txt")), Places(ObjectStoreConfig())).images())
+    refs = [item for item in listed if isinstance(item, ImageRef)]
+    assert [ref.image_id for ref in refs] == ["list.txt/2", "list.txt/4"]
+    assert refs[1].uri == f"{tmp_path}/./#1.png"
+    assert [item.label for item in listed if isinstance(item, LeftOut)] == 2 * ["comments (lines with # in front)"]

@@ -297,7 +297,9 @@ def test_a_second_normalisation_changes_white_space_and_marks_only(text: str) ->
 
 
 def test_an_unknown_metric_is_named_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="no metric 'accuracy'; choose one of vqa_accuracy, "):
+    with pytest.raises(
+        ValueError, match=r"no metric 'accuracy'\. Did you mean vqa_accuracy\? Choose one of vqa_accuracy, "
+    ):
         score("accuracy", "a", ["a"])
 
 

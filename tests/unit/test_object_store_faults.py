@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from mpa_ray.cli.run_job import run_job
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
@@ -17,7 +18,7 @@ from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.local import LocalPlace
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
-from mpa_ray.errors import AccessLost, CannotWrite, ConfigError, TransientError, Unfinished
+from mpa_ray.errors import AccessLost, CannotWrite, ConfigError, NoSuchBucket, TransientError, Unfinished
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason
 from mpa_ray.run.run import Run
@@ -166,6 +167,52 @@ def test_missing_credentials_are_a_wrong_set_up(server: str, monkeypatch: pytest
         ObjectStore(config.model_copy(update={"max_attempts": 6})).get("bucket", "image.png")
     assert time.monotonic() - started < 40
     object_store._session.cache_clear()
+
+
+@pytest.mark.parametrize(("bucket", "problem"), [("my bucket", "Invalid bucket name"), ("nowhere", "NoSuchBucket")])
+def test_a_bucket_that_does_not_exist_is_a_wrong_set_up(
+    server: str, bucket: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ObjectStore(ObjectStoreConfig(endpoint_url=server))
+    for call in (
+        lambda: store.get(bucket, "run.json"),
+        lambda: next(store.list(bucket, "", nested=False)),
+        lambda: store.put(bucket, "x", b""),
+    ):
+        with pytest.raises(NoSuchBucket, match=rf"s3://{bucket}/.*{problem}"):
+            call()
+        assert run_job(lambda call=call: call() and None) == 2  # type: ignore[misc]
+        (line,) = capsys.readouterr().err.splitlines()
+        assert bucket in line
+
+
+def test_a_refused_request_of_a_command_is_a_wrong_set_up(behind: Behind, capsys: pytest.CaptureFixture[str]) -> None:
+    _, config = behind(always(403, "AccessDenied"))
+    assert run_job(lambda: ObjectStore(config).get("bucket", "run.json") and None) == 2
+    assert "AccessDenied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("region", "remedy"), [("mars!", "Give one such as us-east-1"), ("us-eats-1", "Did you mean us-")]
+)
+def test_a_region_that_does_not_exist_is_named(region: str, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise EndpointConnectionError(endpoint_url="https://s3.us-eats-1.amazonaws.com/")
+
+    monkeypatch.setattr("botocore.client.BaseClient._make_api_call", unreachable)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with pytest.raises(ConfigError, match=rf"object_store\.region = '{region}': is not a region of AWS\. {remedy}"):
+        ObjectStore(ObjectStoreConfig(region=region)).get("bucket", "x")
+
+
+def test_a_known_region_that_cannot_be_reached_may_be_reached_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise EndpointConnectionError(endpoint_url="https://s3.eu-west-1.amazonaws.com/")
+
+    monkeypatch.setattr("botocore.client.BaseClient._make_api_call", unreachable)
+    config = ObjectStoreConfig(region="eu-west-1", max_attempts=2, first_pause_s=0.01)
+    with pytest.raises(TransientError):
+        ObjectStore(config).get("bucket", "x")
 
 
 def test_a_store_that_answers_a_third_of_its_requests_loses_no_image(behind: Behind) -> None:

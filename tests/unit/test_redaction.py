@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from mpa_ray.corpus.sources.source import metadata_json
 from mpa_ray.redaction import has_url_secrets, without_secret_values, without_secrets, without_url_secrets
+from mpa_ray.run.run import Run
 
 SECRET = "Zq8xW2kP7vN4"
 
@@ -100,3 +105,22 @@ def test_a_tree_loses_its_secrets() -> None:
         "tokens": 7,
         "api_key": None,
     }
+
+
+QUOTED = 'see "https://host/x?sig=abcdefgh" or \'ftp://me:word@host\' \\"'
+
+
+def test_metadata_with_a_quoted_signature_is_still_json() -> None:
+    """The backslash that escapes the quotation mark was taken as a part of the signature."""
+    metadata = json.loads(
+        metadata_json({"caption": QUOTED, 'https://host/?token=abcdefgh"': [{"x": QUOTED}, 1, None]}) or ""
+    )
+    hidden = QUOTED.replace("abcdefgh", "***").replace("me:word", "***")
+    assert metadata == {"caption": hidden, 'https://host/?token=***"': [{"x": hidden}, 1, None]}
+
+
+def test_json_files_of_a_run_with_a_quoted_signature_are_json(tmp_path: Path) -> None:
+    run = Run.open(str(tmp_path))
+    run.write_json("x.json", {"a": (QUOTED, {QUOTED: 1.5})})
+    hidden = QUOTED.replace("abcdefgh", "***").replace("me:word", "***")
+    assert run.read_json("x.json") == {"a": [hidden, {hidden: 1.5}]}

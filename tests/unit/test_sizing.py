@@ -28,6 +28,7 @@ from mpa_ray.sizing.run_rates import RunRates
 from mpa_ray.sizing.sizing import PhaseSizing, Sizing
 from mpa_ray.storage.open import open_storage
 from mpa_ray.tasks.library import find_task
+from tests.conftest import scripted_tree
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
@@ -138,6 +139,39 @@ def test_a_token_passes_through_some_of_the_experts() -> None:
 def test_a_config_json_without_sizes_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"its config\.json lacks a size"):
         architecture_of({"model_type": "bert", "hidden_size": 3}, "m")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": float("inf")},
+        {"hidden_size": 5e-324},
+        {"hidden_size": 0},
+        {"hidden_size": -1536},
+        {"hidden_size": "1536"},
+        {"hidden_size": None},
+        {"hidden_size": [1536]},
+        {"num_hidden_layers": 1e-320},
+        {"num_hidden_layers": 10**400},
+        {"vocab_size": float("inf")},
+        {"num_attention_heads": 0},
+        {"text_config": [1]},
+        {"vision_config": []},
+        {"vision_config": "big"},
+        {"vision_config": {**QWEN2_VL_2B["vision_config"], "patch_size": []}},
+        {"vision_config": {**QWEN2_VL_2B["vision_config"], "patch_size": 1e-320}},
+        {"vision_config": {**QWEN2_VL_2B["vision_config"], "depth": float("inf")}},
+        {"downsample_ratio": 1e-320},
+        {"downsample_ratio": "half"},
+        {"quantization_config": {"bits": float("inf")}},
+        {"quantization_config": [4]},
+        {"num_experts": 1e308, "num_experts_per_tok": 2},
+    ],
+)
+def test_a_config_json_with_impossible_sizes_is_an_error(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^model = 'model': its config\.json lacks a size") as caught:
+        sizes({**QWEN2_VL_2B, **change})
+    assert len(str(caught.value).splitlines()) == 1
 
 
 # Memory
@@ -414,6 +448,34 @@ def test_rates_and_times_are_written_without_exponents() -> None:
     assert row(14_783.4, 14_783.4 * 3600)[3:] == ["14,783/s", "given", "1", "1:00:00", "1.00"]
     assert row(7.44, 1)[3:] == ["7.4/s", "given", "1", "<", "1", "s", "0.00"]
     assert row(0.0312, 0)[3:] == ["0.031/s", "given", "1", "0:00:00", "0.00"]
+
+
+def test_an_unknown_kind_of_gpu_is_refused_with_a_similar_one(images: Path, tmp_path: Path) -> None:
+    tree = {**scripted_tree(images, tmp_path / "run"), "plan": {"gpu": "H1000", "num_images": 5}}
+    with pytest.raises(ConfigError, match=r"^plan\.gpu = 'H1000': is not a known kind of GPU\. Did you mean H100"):
+        size_run(RunConfig.model_validate(tree))
+    tree["plan"]["gpu_memory_gib"] = 96
+    assert size_run(RunConfig.model_validate(tree)).phases
+
+
+def test_a_checkpoint_without_sizes_is_noted_with_its_setting(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[]")
+    tree = scripted_tree(images, tmp_path / "run")
+    tree["source"]["limit"] = 5
+    tree["students"][0] = {"model": str(tmp_path), "gpus_per_replica": 1, "accelerator_type": "H100"}
+    notes = size_run(RunConfig.model_validate(tree)).notes
+    assert any(
+        note.startswith(f"students.0.model = '{tmp_path}': its config.json is not a JSON object") for note in notes
+    )
+
+
+def test_a_source_without_images_is_noted(images: Path, tmp_path: Path) -> None:
+    tree = scripted_tree(images, tmp_path / "run")
+    tree["source"] = {"path": f"{images}x", "limit": 5}
+    notes = size_run(RunConfig.model_validate(tree)).notes
+    assert any(note.startswith(f"source.path = '{images}x': is not a folder.") for note in notes)
+    tree["source"] = {"path": str(images), "limit": 5}
+    assert not any("source.path" in note for note in size_run(RunConfig.model_validate(tree)).notes)
 
 
 def test_the_number_of_images_comes_from_the_plan_the_run_or_the_limit(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from mpa_ray.corpus.places.gcs import ArrowPlace
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.corpus.sources.left_out import LeftOut
-from mpa_ray.corpus.sources.open import kind_of
+from mpa_ray.corpus.sources.open import kind_of, open_source
 from mpa_ray.corpus.sources.source import Listed
 from mpa_ray.errors import ConfigError
 from mpa_ray.imaging.decode import ImageProblem
@@ -270,6 +270,28 @@ def test_a_locator_is_parsed_back_from_its_text(uri: str, span: Span | None, cel
     if span is not None:
         text = Locator(uri, span, is_text=True)
         assert Locator.parse(str(text)) == text
+
+
+@pytest.mark.parametrize("name", ["photo.png", "photo.JPG"])
+def test_a_single_image_is_a_source(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"1")
+    config = SourceConfig(path=str(tmp_path / name))
+    (ref,) = open_source(config, Places(ObjectStoreConfig())).images()
+    assert isinstance(ref, ImageRef)
+    assert (ref.image_id, ref.uri) == (name, str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "notes", "q.md"])
+def test_another_file_is_refused_with_what_is_accepted(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"1")
+    with pytest.raises(ConfigError, match=r"is a file that holds no images that can be read\. Give a folder, an image"):
+        list(open_source(SourceConfig(path=str(tmp_path / name)), Places(ObjectStoreConfig())).images())
+
+
+def test_a_folder_that_does_not_exist_is_refused_with_a_similar_one(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ConfigError, match=r"is not a folder\. It does not exist\. Did you mean images\?"):
+        list(open_source(SourceConfig(path=f"{tmp_path}/imags"), Places(ObjectStoreConfig())).images())
 
 
 def test_pyarrow_file_systems_are_listed_and_read(tmp_path: Path) -> None:

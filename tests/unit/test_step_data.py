@@ -23,7 +23,7 @@ from mpa_ray.leveling.step_data import Step, StepCounts, collated
 from mpa_ray.leveling.watched import BestWeights
 from mpa_ray.pipeline.training_data import FetchedStep, decode, fetched
 from mpa_ray.records import ParitySample, Reason
-from mpa_ray.run.training_state import LogEntry
+from mpa_ray.run.training_log import LogEntry
 
 COUNTS = StepCounts(
     weight=2,

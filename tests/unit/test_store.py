@@ -109,8 +109,10 @@ def test_an_unwritable_run_directory_is_named(tmp_path: Path) -> None:
     blocker.write_text("")
     with pytest.raises(ConfigError, match=r"run_dir.*cannot be written"):
         Run.open(str(blocker / "run"))
-    with pytest.raises(ConfigError, match="neither a folder nor an s3:// URI"):
+    with pytest.raises(ConfigError, match="ftp:// is not supported: give a local path or an s3:// URI"):
         open_storage("ftp://host/run")
+    with pytest.raises(ConfigError, match="neither a folder nor an s3:// URI"):
+        Run.open("gs://bucket/run")
 
 
 @pytest.mark.parametrize(

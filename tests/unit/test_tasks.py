@@ -52,11 +52,15 @@ def test_a_users_own_task_needs_no_code(tmp_path: Path) -> None:
         ({"annotation_prompt": "{question}"}, r"annotation_prompt has \{question\}"),
         ({"annotation_prompt": "open {"}, "annotation_prompt: .*write {{ and }} for braces"),
         ({"metric": "accuracy"}, "metric: 'accuracy' is not a metric; choose one of vqa_accuracy"),
-        ({"matcher": "fuzzy"}, "matcher: .*'fuzzy'"),
+        ({"matcher": "fuzzy"}, "matcher: has an unknown `kind`. Choose one of exact"),
         ({"matcher": {"kind": "numeric", "tolerance": -1}}, r"mine\.yaml': matcher\.tolerance: "),
         ({"matcher": {"kind": "any_of", "of": [{"kind": "anls", "threshold": 2}]}}, r"': matcher\.of\.0\.threshold: "),
         ({"labels": {"question": []}}, "labels.question: "),
         ({"prompt": "x"}, "prompt: "),
+        ({"answer_promt": "x"}, r"answer_promt: is not a setting\. Did you mean answer_prompt\?"),
+        ({"max_answer_word": 3}, r"Did you mean max_answer_words\?"),
+        ({"labels": {"quesion": ["Q"]}}, r"labels\.quesion: is not a setting\. Did you mean labels\.question\?"),
+        ({"teacher_knows_format": 3}, "is neither true nor false"),
         ({"name": "a b"}, "name: "),
         ({"version": 0}, "version: "),
     ],
@@ -64,6 +68,29 @@ def test_a_users_own_task_needs_no_code(tmp_path: Path) -> None:
 def test_a_wrong_field_of_a_file_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_task(written(tmp_path, **changes))
+
+
+def test_a_misspelled_field_is_named_before_the_field_that_is_missing(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    file.write_text(file.read_text(encoding="utf-8").replace("answer_prompt", "answer_promt"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"answer_promt: is not a setting\. Did you mean answer_prompt\?"):
+        load_task(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("name: x\n\tversion: 1\n", "line 2, column 1: a tab, where only spaces may be"),
+        ("name: [x\n", "line 2, column 1: "),
+        ("name: x\nname: y\n", "line 2, column 1: the key 'name' occurs twice"),
+    ],
+)
+def test_an_error_in_yaml_takes_one_line(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_task(tmp_path / "mine.yaml")
+    assert f"is not YAML ({problem}" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

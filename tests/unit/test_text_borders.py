@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -247,3 +248,49 @@ def test_a_misspelled_uri_in_a_list_is_refused(tmp_path: Path) -> None:
     path.write_text("s3:/bucket/x.png\n")
     with pytest.raises(ConfigError, match=r"row 1: .* is misspelled\. Write s3://bucket/x\.png"):
         listed(path)
+
+
+def not_utf8(*values: bytes) -> pa.Array:
+    return pa.Array.from_buffers(pa.string(), len(values), pa.array(values, pa.binary()).buffers())
+
+
+OFFSETS = pa.array([0, 1, 2], pa.int32())
+SIZES = pa.array([1, 1], pa.int32())
+NOT_UTF8 = {
+    "map": (pa.MapArray.from_arrays(OFFSETS, not_utf8(b"\xff", b"k"), not_utf8(b"\xfe", b"y")), [[r"\xff", r"\xfe"]]),
+    "keys": (pa.MapArray.from_arrays(OFFSETS, not_utf8(b"\xff", b"k"), pa.array([1, 2])), [[r"\xff", 1]]),
+    "fixed": (pa.FixedSizeListArray.from_arrays(not_utf8(b"\xfe", b"y"), 1), [r"\xfe"]),
+    "view": (pa.ListViewArray.from_arrays(OFFSETS[:2], SIZES, not_utf8(b"\xfe", b"y")), [r"\xfe"]),
+    "large view": (
+        pa.LargeListViewArray.from_arrays(
+            OFFSETS[:2].cast(pa.int64()), SIZES.cast(pa.int64()), not_utf8(b"\xfe", b"y")
+        ),
+        [r"\xfe"],
+    ),
+    "string view": (not_utf8(b"caf\xe9", b"y").cast(pa.string_view()), r"caf\xe9"),
+    "encoded": (pc.run_end_encode(not_utf8(b"\xfe", b"y")), r"\xfe"),
+    "dictionary": (pa.DictionaryArray.from_arrays(pa.array([0, 1]), not_utf8(b"\xfe", b"y")), r"\xfe"),
+}
+
+
+NOT_IN_PARQUET = ("view", "large view", "encoded", "dictionary")
+"""Parquet has no such type, or pyarrow refuses such text in it."""
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [("saved", kind) for kind in NOT_UTF8] + [("parquet", kind) for kind in NOT_UTF8 if kind not in NOT_IN_PARQUET],
+)
+def test_a_caption_of_any_type_that_is_not_utf8_stays_readable(source: str, kind: str, tmp_path: Path) -> None:
+    """A file with such text in a map or in another kind of list counted as damaged."""
+    captions, expected = NOT_UTF8[kind]
+    table = pa.table({"image": [b"0", b"1"], "caption": captions})
+    if source == "parquet":
+        pq.write_table(table, tmp_path / "x.parquet")
+    else:
+        with pa.ipc.new_stream(str(tmp_path / "x.arrow"), table.schema) as stream:
+            stream.write_table(table)
+        (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "x.arrow"}]}')
+    refs = listed(tmp_path, metadata=["caption"])
+    assert json.loads(refs[0].metadata or "") == {"caption": expected}
+    assert contents(refs) == [b"0", b"1"]

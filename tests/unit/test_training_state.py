@@ -9,7 +9,8 @@ import pytest
 
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
 from mpa_ray.run.run import Run
-from mpa_ray.run.training_state import LogEntry, Resumption, Retained, TrainingState
+from mpa_ray.run.training_log import LogEntry, LogFiles, TrainingLog
+from mpa_ray.run.training_state import Resumption, Retained, TrainingState
 
 STORED = {
     "step": 10,
@@ -19,6 +20,8 @@ STORED = {
     "best_step": 5,
     "retained": {"num": 20, "before": 18},
     "resumed": [{"from_step": 3, "had_reached": 5, "workers": 2}],
+    "attempt": 1,
+    "log_files": [{"attempt": 0, "num_files": 2, "last_step": 3}, {"attempt": 1, "num_files": 0, "last_step": None}],
     "log": [
         {"loss": 2.0, "grad_norm": 1.5, "samples_per_s": 1.0, "padding_share": 0.0, "epoch": 0.3, "step": 5},
         {"eval_loss": 0.7, "epoch": 0.3, "step": 5},
@@ -44,16 +47,17 @@ def test_fields_of_a_training_are_typed() -> None:
     assert state.retained == Retained(num=20, before=18, after=None)
     assert state.resumed == (Resumption(from_step=3, had_reached=5, workers=2),)
     assert state.resumed[0].num_repeated_steps == 2
-    assert state.log[1] == LogEntry(step=5, eval_loss=0.7, other={"epoch": 0.3})
-    assert [entry.step for entry in state.loss_entries] == [5, 10]
+    assert state.log_files == (LogFiles(attempt=0, num_files=2, last_step=3), LogFiles(attempt=1))
+    assert state.log.entries[1] == LogEntry(step=5, eval_loss=0.7, other={"epoch": 0.3})
+    assert [entry.step for entry in state.log.loss_entries] == [5, 10]
 
 
 def test_the_first_measurement_of_speed_counts_only_where_there_is_no_other() -> None:
-    state = TrainingState.from_json(STORED)
-    assert [entry.samples_per_s for entry in state.speed_entries] == [8.0]
-    first = TrainingState(log=state.log[:2])
+    log = TrainingState.from_json(STORED).log
+    assert [entry.samples_per_s for entry in log.speed_entries] == [8.0]
+    first = TrainingLog(log.entries[:2])
     assert [entry.samples_per_s for entry in first.speed_entries] == [1.0]
-    assert (state.samples_per_s, first.samples_per_s, TrainingState().samples_per_s) == (8.0, 1.0, None)
+    assert (log.samples_per_s, first.samples_per_s, TrainingLog().samples_per_s) == (8.0, 1.0, None)
 
 
 @pytest.mark.parametrize(

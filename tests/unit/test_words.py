@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from mpa_ray.config import RunConfig, load_config, load_object_store
+from mpa_ray.config import AnyOfMatch, RunConfig, load_config, load_object_store
 from mpa_ray.config.settings import misspelled_uri
 from mpa_ray.errors import ConfigError
 from mpa_ray.storage.open import open_storage
@@ -127,7 +129,7 @@ def test_a_setting_below_an_empty_branch(file: Path) -> None:
         ("[" * 500, "nested too deeply"),
         ("run_dir: 2024-13-45x\nrun_dir: y", "the key 'run_dir' occurs twice"),
         ("source: {path: a, path: b}", "the key 'path' occurs twice"),
-        ("source: &a [*a]", "nested too deeply"),
+        ("source: &a [*a]", "its aliases stand for more than 100,000 values"),
         ("? [a, b]\n: c", "is not YAML"),
     ],
 )
@@ -168,6 +170,8 @@ def test_the_home_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("s3:///b/x", "s3://b/x"),
         ("S3://b/x", "s3://b/x"),
         ("gs:/b", "gs://b"),
+        ("s3a://b/x", "s3://b/x"),
+        ("gcs://bucket/x", "gs://bucket/x"),
         ("https:/h/x", "https://h/x"),
         ("file:/x", "file:///x"),
         ("s3://b/x", None),
@@ -187,6 +191,95 @@ def test_a_uri_with_too_few_slashes_is_refused(file: Path, text: str, right: str
                 load_config(file, {setting: text})
         with pytest.raises(ConfigError, match=f"write {right}"):
             open_storage(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("az://container/x", "az:// is not supported: give a local path or an s3:// URI"),
+        ("hdfs://host/x", "hdfs:// is not supported"),
+        ("abfss://container/x", "abfss:// is not supported"),
+        ("my-store://x", "my-store:// is not supported"),
+        ("s3://", "names no bucket: write s3://BUCKET/PREFIX"),
+        ("gs://", "names no bucket: write gs://BUCKET/PREFIX"),
+        ("s3://my bucket/x", "'my bucket' cannot be the name of a bucket"),
+        ("s3://b%20d/x", "'b%20d' cannot be the name of a bucket"),
+        ("gs://Bucket/x", "'Bucket' cannot be the name of a bucket"),
+    ],
+)
+def test_a_uri_that_no_store_can_have_is_refused(file: Path, text: str, problem: str) -> None:
+    for setting in ("run_dir", "source.path", "teacher.model", "students.0.labels.path"):
+        with pytest.raises(ConfigError, match=re.escape(f"{setting} = {text!r}: {problem}")):
+            load_config(file, {setting: text})
+    with pytest.raises(ConfigError, match=re.escape(f"run_dir = {text!r}: {problem}")):
+        open_storage(text)
+
+
+@pytest.mark.parametrize("text", ["s3://Old_Bucket.x/a", "s3://arn:aws:s3:us-east-1:123456789012:accesspoint/x/a"])
+def test_unusual_names_of_buckets_are_accepted(file: Path, text: str) -> None:
+    assert load_config(file, {"run_dir": text}).run_dir == text
+
+
+def test_a_file_uri_is_the_path_that_it_names(file: Path) -> None:
+    assert load_config(file, {"source.path": "file:///data/my%20images"}).source.path == "/data/my images"
+
+
+def billion_laughs(base: int, levels: int) -> str:
+    lines = ["a0: &a0 [" + ", ".join(["x"] * base) + "]"]
+    lines += [f"a{n}: &a{n} [" + ", ".join([f"*a{n - 1}"] * base) + "]" for n in range(1, levels)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        billion_laughs(9, 6),
+        billion_laughs(9, 9),
+        "a0: &a0 {k: v}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 9)),
+        "a: &a [*a]\n",
+        "a: &a {b: *a}\n",
+    ],
+)
+def test_aliases_that_stand_for_too_many_values_are_refused_at_once(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    started = time.monotonic()
+    with pytest.raises(
+        ConfigError, match=r"--config = .*: is not YAML \(its aliases stand for more than 100,000 values"
+    ):
+        load_config(path)
+    with pytest.raises(ConfigError, match="its aliases stand for"):
+        load_task(path)
+    assert time.monotonic() - started < 2
+
+
+def test_aliases_are_usable(file: Path) -> None:
+    tree = yaml.safe_load(file.read_text())
+    file.write_text(
+        f"identify:\n  matcher:\n    kind: any_of\n    of: [&m {{kind: numeric}}, *m]\n{yaml.safe_dump(tree)}"
+    )
+    matcher = load_config(file).identify.matcher
+    assert isinstance(matcher, AnyOfMatch)
+    assert len(matcher.of) == 2
+
+
+@pytest.mark.parametrize("rest", ["", "/*.png", "/below"])
+def test_a_path_that_a_comment_cuts_is_refused(file: Path, tmp_path: Path, rest: str) -> None:
+    (tmp_path / "my images #1").mkdir()
+    tree = yaml.safe_load(file.read_text())
+    tree["source"] = {"path": "PATH"}
+    text = yaml.safe_dump(tree)
+    file.write_text(text.replace("PATH", f"{tmp_path}/my images #1{rest}"))
+    with pytest.raises(
+        ConfigError, match=rf"^source\.path = '{tmp_path}/my images': does not exist, and '.*/my images #1'"
+    ):
+        load_config(file)
+    file.write_text(text.replace("PATH", f'"{tmp_path}/my images #1{rest}"'))
+    assert load_config(file).source.path == f"{tmp_path}/my images #1{rest}"
+    # A comment is no part of a path, and of a path that does not exist either.
+    for path in (tmp_path, "/nowhere"):
+        file.write_text(text.replace("PATH", f"{path}  # my images"))
+        assert load_config(file).source.path == str(path)
 
 
 def test_an_empty_path_is_refused(file: Path) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 from mpa_ray.config import resolve_path
 from mpa_ray.config.regular_file import open_regular_file, size_of_regular_file
 from mpa_ray.corpus.places.place import Entry
-from mpa_ray.errors import ConfigError
+from mpa_ray.errors import ConfigError, did_you_mean
 from mpa_ray.textual import identifier, is_storable, readable
 
 _FolderKey = tuple[int, int]
@@ -27,7 +27,7 @@ class LocalPlace:
         """See `Place.walk`. Symbolic links are followed. Broken links are listed, too; reading one fails."""
         folder = Path(resolve_path(root)).absolute()
         if not folder.is_dir():
-            raise ConfigError("source.path", root, "is not a folder.", "Give a folder or an s3:// prefix with images.")
+            raise _no_folder(folder, root)
         entries = _walk(folder)
         return dropwhile(lambda e: e.path.encode() <= after.encode(), entries) if after else entries
 
@@ -44,6 +44,17 @@ class LocalPlace:
             while chunk := file.read(num_bytes - len(content)):
                 content = content + chunk if content else chunk
         return content
+
+
+def _no_folder(path: Path, root: str) -> ConfigError:
+    if path.exists():
+        problem = "is a file that holds no images that can be read."
+        remedy = "Give a folder, an image, a list (.txt, .csv, .tsv, .jsonl, .json), Parquet files or tars."
+        return ConfigError("source.path", root, problem, remedy)
+    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    similar = did_you_mean(path.name, names)
+    remedy = f"It does not exist. {similar or 'Give a folder or an s3:// prefix with images.'}"
+    return ConfigError("source.path", root, "is not a folder.", remedy)
 
 
 def _path(uri: str) -> Path:

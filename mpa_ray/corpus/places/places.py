@@ -39,7 +39,7 @@ class Places:
             case ("gs", _, _):
                 from mpa_ray.corpus.places.gcs import cloud_storage
 
-                return cloud_storage()
+                return cloud_storage(self.object_store, uri)
             case (("http" | "https"), _, _):
                 from mpa_ray.corpus.places.web import Web
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -12,7 +13,7 @@ def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
     except UnicodeDecodeError:
-        columns = [column.cast(without_text(column.type)).to_pylist() for column in batch.columns]
+        columns = [with_bytes_for_text(column).to_pylist() for column in batch.columns]
         kinds = {field.name: field.type for field in batch.schema}
         rows = [
             {name: _decoded(value, kind) for (name, kind), value in zip(kinds.items(), values, strict=True)}
@@ -21,21 +22,38 @@ def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     return rows
 
 
-def without_text(kind: pa.DataType) -> pa.DataType:
+def with_bytes_for_text(column: pa.Array) -> pa.Array:
+    """Replace text by bytes in a column, without decoding it."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        return with_bytes_for_text(column.storage)
+    if pa.types.is_run_end_encoded(column.type):
+        return with_bytes_for_text(pc.run_end_decode(column))
+    if isinstance(column, pa.ListViewArray | pa.LargeListViewArray):
+        # A cast to plain lists gives lists with too few offsets (pyarrow 26).
+        items = with_bytes_for_text(column.values)
+        return type(column).from_arrays(column.offsets, column.sizes, items, mask=column.is_null())
+    return column.cast(_without_text(column.type))
+
+
+def _without_text(kind: pa.DataType) -> pa.DataType:
     """Replace text by bytes in a type. A cast to the returned type does not decode the text."""
     types = pa.types
     if types.is_dictionary(kind):
-        return without_text(kind.value_type)
+        return _without_text(kind.value_type)
     if types.is_string(kind) or types.is_string_view(kind):
         return pa.binary()
     if types.is_large_string(kind):
         return pa.large_binary()
+    if types.is_map(kind):
+        return pa.map_(_without_text(kind.key_type), _without_text(kind.item_type))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_without_text(kind.value_type), kind.list_size)
     if types.is_list(kind):
-        return pa.list_(without_text(kind.value_type))
+        return pa.list_(_without_text(kind.value_type))
     if types.is_large_list(kind):
-        return pa.large_list(without_text(kind.value_type))
+        return pa.large_list(_without_text(kind.value_type))
     if types.is_struct(kind):
-        return pa.struct([pa.field(field.name, without_text(field.type)) for field in kind])
+        return pa.struct([pa.field(field.name, _without_text(field.type)) for field in kind])
     return kind
 
 
@@ -43,12 +61,16 @@ def _decoded(value: Any, kind: pa.DataType) -> Any:
     types = pa.types
     if value is None:
         return None
-    if types.is_dictionary(kind):
+    if isinstance(kind, pa.BaseExtensionType):
+        return _decoded(value, kind.storage_type)
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
         return _decoded(value, kind.value_type)
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return value.decode(errors="surrogateescape")
-    if types.is_list(kind) or types.is_large_list(kind):
-        return [_decoded(item, kind.value_type) for item in value]
+    if types.is_map(kind):
+        return [(_decoded(key, kind.key_type), _decoded(item, kind.item_type)) for key, item in value]
     if types.is_struct(kind):
         return {field.name: _decoded(value[field.name], field.type) for field in kind}
+    if isinstance(value, list):
+        return [_decoded(item, kind.value_type) for item in value]
     return value

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from mpa_ray.corpus.locator import Span
 from mpa_ray.corpus.places.places import Places
-from mpa_ray.corpus.sources.arrow_rows import without_text
+from mpa_ray.corpus.sources.arrow_rows import with_bytes_for_text
 
 _CONTINUATION = b"\xff\xff\xff\xff"
 _END = _CONTINUATION + b"\0\0\0\0"
@@ -126,7 +126,7 @@ class StreamHead:
         # Reading a cell at a wrong offset would abort the process. Check text as bytes, since it may not be UTF-8.
         batch.validate()
         for column in batch.columns:
-            column.cast(without_text(column.type)).validate(full=True)
+            with_bytes_for_text(column).validate(full=True)
         return batch
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 from mpa_ray.config import SourceConfig, resolve_path
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.sources.globs import split_glob
 from mpa_ray.corpus.sources.images import ImageFiles, image_endings
 from mpa_ray.corpus.sources.left_out import NameFilter
 from mpa_ray.corpus.sources.parquet import ENDINGS as PARQUET_ENDINGS
@@ -27,6 +29,7 @@ KINDS: dict[str, Callable[[SourceConfig, Places], Source]] = {
     "webdataset": WebDataset,
     "saved_dataset": SavedDataset,
 }
+KINDS_OF_TABLES = ("list", "parquet", "saved_dataset")
 _BY_ENDING = {
     **dict.fromkeys(LIST_ENDINGS, "list"),
     **dict.fromkeys(PARQUET_ENDINGS, "parquet"),
@@ -37,8 +40,8 @@ _APPLIES_TO = {
     "extensions": ("images", "webdataset"),
     "exclude": ("images", "parquet", "webdataset"),
     "include_hidden": ("images", "parquet", "webdataset"),
-    "image_column": ("list", "parquet", "saved_dataset"),
-    "id_column": ("list", "parquet", "saved_dataset"),
+    "image_column": KINDS_OF_TABLES,
+    "id_column": KINDS_OF_TABLES,
     "skip_damaged": ("parquet", "webdataset", "saved_dataset"),
     "metadata": ("list", "parquet", "webdataset", "saved_dataset"),
 }
@@ -90,6 +93,8 @@ def kind_of(config: SourceConfig, places: Places) -> str:
     for ending, kind in _BY_ENDING.items():
         if config.path.lower().endswith(ending):
             return kind
+    if _is_image_file(config):
+        return "images"
     folder = config.path.rstrip("/")
     if _exists(places, config, f"{folder}/dataset_dict.json"):
         raise ConfigError("source.path", config.path, "is a saved DatasetDict.", "Give the folder of one split.")
@@ -102,6 +107,12 @@ def kind_of(config: SourceConfig, places: Places) -> str:
     endings = {"images": image_endings(config), "parquet": PARQUET_ENDINGS, "webdataset": TAR_ENDINGS}
     kinds = (kind for kind, names in endings.items() if names and any(path.endswith(names) for path in paths))
     return next(kinds, "images")
+
+
+def _is_image_file(config: SourceConfig) -> bool:
+    endings = image_endings(config)
+    is_glob = split_glob(config.path)[1] is not None
+    return bool(endings) and config.path.lower().endswith(endings) and not is_glob and not Path(config.path).is_dir()
 
 
 def _holds_tars_with_tables(paths: list[str]) -> bool:

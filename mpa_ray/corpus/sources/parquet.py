@@ -22,6 +22,8 @@ from mpa_ray.records import ImageRef
 ENDINGS = (".parquet",)
 _ROWS_PER_BATCH = 256
 """Small, because a batch may hold images."""
+_ITEM = "[]"
+"""Stands for the name of the items of a list."""
 _MAX_URI_BYTES = 4096
 """If the texts of a row group are longer on average, they are base64. Then no row names a file, and listing need not
 read the texts."""
@@ -89,27 +91,51 @@ def _read_for_images(file: pq.ParquetFile, group: int, column: ImageColumn) -> s
     """
     if column.kind == "bytes":
         return None
-    leaves: dict[str, int] = {file.schema.column(i).path: i for i in range(len(file.schema))}
-    own = [leaf for leaf in leaves if leaf.startswith(f"{column.name}.")]
-    paths: str | None = next((leaf for leaf in own if leaf.endswith(".path")), None)
-    contents: str | None = next((leaf for leaf in own if leaf.endswith(".bytes")), None)
+    first, own, num_leaves = _leaves_of(file.schema_arrow, column.name)
     metadata = file.metadata.row_group(group)
-    if metadata.num_columns != len(leaves):
+    if metadata.num_columns != len(file.schema):
         # Without this check, pyarrow would abort the process.
-        raise pa.ArrowInvalid(f"row group {group} has {metadata.num_columns} columns, the schema {len(leaves)}")
+        raise pa.ArrowInvalid(f"row group {group} has {metadata.num_columns} columns, the schema {len(file.schema)}")
+    if num_leaves != len(file.schema):
+        # A type that is stored in another way than we know.
+        return column.name
+    chunks = {leaf: metadata.column(number) for number, leaf in enumerate(own, first)}
     if column.kind == "text":
-        chunks = [metadata.column(leaves[leaf]) for leaf in leaves if leaf == column.name or leaf in own]
-        num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
+        num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks.values())
         return None if num_bytes > _MAX_URI_BYTES * metadata.num_rows else column.name
+    inside = () if column.item is None else (_ITEM,)
+    contents, paths = chunks.get((*inside, "bytes")), chunks.get((*inside, "path"))
     if contents is None or paths is None:
         return None if paths is None else column.name
-    num_nulls = _num_nulls(metadata.column(leaves[contents]))
-    if num_nulls == 0 or _num_nulls(metadata.column(leaves[paths])) == metadata.column(leaves[paths]).num_values:
+    num_nulls = _num_nulls(contents)
+    if num_nulls == 0 or _num_nulls(paths) == paths.num_values:
         return None
-    if num_nulls == metadata.column(leaves[contents]).num_values and column.item is None:
-        return paths
+    if num_nulls == contents.num_values and column.item is None:
+        return f"{column.name}.path"
     # Some rows have only a path, or the file has no statistics.
     return column.name
+
+
+def _leaves_of(schema: pa.Schema, name: str) -> tuple[int, list[tuple[str, ...]], int]:
+    """Find the leaf columns of a column by their positions, since another column may be called `image.path`.
+
+    Returns:
+        The number of leaves before the column, the names inside the column that lead to each of its leaves, and the
+        number of all leaves.
+    """
+    leaves = [_leaves(field.type) for field in schema]
+    position = schema.names.index(name)
+    return sum(map(len, leaves[:position])), leaves[position], sum(map(len, leaves))
+
+
+def _leaves(kind: pa.DataType) -> list[tuple[str, ...]]:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _leaves(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return _leaves(kind.value_type)
+    children: list[pa.Field] = [kind.field(number) for number in range(kind.num_fields)]
+    is_struct = pa.types.is_struct(kind)
+    return [(child.name if is_struct else _ITEM, *leaf) for child in children for leaf in _leaves(child.type)] or [()]
 
 
 def _num_nulls(chunk: pq.ColumnChunkMetaData) -> int | None:

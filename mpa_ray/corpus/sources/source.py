@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from mpa_ray.corpus.sources.globs import split_glob
 from mpa_ray.corpus.sources.left_out import LeftOut, NameFilter, by_ending
 from mpa_ray.errors import ConfigError
 from mpa_ray.records import ImageRef
-from mpa_ray.redaction import has_url_secrets, without_url_secrets
+from mpa_ray.redaction import has_url_secrets, without_url_secrets, without_url_secrets_within
 from mpa_ray.textual import identifier, to_json
 
 Listed = ImageRef | LeftOut
@@ -193,11 +194,21 @@ class Rows:
         return [*filter(None, [self.config.id_column]), *self.config.metadata]
 
     def check(self, names: Sequence[str], where: str, image_column: str | None = None) -> None:
-        """Raise ConfigError if a configured column is missing. `image_column` replaces `source.image_column`."""
+        """Raise ConfigError if a configured column is missing or there twice.
+
+        `image_column` replaces `source.image_column`.
+        """
         columns = [("image_column", image_column or self.config.image_column), ("id_column", self.config.id_column)]
         columns += [("metadata", name) for name in self.config.metadata]
         for setting, name in columns:
             column = split_item(name, names)[0] if name is not None and setting == "image_column" else name
+            if column is not None and names.count(column) > 1:
+                raise ConfigError(
+                    f"source.{setting}",
+                    name,
+                    f"is the name of several columns of {where}.",
+                    "Rename them, so that each name is there once.",
+                )
             if column is not None and column not in names:
                 raise ConfigError(
                     f"source.{setting}",
@@ -226,4 +237,7 @@ class Rows:
 
 def metadata_json(metadata: Mapping[str, Any]) -> str | None:
     """Return metadata as rows store it: a JSON object without passwords and signatures, or None without metadata."""
-    return without_url_secrets(to_json(metadata)) if metadata else None
+    if not metadata:
+        return None
+    text = to_json(metadata)
+    return text if without_url_secrets(text) == text else to_json(without_url_secrets_within(json.loads(text)))

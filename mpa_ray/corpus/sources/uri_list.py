@@ -27,6 +27,7 @@ _IMAGES = "images"
 _CONVERSATION = ("conversations", "messages", "query")
 """A row with one of these columns is a training example, which may have no image."""
 _NO_IMAGE = LeftOut("rows without an image")
+_COMMENT = LeftOut("comments (lines with # in front)")
 
 
 class UriList:
@@ -48,7 +49,7 @@ class UriList:
         try:
             with self._places.open(self._config.path) as file:
                 for record in self._records(file):
-                    yield from self._images_of(record)
+                    yield from (_COMMENT,) if self._is_comment(record) else self._images_of(record)
         except BadRecord as error:
             raise ConfigError("source.path", self._config.path, error.problem, error.remedy) from error
         except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -62,11 +63,17 @@ class UriList:
             return list_records.json_records(file)
         if name.endswith(list_records.CSV):
             names, records = list_records.csv_records(file, "\t" if name.endswith(".tsv") else ",")
+            if not names:
+                raise BadRecord("is empty, and has not even a header.", "Give a list with a header and rows.")
             self._rows.check(names, self._name)
             return records
         # A text file has no columns, so a setting that names a column is wrong.
         self._rows.check([_DEFAULT_COLUMN], self._name)
         return list_records.text_records(file, _DEFAULT_COLUMN)
+
+    def _is_comment(self, record: ListRecord) -> bool:
+        is_text = not self._name.lower().endswith((*list_records.CSV, *list_records.JSON))
+        return is_text and record.raw.lstrip().startswith(b"#")
 
     def _images_of(self, record: ListRecord) -> Iterator[Listed]:
         column, item = split_item(self._column_of(record.values), record.values)

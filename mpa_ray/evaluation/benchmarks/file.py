@@ -145,6 +145,8 @@ class File:
                 f"has the columns {', '.join(map(repr, schema.names))}, and none of {', '.join(map(repr, columns))}.",
                 "Check that the file belongs to this benchmark.",
             )
+        if repeated := [name for name in (*names, image) if schema.names.count(name) > 1]:
+            raise self.error(f"has several columns {repeated[0]!r}.", "Rename them, so that each name is there once.")
         column = ImageColumn.find(schema, image)
         if column is None:
             yield from ((values, None) for batch in file.iter_batches(columns=names) for values in rows_of(batch))
