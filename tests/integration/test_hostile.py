@@ -51,6 +51,7 @@ def made(name: str, folder: Path) -> HostileSource:
     return make(root, round(share * NUM_RECORDS), random.Random(f"{SEED} {name}"))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("local_ray")
 def test_no_hostile_record_is_lost_or_doubled(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sources = {make.__name__: made(make.__name__, tmp_path / make.__name__) for make, _ in MAKERS}

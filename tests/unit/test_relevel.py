@@ -35,6 +35,7 @@ def verdicts(num_kept: int) -> list[Verdict]:
             question="?",
             answer="a",
             student_answer="b",
+            num_prompt_tokens=9,
             teacher_agrees=True if number < num_kept else None,
         )
         for number in range(4)
