@@ -39,12 +39,17 @@ class LocalCoordinator:
 class NoDeaths:
     """A log of attempts for engines that do not die."""
 
-    async def begin(self, _: str) -> Attempt:
+    async def begin(self, shard: str, generation: int, images: Sequence[str]) -> Attempt:  # noqa: ARG002
         return Attempt(number=1)
 
     async def visited(self, shard: str) -> None: ...
 
-    async def alone(self, shard: str, image_id: str | None) -> None: ...
+    async def next_group(self, _: str) -> Sequence[str]:
+        return ()
+
+    async def begin_probe(self) -> None: ...
+
+    async def end_probe(self) -> None: ...
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None: ...
 

@@ -21,7 +21,10 @@ class LimitsConfig(Settings):
     min_images: int = Field(200, ge=1)
     """Check `max_failed_rate` only after this many images."""
     max_engine_deaths: int = Field(10, ge=1)
-    """Stop after this many engine deaths on one shard. Until then, a new engine retries the shard."""
+    """Stop after this many engine deaths on one shard that bring the search for images which kill engines no further.
+    Until then, a new engine retries the shard. Also stop after this many deaths of the tasks that read a shard."""
+    max_poison_images: int = Field(16, ge=0)
+    """Stop after more than this many images of one shard have killed engines."""
     max_image_deaths: int = Field(2, ge=1)
     """An image fails with reason `kills_engine` once this many engines have died while they worked on it alone."""
     request_timeout_s: float = Field(600.0, gt=0)

@@ -22,11 +22,13 @@ class WorkerProcess:
     """The files on the process's node that its standard output and standard error go to."""
     num_oom_kills: int | None
     """How many processes the kernel had killed for lack of memory before this process started; None if unknown."""
+    worker_id: str = ""
+    """Ray's id of the process, or an empty string outside of Ray."""
 
     @classmethod
-    def current(cls, role: str, node_id: str = "") -> WorkerProcess:
+    def current(cls, role: str, node_id: str = "", worker_id: str = "") -> WorkerProcess:
         """This process."""
-        return cls(role, os.getpid(), socket.gethostname(), node_id, output_files(), num_oom_kills())
+        return cls(role, os.getpid(), socket.gethostname(), node_id, output_files(), num_oom_kills(), worker_id)
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.core.generated import common_pb2, gcs_pb2
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -47,4 +48,33 @@ class DeathRecorder:
 
 def current_process(role: str) -> WorkerProcess:
     """Describe the current process, a worker of Ray, for records of deaths."""
-    return WorkerProcess.current(role, ray.get_runtime_context().get_node_id())
+    context = ray.get_runtime_context()
+    return WorkerProcess.current(role, context.get_node_id(), context.get_worker_id())
+
+
+async def was_taken_away(process: WorkerProcess) -> bool:
+    """Whether a dead process ended for reasons outside of it: its node has ended, or it was asked to end.
+
+    Implements `coordination.deaths.WasTakenAway`.
+    """
+    return await asyncio.to_thread(lambda: _has_ended(process.node_id) or _was_asked_to_end(process.worker_id))
+
+
+def _has_ended(node_id: str) -> bool:
+    """Whether Ray says that a node has ended."""
+    is_alive = {node["NodeID"]: node["Alive"] for node in ray.nodes()}
+    return bool(node_id) and not is_alive.get(node_id, False)
+
+
+def _was_asked_to_end(worker_id: str) -> bool:
+    """Whether Ray says that it has ended a process, or that the process received a SIGTERM."""
+    if not worker_id:
+        return False
+    # Ray's public functions for this need its dashboard.
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    record = accessor.get_worker_info(ray.WorkerID.from_hex(worker_id))
+    if record is None:
+        return False
+    worker = gcs_pb2.WorkerTableData.FromString(record)
+    was_ended = worker.exit_type == common_pb2.WorkerExitType.INTENDED_SYSTEM_EXIT
+    return not worker.is_alive and (was_ended or "SIGTERM" in worker.exit_detail)

@@ -22,20 +22,23 @@ from mpa_ray.config import resolve_path
 from mpa_ray.engine.build import images_in_flight
 from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished
 from mpa_ray.observability.last_words import in_words
+from mpa_ray.observability.progress import say
 from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, check_resources, configure_ray_data
 from mpa_ray.pipeline.commit import CommitShard
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.coordination.duplicates import Sighting
-from mpa_ray.pipeline.deaths import DeathRecorder
+from mpa_ray.pipeline.deaths import DeathRecorder, was_taken_away
 from mpa_ray.pipeline.fetch import FetchShard, NameShards
 from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, decode_result
 from mpa_ray.pipeline.model_actor import ModelActor
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
 from mpa_ray.pipeline.telemetry import Counters
+from mpa_ray.records import Reason
 from mpa_ray.run.dataset import prefetch
 
 logger = logging.getLogger(__name__)
 
+_NUM_IMAGES_NAMED = 5
 _SETTLE_S = 90.0
 """How long the end of a pass waits for records of deaths."""
 
@@ -65,6 +68,7 @@ def stream_pass(
         graph = _graph(work, coordinator)
         with _deaths_recorded(coordinator), closing(_finished_shards(work, graph, coordinator)) as finished:
             yield from finished
+            _warn_of_quarantine(work, ray.get(coordinator.quarantined.remote()))
 
 
 def _graph(work: Pass[Any], coordinator: Any) -> Dataset:
@@ -120,6 +124,14 @@ def _finished_shards(work: Pass[Any], graph: Dataset, coordinator: Any) -> Gener
             fields |= {"shard": result.shard, "num_images": result.num_images, "visit_s": round(result.visit_s, 3)}
             logger.info("shard committed", extra=fields)
             yield result
+
+
+def _warn_of_quarantine(work: Pass[Any], images: Sequence[str]) -> None:
+    if not images:
+        return
+    named = ", ".join(images[:_NUM_IMAGES_NAMED]) + (", ..." if len(images) > _NUM_IMAGES_NAMED else "")
+    number = "1 image" if len(images) == 1 else f"{len(images)} images"
+    say(f"WARNING: {work.pool}: {number} killed engines and failed with reason {Reason.KILLS_ENGINE} ({named}).")
 
 
 def _error(pool: str, failure: Failure) -> ConfigError | RunError:
@@ -179,6 +191,8 @@ def _start_coordinator(work: Pass[Any], committed: Sequence[str]) -> Any:
         work.limits,
         work.reading.max_bytes_in_flight,
         DeathRecorder(work.run_dir, work.reader.object_store, work.key),
+        was_taken_away,
+        work.target,
     )
     if (annotations := work.deduplicated) is not None:
         rows_of_shards = prefetch(lambda shard: annotations.columns(shard, ["image_id", "content_sha256"]), committed)

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ import ray
 
 from mpa_ray.config import ModelConfig
 from mpa_ray.engine.build import build_engine, images_in_flight
+from mpa_ray.engine.probe import answer_probe
 from mpa_ray.engine.process_group import end_group_with_this_process
 from mpa_ray.engine.protocol import EngineDied
 from mpa_ray.errors import ConfigError
@@ -65,7 +67,8 @@ class ModelActor:
                 coordinator.end_start.remote(actor_id)
             wall_s = round(time.monotonic() - started, 3)
             logger.info("the engine of %s has started", name, extra={"wall_s": wall_s})
-        self._visits = Visits(work.make_stage(engine), images_in_flight(model), log, _end_process, self._usage, load)
+        num_slots, probe = images_in_flight(model), partial(answer_probe, engine)
+        self._visits = Visits(work.make_stage(engine), num_slots, log, _end_process, self._usage, load, probe)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         self._publishing = self._publishing or asyncio.create_task(self._gauges.keep_publishing())
@@ -77,18 +80,20 @@ class ModelActor:
         if failure is None and fetched.left is None:
             try:
                 with log_context(**self._log_fields, shard=fetched.shard):
-                    rows, failure = await self._visit(fetched.shard, images)
+                    rows, failure = await self._visit(fetched.shard, images, fetched.plan.generation)
             except GivenUp as error:
-                failure = Failure(str(error))
+                failure = Failure(str(error), may_pass=error.is_engine_fault)
         usage = self._usage.take()
         usage += fetched.usage
         visit_s = time.monotonic() - started
         return encode_batch(VisitedShard(fetched, len(images), rows, visit_s, usage, failure))
 
-    async def _visit(self, shard: str, images: Sequence[ImageWork[Any]]) -> tuple[list[Any], Failure | None]:
+    async def _visit(
+        self, shard: str, images: Sequence[ImageWork[Any]], generation: int
+    ) -> tuple[list[Any], Failure | None]:
         """The rows of the images. If the whole pass ends in the meantime, returns the failure at once instead."""
         self._giving_up = self._giving_up or asyncio.create_task(self._wait_for_failure())
-        visiting = asyncio.create_task(self._visits.visit(shard, images))
+        visiting = asyncio.create_task(self._visits.visit(shard, images, generation))
         await asyncio.wait((visiting, self._giving_up), return_when=asyncio.FIRST_COMPLETED)
         if visiting.done():
             return visiting.result(), None
@@ -109,16 +114,23 @@ class _RemoteAttemptLog:
     coordinator: Any
     process: WorkerProcess
 
-    async def begin(self, shard: str) -> Attempt:
-        attempt: Attempt = await self.coordinator.begin_attempt.remote(shard, self.process)
+    async def begin(self, shard: str, generation: int, images: Sequence[str]) -> Attempt:
+        attempt: Attempt = await self.coordinator.begin_attempt.remote(shard, self.process, images, generation)
         return attempt
 
     async def visited(self, shard: str) -> None:
         # Not awaited, because nothing depends on the answer.
         self.coordinator.report_visited.remote(shard)
 
-    async def alone(self, shard: str, image_id: str | None) -> None:
-        await self.coordinator.set_alone.remote(shard, image_id)
+    async def next_group(self, shard: str) -> Sequence[str]:
+        group: Sequence[str] = await self.coordinator.next_group.remote(shard)
+        return group
+
+    async def begin_probe(self) -> None:
+        await self.coordinator.begin_probe.remote(self.process)
+
+    async def end_probe(self) -> None:
+        await self.coordinator.end_probe.remote(self.process)
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
         await self.coordinator.report_death.remote(self.process, in_flight, error)

@@ -15,7 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from itertools import count, islice, takewhile
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from mpa_ray.records import OfModel, OutcomeT, RowT
 from mpa_ray.run.parquet_rows import from_parquet, read_columns, read_table, to_parquet
+from mpa_ray.run.suspects import SuspectsFile
 from mpa_ray.storage.storage import Storage
 
 T = TypeVar("T")
@@ -35,6 +36,8 @@ _GENERATIONS = "generations"
 _UNREAD = "unread"
 MARKER_FOLDERS = ("commits", _GENERATIONS, _UNREAD)
 """The folders of a dataset whose files are created only if they do not exist, and are never deleted."""
+SUSPECTS = "suspects"
+"""The folder of what is known of images that may kill engines. Its files count until their shard is committed."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,14 @@ class ShardTarget(Protocol[T]):
 
     def count_unread(self, shard: str, generation: int, command: str) -> int:
         """Record that a command could not read a shard's images, and return the number of such commands so far."""
+        ...
+
+    def suspects_file(self, shard: str, generation: int) -> SuspectsFile:
+        """The file of what is known of the shard's images that may kill engines."""
+        ...
+
+    def list_suspects(self) -> set[str]:
+        """The paths of all such files."""
         ...
 
     def read(self, shard: str) -> list[T]:
@@ -163,6 +174,14 @@ class ShardedDataset(Generic[RowT]):
             if self.storage.create(path, content) or self.storage.read(path) == content:
                 return number
         raise AssertionError("counting does not end")
+
+    def suspects_file(self, shard: str, generation: int) -> SuspectsFile:
+        """The file of what is known of the images that may kill engines, while a generation of the shard is made."""
+        return SuspectsFile(self.storage, f"{self.folder}/{SUSPECTS}/{shard}.{generation}.json")
+
+    def list_suspects(self) -> set[str]:
+        """The paths of all such files. The folder is usually empty."""
+        return set(self.storage.list(f"{self.folder}/{SUSPECTS}"))
 
     def is_committed(self, shard: str) -> bool:
         return self.storage.exists(self._marker(shard))
@@ -286,6 +305,15 @@ class JoinedDatasets(Generic[RowT]):
         part, name = self._place(shard)
         return part.count_unread(name, generation, command)
 
+    def suspects_file(self, shard: str, generation: int) -> SuspectsFile:
+        """See `ShardedDataset.suspects_file`."""
+        part, name = self._place(shard)
+        return part.suspects_file(name, generation)
+
+    def list_suspects(self) -> set[str]:
+        """See `ShardedDataset.list_suspects`."""
+        return {path for part in self.parts.values() for path in part.list_suspects()}
+
     def columns(self, shard: str, names: Sequence[str]) -> list[dict[str, Any]]:
         """See `ShardedDataset.columns`."""
         part, name = self._place(shard)
@@ -316,6 +344,15 @@ class DatasetsOfModels(Generic[OutcomeT]):
     def count_unread(self, shard: str, generation: int, command: str) -> int:
         """See `ShardedDataset.count_unread`. Returns the largest number among the datasets."""
         return max(part.count_unread(shard, generation, command) for part in self.parts.values())
+
+    def suspects_file(self, shard: str, generation: int) -> SuspectsFile:
+        """See `ShardedDataset.suspects_file`. It is in the dataset of the first model."""
+        file = next(iter(self.parts.values())).suspects_file(shard, generation)
+        return replace(file, path=f"{file.path.removesuffix('.json')}.shared.json")
+
+    def list_suspects(self) -> set[str]:
+        """See `ShardedDataset.list_suspects`."""
+        return next(iter(self.parts.values())).list_suspects()
 
     def read(self, shard: str) -> list[OfModel[OutcomeT]]:
         """Return the rows of all models, one model after the other. Raises as `ShardedDataset.read` does."""

@@ -1,15 +1,15 @@
-"""Run a stage on the images of several shards: a limited number concurrently, and suspected engine killers alone."""
+"""Run a stage on the images of several shards: a limited number concurrently, and suspects in groups."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from mpa_ray.engine.protocol import EngineDied
+from mpa_ray.engine.protocol import EncodedImage, EngineDied
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.observability.usage import Load, Usage
 from mpa_ray.records import Reason
@@ -22,24 +22,38 @@ class Attempt:
 
     number: int
     """The first attempt has number 1."""
-    alone: frozenset[str] = frozenset()
-    """Images that may have killed an engine: each is visited with no other image in the engine."""
-    all_alone: bool = False
-    """Visit every image alone, since it is not known which images were in the engines that died."""
+    suspects: frozenset[str] = frozenset()
+    """Images that may have killed an engine: they are visited in groups, after all others."""
     quarantined: Mapping[str, int] = field(default_factory=dict)
     """Images that are no longer sent to an engine, with the number of engines that each has killed."""
+    needs_probe: bool = False
+    """Whether the engine has to answer a probe picture before it visits the shard."""
     given_up: str | None = None
     """Why the shard is not visited at all; None if it is visited."""
+    is_engine_fault: bool = False
+    """Whether the shard is given up for a reason that no image has caused."""
 
 
 class AttemptLog(Protocol):
     """A record of attempts that survives the process in which they are made."""
 
-    async def begin(self, shard: str) -> Attempt: ...
+    async def begin(self, shard: str, generation: int, images: Sequence[str]) -> Attempt:
+        """Begin to visit a generation of a shard; `images` are those that an engine has to visit."""
+        ...
 
     async def visited(self, shard: str) -> None: ...
 
-    async def alone(self, shard: str, image_id: str | None) -> None: ...
+    async def next_group(self, shard: str) -> Sequence[str]:
+        """The next group of suspects; empty if none is left. The engine is empty: the group before has been visited."""
+        ...
+
+    async def begin_probe(self) -> None:
+        """The probe picture enters the engine. Nothing else is in it."""
+        ...
+
+    async def end_probe(self) -> None:
+        """The engine has answered the probe picture."""
+        ...
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None: ...
 
@@ -73,7 +87,16 @@ class Slots:
 
 
 class GivenUp(Exception):
-    """Too many engines died on a shard."""
+    """A shard is not visited any more, because of the deaths of engines."""
+
+    def __init__(self, problem: str, is_engine_fault: bool = False) -> None:
+        """`is_engine_fault` is whether no image has caused the deaths."""
+        super().__init__(problem)
+        self.is_engine_fault = is_engine_fault
+
+
+async def _no_probe() -> None:
+    """For engines that do not die."""
 
 
 class Visits:
@@ -91,42 +114,75 @@ class Visits:
         die: Callable[[str], Awaitable[None]],
         usage: Usage | None = None,
         load: Load | None = None,
+        probe: Callable[[], Awaitable[None]] = _no_probe,
     ) -> None:
-        """Begin without images. `load` shows how many images wait for a slot; `usage` sums up their waiting times."""
+        """Begin with an empty engine.
+
+        Args:
+            stage: Visits an image.
+            num_slots: How many images may be in the engine at the same time.
+            log: Records the attempts.
+            die: Ends the process.
+            usage: The time for which images wait for a slot is added to it.
+            load: Shows the number of images that wait for a slot.
+            probe: Sends the probe picture to the engine.
+        """
         self._stage = stage
         self._log = log
         self._die = die
         self._usage = usage or Usage()
         self._load = load or Load()
-        self._slots = Slots(num_slots)
+        self._probe = probe
+        self._num_slots, self._slots = num_slots, Slots(num_slots)
+        self._probing: asyncio.Task[None] | None = None
         self._in_flight: dict[str, set[str]] = {}
         self._death: asyncio.Task[None] | None = None
 
-    async def visit(self, shard: str, images: Sequence[ImageWork[Any]]) -> list[Any]:
+    async def visit(self, shard: str, images: Sequence[ImageWork[Any]], generation: int = 0) -> list[Any]:
         """The rows of all images, in the images' order.
 
+        Args:
+            shard: The shard.
+            images: Its images.
+            generation: The generation of the shard that is made.
+
         Raises:
-            GivenUp: too many engines died on this shard.
+            GivenUp: the shard is not to be visited any more.
             ExceptionGroup, EngineDied: the engine died.
         """
-        attempt = await self._log.begin(shard)
+        to_visit = [work.image_id for work in images if isinstance(work.content, bytes | EncodedImage)]
+        attempt = await self._log.begin(shard, generation, to_visit)
         if attempt.given_up is not None:
-            raise GivenUp(attempt.given_up)
+            raise GivenUp(attempt.given_up, attempt.is_engine_fault)
         self._in_flight[shard] = set()
+        if attempt.needs_probe:
+            await self._probe_once()
         works = [_in_attempt(work, attempt) for work in images]
-        alone = {i for i, work in enumerate(works) if attempt.all_alone or work.image_id in attempt.alone}
-        async with asyncio.TaskGroup() as group:
-            tasks = {
-                i: group.create_task(self._visit_among_others(shard, work))
-                for i, work in enumerate(works)
-                if i not in alone
-            }
-        rows = {i: task.result() for i, task in tasks.items()}
-        for i in sorted(alone):
-            rows[i] = await self._visit_alone(shard, works[i])
+        others = {i: work for i, work in enumerate(works) if work.image_id not in attempt.suspects}
+        rows = await _all_rows({i: self._visit_among_others(shard, work) for i, work in others.items()})
+        if attempt.suspects:
+            async with self._slots.all():
+                while names := set(await self._log.next_group(shard)):
+                    group = {i: work for i, work in enumerate(works) if work.image_id in names}
+                    rows |= await self._visit_together(shard, group)
         del self._in_flight[shard]
         await self._log.visited(shard)
         return [row for i in range(len(works)) for row in rows[i]]
+
+    async def _probe_once(self) -> None:
+        """Send the probe picture to the engine, if that has not been done; wait until it is answered."""
+        self._probing = self._probing or asyncio.create_task(self._probe_alone())
+        await asyncio.shield(self._probing)
+
+    async def _probe_alone(self) -> None:
+        async with self._slots.all():
+            await self._log.begin_probe()
+            try:
+                await self._probe()
+            except EngineDied as error:
+                await self._end(str(error))
+                raise
+            await self._log.end_probe()
 
     async def _visit_among_others(self, shard: str, work: ImageWork[Any]) -> list[Any]:
         arrived = time.monotonic()
@@ -136,12 +192,15 @@ class Visits:
             self._usage.wait_s += time.monotonic() - arrived
             return await self._visit(shard, work)
 
-    async def _visit_alone(self, shard: str, work: ImageWork[Any]) -> list[Any]:
-        async with self._slots.all():
-            await self._log.alone(shard, work.image_id)
-            rows = await self._visit(shard, work)
-            await self._log.alone(shard, None)
-        return rows
+    async def _visit_together(self, shard: str, works: Mapping[int, ImageWork[Any]]) -> dict[int, list[Any]]:
+        """Visit a group while this shard has all slots."""
+        slots = asyncio.Semaphore(self._num_slots)
+
+        async def visit(work: ImageWork[Any]) -> list[Any]:
+            async with slots:
+                return await self._visit(shard, work)
+
+        return await _all_rows({i: visit(work) for i, work in works.items()})
 
     async def _visit(self, shard: str, work: ImageWork[Any]) -> list[Any]:
         self._in_flight[shard].add(work.image_id)
@@ -167,6 +226,13 @@ class Visits:
     async def _report_and_die(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
         await self._log.died(in_flight, error)
         await self._die(error)
+
+
+async def _all_rows(visits: Mapping[int, Coroutine[Any, Any, list[Any]]]) -> dict[int, list[Any]]:
+    """The rows of images that are visited concurrently."""
+    async with asyncio.TaskGroup() as group:
+        tasks = {i: group.create_task(visit) for i, visit in visits.items()}
+    return {i: task.result() for i, task in tasks.items()}
 
 
 def _in_attempt(work: ImageWork[Any], attempt: Attempt) -> ImageWork[Any]:

@@ -21,6 +21,7 @@ from transformers import AutoModelForImageTextToText
 from mpa_ray.config import AnnotateConfig, AnswerConfig, ModelConfig, SamplingConfig, VllmEngineConfig, resolve_path
 from mpa_ray.demo.world import Scene, WorldSpec, paint, sample_scene
 from mpa_ray.engine.instrumented import Instrumented
+from mpa_ray.engine.probe import answer_probe
 from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, Request, RequestRefused
 from mpa_ray.engine.vllm.arguments import engine_arguments
 from mpa_ray.engine.vllm.engine import VllmEngine
@@ -305,16 +306,29 @@ def test_the_error_says_why_a_renderer_cannot_start(run: Run[Any]) -> None:
     processes.close()
 
 
+def test_an_engine_answers_the_probe_picture(run: Run[Any], engine: VllmEngine) -> None:
+    usage = Usage()
+    run(answer_probe(Instrumented(engine, usage, Load())))
+    assert usage.num_output_tokens > 0
+
+
 class LastDeath:
     """A log of attempts that keeps its last report of a death."""
 
     def __init__(self) -> None:
         self.in_flight: dict[str, Sequence[str]] = {}
 
-    async def begin(self, shard: str) -> Attempt:  # noqa: ARG002
+    async def begin(self, shard: str, generation: int, images: Sequence[str]) -> Attempt:  # noqa: ARG002
         return Attempt(number=1)
 
-    async def alone(self, shard: str, image_id: str | None) -> None: ...
+    async def visited(self, shard: str) -> None: ...
+
+    async def next_group(self, shard: str) -> Sequence[str]:  # noqa: ARG002
+        return ()
+
+    async def begin_probe(self) -> None: ...
+
+    async def end_probe(self) -> None: ...
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None:  # noqa: ARG002
         self.in_flight = dict(in_flight)

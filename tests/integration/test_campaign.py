@@ -106,7 +106,7 @@ def test_when_a_shared_engine_fails_each_model_continues_alone(
     all_fail = {**small["engine"], "fail_on": [f"{number:03d}.png" for number in range(60)]}
     failing = {**small, "name": "failing", "engine": all_fail, "max_pixels": 8888}
     tree["students"] = [failing, small, {**small, "name": "larger", "max_pixels": 9999}]
-    tree["limits"] = {"min_images": 8, "max_engine_deaths": 1}
+    tree["limits"] = {"min_images": 8, "max_image_deaths": 1, "max_poison_images": 0}
     config = RunConfig.model_validate(tree)
     index(RunContext.open(config))
     annotate(RunContext.open(config))
@@ -119,7 +119,8 @@ def test_when_a_shared_engine_fails_each_model_continues_alone(
     with pytest.raises(RunError, match="8 of 8 images failed"):
         identify(RunContext.open(config), share_a_dying_engine)
     warning = (
-        r"WARNING: the engine shared by failing, small, larger failed: .*died 1 times.* Each model continues alone\."
+        r"WARNING: the engine shared by failing, small, larger failed: .*1 image of shard .* killed engines.* "
+        r"Each model continues alone\."
     )
     assert re.search(warning, capsys.readouterr().out)
     assert {"phases/identify.small.json", "phases/identify.larger.json"} <= set(

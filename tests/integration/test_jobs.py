@@ -21,7 +21,9 @@ import torch
 import yaml
 
 from mpa_ray.config import resolve_path
-from tests.conftest import scripted_tree, served
+from mpa_ray.run.logs import deaths
+from mpa_ray.run.run import Run
+from tests.conftest import scripted_tree, served, write_images
 
 ROOT = Path(__file__).parents[2]
 STUDENT = "bundled:demo/models/student"
@@ -95,6 +97,29 @@ def test_a_killed_job_continues_when_it_is_repeated(tree: dict[str, Any], tmp_pa
     assert changed.returncode == 2
     assert "annotation_prompt: was" in changed.stderr
     assert "Undo the change, or give a new run_dir." in changed.stderr
+
+
+def test_a_killed_job_loses_nothing_of_what_is_known_of_images_that_kill_engines(tmp_path: Path) -> None:
+    """The job ends well, with a warning, and starts fewer engines than one that begins anew."""
+    poison = [f"{number:03d}.png" for number in range(7, 11)]
+    tree = scripted_tree(write_images(tmp_path / "images", 64), tmp_path / "run", kill_on=poison)
+    tree["source"] |= {"shard_size": 64, "skip_duplicates": False}
+    run = Run.open(tree["run_dir"])
+    assert run_job("index", tree, tmp_path).returncode == 0
+    file = run.annotations.suspects_file("000000", 0)
+    kill_when("annotate", tree, tmp_path, lambda: 2 in file.read().num_kills.values())
+    known = file.read()
+    assert {name for name, number in known.num_kills.items() if number == 2} < set(poison)
+
+    done = run_job("annotate", tree, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: annotate:teacher: 4 images killed engines and failed with reason kills_engine (" in done.stdout
+    assert "of 64 rows, 6.2% failed (kills_engine: 4)" in done.stdout
+    rows = {row.image_id: row.reason for row in run.annotations.rows(["000000"])}
+    assert [name for name, reason in rows.items() if reason == "kills_engine"] == poison
+    assert run.annotations.list_suspects() == set()
+    # One search needs 13 engines at most; the death that the killed driver did not record is repeated.
+    assert deaths(run.storage).total <= 14
 
 
 def test_a_stopped_job_exits_in_order_and_logs_json(tree: dict[str, Any], tmp_path: Path) -> None:

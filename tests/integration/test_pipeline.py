@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +18,15 @@ from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator
 
 from mpa_ray.config import RunConfig
 from mpa_ray.corpus.read import Reader
-from mpa_ray.errors import RunError
+from mpa_ray.engine.probe import PROBE_ID
+from mpa_ray.errors import RunError, Unfinished
+from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.phases.annotate import annotate, annotation_pass, index_and_annotate
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.identify import identify
 from mpa_ray.phases.index import index
 from mpa_ray.phases.report import report
+from mpa_ray.pipeline.deaths import current_process, was_taken_away
 from mpa_ray.pipeline.run_pass import Outstanding, run_missing
 from mpa_ray.report.render_status import render_status
 from mpa_ray.report.status import status
@@ -151,12 +156,14 @@ def test_a_dead_engine_is_replaced_and_nothing_is_lost(images: Path, tmp_path: P
         ("kill_on", "the process ended without an error, as after a SIGKILL"),
     ],
 )
-def test_an_engine_that_keeps_dying_ends_the_run(images: Path, tmp_path: Path, fault: str, last_error: str) -> None:
+def test_more_images_that_kill_engines_than_the_limit_end_the_run(
+    images: Path, tmp_path: Path, fault: str, last_error: str
+) -> None:
     tree = scripted_tree(images, tmp_path / "run", **{fault: ["000.png"]})
     tree["source"]["limit"] = 4
-    tree["limits"] = {"max_engine_deaths": 2}
+    tree["limits"] = {"max_image_deaths": 1, "max_poison_images": 0}
     with pytest.raises(
-        RunError, match=f"annotate:teacher: the engine died 2 times on shard 000000.*{last_error}"
+        RunError, match=f"annotate:teacher: 1 image of shard 000000 killed engines, more than.*{last_error}"
     ) as end:
         identified(tree)
     run, config = Run.open(tree["run_dir"]), RunConfig.model_validate(tree)
@@ -239,7 +246,9 @@ def test_a_run_stops_when_too_many_images_fail(images: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("fault", ["die_on", "kill_on", "hang_on"])
-def test_an_image_that_kills_engines_is_quarantined(images: Path, tmp_path: Path, fault: str) -> None:
+def test_an_image_that_kills_engines_is_quarantined(
+    images: Path, tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     tree = scripted_tree(images, tmp_path / "run", **{fault: ["011.png"]})
     tree["source"]["limit"] = 24
     tree["limits"] = {"max_image_deaths": 1, "request_timeout_s": 2.0}
@@ -248,7 +257,43 @@ def test_an_image_that_kills_engines_is_quarantined(images: Path, tmp_path: Path
     assert (counts["problems"], counts["annotated"], counts["failed"]) == ([], 23, {"kills_engine": 1})
     rows = {row.image_id: row for row in run.annotations.rows(run.manifest().shards)}
     assert rows["011.png"].attempts == 2
+    assert run.annotations.list_suspects() == set()
+    warning = "annotate:teacher: 1 image killed engines and failed with reason kills_engine (011.png)"
+    assert warning in capsys.readouterr().out
     assert "engines died with this image alone" in (rows["011.png"].detail or "")
+
+
+@pytest.mark.parametrize(
+    ("fault", "first", "last", "most"),
+    [("die_on", 7, 11, 18), pytest.param("kill_on", 7, 23, 60, marks=pytest.mark.long)],
+)
+def test_many_images_that_kill_engines_end_as_failed_rows_with_default_limits(
+    tmp_path: Path, fault: str, first: int, last: int, most: int
+) -> None:
+    poison = [f"{number:03d}.png" for number in range(first, last)]
+    tree = scripted_tree(write_images(tmp_path / "images", 64), tmp_path / "run", **{fault: poison})
+    tree["source"] |= {"shard_size": 64, "skip_duplicates": False}
+    config = RunConfig.model_validate(tree)
+    for phase in (index, annotate):
+        phase(RunContext.open(config))
+    run = Run.open(config.run_dir)
+    rows = {row.image_id: row.reason for row in run.annotations.rows(run.manifest().shards)}
+    assert [name for name, reason in rows.items() if reason == "kills_engine"] == poison
+    assert (len(rows), [reason for reason in rows.values() if reason not in (None, "kills_engine")]) == (64, [])
+    assert deaths(run.storage).total <= most
+    assert run.annotations.list_suspects() == set()
+
+
+def test_an_engine_that_cannot_answer_the_probe_ends_the_run_and_blames_no_image(images: Path, tmp_path: Path) -> None:
+    tree = scripted_tree(images, tmp_path / "run", die_on=["003.png", PROBE_ID])
+    tree["source"]["limit"] = 8
+    with pytest.raises(Unfinished, match=rf"no image is to blame: scripted to die on {PROBE_ID}.*log: ") as end:
+        identified(tree)
+    run = Run.open(tree["run_dir"])
+    assert deaths(run.storage).num_by_phase == {"annotate": 3}
+    assert "Run the same command again to continue." in str(end.value)
+    tree["teacher"]["engine"]["die_on"] = []
+    assert audit(identified(tree)[1]).to_json()["failed"] == {}
 
 
 @dataclass(frozen=True)
@@ -268,6 +313,27 @@ def test_an_error_in_a_task_ends_the_run_in_its_own_words(images: Path, tmp_path
     work = replace(annotation_pass(context), reader=ReaderThatFails(context.config.object_store))
     with pytest.raises(RunError, match=r"^annotate:teacher: KeyError: 'no such row'\. Run the same command"):
         run_missing(run, work, Outstanding.of(run.annotations, run.manifest()))
+
+
+class Process:
+    """An actor that describes its process; asynchronous, like those that hold engines."""
+
+    async def current(self) -> WorkerProcess:
+        return current_process("engine of teacher")
+
+
+@pytest.mark.parametrize(("end", "expected"), [("SIGKILL", False), ("SIGTERM", True), ("ray.kill", True)])
+def test_ray_says_whether_a_process_was_asked_to_end(end: str, expected: bool) -> None:
+    actor: Any = ray.remote(max_restarts=1, max_task_retries=-1)(Process).remote()
+    process = ray.get(actor.current.remote())
+    assert not asyncio.run(was_taken_away(process))
+    if end == "ray.kill":
+        ray.kill(actor, no_restart=False)
+    else:
+        os.kill(process.pid, getattr(signal, end))
+    while ray.get(actor.current.remote(), timeout=60) == process:
+        time.sleep(0.1)
+    assert asyncio.run(was_taken_away(process)) is expected
 
 
 def test_files_with_the_same_bytes_are_annotated_once(tmp_path: Path) -> None:

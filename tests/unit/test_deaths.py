@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+import pytest
+
 from mpa_ray.config import LimitsConfig
 from mpa_ray.leveling.failures import TrainingFailures
 from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
+from mpa_ray.pipeline.deaths import was_taken_away
 
 
 def process(pid: int) -> WorkerProcess:
@@ -34,29 +37,37 @@ def coordinator(recorder: Recorder, **limits: int) -> PassCoordinator:
 def test_a_process_that_dies_silently_is_recorded_once_for_all_its_shards() -> None:
     recorder = Recorder()
 
-    async def work() -> str | None:
+    async def work() -> list[str | None]:
         state = coordinator(recorder, max_engine_deaths=2)
         for pid in (1, 2, 3):
-            attempts = [await state.begin_attempt(shard, process(pid)) for shard in ("a", "b")]
-        return attempts[0].given_up
+            attempts = [await state.begin_attempt(shard, process(pid), []) for shard in ("a", "b")]
+        return [attempt.given_up for attempt in attempts]
 
-    given_up = asyncio.run(work())
-    assert given_up == "the engine died 2 times on shard a, the last time with: no error of process 2"
+    # The engines died without any image that could have killed them.
+    last = "the last time with: no error of process 2"
+    assert asyncio.run(work()) == [f"the engine died 2 times on shard {shard}, {last}" for shard in "ab"]
     assert recorder.recorded == [(1, None), (2, None)]
 
 
 def test_the_message_has_what_the_process_reported() -> None:
     recorder = Recorder()
 
-    async def work() -> str | None:
-        state = coordinator(recorder, max_engine_deaths=1)
-        await state.begin_attempt("a", process(1))
-        await state.report_death(process(1), {"a": ["x"]}, "CUDA out of memory")
-        return (await state.begin_attempt("a", process(2))).given_up
+    async def work() -> list[str | None]:
+        state = coordinator(recorder, max_image_deaths=1, max_poison_images=0)
+        problems = []
+        for pid in (1, 2):
+            problems.append((await state.begin_attempt("a", process(pid), ["x", "y"])).given_up)
+            await state.next_group("a")
+            await state.report_death(process(pid), {"a": ["x"]}, "CUDA out of memory")
+        return [*problems, (await state.begin_attempt("a", process(3), ["x", "y"])).given_up]
 
-    given_up = asyncio.run(work())
-    assert given_up == "the engine died 1 times on shard a, the last time with: CUDA out of memory of process 1"
-    assert recorder.recorded == [(1, "CUDA out of memory")]
+    *before, given_up = asyncio.run(work())
+    assert before == [None, None]
+    assert given_up == (
+        "1 image of shard a killed engines, more than limits.max_poison_images = 0, the last time with: "
+        "CUDA out of memory of process 2"
+    )
+    assert recorder.recorded == [(1, "CUDA out of memory"), (2, "CUDA out of memory")]
 
 
 def test_a_shard_that_was_visited_or_that_a_live_process_repeats_is_no_death() -> None:
@@ -64,13 +75,46 @@ def test_a_shard_that_was_visited_or_that_a_live_process_repeats_is_no_death() -
 
     async def work() -> None:
         state = coordinator(recorder, max_engine_deaths=1)
-        await state.begin_attempt("a", process(1))
+        await state.begin_attempt("a", process(1), [])
         await state.report_visited("a")
-        assert (await state.begin_attempt("a", process(2))).given_up is None
-        assert (await state.begin_attempt("a", process(2))).given_up is None
+        assert (await state.begin_attempt("a", process(2), [])).given_up is None
+        assert (await state.begin_attempt("a", process(2), [])).given_up is None
 
     asyncio.run(work())
     assert recorder.recorded == []
+
+
+def test_an_engine_that_is_lost_with_its_node_is_no_death() -> None:
+    """Neither while it visits images, even one alone, nor while it starts; but it is recorded."""
+    recorder = Recorder()
+
+    async def lost(process: WorkerProcess) -> bool:
+        return process.pid != 8
+
+    async def work() -> tuple[list[str], frozenset[str]]:
+        limits = LimitsConfig(max_engine_deaths=1, max_image_deaths=1)
+        state = PassCoordinator(limits, 100, recorder, lost)
+        starts = []
+        for pid in range(1, 8):
+            starts.append(await state.begin_start("actor", process(pid)))
+            attempt = await state.begin_attempt("a", process(pid), ["x"])
+            assert (attempt.given_up, attempt.suspects, attempt.needs_probe) == (None, frozenset(), False)
+            if pid % 2:
+                await state.report_death(process(pid), {"a": ["x"]}, "SIGTERM")
+        await state.begin_attempt("a", process(8), ["x"])
+        return starts, (await state.begin_attempt("a", process(9), ["x"])).suspects
+
+    starts, suspects = asyncio.run(work())
+    assert set(starts) == {""}
+    assert suspects == {"x"}
+    assert [pid for pid, _ in recorder.recorded] == list(range(1, 9))
+
+
+def test_a_process_is_taken_away_if_ray_says_that_its_node_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"NodeID": "up", "Alive": True}, {"NodeID": "down", "Alive": False}]
+    monkeypatch.setattr("mpa_ray.pipeline.deaths.ray.nodes", lambda: nodes)
+    processes = [WorkerProcess("engine of teacher", 1, "host", node, (), None) for node in ("up", "down", "gone", "")]
+    assert [asyncio.run(was_taken_away(process)) for process in processes] == [False, True, True, False]
 
 
 def test_an_engine_whose_process_dies_at_its_start_is_given_up() -> None:

@@ -17,10 +17,11 @@ from mpa_ray.config import EvaluationRunConfig
 from mpa_ray.errors import ConfigError, FingerprintMismatch
 from mpa_ray.records import Annotation, ImageRef, ParitySample, Verdict, arrow_schema, from_table, to_table
 from mpa_ray.run.audit import audit
-from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.dataset import DatasetsOfModels, ShardedDataset
 from mpa_ray.run.garbage import Collected, collect_garbage
 from mpa_ray.run.parity_export import export_parity, read_parity
 from mpa_ray.run.run import FORMAT, Run
+from mpa_ray.run.suspects import Suspects
 from mpa_ray.stages.judge import parity_samples
 from mpa_ray.storage.local import LocalStorage
 from mpa_ray.storage.open import open_storage
@@ -257,6 +258,19 @@ def test_files_that_no_marker_names_are_garbage(finished: Run) -> None:
     assert collect_garbage(finished, timedelta(seconds=-5)) == Collected(3, 3 * len(content), 0)
     assert audit(finished) == before
     assert before.problems == []
+
+
+def test_what_is_known_of_images_that_kill_engines_is_garbage_once_their_shard_is_committed(finished: Run) -> None:
+    done, left = (finished.annotations.suspects_file("000001", generation) for generation in (0, 1))
+    unfinished = "annotations/suspects/.000001.0.json.half"
+    shared = DatasetsOfModels({"small": finished.annotations}).suspects_file("000001", 0)
+    for file in (done, left, shared):
+        file.write(Suspects((("a",),)))
+    finished.storage.write(unfinished, b"{")
+    assert audit(finished).problems == []
+    assert collect_garbage(finished, timedelta(seconds=-5)).num_files == 3
+    assert finished.annotations.list_suspects() == {left.path}
+    assert not finished.storage.exists(unfinished)
 
 
 def test_a_full_disk_is_reported_before_any_work(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:

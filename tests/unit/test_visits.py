@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from mpa_ray.engine.protocol import EngineDied
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.records import Reason
 from mpa_ray.stages.image_work import ImageWork
 from mpa_ray.stages.visits import Attempt, Visits
 
@@ -28,12 +30,17 @@ class SlowLog:
 
     deaths: list[Mapping[str, Sequence[str]]] = field(default_factory=list)
 
-    async def begin(self, _: str) -> Attempt:
+    async def begin(self, shard: str, generation: int, images: Sequence[str]) -> Attempt:  # noqa: ARG002
         return Attempt(1)
 
     async def visited(self, shard: str) -> None: ...
 
-    async def alone(self, shard: str, image_id: str | None) -> None: ...
+    async def next_group(self, _: str) -> Sequence[str]:
+        return ()
+
+    async def begin_probe(self) -> None: ...
+
+    async def end_probe(self) -> None: ...
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], _: str) -> None:
         await asyncio.sleep(0.01)
@@ -63,3 +70,74 @@ def test_an_engine_that_is_gone_ends_the_visit() -> None:
     visits = Visits(DeadEngine(), num_slots=1, log=SlowLog(), die=end_process)
     with pytest.raises(ExceptionGroup):
         asyncio.run(visits.visit("a", [ImageWork("a/0", "/x", (), b"")]))
+
+
+@dataclass
+class Presence:
+    """A stage that notes which images are in the engine together."""
+
+    present: set[str] = field(default_factory=set)
+    together: list[set[str]] = field(default_factory=list)
+
+    async def visit(self, work: ImageWork[Any]) -> list[Any]:
+        self.present.add(work.image_id)
+        self.together.append(set(self.present))
+        await asyncio.sleep(0.001)
+        self.present.discard(work.image_id)
+        return [work.image_id]
+
+
+@dataclass
+class LogWithSuspects(SlowLog):
+    """A log in which shard a has suspects; `events` are the steps of its visit."""
+
+    groups: list[tuple[str, ...]] = field(default_factory=lambda: [("a/1", "a/3"), ("a/4",)])
+    events: list[str] = field(default_factory=list)
+
+    async def begin(self, shard: str, generation: int, images: Sequence[str]) -> Attempt:
+        self.events.append(f"begin {shard} {generation} {len(images)}")
+        suspects = frozenset(name for group in self.groups for name in group) if shard == "a" else frozenset[str]()
+        return Attempt(2, suspects=suspects, needs_probe=True)
+
+    async def next_group(self, _: str) -> Sequence[str]:
+        return self.groups.pop(0) if self.groups else ()
+
+    async def begin_probe(self) -> None:
+        self.events.append("begin probe")
+
+    async def end_probe(self) -> None:
+        self.events.append("end probe")
+
+
+def test_suspects_are_visited_in_groups_after_all_others_and_the_engine_answers_the_probe_first() -> None:
+    log, stage = LogWithSuspects(), Presence()
+
+    async def probe() -> None:
+        assert not stage.together
+        log.events.append("probe")
+
+    async def end_process(error: str) -> None:
+        pytest.fail(error)
+
+    async def visit_two_shards() -> list[Any]:
+        visits = Visits(stage, num_slots=3, log=log, die=end_process, probe=probe)
+        shards = {shard: [ImageWork(f"{shard}/{n}", "/x", (), b"") for n in range(6)] for shard in ("a", "b")}
+        return await asyncio.gather(*(visits.visit(s, works, generation=7) for s, works in shards.items()))
+
+    rows = asyncio.run(visit_two_shards())
+    assert rows == [[f"{shard}/{n}" for n in range(6)] for shard in "ab"]
+    assert log.events == ["begin a 7 6", "begin b 7 6", "begin probe", "probe", "end probe"]
+    suspects = {"a/1", "a/3", "a/4"}
+    assert [images for images in stage.together if images & suspects] == [{"a/1"}, {"a/1", "a/3"}, {"a/4"}]
+
+
+def test_images_without_a_file_are_no_suspects() -> None:
+    log = LogWithSuspects(groups=[])
+
+    async def end_process(error: str) -> None:
+        pytest.fail(error)
+
+    unread = ImageProblem(Reason.UNREADABLE, "x")
+    works = [ImageWork(name, "/x", (), content) for name, content in (("a", b""), ("b", unread), ("c", None))]
+    asyncio.run(Visits(Presence(), num_slots=3, log=log, die=end_process).visit("a", works))
+    assert log.events[0] == "begin a 0 1"

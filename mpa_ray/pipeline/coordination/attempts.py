@@ -1,100 +1,192 @@
-"""Finds images that kill engines, and limits how often a shard is retried."""
+"""The attempts at the shards of a pass: what each engine's death means for them, and when they end."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
 
 from mpa_ray.config import LimitsConfig
+from mpa_ray.pipeline.coordination.poison_search import PoisonSearch
+from mpa_ray.run.suspects import Suspects
 from mpa_ray.stages.visits import Attempt
+
+_MAX_DEATHS_AT_PROBE = 2
+"""After so many engines in a row that died of the probe picture, the engine is at fault."""
+_MAX_TAKEN_AWAY = 100
+"""After so many engines of a shard that were taken away, the pass ends: without a limit it might never end."""
+_NUM_BLAMED_WITHOUT_SURVIVOR = 6
+"""After so many images in quarantine, while no image of a large shard was visited, the engine is at fault. Groups are
+selected at random, so an engine that works would very likely have visited one."""
+_MAX_POISON_SHARE = 0.25
+"""A shard is large if at most this share of it may be in quarantine."""
 
 
 @dataclass
-class _ShardHistory:
-    """The attempts at one shard so far."""
+class _Shard:
+    """A shard that is not committed."""
 
+    search: PoisonSearch
     num_attempts: int = 0
-    num_deaths: int = 0
-    num_silent_deaths: int = 0
-    """Deaths without a report."""
-    has_reported: bool = True
-    """Whether the latest attempt has reported how it ended."""
-    image_alone: str | None = None
-    """The image that is alone in an engine at the moment; None if there is no such image."""
-    suspects: set[str] = field(default_factory=set)
-    num_kills: Counter[str] = field(default_factory=Counter)
-    """How many engines each image has killed while it was alone in them."""
+    engine: Hashable | None = None
+    """The engine of the latest attempt; None if that attempt is over."""
+    group: tuple[str, ...] = ()
+    """The group that is in the engine, which then holds nothing else."""
+    num_taken_away: int = 0
     last_error: str = "the process ended without an error"
 
 
 class Attempts:
     """The attempts at the shards of a pass.
 
-    When an engine dies, the images that were in it become suspects. The next attempt visits all other images first, and
-    then each suspect alone. Once `max_image_deaths` engines have died while an image was alone in them, the image is
-    quarantined. A process that is killed at once (for lack of memory, or by a fault in a codec) reports nothing. After
-    the second such death, every image of the shard is visited alone.
+    A death makes suspects of the images that were in the engine. A process that is killed outright (out of memory, a
+    fault in a codec) reports nothing, so all images of its shards become suspects. A `PoisonSearch` for each shard
+    finds those that kill engines. Deaths that bring it forward do not count against the shard; `PoisonSearch` says why
+    it still ends. An engine that follows a death first has to answer a probe picture. If it dies of the picture, the
+    engine is at fault and the pass ends. An engine that was taken away, with its node or by a request to end, says
+    nothing about images and does not count as a death.
     """
 
-    def __init__(self, limits: LimitsConfig) -> None:
+    def __init__(self, limits: LimitsConfig, random: Random | None = None) -> None:
+        """Begin a pass. `random` selects the groups to visit."""
         self._limits = limits
-        self._histories: dict[str, _ShardHistory] = {}
+        self._random = random or Random()
+        self._shards: dict[str, _Shard] = {}
+        self._is_any_at_fault = False
+        self._probed: set[Hashable] = set()
+        """Engines that have the probe picture now."""
+        self._num_deaths_at_probe = 0
+        self._error_at_probe = ""
 
-    def begin(self, shard: str) -> Attempt:
-        """Begin an attempt, and count a death if the previous attempt ended with one."""
-        history = self._histories.setdefault(shard, _ShardHistory())
-        history.num_attempts += 1
-        if history.image_alone is not None:
-            history.num_kills[history.image_alone] += 1
-            history.suspects.add(history.image_alone)
-            history.num_deaths += 1
-        elif history.num_attempts > 1 and not history.has_reported:
-            history.num_silent_deaths += 1
-            history.num_deaths += 1
-        history.has_reported, history.image_alone = False, None
-        max_kills = self._limits.max_image_deaths
-        quarantined = {image_id: number for image_id, number in history.num_kills.items() if number >= max_kills}
+    def is_known(self, shard: str) -> bool:
+        """Whether the shard was begun before and is not forgotten."""
+        return shard in self._shards
+
+    def unfinished_engine(self, shard: str) -> Hashable | None:
+        """The engine of the latest attempt, which may have died; None if there is no attempt, or it is over."""
+        known = self._shards.get(shard)
+        return known.engine if known is not None else None
+
+    def learn(self, shard: str, before: Suspects) -> None:
+        """Take over what is known of a shard, before its first attempt."""
+        self._shards[shard] = _Shard(PoisonSearch(self._limits.max_image_deaths, before, self._random))
+
+    def knowledge(self, shard: str) -> Suspects:
+        """What is known of a shard."""
+        return self._shards[shard].search.knowledge
+
+    def begin(self, shard: str, engine: Hashable, images: Sequence[str]) -> Attempt:
+        """Begin an attempt. If the engine of the latest attempt has died, call `bury` first.
+
+        Args:
+            shard: The shard.
+            engine: Identifies the engine.
+            images: The shard's images that an engine has to visit.
+        """
+        if shard not in self._shards:
+            self.learn(shard, Suspects())
+        begun = self._shards[shard]
+        begun.num_attempts += 1
+        begun.engine, begun.group = engine, ()
+        begun.search.begin(images)
+        problem, is_engine_fault = self._problem(shard, begun)
         return Attempt(
-            number=history.num_attempts,
-            alone=frozenset(history.suspects - quarantined.keys()),
-            all_alone=history.num_silent_deaths > 1,
-            quarantined=quarantined,
-            given_up=self._given_up(shard, history),
+            number=begun.num_attempts,
+            suspects=begun.search.suspects,
+            quarantined=begun.search.quarantined,
+            needs_probe=self._is_any_at_fault or bool(begun.search.suspects),
+            given_up=problem,
+            is_engine_fault=is_engine_fault,
         )
 
-    def set_alone(self, shard: str, image_id: str | None) -> None:
-        """Record which image of the shard is alone in an engine; None once that image has left the engine."""
-        self._histories[shard].image_alone = image_id
+    def begin_probe(self, engine: Hashable) -> None:
+        """The probe picture enters an otherwise empty engine."""
+        self._probed.add(engine)
 
-    def report_death(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
-        """Record that an engine died, and which images of each shard were in it."""
-        for shard, images in in_flight.items():
-            history = self._histories[shard]
-            history.has_reported, history.last_error = True, error
-            if images and history.image_alone is None:
-                history.num_deaths += 1
-                history.suspects.update(images)
+    def end_probe(self, engine: Hashable) -> None:
+        """The engine has answered the probe picture."""
+        self._probed.discard(engine)
+        self._num_deaths_at_probe = 0
+
+    def next_group(self, shard: str) -> tuple[str, ...]:
+        """The next group of suspects enters an otherwise empty engine; empty if none is left.
+
+        The group before it has been visited.
+        """
+        begun = self._shards[shard]
+        if begun.group:
+            begun.search.survive(begun.group)
+        begun.group = begun.search.next_group()
+        return begun.group
 
     def report_visited(self, shard: str) -> None:
         """Record that all images of the shard have been visited. Ray may still lose the rows and ask for them again."""
-        if (history := self._histories.get(shard)) is not None:
-            history.has_reported = True
+        if (begun := self._shards.get(shard)) is not None:
+            begun.engine = None
 
-    def has_ended_silently(self, shard: str) -> bool:
-        """Whether the latest attempt has ended without a report of how it ended. The attempt must be over."""
-        history = self._histories.get(shard)
-        return history is not None and not history.has_reported
+    def bury(
+        self, engine: Hashable, in_flight: Mapping[str, Collection[str]] | None, cause: str, was_taken_away: bool
+    ) -> list[str]:
+        """Record the death of an engine. A further record of the same death has no effect.
 
-    def explain(self, shard: str, cause: str) -> None:
-        """Record why the latest attempt at a shard ended."""
-        self._histories[shard].last_error = cause
+        Args:
+            engine: The engine.
+            in_flight: The images of each shard that were in it; None if it could not report them.
+            cause: Why it died.
+            was_taken_away: Whether it was ended for reasons that have nothing to do with its images.
+
+        Returns:
+            The shards of which more is known now.
+        """
+        shards = {name: begun for name, begun in self._shards.items() if begun.engine == engine}
+        in_group = {name: begun for name, begun in shards.items() if begun.group}
+        groups = {name: begun.group for name, begun in in_group.items()}
+        for begun in shards.values():
+            begun.engine, begun.group, begun.last_error = None, (), cause
+        has_probe = engine in self._probed
+        self._probed.discard(engine)
+        if was_taken_away:
+            for begun in shards.values():
+                begun.num_taken_away += 1
+            return []
+        self._is_any_at_fault = True
+        if has_probe:
+            self._num_deaths_at_probe, self._error_at_probe = self._num_deaths_at_probe + 1, cause
+            return []
+        if in_group:
+            for name, begun in in_group.items():
+                begun.search.die_in_group(groups[name], None if in_flight is None else in_flight.get(name, ()))
+            return list(in_group)
+        present = shards if in_flight is None else {name: shards[name] for name in shards if in_flight.get(name)}
+        for name, begun in present.items():
+            images = None if in_flight is None else in_flight[name]
+            begun.search.die_among_others(images, is_only_shard=len(present) == 1)
+        return list(present)
 
     def forget(self, shard: str) -> None:
-        """Drop the history of a committed shard."""
-        self._histories.pop(shard, None)
+        """Drop what is known of a shard."""
+        self._shards.pop(shard, None)
 
-    def _given_up(self, shard: str, history: _ShardHistory) -> str | None:
-        if history.num_deaths < self._limits.max_engine_deaths:
-            return None
-        return f"the engine died {history.num_deaths} times on shard {shard}, the last time with: {history.last_error}"
+    def _problem(self, shard: str, begun: _Shard) -> tuple[str | None, bool]:
+        """Why the shard is given up, if it is, and whether that is the engine's fault."""
+        search, limits, last = begun.search, self._limits, f"the last time with: {begun.last_error}"
+        num_blamed = len(search.quarantined)
+        is_large = limits.max_poison_images <= _MAX_POISON_SHARE * search.num_images
+        if self._num_deaths_at_probe >= _MAX_DEATHS_AT_PROBE:
+            problem = "the engine has died and its successors die of a built-in test picture, so no image is to blame"
+            return f"{problem}: {self._error_at_probe}", True
+        if begun.num_taken_away >= _MAX_TAKEN_AWAY:
+            return (
+                f"{begun.num_taken_away} engines were ended from outside while they visited shard {shard}, {last}",
+                True,
+            )
+        if is_large and num_blamed >= _NUM_BLAMED_WITHOUT_SURVIVOR and not search.has_survivor:
+            problem = f"each of {num_blamed} images of shard {shard} killed engines and no image was visited"
+            return f"{problem}, so the engine is at fault and no image is to blame, {last}", True
+        if num_blamed > limits.max_poison_images:
+            images = f"{'1 image' if num_blamed == 1 else f'{num_blamed} images'} of shard {shard}"
+            most = limits.max_poison_images
+            return f"{images} killed engines, more than limits.max_poison_images = {most}, {last}", False
+        if search.num_unexplained >= limits.max_engine_deaths:
+            return f"the engine died {search.num_unexplained} times on shard {shard}, {last}", False
+        return None, False

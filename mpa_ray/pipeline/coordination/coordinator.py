@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mpa_ray.config import LimitsConfig
 from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.coordination.attempts import Attempts
 from mpa_ray.pipeline.coordination.bytes_in_flight import BytesInFlight
-from mpa_ray.pipeline.coordination.deaths import Begun, Deaths, RecordDeath
+from mpa_ray.pipeline.coordination.deaths import Begun, Deaths, RecordDeath, WasTakenAway, never_taken_away
 from mpa_ray.pipeline.coordination.duplicates import Duplicates, Sighting
 from mpa_ray.pipeline.coordination.end_of_pass import EndOfPass
 from mpa_ray.pipeline.coordination.shard_queue import ShardQueue
+from mpa_ray.pipeline.coordination.suspects_in_run import SuspectsFiles, SuspectsInRun
 from mpa_ray.pipeline.coordination.turns import OrderedTurns
 from mpa_ray.stages.visits import Attempt
 
@@ -23,12 +26,31 @@ _MAX_DEATHS_AT_START = 3
 class PassCoordinator:
     """Queue, leases, duplicates, attempts and deaths of one pass, as the methods of one actor."""
 
-    def __init__(self, limits: LimitsConfig, max_bytes_in_flight: int, record_death: RecordDeath) -> None:
+    def __init__(
+        self,
+        limits: LimitsConfig,
+        max_bytes_in_flight: int,
+        record_death: RecordDeath,
+        was_taken_away: WasTakenAway = never_taken_away,
+        suspects_files: SuspectsFiles | None = None,
+    ) -> None:
+        """Begin a pass.
+
+        Args:
+            limits: When the pass ends because of deaths.
+            max_bytes_in_flight: See `BytesInFlight`.
+            record_death: Records a death in the run.
+            was_taken_away: Whether a dead process ended for reasons outside of it.
+            suspects_files: Where the pass keeps what deaths have shown; None keeps nothing.
+        """
         self._queue = ShardQueue()
         self._attempts = Attempts(limits)
-        self._deaths = Deaths(record_death)
-        self._visiting: dict[str, WorkerProcess] = {}
-        """The process of the latest attempt at each shard."""
+        self._deaths = Deaths(record_death, was_taken_away)
+        self._in_flight: dict[WorkerProcess, Mapping[str, Sequence[str]]] = {}
+        """The images that were in dead engines, as far as these could report them."""
+        self._suspects = SuspectsInRun(suspects_files)
+        self._quarantined: dict[str, list[str]] = {}
+        self._background: set[asyncio.Task[None]] = set()
         self._starts = Begun(self._deaths, min(limits.max_engine_deaths, _MAX_DEATHS_AT_START))
         self._fetches = Begun(self._deaths, limits.max_engine_deaths)
         self._turns_to_read, self._turns_to_claim = OrderedTurns(), OrderedTurns()
@@ -84,31 +106,51 @@ class PassCoordinator:
         """See `Duplicates.claim`."""
         return await self._duplicates.claim(shard, sightings)
 
-    async def begin_attempt(self, shard: str, process: WorkerProcess) -> Attempt:
-        """Begin an attempt in a process, and find out why the previous attempt ended. See `Attempts.begin`."""
-        previous = self._visiting.get(shard)
-        if previous == process:
-            # The process is alive, so the attempt did not end with a death: Ray has lost its rows.
-            self._attempts.report_visited(shard)
-        elif previous is not None and self._attempts.has_ended_silently(shard):
-            self._attempts.explain(shard, await self._deaths.cause_of(previous))
-        elif previous is not None and (cause := self._deaths.reported(previous)) is not None:
-            self._attempts.explain(shard, await cause)
-        self._visiting[shard] = process
-        return self._attempts.begin(shard)
+    async def begin_attempt(
+        self, shard: str, process: WorkerProcess, images: Sequence[str], generation: int = 0
+    ) -> Attempt:
+        """Begin an attempt in a process, and find out how the previous one ended. See `Attempts.begin`."""
+        previous = self._attempts.unfinished_engine(shard)
+        if isinstance(previous, WorkerProcess) and previous != process:
+            await self._bury(previous)
+        if not self._attempts.is_known(shard):
+            before = await self._suspects.read(shard, generation)
+            # If the shard is made again, its other images are kept: they were visited.
+            has_survivor = before.has_survivor or generation > 0
+            self._attempts.learn(shard, replace(before, has_survivor=has_survivor))
+        attempt = self._attempts.begin(shard, process, images)
+        self._quarantined[shard] = list(attempt.quarantined)
+        if attempt.is_engine_fault:
+            await self._suspects.delete(shard)
+        return attempt
+
+    async def begin_probe(self, process: WorkerProcess) -> None:
+        """See `Attempts.begin_probe`."""
+        self._attempts.begin_probe(process)
+
+    async def end_probe(self, process: WorkerProcess) -> None:
+        """See `Attempts.end_probe`."""
+        self._attempts.end_probe(process)
+
+    async def next_group(self, shard: str) -> Sequence[str]:
+        """See `Attempts.next_group`."""
+        group = self._attempts.next_group(shard)
+        await self._suspects.write(shard, self._attempts.knowledge(shard))
+        return group
 
     async def report_visited(self, shard: str) -> None:
         """See `Attempts.report_visited`."""
         self._attempts.report_visited(shard)
 
-    async def set_alone(self, shard: str, image_id: str | None) -> None:
-        """See `Attempts.set_alone`."""
-        self._attempts.set_alone(shard, image_id)
-
     async def report_death(self, process: WorkerProcess, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
-        """See `Attempts.report_death`. The process may end before its death is recorded."""
-        self._attempts.report_death(in_flight, error)
+        """See `Attempts.bury`. The process may end before its death is recorded."""
+        self._in_flight[process] = in_flight
         self._deaths.begin(process, error)
+        self._in_background(self._bury(process))
+
+    def quarantined(self) -> list[str]:
+        """The images that have killed engines, of all shards."""
+        return [image_id for images in self._quarantined.values() for image_id in images]
 
     async def give_up(self, failure: Any) -> None:
         """See `EndOfPass.give_up`."""
@@ -121,9 +163,26 @@ class PassCoordinator:
     async def end_shard(self, shard: str) -> None:
         """Free the resources of a shard that is committed, or left for the next run."""
         self._attempts.forget(shard)
-        self._visiting.pop(shard, None)
+        self._in_background(self._suspects.delete(shard))
         await self._bytes.release(shard)
 
     async def settle(self) -> None:
         """Wait until all deaths are recorded."""
         await self._deaths.settle()
+        await asyncio.gather(*self._background)
+
+    async def _bury(self, process: WorkerProcess) -> None:
+        """Record a death, and keep in the run what it shows."""
+        cause = await self._deaths.cause_of(process)
+        was_taken_away = await self._deaths.was_taken_away(process)
+        known = {
+            shard: self._attempts.knowledge(shard)
+            for shard in self._attempts.bury(process, self._in_flight.pop(process, None), cause, was_taken_away)
+        }
+        for shard, suspects in known.items():
+            await self._suspects.write(shard, suspects)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

@@ -11,12 +11,21 @@ from mpa_ray.observability.worker_process import WorkerProcess
 RecordDeath = Callable[[WorkerProcess, str | None], Awaitable[str]]
 """Records the death of a process in the run, with the error that it reported, if any. Returns the cause in words."""
 
+WasTakenAway = Callable[[WorkerProcess], Awaitable[bool]]
+"""Whether a dead process was ended for reasons outside of it: its node is gone, or Ray asked it to end."""
+
+
+async def never_taken_away(_: WorkerProcess) -> bool:
+    """For processes that end only by their own fault."""
+    return False
+
 
 class Deaths:
     """Records each death once, no matter how many shards notice it."""
 
-    def __init__(self, record: RecordDeath) -> None:
-        self._record = record
+    def __init__(self, record: RecordDeath, was_taken_away: WasTakenAway = never_taken_away) -> None:
+        """Record deaths by `record`."""
+        self._record, self._was_taken_away = record, was_taken_away
         self._causes: dict[WorkerProcess, asyncio.Task[str]] = {}
 
     def begin(self, process: WorkerProcess, error: str | None = None) -> asyncio.Task[str]:
@@ -29,9 +38,9 @@ class Deaths:
         """Why a process died."""
         return await asyncio.shield(self.begin(process))
 
-    def reported(self, process: WorkerProcess) -> asyncio.Task[str] | None:
-        """The task that records a process's death; None if its death is not known."""
-        return self._causes.get(process)
+    async def was_taken_away(self, process: WorkerProcess) -> bool:
+        """Whether a dead process was ended for reasons outside of it."""
+        return await self._was_taken_away(process)
 
     async def settle(self) -> None:
         """Wait until all records are written."""
@@ -54,8 +63,10 @@ class Begun:
         previous, self._processes[task] = self._processes.get(task), process
         if previous is None or previous == process:
             return ""
-        self._num_deaths[task] += 1
         cause = await self._deaths.cause_of(previous)
+        if await self._deaths.was_taken_away(previous):
+            return ""
+        self._num_deaths[task] += 1
         if self._num_deaths[task] < self._max_deaths:
             return ""
         return f"the {previous.role} died {self._num_deaths[task]} times, the last time with: {cause}"

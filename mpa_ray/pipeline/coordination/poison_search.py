@@ -1,0 +1,148 @@
+"""Finds the images of one shard that kill engines. No Ray, no files and no event loop: a plain object."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from random import Random
+
+from mpa_ray.run.suspects import Suspects
+
+NUM_PARTS = 8
+"""Into how many parts a group is divided. Only parts that kill an engine cost the start of another one, which takes far
+longer than the visits of a few images: with 8 parts, one such image among 256 costs 5 engines at most; with 2, 10."""
+
+
+class PoisonSearch:
+    """The suspects of a shard in groups.
+
+    The images of a group are visited together in an otherwise empty engine. If the engine survives, they are cleared.
+    If it dies, the group is divided, down to single images. An image that has killed `max_image_deaths` engines alone
+    is quarantined.
+
+    **The search ends, whatever kills the engines.** Let a shard have n images, U be `limits.max_engine_deaths`, and K
+    be `max_image_deaths`. A death does one of four things:
+
+    1. It makes suspects of images that never were suspects: at most n deaths.
+    2. It divides a group. Groups are disjoint, so a group of m images is divided at most m - 1 times until all its
+       parts are single images or have left. Images come back into groups only by deaths of the fourth kind, so there
+       are at most (U + 1)(n - 1) such deaths.
+    3. It adds a kill to an image that was alone. After K kills the image is quarantined: at most n K deaths.
+    4. It does none of these: only images that were cleared before were in the engine, or none. It counts against the
+       shard, and the U-th such death ends it.
+
+    Usually `limits.max_poison_images` ends a shard much earlier.
+    """
+
+    def __init__(self, max_image_deaths: int, before: Suspects, random: Random) -> None:
+        """Begin a search.
+
+        Args:
+            max_image_deaths: See `LimitsConfig`.
+            before: What is known of the shard.
+            random: Selects groups. In a fixed order, neighbours that all kill engines would come first.
+        """
+        self._max_image_deaths, self._random = max_image_deaths, random
+        self._images: tuple[str, ...] = ()
+        self._groups = list(before.groups)
+        self._divided: list[tuple[str, ...]] = []
+        """The parts of the group that was divided last. They are visited first."""
+        self._cleared = set(before.cleared)
+        self._num_kills = Counter(before.num_kills)
+        self._has_survivor = before.has_survivor
+        self.num_unexplained = 0
+        """Deaths that brought no progress. They are counted anew by every command, or no command could continue."""
+
+    def begin(self, images: Sequence[str]) -> None:
+        """Begin an attempt.
+
+        Args:
+            images: All images of the shard that an engine has to visit.
+        """
+        self._images = tuple(images)
+        # Another driver may have found out about the kills.
+        quarantined = self.quarantined
+        groups = (tuple(image_id for image_id in group if image_id not in quarantined) for group in self._groups)
+        self._groups = [group for group in groups if group]
+
+    @property
+    def suspects(self) -> frozenset[str]:
+        """Images that are visited only in groups."""
+        return frozenset(image_id for group in self._groups for image_id in group)
+
+    @property
+    def quarantined(self) -> dict[str, int]:
+        """Images that no engine visits any more, with the number of engines that each has killed."""
+        return {name: number for name, number in self._num_kills.items() if number >= self._max_image_deaths}
+
+    @property
+    def has_survivor(self) -> bool:
+        """Whether any image of the shard was visited without a death."""
+        return self._has_survivor
+
+    @property
+    def num_images(self) -> int:
+        """The number of images that an engine has to visit, with those in quarantine."""
+        return len(self._images)
+
+    @property
+    def knowledge(self) -> Suspects:
+        """What is known of the shard."""
+        return Suspects(tuple(self._groups), frozenset(self._cleared), dict(self._num_kills), self._has_survivor)
+
+    def next_group(self) -> tuple[str, ...]:
+        """The group to visit next, after all other images; empty if none is left."""
+        if self._others():
+            self._has_survivor = True
+        groups = [group for group in self._divided if group in self._groups] or self._groups
+        return self._random.choices(groups, weights=[len(group) for group in groups])[0] if groups else ()
+
+    def survive(self, group: tuple[str, ...]) -> None:
+        """The engine has survived a group."""
+        self._groups.remove(group)
+        self._cleared.update(group)
+        self._has_survivor = True
+
+    def die_in_group(self, group: tuple[str, ...], in_engine: Collection[str] | None) -> None:
+        """An engine died that held only this group.
+
+        Args:
+            group: The group.
+            in_engine: The images of the group that were in the engine; None if that is not known.
+        """
+        self._groups.remove(group)
+        if len(group) == 1:
+            self._num_kills[group[0]] += 1
+            self._divided = [] if group[0] in self.quarantined else [group]
+        else:
+            guilty = tuple(name for name in group if in_engine is None or name in in_engine) or group
+            rest = tuple(name for name in group if name not in guilty)
+            self._divided = [*_divide(guilty), rest] if rest else _divide(guilty)
+        self._groups += self._divided
+
+    def die_among_others(self, in_engine: Collection[str] | None, is_only_shard: bool) -> None:
+        """An engine died that held no group.
+
+        Args:
+            in_engine: The images of the shard that were in the engine; None if that is not known.
+            is_only_shard: Whether all images in the engine were of this shard, so that one of them killed it.
+        """
+        present = tuple(name for name in self._others() if in_engine is None or name in in_engine)
+        unknown = tuple(name for name in present if name not in self._cleared)
+        if not unknown:
+            self.num_unexplained += 1
+        if new := unknown or present:
+            self._divided = _divide(new) if is_only_shard else [new]
+            self._groups += self._divided
+            self._cleared.difference_update(new)
+
+    def _others(self) -> list[str]:
+        """The images that are visited among others."""
+        left = self.suspects | self.quarantined.keys()
+        return [image_id for image_id in self._images if image_id not in left]
+
+
+def _divide(group: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Divide a group into parts of neighbours, which often share a cause."""
+    size = -(-len(group) // NUM_PARTS)
+    return [group[start : start + size] for start in range(0, len(group), size)]

@@ -1,0 +1,64 @@
+"""What a pass knows of images that may kill engines, kept in the run for the next driver."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from mpa_ray.run.suspects import Suspects, SuspectsFile
+
+logger = logging.getLogger(__name__)
+
+
+class SuspectsFiles(Protocol):
+    """A part of `mpa_ray.run.dataset.ShardTarget`."""
+
+    def suspects_file(self, shard: str, generation: int) -> SuspectsFile: ...
+
+    def list_suspects(self) -> set[str]: ...
+
+
+class SuspectsInRun:
+    """The files of the shards of a pass. A pass in which no engine dies makes one request in all, a listing."""
+
+    def __init__(self, files: SuspectsFiles | None) -> None:
+        """Keep nothing if there are no files."""
+        self._files = files
+        self._listed: asyncio.Task[set[str]] | None = None
+        self._open: dict[str, SuspectsFile] = {}
+        self._existing: set[str] = set()
+        """Shards that have a file."""
+
+    async def read(self, shard: str, generation: int) -> Suspects:
+        """What earlier drivers have found out about a shard."""
+        if self._files is None:
+            return Suspects()
+        self._listed = self._listed or asyncio.create_task(asyncio.to_thread(_listed, self._files))
+        paths = await self._listed
+        file = self._open[shard] = self._files.suspects_file(shard, generation)
+        if file.path not in paths:
+            return Suspects()
+        self._existing.add(shard)
+        return await asyncio.to_thread(file.read)
+
+    async def write(self, shard: str, suspects: Suspects) -> None:
+        """Keep what is known of a shard that was read before."""
+        if (file := self._open.get(shard)) is not None:
+            self._existing.add(shard)
+            await asyncio.to_thread(file.write, suspects)
+
+    async def delete(self, shard: str) -> None:
+        """Remove the file of a shard."""
+        file = self._open.pop(shard, None)
+        if file is not None and shard in self._existing:
+            self._existing.discard(shard)
+            await asyncio.to_thread(file.delete)
+
+
+def _listed(files: SuspectsFiles) -> set[str]:
+    try:
+        return files.list_suspects()
+    except OSError as error:
+        logger.warning("what is known of images that kill engines cannot be listed: %s", error)
+        return set()
