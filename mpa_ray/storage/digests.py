@@ -17,10 +17,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from mpa_ray.errors import TransientError
 from mpa_ray.observability.progress import Progress
-from mpa_ray.storage.object_store import SCHEME, ListedObject, ObjectStore
+from mpa_ray.storage.object_store import SCHEME, ListedObject, ObjectStore, split_uri
 from mpa_ray.storage.user_cache import cache_folder
 
 SHA256_METADATA = "mpa-ray-sha256"
@@ -32,6 +33,32 @@ _SETTLED_S = 2.0
 
 _of_this_process: dict[str, str] = {}
 """The digests that this process knows, by key."""
+
+
+class Content(Protocol):
+    """A file or an object that can be read."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    @property
+    def key(self) -> str:
+        """Identifies the content; changes when the content does."""
+        ...
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a later change of the content would certainly change its key."""
+        ...
+
+    @property
+    def known_sha256(self) -> str | None:
+        """The digest, if it is known without reading the content."""
+        ...
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the content. Raises OSError."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -76,6 +103,14 @@ class ObjectContent:
     bucket: str
     listed: ListedObject
 
+    @classmethod
+    def of(cls, store: ObjectStore, uri: str) -> ObjectContent:
+        """The object with a URI. Raises OSError if there is none."""
+        bucket, key = split_uri(uri)
+        properties = store.properties(bucket, key)
+        etag = properties["ETag"].strip('"')
+        return cls(store, bucket, ListedObject(key, properties["ContentLength"], etag, properties["LastModified"]))
+
     @property
     def num_bytes(self) -> int:
         return self.listed.num_bytes
@@ -107,9 +142,6 @@ class ObjectContent:
             yield self.store.get(self.bucket, self.listed.key, first, _PIECE_BYTES)
         if self.store.properties(self.bucket, self.listed.key)["ETag"].strip('"') != self.listed.etag:
             raise TransientError(f"{SCHEME}{self.bucket}/{self.listed.key} was replaced while it was read")
-
-
-Content = LocalContent | ObjectContent
 
 
 def sha256_of_file(path: Path) -> str:

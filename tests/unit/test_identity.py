@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,15 +17,19 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub import file_download
 
-from mpa_ray.config import ObjectStoreConfig, VllmEngineConfig
+from mpa_ray.config import BenchmarkConfig, HoldoutConfig, ObjectStoreConfig, RunConfig, VllmEngineConfig
 from mpa_ray.config.engines import ARGUMENTS_WITHOUT_EFFECT
+from mpa_ray.corpus.places.places import Places
+from mpa_ray.evaluation.labelled_identity import labelled_identity
 from mpa_ray.models import hub
 from mpa_ray.models.checkpoints import CACHE_VARIABLE, base_of_adapter, local_folder, model_identity
 from mpa_ray.models.hub import hub_commit, split_revision
+from mpa_ray.run.fingerprint import corpus_fingerprint, level_fingerprint
 from mpa_ray.storage import digests
 from mpa_ray.storage.digests import LocalContent, sha256_of_all, sha256_of_file
 from mpa_ray.storage.object_store import ObjectStore
 from mpa_ray.storage.open import open_storage
+from mpa_ray.tasks.library import find_task
 from tests.s3_server import CREDENTIALS, client, s3_server
 
 STORE = ObjectStoreConfig()
@@ -281,3 +287,66 @@ def test_the_list_of_arguments_names_arguments_of_vllm() -> None:
     known = set(re.findall(r"^    (\w+):", source, re.MULTILINE))
     assert "quantization" in known
     assert len(ARGUMENTS_WITHOUT_EFFECT - known) <= 4
+
+
+def labelled_set(folder: Path, answer: str = "yes") -> BenchmarkConfig:
+    folder.mkdir(parents=True, exist_ok=True)
+    row = {"question_id": "q", "image": "a.png", "question": "Is it?", "answers": [answer]}
+    (folder / "set.jsonl").write_text(json.dumps(row))
+    return BenchmarkConfig(path=str(folder / "set.jsonl"))
+
+
+def vqa_set(folder: Path, answer: str) -> BenchmarkConfig:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "OpenEnded_mscoco_val2014_questions.json").write_text('{"questions": []}')
+    (folder / "mscoco_val2014_annotations.json").write_text(json.dumps({"annotations": [answer]}))
+    return BenchmarkConfig(kind="okvqa", path=str(folder / "OpenEnded_mscoco_val2014_questions.json"))
+
+
+def test_a_labelled_set_is_identified_by_its_content(tmp_path: Path) -> None:
+    places = Places(STORE)
+    one, moved, other = (
+        labelled_identity(labelled_set(tmp_path / folder, answer), places)
+        for folder, answer in (("one", "yes"), ("moved/there", "yes"), ("other", "no"))
+    )
+    assert one == moved
+    assert one != other
+
+
+def test_a_labelled_set_has_one_identity_at_a_store(server: str, tmp_path: Path) -> None:
+    config = ObjectStoreConfig(endpoint_url=server)
+    local = labelled_set(tmp_path)
+    content = Path(local.path).read_bytes()
+    client(server).put_object(Bucket="bucket", Key="labelled/set.jsonl", Body=content)
+    remote = BenchmarkConfig(path="s3://bucket/labelled/set.jsonl")
+    assert labelled_identity(remote, Places(config)) == labelled_identity(local, Places(config))
+
+
+def test_the_answers_beside_the_questions_belong_to_a_labelled_set(tmp_path: Path) -> None:
+    """Answers in a file that `annotations` did not name were left out."""
+    places = Places(STORE)
+    one, other = (labelled_identity(vqa_set(tmp_path / answer, answer), places) for answer in ("yes", "no"))
+    assert one != other
+
+
+def test_the_fingerprint_of_a_training_has_the_content_of_its_labelled_sets(scripted_config: RunConfig) -> None:
+    """It had their paths: a moved set was refused, and a changed one was not."""
+    one = labelled_set(Path(scripted_config.run_dir).parent / "set")
+    student = scripted_config.students[0]
+    level = student.level.model_copy(
+        update={"replay_from": one, "replay_share": 0.5, "holdout": HoldoutConfig(questions=one)}
+    )
+    student = student.model_copy(update={"level": level, "labels": one})
+    task = find_task(scripted_config.task)
+    identity = partial(labelled_identity, places=Places(STORE))
+    fingerprint = level_fingerprint(scripted_config, task, student, "labels", identity)
+    assert fingerprint["level.labels"] == identity(one)
+    assert fingerprint["level.holdout"]["questions"] == identity(one)
+    assert level_fingerprint(scripted_config, task, student, "parity", identity)["level.replay_from"] == identity(one)
+    assert one.path not in json.dumps(fingerprint)
+
+
+def test_the_sizes_of_shards_are_not_in_the_fingerprint_of_the_corpus(scripted_config: RunConfig) -> None:
+    source = scripted_config.source.model_copy(update={"shard_size": 7, "max_shard_bytes": 10**6})
+    other = scripted_config.model_copy(update={"source": source})
+    assert corpus_fingerprint(other) == corpus_fingerprint(scripted_config)
