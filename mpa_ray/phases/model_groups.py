@@ -121,7 +121,7 @@ def copy_same_model_rows(
 
 def _copy_shard(dataset: ShardedDataset[RowT], other: ShardedDataset[RowT], shard: str) -> None:
     commit, rows = other.read_commit(shard)
-    dataset.commit(shard, rows, source_generation=commit.source_generation)
+    dataset.commit(shard, rows, source_generation=commit.source_generation, versions=commit.versions)
 
 
 def target_of(group: EngineGroup, dataset_of: Callable[[str], Dataset[OutcomeT]]) -> ShardTarget[Any]:

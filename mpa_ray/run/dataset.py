@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import count, islice, takewhile
+from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import pyarrow as pa
@@ -33,6 +34,8 @@ _NUM_THREADS = 16
 _GENERATIONS = "generations"
 """The folder of the markers of later generations. It is usually empty, so listing it takes one request."""
 _UNREAD = "unread"
+NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
+"""The versions of rows that no model has made."""
 MARKER_FOLDERS = ("commits", _GENERATIONS, _UNREAD)
 """The folders of a dataset whose files are created only if they do not exist, and are never deleted."""
 
@@ -51,6 +54,8 @@ class Commit:
     left_out: dict[str, int] = field(default_factory=dict)
     """In the corpus: how many files the listing left out between the last image of the previous shard and the last
     image of this shard, by ending or reason."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """The versions of the libraries with which the rows were made; see `mpa_ray.run.versions`."""
 
     @classmethod
     def from_json(cls, content: bytes) -> Commit:
@@ -75,7 +80,14 @@ class ShardSource(Protocol[T_co]):
 class ShardTarget(Protocol[T]):
     """The dataset to which a pass writes its rows."""
 
-    def commit(self, shard: str, rows: Sequence[T], generation: int = 0, source_generation: int = 0) -> bool:
+    def commit(
+        self,
+        shard: str,
+        rows: Sequence[T],
+        generation: int = 0,
+        source_generation: int = 0,
+        versions: Mapping[str, str] = NO_VERSIONS,
+    ) -> bool:
         """Write and publish a shard. Returns False if another attempt was first; readers then get its rows."""
         ...
 
@@ -102,6 +114,7 @@ class ShardedDataset(Generic[RowT]):
         rows: Sequence[RowT],
         generation: int = 0,
         source_generation: int = 0,
+        versions: Mapping[str, str] = NO_VERSIONS,
         *,
         left_out: Mapping[str, int] | None = None,
     ) -> bool:
@@ -112,12 +125,14 @@ class ShardedDataset(Generic[RowT]):
             rows: Its rows.
             generation: 0, or one more than the newest generation if the shard is made again.
             source_generation: The generation of the source's shard from which the rows were made.
+            versions: See `Commit.versions`.
             left_out: See `Commit.left_out`.
         """
         file = f"{self.folder}/data/{shard}-{uuid.uuid4().hex}.parquet"
         self.storage.write(file, to_parquet(rows, self.row_type))
-        values = asdict(Commit(shard, file, len(rows), generation, source_generation, dict(left_out or {})))
-        marker = json.dumps({name: value for name, value in values.items() if name != "left_out" or value})
+        left = dict(left_out or {})
+        values = asdict(Commit(shard, file, len(rows), generation, source_generation, left, dict(versions)))
+        marker = json.dumps({name: value for name, value in values.items() if value != {}})
         return self.storage.create(self._marker(shard, generation), marker.encode())
 
     def commit_of(self, shard: str) -> Commit | None:
@@ -244,10 +259,17 @@ class JoinedDatasets(Generic[RowT]):
 
     parts: Mapping[str, ShardedDataset[RowT]]
 
-    def commit(self, shard: str, rows: Sequence[RowT], generation: int = 0, source_generation: int = 0) -> bool:
+    def commit(
+        self,
+        shard: str,
+        rows: Sequence[RowT],
+        generation: int = 0,
+        source_generation: int = 0,
+        versions: Mapping[str, str] = NO_VERSIONS,
+    ) -> bool:
         """See `ShardedDataset.commit`."""
         part, name = self._place(shard)
-        return part.commit(name, rows, generation, source_generation)
+        return part.commit(name, rows, generation, source_generation, versions)
 
     def read(self, shard: str) -> list[RowT]:
         """See `ShardedDataset.read`."""
@@ -304,11 +326,16 @@ class DatasetsOfModels(Generic[OutcomeT]):
     """The dataset of each model, by the model's name."""
 
     def commit(
-        self, shard: str, rows: Sequence[OfModel[OutcomeT]], generation: int = 0, source_generation: int = 0
+        self,
+        shard: str,
+        rows: Sequence[OfModel[OutcomeT]],
+        generation: int = 0,
+        source_generation: int = 0,
+        versions: Mapping[str, str] = NO_VERSIONS,
     ) -> bool:
         """Write a shard of each dataset. Returns False if another attempt has published the shard in any dataset."""
         committed = [
-            part.commit(shard, [answer.row for answer in rows if answer.model == name], generation, source_generation)
+            part.commit(shard, [of.row for of in rows if of.model == name], generation, source_generation, versions)
             for name, part in self.parts.items()
         ]
         return all(committed)

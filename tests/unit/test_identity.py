@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from mpa_ray.models import hub
 from mpa_ray.models.checkpoints import CACHE_VARIABLE, base_of_adapter, local_folder, model_identity
 from mpa_ray.models.hub import hub_commit, split_revision
 from mpa_ray.run.fingerprint import corpus_fingerprint, level_fingerprint
+from mpa_ray.run.run import Run
+from mpa_ray.run.versions import engine_versions, mixed_versions
 from mpa_ray.storage import digests
 from mpa_ray.storage.digests import LocalContent, sha256_of_all, sha256_of_file
 from mpa_ray.storage.object_store import ObjectStore
@@ -350,3 +353,25 @@ def test_the_sizes_of_shards_are_not_in_the_fingerprint_of_the_corpus(scripted_c
     source = scripted_config.source.model_copy(update={"shard_size": 7, "max_shard_bytes": 10**6})
     other = scripted_config.model_copy(update={"source": source})
     assert corpus_fingerprint(other) == corpus_fingerprint(scripted_config)
+
+
+def test_the_marker_of_a_shard_names_the_versions_of_the_engine(tmp_path: Path) -> None:
+    run = Run.open(str(tmp_path))
+    run.annotations.commit("000000", [], versions=engine_versions())
+    commit = run.annotations.commit_of("000000")
+    assert commit is not None
+    assert commit.versions["transformers"] == version("transformers")
+    assert {"vllm", "torch", "transformers"} >= set(commit.versions)
+
+
+def test_a_dataset_of_several_versions_is_named(tmp_path: Path) -> None:
+    run = Run.open(str(tmp_path))
+    run.annotations.commit("000000", [], versions={"vllm": "0.31", "torch": "2.13"})
+    run.annotations.commit("000001", [])
+    assert mixed_versions([run.annotations]) == []
+    run.annotations.commit("000002", [], versions={"vllm": "0.32", "torch": "2.13"})
+    # The second generation keeps rows of the first.
+    run.annotations.commit("000000", [], 1, 0, {"vllm": "0.32", "torch": "2.13"})
+    assert mixed_versions([run.annotations, run.verdicts("small")]) == [
+        "annotations: made with several versions of vllm: 0.31 (1 shards), 0.32 (2 shards)"
+    ]
