@@ -10,6 +10,7 @@ from typing import Any
 
 from mpa_ray.config import Arm, EvaluationRunConfig, ObjectStoreConfig, measured_as
 from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch, may_pass
+from mpa_ray.models.hub import split_revision
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
 from mpa_ray.redaction import without_secret_values, without_url_secrets_within
 from mpa_ray.run.dataset import ShardedDataset, shard_name
@@ -324,7 +325,8 @@ class Run:
         if not changed:
             return
         problem = f"its dataset {dataset} was made with other settings: {_changes_in_words(changed)}."
-        raise FingerprintMismatch("run_dir", self.storage.root, problem, _remedy_for_change(dataset))
+        remedy = _remedy_for_new_commit(changed) or _remedy_for_change(dataset)
+        raise FingerprintMismatch("run_dir", self.storage.root, problem, remedy)
 
     def _is_begun(self, dataset: str) -> bool:
         """Whether the dataset has rows, or results of a training."""
@@ -372,6 +374,15 @@ def _cut(text: str, start: int) -> str:
 def _plain(value: Any) -> Any:
     """A value as JSON stores it: JSON has no tuples."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def _remedy_for_new_commit(changed: dict[str, tuple[Any, Any]]) -> str | None:
+    """How to continue if nothing but the commits of models on the hub has changed; None if anything else has."""
+    revisions = [(split_revision(str(old)), split_revision(str(new))) for old, new in changed.values()]
+    if not all(old[1] and new[1] and old[0] == new[0] for old, new in revisions):
+        return None
+    names = " and ".join(sorted({str(old) for old, _ in changed.values()}))
+    return f"The model has a new commit on the hub. To continue with the earlier one, set the model to {names}."
 
 
 def _remedy_for_change(dataset: str) -> str:

@@ -21,6 +21,7 @@ from huggingface_hub import file_download
 from mpa_ray.config import BenchmarkConfig, HoldoutConfig, ObjectStoreConfig, RunConfig, VllmEngineConfig
 from mpa_ray.config.engines import ARGUMENTS_WITHOUT_EFFECT
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.errors import FingerprintMismatch
 from mpa_ray.evaluation.labelled_identity import labelled_identity
 from mpa_ray.models import hub
 from mpa_ray.models.checkpoints import CACHE_VARIABLE, base_of_adapter, local_folder, model_identity
@@ -375,3 +376,15 @@ def test_a_dataset_of_several_versions_is_named(tmp_path: Path) -> None:
     assert mixed_versions([run.annotations, run.verdicts("small")]) == [
         "annotations: made with several versions of vllm: 0.31 (1 shards), 0.32 (2 shards)"
     ]
+
+
+def test_a_new_commit_on_the_hub_is_named_with_the_way_to_the_earlier_one(tmp_path: Path) -> None:
+    run = Run.open(str(tmp_path))
+    run.register_fingerprint("annotations", {"teacher.model": f"owner/name@{FIRST}", "top_p": 1})
+    run.annotations.commit("000000", [])
+    with pytest.raises(FingerprintMismatch, match=f"new commit.* set the model to owner/name@{FIRST}"):
+        run.check_fingerprint("annotations", {"teacher.model": f"owner/name@{SECOND}", "top_p": 1})
+    with pytest.raises(FingerprintMismatch, match="Undo the change"):
+        run.check_fingerprint("annotations", {"teacher.model": f"owner/other@{SECOND}", "top_p": 1})
+    with pytest.raises(FingerprintMismatch, match="Undo the change"):
+        run.check_fingerprint("annotations", {"teacher.model": f"owner/name@{SECOND}", "top_p": 0})
