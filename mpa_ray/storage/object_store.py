@@ -160,8 +160,7 @@ class ObjectStore:
 
     def size(self, bucket: str, key: str) -> int:
         """Return an object's size in bytes. Raises FileNotFoundError, or OSError as `get` does."""
-        head = self._with_retries(lambda: self._client.head_object(Bucket=bucket, Key=key), bucket, key)
-        return int(head["ContentLength"])
+        return int(self.properties(bucket, key)["ContentLength"])
 
     def properties(self, bucket: str, key: str) -> Any:
         """Return the response to a HEAD request, with the checksums that the store has. Raises as `size` does."""
