@@ -16,21 +16,107 @@ from mpa_ray.config.settings import Location, Settings
 _MAX_ADAPTERS = 15
 """The default maximum number of adapters in one engine. Each adapter takes memory on every GPU."""
 
-_SPEED_ARGUMENTS = frozenset(
-    {
-        "gpu_memory_utilization",
-        "max_num_batched_tokens",
-        "max_num_seqs",
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        "enforce_eager",
-        "compilation_config",
-        "mm_processor_cache_gb",
-        "distributed_executor_backend",
-        "disable_log_stats",
-    }
+ARGUMENTS_WITHOUT_EFFECT = frozenset(
+    (
+        # memory, scheduling and compilation
+        *(
+            "gpu_memory_utilization",
+            "kv_cache_memory_bytes",
+            "num_gpu_blocks_override",
+            "cpu_offload_gb",
+            "swap_space",
+            "max_num_batched_tokens",
+            "max_num_partial_prefills",
+            "max_num_seqs",
+            "enable_chunked_prefill",
+            "enable_prefix_caching",
+            "async_scheduling",
+            "stream_interval",
+            "scheduling_policy",
+            "enforce_eager",
+            "compilation_config",
+            "cudagraph_capture_sizes",
+            "max_cudagraph_capture_size",
+            "block_size",
+            "use_tqdm_on_load",
+        ),
+        # how the work is divided over devices
+        *(
+            "tensor_parallel_size",
+            "pipeline_parallel_size",
+            "data_parallel_size",
+            "data_parallel_size_local",
+            "data_parallel_address",
+            "data_parallel_backend",
+            "enable_expert_parallel",
+            "distributed_executor_backend",
+            "distributed_timeout_seconds",
+            "disable_custom_all_reduce",
+            "max_parallel_loading_workers",
+            "mm_encoder_tp_mode",
+            "numa_bind",
+            "numa_bind_nodes",
+            "numa_bind_cpus",
+            "ray_workers_use_nsight",
+        ),
+        # where the weights come from, and how they are read
+        *(
+            "hf_token",
+            "download_dir",
+            "load_format",
+            "model_loader_extra_config",
+            "safetensors_load_strategy",
+            "safetensors_prefetch_num_threads",
+            "safetensors_prefetch_block_size",
+            "pt_load_map_location",
+            "ignore_patterns",
+        ),
+        # caches and slots
+        *(
+            "mm_processor_cache_gb",
+            "mm_processor_cache_type",
+            "mm_shm_cache_max_object_size_mb",
+            "mm_hasher_algorithm",
+            "renderer_num_workers",
+            "skip_mm_profiling",
+            "prefix_caching_hash_algo",
+            "max_loras",
+            "max_cpu_loras",
+            "max_lora_rank",
+            "fully_sharded_loras",
+        ),
+        # logs and measurements
+        *(
+            "disable_log_stats",
+            "disable_log_requests",
+            "enable_log_requests",
+            "aggregate_engine_logging",
+            "log_level",
+            "logging_config",
+            "log_config_file",
+            "served_model_name",
+            "otlp_traces_endpoint",
+            "collect_detailed_traces",
+            "show_hidden_metrics_for_version",
+            "kv_cache_metrics",
+            "kv_cache_metrics_sample",
+            "cudagraph_metrics",
+            "custom_histogram_buckets",
+            "enable_mfu_metrics",
+            "enable_mm_processor_stats",
+            "enable_logging_iteration_details",
+            "enable_layerwise_nvtx_tracing",
+            "profiler_config",
+            "shutdown_timeout",
+            "enable_sleep_mode",
+        ),
+    )
 )
-"""Arguments of vLLM that change its speed, but not its answers."""
+"""Arguments of vLLM's engine that do not change its replies, beyond the rounding errors that a different division or
+order of the work causes. They are not part of a run's fingerprint, so they may change during a run. An argument that
+is not in this list is part of it."""
+_RANDOM_WEIGHTS = "dummy"
+"""The only value of `load_format` that changes the replies."""
 
 
 class EngineSettings(Settings):
@@ -143,8 +229,13 @@ class VllmEngineConfig(EngineSettings):
         return self.engine_args.get("load_format", "auto") in ("auto", "hf", "safetensors", "pt")
 
     def identity_fields(self) -> dict[str, Any]:
-        further = {f"engine_args.{k}": v for k, v in self.engine_args.items() if k not in _SPEED_ARGUMENTS}
-        return {"dtype": self.dtype, "max_model_len": self.max_model_len, **further}
+        # A setting and the argument of the same name are the same.
+        arguments = {"dtype": self.dtype, "max_model_len": self.max_model_len} | self.engine_args
+        return {
+            name if name in type(self).model_fields else f"engine_args.{name}": value
+            for name, value in arguments.items()
+            if name not in ARGUMENTS_WITHOUT_EFFECT or (name, value) == ("load_format", _RANDOM_WEIGHTS)
+        }
 
 
 class ScriptedEngineConfig(EngineSettings):

@@ -15,7 +15,8 @@ class ModelConfig(Settings):
     """A model and the engines that serve it."""
 
     model: Location
-    """A Hugging Face folder or hub name; `bundled:demo/models/teacher` names a folder inside the package."""
+    """A Hugging Face folder, an `s3://` prefix, or a hub name. `owner/name@revision` is a hub model at a branch, tag or
+    commit. `bundled:demo/models/teacher` names a folder inside the package."""
     engine: EngineConfig = VllmEngineConfig()
     """The engine that runs the model."""
     num_replicas: int = Field(1, ge=1)

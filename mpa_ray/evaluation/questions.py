@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
@@ -10,15 +9,14 @@ from itertools import groupby, islice
 from mpa_ray.config import BenchmarkConfig, EvaluateConfig
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
-from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, question_files, read_benchmark
-from mpa_ray.evaluation.benchmarks.finding import find_files
+from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, read_benchmark
+from mpa_ray.evaluation.labelled_identity import labelled_identity
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import LabelledQuestion, ParitySample
 from mpa_ray.run.dataset import shard_name
 from mpa_ray.run.run import Run
 
-_MAX_WHOLE_BYTES = 2**26
-_END_BYTES = 2**20
+_SHARD_SIZE = "evaluate.shard_size"
 
 
 def metric_of(benchmark: BenchmarkConfig, task_metric: str) -> str:
@@ -58,9 +56,12 @@ def write_questions(config: EvaluateConfig, run: Run, places: Places) -> None:
 
 def _write_questions(benchmark: BenchmarkConfig, shard_size: int, run: Run, places: Places) -> None:
     folder = run.benchmark_dir(benchmark.label)
-    run.register_fingerprint(f"{folder}/questions", _fingerprint(benchmark, shard_size, places))
+    # The paths of the files and the metric may change; so may the size of shards, once all of them are written.
+    fingerprint = {**labelled_identity(benchmark, places), _SHARD_SIZE: shard_size}
     if run.has_manifest(folder):
+        run.check_fingerprint(f"{folder}/questions", fingerprint, ignoring=_SHARD_SIZE)
         return
+    run.register_fingerprint(f"{folder}/questions", fingerprint)
     with Progress(f"read {benchmark.label}", None, "questions") as progress:
         questions = []
         for question in islice(read_benchmark(benchmark, places), benchmark.limit):
@@ -86,35 +87,3 @@ def _shards(questions: Iterable[LabelledQuestion], size: int) -> Iterator[list[L
             shard = []
     if shard:
         yield shard
-
-
-def _fingerprint(benchmark: BenchmarkConfig, shard_size: int, places: Places) -> dict[str, object]:
-    """The fingerprint of a benchmark's questions. It leaves out the files' paths and the metric, which may change."""
-    settings = benchmark.model_dump(mode="json", include={"kind", "split", "columns", "limit"})
-    files = [file.uri for file in question_files(benchmark, places)]
-    if benchmark.annotations is not None:
-        files += [file.uri for file in find_files(places, benchmark.annotations, field="benchmark.annotations")]
-    digest = hashlib.sha256()
-    for uri in files:
-        try:
-            digest.update(_content_sample(places, uri))
-        except OSError as error:
-            raise ConfigError(
-                "benchmark.path",
-                uri,
-                f"cannot be read ({error.strerror or error}).",
-                "Check the path, the connection and your credentials.",
-            ) from error
-    return {**settings, "files": f"sha256:{digest.hexdigest()[:16]}", "evaluate.shard_size": shard_size}
-
-
-def _content_sample(places: Places, uri: str) -> bytes:
-    """The bytes of a file for the fingerprint: all bytes up to 64 MiB, or the size and both ends of a larger file.
-
-    The end of a Parquet file holds statistics of its rows, so it changes when the rows change.
-    """
-    place = places.of(uri)
-    size = place.size(uri)
-    if size <= _MAX_WHOLE_BYTES:
-        return place.read(uri)
-    return str(size).encode() + place.read(uri, 0, _END_BYTES) + place.read(uri, size - _END_BYTES, _END_BYTES)

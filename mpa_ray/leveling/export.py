@@ -18,6 +18,7 @@ from mpa_ray.errors import RunError
 from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.models.chat_template import load_processor, render
+from mpa_ray.models.hub import split_revision
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
 from mpa_ray.run.run import Run
 from mpa_ray.tasks.task import Task
@@ -65,7 +66,8 @@ def export(model: Any, processor: Any, base: str, card: str, questions: CheckQue
     with tempfile.TemporaryDirectory() as scratch:
         adapter, merged = Path(scratch, "adapter"), Path(scratch, "merged")
         if isinstance(model, PeftModel):
-            model.peft_config[model.active_adapter].base_model_name_or_path = base
+            settings = model.peft_config[model.active_adapter]
+            settings.base_model_name_or_path, settings.revision = split_revision(base)
             _save(model, adapter, card)
             model = model.merge_and_unload()
         processor.save_pretrained(merged)

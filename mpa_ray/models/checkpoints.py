@@ -4,45 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from mpa_ray.config import ObjectStoreConfig, resolve_path
 from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.errors import ConfigError
-from mpa_ray.models.hub import hub_file
+from mpa_ray.models.hub import hub_commit, hub_file, hub_snapshot, is_hub_name, split_revision
+from mpa_ray.storage.user_cache import CACHE_VARIABLE, cache_folder
 
-_WHOLE_BYTES = 1 << 26
-"""Files up to this size are read completely for their digest."""
-_NUM_SAMPLES = 256
-_SAMPLE_BYTES = 1 << 16
+if TYPE_CHECKING:
+    from mpa_ray.storage.object_store import ListedObject
+
+__all__ = ["CACHE_VARIABLE"]
+
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 ADAPTER_SETTINGS = "adapter_config.json"
 """The file that makes a folder a LoRA adapter."""
-CACHE_VARIABLE = "MPA_RAY_CACHE"
-"""The environment variable with the folder of downloaded checkpoints; ~/.cache/mpa_ray if it is not set."""
 
 
 def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
-    """A digest of the content of a folder or s3:// prefix, independent of its path; for a hub name, the name itself.
+    """A digest of the content of a folder or s3:// prefix; for a hub name, the name at a commit.
 
-    An adapter's identity includes that of its base model. Reading all of a large checkpoint at every start would take
-    minutes, so files over 64 MiB are sampled at 256 evenly spaced places, which reach every large tensor.
+    The same files have the same identity in any folder and at any prefix, in whatever parts they were uploaded. All
+    files are read whole, but on one machine only once: see `mpa_ray.storage.digests`. An adapter's identity includes
+    that of its base model. If the commit of a hub name is not known, because neither the hub nor its cache has the
+    model, the identity is the name, and the model cannot be loaded either.
     """
-    if model.startswith("s3://"):
-        identity = f"etags:{_listing_digest(model, object_store)}"
+    if model.startswith("s3://") or Path(resolve_path(model)).is_dir():
+        identity = f"sha256:{_content_digest(model, object_store)[:16]}"
+    elif is_hub_name(model):
+        return _identity_on_hub(model)
     else:
-        folder = Path(resolve_path(model))
-        if not folder.is_dir():
-            return model
-        files = sorted(f for f in folder.iterdir() if f.is_file() and _is_content(f.name))
-        identity = f"sha256:{_content_digest(tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))[:16]}"
+        return model
     try:
         adapter = adapter_folder(model, object_store)
         base = base_of_adapter(adapter) if adapter is not None else None
@@ -52,23 +50,32 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
     return identity if base is None else f"{identity} on {model_identity(base, object_store)}"
 
 
-@lru_cache(maxsize=256)
-def _content_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """The digest of files, which are given with sizes and modification times.
+def _identity_on_hub(model: str) -> str:
+    try:
+        return f"{split_revision(model)[0]}@{hub_commit(model)}"
+    except ConfigError:
+        return model
 
-    These arguments are the key of the cache, so each version of a file is read once.
-    """
-    digest = hashlib.sha256()
-    for file, size, _ in files:
-        digest.update(f"{file.name}:{size}:".encode())
-        with file.open("rb") as content:
-            if size <= _WHOLE_BYTES:
-                digest.update(content.read())
-                continue
-            for sample in range(_NUM_SAMPLES):
-                content.seek(sample * (size - _SAMPLE_BYTES) // (_NUM_SAMPLES - 1))
-                digest.update(content.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
+
+def _content_digest(model: str, object_store: ObjectStoreConfig) -> str:
+    """The digest of the names, sizes and digests of the files in a folder or at an s3:// prefix."""
+    # boto3 takes a second to import.
+    from mpa_ray.storage.digests import Content, LocalContent, ObjectContent, sha256_of_all
+
+    contents: dict[str, Content] = {}
+    folder = Path(resolve_path(model))
+    if model.startswith("s3://"):
+        from mpa_ray.storage.object_store import ObjectStore, split_uri
+
+        bucket, _ = split_uri(model)
+        for name, listed in _listing(model, object_store).items():
+            contents[name] = ObjectContent(ObjectStore(object_store), bucket, listed)
+    else:
+        contents = {f.name: LocalContent(f) for f in folder.iterdir() if f.is_file() and _is_content(f.name)}
+    names = sorted(contents)
+    digests = sha256_of_all([contents[name] for name in names], model)
+    lines = [f"{name}:{contents[name].num_bytes}:{digest}\n" for name, digest in zip(names, digests, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _is_content(name: str) -> bool:
@@ -79,6 +86,8 @@ def _is_content(name: str) -> bool:
 def base_of_adapter(folder: Path) -> str | None:
     """The base model of the LoRA adapter in a folder; None if the folder holds a whole checkpoint or no adapter.
 
+    If the adapter names the revision of a base model on the hub, it is part of the returned name.
+
     Raises:
         ConfigError: the adapter's settings cannot be read.
     """
@@ -86,7 +95,8 @@ def base_of_adapter(folder: Path) -> str | None:
     if not settings.is_file() or (folder / "config.json").is_file():
         return None
     try:
-        base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        content = json.loads(settings.read_text(encoding="utf-8"))
+        base, revision = content.get("base_model_name_or_path"), content.get("revision")
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(
             "model",
@@ -94,7 +104,10 @@ def base_of_adapter(folder: Path) -> str | None:
             f"its {ADAPTER_SETTINGS} cannot be read ({type(error).__name__}: {error}).",
             "Save the adapter again.",
         ) from error
-    return str(base) if base else None
+    if not base:
+        return None
+    has_revision = bool(revision) and is_hub_name(str(base)) and split_revision(str(base))[1] is None
+    return f"{base}@{revision}" if has_revision else str(base)
 
 
 def adapter_folder(model: str, object_store: ObjectStoreConfig) -> Path | None:
@@ -155,7 +168,7 @@ def weight_bytes(model: str) -> int | None:
 
 
 def local_model(model: str, object_store: ObjectStoreConfig) -> str:
-    """Return what `from_pretrained` and vLLM can load: a local folder, or a hub name unchanged.
+    """Return what `from_pretrained` and vLLM can load: a local folder, or a hub name without a revision unchanged.
 
     A checkpoint at s3:// is downloaded, and an adapter is merged into its base model. Both are done once per machine,
     and again only if the content changes.
@@ -179,24 +192,33 @@ def local_folder(model: str, object_store: ObjectStoreConfig) -> str:
     """Return the same as `local_model`, but do not merge adapters.
 
     Raises:
-        ConfigError: there is no file at the s3:// prefix.
+        ConfigError: there is no file at the s3:// prefix, or no such revision on the hub.
     """
-    return _downloaded(model, object_store) if model.startswith("s3://") else resolve_path(model)
+    return _folder_of(model, object_store)
+
+
+def _folder_of(model: str, object_store: ObjectStoreConfig, with_weights: bool = True) -> str:
+    if model.startswith("s3://"):
+        return _downloaded(model, object_store, with_weights)
+    folder = resolve_path(model)
+    if split_revision(model)[1] is not None and not Path(folder).is_dir():
+        return hub_snapshot(model, with_weights)
+    return folder
 
 
 def processor_folder(model: str, object_store: ObjectStoreConfig) -> str:
-    """What `load_processor` can load: a local folder, or a hub name unchanged.
+    """What `load_processor` can load: a local folder, or a hub name without a revision unchanged.
 
     For an adapter this is its base model. A checkpoint at s3:// is downloaded without its weights.
 
     Raises:
-        ConfigError: there is no file at the s3:// prefix.
+        ConfigError: there is no file at the s3:// prefix, or no such revision on the hub.
     """
     adapter = adapter_folder(model, object_store)
     base = base_of_adapter(adapter) if adapter is not None else None
     if base is not None:
         return processor_folder(base, object_store)
-    return _downloaded(model, object_store, with_weights=False) if model.startswith("s3://") else resolve_path(model)
+    return _folder_of(model, object_store, with_weights=False)
 
 
 def _merge(adapter: Path, base: str, target: Path) -> None:
@@ -217,7 +239,7 @@ def _downloaded(model: str, object_store: ObjectStoreConfig, with_weights: bool 
 
     def download(target: Path) -> None:
         for file in store.list(bucket, prefix, nested=False):
-            if with_weights or not file.key.endswith(_WEIGHT_ENDINGS):
+            if file.key != prefix and (with_weights or not file.key.endswith(_WEIGHT_ENDINGS)):
                 store.download(bucket, file.key, target / file.key.removeprefix(prefix))
 
     digest = _listing_digest(model, object_store)
@@ -226,7 +248,7 @@ def _downloaded(model: str, object_store: ObjectStoreConfig, with_weights: bool 
 
 def _make_once(name: str, make: Callable[[Path], None]) -> str:
     """Return a folder in this machine's cache. The first process that needs the folder makes it."""
-    cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache/mpa_ray")
+    cache = cache_folder()
     target = cache / name
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{name}.lock"):
@@ -240,7 +262,14 @@ def _make_once(name: str, make: Callable[[Path], None]) -> str:
 
 
 def _listing_digest(model: str, object_store: ObjectStoreConfig) -> str:
-    """A digest of the names, sizes and etags of the files at an s3:// prefix.
+    """A digest of the names, sizes and etags of the files at an s3:// prefix. Raises as `_listing` does."""
+    files = _listing(model, object_store)
+    listing = "".join(f"{name}:{file.num_bytes}:{file.etag};" for name, file in files.items())
+    return hashlib.sha256(listing.encode()).hexdigest()[:16]
+
+
+def _listing(model: str, object_store: ObjectStoreConfig) -> dict[str, ListedObject]:
+    """The files at an s3:// prefix that belong to the model's content, by name.
 
     Raises:
         ConfigError: there is no file at the prefix.
@@ -249,8 +278,9 @@ def _listing_digest(model: str, object_store: ObjectStoreConfig) -> str:
 
     bucket, prefix = split_uri(model.rstrip("/") + "/")
     objects = ObjectStore(object_store).list(bucket, prefix, nested=False)
-    files = [file for file in objects if _is_content(file.key.rpartition("/")[2])]
+    # An object whose key is the prefix is a folder of the store's console.
+    files = {file.key.removeprefix(prefix): file for file in objects if file.key != prefix}
+    files = {name: file for name, file in files.items() if _is_content(name)}
     if not files:
         raise ConfigError("model", model, "holds no files.", "Check the bucket and the prefix.")
-    listing = "".join(f"{file.key.removeprefix(prefix)}:{file.num_bytes}:{file.etag};" for file in files)
-    return hashlib.sha256(listing.encode()).hexdigest()[:16]
+    return files

@@ -1,8 +1,10 @@
-"""Files of models on the Hugging Face hub, without a long wait if the hub cannot be reached."""
+"""Models on the Hugging Face hub, at a revision, without a long wait if the hub cannot be reached."""
 
 from __future__ import annotations
 
+import re
 import threading
+from functools import lru_cache
 from pathlib import Path
 
 from mpa_ray.errors import ConfigError, did_you_mean
@@ -10,8 +12,62 @@ from mpa_ray.errors import ConfigError, did_you_mean
 _WAIT_S = 4.0
 """How long the hub may take to answer. The retries of huggingface_hub would take 24 seconds."""
 
+_NAME = re.compile(r"(?![./~])[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_WEIGHTS_OF_OTHERS = ("original/*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.pt", "*.pth")
+"""Weights that neither vLLM nor transformers load from a snapshot."""
+
 _down: set[str] = set()
 """The hubs that this process could not reach, and does not ask again."""
+
+
+def is_hub_name(model: str) -> bool:
+    """Whether a model's name has the form `owner/name` or `owner/name@revision`. A folder may have such a name, too."""
+    return _NAME.fullmatch(model) is not None
+
+
+def split_revision(model: str) -> tuple[str, str | None]:
+    """Split `owner/name@revision` into the name and the revision: a branch, a tag or a commit hash; None if not set."""
+    if not is_hub_name(model):
+        return model, None
+    name, _, revision = model.partition("@")
+    return name, revision or None
+
+
+@lru_cache(maxsize=256)
+def hub_commit(model: str) -> str:
+    """The hash of the commit that a hub name stands for. It is looked up once in a process, so it stays the same.
+
+    Raises:
+        ConfigError: the model is neither on the hub nor in the cache; the field is `model`.
+    """
+    revision = split_revision(model)[1]
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return revision
+    # The cache has a folder of files for each commit.
+    return hub_file(model, "config.json").parent.name
+
+
+def hub_snapshot(model: str, with_weights: bool = True) -> str:
+    """The local folder of a model at a revision. Missing files are downloaded.
+
+    Raises:
+        ConfigError: the model is neither on the hub nor in the cache; the field is `model`.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    name, revision = split_revision(model)
+    left_out = [*_WEIGHTS_OF_OTHERS, *(() if with_weights else ("*.safetensors", "*.bin"))]
+    try:
+        return str(snapshot_download(name, revision=revision, ignore_patterns=left_out, etag_timeout=_WAIT_S))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ConfigError(
+            "model",
+            model,
+            f"cannot be downloaded ({type(error).__name__}), and is not in the hub's local cache.",
+            "Check the name, the revision, the network and your access rights.",
+        ) from error
 
 
 def hub_file(model: str, name: str) -> Path:
@@ -24,8 +80,13 @@ def hub_file(model: str, name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     problem = _problem_on_hub(model, name)
+    repository, revision = split_revision(model)
     try:
-        return Path(hf_hub_download(model, name, etag_timeout=_WAIT_S, local_files_only=problem is not None))
+        return Path(
+            hf_hub_download(
+                repository, name, revision=revision, etag_timeout=_WAIT_S, local_files_only=problem is not None
+            )
+        )
     except (HfHubHTTPError, OSError, ValueError) as error:
         problem = problem or f"fails with {type(error).__name__}"
         raise ConfigError(
@@ -62,7 +123,8 @@ def _error_of_request(model: str, name: str) -> Exception | None:
 
     def request() -> None:
         try:
-            get_hf_file_metadata(hf_hub_url(model, name), timeout=_WAIT_S)
+            repository, revision = split_revision(model)
+            get_hf_file_metadata(hf_hub_url(repository, name, revision=revision), timeout=_WAIT_S)
         except Exception as error:  # noqa: BLE001
             # Errors of the network belong to httpx or httpx2, depending on the version of huggingface_hub.
             errors[:] = [error]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, resolve_path
 from mpa_ray.errors import ConfigError
-from mpa_ray.models.checkpoints import ADAPTER_SETTINGS, adapter_folder, model_identity
+from mpa_ray.models.checkpoints import ADAPTER_SETTINGS, adapter_folder, base_of_adapter, model_identity
 from mpa_ray.models.components import component_of
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -85,7 +85,7 @@ def servable_adapter(model: str, object_store: ObjectStoreConfig) -> Adapter | N
     )
     if not is_plain or not _adapts_language_only(folder):
         return None
-    return Adapter(resolve_path(model), settings["base_model_name_or_path"], settings["r"])
+    return Adapter(resolve_path(model), base_of_adapter(folder) or "", settings["r"])
 
 
 def _adapts_language_only(folder: Path) -> bool:

@@ -11,7 +11,8 @@ from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.model_groups import stage_for
 from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.records import LabelledQuestion
-from mpa_ray.run.dataset import Dataset, JoinedDatasets, ShardedDataset, ShardTarget
+from mpa_ray.run.dataset import ShardedDataset, ShardTarget
+from mpa_ray.run.joined_datasets import Dataset, JoinedDatasets
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.redo import Redo
 from mpa_ray.stages.predict import Predict

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Generic, TypeVar, cast
 
@@ -13,11 +13,12 @@ import mpa_ray
 from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
+from mpa_ray.evaluation.labelled_identity import labelled_identity
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.again import NOTHING_AGAIN, Again, PassingFailures
 from mpa_ray.phases.preflight import check_config
 from mpa_ray.phases.rounds import with_rounds
-from mpa_ray.run import fingerprint
+from mpa_ray.run.fingerprint import of_dataset
 from mpa_ray.run.run import Run
 from mpa_ray.storage.exclusive import Creation
 from mpa_ray.tasks.library import find_task
@@ -103,11 +104,12 @@ class RunContext(Generic[ConfigT_co]):
         Raises:
             ConfigError: a dataset was begun with other settings; run.json is then unchanged.
         """
+        labelled = partial(labelled_identity, places=self.places)
         if isinstance(self.config, RunConfig):
             for dataset in reads:
-                self.run.check_fingerprint(dataset, fingerprint.of_dataset(self.config, self.task, dataset))
+                self.run.check_fingerprint(dataset, of_dataset(self.config, self.task, dataset, labelled))
             for dataset in writes:
-                self.run.register_fingerprint(dataset, fingerprint.of_dataset(self.config, self.task, dataset))
+                self.run.register_fingerprint(dataset, of_dataset(self.config, self.task, dataset, labelled))
         # Another student's later round may have begun since this context was made.
         self.run.record_config(self.with_finished_rounds().config, installed_versions())
 

@@ -28,8 +28,8 @@ from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.pipeline.run_pass import Admission, Outstanding, error_recorded, run_missing
 from mpa_ray.records import Prediction
 from mpa_ray.report.scores import render_scores
-from mpa_ray.run.dataset import JoinedDatasets
 from mpa_ray.run.fingerprint import prediction_fingerprint
+from mpa_ray.run.joined_datasets import JoinedDatasets
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.redo import Redo
 from mpa_ray.run.run import Manifest

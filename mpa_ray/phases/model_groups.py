@@ -13,8 +13,10 @@ from mpa_ray.errors import AccessLost, ConfigError, FingerprintMismatch, RunErro
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.records import OutcomeT, RowT
-from mpa_ray.run.dataset import Dataset, DatasetsOfModels, ShardedDataset, ShardTarget, prefetch
-from mpa_ray.run.run import Fingerprint, Run
+from mpa_ray.run.dataset import ShardedDataset, ShardTarget, prefetch
+from mpa_ray.run.fingerprint_changes import Fingerprint
+from mpa_ray.run.joined_datasets import Dataset, DatasetsOfModels
+from mpa_ray.run.run import Run
 from mpa_ray.stages.image_work import Stage
 from mpa_ray.stages.multi_model import build_multi_model
 
@@ -121,7 +123,7 @@ def copy_same_model_rows(
 
 def _copy_shard(dataset: ShardedDataset[RowT], other: ShardedDataset[RowT], shard: str) -> None:
     commit, rows = other.read_commit(shard)
-    dataset.commit(shard, rows, source_generation=commit.source_generation)
+    dataset.commit(shard, rows, source_generation=commit.source_generation, versions=commit.versions)
 
 
 def target_of(group: EngineGroup, dataset_of: Callable[[str], Dataset[OutcomeT]]) -> ShardTarget[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -29,9 +28,8 @@ from mpa_ray.evaluation.benchmarks import BENCHMARKS, question_files
 from mpa_ray.metrics import METRICS
 from mpa_ray.models.checkpoint_files import check_files, check_kind, check_weights
 from mpa_ray.models.checkpoints import adapter_folder, base_of_adapter, model_settings
+from mpa_ray.models.hub import is_hub_name
 from mpa_ray.tasks.library import find_task
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def check_config(config: EvaluationRunConfig) -> None:
@@ -273,7 +271,10 @@ def _neighbours(model: str) -> list[str]:
 
 
 def _check_hub_name(model: str, field: str) -> None:
-    if not _HUB_NAME.fullmatch(model) or model.startswith((".", "/", "~")):
+    if not is_hub_name(model):
         remedy = did_you_mean(model, _neighbours(model), 3)
-        remedy = remedy or "Set it to a checkpoint folder, an s3:// prefix or a hub name (owner/name)."
+        remedy = (
+            remedy
+            or "Set it to a checkpoint folder, an s3:// prefix or a hub name (owner/name, or owner/name@revision)."
+        )
         raise ConfigError(field, model, "is not a folder.", remedy)

@@ -50,7 +50,8 @@ class CommitShard(Generic[OutT]):
         """Commit the shard, unless that is already done. Returns its rows, except those of the previous generation."""
         shard, plan = visited.shard, visited.fetched.plan
         rows = plan.merge(visited.fetched.order, visited.rows)
-        if not plan.is_current and self.target.commit(shard, rows, plan.generation, plan.source_generation):
+        versions = visited.versions
+        if not plan.is_current and self.target.commit(shard, rows, plan.generation, plan.source_generation, versions):
             return [row for row in rows if row.image_id not in plan.kept]
         # Another attempt or another driver has committed this generation first, and its rows are valid.
         return [row for row in self.target.read(shard) if row.image_id not in plan.kept]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -67,6 +68,8 @@ class VisitedShard:
     visit_s: float = 0.0
     usage: Usage = field(default_factory=Usage)
     failure: Failure | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """The versions of the engine's libraries."""
 
     @property
     def shard(self) -> str:

@@ -28,6 +28,7 @@ from mpa_ray.pipeline.deaths import current_process
 from mpa_ray.pipeline.graph_rows import Failure, FetchedShard, VisitedShard, decode_batch, encode_batch
 from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.pipeline.telemetry import Gauges
+from mpa_ray.run.versions import engine_versions
 from mpa_ray.stages.image_work import ImageWork
 from mpa_ray.stages.visits import Attempt, GivenUp, Visits
 
@@ -86,7 +87,7 @@ class ModelActor:
         usage = self._usage.take()
         usage += fetched.usage
         visit_s = time.monotonic() - started
-        return encode_batch(VisitedShard(fetched, len(images), rows, visit_s, usage, failure))
+        return encode_batch(VisitedShard(fetched, len(images), rows, visit_s, usage, failure, engine_versions()))
 
     async def _visit(
         self, shard: str, images: Sequence[ImageWork[Any]], generation: int

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from mpa_ray.config import ARMS, Arm, RunConfig, StudentConfig, measured_as
 from mpa_ray.evaluation.scores import Scores
+from mpa_ray.models.hub import split_revision
 from mpa_ray.records import EpochCounts
 from mpa_ray.report.scores import percent
 
@@ -38,7 +39,7 @@ def model_card(
     }
     lines = [
         "---",
-        f"base_model: {student.model}",
+        f"base_model: {split_revision(student.model)[0]}",
         "pipeline_tag: image-text-to-text",
         "tags: [model-parity-alignment, mpa_ray]",
         "---",

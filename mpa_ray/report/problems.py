@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mpa_ray.config import measured_as
@@ -14,7 +14,9 @@ from mpa_ray.report.status import status
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.logs import Deaths
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.recorded_config import models_by_benchmark, student_names
 from mpa_ray.run.run import Run
+from mpa_ray.run.versions import mixed_versions, model_datasets
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Problems:
     unmeasured: list[Unmeasured]
     deaths: Deaths
     """Processes that died, including those that the run has survived."""
+    mixed: list[str] = field(default_factory=list)
+    """One sentence for each dataset whose rows were made with several versions of a library."""
 
     def to_json(self) -> dict[str, Any]:
         return {"is_done": not self.remaining, "continue_with": self.command, **asdict(self)} | {
@@ -56,6 +60,7 @@ def collect_problems(run: Run, scores: Scores) -> Problems:
         errors={phase.name: phase.error for phase in remaining if phase.error},
         unmeasured=_unmeasured(run, scores, current.phases),
         deaths=current.deaths,
+        mixed=mixed_versions(model_datasets(run, student_names(run), models_by_benchmark(run))),
     )
 
 

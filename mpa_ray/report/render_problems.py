@@ -14,6 +14,7 @@ def problem_lines(problems: Problems, run_dir: str) -> Iterator[str]:
         yield f"UNFINISHED: {', '.join(problems.remaining)}. Continue with: {problems.command}"
     yield from (f"NOT MEASURED: {in_words(row)}" for row in problems.unmeasured)
     yield from error_lines(problems.errors)
+    yield from (f"MIXED: {sentence}" for sentence in problems.mixed)
     yield from death_lines(problems.deaths, run_dir)
 
 

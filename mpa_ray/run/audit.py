@@ -14,9 +14,10 @@ from mpa_ray.records import State
 from mpa_ray.run.audit_predictions import AnswerCounts, audit_predictions
 from mpa_ray.run.dataset import ShardedDataset, prefetch
 from mpa_ray.run.parity_export import read_parity
-from mpa_ray.run.recorded_config import student_names
+from mpa_ray.run.recorded_config import models_by_benchmark, student_names
 from mpa_ray.run.redo import outdated
 from mpa_ray.run.run import Manifest, Run
+from mpa_ray.run.versions import mixed_versions, model_datasets
 
 _OUTCOME_COLUMNS = ["annotation_id", "image_id", "state", "reason"]
 _NUM_NAMES_SHOWN = 5
@@ -52,6 +53,8 @@ class AuditCounts:
     """How many files of the source are not in the corpus, by ending or reason."""
     predictions: dict[str, dict[str, AnswerCounts]] = field(default_factory=dict)
     """The counts of answers, by benchmark and model."""
+    warnings: list[str] = field(default_factory=list)
+    """One sentence for each dataset whose rows were made with several versions of a library."""
 
     def to_json(self) -> dict[str, Any]:
         """The counts as `mpa-ray audit` prints them."""
@@ -63,6 +66,7 @@ class AuditCounts:
             "students": {name: asdict(left_out) for name, left_out in self.students.items()},
             **({"left_out_files": self.left_out_files} if self.left_out_files else {}),
             **({"predictions": self._predictions_to_json()} if self.predictions else {}),
+            **({"warnings": self.warnings} if self.warnings else {}),
             "problems": self.problems,
         }
 
@@ -98,6 +102,7 @@ def audit(run: Run) -> AuditCounts:
         problems=auditor.problems + answers.problems,
         left_out_files=manifest.left_out,
         predictions=answers.counts,
+        warnings=mixed_versions(model_datasets(run, names, models_by_benchmark(run))),
     )
 
 

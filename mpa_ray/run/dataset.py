@@ -15,14 +15,15 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import count, islice, takewhile
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, Protocol, TypeVar
 
 import pyarrow as pa
 
-from mpa_ray.records import OfModel, OutcomeT, RowT
+from mpa_ray.records import RowT
 from mpa_ray.run.parquet_rows import from_parquet, read_columns, read_table, to_parquet
 from mpa_ray.run.suspects import SuspectsFile
 from mpa_ray.storage.storage import Storage
@@ -34,6 +35,8 @@ _NUM_THREADS = 16
 _GENERATIONS = "generations"
 """The folder of the markers of later generations. It is usually empty, so listing it takes one request."""
 _UNREAD = "unread"
+NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
+"""The versions of rows that no model has made."""
 MARKER_FOLDERS = ("commits", _GENERATIONS, _UNREAD)
 """The folders of a dataset whose files are created only if they do not exist, and are never deleted."""
 SUSPECTS = "suspects"
@@ -54,6 +57,8 @@ class Commit:
     left_out: dict[str, int] = field(default_factory=dict)
     """In the corpus: how many files the listing left out between the last image of the previous shard and the last
     image of this shard, by ending or reason."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """The versions of the libraries with which the rows were made; see `mpa_ray.run.versions`."""
 
     @classmethod
     def from_json(cls, content: bytes) -> Commit:
@@ -78,7 +83,14 @@ class ShardSource(Protocol[T_co]):
 class ShardTarget(Protocol[T]):
     """The dataset to which a pass writes its rows."""
 
-    def commit(self, shard: str, rows: Sequence[T], generation: int = 0, source_generation: int = 0) -> bool:
+    def commit(
+        self,
+        shard: str,
+        rows: Sequence[T],
+        generation: int = 0,
+        source_generation: int = 0,
+        versions: Mapping[str, str] = NO_VERSIONS,
+    ) -> bool:
         """Write and publish a shard. Returns False if another attempt was first; readers then get its rows."""
         ...
 
@@ -113,6 +125,7 @@ class ShardedDataset(Generic[RowT]):
         rows: Sequence[RowT],
         generation: int = 0,
         source_generation: int = 0,
+        versions: Mapping[str, str] = NO_VERSIONS,
         *,
         left_out: Mapping[str, int] | None = None,
     ) -> bool:
@@ -123,12 +136,14 @@ class ShardedDataset(Generic[RowT]):
             rows: Its rows.
             generation: 0, or one more than the newest generation if the shard is made again.
             source_generation: The generation of the source's shard from which the rows were made.
+            versions: See `Commit.versions`.
             left_out: See `Commit.left_out`.
         """
         file = f"{self.folder}/data/{shard}-{uuid.uuid4().hex}.parquet"
         self.storage.write(file, to_parquet(rows, self.row_type))
-        values = asdict(Commit(shard, file, len(rows), generation, source_generation, dict(left_out or {})))
-        marker = json.dumps({name: value for name, value in values.items() if name != "left_out" or value})
+        left = dict(left_out or {})
+        values = asdict(Commit(shard, file, len(rows), generation, source_generation, left, dict(versions)))
+        marker = json.dumps({name: value for name, value in values.items() if value != {}})
         return self.storage.create(self._marker(shard, generation), marker.encode())
 
     def commit_of(self, shard: str) -> Commit | None:
@@ -252,114 +267,6 @@ class ShardedDataset(Generic[RowT]):
         if generation == 0:
             return f"{self.folder}/commits/{shard}.json"
         return f"{self.folder}/{_GENERATIONS}/{shard}.{generation}.json"
-
-
-@dataclass(frozen=True)
-class JoinedDatasets(Generic[RowT]):
-    """Several datasets as one, for a single pass over all of them. Shard names begin with the dataset's name.
-
-    For example, `chartqa/000012` is shard `000012` of the dataset `chartqa`.
-    """
-
-    parts: Mapping[str, ShardedDataset[RowT]]
-
-    def commit(self, shard: str, rows: Sequence[RowT], generation: int = 0, source_generation: int = 0) -> bool:
-        """See `ShardedDataset.commit`."""
-        part, name = self._place(shard)
-        return part.commit(name, rows, generation, source_generation)
-
-    def read(self, shard: str) -> list[RowT]:
-        """See `ShardedDataset.read`."""
-        part, name = self._place(shard)
-        return part.read(name)
-
-    def read_commit(self, shard: str) -> tuple[Commit, list[RowT]]:
-        """See `ShardedDataset.read_commit`."""
-        part, name = self._place(shard)
-        return part.read_commit(name)
-
-    def rows_of(self, commit: Commit) -> list[RowT]:
-        """See `ShardedDataset.rows_of`."""
-        return next(iter(self.parts.values())).rows_of(commit)
-
-    def commit_of(self, shard: str) -> Commit | None:
-        """See `ShardedDataset.commit_of`."""
-        part, name = self._place(shard)
-        return part.commit_of(name)
-
-    def generation_of(self, shard: str, generation: int) -> Commit | None:
-        """See `ShardedDataset.generation_of`."""
-        part, name = self._place(shard)
-        return part.generation_of(name, generation)
-
-    def generations(self) -> dict[str, int]:
-        """See `ShardedDataset.generations`."""
-        return {
-            f"{name}/{shard}": generation
-            for name, part in self.parts.items()
-            for shard, generation in part.generations().items()
-        }
-
-    def count_unread(self, shard: str, generation: int, command: str) -> int:
-        """See `ShardedDataset.count_unread`."""
-        part, name = self._place(shard)
-        return part.count_unread(name, generation, command)
-
-    def suspects_file(self, shard: str, generation: int) -> SuspectsFile:
-        """See `ShardedDataset.suspects_file`."""
-        part, name = self._place(shard)
-        return part.suspects_file(name, generation)
-
-    def list_suspects(self) -> set[str]:
-        """See `ShardedDataset.list_suspects`."""
-        return {path for part in self.parts.values() for path in part.list_suspects()}
-
-    def columns(self, shard: str, names: Sequence[str]) -> list[dict[str, Any]]:
-        """See `ShardedDataset.columns`."""
-        part, name = self._place(shard)
-        return part.columns(name, names)
-
-    def _place(self, shard: str) -> tuple[ShardedDataset[RowT], str]:
-        part, _, name = shard.partition("/")
-        return self.parts[part], name
-
-
-@dataclass(frozen=True)
-class DatasetsOfModels(Generic[OutcomeT]):
-    """The datasets of several models, which one pass fills shard by shard."""
-
-    parts: Mapping[str, ShardedDataset[OutcomeT] | JoinedDatasets[OutcomeT]]
-    """The dataset of each model, by the model's name."""
-
-    def commit(
-        self, shard: str, rows: Sequence[OfModel[OutcomeT]], generation: int = 0, source_generation: int = 0
-    ) -> bool:
-        """Write a shard of each dataset. Returns False if another attempt has published the shard in any dataset."""
-        committed = [
-            part.commit(shard, [answer.row for answer in rows if answer.model == name], generation, source_generation)
-            for name, part in self.parts.items()
-        ]
-        return all(committed)
-
-    def count_unread(self, shard: str, generation: int, command: str) -> int:
-        """See `ShardedDataset.count_unread`. Returns the largest number among the datasets."""
-        return max(part.count_unread(shard, generation, command) for part in self.parts.values())
-
-    def suspects_file(self, shard: str, generation: int) -> SuspectsFile:
-        """See `ShardedDataset.suspects_file`. It is in the dataset of the first model."""
-        file = next(iter(self.parts.values())).suspects_file(shard, generation)
-        return replace(file, path=f"{file.path.removesuffix('.json')}.shared.json")
-
-    def list_suspects(self) -> set[str]:
-        """See `ShardedDataset.list_suspects`."""
-        return next(iter(self.parts.values())).list_suspects()
-
-    def read(self, shard: str) -> list[OfModel[OutcomeT]]:
-        """Return the rows of all models, one model after the other. Raises as `ShardedDataset.read` does."""
-        return [OfModel(name, row) for name, part in self.parts.items() for row in part.read(shard)]
-
-
-Dataset: TypeAlias = ShardedDataset[RowT] | JoinedDatasets[RowT]
 
 
 def _check_num_rows(rows: list[T], commit: Commit) -> list[T]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from mpa_ray.config import Arm, EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig
+from collections.abc import Callable
+
+from mpa_ray.config import Arm, BenchmarkConfig, EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig
 from mpa_ray.models.checkpoints import model_identity
-from mpa_ray.run.run import Fingerprint, Run
+from mpa_ray.run.fingerprint_changes import Fingerprint
+from mpa_ray.run.run import Run
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
 
 ALGORITHM_VERSION = 5
 """Increased whenever a change of the code makes the same settings yield other rows."""
+
+
+Labelled = Callable[[BenchmarkConfig], Fingerprint]
+"""Returns what identifies a labelled set, independent of its path."""
 
 
 def _model(config: ModelConfig, run: EvaluationRunConfig) -> Fingerprint:
@@ -35,8 +42,12 @@ def _answering(config: EvaluationRunConfig, task: Task) -> Fingerprint:
 
 
 def corpus_fingerprint(config: RunConfig) -> Fingerprint:
-    """The settings that decide which images are listed, without those that affect only speed or later phases."""
-    source = config.source.model_dump(mode="json", exclude={"num_listers", "skip_duplicates"})
+    """The settings that decide which images are listed, without those that affect only speed or later phases.
+
+    Shards of different sizes hold the same images in the same order, so the sizes may change even during indexing.
+    """
+    sizes = {"shard_size", "max_shard_bytes"}
+    source = config.source.model_dump(mode="json", exclude={"num_listers", "skip_duplicates", *sizes})
     return {"algorithm_version": ALGORITHM_VERSION, **source}
 
 
@@ -67,10 +78,13 @@ def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -
     }
 
 
-def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig, arm: Arm) -> Fingerprint:
+def level_fingerprint(
+    config: RunConfig, task: Task, student: StudentConfig, arm: Arm, labelled: Labelled
+) -> Fingerprint:
     """The settings that a training depends on, apart from those of the annotations."""
     # The excluded settings may change between attempts, because they do not change what is trained.
-    level = student.level.of_arm(arm).model_dump(
+    settings = student.level.of_arm(arm)
+    level = settings.model_dump(
         mode="json",
         exclude={
             "checkpoint_every_steps",
@@ -86,8 +100,12 @@ def level_fingerprint(config: RunConfig, task: Task, student: StudentConfig, arm
             "report_to",
         },
     )
+    if settings.replay_from is not None:
+        level["replay_from"] = labelled(settings.replay_from)
+    if settings.holdout is not None and settings.holdout.questions is not None:
+        level["holdout"]["questions"] = labelled(settings.holdout.questions)
     if arm == "labels" and student.labels is not None:
-        level["labels"] = student.labels.model_dump(mode="json")
+        level["labels"] = labelled(student.labels)
     return {**verdict_fingerprint(config, task, student), **{f"level.{k}": v for k, v in level.items()}, "arm": arm}
 
 
@@ -96,10 +114,11 @@ def prediction_fingerprint(config: EvaluationRunConfig, task: Task, model: Model
     return {**_answering(config, task), **_model(model, config)}
 
 
-def of_dataset(config: RunConfig, task: Task, folder: str) -> Fingerprint:
+def of_dataset(config: RunConfig, task: Task, folder: str, labelled: Labelled) -> Fingerprint:
     """Return the fingerprint of the dataset in a folder of the run. Predictions have `prediction_fingerprint` instead.
 
     Raises:
+        ConfigError: a labelled set cannot be read.
         KeyError: the configuration describes no dataset in this folder.
     """
     if folder == "corpus":
@@ -111,5 +130,5 @@ def of_dataset(config: RunConfig, task: Task, folder: str) -> Fingerprint:
             return verdict_fingerprint(config, task, student)
         for arm in student.arms:
             if folder == Run.student_dir(student.name, arm):
-                return level_fingerprint(config, task, student, arm)
+                return level_fingerprint(config, task, student, arm, labelled)
     raise KeyError(folder)

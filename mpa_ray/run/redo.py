@@ -8,7 +8,8 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 from mpa_ray.records import HasOutcome, State
-from mpa_ray.run.dataset import Dataset, prefetch
+from mpa_ray.run.dataset import prefetch
+from mpa_ray.run.joined_datasets import Dataset
 
 RowT = TypeVar("RowT", bound=HasOutcome)
 

@@ -13,13 +13,11 @@ from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch, may_pa
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
 from mpa_ray.redaction import without_secret_values, without_url_secrets_within
 from mpa_ray.run.dataset import ShardedDataset, shard_name
+from mpa_ray.run.fingerprint_changes import Fingerprint, changed_fields, changes_in_words, remedy_for_changes
 from mpa_ray.storage.exclusive import Creation
 from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.storage import Storage
 from mpa_ray.textual import parse_json
-
-Fingerprint = dict[str, Any]
-"""The names and values of the settings that a dataset's content depends on; see `mpa_ray.run.fingerprint`."""
 
 FORMAT = 2
 """The format of run directories, increased when older formats can no longer be read. mpa-ray 0.1 wrote format 1."""
@@ -40,8 +38,6 @@ _RESERVE = ".writable"
 """A file that shows that the run can be written, and that reserves some space for when the disk is full."""
 _RESERVE_BYTES = 2**16
 _MIN_FREE_BYTES = 32 * 2**20
-_NUM_CHANGES_SHOWN = 4
-_MAX_VALUE_LENGTH = 48
 _MIN_ROW_BYTES = 64
 """The size of a compressed row with a short question and a short answer."""
 
@@ -327,12 +323,13 @@ class Run:
         changed = {}
         if self._is_begun(dataset):
             # Compare without secrets: a new token does not change what a dataset holds.
-            changed = _changed_fields(self.read_json(path), without_secret_values(fingerprint))
+            changed = changed_fields(self.read_json(path), without_secret_values(fingerprint))
         changed.pop(ignoring, None)
         if not changed:
             return
-        problem = f"its dataset {dataset} was made with other settings: {_changes_in_words(changed)}."
-        raise FingerprintMismatch("run_dir", self.storage.root, problem, _remedy_for_change(dataset))
+        problem = f"its dataset {dataset} was made with other settings: {changes_in_words(changed)}."
+        remedy = remedy_for_changes(dataset, changed)
+        raise FingerprintMismatch("run_dir", self.storage.root, problem, remedy)
 
     def _is_begun(self, dataset: str) -> bool:
         """Whether the dataset has rows, or results of a training."""
@@ -342,53 +339,6 @@ class Run:
     @staticmethod
     def _fingerprint_path(dataset: str) -> str:
         return f"{_FINGERPRINTS}/{dataset.replace('/', _SLASH)}.json"
-
-
-def _changed_fields(old: Fingerprint, new: Fingerprint) -> dict[str, tuple[Any, Any]]:
-    """The fields whose values differ, each with both values; the value of a missing field is None."""
-    names = sorted({*old, *new})
-    return {name: (old.get(name), new.get(name)) for name in names if _plain(old.get(name)) != _plain(new.get(name))}
-
-
-def _changes_in_words(changed: dict[str, tuple[Any, Any]]) -> str:
-    """Name the fields that differ, and show both values of the first few."""
-    # Short values come first: the name of a task says more than the prompts that differ because of it.
-    fields = sorted(changed, key=lambda field: max(len(repr(value)) for value in changed[field]))
-    parts = []
-    for field in fields[:_NUM_CHANGES_SHOWN]:
-        old, new = _cut_to_difference(*map(repr, changed[field]))
-        parts.append(f"{field}: was {old}, now {new}")
-    if rest := fields[_NUM_CHANGES_SHOWN:]:
-        parts.append(f"also {', '.join(rest)}")
-    return "; ".join(parts)
-
-
-def _cut_to_difference(old: str, new: str) -> tuple[str, str]:
-    """Return both texts if they are short, otherwise the part of each text around their first difference."""
-    if max(len(old), len(new)) <= _MAX_VALUE_LENGTH:
-        return old, new
-    differs_at = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
-    start = max(0, differs_at - _MAX_VALUE_LENGTH // 4)
-    return _cut(old, start), _cut(new, start)
-
-
-def _cut(text: str, start: int) -> str:
-    end = start + _MAX_VALUE_LENGTH
-    return ("..." if start else "") + text[start:end] + ("..." if end < len(text) else "")
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON stores it: JSON has no tuples."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _remedy_for_change(dataset: str) -> str:
-    kind, _, rest = dataset.partition("/")
-    if kind in ("verdicts", "students"):
-        return f"Undo the change, or rename student {rest.partition('/')[0]}: the teacher's work is kept."
-    if kind == "evaluation":
-        return "Undo the change, or give the benchmark or the model another name."
-    return "Undo the change, or give a new run_dir."
 
 
 def _dataset_of(path: str) -> str:

@@ -113,7 +113,6 @@ class ObjectStore:
         """
         last = "" if first is None or num_bytes is None else first + num_bytes - 1
         byte_range = {} if first is None else {"Range": f"bytes={first}-{last}"}
-
         name = f"{SCHEME}{bucket}/{key}"
 
         def attempt() -> bytes:
@@ -161,9 +160,12 @@ class ObjectStore:
 
     def size(self, bucket: str, key: str) -> int:
         """Return an object's size in bytes. Raises FileNotFoundError, or OSError as `get` does."""
-        head = self._with_retries(lambda: self._client.head_object(Bucket=bucket, Key=key), bucket, key)
-        num_bytes: int = head["ContentLength"]
-        return num_bytes
+        return int(self.properties(bucket, key)["ContentLength"])
+
+    def properties(self, bucket: str, key: str) -> Any:
+        """Return the response to a HEAD request, with the checksums that the store has. Raises as `size` does."""
+        request = {"Bucket": bucket, "Key": key, "ChecksumMode": "ENABLED"}
+        return self._with_retries(lambda: self._client.head_object(**request), bucket, key)
 
     def delete(self, bucket: str, key: str) -> None:
         self._with_retries(lambda: self._client.delete_object(Bucket=bucket, Key=key), bucket, key)
@@ -182,9 +184,10 @@ class ObjectStore:
         """Copy an object into a file, in parts."""
         self._with_retries(lambda: self._client.download_file(bucket, key, str(path)), bucket, key)
 
-    def upload(self, path: Path, bucket: str, key: str) -> None:
+    def upload(self, path: Path, bucket: str, key: str, metadata: Mapping[str, str]) -> None:
         """Copy a file into an object, in parts. The object becomes visible when all parts are complete."""
-        self._with_retries(lambda: self._client.upload_file(str(path), bucket, key, Config=self._parts), bucket, key)
+        more = {"Config": self._parts, "ExtraArgs": {"Metadata": dict(metadata)}}
+        self._with_retries(lambda: self._client.upload_file(str(path), bucket, key, **more), bucket, key)
 
     def list(self, bucket: str, prefix: str, *, nested: bool, after: str = "") -> Iterator[ListedObject]:
         """Yield the objects under a prefix, sorted by the UTF-8 bytes of their keys, starting after the key `after`."""
@@ -203,7 +206,7 @@ class ObjectStore:
         if not nested:
             arguments["Delimiter"] = "/"
         while True:
-            list_page = partial(self._with_retries, partial(self._list_page, arguments), bucket, prefix)
+            list_page = partial(self._with_retries, partial(self._client.list_objects_v2, **arguments), bucket, prefix)
             page = call_with_deadline(list_page, self.config.read_deadline_s, f"{SCHEME}{bucket}/{prefix}")
             yield _Page(
                 [
@@ -216,9 +219,6 @@ class ObjectStore:
             if not page.get("IsTruncated"):
                 return
             arguments["ContinuationToken"] = page["NextContinuationToken"]
-
-    def _list_page(self, arguments: dict[str, Any]) -> Any:
-        return self._client.list_objects_v2(**arguments)
 
     def _abort(self, bucket: str, upload: Mapping[str, Any]) -> None:
         self._client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])

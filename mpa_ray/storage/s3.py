@@ -12,6 +12,7 @@ from pyarrow.fs import FileSystem
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.errors import CannotWrite, ConfigError, may_pass
 from mpa_ray.storage.deadline import call_with_deadline
+from mpa_ray.storage.digests import SHA256_METADATA, sha256_of_file
 from mpa_ray.storage.exclusive import Creation
 from mpa_ray.storage.object_store import ObjectStore, split_uri
 from mpa_ray.storage.storage import StoredFile
@@ -71,8 +72,10 @@ class S3Storage:
 
     def put_folder(self, source: Path, path: str) -> None:
         for file in sorted(f for f in source.iterdir() if f.is_file()):
+            # Reading the file twice is cheap, and saves reading the object when its model is identified.
+            metadata = {SHA256_METADATA: sha256_of_file(file)}
             try:
-                self._store.upload(file, self._bucket, self._key(f"{path}/{file.name}"))
+                self._store.upload(file, self._bucket, self._key(f"{path}/{file.name}"), metadata)
             except OSError as error:
                 raise CannotWrite(f"{self.root}/{path}/{file.name}", str(error)) from error
 

@@ -13,7 +13,7 @@ from mpa_ray.engine.protocol import EncodedImage, Reply, Request, RequestRefused
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.matching import MATCHERS
 from mpa_ray.records import Annotation, LabelledQuestion, OfModel, Reason, State
-from mpa_ray.run.dataset import DatasetsOfModels
+from mpa_ray.run.joined_datasets import DatasetsOfModels
 from mpa_ray.run.run import Run
 from mpa_ray.stages.identify import Identify, WorthAsking
 from mpa_ray.stages.image_work import ImageWork, failed_images

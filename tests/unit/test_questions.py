@@ -75,6 +75,15 @@ def test_stored_questions_are_not_read_again_and_may_not_change(tmp_path: Path) 
     write_questions(config(benchmark(tmp_path / "other", [0])), run_in(tmp_path / "else"), PLACES)
 
 
+def test_stored_questions_may_move_and_do_not_depend_on_the_size_of_shards(tmp_path: Path) -> None:
+    run, path = run_in(tmp_path), benchmark(tmp_path / "set", [0, 1])
+    write_questions(config(path), run, PLACES)
+    first = shards(run, "set0")
+    (tmp_path / "set").rename(tmp_path / "moved")
+    write_questions(config(tmp_path / "moved/questions.jsonl", shard_size=1), run, PLACES)
+    assert shards(run, "set0") == first
+
+
 def test_errors_name_the_benchmark_by_its_index(tmp_path: Path) -> None:
     good, bad = benchmark(tmp_path / "a", [0]), benchmark(tmp_path / "b", [0, 1])
     (tmp_path / "b/001.png").unlink()

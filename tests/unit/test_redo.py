@@ -15,8 +15,9 @@ from mpa_ray.phases.again import Again, PassingFailures
 from mpa_ray.phases.model_groups import copy_same_model_rows
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
 from mpa_ray.run.audit import audit
-from mpa_ray.run.dataset import JoinedDatasets, ShardedDataset
+from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.garbage import collect_garbage
+from mpa_ray.run.joined_datasets import JoinedDatasets
 from mpa_ray.run.parity_export import export_parity
 from mpa_ray.run.redo import Redo, ShardPlan, outdated
 from mpa_ray.run.run import Run

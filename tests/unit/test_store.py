@@ -17,8 +17,9 @@ from mpa_ray.config import EvaluationRunConfig
 from mpa_ray.errors import ConfigError, FingerprintMismatch
 from mpa_ray.records import Annotation, ImageRef, ParitySample, Verdict, arrow_schema, from_table, to_table
 from mpa_ray.run.audit import audit
-from mpa_ray.run.dataset import DatasetsOfModels, ShardedDataset
+from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.garbage import Collected, collect_garbage
+from mpa_ray.run.joined_datasets import DatasetsOfModels
 from mpa_ray.run.parity_export import export_parity, read_parity
 from mpa_ray.run.run import FORMAT, Run
 from mpa_ray.run.suspects import Suspects

@@ -13,7 +13,8 @@ from mpa_ray.errors import CannotWrite
 from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.records import Annotation
-from mpa_ray.run.dataset import DatasetsOfModels, JoinedDatasets, ShardedDataset
+from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.joined_datasets import DatasetsOfModels, JoinedDatasets
 from mpa_ray.run.suspects import Suspects
 from mpa_ray.storage.local import LocalStorage
 

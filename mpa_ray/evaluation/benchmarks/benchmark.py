@@ -10,7 +10,7 @@ from mpa_ray.corpus.places.local import storable_uri
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks.chartqa import read_chartqa
-from mpa_ray.evaluation.benchmarks.coco import read_vqa
+from mpa_ray.evaluation.benchmarks.coco import answer_files, read_vqa
 from mpa_ray.evaluation.benchmarks.documents import read_documents
 from mpa_ray.evaluation.benchmarks.file import File
 from mpa_ray.evaluation.benchmarks.finding import JSON_OR_PARQUET
@@ -63,6 +63,12 @@ BENCHMARKS = {
 def question_files(spec: BenchmarkConfig, places: Places) -> list[File]:
     """The files with a benchmark's questions. Raises ConfigError if there are none, or files of several splits."""
     return _inputs(spec, places).files
+
+
+def labelled_files(spec: BenchmarkConfig, places: Places) -> list[File]:
+    """The files with a benchmark's questions and answers. Raises ConfigError as `question_files` does."""
+    inputs = _inputs(spec, places)
+    return inputs.files + (answer_files(inputs) if _benchmark_of(spec).read is read_vqa else [])
 
 
 def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQuestion]:

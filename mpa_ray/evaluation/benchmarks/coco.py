@@ -71,6 +71,15 @@ def _subtype(text: str) -> str:
     return match[1] + (match[2] or ("2015" if match[1] == "test" else "2014"))
 
 
+def answer_files(inputs: Inputs) -> list[File]:
+    """The official files with the answers. A mirror's files hold questions and answers, so it has none.
+
+    Raises:
+        ConfigError: a file is missing.
+    """
+    return [] if inputs.files[0].is_parquet else [_annotations_of(inputs, file) for file in inputs.files]
+
+
 def _annotations_of(inputs: Inputs, file: File) -> File:
     if inputs.spec.annotations is not None:
         uri = resolve_path(inputs.spec.annotations)

@@ -1,0 +1,73 @@
+"""The settings in which two fingerprints of a dataset differ, in words."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from typing import Any
+
+from mpa_ray.models.hub import split_revision
+
+Fingerprint = dict[str, Any]
+"""The names and values of the settings that a dataset's content depends on; see `mpa_ray.run.fingerprint`."""
+
+_NUM_CHANGES_SHOWN = 4
+_MAX_VALUE_LENGTH = 48
+
+
+def changed_fields(old: Fingerprint, new: Fingerprint) -> dict[str, tuple[Any, Any]]:
+    """The fields whose values differ, each with both values; the value of a missing field is None."""
+    names = sorted({*old, *new})
+    return {name: (old.get(name), new.get(name)) for name in names if _plain(old.get(name)) != _plain(new.get(name))}
+
+
+def changes_in_words(changed: dict[str, tuple[Any, Any]]) -> str:
+    """Name the fields that differ, and show both values of the first few."""
+    # Short values come first: the name of a task says more than the prompts that differ because of it.
+    fields = sorted(changed, key=lambda field: max(len(repr(value)) for value in changed[field]))
+    parts = []
+    for field in fields[:_NUM_CHANGES_SHOWN]:
+        old, new = _cut_to_difference(*map(repr, changed[field]))
+        parts.append(f"{field}: was {old}, now {new}")
+    if rest := fields[_NUM_CHANGES_SHOWN:]:
+        parts.append(f"also {', '.join(rest)}")
+    return "; ".join(parts)
+
+
+def _cut_to_difference(old: str, new: str) -> tuple[str, str]:
+    """Return both texts if they are short, otherwise the part of each text around their first difference."""
+    if max(len(old), len(new)) <= _MAX_VALUE_LENGTH:
+        return old, new
+    differs_at = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
+    start = max(0, differs_at - _MAX_VALUE_LENGTH // 4)
+    return _cut(old, start), _cut(new, start)
+
+
+def _cut(text: str, start: int) -> str:
+    end = start + _MAX_VALUE_LENGTH
+    return ("..." if start else "") + text[start:end] + ("..." if end < len(text) else "")
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON stores it: JSON has no tuples."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _remedy_for_new_commit(changed: dict[str, tuple[Any, Any]]) -> str | None:
+    """How to continue if nothing but the commits of models on the hub has changed; None if anything else has."""
+    revisions = [(split_revision(str(old)), split_revision(str(new))) for old, new in changed.values()]
+    if not all(old[1] and new[1] and old[0] == new[0] for old, new in revisions):
+        return None
+    names = " and ".join(sorted({str(old) for old, _ in changed.values()}))
+    return f"The model has a new commit on the hub. To continue with the earlier one, set the model to {names}."
+
+
+def remedy_for_changes(dataset: str, changed: dict[str, tuple[Any, Any]]) -> str:
+    """What to do about changed settings of a dataset."""
+    if (remedy := _remedy_for_new_commit(changed)) is not None:
+        return remedy
+    kind, _, rest = dataset.partition("/")
+    if kind in ("verdicts", "students"):
+        return f"Undo the change, or rename student {rest.partition('/')[0]}: the teacher's work is kept."
+    if kind == "evaluation":
+        return "Undo the change, or give the benchmark or the model another name."
+    return "Undo the change, or give a new run_dir."

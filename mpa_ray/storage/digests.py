@@ -1,0 +1,217 @@
+"""SHA-256 of whole files and objects. Results are kept in the user's cache folder, so unchanged content is read once.
+
+An object's etag depends on the sizes of the parts in which it was uploaded, so it shows that the object is unchanged
+but not what it holds. The SHA-256 of an object comes from the store if the store has that of the whole object, then
+from the metadata that `S3Storage.put_folder` writes, and otherwise from reading the object once, without storing it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from mpa_ray.errors import TransientError
+from mpa_ray.observability.progress import Progress
+from mpa_ray.storage.object_store import SCHEME, ListedObject, ObjectStore, split_uri
+from mpa_ray.storage.user_cache import cache_folder
+
+SHA256_METADATA = "mpa-ray-sha256"
+"""The name of an object's metadata with the SHA-256 of its content, in hexadecimal digits."""
+_NUM_THREADS = 8
+_PIECE_BYTES = 1 << 24
+_SETTLED_S = 2.0
+"""A file that changed more recently may change again without a new modification time, so its digest is not kept."""
+
+_of_this_process: dict[str, str] = {}
+"""The digests that this process knows, by key."""
+
+
+class Content(Protocol):
+    """A file or an object that can be read."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    @property
+    def key(self) -> str:
+        """Identifies the content; changes when the content does."""
+        ...
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a later change of the content would certainly change its key."""
+        ...
+
+    @property
+    def known_sha256(self) -> str | None:
+        """The digest, if it is known without reading the content."""
+        ...
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the content. Raises OSError."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalContent:
+    """A file on this machine."""
+
+    path: Path
+
+    @property
+    def num_bytes(self) -> int:
+        return self.path.stat().st_size
+
+    @property
+    def key(self) -> str:
+        """Changes when the file is replaced or written, even if its modification time is set back."""
+        stat = self.path.stat()
+        return f"{self.path.resolve()}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a later change of the file would certainly change its key."""
+        stat = self.path.stat()
+        return time.time() - max(stat.st_mtime, stat.st_ctime) > _SETTLED_S
+
+    @property
+    def known_sha256(self) -> str | None:
+        """The digest, if it is known without reading the content."""
+        return None
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the content."""
+        with self.path.open("rb") as content:
+            while piece := content.read(_PIECE_BYTES):
+                yield piece
+
+
+@dataclass(frozen=True)
+class ObjectContent:
+    """An object of a store."""
+
+    store: ObjectStore
+    bucket: str
+    listed: ListedObject
+
+    @classmethod
+    def of(cls, store: ObjectStore, uri: str) -> ObjectContent:
+        """The object with a URI. Raises OSError if there is none."""
+        bucket, key = split_uri(uri)
+        properties = store.properties(bucket, key)
+        etag = properties["ETag"].strip('"')
+        return cls(store, bucket, ListedObject(key, properties["ContentLength"], etag, properties["LastModified"]))
+
+    @property
+    def num_bytes(self) -> int:
+        return self.listed.num_bytes
+
+    @property
+    def key(self) -> str:
+        endpoint = self.store.config.endpoint_url or ""
+        return f"{endpoint} {SCHEME}{self.bucket}/{self.listed.key}:{self.listed.num_bytes}:{self.listed.etag}"
+
+    @property
+    def is_settled(self) -> bool:
+        """An object is only ever replaced as a whole, and then has another etag."""
+        return True
+
+    @property
+    def known_sha256(self) -> str | None:
+        """The digest, if the store or the object's metadata has that of the whole content."""
+        properties = self.store.properties(self.bucket, self.listed.key)
+        checksum = properties.get("ChecksumSHA256", "")
+        # The checksum of an object in parts is the checksum of its parts' checksums, and ends with their number.
+        if checksum and "-" not in checksum and properties.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT":
+            return b64decode(checksum).hex()
+        recorded: str | None = properties.get("Metadata", {}).get(SHA256_METADATA)
+        return recorded
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the content. Raises TransientError if the object is replaced meanwhile."""
+        for first in range(0, self.num_bytes, _PIECE_BYTES):
+            yield self.store.get(self.bucket, self.listed.key, first, _PIECE_BYTES)
+        if self.store.properties(self.bucket, self.listed.key)["ETag"].strip('"') != self.listed.etag:
+            raise TransientError(f"{SCHEME}{self.bucket}/{self.listed.key} was replaced while it was read")
+
+
+def sha256_of_file(path: Path) -> str:
+    """The SHA-256 of a file on this machine, in hexadecimal digits."""
+    return sha256_of_all([LocalContent(path)], str(path))[0]
+
+
+def sha256_of_all(contents: Sequence[Content], label: str) -> list[str]:
+    """The SHA-256 of each file or object, in hexadecimal digits.
+
+    Contents whose digest is not known are read in parallel. If that takes more than a few seconds, progress is printed.
+
+    Args:
+        contents: The files and objects.
+        label: What they are, for the progress.
+
+    Raises:
+        OSError: a file or object cannot be read.
+    """
+    keys = [content.key for content in contents]
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
+        digests = list(threads.map(_known, keys, contents))
+        unknown = [content for content, digest in zip(contents, digests, strict=True) if digest is None]
+        if not unknown:
+            return [digest for digest in digests if digest is not None]
+        num_bytes = sum(content.num_bytes for content in unknown)
+        with Progress(f"hash {label}", num_bytes >> 20, "MiB", to_stderr=True) as progress:
+            read = iter(list(threads.map(partial(_read, progress.advance), unknown)))
+    complete = [next(read) if digest is None else digest for digest in digests]
+    for key, content, digest in zip(keys, contents, complete, strict=True):
+        _keep(key, content, digest)
+    return complete
+
+
+def _known(key: str, content: Content) -> str | None:
+    """The digest, if it is known without reading the content."""
+    if (digest := _of_this_process.get(key)) is not None:
+        return digest
+    with suppress(OSError, ValueError):
+        stored_key, _, digest = _cache_file(key).read_text(encoding="utf-8").rpartition(" ")
+        if stored_key == key and len(bytes.fromhex(digest)) == hashlib.sha256().digest_size:
+            return digest
+    return content.known_sha256
+
+
+def _read(advance: Callable[[int], None], content: Content) -> str:
+    digest, num_read, num_shown = hashlib.sha256(), 0, 0
+    for piece in content.pieces():
+        digest.update(piece)
+        num_read += len(piece)
+        advance((num_read >> 20) - num_shown)
+        num_shown = num_read >> 20
+    return digest.hexdigest()
+
+
+def _keep(key: str, content: Content, digest: str) -> None:
+    """Keep a digest for this process and, if the content is settled and unchanged, for later ones."""
+    _of_this_process[key] = digest
+    # A cache that cannot be written costs time and nothing else.
+    with suppress(OSError):
+        if not content.is_settled or content.key != key:
+            return
+        file = _cache_file(key)
+        if file.is_file():
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f"{file.name}.{os.getpid()}.{time.monotonic_ns()}")
+        temporary.write_text(f"{key} {digest}", encoding="utf-8")
+        temporary.replace(file)
+
+
+def _cache_file(key: str) -> Path:
+    return cache_folder() / "digests" / hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()

@@ -1,0 +1,390 @@
+"""What identifies a model: its content or its commit, wherever it lies, and no setting that changes no reply."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from huggingface_hub import file_download
+
+from mpa_ray.config import BenchmarkConfig, HoldoutConfig, ObjectStoreConfig, RunConfig, VllmEngineConfig
+from mpa_ray.config.engines import ARGUMENTS_WITHOUT_EFFECT
+from mpa_ray.corpus.places.places import Places
+from mpa_ray.errors import FingerprintMismatch
+from mpa_ray.evaluation.labelled_identity import labelled_identity
+from mpa_ray.models import hub
+from mpa_ray.models.checkpoints import CACHE_VARIABLE, base_of_adapter, local_folder, model_identity
+from mpa_ray.models.hub import hub_commit, split_revision
+from mpa_ray.run.fingerprint import corpus_fingerprint, level_fingerprint
+from mpa_ray.run.run import Run
+from mpa_ray.run.versions import engine_versions, mixed_versions
+from mpa_ray.storage import digests
+from mpa_ray.storage.digests import LocalContent, sha256_of_all, sha256_of_file
+from mpa_ray.storage.object_store import ObjectStore
+from mpa_ray.storage.open import open_storage
+from mpa_ray.tasks.library import find_task
+from tests.s3_server import CREDENTIALS, client, s3_server
+
+STORE = ObjectStoreConfig()
+FIRST, SECOND = "1" * 40, "2" * 40
+BYTES_PER_PART = 5 * 2**20
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the user, and a process that knows no digest."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(digests, "_of_this_process", {})
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache with two commits of a model; `main` is the first. The hub itself cannot be reached."""
+    for module in (huggingface_hub.constants, file_download.constants):
+        monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub, "_down", {huggingface_hub.constants.ENDPOINT})
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub_commit.cache_clear()
+    folder = tmp_path / "hub/models--owner--name"
+    for commit in (FIRST, SECOND):
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        (folder / "snapshots" / commit / "config.json").write_text(f'{{"commit": "{commit}"}}')
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text(FIRST)
+    (folder / "refs/v2").write_text(SECOND)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        yield endpoint
+
+
+def checkpoint(folder: Path, num_weight_bytes: int = 100) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    (folder / "model.safetensors").write_bytes(os.urandom(num_weight_bytes))
+    return folder
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin another process, as far as digests are concerned."""
+    monkeypatch.setattr(digests, "_of_this_process", {})
+
+
+def settle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a minute pass since a file was written."""
+    later = path.stat().st_ctime + 60
+    monkeypatch.setattr(time, "time", lambda: later)
+
+
+def test_a_hub_model_is_identified_by_its_commit(hub_cache: Path) -> None:
+    assert model_identity("owner/name", STORE) == f"owner/name@{FIRST}"
+    (hub_cache / "refs/main").write_text(SECOND)
+    # One process uses one commit.
+    assert model_identity("owner/name", STORE) == f"owner/name@{FIRST}"
+    hub_commit.cache_clear()
+    assert model_identity("owner/name", STORE) == f"owner/name@{SECOND}"
+
+
+def test_a_revision_of_a_hub_model_is_loaded_and_identified(hub_cache: Path) -> None:
+    assert model_identity("owner/name@v2", STORE) == model_identity(f"owner/name@{SECOND}", STORE)
+    assert local_folder(f"owner/name@{SECOND}", STORE) == str(hub_cache / "snapshots" / SECOND)
+    assert local_folder("owner/name@v2", STORE) == str(hub_cache / "snapshots" / SECOND)
+    assert split_revision("owner/name@v2") == ("owner/name", "v2")
+    assert split_revision("s3://bucket/a@b") == ("s3://bucket/a@b", None)
+    assert split_revision("./owner/name@v2") == ("./owner/name@v2", None)
+
+
+def test_an_adapter_keeps_the_revision_of_its_base_model(tmp_path: Path) -> None:
+    settings = tmp_path / "adapter_config.json"
+    settings.write_text(f'{{"base_model_name_or_path": "owner/name", "revision": "{SECOND}"}}')
+    assert base_of_adapter(tmp_path) == f"owner/name@{SECOND}"
+    settings.write_text('{"base_model_name_or_path": "owner/name", "revision": null}')
+    assert base_of_adapter(tmp_path) == "owner/name"
+
+
+def test_a_byte_between_the_samples_changes_the_identity(tmp_path: Path) -> None:
+    """Files over 64 MiB were read at 256 places only."""
+    folder = checkpoint(tmp_path / "model")
+    with (folder / "model.safetensors").open("r+b") as weights:
+        weights.truncate(2**27)
+    before = model_identity(str(folder), STORE)
+    with (folder / "model.safetensors").open("r+b") as weights:
+        weights.seek(300_000)
+        weights.write(b"x")
+    assert model_identity(str(folder), STORE) != before
+
+
+def test_the_same_files_have_one_identity_in_every_folder(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model")
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy/README.md").write_text("New scores.")
+    assert model_identity(str(folder), STORE) == model_identity(str(tmp_path / "copy"), STORE)
+    (tmp_path / "copy/config.json").rename(tmp_path / "copy/other.json")
+    assert model_identity(str(folder), STORE) != model_identity(str(tmp_path / "copy"), STORE)
+
+
+def test_a_later_process_reads_no_unchanged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"1" * 1000)
+    settle(file, monkeypatch)
+    assert sha256_of_file(file) == hashlib.sha256(b"1" * 1000).hexdigest()
+    forget(monkeypatch)
+    monkeypatch.setattr(digests, "_read", lambda *_: pytest.fail("read again"))
+    assert sha256_of_file(file) == hashlib.sha256(b"1" * 1000).hexdigest()
+
+
+def test_a_changed_file_is_read_again_even_with_its_old_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"1" * 1000)
+    settle(file, monkeypatch)
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    before = sha256_of_file(file)
+    time.sleep(0.02)  # Longer than the step of the file system's clock.
+    file.write_bytes(b"2" * 1000)
+    os.utime(file, ns=times)
+    forget(monkeypatch)
+    assert sha256_of_file(file) != before
+
+
+def test_the_digest_of_a_file_that_may_still_change_is_not_kept(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"1")
+    sha256_of_file(tmp_path / "weights")
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("damage", ["", "other-key " + "0" * 64, "{key} 12", "{key} zz"])
+def test_a_damaged_cache_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"1")
+    settle(file, monkeypatch)
+    before = sha256_of_file(file)
+    digests._cache_file(LocalContent(file).key).write_text(damage.format(key=LocalContent(file).key))
+    forget(monkeypatch)
+    assert sha256_of_file(file) == before
+
+
+def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("A file in place of the folder.")
+    file = tmp_path / "weights"
+    file.write_bytes(b"1")
+    settle(file, monkeypatch)
+    assert sha256_of_file(file) == hashlib.sha256(b"1").hexdigest()
+
+
+def test_digests_are_in_the_order_of_the_files(tmp_path: Path) -> None:
+    files = [tmp_path / str(number) for number in range(20)]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes([number]) * (20 - number) * 1000)
+    sha256_of_file(files[3])
+    expected = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert sha256_of_all([LocalContent(file) for file in files], "files") == expected
+
+
+def test_the_same_bytes_have_one_identity_at_a_store(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The identity at s3:// was made of etags, which depend on the size of the parts."""
+    folder = checkpoint(tmp_path / "model", 2 * BYTES_PER_PART + 3)
+    names = []
+    for num_bytes in (BYTES_PER_PART, 2 * BYTES_PER_PART, 10 * BYTES_PER_PART):
+        config = ObjectStoreConfig(endpoint_url=server, multipart_bytes=num_bytes)
+        storage = open_storage(f"s3://bucket/{num_bytes}", config)
+        for file in folder.iterdir():
+            storage.write(f"model/{file.name}", file.read_bytes())
+        client(server).put_object(Bucket="bucket", Key=f"{num_bytes}/model/", Body=b"")
+        names.append(f"s3://bucket/{num_bytes}/model")
+    config = ObjectStoreConfig(endpoint_url=server)
+    listed = ObjectStore(config).list("bucket", "", nested=True)
+    assert len({file.etag for file in listed if file.key.endswith(".safetensors")}) == 3
+    assert {model_identity(name, config) for name in names} == {model_identity(str(folder), config)}
+    forget(monkeypatch)
+    monkeypatch.setattr(digests, "_read", lambda *_: pytest.fail("read again"))
+    assert model_identity(names[0], config) == model_identity(names[1] + "/", config)
+
+
+def test_an_object_with_a_known_sha256_is_not_read(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint(tmp_path / "model", BYTES_PER_PART + 1)
+    config = ObjectStoreConfig(endpoint_url=server, multipart_bytes=BYTES_PER_PART)
+    expected = model_identity(str(folder), config)
+    open_storage("s3://bucket/exported", config).put_folder(folder, "merged")
+    for file in folder.iterdir():
+        client(server).put_object(
+            Bucket="bucket", Key=f"whole/{file.name}", Body=file.read_bytes(), ChecksumAlgorithm="SHA256"
+        )
+    monkeypatch.setattr(digests, "_read", lambda *_: pytest.fail("read"))
+    assert model_identity("s3://bucket/exported/merged", config) == expected
+    assert model_identity("s3://bucket/whole", config) == expected
+
+
+def test_an_object_that_is_replaced_while_it_is_read_has_no_digest(server: str) -> None:
+    config = ObjectStoreConfig(endpoint_url=server)
+    store = ObjectStore(config)
+    store.put("bucket", "replaced/config.json", b"{}")
+    (listed,) = store.list("bucket", "replaced/", nested=False)
+    store.put("bucket", "replaced/config.json", b"[]")
+    with pytest.raises(OSError, match="was replaced while it was read"):
+        sha256_of_all([digests.ObjectContent(store, "bucket", listed)], "model")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"hf_token": "hf_x"},
+        {"download_dir": "/data"},
+        {"load_format": "runai_streamer"},
+        {"cpu_offload_gb": 4},
+        {"max_loras": 4},
+        {"log_level": "DEBUG"},
+    ],
+)
+def test_an_argument_that_changes_no_reply_is_not_in_the_fingerprint(arguments: dict[str, object]) -> None:
+    assert VllmEngineConfig(engine_args=arguments).identity_fields() == VllmEngineConfig().identity_fields()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"load_format": "dummy"},
+        {"quantization": "fp8"},
+        {"kv_cache_dtype": "fp8"},
+        {"tokenizer": "other"},
+        {"hf_overrides": {"x": 1}},
+        {"mm_processor_kwargs": {"crop_to_patches": True}},
+        {"an_argument_of_a_later_vllm": 1},
+    ],
+)
+def test_any_other_argument_is_in_the_fingerprint(arguments: dict[str, object]) -> None:
+    assert VllmEngineConfig(engine_args=arguments).identity_fields() != VllmEngineConfig().identity_fields()
+
+
+def test_an_argument_counts_as_the_setting_of_its_name() -> None:
+    by_argument = VllmEngineConfig(engine_args={"dtype": "float16", "max_model_len": 512})
+    assert by_argument.identity_fields() == VllmEngineConfig(dtype="float16", max_model_len=512).identity_fields()
+
+
+def test_the_list_of_arguments_names_arguments_of_vllm() -> None:
+    """vLLM removes arguments now and then, so a few names may be those of another version."""
+    spec = find_spec("vllm")
+    if spec is None or spec.origin is None:
+        pytest.skip("vLLM is not installed")
+    # Importing vLLM takes ten seconds.
+    source = (Path(spec.origin).parent / "engine/arg_utils.py").read_text(encoding="utf-8")
+    known = set(re.findall(r"^    (\w+):", source, re.MULTILINE))
+    assert "quantization" in known
+    assert len(ARGUMENTS_WITHOUT_EFFECT - known) <= 4
+
+
+def labelled_set(folder: Path, answer: str = "yes") -> BenchmarkConfig:
+    folder.mkdir(parents=True, exist_ok=True)
+    row = {"question_id": "q", "image": "a.png", "question": "Is it?", "answers": [answer]}
+    (folder / "set.jsonl").write_text(json.dumps(row))
+    return BenchmarkConfig(path=str(folder / "set.jsonl"))
+
+
+def vqa_set(folder: Path, answer: str) -> BenchmarkConfig:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "OpenEnded_mscoco_val2014_questions.json").write_text('{"questions": []}')
+    (folder / "mscoco_val2014_annotations.json").write_text(json.dumps({"annotations": [answer]}))
+    return BenchmarkConfig(kind="okvqa", path=str(folder / "OpenEnded_mscoco_val2014_questions.json"))
+
+
+def test_a_labelled_set_is_identified_by_its_content(tmp_path: Path) -> None:
+    places = Places(STORE)
+    one, moved, other = (
+        labelled_identity(labelled_set(tmp_path / folder, answer), places)
+        for folder, answer in (("one", "yes"), ("moved/there", "yes"), ("other", "no"))
+    )
+    assert one == moved
+    assert one != other
+
+
+def test_a_labelled_set_has_one_identity_at_a_store(server: str, tmp_path: Path) -> None:
+    config = ObjectStoreConfig(endpoint_url=server)
+    local = labelled_set(tmp_path)
+    content = Path(local.path).read_bytes()
+    client(server).put_object(Bucket="bucket", Key="labelled/set.jsonl", Body=content)
+    remote = BenchmarkConfig(path="s3://bucket/labelled/set.jsonl")
+    assert labelled_identity(remote, Places(config)) == labelled_identity(local, Places(config))
+
+
+def test_the_answers_beside_the_questions_belong_to_a_labelled_set(tmp_path: Path) -> None:
+    """Answers in a file that `annotations` did not name were left out."""
+    places = Places(STORE)
+    one, other = (labelled_identity(vqa_set(tmp_path / answer, answer), places) for answer in ("yes", "no"))
+    assert one != other
+
+
+def test_the_fingerprint_of_a_training_has_the_content_of_its_labelled_sets(scripted_config: RunConfig) -> None:
+    """It had their paths: a moved set was refused, and a changed one was not."""
+    one = labelled_set(Path(scripted_config.run_dir).parent / "set")
+    student = scripted_config.students[0]
+    level = student.level.model_copy(
+        update={"replay_from": one, "replay_share": 0.5, "holdout": HoldoutConfig(questions=one)}
+    )
+    student = student.model_copy(update={"level": level, "labels": one})
+    task = find_task(scripted_config.task)
+    identity = partial(labelled_identity, places=Places(STORE))
+    fingerprint = level_fingerprint(scripted_config, task, student, "labels", identity)
+    assert fingerprint["level.labels"] == identity(one)
+    assert fingerprint["level.holdout"]["questions"] == identity(one)
+    assert level_fingerprint(scripted_config, task, student, "parity", identity)["level.replay_from"] == identity(one)
+    assert one.path not in json.dumps(fingerprint)
+
+
+def test_the_sizes_of_shards_are_not_in_the_fingerprint_of_the_corpus(scripted_config: RunConfig) -> None:
+    source = scripted_config.source.model_copy(update={"shard_size": 7, "max_shard_bytes": 10**6})
+    other = scripted_config.model_copy(update={"source": source})
+    assert corpus_fingerprint(other) == corpus_fingerprint(scripted_config)
+
+
+def test_the_marker_of_a_shard_names_the_versions_of_the_engine(tmp_path: Path) -> None:
+    run = Run.open(str(tmp_path))
+    run.annotations.commit("000000", [], versions=engine_versions())
+    commit = run.annotations.commit_of("000000")
+    assert commit is not None
+    assert commit.versions["transformers"] == version("transformers")
+    assert {"vllm", "torch", "transformers"} >= set(commit.versions)
+
+
+def test_a_dataset_of_several_versions_is_named(tmp_path: Path) -> None:
+    run = Run.open(str(tmp_path))
+    run.annotations.commit("000000", [], versions={"vllm": "0.31", "torch": "2.13"})
+    run.annotations.commit("000001", [])
+    assert mixed_versions([run.annotations]) == []
+    run.annotations.commit("000002", [], versions={"vllm": "0.32", "torch": "2.13"})
+    # The second generation keeps rows of the first.
+    run.annotations.commit("000000", [], 1, 0, {"vllm": "0.32", "torch": "2.13"})
+    assert mixed_versions([run.annotations, run.verdicts("small")]) == [
+        "annotations: made with several versions of vllm: 0.31 (1 shards), 0.32 (2 shards)"
+    ]
+
+
+def test_a_new_commit_on_the_hub_is_named_with_the_way_to_the_earlier_one(tmp_path: Path) -> None:
+    run = Run.open(str(tmp_path))
+    run.register_fingerprint("annotations", {"teacher.model": f"owner/name@{FIRST}", "top_p": 1})
+    run.annotations.commit("000000", [])
+    with pytest.raises(FingerprintMismatch, match=f"new commit.* set the model to owner/name@{FIRST}"):
+        run.check_fingerprint("annotations", {"teacher.model": f"owner/name@{SECOND}", "top_p": 1})
+    with pytest.raises(FingerprintMismatch, match="Undo the change"):
+        run.check_fingerprint("annotations", {"teacher.model": f"owner/other@{SECOND}", "top_p": 1})
+    with pytest.raises(FingerprintMismatch, match="Undo the change"):
+        run.check_fingerprint("annotations", {"teacher.model": f"owner/name@{SECOND}", "top_p": 0})
