@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeAlias
 
 from mpa_ray.records import OfModel, OutcomeT, RowT
-from mpa_ray.run.dataset import NO_VERSIONS, Commit, ShardedDataset
+from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.marker import NO_VERSIONS, Commit
 from mpa_ray.run.suspects import SuspectsFile
 
 
