@@ -160,6 +160,8 @@ def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str
             yield name
     if num_shards == 0:
         raise selection.no_images_error()
+    # Another driver may have committed all of these shards.
+    run.corpus.check_fingerprint()
     manifest = Manifest(num_images, num_shards, dict(left_out.most_common()))
     run.storage.create(CORPUS_MANIFEST, json.dumps(asdict(manifest)).encode())
 
