@@ -19,12 +19,14 @@ from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.models.hub import split_revision
+from mpa_ray.run.checksums import FILES, checksums_of
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
-from mpa_ray.run.run import Run
+from mpa_ray.run.run import EXPORT, Run
 from mpa_ray.tasks.task import Task
 
 _NUM_NAMED = 3
 """The number of weights that an error names."""
+_CARD = "README.md"
 
 
 def load_trained_weights(model: Any, weights: dict[str, torch.Tensor]) -> Any:
@@ -43,7 +45,7 @@ def load_trained_weights(model: Any, weights: dict[str, torch.Tensor]) -> Any:
 
 
 def export(model: Any, processor: Any, base: str, card: str, questions: CheckQuestions, run: Run, folder: str) -> None:
-    """Write `adapter/` (only for LoRA), `merged/` and `check.json` into the run.
+    """Write `adapter/` (only for LoRA), `merged/`, their checksums and `check.json` into the run.
 
     The checkpoint in `merged/` is read back and must answer the questions exactly as the model in memory does. The
     answers are stored in `check.json`, to be compared with the answers of an engine.
@@ -79,9 +81,12 @@ def export(model: Any, processor: Any, base: str, card: str, questions: CheckQue
         if answers != expected:
             raise RunError(f"The exported checkpoint answers {answers}, but the model in memory answers {expected}.")
         questions.record(answers).write(run, folder)
-        if adapter.is_dir():
-            run.storage.put_folder(adapter, f"{folder}/adapter")
-        run.storage.put_folder(merged, f"{folder}/merged")
+        checksums = {}
+        for source in filter(Path.is_dir, (adapter, merged)):
+            # Scoring writes the card again.
+            checksums |= checksums_of(source, f"{source.name}/", leaving_out=[_CARD])
+            run.storage.put_folder(source, f"{folder}/{source.name}")
+        run.write_json(f"{folder}/{EXPORT}", {FILES: checksums})
 
 
 class CheckQuestions:
@@ -144,7 +149,7 @@ def _first_of(names: Sequence[str]) -> str:
 
 def _save(model: Any, target: Path, card: str) -> None:
     model.save_pretrained(target)
-    (target / "README.md").write_text(card, encoding="utf-8")
+    (target / _CARD).write_text(card, encoding="utf-8")
 
 
 _VLLM_NAMES = {

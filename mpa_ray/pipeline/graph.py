@@ -32,9 +32,10 @@ from mpa_ray.pipeline.fetch import FetchShard, NameShards
 from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, decode_result
 from mpa_ray.pipeline.model_actor import ModelActor
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
+from mpa_ray.pipeline.settings_watch import SettingsWatch
 from mpa_ray.pipeline.telemetry import Counters
 from mpa_ray.records import Reason
-from mpa_ray.run.dataset import prefetch
+from mpa_ray.run.prefetch import prefetch
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def stream_pass(
     model = work.model
     check_resources(f"{work.pool}: cpus_per_replica, gpus_per_replica", model.cpus_per_replica, model.gpus_per_replica)
     coordinator = _start_coordinator(work, committed)
-    with _ShardFeed(coordinator, shards):
+    with _ShardFeed(coordinator, shards), SettingsWatch(work.target, coordinator):
         graph = _graph(work, coordinator)
         with _deaths_recorded(coordinator), closing(_finished_shards(work, graph, coordinator)) as finished:
             yield from finished

@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from mpa_ray.run.dataset import ShardedDataset, prefetch
+from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.recorded_config import models_by_benchmark
 from mpa_ray.run.run import Run
 
@@ -82,7 +83,7 @@ def _rows(
     """Yield some columns of each shard. A shard that is missing or cannot be read is a problem and yields None."""
 
     def rows(shard: str) -> list[dict[str, Any]] | str:
-        if not dataset.is_committed(shard):
+        if not dataset.markers.has_marker(shard):
             return f"{dataset.folder}: shard {shard} is missing"
         try:
             return dataset.columns(shard, columns)

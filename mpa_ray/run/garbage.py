@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from mpa_ray.run.dataset import MARKER_FOLDERS, SUSPECTS, ShardedDataset, prefetch
+from mpa_ray.run.dataset import SUSPECTS, ShardedDataset
 from mpa_ray.run.marker import Commit
+from mpa_ray.run.markers import MARKER_FOLDERS
+from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.recorded_config import models_by_benchmark, student_names
 from mpa_ray.run.run import Manifest, Run
 from mpa_ray.storage.storage import PROBES

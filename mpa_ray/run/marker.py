@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
+
+import pyarrow as pa
 
 from mpa_ray.errors import DamagedFile
 from mpa_ray.run.sealed_json import parse_sealed, sealed
 
 NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
 """The versions of rows that no model has made."""
+_ALWAYS = ("shard", "file", "num_rows", "generation", "source_generation")
+"""The fields that every marker has. Others are left out if they say nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Commit:
     image of this shard, by ending or reason."""
     versions: dict[str, str] = field(default_factory=dict)
     """The versions of the libraries with which the rows were made; see `mpa_ray.run.versions`."""
+    fingerprint: str = ""
+    """The digest of the dataset's fingerprint; "" in markers of earlier versions."""
     num_bytes: int = 0
     """The size of the file."""
     sha256: str = ""
@@ -53,6 +60,7 @@ class Commit:
             file=self.file,
             num_rows=self.num_rows,
             generation=generation,
+            fingerprint=self.fingerprint,
             num_bytes=self.num_bytes,
             sha256=self.sha256,
             same_rows_since=self.rows_since,
@@ -62,9 +70,9 @@ class Commit:
     def to_json(self) -> bytes:
         """The content of the marker. Fields that say nothing are left out."""
         values = asdict(self)
-        silent = {"left_out": {}, "versions": {}, "num_bytes": 0, "sha256": "", "same_rows_since": None}
-        silent["is_withdrawn"] = False
-        shown = {name: value for name, value in values.items() if name not in silent or value != silent[name]}
+        shown = {name: value for name, value in values.items() if name in _ALWAYS or value}
+        if self.same_rows_since is not None:
+            shown["same_rows_since"] = self.same_rows_since
         return json.dumps(sealed(shown)).encode()
 
     @classmethod
@@ -84,3 +92,12 @@ class Commit:
             raise DamagedFile(self.file, f"it has {len(content)} bytes, but its marker says {self.num_bytes}")
         if hashlib.sha256(content).hexdigest() != self.sha256:
             raise DamagedFile(self.file, "its content does not have the checksum in its marker")
+
+
+@contextmanager
+def decoding(commit: Commit) -> Iterator[None]:
+    """Raise DamagedFile if the file of a marker, which may have no checksum, cannot be decoded."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, MemoryError, OverflowError, UnicodeDecodeError) as error:
+        raise DamagedFile(commit.file, " ".join(str(error).split()) or type(error).__name__) from error

@@ -9,15 +9,17 @@ from itertools import count, takewhile
 from typing import Any
 
 from mpa_ray.config import Arm, EvaluationRunConfig, ObjectStoreConfig, measured_as
-from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch, may_pass
-from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
+from mpa_ray.errors import CannotWrite, ConfigError, may_pass
+from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, ParitySample, Prediction, RowT, Verdict
 from mpa_ray.redaction import without_secret_values, without_url_secrets_within
-from mpa_ray.run.dataset import ShardedDataset, shard_name
-from mpa_ray.run.fingerprint_changes import Fingerprint, changed_fields, changes_in_words, remedy_for_changes
+from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.fingerprint_changes import Fingerprint
+from mpa_ray.run.fingerprint_files import FingerprintFiles
+from mpa_ray.run.markers import shard_name
+from mpa_ray.run.sealed_json import parse_sealed, sealed
 from mpa_ray.storage.exclusive import Creation
 from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.storage import Storage
-from mpa_ray.textual import parse_json
 
 FORMAT = 2
 """The format of run directories, increased when older formats can no longer be read. mpa-ray 0.1 wrote format 1."""
@@ -27,13 +29,12 @@ CORPUS_MANIFEST = "corpus/manifest.json"
 SCORES = "evaluation/scores.json"
 REPORT_JSON = "report/report.json"
 REPORT_PAGE = "report/index.html"
+EXPORT = "export.json"
+"""The file in a training's folder with the checksums of the exported weights."""
 
-_FINGERPRINTS = "fingerprints"
 _VERDICTS = "verdicts.json"
 _AGAIN = "~"
 """Separates a model from the number of its training in the name of a folder. Names of models cannot contain it."""
-_SLASH = "@"
-"""Replaces a slash in the name of a fingerprint's file; no dataset's name contains it."""
 _RESERVE = ".writable"
 """A file that shows that the run can be written, and that reserves some space for when the disk is full."""
 _RESERVE_BYTES = 2**16
@@ -69,9 +70,10 @@ class Run:
         self.storage = storage
         self.creation: Creation | None = None
         """How the storage creates a file only if it does not exist; None if the run was not opened for writing."""
+        self.fingerprints = FingerprintFiles(storage)
         self._check_format()
-        self.corpus = ShardedDataset(storage, "corpus", ImageRef)
-        self.annotations = ShardedDataset(storage, "annotations", Annotation)
+        self.corpus = self.dataset("corpus", ImageRef)
+        self.annotations = self.dataset("annotations", Annotation)
 
     @classmethod
     def open(cls, run_dir: str, object_store: ObjectStoreConfig | None = None) -> Run:
@@ -127,6 +129,10 @@ class Run:
                 "Free some space, or give another run_dir.",
             )
 
+    def dataset(self, folder: str, row_type: type[RowT]) -> ShardedDataset[RowT]:
+        """The dataset in a folder. Its commits have the fingerprint that is registered for the folder."""
+        return ShardedDataset(self.storage, folder, row_type, self.fingerprints)
+
     @staticmethod
     def verdicts_dir(student: str) -> str:
         """The folder of a student's verdicts."""
@@ -134,7 +140,7 @@ class Run:
 
     def verdicts(self, student: str) -> ShardedDataset[Verdict]:
         """A student's verdicts."""
-        return ShardedDataset(self.storage, self.verdicts_dir(student), Verdict)
+        return self.dataset(self.verdicts_dir(student), Verdict)
 
     @staticmethod
     def parity_dir(student: str) -> str:
@@ -153,13 +159,13 @@ class Run:
 
     def questions(self, benchmark: str) -> ShardedDataset[LabelledQuestion]:
         """The questions of a benchmark."""
-        return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/questions", LabelledQuestion)
+        return self.dataset(f"{self.benchmark_dir(benchmark)}/questions", LabelledQuestion)
 
     def predictions(self, benchmark: str, model: str) -> ShardedDataset[Prediction]:
         """A model's answers to a benchmark. If the model was trained again, the answers of the newest training."""
         number = self._newest(f"evaluation/again/{model}")
         name = f"{model}{_AGAIN}{number}" if number else model
-        return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/predictions/{name}", Prediction)
+        return self.dataset(f"{self.benchmark_dir(benchmark)}/predictions/{name}", Prediction)
 
     @staticmethod
     def student_dir(student: str, arm: str = "parity") -> str:
@@ -171,6 +177,10 @@ class Run:
         folder = self.student_dir(student, arm)
         number = self._newest(f"{folder}/trainings")
         return f"{folder}/again-{number}" if number else folder
+
+    def epoch(self, folder: str) -> ShardedDataset[ParitySample]:
+        """The samples of the training in a folder, in training order."""
+        return self.dataset(f"{folder}/epoch", ParitySample)
 
     def train_again(self, student: str, arm: str) -> str:
         """Begin another training in addition to the finished one, and return the new training's folder."""
@@ -192,7 +202,7 @@ class Run:
 
     def record_trained_version(self, folder: str, version: str) -> None:
         """Record the version of the verdicts from which a folder's training is planned. Only the first call counts."""
-        self.storage.create(f"{folder}/{_VERDICTS}", json.dumps({"verdicts": version}).encode())
+        self.storage.create(f"{folder}/{_VERDICTS}", json.dumps(sealed({"verdicts": version})).encode())
 
     def is_trained_before_redo(self, student: str, arm: str) -> bool:
         """Whether the student's D_PI was made again after its newest training on the arm was planned."""
@@ -212,7 +222,7 @@ class Run:
 
     def is_leveled(self, student: str, arm: str = "parity") -> bool:
         """Whether the student's model is trained on the arm, exported and checked."""
-        return self.storage.exists(self._complete_path(student, arm))
+        return self.storage.exists(self.complete_path(student, arm))
 
     def parity_version(self, student: str) -> str | None:
         """The version of the verdicts from which the student's D_PI was exported; None if D_PI is not exported."""
@@ -227,9 +237,12 @@ class Run:
         for number in range(self._newest(f"{self.student_dir(student, arm)}/trainings")):
             # Begin new predictions, because the answers of an earlier training do not count for this one.
             self.storage.create(f"evaluation/again/{student}.{measured_as(arm)}/{number + 1}.json", b"{}")
-        self.storage.create(self._complete_path(student, arm), b"{}")
+        has_checksums = self.storage.exists(f"{self.training_dir(student, arm)}/{EXPORT}")
+        content = json.dumps(sealed({"has_checksums": has_checksums})).encode()
+        self.storage.create(self.complete_path(student, arm), content)
 
-    def _complete_path(self, student: str, arm: str) -> str:
+    def complete_path(self, student: str, arm: str) -> str:
+        """The path of the file that is created once the newest training is exported and checked."""
         return f"{self.training_dir(student, arm)}/complete.json"
 
     @staticmethod
@@ -261,86 +274,45 @@ class Run:
             ConfigError: the file is damaged. A run replaces files as a whole, so the damage is that of a bad copy.
         """
         try:
-            content = parse_json(self.storage.read(path))
+            return parse_sealed(self.storage.read(path))
         except ValueError as error:
             raise self._damaged(path, str(error)) from None
-        if not isinstance(content, dict):
-            raise self._damaged(path, "it is not a JSON object")
-        return content
 
     def _damaged(self, path: str, problem: str) -> ConfigError:
         return ConfigError(
             "run_dir",
             self.storage.root,
             f"{path} cannot be read ({problem}).",
-            "Copy the run again, or restore the file.",
+            f"Restore it from a copy, or run mpa-ray audit {self.storage.root} --repair and then the same command.",
         )
 
     def write_json(self, path: str, content: dict[str, Any]) -> None:
-        """Write or replace a JSON object, without the passwords and signatures of URLs. Raises CannotWrite."""
-        text = json.dumps(without_url_secrets_within(content), indent=2, ensure_ascii=False)
+        """Write or replace a JSON object, without the passwords and signatures of URLs, and with its digest.
+
+        Raises CannotWrite.
+        """
+        text = json.dumps(sealed(without_url_secrets_within(content)), indent=2, ensure_ascii=False)
         self.storage.write(path, text.encode())
 
     def record_config(self, config: EvaluationRunConfig, versions: dict[str, str]) -> None:
         """Write run.json: the settings of the latest command without their secrets, and all fingerprints so far."""
-        registered = {_dataset_of(path): path for path in self.storage.list(_FINGERPRINTS)}
         content = {
             "format": FORMAT,
             "config": without_secret_values(config.model_dump(mode="json")),
             "versions": versions,
             "creation": self.creation,
-            "fingerprints": {dataset: self.read_json(path) for dataset, path in registered.items()},
+            "fingerprints": self.fingerprints.known(),
         }
         self.write_json(RUN_FILE, content)
 
     def register_fingerprint(self, dataset: str, fingerprint: Fingerprint) -> None:
-        """Store the fingerprint of a dataset before its first rows are written.
+        """Set the fingerprint of this command's commits to a dataset. The first commit to the dataset fixes it.
 
         Raises:
-            FingerprintMismatch: the dataset has rows that were made with other settings.
+            FingerprintMismatch: the dataset's fingerprint is fixed, and differs.
         """
-        path = self._fingerprint_path(dataset)
-        content = json.dumps(without_secret_values(fingerprint), indent=2, ensure_ascii=False).encode()
-        if self.storage.create(path, content):
-            return
-        if self._is_begun(dataset):
-            self.check_fingerprint(dataset, fingerprint)
-        else:
-            self.storage.write(path, content)
+        self.fingerprints.register(dataset, fingerprint)
 
     def check_fingerprint(self, dataset: str, fingerprint: Fingerprint, ignoring: str = "") -> None:
-        """Compare a fingerprint with the stored one, if the dataset has rows.
-
-        Args:
-            dataset: The dataset's folder.
-            fingerprint: The fingerprint of the current settings.
-            ignoring: A field that may differ.
-
-        Raises:
-            FingerprintMismatch: fields differ. The message names them, and shows both values of the first few.
-        """
-        path = self._fingerprint_path(dataset)
-        changed = {}
-        if self._is_begun(dataset):
-            # Compare without secrets: a new token does not change what a dataset holds.
-            changed = changed_fields(self.read_json(path), without_secret_values(fingerprint))
-        changed.pop(ignoring, None)
-        if not changed:
-            return
-        problem = f"its dataset {dataset} was made with other settings: {changes_in_words(changed)}."
-        remedy = remedy_for_changes(dataset, changed)
-        raise FingerprintMismatch("run_dir", self.storage.root, problem, remedy)
-
-    def _is_begun(self, dataset: str) -> bool:
-        """Whether the dataset has rows, or results of a training."""
-        folders = (f"{dataset}/commits", dataset, f"{dataset}/epoch/commits")
-        return any(any(self.storage.list(folder)) for folder in folders)
-
-    @staticmethod
-    def _fingerprint_path(dataset: str) -> str:
-        return f"{_FINGERPRINTS}/{dataset.replace('/', _SLASH)}.json"
-
-
-def _dataset_of(path: str) -> str:
-    """The folder of the dataset whose fingerprint is in this file."""
-    return path.removeprefix(f"{_FINGERPRINTS}/").removesuffix(".json").replace(_SLASH, "/")
+        """Compare a fingerprint with the dataset's, if it is fixed. See `FingerprintFiles.check`."""
+        self.fingerprints.check(dataset, fingerprint, ignoring)

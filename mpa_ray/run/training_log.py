@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from mpa_ray.run.dataset import prefetch
+from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.run import Run
+from mpa_ray.run.sealed_json import parse_sealed, sealed
 
 FILE_ENTRIES = 100
 """The number of entries in a file of the log."""
@@ -109,7 +110,7 @@ def move_to_files(run: Run, folder: str, files: LogFiles, log: TrainingLog) -> t
     """Write the oldest entries to files if there are enough for a whole file. Return the files and the rest."""
     entries, num_files = log.entries, files.num_files
     while len(entries) >= FILE_ENTRIES + _LEAST_LATEST:
-        lines = [json.dumps(entry.to_json()) + "\n" for entry in entries[:FILE_ENTRIES]]
+        lines = [json.dumps(sealed(entry.to_json())) + "\n" for entry in entries[:FILE_ENTRIES]]
         run.storage.write(_path(folder, files.attempt, num_files), "".join(lines).encode())
         entries, num_files = entries[FILE_ENTRIES:], num_files + 1
     return LogFiles(files.attempt, num_files, files.last_step), TrainingLog(entries)
@@ -121,7 +122,7 @@ def read_files(run: Run, folder: str, files: Sequence[LogFiles]) -> Iterator[Log
     contents = prefetch(run.storage.read, [path for part in files for path in part.paths(folder)])
     for last_step, content in zip(last_steps, contents, strict=True):
         for line in content.splitlines():
-            entry = LogEntry.from_json(json.loads(line))
+            entry = LogEntry.from_json(parse_sealed(line))
             if last_step is None or entry.step <= last_step:
                 yield entry
 

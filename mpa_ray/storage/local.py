@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import uuid
@@ -78,6 +79,11 @@ class LocalStorage:
 
     def exists(self, path: str) -> bool:
         return Path(self.root, path).exists()
+
+    def digest(self, path: str) -> tuple[int, str]:
+        file = Path(self.root, path)
+        with file.open("rb") as content:
+            return file.stat().st_size, hashlib.file_digest(content, "sha256").hexdigest()
 
     def list(self, folder: str) -> Iterator[str]:
         directory = Path(self.root, folder)

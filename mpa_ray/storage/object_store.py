@@ -172,10 +172,7 @@ class ObjectStore:
 
     def abort_uploads(self, bucket: str, prefix: str, before: datetime) -> int:
         """Abort the unfinished multipart uploads that started before `before`; return their number."""
-        uploads = self._with_retries(
-            lambda: self._client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", []), bucket, prefix
-        )
-        old = [upload for upload in uploads if upload["Initiated"] < before]
+        old = [upload for upload in self._uploads(bucket, prefix) if upload["Initiated"] < before]
         for upload in old:
             self._with_retries(partial(self._abort, bucket, upload), bucket, upload["Key"])
         return len(old)
@@ -199,7 +196,7 @@ class ObjectStore:
         page = next(self._pages(bucket, prefix, nested=False))
         if page.is_truncated:
             return None
-        return [listed.key for listed in page.objects if not listed.key.endswith("/")] + page.prefixes
+        return [listed.key for listed in page.objects] + page.prefixes
 
     def _pages(self, bucket: str, prefix: str, *, nested: bool, after: str = "") -> Iterator[_Page]:
         arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "StartAfter": after}
@@ -212,6 +209,8 @@ class ObjectStore:
                 [
                     ListedObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
                     for entry in page.get("Contents", ())
+                    # Consoles and file managers create empty objects to show folders.
+                    if not entry["Key"].endswith("/")
                 ],
                 [entry["Prefix"] for entry in page.get("CommonPrefixes", ())],
                 page.get("IsTruncated", False),
@@ -219,6 +218,16 @@ class ObjectStore:
             if not page.get("IsTruncated"):
                 return
             arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _uploads(self, bucket: str, prefix: str) -> Iterator[Mapping[str, Any]]:
+        """Yield the unfinished multipart uploads. A page holds at most 1,000."""
+        arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+        while True:
+            page = self._with_retries(partial(self._client.list_multipart_uploads, **arguments), bucket, prefix)
+            yield from page.get("Uploads", ())
+            if not page.get("IsTruncated"):
+                return
+            arguments |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     def _abort(self, bucket: str, upload: Mapping[str, Any]) -> None:
         self._client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])

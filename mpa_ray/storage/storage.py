@@ -56,6 +56,10 @@ class Storage(Protocol):
 
     def exists(self, path: str) -> bool: ...
 
+    def digest(self, path: str) -> tuple[int, str]:
+        """Return the size and the SHA-256 of a file, which is read in pieces. Raises FileNotFoundError."""
+        ...
+
     def list(self, folder: str) -> Iterator[str]:
         """Yield the sorted paths of the files directly in a folder, without hidden files. A missing folder is empty."""
         ...

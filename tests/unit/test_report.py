@@ -234,6 +234,7 @@ def test_a_run_that_only_measures_models_has_a_report(tmp_path: Path) -> None:
     assert "70.0 [60.0, 80.0]" in page
     assert not any(part in page for part in ("teacher <code>", "Types of answers", "not indexed"))
     assert json.loads((tmp_path / "report/report.json").read_text()).keys() == {
+        "_digest",
         "run_dir",
         "task",
         "scores",
