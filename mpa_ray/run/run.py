@@ -285,8 +285,11 @@ class Run:
 
     def write_json(self, path: str, content: dict[str, Any]) -> None:
         """Write or replace a JSON object, without the passwords and signatures of URLs. Raises CannotWrite."""
-        text = json.dumps(without_url_secrets_within(content), indent=2, ensure_ascii=False)
-        self.storage.write(path, text.encode())
+        self.storage.write(path, _encoded(content))
+
+    def create_json(self, path: str, content: dict[str, Any]) -> bool:
+        """Like `write_json`, but only if the file does not exist. Returns whether it did not. Raises CannotWrite."""
+        return self.storage.create(path, _encoded(content))
 
     def record_config(self, config: EvaluationRunConfig, versions: dict[str, str]) -> None:
         """Write run.json: the settings of the latest command without their secrets, and all fingerprints so far."""
@@ -310,3 +313,7 @@ class Run:
     def check_fingerprint(self, dataset: str, fingerprint: Fingerprint, ignoring: str = "") -> None:
         """Compare a fingerprint with the dataset's, if it is fixed. See `FingerprintFiles.check`."""
         self.fingerprints.check(dataset, fingerprint, ignoring)
+
+
+def _encoded(content: dict[str, Any]) -> bytes:
+    return json.dumps(without_url_secrets_within(content), indent=2, ensure_ascii=False).encode()
