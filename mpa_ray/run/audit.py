@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mpa_ray.errors import ConfigError, DamagedFile
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import State
 from mpa_ray.run.audit_fingerprints import audit_fingerprints
@@ -161,12 +162,19 @@ class _Auditor:
             self._compare(f"{folder} shard {shard}: rows", expected, [row["annotation_id"] for row in rows])
             outcomes.update((row["state"], row["reason"]) for row in rows)
             kept += [row["annotation_id"] for row in rows if row["state"] == State.KEPT]
-        for shard in outdated(self._run.verdicts(student), self._run.annotations, self._manifest.shards):
+        for shard in self._outdated(student):
             self.problems.append(
                 f"{folder}: shard {shard} is older than its annotations, which were made again: run mpa-ray identify"
             )
         self._compare_export(student, kept)
         return outcomes
+
+    def _outdated(self, student: str) -> list[str]:
+        try:
+            return outdated(self._run.verdicts(student), self._run.annotations, self._manifest.shards)
+        except DamagedFile:
+            # The damaged marker is a problem already.
+            return []
 
     def _compare_export(self, student: str, kept: list[str]) -> None:
         folder = self._run.parity_dir(student)
@@ -175,7 +183,7 @@ class _Auditor:
             return
         try:
             exported = [sample.annotation_id for sample in read_parity(self._run, student)]
-        except (FileNotFoundError, ValueError, pa.ArrowInvalid) as error:
+        except (ConfigError, FileNotFoundError, ValueError, pa.ArrowException) as error:
             self.problems.append(f"{folder}: cannot be read ({error})")
             return
         self._compare(f"{folder}: kept rows", kept, exported)
@@ -196,7 +204,10 @@ class _Auditor:
                 return None
             try:
                 return dataset.columns(shard, columns)
-            except (FileNotFoundError, ValueError, KeyError, pa.ArrowInvalid) as error:
+            except FileNotFoundError:
+                # It was withdrawn.
+                return None
+            except (ValueError, KeyError) as error:
                 return f"{dataset.folder}: shard {shard} cannot be read ({error})"
 
         for result in prefetch(rows, self._manifest.shards):

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
-from mpa_ray.errors import ConfigError, DamagedFile, may_pass
+from mpa_ray.errors import ConfigError, may_pass
 from mpa_ray.matching import MATCHERS
 from mpa_ray.observability.progress import Progress
+from mpa_ray.run.audit_json import UNREADABLE, json_finding, problem_of
 from mpa_ray.run.audit_shards import DatasetAudit
 from mpa_ray.run.audit_students import student_findings
 from mpa_ray.run.checksums import FILES, damaged_files
 from mpa_ray.run.damage import RESTORE, Finding, set_aside
 from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.fingerprint_files import FINGERPRINTS, digest_of, name_of, path_of
 from mpa_ray.run.logs import FOLDER as LOGS
-from mpa_ray.run.logs import deaths
-from mpa_ray.run.phase_record import phase_record_at
+from mpa_ray.run.markers import Markers
+from mpa_ray.run.phase_record import PHASES, PhaseRecord
 from mpa_ray.run.recorded_config import arms_by_student, models_by_benchmark
 from mpa_ray.run.run import CORPUS_MANIFEST, REPORT_JSON, RUN_FILE, SCORES, Run
-
-T = TypeVar("T")
 
 _ANY_COMMAND = "run mpa-ray audit RUN --repair: the next command writes the file again"
 _NEEDED = f"{_ANY_COMMAND}. Then audit the run again, because other files could not be checked without this one"
@@ -39,8 +39,10 @@ def audit_deep(run: Run) -> list[Finding]:
     try:
         run.read_json(RUN_FILE)
         arms, models = arms_by_student(run), models_by_benchmark(run)
-    except (ConfigError, LookupError, TypeError, ValueError, AttributeError) as error:
-        return [Finding(RUN_FILE, _problem(error), _NEEDED, (set_aside(run, RUN_FILE),))]
+    except UNREADABLE as error:
+        if may_pass(error):
+            raise
+        return [Finding(RUN_FILE, problem_of(error), _NEEDED, (set_aside(run, RUN_FILE),))]
     with Progress("audit --deep", None, "files and shards", to_stderr=True) as progress:
         parts = (
             _fingerprints(run),
@@ -52,32 +54,6 @@ def audit_deep(run: Run) -> list[Finding]:
         )
         # Two arms may share a file.
         return list({finding.path: finding for finding in chain.from_iterable(parts)}.values())
-
-
-def json_finding(
-    run: Run, path: str, remedy: str | None, *repairs: Callable[[], None], read: Callable[[str], Any] | None = None
-) -> Iterator[Finding]:
-    """Read a JSON file of the run, if it exists, and yield a finding if it is damaged.
-
-    Args:
-        run: The run.
-        path: The file.
-        remedy: The remedy; None if the same command makes the file again after a repair.
-        repairs: The repairs.
-        read: Reads the file; by default `Run.read_json`.
-    """
-    try:
-        (read or run.read_json)(path)
-    except FileNotFoundError:
-        return
-    except (ConfigError, DamagedFile, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-        if may_pass(error):
-            raise
-        yield Finding(path, _problem(error), **({} if remedy is None else {"remedy": remedy}), repairs=repairs)
-
-
-def _problem(error: BaseException) -> str:
-    return error.problem if isinstance(error, ConfigError | DamagedFile) else f"it cannot be read ({error})"
 
 
 def _corpus(run: Run, students: list[str], progress: Progress) -> Iterator[Finding]:
@@ -154,16 +130,55 @@ def _derived(run: Run) -> Iterator[Finding]:
     """Files that commands write anew from others: scores, the report, records of phases and of deaths."""
     for path in (SCORES, REPORT_JSON):
         yield from json_finding(run, path, None, set_aside(run, path))
-    for path in run.storage.list("phases"):
-        remedy = "run mpa-ray audit RUN --repair: the times of the phase's earlier attempts are lost"
-        yield from json_finding(run, path, remedy, set_aside(run, path), read=partial(phase_record_at, run))
+    for path in run.storage.list(PHASES):
+        remedy = "run mpa-ray audit RUN --repair: the time of one attempt at the phase is lost"
+        yield from json_finding(run, path, remedy, _forget_attempt(run, path))
     for path in run.storage.list(LOGS):
         if path.endswith(".json"):
-            remedy = "run mpa-ray audit RUN --repair: the record of a process that died is lost"
-            yield from json_finding(run, path, remedy, set_aside(run, path), read=partial(read_death, run.storage))
+            remedy = "run mpa-ray audit RUN --repair: the record of one process that died is lost"
+            yield from json_finding(run, path, remedy, set_aside(run, path))
+
+
+def _forget_attempt(run: Run, path: str) -> Callable[[], None]:
+    # The files of a record are numbered, and none may be missing.
+    def repair() -> None:
+        set_aside(run, path)()
+        run.write_json(path, PhaseRecord(0.0, num_attempts=0).to_json())
+
+    return repair
 
 
 def _fingerprints(run: Run) -> Iterator[Finding]:
+    """Compare the fingerprints with the digests of them that markers hold."""
     copies: dict[str, Any] = run.read_json(RUN_FILE).get("fingerprints", {})
-    for dataset in sorted({*copies, *run.fingerprints.known_damaged_or_not()}):
-        yield from ()
+    names = {name_of(path) for path in run.storage.list(FINGERPRINTS)}
+    for name in sorted(names.union(copies)):
+        expected = next((digest for digest in _digests_in_markers(run, name)), "")
+        path = path_of(name)
+        try:
+            actual = run.fingerprints.digest(name)
+        except UNREADABLE as error:
+            problem = problem_of(error)
+        else:
+            if actual == expected or not expected:
+                continue
+            problem = "its content does not have the digest in the markers" if actual else "it is missing"
+        copy = copies.get(name)
+        can_restore = expected and copy is not None and digest_of(copy) == expected
+        remedy = "run mpa-ray audit RUN --repair: run.json has a copy" if can_restore else RESTORE
+        yield Finding(path, problem, remedy, (_restore(run, path, copy),) if can_restore else ())
+
+
+def _digests_in_markers(run: Run, name: str) -> Iterator[str]:
+    for folder in (name, f"{name}/epoch"):
+        markers = Markers(run.storage, folder)
+        for shard in markers.listed()[:1]:
+            yield from (commit.fingerprint for commit in markers.history(shard) if commit.fingerprint)
+
+
+def _restore(run: Run, path: str, copy: dict[str, Any]) -> Callable[[], None]:
+    def repair() -> None:
+        set_aside(run, path)()
+        run.storage.create(path, json.dumps(copy, indent=2, ensure_ascii=False).encode())
+
+    return repair

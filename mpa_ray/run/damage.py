@@ -33,8 +33,9 @@ class Finding:
             repair()
         return bool(self.repairs)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"file": self.path, "problem": self.problem, "remedy": self.remedy}
+    def to_json(self, run_dir: str) -> dict[str, Any]:
+        """The finding as `mpa-ray audit` prints it."""
+        return {"file": self.path, "problem": self.problem, "remedy": self.remedy.replace("RUN", run_dir)}
 
 
 def set_aside(run: Run, *paths: str) -> Callable[[], None]:

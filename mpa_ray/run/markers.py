@@ -63,10 +63,12 @@ class Markers:
             if not self.storage.exists(self.path(shard, generation)):
                 self._create(missing.withdrawn(generation))
         current = self.newest_or_damage(shard)
-        if isinstance(current, Commit) and (current.is_withdrawn and last or current != newest):
-            # It is withdrawn already, or readers could not reach it before.
-            return
         rows = current if isinstance(current, Commit) else missing
+        if rows.is_withdrawn and last > 0:
+            return
+        if isinstance(current, Commit) and not rows.is_withdrawn and current != newest:
+            # Readers could not reach these rows before.
+            return
         # A shard is known to be withdrawn from a listing of later generations, so there must be one.
         self._create(rows.withdrawn(last + 1))
 
@@ -97,17 +99,18 @@ class Markers:
 
     def newest_or_damage(self, shard: str) -> Commit | DamagedFile | None:
         """Return the newest marker of a shard, or how it is damaged; None if the shard has no marker."""
-        return next(reversed(self._markers(shard)), None)
+        return next(reversed(self.all_of(shard)), None)
 
     def next_generation(self, shard: str) -> int:
         """Return the number of the shard's markers, damaged or not."""
-        return len(self._markers(shard))
+        return len(self.all_of(shard))
 
     def history(self, shard: str) -> list[Commit]:
         """Return the markers of all generations of a shard, the newest last, without damaged ones."""
-        return [marker for marker in self._markers(shard) if isinstance(marker, Commit)]
+        return [marker for marker in self.all_of(shard) if isinstance(marker, Commit)]
 
-    def _markers(self, shard: str) -> list[Commit | DamagedFile]:
+    def all_of(self, shard: str) -> list[Commit | DamagedFile]:
+        """Return the markers of all generations of a shard, the newest last, and how damaged ones are damaged."""
         markers = map(partial(self.marker_or_damage, shard), count())
         return [marker for marker in takewhile(lambda marker: marker is not None, markers) if marker is not None]
 
@@ -137,11 +140,15 @@ class Markers:
                 newest[name[1]] = max(newest.get(name[1], 0), int(name[2]))
         return newest
 
+    def listed(self) -> list[str]:
+        """Return all shards with a marker of generation 0, in order. Lists the markers."""
+        names = (_MARKER.fullmatch(path.rpartition("/")[2]) for path in self.storage.list(f"{self.folder}/{_COMMITS}"))
+        return sorted((name[1] for name in names if name is not None), key=int)
+
     def committed(self) -> list[str]:
         """Return all shards that are committed and not withdrawn, in order. Lists the markers."""
-        names = (_MARKER.fullmatch(path.rpartition("/")[2]) for path in self.storage.list(f"{self.folder}/{_COMMITS}"))
         withdrawn = self.withdrawn()
-        return sorted((name[1] for name in names if name is not None and name[1] not in withdrawn), key=int)
+        return [shard for shard in self.listed() if shard not in withdrawn]
 
     def withdrawn(self) -> set[str]:
         """Return the shards whose newest marker withdraws their rows. Reads only markers of shards made again."""

@@ -65,13 +65,22 @@ class Manifest:
 class Run:
     """Reads and writes the files of one run. All paths are relative to the run directory."""
 
-    def __init__(self, storage: Storage) -> None:
-        """Raises ConfigError if another version wrote the run in a format that this version cannot read."""
+    def __init__(self, storage: Storage, *, allows_damage: bool = False) -> None:
+        """Use the run in a storage.
+
+        Args:
+            storage: The run directory.
+            allows_damage: Open a run whose run.json is damaged, to find and repair the damage.
+
+        Raises:
+            ConfigError: another version wrote the run in a format that this version cannot read, or run.json is
+                damaged.
+        """
         self.storage = storage
         self.creation: Creation | None = None
         """How the storage creates a file only if it does not exist; None if the run was not opened for writing."""
         self.fingerprints = FingerprintFiles(storage)
-        self._check_format()
+        self._check_format(allows_damage)
         self.corpus = self.dataset("corpus", ImageRef)
         self.annotations = self.dataset("annotations", Annotation)
 
@@ -99,11 +108,15 @@ class Run:
         run.creation = creation
         return run
 
-    def _check_format(self) -> None:
+    def _check_format(self, allows_damage: bool) -> None:
         try:
             stored = self.read_json(RUN_FILE)
         except FileNotFoundError:
             return
+        except ConfigError:
+            if allows_damage:
+                return
+            raise
         number = stored.get("format", 1)
         if number != FORMAT:
             version = stored.get("versions", {}).get("mpa-ray", "0.1")
@@ -182,6 +195,12 @@ class Run:
         """The samples of the training in a folder, in training order."""
         return self.dataset(f"{folder}/epoch", ParitySample)
 
+    def training_dirs(self, student: str, arm: str) -> list[str]:
+        """The folders of all trainings of a student on an arm, the newest last."""
+        folder = self.student_dir(student, arm)
+        later = range(1, self._newest(f"{folder}/trainings") + 1)
+        return [folder, *(f"{folder}/again-{number}" for number in later)]
+
     def train_again(self, student: str, arm: str) -> str:
         """Begin another training in addition to the finished one, and return the new training's folder."""
         folder = self.student_dir(student, arm)
@@ -194,15 +213,19 @@ class Run:
 
     def trained_version(self, student: str, arm: str) -> str:
         """The version of the verdicts from which the student's newest training on an arm was planned."""
+        return self.version_in(self.training_dir(student, arm))
+
+    def version_in(self, folder: str) -> str:
+        """The version of the verdicts from which the training in a folder was planned; "" before a redo."""
         try:
-            version: str = self.read_json(f"{self.training_dir(student, arm)}/{_VERDICTS}")["verdicts"]
+            version: str = self.read_json(f"{folder}/{_VERDICTS}")["verdicts"]
         except FileNotFoundError:
             return ""
         return version
 
     def record_trained_version(self, folder: str, version: str) -> None:
         """Record the version of the verdicts from which a folder's training is planned. Only the first call counts."""
-        self.storage.create(f"{folder}/{_VERDICTS}", json.dumps(sealed({"verdicts": version})).encode())
+        self.create_json(f"{folder}/{_VERDICTS}", {"verdicts": version})
 
     def is_trained_before_redo(self, student: str, arm: str) -> bool:
         """Whether the student's D_PI was made again after its newest training on the arm was planned."""
@@ -222,7 +245,7 @@ class Run:
 
     def is_leveled(self, student: str, arm: str = "parity") -> bool:
         """Whether the student's model is trained on the arm, exported and checked."""
-        return self.storage.exists(self.complete_path(student, arm))
+        return self.storage.exists(self._complete_path(student, arm))
 
     def parity_version(self, student: str) -> str | None:
         """The version of the verdicts from which the student's D_PI was exported; None if D_PI is not exported."""
@@ -238,11 +261,9 @@ class Run:
             # Begin new predictions, because the answers of an earlier training do not count for this one.
             self.storage.create(f"evaluation/again/{student}.{measured_as(arm)}/{number + 1}.json", b"{}")
         has_checksums = self.storage.exists(f"{self.training_dir(student, arm)}/{EXPORT}")
-        content = json.dumps(sealed({"has_checksums": has_checksums})).encode()
-        self.storage.create(self.complete_path(student, arm), content)
+        self.create_json(self._complete_path(student, arm), {"has_checksums": has_checksums})
 
-    def complete_path(self, student: str, arm: str) -> str:
-        """The path of the file that is created once the newest training is exported and checked."""
+    def _complete_path(self, student: str, arm: str) -> str:
         return f"{self.training_dir(student, arm)}/complete.json"
 
     @staticmethod
@@ -287,12 +308,15 @@ class Run:
         )
 
     def write_json(self, path: str, content: dict[str, Any]) -> None:
-        """Write or replace a JSON object, without the passwords and signatures of URLs, and with its digest.
+        """Write or replace a JSON object, with its digest, without passwords and signatures of URLs.
 
         Raises CannotWrite.
         """
-        text = json.dumps(sealed(without_url_secrets_within(content)), indent=2, ensure_ascii=False)
-        self.storage.write(path, text.encode())
+        self.storage.write(path, _encoded(content))
+
+    def create_json(self, path: str, content: dict[str, Any]) -> bool:
+        """Like `write_json`, but only if the file does not exist. Returns whether it did not. Raises CannotWrite."""
+        return self.storage.create(path, _encoded(content))
 
     def record_config(self, config: EvaluationRunConfig, versions: dict[str, str]) -> None:
         """Write run.json: the settings of the latest command without their secrets, and all fingerprints so far."""
@@ -316,3 +340,7 @@ class Run:
     def check_fingerprint(self, dataset: str, fingerprint: Fingerprint, ignoring: str = "") -> None:
         """Compare a fingerprint with the dataset's, if it is fixed. See `FingerprintFiles.check`."""
         self.fingerprints.check(dataset, fingerprint, ignoring)
+
+
+def _encoded(content: dict[str, Any]) -> bytes:
+    return json.dumps(sealed(without_url_secrets_within(content)), indent=2, ensure_ascii=False).encode()

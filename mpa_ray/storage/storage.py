@@ -77,7 +77,7 @@ class Storage(Protocol):
         ...
 
     def drop_unfinished(self, before: datetime) -> int:
-        """Abort unfinished writes that began before `before` and that `details` does not list; return their number."""
+        """Abort or remove unfinished writes, in all folders, that began before `before`; return their number."""
         ...
 
     def free_bytes(self) -> int | None:

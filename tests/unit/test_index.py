@@ -64,9 +64,7 @@ def test_a_shard_that_another_driver_committed_is_kept(tmp_path: Path, monkeypat
     refs = list(Selection(source, FILES).images())
     commit = type(run.corpus).commit
 
-    def raced(
-        dataset: ShardedDataset[ImageRef], shard: str, rows: list[ImageRef], *args: Any, **options: Any
-    ) -> bool:
+    def raced(dataset: ShardedDataset[ImageRef], shard: str, rows: list[ImageRef], *args: Any, **options: Any) -> bool:
         if shard == "000000":
             commit(dataset, shard, refs[:1])
         return commit(dataset, shard, rows, *args, **options)

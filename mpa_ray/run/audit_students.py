@@ -1,0 +1,131 @@
+"""Reads the files of trained students: their training data, their weights, and the records of their training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mpa_ray.config import Arm
+from mpa_ray.observability.progress import Progress
+from mpa_ray.records import EpochCounts, LabelledQuestion, ParitySample, Prediction
+from mpa_ray.run.audit_json import json_finding
+from mpa_ray.run.audit_shards import DatasetAudit
+from mpa_ray.run.checksums import damaged_files
+from mpa_ray.run.damage import RESTORE, Finding, set_aside
+from mpa_ray.run.export_check import ExportCheck
+from mpa_ray.run.run import EXPORT, Run
+from mpa_ray.run.sealed_json import parse_sealed
+from mpa_ray.run.training_state import TrainingState
+
+_TRAIN_AGAIN = "train the student again: delete its folder, or give --relevel if D_PI was made again"
+
+
+def student_findings(run: Run, arms: Mapping[str, Sequence[Arm]], progress: Progress) -> Iterator[Finding]:
+    """Yield the damaged and missing files of all trainings."""
+    for student, names in arms.items():
+        for arm in names:
+            folders = run.training_dirs(student, arm)
+            for folder in folders:
+                is_newest = folder == folders[-1]
+                is_outdated = not is_newest or _version_of(run, folder) != run.verdicts(student).version()
+                yield from _Training(run, folder, is_newest, is_outdated).findings(progress)
+
+
+def _version_of(run: Run, folder: str) -> str:
+    """The version of the verdicts from which the training was planned; that of a damaged file is reported elsewhere."""
+    try:
+        return run.version_in(folder)
+    except ValueError:
+        return ""
+
+
+class _Training:
+    """The files of one training."""
+
+    def __init__(self, run: Run, folder: str, is_newest: bool, is_outdated: bool) -> None:
+        self._run, self._folder = run, folder
+        self._is_newest, self._is_outdated = is_newest, is_outdated
+
+    def findings(self, progress: Progress) -> Iterator[Finding]:
+        yield from self._records()
+        yield from self._plan(progress)
+        yield from self._export(progress)
+        yield from self._check(progress)
+
+    def _path(self, name: str) -> str:
+        return f"{self._folder}/{name}"
+
+    def _aside(self, *names: str) -> Callable[[], None]:
+        """A repair after which the same command finishes the training again."""
+        return set_aside(self._run, *map(self._path, (*names, "complete.json")))
+
+    def _remedy(self, *, needs_same_data: bool = False) -> str | None:
+        """The remedy of a person; None if a repair suffices."""
+        can_repair = self._is_newest and not (needs_same_data and self._is_outdated)
+        return None if can_repair else f"{RESTORE}, or {_TRAIN_AGAIN}"
+
+    def _json(self, name: str, remedy: str | None, repair: Callable[[], None], **settings: Any) -> Iterator[Finding]:
+        repairs = (repair,) if remedy is None else ()
+        yield from json_finding(self._run, self._path(name), remedy, *repairs, **settings)
+
+    def _records(self) -> Iterator[Finding]:
+        run, folder = self._run, self._folder
+        remedy = self._remedy()
+        # Without its state, the training continues from its last checkpoint.
+        read_state = lambda _: TrainingState.read(run, folder)  # noqa: E731
+        yield from self._json("training.json", remedy, self._aside("training.json"), read=read_state)
+        yield from self._json("verdicts.json", remedy, self._aside("verdicts.json"))
+        yield from self._json("complete.json", remedy, self._aside())
+        for path in run.storage.list(self._path("log")):
+            lost = f"{RESTORE}, or run mpa-ray audit RUN --repair: a part of the training's curves is lost"
+            yield from json_finding(run, path, lost, set_aside(run, path), read=self._read_log)
+
+    def _read_log(self, path: str) -> None:
+        for line in self._run.storage.read(path).splitlines():
+            parse_sealed(line)
+
+    def _plan(self, progress: Progress) -> Iterator[Finding]:
+        run = self._run
+        manifest = "epoch/manifest.json"
+        # The same command plans the same samples again, as long as D_PI is the same.
+        remedy, repair = self._remedy(needs_same_data=True), self._aside(manifest)
+        read_counts = lambda path: EpochCounts(**run.read_json(path))  # noqa: E731
+        yield from self._json(manifest, remedy, repair, read=read_counts)
+        for name in ("epoch", "held_out", "retained"):
+            dataset = run.dataset(self._path(name), ParitySample)
+            audit = DatasetAudit(dataset, dataset.markers.listed(), repairs=(repair,), remedy=remedy or "")
+            yield from audit.findings(progress)
+
+    def _export(self, progress: Progress) -> Iterator[Finding]:
+        run, remedy = self._run, self._remedy()
+        # Without the configuration of the merged model, the same command exports the trained weights again.
+        repair = self._aside(EXPORT, "merged/config.json")
+        damaged = list(self._json(EXPORT, remedy, repair))
+        yield from damaged
+        if damaged:
+            return
+        progress.advance(1)
+        repairs = (repair,) if remedy is None else ()
+        shown = {} if remedy is None else {"remedy": remedy}
+        if run.storage.exists(self._path(EXPORT)):
+            for damage in damaged_files(run.storage, self._folder, run.read_json(self._path(EXPORT))):
+                yield Finding(damage.path, damage.problem, repairs=repairs, **shown)
+        elif self._had_checksums():
+            yield Finding(self._path(EXPORT), "it is missing", repairs=repairs, **shown)
+
+    def _had_checksums(self) -> bool:
+        try:
+            return bool(self._run.read_json(self._path("complete.json")).get("has_checksums"))
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def _check(self, progress: Progress) -> Iterator[Finding]:
+        run, remedy = self._run, self._remedy()
+        repair = self._aside("check.json", "merged/config.json")
+        read_check = lambda _: ExportCheck.read(run, self._folder)  # noqa: E731
+        yield from self._json("check.json", remedy, repair, read=read_check)
+        for name, row_type in (("questions", LabelledQuestion), ("answers", Prediction)):
+            dataset = run.dataset(self._path(f"check/{name}"), row_type)
+            shards = dataset.markers.listed()
+            audit = DatasetAudit(dataset, shards, repairs=(self._aside(),), remedy=remedy or "")
+            yield from audit.findings(progress)
