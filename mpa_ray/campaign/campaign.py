@@ -34,12 +34,18 @@ from mpa_ray.phases.model_groups import fall_back_to_single
 from mpa_ray.phases.preflight import check_names, check_run, check_student, check_trainable
 from mpa_ray.phases.report import report
 from mpa_ray.pipeline.run_pass import Admission, record_error
+from mpa_ray.report.summary import ReportSummary
 from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.sizing.architecture import architecture_of
 
 _CPUS_FOR_SMALL_TASKS = 1.0
 """CPUs of the cluster that phases leave free for the small tasks that fetch images and commit rows."""
+_NUM_PROBLEMS_SHOWN = 3
+
+
+class CountsDiffer(RunError):
+    """The rows of a finished run are not those that it should have."""
 
 
 def align(config: RunConfig, list_shards: ListShards = index_shards, again: Again = NOTHING_AGAIN) -> None:
@@ -78,7 +84,8 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     at_end = score_and_report(context.with_finished_rounds())
     if not failures and at_end:
         raise next(iter(at_end.values()))
-    failures |= at_end
+    # What failed students lack is missing in the counts, too, and says nothing new.
+    failures |= {name: error for name, error in at_end.items() if not isinstance(error, CountsDiffer)}
     if failures:
         details = "; ".join(f"{name}: {error}" for name, error in failures.items())
         problem = f"{', '.join(failures)} failed; the rest is done. Run the same command again to retry. {details}"
@@ -95,7 +102,7 @@ def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exce
     failures: dict[str, Exception] = {}
     calls = {
         "score": partial(evaluate, context, score_only=True, shows_scores=False),
-        "report": partial(report, context),
+        "report": partial(_report_and_check, context),
     }
     for name, call in calls.items():
         try:
@@ -103,6 +110,20 @@ def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exce
         except (ConfigError, RunError, OSError) as error:
             failures[name] = error
     return failures
+
+
+def _report_and_check(context: RunContext[EvaluationRunConfig]) -> None:
+    """Write the report. Raises CountsDiffer if its counts show that rows are missing, repeated or damaged."""
+    summary = report(context)
+    problems = summary.counts.problems if isinstance(summary, ReportSummary) else []
+    if problems:
+        shown = "; ".join(problems[:_NUM_PROBLEMS_SHOWN])
+        more = f"; and {len(problems) - _NUM_PROBLEMS_SHOWN} more" if len(problems) > _NUM_PROBLEMS_SHOWN else ""
+        run_dir = context.run.storage.root
+        raise CountsDiffer(
+            f"the audit of the run has found problems: {shown}{more}. mpa-ray audit {run_dir} --deep names damaged "
+            "files with their remedies."
+        )
 
 
 def _check_alone(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 from mpa_ray.config import Arm
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import EpochCounts, LabelledQuestion, ParitySample, Prediction
-from mpa_ray.run.audit_json import json_finding
+from mpa_ray.run.audit_json import UNREADABLE, json_finding
 from mpa_ray.run.audit_shards import DatasetAudit
 from mpa_ray.run.checksums import damaged_files
 from mpa_ray.run.damage import RESTORE, Finding, set_aside
 from mpa_ray.run.export_check import ExportCheck
 from mpa_ray.run.run import EXPORT, Run
 from mpa_ray.run.sealed_json import parse_sealed
+from mpa_ray.run.training_log import FILE_ENTRIES
 from mpa_ray.run.training_state import TrainingState
 
 _TRAIN_AGAIN = "train the student again: delete its folder, or give --relevel if D_PI was made again"
@@ -35,7 +36,7 @@ def _version_of(run: Run, folder: str) -> str:
     """The version of the verdicts from which the training was planned; that of a damaged file is reported elsewhere."""
     try:
         return run.version_in(folder)
-    except ValueError:
+    except UNREADABLE:
         return ""
 
 
@@ -81,7 +82,10 @@ class _Training:
             yield from json_finding(run, path, lost, set_aside(run, path), read=self._read_log)
 
     def _read_log(self, path: str) -> None:
-        for line in self._run.storage.read(path).splitlines():
+        lines = self._run.storage.read(path).splitlines()
+        if len(lines) != FILE_ENTRIES:
+            raise ValueError(f"it has {len(lines)} lines instead of {FILE_ENTRIES}")
+        for line in lines:
             parse_sealed(line)
 
     def _plan(self, progress: Progress) -> Iterator[Finding]:
@@ -116,7 +120,7 @@ class _Training:
     def _had_checksums(self) -> bool:
         try:
             return bool(self._run.read_json(self._path("complete.json")).get("has_checksums"))
-        except (FileNotFoundError, ValueError):
+        except UNREADABLE:
             return False
 
     def _check(self, progress: Progress) -> Iterator[Finding]:

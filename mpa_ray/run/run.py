@@ -284,6 +284,8 @@ class Run:
         path = self.manifest_path(folder)
         try:
             return Manifest(**self.read_json(path))
+        except TypeError as error:
+            raise self._damaged(path, str(error)) from error
         except FileNotFoundError:
             raise ConfigError("run_dir", self.storage.root, f"has no {path}.", "Run mpa-ray index first.") from None
 

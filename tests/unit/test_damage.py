@@ -1,0 +1,265 @@
+"""Damaged and missing files: each one is found, named with a remedy, and made again by the same command."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from mpa_ray.campaign.campaign import CountsDiffer, score_and_report
+from mpa_ray.cli.arguments import parse
+from mpa_ray.cli.commands import COMMANDS
+from mpa_ray.cli.handlers import HANDLERS
+from mpa_ray.config import RunConfig
+from mpa_ray.errors import ConfigError, DamagedFile
+from mpa_ray.phases.annotate import index_and_annotate
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.evaluate import evaluate
+from mpa_ray.phases.identify import identify
+from mpa_ray.phases.level import level_student
+from mpa_ray.records import LabelledQuestion, Prediction
+from mpa_ray.run.audit import audit
+from mpa_ray.run.audit_deep import audit_deep
+from mpa_ray.run.checksums import FILES, Checksum, checksums_of
+from mpa_ray.run.damage import DAMAGED, Finding
+from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
+from mpa_ray.run.marker import Commit
+from mpa_ray.run.run import EXPORT, Run
+from mpa_ray.run.training_log import LogEntry
+from mpa_ray.run.training_state import Retained, TrainingState
+from mpa_ray.storage.local import LocalStorage
+from tests.conftest import scripted_tree, write_images
+from tests.local_stream import without_ray
+
+NUM_IMAGES = 20
+SHARD = "000001"
+TRAINING = "students/small/parity"
+
+
+@pytest.fixture(scope="module")
+def patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        patch.setattr("mpa_ray.leveling.driver.fine_tune", fine_tune)
+        patch.setattr("mpa_ray.pipeline.cluster.start_ray", lambda: None)
+        yield patch
+
+
+def fine_tune(run: Run, _: Any, __: Any, ___: Any, ____: Any, plan: Any, folder: str, *_____: Any) -> None:
+    """Writes what a training and its export write, in the order in which they do, without a model."""
+    if run.storage.exists(f"{folder}/merged/config.json"):
+        return
+    entries = [LogEntry(step=step, loss=1 / step) for step in range(1, 140)]
+    state = TrainingState(num_steps=plan.num_steps)
+    for entry in entries:
+        state = state.logged(entry, run, folder)
+    scratch = Path(run.storage.root).with_name("scratch") / "merged"
+    scratch.mkdir(parents=True, exist_ok=True)
+    (scratch / "config.json").write_text('{"model_type": "x"}')
+    (scratch / "model.safetensors").write_bytes(random.Random(0).randbytes(5000))
+    (scratch / "README.md").write_text("card")
+    ExportCheck((CheckedAnswer("0#0", "0", "/0", "?", "a"),)).write(run, folder)
+    run.storage.put_folder(scratch, f"{folder}/merged")
+    run.write_json(f"{folder}/{EXPORT}", {FILES: checksums_of(scratch, "merged/", ["README.md"])})
+    done = TrainingState(**{**vars(state), "num_unreadable": 0, "retained": Retained(0, 0, 0)})
+    done.write(run, folder)
+
+
+def config_of(folder: Path, run_dir: Path) -> RunConfig:
+    images = folder / "images"
+    tree = scripted_tree(images, run_dir)
+    tree["evaluate"] = {
+        "benchmarks": [{"name": "held", "kind": "questions", "path": str(folder / "questions.jsonl")}],
+        "shard_size": 8,
+    }
+    return RunConfig.model_validate(tree)
+
+
+def command(config: RunConfig) -> Run:
+    """What `mpa-ray align` does, without Ray."""
+    context = RunContext.from_checked(config)
+    index_and_annotate(context)
+    identify(context, lambda *_: [])
+    level_student(context, config.students[0], "parity")
+    evaluate(context.with_finished_rounds())
+    failures = score_and_report(context.with_finished_rounds())
+    assert not failures
+    return context.run
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001
+    """The folder of a finished run in `run`, its images, and its questions."""
+    folder = tmp_path_factory.mktemp("damage")
+    write_images(folder / "images", NUM_IMAGES)
+    questions = [
+        {"question_id": number, "image": f"images/{number:03d}.png", "question": "?", "answers": ["a"]}
+        for number in range(NUM_IMAGES)
+    ]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    run = command(config_of(folder, folder / "run"))
+    for name, row_type in (("questions", LabelledQuestion), ("answers", Prediction)):
+        row = row_type("0#0", "0", "/0", "?", ["a"], "all", **({"state": "kept"} if name == "answers" else {}))
+        run.dataset(f"{TRAINING}/check/{name}", row_type).commit("000000", [row])
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy of the run, in the folder that the command uses."""
+    return shutil.copytree(original / "run", tmp_path / "run")
+
+
+def mpa_ray_audit(folder: Path, *options: str) -> int | None:
+    """The exit code of the command."""
+    try:
+        return HANDLERS["audit"](parse(COMMANDS["audit"], [str(folder), *options]))
+    except ConfigError:
+        return 2
+
+
+def deep(folder: Path) -> list[Finding]:
+    return audit_deep(Run(LocalStorage(str(folder)), allows_damage=True))
+
+
+def test_an_undamaged_run_is_clean(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert deep(folder) == []
+    assert mpa_ray_audit(folder, "--deep") == 0
+    assert "damage" not in json.loads(capsys.readouterr().out)
+
+
+HARMLESS = {
+    "writable": "reserves space",
+    "unread": "counts commands",
+    "suspects": "saves engines, and is ignored when it is damaged",
+    "README.md": "a card that scoring writes again",
+    "index.html": "a page that the report writes again",
+}
+"""Files that no result depends on, by a part of their path."""
+
+
+def kind_of(path: str) -> str:
+    """The path without what differs between files of the same kind."""
+    parts = [part for part in path.split("/") if part]
+    name = parts[-1].split("-")[0] + (".parquet" if parts[-1].endswith(".parquet") else "")
+    return "/".join([*parts[:-1], "N" if name[:1].isdigit() else name])
+
+
+def files_of(folder: Path) -> list[str]:
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [path for path in paths if not any(part in path for part in HARMLESS)]
+
+
+def one_of_each_kind(folder: Path) -> list[str]:
+    return list({kind_of(path): path for path in files_of(folder)}.values())
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(bytes(content))
+
+
+def values_of(path: Path) -> Any:
+    """What a JSON file says; None if it is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
+
+
+def test_every_flipped_bit_is_noticed(folder: Path) -> None:
+    rng = random.Random(1)
+    noticed: Counter[str] = Counter()
+    for name in one_of_each_kind(folder):
+        path = folder / name
+        whole = path.read_bytes()
+        for bit in rng.sample(range(8 * len(whole)), min(3, 8 * len(whole))):
+            flip(path, bit)
+            found = {finding.path for finding in deep(folder)}
+            is_harmless = path.suffix == ".json" and values_of(path) == json.loads(whole)
+            assert found == {name} or is_harmless or name in found, f"bit {bit} of {name}: {found}"
+            noticed[kind_of(name)] += name in found
+            path.write_bytes(whole)
+    assert len(noticed) > 30
+    assert min(noticed.values()) > 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("content", [b"", b"\0" * 40, b"{}", b"[1]", b'{"shard": 3}', b"PAR1"])
+def test_no_content_ends_an_audit_with_a_traceback(folder: Path, content: bytes) -> None:
+    for name in one_of_each_kind(folder):
+        path = folder / name
+        whole = path.read_bytes()
+        path.write_bytes(content)
+        # A whole JSON object without a digest may be that of an older version.
+        if not (content[:1] == b"{" and path.suffix == ".json"):
+            assert name in {finding.path for finding in deep(folder)}, name
+        assert mpa_ray_audit(folder) in (0, 1, 2)
+        path.write_bytes(whole)
+
+
+def rows_of(folder: Path) -> dict[str, Any]:
+    """The rows that the newest markers name, and the exports, read without the code of the run."""
+    found: dict[str, Any] = {}
+    for markers in [*folder.rglob("commits"), *folder.rglob("generations")]:
+        # Files of later generations sort after earlier ones, and replace them.
+        for path in sorted(markers.glob("*.json")):
+            marker = json.loads(path.read_bytes())
+            if DAMAGED not in path.parts and not marker.get("is_withdrawn"):
+                found[f"{markers.parent.relative_to(folder)}/{marker['shard']}"] = pq.read_table(folder / marker["file"])
+    for path in [*folder.glob("parity/*/*"), *folder.glob("students/*/*/merged/*"), folder / "evaluation/scores.json"]:
+        if path.is_file() and path.name not in ("manifest.json", "README.md"):
+            found[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return found
+
+
+def same_rows(folder: Path, original: Path) -> bool:
+    before, after = rows_of(original / "run"), rows_of(folder)
+    different = [name for name in before.keys() | after.keys() if not same(before.get(name), after.get(name))]
+    assert not different, different
+    return True
+
+
+def same(before: Any, after: Any) -> bool:
+    without = ("engine_s", "seconds")
+    if isinstance(before, bytes):
+        return before == after
+    names = [name for name in before.schema.names if not name.endswith(without)]
+    return after is not None and before.select(names).equals(after.select(names))
+
+
+def repaired_by_the_same_command(folder: Path, original: Path) -> list[str]:
+    """Find damage, repair it, run the same command, and return the files that were found."""
+    found = deep(folder)
+    assert all(finding.remedy for finding in found)
+    assert mpa_ray_audit(folder, "--repair") == 1
+    config = config_of(original, folder)
+    command(config)
+    left = deep(folder)
+    assert left == [], [(finding.path, finding.problem) for finding in left]
+    assert audit(Run(LocalStorage(str(folder)))).problems == []
+    assert same_rows(folder, original)
+    return [finding.path for finding in found]
+
+
+NOT_REPAIRED = ("log/",)
+
+
+@pytest.mark.parametrize("damage", ["flip", "delete"])
+def test_each_kind_of_file_is_made_again(folder: Path, original: Path, tmp_path: Path, damage: str) -> None:
+    for number, name in enumerate(one_of_each_kind(folder)):
+        run_dir = shutil.copytree(folder, tmp_path / f"{number}/run")
+        if damage == "flip":
+            flip(run_dir / name, 8 * (run_dir / name).stat().st_size // 2)
+        else:
+            (run_dir / name).unlink()
+        found = repaired_by_the_same_command(run_dir, original)
+        print(damage, name, found)
