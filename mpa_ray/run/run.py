@@ -294,7 +294,7 @@ class Run:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ConfigError: the file is damaged. A run replaces files as a whole, so the damage is that of a bad copy.
+            ConfigError: the file is damaged. Commands only replace whole files, so a copy of the run must be faulty.
         """
         try:
             return parse_sealed(self.storage.read(path))
