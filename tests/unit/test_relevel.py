@@ -53,7 +53,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The folder and the number of samples of each training; no model is trained."""
     done: list[tuple[str, int]] = []
 
-    def fine_tune(run: Run, _: Any, __: Any, ___: str, ____: Any, plan: Any, folder: str, _____: str) -> None:
+    def fine_tune(run: Run, _: Any, __: Any, ___: str, ____: Any, plan: Any, folder: str, *_____: Any) -> None:
         done.append((folder, plan.counts.num_samples))
         run.storage.write(f"{folder}/merged/config.json", str(len(done)).encode())
 
