@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -46,10 +47,12 @@ class Owner:
     pid: int
     process: str = ""
     """Identifies the process among all processes of all machines; "" where the system does not show enough."""
+    token: str = ""
+    """Differs between all owners. A storage may take a file with the same content for a repeated request."""
 
     @classmethod
     def this_process(cls, number: int) -> Owner:
-        return cls(number, socket.gethostname(), os.getpid(), _identity(os.getpid()))
+        return cls(number, socket.gethostname(), os.getpid(), _identity(os.getpid()), uuid.uuid4().hex)
 
     @property
     def is_gone(self) -> bool:

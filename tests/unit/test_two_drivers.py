@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.config import RunConfig
+from mpa_ray.config import ObjectStoreConfig, RunConfig
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import FingerprintMismatch
@@ -40,7 +40,7 @@ SHARD = "000000"
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}.items():
+        for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
         yield endpoint
 
@@ -53,8 +53,8 @@ def open_run(request: pytest.FixtureRequest, tmp_path: Path) -> OpenRun:
     """Opens the same run again and again, as several drivers do."""
     if request.param == "folder":
         return lambda: Run.open(str(tmp_path))
-    request.getfixturevalue("server")
-    return lambda: Run.open(f"s3://bucket/{tmp_path.name}")
+    store = ObjectStoreConfig(endpoint_url=request.getfixturevalue("server"))
+    return lambda: Run.open(f"s3://bucket/{tmp_path.name}", store)
 
 
 def digests(run: Run, folder: str) -> list[str]:
