@@ -89,7 +89,8 @@ def _level_student(
         return
     version = _check_parity(context, student.name)
     folder = run.training_dir(student.name, arm)
-    with owned(run.storage, folder, key.label) as ownership:
+    # The other command may have begun with other settings.
+    with owned(run.storage, folder, key.label, run.epoch(folder).check_fingerprint) as ownership:
         if run.storage.exists(f"{folder}/complete.json"):
             say(f"{key.label}: done by another command")
             return

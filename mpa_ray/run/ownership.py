@@ -94,18 +94,21 @@ def newest_owner(storage: Storage, folder: str) -> Owner | None:
 
 
 @contextmanager
-def owned(storage: Storage, folder: str, label: str) -> Iterator[Ownership]:
+def owned(
+    storage: Storage, folder: str, label: str, while_waiting: Callable[[], object] = lambda: None
+) -> Iterator[Ownership]:
     """Own the work in a folder during the block. Waits, with a line on the terminal, while another command owns it.
 
     Args:
         storage: The storage of the run.
         folder: The folder of the work.
         label: The name of the work on the terminal.
+        while_waiting: Called every few seconds of the wait. Its error ends the wait.
 
     Raises:
         CannotWrite: the files of the owner cannot be written.
     """
-    ownership = take(storage, folder, label)
+    ownership = take(storage, folder, label, while_waiting)
     is_over = threading.Event()
     thread = threading.Thread(target=_keep_beating, args=(ownership, is_over), daemon=True)
     thread.start()
@@ -121,6 +124,7 @@ def take(
     storage: Storage,
     folder: str,
     label: str,
+    while_waiting: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Ownership:
@@ -130,6 +134,7 @@ def take(
         storage: The storage of the run.
         folder: The folder of the work.
         label: The name of the work on the terminal.
+        while_waiting: See `owned`.
         clock: Returns the time of this process in seconds.
         sleep: Waits for some seconds.
     """
@@ -144,6 +149,7 @@ def take(
                     _say_waits(owner, beat[1], label)
                 last, unchanged_since = beat, clock()
             if beat[1] != _ENDED and not owner.is_gone and clock() - unchanged_since < LAPSE_S:
+                while_waiting()
                 sleep(_POLL_S)
                 continue
         number = owner.number + 1 if owner is not None else 1

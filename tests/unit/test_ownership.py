@@ -80,7 +80,7 @@ class Waits:
 
 
 def take_with(storage: Storage, waits: Waits) -> Ownership:
-    return take(storage, FOLDER, "level small", waits.clock, waits.sleep)
+    return take(storage, FOLDER, "level small", clock=waits.clock, sleep=waits.sleep)
 
 
 def owner_elsewhere(storage: Storage, number: int = 1, beat: bytes = b"7") -> Ownership:

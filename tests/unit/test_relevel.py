@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mpa_ray.config import RunConfig
-from mpa_ray.errors import ConfigError, RunError
+from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
 from mpa_ray.leveling import driver
 from mpa_ray.phases.again import Again
 from mpa_ray.phases.context import RunContext
@@ -207,3 +207,25 @@ def test_a_command_that_lost_its_training_does_not_complete_it(
         level(config)
     assert len(trainings) == 1
     assert not run.is_leveled("small")
+
+
+def test_a_command_with_other_settings_does_not_wait_for_the_training(
+    config: RunConfig, run: Run, trainings: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for hours, only to be refused then."""
+    monkeypatch.setattr(ownership, "_POLL_S", 0.01)
+    first, students = RunContext.from_checked(config), config.students
+    changed = students[0].level.model_copy(update={"learning_rate": 5e-4})
+    other = config.model_copy(update={"students": [students[0].model_copy(update={"level": changed})]})
+
+    def commit_first_samples(*_: Any) -> None:
+        first.run.epoch("students/small/parity").commit(SHARD, [])
+
+    first.begin(writes=["students/small/parity"])
+    monkeypatch.setattr(ownership, "_say_waits", commit_first_samples)
+    with (
+        ownership.owned(run.storage, "students/small/parity", "level small"),
+        pytest.raises(FingerprintMismatch, match=r"level\.learning_rate: was 0\.0001, now 0\.0005"),
+    ):
+        level(other)
+    assert not trainings
