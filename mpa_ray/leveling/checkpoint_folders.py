@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 from mpa_ray.storage.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's file with the complete checkpoints in a folder."""
@@ -37,8 +40,12 @@ def drop_earlier(storage: Storage, folder: str, owner: int, inherited: str | Non
 def _last_complete(storage: Storage, folder: str) -> str | None:
     try:
         snapshot: dict[str, Any] = json.loads(storage.read(f"{folder}/{_SNAPSHOT}"))
+        latest = snapshot["latest_checkpoint_result"]
+        name: str | None = latest["checkpoint_dir_name"] if latest else None
     except FileNotFoundError:
         return None
-    latest = snapshot.get("latest_checkpoint_result")
-    name: str | None = latest["checkpoint_dir_name"] if latest else None
+    except (ValueError, KeyError, TypeError) as error:
+        # Ray Train was killed while it wrote the file. Steps are repeated, and nothing is lost.
+        logger.warning("%s/%s cannot be read, so its checkpoints are not used: %s", folder, _SNAPSHOT, error)
+        return None
     return name

@@ -272,3 +272,11 @@ def test_each_owner_has_its_own_checkpoints_and_continues_from_the_last(storage:
     # The first owner wakes up and completes another checkpoint of its own.
     complete(storage, 1, "checkpoint_c")
     assert inherited_checkpoint(storage, FOLDER, 4) == inherited
+
+
+def test_the_list_of_checkpoints_that_was_cut_off_does_not_end_the_training(storage: Storage) -> None:
+    """Ray Train was killed while it wrote the list."""
+    complete(storage, 1, "checkpoint_a")
+    complete(storage, 2, "checkpoint_b")
+    storage.write(f"{FOLDER}/checkpoints-2/checkpoint_manager_snapshot.json", b'{"ray_version": "2.')
+    assert inherited_checkpoint(storage, FOLDER, 3) == f"{FOLDER}/checkpoints/checkpoint_a"
