@@ -44,6 +44,7 @@ def train(job: TrainingJob, failures: Any) -> None:
 
 
 def _train(job: TrainingJob) -> None:
+    job.check_owner()
     context = ray.train.get_context()
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
@@ -57,12 +58,13 @@ def _train(job: TrainingJob) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         data = training_data(job, processor, context.get_world_rank(), context.get_world_size())
         trainer = ParityTrainer(job, data, model=model, args=training_arguments(job, scratch, on_gpu))
-        _run_epoch(trainer)
+        _run_epoch(trainer, job)
         weights = full_weights(trainer.model_wrapped)
         if context.get_world_rank() == 0:
             fresh = prepare_for_training(load_model(start, job.level, on_gpu, quantized=False), job.level.method)
             trained = load_trained_weights(fresh, weights)
-            export(trained, processor, job.model, job.card, _check_questions(job), job.run, job.folder)
+            questions = _check_questions(job)
+            export(trained, processor, job.model, job.card, questions, job.run, job.folder, job.check_owner)
             trainer.write_state(is_complete=True)
 
 
@@ -86,9 +88,9 @@ def training_data(job: TrainingJob, processor: Any, rank: int, num_workers: int)
     )
 
 
-def _run_epoch(trainer: ParityTrainer) -> None:
+def _run_epoch(trainer: ParityTrainer, job: TrainingJob) -> None:
     """Train to the end of the epoch. Afterwards, the model holds the weights to export."""
-    latest = ray.train.get_checkpoint()
+    latest = ray.train.get_checkpoint() or _inherited_checkpoint(job)
     if latest is None:
         trainer.train()
     else:
@@ -99,6 +101,13 @@ def _run_epoch(trainer: ParityTrainer) -> None:
     trainer.measure_retained(is_trained=True)
     if trainer.is_world_process_zero():
         trainer.write_state()
+
+
+def _inherited_checkpoint(job: TrainingJob) -> ray.train.Checkpoint | None:
+    if job.inherited is None:
+        return None
+    file_system, root = job.run.storage.arrow()
+    return ray.train.Checkpoint(f"{root}/{job.inherited}", file_system)
 
 
 def _check_questions(job: TrainingJob) -> CheckQuestions:

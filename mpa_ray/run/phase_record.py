@@ -6,6 +6,7 @@ several drivers are all counted. The record is the sum of the files in the order
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
@@ -174,7 +175,9 @@ def record_times(run: Run) -> dict[str, datetime]:
 def add_to_record(run: Run, key: PhaseKey, attempt: PhaseRecord) -> None:
     """Add one attempt to the phase's record. Raises CannotWrite."""
     _, number = _sum_of(run, key)
-    while not run.create_json(_path(key, number), attempt.to_json()):
+    # A storage may take a file with the same content for a repeated request, so no two files are the same.
+    content = {**attempt.to_json(), "id": uuid.uuid4().hex}
+    while not run.create_json(_path(key, number), content):
         # Another driver has added an attempt.
         number += 1
 

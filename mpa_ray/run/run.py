@@ -255,13 +255,20 @@ class Run:
         version: str = self.read_json(self.manifest_path(folder)).get("verdicts", "")
         return version
 
-    def mark_leveled(self, student: str, arm: Arm) -> None:
-        """Record that the student's model is trained on the arm, exported and checked."""
+    def mark_leveled(self, student: str, arm: Arm, owner: int = 1) -> None:
+        """Record that the student's model is trained on the arm, exported and checked.
+
+        Args:
+            student: The student.
+            arm: The arm.
+            owner: The number of the owner of the training; see `mpa_ray.run.ownership`.
+        """
         for number in range(self._newest(f"{self.student_dir(student, arm)}/trainings")):
             # Begin new predictions, because the answers of an earlier training do not count for this one.
             self.storage.create(f"evaluation/again/{student}.{measured_as(arm)}/{number + 1}.json", b"{}")
         has_checksums = self.storage.exists(f"{self.training_dir(student, arm)}/{EXPORT}")
-        self.create_json(self._complete_path(student, arm), {"has_checksums": has_checksums})
+        content = {"owner": owner, "has_checksums": has_checksums}
+        self.create_json(self._complete_path(student, arm), content)
 
     def _complete_path(self, student: str, arm: str) -> str:
         return f"{self.training_dir(student, arm)}/complete.json"

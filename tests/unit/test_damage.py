@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from mpa_ray.campaign.campaign import CountsDiffer, score_and_report
+from mpa_ray.campaign.campaign import score_and_report
 from mpa_ray.cli.arguments import parse
 from mpa_ray.cli.commands import COMMANDS
 from mpa_ray.cli.handlers import HANDLERS
 from mpa_ray.config import RunConfig
-from mpa_ray.errors import ConfigError, DamagedFile
+from mpa_ray.errors import ConfigError
 from mpa_ray.phases.annotate import index_and_annotate
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.evaluate import evaluate
@@ -27,10 +27,9 @@ from mpa_ray.phases.level import level_student
 from mpa_ray.records import LabelledQuestion, Prediction
 from mpa_ray.run.audit import audit
 from mpa_ray.run.audit_deep import audit_deep
-from mpa_ray.run.checksums import FILES, Checksum, checksums_of
-from mpa_ray.run.damage import DAMAGED, Finding
+from mpa_ray.run.checksums import FILES, checksums_of
+from mpa_ray.run.damage import Finding
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
-from mpa_ray.run.marker import Commit
 from mpa_ray.run.run import EXPORT, Run
 from mpa_ray.run.training_log import LogEntry
 from mpa_ray.run.training_state import Retained, TrainingState

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpa_ray.config import Arm
+from mpa_ray.config import Arm, ObjectStoreConfig
 from mpa_ray.observability.usage import Usage
 from mpa_ray.run.phase_record import (
     PassTotals,
@@ -23,6 +25,9 @@ from mpa_ray.run.phase_record import (
     record_times,
 )
 from mpa_ray.run.run import Run
+from tests.s3_server import CREDENTIALS, s3_server
+
+OpenRun = Callable[[], Run]
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]*", fullmatch=True)
 keys = st.builds(PhaseKey, st.sampled_from(get_args(PhaseKind)), st.none() | names, st.sampled_from(get_args(Arm)))
@@ -57,21 +62,33 @@ def test_a_record_sums_over_attempts(tmp_path: Path) -> None:
     assert record.totals.usage.num_output_tokens == 10
 
 
-def test_no_driver_loses_the_attempts_of_another(tmp_path: Path) -> None:
+@pytest.fixture(params=["folder", "bucket"])
+def open_run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenRun]:
+    """Opens the same run again and again, as several drivers do."""
+    if request.param == "folder":
+        yield lambda: Run.open(str(tmp_path))
+        return
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with s3_server() as endpoint:
+        yield lambda: Run.open("s3://bucket/run", ObjectStoreConfig(endpoint_url=endpoint))
+
+
+def test_no_driver_loses_the_attempts_of_another(open_run: OpenRun) -> None:
     """Each of eight drivers adds attempts at the same phase. A record that was read and written again lost some."""
     key = PhaseKey("level", "x.all", "random")
 
     def drive(_: int) -> None:
-        run = Run.open(str(tmp_path))
-        for _ in range(5):
+        run = open_run()
+        for _ in range(3):
             add_to_record(run, key, PhaseRecord(1.0, 1))
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(drive, range(8)))
-    run = Run.open(str(tmp_path))
-    assert dict(phase_records(run)) == {key: PhaseRecord(40.0, 40)}
+    run = open_run()
+    assert dict(phase_records(run)) == {key: PhaseRecord(24.0, 24)}
     assert record_times(run).keys() == {key.path}
-    assert len(list(run.storage.list("phases"))) == 40
+    assert len(list(run.storage.list("phases"))) == 24
 
 
 def test_no_file_of_a_record_is_changed(tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.config import RunConfig
+from mpa_ray.config import ObjectStoreConfig, RunConfig
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import FingerprintMismatch
 from mpa_ray.leveling.arms import SampleSources
 from mpa_ray.leveling.epoch_plan import plan_epoch
 from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.model_groups import copy_same_model_rows
 from mpa_ray.pipeline.commit import CommitShard
 from mpa_ray.pipeline.graph_rows import FetchedShard, ShardFailed, VisitedShard, decode_result, encode
 from mpa_ray.pipeline.run_pass import Outstanding, run_missing
@@ -40,7 +41,7 @@ SHARD = "000000"
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}.items():
+        for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
         yield endpoint
 
@@ -53,8 +54,8 @@ def open_run(request: pytest.FixtureRequest, tmp_path: Path) -> OpenRun:
     """Opens the same run again and again, as several drivers do."""
     if request.param == "folder":
         return lambda: Run.open(str(tmp_path))
-    request.getfixturevalue("server")
-    return lambda: Run.open(f"s3://bucket/{tmp_path.name}")
+    store = ObjectStoreConfig(endpoint_url=request.getfixturevalue("server"))
+    return lambda: Run.open(f"s3://bucket/{tmp_path.name}", store)
 
 
 def digests(run: Run, folder: str) -> list[str]:
@@ -195,6 +196,22 @@ def test_a_driver_whose_work_another_has_done_with_other_settings_is_not_done(tm
     work: Any = SimpleNamespace(target=other.annotations, key=SimpleNamespace(label="annotate"))
     with pytest.raises(FingerprintMismatch):
         run_missing(other, work, Outstanding([], [SHARD]))
+
+
+def test_rows_of_the_same_model_are_not_copied_once_another_driver_has_made_them(tmp_path: Path) -> None:
+    """The other driver commits after the settings were compared for the first time."""
+    one, other = Run.open(str(tmp_path)), Run.open(str(tmp_path))
+    one.register_fingerprint("verdicts/a", ONE)
+    other.register_fingerprint("verdicts/b", OTHER)
+    source: Any = one.verdicts("b")
+
+    def missing(shards: list[str]) -> list[str]:
+        other.verdicts("b").commit(SHARD, [])
+        return list(type(source).missing(source, shards))
+
+    namesake: Any = SimpleNamespace(folder=source.folder, missing=missing, read_commit=source.read_commit)
+    copy_same_model_rows(one, "identify a", one.verdicts("a"), {"b": namesake}, ONE, [SHARD])
+    assert one.verdicts("a").missing([SHARD]) == [SHARD]
 
 
 def test_an_index_that_another_driver_has_made_with_other_settings_is_not_completed(
