@@ -92,7 +92,7 @@ def export(
             raise RunError(f"The exported checkpoint answers {answers}, but the model in memory answers {expected}.")
         check_owner()
         questions.record(answers).write(run, folder)
-        checksums = {}
+        checksums: dict[str, Any] = {}
         for exported_folder in filter(Path.is_dir, (adapter, merged)):
             # Scoring writes the card again.
             checksums |= checksums_of(exported_folder, f"{exported_folder.name}/", leaving_out=[_CARD])

@@ -164,9 +164,11 @@ def _fingerprints(run: Run) -> Iterator[Finding]:
                 continue
             problem = "its content does not have the digest in the markers" if actual else "it is missing"
         copy = copies.get(name)
-        can_restore = expected and copy is not None and digest_of(copy) == expected
-        remedy = "run mpa-ray audit RUN --repair: run.json has a copy" if can_restore else RESTORE
-        yield Finding(path, problem, remedy, (_restore(run, path, copy),) if can_restore else ())
+        if expected and isinstance(copy, dict) and digest_of(copy) == expected:
+            remedy = "run mpa-ray audit RUN --repair: run.json has a copy"
+            yield Finding(path, problem, remedy, (_restore(run, path, copy),))
+        else:
+            yield Finding(path, problem, RESTORE)
 
 
 def _digests_in_markers(run: Run, name: str) -> Iterator[str]:

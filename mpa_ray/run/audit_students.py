@@ -12,6 +12,7 @@ from mpa_ray.run.audit_json import UNREADABLE, json_finding
 from mpa_ray.run.audit_shards import DatasetAudit
 from mpa_ray.run.checksums import damaged_files
 from mpa_ray.run.damage import RESTORE, Finding, set_aside
+from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.export_check import ExportCheck
 from mpa_ray.run.run import EXPORT, Run
 from mpa_ray.run.sealed_json import parse_sealed
@@ -128,8 +129,11 @@ class _Training:
         repair = self._aside("check.json", "merged/config.json")
         read_check = lambda _: ExportCheck.read(run, self._folder)  # noqa: E731
         yield from self._json("check.json", remedy, repair, read=read_check)
-        for name, row_type in (("questions", LabelledQuestion), ("answers", Prediction)):
-            dataset = run.dataset(self._path(f"check/{name}"), row_type)
+        datasets: list[ShardedDataset[Any]] = [
+            run.dataset(self._path("check/questions"), LabelledQuestion),
+            run.dataset(self._path("check/answers"), Prediction),
+        ]
+        for dataset in datasets:
             shards = dataset.markers.listed()
             audit = DatasetAudit(dataset, shards, repairs=(self._aside(),), remedy=remedy or "")
             yield from audit.findings(progress)
