@@ -115,7 +115,9 @@ class Redo:
             return set()
         try:
             marker = self.source.generation_of(shard, old)
-            before = by_image(self.source.rows_of(marker)) if marker is not None else {}
+            if marker is None or marker.is_withdrawn:
+                return set(rows)
+            before = by_image(self.source.rows_of(marker))
         except (FileNotFoundError, ValueError):
             before = {}
         return {image_id for image_id, of_image in rows.items() if before.get(image_id) != of_image}

@@ -6,14 +6,18 @@ An object store cannot append to a file, and writing the whole log for every ent
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.run import Run
 from mpa_ray.run.sealed_json import parse_sealed, sealed
+
+logger = logging.getLogger(__name__)
 
 FILE_ENTRIES = 100
 """The number of entries in a file of the log."""
@@ -119,12 +123,18 @@ def move_to_files(run: Run, folder: str, files: LogFiles, log: TrainingLog) -> t
 def read_files(run: Run, folder: str, files: Sequence[LogFiles]) -> Iterator[LogEntry]:
     """Yield the entries of files that count, in their order."""
     last_steps = [part.last_step for part in files for _ in part.paths(folder)]
-    contents = prefetch(run.storage.read, [path for part in files for path in part.paths(folder)])
-    for last_step, content in zip(last_steps, contents, strict=True):
-        for line in content.splitlines():
-            entry = LogEntry.from_json(parse_sealed(line))
-            if last_step is None or entry.step <= last_step:
-                yield entry
+    contents = prefetch(partial(_entries_of, run), [path for part in files for path in part.paths(folder)])
+    for last_step, entries in zip(last_steps, contents, strict=True):
+        yield from (entry for entry in entries if last_step is None or entry.step <= last_step)
+
+
+def _entries_of(run: Run, path: str) -> list[LogEntry]:
+    """The entries in a file. Without a damaged or missing file, a part of the curves is lost, and nothing else."""
+    try:
+        return [LogEntry.from_json(parse_sealed(line)) for line in run.storage.read(path).splitlines()]
+    except (FileNotFoundError, ValueError) as error:
+        logger.warning("%s is left out: %s", path, error)
+        return []
 
 
 def _path(folder: str, attempt: int, number: int) -> str:

@@ -172,8 +172,9 @@ class ObjectStore:
 
     def abort_uploads(self, bucket: str, prefix: str, before: datetime) -> int:
         """Abort the unfinished multipart uploads that started before `before`; return their number."""
-        old = [upload for upload in self._uploads(bucket, prefix) if upload["Initiated"] < before]
-        for upload in old:
+        pages = partial(self._client.get_paginator("list_multipart_uploads").paginate, Bucket=bucket, Prefix=prefix)
+        uploads = self._with_retries(lambda: [u for page in pages() for u in page.get("Uploads", ())], bucket, prefix)
+        for upload in (old := [upload for upload in uploads if upload["Initiated"] < before]):
             self._with_retries(partial(self._abort, bucket, upload), bucket, upload["Key"])
         return len(old)
 
@@ -218,16 +219,6 @@ class ObjectStore:
             if not page.get("IsTruncated"):
                 return
             arguments["ContinuationToken"] = page["NextContinuationToken"]
-
-    def _uploads(self, bucket: str, prefix: str) -> Iterator[Mapping[str, Any]]:
-        """Yield the unfinished multipart uploads. A page holds at most 1,000."""
-        arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
-        while True:
-            page = self._with_retries(partial(self._client.list_multipart_uploads, **arguments), bucket, prefix)
-            yield from page.get("Uploads", ())
-            if not page.get("IsTruncated"):
-                return
-            arguments |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     def _abort(self, bucket: str, upload: Mapping[str, Any]) -> None:
         self._client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])

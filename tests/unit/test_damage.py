@@ -220,7 +220,7 @@ def rows_of(folder: Path) -> dict[str, Any]:
     for path in sorted([*folder.rglob("commits/*.json"), *folder.rglob("generations/*.json")]):
         marker = values_of(path)
         if isinstance(marker, dict) and "shard" in marker:
-            newest[f"{path.parents[1].relative_to(folder)}/{marker['shard']}"] = marker
+            newest[f"{path.parents[1].relative_to(folder)}/{path.name.partition('.')[0]}"] = marker
     found: dict[str, Any] = {name: pq.read_table(folder / marker["file"]) for name, marker in newest.items()}
     for path in [*folder.glob("parity/*/*"), *folder.glob("students/*/*/merged/*"), folder / "evaluation/scores.json"]:
         if path.is_file() and path.name not in ("manifest.json", "README.md"):
