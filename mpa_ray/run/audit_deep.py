@@ -58,8 +58,8 @@ def audit_deep(run: Run) -> list[Finding]:
 
 def _corpus(run: Run, students: list[str], progress: Progress) -> Iterator[Finding]:
     yield from json_finding(run, CORPUS_MANIFEST, None, set_aside(run, CORPUS_MANIFEST), read=_manifest_reader(run))
-    is_begun = any(run.storage.list("corpus/commits"))
-    if is_begun and students and not run.is_indexed() and any(run.storage.list("verdicts")):
+    # D_PI is exported only if the corpus was complete.
+    if not run.is_indexed() and any(map(run.is_identified, students)):
         yield Finding(CORPUS_MANIFEST, "it is missing", "run the same command: it makes the file again")
     verdicts = list(map(run.verdicts, students))
     # Without the manifest, the index lists the missing images again.
@@ -120,6 +120,8 @@ def _benchmark(run: Run, benchmark: str, models: list[str], progress: Progress) 
     repair = set_aside(run, manifest)
     yield from json_finding(run, manifest, None, repair, read=_manifest_reader(run))
     predictions = [run.predictions(benchmark, model) for model in models]
+    if not run.has_manifest(folder) and any(dataset.markers.listed() for dataset in predictions):
+        yield Finding(manifest, "it is missing", "run the same command: it makes the file again")
     questions = audit_of(run, run.questions(benchmark), folder, predictions, repair)
     yield from questions.findings(progress)
     for dataset in predictions:
