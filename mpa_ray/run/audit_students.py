@@ -133,7 +133,10 @@ class _Training:
             run.dataset(self._path("check/questions"), LabelledQuestion),
             run.dataset(self._path("check/answers"), Prediction),
         ]
+        # Each of the two has the shards of the other once the check is done.
+        shards = sorted({shard for dataset in datasets for shard in dataset.markers.listed()})
+        is_done = run.storage.exists(self._path("complete.json"))
         for dataset in datasets:
-            shards = dataset.markers.listed()
-            audit = DatasetAudit(dataset, shards, repairs=(self._aside(),), remedy=remedy or "")
+            repairs = (self._aside(),)
+            audit = DatasetAudit(dataset, shards, has_exports=is_done, repairs=repairs, remedy=remedy or "")
             yield from audit.findings(progress)
