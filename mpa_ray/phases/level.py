@@ -123,7 +123,7 @@ def _train(
             run.record_trained_version(folder, version)
         is_promptable = PromptCheck(student.model, config.object_store, context.task)
         plan = plan_epoch(run, folder, sample_sources(context, student), student.level, key.arm, is_promptable)
-        card = model_card(config, student, key.arm, plan.counts, installed_versions())
+        card = model_card(config, context.task, student, key.arm, plan.counts, installed_versions())
         fine_tune(run, config, student, key, context.task, plan, folder, card, ownership)
         state = TrainingState.read(run, folder)
         if state is not None and (warning := state.retained.forgetting_warning()) is not None:
