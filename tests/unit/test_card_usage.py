@@ -67,6 +67,11 @@ def test_an_example_has_the_prompt_of_the_task(name: str, tmp_path: Path) -> Non
     assert names["prompt"](processor, " What is in {this}? ") == expected
 
 
+def test_the_examples_of_the_documentation_are_those_of_a_card(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs/using-a-student.md"
+    assert blocks(page.read_text()) == blocks(card(tmp_path))
+
+
 def test_an_example_keeps_braces_quotes_and_fences_of_a_prompt(tmp_path: Path) -> None:
     config: RunConfig = config_in(tmp_path)
     fields = {"annotation_prompt": "{format}", "answer_prompt": '""" {{x}} é \\n\n```\n{question}\''}
