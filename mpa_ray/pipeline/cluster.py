@@ -65,7 +65,8 @@ def _wait_until_joined(address: str, started: Future[None]) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         # This includes a cluster with another version of Ray or of Python.
         remedy = "Set it to HOST:PORT of a running cluster with the same versions, or unset it to use this machine."
-        raise ConfigError("RAY_ADDRESS", address, f"cannot be joined: {in_words(error)}", remedy) from error
+        # The cause is dropped, because an error that a ConnectionError has caused counts as one that may pass.
+        raise ConfigError("RAY_ADDRESS", address, f"cannot be joined: {in_words(error)}", remedy) from None
     except (TimeoutError, RayError) as error:
         problem = f"the Ray cluster at RAY_ADDRESS = {address!r} cannot be joined: {in_words(error).rstrip('.')}"
         raise Unfinished(f"{problem}. {Remedy.SAME_COMMAND}") from error

@@ -66,7 +66,8 @@ def _check_address(address: str) -> None:
         problem = "names no running cluster: nothing listens there."
         if not isinstance(error, ConnectionRefusedError):
             problem = "is not the address of a Ray cluster: the connection is closed there."
-        raise ConfigError(_ADDRESS, address, problem, _UNSET) from error
+        # The cause is dropped, because an error with this cause counts as one that may pass.
+        raise ConfigError(_ADDRESS, address, problem, _UNSET) from None
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
             raise _no_answer(address, f"its host cannot be looked up now ({error.strerror})") from error
