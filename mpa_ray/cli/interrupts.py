@@ -51,6 +51,8 @@ class Interrupts:
         # A shell starts background commands with SIGINT ignored, and then it stays ignored.
         if before is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._handle)
+        # Python gives signals their default effect before it ends. Exit handlers run in reverse order.
+        atexit.register(_ignore_signals)
         with _reported_to(self._watch):
             try:
                 yield
@@ -71,6 +73,7 @@ class Interrupts:
         2.60), and deleting them would abort the process. Ray's processes notice the end of this one.
         """
         self._is_raised = True
+        _ignore_signals()
         self._say_once()
         if "ray" in sys.modules:
             atexit.register(self._end_process)
@@ -96,6 +99,12 @@ class Interrupts:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(self._exit_code)
+
+
+def _ignore_signals() -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
