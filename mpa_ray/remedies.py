@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
 from mpa_ray.errors import CannotWrite, ConfigError, RunError, Unfinished, may_pass
@@ -61,9 +61,9 @@ _BY_ERRNO = {
     errno.ENAMETOOLONG: Remedy.SHORTER_PATH,
     errno.ENOENT: Remedy.DAMAGED,
 }
+_OWN_REMEDY = "same command"
+"""A message with these words says itself what to do."""
 _BY_WORDS = (
-    # The message has its own remedy.
-    (re.compile(r"same command"), Remedy.NONE),
     (re.compile(r"AF_UNIX path|ipc path .* is longer than"), Remedy.SHORTER_SOCKET),
     (re.compile(r"CannotWrite\b"), Remedy.CHECK),
     (re.compile(r"No space left on device|Disk quota exceeded"), Remedy.FREE_SPACE),
@@ -85,21 +85,23 @@ def what_continues(error: BaseException | str) -> Remedy:
         error: The error, or its words if it was raised in another process.
     """
     if isinstance(error, str):
-        return _by_words(error) or Remedy.CAUSE
+        by_words = _by_words(error)
+        return Remedy.CAUSE if by_words is None else by_words
     if isinstance(error, KeyboardInterrupt):
         return Remedy.SAME_COMMAND
     if isinstance(error, ConfigError):
         return Remedy.SAME_COMMAND if may_pass(error) else Remedy.NONE
-    by_words = _by_words(str(error))
-    if by_words is not None:
-        return by_words
-    if isinstance(error, CannotWrite):
+    links = list(_chain(error))
+    by_words = next(filter(None, (_by_words(str(link)) for link in links)), None)
+    if _OWN_REMEDY in str(error):
+        return Remedy.NONE
+    if any(isinstance(link, CannotWrite) for link in links):
         return Remedy.CHECK
-    if isinstance(error, Unfinished) or (may_pass(error) and _by_errno(error) is None):
+    if by_words is not None or (by_words := _by_errno(links)) is not None:
+        return by_words
+    if any(isinstance(link, Unfinished) or may_pass(link) for link in links):
         return Remedy.SAME_COMMAND
-    if isinstance(error, RunError):
-        return Remedy.CAUSE
-    return _by_errno(error) or _of_others(error)
+    return Remedy.CAUSE if isinstance(error, RunError) else _of_others(links)
 
 
 def continues_at_once(error: BaseException) -> bool:
@@ -108,23 +110,25 @@ def continues_at_once(error: BaseException) -> bool:
 
 
 def _by_words(words: str) -> Remedy | None:
+    if _OWN_REMEDY in words:
+        return Remedy.NONE
     return next((remedy for form, remedy in _BY_WORDS if form.search(words)), None)
 
 
-def _by_errno(error: BaseException) -> Remedy | None:
-    numbers = (link.errno for link in _chain(error) if isinstance(link, OSError))
+def _by_errno(links: Sequence[BaseException]) -> Remedy | None:
+    numbers = (link.errno for link in links if isinstance(link, OSError))
     return next((_BY_ERRNO[number] for number in numbers if number in _BY_ERRNO), None)
 
 
-def _of_others(error: BaseException) -> Remedy:
+def _of_others(links: Sequence[BaseException]) -> Remedy:
     """The remedy of an error that is neither ours nor has a number."""
-    links = list(_chain(error))
+    kind = type(links[0])
     if any(isinstance(link, ValueError) for link in links):
         # pyarrow, json and codecs raise it if a file does not hold what was written.
         return Remedy.DAMAGED
     if any(isinstance(link, OSError) for link in links):
         return Remedy.CAUSE
-    if len(links) == 1 and type(error).__module__.startswith("ray.") and _LOST_PROCESSES.search(type(error).__name__):
+    if len(links) == 1 and kind.__module__.startswith("ray.") and _LOST_PROCESSES.search(kind.__name__):
         return Remedy.SAME_COMMAND
     return Remedy.UNKNOWN
 

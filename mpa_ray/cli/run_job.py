@@ -20,6 +20,7 @@ from mpa_ray.observability.log_context import redact_log_records
 from mpa_ray.observability.progress import end_updating_line, say_error
 from mpa_ray.redaction import without_secrets
 from mpa_ray.remedies import Remedy, what_continues
+from mpa_ray.storage.request_pace import short_first_contact
 
 _WRONG_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError, NoSuchBucket)
 DONE, FAILED, WRONG_SETUP, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -60,7 +61,7 @@ def run_job(main: Callable[[], int | None]) -> int:
 def _run(main: Callable[[], int | None], interrupts: Interrupts) -> int:
     """Run a command, and report its error. Raises KeyboardInterrupt if it was interrupted."""
     try:
-        with LIBRARY_OUTPUT.may_redirect():
+        with LIBRARY_OUTPUT.may_redirect(), short_first_contact():
             code = main() or DONE
         sys.stdout.flush()
         return code
