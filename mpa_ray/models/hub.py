@@ -59,8 +59,13 @@ def hub_snapshot(model: str, with_weights: bool = True) -> str:
 
     name, revision = split_revision(model)
     left_out = [*_WEIGHTS_OF_OTHERS, *(() if with_weights else ("*.safetensors", "*.bin"))]
+    is_down = _problem_on_hub(model, "config.json") is not None
     try:
-        return str(snapshot_download(name, revision=revision, ignore_patterns=left_out, etag_timeout=_WAIT_S))
+        return str(
+            snapshot_download(
+                name, revision=revision, ignore_patterns=left_out, etag_timeout=_WAIT_S, local_files_only=is_down
+            )
+        )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ConfigError(
             "model",

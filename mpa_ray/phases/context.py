@@ -16,6 +16,7 @@ from mpa_ray.corpus.read import Reader
 from mpa_ray.evaluation.labelled_identity import labelled_identity
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.again import NOTHING_AGAIN, Again, PassingFailures
+from mpa_ray.phases.pinned_models import with_pinned_models
 from mpa_ray.phases.preflight import check_config
 from mpa_ray.phases.rounds import with_rounds
 from mpa_ray.run.fingerprint import of_dataset
@@ -35,7 +36,7 @@ class RunContext(Generic[ConfigT_co]):
     config: ConfigT_co
     """The settings, with a student for each later round whose previous round is finished."""
     configured: ConfigT_co
-    """The settings as the user wrote them."""
+    """The settings as the user wrote them, with the commits of models on the hub."""
     run: Run
     task: Task
     again: Again = NOTHING_AGAIN
@@ -63,7 +64,8 @@ class RunContext(Generic[ConfigT_co]):
         run = Run.open(config.run_dir, config.object_store)
         if run.creation is Creation.EXCLUSIVE_RENAME:
             say(f"{config.run_dir} has no hard links: results are committed by exclusive renames instead")
-        return RunContext(config, config, run, find_task(config.task), again).with_finished_rounds()
+        pinned = with_pinned_models(config)
+        return RunContext(pinned, pinned, run, find_task(config.task), again).with_finished_rounds()
 
     def with_finished_rounds(self) -> RunContext[ConfigT_co]:
         """The same context, with a student for each round that can begin now."""

@@ -6,8 +6,9 @@ import logging
 import os
 import threading
 import warnings
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -93,25 +94,22 @@ def _start_ray() -> None:
     # By default Ray's workers, and the engines in them, yield to every other process of the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(_import_paths()), **MALLOC}}
-    where: dict[str, Any] = {}
+    variables = {"PYTHONPATH": os.pathsep.join(_import_paths()), **MALLOC}
+    where: dict[str, Any] = {"runtime_env": {"env_vars": variables}}
     is_local = cluster_address() is None
     if is_local:
         # One engine and the small tasks around it must fit side by side even on one core.
         num_cpus = max(2, len(os.sched_getaffinity(0))) + 1
         where = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
+        # Ray's local processes inherit the variables. A runtime environment would not use the processes that Ray starts
+        # in advance, which take about a second of a core each.
     shows_lines = shows_worker_lines()
     LIBRARY_OUTPUT.redirect()
     # Where standard error is a log file, Ray may write as much as it likes.
     is_quiet = not shows_lines and not LIBRARY_OUTPUT.is_redirected
     try:
-        with ends_with_this_process() if is_local else nullcontext():
-            ray.init(
-                **where,
-                runtime_env=environment,
-                log_to_driver=shows_lines,
-                logging_level="ERROR" if is_quiet else "INFO",
-            )
+        with _environment(variables if is_local else {}), ends_with_this_process() if is_local else nullcontext():
+            ray.init(**where, log_to_driver=shows_lines, logging_level="ERROR" if is_quiet else "INFO")
     except BaseException:
         if is_local:
             LIBRARY_OUTPUT.reveal()
@@ -119,6 +117,21 @@ def _start_ray() -> None:
             LIBRARY_OUTPUT.restore()
         raise
     LIBRARY_OUTPUT.keep_in(Path(ray._private.worker._global_node.get_logs_dir_path()))
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _import_paths() -> list[str]:

@@ -13,7 +13,7 @@ from benchmarks.chaos_testbed import SETTINGS, open_testbed
 from benchmarks.faulty_proxy import WebFault
 
 SEED = 11
-KILLS_PER_TRIAL, NUM_TRIALS = 3, 2
+KILLS_PER_TRIAL, NUM_TRIALS = 4, 1
 
 
 @pytest.mark.timeout(600)

@@ -130,10 +130,11 @@ def test_missing_and_changed_images_are_warned_of_or_end_the_training(
     assert (state_of(run).num_unreadable, state_of(run).num_changed) == (3, 1)
     warning = "WARNING: level s: the images of 3 of 40 samples could no longer be read (1 have changed since"
     assert warning in capsys.readouterr().out
+    alone = settings.model_copy(update={"num_workers": 1})
     with pytest.raises(RunError, match=r"the images of 30 of 40 samples .* more than limits\.max_failed_rate"):
-        leveled([replace(s, uri="/gone.png") for s in samples[:30]] + samples[30:], tmp_path / "most", settings)
+        leveled([replace(s, uri="/gone.png") for s in samples[:30]] + samples[30:], tmp_path / "most", alone)
     with pytest.raises(RunError, match=r"Restore the source's files, delete .*students/s/parity and run again"):
-        leveled(samples, tmp_path / "most", settings)
+        leveled(samples, tmp_path / "most", alone)
     assert not (tmp_path / "most/students/s/parity/complete.json").exists()
 
 

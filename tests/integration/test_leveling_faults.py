@@ -236,6 +236,7 @@ def test_an_export_that_could_not_be_written_is_made_again_without_training(
     assert training_of(run) == after
 
 
+@pytest.mark.long
 def test_a_labelled_question_with_a_special_token_is_left_out_and_counted(
     images: Path, prepared: Path, tmp_path: Path
 ) -> None:

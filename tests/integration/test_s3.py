@@ -133,7 +133,7 @@ def test_nothing_is_lost_despite_many_faults(server: str, tmp_path: Path) -> Non
             assert store.get("bucket", key) == body
             assert store.create("bucket", f"{key}.marker", body)
             assert not store.create("bucket", f"{key}.marker", b"another")
-        store.upload(tmp_path / "large.bin", "bucket", "bad-day/large")
+        store.upload(tmp_path / "large.bin", "bucket", "bad-day/large", {})
         store.download("bucket", "bad-day/large", tmp_path / "copy.bin")
         assert (tmp_path / "copy.bin").read_bytes() == content
         store.put("bucket", "bad-day/large", content[::-1])
@@ -147,7 +147,7 @@ def test_a_permanent_error_is_not_retried(server: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1")
     store = ObjectStore(ObjectStoreConfig(endpoint_url=server, max_attempts=9, first_pause_s=9))
     with pytest.raises(OSError, match=r"NoSuchBucket.*\(attempt 1\)"):
-        store.upload(tmp_path / "file", "no-such-bucket", "key")
+        store.upload(tmp_path / "file", "no-such-bucket", "key", {})
 
 
 def test_an_unreachable_server_is_an_error_that_names_the_object(object_store: ObjectStoreConfig) -> None:

@@ -26,6 +26,7 @@ from mpa_ray.evaluation.labelled_identity import labelled_identity
 from mpa_ray.models import hub
 from mpa_ray.models.checkpoints import CACHE_VARIABLE, base_of_adapter, local_folder, model_identity
 from mpa_ray.models.hub import hub_commit, split_revision
+from mpa_ray.phases.context import RunContext
 from mpa_ray.run.fingerprint import corpus_fingerprint, level_fingerprint
 from mpa_ray.run.run import Run
 from mpa_ray.run.versions import engine_versions, mixed_versions
@@ -109,6 +110,32 @@ def test_a_revision_of_a_hub_model_is_loaded_and_identified(hub_cache: Path) -> 
     assert split_revision("owner/name@v2") == ("owner/name", "v2")
     assert split_revision("s3://bucket/a@b") == ("s3://bucket/a@b", None)
     assert split_revision("./owner/name@v2") == ("./owner/name@v2", None)
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_the_models_of_a_command_are_fixed_at_their_commits(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "folder")
+    tree = {
+        "run_dir": str(tmp_path / "run"),
+        "task": "demo_world",
+        "source": {"path": str(tmp_path)},
+        "teacher": {"model": "owner/name"},
+        "students": [
+            {"name": "branch", "model": "owner/name@v2"},
+            {"name": "folder", "model": str(tmp_path / "folder")},
+            {"name": "missing", "model": "owner/missing"},
+            {"name": "scripted", "model": "owner/name", "engine": {"kind": "scripted"}},
+        ],
+        "evaluate": {
+            "benchmarks": [{"name": "b", "path": str(tmp_path)}],
+            "models": [{"name": "other", "model": "owner/name"}],
+        },
+    }
+    config = RunContext.from_checked(RunConfig.model_validate(tree)).config
+    assert config.evaluate is not None
+    assert config.teacher.model == config.evaluate.models[0].model == f"owner/name@{FIRST}"
+    models = [student.model for student in config.students]
+    assert models == [f"owner/name@{SECOND}", str(tmp_path / "folder"), "owner/missing", "owner/name"]
 
 
 def test_an_adapter_keeps_the_revision_of_its_base_model(tmp_path: Path) -> None:
