@@ -541,7 +541,7 @@ def test_a_pool_may_grow() -> None:
     ("further", "problem"),
     [
         ({"name": "small.round2.before"}, "is already the name of another model"),
-        ({"name": "teacher"}, "is already the name of another model"),
+        ({"name": "SMALL.before"}, "is already the name of another model"),
         ({"name": "other", "compared_to": "small.round4.after"}, "but other is compared to it"),
         ({"name": "other", "compared_to": "small.round3.after"}, None),
     ],
