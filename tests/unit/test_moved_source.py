@@ -7,28 +7,42 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mpa_ray.config import RunConfig, SourceConfig
+from mpa_ray.campaign.campaign import align
+from mpa_ray.config import RunConfig, SourceConfig, StudentConfig, VllmEngineConfig
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.source_root import SOURCE_FILE, MovedRoot, SourceRoot
-from mpa_ray.errors import ConfigError
+from mpa_ray.errors import ConfigError, RunError
+from mpa_ray.leveling.arms import SampleSources
 from mpa_ray.leveling.batching import TrainingRow
-from mpa_ray.leveling.epoch_plan import EpochPlan
+from mpa_ray.leveling.epoch_plan import plan_epoch
 from mpa_ray.leveling.job import TrainingJob
+from mpa_ray.phases import check_export
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.index import index
+from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.pipeline.training_data import fetched
-from mpa_ray.records import Annotation, EpochCounts, ImageRef, ParitySample
+from mpa_ray.records import Annotation, ImageRef, ParitySample
+from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
 from mpa_ray.run.run import Run
 from mpa_ray.tasks.library import TASKS
 from tests.conftest import scripted_tree
 from tests.s3_server import CREDENTIALS, client, s3_server
-from tests.sources import KINDS, Maker, as_files, as_parquet_bytes, as_tars, as_text
+from tests.sources import (
+    KINDS,
+    Maker,
+    as_files,
+    as_parquet_bytes,
+    as_tars,
+    as_text,
+)
 
 NUM_IMAGES = 13
 CONTENTS = [f"the content of image {number}".encode() for number in range(NUM_IMAGES)]
@@ -108,11 +122,9 @@ def test_every_kind_of_source_may_move_to_another_folder(make: Maker, kind: str,
     assert json.loads((tmp_path / "run/run.json").read_text())["config"]["source"]["path"].startswith(f"{tmp_path}/new")
 
 
-@pytest.mark.parametrize(("make", "kind"), KINDS, ids=[make.__name__ for make, _ in KINDS])
-def test_every_kind_of_source_may_move_to_a_bucket_and_back(
-    make: Maker, kind: str, old: Path, tmp_path: Path, server: str
-) -> None:
-    path = make(CONTENTS, old)
+@pytest.mark.parametrize("make", [as_files, as_text, as_parquet_bytes, as_tars])
+def test_a_source_may_move_to_a_bucket_and_back(make: Maker, old: Path, tmp_path: Path, server: str) -> None:
+    path, kind = make(CONTENTS, old), dict(KINDS)[make]
     prefix = f"{make.__name__}/of $%20me"
     before = indexed(path, tmp_path, server, kind=kind)
     upload_folder(server, old, prefix)
@@ -178,7 +190,8 @@ def test_files_outside_the_old_root_are_read_where_they_are(old: Path, tmp_path:
     lines = [absolute[0], f"{near}/{names[1]}", f"../files/{names[2]}", *(f"./files/{name}" for name in names[3:])]
     (old / "list.txt").write_text("\n".join(lines))
     indexed(old / "list.txt", tmp_path, allow=["parent_folders"])
-    old.rename(tmp_path / "new")
+    shutil.copytree(old, tmp_path / "new")
+    shutil.rmtree(inside)
     context = continued(tmp_path / "new/list.txt", tmp_path, allow=["parent_folders"])
     reader = context.corpus_reader
     assert reader.read(uris_of(context.run)) == CONTENTS
@@ -317,7 +330,7 @@ def test_training_reads_moved_images_but_labelled_sets_where_they_are(old: Path,
         file.write_bytes(b"labelled")
     config = configured(new, tmp_path)
     run, student = Run.open(config.run_dir), config.students[0]
-    plan = EpochPlan(run, "epoch", EpochCounts(0, 0, 0, 0, 0, 0), [], [])
+    plan = plan_epoch(run, "students/small/parity", SampleSources(list, list), student.level)
     job = TrainingJob.of(run, config, student, TASKS["demo_world"], plan, "students/small/parity", "a card")
     digests = [hashlib.sha256(content).hexdigest() for content in CONTENTS]
     rows = [
@@ -326,6 +339,39 @@ def test_training_reads_moved_images_but_labelled_sets_where_they_are(old: Path,
     ]
     expected = [b"labelled" if n % 2 else content for n, content in enumerate(CONTENTS)]
     assert fetched([rows], job.reader).contents == [expected]
+
+
+def test_an_exported_student_is_checked_with_the_moved_images(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = as_files(CONTENTS, old)
+    indexed(path, tmp_path)
+    old.rename(tmp_path / "new")
+    context = RunContext.from_checked(configured(tmp_path / "new/files", tmp_path))
+    student = StudentConfig(name="small", model="m", engine=VllmEngineConfig())
+    first = context.run.corpus.read("000000")[0]
+    folder = context.run.training_dir("small", "parity")
+    ExportCheck((CheckedAnswer("a", first.image_id, first.uri, "?", "b"),)).write(context.run, folder)
+    read = []
+
+    def run_missing(_: Run, work: Pass[Any], *__: object) -> None:
+        read.extend(work.reader.read([row.uri for row in work.source.read_commit("000000")[1]]))
+        raise RunError("read")
+
+    monkeypatch.setattr(check_export, "run_missing", run_missing)
+    with pytest.raises(RunError, match="read"):
+        check_export.check_export(context, student, "parity", nullcontext)
+    assert read == CONTENTS[:1]
+
+
+def test_align_refuses_missing_images_before_anything_starts(old: Path, tmp_path: Path) -> None:
+    indexed(as_files(CONTENTS, old), tmp_path)
+    new = as_files(CONTENTS, tmp_path)
+    (new / "000.png").unlink()
+    config = configured(new, tmp_path)
+    student = config.students[0].model_copy(update={"model": "bundled:demo/models/student"})
+    with pytest.raises(ConfigError, match="does not hold the images that were indexed at"):
+        align(config.model_copy(update={"students": (student,)}))
 
 
 @pytest.mark.parametrize(
