@@ -50,9 +50,10 @@ class SourceRoot:
     def recorded(cls, run: Run) -> SourceRoot | None:
         """Return where the run's corpus was indexed; None if the run does not say."""
         try:
-            return cls(**run.read_json(SOURCE_FILE))
+            content = run.read_json(SOURCE_FILE)
         except FileNotFoundError:
             return None
+        return cls(content["path"], content["root"], content["names"])
 
     def record(self, run: Run) -> None:
         """Store the root in the run, before the first shard of the corpus."""
