@@ -34,7 +34,7 @@ class SourceRoot:
 
     @classmethod
     def of(cls, config: SourceConfig) -> SourceRoot:
-        """Divide a configured path. Looks only at local files."""
+        """Divide a configured path. Accesses only local files."""
         path = resolve_path(config.path)
         if path.startswith("synthetic://"):
             return cls(config.path, "", path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -141,6 +142,26 @@ def test_a_source_may_move_to_a_bucket_and_back(make: Maker, old: Path, tmp_path
     back = continued(tmp_path / "copy" / path.relative_to(old), other_run, server, kind=kind)
     assert back.corpus_reader.read(uris_of(back.run)) == CONTENTS
     assert all(uri.startswith("s3://bucket/") for uri in uris_of(back.run))
+
+
+def test_single_files_and_embedded_images_may_move(old: Path, tmp_path: Path) -> None:
+    as_tars(CONTENTS, old)
+    as_parquet_bytes(CONTENTS, old)
+    lines = [f"{n}\tdata:image/png;base64,{base64.b64encode(content).decode()}" for n, content in enumerate(CONTENTS)]
+    (old / "list.tsv").write_text("\n".join(["id\timage", *lines]))
+    (old / "one.png").write_bytes(CONTENTS[0])
+    paths = [min(old.rglob("*.tar")), old / "00.parquet", old / "list.tsv", old / "one.png"]
+    names = [path.relative_to(old) for path in paths]
+    expected = []
+    for name in names:
+        context = indexed(old / name, tmp_path / f"run of {name.name}")
+        expected.append(context.corpus_reader.read(uris_of(context.run)))
+    assert [len(contents) for contents in expected] == [12, 12, NUM_IMAGES, 1]
+    assert all(content in CONTENTS for contents in expected for content in contents)
+    old.rename(tmp_path / "new")
+    for name, contents in zip(names, expected, strict=True):
+        context = continued(tmp_path / "new" / name, tmp_path / f"run of {name.name}")
+        assert context.corpus_reader.read(uris_of(context.run)) == contents
 
 
 def test_a_corpus_may_move_again_and_back(old: Path, tmp_path: Path) -> None:
