@@ -113,8 +113,8 @@ ARGUMENTS_WITHOUT_EFFECT = frozenset(
     )
 )
 """Arguments of vLLM's engine that do not change its replies, beyond the rounding errors that a different division or
-order of the work causes. They are not part of a run's fingerprint, so they may change during a run. An argument that
-is not in this list is part of it."""
+order of the work causes. They are not part of a run's fingerprint, so they may change during a run. All other arguments
+are part of the fingerprint."""
 _RANDOM_WEIGHTS = "dummy"
 """The only value of `load_format` that changes the replies."""
 
@@ -154,8 +154,8 @@ class EngineSettings(Settings):
 
     @property
     def weight_format(self) -> str:
-        """The number format of the weights: `float32`, `bfloat16`, `float16`, or `auto`, which estimates read as 16
-        bits."""
+        """The number format of the weights: `float32`, `bfloat16`, `float16` or `auto`. Estimates assume 16 bits for
+        `auto`."""
         return "auto"
 
     @property
@@ -229,7 +229,7 @@ class VllmEngineConfig(EngineSettings):
         return self.engine_args.get("load_format", "auto") in ("auto", "hf", "safetensors", "pt")
 
     def identity_fields(self) -> dict[str, Any]:
-        # A setting and the argument of the same name are the same.
+        # An argument overrides the setting of the same name.
         arguments = {"dtype": self.dtype, "max_model_len": self.max_model_len} | self.engine_args
         return {
             name if name in type(self).model_fields else f"engine_args.{name}": value
@@ -255,7 +255,7 @@ class ScriptedEngineConfig(EngineSettings):
     truncated_rate: float = Field(0.0, ge=0, le=1)
     """Share of annotation replies that stop at the token limit."""
     hostile_rate: float = Field(0.0, ge=0, le=1)
-    """Share of images about which replies are empty, endless, markup, or hold what UTF-8 cannot encode."""
+    """Share of images whose replies are hard to process: empty, very long, markup, or text that UTF-8 cannot encode."""
     num_questions: int = Field(1, ge=1)
     """Number of different questions about an image; the request's seed selects one."""
     latency_s: float = Field(0.0, ge=0)

@@ -35,7 +35,7 @@ _PROBLEMS = {
     "union_tag_invalid": "has an unknown `kind`.",
     "literal_error": "is not one of {expected}.",
 }
-"""By pydantic's type of the error, with the names of its context."""
+"""The problem for each of pydantic's types of errors. Names in braces are keys of the error's context."""
 
 
 def problem_of(error: Mapping[str, Any]) -> str:

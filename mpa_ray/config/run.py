@@ -21,10 +21,10 @@ class LimitsConfig(Settings):
     min_images: int = Field(200, ge=1)
     """Check `max_failed_rate` only after this many images."""
     max_engine_deaths: int = Field(10, ge=1)
-    """Stop after this many engine deaths on one shard that bring the search for images which kill engines no further.
+    """Stop after this many engine deaths on one shard that do not help to find the images which kill engines.
     Until then, a new engine retries the shard. Also stop after this many deaths of the tasks that read a shard."""
     max_poison_images: int = Field(16, ge=0)
-    """Stop after more than this many images of one shard have killed engines."""
+    """Stop when more than this many images of one shard have killed engines."""
     max_image_deaths: int = Field(2, ge=1)
     """An image fails with reason `kills_engine` once this many engines have died while they worked on it alone."""
     request_timeout_s: float = Field(600.0, gt=0)
@@ -57,7 +57,7 @@ class PlanConfig(Settings):
     engine_start_s: float | None = Field(None, ge=0)
     """Seconds that a pass takes to start its engines and to shut them down."""
     training_start_s: float | None = Field(None, ge=0)
-    """Seconds of a training without optimiser steps, mostly its start and the export."""
+    """Seconds that a training takes in addition to its optimiser steps, mostly for its start and the export."""
     gpu: str | None = None
     """Kind of GPU to assume for models without `accelerator_type`: A100-40G, A100-80G, H100, L4, ..."""
     gpu_memory_gib: float | None = Field(None, gt=0)

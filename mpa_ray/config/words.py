@@ -30,7 +30,7 @@ class Word(str):
     """A value from the command line, or an unquoted value from a YAML file. Its setting decides its type."""
 
     comment: str = ""
-    """The comment behind it in the YAML file, from the spaces before `#` to the end of the line."""
+    """The comment after it in the YAML file, from the spaces before `#` to the end of the line."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -100,7 +100,7 @@ def read_yaml(text: str) -> Any:
 
 
 def yaml_problem(error: Exception) -> str:
-    """The problem of an error of `read_yaml` in one line; PyYAML's own message has up to seven."""
+    """Describe an error of `read_yaml` in one line; PyYAML's own message has up to seven lines."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).split())
     mark = error.problem_mark
@@ -115,7 +115,7 @@ def with_types(tree: Tree, kind: type[BaseModel]) -> Tree:
     word is read as YAML.
 
     Raises:
-        ConfigError: a path ends before a ` #`, and exists only together with what follows.
+        ConfigError: a path is cut off at a ` #`, which begins a comment, and only the whole path exists.
     """
     typed: Tree = _typed(tree, SettingType(kind), "")
     return typed
@@ -137,7 +137,7 @@ def _typed(value: Any, setting: SettingType, name: str) -> Any:
 
 
 def _check_not_cut(word: Word, name: str) -> None:
-    """Raise ConfigError for a path of which a comment is the end."""
+    """Raise ConfigError if the comment after a path is in fact the end of the path."""
     # The path may go on with folders, or with a glob.
     first = f"{word}{word.comment.partition('/')[0]}"
     if word.comment and not os.path.exists(os.path.expanduser(word)) and os.path.exists(os.path.expanduser(first)):

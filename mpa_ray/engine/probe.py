@@ -1,4 +1,4 @@
-"""A picture of our own that every working engine can answer a request about."""
+"""A picture of our own, to test whether an engine works."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpa_ray.engine.protocol import Request, RequestRefused, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
 
 PROBE_ID = "the built-in test picture"
-"""Names the picture in errors. Ids of images are paths, and none has this form."""
+"""The id of the picture, which errors show."""
 _SIDE = 64
 """Small, so that no limit on pixels excludes the picture; engines scale it up."""
 _REQUEST = Request("What is in this picture?", SamplingConfig(max_new_tokens=4))

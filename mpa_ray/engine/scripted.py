@@ -108,7 +108,7 @@ class ScriptedEngine:
             return f"Question: What is written on picture {code[:8]}", "length"
         if self._has_fault("hostile", self._config.hostile_rate, code):
             text = _hostile_text(code)
-            # Half of them can be parsed, so that their questions and answers go on.
+            # Half of these replies can be parsed, so that later phases process their questions and answers.
             pair = f"Question: What is written on picture {code[:8]}? {text[:100]}\nAnswer: {code[8:12]} {text[:100]}"
             return pair if int(code[-1], 16) < 8 else text, "stop"
         line = request.sampling.seed % self._config.num_questions

@@ -45,7 +45,7 @@ def _digest(digests: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _PlaceContent:
-    """A file at a place that shows no version of a file, such as a web server.
+    """A file at a place that does not show whether a file has changed, such as a web server.
 
     A file of more than 64 MiB is represented by its size and both ends. The end of a Parquet file holds statistics of
     its rows, so it changes when the rows change.

@@ -131,7 +131,7 @@ class ParityTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_runtime" in logs and self.state.global_step == self._initial_global_step:
-            # The summary of an attempt that only exports would be a loss of 0.
+            # An attempt that only exports runs no step, so its summary would be a loss of 0.
             return
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
@@ -191,7 +191,7 @@ class ParityTrainer(Trainer):
             self.state.best_global_step = self.state.global_step
             self.state.best_metric = loss
         if self._has_stopped_early:
-            # Without a checkpoint of the end, a fault at export would repeat steps.
+            # Save a checkpoint of the last step, so that no step is repeated if the export fails.
             self.control.should_training_stop = self.control.should_save = True
         # Otherwise the Trainer evaluates again after its last step.
         self.control.should_evaluate = False

@@ -112,7 +112,7 @@ def check_weights(folder: Path, field: str, model: str) -> None:
 def _weight_files(folder: Path, field: str, model: str) -> list[Path]:
     """The files of the format that is loaded: safetensors if there are any, and only those of the index if it exists.
 
-    A folder may hold the same weights in several formats, of which only one was downloaded.
+    The hub may have the same weights in several formats, and often only one of them is downloaded.
     """
     for index, patterns in _WEIGHT_FILES.items():
         if (folder / index).is_file():

@@ -86,7 +86,7 @@ def _is_content(name: str) -> bool:
 def base_of_adapter(folder: Path) -> str | None:
     """The base model of the LoRA adapter in a folder; None if the folder holds a whole checkpoint or no adapter.
 
-    If the adapter names the revision of a base model on the hub, it is part of the returned name.
+    If the base model is on the hub and the adapter names its revision, the revision is part of the returned name.
 
     Raises:
         ConfigError: the adapter's settings cannot be read.
@@ -168,7 +168,9 @@ def weight_bytes(model: str) -> int | None:
 
 
 def local_model(model: str, object_store: ObjectStoreConfig) -> str:
-    """Return what `from_pretrained` and vLLM can load: a local folder, or a hub name without a revision unchanged.
+    """Return what `from_pretrained` and vLLM can load: a local folder or a hub name.
+
+    A hub name without a revision is returned unchanged.
 
     A checkpoint at s3:// is downloaded, and an adapter is merged into its base model. Both are done once per machine,
     and again only if the content changes.
@@ -207,9 +209,10 @@ def _folder_of(model: str, object_store: ObjectStoreConfig, with_weights: bool =
 
 
 def processor_folder(model: str, object_store: ObjectStoreConfig) -> str:
-    """What `load_processor` can load: a local folder, or a hub name without a revision unchanged.
+    """What `load_processor` can load: a local folder or a hub name.
 
-    For an adapter this is its base model. A checkpoint at s3:// is downloaded without its weights.
+    A hub name without a revision is returned unchanged. An adapter has the processor of its base model. A checkpoint at
+    s3:// is downloaded without its weights.
 
     Raises:
         ConfigError: there is no file at the s3:// prefix, or no such revision on the hub.
@@ -278,7 +281,7 @@ def _listing(model: str, object_store: ObjectStoreConfig) -> dict[str, ListedObj
 
     bucket, prefix = split_uri(model.rstrip("/") + "/")
     objects = ObjectStore(object_store).list(bucket, prefix, nested=False)
-    # An object whose key is the prefix is a folder of the store's console.
+    # The store's console creates a folder as an empty object whose key is the prefix.
     files = {file.key.removeprefix(prefix): file for file in objects if file.key != prefix}
     files = {name: file for name, file in files.items() if _is_content(name)}
     if not files:

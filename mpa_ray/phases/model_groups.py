@@ -30,8 +30,9 @@ def run_all_collect_errors(calls: Mapping[str, Callable[[], None]]) -> None:
 
     Raises:
         AccessLost: a call lost access to a store. No further call is made.
-        ConfigError, RunError: the error of a call, if there is only one or if all have the same message. Otherwise a
-            RunError with all messages, which is an Unfinished if all errors may be temporary.
+        ConfigError, RunError: the error of a call, if only one call failed or if all errors have the same message.
+        Unfinished: calls failed with different messages, and all errors may be temporary.
+        RunError: calls failed with different messages, and not all errors are temporary.
     """
     failures: dict[str, ConfigError | RunError] = {}
     for name, call in calls.items():
@@ -75,7 +76,7 @@ def fall_back_to_single(group: EngineGroup, passed_on: Callable[[], object] = la
     try:
         yield
     except Unfinished:
-        # An outage is not caused by one of the models.
+        # No model has caused an outage.
         raise
     except (ConfigError, RunError) as error:
         if error is passed_on() or len(group.names) == 1:

@@ -40,7 +40,7 @@ NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
 MARKER_FOLDERS = ("commits", _GENERATIONS, _UNREAD)
 """The folders of a dataset whose files are created only if they do not exist, and are never deleted."""
 SUSPECTS = "suspects"
-"""The folder of what is known of images that may kill engines. Its files count until their shard is committed."""
+"""The folder of the files about images that may kill engines. A file counts until its shard is committed."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class ShardTarget(Protocol[T]):
         ...
 
     def suspects_file(self, shard: str, generation: int) -> SuspectsFile:
-        """The file of what is known of the shard's images that may kill engines."""
+        """The file about images of the shard that may kill engines."""
         ...
 
     def list_suspects(self) -> set[str]:
@@ -191,7 +191,7 @@ class ShardedDataset(Generic[RowT]):
         raise AssertionError("counting does not end")
 
     def suspects_file(self, shard: str, generation: int) -> SuspectsFile:
-        """The file of what is known of the images that may kill engines, while a generation of the shard is made."""
+        """The file about images of the shard that may kill engines. It counts while the generation is made."""
         return SuspectsFile(self.storage, f"{self.folder}/{SUSPECTS}/{shard}.{generation}.json")
 
     def list_suspects(self) -> set[str]:

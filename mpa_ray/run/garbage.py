@@ -26,7 +26,7 @@ class Collected:
 def collect_garbage(run: Run, older_than: timedelta) -> Collected:
     """Remove files that are older than `older_than` and belong to no generation of a committed shard.
 
-    What is known of images that may kill engines is kept for shards that are not committed.
+    Files about images that may kill engines are kept for shards that are not committed.
 
     A running attempt writes its file before its marker, so `older_than` must be longer than any attempt takes.
     """

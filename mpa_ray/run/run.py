@@ -258,7 +258,7 @@ class Run:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ConfigError: the file is damaged. A run replaces files as a whole, so the damage is that of a bad copy.
+            ConfigError: the file is damaged. Commands only replace whole files, so a copy of the run must be faulty.
         """
         try:
             content = parse_json(self.storage.read(path))

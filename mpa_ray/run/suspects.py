@@ -1,7 +1,7 @@
 """What a run knows of images that may kill engines, for shards that are not committed yet.
 
-The knowledge is in a small file for each shard and generation. It only saves engines: without the file, or with an old
-one, the same images are found again. So drivers may replace each other's files, and a damaged file is ignored.
+The knowledge is in a small file for each shard and generation. The file only saves deaths of engines: if it is missing
+or old, the same images are found again. So drivers may replace each other's files, and a damaged file is ignored.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Suspects:
         return not (self.groups or self.cleared or self.num_kills)
 
     def joined(self, other: Suspects) -> Suspects:
-        """This knowledge with what another driver has found out: its cleared images and the larger number of kills."""
+        """Add the cleared images of `other`. Of the two numbers of kills of an image, keep the larger."""
         suspects = {image_id for group in self.groups for image_id in group}
         images = self.num_kills.keys() | other.num_kills.keys()
         num_kills = {name: max(self.num_kills.get(name, 0), other.num_kills.get(name, 0)) for name in images}
@@ -85,7 +85,7 @@ class SuspectsFile:
             return Suspects()
 
     def write(self, suspects: Suspects) -> None:
-        """Replace the file, with what another driver has written into it since. A full disk must not end the search."""
+        """Replace the file, but keep what another driver has written. Logs a warning if the file cannot be written."""
         try:
             self.storage.write(self.path, suspects.joined(self.read()).to_json())
         except (CannotWrite, OSError) as error:

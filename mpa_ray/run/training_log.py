@@ -17,7 +17,7 @@ from mpa_ray.run.run import Run
 FILE_ENTRIES = 100
 """The number of entries in a file of the log."""
 _LEAST_LATEST = 20
-"""At least so many entries, if there are any, are in `training.json`, which is enough for a rate."""
+"""`training.json` holds at least this many of the latest entries, or all if there are fewer: enough for a rate."""
 
 
 @dataclass(frozen=True)

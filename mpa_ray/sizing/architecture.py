@@ -109,7 +109,7 @@ class Architecture:
     def language_operations(self, num_tokens: float, num_before: float = 0.0) -> float:
         """Floating-point operations of a forward pass of tokens after `num_before` cached ones, without the head.
 
-        They are 2 per weight and token, and those of causal attention.
+        There are 2 operations per weight and token, and the operations of causal attention.
         """
         active = sum(x.inputs * x.outputs * x.count for x in self.linears["language"])
         attended = num_tokens * (num_before + num_tokens / 2)
@@ -132,7 +132,7 @@ def architecture_of(settings: dict[str, Any], model: str) -> Architecture:
         model: The name of the model in errors.
 
     Raises:
-        ConfigError: a size is missing, or is none that a model can have.
+        ConfigError: a size is missing, or no model can have it.
     """
     try:
         sizes = _architecture(settings)

@@ -112,7 +112,7 @@ class Annotate:
 
 
 def _parse_pairs(replies: Sequence[Reply | RequestRefused], task: Task) -> list[QuestionAnswer | str]:
-    """The pair of each reply, or the reason why there is none. A pair with an earlier question also gets a reason."""
+    """The pair of each reply, or the reason why there is none. A pair that repeats a question becomes a reason, too."""
     pairs: list[QuestionAnswer | str] = []
     questions: set[str] = set()
     for reply in replies:

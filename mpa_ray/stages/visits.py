@@ -31,7 +31,7 @@ class Attempt:
     given_up: str | None = None
     """Why the shard is not visited at all; None if it is visited."""
     is_engine_fault: bool = False
-    """Whether the shard is given up for a reason that no image has caused."""
+    """Whether the shard is given up because of the engine, and not because of an image."""
 
 
 class AttemptLog(Protocol):
@@ -44,15 +44,15 @@ class AttemptLog(Protocol):
     async def visited(self, shard: str) -> None: ...
 
     async def next_group(self, shard: str) -> Sequence[str]:
-        """The next group of suspects; empty if none is left. The engine is empty: the group before has been visited."""
+        """Record that the previous group was visited, and return the next one; empty if no group is left."""
         ...
 
     async def begin_probe(self) -> None:
-        """The probe picture enters the engine. Nothing else is in it."""
+        """Record that the probe picture is in the engine, and that nothing else is."""
         ...
 
     async def end_probe(self) -> None:
-        """The engine has answered the probe picture."""
+        """Record that the engine has answered the probe picture."""
         ...
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None: ...
@@ -90,7 +90,7 @@ class GivenUp(Exception):
     """A shard is not visited any more, because of the deaths of engines."""
 
     def __init__(self, problem: str, is_engine_fault: bool = False) -> None:
-        """`is_engine_fault` is whether no image has caused the deaths."""
+        """`is_engine_fault` says whether the engine, and no image, has caused the deaths."""
         super().__init__(problem)
         self.is_engine_fault = is_engine_fault
 
@@ -144,7 +144,7 @@ class Visits:
         Args:
             shard: The shard.
             images: Its images.
-            generation: The generation of the shard that is made.
+            generation: The generation of the shard that the rows will belong to.
 
         Raises:
             GivenUp: the shard is not to be visited any more.

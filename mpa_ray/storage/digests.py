@@ -1,8 +1,8 @@
 """SHA-256 of whole files and objects. Results are kept in the user's cache folder, so unchanged content is read once.
 
 An object's etag depends on the sizes of the parts in which it was uploaded, so it shows that the object is unchanged
-but not what it holds. The SHA-256 of an object comes from the store if the store has that of the whole object, then
-from the metadata that `S3Storage.put_folder` writes, and otherwise from reading the object once, without storing it.
+but not what it holds. If the store has the SHA-256 of the whole object, that is used. Otherwise, the SHA-256 comes from
+the metadata that `S3Storage.put_folder` writes. If there is none, the object is read once, without storing it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gives a finished file its name only if no file has that name, also where the file system has no hard links.
+"""Gives a finished file its name only if no file has that name, even if the file system has no hard links.
 
 The file is complete before it gets its name, and it gets the name in one system call. So readers see the whole file or
 none, and a process that is killed at any moment leaves no lock that others would have to wait for.
@@ -48,7 +48,7 @@ def give_name(file: Path, name: Path) -> Creation:
         # A link fails if the name exists; an ordinary rename would replace the file.
         os.link(file, name)
     except FileExistsError:
-        # A server of NFS may create the link, lose its answer, and refuse the client's second request.
+        # An NFS server may create the link but lose its answer, and then refuse the client's second request.
         if not _is_same_file(file, name):
             raise
     except OSError as error:

@@ -266,7 +266,7 @@ class ObjectStore:
                         result = attempt()
                     except _ERRORS as error:
                         last, fault = self._diagnose(error, bucket, key)
-                        # Record the fault while the request is in flight: its end lets another request be sent.
+                        # Record the fault before the request ends, because the next request may then be sent at once.
                         pace.record(fault, _retry_after_s(last))
                     else:
                         pace.succeed()
@@ -314,7 +314,7 @@ def _final_error(name: str, fault: Fault, error: Exception) -> Exception:
 
 
 def _check_region(client: Any, error: Exception) -> None:
-    """Raise ConfigError if AWS cannot be reached since it has no such region. `client` is the client's metadata."""
+    """Raise ConfigError if AWS has no region with the configured name. `client` is the metadata of a boto3 client."""
     if ".amazonaws.com" in client.endpoint_url and client.region_name not in _session().get_available_regions("s3"):
         raise _not_a_region(client.region_name) from error
 

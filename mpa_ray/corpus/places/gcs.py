@@ -95,7 +95,7 @@ class ArrowPlace:
 
 @contextmanager
 def _plain_errors(uri: str) -> Iterator[None]:
-    """Raise the errors of Google's library, which pyarrow passes on as texts, by their kind and in one line."""
+    """Turn the errors of Google's library, which pyarrow raises as long texts, into our errors with one line each."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -123,7 +123,7 @@ def _error_of(code: str, text: str, uri: str) -> Exception:
 def _no_credentials() -> str | None:
     """What keeps Google's library from finding credentials; None if it will find some.
 
-    Without credentials, the library would ask a server of Google's machines for some, for many minutes.
+    Without credentials, the library would spend many minutes asking a server that only Google's machines can reach.
     """
     if key_file := os.environ.get(_KEY_FILE):
         return None if Path(key_file).is_file() else f"{_KEY_FILE} names {key_file!r}, which is not a file."

@@ -39,7 +39,7 @@ class Kind(Enum):
     """A file that is stored without its holes, so its bytes are not in one piece."""
     FOLDER = "folders"
     OTHER = "other members"
-    """A device, or data for one program."""
+    """A device, or data that only one program can read."""
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from mpa_ray.run.suspects import Suspects
 from mpa_ray.stages.visits import Attempt
 
 _MAX_DEATHS_AT_PROBE = 2
-"""After so many engines in a row that died of the probe picture, the engine is at fault."""
+"""The engine is at fault if this many engines in a row died while they had the probe picture."""
 _MAX_TAKEN_AWAY = 100
-"""After so many engines of a shard that were taken away, the pass ends: without a limit it might never end."""
+"""The pass ends if this many engines were taken away from one shard. Without a limit, it might never end."""
 _NUM_BLAMED_WITHOUT_SURVIVOR = 6
-"""After so many images in quarantine, while no image of a large shard was visited, the engine is at fault. Groups are
-selected at random, so an engine that works would very likely have visited one."""
+"""The engine is at fault if this many images of a large shard are in quarantine, but no image of the shard was visited
+without a death. Groups are selected at random, so a working engine would very likely have survived one of them."""
 _MAX_POISON_SHARE = 0.25
-"""A shard is large if at most this share of it may be in quarantine."""
+"""A shard is large if `limits.max_poison_images` is at most this share of its images."""
 
 
 @dataclass
@@ -41,10 +41,12 @@ class Attempts:
 
     A death makes suspects of the images that were in the engine. A process that is killed outright (out of memory, a
     fault in a codec) reports nothing, so all images of its shards become suspects. A `PoisonSearch` for each shard
-    finds those that kill engines. Deaths that bring it forward do not count against the shard; `PoisonSearch` says why
-    it still ends. An engine that follows a death first has to answer a probe picture. If it dies of the picture, the
-    engine is at fault and the pass ends. An engine that was taken away, with its node or by a request to end, says
-    nothing about images and does not count as a death.
+    finds those that kill engines. Deaths that advance this search do not count against the shard; the docstring of
+    `PoisonSearch` shows that the search always ends.
+
+    After a death, every engine has to answer a probe picture before its next shard. If two in a row die instead, the
+    engine is at fault and the pass ends. An engine that was taken away, with its node or by a request to end, shows
+    nothing about images, and its end does not count as a death.
     """
 
     def __init__(self, limits: LimitsConfig, random: Random | None = None) -> None:
@@ -100,18 +102,18 @@ class Attempts:
         )
 
     def begin_probe(self, engine: Hashable) -> None:
-        """The probe picture enters an otherwise empty engine."""
+        """Record that the probe picture is in an otherwise empty engine."""
         self._probed.add(engine)
 
     def end_probe(self, engine: Hashable) -> None:
-        """The engine has answered the probe picture."""
+        """Record that the engine has answered the probe picture."""
         self._probed.discard(engine)
         self._num_deaths_at_probe = 0
 
     def next_group(self, shard: str) -> tuple[str, ...]:
-        """The next group of suspects enters an otherwise empty engine; empty if none is left.
+        """Record that the previous group has been visited. Return the next group of suspects; empty if none is left.
 
-        The group before it has been visited.
+        The engine must be empty.
         """
         begun = self._shards[shard]
         if begun.group:
@@ -182,7 +184,7 @@ class Attempts:
             )
         if is_large and num_blamed >= _NUM_BLAMED_WITHOUT_SURVIVOR and not search.has_survivor:
             problem = f"each of {num_blamed} images of shard {shard} killed engines and no image was visited"
-            return f"{problem}, so the engine is at fault and no image is to blame, {last}", True
+            return f"{problem}, so the engine is at fault and no image is to blame; {last}", True
         if num_blamed > limits.max_poison_images:
             images = f"{'1 image' if num_blamed == 1 else f'{num_blamed} images'} of shard {shard}"
             most = limits.max_poison_images

@@ -47,7 +47,7 @@ class PassCoordinator:
         self._attempts = Attempts(limits)
         self._deaths = Deaths(record_death, was_taken_away)
         self._in_flight: dict[WorkerProcess, Mapping[str, Sequence[str]]] = {}
-        """The images that were in dead engines, as far as these could report them."""
+        """The images that were in each dead engine, if it could report them."""
         self._suspects = SuspectsInRun(suspects_files)
         self._quarantined: dict[str, list[str]] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -115,7 +115,7 @@ class PassCoordinator:
             await self._bury(previous)
         if not self._attempts.is_known(shard):
             before = await self._suspects.read(shard, generation)
-            # If the shard is made again, its other images are kept: they were visited.
+            # If the shard is made again, an engine has visited its other images before, without a death.
             has_survivor = before.has_survivor or generation > 0
             self._attempts.learn(shard, replace(before, has_survivor=has_survivor))
         attempt = self._attempts.begin(shard, process, images)

@@ -16,7 +16,7 @@ WasTakenAway = Callable[[WorkerProcess], Awaitable[bool]]
 
 
 async def never_taken_away(_: WorkerProcess) -> bool:
-    """For processes that end only by their own fault."""
+    """For processes that only end through their own fault."""
     return False
 
 
@@ -24,7 +24,7 @@ class Deaths:
     """Records each death once, no matter how many shards notice it."""
 
     def __init__(self, record: RecordDeath, was_taken_away: WasTakenAway = never_taken_away) -> None:
-        """Record deaths by `record`."""
+        """Begin without deaths. `record` records each death."""
         self._record, self._was_taken_away = record, was_taken_away
         self._causes: dict[WorkerProcess, asyncio.Task[str]] = {}
 

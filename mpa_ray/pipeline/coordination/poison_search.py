@@ -9,8 +9,8 @@ from random import Random
 from mpa_ray.run.suspects import Suspects
 
 NUM_PARTS = 8
-"""Into how many parts a group is divided. Only parts that kill an engine cost the start of another one, which takes far
-longer than the visits of a few images: with 8 parts, one such image among 256 costs 5 engines at most; with 2, 10."""
+"""The number of parts into which a group is divided. Starting an engine takes far longer than visiting a few images, so
+few engines should die. To find 1 image among 256 that kills engines takes at most 5 deaths with 8 parts, 10 with 2."""
 
 
 class PoisonSearch:
@@ -24,12 +24,12 @@ class PoisonSearch:
     be `max_image_deaths`. A death does one of four things:
 
     1. It makes suspects of images that never were suspects: at most n deaths.
-    2. It divides a group. Groups are disjoint, so a group of m images is divided at most m - 1 times until all its
-       parts are single images or have left. Images come back into groups only by deaths of the fourth kind, so there
+    2. It divides a group. Groups are disjoint, so a group of m images is divided at most m - 1 times until each of its
+       parts is a single image or is cleared. Images come back into groups only by deaths of the fourth kind, so there
        are at most (U + 1)(n - 1) such deaths.
     3. It adds a kill to an image that was alone. After K kills the image is quarantined: at most n K deaths.
-    4. It does none of these: only images that were cleared before were in the engine, or none. It counts against the
-       shard, and the U-th such death ends it.
+    4. It does none of these, because the engine held no image, or only images that were cleared before. Such a death
+       counts against the shard, and the U-th such death ends the shard.
 
     Usually `limits.max_poison_images` ends a shard much earlier.
     """
@@ -40,7 +40,7 @@ class PoisonSearch:
         Args:
             max_image_deaths: See `LimitsConfig`.
             before: What is known of the shard.
-            random: Selects groups. In a fixed order, neighbours that all kill engines would come first.
+            random: Selects groups. In a fixed order, all groups of neighbours that kill engines might come first.
         """
         self._max_image_deaths, self._random = max_image_deaths, random
         self._images: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class PoisonSearch:
         self._num_kills = Counter(before.num_kills)
         self._has_survivor = before.has_survivor
         self.num_unexplained = 0
-        """Deaths that brought no progress. They are counted anew by every command, or no command could continue."""
+        """Deaths that did not advance the search. Every command counts from 0, so that a shard can be tried again."""
 
     def begin(self, images: Sequence[str]) -> None:
         """Begin an attempt.
@@ -137,12 +137,12 @@ class PoisonSearch:
             self._cleared.difference_update(new)
 
     def _others(self) -> list[str]:
-        """The images that are visited among others."""
+        """The images that are visited outside of groups."""
         left = self.suspects | self.quarantined.keys()
         return [image_id for image_id in self._images if image_id not in left]
 
 
 def _divide(group: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Divide a group into parts of neighbours, which often share a cause."""
+    """Divide a group into parts of neighbours, because neighbours often kill engines for the same reason."""
     size = -(-len(group) // NUM_PARTS)
     return [group[start : start + size] for start in range(0, len(group), size)]

@@ -20,10 +20,10 @@ class SuspectsFiles(Protocol):
 
 
 class SuspectsInRun:
-    """The files of the shards of a pass. A pass in which no engine dies makes one request in all, a listing."""
+    """The files of suspects of all shards of a pass. If no engine dies, the pass only lists these files, once."""
 
     def __init__(self, files: SuspectsFiles | None) -> None:
-        """Keep nothing if there are no files."""
+        """If `files` is None, nothing is read or written."""
         self._files = files
         self._listed: asyncio.Task[set[str]] | None = None
         self._open: dict[str, SuspectsFile] = {}
@@ -43,7 +43,7 @@ class SuspectsInRun:
         return await asyncio.to_thread(file.read)
 
     async def write(self, shard: str, suspects: Suspects) -> None:
-        """Keep what is known of a shard that was read before."""
+        """Write what is known of a shard. Does nothing if the shard was not read before."""
         if (file := self._open.get(shard)) is not None:
             self._existing.add(shard)
             await asyncio.to_thread(file.write, suspects)
@@ -60,5 +60,5 @@ def _listed(files: SuspectsFiles) -> set[str]:
     try:
         return files.list_suspects()
     except OSError as error:
-        logger.warning("what is known of images that kill engines cannot be listed: %s", error)
+        logger.warning("the files of images that may kill engines cannot be listed and are ignored: %s", error)
         return set()
