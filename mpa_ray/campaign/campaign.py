@@ -65,6 +65,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     failures |= _errors_of_students(config, partial(check_trainable, object_store=config.object_store))
     students = _without(failures, students)
     context = RunContext.from_checked(config, again)
+    context.check_moved_source()
     for name, error in failures.items():
         say(f"WARNING: {name} is left out: {error}")
         record_error(context.run, PhaseKey("identify", name), error)

@@ -54,6 +54,7 @@ CAUSES: list[tuple[BaseException | str, Remedy]] = [
     (TimeoutError("/mnt/x: not read within 60 s"), Remedy.SAME_COMMAND),
     (AccessLost("s3://b/k: ExpiredToken. Renew the credentials, and check the clock."), Remedy.SAME_COMMAND),
     (Unfinished("the store is busy"), Remedy.SAME_COMMAND),
+    ("LostOwnership: another command trains student small", Remedy.SAME_COMMAND),
     (NodeDiedError("a node died"), Remedy.SAME_COMMAND),
     (RayActorError(), Remedy.SAME_COMMAND),
     (OutOfMemoryError("killed"), Remedy.SAME_COMMAND),
