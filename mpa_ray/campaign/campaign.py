@@ -12,11 +12,11 @@ from mpa_ray.campaign.admission import AdmissionController, Resources
 from mpa_ray.campaign.announcements import ShardAnnouncements
 from mpa_ray.config import (
     EvaluationRunConfig,
+    MeasuredModel,
     ModelConfig,
     ObjectStoreConfig,
     RunConfig,
     StudentConfig,
-    measured_as,
 )
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished, may_pass
@@ -184,7 +184,7 @@ class _Campaign:
             self._identify(student, same_model, group, admission)
             for arm in student.arms:
                 level_student(self._context, student, arm, to_train, to_check)
-                self._measure(self._context, student, measured_as(arm), admission)
+                self._measure(self._context, MeasuredModel(student.name, arm), admission)
             self._measure_before(student, group, admission)
             for number in range(2, student.rounds + 1):
                 self._align_again(student, number, to_train, admission, to_check)
@@ -202,12 +202,12 @@ class _Campaign:
         again = next(s for s in context.config.students if s.name == student.name_in(number))
         identify_student(context, again, admission)
         level_student(context, again, "parity", to_train, to_check)
-        for when in ("before", "after"):
-            self._measure(context, again, when, admission)
+        for model in MeasuredModel.all_of(again.name, ["parity"]):
+            self._measure(context, model, admission)
 
-    def _measure(self, context: RunContext[RunConfig], student: StudentConfig, when: str, admission: Admission) -> None:
+    def _measure(self, context: RunContext[RunConfig], model: MeasuredModel, admission: Admission) -> None:
         if context.config.evaluate is not None:
-            predict(context, f"{student.name}.{when}", admission)
+            predict(context, model.name, admission)
 
     def _identify(self, student: StudentConfig, same_model: str, group: EngineGroup, admission: Admission) -> None:
         """Write a student's verdicts and D_PI.
@@ -233,12 +233,13 @@ class _Campaign:
     def _measure_before(self, student: StudentConfig, group: EngineGroup, admission: Admission) -> None:
         """Measure a student before alignment. The first student of a group to get here measures the whole group."""
         if self._context.config.evaluate is not None and len(group.names) > 1:
-            shared = EngineGroup(group.base, {f"{name}.before": adapter for name, adapter in group.adapters.items()})
+            adapters = {MeasuredModel(name, None).name: adapter for name, adapter in group.adapters.items()}
+            shared = EngineGroup(group.base, adapters)
             with self._measured_together[group.names[0]] as is_first:
                 if is_first:
                     with fall_back_to_single(shared):
                         predict_group(self._context, shared, admission)
-        self._measure(self._context, student, "before", admission)
+        self._measure(self._context, MeasuredModel(student.name, None), admission)
 
     def _same_model_and_group(self, student: StudentConfig) -> tuple[str, EngineGroup]:
         """Return the name of the first student with the same model as this student, and the first student's group."""

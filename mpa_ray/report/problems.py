@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mpa_ray.config import measured_as
+from mpa_ray.config import MeasuredModel
 from mpa_ray.evaluation.scores import Scores
 from mpa_ray.records import State
 from mpa_ray.report.phase_status import PhaseStatus
@@ -90,8 +90,10 @@ def _why_unanswered(phase: PhaseStatus, by_key: dict[PhaseKey, PhaseStatus]) -> 
 
 def _needs(evaluate: PhaseKey, earlier: PhaseKey) -> bool:
     """Whether a measured model depends on an earlier phase: its student's identification, or its own training."""
-    student, _, when = (evaluate.model or "").rpartition(".")
-    return student == earlier.model and (earlier.kind == "identify" or when == measured_as(earlier.arm))
+    model = MeasuredModel.from_name(evaluate.model or "")
+    if model is None or model.student != earlier.model:
+        return False
+    return earlier.kind == "identify" or model.arm == earlier.arm
 
 
 def _why_unscored(run: Run, key: PhaseKey) -> str:

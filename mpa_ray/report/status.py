@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from mpa_ray.config import Arm, measured_as
+from mpa_ray.config import Arm, MeasuredModel
 from mpa_ray.report.phase_status import PhaseState, PhaseStatus, Status
 from mpa_ray.run.dataset import ShardedDataset, prefetch
 from mpa_ray.run.left_out import left_out_in_words
@@ -74,7 +74,7 @@ class _Settings:
         students = zip(names, config.get("students", []), strict=True)
         arms: dict[str, list[Arm]] = {name: student.get("arms", ["parity"]) for name, student in students}
         evaluation = config.get("evaluate") or {"benchmarks": [], "models": [], "teacher": False}
-        models = [f"{name}.{when}" for name in arms for when in ("before", *map(measured_as, arms[name]))]
+        models = [model.name for name in arms for model in MeasuredModel.all_of(name, arms[name])]
         if "teacher" in config and evaluation["teacher"]:
             models.append("teacher")
         models += [model["name"] for model in evaluation["models"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpa_ray.config import EvaluationRunConfig, measured_as, parse_config
+from mpa_ray.config import EvaluationRunConfig, MeasuredModel, parse_config
 from mpa_ray.errors import ConfigError
 from mpa_ray.run.run import RUN_FILE, Run
 
@@ -36,8 +36,7 @@ def models_by_benchmark(run: Run) -> dict[str, list[str]]:
         return {}
     models = ["teacher"] if "teacher" in config else []
     for student in config.get("students", []):
-        trained = map(measured_as, student.get("arms", ["parity"]))
-        models += [f"{student['name']}.{when}" for when in ("before", *trained)]
+        models += [model.name for model in MeasuredModel.all_of(student["name"], student.get("arms", ["parity"]))]
     models += [model["name"] for model in settings["models"]]
     return {benchmark["name"] or benchmark["kind"]: models for benchmark in settings["benchmarks"]}
 

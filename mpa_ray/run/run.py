@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Any
 
-from mpa_ray.config import Arm, EvaluationRunConfig, ObjectStoreConfig, measured_as
+from mpa_ray.config import Arm, EvaluationRunConfig, MeasuredModel, ObjectStoreConfig
 from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch, may_pass
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
 from mpa_ray.redaction import without_secret_values, without_url_secrets_within
@@ -157,7 +157,7 @@ class Run:
 
     def predictions(self, benchmark: str, model: str) -> ShardedDataset[Prediction]:
         """A model's answers to a benchmark. If the model was trained again, the answers of the newest training."""
-        number = self._newest(f"evaluation/again/{model}")
+        number = self._newest(_again_dir(model))
         name = f"{model}{_AGAIN}{number}" if number else model
         return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/predictions/{name}", Prediction)
 
@@ -226,7 +226,7 @@ class Run:
         """Record that the student's model is trained on the arm, exported and checked."""
         for number in range(self._newest(f"{self.student_dir(student, arm)}/trainings")):
             # Begin new predictions, because the answers of an earlier training do not count for this one.
-            self.storage.create(f"evaluation/again/{student}.{measured_as(arm)}/{number + 1}.json", b"{}")
+            self.storage.create(f"{_again_dir(MeasuredModel(student, arm).name)}/{number + 1}.json", b"{}")
         self.storage.create(self._complete_path(student, arm), b"{}")
 
     def _complete_path(self, student: str, arm: str) -> str:
@@ -339,6 +339,11 @@ class Run:
     @staticmethod
     def _fingerprint_path(dataset: str) -> str:
         return f"{_FINGERPRINTS}/{dataset.replace('/', _SLASH)}.json"
+
+
+def _again_dir(model: str) -> str:
+    """The folder with a file for each later training of a measured model."""
+    return f"evaluation/again/{model}"
 
 
 def _dataset_of(path: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from mpa_ray.config import RunConfig
+from mpa_ray.config import MeasuredModel, RunConfig
 from mpa_ray.observability.rate import per_second
 from mpa_ray.run.phase_record import PhaseKey, PhaseKind, PhaseRecord, phase_records
 from mpa_ray.run.recorded_config import student_names
@@ -147,7 +147,8 @@ class RunRates:
         if measured_model == "teacher":
             return dict(self.config.get("teacher", {}))
         named = {model["name"]: model for model in (self.config.get("evaluate") or {}).get("models", [])}
-        return dict(named.get(measured_model) or self._students.get(measured_model.rpartition(".")[0], {}))
+        student = MeasuredModel.from_name(measured_model)
+        return dict(named.get(measured_model) or (self._students.get(student.student, {}) if student else {}))
 
     def _images_per_s(self, key: PhaseKey, model: Mapping[str, Any]) -> float | None:
         record = self.records.get(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -40,14 +41,18 @@ def modules() -> dict[str, Path]:
     return {".".join(name.parts).removesuffix(".__init__"): path for name, path in paths.items()}
 
 
-def imports(source: str, package: str) -> Iterator[str]:
+@cache
+def imports(source: str, package: str) -> tuple[str, ...]:
     """The dotted names that a module imports, also inside functions and under TYPE_CHECKING.
 
     Args:
         source: The module's text.
         package: The package that holds the module; relative imports start there.
     """
-    tree = ast.parse(source)
+    return tuple(_imports(ast.parse(source), package))
+
+
+def _imports(tree: ast.Module, package: str) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
