@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field
 
 from mpa_ray.config.settings import Location, Settings
+from mpa_ray.textual import Json
 
 _MAX_ADAPTERS = 15
 """The default maximum number of adapters in one engine. Each adapter takes memory on every GPU."""
@@ -164,7 +165,7 @@ class EngineSettings(Settings):
         return self.has_checkpoint
 
     @abstractmethod
-    def identity_fields(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Json]:
         """The settings that change an engine's replies, keyed by their names in a run's fingerprint."""
 
 
@@ -228,7 +229,7 @@ class VllmEngineConfig(EngineSettings):
         """False for other formats, such as vLLM's own, and for random weights (`load_format: dummy`)."""
         return self.engine_args.get("load_format", "auto") in ("auto", "hf", "safetensors", "pt")
 
-    def identity_fields(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Json]:
         # An argument overrides the setting of the same name.
         arguments = {"dtype": self.dtype, "max_model_len": self.max_model_len} | self.engine_args
         return {
@@ -278,7 +279,7 @@ class ScriptedEngineConfig(EngineSettings):
     def default_images_in_flight(self) -> int:
         return 64
 
-    def identity_fields(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Json]:
         rates = {"inconsistent_rate", "wrong_rate", "unparsable_rate", "truncated_rate", "hostile_rate"}
         return self.model_dump(include=rates)
 

@@ -17,6 +17,7 @@ from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.recorded_config import models_by_benchmark, student_names
 from mpa_ray.run.run import Run
 from mpa_ray.run.versions import mixed_versions, model_datasets
+from mpa_ray.textual import Json
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Problems:
     mixed: list[str] = field(default_factory=list)
     """One sentence for each dataset whose rows were made with several versions of a library."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {"is_done": not self.remaining, "continue_with": self.command, **asdict(self)} | {
             "deaths": self.deaths.to_json()
         }

@@ -6,12 +6,12 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from mpa_ray.config import MeasuredModel, StudentConfig
 from mpa_ray.evaluation.scores import Gain, MetricReference, Scores, Summary
 from mpa_ray.records import State, Verdict
 from mpa_ray.report.training import TrainingSummary
+from mpa_ray.textual import Json
 
 NUM_SAMPLES = 24
 _FEW_PARITY_SAMPLES = 100
@@ -61,7 +61,7 @@ class StudentSummary:
     training: TrainingSummary | None
     warnings: list[str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {**asdict(self), "training": self.training.to_json() if self.training else None}
 
 
