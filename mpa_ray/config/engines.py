@@ -129,6 +129,8 @@ class EngineSettings(Settings):
     """Whether the engine loads a model's files. Only a model with files can be checked, trained and exported."""
     package: ClassVar[str | None] = None
     """The Python package that the engine needs, if it is not installed with mpa_ray itself."""
+    serve_command: ClassVar[str | None] = None
+    """The command that serves an exported model with this engine outside of mpa_ray; the model's folder follows it."""
     for_tests: ClassVar[bool] = False
     """Whether only tests and measurements use the engine; `--help` leaves it out."""
 
@@ -146,6 +148,11 @@ class EngineSettings(Settings):
     def max_adapters(self) -> int:
         """The number of LoRA adapters that one engine serves in addition to its model; 0 if it serves none."""
         return 0
+
+    @property
+    def cache_block_tokens(self) -> int | None:
+        """The number of tokens in a block of the KV cache, if it is set."""
+        return None
 
     @property
     def num_decoded_together(self) -> int:
@@ -175,6 +182,7 @@ class VllmEngineConfig(EngineSettings):
     factory: ClassVar[str] = "mpa_ray.engine.vllm.engine:start"
     has_checkpoint: ClassVar[bool] = True
     package: ClassVar[str | None] = "vllm"
+    serve_command: ClassVar[str | None] = "vllm serve"
 
     kind: Literal["vllm"] = "vllm"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -215,6 +223,10 @@ class VllmEngineConfig(EngineSettings):
         """One less than the engine's adapter slots, since requests without an adapter also need a slot."""
         num_slots: int = self.engine_args.get("max_loras", _MAX_ADAPTERS + 1)
         return max(1, num_slots - 1)
+
+    @property
+    def cache_block_tokens(self) -> int | None:
+        return self.block_size
 
     @property
     def num_decoded_together(self) -> int:
