@@ -23,7 +23,6 @@ from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished, may_pa
 from mpa_ray.models.checkpoints import model_identity, model_settings
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
-from mpa_ray.phases.again import NOTHING_AGAIN, Again
 from mpa_ray.phases.annotate import ListShards, index_and_annotate
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.evaluate import evaluate, predict, predict_group, predict_groups, prepare_benchmarks
@@ -32,6 +31,7 @@ from mpa_ray.phases.level import level_student
 from mpa_ray.phases.measured_models import measured_models, names_of_student
 from mpa_ray.phases.model_groups import fall_back_to_single
 from mpa_ray.phases.preflight import check_names, check_run, check_student, check_trainable
+from mpa_ray.phases.repeated_work import NOTHING_AGAIN, Again
 from mpa_ray.phases.report import report
 from mpa_ray.pipeline.run_pass import Admission, record_error
 from mpa_ray.remedies import continues_at_once

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Literal
 
-from mpa_ray.run.logs import Deaths
+from mpa_ray.run.logs import DeathSummary
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.textual import Json
 
@@ -62,7 +62,7 @@ class Status:
     run_dir: str
     phases: list[PhaseStatus]
     now: datetime
-    deaths: Deaths = field(default_factory=lambda: Deaths({}, []))
+    deaths: DeathSummary = field(default_factory=lambda: DeathSummary({}, []))
     """Processes that died, including those that the run has survived."""
 
     @property

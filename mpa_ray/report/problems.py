@@ -12,7 +12,7 @@ from mpa_ray.records import State
 from mpa_ray.report.phase_status import PhaseStatus
 from mpa_ray.report.status import status
 from mpa_ray.run.dataset import ShardedDataset
-from mpa_ray.run.logs import Deaths
+from mpa_ray.run.logs import DeathSummary
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.recorded_config import models_by_benchmark, student_names
 from mpa_ray.run.run import Run
@@ -40,7 +40,7 @@ class Problems:
     errors: dict[str, str]
     """Why the last attempt of each unfinished phase ended, by the label of the phase."""
     unmeasured: list[Unmeasured]
-    deaths: Deaths
+    deaths: DeathSummary
     """Processes that died, including those that the run has survived."""
     mixed: list[str] = field(default_factory=list)
     """One sentence for each dataset whose rows were made with several versions of a library."""

@@ -12,7 +12,7 @@ from typing import Any
 from mpa_ray.config import Arm, MeasuredModel
 from mpa_ray.report.phase_status import PhaseState, PhaseStatus, Status
 from mpa_ray.run.dataset import ShardedDataset, prefetch
-from mpa_ray.run.left_out import left_out_in_words
+from mpa_ray.run.left_out_counts import left_out_in_words
 from mpa_ray.run.logs import deaths
 from mpa_ray.run.phase_record import PhaseKey, phase_record, record_times
 from mpa_ray.run.recorded_config import RecordedEvaluation, arms_by_student, benchmark_label, recorded_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -196,6 +197,12 @@ def test_few_modules_are_loose_and_none_is_long() -> None:
     assert len(loose) <= 6, loose
     long = {str(path.relative_to(ROOT)): len(path.read_text().split("\n")) for path in PACKAGE.rglob("*.py")}
     assert not {path: lines for path, lines in long.items() if lines > 400}
+
+
+def test_no_two_classes_have_the_same_name() -> None:
+    trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
+    names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert not [name for name, number in names.items() if number > 1]
 
 
 def test_the_formatter_is_never_switched_off() -> None:

@@ -11,7 +11,7 @@ from mpa_ray.config import LimitsConfig
 from mpa_ray.leveling.failures import TrainingFailures
 from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
-from mpa_ray.pipeline.deaths import was_taken_away
+from mpa_ray.pipeline.death_recorder import was_taken_away
 
 
 def process(pid: int) -> WorkerProcess:
@@ -112,7 +112,7 @@ def test_an_engine_that_is_lost_with_its_node_is_no_death() -> None:
 
 def test_a_process_is_taken_away_if_ray_says_that_its_node_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"NodeID": "up", "Alive": True}, {"NodeID": "down", "Alive": False}]
-    monkeypatch.setattr("mpa_ray.pipeline.deaths.ray.nodes", lambda: nodes)
+    monkeypatch.setattr("mpa_ray.pipeline.death_recorder.ray.nodes", lambda: nodes)
     processes = [WorkerProcess("engine of teacher", 1, "host", node, (), None) for node in ("up", "down", "gone", "")]
     assert [asyncio.run(was_taken_away(process)) for process in processes] == [False, True, True, False]
 

@@ -11,7 +11,7 @@ FOREIGN_FORMATS = {
     # YAML of users, before it is checked, and arguments of engines
     "config/engines.py",
     "config/settings.py",
-    "config/words.py",
+    "config/setting_values.py",
     # records of sources and benchmarks
     "corpus/sources/arrow_rows.py",
     "corpus/sources/list_records.py",
