@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from mpa_ray.config import EngineConfig, ModelConfig
-from mpa_ray.config.engines import ENGINE_CLASSES, ENGINE_KINDS, EngineSettings
+from mpa_ray.config.engines import ENGINE_CLASSES, EngineSettings
 from mpa_ray.engine.build import EngineFactory, engine_factory, images_in_flight
 
 UNION: TypeAdapter[Any] = TypeAdapter(EngineConfig)
