@@ -39,7 +39,7 @@ from mpa_ray.storage.object_store import ObjectStore
 from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.user_cache import CACHE_VARIABLE, cache_folder
 from mpa_ray.tasks.library import find_task
-from tests.s3_server import CREDENTIALS, client, s3_server
+from tests.s3_server import client, s3_server_of_user
 
 STORE = ObjectStoreConfig()
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -73,9 +73,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
+    with s3_server_of_user() as endpoint:
         yield endpoint
 
 
