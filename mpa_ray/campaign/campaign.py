@@ -27,7 +27,7 @@ from mpa_ray.phases.annotate import ListShards, index_and_annotate
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.evaluate import evaluate, predict, predict_group, predict_groups, prepare_benchmarks
 from mpa_ray.phases.identify import engine_groups, identify_group, identify_student
-from mpa_ray.phases.level import level_student
+from mpa_ray.phases.level import check_labelled_sets, level_student
 from mpa_ray.phases.measured_models import measured_models, names_of_student
 from mpa_ray.phases.model_groups import fall_back_to_single
 from mpa_ray.phases.preflight import check_names, check_run, check_student, check_trainable
@@ -66,6 +66,8 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     students = _without(failures, students)
     context = RunContext.from_checked(config, again)
     context.check_moved_source()
+    failures |= _errors_of_students(config, lambda student, _: check_labelled_sets(context, student))
+    students = _without(failures, students)
     for name, error in failures.items():
         say(f"WARNING: {name} is left out: {error}")
         record_error(context.run, PhaseKey("identify", name), error)

@@ -6,6 +6,7 @@ Each command imports the packages that it needs, because `setup-cpu` runs before
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
@@ -137,7 +138,7 @@ def _plan(arguments: Arguments) -> int:
 
 def _demo(arguments: Arguments) -> None:
     seed, num_images = arguments.whole_number("seed", 0), arguments.whole_number("num-images", 4000)
-    out = Path(arguments.options.get("out", f"runs/demo-{seed}")).expanduser()
+    out = Path(os.path.expanduser(arguments.options.get("out", f"runs/demo-{seed}")))
     settings = {
         "run_dir": str(out / "run"),
         "source.path": str(out / "data/unlabeled"),

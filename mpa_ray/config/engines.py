@@ -300,6 +300,3 @@ EngineConfig = Annotated[VllmEngineConfig | ScriptedEngineConfig, Field(discrimi
 
 ENGINE_CLASSES: tuple[type[EngineSettings], ...] = get_args(get_args(EngineConfig)[0])
 """Every kind of engine."""
-
-ENGINE_KINDS = tuple(get_args(engine.model_fields["kind"].annotation)[0] for engine in ENGINE_CLASSES)
-"""The values of `engine.kind`."""

@@ -189,6 +189,17 @@ class StudentConfig(ModelConfig):
             raise ValueError("arms: has an arm twice")
         return self
 
+    @property
+    def labelled_sets(self) -> dict[str, BenchmarkConfig]:
+        """The student's labelled sets by their settings, such as `level.replay_from`."""
+        holdout = self.level.holdout
+        sets = {
+            "labels": self.labels,
+            "level.replay_from": self.level.replay_from,
+            "level.holdout.questions": holdout.questions if holdout is not None else None,
+        }
+        return {setting: benchmark for setting, benchmark in sets.items() if benchmark is not None}
+
     def name_in(self, round_number: int) -> str:
         """The student's name in a round; the first round has the number 1."""
         return self.name if round_number == 1 else f"{self.name}.round{round_number}"

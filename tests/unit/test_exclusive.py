@@ -31,7 +31,7 @@ from mpa_ray.storage.storage import PROBES
 from tests.conftest import scripted_tree
 from tests.no_hard_links import compile_library, environment
 from tests.refusing_proxy import HeaderDroppingProxy, RefusingProxy
-from tests.s3_server import CREDENTIALS, client, s3_server
+from tests.s3_server import client, s3_server_of_user
 
 ROOT = Path(__file__).parents[2]
 NO_LINKS = sorted({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
@@ -69,9 +69,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
+    with s3_server_of_user() as endpoint:
         yield endpoint
 
 

@@ -596,5 +596,5 @@ def test_the_plan_is_part_of_no_fingerprint(tmp_path: Path) -> None:
         f"verdicts/{one.students[0].name}",
         f"students/{one.students[0].name}/parity",
     ):
-        fingerprints = [of_dataset(config, find_task(config.task), folder, lambda _: {}) for config in (one, other)]
+        fingerprints = [of_dataset(config, find_task(config.task), folder, lambda *_: {}) for config in (one, other)]
         assert fingerprints[0] == fingerprints[1]
