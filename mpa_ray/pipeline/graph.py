@@ -28,6 +28,7 @@ from mpa_ray.pipeline.commit import CommitShard
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.coordination.duplicates import Sighting
 from mpa_ray.pipeline.deaths import DeathRecorder, was_taken_away
+from mpa_ray.pipeline.engine_digest import engine_digest
 from mpa_ray.pipeline.fetch import FetchShard, NameShards
 from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, decode_result
 from mpa_ray.pipeline.model_actor import ModelActor
@@ -138,7 +139,8 @@ def _error(pool: str, failure: Failure) -> ConfigError | RunError:
     """The error that ends a pass."""
     if isinstance(failure.ends_command, ConfigError):
         return failure.ends_command
-    problem = f"{pool}: {failure.problem.rstrip('.')}. Run the same command again to continue."
+    remedy = failure.remedy or "Run the same command again to continue."
+    problem = f"{pool}: {failure.problem.rstrip('.')}. {remedy}"
     if failure.ends_command is not None:
         return AccessLost(problem)
     return Unfinished(problem) if failure.may_pass else RunError(problem)
@@ -193,6 +195,7 @@ def _start_coordinator(work: Pass[Any], committed: Sequence[str]) -> Any:
         DeathRecorder(work.run_dir, work.reader.object_store, work.key),
         was_taken_away,
         work.target,
+        engine_digest(work),
     )
     if (annotations := work.deduplicated) is not None:
         rows_of_shards = prefetch(lambda shard: annotations.columns(shard, ["image_id", "content_sha256"]), committed)

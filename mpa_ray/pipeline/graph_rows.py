@@ -28,6 +28,8 @@ class Failure:
     """Whether a later run of the command may succeed, for example after space is freed on a full disk."""
     ends_command: ConfigError | AccessLost | None = None
     """The error itself, if no other pass of the command can succeed."""
+    remedy: str = ""
+    """What to do, in whole sentences; empty if the same command continues."""
 
     @classmethod
     def of(cls, error: Exception) -> Failure:

@@ -57,7 +57,7 @@ def test_the_message_has_what_the_process_reported() -> None:
         problems = []
         for pid in (1, 2):
             problems.append((await state.begin_attempt("a", process(pid), ["x", "y"])).given_up)
-            await state.next_group("a")
+            await state.next_group("a", process(pid))
             await state.report_death(process(pid), {"a": ["x"]}, "CUDA out of memory")
         return [*problems, (await state.begin_attempt("a", process(3), ["x", "y"])).given_up]
 
@@ -76,7 +76,7 @@ def test_a_shard_that_was_visited_or_that_a_live_process_repeats_is_no_death() -
     async def work() -> None:
         state = coordinator(recorder, max_engine_deaths=1)
         await state.begin_attempt("a", process(1), [])
-        await state.report_visited("a")
+        await state.report_visited("a", process(1))
         assert (await state.begin_attempt("a", process(2), [])).given_up is None
         assert (await state.begin_attempt("a", process(2), [])).given_up is None
 
