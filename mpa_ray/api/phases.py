@@ -14,6 +14,8 @@ Phase = Literal["index", "annotate", "identify", "level", "evaluate", "score", "
 
 _WITHOUT_STUDENTS = ("evaluate", "score", "report")
 """The phases that also exist in a run that only measures models."""
+_WITH_MODELS = ("annotate", "identify", "level", "evaluate")
+"""The phases that may need Ray."""
 
 
 def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = None, relevel: bool = False) -> None:
@@ -45,7 +47,10 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
     from mpa_ray.phases.again import Again
     from mpa_ray.phases.context import RunContext
 
-    context = RunContext.open(config, Again.of(redo, relevel))
+    again = Again.of(redo, relevel)
+    if phase in _WITH_MODELS:
+        _check_cluster()
+    context = RunContext.open(config, again)
     _function_of(phase)(context)
     context.failures.check()
 
@@ -72,7 +77,15 @@ def align(config: RunConfig, *, redo: str | None = None, relevel: bool = False) 
     from mpa_ray.campaign.campaign import align as align_students
     from mpa_ray.phases.again import Again
 
-    align_students(config, again=Again.of(redo, relevel))
+    options = Again.of(redo, relevel)
+    _check_cluster()
+    align_students(config, again=options)
+
+
+def _check_cluster() -> None:
+    from mpa_ray.pipeline.cluster_address import check_cluster
+
+    check_cluster()
 
 
 def _check_config(config: object) -> None:

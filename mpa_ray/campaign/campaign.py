@@ -34,6 +34,7 @@ from mpa_ray.phases.model_groups import fall_back_to_single
 from mpa_ray.phases.preflight import check_names, check_run, check_student, check_trainable
 from mpa_ray.phases.report import report
 from mpa_ray.pipeline.run_pass import Admission, record_error
+from mpa_ray.remedies import continues_at_once
 from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.sizing.architecture import architecture_of
@@ -64,6 +65,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     failures |= _errors_of_students(config, partial(check_trainable, object_store=config.object_store))
     students = _without(failures, students)
     context = RunContext.from_checked(config, again)
+    context.check_moved_source()
     for name, error in failures.items():
         say(f"WARNING: {name} is left out: {error}")
         record_error(context.run, PhaseKey("identify", name), error)
@@ -80,8 +82,11 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
         raise next(iter(at_end.values()))
     failures |= at_end
     if failures:
+        retry = "Run the same command again to retry."
+        if not all(map(continues_at_once, failures.values())):
+            retry = "Do what the messages say, then run the same command again to retry."
         details = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        problem = f"{', '.join(failures)} failed; the rest is done. Run the same command again to retry. {details}"
+        problem = f"{', '.join(failures)} failed; the rest is done. {retry} {details}"
         is_unfinished = all(isinstance(error, Unfinished | OSError) or may_pass(error) for error in failures.values())
         raise Unfinished(problem) if is_unfinished else RunError(problem)
     context.failures.check()

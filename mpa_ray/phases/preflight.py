@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -29,6 +28,7 @@ from mpa_ray.metrics import METRICS
 from mpa_ray.models.checkpoint_files import check_files, check_kind, check_weights
 from mpa_ray.models.checkpoints import adapter_folder, base_of_adapter, model_settings
 from mpa_ray.models.hub import is_hub_name
+from mpa_ray.pipeline.cluster_address import cluster_address
 from mpa_ray.tasks.library import find_task
 
 
@@ -170,7 +170,7 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
     if not config.engine.has_checkpoint:
         return
     # With a cluster, engines run on its nodes, and the machine of the driver may have no engine installed.
-    if config.engine.package is not None and "RAY_ADDRESS" not in os.environ:
+    if config.engine.package is not None and cluster_address() is None:
         _check_engine_package(config.engine.kind, config.engine.package, field)
     if config.min_pixels > config.max_pixels:
         raise ConfigError(

@@ -13,6 +13,7 @@ from mpa_ray.engine.protocol import EncodedImage, EngineDied
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.observability.usage import Load, Usage
 from mpa_ray.records import Reason
+from mpa_ray.remedies import Remedy
 from mpa_ray.stages.image_work import ImageWork, Stage
 
 
@@ -32,8 +33,8 @@ class Attempt:
     """Why the shard is not visited at all; None if it is visited."""
     is_engine_fault: bool = False
     """Whether the shard is given up because of the engine, and not because of an image."""
-    remedy: str = ""
-    """What to do if the shard is given up; empty if the next command may succeed."""
+    remedy: Remedy | None = None
+    """What continues the run if the shard is given up; None if the words of `given_up` decide."""
 
 
 class AttemptLog(Protocol):
@@ -95,13 +96,13 @@ class Slots:
 class GivenUp(Exception):
     """A shard is not visited any more, because of the deaths of engines."""
 
-    def __init__(self, problem: str, is_engine_fault: bool = False, remedy: str = "") -> None:
+    def __init__(self, problem: str, is_engine_fault: bool = False, remedy: Remedy | None = None) -> None:
         """Describe what has happened.
 
         Args:
             problem: What has happened.
             is_engine_fault: Whether the engine, and no image, has caused the deaths.
-            remedy: What to do; empty if the next command may succeed.
+            remedy: What continues the run; None if the words of the problem decide.
         """
         super().__init__(problem)
         self.is_engine_fault, self.remedy = is_engine_fault, remedy

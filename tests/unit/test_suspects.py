@@ -186,6 +186,7 @@ def test_the_same_engine_and_limit_end_at_once_with_the_true_cause(dataset: Shar
         assert (again.visited, attempt.number) == ([], 1)
         assert attempt.given_up == first.given_up
         assert str(attempt.given_up).endswith("the last time with: CUDA out of memory")
+        assert attempt.remedy is not None
         assert "The same command would end again" in attempt.remedy
         for change in ("the settings of the engine", "raise limits.max_poison_images", "exclude them"):
             assert change in attempt.remedy

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mpa_ray.config import LimitsConfig
 from mpa_ray.pipeline.coordination.poison_search import PoisonSearch
+from mpa_ray.remedies import Remedy
 from mpa_ray.run.suspects import Suspects
 from mpa_ray.stages.visits import Attempt
 
@@ -21,11 +22,6 @@ _NUM_BLAMED_WITHOUT_SURVIVOR = 6
 without a death. Groups are selected at random, so a working engine would very likely have survived one of them."""
 _MAX_POISON_SHARE = 0.25
 """A shard is large if `limits.max_poison_images` is at most this share of its images."""
-_REMEDY_FOR_POISON = (
-    "The same command would end again. If these images are good, change the settings of the engine: a changed engine "
-    "visits them again. If not, raise limits.max_poison_images, and they end as kills_engine. Or exclude them from the "
-    "source of a new run."
-)
 
 
 class _Problem(NamedTuple):
@@ -33,7 +29,7 @@ class _Problem(NamedTuple):
 
     problem: str | None = None
     is_engine_fault: bool = False
-    remedy: str = ""
+    remedy: Remedy | None = None
 
 
 @dataclass
@@ -218,7 +214,7 @@ class Attempts:
         if num_blamed > limits.max_poison_images:
             images = f"{'1 image' if num_blamed == 1 else f'{num_blamed} images'} of shard {shard}"
             problem = f"{images} killed engines, more than limits.max_poison_images = {limits.max_poison_images}"
-            return _Problem(f"{problem}, {last}", remedy=_REMEDY_FOR_POISON)
+            return _Problem(f"{problem}, {last}", remedy=Remedy.POISON)
         if search.num_unexplained >= limits.max_engine_deaths:
             return _Problem(f"the engine died {search.num_unexplained} times on shard {shard}, {last}")
         return _Problem()
