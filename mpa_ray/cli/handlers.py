@@ -131,7 +131,7 @@ def _plan(arguments: Arguments) -> int:
 
     check_task(config)
     sizing = size_run(config)
-    print(json.dumps(sizing.record(), indent=2) if arguments.has("json") else render_sizing(sizing))
+    print(json.dumps(sizing.to_json(), indent=2) if arguments.has("json") else render_sizing(sizing))
     return 0 if sizing.fits else 1
 
 

@@ -79,11 +79,6 @@ ARMS: Mapping[Arm, ArmDescription] = {
 }
 
 
-def measured_as(arm: Arm) -> str:
-    """The suffix that names the predictions of a student trained on an arm: `after` in `small.after`."""
-    return "after" if arm == "parity" else arm
-
-
 class HoldoutConfig(Settings):
     """Samples that are held out of training to choose the best weights."""
 

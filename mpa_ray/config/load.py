@@ -15,9 +15,9 @@ from mpa_ray.config.problems import problem_of, suggestion_for
 from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.config.run import EvaluationRunConfig, RunConfig
 from mpa_ray.config.setting_path import setting_path
+from mpa_ray.config.setting_values import Tree, Word, parsed, read_yaml, unstorable_texts, with_types, yaml_problem
 from mpa_ray.config.settings import Settings
 from mpa_ray.config.source import ObjectStoreConfig
-from mpa_ray.config.words import Tree, Word, parsed, read_yaml, unstorable_texts, with_types, yaml_problem
 from mpa_ray.errors import ConfigError, did_you_mean
 
 ALL_SETTINGS = "`mpa-ray --help-all` lists all settings."

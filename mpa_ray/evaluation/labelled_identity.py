@@ -11,13 +11,14 @@ from mpa_ray.config import BenchmarkConfig
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks import labelled_files
+from mpa_ray.run.fingerprint_changes import Fingerprint
 from mpa_ray.storage.digests import Content, LocalContent, ObjectContent, sha256_of_all
 
 _MAX_WHOLE_BYTES = 2**26
 _END_BYTES = 2**20
 
 
-def labelled_identity(benchmark: BenchmarkConfig, places: Places) -> dict[str, object]:
+def labelled_identity(benchmark: BenchmarkConfig, places: Places) -> Fingerprint:
     """The content of a labelled set's files, and the settings with which they are read.
 
     The images that the files name are not read.

@@ -17,9 +17,9 @@ from mpa_ray.corpus.read import Reader
 from mpa_ray.corpus.source_root import MovedRoot
 from mpa_ray.evaluation.labelled_identity import labelled_identity
 from mpa_ray.observability.progress import say
-from mpa_ray.phases.again import NOTHING_AGAIN, Again, PassingFailures
 from mpa_ray.phases.pinned_models import with_pinned_models
 from mpa_ray.phases.preflight import check_config
+from mpa_ray.phases.repeated_work import NOTHING_AGAIN, Again, PassingFailures
 from mpa_ray.phases.rounds import with_rounds
 from mpa_ray.run.fingerprint import of_dataset
 from mpa_ray.run.run import Run

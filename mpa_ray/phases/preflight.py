@@ -12,11 +12,11 @@ from mpa_ray.config import (
     EvaluationRunConfig,
     LevelConfig,
     LoraConfig,
+    MeasuredModel,
     ModelConfig,
     ObjectStoreConfig,
     RunConfig,
     StudentConfig,
-    measured_as,
     resolve_path,
 )
 from mpa_ray.corpus.index import check_source
@@ -118,9 +118,10 @@ def check_names(config: EvaluationRunConfig) -> None:
     if isinstance(config, RunConfig):
         known = {"teacher"} if config.evaluate.teacher else set()
         for student in config.students:
-            known |= {f"{student.name}.{when}" for when in ("before", *map(measured_as, student.arms))}
-            later = [student.name_in(number) for number in range(2, student.rounds + 1)]
-            known |= {f"{name}.{when}" for name in later for when in ("before", measured_as("parity"))}
+            models = MeasuredModel.all_of(student.name, student.arms)
+            for number in range(2, student.rounds + 1):
+                models += MeasuredModel.all_of(student.name_in(number), ["parity"])
+            known |= {model.name for model in models}
     for model in config.evaluate.models:
         # Some file systems ignore case.
         if model.name.lower() in map(str.lower, known):

@@ -27,7 +27,7 @@ from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, check_resources, configure_
 from mpa_ray.pipeline.commit import CommitShard
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.coordination.duplicates import Sighting
-from mpa_ray.pipeline.deaths import DeathRecorder, was_taken_away
+from mpa_ray.pipeline.death_recorder import DeathRecorder, was_taken_away
 from mpa_ray.pipeline.engine_digest import engine_digest
 from mpa_ray.pipeline.fetch import FetchShard, NameShards
 from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, decode_result

@@ -24,7 +24,7 @@ from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.log_context import log_context
 from mpa_ray.observability.usage import Load, Usage
 from mpa_ray.observability.worker_process import WorkerProcess
-from mpa_ray.pipeline.deaths import current_process
+from mpa_ray.pipeline.death_recorder import current_process
 from mpa_ray.pipeline.graph_rows import Failure, FetchedShard, VisitedShard, decode_batch, encode_batch
 from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.pipeline.telemetry import Gauges

@@ -59,7 +59,7 @@ class Death:
 
 
 @dataclass(frozen=True)
-class Deaths:
+class DeathSummary:
     """The processes that died during a run."""
 
     num_by_phase: dict[str, int]
@@ -98,12 +98,12 @@ def record_lost_process(storage: Storage, key: PhaseKey, process: WorkerProcess,
     return _written(storage, key, death, process, {})
 
 
-def deaths(storage: Storage, max_latest: int = 5) -> Deaths:
+def deaths(storage: Storage, max_latest: int = 5) -> DeathSummary:
     """Return the deaths during a run. Lists all records, but reads only the latest."""
     files = [path for path in storage.list(FOLDER) if path.endswith(".json")]
     by_time = sorted(files, key=lambda path: path.rsplit(_MARK, 2)[-2:], reverse=True)
     latest = [death for path in by_time[:max_latest] if (death := _read_death(storage, path)) is not None]
-    return Deaths(dict(Counter(_phase_of(path).label for path in files)), latest)
+    return DeathSummary(dict(Counter(_phase_of(path).label for path in files)), latest)
 
 
 def _read_death(storage: Storage, path: str) -> Death | None:

@@ -26,7 +26,7 @@ from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.identify import identify
 from mpa_ray.phases.index import index
 from mpa_ray.phases.report import report
-from mpa_ray.pipeline.deaths import current_process, was_taken_away
+from mpa_ray.pipeline.death_recorder import current_process, was_taken_away
 from mpa_ray.pipeline.run_pass import Outstanding, run_missing
 from mpa_ray.report.render_status import render_status
 from mpa_ray.report.status import status

@@ -14,7 +14,7 @@ from mpa_ray.config import LimitsConfig, ObjectStoreConfig
 from mpa_ray.leveling.failures import TrainingFailures
 from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
-from mpa_ray.pipeline.deaths import DeathRecorder, was_taken_away
+from mpa_ray.pipeline.death_recorder import DeathRecorder, was_taken_away
 from mpa_ray.run.logs import deaths
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.storage.local import LocalStorage
@@ -118,7 +118,7 @@ def test_an_engine_that_is_lost_with_its_node_is_no_death() -> None:
 
 def test_a_process_is_taken_away_if_ray_says_that_its_node_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"NodeID": "up", "Alive": True}, {"NodeID": "down", "Alive": False}]
-    monkeypatch.setattr("mpa_ray.pipeline.deaths.ray.nodes", lambda: nodes)
+    monkeypatch.setattr("mpa_ray.pipeline.death_recorder.ray.nodes", lambda: nodes)
     processes = [WorkerProcess("engine of teacher", 1, "host", node, (), None) for node in ("up", "down", "gone", "")]
     assert [asyncio.run(was_taken_away(process)) for process in processes] == [False, True, True, False]
 
@@ -152,7 +152,7 @@ class FailingTask:
 def test_a_death_that_cannot_be_recorded_on_its_node_has_a_true_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str, reported: str | None
 ) -> None:
-    monkeypatch.setattr("mpa_ray.pipeline.deaths.ray.remote", lambda **_: FailingTask(error))
+    monkeypatch.setattr("mpa_ray.pipeline.death_recorder.ray.remote", lambda **_: FailingTask(error))
     threads: list[str] = []
     create = LocalStorage.create
 

@@ -505,7 +505,7 @@ def test_cost_is_shown_only_if_a_price_is_set() -> None:
     assert "cost" not in render_sizing(Sizing([phase], [], []))
     page = render_sizing(Sizing([phase], [], [], 1.5))
     assert "3.00" in page.splitlines()[1]
-    assert Sizing([phase], [], [], 1.5).record()["cost"] == pytest.approx(3.0)
+    assert Sizing([phase], [], [], 1.5).to_json()["cost"] == pytest.approx(3.0)
 
 
 def checkpoint(folder: Path, settings: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from mpa_ray.config import LimitsConfig
 from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.coordination.attempts import Attempts
 from mpa_ray.pipeline.coordination.bytes_in_flight import BytesInFlight
-from mpa_ray.pipeline.coordination.deaths import Begun, Deaths, RecordDeath, WasTakenAway, never_taken_away
+from mpa_ray.pipeline.coordination.deaths import Begun, DeathRegister, RecordDeath, WasTakenAway, never_taken_away
 from mpa_ray.pipeline.coordination.duplicates import Duplicates, Sighting
 from mpa_ray.pipeline.coordination.end_of_pass import EndOfPass
 from mpa_ray.pipeline.coordination.shard_queue import ShardQueue
@@ -47,7 +47,7 @@ class PassCoordinator:
         """
         self._queue = ShardQueue()
         self._attempts = Attempts(limits)
-        self._deaths = Deaths(record_death, was_taken_away)
+        self._deaths = DeathRegister(record_death, was_taken_away)
         self._in_flight: dict[WorkerProcess, Mapping[str, Sequence[str]]] = {}
         """The images that were in each dead engine, if it could report them."""
         self._suspects = SuspectsInRun(suspects_files, engine)
