@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Any
@@ -82,6 +83,10 @@ class Run:
             CannotWrite: the directory cannot be written now.
         """
         storage = open_storage(run_dir, object_store)
+        run: Run | None = None
+        # If the directory cannot be read, the attempt to write shows why. A run of another format stays as it was.
+        with suppress(OSError):
+            run = cls(storage)
         try:
             storage.write(_RESERVE, bytes(_RESERVE_BYTES))
             creation = storage.check_create(_RESERVE)
@@ -92,7 +97,7 @@ class Run:
             raise ConfigError(
                 "run_dir", run_dir, problem, "Give a directory that has free space and that you may write to."
             ) from error
-        run = cls(storage)
+        run = run or cls(storage)
         run.creation = creation
         return run
 
@@ -103,7 +108,8 @@ class Run:
             return
         number = stored.get("format", 1)
         if number != FORMAT:
-            version = stored.get("versions", {}).get("mpa-ray", "0.1")
+            versions = stored.get("versions")
+            version = versions.get("mpa-ray", "0.1") if isinstance(versions, dict) else "0.1"
             raise ConfigError(
                 "run_dir",
                 self.storage.root,
