@@ -14,10 +14,10 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks import check_images, labelled_files, read_benchmark
 from mpa_ray.evaluation.labelled_identity import labelled_identity
 from mpa_ray.records import LabelledQuestion, ParitySample
+from mpa_ray.run.fingerprint_changes import Fingerprint
 
 _BRANCH = "benchmark"
 """The name that the readers of benchmarks have for the branch of the configuration with the labelled set."""
-from mpa_ray.run.fingerprint_changes import Fingerprint
 
 
 @dataclass(frozen=True)
