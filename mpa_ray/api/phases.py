@@ -44,7 +44,9 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
         raise ConfigError("phase", phase, problem, f"Choose one of {', '.join(_WITHOUT_STUDENTS)}.")
     from mpa_ray.phases.again import Again
     from mpa_ray.phases.context import RunContext
+    from mpa_ray.phases.resource_needs import check_resources_of
 
+    check_resources_of(config, phase)
     context = RunContext.open(config, Again.of(redo, relevel))
     _function_of(phase)(context)
     context.failures.check()

@@ -21,13 +21,11 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.observability.library_output import LIBRARY_OUTPUT, shows_library_lines, shows_worker_lines
 from mpa_ray.observability.progress import say
 from mpa_ray.pipeline.autoscaler import use_whole_cluster
+from mpa_ray.pipeline.machine import num_local_cpus
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Environment variables that keep glibc from returning every large tensor to the system. Without them, a training step
 on a CPU takes several times as long, and most of that time goes to page faults."""
-
-AUXILIARY_CPUS = 0.25
-"""The CPUs that Ray reserves for a task that reads or writes files. They are few, because such a task mostly waits."""
 
 _starting = threading.Lock()
 
@@ -67,9 +65,7 @@ def _start_ray() -> None:
     where: dict[str, Any] = {"runtime_env": {"env_vars": variables}}
     is_local = "RAY_ADDRESS" not in os.environ
     if is_local:
-        # One engine and the small tasks around it must fit side by side even on one core.
-        num_cpus = max(2, len(os.sched_getaffinity(0))) + 1
-        where = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
+        where = {"address": "local", "num_cpus": num_local_cpus(), "include_dashboard": False}
         # Ray's local processes inherit the variables. A runtime environment would not use the processes that Ray starts
         # in advance, which take about a second of a core each.
     shows_lines = shows_worker_lines()

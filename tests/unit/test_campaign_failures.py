@@ -81,3 +81,29 @@ def test_a_student_whose_model_cannot_be_trained_is_refused_before_anything_star
         campaign.align(scripted_config)
     with pytest.raises(ConfigError, match=r"^students\.0\.model = 'scripted': is not a folder"):
         level(RunContext.open(scripted_config))
+
+
+def test_all_trainings_are_compared_with_the_cluster_before_the_first_pass(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mpa_ray.pipeline import cluster
+
+    events: list[str] = []
+
+    def teach(_: object, admission: Any, *__: object) -> None:
+        with admission():
+            events.append("pass")
+        with admission():
+            events.append("pass")
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(cluster, "start_ray", lambda: None)
+    monkeypatch.setattr(cluster, "cluster_resources", lambda: (8.0, 0.0))
+    monkeypatch.setattr(cluster, "check_resources", lambda field, *_: events.append(field))
+    monkeypatch.setattr(campaign, "check_run", lambda _: None)
+    monkeypatch.setattr(campaign, "score_and_report", lambda _: {})
+    done = {"predict": lambda *_: None, "prepare_benchmarks": lambda _: None}
+    replace_phases(monkeypatch, index_and_annotate=teach, **done)
+    campaign.align(config)
+    trainings = "students.0.level.cpus_per_worker, students.0.level.gpus_per_worker"
+    assert events == [trainings, "pass", "pass"]
