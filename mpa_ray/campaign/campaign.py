@@ -37,6 +37,7 @@ from mpa_ray.phases.resource_needs import check_resources_of, check_resources_of
 from mpa_ray.pipeline.run_pass import Admission, record_error
 from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.run import Run
 from mpa_ray.sizing.architecture import architecture_of
 
 _CPUS_FOR_SMALL_TASKS = 1.0
@@ -66,6 +67,9 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     failures |= _errors_of_students(config, partial(check_trainable, object_store=config.object_store))
     students = _without(failures, students)
     context = RunContext.from_checked(config, again)
+    context.check_unchanged(["corpus", "annotations"])
+    failures |= _errors_of_students(config, lambda student, _: context.check_unchanged(_datasets_of(student)))
+    students = _without(failures, students)
     for name, error in failures.items():
         say(f"WARNING: {name} is left out: {error}")
         record_error(context.run, PhaseKey("identify", name), error)
@@ -112,6 +116,10 @@ def _check_alone(student: StudentConfig, index: int, object_store: ObjectStoreCo
     check_resources_of_student(student, index)
     # Reading the identity also checks that a model at s3:// exists.
     model_identity(student.model, object_store)
+
+
+def _datasets_of(student: StudentConfig) -> list[str]:
+    return [Run.verdicts_dir(student.name), *(Run.student_dir(student.name, arm) for arm in student.arms)]
 
 
 def _errors_of_students(config: RunConfig, check: Callable[[StudentConfig, int], None]) -> dict[str, Exception]:

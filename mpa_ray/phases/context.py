@@ -96,6 +96,17 @@ class RunContext(Generic[ConfigT_co]):
             follow_redirects="redirects" in source.allow,
         )
 
+    def check_unchanged(self, datasets: Sequence[str]) -> None:
+        """Compare the settings with those that the run's datasets were made with, before anything starts.
+
+        Raises:
+            ConfigError: a dataset was begun with other settings.
+        """
+        for dataset in filter(self.run.is_begun, datasets):
+            if isinstance(self.config, RunConfig):
+                labelled = partial(labelled_identity, places=self.places)
+                self.run.check_fingerprint(dataset, of_dataset(self.config, self.task, dataset, labelled))
+
     def begin(self, writes: Sequence[str] = (), reads: Sequence[str] = ()) -> None:
         """Compare the settings with those that the run's datasets were made with, then record them in run.json.
 
@@ -106,8 +117,8 @@ class RunContext(Generic[ConfigT_co]):
         Raises:
             ConfigError: a dataset was begun with other settings; run.json is then unchanged.
         """
-        labelled = partial(labelled_identity, places=self.places)
         if isinstance(self.config, RunConfig):
+            labelled = partial(labelled_identity, places=self.places)
             for dataset in reads:
                 self.run.check_fingerprint(dataset, of_dataset(self.config, self.task, dataset, labelled))
             for dataset in writes:

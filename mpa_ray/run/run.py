@@ -303,7 +303,7 @@ class Run:
         content = json.dumps(without_secret_values(fingerprint), indent=2, ensure_ascii=False).encode()
         if self.storage.create(path, content):
             return
-        if self._is_begun(dataset):
+        if self.is_begun(dataset):
             self.check_fingerprint(dataset, fingerprint)
         else:
             self.storage.write(path, content)
@@ -321,17 +321,17 @@ class Run:
         """
         path = self._fingerprint_path(dataset)
         changed = {}
-        if self._is_begun(dataset):
+        if self.is_begun(dataset):
             # Compare without secrets: a new token does not change what a dataset holds.
             changed = changed_fields(self.read_json(path), without_secret_values(fingerprint))
         changed.pop(ignoring, None)
         if not changed:
             return
-        problem = f"its dataset {dataset} was made with other settings: {changes_in_words(changed)}."
+        problem = f"its dataset {dataset} was made with other settings: {changes_in_words(dataset, changed)}."
         remedy = remedy_for_changes(dataset, changed)
         raise FingerprintMismatch("run_dir", self.storage.root, problem, remedy)
 
-    def _is_begun(self, dataset: str) -> bool:
+    def is_begun(self, dataset: str) -> bool:
         """Whether the dataset has rows, or results of a training."""
         folders = (f"{dataset}/commits", dataset, f"{dataset}/epoch/commits")
         return any(any(self.storage.list(folder)) for folder in folders)

@@ -447,7 +447,7 @@ MISTAKES = {
     "a plan of a misspelled task": ("plan --config {config} --task textvqa", "Did you mean text_vqa?"),
     "a plan without a size": ("plan --config {config}", "plan.num_images = None: is not known"),
     "annotating before indexing": ("annotate --config {config}", "Run mpa-ray index first."),
-    "other settings than the run's": ("index --config {config} --run_dir {indexed}", "limit: was 7, now None."),
+    "other settings than the run's": ("index --config {config} --run_dir {indexed}", "source.limit: was 7, now None."),
     "a run directory that is a file": (
         "index --config {config} --run_dir {config}",
         "run_dir = '{config}': cannot be written",
