@@ -17,11 +17,13 @@ from mpa_ray.config import (
     ObjectStoreConfig,
     RunConfig,
     StudentConfig,
+    VllmEngineConfig,
     measured_as,
     resolve_path,
 )
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.engine.vllm.known_arguments import check_arguments
 from mpa_ray.engine.vllm.version import INSTALL_VLLM
 from mpa_ray.errors import ConfigError, did_you_mean, uri_in
 from mpa_ray.evaluation.benchmarks import BENCHMARKS, question_files
@@ -29,6 +31,7 @@ from mpa_ray.metrics import METRICS
 from mpa_ray.models.checkpoint_files import check_files, check_kind, check_weights
 from mpa_ray.models.checkpoints import adapter_folder, base_of_adapter, model_settings
 from mpa_ray.models.hub import is_hub_name
+from mpa_ray.observability.progress import say
 from mpa_ray.tasks.library import find_task
 
 
@@ -172,6 +175,8 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
     # With a cluster, engines run on its nodes, and the machine of the driver may have no engine installed.
     if config.engine.package is not None and "RAY_ADDRESS" not in os.environ:
         _check_engine_package(config.engine.kind, config.engine.package, field)
+    if isinstance(config.engine, VllmEngineConfig):
+        _check_arguments(config.engine, f"{field}.engine.engine_args")
     if config.min_pixels > config.max_pixels:
         raise ConfigError(
             f"{field}.min_pixels",
@@ -181,6 +186,16 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
         )
     has_weights = config.engine.loads_hugging_face_weights
     _check_checkpoint(config.model, f"{field}.model", object_store, has_weights=has_weights)
+
+
+def _check_arguments(engine: VllmEngineConfig, field: str) -> None:
+    try:
+        check_arguments(engine.engine_args, field)
+    except ConfigError as error:
+        if "RAY_ADDRESS" not in os.environ:
+            raise
+        # The cluster's nodes may have another version of vLLM.
+        say(f"WARNING: {error}")
 
 
 def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig, *, has_weights: bool = True) -> None:
