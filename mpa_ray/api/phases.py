@@ -47,6 +47,11 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
     from mpa_ray.phases.resource_needs import check_resources_of
 
     check_resources_of(config, phase)
+    if phase == "report":
+        # A report of nothing would begin a run.
+        from mpa_ray.api.run_view import open_run
+
+        open_run(config.run_dir, config.object_store)
     context = RunContext.open(config, Again.of(redo, relevel))
     _function_of(phase)(context)
     context.failures.check()

@@ -34,6 +34,8 @@ from mpa_ray.models.hub import is_hub_name
 from mpa_ray.observability.progress import say
 from mpa_ray.tasks.library import find_task
 
+_HUB_PREFIXES = ("https://huggingface.co/", "http://huggingface.co/", "https://hf.co/", "huggingface.co/")
+
 
 def check_config(config: EvaluationRunConfig) -> None:
     """Check everything that can be checked without Ray, a GPU or a model in memory.
@@ -55,7 +57,8 @@ def check_run(config: RunConfig) -> None:
         ConfigError: a setting is wrong; the error names the first such setting.
     """
     check_task(config)
-    check_source(config.source, Places(config.object_store))
+    with _named("source.path", config.source.path, "object_store"):
+        check_source(config.source, Places(config.object_store))
     check_model(config.teacher, "teacher", config.object_store)
     for index, student in enumerate(config.students):
         check_student(student, index, config.object_store)
@@ -220,14 +223,14 @@ def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig, *
 
 
 @contextmanager
-def _named(field: str) -> Iterator[None]:
-    """Name the setting in errors about a model; an error about the store keeps its own setting."""
+def _named(field: str, value: str | None = None, *others: str) -> Iterator[None]:
+    """Name the setting in errors about a model or a URI, and in those about the other fields."""
     try:
         yield
     except ConfigError as error:
-        if error.field not in ("model", "uri"):
+        if error.field not in ("model", "uri", *others):
             raise
-        raise error.with_field(field) from error
+        raise error.with_field(field, value) from error
 
 
 def check_level(config: LevelConfig, field: str, places: Places) -> None:
@@ -286,6 +289,10 @@ def _neighbours(model: str) -> list[str]:
 
 
 def _check_hub_name(model: str, field: str) -> None:
+    for prefix in _HUB_PREFIXES:
+        if model.startswith(prefix):
+            name = "/".join(model.removeprefix(prefix).split("/")[:2])
+            raise ConfigError(field, model, "is a URL of the hub, not a name.", f"Write {name}.")
     if not is_hub_name(model):
         remedy = did_you_mean(model, _neighbours(model), 3)
         remedy = (

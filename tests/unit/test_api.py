@@ -88,8 +88,11 @@ def test_a_phase_runs_by_its_name(images: Path, tmp_path: Path, capsys: pytest.C
     alone = EvaluationRunConfig.model_validate({"run_dir": str(tmp_path / "alone"), "evaluate": None})
     with pytest.raises(ConfigError, match="this one only measures models"):
         run_phase(alone, "level")
-    run_phase(alone, "report")
-    assert (tmp_path / "alone/report/index.html").is_file()
+    with pytest.raises(ConfigError, match=r"alone': has no run\.json\. Give the directory of a run\."):
+        run_phase(alone, "report")
+    assert not (tmp_path / "alone").exists()
+    run_phase(config, "report")
+    assert (tmp_path / "run/report/index.html").is_file()
 
 
 @pytest.mark.parametrize("call", [mpa_ray.align, lambda config: run_phase(config, "index")])
