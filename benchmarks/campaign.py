@@ -56,7 +56,7 @@ from benchmarks.process_tree import ProcessTree
 from mpa_ray.models.checkpoints import CACHE_VARIABLE
 from mpa_ray.observability.progress import clock, say
 from mpa_ray.report.status import status
-from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.phase_record import PhaseKey, phase_records
 from mpa_ray.run.run import Run
 
 REPLAYED = {**LORA, "replay_share": 0.5}
@@ -178,7 +178,7 @@ def outcome(run: Run, names: Sequence[str]) -> dict[str, Any]:
 
     Every pass has one engine, so each attempt at a pass is one start of an engine.
     """
-    phases = {Path(path).name.removesuffix(".json"): run.read_json(path) for path in run.storage.list("phases")}
+    phases = {Path(key.path).stem: record.to_json() for key, record in phase_records(run)}
     passes = {name: phase for name, phase in phases.items() if "num_images" in phase}
     annotations = list(run.annotations.rows(run.manifest().shards))
     teacher = {name: round(phases["annotate"][f"num_{name}"]) for name in ("images", "prompt_tokens", "output_tokens")}
@@ -234,16 +234,23 @@ def finished_files(run_dir: Path) -> dict[str, int]:
     """When each file of finished work was last written, by the file's path in the run.
 
     Those files are the markers of committed shards (each names one data file), exported D_PIs, the weights of leveled
-    students, and the records of phases, to which every attempt at a phase adds.
+    students, and the records of phases, to which every attempt at a phase adds a file. A record counts as one file.
     """
     paths = [*run_dir.glob("**/commits/[!.]*.json"), *run_dir.glob("parity/*/manifest.json")]
+    times = {str(path.relative_to(run_dir)): path.stat().st_mtime_ns for path in paths}
+    records: dict[str, int] = {}
+    for path in run_dir.glob("phases/[!.]*.json"):
+        name = PhaseKey.from_path(str(path.relative_to(run_dir))).path
+        records[name] = max(records.get(name, 0), path.stat().st_mtime_ns)
     # A student is leveled once its export has been checked, so these two phases finish together.
-    paths += (path for path in run_dir.glob("phases/[!.]*.json") if not path.name.startswith(("level.", "check.")))
+    trained = ("phases/level.", "phases/check.")
+    times |= {name: at for name, at in records.items() if not name.startswith(trained)}
     for student in _leveled(run_dir):
         folder = run_dir / Run.student_dir(student)
-        paths += [folder / "complete.json", *(run_dir / PhaseKey(kind, student).path for kind in ("level", "check"))]
-        paths += [*folder.glob("adapter/*.safetensors"), *folder.glob("merged/*.safetensors")]
-    return {str(path.relative_to(run_dir)): path.stat().st_mtime_ns for path in paths}
+        times |= {name: records[name] for name in (PhaseKey(kind, student).path for kind in ("level", "check"))}
+        files = [folder / "complete.json", *folder.glob("adapter/*.safetensors"), *folder.glob("merged/*.safetensors")]
+        times |= {str(path.relative_to(run_dir)): path.stat().st_mtime_ns for path in files}
+    return times
 
 
 def problems_of(faults: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,8 @@ Phase = Literal["index", "annotate", "identify", "level", "evaluate", "score", "
 
 _WITHOUT_STUDENTS = ("evaluate", "score", "report")
 """The phases that also exist in a run that only measures models."""
+_WITH_MODELS = ("annotate", "identify", "level", "evaluate")
+"""The phases that may need Ray."""
 
 
 def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = None, relevel: bool = False) -> None:
@@ -46,13 +48,16 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
     from mpa_ray.phases.context import RunContext
     from mpa_ray.phases.resource_needs import check_resources_of
 
+    again = Again.of(redo, relevel)
+    if phase in _WITH_MODELS:
+        _check_cluster()
     check_resources_of(config, phase)
     if phase == "report":
         # A report of nothing would begin a run.
         from mpa_ray.api.run_view import open_run
 
         open_run(config.run_dir, config.object_store)
-    context = RunContext.open(config, Again.of(redo, relevel))
+    context = RunContext.open(config, again)
     _function_of(phase)(context)
     context.failures.check()
 
@@ -79,7 +84,15 @@ def align(config: RunConfig, *, redo: str | None = None, relevel: bool = False) 
     from mpa_ray.campaign.campaign import align as align_students
     from mpa_ray.phases.again import Again
 
-    align_students(config, again=Again.of(redo, relevel))
+    options = Again.of(redo, relevel)
+    _check_cluster()
+    align_students(config, again=options)
+
+
+def _check_cluster() -> None:
+    from mpa_ray.pipeline.cluster_address import check_cluster
+
+    check_cluster()
 
 
 def _check_config(config: object) -> None:

@@ -35,6 +35,7 @@ from mpa_ray.phases.preflight import check_names, check_run, check_student, chec
 from mpa_ray.phases.report import report
 from mpa_ray.phases.resource_needs import check_resources_of, check_resources_of_student
 from mpa_ray.pipeline.run_pass import Admission, record_error
+from mpa_ray.remedies import continues_at_once
 from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
@@ -67,6 +68,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     failures |= _errors_of_students(config, partial(check_trainable, object_store=config.object_store))
     students = _without(failures, students)
     context = RunContext.from_checked(config, again)
+    context.check_moved_source()
     context.check_unchanged(["corpus", "annotations"])
     failures |= _errors_of_students(config, lambda student, _: context.check_unchanged(_datasets_of(student)))
     students = _without(failures, students)
@@ -86,8 +88,11 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
         raise next(iter(at_end.values()))
     failures |= at_end
     if failures:
+        retry = "Run the same command again to retry."
+        if not all(map(continues_at_once, failures.values())):
+            retry = "Do what the messages say, then run the same command again to retry."
         details = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        problem = f"{', '.join(failures)} failed; the rest is done. Run the same command again to retry. {details}"
+        problem = f"{', '.join(failures)} failed; the rest is done. {retry} {details}"
         is_unfinished = all(isinstance(error, Unfinished | OSError) or may_pass(error) for error in failures.values())
         raise Unfinished(problem) if is_unfinished else RunError(problem)
     context.failures.check()

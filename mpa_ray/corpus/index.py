@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.dedup_index import DedupIndex
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.source_root import SourceRoot
 from mpa_ray.corpus.sources.left_out import LeftOut
 from mpa_ray.corpus.sources.open import KINDS_OF_TABLES, kind_of, open_source
 from mpa_ray.corpus.sources.source import Listed
@@ -144,6 +145,8 @@ def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str
                     add_left_out(left_out, listed.left_out)
                     break
                 unique.check(listed.images, num_images)
+                if num_shards == 0:
+                    SourceRoot.of(config).record(run)
                 run.corpus.commit(name, listed.images, left_out=listed.left_out)
             stored = run.corpus.read(name)
             if listed is None or stored != listed.images:
@@ -160,6 +163,8 @@ def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str
             yield name
     if num_shards == 0:
         raise selection.no_images_error()
+    # Another driver may have committed all of these shards.
+    run.corpus.check_fingerprint()
     manifest = Manifest(num_images, num_shards, dict(left_out.most_common()))
     run.storage.create(CORPUS_MANIFEST, json.dumps(asdict(manifest)).encode())
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import threading
+from concurrent.futures import Future
+from contextvars import copy_context
 from typing import Any
 
 import ray
@@ -13,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mpa_ray.config import RunConfig, StudentConfig
 from mpa_ray.errors import RunError, Unfinished
+from mpa_ray.leveling.checkpoint_folders import checkpoints_name, drop_earlier, inherited_checkpoint
 from mpa_ray.leveling.epoch_plan import EpochPlan
 from mpa_ray.leveling.failures import ReportFailures, TrainingFailures
 from mpa_ray.leveling.job import TrainingJob
@@ -21,13 +23,12 @@ from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.pipeline.cluster import check_resources
 from mpa_ray.pipeline.deaths import DeathRecorder
+from mpa_ray.remedies import what_continues
+from mpa_ray.run.ownership import Ownership
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.run.training_state import TrainingState
 from mpa_ray.tasks.task import Task
-
-_MAY_PASS = re.compile(r"CannotWrite|TransientError|AccessLost|No space left on device|Disk quota exceeded")
-"""The errors of a failed training that may be temporary."""
 
 
 def fine_tune(
@@ -39,6 +40,7 @@ def fine_tune(
     plan: EpochPlan,
     folder: str,
     card: str,
+    ownership: Ownership | None = None,
 ) -> None:
     """Fine-tune the student and export it below `folder`; a training that was killed resumes from its last checkpoint.
 
@@ -51,8 +53,10 @@ def fine_tune(
         plan: What the student is trained on.
         folder: The folder of the run for the files of this training.
         card: The model card of the export.
+        ownership: The right to train the student; None if no other command can train it.
 
     Raises:
+        LostOwnership: another command has taken over the training.
         RunError: there is nothing to train on, training failed more often than `level.max_failures`, or more images
             than `limits.max_failed_rate` allows can no longer be read. The error is `Unfinished` if its cause may be
             temporary.
@@ -72,7 +76,7 @@ def fine_tune(
         raise RunError(f"{label}: no samples to train on; see the drop reasons in the report.")
     resources = f"{label}: level.cpus_per_worker, level.gpus_per_worker"
     check_resources(resources, settings.cpus_per_worker, settings.gpus_per_worker)
-    job = TrainingJob.of(run, config, student, task, plan, folder, card)
+    job = TrainingJob.of(run, config, student, task, plan, folder, card, ownership)
     before = _state(job)
     _check_images(job, label, before, config.limits.max_failed_rate)
     if before.is_exported and run.storage.exists(f"{folder}/merged/config.json"):
@@ -80,8 +84,12 @@ def fine_tune(
         return
     if before.is_trained:
         say(f"{label}: the student is trained already, and only its export is made")
+    drop_earlier(run.storage, folder, _owner_number(job), job.inherited)
     with Progress(label, plan.num_steps, "steps", before.step) as progress, _StepFollower(job, progress, before.step):
         _fit(job, key)
+    number = _owner_number(job)
+    # The next owner would continue from this checkpoint. The export is made, but its check may fail.
+    drop_earlier(run.storage, folder, number, inherited_checkpoint(run.storage, folder, number + 1))
     after = _state(job)
     _say_results(label, before, after)
     _check_images(job, label, after, config.limits.max_failed_rate)
@@ -92,15 +100,38 @@ def _fit(job: TrainingJob, key: PhaseKey) -> None:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     failures = ray.remote(num_cpus=0, scheduling_strategy=here)(TrainingFailures).remote(recorder)
     try:
-        _torch_trainer(job, failures).fit()
+        _fit_in_thread(_torch_trainer(job, failures))
     except ray.train.TrainingFailedError as error:
         num_failures, cause = ray.get(failures.last_failure.remote())
+        job.check_owner()
         attempts = f" in {num_failures} attempts, the last time" if num_failures > 1 else ""
         what = "the student is trained, but its export failed" if _state(job).is_trained else "training failed"
         problem = f"{key.label}: {what}{attempts}: {cause or in_words(error)}"
         # The error was raised in another process, so its class is known only from the text.
-        raise Unfinished(problem) if _MAY_PASS.search(problem) else RunError(problem) from error
+        remedy = what_continues(problem)
+        problem = f"{problem.rstrip('.')}. {remedy}".rstrip()
+        raise Unfinished(problem) if remedy.may_pass else RunError(problem) from error
     ray.get(failures.last_failure.remote())
+
+
+def _fit_in_thread(trainer: TorchTrainer) -> None:
+    """Train in another thread.
+
+    In the main thread, Ray Train handles Ctrl-C itself and then ends the process with exit code 0.
+    """
+    done: Future[None] = Future()
+    context = copy_context()
+
+    def fit() -> None:
+        try:
+            context.run(trainer.fit)
+        except BaseException as error:  # noqa: BLE001
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=fit, daemon=True).start()
+    done.result()
 
 
 def _torch_trainer(job: TrainingJob, failures: Any) -> TorchTrainer:
@@ -119,7 +150,7 @@ def _torch_trainer(job: TrainingJob, failures: Any) -> TorchTrainer:
         ),
         run_config=ray.train.RunConfig(
             # With the same name and path, Ray Train continues from the last reported checkpoint.
-            name="checkpoints",
+            name=checkpoints_name(_owner_number(job)),
             storage_path=f"{root}/{job.folder}",
             storage_filesystem=file_system,
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
@@ -127,6 +158,10 @@ def _torch_trainer(job: TrainingJob, failures: Any) -> TorchTrainer:
             callbacks=[ReportFailures(failures)],
         ),
     )
+
+
+def _owner_number(job: TrainingJob) -> int:
+    return job.ownership.number if job.ownership is not None else 1
 
 
 def _state(job: TrainingJob) -> TrainingState:

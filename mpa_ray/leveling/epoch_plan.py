@@ -75,6 +75,8 @@ def plan_epoch(
     path = f"{folder}/epoch/manifest.json"
     if not run.storage.exists(path):
         run.write_json(path, asdict(_write_epoch(files, sources, level.of_arm(arm), arm, is_promptable)))
+    # Another driver may have written the whole plan.
+    files.samples.check_fingerprint()
     return EpochPlan(
         counts=EpochCounts(**run.read_json(path)),
         batch_size=level.batch_size,
@@ -94,9 +96,9 @@ class _EpochFiles:
     @classmethod
     def of(cls, run: Run, folder: str) -> _EpochFiles:
         def dataset(name: str) -> ShardedDataset[ParitySample]:
-            return ShardedDataset(run.storage, f"{folder}/{name}", ParitySample)
+            return run.dataset(f"{folder}/{name}", ParitySample)
 
-        return cls(dataset("epoch"), dataset("held_out"), dataset("retained"))
+        return cls(run.epoch(folder), dataset("held_out"), dataset("retained"))
 
 
 def _write_epoch(

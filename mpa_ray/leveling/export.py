@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,16 @@ def load_trained_weights(model: Any, weights: dict[str, torch.Tensor]) -> Any:
     return model
 
 
-def export(model: Any, processor: Any, base: str, card: str, questions: CheckQuestions, run: Run, folder: str) -> None:
+def export(
+    model: Any,
+    processor: Any,
+    base: str,
+    card: str,
+    questions: CheckQuestions,
+    run: Run,
+    folder: str,
+    check_owner: Callable[[], None] = lambda: None,
+) -> None:
     """Write `adapter/` (only for LoRA), `merged/` and `check.json` into the run.
 
     The checkpoint in `merged/` is read back and must answer the questions exactly as the model in memory does. The
@@ -57,6 +66,7 @@ def export(model: Any, processor: Any, base: str, card: str, questions: CheckQue
         questions: The questions to compare answers to.
         run: The run to write into.
         folder: The folder of the run for this training.
+        check_owner: Called before each file is written. Raises LostOwnership if another command has taken over.
 
     Raises:
         RunError: the checkpoint answers differently.
@@ -78,10 +88,20 @@ def export(model: Any, processor: Any, base: str, card: str, questions: CheckQue
         answers = questions.answers(exported, load_processor(str(merged)))
         if answers != expected:
             raise RunError(f"The exported checkpoint answers {answers}, but the model in memory answers {expected}.")
+        check_owner()
         questions.record(answers).write(run, folder)
-        if adapter.is_dir():
-            run.storage.put_folder(adapter, f"{folder}/adapter")
-        run.storage.put_folder(merged, f"{folder}/merged")
+        for exported_folder in (adapter, merged):
+            if exported_folder.is_dir():
+                _put(exported_folder, run, f"{folder}/{exported_folder.name}", check_owner)
+
+
+def _put(source: Path, run: Run, path: str, check_owner: Callable[[], None]) -> None:
+    """Move the files of a local folder into the run, as long as this command owns the training."""
+    for file in sorted(file for file in source.iterdir() if file.is_file()):
+        check_owner()
+        with tempfile.TemporaryDirectory(dir=source.parent) as alone:
+            file.rename(Path(alone, file.name))
+            run.storage.put_folder(Path(alone), path)
 
 
 class CheckQuestions:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpa_ray.config import LevelConfig, RunConfig, StudentConfig, resolve_path
+from mpa_ray.corpus.moved_source import moved_root
 from mpa_ray.corpus.read import Reader
+from mpa_ray.leveling.checkpoint_folders import inherited_checkpoint
 from mpa_ray.leveling.epoch_plan import EpochPlan
+from mpa_ray.run.ownership import Ownership
 from mpa_ray.run.run import Run
 from mpa_ray.tasks.task import Task
 
@@ -32,10 +35,27 @@ class TrainingJob:
     """The folder of the run for the files of this training."""
     card: str
     """The model card of the exported checkpoint."""
+    ownership: Ownership | None = None
+    """The right to train the student; None if no other command can train it."""
+    inherited: str | None = None
+    """The folder of the last checkpoint of the owners before this one; None without a checkpoint."""
+
+    def check_owner(self) -> None:
+        """Call this before every write. Raises LostOwnership if another command has taken over the training."""
+        if self.ownership is not None:
+            self.ownership.check()
 
     @classmethod
     def of(
-        cls, run: Run, config: RunConfig, student: StudentConfig, task: Task, plan: EpochPlan, folder: str, card: str
+        cls,
+        run: Run,
+        config: RunConfig,
+        student: StudentConfig,
+        task: Task,
+        plan: EpochPlan,
+        folder: str,
+        card: str,
+        ownership: Ownership | None = None,
     ) -> TrainingJob:
         """The job of a configured student."""
         return cls(
@@ -49,10 +69,13 @@ class TrainingJob:
                 config.object_store,
                 config.reading.num_threads,
                 follow_redirects="redirects" in config.source.allow,
+                moved=moved_root(config, run),
             ),
             pixel_limits=student.pixel_limits,
             max_new_tokens=config.answer.max_new_tokens,
             run=run,
             folder=folder,
             card=card,
+            ownership=ownership,
+            inherited=inherited_checkpoint(run.storage, folder, ownership.number if ownership is not None else 1),
         )

@@ -144,13 +144,19 @@ class ParityTrainer(Trainer):
         # Every checkpoint would store the whole history.
         self.state.log_history.clear()
         if self.state.is_world_process_zero:
+            self._job.check_owner()
             self._stored = self._stored.logged(entry, self._job.run, self._job.folder)
             self.write_state()
             if self._board is not None:
                 self._board.add(logs, self.state.global_step)
 
     def write_state(self, *, is_complete: bool = False) -> None:
-        """Write training.json, which the driver's progress line, the status and the report read."""
+        """Write training.json, which the driver's progress line, the status and the report read.
+
+        Raises:
+            LostOwnership: another command has taken over the training.
+        """
+        self._job.check_owner()
         self._stored = replace(
             self._stored,
             step=self.state.global_step,
@@ -214,6 +220,7 @@ class ParityTrainer(Trainer):
         if self.state.is_world_process_zero:
             self.state.save_to_json(str(folder / "trainer_state.json"))
             self._progress().save(folder)
+        self._job.check_owner()
         ray.train.report({"step": self.state.global_step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
         shutil.rmtree(folder)
         self._saved_at = time.monotonic()

@@ -24,6 +24,7 @@ from mpa_ray.models.chat_template import load_processor
 from mpa_ray.models.checkpoints import local_model
 from mpa_ray.observability.log_context import log_context
 from mpa_ray.pipeline.deaths import current_process
+from mpa_ray.pipeline.training_data import read_images
 
 _LOG_EVERY_STEPS = 5
 _NUM_CHECKED = 8
@@ -44,6 +45,7 @@ def train(job: TrainingJob, failures: Any) -> None:
 
 
 def _train(job: TrainingJob) -> None:
+    job.check_owner()
     context = ray.train.get_context()
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
@@ -57,12 +59,13 @@ def _train(job: TrainingJob) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         data = training_data(job, processor, context.get_world_rank(), context.get_world_size())
         trainer = ParityTrainer(job, data, model=model, args=training_arguments(job, scratch, on_gpu))
-        _run_epoch(trainer)
+        _run_epoch(trainer, job)
         weights = full_weights(trainer.model_wrapped)
         if context.get_world_rank() == 0:
             fresh = prepare_for_training(load_model(start, job.level, on_gpu, quantized=False), job.level.method)
             trained = load_trained_weights(fresh, weights)
-            export(trained, processor, job.model, job.card, _check_questions(job), job.run, job.folder)
+            questions = _check_questions(job)
+            export(trained, processor, job.model, job.card, questions, job.run, job.folder, job.check_owner)
             trainer.write_state(is_complete=True)
 
 
@@ -86,9 +89,9 @@ def training_data(job: TrainingJob, processor: Any, rank: int, num_workers: int)
     )
 
 
-def _run_epoch(trainer: ParityTrainer) -> None:
+def _run_epoch(trainer: ParityTrainer, job: TrainingJob) -> None:
     """Train to the end of the epoch. Afterwards, the model holds the weights to export."""
-    latest = ray.train.get_checkpoint()
+    latest = ray.train.get_checkpoint() or _inherited_checkpoint(job)
     if latest is None:
         trainer.train()
     else:
@@ -101,9 +104,16 @@ def _run_epoch(trainer: ParityTrainer) -> None:
         trainer.write_state()
 
 
+def _inherited_checkpoint(job: TrainingJob) -> ray.train.Checkpoint | None:
+    if job.inherited is None:
+        return None
+    file_system, root = job.run.storage.arrow()
+    return ray.train.Checkpoint(f"{root}/{job.inherited}", file_system)
+
+
 def _check_questions(job: TrainingJob) -> CheckQuestions:
     rows = next(job.plan.steps(0, 1))[:_NUM_CHECKED]
-    files = job.reader.read([row.uri for row in rows])
+    files = read_images(rows, job.reader)
     contents = [content if isinstance(content, bytes) else b"" for content in files]
     return CheckQuestions(rows, contents, job.task, job.pixel_limits, job.max_new_tokens)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mpa_ray.config import Arm, RunConfig, StudentConfig
 from mpa_ray.errors import RunError
 from mpa_ray.models.shared_engines import EngineGroup
@@ -10,7 +12,7 @@ from mpa_ray.phases.answering import answer_pass
 from mpa_ray.phases.context import RunContext
 from mpa_ray.pipeline.run_pass import Admission, Outstanding, run_missing
 from mpa_ray.records import LabelledQuestion, Prediction
-from mpa_ray.run.dataset import ShardedDataset, shard_name
+from mpa_ray.run.dataset import shard_name
 from mpa_ray.run.export_check import ExportCheck
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Manifest
@@ -32,12 +34,14 @@ def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Ar
         LabelledQuestion(row.annotation_id, row.image_id, row.uri, row.question, [row.answer], "all")
         for row in sorted(expected, key=lambda row: (row.image_id, row.annotation_id))
     ]
-    questions = ShardedDataset(run.storage, f"{folder}/check/questions", LabelledQuestion)
-    answers = ShardedDataset(run.storage, f"{folder}/check/answers", Prediction)
+    questions = run.dataset(f"{folder}/check/questions", LabelledQuestion)
+    answers = run.dataset(f"{folder}/check/answers", Prediction)
     questions.commit(shard_name(0), labelled)
     exported = {"model": run.merged_model(student.name, arm), "max_num_replicas": None, "num_replicas": 1}
     group = EngineGroup.single(student.name, student.model_copy(update=exported))
     work = answer_pass(context, key, group, questions, answers)
+    # The questions are training samples, so their images are the corpus's or, in some arms, those of labelled sets.
+    work = replace(work, reader=replace(work.reader, moved=context.moved_root))
     outstanding = Outstanding.of(answers, Manifest(len(labelled), 1))
     context.failures.add(key.label, run_missing(run, work, outstanding, admission).may_pass)
     different = [

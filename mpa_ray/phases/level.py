@@ -17,6 +17,7 @@ from mpa_ray.phases.preflight import check_trainable
 from mpa_ray.pipeline.run_pass import Admission, error_recorded, recorded
 from mpa_ray.records import ParitySample
 from mpa_ray.report.card import model_card
+from mpa_ray.run.ownership import Ownership, owned
 from mpa_ray.run.parity_export import parity_of
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.redo import outdated
@@ -65,6 +66,7 @@ def level_student(
 
     Raises:
         ConfigError: the student has no D_PI yet.
+        LostOwnership: another command has taken over the training.
         RunError: the training failed, or the exported model answers differently in its
             engine than in transformers.
     """
@@ -80,7 +82,7 @@ def _level_student(
     admission: Admission,
     admission_to_check: Admission,
 ) -> None:
-    config, run, arm = context.config, context.run, key.arm
+    run, arm = context.run, key.arm
     datasets = ["corpus", "annotations", run.verdicts_dir(student.name)]
     context.begin(writes=[run.student_dir(student.name, arm)], reads=datasets)
     if run.is_leveled(student.name, arm) and not _trains_again(context, student, arm, key.label):
@@ -88,6 +90,28 @@ def _level_student(
         return
     version = _check_parity(context, student.name)
     folder = run.training_dir(student.name, arm)
+    # The other command may have begun with other settings.
+    with owned(run.storage, folder, key.label, run.epoch(folder).check_fingerprint) as ownership:
+        if run.storage.exists(f"{folder}/complete.json"):
+            say(f"{key.label}: done by another command")
+            return
+        _train(context, student, key, folder, version, ownership, admission)
+        with error_recorded(run, PhaseKey("check", student.name, arm)):
+            check_export(context, student, arm, admission_to_check)
+        ownership.check()
+        run.mark_leveled(student.name, arm, ownership.number)
+
+
+def _train(
+    context: RunContext[RunConfig],
+    student: StudentConfig,
+    key: PhaseKey,
+    folder: str,
+    version: str,
+    ownership: Ownership,
+    admission: Admission,
+) -> None:
+    config, run = context.config, context.run
     # Ray and torch take seconds to import, and a finished phase needs neither.
     from mpa_ray.leveling.driver import fine_tune
     from mpa_ray.leveling.epoch_plan import plan_epoch
@@ -99,15 +123,12 @@ def _level_student(
         if not run.has_manifest(f"{folder}/epoch"):
             run.record_trained_version(folder, version)
         is_promptable = PromptCheck(student.model, config.object_store, context.task)
-        plan = plan_epoch(run, folder, sample_sources(context, student), student.level, arm, is_promptable)
-        card = model_card(config, student, arm, plan.counts, installed_versions())
-        fine_tune(run, config, student, key, context.task, plan, folder, card)
+        plan = plan_epoch(run, folder, sample_sources(context, student), student.level, key.arm, is_promptable)
+        card = model_card(config, student, key.arm, plan.counts, installed_versions())
+        fine_tune(run, config, student, key, context.task, plan, folder, card, ownership)
         state = TrainingState.read(run, folder)
         if state is not None and (warning := state.retained.forgetting_warning()) is not None:
             say(f"WARNING: {key.label}: the student {warning}")
-    with error_recorded(run, PhaseKey("check", student.name, arm)):
-        check_export(context, student, arm, admission_to_check)
-    run.mark_leveled(student.name, arm)
 
 
 def _trains_again(context: RunContext[RunConfig], student: StudentConfig, arm: Arm, label: str) -> bool:

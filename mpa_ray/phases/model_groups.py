@@ -109,13 +109,14 @@ def copy_same_model_rows(
         shards: All shards that the dataset should have.
     """
     for name, other in others.items():
+        missing = dataset.missing(shards)
+        available = set(missing) - set(other.missing(missing))
         try:
+            # Checked after the rows were found, because another command may have just committed them.
             run.check_fingerprint(other.folder, fingerprint)
         except FingerprintMismatch:
             # The phase of the other model reports this error.
             continue
-        missing = dataset.missing(shards)
-        available = set(missing) - set(other.missing(missing))
         if available:
             with Progress(f"{label}, as {name}", len(available), "shards") as progress:
                 for _ in prefetch(partial(_copy_shard, dataset, other), sorted(available)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -32,6 +31,7 @@ from mpa_ray.models.checkpoint_files import check_files, check_kind, check_weigh
 from mpa_ray.models.checkpoints import adapter_folder, base_of_adapter, model_settings
 from mpa_ray.models.hub import is_hub_name
 from mpa_ray.observability.progress import say
+from mpa_ray.pipeline.cluster_address import cluster_address
 from mpa_ray.tasks.library import find_task
 
 _HUB_PREFIXES = ("https://huggingface.co/", "http://huggingface.co/", "https://hf.co/", "huggingface.co/")
@@ -176,7 +176,7 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
     if not config.engine.has_checkpoint:
         return
     # With a cluster, engines run on its nodes, and the machine of the driver may have no engine installed.
-    if config.engine.package is not None and "RAY_ADDRESS" not in os.environ:
+    if config.engine.package is not None and cluster_address() is None:
         _check_engine_package(config.engine.kind, config.engine.package, field)
     if isinstance(config.engine, VllmEngineConfig):
         _check_arguments(config.engine, f"{field}.engine.engine_args")
@@ -195,7 +195,7 @@ def _check_arguments(engine: VllmEngineConfig, field: str) -> None:
     try:
         check_arguments(engine.engine_args, field)
     except ConfigError as error:
-        if "RAY_ADDRESS" not in os.environ:
+        if cluster_address() is None:
             raise
         # The cluster's nodes may have another version of vLLM.
         say(f"WARNING: {error}")

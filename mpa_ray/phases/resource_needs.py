@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from mpa_ray.config import EvaluationRunConfig, LevelConfig, ModelConfig, RunConfig, StudentConfig
+from mpa_ray.pipeline.cluster_address import cluster_address
 from mpa_ray.pipeline.machine import Need, check_machine
 
 
@@ -19,13 +19,13 @@ def check_resources_of(config: EvaluationRunConfig, phase: str) -> None:
     Raises:
         ConfigError: the machine lacks CPUs or GPUs; the error names the first such setting.
     """
-    if "RAY_ADDRESS" not in os.environ:
+    if cluster_address() is None:
         check_machine(_needs(config, phase))
 
 
 def check_resources_of_student(student: StudentConfig, index: int) -> None:
     """Like `check_resources_of`, for all phases of one student."""
-    if "RAY_ADDRESS" not in os.environ:
+    if cluster_address() is None:
         check_machine([*_of_model(student, f"students.{index}"), *_of_level(student.level, f"students.{index}.level")])
 
 

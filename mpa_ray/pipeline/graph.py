@@ -33,8 +33,10 @@ from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, decode_result
 from mpa_ray.pipeline.machine import AUXILIARY_CPUS
 from mpa_ray.pipeline.model_actor import ModelActor
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
+from mpa_ray.pipeline.settings_watch import SettingsWatch
 from mpa_ray.pipeline.telemetry import Counters
 from mpa_ray.records import Reason
+from mpa_ray.remedies import what_continues
 from mpa_ray.run.dataset import prefetch
 
 logger = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ def stream_pass(
     model = work.model
     check_resources(f"{work.pool}: cpus_per_replica, gpus_per_replica", model.cpus_per_replica, model.gpus_per_replica)
     coordinator = _start_coordinator(work, committed)
-    with _ShardFeed(coordinator, shards):
+    with _ShardFeed(coordinator, shards), SettingsWatch(work.target, coordinator):
         graph = _graph(work, coordinator)
         with _deaths_recorded(coordinator), closing(_finished_shards(work, graph, coordinator)) as finished:
             yield from finished
@@ -139,7 +141,7 @@ def _error(pool: str, failure: Failure) -> ConfigError | RunError:
     """The error that ends a pass."""
     if isinstance(failure.ends_command, ConfigError):
         return failure.ends_command
-    problem = f"{pool}: {failure.problem.rstrip('.')}. Run the same command again to continue."
+    problem = f"{pool}: {failure.in_words()}"
     if failure.ends_command is not None:
         return AccessLost(problem)
     return Unfinished(problem) if failure.may_pass else RunError(problem)
@@ -175,9 +177,9 @@ def _rows_of(work: Pass[Any], graph: Dataset) -> Iterator[Iterator[dict[str, Any
     except RayError as error:
         with suppress(Exception):
             rows.close()
-        raise RunError(
-            f"{work.pool}: {in_words(error).rstrip('.')}. Run the same command again to continue."
-        ) from error
+        remedy = what_continues(error)
+        problem = f"{work.pool}: {in_words(error).rstrip('.')}. {remedy}".rstrip()
+        raise (Unfinished(problem) if remedy.may_pass else RunError(problem)) from error
     except BaseException:
         # Ray itself may have ended, in which case closing fails. That error must not hide the first one.
         with suppress(Exception):

@@ -108,6 +108,8 @@ def run_missing(
         RunError: as in `run_shards`.
     """
     label = work.key.label
+    # Checked after the committed shards were listed, because another command may have committed the first of them.
+    work.target.check_fingerprint()
     if not outstanding.missing:
         if says_already_done:
             say(f"{label}: already done")
@@ -146,9 +148,11 @@ def run_shards(
         The outcomes of the images.
 
     Raises:
+        FingerprintMismatch: another command has committed rows that were made with other settings.
         RunError: too many images failed, or engines died too often.
         Unfinished: shards are left, because images could not be read this time.
     """
+    work.target.check_fingerprint()
     stream = stream or _start_ray_stream()
     totals, outcomes = Throughput(num_models=len(work.models)), PassOutcomes()
     with (

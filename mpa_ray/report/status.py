@@ -14,7 +14,7 @@ from mpa_ray.report.phase_status import PhaseState, PhaseStatus, Status
 from mpa_ray.run.dataset import ShardedDataset, prefetch
 from mpa_ray.run.left_out import left_out_in_words
 from mpa_ray.run.logs import deaths
-from mpa_ray.run.phase_record import PhaseKey, phase_record
+from mpa_ray.run.phase_record import PhaseKey, phase_record, record_times
 from mpa_ray.run.recorded_config import student_names
 from mpa_ray.run.run import REPORT_JSON, RUN_FILE, SCORES, Manifest, Run
 from mpa_ray.run.training_state import TrainingState
@@ -92,7 +92,7 @@ class _StatusReader:
 
     def __init__(self, run: Run, settings: _Settings, count_rows: bool) -> None:
         self._run, self._settings, self._count_rows = run, settings, count_rows
-        self._records = {file.path: file.modified for file in run.storage.details("phases")}
+        self._records = record_times(run)
         self._corpus = run.manifest() if run.is_indexed() else None
         self._corpus_sizes: dict[str, int] | None = None
 

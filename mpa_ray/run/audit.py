@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import State
+from mpa_ray.run.audit_fingerprints import audit_fingerprints
 from mpa_ray.run.audit_predictions import AnswerCounts, audit_predictions
 from mpa_ray.run.dataset import ShardedDataset, prefetch
 from mpa_ray.run.parity_export import read_parity
@@ -99,7 +100,7 @@ def audit(run: Run) -> AuditCounts:
         kept={name: outcomes.get((State.KEPT, None), 0) for name, outcomes in verdicts.items()},
         left_out=_left_out([outcomes for outcomes in verdicts.values() if outcomes] or [annotations]),
         students={name: _left_out([outcomes]) for name, outcomes in verdicts.items()},
-        problems=auditor.problems + answers.problems,
+        problems=auditor.problems + answers.problems + audit_fingerprints(run),
         left_out_files=manifest.left_out,
         predictions=answers.counts,
         warnings=mixed_versions(model_datasets(run, names, models_by_benchmark(run))),

@@ -24,6 +24,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import pyarrow as pa
 
 from mpa_ray.records import RowT
+from mpa_ray.run.fingerprint_files import FingerprintFiles
 from mpa_ray.run.parquet_rows import from_parquet, read_columns, read_table, to_parquet
 from mpa_ray.run.suspects import SuspectsFile
 from mpa_ray.storage.storage import Storage
@@ -59,6 +60,8 @@ class Commit:
     image of this shard, by ending or reason."""
     versions: dict[str, str] = field(default_factory=dict)
     """The versions of the libraries with which the rows were made; see `mpa_ray.run.versions`."""
+    fingerprint: str = ""
+    """The digest of the dataset's fingerprint; "" in markers of earlier versions."""
 
     @classmethod
     def from_json(cls, content: bytes) -> Commit:
@@ -94,6 +97,10 @@ class ShardTarget(Protocol[T]):
         """Write and publish a shard. Returns False if another attempt was first; readers then get its rows."""
         ...
 
+    def check_fingerprint(self) -> bool:
+        """See `ShardedDataset.check_fingerprint`."""
+        ...
+
     def count_unread(self, shard: str, generation: int, command: str) -> int:
         """Record that a command could not read a shard's images, and return the number of such commands so far."""
         ...
@@ -118,6 +125,12 @@ class ShardedDataset(Generic[RowT]):
     storage: Storage
     folder: str
     row_type: type[RowT]
+    fingerprints: FingerprintFiles | None = field(default=None, compare=False, repr=False)
+    """Has the fingerprint that commits must agree with; None for datasets without one."""
+
+    def __reduce__(self) -> tuple[type[ShardedDataset[Any]], tuple[object, ...]]:
+        fingerprints = self.fingerprints.only(self.folder) if self.fingerprints is not None else None
+        return ShardedDataset, (self.storage, self.folder, self.row_type, fingerprints)
 
     def commit(
         self,
@@ -138,13 +151,28 @@ class ShardedDataset(Generic[RowT]):
             source_generation: The generation of the source's shard from which the rows were made.
             versions: See `Commit.versions`.
             left_out: See `Commit.left_out`.
+
+        Raises:
+            FingerprintMismatch: the dataset has rows that were made with other settings.
         """
         file = f"{self.folder}/data/{shard}-{uuid.uuid4().hex}.parquet"
         self.storage.write(file, to_parquet(rows, self.row_type))
+        digest = self.fingerprints.fix(self.folder) if self.fingerprints is not None else ""
         left = dict(left_out or {})
-        values = asdict(Commit(shard, file, len(rows), generation, source_generation, left, dict(versions)))
-        marker = json.dumps({name: value for name, value in values.items() if value != {}})
+        values = asdict(Commit(shard, file, len(rows), generation, source_generation, left, dict(versions), digest))
+        marker = json.dumps({name: value for name, value in values.items() if value not in ({}, "")})
         return self.storage.create(self._marker(shard, generation), marker.encode())
+
+    def check_fingerprint(self) -> bool:
+        """Compare the settings of this command's commits with those that the dataset's rows were made with.
+
+        Returns:
+            Whether they are known to agree. False if the dataset has no rows yet.
+
+        Raises:
+            FingerprintMismatch: they differ.
+        """
+        return self.fingerprints is None or self.fingerprints.check_registered(self.folder)
 
     def commit_of(self, shard: str) -> Commit | None:
         """Return the shard's newest marker, or None if the shard is not committed."""

@@ -32,6 +32,12 @@ class JoinedDatasets(Generic[RowT]):
         part, name = self._place(shard)
         return part.commit(name, rows, generation, source_generation, versions)
 
+    def check_fingerprint(self) -> bool:
+        """See `ShardedDataset.check_fingerprint`. Whether all datasets agree."""
+        # Each dataset is compared, even after one without rows.
+        agreeing = [part.check_fingerprint() for part in self.parts.values()]
+        return all(agreeing)
+
     def read(self, shard: str) -> list[RowT]:
         """See `ShardedDataset.read`."""
         part, name = self._place(shard)
@@ -109,6 +115,12 @@ class DatasetsOfModels(Generic[OutcomeT]):
             for name, part in self.parts.items()
         ]
         return all(committed)
+
+    def check_fingerprint(self) -> bool:
+        """See `ShardedDataset.check_fingerprint`. Whether all datasets agree."""
+        # Each dataset is compared, even after one without rows.
+        agreeing = [part.check_fingerprint() for part in self.parts.values()]
+        return all(agreeing)
 
     def count_unread(self, shard: str, generation: int, command: str) -> int:
         """See `ShardedDataset.count_unread`. Returns the largest number among the datasets."""

@@ -1,9 +1,16 @@
-"""The phases of a run: their names, and the time and work that each phase has taken so far."""
+"""The phases of a run: their names, and the time and work that each phase has taken so far.
+
+Each attempt at a phase adds a file to the phase's record, which is created and never changed. So the attempts of
+several drivers are all counted. The record is the sum of the files in the order of their numbers.
+"""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
+from itertools import count
 from typing import Any, Literal
 
 from mpa_ray.config import Arm
@@ -16,6 +23,8 @@ PhaseKind = Literal["index", "annotate", "identify", "level", "check", "evaluate
 _FOLDER = "phases"
 _ARM_MARK = "@"
 """Separates a model from an arm in a file name. Names of models cannot contain it."""
+_NUMBER_MARK = "~"
+"""Separates the number of a further file of a record from the phase. Names of models cannot contain it."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class PhaseKey:
 
     @property
     def path(self) -> str:
-        """The path of the phase's record in the run directory. It does not depend on the benchmark.
+        """The path of the first file of the phase's record in the run directory. It does not depend on the benchmark.
 
         One pass of a model answers all benchmarks, so they share a record.
         """
@@ -49,8 +58,9 @@ class PhaseKey:
 
     @classmethod
     def from_path(cls, path: str) -> PhaseKey:
-        """The inverse of `path`."""
-        head, _, arm = path.removeprefix(f"{_FOLDER}/").removesuffix(".json").partition(_ARM_MARK)
+        """The phase to whose record a file belongs."""
+        name, _, _ = path.removeprefix(f"{_FOLDER}/").removesuffix(".json").partition(_NUMBER_MARK)
+        head, _, arm = name.partition(_ARM_MARK)
         kind, _, model = head.partition(".")
         return cls(kind, model or None, arm or "parity")  # type: ignore[arg-type]
 
@@ -108,7 +118,13 @@ class PhaseRecord:
     def __add__(self, other: PhaseRecord) -> PhaseRecord:
         """Add a later attempt. The error is that of the later attempt."""
         both = self.totals + other.totals if self.totals and other.totals else self.totals or other.totals
-        return PhaseRecord(self.wall_s + other.wall_s, self.num_attempts + other.num_attempts, both, other.error)
+        return PhaseRecord(
+            self.wall_s + other.wall_s,
+            self.num_attempts + other.num_attempts,
+            both,
+            other.error,
+            other.is_begun_again,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The stored form: one flat object with numbers rounded to 3 decimals."""
@@ -134,23 +150,56 @@ class PhaseRecord:
 
 def phase_record(run: Run, key: PhaseKey) -> PhaseRecord | None:
     """The record of one phase; None if no attempt has ended."""
-    return PhaseRecord.from_json(run.read_json(key.path)) if run.storage.exists(key.path) else None
+    return _sum_of(run, key)[0]
 
 
 def phase_records(run: Run) -> Iterator[tuple[PhaseKey, PhaseRecord]]:
     """All records of a run."""
-    for path in run.storage.list(_FOLDER):
-        yield PhaseKey.from_path(path), PhaseRecord.from_json(run.read_json(path))
+    for key in dict.fromkeys(map(PhaseKey.from_path, run.storage.list(_FOLDER))):
+        record = phase_record(run, key)
+        if record is not None:
+            yield key, record
+
+
+def record_times(run: Run) -> dict[str, datetime]:
+    """When the newest file of each record was created, by the path of the record's first file."""
+    newest: dict[str, datetime] = {}
+    for file in run.storage.details(_FOLDER):
+        # Hidden files are unfinished.
+        if not file.path.rpartition("/")[2].startswith("."):
+            path = PhaseKey.from_path(file.path).path
+            newest[path] = max(newest.get(path, file.modified), file.modified)
+    return newest
 
 
 def add_to_record(run: Run, key: PhaseKey, attempt: PhaseRecord) -> None:
-    """Add one attempt to the phase's record."""
-    before = phase_record(run, key)
-    run.write_json(key.path, (attempt if before is None else before + attempt).to_json())
+    """Add one attempt to the phase's record. Raises CannotWrite."""
+    _, number = _sum_of(run, key)
+    # A storage may take a file with the same content for a repeated request, so no two files are the same.
+    content = {**attempt.to_json(), "id": uuid.uuid4().hex}
+    while not run.create_json(_path(key, number), content):
+        # Another driver has added an attempt.
+        number += 1
 
 
 def clear_error(run: Run, key: PhaseKey) -> None:
-    """Remove the error of the last attempt from a phase's record, because another attempt begins."""
+    """Record that another attempt begins, if the last one failed, so that its error is no longer shown."""
     before = phase_record(run, key)
     if before is not None and before.error:
-        run.write_json(key.path, replace(before, error="", is_begun_again=True).to_json())
+        add_to_record(run, key, PhaseRecord(0.0, num_attempts=0, is_begun_again=True))
+
+
+def _sum_of(run: Run, key: PhaseKey) -> tuple[PhaseRecord | None, int]:
+    """The sum of a record's files, and the number of files."""
+    total: PhaseRecord | None = None
+    for number in count():
+        try:
+            attempt = PhaseRecord.from_json(run.read_json(_path(key, number)))
+        except FileNotFoundError:
+            return total, number
+        total = attempt if total is None else total + attempt
+    raise AssertionError("counting does not end")
+
+
+def _path(key: PhaseKey, number: int) -> str:
+    return f"{key.path.removesuffix('.json')}{_NUMBER_MARK}{number}.json" if number else key.path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpa_ray.config import EvaluationRunConfig, measured_as, parse_config
+from mpa_ray.config import Arm, EvaluationRunConfig, measured_as, parse_config
 from mpa_ray.errors import ConfigError
 from mpa_ray.run.run import RUN_FILE, Run
 
@@ -26,6 +26,12 @@ def read_config(run: Run) -> EvaluationRunConfig:
 def student_names(run: Run) -> list[str]:
     """The names of the students. Raises ConfigError if the directory holds no run."""
     return [student["name"] for student in _recorded_config(run).get("students", [])]
+
+
+def arms_by_student(run: Run) -> dict[str, list[Arm]]:
+    """The arms of each student. Raises ConfigError if the directory holds no run."""
+    students = _recorded_config(run).get("students", [])
+    return {student["name"]: student.get("arms", ["parity"]) for student in students}
 
 
 def models_by_benchmark(run: Run) -> dict[str, list[str]]:

@@ -9,11 +9,12 @@ from itertools import count, takewhile
 from typing import Any
 
 from mpa_ray.config import Arm, EvaluationRunConfig, ObjectStoreConfig, measured_as
-from mpa_ray.errors import CannotWrite, ConfigError, FingerprintMismatch, may_pass
-from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
+from mpa_ray.errors import CannotWrite, ConfigError, may_pass
+from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, ParitySample, Prediction, RowT, Verdict
 from mpa_ray.redaction import without_secret_values, without_url_secrets_within
 from mpa_ray.run.dataset import ShardedDataset, shard_name
-from mpa_ray.run.fingerprint_changes import Fingerprint, changed_fields, changes_in_words, remedy_for_changes
+from mpa_ray.run.fingerprint_changes import Fingerprint
+from mpa_ray.run.fingerprint_files import FingerprintFiles
 from mpa_ray.storage.exclusive import Creation
 from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.storage import Storage
@@ -28,12 +29,9 @@ SCORES = "evaluation/scores.json"
 REPORT_JSON = "report/report.json"
 REPORT_PAGE = "report/index.html"
 
-_FINGERPRINTS = "fingerprints"
 _VERDICTS = "verdicts.json"
 _AGAIN = "~"
 """Separates a model from the number of its training in the name of a folder. Names of models cannot contain it."""
-_SLASH = "@"
-"""Replaces a slash in the name of a fingerprint's file; no dataset's name contains it."""
 _RESERVE = ".writable"
 """A file that shows that the run can be written, and that reserves some space for when the disk is full."""
 _RESERVE_BYTES = 2**16
@@ -69,9 +67,10 @@ class Run:
         self.storage = storage
         self.creation: Creation | None = None
         """How the storage creates a file only if it does not exist; None if the run was not opened for writing."""
+        self.fingerprints = FingerprintFiles(storage)
         self._check_format()
-        self.corpus = ShardedDataset(storage, "corpus", ImageRef)
-        self.annotations = ShardedDataset(storage, "annotations", Annotation)
+        self.corpus = self.dataset("corpus", ImageRef)
+        self.annotations = self.dataset("annotations", Annotation)
 
     @classmethod
     def open(cls, run_dir: str, object_store: ObjectStoreConfig | None = None) -> Run:
@@ -127,6 +126,10 @@ class Run:
                 "Free some space, or give another run_dir.",
             )
 
+    def dataset(self, folder: str, row_type: type[RowT]) -> ShardedDataset[RowT]:
+        """The dataset in a folder. Its commits have the fingerprint that is registered for the folder."""
+        return ShardedDataset(self.storage, folder, row_type, self.fingerprints)
+
     @staticmethod
     def verdicts_dir(student: str) -> str:
         """The folder of a student's verdicts."""
@@ -134,7 +137,7 @@ class Run:
 
     def verdicts(self, student: str) -> ShardedDataset[Verdict]:
         """A student's verdicts."""
-        return ShardedDataset(self.storage, self.verdicts_dir(student), Verdict)
+        return self.dataset(self.verdicts_dir(student), Verdict)
 
     @staticmethod
     def parity_dir(student: str) -> str:
@@ -153,13 +156,13 @@ class Run:
 
     def questions(self, benchmark: str) -> ShardedDataset[LabelledQuestion]:
         """The questions of a benchmark."""
-        return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/questions", LabelledQuestion)
+        return self.dataset(f"{self.benchmark_dir(benchmark)}/questions", LabelledQuestion)
 
     def predictions(self, benchmark: str, model: str) -> ShardedDataset[Prediction]:
         """A model's answers to a benchmark. If the model was trained again, the answers of the newest training."""
         number = self._newest(f"evaluation/again/{model}")
         name = f"{model}{_AGAIN}{number}" if number else model
-        return ShardedDataset(self.storage, f"{self.benchmark_dir(benchmark)}/predictions/{name}", Prediction)
+        return self.dataset(f"{self.benchmark_dir(benchmark)}/predictions/{name}", Prediction)
 
     @staticmethod
     def student_dir(student: str, arm: str = "parity") -> str:
@@ -171,6 +174,10 @@ class Run:
         folder = self.student_dir(student, arm)
         number = self._newest(f"{folder}/trainings")
         return f"{folder}/again-{number}" if number else folder
+
+    def epoch(self, folder: str) -> ShardedDataset[ParitySample]:
+        """The samples of the training in a folder, in training order."""
+        return self.dataset(f"{folder}/epoch", ParitySample)
 
     def train_again(self, student: str, arm: str) -> str:
         """Begin another training in addition to the finished one, and return the new training's folder."""
@@ -222,12 +229,18 @@ class Run:
         version: str = self.read_json(self.manifest_path(folder)).get("verdicts", "")
         return version
 
-    def mark_leveled(self, student: str, arm: Arm) -> None:
-        """Record that the student's model is trained on the arm, exported and checked."""
+    def mark_leveled(self, student: str, arm: Arm, owner: int = 1) -> None:
+        """Record that the student's model is trained on the arm, exported and checked.
+
+        Args:
+            student: The student.
+            arm: The arm.
+            owner: The number of the owner of the training; see `mpa_ray.run.ownership`.
+        """
         for number in range(self._newest(f"{self.student_dir(student, arm)}/trainings")):
             # Begin new predictions, because the answers of an earlier training do not count for this one.
             self.storage.create(f"evaluation/again/{student}.{measured_as(arm)}/{number + 1}.json", b"{}")
-        self.storage.create(self._complete_path(student, arm), b"{}")
+        self.create_json(self._complete_path(student, arm), {"owner": owner})
 
     def _complete_path(self, student: str, arm: str) -> str:
         return f"{self.training_dir(student, arm)}/complete.json"
@@ -278,69 +291,35 @@ class Run:
 
     def write_json(self, path: str, content: dict[str, Any]) -> None:
         """Write or replace a JSON object, without the passwords and signatures of URLs. Raises CannotWrite."""
-        text = json.dumps(without_url_secrets_within(content), indent=2, ensure_ascii=False)
-        self.storage.write(path, text.encode())
+        self.storage.write(path, _encoded(content))
+
+    def create_json(self, path: str, content: dict[str, Any]) -> bool:
+        """Like `write_json`, but only if the file does not exist. Returns whether it did not. Raises CannotWrite."""
+        return self.storage.create(path, _encoded(content))
 
     def record_config(self, config: EvaluationRunConfig, versions: dict[str, str]) -> None:
         """Write run.json: the settings of the latest command without their secrets, and all fingerprints so far."""
-        registered = {_dataset_of(path): path for path in self.storage.list(_FINGERPRINTS)}
         content = {
             "format": FORMAT,
             "config": without_secret_values(config.model_dump(mode="json")),
             "versions": versions,
             "creation": self.creation,
-            "fingerprints": {dataset: self.read_json(path) for dataset, path in registered.items()},
+            "fingerprints": self.fingerprints.known(),
         }
         self.write_json(RUN_FILE, content)
 
     def register_fingerprint(self, dataset: str, fingerprint: Fingerprint) -> None:
-        """Store the fingerprint of a dataset before its first rows are written.
+        """Set the fingerprint of this command's commits to a dataset. The first commit to the dataset fixes it.
 
         Raises:
-            FingerprintMismatch: the dataset has rows that were made with other settings.
+            FingerprintMismatch: the dataset's fingerprint is fixed, and differs.
         """
-        path = self._fingerprint_path(dataset)
-        content = json.dumps(without_secret_values(fingerprint), indent=2, ensure_ascii=False).encode()
-        if self.storage.create(path, content):
-            return
-        if self.is_begun(dataset):
-            self.check_fingerprint(dataset, fingerprint)
-        else:
-            self.storage.write(path, content)
+        self.fingerprints.register(dataset, fingerprint)
 
     def check_fingerprint(self, dataset: str, fingerprint: Fingerprint, ignoring: str = "") -> None:
-        """Compare a fingerprint with the stored one, if the dataset has rows.
-
-        Args:
-            dataset: The dataset's folder.
-            fingerprint: The fingerprint of the current settings.
-            ignoring: A field that may differ.
-
-        Raises:
-            FingerprintMismatch: fields differ. The message names them, and shows both values of the first few.
-        """
-        path = self._fingerprint_path(dataset)
-        changed = {}
-        if self.is_begun(dataset):
-            # Compare without secrets: a new token does not change what a dataset holds.
-            changed = changed_fields(self.read_json(path), without_secret_values(fingerprint))
-        changed.pop(ignoring, None)
-        if not changed:
-            return
-        problem = f"its dataset {dataset} was made with other settings: {changes_in_words(dataset, changed)}."
-        remedy = remedy_for_changes(dataset, changed)
-        raise FingerprintMismatch("run_dir", self.storage.root, problem, remedy)
-
-    def is_begun(self, dataset: str) -> bool:
-        """Whether the dataset has rows, or results of a training."""
-        folders = (f"{dataset}/commits", dataset, f"{dataset}/epoch/commits")
-        return any(any(self.storage.list(folder)) for folder in folders)
-
-    @staticmethod
-    def _fingerprint_path(dataset: str) -> str:
-        return f"{_FINGERPRINTS}/{dataset.replace('/', _SLASH)}.json"
+        """Compare a fingerprint with the dataset's, if it is fixed. See `FingerprintFiles.check`."""
+        self.fingerprints.check(dataset, fingerprint, ignoring)
 
 
-def _dataset_of(path: str) -> str:
-    """The folder of the dataset whose fingerprint is in this file."""
-    return path.removeprefix(f"{_FINGERPRINTS}/").removesuffix(".json").replace(_SLASH, "/")
+def _encoded(content: dict[str, Any]) -> bytes:
+    return json.dumps(without_url_secrets_within(content), indent=2, ensure_ascii=False).encode()

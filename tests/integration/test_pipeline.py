@@ -291,7 +291,7 @@ def test_an_engine_that_cannot_answer_the_probe_ends_the_run_and_blames_no_image
         identified(tree)
     run = Run.open(tree["run_dir"])
     assert deaths(run.storage).num_by_phase == {"annotate": 3}
-    assert "Run the same command again to continue." in str(end.value)
+    assert str(end.value).endswith("When this cause is removed, run the same command again to continue.")
     tree["teacher"]["engine"]["die_on"] = []
     assert audit(identified(tree)[1]).to_json()["failed"] == {}
 
@@ -311,7 +311,7 @@ def test_an_error_in_a_task_ends_the_run_in_its_own_words(images: Path, tmp_path
     index(context)
     run = context.run
     work = replace(annotation_pass(context), reader=ReaderThatFails(context.config.object_store))
-    with pytest.raises(RunError, match=r"^annotate:teacher: KeyError: 'no such row'\. Run the same command"):
+    with pytest.raises(RunError, match=r"^annotate:teacher: KeyError: 'no such row'\. This may be a fault of mpa_ray"):
         run_missing(run, work, Outstanding.of(run.annotations, run.manifest()))
 
 
@@ -359,5 +359,7 @@ def test_a_run_directory_that_cannot_be_written_is_named(images: Path, tmp_path:
     index(RunContext.open(config))
     # A file where a folder has to be cannot be written even by root.
     (tmp_path / "run/annotations").write_text("in the way")
-    with pytest.raises(RunError, match=r"run/annotations/.*cannot be written.*Run the same command again to continue"):
+    with pytest.raises(
+        RunError, match=r"run/annotations/.*cannot be written.*Then run the same command again to continue"
+    ):
         annotate(RunContext.open(config))

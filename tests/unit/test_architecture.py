@@ -15,6 +15,7 @@ PACKAGE = ROOT / "mpa_ray"
 LAYERS = (
     ("textual", "redaction"),
     ("errors", "observability"),
+    ("remedies",),
     ("config", "records"),
     ("metrics",),
     ("matching", "tasks", "storage"),

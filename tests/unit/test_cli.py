@@ -22,7 +22,7 @@ from mpa_ray.cli.handlers import HANDLERS
 from mpa_ray.cli.run_job import EXIT_CODES, run_job
 from mpa_ray.config import EvaluationRunConfig, RunConfig, ScriptedEngineConfig, load_config
 from mpa_ray.config.setting_path import all_settings
-from mpa_ray.errors import CannotWrite, ConfigError, RunError, Unfinished, did_you_mean
+from mpa_ray.errors import CannotWrite, ConfigError, RunError, TransientError, Unfinished, did_you_mean
 from mpa_ray.models import hub
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
@@ -173,11 +173,11 @@ def test_words_are_options_settings_and_an_argument() -> None:
         (Unfinished("no node is free."), 3, "Unfinished: no node is free."),
         (CannotWrite("/run/x", "No space left on device"), 3, "Unfinished: /run/x cannot be written (No space left"),
         (
-            OSError("s3://b/k: timed out"),
+            TransientError("s3://b/k: timed out"),
             3,
-            "Unfinished: OSError: s3://b/k: timed out. Run the same command again to continue.",
+            "Unfinished: TransientError: s3://b/k: timed out. Run the same command again to continue.",
         ),
-        (OSError("http://me:hunter2@host: refused"), 3, "Unfinished: OSError: http://***@host: refused."),
+        (OSError("http://me:hunter2@host: refused"), 1, "RunError: OSError: http://***@host: refused."),
         (
             ModuleNotFoundError("", name="vllm.engine"),
             2,

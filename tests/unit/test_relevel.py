@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mpa_ray.config import RunConfig
-from mpa_ray.errors import ConfigError, RunError
+from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
+from mpa_ray.leveling import driver
 from mpa_ray.phases.again import Again
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.level import level_student
 from mpa_ray.records import Annotation, ImageRef, Verdict
 from mpa_ray.report.render_status import render_status
 from mpa_ray.report.status import status
+from mpa_ray.run import ownership
 from mpa_ray.run.parity_export import export_parity
 from mpa_ray.run.run import Run
 from mpa_ray.stages.judge import parity_samples
@@ -53,7 +57,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The folder and the number of samples of each training; no model is trained."""
     done: list[tuple[str, int]] = []
 
-    def fine_tune(run: Run, _: Any, __: Any, ___: str, ____: Any, plan: Any, folder: str, _____: str) -> None:
+    def fine_tune(run: Run, _: Any, __: Any, ___: str, ____: Any, plan: Any, folder: str, *_____: Any) -> None:
         done.append((folder, plan.counts.num_samples))
         run.storage.write(f"{folder}/merged/config.json", str(len(done)).encode())
 
@@ -161,3 +165,67 @@ def test_a_student_with_later_rounds_is_not_trained_again(
     with pytest.raises(ConfigError, match=r"--relevel = 'small': has several rounds"):
         level(config.model_copy(update={"students": students}), relevel=True)
     assert len(trainings) == 1
+
+
+def test_a_second_command_waits_for_the_training_of_the_first(
+    config: RunConfig,
+    run: Run,
+    trainings: list[tuple[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Both trained the student at the same time, and replaced each other's checkpoints and export."""
+    waits = threading.Event()
+    monkeypatch.setattr(ownership, "_POLL_S", 0.01)
+    monkeypatch.setattr(ownership, "_say_waits", lambda *_: waits.set())
+    fine_tune = driver.fine_tune
+    second = threading.Thread(target=level, args=(config,))
+
+    def fine_tune_slowly(*args: Any) -> None:
+        second.start()
+        assert waits.wait(60)
+        fine_tune(*args)
+
+    monkeypatch.setattr(driver, "fine_tune", fine_tune_slowly)
+    level(config)
+    second.join(60)
+    assert not second.is_alive()
+    assert len(trainings) == 1
+    assert "level small: done by another command" in capsys.readouterr().out
+    assert run.read_json("students/small/parity/complete.json") == {"owner": 1}
+
+
+def test_a_command_that_lost_its_training_does_not_complete_it(
+    config: RunConfig, run: Run, trainings: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_slowly(*_: Any) -> None:
+        owner = asdict(ownership.Owner.this_process(2))
+        run.write_json("students/small/parity/owners/2.json", owner)
+
+    monkeypatch.setattr("mpa_ray.phases.level.check_export", check_slowly)
+    with pytest.raises(ownership.LostOwnership):
+        level(config)
+    assert len(trainings) == 1
+    assert not run.is_leveled("small")
+
+
+def test_a_command_with_other_settings_does_not_wait_for_the_training(
+    config: RunConfig, run: Run, trainings: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for hours, only to be refused then."""
+    monkeypatch.setattr(ownership, "_POLL_S", 0.01)
+    first, students = RunContext.from_checked(config), config.students
+    changed = students[0].level.model_copy(update={"learning_rate": 5e-4})
+    other = config.model_copy(update={"students": [students[0].model_copy(update={"level": changed})]})
+
+    def commit_first_samples(*_: Any) -> None:
+        first.run.epoch("students/small/parity").commit(SHARD, [])
+
+    first.begin(writes=["students/small/parity"])
+    monkeypatch.setattr(ownership, "_say_waits", commit_first_samples)
+    with (
+        ownership.owned(run.storage, "students/small/parity", "level small"),
+        pytest.raises(FingerprintMismatch, match=r"level\.learning_rate: was 0\.0001, now 0\.0005"),
+    ):
+        level(other)
+    assert not trainings

@@ -122,14 +122,14 @@ def recorded_error(run: Run, key: PhaseKey) -> str:
 
 def test_a_full_disk_has_room_for_the_record_of_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key, run = PhaseKey("annotate"), Run.open(str(tmp_path))
-    write = LocalStorage.write
+    create = LocalStorage.create
 
-    def write_if_free(storage: LocalStorage, path: str, content: bytes) -> None:
+    def create_if_free(storage: LocalStorage, path: str, content: bytes) -> bool:
         if (tmp_path / ".writable").exists():
             raise CannotWrite(path, "No space left on device")
-        write(storage, path, content)
+        return create(storage, path, content)
 
-    monkeypatch.setattr(LocalStorage, "write", write_if_free)
+    monkeypatch.setattr(LocalStorage, "create", create_if_free)
     assert (tmp_path / ".writable").stat().st_size >= 2**16
     with pytest.raises(CannotWrite, match="rows"), recorded(run, key):
         raise CannotWrite("rows", "No space left on device")

@@ -47,6 +47,7 @@ class Files:
 
     def __init__(self, *contents: Content) -> None:
         self._contents = contents
+        self.moved = None
 
     def read(self, uris: Sequence[str]) -> list[Content]:
         assert len(uris) == len(self._contents)

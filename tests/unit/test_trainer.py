@@ -61,7 +61,7 @@ def trained(folder: Path, level: LevelConfig, checkpoint: Path | None = None) ->
     """Train, and return the stored state and the number of steps that were trained."""
     run = Run(LocalStorage(str(folder / "run")))
     plan = SimpleNamespace(num_steps=NUM_STEPS, retained=range(4))
-    job = cast(TrainingJob, SimpleNamespace(plan=plan, level=level, run=run, folder=FOLDER))
+    job = cast(TrainingJob, SimpleNamespace(plan=plan, level=level, run=run, folder=FOLDER, check_owner=lambda: None))
     data = TrainingData(*(cast(Any, StepsInMemory(num_steps)) for num_steps in (NUM_STEPS, 1, 1)))
     arguments = training_arguments(job, str(folder / "scratch"), on_gpu=False)
     trainer = ParityTrainer(job, data, model=nn.Linear(1, 1, bias=False), args=arguments)

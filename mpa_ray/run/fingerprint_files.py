@@ -1,0 +1,151 @@
+"""The stored fingerprints of a run's datasets.
+
+The first commit to a dataset fixes the dataset's fingerprint: it creates the fingerprint's file, which no other commit
+replaces. Every commit compares its own settings with this file before it creates its marker. So of several commands
+with different settings, only those that agree with the file publish rows, whatever the order of their requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from mpa_ray.errors import ConfigError, FingerprintMismatch
+from mpa_ray.redaction import without_secret_values
+from mpa_ray.run.fingerprint_changes import Fingerprint, changed_fields, changes_in_words, remedy_for_changes
+from mpa_ray.storage.storage import Storage
+from mpa_ray.textual import parse_json
+
+_FOLDER = "fingerprints"
+_SLASH = "@"
+"""Replaces a slash in the name of a fingerprint's file; no dataset's name contains it."""
+
+
+class FingerprintFiles:
+    """Compares the settings of this command with those that the datasets' rows were made with."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._registered: dict[str, Fingerprint] = {}
+        self._digests: dict[str, str] = {}
+        """The digests of files that were compared; no file changes."""
+
+    def register(self, dataset: str, fingerprint: Fingerprint) -> None:
+        """Set the fingerprint of this command's commits to a dataset, and to datasets in folders below it.
+
+        Raises:
+            FingerprintMismatch: the dataset's fingerprint is fixed, and differs.
+        """
+        self.check(dataset, fingerprint)
+        self._registered[dataset] = without_secret_values(fingerprint)
+        self._digests.pop(dataset, None)
+
+    def check(self, dataset: str, fingerprint: Fingerprint, ignoring: str = "") -> bool:
+        """Compare a fingerprint with the fixed one. Returns whether the dataset's fingerprint is fixed.
+
+        Args:
+            dataset: The dataset's folder.
+            fingerprint: The fingerprint of the current settings.
+            ignoring: A field that may differ.
+
+        Raises:
+            FingerprintMismatch: fields differ. The message names them, and shows both values of the first few.
+        """
+        fixed = self.fixed(dataset)
+        if fixed is None:
+            return False
+        # Compare without secrets: a new token does not change what a dataset holds.
+        changed = changed_fields(fixed, without_secret_values(fingerprint))
+        changed.pop(ignoring, None)
+        if changed:
+            problem = f"its dataset {dataset} was made with other settings: {changes_in_words(dataset, changed)}."
+            raise FingerprintMismatch("run_dir", self._storage.root, problem, remedy_for_changes(dataset, changed))
+        return True
+
+    def check_registered(self, folder: str) -> bool:
+        """Compare the registered fingerprint of the dataset in a folder with the fixed one.
+
+        Returns:
+            Whether they are known to agree. False if none is fixed yet, or none is registered.
+
+        Raises:
+            FingerprintMismatch: they differ.
+        """
+        dataset = self._dataset_of(folder)
+        return dataset is not None and (dataset in self._digests or self.check(dataset, self._registered[dataset]))
+
+    def fix(self, folder: str) -> str:
+        """Fix the fingerprint of the dataset in a folder if that has not been done, and return its digest.
+
+        Returns "" if no fingerprint is registered.
+
+        Raises:
+            FingerprintMismatch: a commit with other settings was first.
+            CannotWrite: the file cannot be created.
+        """
+        dataset = self._dataset_of(folder)
+        if dataset is None:
+            return ""
+        if dataset not in self._digests:
+            fingerprint = self._registered[dataset]
+            if not self.check(dataset, fingerprint):
+                content = json.dumps(fingerprint, indent=2, ensure_ascii=False).encode()
+                self._storage.create(_path(dataset), content)
+                # Another command may have created it first.
+                self.check(dataset, fingerprint)
+            self._digests[dataset] = self.digest(dataset)
+        return self._digests[dataset]
+
+    def digest(self, dataset: str) -> str:
+        """The digest of a dataset's fixed fingerprint; "" if it is not fixed."""
+        fixed = self.fixed(dataset)
+        if fixed is None:
+            return ""
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+    def fixed(self, dataset: str) -> Fingerprint | None:
+        """A dataset's fixed fingerprint; None if there is none. Raises ConfigError if its file is damaged."""
+        try:
+            content = self._storage.read(_path(dataset))
+        except FileNotFoundError:
+            return None
+        try:
+            fingerprint: Any = parse_json(content)
+        except ValueError as error:
+            raise self._damaged(dataset, str(error)) from None
+        if not isinstance(fingerprint, dict):
+            raise self._damaged(dataset, "it is not a JSON object")
+        return fingerprint
+
+    def known(self) -> dict[str, Fingerprint]:
+        """The registered and the fixed fingerprints, by dataset. The fixed ones count."""
+        fixed = {dataset: self.fixed(dataset) for dataset in map(_dataset, self._storage.list(_FOLDER))}
+        return {**self._registered, **{name: value for name, value in fixed.items() if value is not None}}
+
+    def only(self, folder: str) -> FingerprintFiles:
+        """The same for the dataset in a folder alone, for another process."""
+        files, dataset = FingerprintFiles(self._storage), self._dataset_of(folder)
+        if dataset is not None:
+            files._registered = {dataset: self._registered[dataset]}
+        return files
+
+    def _dataset_of(self, folder: str) -> str | None:
+        """The registered dataset that a folder is, or is below."""
+        return next((name for name in self._registered if f"{folder}/".startswith(f"{name}/")), None)
+
+    def _damaged(self, dataset: str, problem: str) -> ConfigError:
+        return ConfigError(
+            "run_dir",
+            self._storage.root,
+            f"{_path(dataset)} cannot be read ({problem}).",
+            "Copy the run again, or restore the file.",
+        )
+
+
+def _path(dataset: str) -> str:
+    return f"{_FOLDER}/{dataset.replace('/', _SLASH)}.json"
+
+
+def _dataset(path: str) -> str:
+    return path.removeprefix(f"{_FOLDER}/").removesuffix(".json").replace(_SLASH, "/")

@@ -1,0 +1,215 @@
+"""Work that one command at a time may do, such as a training: its owner, and what becomes of it if the owner dies.
+
+Each owner has a number, one more than that of the owner before it, and creates a file with this number. It changes a
+second file, its heartbeat, every few seconds. Another command may become the next owner once the owner has ended, its
+process is gone from the same machine, or the heartbeat has not changed for a while on the other command's own clock. No
+two clocks are compared. An owner that was only slow finds the file of the next owner before it writes anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import count, takewhile
+from pathlib import Path
+
+from mpa_ray.errors import CannotWrite, Unfinished
+from mpa_ray.observability.progress import say
+from mpa_ray.storage.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+LAPSE_S = 30.0
+"""An owner whose heartbeat does not change for this time has lost its work."""
+_BEAT_S = 5.0
+_POLL_S = 2.0
+_ENDED = b"ended"
+
+
+class LostOwnership(Unfinished):
+    """Another command has taken over the work."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A command that owns, or owned, some work."""
+
+    number: int
+    host: str
+    pid: int
+    process: str = ""
+    """Identifies the process among all processes of all machines; "" where the system does not show enough."""
+    token: str = ""
+    """Differs between all owners. A storage may take a file with the same content for a repeated request."""
+
+    @classmethod
+    def this_process(cls, number: int) -> Owner:
+        return cls(number, socket.gethostname(), os.getpid(), _identity(os.getpid()), uuid.uuid4().hex)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the process is known to have ended. Only the machine that it ran on can know."""
+        system, _, pid = self.process.rpartition("/")[0].rpartition("/")
+        return bool(system) and system == _system() and _identity(int(pid)) != self.process
+
+    def __str__(self) -> str:
+        return f"{self.host} (process {self.pid})"
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """The right to do the work in a folder. It can be sent to other processes."""
+
+    storage: Storage
+    folder: str
+    number: int
+
+    def check(self) -> None:
+        """Call this before every write that the next owner must not lose.
+
+        Raises:
+            LostOwnership: another command owns the work now.
+        """
+        if self.storage.exists(_owner_path(self.folder, self.number + 1)):
+            owner = newest_owner(self.storage, self.folder)
+            raise LostOwnership(
+                f"{self.storage.root}/{self.folder} is continued by {owner}, because this command did not answer for "
+                f"{LAPSE_S:.0f} seconds. Nothing is lost; the same command, run again, waits for the other."
+            )
+
+
+def newest_owner(storage: Storage, folder: str) -> Owner | None:
+    """The last owner of the work in a folder; None if there was none."""
+    numbers = takewhile(lambda number: storage.exists(_owner_path(folder, number)), count(1))
+    number = max(numbers, default=0)
+    return Owner(**json.loads(storage.read(_owner_path(folder, number)))) if number else None
+
+
+@contextmanager
+def owned(
+    storage: Storage, folder: str, label: str, while_waiting: Callable[[], object] = lambda: None
+) -> Iterator[Ownership]:
+    """Own the work in a folder during the block. Waits, with a line on the terminal, while another command owns it.
+
+    Args:
+        storage: The storage of the run.
+        folder: The folder of the work.
+        label: The name of the work on the terminal.
+        while_waiting: Called every few seconds of the wait. Its error ends the wait.
+
+    Raises:
+        CannotWrite: the files of the owner cannot be written.
+    """
+    ownership = take(storage, folder, label, while_waiting)
+    is_over = threading.Event()
+    thread = threading.Thread(target=_keep_beating, args=(ownership, is_over), daemon=True)
+    thread.start()
+    try:
+        yield ownership
+    finally:
+        is_over.set()
+        thread.join()
+        _beat(ownership, _ENDED)
+
+
+def take(
+    storage: Storage,
+    folder: str,
+    label: str,
+    while_waiting: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Ownership:
+    """Become the next owner of the work in a folder as soon as this is allowed.
+
+    Args:
+        storage: The storage of the run.
+        folder: The folder of the work.
+        label: The name of the work on the terminal.
+        while_waiting: See `owned`.
+        clock: Returns the time of this process in seconds.
+        sleep: Waits for some seconds.
+    """
+    last: tuple[int, bytes] | None = None
+    unchanged_since = clock()
+    while True:
+        owner = newest_owner(storage, folder)
+        if owner is not None:
+            beat = (owner.number, _read_beat(storage, folder, owner.number))
+            if beat != last:
+                if last is None or last[0] != owner.number:
+                    _say_waits(owner, beat[1], label)
+                last, unchanged_since = beat, clock()
+            if beat[1] != _ENDED and not owner.is_gone and clock() - unchanged_since < LAPSE_S:
+                while_waiting()
+                sleep(_POLL_S)
+                continue
+        number = owner.number + 1 if owner is not None else 1
+        content = json.dumps(asdict(Owner.this_process(number))).encode()
+        # If another command is faster, the loop continues with that command as the owner.
+        if storage.create(_owner_path(folder, number), content):
+            return Ownership(storage, folder, number)
+
+
+def _say_waits(owner: Owner, beat: bytes, label: str) -> None:
+    if beat != _ENDED and not owner.is_gone:
+        say(f"{label}: {owner} does this already; waiting until it ends, or has not answered for {LAPSE_S:.0f} seconds")
+
+
+def _keep_beating(ownership: Ownership, is_over: threading.Event) -> None:
+    for number in count():
+        _beat(ownership, str(number).encode())
+        if is_over.wait(_BEAT_S):
+            return
+
+
+def _beat(ownership: Ownership, content: bytes) -> None:
+    try:
+        ownership.storage.write(_beat_path(ownership.folder, ownership.number), content)
+    except (CannotWrite, OSError) as error:
+        # If this lasts, another command may take over, which `Ownership.check` finds out.
+        logger.warning("the heartbeat of %s cannot be written: %s", ownership.folder, error)
+
+
+def _read_beat(storage: Storage, folder: str, number: int) -> bytes:
+    try:
+        return storage.read(_beat_path(folder, number))
+    except FileNotFoundError:
+        return b""
+
+
+def _owner_path(folder: str, number: int) -> str:
+    return f"{folder}/owners/{number}.json"
+
+
+def _beat_path(folder: str, number: int) -> str:
+    return f"{folder}/owners/{number}.beat"
+
+
+def _system() -> str:
+    """Identifies the running system and the namespace in which its numbers of processes are unique."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""
+
+
+def _identity(pid: int) -> str:
+    """Identifies a process: its system, its number and when it began; "" if it has ended or the system hides it."""
+    system = _system()
+    try:
+        # The name of the program, in parentheses, may contain spaces.
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return ""
+    started = fields[18]
+    return f"{system}/{pid}/{started}" if system and state != "Z" else ""
