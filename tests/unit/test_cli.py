@@ -596,3 +596,17 @@ def test_a_suggestion_ignores_case_and_completes_words(word: object, meant: str 
 
 def test_a_suggestion_names_each_choice_once() -> None:
     assert did_you_mean("limit", ["limits", "limits", "Limits", "limit"], 3) == "Did you mean limit or limits?"
+
+
+def test_the_package_runs_as_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "mpa_ray", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"mpa-ray {mpa_ray.__version__}\n"), done.stderr
+
+
+def test_an_unknown_engine_is_not_answered_with_the_engine_of_tests(
+    place: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(place("align --config {config} --teacher.engine.kind sglang").split()) == 2
+    error = capsys.readouterr().err
+    assert "Choose one of vllm." in error
+    assert "scripted" not in error
