@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -101,6 +101,8 @@ def _start_ray() -> None:
         # in advance, which take about a second of a core each.
     shows_lines = shows_worker_lines()
     LIBRARY_OUTPUT.redirect()
+    if not shows_lines:
+        _send_warnings_to_stderr()
     # Where standard error is a log file, Ray may write as much as it likes.
     is_quiet = not shows_lines and not LIBRARY_OUTPUT.is_redirected
     try:
@@ -113,6 +115,28 @@ def _start_ray() -> None:
             LIBRARY_OUTPUT.restore()
         raise
     LIBRARY_OUTPUT.keep_in(Path(ray._private.worker._global_node.get_logs_dir_path()))
+
+
+def _send_warnings_to_stderr() -> None:
+    """Let Ray print the warnings of its own processes to standard error, where other lines of libraries go.
+
+    Ray prints them to standard output, even if it does not show the output of workers.
+    """
+    print_line = ray._private.worker.print_to_stdstream
+    if not getattr(print_line, "to_stderr", False):
+        ray._private.worker.print_to_stdstream = _ToStderr(print_line)
+
+
+class _ToStderr:
+    """Ray's function that prints lines of other processes, with another stream."""
+
+    to_stderr = True
+
+    def __init__(self, print_line: Callable[..., None]) -> None:
+        self._print_line = print_line
+
+    def __call__(self, data: dict[str, Any], ignore_prefix: bool) -> None:
+        self._print_line({**data, "is_err": True}, ignore_prefix=ignore_prefix)
 
 
 @contextmanager
