@@ -36,6 +36,12 @@ class Remedy(StrEnum):
     )
     CAUSE = "When this cause is removed, run the same command again to continue."
     """For engines that die, trainings that fail, and limits that are exceeded."""
+    POISON = (
+        "The same command would end again. If these images are good, change the settings of the engine: a changed "
+        "engine visits them again. If not, raise limits.max_poison_images, and they end as kills_engine. Or exclude "
+        "them from the source of a new run."
+    )
+    """For images that kill engines: with the same engine, they are not visited again."""
     UNKNOWN = (
         "This may be a fault of mpa_ray or of a library, and then the same command fails in the same way; the log has "
         "the details."

@@ -44,8 +44,8 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
     if phase not in _WITHOUT_STUDENTS and not isinstance(config, RunConfig):
         problem = "needs a run with source, teacher and students, and this one only measures models."
         raise ConfigError("phase", phase, problem, f"Choose one of {', '.join(_WITHOUT_STUDENTS)}.")
-    from mpa_ray.phases.again import Again
     from mpa_ray.phases.context import RunContext
+    from mpa_ray.phases.repeated_work import Again
     from mpa_ray.phases.resource_needs import check_resources_of
 
     again = Again.of(redo, relevel)
@@ -82,7 +82,7 @@ def align(config: RunConfig, *, redo: str | None = None, relevel: bool = False) 
         problem = "only measures models: it has no source, teacher and students."
         raise ConfigError("config", type(config).__name__, problem, 'Call run_phase(config, "evaluate").')
     from mpa_ray.campaign.campaign import align as align_students
-    from mpa_ray.phases.again import Again
+    from mpa_ray.phases.repeated_work import Again
 
     options = Again.of(redo, relevel)
     _check_cluster()

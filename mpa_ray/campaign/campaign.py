@@ -12,26 +12,26 @@ from mpa_ray.campaign.admission import AdmissionController, Resources
 from mpa_ray.campaign.announcements import ShardAnnouncements
 from mpa_ray.config import (
     EvaluationRunConfig,
+    MeasuredModel,
     ModelConfig,
     ObjectStoreConfig,
     RunConfig,
     StudentConfig,
-    measured_as,
 )
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished, may_pass
 from mpa_ray.models.checkpoints import model_identity, model_settings
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
-from mpa_ray.phases.again import NOTHING_AGAIN, Again
 from mpa_ray.phases.annotate import ListShards, index_and_annotate
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.evaluate import evaluate, predict, predict_group, predict_groups, prepare_benchmarks
 from mpa_ray.phases.identify import engine_groups, identify_group, identify_student
-from mpa_ray.phases.level import level_student
+from mpa_ray.phases.level import check_labelled_sets, level_student
 from mpa_ray.phases.measured_models import measured_models, names_of_student
 from mpa_ray.phases.model_groups import fall_back_to_single
 from mpa_ray.phases.preflight import check_names, check_run, check_student, check_trainable
+from mpa_ray.phases.repeated_work import NOTHING_AGAIN, Again
 from mpa_ray.phases.report import report
 from mpa_ray.phases.resource_needs import check_resources_of, check_resources_of_student
 from mpa_ray.pipeline.run_pass import Admission, record_error
@@ -69,6 +69,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     students = _without(failures, students)
     context = RunContext.from_checked(config, again)
     context.check_moved_source()
+    failures |= _errors_of_students(config, lambda student, _: check_labelled_sets(context, student))
     context.check_unchanged(["corpus", "annotations"])
     failures |= _errors_of_students(config, lambda student, _: context.check_unchanged(_datasets_of(student)))
     students = _without(failures, students)
@@ -201,7 +202,7 @@ class _Campaign:
             self._identify(student, same_model, group, admission)
             for arm in student.arms:
                 level_student(self._context, student, arm, to_train, to_check)
-                self._measure(self._context, student, measured_as(arm), admission)
+                self._measure(self._context, MeasuredModel(student.name, arm), admission)
             self._measure_before(student, group, admission)
             for number in range(2, student.rounds + 1):
                 self._align_again(student, number, to_train, admission, to_check)
@@ -219,12 +220,12 @@ class _Campaign:
         again = next(s for s in context.config.students if s.name == student.name_in(number))
         identify_student(context, again, admission)
         level_student(context, again, "parity", to_train, to_check)
-        for when in ("before", "after"):
-            self._measure(context, again, when, admission)
+        for model in MeasuredModel.all_of(again.name, ["parity"]):
+            self._measure(context, model, admission)
 
-    def _measure(self, context: RunContext[RunConfig], student: StudentConfig, when: str, admission: Admission) -> None:
+    def _measure(self, context: RunContext[RunConfig], model: MeasuredModel, admission: Admission) -> None:
         if context.config.evaluate is not None:
-            predict(context, f"{student.name}.{when}", admission)
+            predict(context, model.name, admission)
 
     def _identify(self, student: StudentConfig, same_model: str, group: EngineGroup, admission: Admission) -> None:
         """Write a student's verdicts and D_PI.
@@ -250,12 +251,13 @@ class _Campaign:
     def _measure_before(self, student: StudentConfig, group: EngineGroup, admission: Admission) -> None:
         """Measure a student before alignment. The first student of a group to get here measures the whole group."""
         if self._context.config.evaluate is not None and len(group.names) > 1:
-            shared = EngineGroup(group.base, {f"{name}.before": adapter for name, adapter in group.adapters.items()})
+            adapters = {MeasuredModel(name, None).name: adapter for name, adapter in group.adapters.items()}
+            shared = EngineGroup(group.base, adapters)
             with self._measured_together[group.names[0]] as is_first:
                 if is_first:
                     with fall_back_to_single(shared):
                         predict_group(self._context, shared, admission)
-        self._measure(self._context, student, "before", admission)
+        self._measure(self._context, MeasuredModel(student.name, None), admission)
 
     def _same_model_and_group(self, student: StudentConfig) -> tuple[str, EngineGroup]:
         """Return the name of the first student with the same model as this student, and the first student's group."""

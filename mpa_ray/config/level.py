@@ -79,11 +79,6 @@ ARMS: Mapping[Arm, ArmDescription] = {
 }
 
 
-def measured_as(arm: Arm) -> str:
-    """The suffix that names the predictions of a student trained on an arm: `after` in `small.after`."""
-    return "after" if arm == "parity" else arm
-
-
 class HoldoutConfig(Settings):
     """Samples that are held out of training to choose the best weights."""
 
@@ -193,6 +188,17 @@ class StudentConfig(ModelConfig):
         if len(set(self.arms)) != len(self.arms):
             raise ValueError("arms: has an arm twice")
         return self
+
+    @property
+    def labelled_sets(self) -> dict[str, BenchmarkConfig]:
+        """The student's labelled sets by their settings, such as `level.replay_from`."""
+        holdout = self.level.holdout
+        sets = {
+            "labels": self.labels,
+            "level.replay_from": self.level.replay_from,
+            "level.holdout.questions": holdout.questions if holdout is not None else None,
+        }
+        return {setting: benchmark for setting, benchmark in sets.items() if benchmark is not None}
 
     def name_in(self, round_number: int) -> str:
         """The student's name in a round; the first round has the number 1."""

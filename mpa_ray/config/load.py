@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -15,9 +16,9 @@ from mpa_ray.config.problems import problem_of, suggestion_for
 from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.config.run import EvaluationRunConfig, RunConfig
 from mpa_ray.config.setting_path import setting_path
+from mpa_ray.config.setting_values import Tree, Word, parsed, read_yaml, unstorable_texts, with_types, yaml_problem
 from mpa_ray.config.settings import Settings
 from mpa_ray.config.source import ObjectStoreConfig
-from mpa_ray.config.words import Tree, Word, parsed, read_yaml, unstorable_texts, with_types, yaml_problem
 from mpa_ray.errors import ConfigError, did_you_mean
 
 ALL_SETTINGS = "`mpa-ray --help-all` lists all settings."
@@ -114,7 +115,7 @@ def _tree(path: str | Path, overrides: Mapping[str, Any]) -> Tree:
         raise ConfigError("overrides", overrides, f"is a {type(overrides).__name__}, not a mapping.", remedy)
     file = str(path)
     try:
-        tree = read_yaml(read_regular_file(Path(path).expanduser()).decode("utf-8-sig"))
+        tree = read_yaml(read_regular_file(Path(os.path.expanduser(path))).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError("--config", file, f"is not UTF-8 ({error.reason}).", "Save it as UTF-8.") from error
     except OSError as error:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
-from mpa_ray.config.engines import ENGINE_CLASSES, ENGINE_KINDS
+from mpa_ray.config.engines import ENGINE_CLASSES
 from mpa_ray.config.setting_path import setting_path, settings_at, similar_settings
 from mpa_ray.config.settings import Settings
 from mpa_ray.errors import did_you_mean
@@ -16,7 +16,9 @@ _NO_MAPPING = ("model_type", "model_attributes_type", "dict_type")
 """Pydantic's types of errors for a plain value in place of a mapping."""
 _NO_LIST = ("list_type", "tuple_type")
 """Pydantic's types of errors for another value in place of a list."""
-_KINDS_FOR_TESTS = {kind for kind, engine in zip(ENGINE_KINDS, ENGINE_CLASSES, strict=True) if engine.for_tests}
+_KINDS_FOR_TESTS = {
+    get_args(engine.model_fields["kind"].annotation)[0] for engine in ENGINE_CLASSES if engine.for_tests
+}
 _PROBLEMS = {
     "extra_forbidden": "is not a setting.",
     "missing": "is required.",

@@ -19,7 +19,7 @@ from mpa_ray.errors import ConfigError, uri_in
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import ImageRef
 from mpa_ray.run.dataset import shard_name
-from mpa_ray.run.left_out import add_left_out, left_out_in_words
+from mpa_ray.run.left_out_counts import add_left_out, left_out_in_words
 from mpa_ray.run.run import CORPUS_MANIFEST, Manifest, Run
 
 _FILTERS = {

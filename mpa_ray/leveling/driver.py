@@ -22,7 +22,7 @@ from mpa_ray.leveling.worker import train
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.pipeline.cluster import check_resources
-from mpa_ray.pipeline.deaths import DeathRecorder
+from mpa_ray.pipeline.death_recorder import DeathRecorder
 from mpa_ray.remedies import what_continues
 from mpa_ray.run.ownership import Ownership
 from mpa_ray.run.phase_record import PhaseKey

@@ -23,7 +23,7 @@ from mpa_ray.leveling.trainer import ParityTrainer, TrainingData
 from mpa_ray.models.chat_template import load_processor
 from mpa_ray.models.checkpoints import local_model
 from mpa_ray.observability.log_context import log_context
-from mpa_ray.pipeline.deaths import current_process
+from mpa_ray.pipeline.death_recorder import current_process
 from mpa_ray.pipeline.training_data import read_images
 
 _LOG_EVERY_STEPS = 5

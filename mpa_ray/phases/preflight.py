@@ -12,20 +12,21 @@ from mpa_ray.config import (
     EvaluationRunConfig,
     LevelConfig,
     LoraConfig,
+    MeasuredModel,
     ModelConfig,
     ObjectStoreConfig,
     RunConfig,
     StudentConfig,
     VllmEngineConfig,
-    measured_as,
     resolve_path,
 )
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.engine.vllm.known_arguments import check_arguments
 from mpa_ray.engine.vllm.version import INSTALL_VLLM
-from mpa_ray.errors import ConfigError, did_you_mean, uri_in
-from mpa_ray.evaluation.benchmarks import BENCHMARKS, question_files
+from mpa_ray.errors import ConfigError, did_you_mean
+from mpa_ray.evaluation.benchmarks import BENCHMARKS
+from mpa_ray.evaluation.labelled_set import LabelledSet
 from mpa_ray.metrics import METRICS
 from mpa_ray.models.checkpoint_files import check_files, check_kind, check_weights
 from mpa_ray.models.checkpoints import adapter_folder, base_of_adapter, model_settings
@@ -81,10 +82,10 @@ def check_task(config: RunConfig) -> None:
 def check_student(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
     """Check the student with this index. Raises ConfigError if it cannot be aligned."""
     check_model(student, f"students.{index}", object_store)
-    check_level(student.level, f"students.{index}.level", Places(object_store))
-    if student.labels is not None:
-        _check_benchmark(student.labels, f"students.{index}.labels", Places(object_store))
-    elif "labels" in student.arms:
+    check_level(student.level, f"students.{index}.level")
+    for setting, benchmark in student.labelled_sets.items():
+        _check_benchmark(benchmark, f"students.{index}.{setting}", Places(object_store))
+    if student.labels is None and "labels" in student.arms:
         raise ConfigError(
             f"students.{index}.labels",
             None,
@@ -124,9 +125,10 @@ def check_names(config: EvaluationRunConfig) -> None:
     if isinstance(config, RunConfig):
         known = {"teacher"} if config.evaluate.teacher else set()
         for student in config.students:
-            known |= {f"{student.name}.{when}" for when in ("before", *map(measured_as, student.arms))}
-            later = [student.name_in(number) for number in range(2, student.rounds + 1)]
-            known |= {f"{name}.{when}" for name in later for when in ("before", measured_as("parity"))}
+            models = MeasuredModel.all_of(student.name, student.arms)
+            for number in range(2, student.rounds + 1):
+                models += MeasuredModel.all_of(student.name_in(number), ["parity"])
+            known |= {model.name for model in models}
     for model in config.evaluate.models:
         # Some file systems ignore case.
         if model.name.lower() in map(str.lower, known):
@@ -159,16 +161,7 @@ def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> 
             "is not a metric.",
             f"{did_you_mean(benchmark.metric, METRICS)} Choose one of {', '.join(METRICS)}.".lstrip(),
         )
-    try:
-        with uri_in("benchmark.path", benchmark.path):
-            for file in question_files(benchmark, places):
-                places.of(file.uri).size(file.uri)
-    except OSError as error:
-        raise ConfigError(
-            f"{field}.path", benchmark.path, f"cannot be read ({error.strerror or error}).", "Check the path."
-        ) from error
-    except ConfigError as error:
-        raise error.with_field(error.field.replace("benchmark.", f"{field}.", 1)) from error
+    LabelledSet(benchmark, field, places).check_files()
 
 
 def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig) -> None:
@@ -233,8 +226,12 @@ def _named(field: str, value: str | None = None, *others: str) -> Iterator[None]
         raise error.with_field(field, value) from error
 
 
-def check_level(config: LevelConfig, field: str, places: Places) -> None:
-    """Check the training settings. Raises ConfigError if one contradicts another, or needs a GPU or a package."""
+def check_level(config: LevelConfig, field: str) -> None:
+    """Check the training settings, without labelled sets.
+
+    Raises:
+        ConfigError: a setting contradicts another, or needs a GPU or a package.
+    """
     if config.accelerator_type is not None and not config.gpus_per_worker:
         raise ConfigError(
             f"{field}.accelerator_type",
@@ -242,17 +239,13 @@ def check_level(config: LevelConfig, field: str, places: Places) -> None:
             "needs a GPU.",
             "Set level.gpus_per_worker, or remove accelerator_type.",
         )
-    if config.replay_from is not None:
-        if not config.replay_share:
-            raise ConfigError(
-                f"{field}.replay_from",
-                config.replay_from.path,
-                "is not used: replay_share is 0.",
-                "Set level.replay_share.",
-            )
-        _check_benchmark(config.replay_from, f"{field}.replay_from", places)
-    if config.holdout is not None and config.holdout.questions is not None:
-        _check_benchmark(config.holdout.questions, f"{field}.holdout.questions", places)
+    if config.replay_from is not None and not config.replay_share:
+        raise ConfigError(
+            f"{field}.replay_from",
+            config.replay_from.path,
+            "is not used: replay_share is 0.",
+            "Set level.replay_share.",
+        )
     if isinstance(config.method, LoraConfig) and config.method.quantize:
         quantize = f"{field}.method.quantize"
         if not config.gpus_per_worker:

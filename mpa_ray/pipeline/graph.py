@@ -27,7 +27,8 @@ from mpa_ray.pipeline.cluster import check_resources, configure_ray_data
 from mpa_ray.pipeline.commit import CommitShard
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.coordination.duplicates import Sighting
-from mpa_ray.pipeline.deaths import DeathRecorder, was_taken_away
+from mpa_ray.pipeline.death_recorder import DeathRecorder, was_taken_away
+from mpa_ray.pipeline.engine_digest import engine_digest
 from mpa_ray.pipeline.fetch import FetchShard, NameShards
 from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, decode_result
 from mpa_ray.pipeline.machine import AUXILIARY_CPUS
@@ -196,6 +197,7 @@ def _start_coordinator(work: Pass[Any], committed: Sequence[str]) -> Any:
         DeathRecorder(work.run_dir, work.reader.object_store, work.key),
         was_taken_away,
         work.target,
+        engine_digest(work),
     )
     if (annotations := work.deduplicated) is not None:
         rows_of_shards = prefetch(lambda shard: annotations.columns(shard, ["image_id", "content_sha256"]), committed)

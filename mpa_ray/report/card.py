@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from mpa_ray.config import ARMS, Arm, RunConfig, StudentConfig, measured_as
+from mpa_ray.config import ARMS, Arm, MeasuredModel, RunConfig, StudentConfig
 from mpa_ray.evaluation.scores import Scores
 from mpa_ray.models.hub import split_revision
 from mpa_ray.records import EpochCounts
@@ -71,8 +71,7 @@ def _score_lines(student: str, arm: Arm, scores: Scores) -> list[str]:
 
 def _score_rows(student: str, arm: Arm, scores: Scores) -> Iterator[str]:
     for benchmark, scored in scores.items():
-        before = scored.models.get(f"{student}.before")
-        after = scored.models.get(f"{student}.{measured_as(arm)}")
+        before, after = (scored.models.get(model.name) for model in MeasuredModel.all_of(student, [arm]))
         if before is not None and after is not None:
             yield (
                 f"| {benchmark} | {scored.metric.name} | {before.overall.num_questions} | "

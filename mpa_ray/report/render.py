@@ -27,7 +27,7 @@ from mpa_ray.report.student import StudentSummary
 from mpa_ray.report.summary import EvaluationSummary, PhaseSummary, ReportSummary
 from mpa_ray.report.teacher import TeacherSummary
 from mpa_ray.report.training import TrainingSummary
-from mpa_ray.run.left_out import left_out_in_words
+from mpa_ray.run.left_out_counts import left_out_in_words
 from mpa_ray.stages.image_work import unless_changed
 
 _THUMBNAIL_PIXELS = 160 * 160

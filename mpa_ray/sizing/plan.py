@@ -8,6 +8,7 @@ from dataclasses import replace
 from mpa_ray.config import ModelConfig, PlanConfig, RunConfig, StudentConfig
 from mpa_ray.errors import ConfigError, did_you_mean
 from mpa_ray.models.gpus import GPUS
+from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.sizing.memory import MemoryCheck, check_engine, check_training
 from mpa_ray.sizing.models import Models, first_of_same_model
@@ -84,7 +85,8 @@ def _check_engine(name: str, model: ModelConfig, models: Models) -> MemoryCheck:
 
 
 def _check_training(student: StudentConfig, models: Models) -> MemoryCheck:
-    name, gpu, memory_gib = f"level {student.name}", models.gpu_name(student), models.gpu_memory_gib(student)
+    name = PhaseKey("level", student.name).label
+    gpu, memory_gib = models.gpu_name(student), models.gpu_memory_gib(student)
     sizes, image_tokens = models.architecture(student), models.image_tokens(student)
     if not student.level.gpus_per_worker:
         return MemoryCheck(name, "not checked", detail="it trains on CPUs")

@@ -26,7 +26,7 @@ from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.identify import identify
 from mpa_ray.phases.index import index
 from mpa_ray.phases.report import report
-from mpa_ray.pipeline.deaths import current_process, was_taken_away
+from mpa_ray.pipeline.death_recorder import current_process, was_taken_away
 from mpa_ray.pipeline.run_pass import Outstanding, run_missing
 from mpa_ray.report.render_status import render_status
 from mpa_ray.report.status import status
@@ -179,6 +179,20 @@ def test_more_images_that_kill_engines_than_the_limit_end_the_run(
     assert "This run is not finished.</b> Missing: annotate, identify small" in page
     assert last_error in page
     assert f"{last.log}" in page
+
+
+def test_a_fixed_engine_continues_a_run_that_images_which_kill_engines_have_ended(images: Path, tmp_path: Path) -> None:
+    tree = scripted_tree(images, tmp_path / "run", die_on=["000.png"])
+    tree["source"]["limit"] = 4
+    tree["limits"] = {"max_image_deaths": 1, "max_poison_images": 0}
+    ended = r"1 image of shard 000000 killed engines, more than.*scripted to die on 000.png.*The same command would end"
+    for _ in range(2):
+        with pytest.raises(RunError, match=ended):
+            identified(tree)
+        # The second command visits no image.
+        assert deaths(Run.open(tree["run_dir"]).storage).total == 2
+    tree["teacher"]["engine"]["die_on"] = []
+    assert audit(identified(tree)[1]).to_json()["failed"] == {}
 
 
 def test_an_engine_whose_process_is_killed_while_it_starts_ends_the_run(images: Path, tmp_path: Path) -> None:

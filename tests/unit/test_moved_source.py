@@ -35,7 +35,7 @@ from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
 from mpa_ray.run.run import Run
 from mpa_ray.tasks.library import TASKS
 from tests.conftest import scripted_tree
-from tests.s3_server import CREDENTIALS, client, s3_server
+from tests.s3_server import client, s3_server_of_user
 from tests.sources import (
     KINDS,
     Maker,
@@ -51,9 +51,7 @@ CONTENTS = [f"the content of image {number}".encode() for number in range(NUM_IM
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
+    with s3_server_of_user() as endpoint:
         yield endpoint
 
 

@@ -29,14 +29,12 @@ from mpa_ray.storage.object_store import ObjectStore
 from mpa_ray.storage.request_pace import Outage, RequestPace, short_first_contact
 from tests.conftest import scripted_tree
 from tests.refusing_proxy import Refusal, RefusingProxy
-from tests.s3_server import CREDENTIALS, client, s3_server
+from tests.s3_server import CREDENTIALS, client, s3_server_of_user
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
+    with s3_server_of_user() as endpoint:
         client(endpoint).put_object(Bucket="bucket", Key="image.png", Body=b"0123456789")
         yield endpoint
 

@@ -115,7 +115,7 @@ def test_no_other_place_promises_that_the_same_command_continues() -> None:
     """Texts that are written elsewhere name a command that does more, or what comes first."""
     allowed = {
         "campaign/campaign.py": 2,  # decided by `continues_at_once`
-        "phases/again.py": 1,  # the same command with --redo
+        "phases/repeated_work.py": 1,  # the same command with --redo
         "run/ownership.py": 1,  # waits for another command
         "pipeline/cluster_address.py": 1,  # when the cluster answers
         "cli/run_job.py": 1,  # the help about exit codes
