@@ -46,10 +46,17 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
         raise ConfigError("phase", phase, problem, f"Choose one of {', '.join(_WITHOUT_STUDENTS)}.")
     from mpa_ray.phases.context import RunContext
     from mpa_ray.phases.repeated_work import Again
+    from mpa_ray.phases.resource_needs import check_resources_of
 
     again = Again.of(redo, relevel)
     if phase in _WITH_MODELS:
         _check_cluster()
+    check_resources_of(config, phase)
+    if phase == "report":
+        # A report of nothing would begin a run.
+        from mpa_ray.api.run_view import open_run
+
+        open_run(config.run_dir, config.object_store)
     context = RunContext.open(config, again)
     _function_of(phase)(context)
     context.failures.check()

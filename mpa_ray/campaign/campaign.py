@@ -33,10 +33,12 @@ from mpa_ray.phases.model_groups import fall_back_to_single
 from mpa_ray.phases.preflight import check_names, check_run, check_student, check_trainable
 from mpa_ray.phases.repeated_work import NOTHING_AGAIN, Again
 from mpa_ray.phases.report import report
+from mpa_ray.phases.resource_needs import check_resources_of, check_resources_of_student
 from mpa_ray.pipeline.run_pass import Admission, record_error
 from mpa_ray.remedies import continues_at_once
 from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.run import Run
 from mpa_ray.sizing.architecture import architecture_of
 
 _CPUS_FOR_SMALL_TASKS = 1.0
@@ -62,11 +64,14 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     students = _without(failures, config.students)
     check_names(config)
     check_run(config.model_copy(update={"students": students}))
+    check_resources_of(config.model_copy(update={"students": students}), "align")
     failures |= _errors_of_students(config, partial(check_trainable, object_store=config.object_store))
     students = _without(failures, students)
     context = RunContext.from_checked(config, again)
     context.check_moved_source()
     failures |= _errors_of_students(config, lambda student, _: check_labelled_sets(context, student))
+    context.check_unchanged(["corpus", "annotations"])
+    failures |= _errors_of_students(config, lambda student, _: context.check_unchanged(_datasets_of(student)))
     students = _without(failures, students)
     for name, error in failures.items():
         say(f"WARNING: {name} is left out: {error}")
@@ -114,8 +119,13 @@ def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exce
 
 def _check_alone(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
     check_student(student, index, object_store)
+    check_resources_of_student(student, index)
     # Reading the identity also checks that a model at s3:// exists.
     model_identity(student.model, object_store)
+
+
+def _datasets_of(student: StudentConfig) -> list[str]:
+    return [Run.verdicts_dir(student.name), *(Run.student_dir(student.name, arm) for arm in student.arms)]
 
 
 def _errors_of_students(config: RunConfig, check: Callable[[StudentConfig, int], None]) -> dict[str, Exception]:
@@ -151,6 +161,7 @@ class _Campaign:
         names = [student.name for student in students]
         self._identified = {name: threading.Event() for name in names}
         self._measured_together = {name: _Once() for name in names}
+        self._trainings_checked = _Once()
         self._failures: dict[str, Exception] = {}
         self._teacher_error: BaseException | None = None
         self._access_lost: AccessLost | None = None
@@ -297,11 +308,24 @@ class _Campaign:
 
     @contextmanager
     def _admitted(self, need: Resources, size: float) -> Iterator[None]:
+        with self._trainings_checked as is_first:
+            if is_first:
+                self._check_trainings()
         with self._controller.admitted(need, size):
             if self._access_lost is not None:
                 # Running phases end at their next request to the store. Start no further phase.
                 raise self._access_lost
             yield
+
+    def _check_trainings(self) -> None:
+        """Compare the trainings with the cluster before the first pass, since they begin only after hours of passes."""
+        from mpa_ray.pipeline.cluster import check_resources, start_ray
+
+        start_ray()
+        for index, student in enumerate(self._students):
+            level, field = student.level, f"students.{index}.level"
+            fields = f"{field}.cpus_per_worker, {field}.gpus_per_worker"
+            check_resources(fields, level.cpus_per_worker, level.gpus_per_worker)
 
     def _record(self, name: str, error: Exception, warning: str) -> None:
         """Record the error of a thread and print a warning. An AccessLost ends the whole command instead."""

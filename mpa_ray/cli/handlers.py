@@ -39,6 +39,9 @@ def _config_file(arguments: Arguments) -> str:
 
 
 def _open_run(arguments: Arguments) -> Run:
+    if arguments.argument is None and (file := arguments.settings.get("config")) is not None:
+        problem = "is not an option of this command, which takes a run directory."
+        raise ConfigError("--config", file, problem, "Give the run_dir that the file sets.")
     if arguments.argument is None:
         raise ConfigError("RUN", None, "is required.", "Give a run directory, such as runs/mine or s3://bucket/run.")
     from mpa_ray.config import load_object_store

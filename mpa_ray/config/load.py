@@ -43,7 +43,15 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
     """
-    return _validated(RunConfig, _tree(path, {} if overrides is None else overrides))
+    tree = _tree(path, {} if overrides is None else overrides)
+    if "evaluate" in tree and not _is_whole(tree):
+        raise ConfigError(
+            "--config",
+            str(path),
+            "has no source, teacher and students, so it only measures models.",
+            "Use mpa-ray evaluate, or add them.",
+        )
+    return _validated(RunConfig, tree)
 
 
 def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None) -> EvaluationRunConfig:
@@ -61,8 +69,11 @@ def parse_config(tree: Tree) -> EvaluationRunConfig:
     Raises:
         ConfigError: a key is unknown, or a value is out of range.
     """
-    is_whole = any(get_close_matches(str(key), _OF_WHOLE_RUN, cutoff=_CUTOFF) for key in tree)
-    return _validated(RunConfig if is_whole else EvaluationRunConfig, tree)
+    return _validated(RunConfig if _is_whole(tree) else EvaluationRunConfig, tree)
+
+
+def _is_whole(tree: Tree) -> bool:
+    return any(get_close_matches(str(key), _OF_WHOLE_RUN, cutoff=_CUTOFF) for key in tree)
 
 
 def load_object_store(overrides: Mapping[str, str]) -> ObjectStoreConfig:

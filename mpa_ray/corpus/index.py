@@ -134,7 +134,7 @@ def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str
     left_out: Counter[str] = Counter()
     last: ImageRef | None = None
     shards: Iterator[ListedShard] | None = None
-    with Progress("index", config.limit, "images", says_end=False) as progress:
+    with Progress("index", config.limit, "images", says_end=False, is_limit=True) as progress:
         while config.limit is None or num_images < config.limit:
             name, listed = shard_name(num_shards), None
             if not run.corpus.is_committed(name):

@@ -122,6 +122,22 @@ class RunContext(Generic[ConfigT_co]):
         field = f"students.{index_of(student, cast(RunConfig, self.configured))}.{setting}"
         return LabelledSet(student.labelled_sets[setting], field, self.places)
 
+    def _identity_of_labelled(self, student: StudentConfig, setting: str) -> Fingerprint:
+        return self.labelled_set(student, setting).identity()
+
+    def check_unchanged(self, datasets: Sequence[str]) -> None:
+        """Compare the settings with those that the run's datasets were made with, before anything starts.
+
+        Raises:
+            ConfigError: a dataset was begun with other settings.
+        """
+        if isinstance(self.config, RunConfig):
+            config, labelled = as_indexed(self.config, self.run), self._identity_of_labelled
+            for dataset in datasets:
+                # Labelled sets are read only if their identity is compared.
+                if self.run.fingerprints.fixed(dataset) is not None:
+                    self.run.check_fingerprint(dataset, of_dataset(config, self.task, dataset, labelled))
+
     def begin(self, writes: Sequence[str] = (), reads: Sequence[str] = ()) -> None:
         """Compare the settings with those that the run's datasets were made with, then record them in run.json.
 
@@ -132,12 +148,8 @@ class RunContext(Generic[ConfigT_co]):
         Raises:
             ConfigError: a dataset was begun with other settings; run.json is then unchanged.
         """
-
-        def labelled(student: StudentConfig, setting: str) -> Fingerprint:
-            return self.labelled_set(student, setting).identity()
-
         if isinstance(self.config, RunConfig):
-            config = as_indexed(self.config, self.run)
+            config, labelled = as_indexed(self.config, self.run), self._identity_of_labelled
             for dataset in reads:
                 self.run.check_fingerprint(dataset, of_dataset(config, self.task, dataset, labelled))
             for dataset in writes:

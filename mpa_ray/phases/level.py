@@ -81,8 +81,9 @@ def level_student(
         admission_to_check: Makes the context manager in which the check runs.
 
     Raises:
+        ConfigError: the student has no D_PI yet.
         LostOwnership: another command has taken over the training.
-        RunError: the student has no D_PI yet, the training failed, or the exported model answers differently in its
+        RunError: the training failed, or the exported model answers differently in its
             engine than in transformers.
     """
     key = PhaseKey("level", student.name, arm)
@@ -174,12 +175,14 @@ def _check_parity(context: RunContext[RunConfig], student: str) -> str:
     """Return the version of the verdicts that the student's D_PI was exported from.
 
     Raises:
-        RunError: there is no D_PI, or annotations or verdicts have been made again since it was exported.
+        ConfigError: there is no D_PI yet.
+        RunError: annotations or verdicts have been made again since it was exported.
     """
     run = context.run
     version = run.parity_version(student)
     if version is None:
-        raise RunError(f"{student} has no parity samples yet: run mpa-ray identify.")
+        problem = f"has no parity samples of {student} yet."
+        raise ConfigError("run_dir", run.storage.root, problem, "Run mpa-ray identify first.")
     verdicts = run.verdicts(student)
     if version != verdicts.version() or outdated(verdicts, run.annotations, run.manifest().shards):
         raise RunError(f"the parity samples of {student} are older than its verdicts: run mpa-ray identify.")

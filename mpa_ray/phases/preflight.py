@@ -17,10 +17,12 @@ from mpa_ray.config import (
     ObjectStoreConfig,
     RunConfig,
     StudentConfig,
+    VllmEngineConfig,
     resolve_path,
 )
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.engine.vllm.known_arguments import check_arguments
 from mpa_ray.engine.vllm.version import INSTALL_VLLM
 from mpa_ray.errors import ConfigError, did_you_mean
 from mpa_ray.evaluation.benchmarks import BENCHMARKS
@@ -29,8 +31,11 @@ from mpa_ray.metrics import METRICS
 from mpa_ray.models.checkpoint_files import check_files, check_kind, check_weights
 from mpa_ray.models.checkpoints import adapter_folder, base_of_adapter, model_settings
 from mpa_ray.models.hub import is_hub_name
+from mpa_ray.observability.progress import say
 from mpa_ray.pipeline.cluster_address import cluster_address
 from mpa_ray.tasks.library import find_task
+
+_HUB_PREFIXES = ("https://huggingface.co/", "http://huggingface.co/", "https://hf.co/", "huggingface.co/")
 
 
 def check_config(config: EvaluationRunConfig) -> None:
@@ -53,7 +58,8 @@ def check_run(config: RunConfig) -> None:
         ConfigError: a setting is wrong; the error names the first such setting.
     """
     check_task(config)
-    check_source(config.source, Places(config.object_store))
+    with _named("source.path", config.source.path, "object_store"):
+        check_source(config.source, Places(config.object_store))
     check_model(config.teacher, "teacher", config.object_store)
     for index, student in enumerate(config.students):
         check_student(student, index, config.object_store)
@@ -165,6 +171,8 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
     # With a cluster, engines run on its nodes, and the machine of the driver may have no engine installed.
     if config.engine.package is not None and cluster_address() is None:
         _check_engine_package(config.engine.kind, config.engine.package, field)
+    if isinstance(config.engine, VllmEngineConfig):
+        _check_arguments(config.engine, f"{field}.engine.engine_args")
     if config.min_pixels > config.max_pixels:
         raise ConfigError(
             f"{field}.min_pixels",
@@ -174,6 +182,16 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
         )
     has_weights = config.engine.loads_hugging_face_weights
     _check_checkpoint(config.model, f"{field}.model", object_store, has_weights=has_weights)
+
+
+def _check_arguments(engine: VllmEngineConfig, field: str) -> None:
+    try:
+        check_arguments(engine.engine_args, field)
+    except ConfigError as error:
+        if cluster_address() is None:
+            raise
+        # The cluster's nodes may have another version of vLLM.
+        say(f"WARNING: {error}")
 
 
 def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig, *, has_weights: bool = True) -> None:
@@ -198,14 +216,14 @@ def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig, *
 
 
 @contextmanager
-def _named(field: str) -> Iterator[None]:
-    """Name the setting in errors about a model; an error about the store keeps its own setting."""
+def _named(field: str, value: str | None = None, *others: str) -> Iterator[None]:
+    """Name the setting in errors about a model or a URI, and in those about the other fields."""
     try:
         yield
     except ConfigError as error:
-        if error.field not in ("model", "uri"):
+        if error.field not in ("model", "uri", *others):
             raise
-        raise error.with_field(field) from error
+        raise error.with_field(field, value) from error
 
 
 def check_level(config: LevelConfig, field: str) -> None:
@@ -264,6 +282,10 @@ def _neighbours(model: str) -> list[str]:
 
 
 def _check_hub_name(model: str, field: str) -> None:
+    for prefix in _HUB_PREFIXES:
+        if model.startswith(prefix):
+            name = "/".join(model.removeprefix(prefix).split("/")[:2])
+            raise ConfigError(field, model, "is a URL of the hub, not a name.", f"Write {name}.")
     if not is_hub_name(model):
         remedy = did_you_mean(model, _neighbours(model), 3)
         remedy = (

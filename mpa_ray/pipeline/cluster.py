@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,15 +24,13 @@ from mpa_ray.observability.library_output import LIBRARY_OUTPUT, shows_library_l
 from mpa_ray.observability.progress import say
 from mpa_ray.pipeline.autoscaler import use_whole_cluster
 from mpa_ray.pipeline.cluster_address import check_cluster, cluster_address
+from mpa_ray.pipeline.machine import num_local_cpus
 from mpa_ray.pipeline.ray_watcher import ends_with_this_process
 from mpa_ray.remedies import Remedy
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Environment variables that keep glibc from returning every large tensor to the system. Without them, a training step
 on a CPU takes several times as long, and most of that time goes to page faults."""
-
-AUXILIARY_CPUS = 0.25
-"""The CPUs that Ray reserves for a task that reads or writes files. They are few, because such a task mostly waits."""
 
 _JOIN_S = 120.0
 """The time limit for joining a cluster that answers."""
@@ -98,13 +96,13 @@ def _start_ray() -> None:
     where: dict[str, Any] = {"runtime_env": {"env_vars": variables}}
     is_local = cluster_address() is None
     if is_local:
-        # One engine and the small tasks around it must fit side by side even on one core.
-        num_cpus = max(2, len(os.sched_getaffinity(0))) + 1
-        where = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
+        where = {"address": "local", "num_cpus": num_local_cpus(), "include_dashboard": False}
         # Ray's local processes inherit the variables. A runtime environment would not use the processes that Ray starts
         # in advance, which take about a second of a core each.
     shows_lines = shows_worker_lines()
     LIBRARY_OUTPUT.redirect()
+    if not shows_lines:
+        _send_warnings_to_stderr()
     # Where standard error is a log file, Ray may write as much as it likes.
     is_quiet = not shows_lines and not LIBRARY_OUTPUT.is_redirected
     try:
@@ -117,6 +115,28 @@ def _start_ray() -> None:
             LIBRARY_OUTPUT.restore()
         raise
     LIBRARY_OUTPUT.keep_in(Path(ray._private.worker._global_node.get_logs_dir_path()))
+
+
+def _send_warnings_to_stderr() -> None:
+    """Let Ray print the warnings of its own processes to standard error, where other lines of libraries go.
+
+    Ray prints them to standard output, even if it does not show the output of workers.
+    """
+    print_line = ray._private.worker.print_to_stdstream
+    if not getattr(print_line, "to_stderr", False):
+        ray._private.worker.print_to_stdstream = _ToStderr(print_line)
+
+
+class _ToStderr:
+    """Ray's function that prints lines of other processes, with another stream."""
+
+    to_stderr = True
+
+    def __init__(self, print_line: Callable[..., None]) -> None:
+        self._print_line = print_line
+
+    def __call__(self, data: dict[str, Any], ignore_prefix: bool) -> None:
+        self._print_line({**data, "is_err": True}, ignore_prefix=ignore_prefix)
 
 
 @contextmanager

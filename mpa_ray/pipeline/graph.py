@@ -23,7 +23,7 @@ from mpa_ray.engine.build import images_in_flight
 from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.progress import say
-from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, check_resources, configure_ray_data
+from mpa_ray.pipeline.cluster import check_resources, configure_ray_data
 from mpa_ray.pipeline.commit import CommitShard
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.coordination.duplicates import Sighting
@@ -31,6 +31,7 @@ from mpa_ray.pipeline.death_recorder import DeathRecorder, was_taken_away
 from mpa_ray.pipeline.engine_digest import engine_digest
 from mpa_ray.pipeline.fetch import FetchShard, NameShards
 from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, decode_result
+from mpa_ray.pipeline.machine import AUXILIARY_CPUS
 from mpa_ray.pipeline.model_actor import ModelActor
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
 from mpa_ray.pipeline.settings_watch import SettingsWatch

@@ -13,7 +13,8 @@ from ray.data import Dataset, TaskPoolStrategy
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.errors import TransientError
 from mpa_ray.imaging.decode import ImageProblem
-from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, configure_ray_data
+from mpa_ray.pipeline.cluster import configure_ray_data
+from mpa_ray.pipeline.machine import AUXILIARY_CPUS
 from mpa_ray.records import Reason
 from mpa_ray.stages.image_work import unless_changed
 

@@ -24,17 +24,22 @@ def changed_fields(old: Fingerprint, new: Fingerprint) -> ChangedFields:
     return {name: (old.get(name), new.get(name)) for name in names if _plain(old.get(name)) != _plain(new.get(name))}
 
 
-def changes_in_words(changed: ChangedFields) -> str:
-    """Name the fields that differ, and show both values of the first few."""
+def changes_in_words(dataset: str, changed: ChangedFields) -> str:
+    """Name the settings that differ, and show both values of the first few."""
     # Short values come first: the name of a task says more than the prompts that differ because of it.
     fields = sorted(changed, key=lambda field: max(len(repr(value)) for value in changed[field]))
     parts = []
     for field in fields[:_NUM_CHANGES_SHOWN]:
         old, new = _cut_to_difference(*map(repr, changed[field]))
-        parts.append(f"{field}: was {old}, now {new}")
+        parts.append(f"{_setting(dataset, field)}: was {old}, now {new}")
     if rest := fields[_NUM_CHANGES_SHOWN:]:
-        parts.append(f"also {', '.join(rest)}")
+        parts.append(f"also {', '.join(_setting(dataset, field) for field in rest)}")
     return "; ".join(parts)
+
+
+def _setting(dataset: str, field: str) -> str:
+    """The name under which a configuration sets a field. In the fingerprint of the corpus, `source.` is left out."""
+    return f"source.{field}" if dataset == "corpus" and field != "algorithm_version" else field
 
 
 def _cut_to_difference(old: str, new: str) -> tuple[str, str]:

@@ -31,7 +31,7 @@ def size_run(config: RunConfig) -> Sizing:
         raise ConfigError("plan.gpu", plan.gpu, "is not a known kind of GPU.", remedy.lstrip())
     measured = RunRates()
     if plan.from_run is not None:
-        measured = RunRates.of_run(Run(open_storage(plan.from_run, config.object_store)))
+        measured = _rates_of(plan.from_run, config)
         notes += changed_settings(config, measured.config)
     if any(student.rounds > 1 for student in config.students):
         notes.append("rounds: only the first round of each student is included")
@@ -40,6 +40,14 @@ def size_run(config: RunConfig) -> Sizing:
     phases = PhaseSizer(config, plan, workload, measured, models, notes).phases()
     checks = list(check_memory(config, measured, models))
     return Sizing(phases, checks, notes, plan.gpu_hour_price)
+
+
+def _rates_of(run_dir: str, config: RunConfig) -> RunRates:
+    """Read the rates of `plan.from_run`, and name this setting in errors about the directory."""
+    try:
+        return RunRates.of_run(Run(open_storage(run_dir, config.object_store)))
+    except ConfigError as error:
+        raise (error.with_field("plan.from_run") if error.field == "run_dir" else error) from error
 
 
 def _settings_of_models(config: RunConfig) -> dict[str, str]:

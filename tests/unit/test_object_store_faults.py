@@ -13,19 +13,21 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from mpa_ray.cli.run_job import run_job
-from mpa_ray.config import ObjectStoreConfig, SourceConfig
+from mpa_ray.config import ObjectStoreConfig, RunConfig, SourceConfig
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.local import LocalPlace
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import AccessLost, CannotWrite, ConfigError, NoSuchBucket, TransientError, Unfinished
 from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.phases.preflight import check_run
 from mpa_ray.records import Reason
 from mpa_ray.run.run import Run
 from mpa_ray.storage import object_store
 from mpa_ray.storage.faults import Fault, fault_of
 from mpa_ray.storage.object_store import ObjectStore
 from mpa_ray.storage.request_pace import Outage, RequestPace, short_first_contact
+from tests.conftest import scripted_tree
 from tests.refusing_proxy import Refusal, RefusingProxy
 from tests.s3_server import CREDENTIALS, client, s3_server_of_user
 
@@ -159,6 +161,9 @@ def test_missing_credentials_are_a_wrong_set_up(server: str, monkeypatch: pytest
     started = time.monotonic()
     with pytest.raises(ConfigError, match=r"object_store = 's3://bucket/image\.png'.*AWS_ACCESS_KEY_ID"):
         ObjectStore(config).get("bucket", "image.png")
+    tree = scripted_tree(tmp_path, tmp_path / "run") | {"object_store": config, "source": {"path": "s3://bucket/x"}}
+    with pytest.raises(ConfigError, match=r"^source\.path = 's3://bucket/x': cannot be accessed.*AWS_ACCESS_KEY_ID"):
+        check_run(RunConfig.model_validate(tree))
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     object_store._session.cache_clear()
     with pytest.raises(ConfigError, match="nobody"):
