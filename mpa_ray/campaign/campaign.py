@@ -34,6 +34,7 @@ from mpa_ray.phases.preflight import check_names, check_run, check_student, chec
 from mpa_ray.phases.repeated_work import NOTHING_AGAIN, Again
 from mpa_ray.phases.report import report
 from mpa_ray.phases.resource_needs import check_resources_of, check_resources_of_student
+from mpa_ray.pipeline.cluster_address import cluster_address
 from mpa_ray.pipeline.run_pass import Admission, record_error
 from mpa_ray.remedies import continues_at_once
 from mpa_ray.run.fingerprint import verdict_fingerprint
@@ -318,7 +319,12 @@ class _Campaign:
             yield
 
     def _check_trainings(self) -> None:
-        """Compare the trainings with the cluster before the first pass, since they begin only after hours of passes."""
+        """Compare the trainings with the cluster before the first pass, since they begin only after hours of passes.
+
+        Where the command starts Ray, `align` has compared them with the machine.
+        """
+        if cluster_address() is None:
+            return
         from mpa_ray.pipeline.cluster import check_resources, start_ray
 
         start_ray()

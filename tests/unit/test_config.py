@@ -102,7 +102,7 @@ def test_a_whole_number_may_have_any_notation(tree: dict[str, Any], tmp_path: Pa
         ({"source.include_hidden": "maybe"}, "source.include_hidden = 'maybe': is neither true nor false."),
         ({"source.extensions": [1]}, "source.extensions.0 = 1: is not text."),
         ({"teacher.engine": {"kind": "vlm"}}, "teacher.engine = {'kind': 'vlm'}: has an unknown `kind`. Did you mean"),
-        ({"teacher.engine": {"kind": "x"}}, "has an unknown `kind`. Choose one of vllm, scripted."),
+        ({"teacher.engine": {"kind": "x"}}, "has an unknown `kind`. Choose one of vllm."),
         ({"annotate.reply": "yaml"}, "annotate.reply = 'yaml': is not one of 'free' or 'json'."),
     ],
 )
