@@ -43,7 +43,7 @@ from benchmarks.bundled_world import (
     tree_of,
     write_results,
 )
-from mpa_ray.config import Arm, measured_as
+from mpa_ray.config import Arm
 from mpa_ray.demo.world import FAMILIES
 from mpa_ray.observability.progress import say
 from mpa_ray.records import EpochCounts
@@ -95,7 +95,7 @@ def measure(seed: int, num_images: int, folder: Path) -> list[dict[str, Any]]:
                 "num_samples": counts.num_samples,
                 "training_s": record.wall_s,
                 "families_inside": sorted(inside),
-                **measured(scores, f"{student}.before", f"{student}.{measured_as(arm)}", inside),
+                **measured(scores, student, arm, inside),
             }
         )
     return rows

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from mpa_ray.config import Arm, MeasuredModel
 from mpa_ray.demo.world import FAMILIES
 from mpa_ray.records import ParitySample
 
@@ -73,15 +74,18 @@ def inside_of(parity: list[ParitySample]) -> set[str]:
     return {name for name in FAMILIES if counts[name] >= _INSIDE * len(parity)}
 
 
-def measured(scores: dict[str, Any], before: str, after: str, inside: set[str]) -> dict[str, float]:
-    """Exact match of two models in %: over all questions, over families inside D_PI and over those outside it.
+def measured(scores: dict[str, Any], student: str, arm: Arm, inside: set[str]) -> dict[str, float]:
+    """Exact match of a student before and after training in %.
+
+    The keys begin with the part: all questions, those of families inside D_PI, or those of families outside it.
 
     Args:
         scores: The content of `scores.json`.
-        before: The name of the model before training.
-        after: The name of the model after training.
+        student: The name of the student.
+        arm: The arm that the student is trained on.
         inside: The families inside D_PI.
     """
+    before, after = (model.name for model in MeasuredModel.all_of(student, [arm]))
     models = scores[BENCHMARK]["models"]
     parts = {"": ["all"], "inside_": _families(inside), "outside_": _families(set(FAMILIES) - inside)}
     return {

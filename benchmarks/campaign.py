@@ -53,11 +53,11 @@ from benchmarks.bundled_world import (
     write_results,
 )
 from benchmarks.process_tree import ProcessTree
-from mpa_ray.models.checkpoints import CACHE_VARIABLE
 from mpa_ray.observability.progress import clock, say
 from mpa_ray.report.status import status
 from mpa_ray.run.phase_record import PhaseKey, phase_records
 from mpa_ray.run.run import Run
+from mpa_ray.storage.user_cache import CACHE_VARIABLE
 
 REPLAYED = {**LORA, "replay_share": 0.5}
 ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {

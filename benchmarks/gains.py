@@ -73,7 +73,7 @@ def measure(seed: int, num_images: int, folder: Path) -> list[dict[str, Any]]:
                 "student": name,
                 "num_parity": len(parity),
                 "families_inside": sorted(inside),
-                **measured(scores, f"{name}.before", f"{name}.after", inside),
+                **measured(scores, name, "parity", inside),
                 "retained": state.retained.to_json(),
             }
         )

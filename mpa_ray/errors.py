@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -36,7 +37,7 @@ class ConfigError(Exception):
     """
 
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
-        self.field, self._rest = field, (value, problem, remedy)
+        self.field, self.value, self._rest = field, value, (value, problem, remedy)
         # Secrets are hidden before the value is cut, because a part of a secret may not be recognised as one.
         shown = without_secrets(f"{field} = {value!r}")
         longest = len(field) + len(" = ") + _MAX_VALUE_LENGTH
@@ -48,6 +49,18 @@ class ConfigError(Exception):
         """Return the same error with the field's name in the user's configuration, and its value unless it is None."""
         old_value, problem, remedy = self._rest
         return type(self)(field, old_value if value is None else value, problem, remedy)
+
+    def with_branch(self, branch: str, in_configuration: str) -> ConfigError:
+        """Return the same error with another name of a branch of the configuration, in the field and in the remedy.
+
+        Args:
+            branch: The branch's name in this error, such as `benchmark`.
+            in_configuration: The branch's name in the user's configuration, such as `evaluate.benchmarks.0`.
+        """
+        value, problem, remedy = self._rest
+        setting = re.compile(rf"(?<!\S){re.escape(branch)}\.(?=[a-z])")
+        field, remedy = (setting.sub(lambda _: f"{in_configuration}.", text) for text in (self.field, remedy))
+        return type(self)(field, value, problem, remedy)
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[object, ...]]:
         return type(self), (self.field, *self._rest)

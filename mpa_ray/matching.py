@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from mpa_ray.metrics import anls, text, vqa
 
 Matcher = Callable[[str, str], bool]
 """Takes the reference and the prediction, in this order, and returns whether they agree."""
+
+_MAX_LABEL_LENGTH = 100
+"""File systems allow names of 255 bytes, and a file may get an ending while it is written."""
 
 _MEANINGFUL = frozenset("%‰#&@′″")  # noqa: RUF001
 """Characters that Unicode classifies as punctuation but that change an answer: 5% is not 5, and C# is not C."""
@@ -100,16 +104,31 @@ def matcher_of(config: MatcherConfig) -> Matcher:
 
 
 def matcher_label(config: MatcherConfig) -> str:
-    """A matcher's name with its setting, such as `numeric-0.05`, for use in file names."""
+    """A matcher's name with its setting, such as `numeric-0.05`, for use in file names.
+
+    Different matchers have different labels. A long label is cut, and ends with a digest of the whole label.
+    """
+    label = _whole_label(config)
+    if len(label) <= _MAX_LABEL_LENGTH:
+        return label
+    return f"{label[:_MAX_LABEL_LENGTH]}-{hashlib.sha256(label.encode()).hexdigest()[:16]}"
+
+
+def _whole_label(config: MatcherConfig) -> str:
     match config:
         case NumericMatch():
-            return f"numeric-{config.tolerance:g}"
+            return f"numeric-{_digits(config.tolerance)}"
         case AnlsMatch():
-            return f"anls-{config.threshold:g}"
+            return f"anls-{_digits(config.threshold)}"
         case AnyOfMatch():
-            return "-or-".join(matcher_label(inner) for inner in config.of)
+            return "-or-".join(map(_whole_label, config.of))
         case _:
             return config.kind
+
+
+def _digits(number: float) -> str:
+    """A number with all its digits, but without those of `1.0` that say nothing."""
+    return short if float(short := f"{number:g}") == number else repr(number)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+"""A value that JSON can store. Tuples become lists."""
 
 _MAX_DEPTH = 100
 """Python's own limit depends on the depth of the call stack, so a value that could be read might not be written."""

@@ -44,7 +44,7 @@ int renameat2(int old, const char *file, int new, const char *name, unsigned int
     int result = ((int (*)(int, const char *, int, const char *, unsigned int))dlsym(RTLD_NEXT, "renameat2"))(
         old, file, new, name, flags);
     if (result == 0) die(name, "after");
-    return result;
+    return result == 0 && fails(name, "NO_RENAMES_LOSES_ANSWER") ? -1 : result;
 }
 
 int fsync(int file) {
@@ -74,8 +74,8 @@ def environment(library: Path, under: Path, error: int, **more: str) -> dict[str
         under: The folder in which `link` fails.
         error: The error number of `link`.
         more: `NO_RENAMES_ERROR`: the error number of exclusive renames. `NO_LINKS_LOSES_ANSWER`: create the link all
-            the same. `NO_LINKS_KILL`: kill the process `before` or `after` an exclusive rename, or while a file that is
-            to be renamed is `unfinished`.
+            the same. `NO_RENAMES_LOSES_ANSWER`: the error number of renames that succeed. `NO_LINKS_KILL`: kill the
+            process `before` or `after` an exclusive rename, or while a file that is to be renamed is `unfinished`.
     """
     return {
         **os.environ,

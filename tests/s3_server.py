@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
+import pytest
 from moto.server import ThreadedMotoServer
 
 SECRET = "a-secret-that-no-file-may-contain"
@@ -27,6 +28,16 @@ def s3_server() -> Iterator[str]:
     client(endpoint).create_bucket(Bucket="bucket")
     yield endpoint
     moto.stop()
+
+
+@contextmanager
+def s3_server_of_user() -> Iterator[str]:
+    """Like `s3_server`, with the credentials in the environment, as on a user's machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        with s3_server() as endpoint:
+            yield endpoint
 
 
 def client(endpoint: str) -> boto3.client:

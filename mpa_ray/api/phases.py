@@ -14,6 +14,8 @@ Phase = Literal["index", "annotate", "identify", "level", "evaluate", "score", "
 
 _WITHOUT_STUDENTS = ("evaluate", "score", "report")
 """The phases that also exist in a run that only measures models."""
+_WITH_MODELS = ("annotate", "identify", "level", "evaluate")
+"""The phases that may need Ray."""
 
 
 def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = None, relevel: bool = False) -> None:
@@ -42,10 +44,20 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
     if phase not in _WITHOUT_STUDENTS and not isinstance(config, RunConfig):
         problem = "needs a run with source, teacher and students, and this one only measures models."
         raise ConfigError("phase", phase, problem, f"Choose one of {', '.join(_WITHOUT_STUDENTS)}.")
-    from mpa_ray.phases.again import Again
     from mpa_ray.phases.context import RunContext
+    from mpa_ray.phases.repeated_work import Again
+    from mpa_ray.phases.resource_needs import check_resources_of
 
-    context = RunContext.open(config, Again.of(redo, relevel))
+    again = Again.of(redo, relevel)
+    if phase in _WITH_MODELS:
+        _check_cluster()
+    check_resources_of(config, phase)
+    if phase == "report":
+        # A report of nothing would begin a run.
+        from mpa_ray.api.run_view import open_run
+
+        open_run(config.run_dir, config.object_store)
+    context = RunContext.open(config, again)
     _function_of(phase)(context)
     context.failures.check()
 
@@ -70,9 +82,17 @@ def align(config: RunConfig, *, redo: str | None = None, relevel: bool = False) 
         problem = "only measures models: it has no source, teacher and students."
         raise ConfigError("config", type(config).__name__, problem, 'Call run_phase(config, "evaluate").')
     from mpa_ray.campaign.campaign import align as align_students
-    from mpa_ray.phases.again import Again
+    from mpa_ray.phases.repeated_work import Again
 
-    align_students(config, again=Again.of(redo, relevel))
+    options = Again.of(redo, relevel)
+    _check_cluster()
+    align_students(config, again=options)
+
+
+def _check_cluster() -> None:
+    from mpa_ray.pipeline.cluster_address import check_cluster
+
+    check_cluster()
 
 
 def _check_config(config: object) -> None:

@@ -10,6 +10,8 @@ from itertools import count
 
 _POLL_S = 5.0
 """How often waiting phases check whether the cluster has grown."""
+_MAX_OVERTAKEN = 8
+"""How many later phases may be admitted before a waiting phase."""
 _ROUNDING = 1e-6
 """Tolerance for rounding errors in a sum of fractions of CPUs or GPUs."""
 
@@ -34,20 +36,24 @@ class Resources:
         return other.num_cpus <= self.num_cpus + _ROUNDING and other.num_gpus <= self.num_gpus + _ROUNDING
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Waiting:
     """A phase that waits to be admitted."""
 
     need: Resources
     size: float
     arrival: int
+    num_overtaken: int = 0
+    """The number of phases that arrived later and were admitted before."""
 
 
 class AdmissionController:
     """Admits each phase as soon as the cluster has room for it. Larger phases come first.
 
-    A smaller phase may go before a larger phase that does not fit yet. A phase that needs more than the whole cluster
-    is admitted when no other phase runs: Ray then waits for an autoscaler to add nodes, or reports what is missing.
+    A smaller phase may go before a larger phase that does not fit yet. But once `_MAX_OVERTAKEN` phases that arrived
+    later have been admitted before a phase, no other phase is admitted until that one is: running phases end, and it
+    then fits. A phase that needs more than the whole cluster is admitted when no other phase runs: Ray then waits for
+    an autoscaler to add nodes, or reports what is missing.
     """
 
     def __init__(
@@ -84,6 +90,8 @@ class AdmissionController:
             finally:
                 self._waiting.remove(entry)
                 self._changed.notify_all()
+            for waiting in self._waiting:
+                waiting.num_overtaken += waiting.arrival < entry.arrival
             self._running.append(need)
         try:
             yield
@@ -93,6 +101,9 @@ class AdmissionController:
                 self._changed.notify_all()
 
     def _is_next(self, entry: _Waiting) -> bool:
+        overdue = [waiting for waiting in self._waiting if waiting.num_overtaken >= _MAX_OVERTAKEN]
+        if overdue:
+            return self._fits(entry) and entry.arrival == min(waiting.arrival for waiting in overdue)
         in_order = sorted(self._waiting, key=lambda waiting: (-waiting.size, waiting.arrival))
         if self._max_running is not None:
             return len(self._running) < self._max_running and in_order[0] is entry
@@ -101,3 +112,11 @@ class AdmissionController:
         if not fitting and not self._running:
             return in_order[0] is entry
         return bool(fitting) and fitting[0] is entry
+
+    def _fits(self, entry: _Waiting) -> bool:
+        """Whether a phase can be admitted now, if no other phase is considered."""
+        if not self._running:
+            return True
+        if self._max_running is not None:
+            return len(self._running) < self._max_running
+        return self._capacity().without(self._running).has_room_for(entry.need)

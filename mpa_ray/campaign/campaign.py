@@ -12,31 +12,35 @@ from mpa_ray.campaign.admission import AdmissionController, Resources
 from mpa_ray.campaign.announcements import ShardAnnouncements
 from mpa_ray.config import (
     EvaluationRunConfig,
+    MeasuredModel,
     ModelConfig,
     ObjectStoreConfig,
     RunConfig,
     StudentConfig,
-    measured_as,
 )
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished, may_pass
 from mpa_ray.models.checkpoints import model_identity, model_settings
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
-from mpa_ray.phases.again import NOTHING_AGAIN, Again
 from mpa_ray.phases.annotate import ListShards, index_and_annotate
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.evaluate import evaluate, predict, predict_group, predict_groups, prepare_benchmarks
 from mpa_ray.phases.identify import engine_groups, identify_group, identify_student
-from mpa_ray.phases.level import level_student
+from mpa_ray.phases.level import check_labelled_sets, level_student
 from mpa_ray.phases.measured_models import measured_models, names_of_student
 from mpa_ray.phases.model_groups import fall_back_to_single
 from mpa_ray.phases.preflight import check_names, check_run, check_student, check_trainable
+from mpa_ray.phases.repeated_work import NOTHING_AGAIN, Again
 from mpa_ray.phases.report import report
+from mpa_ray.phases.resource_needs import check_resources_of, check_resources_of_student
+from mpa_ray.pipeline.cluster_address import cluster_address
 from mpa_ray.pipeline.run_pass import Admission, record_error
+from mpa_ray.remedies import continues_at_once
 from mpa_ray.report.summary import ReportSummary
 from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.run import Run
 from mpa_ray.sizing.architecture import architecture_of
 
 _CPUS_FOR_SMALL_TASKS = 1.0
@@ -67,9 +71,15 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     students = _without(failures, config.students)
     check_names(config)
     check_run(config.model_copy(update={"students": students}))
+    check_resources_of(config.model_copy(update={"students": students}), "align")
     failures |= _errors_of_students(config, partial(check_trainable, object_store=config.object_store))
     students = _without(failures, students)
     context = RunContext.from_checked(config, again)
+    context.check_moved_source()
+    failures |= _errors_of_students(config, lambda student, _: check_labelled_sets(context, student))
+    context.check_unchanged(["corpus", "annotations"])
+    failures |= _errors_of_students(config, lambda student, _: context.check_unchanged(_datasets_of(student)))
+    students = _without(failures, students)
     for name, error in failures.items():
         say(f"WARNING: {name} is left out: {error}")
         record_error(context.run, PhaseKey("identify", name), error)
@@ -87,8 +97,11 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     # What failed students lack is missing in the counts, too, and says nothing new.
     failures |= {name: error for name, error in at_end.items() if not isinstance(error, CountsDiffer)}
     if failures:
+        retry = "Run the same command again to retry."
+        if not all(map(continues_at_once, failures.values())):
+            retry = "Do what the messages say, then run the same command again to retry."
         details = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        problem = f"{', '.join(failures)} failed; the rest is done. Run the same command again to retry. {details}"
+        problem = f"{', '.join(failures)} failed; the rest is done. {retry} {details}"
         is_unfinished = all(isinstance(error, Unfinished | OSError) or may_pass(error) for error in failures.values())
         raise Unfinished(problem) if is_unfinished else RunError(problem)
     context.failures.check()
@@ -128,8 +141,13 @@ def _report_and_check(context: RunContext[EvaluationRunConfig]) -> None:
 
 def _check_alone(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
     check_student(student, index, object_store)
+    check_resources_of_student(student, index)
     # Reading the identity also checks that a model at s3:// exists.
     model_identity(student.model, object_store)
+
+
+def _datasets_of(student: StudentConfig) -> list[str]:
+    return [Run.verdicts_dir(student.name), *(Run.student_dir(student.name, arm) for arm in student.arms)]
 
 
 def _errors_of_students(config: RunConfig, check: Callable[[StudentConfig, int], None]) -> dict[str, Exception]:
@@ -165,6 +183,7 @@ class _Campaign:
         names = [student.name for student in students]
         self._identified = {name: threading.Event() for name in names}
         self._measured_together = {name: _Once() for name in names}
+        self._trainings_checked = _Once()
         self._failures: dict[str, Exception] = {}
         self._teacher_error: BaseException | None = None
         self._access_lost: AccessLost | None = None
@@ -205,7 +224,7 @@ class _Campaign:
             self._identify(student, same_model, group, admission)
             for arm in student.arms:
                 level_student(self._context, student, arm, to_train, to_check)
-                self._measure(self._context, student, measured_as(arm), admission)
+                self._measure(self._context, MeasuredModel(student.name, arm), admission)
             self._measure_before(student, group, admission)
             for number in range(2, student.rounds + 1):
                 self._align_again(student, number, to_train, admission, to_check)
@@ -223,12 +242,12 @@ class _Campaign:
         again = next(s for s in context.config.students if s.name == student.name_in(number))
         identify_student(context, again, admission)
         level_student(context, again, "parity", to_train, to_check)
-        for when in ("before", "after"):
-            self._measure(context, again, when, admission)
+        for model in MeasuredModel.all_of(again.name, ["parity"]):
+            self._measure(context, model, admission)
 
-    def _measure(self, context: RunContext[RunConfig], student: StudentConfig, when: str, admission: Admission) -> None:
+    def _measure(self, context: RunContext[RunConfig], model: MeasuredModel, admission: Admission) -> None:
         if context.config.evaluate is not None:
-            predict(context, f"{student.name}.{when}", admission)
+            predict(context, model.name, admission)
 
     def _identify(self, student: StudentConfig, same_model: str, group: EngineGroup, admission: Admission) -> None:
         """Write a student's verdicts and D_PI.
@@ -254,12 +273,13 @@ class _Campaign:
     def _measure_before(self, student: StudentConfig, group: EngineGroup, admission: Admission) -> None:
         """Measure a student before alignment. The first student of a group to get here measures the whole group."""
         if self._context.config.evaluate is not None and len(group.names) > 1:
-            shared = EngineGroup(group.base, {f"{name}.before": adapter for name, adapter in group.adapters.items()})
+            adapters = {MeasuredModel(name, None).name: adapter for name, adapter in group.adapters.items()}
+            shared = EngineGroup(group.base, adapters)
             with self._measured_together[group.names[0]] as is_first:
                 if is_first:
                     with fall_back_to_single(shared):
                         predict_group(self._context, shared, admission)
-        self._measure(self._context, student, "before", admission)
+        self._measure(self._context, MeasuredModel(student.name, None), admission)
 
     def _same_model_and_group(self, student: StudentConfig) -> tuple[str, EngineGroup]:
         """Return the name of the first student with the same model as this student, and the first student's group."""
@@ -310,11 +330,29 @@ class _Campaign:
 
     @contextmanager
     def _admitted(self, need: Resources, size: float) -> Iterator[None]:
+        with self._trainings_checked as is_first:
+            if is_first:
+                self._check_trainings()
         with self._controller.admitted(need, size):
             if self._access_lost is not None:
                 # Running phases end at their next request to the store. Start no further phase.
                 raise self._access_lost
             yield
+
+    def _check_trainings(self) -> None:
+        """Compare the trainings with the cluster before the first pass, since they begin only after hours of passes.
+
+        Where the command starts Ray, `align` has compared them with the machine.
+        """
+        if cluster_address() is None:
+            return
+        from mpa_ray.pipeline.cluster import check_resources, start_ray
+
+        start_ray()
+        for index, student in enumerate(self._students):
+            level, field = student.level, f"students.{index}.level"
+            fields = f"{field}.cpus_per_worker, {field}.gpus_per_worker"
+            check_resources(fields, level.cpus_per_worker, level.gpus_per_worker)
 
     def _record(self, name: str, error: Exception, warning: str) -> None:
         """Record the error of a thread and print a warning. An AccessLost ends the whole command instead."""

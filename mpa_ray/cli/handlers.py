@@ -6,6 +6,7 @@ Each command imports the packages that it needs, because `setup-cpu` runs before
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
@@ -38,6 +39,9 @@ def _config_file(arguments: Arguments) -> str:
 
 
 def _open_run(arguments: Arguments, *, allows_damage: bool = False) -> Run:
+    if arguments.argument is None and (file := arguments.settings.get("config")) is not None:
+        problem = "is not an option of this command, which takes a run directory."
+        raise ConfigError("--config", file, problem, "Give the run_dir that the file sets.")
     if arguments.argument is None:
         raise ConfigError("RUN", None, "is required.", "Give a run directory, such as runs/mine or s3://bucket/run.")
     from mpa_ray.config import load_object_store
@@ -142,13 +146,13 @@ def _plan(arguments: Arguments) -> int:
 
     check_task(config)
     sizing = size_run(config)
-    print(json.dumps(sizing.record(), indent=2) if arguments.has("json") else render_sizing(sizing))
+    print(json.dumps(sizing.to_json(), indent=2) if arguments.has("json") else render_sizing(sizing))
     return 0 if sizing.fits else 1
 
 
 def _demo(arguments: Arguments) -> None:
     seed, num_images = arguments.whole_number("seed", 0), arguments.whole_number("num-images", 4000)
-    out = Path(arguments.options.get("out", f"runs/demo-{seed}")).expanduser()
+    out = Path(os.path.expanduser(arguments.options.get("out", f"runs/demo-{seed}")))
     settings = {
         "run_dir": str(out / "run"),
         "source.path": str(out / "data/unlabeled"),

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import atexit
 import io
 import logging
 import os
-import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
 
+from mpa_ray.cli.interrupts import Interrupts
 from mpa_ray.errors import ConfigError, NoSuchBucket, RunError, Unfinished, may_pass
 from mpa_ray.observability.library_output import LIBRARY_OUTPUT
 from mpa_ray.observability.log_context import redact_log_records
 from mpa_ray.observability.progress import end_updating_line, say_error
 from mpa_ray.redaction import without_secrets
+from mpa_ray.remedies import Remedy, what_continues
+from mpa_ray.storage.request_pace import short_first_contact
 
 _WRONG_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError, NoSuchBucket)
 DONE, FAILED, WRONG_SETUP, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -31,7 +32,8 @@ exit codes:
   2    wrong set-up: an option, a setting or the installation; nothing was started
   3    unfinished for a reason that may be temporary, such as a full disk or an unreachable object store
   130  interrupted by Ctrl-C or SIGTERM
-After 1, 3 and 130, run the same command again to continue where the run ended."""
+After 130, run the same command again to continue where the run ended. After 1 and 3, so does the same command once the
+problem in the message is solved; the message says how."""
 
 _INSTALL = (
     "Install mpa-ray with its dependencies: run mpa-ray setup-cpu on a machine without a GPU, and otherwise pip "
@@ -49,49 +51,62 @@ def run_job(main: Callable[[], int | None]) -> int:
             level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[_LogHandler()]
         )
     _prepare_output()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
-    interrupted = threading.Event()
-    # Exit handlers run in reverse order, so this one runs after Ray's, which `main` registers later.
-    atexit.register(_end_process_after_interrupt, interrupted)
+    interrupts = Interrupts(INTERRUPTED, _say_interrupted)
+    code = INTERRUPTED
+    with suppress(KeyboardInterrupt), interrupts.handled():
+        code = _run(main, interrupts)
+    return interrupts.end() if interrupts.is_raised or code == INTERRUPTED else code
+
+
+def _run(main: Callable[[], int | None], interrupts: Interrupts) -> int:
+    """Run a command, and report its error. Raises KeyboardInterrupt if it was interrupted."""
     try:
-        with LIBRARY_OUTPUT.may_redirect():
+        with LIBRARY_OUTPUT.may_redirect(), short_first_contact():
             code = main() or DONE
         sys.stdout.flush()
         return code
-    except ConfigError as error:
-        if may_pass(error):
-            # The setting names a file that could not be read, for a reason that may be temporary.
-            return _failed("Unfinished", error, UNFINISHED)
-        return _failed("ConfigError", error, WRONG_SETUP)
-    except Unfinished as error:
+    except BaseException as error:
+        # An interrupt may have led to the error.
+        if interrupts.is_raised or isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        reported = _report(error)
+        if reported is None:
+            # This is a bug: Python prints the traceback to standard error.
+            LIBRARY_OUTPUT.restore()
+            raise
+        return reported
+    finally:
+        end_updating_line()
+
+
+def _report(error: BaseException) -> int | None:
+    """Print an error in one line, and return the exit code; None if the error is a bug."""
+    # A setting may name a file that could not be read, for a reason that may be temporary.
+    if isinstance(error, Unfinished) or (isinstance(error, ConfigError) and may_pass(error)):
         return _failed("Unfinished", error, UNFINISHED)
-    except RunError as error:
+    if isinstance(error, ConfigError):
+        return _failed("ConfigError", error, WRONG_SETUP)
+    if isinstance(error, RunError):
         return _failed("RunError", error, FAILED)
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         # The reader of a pipe, such as `head`, has ended. Python would fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except _WRONG_PATHS as error:
+    if isinstance(error, _WRONG_PATHS):
         return _failed("ConfigError", f"{error}. Check the path and its permissions.", WRONG_SETUP)
-    except OSError as error:
+    if isinstance(error, OSError):
         # A file of the run could not be read or written at the start.
-        problem = f"{type(error).__name__}: {error}. Run the same command again to continue."
-        return _failed("Unfinished", problem, UNFINISHED)
-    except ModuleNotFoundError as error:
-        return _missing_package(error)
-    except KeyboardInterrupt:
-        # Other threads now lose their connection to Ray; their errors would only confuse.
-        threading.excepthook = lambda _: None
-        logging.disable()
-        interrupted.set()
-        return _failed("Interrupted", "run the same command again to continue.", INTERRUPTED)
-    except BaseException:
-        # This is a bug: Python prints the traceback to standard error.
-        LIBRARY_OUTPUT.restore()
-        raise
-    finally:
-        end_updating_line()
+        remedy = what_continues(error)
+        kind, code = ("Unfinished", UNFINISHED) if remedy.may_pass else ("RunError", FAILED)
+        return _failed(kind, f"{type(error).__name__}: {error}. {remedy}".rstrip(), code)
+    return _missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+
+
+def _say_interrupted() -> None:
+    # Other threads now lose their connection to Ray; their errors would only confuse.
+    threading.excepthook = lambda _: None
+    logging.disable()
+    _failed("Interrupted", Remedy.SAME_COMMAND[0].lower() + Remedy.SAME_COMMAND[1:], INTERRUPTED)
 
 
 class _LogHandler(logging.Handler):
@@ -128,34 +143,15 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
     print(without_secrets(text), end="", file=sys.stderr)
 
 
-def _missing_package(error: ModuleNotFoundError) -> int:
+def _missing_package(error: ModuleNotFoundError) -> int | None:
     """Report the package to install.
 
-    If a module of mpa_ray itself is missing, raise the error, since installing a package would not help.
+    If a module of mpa_ray itself is missing, that is a bug, since installing a package would not help.
     """
     package = (error.name or "").partition(".")[0]
     if package in ("", "mpa_ray"):
-        LIBRARY_OUTPUT.restore()
-        raise error
+        return None
     from mpa_ray.engine.vllm.version import INSTALL_VLLM
 
     remedy = INSTALL_VLLM if package == "vllm" else _INSTALL
     return _failed("ConfigError", f"the package {package} is not installed. {remedy}", WRONG_SETUP)
-
-
-def _end_process_after_interrupt(interrupted: threading.Event) -> None:
-    """End the process at once, with the exit code of an interrupt.
-
-    An interrupt in Ray's native code corrupts objects (Ray 2.60). Deleting them at exit would end the process with exit
-    code 134.
-    """
-    if interrupted.is_set() and "ray" in sys.modules:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)
-
-
-def _interrupt(*_: object) -> NoReturn:
-    """Interrupt the command like Ctrl-C, but only once: Ray may send SIGTERM to the same process twice."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt

@@ -15,9 +15,9 @@ from mpa_ray.config.level import (
     LevelConfig,
     LoraConfig,
     StudentConfig,
-    measured_as,
 )
 from mpa_ray.config.load import load_config, load_evaluation, load_object_store, parse_config
+from mpa_ray.config.measured_model import MeasuredModel
 from mpa_ray.config.models import MAX_IMAGE_PIXELS, AnswerConfig, ModelConfig, SamplingConfig
 from mpa_ray.config.run import EvaluationRunConfig, LimitsConfig, PlanConfig, RunConfig
 from mpa_ray.config.settings import BUNDLED, Settings, misspelled_uri, parse_location, resolve_path
@@ -47,6 +47,7 @@ __all__ = [
     "LimitsConfig",
     "LoraConfig",
     "MatcherConfig",
+    "MeasuredModel",
     "ModelConfig",
     "NamedModelConfig",
     "NumericMatch",
@@ -64,7 +65,6 @@ __all__ = [
     "load_config",
     "load_evaluation",
     "load_object_store",
-    "measured_as",
     "misspelled_uri",
     "parse_config",
     "parse_location",

@@ -29,5 +29,7 @@ class AnnotateConfig(Settings):
     def _draws_differ(self) -> AnnotateConfig:
         for name in ("num_questions", "num_second_answers"):
             if getattr(self, name) > 1 and self.sampling.temperature == 0:
-                raise ValueError(f"{name} over 1 needs sampling.temperature over 0: greedy replies are all the same")
+                raise ValueError(
+                    f"{name}: more than 1 needs sampling.temperature over 0: greedy replies are all the same"
+                )
         return self

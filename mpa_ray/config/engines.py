@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field
 
 from mpa_ray.config.settings import Location, Settings
+from mpa_ray.textual import Json
 
 _MAX_ADAPTERS = 15
 """The default maximum number of adapters in one engine. Each adapter takes memory on every GPU."""
@@ -128,6 +129,8 @@ class EngineSettings(Settings):
     """Whether the engine loads a model's files. Only a model with files can be checked, trained and exported."""
     package: ClassVar[str | None] = None
     """The Python package that the engine needs, if it is not installed with mpa_ray itself."""
+    serve_command: ClassVar[str | None] = None
+    """The command that serves an exported model with this engine outside of mpa_ray; the model's folder follows it."""
     for_tests: ClassVar[bool] = False
     """Whether only tests and measurements use the engine; `--help` leaves it out."""
 
@@ -147,6 +150,11 @@ class EngineSettings(Settings):
         return 0
 
     @property
+    def cache_block_tokens(self) -> int | None:
+        """The number of tokens in a block of the KV cache, if it is set."""
+        return None
+
+    @property
     def num_decoded_together(self) -> int:
         """The number of requests in one decoding batch, which share one read of the weights; used to estimate the
         speed."""
@@ -164,7 +172,7 @@ class EngineSettings(Settings):
         return self.has_checkpoint
 
     @abstractmethod
-    def identity_fields(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Json]:
         """The settings that change an engine's replies, keyed by their names in a run's fingerprint."""
 
 
@@ -174,6 +182,7 @@ class VllmEngineConfig(EngineSettings):
     factory: ClassVar[str] = "mpa_ray.engine.vllm.engine:start"
     has_checkpoint: ClassVar[bool] = True
     package: ClassVar[str | None] = "vllm"
+    serve_command: ClassVar[str | None] = "vllm serve"
 
     kind: Literal["vllm"] = "vllm"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -216,6 +225,10 @@ class VllmEngineConfig(EngineSettings):
         return max(1, num_slots - 1)
 
     @property
+    def cache_block_tokens(self) -> int | None:
+        return self.block_size
+
+    @property
     def num_decoded_together(self) -> int:
         return self.max_num_seqs
 
@@ -228,7 +241,7 @@ class VllmEngineConfig(EngineSettings):
         """False for other formats, such as vLLM's own, and for random weights (`load_format: dummy`)."""
         return self.engine_args.get("load_format", "auto") in ("auto", "hf", "safetensors", "pt")
 
-    def identity_fields(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Json]:
         # An argument overrides the setting of the same name.
         arguments = {"dtype": self.dtype, "max_model_len": self.max_model_len} | self.engine_args
         return {
@@ -278,7 +291,7 @@ class ScriptedEngineConfig(EngineSettings):
     def default_images_in_flight(self) -> int:
         return 64
 
-    def identity_fields(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Json]:
         rates = {"inconsistent_rate", "wrong_rate", "unparsable_rate", "truncated_rate", "hostile_rate"}
         return self.model_dump(include=rates)
 
@@ -287,6 +300,3 @@ EngineConfig = Annotated[VllmEngineConfig | ScriptedEngineConfig, Field(discrimi
 
 ENGINE_CLASSES: tuple[type[EngineSettings], ...] = get_args(get_args(EngineConfig)[0])
 """Every kind of engine."""
-
-ENGINE_KINDS = tuple(get_args(engine.model_fields["kind"].annotation)[0] for engine in ENGINE_CLASSES)
-"""The values of `engine.kind`."""

@@ -86,4 +86,6 @@ class EvaluateConfig(Settings):
             ("models", [model.name for model in self.models]),
         ):
             check_distinct(what, names)
+        if "teacher" in (model.name.lower() for model in self.models):
+            raise ValueError("models: `teacher` is the name of the run's own teacher, so no other model may have it")
         return self

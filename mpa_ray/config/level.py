@@ -6,13 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mpa_ray.config.evaluate import BenchmarkConfig
 from mpa_ray.config.models import ModelConfig
 from mpa_ray.config.settings import Name, Settings
 
 Component = Literal["language", "projector", "vision"]
+
+
+def _check_components(components: tuple[Component, ...]) -> tuple[Component, ...]:
+    if len(set(components)) != len(components):
+        raise ValueError("has a component twice")
+    return components
+
+
+Components = Annotated[tuple[Component, ...], AfterValidator(_check_components)]
 
 
 class LoraConfig(Settings):
@@ -25,7 +34,7 @@ class LoraConfig(Settings):
     """The output of an adapter is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the input of an adapter."""
-    components: tuple[Component, ...] = Field(("language",), min_length=1)
+    components: Components = Field(("language",), min_length=1)
     """Where adapters go: every linear layer of these components of the model, except the output head."""
     quantize: bool = False
     """Store the frozen weights in 4 bits (QLoRA, arXiv 2305.14314). Needs bitsandbytes and a GPU."""
@@ -35,7 +44,7 @@ class FullConfig(Settings):
     """Train the model's own weights."""
 
     kind: Literal["full"]
-    components: tuple[Component, ...] = Field(("language",), min_length=1)
+    components: Components = Field(("language",), min_length=1)
     """Components of the model that are trained; the others are frozen."""
     projector_learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of the projector; None means `learning_rate`."""
@@ -68,11 +77,6 @@ ARMS: Mapping[Arm, ArmDescription] = {
     "random": ArmDescription("random part of D_PA", f"{_QUESTIONS}, drawn at random", "D_PI"),
     "labels": ArmDescription("labelled set", "a labelled set", None),
 }
-
-
-def measured_as(arm: Arm) -> str:
-    """The suffix that names the predictions of a student trained on an arm: `after` in `small.after`."""
-    return "after" if arm == "parity" else arm
 
 
 class HoldoutConfig(Settings):
@@ -184,6 +188,17 @@ class StudentConfig(ModelConfig):
         if len(set(self.arms)) != len(self.arms):
             raise ValueError("arms: has an arm twice")
         return self
+
+    @property
+    def labelled_sets(self) -> dict[str, BenchmarkConfig]:
+        """The student's labelled sets by their settings, such as `level.replay_from`."""
+        holdout = self.level.holdout
+        sets = {
+            "labels": self.labels,
+            "level.replay_from": self.level.replay_from,
+            "level.holdout.questions": holdout.questions if holdout is not None else None,
+        }
+        return {setting: benchmark for setting, benchmark in sets.items() if benchmark is not None}
 
     def name_in(self, round_number: int) -> str:
         """The student's name in a round; the first round has the number 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -15,9 +16,9 @@ from mpa_ray.config.problems import problem_of, suggestion_for
 from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.config.run import EvaluationRunConfig, RunConfig
 from mpa_ray.config.setting_path import setting_path
+from mpa_ray.config.setting_values import Tree, Word, parsed, read_yaml, unstorable_texts, with_types, yaml_problem
 from mpa_ray.config.settings import Settings
 from mpa_ray.config.source import ObjectStoreConfig
-from mpa_ray.config.words import Tree, Word, parsed, read_yaml, unstorable_texts, with_types, yaml_problem
 from mpa_ray.errors import ConfigError, did_you_mean
 
 ALL_SETTINGS = "`mpa-ray --help-all` lists all settings."
@@ -42,7 +43,15 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
     """
-    return _validated(RunConfig, _tree(path, {} if overrides is None else overrides))
+    tree = _tree(path, {} if overrides is None else overrides)
+    if "evaluate" in tree and not _is_whole(tree):
+        raise ConfigError(
+            "--config",
+            str(path),
+            "has no source, teacher and students, so it only measures models.",
+            "Use mpa-ray evaluate, or add them.",
+        )
+    return _validated(RunConfig, tree)
 
 
 def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None) -> EvaluationRunConfig:
@@ -60,8 +69,11 @@ def parse_config(tree: Tree) -> EvaluationRunConfig:
     Raises:
         ConfigError: a key is unknown, or a value is out of range.
     """
-    is_whole = any(get_close_matches(str(key), _OF_WHOLE_RUN, cutoff=_CUTOFF) for key in tree)
-    return _validated(RunConfig if is_whole else EvaluationRunConfig, tree)
+    return _validated(RunConfig if _is_whole(tree) else EvaluationRunConfig, tree)
+
+
+def _is_whole(tree: Tree) -> bool:
+    return any(get_close_matches(str(key), _OF_WHOLE_RUN, cutoff=_CUTOFF) for key in tree)
 
 
 def load_object_store(overrides: Mapping[str, str]) -> ObjectStoreConfig:
@@ -103,7 +115,7 @@ def _tree(path: str | Path, overrides: Mapping[str, Any]) -> Tree:
         raise ConfigError("overrides", overrides, f"is a {type(overrides).__name__}, not a mapping.", remedy)
     file = str(path)
     try:
-        tree = read_yaml(read_regular_file(Path(path).expanduser()).decode("utf-8-sig"))
+        tree = read_yaml(read_regular_file(Path(os.path.expanduser(path))).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError("--config", file, f"is not UTF-8 ({error.reason}).", "Save it as UTF-8.") from error
     except OSError as error:

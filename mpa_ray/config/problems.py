@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
+from mpa_ray.config.engines import ENGINE_CLASSES
 from mpa_ray.config.setting_path import setting_path, settings_at, similar_settings
 from mpa_ray.config.settings import Settings
 from mpa_ray.errors import did_you_mean
@@ -15,6 +16,9 @@ _NO_MAPPING = ("model_type", "model_attributes_type", "dict_type")
 """Pydantic's types of errors for a plain value in place of a mapping."""
 _NO_LIST = ("list_type", "tuple_type")
 """Pydantic's types of errors for another value in place of a list."""
+_KINDS_FOR_TESTS = {
+    get_args(engine.model_fields["kind"].annotation)[0] for engine in ENGINE_CLASSES if engine.for_tests
+}
 _PROBLEMS = {
     "extra_forbidden": "is not a setting.",
     "missing": "is required.",
@@ -73,6 +77,7 @@ def suggestion_for(error: Mapping[str, Any], kind: type[Settings]) -> str:
 def _of_choices(error: Mapping[str, Any]) -> str:
     context = error.get("ctx", {})
     choices = re.findall(r"'([^']*)'", str(context.get("expected", context.get("expected_tags", ""))))
+    choices = [choice for choice in choices if choice not in _KINDS_FOR_TESTS]
     suggestion = did_you_mean(str(context.get("tag", error["input"])), choices)
     if suggestion or error["type"] == "literal_error":
         # The problem already lists what is possible.

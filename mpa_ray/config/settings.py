@@ -49,8 +49,8 @@ def parse_location(text: str) -> str:
     """Check a path or URI, replace a leading `~` with the home folder, and a `file:///` URI with its path.
 
     Raises:
-        ValueError: the text is empty, a misspelled URI, a URI of an unsupported kind or without a bucket, or a URL
-            with a secret.
+        ValueError: the text is empty, a misspelled URI, a URI of an unsupported kind or without a bucket, a URL
+            with a secret, or below the home folder of a user who has none.
     """
     if not text.strip():
         raise ValueError("is empty")
@@ -69,7 +69,10 @@ def parse_location(text: str) -> str:
         )
     if scheme == "file" and rest.startswith("/") and is_storable(path := os.fsdecode(unquote_to_bytes(rest))):
         return path
-    return os.path.expanduser(text)
+    path = os.path.expanduser(text)
+    if path == "~" or path.startswith("~/"):
+        raise ValueError("~ stands for the home folder, and this user has none: write the whole path")
+    return path
 
 
 Location = Annotated[str, AfterValidator(parse_location)]

@@ -22,7 +22,8 @@ class SourceConfig(Settings):
 
     path: Location
     """Where the images are: a folder or prefix with images, Parquet files or tars; a glob; one such file; a list of
-    URIs; or a folder saved by `datasets`. It may be a local path, an `s3://` URI or a `gs://` URI."""
+    URIs; or a folder saved by `datasets`. It may be a local path, an `s3://` URI or a `gs://` URI. Once the images are
+    indexed, they may move to another place, and this path with them."""
     kind: str = "auto"
     """The kind of source, such as images, list, parquet, webdataset or saved_dataset; `auto` recognises the kind by the
     path's ending and the folder's content. The error for an unknown kind lists all kinds."""

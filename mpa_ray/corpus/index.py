@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.dedup_index import DedupIndex
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.source_root import SourceRoot
 from mpa_ray.corpus.sources.left_out import LeftOut
 from mpa_ray.corpus.sources.open import KINDS_OF_TABLES, kind_of, open_source
 from mpa_ray.corpus.sources.source import Listed
 from mpa_ray.errors import ConfigError, RunError, uri_in
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import ImageRef
-from mpa_ray.run.left_out import add_left_out, left_out_in_words
+from mpa_ray.run.left_out_counts import add_left_out, left_out_in_words
 from mpa_ray.run.marker import Commit
 from mpa_ray.run.markers import shard_name
 from mpa_ray.run.run import CORPUS_MANIFEST, Manifest, Run
@@ -136,7 +137,7 @@ def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str
     left_out: Counter[str] = Counter()
     last: ImageRef | None = None
     shards: Iterator[ListedShard] | None = None
-    with Progress("index", config.limit, "images", says_end=False) as progress:
+    with Progress("index", config.limit, "images", says_end=False, is_limit=True) as progress:
         while config.limit is None or num_images < config.limit:
             name, listed = shard_name(num_shards), None
             marker = run.corpus.newest_marker(name)
@@ -152,6 +153,8 @@ def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str
                     break
                 unique.check(listed.images, num_images)
                 _check_not_repeated(listed.images, run, shard_name(num_shards + 1))
+                if num_shards == 0:
+                    SourceRoot.of(config).record(run)
                 run.corpus.commit_missing(name, listed.images, left_out=listed.left_out)
             stored = run.corpus.read(name)
             if listed is None or stored != listed.images:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import groupby
 from typing import cast
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.locator import Locator, Span
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.source_root import MovedRoot
 from mpa_ray.corpus.sources.arrow_stream import StreamHead
 from mpa_ray.corpus.sources.columns import content_of, item_of, split_item, text_content
 from mpa_ray.errors import may_pass
@@ -45,6 +46,8 @@ class Reader:
     max_bytes: int | None = None
     follow_redirects: bool = False
     """Whether a web server may redirect to another host."""
+    moved: MovedRoot | None = None
+    """Where the images are now, if they have moved since they were indexed."""
 
     @property
     def places(self) -> Places:
@@ -68,9 +71,17 @@ class Reader:
                 contents[number] = content
         return contents
 
+    def current_uri(self, uri: str) -> str:
+        """Return the URI from which an image is read."""
+        return str(self._locator(uri))
+
+    def _locator(self, uri: str) -> Locator:
+        locator = Locator.parse(uri)
+        return locator if self.moved is None else replace(locator, uri=self.moved.uri(locator.uri))
+
     def _requests(self, uris: Sequence[str]) -> Iterator[_Request]:
         """Group the images of each file so that one request can read each group."""
-        locators = sorted(enumerate(map(Locator.parse, uris)), key=lambda numbered: _position(numbered[1]))
+        locators = sorted(enumerate(map(self._locator, uris)), key=lambda numbered: _position(numbered[1]))
         for (uri, kind), group in groupby(locators, key=lambda numbered: (numbered[1].uri, _kind(numbered[1]))):
             images = list(group)
             if kind == "whole":

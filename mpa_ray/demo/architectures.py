@@ -65,7 +65,7 @@ _LANGUAGE = {
 
 
 @dataclass(frozen=True)
-class Architecture:
+class WorldArchitecture:
     """An architecture, in the small size that the bundled world needs."""
 
     build: Callable[[WorldSpec], tuple[Any, Any]]
@@ -252,5 +252,5 @@ def _normalized(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return scaled
 
 
-QWEN2_VL = Architecture(_qwen2_vl, ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"), _qwen2_vl_inputs)
-INTERNVL = Architecture(_internvl, ("<img>", "<IMG_CONTEXT>", "</img>"), _internvl_inputs)
+QWEN2_VL = WorldArchitecture(_qwen2_vl, ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"), _qwen2_vl_inputs)
+INTERNVL = WorldArchitecture(_internvl, ("<img>", "<IMG_CONTEXT>", "</img>"), _internvl_inputs)

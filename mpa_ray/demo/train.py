@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpa_ray.demo.architectures import DESCRIBE_PROMPT, INTERNVL, QWEN2_VL, TASK, Architecture
+from mpa_ray.demo.architectures import DESCRIBE_PROMPT, INTERNVL, QWEN2_VL, TASK, WorldArchitecture
 from mpa_ray.demo.world import Question, Scene, WorldSpec, describe, paint, sample_question, sample_scene
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT
 
 
 @dataclass(frozen=True)
-class Stage:
+class CurriculumPart:
     """A part of the curriculum."""
 
     name: str
@@ -52,19 +52,19 @@ WITHHELD = {"count": 0.0, "place": 0.0}
 HARD = {"chart": 2.0, "word": 2.0, "position": 1.5}
 
 STUDENT = (
-    Stage("student-sight", 1200, 1.5e-3, 2e-5, 0.0, 1.0, 2, HARD | WITHHELD | {"number": 0.0}),
-    Stage("student-numbers", 120, 6e-4, 2e-5, 0.0, 0.5, 2, HARD | WITHHELD | {"number": 2.0}),
+    CurriculumPart("student-sight", 1200, 1.5e-3, 2e-5, 0.0, 1.0, 2, HARD | WITHHELD | {"number": 0.0}),
+    CurriculumPart("student-numbers", 120, 6e-4, 2e-5, 0.0, 0.5, 2, HARD | WITHHELD | {"number": 2.0}),
 )
 TEACHER = (
-    Stage("teacher-sight", 1200, 1.5e-3, 2e-4, 0.0, 1.0, 1, dict.fromkeys(("number", "word", "chart"), 0.02)),
-    Stage("teacher", 1200, 1.2e-3, 1e-5, 0.25, 0.0, 4, HARD),
+    CurriculumPart("teacher-sight", 1200, 1.5e-3, 2e-4, 0.0, 1.0, 1, dict.fromkeys(("number", "word", "chart"), 0.02)),
+    CurriculumPart("teacher", 1200, 1.2e-3, 1e-5, 0.25, 0.0, 4, HARD),
 )
-MODELS: dict[str, tuple[Architecture, tuple[Stage, ...]]] = {
+MODELS: dict[str, tuple[WorldArchitecture, tuple[CurriculumPart, ...]]] = {
     "student": (QWEN2_VL, STUDENT),
     "student-internvl": (INTERNVL, STUDENT),
     "teacher": (QWEN2_VL, TEACHER),
 }
-"""The architecture of each model and the stages of its training, which begins with new weights."""
+"""The architecture of each model and the parts of its training, which begins with new weights."""
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
@@ -73,30 +73,32 @@ MODELS: dict[str, tuple[Architecture, tuple[Stage, ...]]] = {
 class Samples:
     """An endless stream of training batches with newly generated images."""
 
-    def __init__(self, architecture: Architecture, tokenizer: Any, spec: WorldSpec, stage: Stage, seed: int) -> None:
+    def __init__(
+        self, architecture: WorldArchitecture, tokenizer: Any, spec: WorldSpec, part: CurriculumPart, seed: int
+    ) -> None:
         self._architecture = architecture
         self._encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-        self._spec, self._stage, self._rng = spec, stage, random.Random(seed)
+        self._spec, self._part, self._rng = spec, part, random.Random(seed)
         self._pad = tokenizer.pad_token_id
         self._image_token_id = tokenizer.convert_tokens_to_ids(architecture.image_text[1])
         self._image = architecture.image(spec)
 
     def _first_turn(self, scene: Scene) -> tuple[str, str]:
-        question = sample_question(scene, self._rng, self._stage.family_weights)
+        question = sample_question(scene, self._rng, self._part.family_weights)
         if question is None:
             return TASK.answer_prompt("How many objects are there?"), str(len(scene.shapes()))
-        if self._rng.random() < self._stage.annotate_share:
+        if self._rng.random() < self._part.annotate_share:
             return TASK.annotation_prompt(), f"Question: {question.question}\nAnswer: {question.answer}"
         return TASK.answer_prompt(question.question), question.answer
 
     def _sequence(self, scene: Scene) -> tuple[list[int], list[int]]:
         prompt, reply = self._first_turn(scene)
         turns = [(prompt, reply)]
-        for _ in range(self._stage.num_more_questions):
-            more = sample_question(scene, self._rng, self._stage.family_weights)
+        for _ in range(self._part.num_more_questions):
+            more = sample_question(scene, self._rng, self._part.family_weights)
             if more is not None:
                 turns.append((TASK.answer_text(more.question), more.answer))
-        if self._rng.random() < self._stage.describe_share:
+        if self._rng.random() < self._part.describe_share:
             turns.append((DESCRIBE_PROMPT, describe(scene)))
             if self._rng.random() < DESCRIBE_ALONE_SHARE:
                 turns = [(PREAMBLE + DESCRIBE_PROMPT, describe(scene))]
@@ -131,13 +133,13 @@ class Samples:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def learning_rate(stage: Stage, step: int) -> float:
-    """The rate of a step: a linear warm-up, then a cosine from the stage's peak to its final learning rate."""
-    warmup = min(150, stage.num_steps // 4)
+def learning_rate(part: CurriculumPart, step: int) -> float:
+    """The rate of a step: a linear warm-up, then a cosine from the part's peak to its final learning rate."""
+    warmup = min(150, part.num_steps // 4)
     if step < warmup:
-        return stage.peak_learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, stage.num_steps - warmup)
-    low, high = stage.final_learning_rate, stage.peak_learning_rate
+        return part.peak_learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, part.num_steps - warmup)
+    low, high = part.final_learning_rate, part.peak_learning_rate
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -154,10 +156,10 @@ def make_optimizers(model: Any) -> list[torch.optim.Optimizer]:
     ]
 
 
-def train_stage(
+def train_part(
     model: Any,
     samples: Samples,
-    stage: Stage,
+    part: CurriculumPart,
     batch_size: int,
     log_path: Path,
     checkpoint: Callable[[int], None],
@@ -167,11 +169,11 @@ def train_stage(
     forward = torch.compile(model)
     started, losses = time.monotonic(), []
     for step, batch in enumerate(samples.batches(batch_size)):
-        if step == stage.num_steps:
+        if step == part.num_steps:
             break
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(stage, step)
+                group["lr"] = learning_rate(part, step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = forward(**batch).loss
         loss.backward()
@@ -182,7 +184,7 @@ def train_stage(
         losses.append(loss.item())
         if step % 50 == 49:
             row = {
-                "stage": stage.name,
+                "stage": part.name,
                 "step": step + 1,
                 "loss": round(float(np.mean(losses[-50:])), 4),
                 "minutes": round((time.monotonic() - started) / 60, 1),
@@ -196,7 +198,7 @@ def train_stage(
 
 @torch.no_grad()
 def exact_match_shares(
-    architecture: Architecture, model: Any, tokenizer: Any, spec: WorldSpec, num_images: int, seed: int
+    architecture: WorldArchitecture, model: Any, tokenizer: Any, spec: WorldSpec, num_images: int, seed: int
 ) -> dict[str, float]:
     """The shares of greedy replies that are exactly right: of all answers, of each family's, and of descriptions."""
     model.eval()
@@ -222,7 +224,7 @@ def exact_match_shares(
 
 
 def _replies(
-    architecture: Architecture,
+    architecture: WorldArchitecture,
     model: Any,
     tokenizer: Any,
     scenes: list[Scene],
@@ -259,10 +261,10 @@ def save(model: Any, processor: Any, path: Path) -> None:
 
 
 def train_model(name: str, out: Path, seed: int, batch_size: int) -> None:
-    """Train one model through its stages and save it as `out/name`, with a checkpoint every 200 steps."""
+    """Train one model through its curriculum and save it as `out/name`, with a checkpoint every 200 steps."""
     torch.manual_seed(seed)
     spec = WorldSpec()
-    architecture, stages = MODELS[name]
+    architecture, parts = MODELS[name]
     model, processor = architecture.build(spec)
     tokenizer = processor.tokenizer
     # The defaults of some architectures do not end generation with the turn.
@@ -273,17 +275,17 @@ def train_model(name: str, out: Path, seed: int, batch_size: int) -> None:
         f"preamble {len(tokenizer(PREAMBLE)['input_ids'])} tokens",
         flush=True,
     )
-    for index, stage in enumerate(stages):
-        samples = Samples(architecture, tokenizer, spec, stage, seed * 1000 + index)
+    for index, part in enumerate(parts):
+        samples = Samples(architecture, tokenizer, spec, part, seed * 1000 + index)
 
-        def checkpoint(step: int, stage: Stage = stage) -> None:
-            save(model, processor, out / "checkpoints" / f"{stage.name}-{step}")
+        def checkpoint(step: int, part: CurriculumPart = part) -> None:
+            save(model, processor, out / "checkpoints" / f"{part.name}-{step}")
             print(
-                stage.name, step, exact_match_shares(architecture, model, tokenizer, spec, 100, seed=20_000), flush=True
+                part.name, step, exact_match_shares(architecture, model, tokenizer, spec, 100, seed=20_000), flush=True
             )
             model.train()
 
-        train_stage(model, samples, stage, batch_size, out / f"{name}.jsonl", checkpoint)
+        train_part(model, samples, part, batch_size, out / f"{name}.jsonl", checkpoint)
     save(model, processor, out / name)
     print(name, exact_match_shares(architecture, model, tokenizer, spec, 600, seed=10_000), flush=True)
 

@@ -78,12 +78,12 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Number:
+class NumberSign:
     value: int
 
 
 @dataclass(frozen=True)
-class Word:
+class WordSign:
     text: str
 
 
@@ -93,7 +93,7 @@ class Bar:
     value: int
 
 
-Item = Shape | Number | Word
+Item = Shape | NumberSign | WordSign
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def sample_scene(spec: WorldSpec, rng: random.Random) -> Scene:
         bars = tuple(Bar(c, v) for c, v in zip(colours, values, strict=True))
     cells = [(r, c) for r in range(spec.num_rows) for c in range(spec.num_cols) if r != chart_row]
     items: dict[tuple[int, int], Item] = {}
-    signs: list[Item] = [Number(rng.randint(10, 99)), Word(rng.choice(WORDS))]
+    signs: list[Item] = [NumberSign(rng.randint(10, 99)), WordSign(rng.choice(WORDS))]
     rng.shuffle(signs)
     for cell in cells:
         draw = rng.random()
@@ -165,9 +165,9 @@ def describe(scene: Scene) -> str:
         match item:
             case Shape(colour, shape):
                 text = f"{colour} {shape}"
-            case Number(value):
+            case NumberSign(value):
                 text = f"number {value}"
-            case Word(word):
+            case WordSign(word):
                 text = f"word {word}"
         parts.append(f"{scene.place(cell)} {text}")
     return ", ".join(parts)
@@ -215,13 +215,13 @@ def _place(scene: Scene) -> Iterator[tuple[str, str]]:
 
 def _number(scene: Scene) -> Iterator[tuple[str, str]]:
     for item in scene.items.values():
-        if isinstance(item, Number):
+        if isinstance(item, NumberSign):
             yield "What number is written on the sign?", str(item.value)
 
 
 def _word(scene: Scene) -> Iterator[tuple[str, str]]:
     for item in scene.items.values():
-        if isinstance(item, Word):
+        if isinstance(item, WordSign):
             yield "What word is written on the sign?", item.text
 
 
@@ -310,9 +310,9 @@ def _paint_item(
         case Shape(colour, shape):
             shade = 1 - 0.25 * difficulty * rng.random()
             _paint_shape(draw, shape, x, y, radius, tuple(int(v * shade) for v in COLOURS[colour]))
-        case Number(value):
+        case NumberSign(value):
             _paint_sign(draw, str(value), box, 0.62, (255, 255, 255), difficulty, rng)
-        case Word(text):
+        case WordSign(text):
             _paint_sign(draw, text, box, 0.36, (222, 232, 244), difficulty, rng)
 
 

@@ -11,28 +11,33 @@ from mpa_ray.config import BenchmarkConfig
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.evaluation.benchmarks import labelled_files
+from mpa_ray.evaluation.benchmarks.file import File
+from mpa_ray.run.fingerprint_changes import Fingerprint
 from mpa_ray.storage.digests import Content, LocalContent, ObjectContent, sha256_of_all
 
-_MAX_WHOLE_BYTES = 2**26
+_MAX_WHOLE_PARQUET_BYTES = 2**26
 _END_BYTES = 2**20
 
 
-def labelled_identity(benchmark: BenchmarkConfig, places: Places) -> dict[str, object]:
+def labelled_identity(benchmark: BenchmarkConfig, places: Places) -> Fingerprint:
     """The content of a labelled set's files, and the settings with which they are read.
 
-    The images that the files name are not read.
+    The images that the files name are not read. Every call reads the files at `gs://` and at web servers again, because
+    nothing shows that they are unchanged. Of their Parquet files of more than 64 MiB, only the size, the first MiB and
+    the last MiB are read.
 
     Raises:
         ConfigError: a file is missing or cannot be read.
     """
     settings = benchmark.model_dump(mode="json", include={"kind", "split", "columns", "limit"})
-    uris = [file.uri for file in labelled_files(benchmark, places)]
+    files = labelled_files(benchmark, places)
     try:
-        digests = sha256_of_all([_content(places, uri) for uri in uris], benchmark.label)
+        digests = sha256_of_all([_content(file) for file in files], benchmark.label)
     except OSError as error:
+        uri = str(error.filename or benchmark.path)
         raise ConfigError(
-            "benchmark.path",
-            str(error.filename or benchmark.path),
+            next((file.field for file in files if file.uri == uri), "benchmark.path"),
+            uri,
             f"cannot be read ({error.strerror or error}).",
             "Check the path, the connection and your credentials.",
         ) from error
@@ -45,40 +50,38 @@ def _digest(digests: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _PlaceContent:
-    """A file at a place that does not show whether a file has changed, such as a web server.
+    """A file at a place that does not show whether a file has changed, such as a web server."""
 
-    A file of more than 64 MiB is represented by its size and both ends. The end of a Parquet file holds statistics of
-    its rows, so it changes when the rows change.
-    """
-
-    places: Places
-    uri: str
+    file: File
     num_bytes: int
-    is_settled: bool = False
+    key: None = None
+    changed_s: float = 0.0
     known_sha256: None = None
 
-    @property
-    def key(self) -> str:
-        return f"{self.uri}:{self.num_bytes}"
-
     def pieces(self) -> Iterator[bytes]:
-        place = self.places.of(self.uri)
-        if self.num_bytes <= _MAX_WHOLE_BYTES:
-            yield place.read(self.uri)
+        """Yield the content; of a large Parquet file, its size and both ends.
+
+        JSON is read whole for its questions, but a Parquet file holds the images, of which a run may need few. Its end
+        holds the sizes and statistics of its columns, which change with most changes of its rows.
+        """
+        uri = self.file.uri
+        place = self.file.places.of(uri)
+        if self.num_bytes <= _MAX_WHOLE_PARQUET_BYTES or not self.file.is_parquet:
+            yield place.read(uri)
             return
         yield str(self.num_bytes).encode()
-        yield place.read(self.uri, 0, _END_BYTES)
-        yield place.read(self.uri, self.num_bytes - _END_BYTES, _END_BYTES)
+        yield place.read(uri, 0, _END_BYTES)
+        yield place.read(uri, self.num_bytes - _END_BYTES, _END_BYTES)
 
 
-def _content(places: Places, uri: str) -> Content:
+def _content(file: File) -> Content:
     # boto3 takes a second to import.
     from mpa_ray.storage.object_store import ObjectStore
 
-    match uri.partition("://"):
+    match file.uri.partition("://"):
         case ("s3", _, _):
-            return ObjectContent.of(ObjectStore(places.object_store), uri)
+            return ObjectContent.of(ObjectStore(file.places.object_store), file.uri)
         case (_, "", _):
-            return LocalContent(Path(uri))
+            return LocalContent(Path(file.uri))
         case _:
-            return _PlaceContent(places, uri, places.of(uri).size(uri))
+            return _PlaceContent(file, file.places.of(file.uri).size(file.uri))

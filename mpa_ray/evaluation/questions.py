@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
+from itertools import groupby
 
 from mpa_ray.config import BenchmarkConfig, EvaluateConfig
 from mpa_ray.corpus.places.places import Places
-from mpa_ray.errors import ConfigError
-from mpa_ray.evaluation.benchmarks import BENCHMARKS, check_images, read_benchmark
-from mpa_ray.evaluation.labelled_identity import labelled_identity
+from mpa_ray.evaluation.benchmarks import BENCHMARKS
+from mpa_ray.evaluation.labelled_set import LabelledSet
 from mpa_ray.observability.progress import Progress
-from mpa_ray.records import LabelledQuestion, ParitySample
+from mpa_ray.records import LabelledQuestion
 from mpa_ray.run.markers import shard_name
 from mpa_ray.run.run import Run
 
@@ -29,18 +27,6 @@ def metric_of(benchmark: BenchmarkConfig, task_metric: str) -> str:
     return task_metric if benchmark.kind == "questions" else BENCHMARKS[benchmark.kind].metric
 
 
-def labelled_samples(benchmark: BenchmarkConfig, places: Places) -> Iterator[ParitySample]:
-    """Yield a labelled set's questions as training samples, each with its most frequent reference answer.
-
-    Raises:
-        ConfigError: a file, a field or an answer is missing.
-    """
-    for number, question in enumerate(islice(read_benchmark(benchmark, places), benchmark.limit)):
-        answer = Counter(question.answers).most_common(1)[0][0]
-        name = f"{benchmark.label}:{number}:{question.question_id}"
-        yield ParitySample(name, question.image_id, question.uri, question.question, answer, student_answer="")
-
-
 def write_questions(config: EvaluateConfig, run: Run, places: Places) -> None:
     """Commit every benchmark's questions; a benchmark that the run already has is not read again.
 
@@ -48,33 +34,36 @@ def write_questions(config: EvaluateConfig, run: Run, places: Places) -> None:
         ConfigError: a file, a field, an answer or an image is missing, or the benchmark's files have changed.
     """
     for index, benchmark in enumerate(config.benchmarks):
-        try:
-            _write_questions(benchmark, config.shard_size, run, places)
-        except ConfigError as error:
-            raise error.with_field(error.field.replace("benchmark.", f"evaluate.benchmarks.{index}.", 1)) from error
+        _write_questions(LabelledSet(benchmark, f"evaluate.benchmarks.{index}", places), config.shard_size, run)
 
 
-def _write_questions(benchmark: BenchmarkConfig, shard_size: int, run: Run, places: Places) -> None:
-    folder = run.benchmark_dir(benchmark.label)
+def _write_questions(labelled: LabelledSet, shard_size: int, run: Run) -> None:
+    label = labelled.benchmark.label
+    folder = run.benchmark_dir(label)
     # The paths of the files and the metric may change; so may the size of shards, once all of them are written.
-    fingerprint = {**labelled_identity(benchmark, places), _SHARD_SIZE: shard_size}
+    fingerprint = {**labelled.identity(), _SHARD_SIZE: shard_size}
     if run.has_manifest(folder):
         run.check_fingerprint(f"{folder}/questions", fingerprint, ignoring=_SHARD_SIZE)
         return
     run.register_fingerprint(f"{folder}/questions", fingerprint)
-    with Progress(f"read {benchmark.label}", None, "questions") as progress:
-        questions = []
-        for question in islice(read_benchmark(benchmark, places), benchmark.limit):
-            questions.append(question)
-            progress.advance(1)
-    check_images(questions)
+    questions = _read(labelled)
+    labelled.check_images(questions)
     questions.sort(key=lambda question: question.image_id)
     num_shards = 0
     for shard in _shards(questions, shard_size):
-        run.questions(benchmark.label).commit_missing(shard_name(num_shards), shard)
+        run.questions(label).commit_missing(shard_name(num_shards), shard)
         num_shards += 1
     num_images = len({question.image_id for question in questions})
     run.write_json(run.manifest_path(folder), {"num_images": num_images, "num_shards": num_shards})
+
+
+def _read(labelled: LabelledSet) -> list[LabelledQuestion]:
+    questions = []
+    with Progress(f"read {labelled.benchmark.label}", None, "questions") as progress:
+        for question in labelled.questions():
+            questions.append(question)
+            progress.advance(1)
+    return questions
 
 
 def _shards(questions: Iterable[LabelledQuestion], size: int) -> Iterator[list[LabelledQuestion]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mpa_ray.metrics import Metric
 from mpa_ray.run.run import SCORES, Run
+from mpa_ray.textual import Json
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class PairedDifference:
     groups: Groups
     """Means of `to_model`'s score minus `from_model`'s."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {"from": self.from_model, "to": self.to_model, "groups": asdict(self)["groups"]}
 
     @classmethod
@@ -114,7 +115,7 @@ class BenchmarkScores:
                 return {group: Gain(old[group], new[group], change) for group, change in pair.groups.items()}
         return None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {
             "metric": asdict(self.metric),
             "models": {name: asdict(model) for name, model in self.models.items()},
@@ -135,7 +136,7 @@ Scores = Mapping[str, BenchmarkScores]
 """Scores by the benchmarks' names."""
 
 
-def scores_to_json(scores: Scores) -> dict[str, Any]:
+def scores_to_json(scores: Scores) -> dict[str, Json]:
     return {benchmark: scored.to_json() for benchmark, scored in scores.items()}
 
 

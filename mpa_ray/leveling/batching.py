@@ -1,4 +1,4 @@
-"""The order of an epoch, and how a step is cut into micro-batches.
+"""How a step is cut into micro-batches.
 
 A step is a random set of samples that does not depend on the number of workers or the size of micro-batches. The loss
 is normalised over the whole step, so cutting a step by length changes the padding, but not the gradient.
@@ -7,16 +7,11 @@ is normalised over the whole step, so cutting a step by length changes the paddi
 from __future__ import annotations
 
 import math
-import pickle
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from mpa_ray.leveling.sampling import sampling_key
 from mpa_ray.records import ParitySample
 
-_NUM_BUCKETS = 64
 _PASS_COST = 1 / 16
 """The fixed cost of one forward pass, as a share of the token budget. A further micro-batch has to save more
 padding."""
@@ -48,25 +43,6 @@ class TrainingRow:
 
 
 MicroBatch = tuple[TrainingRow, ...]
-
-
-def in_seeded_order(samples: Iterable[ParitySample], seed: int, scratch: Path) -> Iterator[ParitySample]:
-    """Shuffle samples by a hash of seed and id, so that the order of the input does not matter.
-
-    About one 64th of them is in memory at a time; the rest is in files below `scratch`.
-    """
-    buckets = [scratch / f"{number}" for number in range(_NUM_BUCKETS)]
-    with ExitStack() as stack:
-        files = [stack.enter_context(bucket.open("wb")) for bucket in buckets]
-        for sample in samples:
-            key = sampling_key(sample.annotation_id, seed, "order")
-            pickle.dump((key, sample), files[key * _NUM_BUCKETS >> 64])
-    for bucket in buckets:
-        entries = []
-        with bucket.open("rb") as file:
-            while file.peek(1):
-                entries.append(pickle.load(file))
-        yield from (sample for _, sample in sorted(entries, key=lambda entry: (entry[0], entry[1].annotation_id)))
 
 
 def micro_batches(step: Sequence[TrainingRow], token_budget: int, num_workers: int) -> list[list[MicroBatch]]:

@@ -24,7 +24,7 @@ _FULL = StateDictOptions(ignore_frozen_params=True, strict=False, full_state_dic
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """What a checkpoint stores in addition to the weights and the states of optimizer and scheduler."""
 
     num_unreadable: int
@@ -46,7 +46,7 @@ class Progress:
         (folder / _PROGRESS).write_text(json.dumps(content))
 
     @classmethod
-    def load(cls, folder: Path) -> Progress:
+    def load(cls, folder: Path) -> TrainingProgress:
         content = json.loads((folder / _PROGRESS).read_text())
         return cls(num_retained_before=content.pop("answered").get("before"), **content)
 

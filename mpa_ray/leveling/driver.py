@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import threading
+from concurrent.futures import Future
+from contextvars import copy_context
 from typing import Any
 
 import ray
@@ -21,17 +22,13 @@ from mpa_ray.leveling.worker import train
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.pipeline.cluster import check_resources
-from mpa_ray.pipeline.deaths import DeathRecorder
+from mpa_ray.pipeline.death_recorder import DeathRecorder
+from mpa_ray.remedies import what_continues
 from mpa_ray.run.ownership import Ownership
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.run.training_state import TrainingState
 from mpa_ray.tasks.task import Task
-
-_MAY_PASS = re.compile(
-    r"CannotWrite|LostOwnership|TransientError|AccessLost|No space left on device|Disk quota exceeded"
-)
-"""The errors of a failed training that may be temporary."""
 
 
 def fine_tune(
@@ -103,7 +100,7 @@ def _fit(job: TrainingJob, key: PhaseKey) -> None:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     failures = ray.remote(num_cpus=0, scheduling_strategy=here)(TrainingFailures).remote(recorder)
     try:
-        _torch_trainer(job, failures).fit()
+        _fit_in_thread(_torch_trainer(job, failures))
     except ray.train.TrainingFailedError as error:
         num_failures, cause = ray.get(failures.last_failure.remote())
         job.check_owner()
@@ -111,8 +108,30 @@ def _fit(job: TrainingJob, key: PhaseKey) -> None:
         what = "the student is trained, but its export failed" if _state(job).is_trained else "training failed"
         problem = f"{key.label}: {what}{attempts}: {cause or in_words(error)}"
         # The error was raised in another process, so its class is known only from the text.
-        raise Unfinished(problem) if _MAY_PASS.search(problem) else RunError(problem) from error
+        remedy = what_continues(problem)
+        problem = f"{problem.rstrip('.')}. {remedy}".rstrip()
+        raise Unfinished(problem) if remedy.may_pass else RunError(problem) from error
     ray.get(failures.last_failure.remote())
+
+
+def _fit_in_thread(trainer: TorchTrainer) -> None:
+    """Train in another thread.
+
+    In the main thread, Ray Train handles Ctrl-C itself and then ends the process with exit code 0.
+    """
+    done: Future[None] = Future()
+    context = copy_context()
+
+    def fit() -> None:
+        try:
+            context.run(trainer.fit)
+        except BaseException as error:  # noqa: BLE001
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=fit, daemon=True).start()
+    done.result()
 
 
 def _torch_trainer(job: TrainingJob, failures: Any) -> TorchTrainer:

@@ -13,9 +13,10 @@ from typing import Generic, TypeVar
 
 from mpa_ray.config import Arm, LevelConfig
 from mpa_ray.leveling.arms import Samples, SampleSources, samples_of
-from mpa_ray.leveling.batching import TrainingRow, in_seeded_order
+from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.leveling.replay import KnownPairSelection, select_known_pairs
 from mpa_ray.leveling.sampling import sample_of
+from mpa_ray.leveling.shuffle import in_seeded_order
 from mpa_ray.metrics.answer_types import answer_type
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import EpochCounts, ParitySample, Verdict

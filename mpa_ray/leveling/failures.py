@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError, WorkerCrashedError
 
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.worker_process import WorkerProcess
-from mpa_ray.pipeline.coordination.deaths import Deaths, RecordDeath
+from mpa_ray.pipeline.coordination.deaths import DeathRegister, RecordDeath
 
 _FOLLOWS = re.compile(
     r"connection (closed|reset|refused)|connectFullMesh|NCCL.*(remote|abort|timeout)|Broken pipe|Socket closed",
@@ -24,7 +24,7 @@ class TrainingFailures:
     """Records the workers of one training and why its attempts failed. Runs as an actor that outlives the workers."""
 
     def __init__(self, record_death: RecordDeath) -> None:
-        self._deaths = Deaths(record_death)
+        self._deaths = DeathRegister(record_death)
         self._workers: dict[int, WorkerProcess] = {}
         self._num_failures, self._cause = 0, ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpa_ray.config import LevelConfig, RunConfig, StudentConfig, resolve_path
+from mpa_ray.corpus.moved_source import moved_root
 from mpa_ray.corpus.read import Reader
 from mpa_ray.leveling.checkpoint_folders import inherited_checkpoint
 from mpa_ray.leveling.epoch_plan import EpochPlan
@@ -68,6 +69,7 @@ class TrainingJob:
                 config.object_store,
                 config.reading.num_threads,
                 follow_redirects="redirects" in config.source.allow,
+                moved=moved_root(config, run),
             ),
             pixel_limits=student.pixel_limits,
             max_new_tokens=config.answer.max_new_tokens,

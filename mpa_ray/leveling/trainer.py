@@ -25,7 +25,7 @@ from mpa_ray.leveling.parallel import check_parallel, sum_over_workers
 from mpa_ray.leveling.step_data import Step, StepCounts, Steps
 from mpa_ray.leveling.tensorboard import TensorBoard
 from mpa_ray.leveling.trainable import parameter_groups
-from mpa_ray.leveling.watched import BestWeights, mean_loss, total_answered
+from mpa_ray.leveling.training_measurements import BestWeights, mean_loss, total_answered
 from mpa_ray.run.training_log import LogEntry
 from mpa_ray.run.training_state import Retained, TrainingState
 
@@ -225,8 +225,8 @@ class ParityTrainer(Trainer):
         shutil.rmtree(folder)
         self._saved_at = time.monotonic()
 
-    def _progress(self) -> checkpoint.Progress:
-        return checkpoint.Progress(
+    def _progress(self) -> checkpoint.TrainingProgress:
+        return checkpoint.TrainingProgress(
             num_unreadable=self.num_unreadable,
             num_changed=self.num_changed,
             num_retained_before=self._retained.before,
@@ -242,7 +242,7 @@ class ParityTrainer(Trainer):
         if resume_from is None:
             return
         folder = Path(resume_from)
-        progress = checkpoint.Progress.load(folder)
+        progress = checkpoint.TrainingProgress.load(folder)
         self.num_unreadable, self.num_changed = progress.num_unreadable, progress.num_changed
         self._retained = replace(self._retained, before=progress.num_retained_before)
         self.best.loss = progress.best_loss

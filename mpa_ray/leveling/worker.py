@@ -23,7 +23,8 @@ from mpa_ray.leveling.trainer import ParityTrainer, TrainingData
 from mpa_ray.models.chat_template import load_processor
 from mpa_ray.models.checkpoints import local_model
 from mpa_ray.observability.log_context import log_context
-from mpa_ray.pipeline.deaths import current_process
+from mpa_ray.pipeline.death_recorder import current_process
+from mpa_ray.pipeline.training_data import read_images
 
 _LOG_EVERY_STEPS = 5
 _NUM_CHECKED = 8
@@ -112,7 +113,7 @@ def _inherited_checkpoint(job: TrainingJob) -> ray.train.Checkpoint | None:
 
 def _check_questions(job: TrainingJob) -> CheckQuestions:
     rows = next(job.plan.steps(0, 1))[:_NUM_CHECKED]
-    files = job.reader.read([row.uri for row in rows])
+    files = read_images(rows, job.reader)
     contents = [content if isinstance(content, bytes) else b"" for content in files]
     return CheckQuestions(rows, contents, job.task, job.pixel_limits, job.max_new_tokens)
 

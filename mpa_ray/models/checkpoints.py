@@ -15,12 +15,10 @@ from mpa_ray.config import ObjectStoreConfig, resolve_path
 from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.errors import ConfigError
 from mpa_ray.models.hub import hub_commit, hub_file, hub_snapshot, is_hub_name, split_revision
-from mpa_ray.storage.user_cache import CACHE_VARIABLE, cache_folder
+from mpa_ray.storage.user_cache import cache_folder
 
 if TYPE_CHECKING:
     from mpa_ray.storage.object_store import ListedObject
-
-__all__ = ["CACHE_VARIABLE"]
 
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 ADAPTER_SETTINGS = "adapter_config.json"
@@ -75,7 +73,8 @@ def _content_digest(model: str, object_store: ObjectStoreConfig) -> str:
     names = sorted(contents)
     digests = sha256_of_all([contents[name] for name in names], model)
     lines = [f"{name}:{contents[name].num_bytes}:{digest}\n" for name, digest in zip(names, digests, strict=True)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    # The name of a file on this machine need not be UTF-8.
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _is_content(name: str) -> bool:

@@ -17,6 +17,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS_OF_OTHERS = ("original/*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.pt", "*.pth")
 """Weights that neither vLLM nor transformers load from a snapshot."""
 
+_OFFLINE = "is not asked, because HF_HUB_OFFLINE is set"
+
 _down: set[str] = set()
 """The hubs that this process could not reach, and does not ask again."""
 
@@ -59,7 +61,8 @@ def hub_snapshot(model: str, with_weights: bool = True) -> str:
 
     name, revision = split_revision(model)
     left_out = [*_WEIGHTS_OF_OTHERS, *(() if with_weights else ("*.safetensors", "*.bin"))]
-    is_down = _problem_on_hub(model, "config.json") is not None
+    problem = _problem_on_hub(model, "config.json")
+    is_down = problem is not None
     try:
         return str(
             snapshot_download(
@@ -71,7 +74,7 @@ def hub_snapshot(model: str, with_weights: bool = True) -> str:
             "model",
             model,
             f"cannot be downloaded ({type(error).__name__}), and is not in the hub's local cache.",
-            "Check the name, the revision, the network and your access rights.",
+            _remedy(problem, "Check the name, the revision, the network"),
         ) from error
 
 
@@ -98,15 +101,23 @@ def hub_file(model: str, name: str) -> Path:
             "model",
             model,
             f"is neither a folder nor in the hub's local cache, and the hub {problem}.",
-            did_you_mean(model, _cached_models()) or "Check the name, the network and your access rights.",
+            did_you_mean(model, _cached_models()) or _remedy(problem, "Check the name, the network"),
         ) from error
+
+
+def _remedy(problem: str | None, checks: str) -> str:
+    if problem == _OFFLINE:
+        return "Unset HF_HUB_OFFLINE, or download the model first."
+    return f"{checks} and your access rights."
 
 
 def _problem_on_hub(model: str, name: str) -> str | None:
     """Why the hub does not provide a file, as the end of a sentence; None if it does."""
-    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    if HF_HUB_OFFLINE:
+        return _OFFLINE
     if ENDPOINT in _down:
         return "cannot be reached"
     error = _error_of_request(model, name)

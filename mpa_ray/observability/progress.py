@@ -40,6 +40,7 @@ class Progress:
         every_s: float = 5.0,
         to_stderr: bool = False,
         says_end: bool = True,
+        is_limit: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin to count.
@@ -53,8 +54,10 @@ class Progress:
             to_stderr: Show only the count, on standard error. By default, the count goes to standard output, with a
                 line at the start and one at the end.
             says_end: Whether to print the line at the end.
+            is_limit: Whether the count may end before `total`.
             clock: Returns the time in seconds.
         """
+        self._most = "at most " if is_limit else ""
         self._label, self._total, self._unit, self._every_s = label, total, unit, every_s
         self._to_stderr, self._says_end, self._clock = to_stderr, says_end and not to_stderr, clock
         self._done = self._done_at_start = done
@@ -71,7 +74,7 @@ class Progress:
             return self
         before = f", {self._done} already done" if self._done else ""
         if self._total is not None and not self._to_stderr:
-            say(f"{self._label}: {self._total} {self._unit}{before}")
+            say(f"{self._label}: {self._most}{self._total} {self._unit}{before}")
         self._thread.start()
         return self
 

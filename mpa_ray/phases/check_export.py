@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mpa_ray.config import Arm, RunConfig, StudentConfig
 from mpa_ray.errors import RunError
 from mpa_ray.models.shared_engines import EngineGroup
@@ -38,6 +40,8 @@ def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Ar
     exported = {"model": run.merged_model(student.name, arm), "max_num_replicas": None, "num_replicas": 1}
     group = EngineGroup.single(student.name, student.model_copy(update=exported))
     work = answer_pass(context, key, group, questions, answers)
+    # The questions are training samples, so their images are the corpus's or, in some arms, those of labelled sets.
+    work = replace(work, reader=replace(work.reader, moved=context.moved_root))
     outstanding = Outstanding.of(answers, Manifest(len(labelled), 1))
     context.failures.add(key.label, run_missing(run, work, outstanding, admission).may_pass)
     different = [

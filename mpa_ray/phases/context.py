@@ -5,21 +5,24 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Generic, TypeVar, cast
 
 import mpa_ray
-from mpa_ray.config import EvaluationRunConfig, RunConfig
+from mpa_ray.config import EvaluationRunConfig, RunConfig, StudentConfig
+from mpa_ray.corpus.moved_source import as_indexed, check_moved, moved_root
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
-from mpa_ray.evaluation.labelled_identity import labelled_identity
+from mpa_ray.corpus.source_root import MovedRoot
+from mpa_ray.evaluation.labelled_set import LabelledSet
 from mpa_ray.observability.progress import say
-from mpa_ray.phases.again import NOTHING_AGAIN, Again, PassingFailures
 from mpa_ray.phases.pinned_models import with_pinned_models
 from mpa_ray.phases.preflight import check_config
-from mpa_ray.phases.rounds import with_rounds
+from mpa_ray.phases.repeated_work import NOTHING_AGAIN, Again, PassingFailures
+from mpa_ray.phases.rounds import index_of, with_rounds
 from mpa_ray.run.fingerprint import of_dataset
+from mpa_ray.run.fingerprint_changes import Fingerprint
 from mpa_ray.run.run import Run
 from mpa_ray.storage.exclusive import Creation
 from mpa_ray.tasks.library import find_task
@@ -56,7 +59,9 @@ class RunContext(Generic[ConfigT_co]):
             ConfigError: a setting is wrong; the error names the first such setting.
         """
         check_config(config)
-        return RunContext.from_checked(config, again)
+        context = RunContext.from_checked(config, again)
+        context.check_moved_source()
+        return context
 
     @staticmethod
     def from_checked(config: ConfigT, again: Again = NOTHING_AGAIN) -> RunContext[ConfigT]:
@@ -66,6 +71,16 @@ class RunContext(Generic[ConfigT_co]):
             say(f"{config.run_dir} has no hard links: results are committed by exclusive renames instead")
         pinned = with_pinned_models(config)
         return RunContext(pinned, pinned, run, find_task(config.task), again).with_finished_rounds()
+
+    def check_moved_source(self) -> None:
+        """Look up a few images at their new place, if they have moved since they were indexed.
+
+        Raises:
+            ConfigError: images are missing or differ, or the corpus is not completely indexed.
+            TransientError: images cannot be read, for a reason that may be temporary.
+        """
+        if isinstance(self.config, RunConfig):
+            check_moved(self.config, self.run, self.corpus_reader)
 
     def with_finished_rounds(self) -> RunContext[ConfigT_co]:
         """The same context, with a student for each round that can begin now."""
@@ -94,7 +109,34 @@ class RunContext(Generic[ConfigT_co]):
             min_bytes=source.min_bytes,
             max_bytes=source.max_bytes,
             follow_redirects="redirects" in source.allow,
+            moved=self.moved_root,
         )
+
+    @cached_property
+    def moved_root(self) -> MovedRoot | None:
+        """How the images of the corpus have moved since they were indexed."""
+        return moved_root(self.config, self.run) if isinstance(self.config, RunConfig) else None
+
+    def labelled_set(self, student: StudentConfig, setting: str) -> LabelledSet:
+        """The labelled set of a student at a key of `StudentConfig.labelled_sets`."""
+        field = f"students.{index_of(student, cast(RunConfig, self.configured))}.{setting}"
+        return LabelledSet(student.labelled_sets[setting], field, self.places)
+
+    def _identity_of_labelled(self, student: StudentConfig, setting: str) -> Fingerprint:
+        return self.labelled_set(student, setting).identity()
+
+    def check_unchanged(self, datasets: Sequence[str]) -> None:
+        """Compare the settings with those that the run's datasets were made with, before anything starts.
+
+        Raises:
+            ConfigError: a dataset was begun with other settings.
+        """
+        if isinstance(self.config, RunConfig):
+            config, labelled = as_indexed(self.config, self.run), self._identity_of_labelled
+            for dataset in datasets:
+                # Labelled sets are read only if their identity is compared.
+                if self.run.fingerprints.fixed(dataset) is not None:
+                    self.run.check_fingerprint(dataset, of_dataset(config, self.task, dataset, labelled))
 
     def begin(self, writes: Sequence[str] = (), reads: Sequence[str] = ()) -> None:
         """Compare the settings with those that the run's datasets were made with, then record them in run.json.
@@ -106,12 +148,12 @@ class RunContext(Generic[ConfigT_co]):
         Raises:
             ConfigError: a dataset was begun with other settings; run.json is then unchanged.
         """
-        labelled = partial(labelled_identity, places=self.places)
         if isinstance(self.config, RunConfig):
+            config, labelled = as_indexed(self.config, self.run), self._identity_of_labelled
             for dataset in reads:
-                self.run.check_fingerprint(dataset, of_dataset(self.config, self.task, dataset, labelled))
+                self.run.check_fingerprint(dataset, of_dataset(config, self.task, dataset, labelled))
             for dataset in writes:
-                self.run.register_fingerprint(dataset, of_dataset(self.config, self.task, dataset, labelled))
+                self.run.register_fingerprint(dataset, of_dataset(config, self.task, dataset, labelled))
         # Another student's later round may have begun since this context was made.
         self.run.record_config(self.with_finished_rounds().config, installed_versions())
 

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from mpa_ray.config import RunConfig, StudentConfig
-from mpa_ray.errors import RunError
+from mpa_ray.errors import ConfigError
 from mpa_ray.matching import matcher_of
 from mpa_ray.models.shared_engines import EngineGroup, shared_engines
 from mpa_ray.observability.progress import Progress, say
@@ -71,7 +71,8 @@ def identify_student(
     """Write one student's verdicts and D_PI, once all images are annotated.
 
     Raises:
-        RunError: some shards are not annotated yet, or the pass failed (see `run_shards`).
+        ConfigError: some shards are not annotated yet.
+        RunError: the pass failed (see `run_shards`).
     """
     with error_recorded(context.run, PhaseKey("identify", student.name)):
         _identify_student(context, student, admission)
@@ -83,7 +84,8 @@ def _identify_student(context: RunContext[RunConfig], student: StudentConfig, ad
     manifest = run.manifest()
     unannotated = run.annotations.missing(manifest.shards)
     if unannotated:
-        raise RunError(f"{len(unannotated)} of {manifest.num_shards} shards are not annotated: run mpa-ray annotate.")
+        problem = f"has {len(unannotated)} of {manifest.num_shards} shards that are not annotated."
+        raise ConfigError("run_dir", run.storage.root, problem, "Run mpa-ray annotate first.")
     work = verdict_pass(context, EngineGroup.single(student.name, student))
     verdicts, fingerprint = run.verdicts(student.name), verdict_fingerprint(config, task, student)
     same_model = {

@@ -7,7 +7,7 @@ from mpa_ray.corpus.index import index_source
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.context import RunContext
 from mpa_ray.pipeline.run_pass import recorded
-from mpa_ray.run.left_out import left_out_in_words
+from mpa_ray.run.left_out_counts import left_out_in_words
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Manifest
 
@@ -25,6 +25,8 @@ def index(context: RunContext[RunConfig]) -> None:
 
 def report_corpus(manifest: Manifest) -> None:
     """Print the size of the corpus, and what the listing left out."""
-    say(f"index: {manifest.num_images} images in {manifest.num_shards} shards")
+    images = "1 image" if manifest.num_images == 1 else f"{manifest.num_images} images"
+    shards = "1 shard" if manifest.num_shards == 1 else f"{manifest.num_shards} shards"
+    say(f"index: {images} in {shards}")
     if manifest.left_out:
         say(f"index: {left_out_in_words(manifest.left_out)}")

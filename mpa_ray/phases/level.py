@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mpa_ray.config import Arm, BenchmarkConfig, RunConfig, StudentConfig
+from mpa_ray.config import Arm, RunConfig, StudentConfig
 from mpa_ray.errors import ConfigError, RunError
-from mpa_ray.evaluation.questions import labelled_samples
-from mpa_ray.observability.progress import say
+from mpa_ray.observability.progress import Progress, say
 from mpa_ray.phases.check_export import check_export
 from mpa_ray.phases.context import RunContext, installed_versions
 from mpa_ray.phases.preflight import check_trainable
 from mpa_ray.pipeline.run_pass import Admission, error_recorded, recorded
-from mpa_ray.records import ParitySample
 from mpa_ray.report.card import model_card
 from mpa_ray.run.ownership import Ownership, owned
 from mpa_ray.run.parity_export import parity_of
@@ -24,13 +22,14 @@ from mpa_ray.run.redo import outdated
 from mpa_ray.run.training_state import TrainingState
 
 if TYPE_CHECKING:
-    from mpa_ray.leveling.arms import SampleSources
+    from mpa_ray.leveling.arms import Samples, SampleSources
 
 
 def level(context: RunContext[RunConfig]) -> None:
     """Fine-tune all students on all their arms. A student of a later round is left out until its D_PI exists."""
     for index, student in enumerate(context.configured.students):
         check_trainable(student, index, context.config.object_store)
+        check_labelled_sets(context, student)
     for student in students_ready(context, context.run.is_identified):
         for arm in student.arms:
             level_student(context, student, arm)
@@ -46,6 +45,23 @@ def students_ready(context: RunContext[RunConfig], is_ready: Callable[[str], boo
         else:
             say(f"{student.name} is not identified yet and is left out: run mpa-ray identify, then this command again.")
     return ready
+
+
+def check_labelled_sets(context: RunContext[RunConfig], student: StudentConfig) -> None:
+    """Read the labelled sets of a student whose trainings are not planned yet, so that errors show before they start.
+
+    Raises:
+        ConfigError: a file, a field or an answer of a labelled set is missing.
+    """
+    run = context.run
+    arms = [arm for arm in student.arms if not run.has_manifest(f"{run.training_dir(student.name, arm)}/epoch")]
+    arms_of = {"labels": ("labels",), "level.replay_from": ("parity",)}
+    for setting in student.labelled_sets:
+        if not set(arms).isdisjoint(arms_of.get(setting, arms)):
+            labelled = context.labelled_set(student, setting)
+            with Progress(f"read {labelled.field}", None, "questions") as progress:
+                for _ in labelled.questions():
+                    progress.advance(1)
 
 
 def level_student(
@@ -65,8 +81,9 @@ def level_student(
         admission_to_check: Makes the context manager in which the check runs.
 
     Raises:
+        ConfigError: the student has no D_PI yet.
         LostOwnership: another command has taken over the training.
-        RunError: the student has no D_PI yet, the training failed, or the exported model answers differently in its
+        RunError: the training failed, or the exported model answers differently in its
             engine than in transformers.
     """
     key = PhaseKey("level", student.name, arm)
@@ -123,7 +140,7 @@ def _train(
             run.record_trained_version(folder, version)
         is_promptable = PromptCheck(student.model, config.object_store, context.task)
         plan = plan_epoch(run, folder, sample_sources(context, student), student.level, key.arm, is_promptable)
-        card = model_card(config, student, key.arm, plan.counts, installed_versions())
+        card = model_card(config, context.task, student, key.arm, plan.counts, installed_versions())
         fine_tune(run, config, student, key, context.task, plan, folder, card, ownership)
         state = TrainingState.read(run, folder)
         if state is not None and (warning := state.retained.forgetting_warning()) is not None:
@@ -158,12 +175,14 @@ def _check_parity(context: RunContext[RunConfig], student: str) -> str:
     """Return the version of the verdicts that the student's D_PI was exported from.
 
     Raises:
-        RunError: there is no D_PI, or annotations or verdicts have been made again since it was exported.
+        ConfigError: there is no D_PI yet.
+        RunError: annotations or verdicts have been made again since it was exported.
     """
     run = context.run
     version = run.parity_version(student)
     if version is None:
-        raise RunError(f"{student} has no parity samples yet: run mpa-ray identify.")
+        problem = f"has no parity samples of {student} yet."
+        raise ConfigError("run_dir", run.storage.root, problem, "Run mpa-ray identify first.")
     verdicts = run.verdicts(student)
     if version != verdicts.version() or outdated(verdicts, run.annotations, run.manifest().shards):
         raise RunError(f"the parity samples of {student} are older than its verdicts: run mpa-ray identify.")
@@ -174,14 +193,14 @@ def sample_sources(context: RunContext[RunConfig], student: StudentConfig) -> Sa
     """The datasets that a student's training may draw samples from."""
     from mpa_ray.leveling.arms import SampleSources
 
-    def labelled(benchmark: BenchmarkConfig | None) -> Callable[[], Iterator[ParitySample]] | None:
-        return partial(labelled_samples, benchmark, context.places) if benchmark is not None else None
+    def labelled(setting: str) -> Samples | None:
+        return context.labelled_set(student, setting).samples if setting in student.labelled_sets else None
 
-    run, holdout = context.run, student.level.holdout
+    run = context.run
     return SampleSources(
         parity=partial(parity_of, run, student.name),
         verdicts=partial(run.verdicts(student.name).rows, run.manifest().shards),
-        labels=labelled(student.labels),
-        replayed=labelled(student.level.replay_from),
-        held_out=labelled(holdout.questions if holdout is not None else None),
+        labels=labelled("labels"),
+        replayed=labelled("level.replay_from"),
+        held_out=labelled("level.holdout.questions"),
     )

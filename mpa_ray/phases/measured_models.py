@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpa_ray.config import EvaluateConfig, EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig, measured_as
+from mpa_ray.config import EvaluateConfig, EvaluationRunConfig, MeasuredModel, ModelConfig, RunConfig, StudentConfig
 from mpa_ray.phases.context import RunContext
 from mpa_ray.run.run import Run
 
@@ -13,11 +13,11 @@ def measured_models(context: RunContext[EvaluationRunConfig]) -> dict[str, Model
     models: dict[str, ModelConfig] = {}
     if isinstance(config, RunConfig):
         for student in config.students:
-            models[f"{student.name}.before"] = student
+            models[MeasuredModel(student.name, None).name] = student
             for arm in student.arms:
                 if run.is_leveled(student.name, arm):
                     exported = {"model": run.merged_model(student.name, arm)}
-                    models[f"{student.name}.{measured_as(arm)}"] = student.model_copy(update=exported)
+                    models[MeasuredModel(student.name, arm).name] = student.model_copy(update=exported)
         if config.evaluate is not None and config.evaluate.teacher:
             models["teacher"] = config.teacher
     if config.evaluate is not None:
@@ -27,7 +27,7 @@ def measured_models(context: RunContext[EvaluationRunConfig]) -> dict[str, Model
 
 def names_of_student(student: StudentConfig) -> list[str]:
     """The names under which a student is measured: before training, then after training on each arm."""
-    return [f"{student.name}.{when}" for when in ("before", *map(measured_as, student.arms))]
+    return [model.name for model in MeasuredModel.all_of(student.name, student.arms)]
 
 
 def comparisons(config: EvaluationRunConfig, settings: EvaluateConfig) -> list[tuple[str, str]]:
@@ -58,5 +58,5 @@ def upstream_of_model(config: EvaluationRunConfig, name: str) -> list[str]:
         Run.student_dir(student.name, arm)
         for student in config.students
         for arm in student.arms
-        if name == f"{student.name}.{measured_as(arm)}"
+        if name == MeasuredModel(student.name, arm).name
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -13,23 +12,30 @@ from mpa_ray.config import (
     EvaluationRunConfig,
     LevelConfig,
     LoraConfig,
+    MeasuredModel,
     ModelConfig,
     ObjectStoreConfig,
     RunConfig,
     StudentConfig,
-    measured_as,
+    VllmEngineConfig,
     resolve_path,
 )
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.engine.vllm.known_arguments import check_arguments
 from mpa_ray.engine.vllm.version import INSTALL_VLLM
-from mpa_ray.errors import ConfigError, did_you_mean, uri_in
-from mpa_ray.evaluation.benchmarks import BENCHMARKS, question_files
+from mpa_ray.errors import ConfigError, did_you_mean
+from mpa_ray.evaluation.benchmarks import BENCHMARKS
+from mpa_ray.evaluation.labelled_set import LabelledSet
 from mpa_ray.metrics import METRICS
 from mpa_ray.models.checkpoint_files import check_files, check_kind, check_weights
 from mpa_ray.models.checkpoints import adapter_folder, base_of_adapter, model_settings
 from mpa_ray.models.hub import is_hub_name
+from mpa_ray.observability.progress import say
+from mpa_ray.pipeline.cluster_address import cluster_address
 from mpa_ray.tasks.library import find_task
+
+_HUB_PREFIXES = ("https://huggingface.co/", "http://huggingface.co/", "https://hf.co/", "huggingface.co/")
 
 
 def check_config(config: EvaluationRunConfig) -> None:
@@ -52,7 +58,8 @@ def check_run(config: RunConfig) -> None:
         ConfigError: a setting is wrong; the error names the first such setting.
     """
     check_task(config)
-    check_source(config.source, Places(config.object_store))
+    with _named("source.path", config.source.path, "object_store"):
+        check_source(config.source, Places(config.object_store))
     check_model(config.teacher, "teacher", config.object_store)
     for index, student in enumerate(config.students):
         check_student(student, index, config.object_store)
@@ -75,10 +82,10 @@ def check_task(config: RunConfig) -> None:
 def check_student(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
     """Check the student with this index. Raises ConfigError if it cannot be aligned."""
     check_model(student, f"students.{index}", object_store)
-    check_level(student.level, f"students.{index}.level", Places(object_store))
-    if student.labels is not None:
-        _check_benchmark(student.labels, f"students.{index}.labels", Places(object_store))
-    elif "labels" in student.arms:
+    check_level(student.level, f"students.{index}.level")
+    for setting, benchmark in student.labelled_sets.items():
+        _check_benchmark(benchmark, f"students.{index}.{setting}", Places(object_store))
+    if student.labels is None and "labels" in student.arms:
         raise ConfigError(
             f"students.{index}.labels",
             None,
@@ -118,9 +125,10 @@ def check_names(config: EvaluationRunConfig) -> None:
     if isinstance(config, RunConfig):
         known = {"teacher"} if config.evaluate.teacher else set()
         for student in config.students:
-            known |= {f"{student.name}.{when}" for when in ("before", *map(measured_as, student.arms))}
-            later = [student.name_in(number) for number in range(2, student.rounds + 1)]
-            known |= {f"{name}.{when}" for name in later for when in ("before", measured_as("parity"))}
+            models = MeasuredModel.all_of(student.name, student.arms)
+            for number in range(2, student.rounds + 1):
+                models += MeasuredModel.all_of(student.name_in(number), ["parity"])
+            known |= {model.name for model in models}
     for model in config.evaluate.models:
         # Some file systems ignore case.
         if model.name.lower() in map(str.lower, known):
@@ -153,16 +161,7 @@ def _check_benchmark(benchmark: BenchmarkConfig, field: str, places: Places) -> 
             "is not a metric.",
             f"{did_you_mean(benchmark.metric, METRICS)} Choose one of {', '.join(METRICS)}.".lstrip(),
         )
-    try:
-        with uri_in("benchmark.path", benchmark.path):
-            for file in question_files(benchmark, places):
-                places.of(file.uri).size(file.uri)
-    except OSError as error:
-        raise ConfigError(
-            f"{field}.path", benchmark.path, f"cannot be read ({error.strerror or error}).", "Check the path."
-        ) from error
-    except ConfigError as error:
-        raise error.with_field(error.field.replace("benchmark.", f"{field}.", 1)) from error
+    LabelledSet(benchmark, field, places).check_files()
 
 
 def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig) -> None:
@@ -170,8 +169,10 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
     if not config.engine.has_checkpoint:
         return
     # With a cluster, engines run on its nodes, and the machine of the driver may have no engine installed.
-    if config.engine.package is not None and "RAY_ADDRESS" not in os.environ:
+    if config.engine.package is not None and cluster_address() is None:
         _check_engine_package(config.engine.kind, config.engine.package, field)
+    if isinstance(config.engine, VllmEngineConfig):
+        _check_arguments(config.engine, f"{field}.engine.engine_args")
     if config.min_pixels > config.max_pixels:
         raise ConfigError(
             f"{field}.min_pixels",
@@ -181,6 +182,16 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
         )
     has_weights = config.engine.loads_hugging_face_weights
     _check_checkpoint(config.model, f"{field}.model", object_store, has_weights=has_weights)
+
+
+def _check_arguments(engine: VllmEngineConfig, field: str) -> None:
+    try:
+        check_arguments(engine.engine_args, field)
+    except ConfigError as error:
+        if cluster_address() is None:
+            raise
+        # The cluster's nodes may have another version of vLLM.
+        say(f"WARNING: {error}")
 
 
 def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig, *, has_weights: bool = True) -> None:
@@ -205,18 +216,22 @@ def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig, *
 
 
 @contextmanager
-def _named(field: str) -> Iterator[None]:
-    """Name the setting in errors about a model; an error about the store keeps its own setting."""
+def _named(field: str, value: str | None = None, *others: str) -> Iterator[None]:
+    """Name the setting in errors about a model or a URI, and in those about the other fields."""
     try:
         yield
     except ConfigError as error:
-        if error.field not in ("model", "uri"):
+        if error.field not in ("model", "uri", *others):
             raise
-        raise error.with_field(field) from error
+        raise error.with_field(field, value) from error
 
 
-def check_level(config: LevelConfig, field: str, places: Places) -> None:
-    """Check the training settings. Raises ConfigError if one contradicts another, or needs a GPU or a package."""
+def check_level(config: LevelConfig, field: str) -> None:
+    """Check the training settings, without labelled sets.
+
+    Raises:
+        ConfigError: a setting contradicts another, or needs a GPU or a package.
+    """
     if config.accelerator_type is not None and not config.gpus_per_worker:
         raise ConfigError(
             f"{field}.accelerator_type",
@@ -224,17 +239,13 @@ def check_level(config: LevelConfig, field: str, places: Places) -> None:
             "needs a GPU.",
             "Set level.gpus_per_worker, or remove accelerator_type.",
         )
-    if config.replay_from is not None:
-        if not config.replay_share:
-            raise ConfigError(
-                f"{field}.replay_from",
-                config.replay_from.path,
-                "is not used: replay_share is 0.",
-                "Set level.replay_share.",
-            )
-        _check_benchmark(config.replay_from, f"{field}.replay_from", places)
-    if config.holdout is not None and config.holdout.questions is not None:
-        _check_benchmark(config.holdout.questions, f"{field}.holdout.questions", places)
+    if config.replay_from is not None and not config.replay_share:
+        raise ConfigError(
+            f"{field}.replay_from",
+            config.replay_from.path,
+            "is not used: replay_share is 0.",
+            "Set level.replay_share.",
+        )
     if isinstance(config.method, LoraConfig) and config.method.quantize:
         quantize = f"{field}.method.quantize"
         if not config.gpus_per_worker:
@@ -271,6 +282,10 @@ def _neighbours(model: str) -> list[str]:
 
 
 def _check_hub_name(model: str, field: str) -> None:
+    for prefix in _HUB_PREFIXES:
+        if model.startswith(prefix):
+            name = "/".join(model.removeprefix(prefix).split("/")[:2])
+            raise ConfigError(field, model, "is a URL of the hub, not a name.", f"Write {name}.")
     if not is_hub_name(model):
         remedy = did_you_mean(model, _neighbours(model), 3)
         remedy = (

@@ -35,6 +35,6 @@ def rematch(context: RunContext[RunConfig]) -> None:
         changes, folder = Changes(), run.rematch_dir(student.name, label)
         rejudged = changes.counted(verdicts.rows(shards), matcher_of(matcher))
         export_parity(run, folder, task, parity_samples(rejudged), {"matcher": matcher.model_dump(mode="json")})
-        run.write_json(f"{folder}/changes.json", changes.record())
+        run.write_json(f"{folder}/changes.json", changes.to_json())
         say(changes.table(f"{student.name} by {label}"))
         say(f"rematch {student.name}: {run.storage.root}/{folder}")

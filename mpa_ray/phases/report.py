@@ -23,7 +23,7 @@ def report(context: RunContext[EvaluationRunConfig]) -> EvaluationSummary:
     context.begin(reads=upstream_datasets(config))
     summary = collect(run, config)
     run.write_json(REPORT_JSON, summary.to_json())
-    run.storage.write(REPORT_PAGE, without_url_secrets(render_html(config, summary)).encode())
+    run.storage.write(REPORT_PAGE, without_url_secrets(render_html(config, summary, context.moved_root)).encode())
     say(render_table(summary))
     say(render_next_steps(run, config, summary))
     return summary

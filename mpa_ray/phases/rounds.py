@@ -12,6 +12,12 @@ def with_rounds(config: RunConfig, run: Run) -> RunConfig:
     return config.model_copy(update={"students": list(students.values())})
 
 
+def index_of(student: StudentConfig, configured: RunConfig) -> int:
+    """The index of a student of any round in the setting `students`."""
+    names = [[first.name_in(number) for number in range(1, first.rounds + 1)] for first in configured.students]
+    return next(index for index, of_rounds in enumerate(names) if student.name in of_rounds)
+
+
 def _rounds(first: StudentConfig, run: Run) -> list[StudentConfig]:
     students = [first]
     for number in range(2, first.rounds + 1):

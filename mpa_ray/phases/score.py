@@ -82,7 +82,7 @@ def _rewrite_model_cards(
         return
     folder = run.training_dir(student.name, arm)
     counts = EpochCounts(**run.read_json(f"{folder}/epoch/manifest.json"))
-    card = model_card(config, student, arm, counts, installed_versions(), scores).encode()
+    card = model_card(config, context.task, student, arm, counts, installed_versions(), scores).encode()
     for export in ("merged", "adapter"):
         if run.storage.exists(f"{folder}/{export}/README.md"):
             run.storage.write(f"{folder}/{export}/README.md", card)

@@ -6,40 +6,69 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private.log import PlainRayHandler
 from ray.data import DataContext
+from ray.exceptions import RayError
 
 import mpa_ray
-from mpa_ray.errors import ConfigError
+from mpa_ray.errors import ConfigError, Unfinished
+from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.library_output import LIBRARY_OUTPUT, shows_library_lines, shows_worker_lines
 from mpa_ray.observability.progress import say
 from mpa_ray.pipeline.autoscaler import use_whole_cluster
+from mpa_ray.pipeline.cluster_address import check_cluster, cluster_address
+from mpa_ray.pipeline.machine import num_local_cpus
+from mpa_ray.pipeline.ray_watcher import ends_with_this_process
+from mpa_ray.remedies import Remedy
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Environment variables that keep glibc from returning every large tensor to the system. Without them, a training step
 on a CPU takes several times as long, and most of that time goes to page faults."""
 
-AUXILIARY_CPUS = 0.25
-"""The CPUs that Ray reserves for a task that reads or writes files. They are few, because such a task mostly waits."""
+_JOIN_S = 120.0
+"""The time limit for joining a cluster that answers."""
 
 _starting = threading.Lock()
 
 
 def start_ray() -> None:
-    """Join the cluster of this job, or start Ray on this machine. May be called from any thread and more than once."""
+    """Join the cluster of this job, or start Ray on this machine. May be called from any thread and more than once.
+
+    Raises:
+        ConfigError: the cluster cannot be joined, or Ray cannot start here.
+        Unfinished: the cluster does not answer.
+    """
     with _starting:
         if ray.is_initialized():
             return
-        started: Future[None] = Future()
+        check_cluster()
+        address, started = cluster_address(), Future[None]()
         threading.Thread(target=_start_and_stay, args=(started,), daemon=True).start()
-        started.result()
+        if address is None:
+            started.result()
+        else:
+            _wait_until_joined(address, started)
+
+
+def _wait_until_joined(address: str, started: Future[None]) -> None:
+    """Wait until the cluster is joined, and report an error of Ray in one line."""
+    try:
+        started.result(timeout=_JOIN_S)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        # This includes a cluster with another version of Ray or of Python.
+        remedy = "Set it to HOST:PORT of a running cluster with the same versions, or unset it to use this machine."
+        # The cause is dropped, because an error that a ConnectionError has caused counts as one that may pass.
+        raise ConfigError("RAY_ADDRESS", address, f"cannot be joined: {in_words(error)}", remedy) from None
+    except (TimeoutError, RayError) as error:
+        problem = f"the Ray cluster at RAY_ADDRESS = {address!r} cannot be joined: {in_words(error).rstrip('.')}"
+        raise Unfinished(f"{problem}. {Remedy.SAME_COMMAND}") from error
 
 
 def _start_and_stay(started: Future[None]) -> None:
@@ -65,24 +94,49 @@ def _start_ray() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     variables = {"PYTHONPATH": os.pathsep.join(_import_paths()), **MALLOC}
     where: dict[str, Any] = {"runtime_env": {"env_vars": variables}}
-    is_local = "RAY_ADDRESS" not in os.environ
+    is_local = cluster_address() is None
     if is_local:
-        # One engine and the small tasks around it must fit side by side even on one core.
-        num_cpus = max(2, len(os.sched_getaffinity(0))) + 1
-        where = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
+        where = {"address": "local", "num_cpus": num_local_cpus(), "include_dashboard": False}
         # Ray's local processes inherit the variables. A runtime environment would not use the processes that Ray starts
         # in advance, which take about a second of a core each.
     shows_lines = shows_worker_lines()
     LIBRARY_OUTPUT.redirect()
+    if not shows_lines:
+        _send_warnings_to_stderr()
     # Where standard error is a log file, Ray may write as much as it likes.
     is_quiet = not shows_lines and not LIBRARY_OUTPUT.is_redirected
     try:
-        with _environment(variables if is_local else {}):
+        with _environment(variables if is_local else {}), ends_with_this_process() if is_local else nullcontext():
             ray.init(**where, log_to_driver=shows_lines, logging_level="ERROR" if is_quiet else "INFO")
     except BaseException:
-        LIBRARY_OUTPUT.reveal()
+        if is_local:
+            LIBRARY_OUTPUT.reveal()
+        else:
+            LIBRARY_OUTPUT.restore()
         raise
     LIBRARY_OUTPUT.keep_in(Path(ray._private.worker._global_node.get_logs_dir_path()))
+
+
+def _send_warnings_to_stderr() -> None:
+    """Let Ray print the warnings of its own processes to standard error, where other lines of libraries go.
+
+    Ray prints them to standard output, even if it does not show the output of workers.
+    """
+    print_line = ray._private.worker.print_to_stdstream
+    if not getattr(print_line, "to_stderr", False):
+        ray._private.worker.print_to_stdstream = _ToStderr(print_line)
+
+
+class _ToStderr:
+    """Ray's function that prints lines of other processes, with another stream."""
+
+    to_stderr = True
+
+    def __init__(self, print_line: Callable[..., None]) -> None:
+        self._print_line = print_line
+
+    def __call__(self, data: dict[str, Any], ignore_prefix: bool) -> None:
+        self._print_line({**data, "is_err": True}, ignore_prefix=ignore_prefix)
 
 
 @contextmanager
@@ -126,7 +180,7 @@ def check_resources(field: str, num_cpus: float, num_gpus: float) -> None:
         f"needs {num_cpus:g} CPUs and {num_gpus:g} GPUs on one node; the largest node has "
         f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs."
     )
-    if "RAY_ADDRESS" in os.environ:
+    if cluster_address() is not None:
         say(f"WARNING: {field} {problem} Waiting for the cluster to grow.")
         return
     remedy = "Lower it, or set RAY_ADDRESS to a cluster with such a node."

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic
 
-from mpa_ray.errors import ConfigError, RunError, Unfinished
+from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, VisitedShard, decode, encode
 from mpa_ray.pipeline.pass_spec import ShardDone
 from mpa_ray.run.dataset import ShardTarget
@@ -29,9 +29,7 @@ class CommitShard(Generic[OutT]):
         try:
             rows = self._commit(visited)
         except (RunError, ConfigError, OSError, ValueError) as error:
-            # A file of the run that cannot be written now may be written later.
-            failure = replace(Failure.of(error), may_pass=isinstance(error, Unfinished | OSError))
-            return encode(ShardFailed(visited.shard, failure))
+            return encode(ShardFailed(visited.shard, Failure.of(error)))
         visited.usage.write_s += time.monotonic() - started
         return encode(
             ShardDone(

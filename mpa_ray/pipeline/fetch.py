@@ -16,7 +16,7 @@ from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.observability.log_context import log_context
 from mpa_ray.observability.usage import Usage
 from mpa_ray.pipeline.coordination.duplicates import Sighting
-from mpa_ray.pipeline.deaths import current_process
+from mpa_ray.pipeline.death_recorder import current_process
 from mpa_ray.pipeline.graph_rows import Failure, FetchedShard, encode
 from mpa_ray.pipeline.pass_spec import Pass, ShardLeft
 from mpa_ray.records import Reason

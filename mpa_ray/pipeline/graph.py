@@ -23,18 +23,21 @@ from mpa_ray.engine.build import images_in_flight
 from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.progress import say
-from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, check_resources, configure_ray_data
+from mpa_ray.pipeline.cluster import check_resources, configure_ray_data
 from mpa_ray.pipeline.commit import CommitShard
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.coordination.duplicates import Sighting
-from mpa_ray.pipeline.deaths import DeathRecorder, was_taken_away
+from mpa_ray.pipeline.death_recorder import DeathRecorder, was_taken_away
+from mpa_ray.pipeline.engine_digest import engine_digest
 from mpa_ray.pipeline.fetch import FetchShard, NameShards
 from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, decode_result
+from mpa_ray.pipeline.machine import AUXILIARY_CPUS
 from mpa_ray.pipeline.model_actor import ModelActor
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
 from mpa_ray.pipeline.settings_watch import SettingsWatch
 from mpa_ray.pipeline.telemetry import Counters
 from mpa_ray.records import Reason
+from mpa_ray.remedies import what_continues
 from mpa_ray.run.prefetch import prefetch
 
 logger = logging.getLogger(__name__)
@@ -139,7 +142,7 @@ def _error(pool: str, failure: Failure) -> ConfigError | RunError:
     """The error that ends a pass."""
     if isinstance(failure.ends_command, ConfigError):
         return failure.ends_command
-    problem = f"{pool}: {failure.problem.rstrip('.')}. Run the same command again to continue."
+    problem = f"{pool}: {failure.in_words()}"
     if failure.ends_command is not None:
         return AccessLost(problem)
     return Unfinished(problem) if failure.may_pass else RunError(problem)
@@ -175,9 +178,9 @@ def _rows_of(work: Pass[Any], graph: Dataset) -> Iterator[Iterator[dict[str, Any
     except RayError as error:
         with suppress(Exception):
             rows.close()
-        raise RunError(
-            f"{work.pool}: {in_words(error).rstrip('.')}. Run the same command again to continue."
-        ) from error
+        remedy = what_continues(error)
+        problem = f"{work.pool}: {in_words(error).rstrip('.')}. {remedy}".rstrip()
+        raise (Unfinished(problem) if remedy.may_pass else RunError(problem)) from error
     except BaseException:
         # Ray itself may have ended, in which case closing fails. That error must not hide the first one.
         with suppress(Exception):
@@ -194,6 +197,7 @@ def _start_coordinator(work: Pass[Any], committed: Sequence[str]) -> Any:
         DeathRecorder(work.run_dir, work.reader.object_store, work.key),
         was_taken_away,
         work.target,
+        engine_digest(work),
     )
     if (annotations := work.deduplicated) is not None:
         rows_of_shards = prefetch(lambda shard: annotations.columns(shard, ["image_id", "content_sha256"]), committed)

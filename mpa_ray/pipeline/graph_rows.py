@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished, may_pass
+from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.usage import Usage
 from mpa_ray.pipeline.pass_spec import ShardDone, ShardLeft
+from mpa_ray.remedies import Remedy, what_continues
 from mpa_ray.run.redo import ShardPlan
 from mpa_ray.stages.image_work import ImageWork
 
@@ -28,6 +29,8 @@ class Failure:
     """Whether a later run of the command may succeed, for example after space is freed on a full disk."""
     ends_command: ConfigError | AccessLost | None = None
     """The error itself, if no other pass of the command can succeed."""
+    remedy: Remedy | None = None
+    """What continues the run after this failure; None if the words of the problem decide."""
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
@@ -36,8 +39,15 @@ class Failure:
             return cls(str(error), ends_command=error)
         if isinstance(error, RunError):
             ends_command = error if isinstance(error, AccessLost) else None
-            return cls(str(error), may_pass=isinstance(error, Unfinished), ends_command=ends_command)
-        return cls(in_words(error), may_pass=may_pass(error))
+            is_unfinished = isinstance(error, Unfinished)
+            return cls(str(error), is_unfinished, ends_command, what_continues(error))
+        remedy = what_continues(error)
+        return cls(in_words(error), remedy.may_pass, remedy=remedy)
+
+    def in_words(self) -> str:
+        """The problem, and what continues the run."""
+        remedy = what_continues(self.problem) if self.remedy is None else self.remedy
+        return f"{self.problem.rstrip('.')}. {remedy}".rstrip()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.log_context import log_context
 from mpa_ray.observability.usage import Load, Usage
 from mpa_ray.observability.worker_process import WorkerProcess
-from mpa_ray.pipeline.deaths import current_process
+from mpa_ray.pipeline.death_recorder import current_process
 from mpa_ray.pipeline.graph_rows import Failure, FetchedShard, VisitedShard, decode_batch, encode_batch
 from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.pipeline.telemetry import Gauges
@@ -83,7 +83,7 @@ class ModelActor:
                 with log_context(**self._log_fields, shard=fetched.shard):
                     rows, failure = await self._visit(fetched.shard, images, fetched.plan.generation)
             except GivenUp as error:
-                failure = Failure(str(error), may_pass=error.is_engine_fault)
+                failure = Failure(str(error), may_pass=error.is_engine_fault, remedy=error.remedy)
         usage = self._usage.take()
         usage += fetched.usage
         visit_s = time.monotonic() - started
@@ -121,17 +121,17 @@ class _RemoteAttemptLog:
 
     async def visited(self, shard: str) -> None:
         # Not awaited, because nothing depends on the answer.
-        self.coordinator.report_visited.remote(shard)
+        self.coordinator.report_visited.remote(shard, self.process)
 
-    async def next_group(self, shard: str) -> Sequence[str]:
-        group: Sequence[str] = await self.coordinator.next_group.remote(shard)
+    async def next_group(self, shard: str) -> Sequence[str] | None:
+        group: Sequence[str] | None = await self.coordinator.next_group.remote(shard, self.process)
         return group
 
     async def begin_probe(self) -> None:
         await self.coordinator.begin_probe.remote(self.process)
 
-    async def end_probe(self) -> None:
-        await self.coordinator.end_probe.remote(self.process)
+    async def end_probe(self, is_answered: bool) -> None:
+        await self.coordinator.end_probe.remote(self.process, is_answered)
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
         await self.coordinator.report_death.remote(self.process, in_flight, error)

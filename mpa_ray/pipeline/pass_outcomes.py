@@ -9,6 +9,7 @@ from mpa_ray.config import LimitsConfig
 from mpa_ray.errors import Unfinished
 from mpa_ray.pipeline.pass_spec import ShardDone, ShardLeft
 from mpa_ray.records import Reason, State
+from mpa_ray.remedies import Remedy
 
 _NUM_REASONS_SHOWN = 3
 
@@ -67,8 +68,7 @@ class PassOutcomes:
         shards = "1 shard is" if len(self.left) == 1 else f"{len(self.left)} shards are"
         images = "1 image" if num_unread == 1 else f"{num_unread} images"
         return Unfinished(
-            f"{label}: {shards} left, because {images} could not be read this time ({detail}). "
-            "Run the same command again to continue."
+            f"{label}: {shards} left, because {images} could not be read this time ({detail}). {Remedy.SAME_COMMAND}"
         )
 
     def _by_reason(self, state: State) -> Counter[str]:

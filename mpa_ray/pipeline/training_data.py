@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
@@ -13,7 +13,8 @@ from ray.data import Dataset, TaskPoolStrategy
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.errors import TransientError
 from mpa_ray.imaging.decode import ImageProblem
-from mpa_ray.pipeline.cluster import AUXILIARY_CPUS, configure_ray_data
+from mpa_ray.pipeline.cluster import configure_ray_data
+from mpa_ray.pipeline.machine import AUXILIARY_CPUS
 from mpa_ray.records import Reason
 from mpa_ray.stages.image_work import unless_changed
 
@@ -97,12 +98,23 @@ def fetched(batches: Sequence[Sequence[RowT]], reader: Reader) -> FetchedStep[Ro
         TransientError: an image cannot be read, for a reason that may be temporary. If training went on without it, the
             student would never see the image.
     """
-    contents = reader.read([row.uri for batch in batches for row in batch])
+    contents = read_images([row for batch in batches for row in batch], reader)
     for content in contents:
         if isinstance(content, ImageProblem) and content.reason == Reason.STORAGE:
             raise TransientError(content.detail)
     files = iter(contents)
     return FetchedStep(batches, [[_as_seen(row, next(files)) for row in batch] for batch in batches])
+
+
+def read_images(rows: Sequence[HasImage], reader: Reader) -> list[Content]:
+    """Read the image of each row. The images of labelled sets, which have no digest, do not move with the source."""
+    if reader.moved is None:
+        return reader.read([row.uri for row in rows])
+    of_corpus = [row.content_sha256 is not None for row in rows]
+    moved = [row.uri for row, is_moved in zip(rows, of_corpus, strict=True) if is_moved]
+    others = [row.uri for row, is_moved in zip(rows, of_corpus, strict=True) if not is_moved]
+    contents = {True: iter(reader.read(moved)), False: iter(replace(reader, moved=None).read(others))}
+    return [next(contents[is_moved]) for is_moved in of_corpus]
 
 
 def _as_seen(row: HasImage, content: Content) -> Content:

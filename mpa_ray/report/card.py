@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from mpa_ray.config import ARMS, Arm, RunConfig, StudentConfig, measured_as
+from mpa_ray.config import ARMS, Arm, MeasuredModel, RunConfig, StudentConfig
 from mpa_ray.evaluation.scores import Scores
 from mpa_ray.models.hub import split_revision
 from mpa_ray.records import EpochCounts
+from mpa_ray.report.card_usage import usage
 from mpa_ray.report.scores import percent
+from mpa_ray.tasks.task import Task
 
 
 def model_card(
     config: RunConfig,
+    task: Task,
     student: StudentConfig,
     arm: Arm,
     counts: EpochCounts,
     versions: Mapping[str, str],
     scores: Scores | None = None,
 ) -> str:
-    """How a student was trained, in the format that the Hugging Face hub shows.
+    """How a student was trained and how it is used, in the format that the Hugging Face hub shows.
 
     Args:
         config: The run.
+        task: The run's task.
         student: The student that was trained.
         arm: What it was trained on.
         counts: The number of samples of each kind.
@@ -59,7 +63,8 @@ def model_card(
         f"| pixels | {student.min_pixels} to {student.max_pixels} |",
         f"| made with | {', '.join(f'{name} {version}' for name, version in versions.items())} |",
     ]
-    return "\n".join([*lines, *_score_lines(student.name, arm, scores or {}), ""])
+    scored = _score_lines(student.name, arm, scores or {})
+    return "\n".join([*lines, *scored, "", usage(student, task, config.answer.max_new_tokens)])
 
 
 def _score_lines(student: str, arm: Arm, scores: Scores) -> list[str]:
@@ -71,8 +76,7 @@ def _score_lines(student: str, arm: Arm, scores: Scores) -> list[str]:
 
 def _score_rows(student: str, arm: Arm, scores: Scores) -> Iterator[str]:
     for benchmark, scored in scores.items():
-        before = scored.models.get(f"{student}.before")
-        after = scored.models.get(f"{student}.{measured_as(arm)}")
+        before, after = (scored.models.get(model.name) for model in MeasuredModel.all_of(student, [arm]))
         if before is not None and after is not None:
             yield (
                 f"| {benchmark} | {scored.metric.name} | {before.overall.num_questions} | "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mpa_ray.config import Arm, RunConfig, StudentConfig, measured_as
+from mpa_ray.config import Arm, MeasuredModel, RunConfig, StudentConfig
 from mpa_ray.evaluation.scores import Gain, Scores
 from mpa_ray.records import EpochCounts
 from mpa_ray.run.phase_record import PhaseKey, phase_record
@@ -55,7 +55,7 @@ def leaderboard(run: Run, config: RunConfig, scores: Scores) -> list[Leaderboard
 
 def _row(run: Run, student: StudentConfig, arm: Arm, scores: Scores) -> LeaderboardRow:
     counts = EpochCounts(**run.read_json(f"{run.training_dir(student.name, arm)}/epoch/manifest.json"))
-    before, after = f"{student.name}.before", f"{student.name}.{measured_as(arm)}"
+    before, after = (model.name for model in MeasuredModel.all_of(student.name, [arm]))
     gains = {benchmark: scored.gains(before, after) for benchmark, scored in scores.items()}
     seconds, gpu_seconds = _cost(run, student, arm)
     return LeaderboardRow(
@@ -80,8 +80,7 @@ def _cost(run: Run, student: StudentConfig, arm: Arm) -> tuple[float, float]:
         PhaseKey("identify", name): num_serving_gpus,
         PhaseKey("level", name, arm): num_training_gpus,
         PhaseKey("check", name, arm): num_serving_gpus,
-        PhaseKey("evaluate", f"{name}.before"): num_serving_gpus,
-        PhaseKey("evaluate", f"{name}.{measured_as(arm)}"): num_serving_gpus,
+        **{PhaseKey("evaluate", model.name): num_serving_gpus for model in MeasuredModel.all_of(name, [arm])},
     }
     records = {key: phase_record(run, key) for key in num_gpus}
     wall_s = {key: record.wall_s for key, record in records.items() if record is not None}

@@ -37,9 +37,9 @@ def _students(run: Run, aligned: Sequence[LeaderboardRow]) -> Iterator[tuple[str
 def _serving(run: Run, config: RunConfig, best: LeaderboardRow) -> Iterator[tuple[str, str]]:
     """How to serve the student with the largest gain, if `vllm serve` works here and can read the student's files."""
     student = next((student for student in config.students if student.name == best.student), None)
-    is_of_vllm = student is not None and student.engine.kind == "vllm"
-    if is_of_vllm and _has_vllm_command() and not run.storage.root.startswith("s3://"):
-        yield f"serve {best.label}", f"vllm serve {run.merged_model(best.student, best.arm)}"
+    command = student.engine.serve_command if student is not None else None
+    if command is not None and _has_vllm_command() and not run.storage.root.startswith("s3://"):
+        yield f"serve {best.label}", f"{command} {run.merged_model(best.student, best.arm)}"
 
 
 def _has_vllm_command() -> bool:

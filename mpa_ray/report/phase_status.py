@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
-from mpa_ray.run.logs import Deaths
+from mpa_ray.run.logs import DeathSummary
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.textual import Json
 
 PhaseState = Literal["done", "begun", "not begun"]
 """`begun` covers phases that are running and phases that have stopped. Files do not tell which, but
@@ -47,7 +48,7 @@ class PhaseStatus:
     def name(self) -> str:
         return self.key.label
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Plain values, with times as ISO 8601."""
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "key"}
         plain = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
@@ -61,7 +62,7 @@ class Status:
     run_dir: str
     phases: list[PhaseStatus]
     now: datetime
-    deaths: Deaths = field(default_factory=lambda: Deaths({}, []))
+    deaths: DeathSummary = field(default_factory=lambda: DeathSummary({}, []))
     """Processes that died, including those that the run has survived."""
 
     @property
@@ -84,7 +85,7 @@ class Status:
         """The command that continues the run; None once all phases are done."""
         return next((phase.command for phase in self.remaining), None)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {
             "run_dir": self.run_dir,
             "at": self.now.isoformat(),

@@ -6,17 +6,18 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mpa_ray.config import measured_as
+from mpa_ray.config import MeasuredModel
 from mpa_ray.evaluation.scores import Scores
 from mpa_ray.records import State
 from mpa_ray.report.phase_status import PhaseStatus
 from mpa_ray.report.status import status
 from mpa_ray.run.dataset import ShardedDataset
-from mpa_ray.run.logs import Deaths
+from mpa_ray.run.logs import DeathSummary
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.recorded_config import models_by_benchmark, student_names
 from mpa_ray.run.run import Run
 from mpa_ray.run.versions import mixed_versions, model_datasets
+from mpa_ray.textual import Json
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,12 @@ class Problems:
     errors: dict[str, str]
     """Why the last attempt of each unfinished phase ended, by the label of the phase."""
     unmeasured: list[Unmeasured]
-    deaths: Deaths
+    deaths: DeathSummary
     """Processes that died, including those that the run has survived."""
     mixed: list[str] = field(default_factory=list)
     """One sentence for each dataset whose rows were made with several versions of a library."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {"is_done": not self.remaining, "continue_with": self.command, **asdict(self)} | {
             "deaths": self.deaths.to_json()
         }
@@ -90,8 +91,10 @@ def _why_unanswered(phase: PhaseStatus, by_key: dict[PhaseKey, PhaseStatus]) -> 
 
 def _needs(evaluate: PhaseKey, earlier: PhaseKey) -> bool:
     """Whether a measured model depends on an earlier phase: its student's identification, or its own training."""
-    student, _, when = (evaluate.model or "").rpartition(".")
-    return student == earlier.model and (earlier.kind == "identify" or when == measured_as(earlier.arm))
+    model = MeasuredModel.from_name(evaluate.model or "")
+    if model is None or model.student != earlier.model:
+        return False
+    return earlier.kind == "identify" or model.arm == earlier.arm
 
 
 def _why_unscored(run: Run, key: PhaseKey) -> str:

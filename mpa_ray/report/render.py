@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mpa_ray.config import MAX_IMAGE_PIXELS, EvaluationRunConfig, RunConfig
 from mpa_ray.corpus.read import Content, Reader
+from mpa_ray.corpus.source_root import MovedRoot
 from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.observability.progress import clock
 from mpa_ray.observability.rate import format_rate
@@ -26,7 +27,7 @@ from mpa_ray.report.student import StudentSummary
 from mpa_ray.report.summary import EvaluationSummary, PhaseSummary, ReportSummary
 from mpa_ray.report.teacher import TeacherSummary
 from mpa_ray.report.training import TrainingSummary
-from mpa_ray.run.left_out import left_out_in_words
+from mpa_ray.run.left_out_counts import left_out_in_words
 from mpa_ray.stages.image_work import unless_changed
 
 _THUMBNAIL_PIXELS = 160 * 160
@@ -68,8 +69,14 @@ def _template() -> Template:
     return environment.get_template("page.html")
 
 
-def render_html(config: EvaluationRunConfig, summary: EvaluationSummary) -> str:
-    """The report as a page; sample images are inlined as small JPEGs."""
+def render_html(config: EvaluationRunConfig, summary: EvaluationSummary, moved: MovedRoot | None = None) -> str:
+    """The report as a page; sample images are inlined as small JPEGs.
+
+    Args:
+        config: The run's configuration.
+        summary: The figures.
+        moved: How the images of the corpus have moved since they were indexed.
+    """
     aligns_students = isinstance(config, RunConfig)
     alignment = summary if isinstance(summary, ReportSummary) else None
     students = alignment.students if alignment is not None else {}
@@ -79,7 +86,7 @@ def render_html(config: EvaluationRunConfig, summary: EvaluationSummary) -> str:
         title="Model Parity Alignment" if aligns_students else "Evaluation",
         is_indexed=alignment is not None or not aligns_students,
         config=json.dumps(without_secret_values(config.model_dump(mode="json")), indent=2, ensure_ascii=False),
-        thumbnails=_thumbnails(config, students.values()),
+        thumbnails=_thumbnails(config, students.values(), moved),
         cells={name: _cells(student) for name, student in students.items()},
         loss_curves={name: _polyline(student.training) for name, student in students.items()},
         stacks=_stacks(alignment.coverage) if alignment is not None else [],
@@ -99,12 +106,14 @@ def _measured_benchmarks(alignment: ReportSummary | None) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.benchmarks))
 
 
-def _thumbnails(config: EvaluationRunConfig, students: Iterable[StudentSummary]) -> dict[str, str | None]:
+def _thumbnails(
+    config: EvaluationRunConfig, students: Iterable[StudentSummary], moved: MovedRoot | None
+) -> dict[str, str | None]:
     """The images of the students' sample pairs, by URI; None for an image that cannot be shown or has changed."""
     reader = Reader(config.object_store, config.reading.num_threads)
     if isinstance(config, RunConfig):
         source = config.source
-        reader = replace(reader, max_bytes=source.max_bytes, follow_redirects="redirects" in source.allow)
+        reader = replace(reader, max_bytes=source.max_bytes, follow_redirects="redirects" in source.allow, moved=moved)
     models = [config.teacher, *config.students] if isinstance(config, RunConfig) else []
     max_image_pixels = max((model.max_image_pixels for model in models), default=MAX_IMAGE_PIXELS)
     seen = {verdict.uri: verdict.content_sha256 for student in students for verdict in student.samples}

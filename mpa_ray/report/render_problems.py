@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from mpa_ray.report.problems import Problems, Unmeasured
-from mpa_ray.run.logs import Deaths
+from mpa_ray.run.logs import DeathSummary
 
 
 def problem_lines(problems: Problems, run_dir: str) -> Iterator[str]:
@@ -35,7 +35,7 @@ def named_error(label: str, error: str) -> str:
     return _indented(error if error.startswith(label) else f"{label}: {error}")
 
 
-def death_lines(deaths: Deaths, run_dir: str) -> Iterator[str]:
+def death_lines(deaths: DeathSummary, run_dir: str) -> Iterator[str]:
     """How many processes died in each phase, and the latest of them with their causes and logs."""
     if not deaths.total:
         return

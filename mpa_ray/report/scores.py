@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from mpa_ray.config import MeasuredModel
 from mpa_ray.evaluation.scores import BenchmarkScores, PairedDifference, Scores, Summary
 
 
@@ -30,9 +31,9 @@ def _lines(benchmark: str, scored: BenchmarkScores) -> Iterator[str]:
 
 def _change_label(pair: PairedDifference) -> str:
     """The label of a difference, such as `small: before -> after`, or both full names if the students differ."""
-    student, _, before = pair.from_model.rpartition(".")
-    if student and pair.to_model.startswith(f"{student}."):
-        return f"{student}: {before} -> {pair.to_model.removeprefix(f'{student}.')}"
+    before, after = MeasuredModel.from_name(pair.from_model), MeasuredModel.from_name(pair.to_model)
+    if before is not None and after is not None and before.student == after.student:
+        return f"{before.student}: {before.when} -> {after.when}"
     return f"{pair.from_model} -> {pair.to_model}"
 
 

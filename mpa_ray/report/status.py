@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from mpa_ray.config import Arm, measured_as
+from mpa_ray.config import Arm, MeasuredModel
 from mpa_ray.report.phase_status import PhaseState, PhaseStatus, Status
 from mpa_ray.run.dataset import ShardedDataset
-from mpa_ray.run.left_out import left_out_in_words
+from mpa_ray.run.left_out_counts import left_out_in_words
 from mpa_ray.run.logs import deaths
 from mpa_ray.run.phase_record import PhaseKey, phase_record, record_times
 from mpa_ray.run.prefetch import prefetch
-from mpa_ray.run.recorded_config import student_names
-from mpa_ray.run.run import REPORT_JSON, RUN_FILE, SCORES, Manifest, Run
+from mpa_ray.run.recorded_config import RecordedEvaluation, arms_by_student, benchmark_label, recorded_config
+from mpa_ray.run.run import REPORT_JSON, SCORES, Manifest, Run
 from mpa_ray.run.training_state import TrainingState
 
 
@@ -70,12 +70,9 @@ class _Settings:
         Raises:
             ConfigError: there is no run.json.
         """
-        names = student_names(run)
-        config = run.read_json(RUN_FILE)["config"]
-        students = zip(names, config.get("students", []), strict=True)
-        arms: dict[str, list[Arm]] = {name: student.get("arms", ["parity"]) for name, student in students}
-        evaluation = config.get("evaluate") or {"benchmarks": [], "models": [], "teacher": False}
-        models = [f"{name}.{when}" for name in arms for when in ("before", *map(measured_as, arms[name]))]
+        config, arms = recorded_config(run), arms_by_student(run)
+        evaluation = config.get("evaluate") or RecordedEvaluation(benchmarks=[], models=[], teacher=False)
+        models = [model.name for name in arms for model in MeasuredModel.all_of(name, arms[name])]
         if "teacher" in config and evaluation["teacher"]:
             models.append("teacher")
         models += [model["name"] for model in evaluation["models"]]
@@ -83,7 +80,7 @@ class _Settings:
             aligns_students="source" in config,
             max_images=config["source"]["limit"] if "source" in config else None,
             arms=arms,
-            benchmarks=[benchmark["name"] or benchmark["kind"] for benchmark in evaluation["benchmarks"]],
+            benchmarks=[benchmark_label(benchmark) for benchmark in evaluation["benchmarks"]],
             models=models,
         )
 

@@ -6,12 +6,12 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from mpa_ray.config import StudentConfig
+from mpa_ray.config import MeasuredModel, StudentConfig
 from mpa_ray.evaluation.scores import Gain, MetricReference, Scores, Summary
 from mpa_ray.records import State, Verdict
 from mpa_ray.report.training import TrainingSummary
+from mpa_ray.textual import Json
 
 NUM_SAMPLES = 24
 _FEW_PARITY_SAMPLES = 100
@@ -61,7 +61,7 @@ class StudentSummary:
     training: TrainingSummary | None
     warnings: list[str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {**asdict(self), "training": self.training.to_json() if self.training else None}
 
 
@@ -136,7 +136,8 @@ class OutcomeSample:
 
 def measured_benchmarks(scores: Scores, student: str) -> dict[str, MeasuredBenchmark]:
     """The benchmarks that the student has answered before and after training."""
-    before, after = f"{student}.before", f"{student}.after"
+    models = MeasuredModel.all_of(student, ["parity"])
+    before, after = (model.name for model in models)
     measured = {}
     for benchmark, scored in scores.items():
         gains = scored.gains(before, after)
@@ -146,11 +147,7 @@ def measured_benchmarks(scores: Scores, student: str) -> dict[str, MeasuredBench
         measured[benchmark] = MeasuredBenchmark(
             scored.metric,
             {group: MeasuredGroup(g.before, g.after, g.gain, teacher.get(group)) for group, g in gains.items()},
-            [
-                f"{when}: {warning}"
-                for when, name in (("before", before), ("after", after))
-                for warning in scored.models[name].warnings
-            ],
+            [f"{model.when}: {warning}" for model in models for warning in scored.models[model.name].warnings],
         )
     return measured
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from mpa_ray.evaluation.scores import Scores, scores_to_json
 from mpa_ray.report.coverage import Coverage
@@ -13,6 +12,7 @@ from mpa_ray.report.student import StudentSummary
 from mpa_ray.report.teacher import FailedImage, TeacherSummary
 from mpa_ray.run.audit import AuditCounts
 from mpa_ray.run.phase_record import PhaseKey, PhaseRecord
+from mpa_ray.textual import Json
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class PhaseSummary:
         """The rate while engines were at work, without their start; None if the phase counts no images."""
         return self.record.totals.images_per_s if self.record.totals is not None else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {**self.record.to_json(), "images_per_s": self.images_per_s}
 
 
@@ -42,7 +42,7 @@ class EvaluationSummary:
     versions: dict[str, str]
     problems: Problems
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """The content of `report/report.json`."""
         return {
             "run_dir": self.run_dir,
@@ -66,7 +66,7 @@ class ReportSummary(EvaluationSummary):
     students: dict[str, StudentSummary]
     leaderboard: list[LeaderboardRow]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {
             **super().to_json(),
             "teacher_model": self.teacher_model,

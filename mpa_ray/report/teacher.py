@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from mpa_ray.config import ModelConfig, VllmEngineConfig
+from mpa_ray.config import ModelConfig
 from mpa_ray.records import Annotation, State
 
 MAX_FAILED_LISTED = 200
@@ -74,8 +74,7 @@ def second_pass_warnings(summary: TeacherSummary, model: ModelConfig) -> list[st
     """What to check if second answers computed image tokens again."""
     if not summary.num_visits_with_uncached_image:
         return []
-    configured = model.engine.block_size if isinstance(model.engine, VllmEngineConfig) else None
-    block_size = configured or "vLLM's default; 32 on a CPU"
+    block_size = model.engine.cache_block_tokens or "vLLM's default; 32 on a CPU"
     return [
         f"{summary.num_visits_with_uncached_image} of {summary.num_second_answers} second answers computed image "
         f"tokens again ({summary.num_uncached_image_tokens} in all). Either the chat template of {model.model} puts "

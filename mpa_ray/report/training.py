@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from mpa_ray.run.run import Run
 from mpa_ray.run.training_log import LogEntry
 from mpa_ray.run.training_state import Resumption, Retained, TrainingState
+from mpa_ray.textual import Json
 
 SPEEDS = (
     "samples_per_s",
@@ -51,7 +51,7 @@ class TrainingSummary:
         quarter = len(losses) // 4
         return not quarter or statistics.fmean(losses[-quarter:]) < statistics.fmean(losses[:quarter])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {**asdict(self), "retained": self.retained.to_json()}
 
 

@@ -30,7 +30,7 @@ Outcomes = Counter[tuple[str, str | None]]
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class NotKeptCounts:
     """Numbers of rows that were not kept, by reason, the most frequent first."""
 
     dropped: dict[str, int]
@@ -47,9 +47,9 @@ class AuditCounts:
     """The number of annotations with a pair and a second answer."""
     kept: dict[str, int]
     """The number of parity samples of each student."""
-    left_out: LeftOut
+    left_out: NotKeptCounts
     """The verdicts of all students together; the annotations if no student has verdicts yet."""
-    students: dict[str, LeftOut]
+    students: dict[str, NotKeptCounts]
     problems: list[str]
     """One sentence for each thing that is missing, repeated, unreadable or unexpected."""
     left_out_files: dict[str, int] = field(default_factory=dict)
@@ -233,8 +233,8 @@ def _first_names(names: Counter[str]) -> str:
     return f"{shown} and {len(names) - _NUM_NAMES_SHOWN} more" if len(names) > _NUM_NAMES_SHOWN else shown
 
 
-def _left_out(counted: list[Outcomes]) -> LeftOut:
-    return LeftOut(_by_reason(counted, State.DROPPED), _by_reason(counted, State.FAILED))
+def _left_out(counted: list[Outcomes]) -> NotKeptCounts:
+    return NotKeptCounts(_by_reason(counted, State.DROPPED), _by_reason(counted, State.FAILED))
 
 
 def _by_reason(counted: list[Outcomes], state: State) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mpa_ray.config import Arm, BenchmarkConfig, EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig
+from mpa_ray.config import Arm, EvaluationRunConfig, ModelConfig, RunConfig, StudentConfig
 from mpa_ray.models.checkpoints import model_identity
 from mpa_ray.run.fingerprint_changes import Fingerprint
 from mpa_ray.run.run import Run
@@ -14,8 +14,8 @@ ALGORITHM_VERSION = 5
 """Increased whenever a change of the code makes the same settings yield other rows."""
 
 
-Labelled = Callable[[BenchmarkConfig], Fingerprint]
-"""Returns what identifies a labelled set, independent of its path."""
+Labelled = Callable[[StudentConfig, str], Fingerprint]
+"""Returns what identifies the labelled set at a key of `StudentConfig.labelled_sets`, independent of its path."""
 
 
 def _model(config: ModelConfig, run: EvaluationRunConfig) -> Fingerprint:
@@ -101,11 +101,11 @@ def level_fingerprint(
         },
     )
     if settings.replay_from is not None:
-        level["replay_from"] = labelled(settings.replay_from)
+        level["replay_from"] = labelled(student, "level.replay_from")
     if settings.holdout is not None and settings.holdout.questions is not None:
-        level["holdout"]["questions"] = labelled(settings.holdout.questions)
+        level["holdout"]["questions"] = labelled(student, "level.holdout.questions")
     if arm == "labels" and student.labels is not None:
-        level["labels"] = labelled(student.labels)
+        level["labels"] = labelled(student, "labels")
     return {**verdict_fingerprint(config, task, student), **{f"level.{k}": v for k, v in level.items()}, "arm": arm}
 
 

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 from itertools import takewhile
-from typing import Any
+from typing import TypeAlias
 
 from mpa_ray.models.hub import split_revision
+from mpa_ray.textual import Json
 
-Fingerprint = dict[str, Any]
+Fingerprint: TypeAlias = dict[str, Json]
 """The names and values of the settings that a dataset's content depends on; see `mpa_ray.run.fingerprint`."""
+
+ChangedFields: TypeAlias = dict[str, tuple[Json, Json]]
+"""The old and the new value of each field that differs; None if a field is missing."""
 
 _NUM_CHANGES_SHOWN = 4
 _MAX_VALUE_LENGTH = 48
 
 
-def changed_fields(old: Fingerprint, new: Fingerprint) -> dict[str, tuple[Any, Any]]:
-    """The fields whose values differ, each with both values; the value of a missing field is None."""
+def changed_fields(old: Fingerprint, new: Fingerprint) -> ChangedFields:
+    """Compare two fingerprints field by field."""
     names = sorted({*old, *new})
     return {name: (old.get(name), new.get(name)) for name in names if _plain(old.get(name)) != _plain(new.get(name))}
 
 
-def changes_in_words(changed: dict[str, tuple[Any, Any]]) -> str:
-    """Name the fields that differ, and show both values of the first few."""
+def changes_in_words(dataset: str, changed: ChangedFields) -> str:
+    """Name the settings that differ, and show both values of the first few."""
     # Short values come first: the name of a task says more than the prompts that differ because of it.
     fields = sorted(changed, key=lambda field: max(len(repr(value)) for value in changed[field]))
     parts = []
     for field in fields[:_NUM_CHANGES_SHOWN]:
         old, new = _cut_to_difference(*map(repr, changed[field]))
-        parts.append(f"{field}: was {old}, now {new}")
+        parts.append(f"{_setting(dataset, field)}: was {old}, now {new}")
     if rest := fields[_NUM_CHANGES_SHOWN:]:
-        parts.append(f"also {', '.join(rest)}")
+        parts.append(f"also {', '.join(_setting(dataset, field) for field in rest)}")
     return "; ".join(parts)
+
+
+def _setting(dataset: str, field: str) -> str:
+    """The name under which a configuration sets a field. In the fingerprint of the corpus, `source.` is left out."""
+    return f"source.{field}" if dataset == "corpus" and field != "algorithm_version" else field
 
 
 def _cut_to_difference(old: str, new: str) -> tuple[str, str]:
@@ -47,12 +56,12 @@ def _cut(text: str, start: int) -> str:
     return ("..." if start else "") + text[start:end] + ("..." if end < len(text) else "")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Json) -> Json:
     """A value as JSON stores it: JSON has no tuples."""
     return list(value) if isinstance(value, tuple) else value
 
 
-def _remedy_for_new_commit(changed: dict[str, tuple[Any, Any]]) -> str | None:
+def _remedy_for_new_commit(changed: ChangedFields) -> str | None:
     """How to continue if nothing but the commits of models on the hub has changed; None if anything else has."""
     revisions = [(split_revision(str(old)), split_revision(str(new))) for old, new in changed.values()]
     if not all(old[1] and new[1] and old[0] == new[0] for old, new in revisions):
@@ -61,7 +70,7 @@ def _remedy_for_new_commit(changed: dict[str, tuple[Any, Any]]) -> str | None:
     return f"The model has a new commit on the hub. To continue with the earlier one, set the model to {names}."
 
 
-def remedy_for_changes(dataset: str, changed: dict[str, tuple[Any, Any]]) -> str:
+def remedy_for_changes(dataset: str, changed: ChangedFields) -> str:
     """What to do about changed settings of a dataset."""
     if (remedy := _remedy_for_new_commit(changed)) is not None:
         return remedy

@@ -59,7 +59,7 @@ class FingerprintFiles:
         changed = changed_fields(fixed, without_secret_values(fingerprint))
         changed.pop(ignoring, None)
         if changed:
-            problem = f"its dataset {dataset} was made with other settings: {changes_in_words(changed)}."
+            problem = f"its dataset {dataset} was made with other settings: {changes_in_words(dataset, changed)}."
             raise FingerprintMismatch("run_dir", self._storage.root, problem, remedy_for_changes(dataset, changed))
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import uuid
@@ -19,6 +20,9 @@ from mpa_ray.observability.worker_process import WorkerProcess, num_oom_kills, r
 from mpa_ray.redaction import without_secrets
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.storage.storage import Storage
+from mpa_ray.textual import parse_json
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "logs"
 MAX_LOG_BYTES = 2**20
@@ -55,7 +59,7 @@ class Death:
 
 
 @dataclass(frozen=True)
-class Deaths:
+class DeathSummary:
     """The processes that died during a run."""
 
     num_by_phase: dict[str, int]
@@ -94,12 +98,21 @@ def record_lost_process(storage: Storage, key: PhaseKey, process: WorkerProcess,
     return _written(storage, key, death, process, {})
 
 
-def deaths(storage: Storage, max_latest: int = 5) -> Deaths:
+def deaths(storage: Storage, max_latest: int = 5) -> DeathSummary:
     """Return the deaths during a run. Lists all records, but reads only the latest."""
     files = [path for path in storage.list(FOLDER) if path.endswith(".json")]
     by_time = sorted(files, key=lambda path: path.rsplit(_MARK, 2)[-2:], reverse=True)
-    latest = [Death(**json.loads(storage.read(path))) for path in by_time[:max_latest]]
-    return Deaths(dict(Counter(_phase_of(path).label for path in files)), latest)
+    latest = [death for path in by_time[:max_latest] if (death := _read_death(storage, path)) is not None]
+    return DeathSummary(dict(Counter(_phase_of(path).label for path in files)), latest)
+
+
+def _read_death(storage: Storage, path: str) -> Death | None:
+    """Read a record; None if it is damaged."""
+    try:
+        return Death(**parse_json(storage.read(path)))
+    except (ValueError, TypeError) as error:
+        logger.warning("%s is ignored: %s", path, error)
+        return None
 
 
 def cause_of_silent_death(process: WorkerProcess, tails: dict[str, str]) -> str:

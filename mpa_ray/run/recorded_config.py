@@ -2,11 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
-from mpa_ray.config import Arm, EvaluationRunConfig, measured_as, parse_config
+from mpa_ray.config import Arm, EvaluationRunConfig, MeasuredModel, parse_config
 from mpa_ray.errors import ConfigError
 from mpa_ray.run.run import RUN_FILE, Run
+
+
+class RecordedModel(TypedDict, total=False):
+    """The settings of a model that readers of run.json use. A run of another version may lack some of them."""
+
+    name: str
+    model: str
+    max_pixels: int
+    cpus_per_replica: float
+    gpus_per_replica: float
+    accelerator_type: str | None
+    num_replicas: int
+    max_num_replicas: int | None
+
+
+class RecordedLevel(TypedDict, total=False):
+    """The settings of a training."""
+
+    num_workers: int
+    gpus_per_worker: float
+
+
+class RecordedStudent(RecordedModel, total=False):
+    """The settings of a student."""
+
+    rounds: int
+    arms: list[Arm]
+    level: RecordedLevel
+
+
+class RecordedAnnotate(TypedDict, total=False):
+    """The settings of annotation."""
+
+    num_questions: int
+    num_second_answers: int
+
+
+class RecordedBenchmark(TypedDict):
+    """The settings that name a benchmark."""
+
+    name: str | None
+    kind: str
+
+
+class RecordedEvaluation(TypedDict):
+    """The settings of the evaluation."""
+
+    teacher: bool
+    benchmarks: list[RecordedBenchmark]
+    models: list[RecordedModel]
+
+
+class RecordedSource(TypedDict):
+    """The settings of the source."""
+
+    limit: int | None
+
+
+class RecordedConfig(TypedDict, total=False):
+    """The settings in run.json that are read without checking all others, since another version may have written
+    them."""
+
+    source: RecordedSource
+    teacher: RecordedModel
+    students: list[RecordedStudent]
+    annotate: RecordedAnnotate
+    evaluate: RecordedEvaluation | None
+
+
+def benchmark_label(benchmark: RecordedBenchmark) -> str:
+    """The name of a benchmark in the run's files."""
+    return benchmark["name"] or benchmark["kind"]
 
 
 def read_config(run: Run) -> EvaluationRunConfig:
@@ -15,7 +87,7 @@ def read_config(run: Run) -> EvaluationRunConfig:
     Raises:
         ConfigError: the directory holds no run, or a run with settings that this version does not accept.
     """
-    config = _recorded_config(run)
+    config = recorded_config(run)
     students = config.get("students", [])
     later = {f"{s['name']}.round{number}" for s in students for number in range(2, s.get("rounds", 1) + 1)}
     # Leave out students of later rounds, which are derived from the students of the first round.
@@ -25,32 +97,32 @@ def read_config(run: Run) -> EvaluationRunConfig:
 
 def student_names(run: Run) -> list[str]:
     """The names of the students. Raises ConfigError if the directory holds no run."""
-    return [student["name"] for student in _recorded_config(run).get("students", [])]
+    return [student["name"] for student in recorded_config(run).get("students", [])]
 
 
 def arms_by_student(run: Run) -> dict[str, list[Arm]]:
     """The arms of each student. Raises ConfigError if the directory holds no run."""
-    students = _recorded_config(run).get("students", [])
-    return {student["name"]: student.get("arms", ["parity"]) for student in students}
+    only_parity: list[Arm] = ["parity"]
+    return {student["name"]: student.get("arms", only_parity) for student in recorded_config(run).get("students", [])}
 
 
 def models_by_benchmark(run: Run) -> dict[str, list[str]]:
     """The names of the models that may have answered each benchmark. Raises ConfigError as `student_names` does."""
-    config = _recorded_config(run)
+    config = recorded_config(run)
     settings = config.get("evaluate")
     if settings is None:
         return {}
     models = ["teacher"] if "teacher" in config else []
-    for student in config.get("students", []):
-        trained = map(measured_as, student.get("arms", ["parity"]))
-        models += [f"{student['name']}.{when}" for when in ("before", *trained)]
+    for student, arms in arms_by_student(run).items():
+        models += [model.name for model in MeasuredModel.all_of(student, arms)]
     models += [model["name"] for model in settings["models"]]
-    return {benchmark["name"] or benchmark["kind"]: models for benchmark in settings["benchmarks"]}
+    return {benchmark_label(benchmark): models for benchmark in settings["benchmarks"]}
 
 
-def _recorded_config(run: Run) -> dict[str, Any]:
+def recorded_config(run: Run) -> RecordedConfig:
+    """The settings that run.json holds, unchecked. Raises ConfigError if the directory holds no run."""
     try:
-        config: dict[str, Any] = run.read_json(RUN_FILE)["config"]
+        config: RecordedConfig = run.read_json(RUN_FILE)["config"]
     except FileNotFoundError:
         raise ConfigError("run_dir", run.storage.root, "has no run.json.", "Give the directory of a run.") from None
     return config

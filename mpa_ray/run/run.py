@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Any
 
-from mpa_ray.config import Arm, EvaluationRunConfig, ObjectStoreConfig, measured_as
+from mpa_ray.config import Arm, EvaluationRunConfig, MeasuredModel, ObjectStoreConfig
 from mpa_ray.errors import CannotWrite, ConfigError, may_pass
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, ParitySample, Prediction, RowT, Verdict
 from mpa_ray.redaction import without_secret_values, without_url_secrets_within
@@ -94,6 +95,10 @@ class Run:
             CannotWrite: the directory cannot be written now.
         """
         storage = open_storage(run_dir, object_store)
+        run: Run | None = None
+        # If the directory cannot be read, the attempt to write shows why. A run of another format stays as it was.
+        with suppress(OSError):
+            run = cls(storage)
         try:
             storage.write(_RESERVE, bytes(_RESERVE_BYTES))
             creation = storage.check_create(_RESERVE)
@@ -104,7 +109,7 @@ class Run:
             raise ConfigError(
                 "run_dir", run_dir, problem, "Give a directory that has free space and that you may write to."
             ) from error
-        run = cls(storage)
+        run = run or cls(storage)
         run.creation = creation
         return run
 
@@ -119,7 +124,8 @@ class Run:
             raise
         number = stored.get("format", 1)
         if number != FORMAT:
-            version = stored.get("versions", {}).get("mpa-ray", "0.1")
+            versions = stored.get("versions")
+            version = versions.get("mpa-ray", "0.1") if isinstance(versions, dict) else "0.1"
             raise ConfigError(
                 "run_dir",
                 self.storage.root,
@@ -176,7 +182,7 @@ class Run:
 
     def predictions(self, benchmark: str, model: str) -> ShardedDataset[Prediction]:
         """A model's answers to a benchmark. If the model was trained again, the answers of the newest training."""
-        number = self._newest(f"evaluation/again/{model}")
+        number = self._newest(_again_dir(model))
         name = f"{model}{_AGAIN}{number}" if number else model
         return self.dataset(f"{self.benchmark_dir(benchmark)}/predictions/{name}", Prediction)
 
@@ -265,7 +271,7 @@ class Run:
         """
         for number in range(self._newest(f"{self.student_dir(student, arm)}/trainings")):
             # Begin new predictions, because the answers of an earlier training do not count for this one.
-            self.storage.create(f"evaluation/again/{student}.{measured_as(arm)}/{number + 1}.json", b"{}")
+            self.storage.create(f"{_again_dir(MeasuredModel(student, arm).name)}/{number + 1}.json", b"{}")
         has_checksums = self.storage.exists(f"{self.training_dir(student, arm)}/{EXPORT}")
         content = {"owner": owner, "has_checksums": has_checksums}
         self.create_json(self._complete_path(student, arm), content)
@@ -349,6 +355,11 @@ class Run:
     def check_fingerprint(self, dataset: str, fingerprint: Fingerprint, ignoring: str = "") -> None:
         """Compare a fingerprint with the dataset's, if it is fixed. See `FingerprintFiles.check`."""
         self.fingerprints.check(dataset, fingerprint, ignoring)
+
+
+def _again_dir(model: str) -> str:
+    """The folder with a file for each later training of a measured model."""
+    return f"evaluation/again/{model}"
 
 
 def _encoded(content: dict[str, Any]) -> bytes:

@@ -2,6 +2,8 @@
 
 The knowledge is in a small file for each shard and generation. The file only saves deaths of engines: if it is missing
 or old, the same images are found again. So drivers may replace each other's files, and a damaged file is ignored.
+
+The file names the engine that died: with other settings or libraries, an engine may survive the same images.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from mpa_ray.errors import CannotWrite
 from mpa_ray.storage.storage import Storage
+from mpa_ray.textual import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -29,18 +33,36 @@ class Suspects:
     """How many engines each image has killed while it was alone in them."""
     has_survivor: bool = False
     """Whether any image of the shard was visited without a death."""
+    engine: str = ""
+    """Identifies the kind, settings, model and libraries of the engines that died."""
+    last_error: str = ""
+    """The cause of the latest death."""
 
     @property
     def is_empty(self) -> bool:
         return not (self.groups or self.cleared or self.num_kills)
 
+    def for_engine(self, engine: str) -> Suspects:
+        """What is known for an engine. Of another engine's suspects, it only says that they are to be visited last."""
+        if engine == self.engine:
+            return self
+        suspects = {image_id for group in self.groups for image_id in group}
+        killers = tuple((image_id,) for image_id in self.num_kills if image_id not in suspects)
+        return Suspects(self.groups + killers, engine=engine)
+
     def joined(self, other: Suspects) -> Suspects:
-        """Add the cleared images of `other`. Of the two numbers of kills of an image, keep the larger."""
+        """Add the cleared images of `other`. Of the two numbers of kills of an image, keep the larger.
+
+        If `other` is about another engine, nothing is added.
+        """
+        if other.engine != self.engine:
+            return self
         suspects = {image_id for group in self.groups for image_id in group}
         images = self.num_kills.keys() | other.num_kills.keys()
         num_kills = {name: max(self.num_kills.get(name, 0), other.num_kills.get(name, 0)) for name in images}
         cleared = (self.cleared | other.cleared) - suspects
-        return Suspects(self.groups, cleared, num_kills, self.has_survivor or other.has_survivor)
+        has_survivor, last_error = self.has_survivor or other.has_survivor, self.last_error or other.last_error
+        return Suspects(self.groups, cleared, num_kills, has_survivor, self.engine, last_error)
 
     def to_json(self) -> bytes:
         """The content of the file."""
@@ -49,22 +71,50 @@ class Suspects:
             "cleared": sorted(self.cleared),
             "num_kills": dict(sorted(self.num_kills.items())),
             "has_survivor": self.has_survivor,
+            "engine": self.engine,
+            "last_error": self.last_error,
         }
         return json.dumps(values).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Suspects:
         """Read the content of a file. Raises ValueError if it is damaged."""
+        values = parse_json(content)
         try:
-            values = json.loads(content)
-            return cls(
-                tuple(tuple(map(str, group)) for group in values["groups"]),
-                frozenset(map(str, values["cleared"])),
-                {str(name): int(number) for name, number in values["num_kills"].items()},
+            groups = tuple(tuple(map(_text, group)) for group in map(_list, values["groups"]))
+            suspects = cls(
+                groups,
+                frozenset(map(_text, _list(values["cleared"]))),
+                {name: _number(number) for name, number in values["num_kills"].items()},
                 bool(values["has_survivor"]),
+                # Earlier versions did not write the last two.
+                _text(values.get("engine", "")),
+                _text(values.get("last_error", "")),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a file of suspects: {error}") from error
+        images = [image_id for group in groups for image_id in group]
+        if len(images) != len(set(images)) or not all(groups):
+            raise ValueError("not a file of suspects: its groups overlap or are empty")
+        return suspects
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{type(value).__name__} in place of a list")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} in place of a text")
+    return value
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise TypeError(f"{type(value).__name__} in place of a number of deaths")
+    return value
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,9 @@ def mixed_versions(datasets: Iterable[ShardedDataset[Any]]) -> list[str]:
     return [sentence for dataset in datasets for sentence in _mixed_in(dataset)]
 
 
-def model_datasets(run: Run, students: Iterable[str], models: Mapping[str, Iterable[str]]) -> Iterator[Any]:
+def model_datasets(
+    run: Run, students: Iterable[str], models: Mapping[str, Iterable[str]]
+) -> Iterator[ShardedDataset[Any]]:
     """The datasets whose rows are made by models.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpa_ray.config import ARMS, Arm, EvaluateConfig, ModelConfig, PlanConfig, RunConfig, StudentConfig, measured_as
+from mpa_ray.config import ARMS, Arm, EvaluateConfig, MeasuredModel, ModelConfig, PlanConfig, RunConfig, StudentConfig
 from mpa_ray.run.phase_record import PhaseKey, PhaseKind
 from mpa_ray.sizing.models import Models, first_of_same_model
 from mpa_ray.sizing.rates import (
@@ -127,7 +127,7 @@ class PhaseSizer:
         return num_samples | with_parity
 
     def _check(self, student: StudentConfig, arm: Arm) -> PhaseSizing:
-        rate = self._answer_rate(f"{student.name}.after", student)
+        rate = self._answer_rate(MeasuredModel(student.name, "parity").name, student)
         one_replica = student.model_copy(update={"num_replicas": 1, "max_num_replicas": None})
         return self._pass_over_questions(PhaseKey("check", student.name, arm), one_replica, rate, _NUM_CHECKED)
 
@@ -135,9 +135,8 @@ class PhaseSizer:
         models: list[tuple[str, ModelConfig]] = []
         first = first_of_same_model(self.config.students)
         for student in self.config.students:
-            if student in first:
-                models.append((f"{student.name}.before", student))
-            models += [(f"{student.name}.{measured_as(arm)}", student) for arm in student.arms]
+            measured = MeasuredModel.all_of(student.name, student.arms)
+            models += [(model.name, student) for model in measured if model.arm is not None or student in first]
         if settings.teacher:
             models.append(("teacher", self.config.teacher))
         models += [(model.name, model) for model in settings.models]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from mpa_ray.config import ModelConfig, PlanConfig, RunConfig, StudentConfig
 from mpa_ray.errors import ConfigError, did_you_mean
 from mpa_ray.models.gpus import GPUS
+from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.sizing.memory import MemoryCheck, check_engine, check_training
 from mpa_ray.sizing.models import Models, first_of_same_model
@@ -30,7 +31,7 @@ def size_run(config: RunConfig) -> Sizing:
         raise ConfigError("plan.gpu", plan.gpu, "is not a known kind of GPU.", remedy.lstrip())
     measured = RunRates()
     if plan.from_run is not None:
-        measured = RunRates.of_run(Run(open_storage(plan.from_run, config.object_store)))
+        measured = _rates_of(plan.from_run, config)
         notes += changed_settings(config, measured.config)
     if any(student.rounds > 1 for student in config.students):
         notes.append("rounds: only the first round of each student is included")
@@ -39,6 +40,14 @@ def size_run(config: RunConfig) -> Sizing:
     phases = PhaseSizer(config, plan, workload, measured, models, notes).phases()
     checks = list(check_memory(config, measured, models))
     return Sizing(phases, checks, notes, plan.gpu_hour_price)
+
+
+def _rates_of(run_dir: str, config: RunConfig) -> RunRates:
+    """Read the rates of `plan.from_run`, and name this setting in errors about the directory."""
+    try:
+        return RunRates.of_run(Run(open_storage(run_dir, config.object_store)))
+    except ConfigError as error:
+        raise (error.with_field("plan.from_run") if error.field == "run_dir" else error) from error
 
 
 def _settings_of_models(config: RunConfig) -> dict[str, str]:
@@ -76,7 +85,8 @@ def _check_engine(name: str, model: ModelConfig, models: Models) -> MemoryCheck:
 
 
 def _check_training(student: StudentConfig, models: Models) -> MemoryCheck:
-    name, gpu, memory_gib = f"level {student.name}", models.gpu_name(student), models.gpu_memory_gib(student)
+    name = PhaseKey("level", student.name).label
+    gpu, memory_gib = models.gpu_name(student), models.gpu_memory_gib(student)
     sizes, image_tokens = models.architecture(student), models.image_tokens(student)
     if not student.level.gpus_per_worker:
         return MemoryCheck(name, "not checked", detail="it trains on CPUs")

@@ -5,13 +5,21 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from mpa_ray.config import RunConfig
+from mpa_ray.config import MeasuredModel, RunConfig
 from mpa_ray.observability.rate import per_second
 from mpa_ray.run.phase_record import PhaseKey, PhaseKind, PhaseRecord, phase_records
-from mpa_ray.run.recorded_config import student_names
-from mpa_ray.run.run import CORPUS_MANIFEST, RUN_FILE, Run
+from mpa_ray.run.recorded_config import (
+    RecordedAnnotate,
+    RecordedConfig,
+    RecordedLevel,
+    RecordedModel,
+    RecordedStudent,
+    benchmark_label,
+    recorded_config,
+)
+from mpa_ray.run.run import CORPUS_MANIFEST, Run
 from mpa_ray.run.training_log import TrainingLog
 from mpa_ray.run.training_state import TrainingState
 
@@ -34,7 +42,7 @@ class TrainingRates:
 class RunRates:
     """Rates of a run, each for one replica or worker. A rate is None if the run did not measure it."""
 
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: RecordedConfig = field(default_factory=RecordedConfig)
     """The run's settings, as run.json has them."""
     num_images: int | None = None
     questions_per_image: float = 1.0
@@ -48,19 +56,18 @@ class RunRates:
     @classmethod
     def of_run(cls, run: Run) -> RunRates:
         """Read a run's files. Raises ConfigError if the directory holds no run."""
-        names = student_names(run)
-        config = run.read_json(RUN_FILE)["config"]
+        config = recorded_config(run)
         records = dict(phase_records(run))
-        students = {student["name"]: student for student in config.get("students", [])}
+        levels = {student["name"]: student["level"] for student in config.get("students", [])}
         return cls(
             config=config,
             num_images=_number(run, CORPUS_MANIFEST, "num_images"),
             questions_per_image=_questions_per_image(run, config),
             records=records,
-            num_parity={name: _number(run, run.manifest_path(run.parity_dir(name)), "num_samples") for name in names},
+            num_parity={name: _number(run, run.manifest_path(run.parity_dir(name)), "num_samples") for name in levels},
             trainings={
-                name: _training_rates(run, name, students[name]["level"], records.get(PhaseKey("level", name)))
-                for name in names
+                name: _training_rates(run, name, level, records.get(PhaseKey("level", name)))
+                for name, level in levels.items()
             },
         )
 
@@ -89,7 +96,7 @@ class RunRates:
     @property
     def annotated_images_per_s(self) -> float | None:
         """Images per second that the teacher annotates."""
-        return self._images_per_s(PhaseKey("annotate"), self.config.get("teacher", {}))
+        return self._images_per_s(PhaseKey("annotate"), self.config.get("teacher", RecordedModel()))
 
     def identified_images_per_s(self, name: str, model: str) -> float | None:
         """Images per second in identification: of this student, else the median over its model, else over all."""
@@ -134,7 +141,7 @@ class RunRates:
         return self.trainings[name].memory_gib if name in self.trainings else None
 
     @property
-    def _students(self) -> dict[str, dict[str, Any]]:
+    def _students(self) -> dict[str, RecordedStudent]:
         """The settings of students by their names."""
         return {student["name"]: student for student in self.config.get("students", [])}
 
@@ -142,28 +149,33 @@ class RunRates:
         models = {n: settings["model"] for n, settings in self._students.items()}
         return _nearest(name, model, {n: rate_of(n) for n in models}, models)
 
-    def _settings_of(self, measured_model: str) -> dict[str, Any]:
+    def _settings_of(self, measured_model: str) -> RecordedModel:
         """The settings of a model by the name of its predictions."""
         if measured_model == "teacher":
-            return dict(self.config.get("teacher", {}))
-        named = {model["name"]: model for model in (self.config.get("evaluate") or {}).get("models", [])}
-        return dict(named.get(measured_model) or self._students.get(measured_model.rpartition(".")[0], {}))
+            return self.config.get("teacher", RecordedModel())
+        evaluation = self.config.get("evaluate")
+        named = {model["name"]: model for model in (evaluation["models"] if evaluation else [])}
+        if measured_model in named:
+            return named[measured_model]
+        student = MeasuredModel.from_name(measured_model)
+        settings = self._students.get(student.student) if student is not None else None
+        return settings or RecordedModel()
 
-    def _images_per_s(self, key: PhaseKey, model: Mapping[str, Any]) -> float | None:
+    def _images_per_s(self, key: PhaseKey, model: RecordedModel) -> float | None:
         record = self.records.get(key)
         if record is None or record.totals is None or not record.totals.num_images:
             return None
         return record.totals.images_per_s_of(model.get("max_num_replicas") or model.get("num_replicas") or 1)
 
 
-def changed_settings(config: RunConfig, measured: Mapping[str, Any]) -> list[str]:
+def changed_settings(config: RunConfig, measured: RecordedConfig) -> list[str]:
     """The differences from the run that measured the rates, in settings that speed depends on."""
     now = config.model_dump(mode="json")
-    changes = _changes("teacher", measured.get("teacher", {}), now["teacher"], _MODEL_FIELDS)
-    changes += _changes("annotate", measured.get("annotate", {}), now["annotate"], _ANNOTATE_FIELDS)
+    changes = _changes("teacher", measured.get("teacher", RecordedModel()), now["teacher"], _MODEL_FIELDS)
+    changes += _changes("annotate", measured.get("annotate", RecordedAnnotate()), now["annotate"], _ANNOTATE_FIELDS)
     before = {student["name"]: student for student in measured.get("students", [])}
     for student in now["students"]:
-        changes += _changes(student["name"], before.get(student["name"], {}), student, _MODEL_FIELDS)
+        changes += _changes(student["name"], before.get(student["name"], RecordedStudent()), student, _MODEL_FIELDS)
     return changes
 
 
@@ -171,7 +183,7 @@ _MODEL_FIELDS = ("model", "max_pixels", "gpus_per_replica", "cpus_per_replica", 
 _ANNOTATE_FIELDS = ("num_questions", "num_second_answers")
 
 
-def _changes(branch: str, before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def _changes(branch: str, before: Mapping[str, object], now: Mapping[str, object], names: Sequence[str]) -> list[str]:
     return [
         f"{branch}.{name} was {before[name]} in the run that measured the rates, and is {now[name]}"
         for name in names
@@ -194,7 +206,7 @@ def _median(values: Mapping[T, float], is_included: Callable[[T], bool] = lambda
     return statistics.median(included) if included else None
 
 
-def _training_rates(run: Run, name: str, level: Mapping[str, Any], record: PhaseRecord | None) -> TrainingRates:
+def _training_rates(run: Run, name: str, level: RecordedLevel, record: PhaseRecord | None) -> TrainingRates:
     folder = run.training_dir(name)
     state = TrainingState.read(run, folder)
     log = state.whole_log(run, folder) if state is not None else TrainingLog()
@@ -217,10 +229,11 @@ def _number(run: Run, path: str, name: str) -> int | None:
         return None
 
 
-def _questions_per_image(run: Run, config: Mapping[str, Any]) -> float:
+def _questions_per_image(run: Run, config: RecordedConfig) -> float:
     num_questions = num_images = 0
-    for benchmark in (config.get("evaluate") or {}).get("benchmarks", []):
-        label = benchmark["name"] or benchmark["kind"]
+    evaluation = config.get("evaluate")
+    for benchmark in evaluation["benchmarks"] if evaluation else []:
+        label = benchmark_label(benchmark)
         number = _number(run, run.manifest_path(run.benchmark_dir(label)), "num_images")
         if number is not None:
             num_images += number

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.sizing.memory import MemoryCheck
 from mpa_ray.sizing.rates import Rate
+from mpa_ray.textual import Json
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PhaseSizing:
         """GPU-hours; None if the time is not known."""
         return None if self.wall_s is None else self.wall_s * self.num_gpus / 3600
 
-    def record(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """The JSON form."""
         fields = {name: value for name, value in asdict(self).items() if name != "key"}
         return {"name": self.key.label, **fields, "wall_s": self.wall_s, "gpu_hours": self.gpu_hours}
@@ -78,7 +78,7 @@ class Sizing:
         """False if a model is known not to fit."""
         return all(check.result != "does not fit" for check in self.checks)
 
-    def record(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """The JSON form."""
         cost = None if self.gpu_hour_price is None else self.gpu_hours * self.gpu_hour_price
         return {
@@ -87,7 +87,7 @@ class Sizing:
             "gpu_hours": self.gpu_hours,
             "cost": cost,
             "fits": self.fits,
-            "phases": [phase.record() for phase in self.phases],
+            "phases": [phase.to_json() for phase in self.phases],
             "memory": [asdict(check) for check in self.checks],
             "notes": self.notes,
         }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
 
 from mpa_ray.matching import Matcher
 from mpa_ray.records import Reason, State, Verdict
+from mpa_ray.textual import Json
 
 
 def rejudge(verdict: Verdict, matches: Matcher) -> Verdict:
@@ -42,6 +42,20 @@ def rejudge(verdict: Verdict, matches: Matcher) -> Verdict:
     )
 
 
+_KEPT = "teacher_yes_student_no"
+_NOT_ASKED = "teacher_yes_student_not_asked"
+
+
+@dataclass(frozen=True)
+class ParityChanges:
+    """How many parity samples there are with either matcher, and how many only one of the matchers yields."""
+
+    before: int
+    after: int
+    gained: int
+    lost: int
+
+
 @dataclass
 class Changes:
     """Counts how many verdicts another matcher moves from one cell to another; see `Verdict.cell`."""
@@ -56,35 +70,31 @@ class Changes:
             self.moves[before.cell, after.cell] += 1
             yield after
 
-    def record(self) -> dict[str, Any]:
-        """The numbers of verdicts by cell before and after, the moves, and the change of D_PI, as a tree for JSON."""
+    @property
+    def parity(self) -> ParityChanges:
+        """The change of D_PI."""
+        (before, after), stayed = self._cells(), self.moves[_KEPT, _KEPT]
+        return ParityChanges(before[_KEPT], after[_KEPT], after[_KEPT] - stayed, before[_KEPT] - stayed)
+
+    def to_json(self) -> dict[str, Json]:
+        """The numbers of verdicts by cell before and after, the moves, and the change of D_PI."""
         before, after = self._cells()
-        kept = "teacher_yes_student_no"
-        stayed = self.moves[kept, kept]
         return {
             "cells_before": dict(before),
             "cells_after": dict(after),
             "moves": [{"before": old, "after": new, "verdicts": n} for (old, new), n in self.moves.most_common()],
-            "parity_samples": {
-                "before": before[kept],
-                "after": after[kept],
-                "gained": after[kept] - stayed,
-                "lost": before[kept] - stayed,
-            },
-            "num_not_asked": after["teacher_yes_student_not_asked"],
+            "parity_samples": asdict(self.parity),
+            "num_not_asked": after[_NOT_ASKED],
         }
 
     def table(self, name: str) -> str:
-        """The record as a table in text, for the terminal."""
+        """The changes as a table in text, for the terminal."""
         before, after = self._cells()
         lines = [f"{name:<38}{'before':>9}{'after':>9}"]
         lines += [f"  {cell:<36}{before[cell]:>9}{after[cell]:>9}" for cell in sorted({*before, *after})]
-        parity = self.record()["parity_samples"]
-        lines.append(
-            f"  {'D_PI':<36}{parity['before']:>9}{parity['after']:>9}"
-            f"  ({parity['gained']} gained, {parity['lost']} lost)"
-        )
-        if not_asked := after["teacher_yes_student_not_asked"]:
+        parity = self.parity
+        lines.append(f"  {'D_PI':<36}{parity.before:>9}{parity.after:>9}  ({parity.gained} gained, {parity.lost} lost)")
+        if not_asked := after[_NOT_ASKED]:
             lines.append(
                 f"  WARNING: on {not_asked} pairs the teacher agrees with itself only by this matcher, so the student "
                 "was never asked. To have them judged, set identify.ask_where_teacher_disagrees: true, give the "

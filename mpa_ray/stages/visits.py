@@ -13,6 +13,7 @@ from mpa_ray.engine.protocol import EncodedImage, EngineDied
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.observability.usage import Load, Usage
 from mpa_ray.records import Reason
+from mpa_ray.remedies import Remedy
 from mpa_ray.stages.image_work import ImageWork, Stage
 
 
@@ -32,6 +33,8 @@ class Attempt:
     """Why the shard is not visited at all; None if it is visited."""
     is_engine_fault: bool = False
     """Whether the shard is given up because of the engine, and not because of an image."""
+    remedy: Remedy | None = None
+    """What continues the run if the shard is given up; None if the words of `given_up` decide."""
 
 
 class AttemptLog(Protocol):
@@ -43,16 +46,20 @@ class AttemptLog(Protocol):
 
     async def visited(self, shard: str) -> None: ...
 
-    async def next_group(self, shard: str) -> Sequence[str]:
-        """Record that the previous group was visited, and return the next one; empty if no group is left."""
+    async def next_group(self, shard: str) -> Sequence[str] | None:
+        """Record that the previous group was visited, and return the next one; empty if no group is left.
+
+        Returns:
+            None if another engine has begun to visit the shard, because this one is assumed to be dead.
+        """
         ...
 
     async def begin_probe(self) -> None:
         """Record that the probe picture is in the engine, and that nothing else is."""
         ...
 
-    async def end_probe(self) -> None:
-        """Record that the engine has answered the probe picture."""
+    async def end_probe(self, is_answered: bool) -> None:
+        """Record that the engine has the probe picture no longer, and whether it has answered it."""
         ...
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None: ...
@@ -89,10 +96,16 @@ class Slots:
 class GivenUp(Exception):
     """A shard is not visited any more, because of the deaths of engines."""
 
-    def __init__(self, problem: str, is_engine_fault: bool = False) -> None:
-        """`is_engine_fault` says whether the engine, and no image, has caused the deaths."""
+    def __init__(self, problem: str, is_engine_fault: bool = False, remedy: Remedy | None = None) -> None:
+        """Describe what has happened.
+
+        Args:
+            problem: What has happened.
+            is_engine_fault: Whether the engine, and no image, has caused the deaths.
+            remedy: What continues the run; None if the words of the problem decide.
+        """
         super().__init__(problem)
-        self.is_engine_fault = is_engine_fault
+        self.is_engine_fault, self.remedy = is_engine_fault, remedy
 
 
 async def _no_probe() -> None:
@@ -153,7 +166,7 @@ class Visits:
         to_visit = [work.image_id for work in images if isinstance(work.content, bytes | EncodedImage)]
         attempt = await self._log.begin(shard, generation, to_visit)
         if attempt.given_up is not None:
-            raise GivenUp(attempt.given_up, attempt.is_engine_fault)
+            raise GivenUp(attempt.given_up, attempt.is_engine_fault, attempt.remedy)
         self._in_flight[shard] = set()
         if attempt.needs_probe:
             await self._probe_once()
@@ -162,16 +175,26 @@ class Visits:
         rows = await _all_rows({i: self._visit_among_others(shard, work) for i, work in others.items()})
         if attempt.suspects:
             async with self._slots.all():
-                while names := set(await self._log.next_group(shard)):
+                while names := await self._next_group(shard):
                     group = {i: work for i, work in enumerate(works) if work.image_id in names}
                     rows |= await self._visit_together(shard, group)
         del self._in_flight[shard]
         await self._log.visited(shard)
         return [row for i in range(len(works)) for row in rows[i]]
 
+    async def _next_group(self, shard: str) -> set[str]:
+        names = await self._log.next_group(shard)
+        if names is None:
+            # This shard has all slots, so no image is blamed for the end of this engine.
+            error = f"shard {shard} was given to another engine, because this one could not be reached"
+            await self._end(error)
+            raise EngineDied(error)
+        return set(names)
+
     async def _probe_once(self) -> None:
-        """Send the probe picture to the engine, if that has not been done; wait until it is answered."""
-        self._probing = self._probing or asyncio.create_task(self._probe_alone())
+        """Send the probe picture to the engine, unless it has answered it before; wait until it is answered."""
+        if self._probing is None or _has_failed(self._probing):
+            self._probing = asyncio.create_task(self._probe_alone())
         await asyncio.shield(self._probing)
 
     async def _probe_alone(self) -> None:
@@ -182,7 +205,10 @@ class Visits:
             except EngineDied as error:
                 await self._end(str(error))
                 raise
-            await self._log.end_probe()
+            except BaseException:
+                await self._log.end_probe(is_answered=False)
+                raise
+            await self._log.end_probe(is_answered=True)
 
     async def _visit_among_others(self, shard: str, work: ImageWork[Any]) -> list[Any]:
         arrived = time.monotonic()
@@ -226,6 +252,10 @@ class Visits:
     async def _report_and_die(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
         await self._log.died(in_flight, error)
         await self._die(error)
+
+
+def _has_failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 async def _all_rows(visits: Mapping[int, Coroutine[Any, Any, list[Any]]]) -> dict[int, list[Any]]:

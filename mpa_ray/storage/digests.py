@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Protocol
 
-from mpa_ray.errors import TransientError
+from mpa_ray.errors import ConfigError, TransientError
 from mpa_ray.observability.progress import Progress
 from mpa_ray.storage.object_store import SCHEME, ListedObject, ObjectStore, split_uri
 from mpa_ray.storage.user_cache import cache_folder
@@ -31,9 +31,6 @@ _PIECE_BYTES = 1 << 24
 _SETTLED_S = 2.0
 """A file that changed more recently may change again without a new modification time, so its digest is not kept."""
 
-_of_this_process: dict[str, str] = {}
-"""The digests that this process knows, by key."""
-
 
 class Content(Protocol):
     """A file or an object that can be read."""
@@ -42,13 +39,13 @@ class Content(Protocol):
     def num_bytes(self) -> int: ...
 
     @property
-    def key(self) -> str:
-        """Identifies the content; changes when the content does."""
+    def key(self) -> str | None:
+        """Identifies the content; changes when the content does. None if nothing shows that the content has changed."""
         ...
 
     @property
-    def is_settled(self) -> bool:
-        """Whether a later change of the content would certainly change its key."""
+    def changed_s(self) -> float:
+        """When the content last changed, in seconds since 1970; 0 if every change certainly changes the key."""
         ...
 
     @property
@@ -78,10 +75,10 @@ class LocalContent:
         return f"{self.path.resolve()}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
     @property
-    def is_settled(self) -> bool:
-        """Whether a later change of the file would certainly change its key."""
+    def changed_s(self) -> float:
+        """When the file or its properties last changed, in seconds since 1970."""
         stat = self.path.stat()
-        return time.time() - max(stat.st_mtime, stat.st_ctime) > _SETTLED_S
+        return max(stat.st_mtime, stat.st_ctime)
 
     @property
     def known_sha256(self) -> str | None:
@@ -121,9 +118,9 @@ class ObjectContent:
         return f"{endpoint} {SCHEME}{self.bucket}/{self.listed.key}:{self.listed.num_bytes}:{self.listed.etag}"
 
     @property
-    def is_settled(self) -> bool:
+    def changed_s(self) -> float:
         """An object is only ever replaced as a whole, and then has another etag."""
-        return True
+        return 0.0
 
     @property
     def known_sha256(self) -> str | None:
@@ -144,12 +141,72 @@ class ObjectContent:
             raise TransientError(f"{SCHEME}{self.bucket}/{self.listed.key} was replaced while it was read")
 
 
+class DigestCache:
+    """Digests by the keys of their contents. A folder keeps them for later processes."""
+
+    def __init__(self, folder: Path | None, clock: Callable[[], float] = time.time) -> None:
+        """Begin without digests, apart from those in the folder.
+
+        Args:
+            folder: The folder, which need not exist yet; None keeps digests for this process only.
+            clock: Returns the seconds since 1970.
+        """
+        self._folder, self._clock = folder, clock
+        self._of_this_process: dict[str, str] = {}
+
+    def get(self, key: str) -> str | None:
+        """The digest of the content with a key; None if it is not known."""
+        if (digest := self._of_this_process.get(key)) is not None or self._folder is None:
+            return digest
+        with suppress(OSError, ValueError):
+            content = self._file(self._folder, key).read_text(encoding="utf-8", errors="surrogateescape")
+            stored_key, _, digest = content.rpartition(" ")
+            if stored_key == key and len(bytes.fromhex(digest)) == hashlib.sha256().digest_size:
+                return digest
+        return None
+
+    def keep(self, key: str, content: Content, digest: str) -> None:
+        """Keep a digest for this process and, if the content changed long enough ago, for later ones."""
+        self._of_this_process[key] = digest
+        if self._folder is None:
+            return
+        # A cache that cannot be written costs time and nothing else.
+        with suppress(OSError):
+            if self._clock() - content.changed_s <= _SETTLED_S or content.key != key:
+                return
+            file = self._file(self._folder, key)
+            if file.is_file():
+                return
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(f"{file.name}.{os.getpid()}.{time.monotonic_ns()}")
+            # The path of a file, which is part of its key, need not be UTF-8.
+            temporary.write_text(f"{key} {digest}", encoding="utf-8", errors="surrogateescape")
+            temporary.replace(file)
+
+    @staticmethod
+    def _file(folder: Path, key: str) -> Path:
+        return folder / hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+
+
+def users_digests() -> DigestCache:
+    """The digests in the user's cache folder. A user without one has digests for this process only."""
+    try:
+        return _digests_in(cache_folder() / "digests")
+    except ConfigError:
+        return _digests_in(None)
+
+
+@cache
+def _digests_in(folder: Path | None) -> DigestCache:
+    return DigestCache(folder)
+
+
 def sha256_of_file(path: Path) -> str:
     """The SHA-256 of a file on this machine, in hexadecimal digits."""
     return sha256_of_all([LocalContent(path)], str(path))[0]
 
 
-def sha256_of_all(contents: Sequence[Content], label: str) -> list[str]:
+def sha256_of_all(contents: Sequence[Content], label: str, known: DigestCache | None = None) -> list[str]:
     """The SHA-256 of each file or object, in hexadecimal digits.
 
     Contents whose digest is not known are read in parallel. If that takes more than a few seconds, progress is printed.
@@ -157,13 +214,15 @@ def sha256_of_all(contents: Sequence[Content], label: str) -> list[str]:
     Args:
         contents: The files and objects.
         label: What they are, for the progress.
+        known: The digests that are known, to which those of this call are added; None means `users_digests`.
 
     Raises:
         OSError: a file or object cannot be read.
     """
+    known = users_digests() if known is None else known
     keys = [content.key for content in contents]
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        digests = list(threads.map(_known, keys, contents))
+        digests = list(threads.map(partial(_known, known), keys, contents))
         unknown = [content for content, digest in zip(contents, digests, strict=True) if digest is None]
         if not unknown:
             return [digest for digest in digests if digest is not None]
@@ -172,19 +231,15 @@ def sha256_of_all(contents: Sequence[Content], label: str) -> list[str]:
             read = iter(list(threads.map(partial(_read, progress.advance), unknown)))
     complete = [next(read) if digest is None else digest for digest in digests]
     for key, content, digest in zip(keys, contents, complete, strict=True):
-        _keep(key, content, digest)
+        if key is not None:
+            known.keep(key, content, digest)
     return complete
 
 
-def _known(key: str, content: Content) -> str | None:
+def _known(known: DigestCache, key: str | None, content: Content) -> str | None:
     """The digest, if it is known without reading the content."""
-    if (digest := _of_this_process.get(key)) is not None:
-        return digest
-    with suppress(OSError, ValueError):
-        stored_key, _, digest = _cache_file(key).read_text(encoding="utf-8").rpartition(" ")
-        if stored_key == key and len(bytes.fromhex(digest)) == hashlib.sha256().digest_size:
-            return digest
-    return content.known_sha256
+    digest = None if key is None else known.get(key)
+    return content.known_sha256 if digest is None else digest
 
 
 def _read(advance: Callable[[int], None], content: Content) -> str:
@@ -195,23 +250,3 @@ def _read(advance: Callable[[int], None], content: Content) -> str:
         advance((num_read >> 20) - num_shown)
         num_shown = num_read >> 20
     return digest.hexdigest()
-
-
-def _keep(key: str, content: Content, digest: str) -> None:
-    """Keep a digest for this process and, if the content is settled and unchanged, for later ones."""
-    _of_this_process[key] = digest
-    # A cache that cannot be written costs time and nothing else.
-    with suppress(OSError):
-        if not content.is_settled or content.key != key:
-            return
-        file = _cache_file(key)
-        if file.is_file():
-            return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f"{file.name}.{os.getpid()}.{time.monotonic_ns()}")
-        temporary.write_text(f"{key} {digest}", encoding="utf-8")
-        temporary.replace(file)
-
-
-def _cache_file(key: str) -> Path:
-    return cache_folder() / "digests" / hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()

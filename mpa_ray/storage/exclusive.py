@@ -60,17 +60,29 @@ def give_name(file: Path, name: Path) -> Creation:
 
 
 def _rename_exclusively(file: Path, name: Path, link_error: OSError) -> None:
-    number = errno.ENOSYS
+    number, before = errno.ENOSYS, file.stat()
     library = ctypes.CDLL(None, use_errno=True)
     # A C library from before 2018 does not have the function.
     if (rename := getattr(library, "renameat2", None)) is not None:
         if rename(_AT_FDCWD, os.fsencode(file), _AT_FDCWD, os.fsencode(name), _RENAME_NOREPLACE) == 0:
             return
         number = ctypes.get_errno()
+    # A server may rename the file but lose its answer, and then refuse the client's second request.
+    if number in (errno.ENOENT, errno.EEXIST) and not file.exists() and _was_file(before, name):
+        return
     if number in _NO_EXCLUSIVE_RENAME:
         problem = f"no hard links ({link_error.strerror}) and no exclusive renames ({os.strerror(number)})"
         raise NotExclusive(number, problem, str(name)) from link_error
     raise OSError(number, os.strerror(number), str(name)) from link_error
+
+
+def _was_file(before: os.stat_result, name: Path) -> bool:
+    """Whether a file now has this name. The inode may differ: some network file systems make up its number."""
+    try:
+        after = name.stat()
+    except FileNotFoundError:
+        return False
+    return (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
 
 
 def _is_same_file(file: Path, name: Path) -> bool:

@@ -201,8 +201,7 @@ class ObjectStore:
 
     def _pages(self, bucket: str, prefix: str, *, nested: bool, after: str = "") -> Iterator[_Page]:
         arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "StartAfter": after}
-        if not nested:
-            arguments["Delimiter"] = "/"
+        arguments |= {} if nested else {"Delimiter": "/"}
         while True:
             list_page = partial(self._with_retries, partial(self._client.list_objects_v2, **arguments), bucket, prefix)
             page = call_with_deadline(list_page, self.config.read_deadline_s, f"{SCHEME}{bucket}/{prefix}")
@@ -278,10 +277,12 @@ class ObjectStore:
             if fault is Fault.SLOW_DOWN and time.monotonic() - slow_since < self.config.max_outage_s:
                 continue
             num_failed += 1
+            pause_s = min(_MAX_PAUSE_S, self.config.first_pause_s * 2 ** (num_failed - 1))
+            if isinstance(last, exceptions.EndpointConnectionError):
+                pace.check_first_contact(name, last, time.monotonic() + pause_s - slow_since)
             if num_failed >= self.config.max_attempts or pace.is_out():
                 raise TransientError(f"{name}: {last} (attempt {num_failed})") from last
             if fault is Fault.TRANSIENT:
-                pause_s = min(_MAX_PAUSE_S, self.config.first_pause_s * 2 ** (num_failed - 1))
                 time.sleep(random.uniform(0.5, 1.0) * pause_s)
 
     def _diagnose(self, error: Exception, bucket: str, key: str) -> tuple[Exception, Fault]:
@@ -394,6 +395,5 @@ def _client(config: ObjectStoreConfig) -> Any:
             )
         except exceptions.InvalidRegionError as error:
             raise _not_a_region(config.region or _session().region_name) from error
-        except ValueError as error:
-            problem = f"names no endpoint ({error})."
-            raise ConfigError("object_store", None, problem, "Check AWS_ENDPOINT_URL.") from error
+        except ValueError as why:
+            raise ConfigError("object_store", None, f"names no endpoint ({why}).", "Check AWS_ENDPOINT_URL.") from why

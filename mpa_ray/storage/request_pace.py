@@ -8,7 +8,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from mpa_ray.errors import TransientError
 from mpa_ray.storage.faults import Fault
+
+_FIRST_CONTACT_S = 3.0
+_first_contact = threading.Event()
+
+
+@contextmanager
+def short_first_contact() -> Iterator[None]:
+    """In the block, give up soon if the store has never answered and its server cannot be connected to at all.
+
+    For the process of a command, which first checks its settings. Its workers keep their patience.
+    """
+    _first_contact.set()
+    try:
+        yield
+    finally:
+        _first_contact.clear()
 
 
 class Outage(Exception):
@@ -38,6 +55,8 @@ class RequestPace:
         self._num_in_flight = 0
         self._pause_s = 0.0
         self._resume_at = 0.0
+        self.has_answered = False
+        """Whether the store has ever answered this process."""
         self._failing_since: float | None = None
         """The time of the first failure since the last success; None without a failure."""
 
@@ -82,6 +101,7 @@ class RequestPace:
             at_least_s: The pause that the store asks for.
         """
         with self._changed:
+            self.has_answered = True
             self._record_failure()
             if self._clock() >= self._resume_at:
                 self._pause(at_least_s)
@@ -98,6 +118,7 @@ class RequestPace:
     def succeed(self) -> None:
         """Record an answer of the store: the next pause is shorter, and more requests may be in flight."""
         with self._changed:
+            self.has_answered = True
             self._failing_since = None
             self._pause_s /= 2
             self._allowed = min(float(self._max_requests), self._allowed + 1 / self._allowed)
@@ -106,6 +127,14 @@ class RequestPace:
     def is_out(self) -> bool:
         """Whether no request has succeeded for `max_outage_s` seconds, although some were sent."""
         return self._failing_since is not None and self._clock() - self._failing_since > self._max_outage_s
+
+    def check_first_contact(self, name: str, error: Exception, elapsed_s: float) -> None:
+        """Raise TransientError if a request that cannot connect is not worth another attempt.
+
+        See `short_first_contact`.
+        """
+        if _first_contact.is_set() and not self.has_answered and elapsed_s > _FIRST_CONTACT_S:
+            raise TransientError(f"{name}: {error} (no answer yet in {_FIRST_CONTACT_S:g} s)") from error
 
     def _record_failure(self) -> None:
         if self._failing_since is None:

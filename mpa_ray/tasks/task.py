@@ -14,8 +14,8 @@ from mpa_ray.config import MatcherConfig, PlainMatch, Settings
 from mpa_ray.config.problems import problem_of, suggestion_for
 from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.config.setting_path import setting_path
+from mpa_ray.config.setting_values import read_yaml, unstorable_texts, with_types, yaml_problem
 from mpa_ray.config.settings import Name
-from mpa_ray.config.words import read_yaml, unstorable_texts, with_types, yaml_problem
 from mpa_ray.errors import ConfigError
 from mpa_ray.metrics import METRICS
 from mpa_ray.tasks.parser import QuestionAnswer, ReplyError, asks_for_pair, parse_reply

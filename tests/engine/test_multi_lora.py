@@ -17,12 +17,12 @@ from benchmarks.multi_lora import (
 )
 from mpa_ray.config import ModelConfig, VllmEngineConfig, resolve_path
 from mpa_ray.engine.vllm.engine import VllmEngine
-from mpa_ray.models.checkpoints import CACHE_VARIABLE
 from mpa_ray.models.shared_engines import Adapter
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.evaluate import evaluate
 from mpa_ray.phases.identify import identify, identify_student
 from mpa_ray.run.run import Run
+from mpa_ray.storage.user_cache import CACHE_VARIABLE
 
 NUM_IMAGES = 96
 

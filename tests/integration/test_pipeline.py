@@ -26,7 +26,7 @@ from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.identify import identify
 from mpa_ray.phases.index import index
 from mpa_ray.phases.report import report
-from mpa_ray.pipeline.deaths import current_process, was_taken_away
+from mpa_ray.pipeline.death_recorder import current_process, was_taken_away
 from mpa_ray.pipeline.run_pass import Outstanding, run_missing
 from mpa_ray.report.render_status import render_status
 from mpa_ray.report.status import status
@@ -181,6 +181,20 @@ def test_more_images_that_kill_engines_than_the_limit_end_the_run(
     assert f"{last.log}" in page
 
 
+def test_a_fixed_engine_continues_a_run_that_images_which_kill_engines_have_ended(images: Path, tmp_path: Path) -> None:
+    tree = scripted_tree(images, tmp_path / "run", die_on=["000.png"])
+    tree["source"]["limit"] = 4
+    tree["limits"] = {"max_image_deaths": 1, "max_poison_images": 0}
+    ended = r"1 image of shard 000000 killed engines, more than.*scripted to die on 000.png.*The same command would end"
+    for _ in range(2):
+        with pytest.raises(RunError, match=ended):
+            identified(tree)
+        # The second command visits no image.
+        assert deaths(Run.open(tree["run_dir"]).storage).total == 2
+    tree["teacher"]["engine"]["die_on"] = []
+    assert audit(identified(tree)[1]).to_json()["failed"] == {}
+
+
 def test_an_engine_whose_process_is_killed_while_it_starts_ends_the_run(images: Path, tmp_path: Path) -> None:
     """Ray would start its actor again for ever."""
     tree = scripted_tree(images, tmp_path / "run", kill_at_start=True)
@@ -291,7 +305,7 @@ def test_an_engine_that_cannot_answer_the_probe_ends_the_run_and_blames_no_image
         identified(tree)
     run = Run.open(tree["run_dir"])
     assert deaths(run.storage).num_by_phase == {"annotate": 3}
-    assert "Run the same command again to continue." in str(end.value)
+    assert str(end.value).endswith("When this cause is removed, run the same command again to continue.")
     tree["teacher"]["engine"]["die_on"] = []
     assert audit(identified(tree)[1]).to_json()["failed"] == {}
 
@@ -311,7 +325,7 @@ def test_an_error_in_a_task_ends_the_run_in_its_own_words(images: Path, tmp_path
     index(context)
     run = context.run
     work = replace(annotation_pass(context), reader=ReaderThatFails(context.config.object_store))
-    with pytest.raises(RunError, match=r"^annotate:teacher: KeyError: 'no such row'\. Run the same command"):
+    with pytest.raises(RunError, match=r"^annotate:teacher: KeyError: 'no such row'\. This may be a fault of mpa_ray"):
         run_missing(run, work, Outstanding.of(run.annotations, run.manifest()))
 
 
@@ -359,5 +373,7 @@ def test_a_run_directory_that_cannot_be_written_is_named(images: Path, tmp_path:
     index(RunContext.open(config))
     # A file where a folder has to be cannot be written even by root.
     (tmp_path / "run/annotations").write_text("in the way")
-    with pytest.raises(RunError, match=r"run/annotations/.*cannot be written.*Run the same command again to continue"):
+    with pytest.raises(
+        RunError, match=r"run/annotations/.*cannot be written.*Then run the same command again to continue"
+    ):
         annotate(RunContext.open(config))

@@ -63,9 +63,10 @@ def test_an_engine_that_cannot_start_is_reported_in_a_sentence(images: Path, tmp
     engine = {"kind": "vllm", "engine_args": {"no_such_argument": 1}}
     tree["teacher"] = {"model": "bundled:demo/models/teacher", "engine": engine}
     config = RunConfig.model_validate(tree)
-    index(RunContext.open(config))
+    # The check of the settings would refuse the argument.
+    index(RunContext.from_checked(config))
     with pytest.raises(
         RunError, match=r"annotate:teacher: the engine of .* cannot start: TypeError: .*no_such_argument"
     ):
-        annotate(RunContext.open(config))
+        annotate(RunContext.from_checked(config))
     wait_until_all_is_free()

@@ -31,7 +31,14 @@ from mpa_ray.storage.object_store import ObjectStore
 from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.s3 import S3Storage
 from tests.conftest import scripted_tree
-from tests.s3_server import CREDENTIALS, SECRET, client, environment, keys_containing, s3_server, upload
+from tests.s3_server import (
+    SECRET,
+    client,
+    environment,
+    keys_containing,
+    s3_server_of_user,
+    upload,
+)
 from tests.sources import KINDS, Maker, as_tars
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +47,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The server's URL. Its credentials are in the environment, as on a user's machine."""
-    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
+    with s3_server_of_user() as endpoint:
         yield endpoint
 
 

@@ -21,16 +21,14 @@ from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
 from tests.integration.test_s3 import run_job
 from tests.refusing_proxy import RefusingProxy
-from tests.s3_server import CREDENTIALS, client, s3_server, upload
+from tests.s3_server import client, s3_server_of_user, upload
 
 NUM_IMAGES = 60
 
 
 @pytest.fixture(scope="module")
 def server(images: Path) -> Iterator[str]:
-    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
+    with s3_server_of_user() as endpoint:
         upload(images, endpoint, "corpus")
         yield endpoint
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from mpa_ray.campaign.admission import AdmissionController, Resources
+from mpa_ray.campaign.admission import _MAX_OVERTAKEN, AdmissionController, Resources
 from mpa_ray.campaign.announcements import ShardAnnouncements
 
 
@@ -94,6 +94,45 @@ def test_a_phase_that_needs_more_than_the_cluster_starts_when_no_other_runs() ->
     phases.expect_running("giant", "third")
     phases.end("giant", "third")
     phases.expect_running()
+
+
+@pytest.mark.parametrize("need", [Resources(8, 2), Resources(math.inf)])
+def test_a_wide_phase_starts_although_narrow_ones_keep_arriving(need: Resources) -> None:
+    """At any time a narrow phase runs and another waits, so the cluster is never empty."""
+    phases = Phases(controller(8, 2))
+    phases.begin("narrow 0", Resources(1, 1))
+    phases.expect_running("narrow 0")
+    phases.begin("wide", need, size=math.inf)
+    for number in range(1, _MAX_OVERTAKEN + 1):
+        phases.begin(f"narrow {number}", Resources(1, 1))
+        eventually(lambda number=number: f"narrow {number}" in phases.running)  # type: ignore[misc]
+        phases.end(f"narrow {number - 1}")
+    phases.begin("last", Resources(1, 1))
+    phases.expect_running(f"narrow {_MAX_OVERTAKEN}")
+    phases.end(f"narrow {_MAX_OVERTAKEN}")
+    phases.expect_running("wide")
+    phases.end("wide")
+    phases.expect_running("last")
+    phases.end("last")
+
+
+def test_a_small_phase_starts_although_larger_ones_keep_arriving() -> None:
+    phases = Phases(AdmissionController(lambda: Resources(0), max_running=1))
+    phases.begin("0", Resources(1), 2.0)
+    phases.expect_running("0")
+    phases.begin("small", Resources(1), 1.0)
+    for number in range(1, _MAX_OVERTAKEN + 1):
+        phases.begin(str(number), Resources(1), 2.0)
+        time.sleep(0.02)
+        phases.end(str(number - 1))
+        eventually(lambda number=number: phases.running == [str(number)])  # type: ignore[misc]
+    phases.begin("last", Resources(1), 2.0)
+    time.sleep(0.02)
+    phases.end(str(_MAX_OVERTAKEN))
+    phases.expect_running("small")
+    phases.end("small")
+    phases.expect_running("last")
+    phases.end("last")
 
 
 def test_a_phase_that_takes_the_whole_cluster_runs_alone() -> None:

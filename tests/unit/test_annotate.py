@@ -128,7 +128,7 @@ def test_each_of_several_second_answers_has_its_own_seed() -> None:
 
 
 def test_several_greedy_second_answers_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_second_answers over 1 needs"):
+    with pytest.raises(ValueError, match="num_second_answers: more than 1 needs"):
         AnnotateConfig(sampling=SamplingConfig(), num_second_answers=3)
 
 

@@ -15,9 +15,17 @@ import pytest
 
 import mpa_ray
 from mpa_ray import ConfigError, EvaluationRunConfig, ObjectStoreConfig, RunConfig, open_run, run_phase
-from mpa_ray.evaluation.scores import BenchmarkScores, MetricReference, ModelScores, Summary, write_scores
+from mpa_ray.evaluation.scores import (
+    BenchmarkScores,
+    MetricReference,
+    ModelScores,
+    PairedDifference,
+    Summary,
+    write_scores,
+)
 from mpa_ray.metrics import METRICS
 from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.report import report as write_report
 from mpa_ray.records import Annotation, ImageRef, ParitySample, Prediction, Verdict, arrow_schema
 from mpa_ray.report.summary import ReportSummary
 from mpa_ray.run.parity_export import export_parity
@@ -88,8 +96,11 @@ def test_a_phase_runs_by_its_name(images: Path, tmp_path: Path, capsys: pytest.C
     alone = EvaluationRunConfig.model_validate({"run_dir": str(tmp_path / "alone"), "evaluate": None})
     with pytest.raises(ConfigError, match="this one only measures models"):
         run_phase(alone, "level")
-    run_phase(alone, "report")
-    assert (tmp_path / "alone/report/index.html").is_file()
+    with pytest.raises(ConfigError, match=r"alone': has no run\.json\. Give the directory of a run\."):
+        run_phase(alone, "report")
+    assert not (tmp_path / "alone").exists()
+    run_phase(config, "report")
+    assert (tmp_path / "run/report/index.html").is_file()
 
 
 @pytest.mark.parametrize("call", [mpa_ray.align, lambda config: run_phase(config, "index")])
@@ -220,6 +231,26 @@ def test_scores_status_and_report_are_typed(tree: dict[str, Any]) -> None:
     assert isinstance(report, ReportSummary)
     assert (report.counts.num_images, report.counts.kept) == (3, {"small": 2})
     assert list(report.scores) == ["held"]
+
+
+def test_the_example_of_scores_and_reports_runs(tree: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    run = written(tree)
+    after = ModelScores({"all": Summary(0.5, 0.4, 0.6, 8)}, 0, [])
+    before = ModelScores({"all": Summary(0.25, 0.2, 0.3, 8)}, 0, [])
+    pair = PairedDifference("small.before", "small.after", {"all": Summary(0.25, 0.1, 0.4, 8)})
+    models = {"small.before": before, "small.after": after}
+    write_scores(run, {"held": BenchmarkScores(MetricReference.of(METRICS["anls"]), models, [pair])})
+    examples = (ROOT / "docs/python-api.md").read_text().split("```python\n")[1:]
+    (example,) = [text.partition("```")[0] for text in examples if "run.scores()" in text]
+    names: dict[str, Any] = {"run": open_run(run.storage.root)}
+    exec(example, names)
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "held small.before anls 0.25 0.2 0.3 8",
+        "held small.after anls 0.5 0.4 0.6 8",
+        "small.before small.after 0.25",
+    ]
+    write_report(RunContext.from_checked(names["run"].config))
+    assert names["content"].keys() == run.read_json("report/report.json").keys()
 
 
 def test_a_run_with_later_rounds_has_its_settings_back(tree: dict[str, Any]) -> None:

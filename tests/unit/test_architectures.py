@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpa_ray.demo.architectures import TASK, Architecture
+from mpa_ray.demo.architectures import TASK, WorldArchitecture
 from mpa_ray.demo.train import MODELS
 from mpa_ray.demo.world import WorldSpec, paint, sample_scene
 from mpa_ray.models.chat_template import render
@@ -19,7 +19,7 @@ QUESTION = "What shape is the red object?"
 
 
 @pytest.mark.parametrize("architecture", {architecture for architecture, _ in MODELS.values()})
-def test_training_inputs_equal_those_of_the_processor(architecture: Architecture) -> None:
+def test_training_inputs_equal_those_of_the_processor(architecture: WorldArchitecture) -> None:
     _, processor = architecture.build(SPEC)
     rng = random.Random(0)
     pictures = [paint(sample_scene(SPEC, rng)) for _ in range(3)]

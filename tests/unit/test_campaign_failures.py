@@ -9,7 +9,7 @@ import pytest
 
 from mpa_ray.campaign import campaign
 from mpa_ray.config import RunConfig
-from mpa_ray.errors import ConfigError, RunError
+from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.level import level
 from tests.conftest import scripted_tree
@@ -81,3 +81,90 @@ def test_a_student_whose_model_cannot_be_trained_is_refused_before_anything_star
         campaign.align(scripted_config)
     with pytest.raises(ConfigError, match=r"^students\.0\.model = 'scripted': is not a folder"):
         level(RunContext.open(scripted_config))
+
+
+def test_all_trainings_are_compared_with_the_cluster_before_the_first_pass(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mpa_ray.pipeline import cluster
+
+    events: list[str] = []
+
+    def teach(_: object, admission: Any, *__: object) -> None:
+        with admission():
+            events.append("pass")
+        with admission():
+            events.append("pass")
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(cluster, "start_ray", lambda: None)
+    monkeypatch.setattr(cluster, "cluster_resources", lambda: (8.0, 0.0))
+    monkeypatch.setattr(cluster, "check_resources", lambda field, *_: events.append(field))
+    monkeypatch.setattr(campaign, "check_run", lambda _: None)
+    monkeypatch.setattr(campaign, "score_and_report", lambda _: {})
+    done = {"predict": lambda *_: None, "prepare_benchmarks": lambda _: None}
+    replace_phases(monkeypatch, index_and_annotate=teach, **done)
+    campaign.align(config)
+    trainings = "students.0.level.cpus_per_worker, students.0.level.gpus_per_worker"
+    assert events == [trainings, "pass", "pass"]
+
+
+def begun(config: RunConfig) -> None:
+    """Give the run of a configuration one shard of each dataset, and the samples of a training."""
+    context = RunContext.open(config)
+    folders = ["verdicts/small", "students/small/parity"]
+    context.begin(writes=["corpus", "annotations", *folders])
+    context.run.corpus.commit("000000", [])
+    context.run.annotations.commit("000000", [])
+    context.run.verdicts("small").commit("000000", [])
+    context.run.fingerprints.fix("students/small/parity")
+
+
+@pytest.mark.parametrize(
+    ("branch", "change", "words"),
+    [
+        ("students", {"level": {"learning_rate": 0.5}}, r"level\.learning_rate: was 0\.0001, now 0\.5.*rename"),
+        ("students", {"max_pixels": 200_000}, r"student\.max_pixels: was .* now 200000.*rename"),
+        ("teacher", {"max_pixels": 200_000}, r"teacher\.max_pixels: was .* now 200000"),
+        ("source", {"limit": 3}, r"source\.limit: was None, now 3"),
+        ("task", "text_vqa", "task: was 'demo_world', now 'text_vqa'"),
+    ],
+)
+def test_changed_settings_are_refused_once_before_anything_starts(
+    images: Path,
+    tmp_path: Path,
+    branch: str,
+    change: Any,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tree = scripted_tree(images, tmp_path / "run")
+    tree["students"][0]["model"] = "bundled:demo/models/student"
+    begun(RunConfig.model_validate(tree))
+    if branch == "students":
+        tree["students"][0].update(change)
+    else:
+        tree[branch] = change if branch == "task" else tree[branch] | change
+    monkeypatch.setattr(campaign, "score_and_report", lambda _: pytest.fail("a phase began"))
+    with pytest.raises(FingerprintMismatch, match=words):
+        campaign.align(RunConfig.model_validate(tree))
+    assert "other settings" not in "".join(capsys.readouterr())
+
+
+def test_a_student_with_changed_settings_is_left_out_alone(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config.model_copy(update={"evaluate": None})
+    begun(config)
+    small = config.students[0]
+    changed = small.model_copy(update={"max_pixels": 200_000})
+    students = [changed, small.model_copy(update={"name": "other"})]
+    trained: list[str] = []
+    monkeypatch.setattr(campaign, "check_run", lambda _: None)
+    monkeypatch.setattr(campaign, "score_and_report", lambda _: {})
+    replace_phases(monkeypatch, level_student=lambda _, student, *__: trained.append(student.name))
+    with pytest.raises(RunError, match=r"^small failed; the rest is done"):
+        campaign.align(config.model_copy(update={"students": students}))
+    assert trained == ["other"]
+    assert "small is left out: run_dir" in "".join(capsys.readouterr())

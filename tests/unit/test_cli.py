@@ -22,7 +22,7 @@ from mpa_ray.cli.handlers import HANDLERS
 from mpa_ray.cli.run_job import EXIT_CODES, run_job
 from mpa_ray.config import EvaluationRunConfig, RunConfig, ScriptedEngineConfig, load_config
 from mpa_ray.config.setting_path import all_settings
-from mpa_ray.errors import CannotWrite, ConfigError, RunError, Unfinished, did_you_mean
+from mpa_ray.errors import CannotWrite, ConfigError, RunError, TransientError, Unfinished, did_you_mean
 from mpa_ray.models import hub
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
@@ -173,11 +173,11 @@ def test_words_are_options_settings_and_an_argument() -> None:
         (Unfinished("no node is free."), 3, "Unfinished: no node is free."),
         (CannotWrite("/run/x", "No space left on device"), 3, "Unfinished: /run/x cannot be written (No space left"),
         (
-            OSError("s3://b/k: timed out"),
+            TransientError("s3://b/k: timed out"),
             3,
-            "Unfinished: OSError: s3://b/k: timed out. Run the same command again to continue.",
+            "Unfinished: TransientError: s3://b/k: timed out. Run the same command again to continue.",
         ),
-        (OSError("http://me:hunter2@host: refused"), 3, "Unfinished: OSError: http://***@host: refused."),
+        (OSError("http://me:hunter2@host: refused"), 1, "RunError: OSError: http://***@host: refused."),
         (
             ModuleNotFoundError("", name="vllm.engine"),
             2,
@@ -446,13 +446,49 @@ MISTAKES = {
     "a value for a flag": ("identify --config {config} --rematch=yes", "takes no value."),
     "a plan of a misspelled task": ("plan --config {config} --task textvqa", "Did you mean text_vqa?"),
     "a plan without a size": ("plan --config {config}", "plan.num_images = None: is not known"),
+    "a report of no run": ("report --config {config}", "has no run.json. Give the directory of a run."),
+    "levelling before identifying": (
+        "level --config {indexed}.yaml --students.0.model bundled:demo/models/student",
+        "has no parity samples of small yet. Run mpa-ray identify first.",
+    ),
+    "identifying before annotating": (
+        "identify --config {indexed}.yaml",
+        "has 1 of 1 shards that are not annotated. Run mpa-ray annotate first.",
+    ),
+    "aligning with a file that only measures": ("align --config {measures}", "Use mpa-ray evaluate, or add them."),
+    "planning with a file that only measures": ("plan --config {measures}", "Use mpa-ray evaluate, or add them."),
+    "indexing with a file that only measures": ("index --config {measures}", "Use mpa-ray evaluate, or add them."),
+    "a benchmark in CSV": (
+        "evaluate --config {config} --evaluate.benchmarks.0.path {table}",
+        "is a table in a format that no benchmark has. Give the questions as JSON, JSON lines or Parquet.",
+    ),
+    "draws that are all the same": (
+        "index --config {config} --annotate.num_questions 3 --annotate.sampling.temperature 0",
+        "annotate.num_questions = 3: more than 1 needs sampling.temperature over 0",
+    ),
+    "a plan from no run": (
+        "plan --config {config} --plan.num_images 5 --plan.from_run {folder}/none",
+        "plan.from_run = '{folder}/none': has no run.json.",
+    ),
+    "status with a configuration": (
+        "status --config {config}",
+        "is not an option of this command, which takes a run directory. Give the run_dir that the file sets.",
+    ),
+    "the page of a model": (
+        "align --config {config} --students.0.model https://huggingface.co/Qwen/Qwen2-VL-2B-Instruct/tree/main "
+        "--students.0.engine {{kind: vllm}}",
+        "is a URL of the hub, not a name. Write Qwen/Qwen2-VL-2B-Instruct.",
+    ),
     "annotating before indexing": ("annotate --config {config}", "Run mpa-ray index first."),
-    "other settings than the run's": ("index --config {config} --run_dir {indexed}", "limit: was 7, now None."),
+    "other settings than the run's": ("index --config {config} --run_dir {indexed}", "source.limit: was 7, now None."),
     "a run directory that is a file": (
         "index --config {config} --run_dir {config}",
         "run_dir = '{config}': cannot be written",
     ),
 }
+
+
+FILES = ("config", "tabs", "empty_file", "no_teacher", "task", "measures")
 
 
 @pytest.fixture
@@ -465,12 +501,15 @@ def place(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     tree = scripted_tree(images, tmp_path / "run")
-    paths = {name: tmp_path / f"{name}.yaml" for name in ("config", "tabs", "empty_file", "no_teacher", "task")}
+    paths = {name: tmp_path / f"{name}.yaml" for name in FILES}
     paths["config"].write_text(yaml.safe_dump(tree))
     paths["tabs"].write_text("source:\n\tpath: x\n")
     paths["empty_file"].write_text("")
     paths["no_teacher"].write_text(yaml.safe_dump({name: tree[name] for name in tree if name != "teacher"}))
     paths["task"].write_text(yaml.safe_dump(TASK))
+    paths["measures"].write_text(yaml.safe_dump({"run_dir": tree["run_dir"], "evaluate": {"benchmarks": []}}))
+    paths["table"] = tmp_path / "table.csv"
+    paths["table"].write_text("question,answer\nis it?,yes\n")
     paths["folder"] = tmp_path / "folder"
     paths["folder"].mkdir()
     paths["indexed"] = tmp_path / "indexed"
@@ -487,6 +526,8 @@ def place(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
                 str(paths["indexed"]),
             ]
             assert main(words) == 0
+            same = tree | {"run_dir": str(paths["indexed"]), "source": tree["source"] | {"limit": 7}}
+            (tmp_path / "indexed.yaml").write_text(yaml.safe_dump(same))
         return text.format(**paths)
 
     return fill
@@ -555,3 +596,17 @@ def test_a_suggestion_ignores_case_and_completes_words(word: object, meant: str 
 
 def test_a_suggestion_names_each_choice_once() -> None:
     assert did_you_mean("limit", ["limits", "limits", "Limits", "limit"], 3) == "Did you mean limit or limits?"
+
+
+def test_the_package_runs_as_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "mpa_ray", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"mpa-ray {mpa_ray.__version__}\n"), done.stderr
+
+
+def test_an_unknown_engine_is_not_answered_with_the_engine_of_tests(
+    place: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(place("align --config {config} --teacher.engine.kind sglang").split()) == 2
+    error = capsys.readouterr().err
+    assert "Choose one of vllm." in error
+    assert "scripted" not in error

@@ -102,7 +102,7 @@ def test_a_whole_number_may_have_any_notation(tree: dict[str, Any], tmp_path: Pa
         ({"source.include_hidden": "maybe"}, "source.include_hidden = 'maybe': is neither true nor false."),
         ({"source.extensions": [1]}, "source.extensions.0 = 1: is not text."),
         ({"teacher.engine": {"kind": "vlm"}}, "teacher.engine = {'kind': 'vlm'}: has an unknown `kind`. Did you mean"),
-        ({"teacher.engine": {"kind": "x"}}, "has an unknown `kind`. Choose one of vllm, scripted."),
+        ({"teacher.engine": {"kind": "x"}}, "has an unknown `kind`. Choose one of vllm."),
         ({"annotate.reply": "yaml"}, "annotate.reply = 'yaml': is not one of 'free' or 'json'."),
     ],
 )
@@ -156,12 +156,29 @@ def test_the_folder_of_all_benchmarks_is_no_benchmark(tree: dict[str, Any], tmp_
 
 def test_names_that_differ_only_in_case_are_refused(tree: dict[str, Any], tmp_path: Path) -> None:
     """Their folders would be one where a file system ignores case."""
-    tree["evaluate"] = {"benchmarks": [{"path": "q.jsonl"}], "models": [{"name": "Teacher", "model": "m"}]}
-    with pytest.raises(ConfigError, match=r"evaluate\.models = 'Teacher': is already the name of another model"):
+    tree["evaluate"] = {"benchmarks": [{"path": "q.jsonl"}], "models": [{"name": "Small.Before", "model": "m"}]}
+    with pytest.raises(ConfigError, match=r"evaluate\.models = 'Small.Before': is already the name of another model"):
         check_names(load_config(written(tree, tmp_path)))
     tree["evaluate"]["models"] = [{"name": name, "model": "m"} for name in ("other", "Other")]
     with pytest.raises(ConfigError, match=r"evaluate\.models = .*names must differ, and not only in case"):
         load_config(written(tree, tmp_path))
+
+
+@pytest.mark.parametrize("measured", [True, False])
+@pytest.mark.parametrize("name", ["teacher", "Teacher"])
+def test_no_other_model_may_be_named_teacher(tree: dict[str, Any], tmp_path: Path, name: str, measured: bool) -> None:
+    """Not even if the teacher is not measured: the report would show the model as the teacher."""
+    models = [{"name": name, "model": "m"}]
+    tree["evaluate"] = {"benchmarks": [{"path": "q.jsonl"}], "models": models, "teacher": measured}
+    with pytest.raises(ConfigError, match=r"^evaluate\.models = .*`teacher` is the name of the run's own teacher"):
+        load_config(written(tree, tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_component_that_is_there_twice_is_refused(tree: dict[str, Any], tmp_path: Path, kind: str) -> None:
+    method = {"kind": kind, "components": ["language", "vision", "language"]}
+    with pytest.raises(ConfigError, match=r"^students\.0\.level\.method.*components = .*: has a component twice"):
+        load_config(written(tree, tmp_path), {"students.0.level.method": method})
 
 
 @pytest.mark.parametrize("name", ["small", "Qwen2.5-VL", "small.round2", "v1.0_b"])
@@ -524,7 +541,7 @@ def test_a_pool_may_grow() -> None:
     ("further", "problem"),
     [
         ({"name": "small.round2.before"}, "is already the name of another model"),
-        ({"name": "teacher"}, "is already the name of another model"),
+        ({"name": "SMALL.before"}, "is already the name of another model"),
         ({"name": "other", "compared_to": "small.round4.after"}, "but other is compared to it"),
         ({"name": "other", "compared_to": "small.round3.after"}, None),
     ],

@@ -154,16 +154,16 @@ class LocalAttemptLog:
         return self.attempts.begin(shard, self, images)
 
     async def visited(self, shard: str) -> None:
-        self.attempts.report_visited(shard)
+        self.attempts.report_visited(shard, self)
 
-    async def next_group(self, shard: str) -> Sequence[str]:
-        return self.attempts.next_group(shard)
+    async def next_group(self, shard: str) -> Sequence[str] | None:
+        return self.attempts.next_group(shard, self)
 
     async def begin_probe(self) -> None:
         self.attempts.begin_probe(self)
 
-    async def end_probe(self) -> None:
-        self.attempts.end_probe(self)
+    async def end_probe(self, is_answered: bool) -> None:
+        self.attempts.end_probe(self, is_answered)
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
         if self.reports:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError, TaskUnschedulableError, WorkerCrashedError
 
-from mpa_ray.config import LimitsConfig
+from mpa_ray.config import LimitsConfig, ObjectStoreConfig
 from mpa_ray.leveling.failures import TrainingFailures
 from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
-from mpa_ray.pipeline.deaths import was_taken_away
+from mpa_ray.pipeline.death_recorder import DeathRecorder, was_taken_away
+from mpa_ray.run.logs import deaths
+from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.storage.local import LocalStorage
 
 
 def process(pid: int) -> WorkerProcess:
@@ -57,7 +63,7 @@ def test_the_message_has_what_the_process_reported() -> None:
         problems = []
         for pid in (1, 2):
             problems.append((await state.begin_attempt("a", process(pid), ["x", "y"])).given_up)
-            await state.next_group("a")
+            await state.next_group("a", process(pid))
             await state.report_death(process(pid), {"a": ["x"]}, "CUDA out of memory")
         return [*problems, (await state.begin_attempt("a", process(3), ["x", "y"])).given_up]
 
@@ -76,7 +82,7 @@ def test_a_shard_that_was_visited_or_that_a_live_process_repeats_is_no_death() -
     async def work() -> None:
         state = coordinator(recorder, max_engine_deaths=1)
         await state.begin_attempt("a", process(1), [])
-        await state.report_visited("a")
+        await state.report_visited("a", process(1))
         assert (await state.begin_attempt("a", process(2), [])).given_up is None
         assert (await state.begin_attempt("a", process(2), [])).given_up is None
 
@@ -112,9 +118,57 @@ def test_an_engine_that_is_lost_with_its_node_is_no_death() -> None:
 
 def test_a_process_is_taken_away_if_ray_says_that_its_node_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"NodeID": "up", "Alive": True}, {"NodeID": "down", "Alive": False}]
-    monkeypatch.setattr("mpa_ray.pipeline.deaths.ray.nodes", lambda: nodes)
+    monkeypatch.setattr("mpa_ray.pipeline.death_recorder.ray.nodes", lambda: nodes)
     processes = [WorkerProcess("engine of teacher", 1, "host", node, (), None) for node in ("up", "down", "gone", "")]
     assert [asyncio.run(was_taken_away(process)) for process in processes] == [False, True, True, False]
+
+
+class FailingTask:
+    """A task of Ray that ends with an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __call__(self, _: object) -> FailingTask:
+        return self
+
+    def options(self, **_: object) -> FailingTask:
+        return self
+
+    async def remote(self, *_: object) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (TaskUnschedulableError("the node is gone"), "its node host has ended or cannot be reached"),
+        (TimeoutError(), "its node host has ended or cannot be reached"),
+        (RayTaskError("record_death", "KeyError: 'x'", KeyError("x")), "the process ended, and its log on host cannot"),
+        (WorkerCrashedError(), "the process ended, and its log on host cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("reported", [None, "CUDA out of memory"])
+def test_a_death_that_cannot_be_recorded_on_its_node_has_a_true_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str, reported: str | None
+) -> None:
+    monkeypatch.setattr("mpa_ray.pipeline.death_recorder.ray.remote", lambda **_: FailingTask(error))
+    threads: list[str] = []
+    create = LocalStorage.create
+
+    def record_thread(storage: LocalStorage, path: str, content: bytes) -> bool:
+        threads.append(threading.current_thread().name)
+        return create(storage, path, content)
+
+    monkeypatch.setattr(LocalStorage, "create", record_thread)
+    recorder = DeathRecorder(str(tmp_path), ObjectStoreConfig(), PhaseKey("annotate"))
+    dead = WorkerProcess("engine of teacher", 1, "host", "ab" * 28, (), None)
+    words = asyncio.run(recorder(dead, reported))
+    assert words.startswith(reported or cause)
+    assert deaths(LocalStorage(str(tmp_path))).latest[0].cause.startswith(reported or cause)
+    # The event loop of the coordinator does not wait for the storage.
+    assert threads
+    assert threading.main_thread().name not in threads
 
 
 def test_an_engine_whose_process_dies_at_its_start_is_given_up() -> None:

@@ -14,9 +14,11 @@ from mpa_ray.observability.usage import Usage
 from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.coordination.end_of_pass import EndOfPass
+from mpa_ray.pipeline.graph import _error
 from mpa_ray.pipeline.graph_rows import Failure, FetchedShard, VisitedShard, decode_batch, encode
 from mpa_ray.pipeline.model_actor import ModelActor
 from mpa_ray.pipeline.pass_spec import ShardLeft
+from mpa_ray.remedies import Remedy
 from mpa_ray.stages.image_work import ImageWork
 from mpa_ray.stages.visits import GivenUp
 
@@ -115,6 +117,18 @@ def test_a_shard_on_which_engines_die_too_often_is_a_failure(is_engine_fault: bo
         return decode_batch(await model_actor(batch(FetchedShard("0", images("a")))), VisitedShard)
 
     assert asyncio.run(run()).failure == Failure("the engine died 10 times", may_pass=is_engine_fault)
+
+
+def test_the_error_names_the_remedy_of_a_shard_that_is_given_up() -> None:
+    async def run() -> Failure | None:
+        error = GivenUp("17 images killed engines", remedy=Remedy.POISON)
+        model_actor = actor(Visits("0", error), Coordinator())
+        return decode_batch(await model_actor(batch(FetchedShard("0", images("a")))), VisitedShard).failure
+
+    failure = asyncio.run(run())
+    assert failure is not None
+    assert str(_error("x", failure)) == f"x: 17 images killed engines. {Remedy.POISON}"
+    assert str(_error("x", Failure("the engine died 10 times."))) == f"x: the engine died 10 times. {Remedy.CAUSE}"
 
 
 def test_the_first_failure_counts() -> None:

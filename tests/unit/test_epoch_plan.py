@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from mpa_ray.config import HoldoutConfig, LevelConfig
 from mpa_ray.leveling import epoch_plan as planning
 from mpa_ray.leveling.arms import SampleSources
-from mpa_ray.leveling.batching import in_seeded_order
 from mpa_ray.leveling.epoch_plan import EpochPlan, plan_epoch
+from mpa_ray.leveling.shuffle import in_seeded_order
 from mpa_ray.records import ParitySample, Verdict
 from mpa_ray.run.run import Run
 

@@ -24,14 +24,14 @@ from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.errors import CannotWrite, ConfigError, Unfinished
 from mpa_ray.run.garbage import collect_garbage
 from mpa_ray.run.run import Run
-from mpa_ray.storage.exclusive import Creation
+from mpa_ray.storage.exclusive import Creation, give_name
 from mpa_ray.storage.local import LocalStorage
 from mpa_ray.storage.s3 import S3Storage
 from mpa_ray.storage.storage import PROBES
 from tests.conftest import scripted_tree
 from tests.no_hard_links import compile_library, environment
 from tests.refusing_proxy import HeaderDroppingProxy, RefusingProxy
-from tests.s3_server import CREDENTIALS, client, s3_server
+from tests.s3_server import client, s3_server_of_user
 
 ROOT = Path(__file__).parents[2]
 NO_LINKS = sorted({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
@@ -69,9 +69,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
+    with s3_server_of_user() as endpoint:
         yield endpoint
 
 
@@ -128,6 +126,36 @@ def test_a_link_whose_answer_was_lost_counts(library: Path, tmp_path: Path) -> N
     done = python(CREATE_TWICE, tmp_path, env)
     assert done.stdout == "True False\n", done.stderr
     assert files_in(tmp_path / "folder") == ["marker"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOENT, errno.EEXIST], ids=errno.errorcode.get)
+def test_an_exclusive_rename_whose_answer_was_lost_counts(library: Path, tmp_path: Path, error: int) -> None:
+    env = environment(library, tmp_path, errno.EPERM, NO_RENAMES_LOSES_ANSWER=str(error))
+    done = python(CREATE_TWICE, tmp_path, env)
+    assert done.stdout == "True False\n", done.stderr
+    assert (tmp_path / "folder/marker").read_bytes() == b"first"
+    assert files_in(tmp_path / "folder") == ["marker"]
+
+
+def test_a_file_that_vanishes_before_it_gets_its_name_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another file that has the name does not count as ours."""
+    file, name = tmp_path / "temporary", tmp_path / "marker"
+
+    def no_link(*_: object) -> None:
+        file.unlink()
+        raise PermissionError(errno.EPERM, "no hard links")
+
+    monkeypatch.setattr("mpa_ray.storage.exclusive.os.link", no_link)
+    file.write_bytes(b"ours")
+    with pytest.raises(FileNotFoundError):
+        give_name(file, name)
+    name.write_bytes(b"theirs")
+    file.write_bytes(b"ours")
+    with pytest.raises(OSError, match=r"temporary|marker"):
+        give_name(file, name)
+    assert name.read_bytes() == b"theirs"
 
 
 @pytest.mark.parametrize("moment", ["unfinished", "before", "after"])
@@ -287,7 +315,7 @@ def test_a_store_that_ignores_the_condition_is_refused_in_one_line(
     with HeaderDroppingProxy(server, "If-None-Match") as proxy:
         config = configuration(tmp_path, images, "s3://bucket/ignored", object_store={"endpoint_url": proxy.url})
         assert main(["index", "--config", str(config)]) == 2
-        assert proxy.requests == ["PUT /bucket/ignored/.writable"] * 3
+        assert proxy.requests == ["GET /bucket/ignored/run.json", *["PUT /bucket/ignored/.writable"] * 3]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("ConfigError: run_dir = 's3://bucket/ignored': is in an object store without conditional ")
     assert "it ignores the condition, so two commands could overwrite each other's results." in line
@@ -299,8 +327,8 @@ def test_a_store_that_keeps_the_condition_is_asked_twice(server: str) -> None:
     with RefusingProxy(server, lambda *_: None) as proxy:
         run = Run.open("s3://bucket/kept", ObjectStoreConfig(endpoint_url=proxy.url))
         assert run.creation is Creation.CONDITIONAL_PUT
-        # The first request is the one that shows that the run can be written, and the last looks for run.json.
-        _, *check, _ = proxy.requests
+        # The first requests look for run.json, and show that the run can be written.
+        _, _, *check = proxy.requests
         assert check == ["PUT /bucket/kept/.writable", "GET /bucket/kept/.writable"]
 
 
@@ -327,8 +355,8 @@ def test_a_file_that_another_command_has_just_deleted_proves_nothing(server: str
 
 @pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (400, "InvalidArgument"), (403, "AccessDenied")])
 def test_a_store_that_refuses_the_condition_is_named(server: str, status: int, code: str) -> None:
-    """The first PUT has no condition."""
-    with RefusingProxy(server, lambda _method, _path, number: (status, code) if number > 0 else None) as proxy:
+    """The GET of run.json and the first PUT have no condition."""
+    with RefusingProxy(server, lambda _method, _path, number: (status, code) if number > 1 else None) as proxy:
         store = ObjectStoreConfig(endpoint_url=proxy.url, max_attempts=3, first_pause_s=0.01)
         with pytest.raises(ConfigError, match=rf"without conditional writes .*: it refuses them .*{code}"):
             Run.open(f"s3://bucket/{code}", store)
@@ -336,7 +364,7 @@ def test_a_store_that_refuses_the_condition_is_named(server: str, status: int, c
 
 
 def test_a_store_that_fails_for_now_during_the_check_is_not_refused(server: str) -> None:
-    with RefusingProxy(server, lambda _method, _path, number: (500, "InternalError") if number > 0 else None) as proxy:
+    with RefusingProxy(server, lambda _method, _path, number: (500, "InternalError") if number > 1 else None) as proxy:
         store = ObjectStoreConfig(endpoint_url=proxy.url, max_attempts=2, first_pause_s=0.01)
         with pytest.raises(Unfinished, match=r"s3://bucket/fails/\.writable cannot be written"):
             Run.open("s3://bucket/fails", store)

@@ -20,6 +20,7 @@ from mpa_ray.corpus.places import gcs
 from mpa_ray.corpus.places.gcs import ArrowPlace
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import AccessLost, ConfigError, NoSuchBucket, TransientError
+from mpa_ray.evaluation.labelled_set import LabelledSet
 from mpa_ray.phases.preflight import check_config
 
 PLACES = Places(ObjectStoreConfig())
@@ -83,6 +84,16 @@ def test_missing_credentials_name_the_benchmark() -> None:
     evaluate = EvaluateConfig(benchmarks=[BenchmarkConfig(path="gs://bucket/q.jsonl")])
     with pytest.raises(ConfigError, match=r"^evaluate\.benchmarks\.0\.path = 'gs://bucket/q\.jsonl': cannot be acc"):
         check_config(EvaluationRunConfig(run_dir="run", evaluate=evaluate))
+
+
+@pytest.mark.usefixtures("no_credentials")
+@pytest.mark.parametrize("setting", ["path", "annotations"])
+def test_missing_credentials_name_the_setting_of_a_labelled_set(tmp_path: Path, setting: str) -> None:
+    (tmp_path / "q.json").write_text("{}")
+    settings = {"kind": "okvqa", "path": str(tmp_path / "q.json")} | {setting: "gs://bucket/x.json"}
+    labelled = LabelledSet(BenchmarkConfig.model_validate(settings), "students.0.labels", PLACES)
+    with pytest.raises(ConfigError, match=rf"^students\.0\.labels\.{setting} = 'gs://bucket/x\.json': cannot be acc"):
+        labelled.check_files()
 
 
 @pytest.mark.usefixtures("no_credentials")

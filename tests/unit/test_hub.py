@@ -72,3 +72,12 @@ def test_a_model_in_the_cache_needs_no_hub(cache: Path, monkeypatch: pytest.Monk
     use_hub("http://127.0.0.1:9", monkeypatch)
     store(cache, "owner/name")
     assert hub_file("owner/name", "config.json").read_text() == "{}"
+
+
+@pytest.mark.usefixtures("cache")
+def test_offline_mode_is_named_and_no_network_is_blamed(silent_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_hub(silent_server, monkeypatch)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for load in (lambda: hub_file("owner/none", "config.json"), lambda: hub.hub_snapshot("owner/none")):
+        with pytest.raises(ConfigError, match=r"Unset HF_HUB_OFFLINE, or download the model first\.$"):
+            load()

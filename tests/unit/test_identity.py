@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,24 +21,25 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub import file_download
 
-from mpa_ray.config import BenchmarkConfig, HoldoutConfig, ObjectStoreConfig, RunConfig, VllmEngineConfig
+from mpa_ray.config import BenchmarkConfig, HoldoutConfig, ObjectStoreConfig, RunConfig, StudentConfig, VllmEngineConfig
 from mpa_ray.config.engines import ARGUMENTS_WITHOUT_EFFECT
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.engine.vllm.known_arguments import known_arguments
 from mpa_ray.errors import FingerprintMismatch
 from mpa_ray.evaluation.labelled_identity import labelled_identity
 from mpa_ray.models import hub
-from mpa_ray.models.checkpoints import CACHE_VARIABLE, base_of_adapter, local_folder, model_identity
+from mpa_ray.models.checkpoints import base_of_adapter, local_folder, model_identity
 from mpa_ray.models.hub import hub_commit, split_revision
 from mpa_ray.phases.context import RunContext
 from mpa_ray.run.fingerprint import corpus_fingerprint, level_fingerprint
 from mpa_ray.run.run import Run
 from mpa_ray.run.versions import engine_versions, mixed_versions
-from mpa_ray.storage import digests
-from mpa_ray.storage.digests import LocalContent, sha256_of_all, sha256_of_file
+from mpa_ray.storage.digests import DigestCache, LocalContent, ObjectContent, sha256_of_all, sha256_of_file
 from mpa_ray.storage.object_store import ObjectStore
 from mpa_ray.storage.open import open_storage
+from mpa_ray.storage.user_cache import CACHE_VARIABLE, cache_folder
 from mpa_ray.tasks.library import find_task
-from tests.s3_server import CREDENTIALS, client, s3_server
+from tests.s3_server import client, s3_server_of_user
 
 STORE = ObjectStoreConfig()
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -44,9 +48,8 @@ BYTES_PER_PART = 5 * 2**20
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the user, and a process that knows no digest."""
+    """An empty cache of the user, of which this process knows no digest."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(digests, "_of_this_process", {})
     return tmp_path / "cache"
 
 
@@ -70,9 +73,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
+    with s3_server_of_user() as endpoint:
         yield endpoint
 
 
@@ -83,15 +84,20 @@ def checkpoint(folder: Path, num_weight_bytes: int = 100) -> Path:
     return folder
 
 
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin another process, as far as digests are concerned."""
-    monkeypatch.setattr(digests, "_of_this_process", {})
+def later(folder: Path) -> DigestCache:
+    """The digests that a process finds in the folder of the cache a minute from now."""
+    return DigestCache(folder, clock=lambda: time.time() + 60)
 
 
-def settle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a minute pass since a file was written."""
-    later = path.stat().st_ctime + 60
-    monkeypatch.setattr(time, "time", lambda: later)
+def sha256(file: Path, known: DigestCache) -> str:
+    return sha256_of_all([LocalContent(file)], "file", known)[0]
+
+
+class Unreadable(LocalContent):
+    """A file whose content may not be read."""
+
+    def pieces(self) -> Iterator[bytes]:
+        pytest.fail("read")
 
 
 def test_a_hub_model_is_identified_by_its_commit(hub_cache: Path) -> None:
@@ -167,27 +173,23 @@ def test_the_same_files_have_one_identity_in_every_folder(tmp_path: Path) -> Non
     assert model_identity(str(folder), STORE) != model_identity(str(tmp_path / "copy"), STORE)
 
 
-def test_a_later_process_reads_no_unchanged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_process_reads_no_unchanged_file(tmp_path: Path, cache: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"1" * 1000)
-    settle(file, monkeypatch)
-    assert sha256_of_file(file) == hashlib.sha256(b"1" * 1000).hexdigest()
-    forget(monkeypatch)
-    monkeypatch.setattr(digests, "_read", lambda *_: pytest.fail("read again"))
-    assert sha256_of_file(file) == hashlib.sha256(b"1" * 1000).hexdigest()
+    expected = hashlib.sha256(b"1" * 1000).hexdigest()
+    assert sha256(file, later(cache)) == expected
+    assert sha256_of_all([Unreadable(file)], "file", later(cache)) == [expected]
 
 
-def test_a_changed_file_is_read_again_even_with_its_old_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_file_is_read_again_even_with_its_old_time(tmp_path: Path, cache: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"1" * 1000)
-    settle(file, monkeypatch)
     times = file.stat().st_atime_ns, file.stat().st_mtime_ns
-    before = sha256_of_file(file)
+    before = sha256(file, later(cache))
     time.sleep(0.02)  # Longer than the step of the file system's clock.
     file.write_bytes(b"2" * 1000)
     os.utime(file, ns=times)
-    forget(monkeypatch)
-    assert sha256_of_file(file) != before
+    assert sha256(file, later(cache)) != before
 
 
 def test_the_digest_of_a_file_that_may_still_change_is_not_kept(tmp_path: Path, cache: Path) -> None:
@@ -197,22 +199,73 @@ def test_the_digest_of_a_file_that_may_still_change_is_not_kept(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("damage", ["", "other-key " + "0" * 64, "{key} 12", "{key} zz"])
-def test_a_damaged_cache_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+def test_a_damaged_cache_is_not_believed(tmp_path: Path, cache: Path, damage: str) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"1")
-    settle(file, monkeypatch)
-    before = sha256_of_file(file)
-    digests._cache_file(LocalContent(file).key).write_text(damage.format(key=LocalContent(file).key))
-    forget(monkeypatch)
-    assert sha256_of_file(file) == before
+    before = sha256(file, later(cache))
+    (kept,) = cache.iterdir()
+    kept.write_text(damage.format(key=LocalContent(file).key))
+    assert sha256(file, later(cache)) == before
 
 
-def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cache").write_text("A file in place of the folder.")
+def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path: Path, cache: Path) -> None:
+    cache.write_text("A file in place of the folder.")
     file = tmp_path / "weights"
     file.write_bytes(b"1")
-    settle(file, monkeypatch)
-    assert sha256_of_file(file) == hashlib.sha256(b"1").hexdigest()
+    assert sha256(file, later(cache)) == hashlib.sha256(b"1").hexdigest()
+
+
+NO_HOME = """
+import encodings.idna, os, sys  # This user may not read the standard library.
+from pathlib import Path
+from mpa_ray.corpus.places.gcs import cloud_storage
+from mpa_ray.config import BenchmarkConfig, ObjectStoreConfig, load_config
+from mpa_ray.errors import ConfigError
+from mpa_ray.storage.digests import sha256_of_file
+from mpa_ray.storage.user_cache import cache_folder
+
+os.setuid(54321)  # No user has this number.
+print(sha256_of_file(Path(sys.argv[1])))
+for call in (
+    cache_folder,
+    lambda: cloud_storage(ObjectStoreConfig(), "gs://bucket/x"),
+    lambda: load_config("~/config.yaml"),
+    lambda: BenchmarkConfig(path="~/q.jsonl"),
+):
+    try:
+        call()
+    except (ConfigError, ValueError) as error:
+        print(type(error).__name__, " ".join(str(error).split()))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user without a home folder")
+def test_a_user_without_a_home_folder_has_no_cache_but_digests() -> None:
+    """As in a container whose user is only a number. Every digest failed."""
+    environment = {n: v for n, v in os.environ.items() if n not in ("HOME", CACHE_VARIABLE)}
+    environment |= {"GCE_METADATA_ROOT": "127.0.0.9"}
+    file = Path(__file__)
+    done = subprocess.run(
+        [sys.executable, "-c", NO_HOME, str(file)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    digest, folder, store, config, setting = done.stdout.splitlines()
+    assert digest == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert folder.startswith(f"ConfigError {CACHE_VARIABLE} = None: is not set, and this user has no home folder")
+    assert "this machine has no credentials" in store
+    assert config.startswith("ConfigError --config = '~/config.yaml': cannot be read")
+    assert "~ stands for the home folder, and this user has none" in setting
+
+
+def test_names_that_are_not_utf8_have_digests(tmp_path: Path, cache: Path) -> None:
+    """They ended the command with a traceback."""
+    folder = checkpoint(Path(os.fsdecode(os.fsencode(tmp_path) + b"/mod\xe9l")))
+    before = model_identity(str(folder), STORE)
+    (folder / os.fsdecode(b"not\xe9s.txt")).write_text("1")
+    assert model_identity(str(folder), STORE) not in (before, str(folder))
+    weights = folder / "model.safetensors"
+    expected = sha256(weights, later(cache))
+    assert sha256_of_all([Unreadable(weights)], "file", later(cache)) == [expected]
 
 
 def test_digests_are_in_the_order_of_the_files(tmp_path: Path) -> None:
@@ -241,8 +294,10 @@ def test_the_same_bytes_have_one_identity_at_a_store(
     listed = ObjectStore(config).list("bucket", "", nested=True)
     assert len({file.etag for file in listed if file.key.endswith(".safetensors")}) == 3
     assert {model_identity(name, config) for name in names} == {model_identity(str(folder), config)}
-    forget(monkeypatch)
-    monkeypatch.setattr(digests, "_read", lambda *_: pytest.fail("read again"))
+    # For another process, the folder has another name.
+    cache_folder().rename(tmp_path / "of another process")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "of another process"))
+    monkeypatch.setattr(ObjectContent, "pieces", lambda _: pytest.fail("read again"))
     assert model_identity(names[0], config) == model_identity(names[1] + "/", config)
 
 
@@ -257,7 +312,7 @@ def test_an_object_with_a_known_sha256_is_not_read(
         client(server).put_object(
             Bucket="bucket", Key=f"whole/{file.name}", Body=file.read_bytes(), ChecksumAlgorithm="SHA256"
         )
-    monkeypatch.setattr(digests, "_read", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(ObjectContent, "pieces", lambda _: pytest.fail("read"))
     assert model_identity("s3://bucket/exported/merged", config) == expected
     assert model_identity("s3://bucket/whole", config) == expected
 
@@ -269,7 +324,7 @@ def test_an_object_that_is_replaced_while_it_is_read_has_no_digest(server: str) 
     (listed,) = store.list("bucket", "replaced/", nested=False)
     store.put("bucket", "replaced/config.json", b"[]")
     with pytest.raises(OSError, match="was replaced while it was read"):
-        sha256_of_all([digests.ObjectContent(store, "bucket", listed)], "model")
+        sha256_of_all([ObjectContent(store, "bucket", listed)], "model")
 
 
 @pytest.mark.parametrize(
@@ -310,13 +365,10 @@ def test_an_argument_counts_as_the_setting_of_its_name() -> None:
 
 def test_the_list_of_arguments_names_arguments_of_vllm() -> None:
     """vLLM removes arguments now and then, so a few names may be those of another version."""
-    spec = find_spec("vllm")
-    if spec is None or spec.origin is None:
+    if find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
-    # Importing vLLM takes ten seconds.
-    source = (Path(spec.origin).parent / "engine/arg_utils.py").read_text(encoding="utf-8")
-    known = set(re.findall(r"^    (\w+):", source, re.MULTILINE))
-    assert "quantization" in known
+    known = known_arguments()
+    assert known >= {"quantization", "gpu_memory_utilization", "enable_log_requests"}
     assert len(ARGUMENTS_WITHOUT_EFFECT - known) <= 4
 
 
@@ -360,6 +412,48 @@ def test_the_answers_beside_the_questions_belong_to_a_labelled_set(tmp_path: Pat
     assert one != other
 
 
+class _Site(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[str]:
+    """A web server with the files of the test's folder; it knows no ranges."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Site, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_labelled_set_on_the_web_that_changed_is_another(tmp_path: Path, site: str) -> None:
+    """A file of the same size had the same digest for as long as the process lived."""
+    labelled_set(tmp_path, "yes!")
+    remote = BenchmarkConfig(path=f"{site}/set.jsonl")
+    before = labelled_identity(remote, Places(STORE))
+    assert before == labelled_identity(BenchmarkConfig(path=str(tmp_path / "set.jsonl")), Places(STORE))
+    labelled_set(tmp_path, "none")
+    assert labelled_identity(remote, Places(STORE)) != before
+
+
+@pytest.mark.parametrize(("name", "is_read_whole"), [("set.jsonl", True), ("set.parquet", False)])
+def test_large_files_on_the_web_are_read_whole_unless_they_are_parquet(
+    tmp_path: Path, site: str, name: str, is_read_whole: bool
+) -> None:
+    """A change in the middle of a JSON file of more than 64 MiB went unseen."""
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(2**26 + 1)
+    remote = BenchmarkConfig(path=f"{site}/{name}")
+    before = labelled_identity(remote, Places(STORE))
+    with (tmp_path / name).open("r+b") as file:
+        file.seek(2**25)
+        file.write(b"x")
+    assert (labelled_identity(remote, Places(STORE)) != before) == is_read_whole
+    with (tmp_path / name).open("r+b") as file:
+        file.write(b"x")
+    assert labelled_identity(remote, Places(STORE)) != before
+
+
 def test_the_fingerprint_of_a_training_has_the_content_of_its_labelled_sets(scripted_config: RunConfig) -> None:
     """It had their paths: a moved set was refused, and a changed one was not."""
     one = labelled_set(Path(scripted_config.run_dir).parent / "set")
@@ -369,11 +463,15 @@ def test_the_fingerprint_of_a_training_has_the_content_of_its_labelled_sets(scri
     )
     student = student.model_copy(update={"level": level, "labels": one})
     task = find_task(scripted_config.task)
-    identity = partial(labelled_identity, places=Places(STORE))
+
+    def identity(student: StudentConfig, setting: str) -> dict[str, object]:
+        return labelled_identity(student.labelled_sets[setting], Places(STORE))
+
+    expected = labelled_identity(one, Places(STORE))
     fingerprint = level_fingerprint(scripted_config, task, student, "labels", identity)
-    assert fingerprint["level.labels"] == identity(one)
-    assert fingerprint["level.holdout"]["questions"] == identity(one)
-    assert level_fingerprint(scripted_config, task, student, "parity", identity)["level.replay_from"] == identity(one)
+    assert fingerprint["level.labels"] == expected
+    assert fingerprint["level.holdout"]["questions"] == expected
+    assert level_fingerprint(scripted_config, task, student, "parity", identity)["level.replay_from"] == expected
     assert one.path not in json.dumps(fingerprint)
 
 

@@ -19,7 +19,7 @@ from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.index import index
 from mpa_ray.records import ImageRef
 from mpa_ray.report.status import status
-from mpa_ray.run.left_out import MAX_LABELS, OTHER, add_left_out, left_out_in_words
+from mpa_ray.run.left_out_counts import MAX_LABELS, OTHER, add_left_out, left_out_in_words
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
 

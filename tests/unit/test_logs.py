@@ -143,3 +143,12 @@ def test_audit_and_garbage_collection_leave_logs_alone(tmp_path: Path) -> None:
     collect_garbage(Run(run.storage), timedelta(0))
     assert "end" in log_of(run.storage, death)
     assert json.loads(run.storage.read(f"{death.log}".replace(".log", ".json")))["cause"] == death.cause
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 200_000, b"[]", b"{}", b'{"unknown": 1}', b"\xff"])
+def test_a_damaged_record_is_left_out(tmp_path: Path, content: bytes) -> None:
+    storage = LocalStorage(str(tmp_path))
+    death = record_lost_process(storage, ANNOTATE, process_with(tmp_path, ""), "its node has ended")
+    storage.write("logs/annotate--20990101T000000.000000--host-1-12345678.json", content)
+    known = deaths(storage)
+    assert (known.latest, known.num_by_phase) == ([death], {"annotate": 2})

@@ -212,6 +212,31 @@ def test_every_kind_has_a_matcher_and_a_label(kind: str) -> None:
     assert matcher_label(matcher)
 
 
+def labelled(tree: object) -> str:
+    matcher = IdentifyConfig.model_validate({"matcher": tree}).matcher
+    assert matcher is not None
+    return matcher_label(matcher)
+
+
+def test_matchers_that_differ_have_different_labels() -> None:
+    """The D_PI of one overwrote that of the other if their tolerances had the same first six digits."""
+    trees = [{"kind": "numeric", "tolerance": number} for number in (0.1234561, 0.1234562, 1, 1e-9)]
+    trees += [{"kind": "anls", "threshold": number} for number in (0.1234561, 0.1234562)]
+    assert len({labelled(tree) for tree in trees}) == len(trees)
+    assert [labelled(trees[2]), labelled({"kind": "numeric", "tolerance": 0.05})] == ["numeric-1", "numeric-0.05"]
+
+
+def test_the_label_of_many_matchers_fits_into_a_file_name() -> None:
+    def any_of(last: float) -> object:
+        tolerances = [*(number / 1000 for number in range(20)), last]
+        return {"kind": "any_of", "of": [{"kind": "numeric", "tolerance": number} for number in tolerances]}
+
+    one, other = labelled(any_of(0.5)), labelled(any_of(0.6))
+    assert one != other
+    assert max(len(one), len(other)) < 160
+    assert one.startswith("numeric-0-or-numeric-0.001-or-")
+
+
 @given(st.text(), st.text())
 def test_matchers_never_raise(reference: str, prediction: str) -> None:
     for matcher in (*MATCHERS, "numeric", "anls"):

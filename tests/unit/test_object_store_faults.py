@@ -13,28 +13,28 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from mpa_ray.cli.run_job import run_job
-from mpa_ray.config import ObjectStoreConfig, SourceConfig
+from mpa_ray.config import ObjectStoreConfig, RunConfig, SourceConfig
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.local import LocalPlace
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import AccessLost, CannotWrite, ConfigError, NoSuchBucket, TransientError, Unfinished
 from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.phases.preflight import check_run
 from mpa_ray.records import Reason
 from mpa_ray.run.run import Run
 from mpa_ray.storage import object_store
 from mpa_ray.storage.faults import Fault, fault_of
 from mpa_ray.storage.object_store import ObjectStore
-from mpa_ray.storage.request_pace import Outage, RequestPace
+from mpa_ray.storage.request_pace import Outage, RequestPace, short_first_contact
+from tests.conftest import scripted_tree
 from tests.refusing_proxy import Refusal, RefusingProxy
-from tests.s3_server import CREDENTIALS, client, s3_server
+from tests.s3_server import CREDENTIALS, client, s3_server_of_user
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
+    with s3_server_of_user() as endpoint:
         client(endpoint).put_object(Bucket="bucket", Key="image.png", Body=b"0123456789")
         yield endpoint
 
@@ -161,6 +161,9 @@ def test_missing_credentials_are_a_wrong_set_up(server: str, monkeypatch: pytest
     started = time.monotonic()
     with pytest.raises(ConfigError, match=r"object_store = 's3://bucket/image\.png'.*AWS_ACCESS_KEY_ID"):
         ObjectStore(config).get("bucket", "image.png")
+    tree = scripted_tree(tmp_path, tmp_path / "run") | {"object_store": config, "source": {"path": "s3://bucket/x"}}
+    with pytest.raises(ConfigError, match=r"^source\.path = 's3://bucket/x': cannot be accessed.*AWS_ACCESS_KEY_ID"):
+        check_run(RunConfig.model_validate(tree))
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     object_store._session.cache_clear()
     with pytest.raises(ConfigError, match="nobody"):
@@ -354,3 +357,40 @@ def test_an_outage_ends_with_the_first_success() -> None:
     assert not pace.is_out()
     with pace.request():
         pass
+
+
+@pytest.fixture
+def num_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The pauses between requests to a store at which no server listens. A clock goes on by them without waiting."""
+    pauses: list[float] = []
+    began = time.monotonic()
+    monkeypatch.setattr(object_store.time, "monotonic", lambda: began + sum(pauses))
+    monkeypatch.setattr(object_store.time, "sleep", pauses.append)
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    object_store._pace.cache_clear()
+    yield pauses
+    object_store._pace.cache_clear()
+
+
+REFUSED = ObjectStoreConfig(endpoint_url="http://127.0.0.1:9", first_pause_s=0.2)
+
+
+def test_a_command_whose_store_cannot_be_connected_to_at_first_gives_up_soon(num_pauses: list[float]) -> None:
+    with short_first_contact(), pytest.raises(TransientError, match=r"Could not connect.*no answer yet"):
+        ObjectStore(REFUSED).get("bucket", "key")
+    assert sum(num_pauses) < 4
+
+
+def test_a_store_that_has_answered_keeps_the_patience_of_a_command(num_pauses: list[float]) -> None:
+    object_store._pace(REFUSED).succeed()
+    with short_first_contact(), pytest.raises(TransientError, match="attempt 8"):
+        ObjectStore(REFUSED).get("bucket", "key")
+    assert len(num_pauses) == 7
+
+
+def test_workers_keep_their_patience(num_pauses: list[float]) -> None:
+    """A worker may start during an outage."""
+    with pytest.raises(TransientError, match="attempt 8"):
+        ObjectStore(REFUSED).get("bucket", "key")
+    assert len(num_pauses) == 7

@@ -30,7 +30,7 @@ from mpa_ray.run.training_state import TrainingState
 from mpa_ray.storage.local import LocalStorage
 from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.storage import Storage
-from tests.s3_server import CREDENTIALS, s3_server
+from tests.s3_server import s3_server_of_user
 
 FOLDER = "students/small/parity"
 OWNER = """
@@ -45,9 +45,7 @@ with owned(LocalStorage(sys.argv[1]), sys.argv[2], "level small"):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
+    with s3_server_of_user() as endpoint:
         yield endpoint
 
 

@@ -104,16 +104,16 @@ class Simulation:
         if (died := self._dies_of(others)) is not None:
             return died
         for shard, attempt in begun.items():
-            if attempt.suspects and (died := self._visit_groups(attempts, shard)) is not None:
+            if attempt.suspects and (died := self._visit_groups(attempts, shard, engine)) is not None:
                 return died
-            attempts.report_visited(shard)
+            attempts.report_visited(shard, engine)
             self.rows[shard] = self._rows_of(shard, attempt)
             attempts.forget(shard)
             self.saved.pop(shard, None)
         return None
 
-    def _visit_groups(self, attempts: Attempts, shard: str) -> dict[str, list[str]] | None:
-        while group := attempts.next_group(shard):
+    def _visit_groups(self, attempts: Attempts, shard: str, engine: int) -> dict[str, list[str]] | None:
+        while group := attempts.next_group(shard, engine):
             self.saved[shard] = attempts.knowledge(shard)
             self._maybe_end_driver()
             if (died := self._dies_of([(shard, name) for name in group])) is not None:
@@ -257,7 +257,7 @@ def test_lost_nodes_blame_no_image_and_do_not_count() -> None:
         attempts.begin_probe(engine)
         if engine % 2:
             attempts.end_probe(engine)
-            assert attempts.next_group("a") == ("a/0",)
+            assert attempts.next_group("a", engine) == ("a/0",)
         assert attempts.bury(engine, None, "its node has ended", was_taken_away=True) == []
     assert attempts.knowledge("a") == Suspects(groups=(("a/0",),), has_survivor=True)
     for engine in range(50, 100):
@@ -276,7 +276,7 @@ def test_other_shards_of_an_engine_that_a_group_killed_are_not_suspected() -> No
         attempts.learn("a", Suspects(groups=(("a/000", "a/001"),)))
         for shard in "ab":
             attempts.begin(shard, "engine", names(shard, 3))
-        attempts.next_group("a")
+        attempts.next_group("a", "engine")
         assert attempts.bury("engine", in_flight, "a death", was_taken_away=False) == ["a"]
         assert attempts.knowledge("b").is_empty
 

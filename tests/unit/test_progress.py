@@ -221,3 +221,9 @@ def test_rates_are_written_with_the_digits_that_matter() -> None:
 
 def test_times_have_hours_where_there_are_hours() -> None:
     assert [clock(seconds) for seconds in (5.9, 125, 3600, 45296)] == ["0:05", "2:05", "1:00:00", "12:34:56"]
+
+
+def test_a_limit_is_not_printed_as_the_count(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("index", 500, "images", says_end=False, is_limit=True):
+        pass
+    assert capsys.readouterr().out == "index: at most 500 images\n"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mpa_ray.errors import ConfigError, Unfinished
-from mpa_ray.phases.again import Again, PassingFailures
 from mpa_ray.phases.model_groups import copy_same_model_rows
+from mpa_ray.phases.repeated_work import Again, PassingFailures
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
 from mpa_ray.run.audit import audit
 from mpa_ray.run.dataset import ShardedDataset

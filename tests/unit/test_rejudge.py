@@ -62,7 +62,7 @@ def test_every_move_is_counted() -> None:
     rows = [verdict("2", "3"), verdict("2", "two"), verdict("two", None), verdict("5", None), verdict("2", "2")]
     changes = Changes()
     after = list(changes.counted(rows, MATCHERS["vqa_normalized"]))
-    record = changes.record()
+    record = changes.to_json()
     assert record["cells_before"] == {
         "teacher_yes_student_no": 2,
         "teacher_no_student_not_asked": 2,
@@ -76,7 +76,7 @@ def test_every_move_is_counted() -> None:
     }
     assert record["parity_samples"] == {"before": 2, "after": 1, "gained": 0, "lost": 1}
     assert record["num_not_asked"] == 1
-    assert sum(move["verdicts"] for move in record["moves"]) == len(rows)
+    assert sum(changes.moves.values()) == len(rows)
     assert [sample.student_answer for sample in parity_samples(after)] == ["3"]
     table = changes.table("small.vqa_normalized")
     assert "on 1 pairs the teacher agrees with itself only by this matcher" in table

@@ -13,9 +13,9 @@ import pytest
 from mpa_ray.config import RunConfig
 from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
 from mpa_ray.leveling import driver
-from mpa_ray.phases.again import Again
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.level import level_student
+from mpa_ray.phases.repeated_work import Again
 from mpa_ray.records import Annotation, ImageRef, Verdict
 from mpa_ray.report.render_status import render_status
 from mpa_ray.report.status import status

@@ -125,12 +125,12 @@ def test_logs_and_tracebacks_hold_no_secret(capfd: pytest.CaptureFixture[str]) -
             logger.exception("failed with hf_token='%s'", f"{SECRET}8")
         raise OSError(f"{URL}: gone")
 
-    from mpa_ray.cli.run_job import run_job
+    from mpa_ray.cli.run_job import FAILED, run_job
 
     handler = logging.StreamHandler()
     logging.getLogger("some.library").addHandler(handler)
     try:
-        assert run_job(lambda: fail()) == 3
+        assert run_job(lambda: fail()) == FAILED
     finally:
         logging.getLogger("some.library").removeHandler(handler)
     output = capfd.readouterr()

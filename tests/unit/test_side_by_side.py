@@ -144,6 +144,9 @@ def test_scores_are_split_by_whether_a_family_was_trained_on() -> None:
     assert inside_of([ParitySample("0", "i", "/i", texts[0], "a", "b")] * 99) == {"count"}
     right = {"count": 0.5, "colour": 1.0, "chart": 1.0, "number": 0.8, "place": 0.0, "position": 1.0, "shape": 1.0}
     groups = {f"family: {name}": {"mean": mean, "num_questions": 10} for name, mean in {**right, "word": 1.0}.items()}
-    models = {"a": {"groups": {"all": {"mean": 0.7, "num_questions": 80}, **groups}}}
-    scores = measured({"heldout": {"models": models}}, "a", "a", inside)
+    after = {"groups": {"all": {"mean": 0.7, "num_questions": 80}, **groups}}
+    before = {"groups": {name: {**group, "mean": 0.0} for name, group in after["groups"].items()}}
+    models = {"a.before": before, "a.after": after}
+    scores = measured({"heldout": {"models": models}}, "a", "parity", inside)
+    assert {scores[key] for key in ("before", "inside_before", "outside_before")} == {0.0}
     assert (scores["after"], scores["inside_after"], scores["outside_after"]) == (70.0, 75.0, 80.0)

@@ -505,7 +505,7 @@ def test_cost_is_shown_only_if_a_price_is_set() -> None:
     assert "cost" not in render_sizing(Sizing([phase], [], []))
     page = render_sizing(Sizing([phase], [], [], 1.5))
     assert "3.00" in page.splitlines()[1]
-    assert Sizing([phase], [], [], 1.5).record()["cost"] == pytest.approx(3.0)
+    assert Sizing([phase], [], [], 1.5).to_json()["cost"] == pytest.approx(3.0)
 
 
 def checkpoint(folder: Path, settings: dict[str, Any]) -> str:
@@ -596,5 +596,5 @@ def test_the_plan_is_part_of_no_fingerprint(tmp_path: Path) -> None:
         f"verdicts/{one.students[0].name}",
         f"students/{one.students[0].name}/parity",
     ):
-        fingerprints = [of_dataset(config, find_task(config.task), folder, lambda _: {}) for config in (one, other)]
+        fingerprints = [of_dataset(config, find_task(config.task), folder, lambda *_: {}) for config in (one, other)]
         assert fingerprints[0] == fingerprints[1]

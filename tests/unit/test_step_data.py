@@ -20,7 +20,7 @@ from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.leveling.loss import IGNORED_LABEL
 from mpa_ray.leveling.pace import Pace
 from mpa_ray.leveling.step_data import Step, StepCounts, collated
-from mpa_ray.leveling.watched import BestWeights
+from mpa_ray.leveling.training_measurements import BestWeights
 from mpa_ray.pipeline.training_data import FetchedStep, decode, fetched
 from mpa_ray.records import ParitySample, Reason
 from mpa_ray.run.training_log import LogEntry
@@ -47,6 +47,7 @@ class Files:
 
     def __init__(self, *contents: Content) -> None:
         self._contents = contents
+        self.moved = None
 
     def read(self, uris: Sequence[str]) -> list[Content]:
         assert len(uris) == len(self._contents)

@@ -122,6 +122,8 @@ def test_an_unwritable_run_directory_is_named(tmp_path: Path) -> None:
         # Version 0.1.0 stored no number.
         ({"config": {}, "versions": {"mpa-ray": "0.1.0"}}, "format 1 by mpa-ray 0.1.0; this version reads format 2"),
         ({"format": 3, "versions": {"mpa-ray": "0.9.0"}}, "format 3 by mpa-ray 0.9.0; this version reads format 2"),
+        ({"versions": None}, "format 1 by mpa-ray 0.1; this version reads format 2"),
+        ({"format": None, "versions": ["0.1.0"]}, "format None by mpa-ray 0.1; this version reads format 2"),
     ],
 )
 def test_a_run_of_another_format_is_refused_in_one_line(
@@ -134,9 +136,11 @@ def test_a_run_of_another_format_is_refused_in_one_line(
 
     assert run_job(job) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    version = stored["versions"]["mpa-ray"]
+    versions = stored["versions"]
+    version = versions["mpa-ray"] if isinstance(versions, dict) else "0.1"
     assert line.startswith(f"ConfigError: run_dir = {str(tmp_path)!r}: was written in {origin}. ")
     assert f"Continue it with mpa-ray {version}, or give a new run_dir." in line
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_a_run_of_this_format_is_opened_again(tmp_path: Path) -> None:

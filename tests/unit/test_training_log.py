@@ -57,7 +57,7 @@ def memory_run() -> tuple[CountingStorage, Run]:
 
 def trainer_of(run: Run, scratch: str) -> ParityTrainer:
     plan = SimpleNamespace(num_steps=50_000, retained=())
-    job = SimpleNamespace(plan=plan, level=LevelConfig(), run=run, folder=FOLDER)
+    job = SimpleNamespace(plan=plan, level=LevelConfig(), run=run, folder=FOLDER, check_owner=lambda: None)
     data = cast(TrainingData, SimpleNamespace(epoch=[], held_out=[], retained=[]))
     arguments = training_arguments(cast(TrainingJob, job), scratch, on_gpu=False)
     return ParityTrainer(cast(TrainingJob, job), data, model=nn.Linear(1, 1), args=arguments)

@@ -32,7 +32,7 @@ from mpa_ray.run.audit import audit
 from mpa_ray.run.joined_datasets import DatasetsOfModels, JoinedDatasets
 from mpa_ray.run.run import FORMAT, Run
 from tests.conftest import scripted_tree
-from tests.s3_server import CREDENTIALS, s3_server
+from tests.s3_server import s3_server_of_user
 
 ONE, OTHER = {"prompt": "Ask.", "top_p": 0.9}, {"prompt": "Beg.", "top_p": 0.9}
 SHARD = "000000"
@@ -40,9 +40,7 @@ SHARD = "000000"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
+    with s3_server_of_user() as endpoint:
         yield endpoint
 
 

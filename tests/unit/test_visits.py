@@ -40,7 +40,7 @@ class SlowLog:
 
     async def begin_probe(self) -> None: ...
 
-    async def end_probe(self) -> None: ...
+    async def end_probe(self, is_answered: bool) -> None: ...
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], _: str) -> None:
         await asyncio.sleep(0.01)
@@ -99,14 +99,14 @@ class LogWithSuspects(SlowLog):
         suspects = frozenset(name for group in self.groups for name in group) if shard == "a" else frozenset[str]()
         return Attempt(2, suspects=suspects, needs_probe=True)
 
-    async def next_group(self, _: str) -> Sequence[str]:
+    async def next_group(self, _: str) -> Sequence[str] | None:
         return self.groups.pop(0) if self.groups else ()
 
     async def begin_probe(self) -> None:
         self.events.append("begin probe")
 
-    async def end_probe(self) -> None:
-        self.events.append("end probe")
+    async def end_probe(self, is_answered: bool) -> None:
+        self.events.append("end probe" if is_answered else "no answer")
 
 
 def test_suspects_are_visited_in_groups_after_all_others_and_the_engine_answers_the_probe_first() -> None:
@@ -141,3 +141,67 @@ def test_images_without_a_file_are_no_suspects() -> None:
     works = [ImageWork(name, "/x", (), content) for name, content in (("a", b""), ("b", unread), ("c", None))]
     asyncio.run(Visits(Presence(), num_slots=3, log=log, die=end_process).visit("a", works))
     assert log.events[0] == "begin a 0 1"
+
+
+def test_a_probe_that_fails_is_repeated_and_is_in_the_engine_no_longer() -> None:
+    log, errors = LogWithSuspects(groups=[]), [ConnectionResetError("reset by peer"), TimeoutError("too slow")]
+
+    async def probe() -> None:
+        if errors:
+            raise errors.pop(0)
+
+    async def end_process(error: str) -> None:
+        pytest.fail(error)
+
+    async def visit_shards() -> list[Any]:
+        visits = Visits(Presence(), num_slots=3, log=log, die=end_process, probe=probe)
+        results = [
+            await asyncio.gather(visits.visit(shard, [ImageWork(shard, "/x", (), b"")]), return_exceptions=True)
+            for shard in "abcd"
+        ]
+        return [result for (result,) in results]
+
+    first, second, *rows = asyncio.run(visit_shards())
+    assert (str(first), str(second), rows) == ("reset by peer", "too slow", [["c"], ["d"]])
+    attempts = ["begin probe", "no answer", "begin probe", "no answer", "begin probe", "end probe"]
+    assert [event for event in log.events if "probe" in event or "answer" in event] == attempts
+
+
+def test_a_probe_that_is_cancelled_is_in_the_engine_no_longer() -> None:
+    log = LogWithSuspects(groups=[])
+
+    async def probe() -> None:
+        raise asyncio.CancelledError
+
+    async def end_process(error: str) -> None:
+        pytest.fail(error)
+
+    async def visit() -> None:
+        visits = Visits(Presence(), num_slots=3, log=log, die=end_process, probe=probe)
+        with pytest.raises(asyncio.CancelledError):
+            await visits.visit("a", [ImageWork("a", "/x", (), b"")])
+
+    asyncio.run(visit())
+    assert log.events == ["begin a 0 1", "begin probe", "no answer"]
+
+
+class LogOfAnotherEngine(LogWithSuspects):
+    """Another engine has begun to visit the shard."""
+
+    async def next_group(self, _: str) -> None:
+        return None
+
+
+def test_an_engine_whose_shard_was_given_to_another_one_ends_and_blames_no_image() -> None:
+    log, ends = LogOfAnotherEngine(), []
+
+    async def end_process(error: str) -> None:
+        ends.append(error)
+
+    stage = Presence()
+    visits = Visits(stage, num_slots=3, log=log, die=end_process)
+    works = [ImageWork(f"a/{n}", "/x", (), b"") for n in range(6)]
+    with pytest.raises(EngineDied, match="shard a was given to another engine"):
+        asyncio.run(visits.visit("a", works))
+    assert (len(ends), log.deaths) == (1, [{"a": []}])
+    assert not {"a/1", "a/3", "a/4"} & set().union(*stage.together)

@@ -18,6 +18,7 @@ from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.errors import AccessLost, ConfigError, NoSuchBucket, TransientError
 from mpa_ray.storage.deadline import call_with_deadline
+from mpa_ray.storage.user_cache import home_folder
 
 _SCHEME = "gs://"
 _KEY_FILE = "GOOGLE_APPLICATION_CREDENTIALS"
@@ -127,7 +128,8 @@ def _no_credentials() -> str | None:
     """
     if key_file := os.environ.get(_KEY_FILE):
         return None if Path(key_file).is_file() else f"{_KEY_FILE} names {key_file!r}, which is not a file."
-    if Path.home().joinpath(_LOGIN_FILE).is_file():
+    home = home_folder()
+    if home is not None and (home / _LOGIN_FILE).is_file():
         return None
     try:
         call_with_deadline(_ask_metadata_host, _METADATA_DEADLINE_S, _METADATA_HOST)

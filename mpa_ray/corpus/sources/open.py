@@ -21,6 +21,7 @@ from mpa_ray.corpus.sources.uri_list import UriList
 from mpa_ray.corpus.sources.webdataset import ENDINGS as TAR_ENDINGS
 from mpa_ray.corpus.sources.webdataset import WebDataset
 from mpa_ray.errors import ConfigError, did_you_mean
+from mpa_ray.imaging.formats import HEIC_ENDINGS
 
 KINDS: dict[str, Callable[[SourceConfig, Places], Source]] = {
     "images": ImageFiles,
@@ -107,6 +108,21 @@ def kind_of(config: SourceConfig, places: Places) -> str:
     endings = {"images": image_endings(config), "parquet": PARQUET_ENDINGS, "webdataset": TAR_ENDINGS}
     kinds = (kind for kind, names in endings.items() if names and any(path.endswith(names) for path in paths))
     return next(kinds, "images")
+
+
+def is_single_file(config: SourceConfig, path: str) -> bool:
+    """Whether a path without wildcards is that of a file, and not of a folder or a prefix. Lists nothing."""
+    endings = {
+        "images": tuple(f".{ending.lower().lstrip('.')}" for ending in config.extensions) + HEIC_ENDINGS,
+        "list": LIST_ENDINGS,
+        "parquet": PARQUET_ENDINGS,
+        "webdataset": TAR_ENDINGS,
+    }
+    if config.kind == "list":
+        return True
+    kinds = endings if config.kind == "auto" else (config.kind,)
+    of_files = tuple(ending for kind in kinds for ending in endings.get(kind, ()))
+    return path.lower().endswith(of_files) and not Path(path).is_dir()
 
 
 def _is_image_file(config: SourceConfig) -> bool:

@@ -22,6 +22,7 @@ from mpa_ray.textual import parse_json
 _LINES = (".jsonl", ".ndjson")
 JSON = (".json", *_LINES)
 PARQUET = (".parquet",)
+_OF_TABLES = (".csv", ".tsv", ".xlsx", ".xls")
 _PART_OF = re.compile(r"-\d+-of-\d+.*")
 _SPLIT = re.compile(r"(?:train|val|valid|validate|validation|minival|dev|test|testdev)(?:\d{4})?")
 
@@ -107,6 +108,9 @@ class File:
         except json.JSONDecodeError as error:
             if error.msg == "Extra data":
                 return None
+            if self.uri.lower().endswith(_OF_TABLES):
+                problem = "is a table in a format that no benchmark has."
+                raise self.error(problem, "Give the questions as JSON, JSON lines or Parquet.") from None
             raise self.error(f"is not JSON ({error}).", "Download the file again.") from None
         except ValueError as error:
             raise self.error(f"is not JSON ({error}).", "Download the file again.") from None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
+from typing import NamedTuple
 
 from mpa_ray.config import LimitsConfig
 from mpa_ray.pipeline.coordination.poison_search import PoisonSearch
+from mpa_ray.remedies import Remedy
 from mpa_ray.run.suspects import Suspects
 from mpa_ray.stages.visits import Attempt
 
@@ -22,6 +24,14 @@ _MAX_POISON_SHARE = 0.25
 """A shard is large if `limits.max_poison_images` is at most this share of its images."""
 
 
+class _Problem(NamedTuple):
+    """Why a shard is given up."""
+
+    problem: str | None = None
+    is_engine_fault: bool = False
+    remedy: Remedy | None = None
+
+
 @dataclass
 class _Shard:
     """A shard that is not committed."""
@@ -33,7 +43,9 @@ class _Shard:
     group: tuple[str, ...] = ()
     """The group that is in the engine, which then holds nothing else."""
     num_taken_away: int = 0
-    last_error: str = "the process ended without an error"
+    last_taken_away: str = ""
+    last_error: str = ""
+    """The cause of the latest death of an engine that was not taken away."""
 
 
 class Attempts:
@@ -71,11 +83,13 @@ class Attempts:
 
     def learn(self, shard: str, before: Suspects) -> None:
         """Take over what is known of a shard, before its first attempt."""
-        self._shards[shard] = _Shard(PoisonSearch(self._limits.max_image_deaths, before, self._random))
+        search = PoisonSearch(self._limits.max_image_deaths, before, self._random)
+        self._shards[shard] = _Shard(search, last_error=before.last_error)
 
     def knowledge(self, shard: str) -> Suspects:
         """What is known of a shard."""
-        return self._shards[shard].search.knowledge
+        known = self._shards[shard]
+        return replace(known.search.knowledge, last_error=known.last_error)
 
     def begin(self, shard: str, engine: Hashable, images: Sequence[str]) -> Attempt:
         """Begin an attempt. If the engine of the latest attempt has died, call `bury` first.
@@ -91,39 +105,49 @@ class Attempts:
         begun.num_attempts += 1
         begun.engine, begun.group = engine, ()
         begun.search.begin(images)
-        problem, is_engine_fault = self._problem(shard, begun)
+        given_up = self._problem(shard, begun)
         return Attempt(
             number=begun.num_attempts,
             suspects=begun.search.suspects,
             quarantined=begun.search.quarantined,
             needs_probe=self._is_any_at_fault or bool(begun.search.suspects),
-            given_up=problem,
-            is_engine_fault=is_engine_fault,
+            given_up=given_up.problem,
+            is_engine_fault=given_up.is_engine_fault,
+            remedy=given_up.remedy,
         )
 
     def begin_probe(self, engine: Hashable) -> None:
         """Record that the probe picture is in an otherwise empty engine."""
         self._probed.add(engine)
 
-    def end_probe(self, engine: Hashable) -> None:
-        """Record that the engine has answered the probe picture."""
+    def end_probe(self, engine: Hashable, is_answered: bool = True) -> None:
+        """Record that the engine has the probe picture no longer, and whether it has answered it."""
+        if engine in self._probed and is_answered:
+            self._num_deaths_at_probe = 0
         self._probed.discard(engine)
-        self._num_deaths_at_probe = 0
 
-    def next_group(self, shard: str) -> tuple[str, ...]:
+    def next_group(self, shard: str, engine: Hashable) -> tuple[str, ...] | None:
         """Record that the previous group has been visited. Return the next group of suspects; empty if none is left.
 
         The engine must be empty.
+
+        Returns:
+            None if the shard's latest attempt is not in this engine. The engine is then assumed to be dead.
         """
-        begun = self._shards[shard]
+        begun = self._shards.get(shard)
+        if begun is None or begun.engine != engine:
+            return None
         if begun.group:
             begun.search.survive(begun.group)
         begun.group = begun.search.next_group()
         return begun.group
 
-    def report_visited(self, shard: str) -> None:
-        """Record that all images of the shard have been visited. Ray may still lose the rows and ask for them again."""
-        if (begun := self._shards.get(shard)) is not None:
+    def report_visited(self, shard: str, engine: Hashable) -> None:
+        """Record that all images of the shard have been visited. Ray may still lose the rows and ask for them again.
+
+        If the shard's latest attempt is not in this engine, nothing is recorded.
+        """
+        if (begun := self._shards.get(shard)) is not None and begun.engine == engine:
             begun.engine = None
 
     def bury(
@@ -144,13 +168,15 @@ class Attempts:
         in_group = {name: begun for name, begun in shards.items() if begun.group}
         groups = {name: begun.group for name, begun in in_group.items()}
         for begun in shards.values():
-            begun.engine, begun.group, begun.last_error = None, (), cause
+            begun.engine, begun.group = None, ()
         has_probe = engine in self._probed
         self._probed.discard(engine)
         if was_taken_away:
             for begun in shards.values():
-                begun.num_taken_away += 1
+                begun.num_taken_away, begun.last_taken_away = begun.num_taken_away + 1, cause
             return []
+        for begun in shards.values():
+            begun.last_error = cause
         self._is_any_at_fault = True
         if has_probe:
             self._num_deaths_at_probe, self._error_at_probe = self._num_deaths_at_probe + 1, cause
@@ -169,26 +195,26 @@ class Attempts:
         """Drop what is known of a shard."""
         self._shards.pop(shard, None)
 
-    def _problem(self, shard: str, begun: _Shard) -> tuple[str | None, bool]:
-        """Why the shard is given up, if it is, and whether that is the engine's fault."""
-        search, limits, last = begun.search, self._limits, f"the last time with: {begun.last_error}"
+    def _problem(self, shard: str, begun: _Shard) -> _Problem:
+        """Why the shard is given up, if it is."""
+        search, limits = begun.search, self._limits
+        last = f"the last time with: {begun.last_error or 'the process ended without an error'}"
         num_blamed = len(search.quarantined)
         is_large = limits.max_poison_images <= _MAX_POISON_SHARE * search.num_images
         if self._num_deaths_at_probe >= _MAX_DEATHS_AT_PROBE:
             problem = "the engine has died and its successors die of a built-in test picture, so no image is to blame"
-            return f"{problem}: {self._error_at_probe}", True
+            return _Problem(f"{problem}: {self._error_at_probe}", is_engine_fault=True)
         if begun.num_taken_away >= _MAX_TAKEN_AWAY:
-            return (
-                f"{begun.num_taken_away} engines were ended from outside while they visited shard {shard}, {last}",
-                True,
-            )
+            problem = f"{begun.num_taken_away} engines were ended from outside while they visited shard {shard}"
+            return _Problem(f"{problem}, the last time with: {begun.last_taken_away}", is_engine_fault=True)
         if is_large and num_blamed >= _NUM_BLAMED_WITHOUT_SURVIVOR and not search.has_survivor:
             problem = f"each of {num_blamed} images of shard {shard} killed engines and no image was visited"
-            return f"{problem}, so the engine is at fault and no image is to blame; {last}", True
+            problem = f"{problem}, so the engine is at fault and no image is to blame; {last}"
+            return _Problem(problem, is_engine_fault=True)
         if num_blamed > limits.max_poison_images:
             images = f"{'1 image' if num_blamed == 1 else f'{num_blamed} images'} of shard {shard}"
-            most = limits.max_poison_images
-            return f"{images} killed engines, more than limits.max_poison_images = {most}, {last}", False
+            problem = f"{images} killed engines, more than limits.max_poison_images = {limits.max_poison_images}"
+            return _Problem(f"{problem}, {last}", remedy=Remedy.POISON)
         if search.num_unexplained >= limits.max_engine_deaths:
-            return f"the engine died {search.num_unexplained} times on shard {shard}, {last}", False
-        return None, False
+            return _Problem(f"the engine died {search.num_unexplained} times on shard {shard}, {last}")
+        return _Problem()

@@ -11,7 +11,7 @@ from mpa_ray.config import LimitsConfig
 from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.coordination.attempts import Attempts
 from mpa_ray.pipeline.coordination.bytes_in_flight import BytesInFlight
-from mpa_ray.pipeline.coordination.deaths import Begun, Deaths, RecordDeath, WasTakenAway, never_taken_away
+from mpa_ray.pipeline.coordination.deaths import Begun, DeathRegister, RecordDeath, WasTakenAway, never_taken_away
 from mpa_ray.pipeline.coordination.duplicates import Duplicates, Sighting
 from mpa_ray.pipeline.coordination.end_of_pass import EndOfPass
 from mpa_ray.pipeline.coordination.shard_queue import ShardQueue
@@ -33,6 +33,7 @@ class PassCoordinator:
         record_death: RecordDeath,
         was_taken_away: WasTakenAway = never_taken_away,
         suspects_files: SuspectsFiles | None = None,
+        engine: str = "",
     ) -> None:
         """Begin a pass.
 
@@ -42,13 +43,14 @@ class PassCoordinator:
             record_death: Records a death in the run.
             was_taken_away: Whether a dead process ended for reasons outside of it.
             suspects_files: Where the pass keeps what deaths have shown; None keeps nothing.
+            engine: Identifies the engine of the pass; see `Suspects.engine`.
         """
         self._queue = ShardQueue()
         self._attempts = Attempts(limits)
-        self._deaths = Deaths(record_death, was_taken_away)
+        self._deaths = DeathRegister(record_death, was_taken_away)
         self._in_flight: dict[WorkerProcess, Mapping[str, Sequence[str]]] = {}
         """The images that were in each dead engine, if it could report them."""
-        self._suspects = SuspectsInRun(suspects_files)
+        self._suspects = SuspectsInRun(suspects_files, engine)
         self._quarantined: dict[str, list[str]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._starts = Begun(self._deaths, min(limits.max_engine_deaths, _MAX_DEATHS_AT_START))
@@ -128,19 +130,20 @@ class PassCoordinator:
         """See `Attempts.begin_probe`."""
         self._attempts.begin_probe(process)
 
-    async def end_probe(self, process: WorkerProcess) -> None:
+    async def end_probe(self, process: WorkerProcess, is_answered: bool) -> None:
         """See `Attempts.end_probe`."""
-        self._attempts.end_probe(process)
+        self._attempts.end_probe(process, is_answered)
 
-    async def next_group(self, shard: str) -> Sequence[str]:
+    async def next_group(self, shard: str, process: WorkerProcess) -> Sequence[str] | None:
         """See `Attempts.next_group`."""
-        group = self._attempts.next_group(shard)
-        await self._suspects.write(shard, self._attempts.knowledge(shard))
+        group = self._attempts.next_group(shard, process)
+        if group is not None:
+            await self._suspects.write(shard, self._attempts.knowledge(shard))
         return group
 
-    async def report_visited(self, shard: str) -> None:
+    async def report_visited(self, shard: str, process: WorkerProcess) -> None:
         """See `Attempts.report_visited`."""
-        self._attempts.report_visited(shard)
+        self._attempts.report_visited(shard, process)
 
     async def report_death(self, process: WorkerProcess, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
         """See `Attempts.bury`. The process may end before its death is recorded."""

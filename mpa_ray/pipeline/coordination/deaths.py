@@ -20,7 +20,7 @@ async def never_taken_away(_: WorkerProcess) -> bool:
     return False
 
 
-class Deaths:
+class DeathRegister:
     """Records each death once, no matter how many shards notice it."""
 
     def __init__(self, record: RecordDeath, was_taken_away: WasTakenAway = never_taken_away) -> None:
@@ -53,7 +53,7 @@ class Begun:
     If another process begins the same task, then the process that began it before must have died.
     """
 
-    def __init__(self, deaths: Deaths, max_deaths: int) -> None:
+    def __init__(self, deaths: DeathRegister, max_deaths: int) -> None:
         self._deaths, self._max_deaths = deaths, max_deaths
         self._processes: dict[str, WorkerProcess] = {}
         self._num_deaths: Counter[str] = Counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Protocol
 
 from mpa_ray.run.suspects import Suspects, SuspectsFile
@@ -22,9 +23,9 @@ class SuspectsFiles(Protocol):
 class SuspectsInRun:
     """The files of suspects of all shards of a pass. If no engine dies, the pass only lists these files, once."""
 
-    def __init__(self, files: SuspectsFiles | None) -> None:
-        """If `files` is None, nothing is read or written."""
-        self._files = files
+    def __init__(self, files: SuspectsFiles | None, engine: str = "") -> None:
+        """If `files` is None, nothing is read or written. `engine` identifies the engine; see `Suspects.engine`."""
+        self._files, self._engine = files, engine
         self._listed: asyncio.Task[set[str]] | None = None
         self._open: dict[str, SuspectsFile] = {}
         self._existing: set[str] = set()
@@ -40,13 +41,13 @@ class SuspectsInRun:
         if file.path not in paths:
             return Suspects()
         self._existing.add(shard)
-        return await asyncio.to_thread(file.read)
+        return (await asyncio.to_thread(file.read)).for_engine(self._engine)
 
     async def write(self, shard: str, suspects: Suspects) -> None:
         """Write what is known of a shard. Does nothing if the shard was not read before."""
         if (file := self._open.get(shard)) is not None:
             self._existing.add(shard)
-            await asyncio.to_thread(file.write, suspects)
+            await asyncio.to_thread(file.write, replace(suspects, engine=self._engine))
 
     async def delete(self, shard: str) -> None:
         """Remove the file of a shard."""

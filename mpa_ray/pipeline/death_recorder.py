@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 from ray.core.generated import common_pb2, gcs_pb2
-from ray.exceptions import RayError
+from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mpa_ray.config import ObjectStoreConfig
@@ -33,17 +33,24 @@ class DeathRecorder:
     async def __call__(self, process: WorkerProcess, error: str | None) -> str:
         if not self.run_dir:
             return error or "the process ended without an error"
-        storage = open_storage(self.run_dir, self.object_store)
+        storage = await asyncio.to_thread(open_storage, self.run_dir, self.object_store)
         task: Any = ray.remote(num_cpus=0, max_retries=1)(record_death)
         on_node = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 death = await task.options(scheduling_strategy=on_node).remote(storage, self.key, process, error)
-        except (RayError, TimeoutError) as lost:
-            cause = error or f"its node {process.host} has ended or cannot be reached ({in_words(lost)})."
-            death = record_lost_process(storage, self.key, process, cause)
+        except (RayError, TimeoutError) as failed:
+            cause = error or _without_record(process, failed)
+            death = await asyncio.to_thread(record_lost_process, storage, self.key, process, cause)
         words: str = death.in_words(storage.root)
         return words
+
+
+def _without_record(process: WorkerProcess, failed: RayError | TimeoutError) -> str:
+    """The cause of a death that could not be recorded on its node."""
+    if isinstance(failed, TimeoutError | TaskUnschedulableError | NodeDiedError):
+        return f"its node {process.host} has ended or cannot be reached ({in_words(failed)})."
+    return f"the process ended, and its log on {process.host} cannot be read ({in_words(failed)})."
 
 
 def current_process(role: str) -> WorkerProcess:

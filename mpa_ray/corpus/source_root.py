@@ -1,0 +1,111 @@
+"""The folder or prefix below which a source's images lie, and how URIs change when the images move elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from posixpath import normpath
+from urllib.parse import unquote_to_bytes
+
+from mpa_ray.config import SourceConfig, resolve_path
+from mpa_ray.corpus.places.local import storable_uri
+from mpa_ray.corpus.sources.globs import split_glob
+from mpa_ray.corpus.sources.open import is_single_file
+from mpa_ray.run.run import Run
+
+SOURCE_FILE = "corpus/source.json"
+"""Where the corpus was indexed. Runs of earlier versions lack this file."""
+
+_FILE_SCHEME = "file://"
+
+
+@dataclass(frozen=True)
+class SourceRoot:
+    """A source's path, divided into a place that may change and the names below it."""
+
+    path: str
+    """`source.path` as the user wrote it."""
+    root: str
+    """The absolute path or URI of the folder or prefix, without a slash at its end; empty for synthetic images."""
+    names: str
+    """The rest of the path: a glob or the name of a file; empty if the path is a folder or a prefix."""
+
+    @classmethod
+    def of(cls, config: SourceConfig) -> SourceRoot:
+        """Divide a configured path. Accesses only local files."""
+        path = resolve_path(config.path)
+        if path.startswith("synthetic://"):
+            return cls(config.path, "", path)
+        root, pattern = split_glob(path)
+        if pattern is not None:
+            return cls(config.path, _absolute(root), path if root == "." else path[len(root) :].lstrip("/"))
+        if not is_single_file(config, path):
+            return cls(config.path, _absolute(path), "")
+        folder, slash, name = path.rpartition("/")
+        return cls(config.path, _absolute(folder or slash or "."), name)
+
+    @classmethod
+    def recorded(cls, run: Run) -> SourceRoot | None:
+        """Return where the run's corpus was indexed; None if the run does not say."""
+        try:
+            content = run.read_json(SOURCE_FILE)
+        except FileNotFoundError:
+            return None
+        return cls(content["path"], content["root"], content["names"])
+
+    def record(self, run: Run) -> None:
+        """Store the root in the run, before the first shard of the corpus."""
+        run.storage.write(SOURCE_FILE, json.dumps(asdict(self)).encode())
+
+    @property
+    def full_path(self) -> str:
+        """The absolute path or URI."""
+        return f"{self.root.rstrip('/')}/{self.names}" if self.names and self.root else self.root or self.names
+
+    def is_same_place(self, other: SourceRoot) -> bool:
+        """Whether the two paths name the same files. `photos` and `photos/` do."""
+        return (self.root, self.names) == (other.root, other.names)
+
+
+@dataclass(frozen=True)
+class MovedRoot:
+    """Maps the URIs of a corpus to the place to which its images have moved."""
+
+    old: str
+    """The root at which the corpus was indexed; see `SourceRoot.root`."""
+    new: str
+    """The root at which the images are now."""
+
+    def uri(self, uri: str) -> str:
+        """Return where a file is now. A file that is not below the old root has not moved.
+
+        Args:
+            uri: The file's URI, without the part that addresses an image inside the file.
+        """
+        below = self._below(uri)
+        if below is None:
+            return uri
+        if "://" in self.new and "://" not in self.old:
+            # Unlike a path, a key with `//` or `/./` differs from the key without.
+            below = normpath(below)
+        return storable_uri(f"{self.new.rstrip('/')}/{below}")
+
+    def moves(self, uri: str) -> bool:
+        """Whether the file with this URI has moved."""
+        return self._below(uri) is not None
+
+    def _below(self, uri: str) -> str | None:
+        """The path of a file below the old root; None if the file is not below it."""
+        is_local = "://" not in self.old
+        if is_local and uri.startswith(_FILE_SCHEME):
+            uri = os.fsdecode(unquote_to_bytes(uri.removeprefix(_FILE_SCHEME)))
+        prefix = self.old.rstrip("/") + "/"
+        below = uri.removeprefix(prefix)
+        # A path with `..` may lead out of the root, and a key with `..` would as a path.
+        return below if uri.startswith(prefix) and below.strip("/") and ".." not in below.split("/") else None
+
+
+def _absolute(root: str) -> str:
+    return root.rstrip("/") if "://" in root else str(Path(root).absolute())

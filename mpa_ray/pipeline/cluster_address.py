@@ -1,0 +1,106 @@
+"""Checks that Ray can be joined or started, in seconds and before any work is done. This module does not import Ray."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import datetime
+
+from mpa_ray.errors import ConfigError, Unfinished
+from mpa_ray.storage.deadline import call_with_deadline
+
+_ADDRESS = "RAY_ADDRESS"
+_CONNECT_S, _ANSWER_S = 8.0, 8.0
+_DEADLINE_S = 22.0
+"""The time limit of the whole check, since a name server may not answer either."""
+_MAX_SOCKET_PATH_BYTES = 107
+_UNSET = "Unset RAY_ADDRESS to use this machine, or set it to HOST:PORT of a running cluster."
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How a client of gRPC begins: the preface of HTTP/2, and its settings, of which it has none."""
+_SETTINGS_FRAME = 4
+
+
+def cluster_address() -> str | None:
+    """The cluster that `RAY_ADDRESS` names; None if the command starts Ray on this machine."""
+    address = os.environ.get(_ADDRESS, "").strip()
+    return None if address in ("", "local") else address
+
+
+def check_cluster() -> None:
+    """Check that the cluster of `RAY_ADDRESS` answers or, without one, that Ray can start on this machine.
+
+    Raises:
+        ConfigError: nothing listens at the address, something else than Ray does, or it is no such address; or the
+            folder for temporary files has a path that is too long for Ray.
+        Unfinished: the address does not answer.
+    """
+    address = cluster_address()
+    if address is None:
+        _check_temporary_folder()
+    elif address != "auto":
+        # Ray finds out itself whether a cluster runs on this machine.
+        _check_address(address)
+
+
+def _check_temporary_folder() -> None:
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(name, "/tmp")
+    session = datetime.now().strftime(f"session_%Y-%m-%d_%H-%M-%S_%f_{os.getpid()}")
+    most = _MAX_SOCKET_PATH_BYTES - len(f"/ray/{session}/sockets/plasma_store")
+    if len(os.fsencode(folder)) > most:
+        problem = f"is too long: Ray needs the paths of its sockets below it, and it may have {most} bytes at most."
+        raise ConfigError(name, folder, problem, "Set RAY_TMPDIR to a shorter folder, such as /tmp.")
+
+
+def _check_address(address: str) -> None:
+    if "://" in address:
+        problem = "is the address of Ray's client server or of its dashboard, which take no such commands."
+        remedy = "Set it to HOST:PORT of the head node (the port is usually 6379), or use ray job submit."
+        raise ConfigError(_ADDRESS, address, problem, remedy)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(_ADDRESS, address, "is not an address HOST:PORT.", _UNSET)
+    try:
+        answer = call_with_deadline(lambda: _greet(host.strip("[]"), int(port)), _DEADLINE_S, address)
+    except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError) as error:
+        problem = "names no running cluster: nothing listens there."
+        if not isinstance(error, ConnectionRefusedError):
+            problem = "is not the address of a Ray cluster: the connection is closed there."
+        # The cause is dropped, because an error with this cause counts as one that may pass.
+        raise ConfigError(_ADDRESS, address, problem, _UNSET) from None
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_AGAIN:
+            raise _no_answer(address, f"its host cannot be looked up now ({error.strerror})") from error
+        problem = f"names a host that cannot be found ({error.strerror})."
+        raise ConfigError(_ADDRESS, address, problem, _UNSET) from error
+    except OSError as error:
+        raise _no_answer(address, f"it does not answer ({error.strerror or error})") from error
+    if answer is not None and not _is_http2(answer):
+        raise ConfigError(
+            _ADDRESS, address, "is not the address of a Ray cluster: another server listens there.", _UNSET
+        )
+
+
+def _greet(host: str, port: int) -> bytes | None:
+    """The first bytes of the server's answer to a client of gRPC; None if the cluster uses TLS."""
+    with socket.create_connection((host, port), timeout=_CONNECT_S) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+            return None
+        connection.settimeout(_ANSWER_S)
+        connection.sendall(_HELLO)
+        answer = b""
+        while len(answer) < len(_HELLO) and not _is_http2(answer) and (part := connection.recv(64)):
+            answer += part
+        return answer
+
+
+def _is_http2(answer: bytes) -> bool:
+    """Whether an answer begins with a frame of settings, which every server of gRPC sends first."""
+    return len(answer) > _SETTINGS_FRAME - 1 and answer[3] == _SETTINGS_FRAME and answer[0] == 0
+
+
+def _no_answer(address: str, problem: str) -> Unfinished:
+    return Unfinished(
+        f"the Ray cluster at RAY_ADDRESS = {address!r} cannot be joined: {problem}. Run the same command again when it "
+        "answers, or unset RAY_ADDRESS to use this machine."
+    )

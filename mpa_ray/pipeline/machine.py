@@ -1,0 +1,96 @@
+"""The CPUs and GPUs of this machine, as a local Ray counts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mpa_ray.errors import ConfigError
+
+AUXILIARY_CPUS = 0.25
+"""The CPUs that Ray reserves for a task that reads or writes files. They are few, because such a task mostly waits."""
+_NUM_AUXILIARY_TASKS = 3
+"""The small tasks that must fit next to an engine or a training: they name shards, fetch images and commit rows."""
+_CPU_REMEDY = "Lower it, or set RAY_ADDRESS to a cluster with such a node."
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Need:
+    """The resources of one engine, or of all workers of one training."""
+
+    cpu_field: str
+    """The setting with the CPUs, as the user writes it."""
+    num_cpus: float
+    gpu_field: str
+    """The setting with the GPUs."""
+    num_gpus: float
+    accelerator_field: str
+    """The setting with the kind of GPU."""
+    accelerator_type: str | None = None
+    num_workers: int = 1
+    """The processes that need these resources at the same time."""
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def num_local_cpus() -> int:
+    """The CPUs of a local Ray: one engine and the small tasks around it must fit side by side even on one core."""
+    return max(2, num_cores()) + 1
+
+
+def local_gpus() -> tuple[int, str | None]:
+    """The number and the kind of the GPUs that a local Ray finds, both as Ray determines them."""
+    # Ray takes a second to import, and most machines without GPUs need no answer.
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    num_gpus = manager.get_current_node_num_accelerators()
+    visible = manager.get_current_process_visible_accelerator_ids()
+    if visible is not None:
+        num_gpus = min(num_gpus, len(visible))
+    return num_gpus, manager.get_current_node_accelerator_type() if num_gpus else None
+
+
+def check_machine(needs: Iterable[Need]) -> None:
+    """Compare each need with this machine.
+
+    Raises:
+        ConfigError: the machine lacks CPUs or GPUs; the error names the first such setting.
+    """
+    for need in needs:
+        _check_cpus(need)
+        if need.num_gpus:
+            _check_gpus(need, *local_gpus())
+
+
+def _check_cpus(need: Need) -> None:
+    available = num_local_cpus() - _NUM_AUXILIARY_TASKS * AUXILIARY_CPUS
+    if need.num_workers * need.num_cpus > available + _ROUNDING:
+        problem = f"needs {_total(need, need.num_cpus)}; this machine has {num_cores()}."
+        raise ConfigError(need.cpu_field, _plain(need.num_cpus), problem, _CPU_REMEDY)
+
+
+def _check_gpus(need: Need, num_gpus: int, kind: str | None) -> None:
+    if need.num_workers * need.num_gpus > num_gpus + _ROUNDING:
+        problem = f"needs {_total(need, need.num_gpus, 'GPU')}; this machine has {num_gpus or 'none'}."
+        remedy = f"Set it to {'at most the GPUs of this machine' if num_gpus else '0'}, or set RAY_ADDRESS to a "
+        raise ConfigError(need.gpu_field, _plain(need.num_gpus), problem, f"{remedy}cluster with such a node.")
+    if need.accelerator_type is not None and need.accelerator_type != kind:
+        problem = f"is not the kind of this machine's GPUs ({kind})."
+        remedy = "Remove it, or set RAY_ADDRESS to a cluster with such GPUs."
+        raise ConfigError(need.accelerator_field, need.accelerator_type, problem, remedy)
+
+
+def _total(need: Need, per_worker: float, unit: str = "CPU") -> str:
+    total = need.num_workers * per_worker
+    words = f"{total:g} {unit}{'' if total == 1 else 's'}"
+    return f"{words} for {need.num_workers} workers" if need.num_workers > 1 else words
+
+
+def _plain(number: float) -> float:
+    return int(number) if number == int(number) else number

@@ -1,0 +1,133 @@
+"""The part of a model card that says how to ask an exported student, with examples for transformers and vLLM."""
+
+from __future__ import annotations
+
+import json
+
+from mpa_ray.config import StudentConfig, VllmEngineConfig
+from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
+
+_USAGE = '''## Use
+
+The student was trained and measured with the prompt and the image sizes below. With another prompt or with images of
+another size, its answers are worse. Scale each image with `load_image` first: the processor alone rounds the sides of
+an image that is outside the pixel limits in another way, and its own limits may be wider.
+
+The examples run in the folder `merged/` and give the answers that mpa_ray gets. Both begin with this code:
+
+```python
+import math
+
+from PIL import Image, ImageOps
+from transformers import AutoProcessor
+
+STUDENT = "."
+SYSTEM = {system}
+PROMPT = {prompt}
+MIN_PIXELS, MAX_PIXELS = {min_pixels}, {max_pixels}
+
+
+def load_image(path):
+    """The upright image in RGB, on white, with an area within the pixel limits."""
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", rgba.size, "white")
+        image.paste(rgba, mask=rgba)
+    image = image.convert("RGB")
+    area = image.width * image.height
+    if MIN_PIXELS <= area <= MAX_PIXELS:
+        return image
+    scale = math.sqrt((MAX_PIXELS if area > MAX_PIXELS else MIN_PIXELS) / area)
+    whole = math.floor if scale < 1 else math.ceil
+    size = max(1, whole(image.width * scale)), max(1, whole(image.height * scale))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def prompt(processor, question):
+    """The question in the model's chat template, after the system turn and the image."""
+    text = PROMPT.format(question=question.strip())
+    messages = [
+        {{"role": "system", "content": [{{"type": "text", "text": SYSTEM}}]}},
+        {{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": text}}]}},
+    ]
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+```
+
+With transformers:
+
+```python
+import torch
+from transformers import AutoModelForImageTextToText
+
+processor = AutoProcessor.from_pretrained(STUDENT)
+model = AutoModelForImageTextToText.from_pretrained(STUDENT, dtype="{dtype}")
+model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def answer(path, question):
+    inputs = processor(text=[prompt(processor, question)], images=[[load_image(path)]], return_tensors="pt")
+    inputs = inputs.to(model.device, model.dtype)
+    output = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False, repetition_penalty=1.0)
+    return processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+print(answer("image.png", "What is in the image?"))
+```
+
+With vLLM, in a file that Python runs (vLLM's processes import the file again):
+
+```python
+import os
+
+# Only CPUs: GiB for the cache. Without this, vLLM wants 92% of the memory to be free.
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+def answers(pairs):
+    """Answers to pairs of an image's path and a question."""
+    from vllm import LLM, SamplingParams
+
+    processor = AutoProcessor.from_pretrained(STUDENT)
+    llm = LLM(STUDENT, dtype="{dtype}", limit_mm_per_prompt={{"image": 1, "video": 0}}{max_model_len})
+    prompts = [
+        {{"prompt": prompt(processor, question), "multi_modal_data": {{"image": load_image(path)}}}}
+        for path, question in pairs
+    ]
+    outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens={max_new_tokens}))
+    return [output.outputs[0].text for output in outputs]
+
+
+if __name__ == "__main__":
+    print(answers([("image.png", "What is in the image?")]))
+```
+'''
+
+
+def usage(student: StudentConfig, task: Task, max_new_tokens: int) -> str:
+    """The prompt, the pixel limits, and examples that give the answers that mpa_ray gets.
+
+    Args:
+        student: The exported student.
+        task: The task, for its prompt.
+        max_new_tokens: The length limit of an answer.
+    """
+    engine = student.engine if isinstance(student.engine, VllmEngineConfig) else VllmEngineConfig()
+    return _USAGE.format(
+        system=_literal(SYSTEM_PROMPT),
+        prompt=_literal(PREAMBLE.replace("{", "{{").replace("}", "}}") + task.answer_template),
+        min_pixels=student.min_pixels,
+        max_pixels=student.max_pixels,
+        dtype=engine.dtype,
+        max_model_len=f", max_model_len={engine.max_model_len}" if engine.max_model_len else "",
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def _literal(text: str) -> str:
+    """A Python string with its lines below each other; JSON's escapes are also Python's."""
+    lines = text.splitlines(keepends=True)
+    if len(lines) < 2:
+        return json.dumps(text, ensure_ascii=False)
+    return "\n".join(["(", *(f"    {json.dumps(line, ensure_ascii=False)}" for line in lines), ")"])
