@@ -10,8 +10,8 @@ from functools import partial
 
 from mpa_ray.campaign.admission import AdmissionController, Resources
 from mpa_ray.campaign.announcements import ShardAnnouncements
+from mpa_ray.campaign.end_of_campaign import CountsDiffer, score_and_report
 from mpa_ray.config import (
-    EvaluationRunConfig,
     MeasuredModel,
     ModelConfig,
     ObjectStoreConfig,
@@ -25,19 +25,17 @@ from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.annotate import ListShards, index_and_annotate
 from mpa_ray.phases.context import RunContext
-from mpa_ray.phases.evaluate import evaluate, predict, predict_group, predict_groups, prepare_benchmarks
+from mpa_ray.phases.evaluate import predict, predict_group, predict_groups, prepare_benchmarks
 from mpa_ray.phases.identify import engine_groups, identify_group, identify_student
 from mpa_ray.phases.level import check_labelled_sets, level_student
 from mpa_ray.phases.measured_models import measured_models, names_of_student
 from mpa_ray.phases.model_groups import fall_back_to_single
 from mpa_ray.phases.preflight import check_names, check_run, check_student, check_trainable
 from mpa_ray.phases.repeated_work import NOTHING_AGAIN, Again
-from mpa_ray.phases.report import report
 from mpa_ray.phases.resource_needs import check_resources_of, check_resources_of_student
 from mpa_ray.pipeline.cluster_address import cluster_address
 from mpa_ray.pipeline.run_pass import Admission, record_error
 from mpa_ray.remedies import continues_at_once
-from mpa_ray.report.summary import ReportSummary
 from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
@@ -45,11 +43,6 @@ from mpa_ray.sizing.architecture import architecture_of
 
 _CPUS_FOR_SMALL_TASKS = 1.0
 """CPUs of the cluster that phases leave free for the small tasks that fetch images and commit rows."""
-_NUM_PROBLEMS_SHOWN = 3
-
-
-class CountsDiffer(RunError):
-    """The rows of a finished run are not those that it should have."""
 
 
 def align(config: RunConfig, list_shards: ListShards = index_shards, again: Again = NOTHING_AGAIN) -> None:
@@ -105,38 +98,6 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
         is_unfinished = all(isinstance(error, Unfinished | OSError) or may_pass(error) for error in failures.values())
         raise Unfinished(problem) if is_unfinished else RunError(problem)
     context.failures.check()
-
-
-def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exception]:
-    """Score the answers and write the report, even if earlier phases failed. Returns the errors by phase.
-
-    The scores are not printed here, because the report's summary shows them.
-    """
-    failures: dict[str, Exception] = {}
-    calls = {
-        "score": partial(evaluate, context, score_only=True, shows_scores=False),
-        "report": partial(_report_and_check, context),
-    }
-    for name, call in calls.items():
-        try:
-            call()
-        except (ConfigError, RunError, OSError) as error:
-            failures[name] = error
-    return failures
-
-
-def _report_and_check(context: RunContext[EvaluationRunConfig]) -> None:
-    """Write the report. Raises CountsDiffer if its counts show that rows are missing, repeated or damaged."""
-    summary = report(context)
-    problems = summary.counts.problems if isinstance(summary, ReportSummary) else []
-    if problems:
-        shown = "; ".join(problems[:_NUM_PROBLEMS_SHOWN])
-        more = f"; and {len(problems) - _NUM_PROBLEMS_SHOWN} more" if len(problems) > _NUM_PROBLEMS_SHOWN else ""
-        run_dir = context.run.storage.root
-        raise CountsDiffer(
-            f"the audit of the run has found problems: {shown}{more}. mpa-ray audit {run_dir} --deep names damaged "
-            "files with their remedies."
-        )
 
 
 def _check_alone(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from mpa_ray.campaign.campaign import CountsDiffer, score_and_report
+from mpa_ray.campaign.end_of_campaign import CountsDiffer, score_and_report
 from mpa_ray.cli.arguments import parse
 from mpa_ray.cli.commands import COMMANDS
 from mpa_ray.cli.handlers import HANDLERS

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.campaign.campaign import score_and_report
+from mpa_ray.campaign.end_of_campaign import score_and_report
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, VllmEngineConfig
 from mpa_ray.evaluation.questions import write_questions
 from mpa_ray.evaluation.scores import (
