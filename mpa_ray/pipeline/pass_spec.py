@@ -1,4 +1,4 @@
-"""A pass and the results of its shards. This module does not import Ray, so that a finished phase ends at once."""
+"""A pass and the results of its shards. This module does not import Ray, so that a phase without work ends quickly."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Pass(Generic[OutT]):
     redo: Redo | None = None
     """Which images of committed shards are visited again; None if the pass only makes missing shards."""
     command: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Identifies the run of the command that the pass belongs to. When runs that could not read a shard are counted,
-    this run counts once, no matter how often it tried."""
+    """Identifies the run of the command that the pass belongs to. If this run could not read a shard, it counts as one
+    such run, no matter how often it tried."""
 
     @property
     def pool(self) -> str:

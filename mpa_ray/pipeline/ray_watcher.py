@@ -23,15 +23,16 @@ done
 
 @contextmanager
 def ends_with_this_process() -> Iterator[None]:
-    """Let all processes that Ray starts in the block, and their children, end with this process.
+    """Make all processes that Ray starts in the block, and their children, end soon after this process.
 
-    Ray's own processes end with it, but the agents that they start wait a minute for a server that has ended. A watcher
-    reads a pipe that only this process holds open, so it notices the end even after SIGKILL. It first lets the
-    processes end in order, and then kills those that are left. It knows them by an environment variable.
+    Ray's own processes end with this process, but the agents that they start would wait a minute for a server that has
+    already ended. So a watcher, which is a shell process, reads a pipe that only this process holds open. The pipe
+    closes when this process ends, even after SIGKILL. The watcher then gives the other processes a few seconds to end,
+    and kills those that are left. It finds them by an environment variable.
     """
     mark = uuid.uuid4().hex
     environment = {name: value for name, value in os.environ.items() if name != _MARK}
-    # The object is kept by the pipe: `Popen` closes its end when it is deleted.
+    # The `Popen` object is kept, because the pipe would be closed when the object is deleted.
     _watchers.append(
         subprocess.Popen(
             ["/bin/sh", "-c", _SCRIPT, "sh", mark],
@@ -46,9 +47,9 @@ def ends_with_this_process() -> Iterator[None]:
     try:
         yield
     finally:
-        # Other programs that this process starts may outlive it.
+        # The variable is removed, because other programs that this process starts may outlive this process.
         del os.environ[_MARK]
 
 
 _watchers: list[subprocess.Popen[bytes]] = []
-"""Their pipes stay open until this process ends."""
+"""The watchers that this process has started. Their pipes stay open until this process ends."""
