@@ -26,7 +26,7 @@ class ImageWork(Generic[RowT]):
     uri: str
     rows: tuple[RowT, ...]
     content: bytes | EncodedImage | ImageProblem | None
-    """The file's bytes, or the encoded image, or why the file could not be read; None if no row needs the image."""
+    """The file's bytes, the encoded image, or the reason why it cannot be used; None if no row needs the image."""
     content_sha256: str | None = None
     attempts: int = 1
     """The number of this attempt; the first has number 1."""
@@ -64,9 +64,9 @@ def unless_changed(content: bytes, sha256: str | None) -> bytes | ImageProblem:
 
 
 async def first_alone(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-    """The results of all calls about one image, in their order.
+    """Make all calls about one image, and return their results in the order of the calls.
 
-    The first call runs alone. The others then run concurrently and find the image in the engine's cache.
+    The first call runs alone. The other calls then run concurrently and find the image in the engine's cache.
     """
     if not calls:
         return []
