@@ -36,7 +36,7 @@ class Reason(StrEnum):
     DUPLICATE_OF = "duplicate_of"
     UNREADABLE = "unreadable"
     STORAGE = "storage"
-    """The file could still not be read in the third run of the command, for a reason that may be temporary."""
+    """The file could not be read in any of three runs of the command, for a reason that may be temporary."""
     TOO_FEW_BYTES = "too_few_bytes"
     TOO_MANY_BYTES = "too_many_bytes"
     IMAGE_CHANGED = "image_changed"
@@ -56,7 +56,7 @@ class ImageRef:
 
     image_id: str
     """Stable, and unique in the run. For a file, its path below the source's root; for an image in a container, such as
-    a tar, the container's path and the image's name or row number."""
+    a tar file, the container's path and the image's name or row number."""
     uri: str
     """The address of a file or of a part of a file; `mpa_ray.corpus.locator` describes its form."""
     num_bytes: int | None = None
@@ -147,9 +147,9 @@ class Verdict:
 
     @property
     def cell(self) -> str:
-        """Whether teacher and student agree with the teacher's first answer, as in `teacher_yes_student_no`.
+        """A name for whether teacher and student agree with the teacher's first answer, as in `teacher_yes_student_no`.
 
-        `not_judged` if no answers were compared.
+        The name is `not_judged` if no answers were compared.
         """
         if self.teacher_agrees is None:
             return "not_judged"
@@ -240,7 +240,7 @@ class Prediction:
     reason: str | None = None
     detail: str | None = None
     prediction: str | None = None
-    """The model's reply; None if it could not reply, which is scored as a wrong answer."""
+    """The model's reply; None if it could not reply. A missing reply is scored as a wrong answer."""
     finish_reason: str | None = None
     """`length` if the token limit cut off the reply; such a reply is scored like any other."""
     answer_type: str | None = None

@@ -12,7 +12,7 @@ from mpa_ray.storage.deadline import call_with_deadline
 _ADDRESS = "RAY_ADDRESS"
 _CONNECT_S, _ANSWER_S = 8.0, 8.0
 _DEADLINE_S = 22.0
-"""The time limit of the whole check, which also looks up the host: a name server may not answer."""
+"""The time limit of the whole check, including the lookup of the host, because a name server may not answer either."""
 _MAX_SOCKET_PATH_BYTES = 107
 _UNSET = "Unset RAY_ADDRESS to use this machine, or set it to HOST:PORT of a running cluster."
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))

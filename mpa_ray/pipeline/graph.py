@@ -50,7 +50,9 @@ _SETTLE_S = 90.0
 def stream_pass(
     work: Pass[Any], shards: Iterable[str], committed: Sequence[str] = ()
 ) -> Generator[ShardDone | ShardLeft, None, None]:
-    """Send shards through the model and commit them. Yields each shard that is done or left, in any order.
+    """Send shards through the model and commit them.
+
+    Yields each shard once it is committed, or once it is left for the next run of the command, in any order.
 
     Closing the generator ends the engines.
 
@@ -150,7 +152,10 @@ def _error(pool: str, failure: Failure) -> ConfigError | RunError:
 
 @contextmanager
 def _deaths_recorded(coordinator: Any) -> Iterator[None]:
-    """Wait at the end until all deaths are recorded, since the coordinator ends with the pass. After Ctrl-C, do not."""
+    """Wait at the end until all deaths are recorded, since the coordinator ends with the pass.
+
+    After Ctrl-C, there is no wait.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -245,7 +250,7 @@ class _ShardFeed:
         except BaseException as error:  # noqa: BLE001
             self._error = error
         finally:
-            # Closed in this thread, because the generator has set the log context of this thread and resets it.
+            # Closed in this thread, because the generator has set the log context of this thread and then resets it.
             if isinstance(self._shards, Generator):
                 self._shards.close()
         self._coordinator.close.remote()

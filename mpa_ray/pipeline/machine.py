@@ -11,7 +11,7 @@ from mpa_ray.errors import ConfigError
 AUXILIARY_CPUS = 0.25
 """The CPUs that Ray reserves for a task that reads or writes files. They are few, because such a task mostly waits."""
 _NUM_AUXILIARY_TASKS = 3
-"""The number of small tasks that must fit next to an engine or a training: to name shards, fetch images and commit
+"""The number of small tasks that must fit next to an engine or a training. They name shards, fetch images and commit
 rows."""
 _CPU_REMEDY = "Lower it, or set RAY_ADDRESS to a cluster with such a node."
 _ROUNDING = 1e-6

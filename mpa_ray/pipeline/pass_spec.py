@@ -45,10 +45,10 @@ class Pass(Generic[OutT]):
     """The adapters that the engine loads, by the models' names."""
     run_dir: str = ""
     redo: Redo | None = None
-    """Which images of committed shards are visited again; None if the pass only makes missing shards."""
+    """Decides which images of committed shards are visited again; None if the pass only makes missing shards."""
     command: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Identifies the run of the command that the pass belongs to. If this run could not read a shard, it counts as one
-    such run, no matter how often it tried."""
+    """Identifies the run of the command that the pass belongs to. The dataset counts the runs that could not read a
+    shard; each run counts once, no matter how often it tried."""
 
     @property
     def pool(self) -> str:

@@ -1,4 +1,4 @@
-"""Makes a pass from the driver: admission, progress, throughput, and the limit on failed images."""
+"""Makes a pass in the driver, with admission, progress, throughput and a limit on failed images."""
 
 from __future__ import annotations
 
@@ -333,6 +333,6 @@ def _error_in_words(error: BaseException | None) -> str:
         return ""
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "interrupted"
-    # The errors that are made for users are complete sentences.
+    # The messages of errors for users are already complete sentences.
     words = str(error) if isinstance(error, ConfigError | RunError) else in_words(error)
     return without_secrets(words)[:_MAX_ERROR_LENGTH]

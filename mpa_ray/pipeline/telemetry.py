@@ -1,7 +1,8 @@
 """The metrics of a pass, which Ray exports to Prometheus from every node.
 
-Each metric has a label with the name of a pool, such as `annotate:teacher`: all engines of one pass. Counters increase
-when a shard is committed, so that their sums agree with the files. Gauges show an engine's current load.
+Each metric is labelled with the name of a pool, such as `annotate:teacher`. A pool consists of all engines of one pass.
+Counters increase when a shard is committed, so that their sums agree with the files. Gauges show an engine's current
+load.
 """
 
 from __future__ import annotations

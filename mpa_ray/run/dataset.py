@@ -94,7 +94,7 @@ class ShardTarget(Protocol[T]):
         source_generation: int = 0,
         versions: Mapping[str, str] = NO_VERSIONS,
     ) -> bool:
-        """Write and publish a shard. Returns False if another attempt was first: readers then get the other rows."""
+        """Write and publish a shard. Returns False if another attempt has published the shard first."""
         ...
 
     def check_fingerprint(self) -> bool:
@@ -142,7 +142,9 @@ class ShardedDataset(Generic[RowT]):
         *,
         left_out: Mapping[str, int] | None = None,
     ) -> bool:
-        """Write and publish a shard. Returns False if another attempt was first: readers then get the other rows.
+        """Write and publish a shard.
+
+        Returns False if another attempt has published the shard first. Readers then get the rows of that attempt.
 
         Args:
             shard: The shard.

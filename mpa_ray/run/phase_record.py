@@ -22,10 +22,10 @@ PhaseKind = Literal["index", "annotate", "identify", "level", "check", "evaluate
 
 _FOLDER = "phases"
 _ARM_MARK = "@"
-"""Separates a model from an arm in a file name. Names of models cannot contain it."""
+"""Separates a model from an arm in a file name. Names of models cannot contain this character."""
 _NUMBER_MARK = "~"
 """Separates the phase from the number of the file, in all files of a record except the first. Names of models cannot
-contain it."""
+contain this character."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ REPORT_PAGE = "report/index.html"
 
 _VERDICTS = "verdicts.json"
 _AGAIN = "~"
-"""Separates a model from the number of its training in the name of a folder. Names of models cannot contain it."""
+"""Separates a model from the number of its training in the name of a folder. Names of models cannot contain
+this character."""
 _RESERVE = ".writable"
 """A file that shows that the run can be written. It also reserves some space, which is freed when the disk is full."""
 _RESERVE_BYTES = 2**16
@@ -193,7 +194,7 @@ class Run:
         return self.training_dir(student, arm)
 
     def _newest(self, folder: str) -> int:
-        """The number of files 1.json, 2.json, ... in a folder. Each is created only if it does not exist."""
+        """The number of files 1.json, 2.json, ... in a folder. Each file is created only if it does not exist."""
         return sum(1 for _ in takewhile(lambda number: self.storage.exists(f"{folder}/{number}.json"), count(1)))
 
     def trained_version(self, student: str, arm: str) -> str:

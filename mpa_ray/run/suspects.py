@@ -143,7 +143,7 @@ class SuspectsFile:
             logger.warning("%s cannot be written: %s", self.path, error)
 
     def delete(self) -> None:
-        """Remove the file if it exists. If that fails, `audit --collect` removes it."""
+        """Remove the file if it exists. If the file cannot be removed now, `audit --collect` removes it later."""
         try:
             self.storage.delete(self.path)
         except OSError as error:

@@ -52,7 +52,7 @@ def model_datasets(
 def _mixed_in(dataset: ShardedDataset[Any]) -> Iterator[str]:
     shards: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for history in prefetch(dataset.history, dataset.committed()):
-        # A later generation keeps rows of the generations before it.
+        # The versions of all generations are counted, because a later generation keeps rows of earlier generations.
         for library, number in {pair for commit in history for pair in commit.versions.items()}:
             shards[library][number] += 1
     for library, numbers in sorted(shards.items()):

@@ -57,7 +57,7 @@ async def encode_work(work: ImageWork[RowT], model: VisionLanguageModel) -> Enco
 
 
 def unless_changed(content: bytes, sha256: str | None) -> bytes | ImageProblem:
-    """Return an image file, or a reason if its digest differs from the one that an earlier phase stored (`sha256`)."""
+    """Return an image file, or a reason if its digest differs from `sha256`, which an earlier phase has stored."""
     if sha256 is None or hashlib.sha256(content).hexdigest() == sha256:
         return content
     return ImageProblem(Reason.IMAGE_CHANGED, "not the file that the teacher saw: its SHA-256 differs")

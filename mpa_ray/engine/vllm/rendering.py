@@ -29,7 +29,7 @@ _TOO_LONG = re.compile(r"max_model_len|maximum (model|context) length|longer tha
 
 @cache
 def has_renderer() -> bool:
-    """Whether the installed vLLM has a renderer that can be called outside its engine; warns once if not."""
+    """Whether the installed vLLM has a renderer that can be called outside its engine. Logs a warning if not."""
     try:
         from vllm.renderers import renderer_from_config  # noqa: F401
     except ImportError:

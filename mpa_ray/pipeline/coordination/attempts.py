@@ -51,7 +51,7 @@ class _Shard:
 class Attempts:
     """The attempts at the shards of a pass.
 
-    A death makes suspects of the images that were in the engine. A process that is killed outright (out of memory, a
+    If an engine dies, the images that were in it become suspects. A process that is killed outright (out of memory, a
     fault in a codec) reports nothing, so all images of its shards become suspects. A `PoisonSearch` for each shard
     finds the images that kill engines. Deaths that advance this search do not count against the shard; the docstring of
     `PoisonSearch` shows that the search always ends.
@@ -73,7 +73,7 @@ class Attempts:
         self._error_at_probe = ""
 
     def is_known(self, shard: str) -> bool:
-        """Whether something is known of the shard: it was begun or learned, and not forgotten since."""
+        """Whether `learn` or `begin` was called for the shard, and `forget` was not called since."""
         return shard in self._shards
 
     def unfinished_engine(self, shard: str) -> Hashable | None:

@@ -97,7 +97,7 @@ class PassCoordinator:
         return await self._starts.begin(actor_id, process)
 
     async def end_start(self, actor_id: str) -> None:
-        """Record that an actor has started its engine, or has reported why it cannot."""
+        """Record that an actor has started its engine, or has reported why it cannot start the engine."""
         self._starts.end(actor_id)
 
     async def record_failed_start(self, process: WorkerProcess, error: str) -> str:

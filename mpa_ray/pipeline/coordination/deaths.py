@@ -16,7 +16,7 @@ WasTakenAway = Callable[[WorkerProcess], Awaitable[bool]]
 
 
 async def never_taken_away(_: WorkerProcess) -> bool:
-    """For processes that only end through their own fault."""
+    """Return False. For processes that are never ended from outside."""
     return False
 
 

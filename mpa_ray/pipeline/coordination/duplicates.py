@@ -47,7 +47,7 @@ class Duplicates:
 
         Returns:
             For each image, the id of an earlier image with the same bytes, or None if there is no such image. If the
-            shard's turn did not come within `wait_s` seconds, None in place of the list: the caller must ask again.
+            shard's turn did not come within `wait_s` seconds, the result is None, and the caller must ask again.
         """
         if not await self._turns.wait(shard, wait_s):
             return None

@@ -24,7 +24,7 @@ class PoisonSearch:
     **The search ends, whatever kills the engines.** Let a shard have n images, U be `limits.max_engine_deaths`, and K
     be `max_image_deaths`. A death does one of four things:
 
-    1. It makes suspects of images that never were suspects: at most n deaths.
+    1. It makes suspects of images that were never suspects before: at most n deaths.
     2. It divides a group. Groups are disjoint, so a group of m images is divided at most m - 1 times until each of its
        parts is a single image or is cleared. Cleared images come back into groups only by deaths of the fourth kind, so
        at most (U + 1)(n - 1) deaths divide a group.
