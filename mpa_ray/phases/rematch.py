@@ -1,4 +1,4 @@
-"""Apply another matcher to stored verdicts, without a model. The results are another D_PI and the verdicts' changes."""
+"""Apply another matcher to stored verdicts, without a model, and write the D_PI that results and the changes."""
 
 from __future__ import annotations
 
