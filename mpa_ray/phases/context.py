@@ -114,7 +114,7 @@ class RunContext(Generic[ConfigT_co]):
 
     @cached_property
     def moved_root(self) -> MovedRoot | None:
-        """How the images of the corpus have moved since they were indexed; None if they have not."""
+        """How the images of the corpus have moved since they were indexed; None if no move is known."""
         return moved_root(self.config, self.run) if isinstance(self.config, RunConfig) else None
 
     def labelled_set(self, student: StudentConfig, setting: str) -> LabelledSet:
