@@ -20,7 +20,7 @@ def checkpoints_name(owner: int) -> str:
 
 
 def inherited_checkpoint(storage: Storage, folder: str, owner: int) -> str | None:
-    """The folder of the latest complete checkpoint of the earlier owners; None if they have none."""
+    """The folder of the latest checkpoint that an earlier owner completed; None if there is none."""
     for earlier in range(owner - 1, 0, -1):
         name = _last_complete(storage, f"{folder}/{checkpoints_name(earlier)}")
         if name is not None:

@@ -174,7 +174,7 @@ def _write_in_order(dataset: ShardedDataset[ParitySample], samples: Iterable[Par
 
 
 class _LongestPrompt:
-    """Measures the longest prompt. Its length is assumed for samples of labelled sets, whose lengths are not known."""
+    """Measures the longest prompt. This length is assumed for samples of labelled sets, which were never prompted."""
 
     def __init__(self) -> None:
         self._num_tokens = 0

@@ -31,7 +31,7 @@ def load_trained_weights(model: Any, weights: dict[str, torch.Tensor]) -> Any:
     """Load the trained weights into a new copy of the student that is prepared for the same training.
 
     Raises:
-        RunError: `weights` lacks a trainable weight of the model, or has one that the model does not have.
+        RunError: `weights` lacks a trainable weight of the model, or has a weight that the model does not have.
     """
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if missing := sorted(trained - weights.keys()):

@@ -17,7 +17,7 @@ _FOLLOWS = re.compile(
     r"connection (closed|reset|refused)|connectFullMesh|NCCL.*(remote|abort|timeout)|Broken pipe|Socket closed",
     re.IGNORECASE,
 )
-"""Errors of a worker that has lost its connection to another worker, whose failure is the cause."""
+"""Errors of a worker that has only lost its connection to another worker, which has failed."""
 
 
 class TrainingFailures:

@@ -38,7 +38,7 @@ class TrainingJob:
     ownership: Ownership | None = None
     """The right to train the student; None if no other command can train it."""
     inherited: str | None = None
-    """The folder of the latest checkpoint of the earlier owners; None if they have none."""
+    """The folder of the latest checkpoint that an earlier owner completed; None if there is none."""
 
     def check_owner(self) -> None:
         """Call this before every write. Raises LostOwnership if another command has taken over the training."""

@@ -44,7 +44,7 @@ def answer_loss(model: Any, batch: dict[str, torch.Tensor], total_weight: float,
 
 
 def num_answered(model: Any, batch: dict[str, torch.Tensor]) -> int:
-    """The number of answers in a batch that the model would decode greedily, since every token has the top logit."""
+    """The number of answers in a batch that greedy decoding would give: those whose tokens all have the top logit."""
     logits, targets = _at_labels(model, batch)
     supervised = targets != IGNORED_LABEL
     is_right = (logits.argmax(dim=-1) == targets) | ~supervised

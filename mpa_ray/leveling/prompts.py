@@ -24,7 +24,7 @@ class PromptCheck:
     def __call__(self, sample: ParitySample) -> bool:
         """Whether the student can be prompted with the sample's question."""
         if sample.num_prompt_tokens:
-            # The student has been prompted with this question in identification.
+            # The student was already prompted with this question in identification.
             return True
         try:
             render(self._processor, self._task.answer_prompt(sample.question))

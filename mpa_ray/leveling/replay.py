@@ -29,7 +29,7 @@ class KnownPairSelection:
     retained: int
     """The threshold for pairs that are kept out of training, to measure forgetting."""
     balancing: Mapping[str, int]
-    """The thresholds, by type of answer, for pairs that are trained on so that D_PI's types are balanced."""
+    """The thresholds, by type of answer, for pairs that are added to the training to balance the types."""
     replayed: int
     """The threshold for pairs of any type that are trained on because of `level.replay_share`."""
 

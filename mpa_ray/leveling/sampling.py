@@ -18,7 +18,7 @@ def sampling_key(annotation_id: str, seed: int, purpose: str) -> int:
 
 
 def key_threshold(keys: NDArray[np.uint64], num: int) -> int:
-    """The largest of the `num` lowest keys: `key <= threshold` selects these keys. -1 if none is to be selected."""
+    """The largest of the `num` lowest keys: `key <= threshold` selects exactly these. -1 if there are none."""
     if num <= 0 or not len(keys):
         return -1
     num = min(num, len(keys))

@@ -50,7 +50,7 @@ class BestWeights:
         """This worker's part of the weights; empty before the first loss."""
         self.loss = math.inf
         self.num_worse = 0
-        """How many times the loss was measured after the lowest loss."""
+        """The number of evaluations since the one with the lowest loss."""
 
     def update(self, loss: float, model: Any) -> bool:
         """If the loss is the lowest so far, keep a copy of the model's weights and return True."""
