@@ -110,7 +110,7 @@ def check_weights(folder: Path, field: str, model: str) -> None:
 
 
 def _weight_files(folder: Path, field: str, model: str) -> list[Path]:
-    """The weight files in the format that is loaded. If the format has an index, only the files in the index.
+    """The weight files in the format that is loaded. If there is an index, only the files that the index names.
 
     The hub may have the same weights in several formats, and often only one of them is downloaded.
     """

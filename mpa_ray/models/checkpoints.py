@@ -30,8 +30,8 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
 
     The same files have the same identity in any folder and at any prefix, regardless of the parts of an upload. All
     files are read completely, but only once per machine: see `mpa_ray.storage.digests`. An adapter's identity includes
-    the identity of its base model. If neither the hub nor its cache has a hub model, the identity is the name alone.
-    Such a model cannot be loaded.
+    the identity of its base model. If neither the hub nor its cache has the model of a hub name, the identity is the
+    name alone, and the model cannot be loaded.
     """
     if model.startswith("s3://") or Path(resolve_path(model)).is_dir():
         identity = f"sha256:{_content_digest(model, object_store)[:16]}"
@@ -43,7 +43,7 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
         adapter = adapter_folder(model, object_store)
         base = base_of_adapter(adapter) if adapter is not None else None
     except ConfigError:
-        # The identity then covers only the adapter's files. The error is raised again when the model is loaded.
+        # The identity covers only the adapter's files. The error is raised again when the model is loaded.
         base = None
     return identity if base is None else f"{identity} on {model_identity(base, object_store)}"
 
@@ -83,7 +83,7 @@ def _is_content(name: str) -> bool:
 
 
 def base_of_adapter(folder: Path) -> str | None:
-    """The base model of the LoRA adapter in a folder; None if the folder holds a whole checkpoint or no adapter.
+    """The base model of the LoRA adapter in a folder; None if the folder holds a whole checkpoint, or no adapter.
 
     If the base model is on the hub and the adapter names its revision, the revision is part of the returned name.
 

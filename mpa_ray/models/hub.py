@@ -15,7 +15,7 @@ _WAIT_S = 4.0
 _NAME = re.compile(r"(?![./~])[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS_OF_OTHERS = ("original/*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.pt", "*.pth")
-"""Files with weights that neither vLLM nor transformers loads."""
+"""Files with weights that neither vLLM nor transformers loads from a snapshot."""
 
 _OFFLINE = "is not asked, because HF_HUB_OFFLINE is set"
 
@@ -24,7 +24,7 @@ _down: set[str] = set()
 
 
 def is_hub_name(model: str) -> bool:
-    """Whether a model's name has the form `owner/name` or `owner/name@revision`. Local paths may also have it."""
+    """Whether a name has the form `owner/name` or `owner/name@revision`. A local path may also have this form."""
     return _NAME.fullmatch(model) is not None
 
 

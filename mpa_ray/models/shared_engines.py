@@ -165,7 +165,7 @@ def shared_engines(models: Mapping[str, ModelConfig], object_store: ObjectStoreC
 
 
 def _serving_settings(model: ModelConfig) -> str:
-    """The settings that models of one engine must share: all except `model` and those of students."""
+    """The settings that models of one engine must share: all except `model` and those that only students have."""
     return model.model_dump_json(include=set(ModelConfig.model_fields) - {"model"})
 
 
