@@ -108,7 +108,7 @@ def _level_student(
         return
     version = _check_parity(context, student.name)
     folder = run.training_dir(student.name, arm)
-    # While another command trains the student, this one waits. It stops if the other command uses other settings.
+    # This command waits while another one trains the student, and stops if the other one has different settings.
     with owned(run.storage, folder, key.label, run.epoch(folder).check_fingerprint) as ownership:
         if run.storage.exists(f"{folder}/complete.json"):
             say(f"{key.label}: done by another command")

@@ -17,7 +17,7 @@ def check_resources_of(config: EvaluationRunConfig, phase: str) -> None:
         phase: A phase, or `align` for all phases.
 
     Raises:
-        ConfigError: the machine lacks CPUs or GPUs; the error names the first such setting.
+        ConfigError: the machine has fewer CPUs or GPUs than a setting needs; the error names the setting.
     """
     if cluster_address() is None:
         check_machine(_needs(config, phase))
