@@ -121,7 +121,7 @@ def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exce
 def _check_alone(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
     check_student(student, index, object_store)
     check_resources_of_student(student, index)
-    # If the model is at s3://, this checks that it exists.
+    # Reading the identity of a model at s3:// also checks that the model exists.
     model_identity(student.model, object_store)
 
 
@@ -334,7 +334,7 @@ class _Campaign:
             check_resources(fields, level.cpus_per_worker, level.gpus_per_worker)
 
     def _record(self, name: str, error: Exception, warning: str) -> None:
-        """Record the error of a thread and print a warning. Only an AccessLost ends the whole command instead."""
+        """Record the error of a thread and print a warning. An AccessLost ends the whole command instead."""
         if isinstance(error, AccessLost):
             self._access_lost = self._access_lost or error
             return
