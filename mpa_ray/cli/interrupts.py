@@ -51,7 +51,8 @@ class Interrupts:
         # A shell starts background commands with SIGINT ignored. For these, it must stay ignored.
         if before is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._handle)
-        # When Python ends, it restores the default effect of signals that it handles, but ignored ones stay ignored.
+        # When Python ends, it restores the default effect of signals that have a handler, so ignore them before that.
+        # This exit handler runs after the ones that are registered later.
         atexit.register(_ignore_signals)
         with _reported_to(self._watch):
             try:

@@ -81,7 +81,7 @@ def _run(main: Callable[[], int | None], interrupts: Interrupts) -> int:
 
 def _report(error: BaseException) -> int | None:
     """Print an error in one line, and return the exit code; None if the error is a bug."""
-    # The cause of a ConfigError may be temporary, such as an outage while a file that a setting names was read.
+    # A ConfigError can have a temporary cause: for example, a file that a setting names cannot be read now.
     if isinstance(error, Unfinished) or (isinstance(error, ConfigError) and may_pass(error)):
         return _failed("Unfinished", error, UNFINISHED)
     if isinstance(error, ConfigError):

@@ -60,7 +60,7 @@ class PipLines:
     torch: tuple[tuple[str, ...], ...]
     """Alternative commands: each is tried if the previous one fails."""
     torch_version: str
-    """The version of PyTorch that `torch` installs. If this version is already installed, `torch` does not run."""
+    """The version of PyTorch that the commands in `torch` install. They are left out if it is already installed."""
     packages: tuple[str, ...]
     """The command that installs vLLM, Ray and the other packages."""
 
