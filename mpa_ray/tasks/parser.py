@@ -1,7 +1,7 @@
 """Parse question-answer pairs from a teacher's reply, in the many formats that teachers use.
 
-Matching a pattern takes linear time: its repetitions are possessive or bounded, and no two repetitions can match the
-same text.
+Matching a pattern takes linear time: the repetitions in it are possessive or bounded, and no two repetitions can match
+the same text.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _checked(draft: _Draft, max_answer_words: int) -> QuestionAnswer | ReplyErro
     return QuestionAnswer(question, answer)
 
 
-# Label words of many languages. To support another language, add its two words.
+# Label words of many languages. To support another language, add its words for "question" and "answer".
 _QUESTION_WORDS = (
     "question|frage|pregunta|pergunta|domanda|vraag|fråga|spørgsmål|spørsmål|kysymys|pytanie|otázka|вопрос|питання|soru|"
     "câu hỏi|pertanyaan|ερώτηση|שאלה|السؤال|سؤال|प्रश्न|คำถาม|问题|問題|質問|问|問|질문"
