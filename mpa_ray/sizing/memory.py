@@ -200,7 +200,7 @@ def check_training(
 
 
 def _cheaper_trainings(level: LevelConfig) -> Iterator[tuple[str, dict[str, object]]]:
-    """Changes that save memory: each as a user writes it, and as fields of `level`."""
+    """Changes that save memory. Each is returned as text for the user, and as fields of `level`."""
     checkpointing: dict[str, object] = {"gradient_checkpointing": True}
     if not level.gradient_checkpointing:
         yield "level.gradient_checkpointing true", checkpointing

@@ -86,7 +86,7 @@ def answers_alike(one: ModelConfig, other: ModelConfig) -> bool:
 
 
 def first_of_same_model(students: Sequence[StudentConfig]) -> list[StudentConfig]:
-    """The students that answer questions. Each other student copies the answers of the first one with its model."""
+    """The students that answer questions. Each other student copies the answers of the one with its model."""
     first: list[StudentConfig] = []
     for student in students:
         if not any(answers_alike(student, other) for other in first):

@@ -64,7 +64,7 @@ class Roofline:
     def _output_token_s(self, model: ModelConfig, sizes: Architecture, image_tokens: int) -> float:
         """Seconds for one output token, limited by memory traffic or by operations.
 
-        All requests that are decoded together share one read of the weights; each reads its own cache.
+        All requests that are decoded together share one read of the weights; each request reads its own cache.
         """
         num_bytes = sizes.weight_bytes(model.engine.weight_format) / model.engine.num_decoded_together
         num_bytes += sizes.kv_bytes_per_token() * (image_tokens + PROMPT_TOKENS)

@@ -99,11 +99,11 @@ class RunRates:
         return self._images_per_s(PhaseKey("annotate"), self.config.get("teacher", RecordedModel()))
 
     def identified_images_per_s(self, name: str, model: str) -> float | None:
-        """Images per second in identification: of this student, else the median over its model, else over all."""
+        """Images per second in identification: of this student, else the median for its model, else for all."""
         return self._of_student(name, model, lambda n: self._images_per_s(PhaseKey("identify", n), self._students[n]))
 
     def benchmark_questions_per_s(self, name: str, model: str) -> float | None:
-        """Benchmark questions per second: under this name, else the median over the same model, else over all."""
+        """Benchmark questions per second: for this name, else the median for the same model, else for all."""
         rates: dict[str, float | None] = {}
         models: dict[str, str] = {}
         for key in self.records:
@@ -115,7 +115,7 @@ class RunRates:
         return _nearest(name, model, rates, models)
 
     def tokens_per_image(self, key: PhaseKey) -> float | None:
-        """Prompt and output tokens per image in this phase, else the median over this kind of phase."""
+        """Prompt and output tokens per image in this phase, else the median over phases of this kind."""
         tokens: dict[PhaseKey, float] = {}
         for other, record in self.records.items():
             totals = record.totals
@@ -125,7 +125,7 @@ class RunRates:
         return tokens[key] if key in tokens else _median(tokens, lambda other: other.kind == key.kind)
 
     def parity_share(self, name: str, model: str) -> float | None:
-        """Parity samples per image: of this student, else the median over its model, else over all."""
+        """Parity samples per image: of this student, else the median for its model, else for all."""
         num_images = self.num_images
         if not num_images:
             return None
@@ -133,7 +133,7 @@ class RunRates:
         return self._of_student(name, model, shares.get)
 
     def trained_samples_per_s(self, name: str, model: str) -> float | None:
-        """Samples per second of one worker: of this student, else the median over its model, else over all."""
+        """Samples per second of one worker: of this student, else the median for its model, else for all."""
         return self._of_student(name, model, lambda n: self.trainings[n].samples_per_s)
 
     def training_memory_gib(self, name: str) -> float | None:

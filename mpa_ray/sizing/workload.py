@@ -11,7 +11,7 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.run.run import Run
 
 _QUESTIONS_PER_SHARD = 256
-"""The questions per shard of a run without benchmarks, which are those that check exported students."""
+"""Questions per shard of a run without benchmarks, in which only the checks of exported students ask questions."""
 
 
 @dataclass(frozen=True)
