@@ -16,14 +16,14 @@ from mpa_ray.corpus.sources.open import is_single_file
 from mpa_ray.run.run import Run
 
 SOURCE_FILE = "corpus/source.json"
-"""Where the corpus was indexed. Runs of earlier versions lack this file."""
+"""The file with the `SourceRoot` at which the corpus was indexed. Runs of earlier versions lack this file."""
 
 _FILE_SCHEME = "file://"
 
 
 @dataclass(frozen=True)
 class SourceRoot:
-    """A source's path, divided into a place that may change and the names below it."""
+    """A source's path, divided into a root, which changes when the images move, and the names below the root."""
 
     path: str
     """`source.path` as the user wrote it."""
@@ -34,7 +34,7 @@ class SourceRoot:
 
     @classmethod
     def of(cls, config: SourceConfig) -> SourceRoot:
-        """Divide a configured path. Accesses only local files."""
+        """Divide the path of a configured source. Only local files are accessed."""
         path = resolve_path(config.path)
         if path.startswith("synthetic://"):
             return cls(config.path, "", path)
@@ -48,7 +48,7 @@ class SourceRoot:
 
     @classmethod
     def recorded(cls, run: Run) -> SourceRoot | None:
-        """Return where the run's corpus was indexed; None if the run does not say."""
+        """Return where the run's corpus was indexed; None if the run has no `SOURCE_FILE`."""
         try:
             content = run.read_json(SOURCE_FILE)
         except FileNotFoundError:
@@ -56,7 +56,7 @@ class SourceRoot:
         return cls(content["path"], content["root"], content["names"])
 
     def record(self, run: Run) -> None:
-        """Store the root in the run, before the first shard of the corpus."""
+        """Store this in the run. Call it before the first shard of the corpus is committed."""
         run.storage.write(SOURCE_FILE, json.dumps(asdict(self)).encode())
 
     @property
@@ -65,7 +65,7 @@ class SourceRoot:
         return f"{self.root.rstrip('/')}/{self.names}" if self.names and self.root else self.root or self.names
 
     def is_same_place(self, other: SourceRoot) -> bool:
-        """Whether the two paths name the same files. `photos` and `photos/` do."""
+        """Whether the two paths name the same files. For example, `photos` and `photos/` name the same files."""
         return (self.root, self.names) == (other.root, other.names)
 
 
@@ -88,7 +88,7 @@ class MovedRoot:
         if below is None:
             return uri
         if "://" in self.new and "://" not in self.old:
-            # Unlike a path, a key with `//` or `/./` differs from the key without.
+            # In a path, `//` and `/./` mean the same as `/`; in the key of an object, they do not.
             below = normpath(below)
         return storable_uri(f"{self.new.rstrip('/')}/{below}")
 
@@ -103,7 +103,7 @@ class MovedRoot:
             uri = os.fsdecode(unquote_to_bytes(uri.removeprefix(_FILE_SCHEME)))
         prefix = self.old.rstrip("/") + "/"
         below = uri.removeprefix(prefix)
-        # A path with `..` may lead out of the root, and a key with `..` would as a path.
+        # A path with `..` may lead out of the root. A key with `..` may do so when it becomes a path.
         return below if uri.startswith(prefix) and below.strip("/") and ".." not in below.split("/") else None
 
 

@@ -61,7 +61,7 @@ _BAD_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
 
 T = TypeVar("T")
 
-_creating_client = threading.Lock()  # boto3 must not create clients in several threads at a time.
+_creating_client = threading.Lock()  # boto3 cannot create clients in several threads at the same time.
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class ObjectStore:
 
         Raises:
             FileNotFoundError: the object does not exist.
-            TransientError: the object cannot be read now: `max_attempts` attempts failed, or the store has an outage.
-            OSError: the object cannot be read, for a reason that will not pass.
+            TransientError: the object cannot be read now: all attempts have failed, or the store has an outage.
+            OSError: the object cannot be read, for a reason that is not temporary.
             AccessLost: the credentials have expired, or the clock is wrong.
             ConfigError: there are no credentials.
         """
@@ -130,14 +130,14 @@ class ObjectStore:
         return self._with_retries(attempt, bucket, key)
 
     def put(self, bucket: str, key: str, content: bytes) -> None:
-        """Write or replace an object. A large object is uploaded in parts and becomes visible when all are complete."""
+        """Write or replace an object. A large object is uploaded in parts, and is visible only when it is complete."""
         self._with_retries(lambda: self._put(bucket, key, content), bucket, key)
 
     def create(self, bucket: str, key: str, content: bytes) -> bool:
         """Write an object only if it does not exist; exactly one of many callers gets True.
 
         If the response to a successful request is lost, the retry finds the object that the request created. So a
-        caller that reads back its own content has won, and racing callers must write different contents.
+        caller that reads back its own content has created the object, and callers must write different contents.
         """
 
         def attempt() -> bool:
@@ -171,7 +171,7 @@ class ObjectStore:
         self._with_retries(lambda: self._client.delete_object(Bucket=bucket, Key=key), bucket, key)
 
     def abort_uploads(self, bucket: str, prefix: str, before: datetime) -> int:
-        """Abort the unfinished multipart uploads that started before `before`; return their number."""
+        """Abort the unfinished multipart uploads that started before the time `before`; return their number."""
         uploads = self._with_retries(
             lambda: self._client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", []), bucket, prefix
         )
@@ -251,13 +251,13 @@ class ObjectStore:
     def _with_retries(self, attempt: Callable[[], T], bucket: str, key: str) -> T:
         """Repeat a request after transient errors. boto3 itself does not retry when a response body breaks off.
 
-        Attempts that the store answers with a request to slow down do not count, for `max_outage_s` seconds. In an
-        outage, a request that fails is not repeated.
+        For `max_outage_s` seconds, attempts do not count if the store asks for fewer requests. In an outage, a request
+        that fails is not repeated.
         """
         pace, name = _pace(self.config), f"{SCHEME}{bucket}/{key}"
         num_failed, slow_since = 0, time.monotonic()
         while True:
-            # A call that was abandoned at its deadline sends no further request.
+            # Make sure that a call which was abandoned at its deadline sends no further request.
             Expiry.current().check(name, 0)
             try:
                 with pace.request():
@@ -286,12 +286,12 @@ class ObjectStore:
                 time.sleep(random.uniform(0.5, 1.0) * pause_s)
 
     def _diagnose(self, error: Exception, bucket: str, key: str) -> tuple[Exception, Fault]:
-        """Return the error that best explains the given error, and its fault."""
+        """Return the error that best explains the given error, and the class of that error."""
         error = _underlying(error)
         if isinstance(error, exceptions.EndpointConnectionError):
             _check_region(self._client.meta, error)
         if isinstance(error, ClientError) and _code(error) in ("400", "401", "403"):
-            # A response to HEAD has no body. Only the response to a GET says why the store refuses.
+            # A response to HEAD has no body. Only the response to a GET says why the store refuses the request.
             try:
                 self._client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
             except ClientError as explained:
@@ -349,7 +349,7 @@ def _retry_after_s(error: Exception) -> float:
 
 
 def _underlying(error: Exception) -> Exception:
-    """Return the server's error, if there is one: boto3's transfers keep it as the context of their own error."""
+    """Return the server's error if one of boto3's transfers has wrapped it; otherwise, return `error` itself."""
     context = error.__context__
     return context if isinstance(error, Boto3Error) and isinstance(context, ClientError | BotoCoreError) else error
 

@@ -46,7 +46,7 @@ class S3Place:
         return self._store.get(*split_uri(uri), first, num_bytes)
 
     def _parts(self, bucket: str, prefix: str, min_parts: int) -> list[str]:
-        """Split a prefix into sorted keys and longer prefixes, until there are at least `min_parts`, if possible."""
+        """Split a prefix into keys and longer prefixes, if possible into at least `min_parts`. Return them sorted."""
         parts, folders = [prefix], [prefix]
         while folders and len(parts) < min_parts:
             # A prefix is not split further if the keys and prefixes directly under it fill more than one page.

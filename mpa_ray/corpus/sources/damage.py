@@ -1,4 +1,5 @@
-"""Handles damaged files of a source: an error names the file, or, with `skip_damaged`, the file is left out."""
+"""Handles damaged files of a source: either an error names the file or, if `skip_damaged` is set, the file is left
+out."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from mpa_ray.textual import readable
 
 
 class DamagedFile(Exception):
-    """A file with images is damaged, cut off, or of another kind than its name says."""
+    """A file with images is damaged, cut off, or of another kind than its name indicates."""
 
 
 def without_damaged(config: SourceConfig, path: str, listing: Iterator[Listed]) -> Iterator[Listed]:
@@ -24,7 +25,7 @@ def without_damaged(config: SourceConfig, path: str, listing: Iterator[Listed]) 
         listing: The items of the file. If the file cannot be read, the iterator raises an error from `unreadable`.
 
     Raises:
-        ConfigError: the file is damaged. The message names it.
+        ConfigError: the file is damaged and `skip_damaged` is not set, or the file cannot be read.
     """
     try:
         # With `skip_damaged`, read the whole listing first, because yielded items cannot be taken back.
