@@ -20,6 +20,7 @@ from mpa_ray.config import (
 )
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished, may_pass
+from mpa_ray.errors.remedies import continues_at_once
 from mpa_ray.models.checkpoints import model_identity, model_settings
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
@@ -36,7 +37,6 @@ from mpa_ray.phases.report import report
 from mpa_ray.phases.resource_needs import check_resources_of, check_resources_of_student
 from mpa_ray.pipeline.cluster_address import cluster_address
 from mpa_ray.pipeline.run_pass import Admission, record_error
-from mpa_ray.remedies import continues_at_once
 from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run

@@ -15,11 +15,11 @@ from types import TracebackType
 
 from mpa_ray.cli.interrupts import Interrupts
 from mpa_ray.errors import ConfigError, NoSuchBucket, RunError, Unfinished, may_pass
+from mpa_ray.errors.remedies import Remedy, what_continues
 from mpa_ray.observability.library_output import LIBRARY_OUTPUT
 from mpa_ray.observability.log_context import redact_log_records
 from mpa_ray.observability.progress import end_updating_line, say_error
 from mpa_ray.redaction import without_secrets
-from mpa_ray.remedies import Remedy, what_continues
 from mpa_ray.storage.request_pace import short_first_contact
 
 _WRONG_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError, NoSuchBucket)

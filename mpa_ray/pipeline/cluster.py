@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 
 import mpa_ray
 from mpa_ray.errors import ConfigError, Unfinished
+from mpa_ray.errors.remedies import Remedy
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.library_output import LIBRARY_OUTPUT, shows_library_lines, shows_worker_lines
 from mpa_ray.observability.progress import say
@@ -26,7 +27,6 @@ from mpa_ray.pipeline.autoscaler import use_whole_cluster
 from mpa_ray.pipeline.cluster_address import check_cluster, cluster_address
 from mpa_ray.pipeline.machine import num_local_cpus
 from mpa_ray.pipeline.ray_watcher import ends_with_this_process
-from mpa_ray.remedies import Remedy
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Environment variables that keep glibc from returning every large tensor to the system. Without them, a training step

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mpa_ray.config import resolve_path
 from mpa_ray.engine.build import images_in_flight
 from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished
+from mpa_ray.errors.remedies import what_continues
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.progress import say
 from mpa_ray.pipeline.cluster import check_resources, configure_ray_data
@@ -37,7 +38,6 @@ from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
 from mpa_ray.pipeline.settings_watch import SettingsWatch
 from mpa_ray.pipeline.telemetry import Counters
 from mpa_ray.records import Reason
-from mpa_ray.remedies import what_continues
 from mpa_ray.run.dataset import prefetch
 
 logger = logging.getLogger(__name__)

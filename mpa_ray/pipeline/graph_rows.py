@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished
+from mpa_ray.errors.remedies import Remedy, what_continues
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.usage import Usage
 from mpa_ray.pipeline.pass_spec import ShardDone, ShardLeft
-from mpa_ray.remedies import Remedy, what_continues
 from mpa_ray.run.redo import ShardPlan
 from mpa_ray.stages.image_work import ImageWork
 

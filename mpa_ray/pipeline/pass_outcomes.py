@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from mpa_ray.config import LimitsConfig
 from mpa_ray.errors import Unfinished
+from mpa_ray.errors.remedies import Remedy
 from mpa_ray.pipeline.pass_spec import ShardDone, ShardLeft
 from mpa_ray.records import Reason, State
-from mpa_ray.remedies import Remedy
 
 _NUM_REASONS_SHOWN = 3
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from mpa_ray.engine.protocol import EncodedImage, EngineDied
+from mpa_ray.errors.remedies import Remedy
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.observability.usage import Load, Usage
 from mpa_ray.records import Reason
-from mpa_ray.remedies import Remedy
 from mpa_ray.stages.image_work import ImageWork, Stage
 
 

@@ -8,8 +8,8 @@ from random import Random
 from typing import NamedTuple
 
 from mpa_ray.config import LimitsConfig
+from mpa_ray.errors.remedies import Remedy
 from mpa_ray.pipeline.coordination.poison_search import PoisonSearch
-from mpa_ray.remedies import Remedy
 from mpa_ray.run.suspects import Suspects
 from mpa_ray.stages.visits import Attempt
 
