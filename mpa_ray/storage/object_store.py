@@ -35,6 +35,7 @@ from mpa_ray.storage.request_pace import Outage, RequestPace
 
 SCHEME = "s3://"
 _MAX_PAUSE_S = 20.0
+_MAX_PART_ATTEMPTS = 5
 _NO_CREDENTIALS = (
     *(exceptions.NoCredentialsError, exceptions.PartialCredentialsError),
     *(exceptions.ProfileNotFound, exceptions.NoAuthTokenError),
@@ -182,12 +183,12 @@ class ObjectStore:
 
     def download(self, bucket: str, key: str, path: Path) -> None:
         """Copy an object into a file, in parts."""
-        self._with_retries(lambda: self._client.download_file(bucket, key, str(path)), bucket, key)
+        self._with_retries(lambda: self._parts_client.download_file(bucket, key, str(path)), bucket, key)
 
     def upload(self, path: Path, bucket: str, key: str, metadata: Mapping[str, str]) -> None:
         """Copy a file into an object, in parts. The object becomes visible when all parts are complete."""
         more = {"Config": self._parts, "ExtraArgs": {"Metadata": dict(metadata)}}
-        self._with_retries(lambda: self._client.upload_file(str(path), bucket, key, **more), bucket, key)
+        self._with_retries(lambda: self._parts_client.upload_file(str(path), bucket, key, **more), bucket, key)
 
     def list(self, bucket: str, prefix: str, *, nested: bool, after: str = "") -> Iterator[ListedObject]:
         """Yield the objects under a prefix, sorted by the UTF-8 bytes of their keys, starting after the key `after`."""
@@ -235,13 +236,18 @@ class ObjectStore:
 
     @property
     def _client(self) -> Any:
-        return _client(self.config)
+        return _client(self.config, num_attempts=1)
+
+    @property
+    def _parts_client(self) -> Any:
+        """For an object that needs many requests: a failed request is repeated, not the whole transfer."""
+        return _client(self.config, num_attempts=min(_MAX_PART_ATTEMPTS, self.config.max_attempts))
 
     def _put(self, bucket: str, key: str, content: bytes) -> None:
         if len(content) < self.config.multipart_bytes:
             self._client.put_object(Bucket=bucket, Key=key, Body=content)
             return
-        self._client.upload_fileobj(BytesIO(content), bucket, key, Config=self._parts)
+        self._parts_client.upload_fileobj(BytesIO(content), bucket, key, Config=self._parts)
 
     @property
     def _parts(self) -> TransferConfig:
@@ -379,7 +385,8 @@ def _session() -> Any:
 
 
 @cache
-def _client(config: ObjectStoreConfig) -> Any:
+def _client(config: ObjectStoreConfig, num_attempts: int) -> Any:
+    """Return a client of boto3 that sends each request at most `num_attempts` times."""
     with _creating_client:
         try:
             return _session().client(
@@ -389,7 +396,7 @@ def _client(config: ObjectStoreConfig) -> Any:
                 config=Config(
                     connect_timeout=config.connect_timeout_s,
                     read_timeout=config.read_timeout_s,
-                    retries={"mode": "standard", "total_max_attempts": 1},
+                    retries={"mode": "standard", "total_max_attempts": num_attempts},
                     max_pool_connections=config.max_connections,
                 ),
             )
