@@ -113,12 +113,11 @@ class PoisonSearch:
         """
         self._groups.remove(group)
         if len(group) == 1:
-            self._num_kills[group[0]] += 1
-            self._divided = [] if group[0] in self.quarantined else [group]
-        else:
-            guilty = tuple(name for name in group if in_engine is None or name in in_engine) or group
-            rest = tuple(name for name in group if name not in guilty)
-            self._divided = [*_divide(guilty), rest] if rest else _divide(guilty)
+            self._blame(group[0])
+            return
+        guilty = tuple(name for name in group if in_engine is None or name in in_engine) or group
+        rest = tuple(name for name in group if name not in guilty)
+        self._divided = [*_divide(guilty), rest] if rest else _divide(guilty)
         self._groups += self._divided
 
     def die_among_others(self, in_engine: Collection[str] | None, is_only_shard: bool) -> None:
@@ -129,6 +128,11 @@ class PoisonSearch:
             is_only_shard: Whether all images in the engine were of this shard, so that one of them killed it.
         """
         present = tuple(name for name in self._others() if in_engine is None or name in in_engine)
+        # The last kill must be in a group, because other images may have been visited here before this one.
+        if is_only_shard and in_engine is not None and len(present) == 1 and not self._is_last_kill(present[0]):
+            self._cleared.difference_update(present)
+            self._blame(present[0])
+            return
         unknown = tuple(name for name in present if name not in self._cleared)
         if not unknown:
             self.num_unexplained += 1
@@ -136,6 +140,15 @@ class PoisonSearch:
             self._divided = _divide(new) if is_only_shard else [new]
             self._groups += self._divided
             self._cleared.difference_update(new)
+
+    def _is_last_kill(self, image: str) -> bool:
+        return self._num_kills[image] + 1 >= self._max_image_deaths
+
+    def _blame(self, image: str) -> None:
+        """Record the death of an engine that held only this image."""
+        self._num_kills[image] += 1
+        self._divided = [] if image in self.quarantined else [(image,)]
+        self._groups += self._divided
 
     def _others(self) -> list[str]:
         """The images that are visited outside of groups."""
