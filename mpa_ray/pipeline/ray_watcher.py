@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,17 +31,20 @@ def ends_with_this_process() -> Iterator[None]:
     """
     mark = uuid.uuid4().hex
     environment = {name: value for name, value in os.environ.items() if name != _MARK}
-    # The `Popen` object is kept, because the pipe would be closed when the object is deleted.
-    _watchers.append(
-        subprocess.Popen(
-            ["/bin/sh", "-c", _SCRIPT, "sh", mark],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env=environment,
-        )
+    # The end that is written to is never closed by this process, and no child of this process inherits it.
+    to_read, _ = os.pipe()
+    os.posix_spawn(
+        "/bin/sh",
+        ["sh", "-c", _SCRIPT, "sh", mark],
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, to_read, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+        ],
+        setsid=True,
     )
+    os.close(to_read)
     os.environ[_MARK] = mark
     try:
         yield
@@ -50,6 +52,3 @@ def ends_with_this_process() -> Iterator[None]:
         # The variable is removed, because other programs that this process starts may outlive this process.
         del os.environ[_MARK]
 
-
-_watchers: list[subprocess.Popen[bytes]] = []
-"""The watchers that this process has started. Their pipes stay open until this process ends."""
