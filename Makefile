@@ -52,6 +52,7 @@ check-wheel: setup ## Install the wheel into an empty environment and try it fro
 	$(PYTHON) cluster/check_wheel.py
 
 test: check ## Run the tests, including those on a local Ray and with real vLLM: under 40 minutes on 2 cores
+	$(PYTHON) -m pytest -q --numprocesses 3 --dist loadfile -m "not long" tests/servers
 	$(PYTHON) -m pytest -q --durations=10 -m "not long" tests/integration tests/engine
 
 test-long: setup ## Run the tests that take minutes each, which `make test` leaves out

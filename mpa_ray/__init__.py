@@ -6,7 +6,7 @@
     align(config)
     table = open_run(config.run_dir).annotations()
 
-Importing this package is fast: each name below is imported when it is first used.
+Importing this package is fast: each public name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _OLDEST_PYTHON, _FIRST_UNSUPPORTED_PYTHON = (3, 11), (3, 14)
 
 
 def _unsupported_python(version: tuple[int, ...] = sys.version_info[:2]) -> str | None:
-    """Return a message of one line if this version of Python is not supported, and None if it is."""
+    """Return a message of one line if this version of Python is not supported, otherwise None."""
     if _OLDEST_PYTHON <= version < _FIRST_UNSUPPORTED_PYTHON:
         return None
     running = ".".join(map(str, version))

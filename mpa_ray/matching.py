@@ -15,7 +15,8 @@ Matcher = Callable[[str, str], bool]
 """Takes the reference and the prediction, in this order, and returns whether they agree."""
 
 _MAX_LABEL_LENGTH = 100
-"""File systems allow names of 255 bytes, and a file may get an ending while it is written."""
+"""In characters, without the digest. File systems allow names of 255 bytes, so this leaves room for the digest and for
+an ending that the file may have while it is written."""
 
 _MEANINGFUL = frozenset("%‰#&@′″")  # noqa: RUF001
 """Characters that Unicode classifies as punctuation but that change an answer: 5% is not 5, and C# is not C."""
@@ -53,10 +54,13 @@ def vqa_normalized(reference: str, prediction: str) -> bool:
 
 @dataclass(frozen=True)
 class Numeric:
-    """Two numbers agree if their units are equal and they differ by at most `tolerance`. Other text needs `exact`."""
+    """Two numbers agree if their units are equal and they differ by at most `tolerance`.
+
+    Texts that are not both numbers are compared by `exact`.
+    """
 
     tolerance: float
-    """The largest difference, as a share of the reference."""
+    """The largest allowed difference, as a share of the reference."""
 
     def __call__(self, reference: str, prediction: str) -> bool:
         expected, predicted = quantity(reference), quantity(prediction)
@@ -78,7 +82,7 @@ class Similar:
 
 @dataclass(frozen=True)
 class AnyOf:
-    """Two texts agree if at least one of several matchers says so."""
+    """Two texts agree if they agree according to at least one of several matchers."""
 
     matchers: tuple[Matcher, ...]
 
@@ -127,7 +131,7 @@ def _whole_label(config: MatcherConfig) -> str:
 
 
 def _digits(number: float) -> str:
-    """A number with all its digits, but without those of `1.0` that say nothing."""
+    """A number as text with all its digits, but without a final `.0`."""
     return short if float(short := f"{number:g}") == number else repr(number)
 
 

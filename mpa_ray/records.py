@@ -23,7 +23,7 @@ class State(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a row was dropped or failed. `ReplyError` has the further reasons that the parser gives."""
+    """Why a row was dropped or failed. The parser gives further reasons: see `ReplyError`."""
 
     TEACHER_INCONSISTENT = "teacher_inconsistent"
     STUDENT_CORRECT = "student_correct"
@@ -36,7 +36,7 @@ class Reason(StrEnum):
     DUPLICATE_OF = "duplicate_of"
     UNREADABLE = "unreadable"
     STORAGE = "storage"
-    """The file could still not be read in the third run of the command, for a reason that may be temporary."""
+    """The file could not be read in any of three runs of the command, for a reason that may be temporary."""
     TOO_FEW_BYTES = "too_few_bytes"
     TOO_MANY_BYTES = "too_many_bytes"
     IMAGE_CHANGED = "image_changed"
@@ -56,13 +56,13 @@ class ImageRef:
 
     image_id: str
     """Stable, and unique in the run. For a file, its path below the source's root; for an image in a container, such as
-    a tar, the container's path and the image's name or row number."""
+    a tar file, the container's path and the image's name or row number."""
     uri: str
     """The address of a file or of a part of a file; `mpa_ray.corpus.locator` describes its form."""
     num_bytes: int | None = None
-    """None if the source does not list sizes."""
+    """The size of the image's file in bytes; None if the source does not list sizes."""
     metadata: str | None = None
-    """The image's values of the columns in `source.metadata`, as a JSON object."""
+    """The image's values in the columns that `source.metadata` names, as a JSON object."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ class Annotation:
     was attempted."""
     metadata: str | None = None
     num_bytes: int | None = None
-    """The size of the file; None if the file was not read."""
+    """The size of the file in bytes; None if the file was not read."""
     content_sha256: str | None = None
     """The digest of the file's bytes; None if the file was not read."""
     duplicate_of: str | None = None
-    """The id of an image with the same bytes that is earlier in the corpus."""
+    """The id of an earlier image of the corpus that has the same bytes."""
     question: str | None = None
     answer: str | None = None
     second_answer: str | None = None
@@ -111,11 +111,12 @@ class Annotation:
     num_second_output_tokens: int = 0
     """Tokens of the second answers, summed."""
     num_uncached_image_tokens: int = 0
-    """Image tokens that the engine computed again for the second answers, summed; 0 if the shared preamble works."""
+    """Image tokens that the engine computed again for the second answers, summed; 0 if all image tokens were in its
+    cache each time."""
     first_pass_s: float = 0.0
-    """Seconds until the reply to the annotation prompt."""
+    """Seconds from the annotation prompt to the reply."""
     second_pass_s: float = 0.0
-    """Seconds until each second answer, summed."""
+    """Seconds from the prompt to the second answer, summed over all second answers to this question."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,9 @@ class Verdict:
 
     @property
     def cell(self) -> str:
-        """Whether teacher and student agree with the teacher's first answer, as in `teacher_yes_student_no`.
+        """A name for whether teacher and student agree with the teacher's first answer, as in `teacher_yes_student_no`.
 
-        `not_judged` if no answers were compared.
+        The name is `not_judged` if no answers were compared.
         """
         if self.teacher_agrees is None:
             return "not_judged"
@@ -199,7 +200,8 @@ class EpochCounts:
     num_retained: int
     """Pairs kept out of training to measure forgetting."""
     num_too_long: int
-    """Samples left out because they are longer than `level.max_tokens`: truncation would cut image tokens."""
+    """Samples left out because they are longer than `level.max_tokens`. They are not truncated, because that would cut
+    image tokens."""
     num_samples: int
     """Samples that the student is trained on."""
     num_with_special_token: int = 0
@@ -238,7 +240,7 @@ class Prediction:
     reason: str | None = None
     detail: str | None = None
     prediction: str | None = None
-    """The model's reply; None if it could not reply, which is scored as a wrong answer."""
+    """The model's reply; None if it could not reply. A missing reply is scored as a wrong answer."""
     finish_reason: str | None = None
     """`length` if the token limit cut off the reply; such a reply is scored like any other."""
     answer_type: str | None = None
@@ -266,7 +268,7 @@ OfModelT = TypeVar("OfModelT", bound=HasOutcome)
 
 @dataclass(frozen=True)
 class OfModel(Generic[OfModelT]):
-    """A row of one of several models that answer in the same pass."""
+    """A row and the model that made it, for a pass in which several models answer."""
 
     model: str
     row: OfModelT
@@ -322,7 +324,7 @@ def _readable(value: Any) -> Any:
 
 
 def from_table(table: pa.Table, row_type: type[RowT]) -> list[RowT]:
-    """Convert a table to rows, the inverse of `to_table`. Raises ValueError if `checked_table` does."""
+    """Convert a table to rows, the inverse of `to_table`. Raises ValueError as `checked_table` does."""
     rows: list[dict[str, Any]] = checked_table(table, row_type).to_pylist()
     return [row_type(**row) for row in rows]
 

@@ -64,7 +64,8 @@ def without_url_secrets(text: str) -> str:
 def without_url_secrets_within(value: Any) -> Any:
     """Apply `without_url_secrets` to all texts in a tree of mappings and lists. Tuples become lists, as in JSON.
 
-    Do this before the tree becomes JSON: the backslash before a quotation mark would count as a part of a signature.
+    Do this before the tree becomes JSON. In JSON, a quotation mark may have a backslash before it, and this backslash
+    would count as a part of a signature.
     """
     if isinstance(value, Mapping):
         return {without_url_secrets_within(key): without_url_secrets_within(item) for key, item in value.items()}
@@ -110,6 +111,6 @@ def _hide(match: re.Match[str]) -> str:
 def _environment_secrets() -> list[str]:
     """The values of the environment variables with secret names, the longest first."""
     named = (value for name, value in os.environ.items() if _NAME.fullmatch(name))
-    # Paths are left out: the variable PWD has the name of a password.
+    # Paths are left out, because the name of the variable PWD looks like that of a password, but PWD holds a path.
     values = {value for value in named if len(value) >= _MIN_LENGTH and not value.startswith("/")}
     return sorted(values, key=len, reverse=True)

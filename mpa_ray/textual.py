@@ -16,12 +16,13 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 """A value that JSON can store. Tuples become lists."""
 
 _MAX_DEPTH = 100
-"""Python's own limit depends on the depth of the call stack, so a value that could be read might not be written."""
+"""In levels of nesting. Python has its own limit, but it depends on the depth of the call stack: a value that Python
+could read in one place might be nested too deeply to be written in another."""
 _TOO_DEEP = "nested too deeply"
 
 _UNSTORABLE = re.compile(r"[\ud800-\udfff]")
 _UNSTORABLE_OR_ESCAPE = re.compile(r"(\\*)(?:([\ud800-\udfff])|(?=x[89a-f][0-9a-f]|ud[89a-f][0-9a-f]{2}))")
-"""Matches any number of backslashes, followed by a code point that cannot be stored or by the letters of an escape."""
+"""Matches any number of backslashes before a code point that cannot be stored, or before the rest of an escape."""
 
 
 def readable(text: str) -> str:

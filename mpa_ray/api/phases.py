@@ -15,11 +15,11 @@ Phase = Literal["index", "annotate", "identify", "level", "evaluate", "score", "
 _WITHOUT_STUDENTS = ("evaluate", "score", "report")
 """The phases that also exist in a run that only measures models."""
 _WITH_MODELS = ("annotate", "identify", "level", "evaluate")
-"""The phases that may need Ray."""
+"""The phases that run models and may therefore need Ray."""
 
 
 def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = None, relevel: bool = False) -> None:
-    """Run one phase of a run, for all students. It continues where an earlier attempt ended.
+    """Run one phase of a run, for all students. The phase continues where an earlier attempt ended.
 
     Progress goes to standard output, results go to the run directory. Phases with models use the Ray cluster that
     `RAY_ADDRESS` names or, if it is not set, start Ray on this machine.
@@ -53,7 +53,7 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
         _check_cluster()
     check_resources_of(config, phase)
     if phase == "report":
-        # A report of nothing would begin a run.
+        # `RunContext.open` would create a missing run, so check first that there is one.
         from mpa_ray.api.run_view import open_run
 
         open_run(config.run_dir, config.object_store)
@@ -63,9 +63,9 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
 
 
 def align(config: RunConfig, *, redo: str | None = None, relevel: bool = False) -> None:
-    """Run all phases for all students side by side, as far as the cluster allows.
+    """Run all phases for all students, as many at the same time as the cluster allows.
 
-    A student that fails does not stop the others. To do what is missing, make the same call again.
+    A student that fails does not stop the others. Repeat the call to do what is missing.
 
     Args:
         config: The settings, from `load_config`.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def open_run(path: str | Path, object_store: ObjectStoreConfig | None = None) -> RunView:
-    """Open a run for reading, while it is running or later. Nothing is written, and no model is loaded.
+    """Open a run for reading, during or after its execution. Nothing is written, and no model is loaded.
 
     Args:
         path: The run directory: a folder or an `s3://` prefix.
@@ -57,7 +57,7 @@ class RunView:
     types in `mpa_ray.records`. They hold the shards that are committed so far, so a run in progress has fewer rows; a
     dataset that has not begun is an empty table.
 
-    Methods whose names end with `_batches` yield the same rows in smaller tables and hold one of them in memory at a
+    Methods whose names end with `_batches` yield the same rows in smaller tables and hold one table in memory at a
     time. Use these methods for runs that do not fit into memory.
 
     All methods raise OSError if a file of the run cannot be read, and ValueError if a file has unexpected columns.
@@ -98,7 +98,7 @@ class RunView:
         return read_config(self._run)
 
     def annotations(self) -> pa.Table:
-        """D_PA: the questions and answers of the teacher, one row for each; the columns are those of `Annotation`."""
+        """D_PA: each pair that the teacher wrote, or why an image has none; the columns are those of `Annotation`."""
         return _table(self._run.annotations)
 
     def annotation_batches(self) -> Iterator[pa.Table]:
@@ -120,7 +120,7 @@ class RunView:
     def parity(self, student: str) -> pa.Table:
         """D_PI of a student: the pairs with the verdict `kept`; the columns are those of `ParitySample`.
 
-        It is empty until the student's identification is done.
+        The table is empty until the student's identification is done.
 
         Raises:
             ConfigError: the run has no such student.
@@ -128,7 +128,7 @@ class RunView:
         return _concatenated(list(self.parity_batches(student)), ParitySample)
 
     def parity_batches(self, student: str) -> Iterator[pa.Table]:
-        """The rows of `parity`, in tables of up to 10,000 rows. The compressed file is in memory, too."""
+        """The rows of `parity`, in tables of up to 10,000 rows. The compressed file is also held in memory."""
         self._check("student", student, self.students)
         return parity_tables(self._run, student) if self._run.is_identified(student) else iter(())
 

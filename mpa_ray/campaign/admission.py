@@ -1,4 +1,4 @@
-"""Decides which phases of a campaign run at the same time."""
+"""Decide which phases of a campaign run at the same time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import count
 
 _POLL_S = 5.0
-"""How often waiting phases check whether the cluster has grown."""
+"""Seconds between two checks whether the cluster has grown, while phases wait."""
 _MAX_OVERTAKEN = 8
-"""How many later phases may be admitted before a waiting phase."""
+"""How many phases that arrived later may be admitted before a waiting phase."""
 _ROUNDING = 1e-6
 """Tolerance for rounding errors in a sum of fractions of CPUs or GPUs."""
 
@@ -44,16 +44,16 @@ class _Waiting:
     size: float
     arrival: int
     num_overtaken: int = 0
-    """The number of phases that arrived later and were admitted before."""
+    """The number of phases that arrived after this one and were admitted before it."""
 
 
 class AdmissionController:
-    """Admits each phase as soon as the cluster has room for it. Larger phases come first.
+    """Admits each phase as soon as the cluster has room for it. Among waiting phases that fit, the longest is first.
 
-    A smaller phase may go before a larger phase that does not fit yet. But once `_MAX_OVERTAKEN` phases that arrived
-    later have been admitted before a phase, no other phase is admitted until that one is: running phases end, and it
-    then fits. A phase that needs more than the whole cluster is admitted when no other phase runs: Ray then waits for
-    an autoscaler to add nodes, or reports what is missing.
+    A phase that needs many resources may be overtaken by phases that fit earlier. After `_MAX_OVERTAKEN` later phases
+    have been admitted before it, no other phase is admitted until running phases have ended and it fits. A phase that
+    needs more than the whole cluster is admitted when no other phase runs. Ray then waits for an autoscaler to add
+    nodes, or reports which resources are missing.
     """
 
     def __init__(
@@ -79,7 +79,8 @@ class AdmissionController:
 
         Args:
             need: The resources that the phase takes.
-            size: A measure of the phase's duration, in any unit. Among waiting phases, the largest goes first.
+            size: A measure of the phase's duration, in any unit. Among waiting phases, the one with the largest size is
+                admitted first.
         """
         entry = _Waiting(need, size, next(self._arrivals))
         with self._changed:
@@ -114,7 +115,7 @@ class AdmissionController:
         return bool(fitting) and fitting[0] is entry
 
     def _fits(self, entry: _Waiting) -> bool:
-        """Whether a phase can be admitted now, if no other phase is considered."""
+        """Whether a phase can be admitted now, regardless of the other waiting phases."""
         if not self._running:
             return True
         if self._max_running is not None:

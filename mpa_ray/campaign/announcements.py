@@ -1,4 +1,4 @@
-"""Announces annotated shards to the students of a campaign."""
+"""Announce annotated shards to the students of a campaign."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ShardAnnouncements:
             self._changed.notify_all()
 
     def end(self, error: BaseException | None = None) -> None:
-        """End all iterations after the last announced shard. If there is an error, every iteration raises it then."""
+        """End all iterations after the last announced shard. If there is an error, every iteration then raises it."""
         with self._changed:
             self._is_over, self._error = True, error
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Aligns many students in one job. The teacher annotates once, and each student goes on as soon as its input exists."""
+"""Align many students in one job. The teacher annotates once; each student continues as soon as its input exists."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from mpa_ray.config import (
 )
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished, may_pass
+from mpa_ray.errors.remedies import continues_at_once
 from mpa_ray.models.checkpoints import model_identity, model_settings
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
@@ -35,7 +36,6 @@ from mpa_ray.phases.repeated_work import NOTHING_AGAIN, Again
 from mpa_ray.phases.resource_needs import check_resources_of, check_resources_of_student
 from mpa_ray.pipeline.cluster_address import cluster_address
 from mpa_ray.pipeline.run_pass import Admission, record_error
-from mpa_ray.remedies import continues_at_once
 from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
@@ -53,7 +53,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     Args:
         config: The run.
         list_shards: See `index_and_annotate`.
-        again: Finished work that is to be done again.
+        again: Finished work to repeat.
 
     Raises:
         ConfigError: a setting that all students share is wrong, or the settings of every student are wrong.
@@ -81,7 +81,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     try:
         failures |= campaign.run()
     except (ConfigError, RunError, OSError):
-        # The report says how far the run has come and why it ended.
+        # Write the report, which says how far the run has come and why it ended.
         score_and_report(context.with_finished_rounds())
         raise
     at_end = score_and_report(context.with_finished_rounds())
@@ -103,7 +103,7 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
 def _check_alone(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
     check_student(student, index, object_store)
     check_resources_of_student(student, index)
-    # Reading the identity also checks that a model at s3:// exists.
+    # Reading the identity of a model at s3:// also checks that the model exists.
     model_identity(student.model, object_store)
 
 
@@ -232,7 +232,7 @@ class _Campaign:
             continue
 
     def _measure_before(self, student: StudentConfig, group: EngineGroup, admission: Admission) -> None:
-        """Measure a student before alignment. The first student of a group to get here measures the whole group."""
+        """Measure a student before alignment. The first call for a group measures all students of the group."""
         if self._context.config.evaluate is not None and len(group.names) > 1:
             adapters = {MeasuredModel(name, None).name: adapter for name, adapter in group.adapters.items()}
             shared = EngineGroup(group.base, adapters)
@@ -254,7 +254,7 @@ class _Campaign:
         if context.config.evaluate is None:
             return
         try:
-            # No phase depends on these scores, so they do not delay the teacher.
+            # No phase depends on these scores, so measuring these models must not delay the teacher.
             self._wait_for_teacher()
             models = measured_models(context)
         except Exception as error:  # noqa: BLE001
@@ -266,13 +266,13 @@ class _Campaign:
         try:
             predict_groups(context, others, lambda group: self._admission(group.base, 0.0))
         except Exception as error:  # noqa: BLE001
-            # The model at fault fails again in its own pass, below.
+            # The model that caused the error fails again below, in a separate pass.
             say(f"WARNING: measuring models in a shared engine failed; each model is measured alone: {error}")
         for name in others:
             try:
                 predict(context, name, self._admission(models[name], 0.0))
             except Exception as error:  # noqa: BLE001
-                # Say "measuring": the name may be "teacher", whose pass over the images has not failed.
+                # Without "measuring", the name "teacher" would suggest that the annotation has failed.
                 self._record(f"measuring {name}", error, f"{name} could not be measured, the other models continue")
 
     def _admission(self, model: ModelConfig, size: float) -> Admission:
@@ -301,9 +301,9 @@ class _Campaign:
             yield
 
     def _check_trainings(self) -> None:
-        """Compare the trainings with the cluster before the first pass, since they begin only after hours of passes.
+        """Before the first pass, check that the cluster can run the trainings, which begin only after hours of passes.
 
-        Where the command starts Ray, `align` has compared them with the machine.
+        If the command starts Ray on this machine, `align` has already checked the machine.
         """
         if cluster_address() is None:
             return
@@ -325,7 +325,7 @@ class _Campaign:
 
 
 class _Once:
-    """A lock. Entering it returns True the first time, and False from then on."""
+    """A lock. `with lock as is_first` sets `is_first` to True the first time, and to False from then on."""
 
     def __init__(self) -> None:
         self._lock, self._is_entered = threading.Lock(), False
@@ -346,7 +346,7 @@ def _size(student: StudentConfig, object_store: ObjectStoreConfig) -> float:
     try:
         return float(architecture_of(model_settings(student.model, object_store), student.model).total)
     except ConfigError:
-        # An unknown family can still be aligned.
+        # A student can be aligned even if the number of its parameters is not known.
         return 0.0
 
 

@@ -1,6 +1,7 @@
-"""The command `mpa-ray`. It parses the command line, prints help and errors, and gives exit codes.
+"""The command `mpa-ray`. It parses the command line, prints help and errors, and returns exit codes.
 
-This module imports nothing else at first, so that an unsupported version of Python gets a clear message.
+This module imports the other modules only after it has checked the version of Python, so that the message about an
+unsupported version is clear.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import mpa_ray
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line `mpa-ray WORDS`, by default that of this process, and return its exit code."""
+    """Run `mpa-ray WORDS` and return the exit code. By default, WORDS are the arguments of this process."""
     problem = mpa_ray._unsupported_python()
     if problem is not None:
         print(problem, file=sys.stderr)

@@ -19,8 +19,8 @@ class Arguments:
     argument: str | None = None
     """The word without dashes, such as a run directory."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """The command's own options that were given, by name without dashes, with their values. The value of an option that
-    takes none is an empty string."""
+    """The values of the command's own options, by name without dashes. An option that takes no value has an empty
+    string."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """The values of settings, by their dotted names."""
 
@@ -99,8 +99,8 @@ def _value_of(command: Command, name: str, queue: list[str]) -> str:
 def _check_is_setting(command: Command, name: str) -> None:
     """Raise ConfigError for a name that cannot be a setting of this command.
 
-    For a command without settings, that is every name; for the others, a name without a dot that is similar to an
-    option. All other names are checked later, when the configuration is read.
+    If the command accepts no settings, no name can be a setting. Otherwise, a name without a dot that is similar to an
+    option cannot be one. All other names are checked later, when the configuration is read.
     """
     own = [option.name for option in (*command.options, *EVERYWHERE)]
     suggestion = did_you_mean(f"--{name}", [f"--{option}" for option in own])

@@ -19,7 +19,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Command:
-    """What a command accepts, and its help."""
+    """A command: the options and settings that it accepts, and its help."""
 
     name: str
     summary: str

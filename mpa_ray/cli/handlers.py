@@ -1,6 +1,6 @@
-"""What each command does.
+"""The functions that run the commands.
 
-Each command imports the packages that it needs, because `setup-cpu` runs before any package is installed.
+Each function imports the packages that it needs, because `setup-cpu` runs before any package is installed.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _report(arguments: Arguments) -> None:
     from mpa_ray.phases.report import report
     from mpa_ray.run.recorded_config import read_config
 
-    # The run may have been written on another machine, where its folder and its object store have other names.
+    # The stored configuration may come from another machine, where the run directory and object store differ.
     here: dict[str, object] = {"run_dir": run.storage.root}
     if arguments.settings:
         here["object_store"] = load_object_store(arguments.settings)

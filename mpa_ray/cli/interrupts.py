@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: they end a command in order and with exit code 130, at any moment."""
+"""Handle SIGTERM and Ctrl-C: at any moment, they end a command cleanly, with exit code 130."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _GRACE_S = 15.0
-"""How long the main thread may take to end the command in order."""
+"""Seconds in which the main thread must end the command cleanly."""
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 
@@ -21,18 +21,18 @@ Handler = Callable[[int, FrameType | None], object] | int | None
 class Interrupts:
     """Turns the first SIGTERM or SIGINT of a process into a KeyboardInterrupt of the main thread.
 
-    Later signals change nothing: Ray and schedulers may send SIGTERM more than once. If the main thread has not ended
-    the process after a grace period, because native code or a library has kept it or has dropped the
-    KeyboardInterrupt, another thread ends the process.
+    Later signals have no effect, since Ray and schedulers may send SIGTERM more than once. If the process has not ended
+    after a grace period, another thread ends it: native code may block the main thread, or a library may drop the
+    KeyboardInterrupt.
     """
 
     def __init__(self, exit_code: int, end_output: Callable[[], None], grace_s: float = _GRACE_S) -> None:
-        """Begin without an effect.
+        """Set up the handling, which has no effect before `handled`.
 
         Args:
             exit_code: The exit code of an interrupted process.
             end_output: Prints the last message. It may be called in any thread.
-            grace_s: Seconds until the process is ended in any case.
+            grace_s: Seconds from the first signal until another thread ends the process.
         """
         self._exit_code, self._end_output, self._grace_s = exit_code, end_output, grace_s
         self._is_raised, self._is_said = False, threading.Lock()
@@ -48,10 +48,11 @@ class Interrupts:
             return
         signal.signal(signal.SIGTERM, self._handle)
         before: Handler = signal.getsignal(signal.SIGINT)
-        # A shell starts background commands with SIGINT ignored, and then it stays ignored.
+        # A shell starts background commands with SIGINT ignored. For these, it must stay ignored.
         if before is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._handle)
-        # Python gives signals their default effect before it ends. Exit handlers run in reverse order.
+        # When Python ends, it restores the default effect of signals that have a handler, so ignore them before that.
+        # This exit handler runs after the ones that are registered later.
         atexit.register(_ignore_signals)
         with _reported_to(self._watch):
             try:
@@ -69,8 +70,8 @@ class Interrupts:
     def end(self) -> int:
         """Print the last message, and return the exit code.
 
-        When the process then exits, it skips Ray's own end. An interrupt in Ray's native code corrupts objects (Ray
-        2.60), and deleting them would abort the process. Ray's processes notice the end of this one.
+        When the process then exits, Ray's shutdown is skipped. An interrupt in Ray's native code corrupts objects (Ray
+        2.60), and deleting these objects would abort the process. Ray's other processes notice when this process ends.
         """
         self._is_raised = True
         _ignore_signals()

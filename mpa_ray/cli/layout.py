@@ -12,7 +12,7 @@ _MIN_WIDTH = 60
 
 
 def entry(name: str, description: str, width: int = _NAME_WIDTH) -> Iterator[str]:
-    """The lines of a name with its description beside it, or below it where the name is longer than `width`."""
+    """The lines of a name and its description, which is below the name if the name is longer than `width`."""
     indent = " " * (width + 3)
     lines = wrapped(description, indent) or [indent]
     if len(name) > width:

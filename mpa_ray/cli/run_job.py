@@ -15,11 +15,11 @@ from types import TracebackType
 
 from mpa_ray.cli.interrupts import Interrupts
 from mpa_ray.errors import ConfigError, NoSuchBucket, RunError, Unfinished, may_pass
+from mpa_ray.errors.remedies import Remedy, what_continues
 from mpa_ray.observability.library_output import LIBRARY_OUTPUT
 from mpa_ray.observability.log_context import redact_log_records
 from mpa_ray.observability.progress import end_updating_line, say_error
 from mpa_ray.redaction import without_secrets
-from mpa_ray.remedies import Remedy, what_continues
 from mpa_ray.storage.request_pace import short_first_contact
 
 _WRONG_PATHS = (PermissionError, NotADirectoryError, IsADirectoryError, NoSuchBucket)
@@ -42,7 +42,7 @@ _INSTALL = (
 
 
 def run_job(main: Callable[[], int | None]) -> int:
-    """Run a command and return its exit code, which `EXIT_CODES` describes; errors go to standard error.
+    """Run a command and return its exit code (see `EXIT_CODES`). Errors are printed to standard error.
 
     SIGTERM, which `ray job stop` and schedulers send, interrupts the command like Ctrl-C.
     """
@@ -66,7 +66,7 @@ def _run(main: Callable[[], int | None], interrupts: Interrupts) -> int:
         sys.stdout.flush()
         return code
     except BaseException as error:
-        # An interrupt may have led to the error.
+        # The error may be a consequence of an interrupt.
         if interrupts.is_raised or isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         reported = _report(error)
@@ -81,7 +81,7 @@ def _run(main: Callable[[], int | None], interrupts: Interrupts) -> int:
 
 def _report(error: BaseException) -> int | None:
     """Print an error in one line, and return the exit code; None if the error is a bug."""
-    # A setting may name a file that could not be read, for a reason that may be temporary.
+    # A ConfigError can have a temporary cause: for example, a file that a setting names cannot be read now.
     if isinstance(error, Unfinished) or (isinstance(error, ConfigError) and may_pass(error)):
         return _failed("Unfinished", error, UNFINISHED)
     if isinstance(error, ConfigError):
@@ -103,14 +103,14 @@ def _report(error: BaseException) -> int | None:
 
 
 def _say_interrupted() -> None:
-    # Other threads now lose their connection to Ray; their errors would only confuse.
+    # Other threads now lose their connection to Ray; their errors would only confuse the user.
     threading.excepthook = lambda _: None
     logging.disable()
     _failed("Interrupted", Remedy.SAME_COMMAND[0].lower() + Remedy.SAME_COMMAND[1:], INTERRUPTED)
 
 
 class _LogHandler(logging.Handler):
-    """Writes our own records to the terminal; the records of libraries go where their other output goes."""
+    """Writes our own records to the terminal; libraries' records go where other output of libraries goes."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.partition(".")[0] == "mpa_ray":
@@ -129,11 +129,11 @@ def _prepare_output() -> None:
     """Hide secrets in logs and tracebacks, and print characters that the output's encoding lacks as escapes."""
     redact_log_records()
     sys.excepthook = _print_traceback
-    # A stream is None if it was closed when the process was started, as it is for daemons.
+    # A stream is None if it was closed when the process was started, for example as a daemon.
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        # Tests and notebooks replace the streams by other objects.
+        # Tests and notebooks replace the streams with other objects.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 

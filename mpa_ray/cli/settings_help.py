@@ -1,4 +1,4 @@
-"""The help texts of settings: of some settings, or of all, where each class appears once."""
+"""Write the help texts of some settings, or of all settings, class by class."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class SettingGroup:
     kinds: tuple[str, ...]
     """The values of `kind` for which the settings apply; empty if they always apply."""
     paths: list[str] = field(default_factory=list)
-    """The dotted names of the branches, such as `teacher` and `students.0`; empty text for the root."""
+    """The dotted names of the branches, such as `teacher` and `students.0`; an empty string for the root."""
     settings: dict[str, FieldInfo] = field(default_factory=dict)
     """The settings by name."""
 
 
 def setting_groups(root: type[BaseModel] = RunConfig) -> list[SettingGroup]:
-    """All settings of a configuration, each class once, except those that only tests use."""
+    """All settings of a configuration except those that only tests use, in one group per class."""
     groups: dict[type[BaseModel], SettingGroup] = {}
     _add_branch(root, "", groups)
     return list(groups.values())

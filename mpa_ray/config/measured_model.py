@@ -1,4 +1,4 @@
-"""The names under which benchmarks measure the students of a run."""
+"""The names of a run's students in the evaluation, where each student is measured before and after training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _BEFORE, _AFTER = "before", "after"
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """A student that benchmarks measure: its own model, or the model that was trained on an arm."""
+    """A model of a student that the evaluation measures: the model before training, or the model after training on an
+    arm."""
 
     student: str
     arm: Arm | None
@@ -21,7 +22,8 @@ class MeasuredModel:
 
     @property
     def when(self) -> str:
-        """`before` training, `after` training on the arm `parity`, or the name of any other arm."""
+        """`before` for the model before training, `after` for the arm `parity`, and the arm's name for any other
+        arm."""
         if self.arm is None:
             return _BEFORE
         return _AFTER if self.arm == "parity" else self.arm
@@ -33,7 +35,7 @@ class MeasuredModel:
 
     @classmethod
     def from_name(cls, name: str) -> MeasuredModel | None:
-        """The inverse of `name`; None for a name that no student can have here, such as `teacher`."""
+        """The inverse of `name`; None if the name is not that of a student's model, such as `teacher`."""
         student, _, when = name.rpartition(".")
         models = [cls(student, None), *cls.trained(student, get_args(Arm))]
         return next((model for model in models if student and model.when == when), None)

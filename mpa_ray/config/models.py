@@ -8,7 +8,8 @@ from mpa_ray.config.engines import EngineConfig, VllmEngineConfig
 from mpa_ray.config.settings import Location, Settings
 
 MAX_IMAGE_PIXELS = 89_478_485
-"""The default of `max_image_pixels`. Pillow warns of a decompression bomb above the same number."""
+"""The default of `max_image_pixels`. Pillow's own default is the same number: above it, Pillow warns of a decompression
+bomb."""
 
 
 class ModelConfig(Settings):
@@ -30,20 +31,22 @@ class ModelConfig(Settings):
     """GPUs for each engine. With a fraction, engines share a GPU, and each engine takes that fraction of the GPU's
     memory."""
     accelerator_type: str | None = None
-    """Use only nodes with this kind of GPU, under Ray's name for it (`A100`, `H100`, `L4`, ...); None uses any node."""
+    """Use only nodes with this kind of GPU. Write Ray's name of the kind, such as `A100`, `H100` or `L4`. None uses any
+    node."""
     max_images_in_flight: int | None = Field(None, ge=1)
     """Images that one engine works on concurrently; None means 1.1 times the engine's `max_num_seqs`."""
     share_engine: bool = True
-    """Let one engine serve a model and its LoRA adapters, if their other settings are equal. Then fewer engines start,
-    and each image is read, rendered and sent through the vision tower once for all of these models. Without a GPU,
-    adapters make an engine much slower."""
+    """Whether one engine serves a model and its LoRA adapters, if their other settings are equal. With a shared engine,
+    fewer engines start, and each image is read, rendered and sent through the vision tower once for all of these
+    models. Without a GPU, adapters make an engine much slower."""
     min_pixels: int = Field(128 * 28 * 28, ge=1)
     """An image with fewer pixels is scaled up to this many."""
     max_pixels: int = Field(512 * 28 * 28, ge=1)
-    """An image with more pixels is scaled down to this many; no other setting affects throughput as much."""
+    """An image with more pixels is scaled down to this many. No other setting has as much effect on throughput."""
     max_image_pixels: int = Field(MAX_IMAGE_PIXELS, ge=1)
-    """An image file with more pixels is not decoded and fails as `too_many_pixels`: it may be a decompression bomb.
-    Raise it for scans and satellite images. A large image takes about 8 bytes of memory for each pixel."""
+    """An image file with more pixels is not decoded and fails as `too_many_pixels`, because the file may be a
+    decompression bomb. Raise this limit for scans and satellite images. A large image takes about 8 bytes of memory for
+    each pixel."""
 
     @model_validator(mode="after")
     def _resources_fit_together(self) -> ModelConfig:
@@ -60,7 +63,8 @@ class ModelConfig(Settings):
 
     @property
     def pixel_limits(self) -> tuple[int, int, int]:
-        """`min_pixels`, `max_pixels` and `max_image_pixels`, as `mpa_ray.imaging.decode.prepare` takes them."""
+        """`min_pixels`, `max_pixels` and `max_image_pixels`, in the order of the parameters of
+        `mpa_ray.imaging.decode.prepare`."""
         return self.min_pixels, self.max_pixels, self.max_image_pixels
 
     @property
@@ -75,7 +79,8 @@ class SamplingConfig(Settings):
     temperature: float = Field(0.0, ge=0)
     """Randomness of the replies; 0 always takes the most likely token."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Sample only from the most likely tokens whose probabilities add up to this value."""
+    """Sample only from the most likely tokens: as many as are needed for their probabilities to add up to this
+    value."""
     max_new_tokens: int = Field(128, ge=1)
     """A reply that has not ended after this many tokens is dropped as truncated."""
     seed: int = 0
@@ -87,5 +92,5 @@ class AnswerConfig(Settings):
     evaluation."""
 
     max_new_tokens: int = Field(32, ge=1)
-    """An answer that has not ended after this many tokens is dropped as truncated. Answers are greedy, except the
-    teacher's if `annotate.num_second_answers` is over 1."""
+    """An answer that has not ended after this many tokens is dropped as truncated. Answers are greedy, with one
+    exception: if `annotate.num_second_answers` is over 1, the teacher's second answers are sampled."""

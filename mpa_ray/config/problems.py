@@ -1,4 +1,4 @@
-"""What is wrong with a setting, from pydantic's error, in the words of a user."""
+"""Translates pydantic's errors about settings into problems and suggestions for the user."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mpa_ray.errors import did_you_mean
 
 _MAX_SUGGESTIONS = 2
 _NO_MAPPING = ("model_type", "model_attributes_type", "dict_type")
-"""Pydantic's types of errors for a plain value in place of a mapping."""
+"""Pydantic's error types for a plain value where a mapping is expected."""
 _NO_LIST = ("list_type", "tuple_type")
-"""Pydantic's types of errors for another value in place of a list."""
+"""Pydantic's error types for another value where a list is expected."""
 _KINDS_FOR_TESTS = {
     get_args(engine.model_fields["kind"].annotation)[0] for engine in ENGINE_CLASSES if engine.for_tests
 }
@@ -39,11 +39,11 @@ _PROBLEMS = {
     "union_tag_invalid": "has an unknown `kind`.",
     "literal_error": "is not one of {expected}.",
 }
-"""The problem for each of pydantic's types of errors. Names in braces are keys of the error's context."""
+"""The problem for each of pydantic's error types. Names in braces are keys of the error's context."""
 
 
 def problem_of(error: Mapping[str, Any]) -> str:
-    """The problem, a sentence without its subject.
+    """Return the problem as a sentence without a subject, such as `is not a list.`
 
     Args:
         error: One of `ValidationError.errors()`.
@@ -55,7 +55,8 @@ def problem_of(error: Mapping[str, Any]) -> str:
 
 
 def suggestion_for(error: Mapping[str, Any], kind: type[Settings]) -> str:
-    """What the user may have meant, with a space after it; empty if nothing is similar.
+    """Return a sentence that says what the user may have meant or should write, and a space; empty if there is nothing
+    to suggest.
 
     Args:
         error: One of `ValidationError.errors()`.
@@ -80,6 +81,6 @@ def _of_choices(error: Mapping[str, Any]) -> str:
     choices = [choice for choice in choices if choice not in _KINDS_FOR_TESTS]
     suggestion = did_you_mean(str(context.get("tag", error["input"])), choices)
     if suggestion or error["type"] == "literal_error":
-        # The problem already lists what is possible.
+        # The problem already lists the choices.
         return f"{suggestion} " if suggestion else ""
     return f"Choose one of {', '.join(choices)}. " if choices else ""

@@ -1,4 +1,4 @@
-"""Open the files that settings and lists name, but never a pipe, a device or a socket."""
+"""Open the files that settings and lists name, and refuse pipes, devices and sockets."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ def open_regular_file(path: str | Path) -> FileIO:
         OSError: the file cannot be opened, or is not a regular file.
     """
     size_of_regular_file(path)
-    # Since the check, another kind of file may have taken the path. With O_NONBLOCK, opening a named pipe does not
-    # wait.
+    # Since the check, a named pipe may have replaced the file. With O_NONBLOCK, opening a named pipe does not wait.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         _check(os.fstat(descriptor), path)

@@ -1,4 +1,4 @@
-"""The root of the configuration tree, and settings that belong to no phase."""
+"""The root of the configuration tree, the limits of a run, and the settings of `mpa-ray plan`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ class LimitsConfig(Settings):
     min_images: int = Field(200, ge=1)
     """Check `max_failed_rate` only after this many images."""
     max_engine_deaths: int = Field(10, ge=1)
-    """Stop after this many engine deaths on one shard that do not help to find the images which kill engines.
-    Until then, a new engine retries the shard. Also stop after this many deaths of the tasks that read a shard."""
+    """Stop after this many engine deaths on one shard, without counting the deaths that narrow down which images kill
+    engines. Until then, a new engine retries the shard. Also stop after this many deaths of the Ray tasks that read the
+    images of one shard."""
     max_poison_images: int = Field(16, ge=0)
     """Stop when more than this many images of one shard have killed engines."""
     max_image_deaths: int = Field(2, ge=1)
-    """An image fails with reason `kills_engine` once this many engines have died while they worked on it alone."""
+    """An image fails with reason `kills_engine` after this many engines have died while they worked on this image and
+    no other."""
     request_timeout_s: float = Field(600.0, gt=0)
     """An engine that does not reply to a request within this time counts as dead."""
 
@@ -35,13 +37,14 @@ class PlanConfig(Settings):
     """Settings of `mpa-ray plan`. No other command reads them, and they may change at any time."""
 
     from_run: Location | None = None
-    """The run directory of an earlier run, whose measured rates are used: a local path or an `s3://` URI."""
+    """The run directory of an earlier run, as a local path or an `s3://` URI. The plan uses the rates that were
+    measured in that run."""
     num_images: int | None = Field(None, ge=1)
     """Images to annotate. None means the size of the indexed corpus or, if the run is not indexed yet,
     `source.limit`."""
     num_benchmark_questions: int | None = Field(None, ge=0)
-    """Questions of all benchmarks together. None counts the questions in the run directory, and uses the `limit` of a
-    benchmark that is not there yet."""
+    """Questions of all benchmarks together. None counts the questions that the run directory already holds; for every
+    other benchmark, its `limit` is used."""
     image_tokens: int | None = Field(None, ge=1)
     """Tokens of one image. None computes the number from `max_pixels` and the model's patch size."""
     teacher_images_per_s: float | None = Field(None, gt=0)
@@ -57,7 +60,7 @@ class PlanConfig(Settings):
     engine_start_s: float | None = Field(None, ge=0)
     """Seconds that a pass takes to start its engines and to shut them down."""
     training_start_s: float | None = Field(None, ge=0)
-    """Seconds that a training takes in addition to its optimiser steps, mostly for its start and the export."""
+    """Seconds that a training takes in addition to its optimiser steps, mostly to start and to export the model."""
     gpu: str | None = None
     """Kind of GPU to assume for models without `accelerator_type`: A100-40G, A100-80G, H100, L4, ..."""
     gpu_memory_gib: float | None = Field(None, gt=0)
@@ -65,8 +68,8 @@ class PlanConfig(Settings):
     gpu_hour_price: float | None = Field(None, ge=0)
     """Price of one GPU for one hour, in any currency; None estimates no cost."""
     efficiency: float = Field(0.4, gt=0, le=1)
-    """Share of a GPU's peak speed and peak memory bandwidth that is assumed to be reached. It is used to estimate the
-    rates that are not set here and were not measured."""
+    """Share of a GPU's peak speed and peak memory bandwidth that models are assumed to reach. The share is used to
+    estimate the rates that are neither set here nor measured."""
 
 
 class EvaluationRunConfig(Settings):
@@ -104,8 +107,8 @@ class RunConfig(EvaluationRunConfig):
     """How the answers of teacher and student are compared."""
     max_concurrent_phases: int | None = Field(None, ge=1)
     """Maximum number of passes and trainings that `align` runs concurrently; None means as many as the cluster's CPUs
-    and GPUs allow. For a cluster that scales up on demand, set this to the number that fits the cluster at its
-    largest."""
+    and GPUs allow. For a cluster that scales up on demand, set this to the number of passes and trainings that fit on
+    the cluster at its maximum size."""
     plan: PlanConfig | None = None
     """Assumptions for `mpa-ray plan`, which estimates the time, cost and memory of a run."""
 

@@ -18,8 +18,9 @@ _CUTOFF = 0.7
 def setting_path(model: type[BaseModel], location: Iterable[str | int]) -> str:
     """The dotted name of the setting at a location in a model, such as `identify.matcher.tolerance`.
 
-    In Pydantic, the location of this example is `identify`, `matcher`, `numeric`, `tolerance`: it also contains the tag
-    of the variant that a discriminated union has chosen. The tag is not a key of the file, so it is left out.
+    In Pydantic, the location of this example is `identify`, `matcher`, `numeric`, `tolerance`: it also contains
+    `numeric`, the tag of the chosen variant of a discriminated union. Such a tag is not a key of the file, so the
+    dotted name leaves it out.
     """
     names = []
     node = SettingType(model)
@@ -34,8 +35,9 @@ def setting_path(model: type[BaseModel], location: Iterable[str | int]) -> str:
 def similar_settings(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     """The dotted names that the user may have meant by an unknown setting at this location, the most similar first.
 
-    First come settings elsewhere with the same name, then settings of the same branch with a similar name, then
-    branches with the same name. Only if all three are empty: settings elsewhere with a similar name.
+    The list begins with the settings of other branches that have the same name. Settings of the same branch with a
+    similar name follow, and then branches with the same name. If there are none of these, the list has the settings of
+    other branches with a similar name.
     """
     *parents, last = location
     branch, word = setting_path(model, parents), str(last)
@@ -66,12 +68,13 @@ def all_settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str
 
 
 def branch_name(name: str, field: FieldInfo) -> str:
-    """The name of a setting as the parent of further settings: `students.0` for a list, otherwise its own name."""
+    """The name of a setting as the prefix of the settings below it: `students.0` for the list `students`, and the
+    unchanged name for any other setting."""
     return f"{name}.0" if get_origin(field.annotation) is list else name
 
 
 def branches_of(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The branches of the tree that a setting of this type may hold, except those that only tests use."""
+    """Yield the classes of the branches that a setting of this type may hold, except those that only tests use."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if not getattr(annotation, "for_tests", False):
             yield annotation
@@ -114,7 +117,7 @@ class SettingType:
 
     @property
     def is_text(self) -> bool:
-        """Whether the setting is text, either any text or one of several words."""
+        """Whether the setting is text: any text, or one of several fixed words."""
         if get_origin(self.annotation) is Literal:
             return all(isinstance(choice, str) for choice in get_args(self.annotation))
         return self.annotation is str
@@ -130,8 +133,8 @@ class SettingType:
     def child(self, part: str | int) -> SettingType:
         """The type of a field of a model, or of the items of a list or mapping.
 
-        If there is no such field, the annotation of the result is None. In a union, the first variant that has the
-        field decides.
+        If there is no such field, the annotation of the result is None. In a union, the field is that of the first
+        variant that has such a field.
         """
         if isinstance(self.annotation, type) and issubclass(self.annotation, BaseModel):
             fields = self.annotation.model_fields.items()

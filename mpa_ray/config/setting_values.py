@@ -1,6 +1,7 @@
-"""Read YAML files and command lines as trees of settings, where the type of a setting decides how a value is read.
+"""Read YAML files and command lines as trees of settings. The type of a setting decides how its value is read.
 
-Plain YAML would read `no` as a boolean, `12:30` as a number, and `my run #1` only up to the comment.
+Plain YAML would read `no` as a boolean, `12:30` as a number, and `my run #1` as `my run`, because ` #` begins a
+comment.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ _SCALARS = ("bool", "int", "float", "timestamp", "str", "value", "null")
 
 
 class Word(str):
-    """A value from the command line, or an unquoted value from a YAML file. Its setting decides its type."""
+    """A value from the command line, or an unquoted value from a YAML file. The type of the setting decides how it is
+    converted."""
 
     comment: str = ""
-    """The comment after it in the YAML file, from the spaces before `#` to the end of the line."""
+    """The comment after the value in the YAML file, from the spaces before `#` to the end of the line."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -66,9 +68,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def _num_values(node: yaml.Node, counted: dict[int, int]) -> int:
-    """The number of values in a document, in which each alias counts as what it stands for.
+    """The number of values in a document. Each alias counts as all the values of the node that it stands for.
 
-    Every level of aliases may multiply the number. A node that contains itself has more values than any limit.
+    Every level of aliases may multiply the number. A node that contains itself counts as more than `_MAX_VALUES`.
     """
     if isinstance(node, yaml.ScalarNode):
         return 1
@@ -111,11 +113,11 @@ def yaml_problem(error: Exception) -> str:
 def with_types(tree: Tree, kind: type[BaseModel]) -> Tree:
     """Convert each `Word` in a tree to the type of its setting.
 
-    Where the setting is text, the word stays text, but `null` becomes None if the setting may be None. Elsewhere, the
-    word is read as YAML.
+    If the setting is text, the word stays text, except that `null` becomes None if the setting may be None. If the
+    setting is not text, the word is read as YAML.
 
     Raises:
-        ConfigError: a path is cut off at a ` #`, which begins a comment, and only the whole path exists.
+        ConfigError: a path was cut off at ` #`, which begins a comment, and only the whole path exists.
     """
     typed: Tree = _typed(tree, SettingType(kind), "")
     return typed
@@ -138,7 +140,7 @@ def _typed(value: Any, setting: SettingType, name: str) -> Any:
 
 def _check_not_cut(word: Word, name: str) -> None:
     """Raise ConfigError if the comment after a path is in fact the end of the path."""
-    # The path may go on with folders, or with a glob.
+    # Look only at the next folder or file, because the rest of the path may be a glob.
     first = f"{word}{word.comment.partition('/')[0]}"
     if word.comment and not os.path.exists(os.path.expanduser(word)) and os.path.exists(os.path.expanduser(first)):
         problem = f"does not exist, and {first!r} does: ` #` begins a comment in YAML."
@@ -155,7 +157,8 @@ def parsed(word: Word) -> Any:
 
 
 def unstorable_texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """The dotted name and the text of every string in a tree that UTF-8 cannot encode and a run cannot store."""
+    """Yield the dotted name and the text of every string in a tree that UTF-8 cannot encode, so that a run cannot store
+    it."""
     if isinstance(tree, Mapping):
         for key, item in tree.items():
             yield from unstorable_texts(key, path)
@@ -168,7 +171,7 @@ def unstorable_texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _plain(word: Word) -> Any:
-    """A word as a boolean, a number or None; as text if it is none of them."""
+    """Convert a word to a boolean, a number or None; a word that is none of them stays text."""
     try:
         value = yaml.safe_load(word)
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -26,7 +26,7 @@ _SCHEME = re.compile(
 )
 
 _BUCKET = {"s3": re.compile(r"[A-Za-z0-9._-]{1,255}|arn:.+", re.DOTALL), "gs": re.compile(r"[a-z0-9._-]{3,222}")}
-"""The names that buckets may have. Stores with the same API as S3 allow more than AWS does."""
+"""The names that buckets may have, by scheme. Other stores with the API of S3 allow more names than AWS does."""
 _MAX_NAME_LENGTH = 60
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{_MAX_NAME_LENGTH - 1}}}")
 _FILE_ENDINGS = (".json", ".jsonl", ".yaml", ".yml", ".parquet", ".html", ".log", ".lock", ".tmp")
@@ -46,11 +46,11 @@ def misspelled_uri(text: str) -> str | None:
 
 
 def parse_location(text: str) -> str:
-    """Check a path or URI, replace a leading `~` with the home folder, and a `file:///` URI with its path.
+    """Check a path or URI. Replace a leading `~` by the home folder, and a `file:///` URI by its path.
 
     Raises:
-        ValueError: the text is empty, a misspelled URI, a URI of an unsupported kind or without a bucket, a URL
-            with a secret, or below the home folder of a user who has none.
+        ValueError: the text is empty, a misspelled URI, a URI of an unsupported kind or without a bucket, or a URL with
+            a secret; or it begins with `~` and the user has no home folder.
     """
     if not text.strip():
         raise ValueError("is empty")
@@ -80,10 +80,11 @@ Location = Annotated[str, AfterValidator(parse_location)]
 
 
 def parse_name(text: str) -> str:
-    """A name that a user gives to a part of a run, which may name folders and files of the run.
+    """Check a name that a user gives to a part of a run, such as a student. Folders and files of the run use the name.
 
     Raises:
-        ValueError: it has other characters than letters, digits, `.`, `_` and `-`, is too long, or ends like a file.
+        ValueError: the name has other characters than letters, digits, `.`, `_` and `-`, does not begin with a letter
+            or digit, is too long, or ends in a file name ending such as `.json`.
     """
     if not _NAME.fullmatch(text):
         raise ValueError(
@@ -100,11 +101,11 @@ Name = Annotated[str, AfterValidator(parse_name)]
 
 
 def check_distinct(setting: str, names: list[str]) -> None:
-    """Check the names of parts of a run, which name folders. Capital letters alone do not make names different,
-    because some file systems ignore case.
+    """Check that the names of parts of a run are distinct. The names become folder names, and some file systems ignore
+    case, so names that differ only in case are not distinct.
 
     Raises:
-        ValueError: a name is there twice.
+        ValueError: a name occurs twice.
     """
     if len({name.lower() for name in names}) != len(names):
         raise ValueError(f"{setting}: names must differ, and not only in case, got {names}")
@@ -123,8 +124,8 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _branches_keep_their_defaults(cls, data: Any) -> Any:
-        """Fill in the other values of a branch if only some are set. They come from the branch's own default, which may
-        differ from the default of its class."""
+        """If only some values of a branch are set, take the others from the default of the branch's field, which may
+        differ from the defaults of the branch's class."""
         if not isinstance(data, dict):
             return data
         data = {name: _as_number(name, value, cls.model_fields.get(name)) for name, value in data.items()}
@@ -138,7 +139,7 @@ class Settings(BaseModel):
 
 
 def _as_number(name: str, value: Any, field: FieldInfo | None) -> Any:
-    """Refuse true and false where a setting is a number, and read whole numbers in any notation, such as 1e4."""
+    """Refuse true and false for a setting that is a number. Read whole numbers in any notation, such as 1e4."""
     kind = None if field is None else SettingType.of(field.annotation).annotation
     if kind in (int, float) and isinstance(value, bool):
         raise ValueError(f"{name}: is not a {'whole ' if kind is int else ''}number")

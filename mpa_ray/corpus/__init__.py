@@ -1,1 +1,1 @@
-"""The corpus: a source of images is indexed into shards, and the images of a shard are read."""
+"""The corpus: indexes a source of images into shards, and reads the images of a shard."""

@@ -16,7 +16,7 @@ class DedupIndex:
     def __init__(self) -> None:
         handle, path = tempfile.mkstemp(prefix="mpa_ray-seen-")
         os.close(handle)
-        # Only one thread uses the database at a time, but not always the same one.
+        # Different threads may use the database, but only one at a time.
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         # SQLite keeps the unlinked file open. The file disappears when the process ends, even if it is killed.
         os.unlink(path)
@@ -26,7 +26,8 @@ class DedupIndex:
         self._database.execute("CREATE TABLE seen (name BLOB PRIMARY KEY, position INTEGER, label TEXT) WITHOUT ROWID")
 
     def claim(self, claims: Iterable[tuple[bytes, int, str]]) -> list[str | None]:
-        """For each (name, position, label), return the label of an earlier position with that name, or None."""
+        """For each (name, position, label), return the label of the earlier position that has claimed the name; None if
+        no earlier position has."""
         self._database.execute("BEGIN")
         earlier = [self._claim(*claim) for claim in claims]
         self._database.execute("COMMIT")

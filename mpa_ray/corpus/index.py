@@ -1,4 +1,4 @@
-"""Indexes a source: lists its images once, in a fixed order, and stores them as shards that never change."""
+"""Indexes a source: lists its images once, in a fixed order, and stores the list as shards that never change."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _FILTERS = {
     "max_bytes": LeftOut("larger than source.max_bytes", "max_bytes"),
     "fraction": LeftOut("not in source.fraction", "fraction"),
 }
-"""The filters of images, by the setting's name."""
+"""The filters of images, each with the name of its setting as the key."""
 
 
 def check_source(config: SourceConfig, places: Places) -> None:
-    """List the source until the first image that passes the filters.
+    """List the source up to the first image that passes the filters.
 
     Raises:
         ConfigError: the source holds no image, or the filters leave out all images. The error names the filter.
@@ -50,7 +50,7 @@ class Selection:
     def __init__(self, config: SourceConfig, places: Places) -> None:
         self._config, self._places = config, places
         self._left_out: Counter[LeftOut] = Counter()
-        """How many files were left out so far, by label and filter."""
+        """How many files have been left out so far, for each label and filter."""
 
     def images(self) -> Iterator[ImageRef]:
         """Yield the images, in the source's order.
@@ -86,7 +86,7 @@ class Selection:
         )
 
     def _empty_error(self) -> ConfigError:
-        """The error for a source that has no images, whatever the filters."""
+        """The error for a source that has no images, even without the filters."""
         counts = Counter({item.label: number for item, number in self._left_out.items()})
         more = left_out_in_words(counts) if counts else ""
         kind = kind_of(self._config, self._places)
@@ -124,12 +124,13 @@ def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str
     """Write the corpus manifest, and yield the name of each shard as soon as it can be read.
 
     Shards that an interrupted command or another driver has committed are kept, and listing continues after their last
-    image. So no image is in the corpus twice, even if the source has changed in the meantime.
+    image. Therefore, no image is in the corpus twice, even if the source has changed in the meantime.
 
     Raises:
         ConfigError: the source cannot be listed, repeats an id, or has no image that passes the filters.
     """
     if run.is_indexed():
+        SourceRoot.of(config).record_if_missing(run)
         yield from run.manifest().shards
         return
     unique, selection = _UniqueIds(config), Selection(config, places)
@@ -183,7 +184,8 @@ class ListedShard:
 
     images: list[ImageRef]
     left_out: Counter[str]
-    """The number by label. Files left out after the very last image are counted in a final shard without images."""
+    """The number of files for each label. Files that are left out after the last image of the source are counted in one
+    more `ListedShard`, which has no images."""
 
 
 _NOTHING = ListedShard([], Counter())
@@ -213,7 +215,8 @@ def _check_not_repeated(images: Sequence[ImageRef], run: Run, following: str) ->
 
 
 def cut(listing: Iterable[Listed], config: SourceConfig) -> Iterator[ListedShard]:
-    """Cut a listing into shards of at most `shard_size` images and, if the sizes are known, `max_shard_bytes` bytes."""
+    """Cut a listing into shards of at most `shard_size` images and, if the sizes are known, at most `max_shard_bytes`
+    bytes. A larger image is in a shard of its own."""
     shard = ListedShard([], Counter())
     since_last: Counter[str] = Counter()
     num_bytes = 0
@@ -246,14 +249,16 @@ def at_most(num_images: int | None, listing: Iterator[Listed]) -> Iterator[Liste
 
 
 class _UniqueIds:
-    """Checks that no value of `id_column` repeats. Without `id_column`, ids never repeat, so nothing is checked."""
+    """Checks that no value of `id_column` occurs twice. Without `id_column`, generated ids are unique, so nothing is
+    checked."""
 
     def __init__(self, config: SourceConfig) -> None:
         self._column = config.id_column
         self._index = DedupIndex() if self._column is not None else None
 
     def check(self, refs: list[ImageRef], num_before: int) -> None:
-        """Raise ConfigError if an id occurred before."""
+        """Raise ConfigError if another image has the id of one of these images. `num_before` is the number of images
+        before them."""
         if self._index is None:
             return
         claims = [

@@ -1,11 +1,12 @@
-"""Addresses an image inside a larger file by one string, so that a row needs only a `uri`.
+"""Addresses an image, even one inside a larger file, by one string, which a row stores as its `uri`.
 
     tars/0001.tar#bytes=1536-9215                   a range of bytes, first to last
     list.tsv#text=18-4097                           a range of bytes with base64 or a data: URI
     images.parquet#row=17&column=image              a row of a Parquet file
     data.arrow#batch=512-8191&row=17&column=image   a row of the record batch in these bytes of an Arrow stream
 
-If the name of a whole file itself ends in such a fragment or in `#`, its address is the name with one more `#`.
+If the name of a file ends in `#`, or in text that looks like such a fragment, the address of the whole file is its name
+with one more `#`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Locator:
     uri: str
     """The file's URI."""
     span: Span | None = None
-    """The image's bytes; if `row` is set, the bytes of the record batch that contains it."""
+    """The image's bytes; if `row` is set, the bytes of the record batch that contains the row."""
     row: int | None = None
     column: str | None = None
     is_text: bool = False

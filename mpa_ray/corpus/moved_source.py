@@ -20,14 +20,15 @@ from mpa_ray.run.markers import shard_name
 from mpa_ray.run.run import Run
 
 _NUM_CHECKED = 3
-"""How many images of the first shard are compared. The last image of the corpus is compared, too, because it is missing
-from a copy that is not complete."""
+"""How many images of the first shard are compared. The last image of the corpus is compared, too, because an incomplete
+copy usually lacks it."""
 
 
 def moved_root(config: RunConfig, run: Run) -> MovedRoot | None:
-    """Return how the images of the corpus have moved; None if they are where they were indexed.
+    """Return the old and the new root of the corpus's images; None if the images have not moved.
 
-    None also if the folder does not exist on this machine, where images of the old place may still be readable.
+    The result is also None if the new root is a folder that this machine does not have. The images may then still be
+    readable at the old root.
     """
     recorded = SourceRoot.recorded(run)
     if recorded is None or not run.is_indexed():
@@ -40,9 +41,11 @@ def moved_root(config: RunConfig, run: Run) -> MovedRoot | None:
 
 
 def as_indexed(config: RunConfig, run: Run) -> RunConfig:
-    """The configuration with the path at which the corpus was indexed, if the current path names the same files.
+    """If the current source path names the same files as the indexed path, return the configuration with the indexed
+    path. Otherwise, return it unchanged.
 
-    An indexed corpus may move, so that only the names below its root count.
+    The images of a completely indexed corpus may move, so only the names below the roots are compared. Until then, the
+    roots must be equal, too.
     """
     recorded, current = SourceRoot.recorded(run), SourceRoot.of(config.source)
     if recorded is None or recorded.names != current.names:
@@ -54,7 +57,7 @@ def as_indexed(config: RunConfig, run: Run) -> RunConfig:
 
 
 def check_moved(config: RunConfig, run: Run, reader: Reader) -> None:
-    """Look up a few images at their new place, if the images of the corpus have moved.
+    """If the images of the corpus have moved, check a few of them at the new place.
 
     Raises:
         ConfigError: images are missing or differ, or the corpus is not completely indexed.
@@ -90,7 +93,7 @@ class _Sample:
     """False if the image may have been unreadable before it moved."""
 
     def problem(self, content: Content) -> str | None:
-        """What is wrong with the image at the new place; None if it is the same as far as is known."""
+        """What is wrong with the image at the new place; None if no difference from the indexed image is known."""
         if isinstance(content, ImageProblem):
             return f"cannot be read ({content.detail})"
         if self.sha256 is not None:
@@ -116,7 +119,7 @@ class _Check:
         for content in contents:
             if isinstance(content, ImageProblem) and content.reason == Reason.STORAGE:
                 raise TransientError(content.detail)
-        # A list may name files that were missing before.
+        # A list may name files that were missing even at the old place, so one unreadable image need not be an error.
         none_readable = all(isinstance(content, ImageProblem) for content in contents)
         for sample, content in zip(samples, contents, strict=True):
             problem = sample.problem(content)
@@ -144,7 +147,8 @@ class _Check:
         return self.moved.moves(Locator.parse(ref.uri).uri)
 
     def _check_listing(self, samples: Sequence[_Sample]) -> None:
-        """Compare the source's first image with the corpus's. A source may also have new images in front."""
+        """Compare the first image of the source with the first image of the corpus. The ids may differ, since new
+        images may come first."""
         places = Places(self.config.object_store)
         listed = next(Selection(self.config.source, places).images(), None)
         indexed = self.run.corpus.read(shard_name(0))[0]
@@ -170,5 +174,5 @@ class _Check:
 
 
 def _part(ref: ImageRef) -> Locator:
-    """The part of a file that holds an image, wherever the file is."""
+    """The locator of an image without the URI of its file, which changes when the file moves."""
     return replace(Locator.parse(ref.uri), uri="")

@@ -1,4 +1,4 @@
-"""Runs several iterators ahead in threads, and yields their items, one iterator after the other."""
+"""Runs several iterators in threads at the same time, and yields all items of one iterator before those of the next."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _CHUNKS_AHEAD = 4
 def ordered_prefetch(makers: Iterable[Callable[[], Iterator[T]]], num_ahead: int) -> Iterator[T]:
     """Yield all items of the first iterator, then all items of the second, and so on.
 
-    An error in an iterator is raised here, after the items of the iterators before it.
+    If an iterator raises an error, this function raises it after yielding all items of the earlier iterators.
 
     Args:
-        makers: Functions that each make one iterator. Each is called in the thread that runs the iterator.
-        num_ahead: The number of iterators that run at a time. Each runs at most a few thousand items ahead, so memory
-            use is bounded.
+        makers: Functions that each make one iterator. Each function is called in the thread that runs its iterator.
+        num_ahead: The number of iterators that run at a time. Each iterator runs at most a few thousand items ahead, so
+            memory use is bounded.
     """
     queue = iter(makers)
     running = deque(_Prefetched(make) for make in islice(queue, num_ahead))

@@ -1,4 +1,5 @@
-"""Reads a shard's images, many at a time. One request reads neighbouring images. Errors become reasons."""
+"""Reads the images of a shard concurrently. One request reads neighbouring images of a file. If an image cannot be
+read, the reader returns the reason instead of raising an error."""
 
 from __future__ import annotations
 
@@ -29,10 +30,11 @@ _NumberedLocator = tuple[int, Locator]
 _NumberedContent = tuple[int, Content]
 """The numbers in both types are positions in the list of URIs to read."""
 _Request = tuple[Sequence[_NumberedLocator], Callable[[], list[_NumberedContent]]]
-"""Images, and the function that reads them."""
+"""Images, and the function that reads all of them."""
 
 _MAX_GAP_BYTES = 64 * 2**10
-"""Spans with at most this gap are read together. In a tar, headers and other members lie between the images."""
+"""If the gap between two spans has at most this size, one request reads both. In a tar, the gaps contain headers and
+other members."""
 _MAX_RUN_BYTES = 8 * 2**20
 
 
@@ -55,10 +57,10 @@ class Reader:
         return Places(self.object_store, self.follow_redirects)
 
     def read(self, uris: Sequence[str]) -> list[Content]:
-        """Return the content of each URI, in the given order. No error is raised.
+        """Return the content of each URI, in the given order. This raises no error.
 
-        Each read ends by its deadline. After `num_threads` reads have expired, the remaining reads are not tried,
-        because the storage seems not to answer.
+        A read that has not ended at its deadline is abandoned. After `num_threads` such reads, the remaining reads are
+        not tried, because the storage seems not to answer.
         """
         contents: list[Content] = [ImageProblem(Reason.UNREADABLE, "not read")] * len(uris)
         requests = list(self._requests(uris))
@@ -101,11 +103,11 @@ class Reader:
         try:
             return [(number, self._check_size(content)) for number, content in read()]
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:
-            # ValueError includes names with a zero byte and pyarrow's errors for damaged files.
+            # Names with a zero byte cause a ValueError, and so do some damaged files that pyarrow reads.
             return [(number, _unreadable(error)) for number, _ in images]
 
     def _read_whole(self, uri: str, image: _NumberedLocator) -> list[_NumberedContent]:
-        # Read one byte more than the limit, which shows that a file is too large.
+        # Read one byte more than the limit, to notice a file that is too large.
         limit = None if self.max_bytes is None else self.max_bytes + 1
         return [(image[0], self.places.of(uri).read(uri, 0, limit))]
 

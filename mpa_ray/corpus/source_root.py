@@ -13,17 +13,15 @@ from mpa_ray.config import SourceConfig, resolve_path
 from mpa_ray.corpus.places.local import storable_uri
 from mpa_ray.corpus.sources.globs import split_glob
 from mpa_ray.corpus.sources.open import is_single_file
-from mpa_ray.run.run import Run
-
-SOURCE_FILE = "corpus/source.json"
-"""Where the corpus was indexed. Runs of earlier versions lack this file."""
+from mpa_ray.run.run import SOURCE_FILE, Run
+from mpa_ray.run.sealed_json import sealed
 
 _FILE_SCHEME = "file://"
 
 
 @dataclass(frozen=True)
 class SourceRoot:
-    """A source's path, divided into a place that may change and the names below it."""
+    """A source's path, divided into a root, which changes when the images move, and the names below the root."""
 
     path: str
     """`source.path` as the user wrote it."""
@@ -34,7 +32,7 @@ class SourceRoot:
 
     @classmethod
     def of(cls, config: SourceConfig) -> SourceRoot:
-        """Divide a configured path. Accesses only local files."""
+        """Divide the path of a configured source. Only local files are accessed."""
         path = resolve_path(config.path)
         if path.startswith("synthetic://"):
             return cls(config.path, "", path)
@@ -48,16 +46,29 @@ class SourceRoot:
 
     @classmethod
     def recorded(cls, run: Run) -> SourceRoot | None:
-        """Return where the run's corpus was indexed; None if the run does not say."""
+        """Return where the run's corpus was indexed; None if the run has no `SOURCE_FILE`."""
         try:
             content = run.read_json(SOURCE_FILE)
         except FileNotFoundError:
             return None
-        return cls(content["path"], content["root"], content["names"])
+        try:
+            return cls(content["path"], content["root"], content["names"])
+        except KeyError as error:
+            raise run.damaged(SOURCE_FILE, f"it has no {error}") from error
 
     def record(self, run: Run) -> None:
-        """Store the root in the run, before the first shard of the corpus."""
-        run.storage.write(SOURCE_FILE, json.dumps(asdict(self)).encode())
+        """Store this in the run. Call it before the first shard of the corpus is committed."""
+        run.storage.write(SOURCE_FILE, json.dumps(sealed(asdict(self))).encode())
+
+    def record_if_missing(self, run: Run) -> None:
+        """Store this in a run that is indexed but has no `SOURCE_FILE`, if the first image lies below the root.
+
+        Call it only if the source is configured as it was when the corpus was indexed.
+        """
+        if self.root and SourceRoot.recorded(run) is None:
+            first = run.corpus.read(run.manifest().shards[0])[0]
+            if MovedRoot(self.root, "").moves(first.uri):
+                self.record(run)
 
     @property
     def full_path(self) -> str:
@@ -65,7 +76,7 @@ class SourceRoot:
         return f"{self.root.rstrip('/')}/{self.names}" if self.names and self.root else self.root or self.names
 
     def is_same_place(self, other: SourceRoot) -> bool:
-        """Whether the two paths name the same files. `photos` and `photos/` do."""
+        """Whether the two paths name the same files. For example, `photos` and `photos/` name the same files."""
         return (self.root, self.names) == (other.root, other.names)
 
 
@@ -88,7 +99,7 @@ class MovedRoot:
         if below is None:
             return uri
         if "://" in self.new and "://" not in self.old:
-            # Unlike a path, a key with `//` or `/./` differs from the key without.
+            # In a path, `//` and `/./` mean the same as `/`; in the key of an object, they do not.
             below = normpath(below)
         return storable_uri(f"{self.new.rstrip('/')}/{below}")
 
@@ -103,7 +114,7 @@ class MovedRoot:
             uri = os.fsdecode(unquote_to_bytes(uri.removeprefix(_FILE_SCHEME)))
         prefix = self.old.rstrip("/") + "/"
         below = uri.removeprefix(prefix)
-        # A path with `..` may lead out of the root, and a key with `..` would as a path.
+        # A path with `..` may lead out of the root. A key with `..` may do so when it becomes a path.
         return below if uri.startswith(prefix) and below.strip("/") and ".." not in below.split("/") else None
 
 

@@ -1,4 +1,4 @@
-"""The architectures of the bundled models, each of about 2 M parameters: model, processor and inputs."""
+"""The architectures of the bundled models (about 2 M parameters each): models, processors and their inputs."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ from mpa_ray.tasks.task import SYSTEM_PROMPT
 TASK = TASKS["demo_world"]
 DESCRIBE_PROMPT = "Describe the whole image."
 PATCH, MERGE, TEMPORAL = 14, 2, 2
-"""The side of a patch in pixels, the side of an image token in patches, and the number of frames in a patch, for models
-that also read videos."""
+"""The side of a patch in pixels, the side of an image token in patches, and the number of video frames in a patch."""
 IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _ENDS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -73,8 +72,8 @@ class WorldArchitecture:
     image_text: tuple[str, str, str]
     """The tokens of an image in a prompt: the start, a token that is repeated for every 28 x 28 pixels, and the end."""
     inputs: Callable[[NDArray[np.uint8], torch.Tensor, int], dict[str, torch.Tensor]]
-    """Makes the same inputs as the processor does, except the token ids. Takes images (batch, side, side, 3), token ids
-    (batch, length) and the id of the image token."""
+    """Makes the inputs that the processor would make, except the token ids. Takes images (batch, side, side, 3), token
+    ids (batch, length) and the id of the image token."""
 
     def image(self, spec: WorldSpec) -> str:
         start, token, end = self.image_text
@@ -89,7 +88,7 @@ def build_tokenizer(
     Args:
         spec: The world.
         tokens: Special tokens of the architecture, in addition to those that end texts and turns.
-        named: Special tokens that the architecture's processor looks up, by the names that it uses.
+        named: Special tokens that the architecture's processor looks up by name: the token for each name.
         vocab_size: The size of the vocabulary, including special tokens.
     """
     special = (*_ENDS, *tokens, *(named or {}).values())
@@ -142,10 +141,10 @@ def build_qwen2_vl_processor(tokenizer: Qwen2TokenizerFast, image_size: int) -> 
 def build_qwen2_vl(tokenizer: Qwen2TokenizerFast) -> Qwen2VLForConditionalGeneration:
     """Make a model with new weights.
 
-    M-RoPE gives the lowest frequencies to columns. The heads of this model are so small that, with the split of the
-    large models, two columns of a 4 x 4 grid would differ by at most 0.01 rad, and the model could not tell left from
-    right. With a low base for all frequencies, attention over a distance would fail. So time and rows get a few high
-    frequencies, and columns get the others.
+    M-RoPE divides the frequencies between time, rows and columns, and gives columns the lowest ones. The heads of this
+    model are small. With the division of the large models, two columns of a 4 x 4 grid would differ by at most 0.01
+    rad, and the model could not tell left from right. If all frequencies had a low base instead, attention over long
+    distances would fail. So time and rows get only a few high frequencies, and columns get all others.
     """
     token = tokenizer.convert_tokens_to_ids
     config = Qwen2VLConfig(
@@ -183,7 +182,7 @@ def _qwen2_vl(spec: WorldSpec) -> tuple[Any, Any]:
 
 
 def _qwen2_vl_inputs(pixels: NDArray[np.uint8], ids: torch.Tensor, image_token_id: int) -> dict[str, torch.Tensor]:
-    """Make patches (batch x patches, 1176) in the order of image tokens. Each image becomes two equal frames."""
+    """Make patches (batch x patches, 1176) in the order of the image tokens. Each image becomes two equal frames."""
     batch, side = pixels.shape[0], pixels.shape[1]
     grid = side // PATCH // MERGE
     split = _normalized(pixels).reshape(batch, grid, MERGE, PATCH, grid, MERGE, PATCH, 3)
@@ -224,7 +223,7 @@ def _internvl(spec: WorldSpec) -> tuple[Any, Any]:
             "image_size": [spec.image_size] * 2,
             "patch_size": [PATCH] * 2,
             "attention_bias": True,
-            # Large models begin with 0.1 to keep many layers stable. Two layers learn faster with 1.
+            # Large models begin with 0.1, which keeps many layers stable. A model with two layers learns faster with 1.
             "layer_scale_init_value": 1.0,
         },
         image_token_id=token("<IMG_CONTEXT>"),

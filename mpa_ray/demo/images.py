@@ -15,7 +15,7 @@ from mpa_ray.demo.world import FAMILIES, WorldSpec, paint, sample_question, samp
 from mpa_ray.observability.progress import Progress, say
 
 HELDOUT_SEED_OFFSET = 1_000_003
-"""Makes the held-out scenes differ from the unlabeled ones of the same seed."""
+"""Added to the seed for the held-out scenes, so that they differ from the unlabeled scenes of the same seed."""
 
 
 def write_unlabeled(folder: Path, num_images: int, seed: int, spec: WorldSpec) -> None:
@@ -27,7 +27,7 @@ def write_unlabeled(folder: Path, num_images: int, seed: int, spec: WorldSpec) -
             path = folder / f"{index // 1000:03d}" / f"{index:06d}.png"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # The file gets its name only once it is complete, because the next command keeps all named files.
+                # The file gets its final name only once it is complete, because later commands keep existing files.
                 partial = path.with_suffix(".part")
                 paint(scene).save(partial, "PNG")
                 partial.replace(path)
@@ -35,7 +35,7 @@ def write_unlabeled(folder: Path, num_images: int, seed: int, spec: WorldSpec) -
 
 
 def write_heldout(folder: Path, num_per_family: int, seed: int, spec: WorldSpec) -> None:
-    """Write images with one question each, the same number of every family. `questions.jsonl` is written last."""
+    """Write `num_per_family` images for each family, with one question each. `questions.jsonl` is written last."""
     rng = random.Random(seed + HELDOUT_SEED_OFFSET)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
@@ -65,7 +65,7 @@ def write_heldout(folder: Path, num_per_family: int, seed: int, spec: WorldSpec)
 def write_data(
     folder: Path, num_images: int, seed: int, num_per_family: int = 100, spec: WorldSpec | None = None
 ) -> None:
-    """Write `unlabeled/` and `heldout/` into a folder, with `num_per_family` held-out questions of every family."""
+    """Write `unlabeled/` and `heldout/` into a folder. `heldout/` has `num_per_family` questions of every family."""
     spec = spec or WorldSpec()
     write_unlabeled(folder / "unlabeled", num_images, seed, spec)
     write_heldout(folder / "heldout", num_per_family, seed, spec)

@@ -1,8 +1,8 @@
 """Train the bundled teacher and students from scratch: `python -m mpa_ray.demo.train --out DIR`.
 
-Each model is built from a configuration and first learns to see: nearly every sample ends with a description of the
-whole scene. The students are asked questions of six of the eight families, and never of the other two. The teacher goes
-on to learn all families of questions, and to annotate.
+Each model begins with new weights. In the first part of its training, nearly every sample ends with a description of
+the whole scene. The students are asked questions of six of the eight families, and never of the other two. In the last
+part of its training, the teacher is asked questions of all families, and learns to annotate.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT
 
 @dataclass(frozen=True)
 class CurriculumPart:
-    """A part of the curriculum."""
+    """A part of a model's training."""
 
     name: str
     num_steps: int
@@ -38,13 +38,13 @@ class CurriculumPart:
     describe_share: float
     """Share of samples whose last turn describes the scene."""
     num_more_questions: int = 0
-    """Number of further turns with one question each. They are cheap: the image and the first prompt cost much more."""
+    """Number of further turns with one question each. They cost much less than the image and the first prompt."""
     family_weights: dict[str, float] = field(default_factory=dict)
     """The weights of question families. A family that is not named has weight 1."""
 
 
 DESCRIBE_ALONE_SHARE = 0.15
-"""Share of the descriptions that are the only turn of their sample, without questions before them."""
+"""The share of descriptions that are the only turn of their sample. The others follow the questions."""
 
 WITHHELD = {"count": 0.0, "place": 0.0}
 """Families that the students are never asked about, although their descriptions contain the answers."""
@@ -64,7 +64,7 @@ MODELS: dict[str, tuple[WorldArchitecture, tuple[CurriculumPart, ...]]] = {
     "student-internvl": (INTERNVL, STUDENT),
     "teacher": (QWEN2_VL, TEACHER),
 }
-"""The architecture of each model and the parts of its training, which begins with new weights."""
+"""The architecture of each model, and the parts of its training in order."""
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class Samples:
 
 
 def learning_rate(part: CurriculumPart, step: int) -> float:
-    """The rate of a step: a linear warm-up, then a cosine from the part's peak to its final learning rate."""
+    """Return the learning rate of a step: a linear warm-up, then a cosine from the part's peak to its final rate."""
     warmup = min(150, part.num_steps // 4)
     if step < warmup:
         return part.peak_learning_rate * (step + 1) / warmup
@@ -200,7 +200,7 @@ def train_part(
 def exact_match_shares(
     architecture: WorldArchitecture, model: Any, tokenizer: Any, spec: WorldSpec, num_images: int, seed: int
 ) -> dict[str, float]:
-    """The shares of greedy replies that are exactly right: of all answers, of each family's, and of descriptions."""
+    """Return the shares of greedy replies that are exactly right: of all answers, by family, and of descriptions."""
     model.eval()
     rng = random.Random(seed)
     pairs: list[tuple[Scene, Question]] = []
@@ -267,7 +267,7 @@ def train_model(name: str, out: Path, seed: int, batch_size: int) -> None:
     architecture, parts = MODELS[name]
     model, processor = architecture.build(spec)
     tokenizer = processor.tokenizer
-    # The defaults of some architectures do not end generation with the turn.
+    # By default, some architectures continue to generate after the end of the turn.
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     print(

@@ -2,7 +2,7 @@
 
 An image is a grid of cells. A cell may hold a coloured shape, a sign with a number or a sign with a word, and one row
 may hold a bar chart. There are several families of questions. A question is asked about an image only if it has exactly
-one answer there.
+one correct answer for that image.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class WorldSpec:
     chart_rate: float = 0.45
     """Share of images in which one row is a bar chart."""
     ground_tint: int = 48
-    """By how much the background's red (0 to 255) decreases from left to right, and its blue from top to bottom.
+    """How much the background's red (0 to 255) decreases from left to right, and its blue from top to bottom.
 
     The tint shows absolute positions to a model whose position encoding is relative.
     """
@@ -246,12 +246,12 @@ FAMILIES: dict[str, Callable[[Scene], Iterator[tuple[str, str]]]] = {
 
 
 def questions(scene: Scene) -> list[Question]:
-    """All questions to which the scene has exactly one answer."""
+    """Return all questions that have exactly one correct answer for the scene."""
     return [Question(name, q, a) for name, ask in FAMILIES.items() for q, a in ask(scene)]
 
 
 def sample_question(scene: Scene, rng: random.Random, weights: dict[str, float] | None = None) -> Question | None:
-    """Draw at random a family that has questions on the scene, by weight, and then one of its questions.
+    """Draw a question about a scene: first a family, at random by weight, and then one of the family's questions.
 
     Args:
         scene: The scene.
@@ -259,7 +259,7 @@ def sample_question(scene: Scene, rng: random.Random, weights: dict[str, float] 
         weights: The weights of families. A family that is not named has weight 1.
 
     Returns:
-        The question, or None if no family fits.
+        The question, or None if no family with a weight above 0 has a question about the scene.
     """
     options = {name: list(ask(scene)) for name, ask in FAMILIES.items()}
     names = [n for n, pairs in options.items() if pairs and (weights or {}).get(n, 1.0) > 0]

@@ -15,7 +15,7 @@ from mpa_ray.observability.usage import Load, Usage
 
 
 class EngineFactory(Protocol):
-    """Starts one kind of engine in this process; `EngineSettings.factory` names it."""
+    """A function that starts one kind of engine in this process. `EngineSettings.factory` names the function."""
 
     def __call__(
         self,
@@ -29,7 +29,7 @@ class EngineFactory(Protocol):
 
         Args:
             model: The model to serve.
-            settings: `model.engine`, of the class that names this factory.
+            settings: The value of `model.engine`. Its class names this factory.
             max_images_in_flight: See `VisionLanguageModel`.
             adapters: The adapters that requests may name.
             object_store: How to reach models at s3://.
@@ -43,7 +43,7 @@ def images_in_flight(config: ModelConfig) -> int:
 
 
 def engine_factory(settings: EngineConfig) -> EngineFactory:
-    """Import the factory that the settings name. It is imported only here, so that other work does not need vLLM."""
+    """Import the factory that the settings name. No other code imports factories, so other code does not need vLLM."""
     module, _, function = settings.factory.partition(":")
     factory: EngineFactory = getattr(importlib.import_module(module), function)
     return factory

@@ -19,12 +19,12 @@ _WAIT_S = 1.0
 """How long to wait for the exit code of a process that is ending."""
 _POLL_S = 0.1
 _EXIT_CODE = re.compile(r"'(\w+)': (-?\d+)")
-"""vLLM names the processes that could not start in this form, each with its exit code."""
+"""Matches the name and the exit code of a process that could not start, in a message of vLLM."""
 _OUT_OF_MEMORY = " by the kernel, because the machine ran out of memory"
 
 
 class ChildProcesses:
-    """The processes of an engine. They write to the same files as this process."""
+    """The processes of an engine. They write their output to the same files as this process."""
 
     def __init__(self) -> None:
         """Begin with no process."""
@@ -41,7 +41,7 @@ class ChildProcesses:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Also add the processes that start in the block, even if they end in it."""
+        """Also add the processes that start in the block, even if they end before the block does."""
         is_over = threading.Event()
         thread = threading.Thread(target=self._watch, args=(is_over,), daemon=True)
         thread.start()
@@ -69,7 +69,7 @@ class ChildProcesses:
         return next(filter(None, written), None) or self._ended() or in_words(error)
 
     def _killed(self, message: str) -> str | None:
-        """Name the process that a signal ended. SIGTERM does not count: it ends the others after one has died."""
+        """Name the process that a signal ended. SIGTERM does not count: it ends the other processes after a death."""
         exit_codes = {name: int(code) for name, code in _EXIT_CODE.findall(message)}
         exit_codes |= {f"{process.name} (process {process.pid})": code for process, code in self._exit_codes()}
         for name, code in exit_codes.items():
@@ -83,7 +83,7 @@ class ChildProcesses:
         return None
 
     def _exit_codes(self) -> list[tuple[BaseProcess, int]]:
-        """The processes that have ended, with their exit codes."""
+        """The processes that have failed, with their exit codes, which are not 0."""
         if not any(_exit_code(process) for process in self._processes):
             alive = {process.sentinel: process for process in self._processes if _exit_code(process) is None}
             for sentinel in wait(list(alive), _WAIT_S):

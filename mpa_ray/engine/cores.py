@@ -35,12 +35,12 @@ def claim_cores(
 ) -> list[int]:
     """Claim cores that no other engine of this machine has claimed, for the lifetime of this process.
 
-    Engines of an earlier phase may still be ending, so this waits up to `timeout_s` seconds for free cores. If there
-    are too few, cores are shared.
+    Engines of an earlier phase may still be ending, so this function waits up to `timeout_s` seconds for free cores. If
+    there are then too few, engines share cores.
     """
     folder = folder or Path(tempfile.gettempdir(), f"mpa_ray-cores-{os.getuid()}")
     with suppress(OSError):
-        # Without the folder, for example on a full disk, cores are shared.
+        # Without the folder, for example on a full disk, engines share cores.
         folder.mkdir(mode=0o700, exist_ok=True)
     claimed: list[int] = []
     deadline = time.monotonic() + timeout_s

@@ -15,7 +15,8 @@ from mpa_ray.textual import is_storable, readable
 class Instrumented:
     """A model that adds the seconds and tokens of each call to `usage` and shows its current work in `load`.
 
-    One half of a surrogate pair in a reply becomes an escape, since neither a tokenizer nor a row can hold it.
+    If a reply contains one half of a surrogate pair, an escape replaces the half, because tokenizers and rows cannot
+    hold it.
     """
 
     model: VisionLanguageModel

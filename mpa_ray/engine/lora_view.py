@@ -1,4 +1,4 @@
-"""One adapter of an engine in the role of a model."""
+"""One adapter of an engine, with the interface of a model."""
 
 from __future__ import annotations
 

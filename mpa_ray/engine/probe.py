@@ -1,4 +1,4 @@
-"""A picture of our own, to test whether an engine works."""
+"""A built-in picture that tests whether an engine works."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mpa_ray.imaging.decode import ImageProblem
 PROBE_ID = "the built-in test picture"
 """The id of the picture, which errors show."""
 _SIDE = 64
-"""Small, so that no limit on pixels excludes the picture; engines scale it up."""
+"""In pixels. The picture is small, so that no limit on pixels excludes it; engines scale it up."""
 _REQUEST = Request("What is in this picture?", SamplingConfig(max_new_tokens=4))
 
 
 async def answer_probe(model: VisionLanguageModel) -> None:
-    """Send a small request about the picture. An engine that refuses it has answered, too.
+    """Send a small request about the picture, and wait for the reply. A refusal also counts as an answer.
 
     Raises:
         EngineDied: the engine cannot answer.

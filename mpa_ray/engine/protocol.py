@@ -25,7 +25,7 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class Request:
-    """The text that follows an image in a prompt, and how the model replies to it."""
+    """The text that follows an image in a prompt, and the settings of the reply."""
 
     text: str
     """The engine adds the system prompt and the chat template."""
@@ -84,13 +84,13 @@ class EngineDied(Exception):
 
 
 class VisionLanguageModel(Protocol):
-    """An engine. Both of its coroutines may run many times concurrently, on one event loop."""
+    """An engine. Many calls of its two coroutines may run concurrently, on one event loop."""
 
     @property
     def max_images_in_flight(self) -> int:
         """How many images to work on concurrently.
 
-        There are so few that the KV blocks of each image stay in the cache until the last prompt about the image.
+        With more images, the KV blocks of an image might leave the cache before the last prompt about the image.
         """
         ...
 

@@ -50,7 +50,7 @@ def start(
     adapters: Mapping[str, Adapter],
     object_store: ObjectStoreConfig,  # noqa: ARG001
 ) -> ScriptedEngine:
-    """Start a scripted engine, as an `EngineFactory`; no model is loaded."""
+    """Start a scripted engine without loading a model. Implements `EngineFactory`."""
     assert not adapters, "a scripted engine has no weights to adapt"
     if settings.kill_at_start:
         print("killed at the start, as configured", file=sys.stderr, flush=True)
@@ -59,7 +59,7 @@ def start(
 
 
 class ScriptedEngine:
-    """A teacher that asks what is written on the picture, or a student that answers; both err at configured rates.
+    """A teacher that asks what is written on the picture, or a student that answers. Both fail at configured rates.
 
     Whether an image has a fault depends on a hash of the image and of the fault's name, so runs are repeatable.
     """
@@ -155,5 +155,6 @@ def _hostile_text(code: str) -> str:
 
 
 def _digest(text: str) -> str:
-    # A key joins the file's hash and the pixel limits. Teacher and students may have different pixel limits.
+    # The key of an image is the hash of its file, a hyphen and the pixel limits. Only the hash is used, because teacher
+    # and students may have different pixel limits.
     return hashlib.sha256(text.split("-")[0].encode()).hexdigest()

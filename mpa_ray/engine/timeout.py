@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class WithTimeout:
-    """A model that raises `EngineDied` if a call takes too long: an engine that hangs is treated like a dead one."""
+    """A model that raises `EngineDied` if a call takes too long: an engine that hangs counts as dead."""
 
     model: VisionLanguageModel
     request_timeout_s: float

@@ -1,4 +1,5 @@
-"""What identifies a labelled set: the content of its files and how they are read, but not where they lie."""
+"""Identifies a labelled set by the content of its files and by the settings with which they are read, but not by the
+files' paths."""
 
 from __future__ import annotations
 
@@ -22,9 +23,9 @@ _END_BYTES = 2**20
 def labelled_identity(benchmark: BenchmarkConfig, places: Places) -> Fingerprint:
     """The content of a labelled set's files, and the settings with which they are read.
 
-    The images that the files name are not read. Every call reads the files at `gs://` and at web servers again, because
-    nothing shows that they are unchanged. Of their Parquet files of more than 64 MiB, only the size, the first MiB and
-    the last MiB are read.
+    The images that the files name are not read. Files at `gs://` and on web servers are read again by every call,
+    because nothing shows that they are unchanged. If such a file is a Parquet file of more than 64 MiB, only its size,
+    its first MiB and its last MiB are read.
 
     Raises:
         ConfigError: a file is missing or cannot be read.
@@ -59,10 +60,11 @@ class _PlaceContent:
     known_sha256: None = None
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the content; of a large Parquet file, its size and both ends.
+        """Yield the content of the file. For a large Parquet file, yield only its size and both ends.
 
-        JSON is read whole for its questions, but a Parquet file holds the images, of which a run may need few. Its end
-        holds the sizes and statistics of its columns, which change with most changes of its rows.
+        A JSON file is read completely anyway, for its questions. A Parquet file may also hold the images, of which a
+        run may need only a few. The end of a Parquet file holds the sizes and statistics of its columns, and most
+        changes of the rows change these.
         """
         uri = self.file.uri
         place = self.file.places.of(uri)

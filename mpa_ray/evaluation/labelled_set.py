@@ -1,4 +1,4 @@
-"""A labelled set of a run, and the setting that names it."""
+"""A labelled set of a run, and the setting that describes it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from mpa_ray.records import LabelledQuestion, ParitySample
 from mpa_ray.run.fingerprint_changes import Fingerprint
 
 _BRANCH = "benchmark"
-"""The name that the readers of benchmarks have for the branch of the configuration with the labelled set."""
+"""In the errors of the benchmarks' readers, this name stands for the branch of the configuration that describes the
+labelled set."""
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """A labelled set. Its errors name the settings as they are in the user's configuration."""
+    """A labelled set. Its errors use the names that its settings have in the user's configuration."""
 
     benchmark: BenchmarkConfig
     field: str
@@ -53,7 +54,8 @@ class LabelledSet:
             yield from islice(read_benchmark(self.benchmark, self.places), self.benchmark.limit)
 
     def samples(self) -> Iterator[ParitySample]:
-        """Yield the questions as training samples, each with its most frequent reference answer. Raises likewise."""
+        """Yield the questions as training samples, each with its most frequent reference answer. Raises ConfigError as
+        `questions` does."""
         for number, question in enumerate(self.questions()):
             answer = Counter(question.answers).most_common(1)[0][0]
             name = f"{self.benchmark.label}:{number}:{question.question_id}"
@@ -73,7 +75,7 @@ class LabelledSet:
             raise named.with_branch(_BRANCH, self.field) from error
 
     def _setting_of(self, uri: object) -> str:
-        """The setting that a URI comes from."""
+        """Return the name of the setting whose path leads to a URI."""
         for setting, value in (("images", self.benchmark.images), ("annotations", self.benchmark.annotations)):
             if value is not None and str(uri).startswith(value):
                 return setting

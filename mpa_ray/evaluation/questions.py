@@ -1,4 +1,4 @@
-"""Read benchmarks into a run: their questions in shards, with all questions about an image in one shard."""
+"""Read benchmarks, and store their questions in the run as shards. All questions about one image are in one shard."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHARD_SIZE = "evaluate.shard_size"
 
 
 def metric_of(benchmark: BenchmarkConfig, task_metric: str) -> str:
-    """The metric that scores a benchmark: the configured one, or the benchmark's own.
+    """The name of the metric that scores a benchmark: the configured metric or, by default, the benchmark's own metric.
 
     Benchmarks of kind `questions` have no metric of their own, so the task's metric is used.
     """
@@ -28,7 +28,7 @@ def metric_of(benchmark: BenchmarkConfig, task_metric: str) -> str:
 
 
 def write_questions(config: EvaluateConfig, run: Run, places: Places) -> None:
-    """Commit every benchmark's questions; a benchmark that the run already has is not read again.
+    """Commit every benchmark's questions. A benchmark whose questions are already in the run is not read again.
 
     Raises:
         ConfigError: a file, a field, an answer or an image is missing, or the benchmark's files have changed.
@@ -40,7 +40,8 @@ def write_questions(config: EvaluateConfig, run: Run, places: Places) -> None:
 def _write_questions(labelled: LabelledSet, shard_size: int, run: Run) -> None:
     label = labelled.benchmark.label
     folder = run.benchmark_dir(label)
-    # The paths of the files and the metric may change; so may the size of shards, once all of them are written.
+    # The fingerprint contains neither the files' paths nor the metric, so both may change. After all shards are
+    # written, the shard size may change, too.
     fingerprint = {**labelled.identity(), _SHARD_SIZE: shard_size}
     if run.has_manifest(folder):
         run.check_fingerprint(f"{folder}/questions", fingerprint, ignoring=_SHARD_SIZE)
@@ -67,7 +68,8 @@ def _read(labelled: LabelledSet) -> list[LabelledQuestion]:
 
 
 def _shards(questions: Iterable[LabelledQuestion], size: int) -> Iterator[list[LabelledQuestion]]:
-    """Cut questions, sorted by image, into shards of at least `size` questions; the last shard may be smaller."""
+    """Cut questions, which must be sorted by image, into shards of at least `size` questions. The last shard may be
+    smaller."""
     shard: list[LabelledQuestion] = []
     for _, about_image in groupby(questions, key=lambda question: question.image_id):
         shard += about_image

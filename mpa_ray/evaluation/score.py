@@ -1,4 +1,4 @@
-"""Score stored predictions as they are read, in memory that does not grow with their number."""
+"""Score stored predictions while they are read, so that the memory use does not grow with their number."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mpa_ray.records import Prediction
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
 _WARNING_SHARE = 0.3
-"""A suspicious kind of prediction is reported if more than this share of a model's predictions are of that kind."""
+"""A warning appears if more than this share of a model's predictions look like sentences, or match no answer."""
 _SENTENCE_WORDS = 6
 
 
 @dataclass
 class Distribution:
-    """How often each score occurs, which is enough to compute a mean and its bootstrap interval."""
+    """How often each score occurs. These counts are enough to compute the mean and its bootstrap interval."""
 
     counts: Counter[float] = field(default_factory=Counter)
 
@@ -35,7 +35,7 @@ class Distribution:
         values = np.array(sorted(self.counts))
         counts = np.array([self.counts[value] for value in values.tolist()])
         total = int(counts.sum())
-        # Drawing `total` scores with replacement is the same as drawing how often each distinct score occurs.
+        # Draw how often each distinct score occurs, which is equivalent to drawing `total` scores with replacement.
         resampled = np.random.default_rng(seed).multinomial(total, counts / total, size=NUM_RESAMPLES)
         tail = (1 - CONFIDENCE) / 2
         low, high = np.quantile(resampled @ values / total, [tail, 1 - tail])
@@ -44,7 +44,7 @@ class Distribution:
 
 @dataclass
 class Tally:
-    """A running count of one model's scores on one benchmark, by group of questions."""
+    """Counts one model's scores on one benchmark, for each group of questions."""
 
     metric: str
     groups: dict[str, Distribution] = field(default_factory=lambda: defaultdict(Distribution))
@@ -83,7 +83,8 @@ def value_of(row: Prediction, metric: str) -> float:
 
 
 def groups_of(row: Prediction) -> Iterator[str]:
-    """The groups that a question belongs to: `all`, and its split, family and answer type, such as `family: count`."""
+    """Yield the groups that a question belongs to: `all`, and one each for its split, family and answer type, such as
+    `family: count`."""
     yield "all"
     if row.split:
         yield f"split: {row.split}"
@@ -102,8 +103,8 @@ def score_benchmark(
     Args:
         metric: A key of `METRICS`.
         predictions: For each model, by name, a function that reads the model's predictions from the start.
-        pairs: Pairs of models to compare question by question: the second model's score minus the first model's. A pair
-            is skipped if one of its models has no predictions.
+        pairs: Pairs of models to compare question by question. The result is the second model's score minus the first
+            model's score. A pair is skipped if one of its models has no predictions.
         progress: Counts the models that are scored.
     """
     models = {}
@@ -127,10 +128,10 @@ def tally(predictions: Iterable[Prediction], metric: str) -> Tally:
 
 
 def paired_difference(before: Iterable[Prediction], after: Iterable[Prediction], metric: str) -> Groups:
-    """The mean of each question's score after minus its score before, by group.
+    """For each group, the mean over its questions of the score in `after` minus the score in `before`.
 
     Raises:
-        ValueError: the two are not about the same questions in the same order.
+        ValueError: the predictions are not about the same questions in the same order.
     """
     groups: dict[str, Distribution] = defaultdict(Distribution)
     for old, new in zip(before, after, strict=True):
@@ -143,6 +144,7 @@ def paired_difference(before: Iterable[Prediction], after: Iterable[Prediction],
 
 
 def _summaries(groups: Mapping[str, Distribution]) -> Groups:
-    """`all` first and the others by name, without the placeholder family of benchmarks that have no families."""
+    """Summaries of the groups: `all` first, and the others sorted by name. The group `family: all`, which stands for a
+    missing family, is left out."""
     names = sorted(groups.keys() - {"family: all"}, key=lambda group: (group != "all", group))
     return {name: groups[name].summary() for name in names}

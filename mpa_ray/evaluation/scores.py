@@ -13,7 +13,8 @@ from mpa_ray.textual import Json
 
 @dataclass(frozen=True)
 class Summary:
-    """The mean over a group of questions: of scores in [0, 1], or of differences between scores in [-1, 1]."""
+    """The mean over a group of questions. It is a mean of scores, which are in [0, 1], or of differences between
+    scores, which are in [-1, 1]."""
 
     mean: float
     low: float
@@ -29,7 +30,7 @@ Groups = dict[str, Summary]
 
 @dataclass(frozen=True)
 class MetricReference:
-    """The metric of the scores, and the evaluator whose results it reproduces."""
+    """The metric that computed the scores, and the evaluator whose results the metric reproduces."""
 
     name: str
     version: str
@@ -77,7 +78,7 @@ class PairedDifference:
     from_model: str
     to_model: str
     groups: Groups
-    """Means of `to_model`'s score minus `from_model`'s."""
+    """For each group, the mean of `to_model`'s score minus `from_model`'s score."""
 
     def to_json(self) -> dict[str, Json]:
         return {"from": self.from_model, "to": self.to_model, "groups": asdict(self)["groups"]}
@@ -102,13 +103,14 @@ class BenchmarkScores:
         return [name for name, model in self.models.items() if model.num_missing == model.overall.num_questions]
 
     def without(self, names: Collection[str]) -> BenchmarkScores:
-        """The scores without these models and without the comparisons with them."""
+        """The scores without these models and without the comparisons in which they occur."""
         models = {name: model for name, model in self.models.items() if name not in names}
         pairs = [pair for pair in self.differences if not {pair.from_model, pair.to_model} & set(names)]
         return BenchmarkScores(self.metric, models, pairs)
 
     def gains(self, before: str, after: str) -> dict[str, Gain] | None:
-        """What one model gains over another, by group of questions; None if the two were not compared."""
+        """For each group of questions, how much the model `after` gains over the model `before`; None if the two were
+        not compared."""
         for pair in self.differences:
             if (pair.from_model, pair.to_model) == (before, after):
                 old, new = self.models[before].groups, self.models[after].groups

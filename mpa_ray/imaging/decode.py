@@ -1,6 +1,7 @@
 r"""Decodes image files to RGB. A file that cannot be decoded yields an `ImageProblem`, never an exception.
 
-This is the policy. The format of a file is recognised by its first bytes (`SIGNATURES`), never by its name.
+The format of a file is recognised by its first bytes (`SIGNATURES`), never by its name. The first list shows which
+files are refused, and the second list shows how the others are decoded.
 
     refused                                                                             reason
     no bytes                                                                            empty_file
@@ -66,15 +67,16 @@ from mpa_ray.records import Reason
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "ICO", "PPM", "JPEG2000")
-"""Pillow's names of the formats that are decoded. For some other formats, Pillow runs a program (Ghostscript)."""
+"""Pillow's names of the formats that are decoded. For some others, Pillow would run Ghostscript, a separate program."""
 MAX_ASPECT_RATIO = 200
-"""Images with this aspect ratio or a larger one are refused; above it, Qwen2-VL's image processor raises an error."""
+"""Images with this aspect ratio or a larger one are refused, because Qwen2-VL's image processor raises an error for
+ratios above this one."""
 _LARGE_PIXELS = 16_000_000
 """Images with more pixels are decoded one at a time."""
 _one_large_image = threading.BoundedSemaphore(1)
 """Held while a large image is decoded, because its conversion to RGB may need a gigabyte of memory."""
 _SMALL_BYTES = 4 * 2**10
-"""Files up to this size are prepared in the thread of the event loop."""
+"""Files up to this size are prepared in the thread of the event loop, which is faster."""
 
 _GAP = rb"(?:\s|#[^\r\n]*+[\r\n])++"
 SIGNATURES = {
@@ -182,14 +184,14 @@ def prepare(
 async def prepare_in_thread(
     content: bytes, min_pixels: int, max_pixels: int, max_image_pixels: int = MAX_IMAGE_PIXELS
 ) -> PreparedImage | ImageProblem:
-    """Call `prepare` in a thread, so that the event loop does not wait. Small files are faster without a thread."""
+    """Call `prepare` in a thread, so that the event loop does not wait; for a small file, call it directly."""
     if len(content) <= _SMALL_BYTES:
         return prepare(content, min_pixels, max_pixels, max_image_pixels)
     return await asyncio.to_thread(prepare, content, min_pixels, max_pixels, max_image_pixels)
 
 
 def decode(content: bytes, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image | ImageProblem:
-    """Decode a file to RGB by the policy of this module. Returns an `ImageProblem` if the file is refused."""
+    """Decode a file to RGB, by this module's rules. Returns an `ImageProblem` if the file is refused."""
     if not content:
         return ImageProblem(Reason.EMPTY_FILE, "0 bytes")
     format_name = recognise_format(content)
@@ -223,7 +225,7 @@ def recognise_format(content: bytes) -> str | None:
 
 
 def _raise_limit_of_pillow(max_image_pixels: int) -> None:
-    """Raise Pillow's own limit to `max_image_pixels`: Pillow refuses images with more than twice its limit."""
+    """Raise Pillow's own limit to `max_image_pixels`, because Pillow refuses images with more than twice its limit."""
     if Image.MAX_IMAGE_PIXELS is not None and max_image_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_image_pixels
 
@@ -243,7 +245,7 @@ def _opened(format_name: str, content: bytes) -> Image.Image | ImageProblem:
 
 def _decode_as(format_name: str, content: bytes, max_image_pixels: int) -> Image.Image | ImageProblem:
     if format_name == "ICO":
-        # Pillow decodes an icon as soon as it is opened.
+        # Check the sizes first, because Pillow decodes an icon as soon as it opens it.
         for width, height in _icon_sizes(content):
             if width * height > _LARGE_PIXELS:
                 return ImageProblem(Reason.TOO_MANY_PIXELS, f"{width} x {height} in an icon")
@@ -291,7 +293,8 @@ def _refused_tiff(image: Image.Image, max_image_pixels: int) -> ImageProblem | N
 
 
 def _icon_sizes(content: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the width and height that the header of each picture states. An icon's directory may have wrong sizes."""
+    """Yield the width and height of each picture in an icon, from the picture's own header. The sizes in the icon's
+    directory may be wrong."""
     (count,) = struct.unpack_from("<H", content, 4)
     for entry in range(count):
         with suppress(struct.error):
@@ -383,7 +386,7 @@ def _range_of(values: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def fit(image: Image.Image, min_pixels: int, max_pixels: int) -> Image.Image:
-    """Scale an image until its area is within the limits, and keep the aspect ratio. An image that fits is unchanged.
+    """Scale an image so that its area is within the limits; keep its aspect ratio. An image that fits is unchanged.
 
     Qwen2-VL's image processor also limits the area, and then rounds the sides to its grid of patches.
     """

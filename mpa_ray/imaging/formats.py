@@ -1,4 +1,4 @@
-"""HEIC files: their name endings, the extra that decodes them, and whether that extra is installed."""
+"""HEIC files: their name endings, the extra with their decoder, and whether the decoder is installed."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ _COMPRESSION = 259
 
 
 def unread_variant(format_name: str, content: bytes, error: Exception) -> str | None:
-    """Return the variant of a file that Pillow refused. None means that Pillow reads it, so the file is damaged."""
+    """If Pillow refused a file because it cannot decode the file's variant, return the variant's name. Otherwise, the
+    file is damaged: return None."""
     if _UNKNOWN_VARIANT.search(str(error)):
         return f"{format_name}: {type(error).__name__}: {error}"
     if format_name == "JPEG":

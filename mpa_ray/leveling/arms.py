@@ -17,7 +17,7 @@ Samples = Callable[[], Iterable[ParitySample]]
 
 @dataclass(frozen=True)
 class SampleSources:
-    """Where the samples come from. Every call of a field reads its source again from the start."""
+    """The datasets that samples come from. Each field is a function; every call reads its dataset from the start."""
 
     parity: Samples
     """D_PI."""
@@ -34,13 +34,13 @@ class SampleSources:
 def samples_of(
     arm: Arm, sources: SampleSources, seed: int, is_retained: Callable[[Verdict], bool] = lambda _: False
 ) -> Samples:
-    """A function that yields an arm's own samples; every call reads them again.
+    """Return a function that yields an arm's own samples. Every call reads the samples again.
 
     Args:
         arm: The arm.
-        sources: Where its samples come from.
+        sources: The datasets that its samples come from.
         seed: Chooses the samples of arm `random`.
-        is_retained: Tells whether a pair is kept out of training in all arms.
+        is_retained: Returns whether a pair is kept out of training in all arms.
 
     Raises:
         ValueError: the arm is `labels`, and there is no labelled set.

@@ -1,4 +1,4 @@
-"""How a step is cut into micro-batches.
+"""Cut a step into micro-batches.
 
 A step is a random set of samples that does not depend on the number of workers or the size of micro-batches. The loss
 is normalised over the whole step, so cutting a step by length changes the padding, but not the gradient.
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from mpa_ray.records import ParitySample
 
 _PASS_COST = 1 / 16
-"""The fixed cost of one forward pass, as a share of the token budget. A further micro-batch has to save more
-padding."""
+"""The fixed cost of one forward pass, as a share of the token budget. An additional micro-batch is worth its cost only
+if it saves more padding than this."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,14 @@ class TrainingRow:
     num_tokens: int
     """An estimate of the number of tokens of prompt, image and answer."""
     supervised: bool = True
-    """False for filler rows, which keep a worker busy and carry no loss."""
+    """False for filler rows. These have no loss, and give every worker the same number of micro-batches."""
 
     @classmethod
     def of(cls, sample: ParitySample) -> TrainingRow:
-        """Estimate the length: the prompt as measured by identification, and one token per 3 bytes of the answer."""
+        """Make the row of a sample.
+
+        Its length is the prompt's length, which identification measured, plus one token per 3 bytes of the answer.
+        """
         return cls(sample, sample.num_prompt_tokens + 2 + len(sample.answer.encode()) // 3)
 
     @property
@@ -46,7 +49,7 @@ MicroBatch = tuple[TrainingRow, ...]
 
 
 def micro_batches(step: Sequence[TrainingRow], token_budget: int, num_workers: int) -> list[list[MicroBatch]]:
-    """Cut a step into micro-batches of rows of similar length, the same number for every worker.
+    """Cut a step into micro-batches of rows with similar lengths. All workers get the same number of micro-batches.
 
     A micro-batch has at most `token_budget` tokens, including padding; a longer row gets a micro-batch to itself.
     """
@@ -72,9 +75,9 @@ def _split_until_divisible(cut: list[MicroBatch], num_workers: int) -> list[Micr
 
 
 def _cheapest_cut(step: Sequence[TrainingRow], token_budget: int) -> list[MicroBatch]:
-    """Sort the rows by length, and cut them so that computed tokens and forward passes cost the least.
+    """Sort the rows by length, and cut them so that the total cost of tokens and forward passes is the lowest.
 
-    The result is exact: dynamic programming over the row at which the last micro-batch starts.
+    The minimum is exact: dynamic programming tries every row at which the last micro-batch can start.
     """
     rows = sorted(step, key=lambda row: (-row.num_tokens, row.sample.annotation_id))
     lowest_cost = [0.0] + [math.inf] * len(rows)

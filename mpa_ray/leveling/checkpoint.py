@@ -28,17 +28,17 @@ class TrainingProgress:
     """What a checkpoint stores in addition to the weights and the states of optimizer and scheduler."""
 
     num_unreadable: int
-    """Samples so far whose images could not be read or have changed, on all workers."""
+    """The number of samples so far, on all workers, whose images could not be read or have changed."""
     num_retained_before: int | None
     """Retained pairs that the student answered before training; None until they are counted."""
     best_loss: float
     """The lowest loss so far on the held-out samples; infinite before the first measurement."""
     num_worse: int
-    """How many losses on the held-out samples were measured since the lowest one."""
+    """The number of evaluations since the one with the lowest loss."""
     has_best: bool
     """Whether the checkpoint holds the weights with the lowest loss."""
     num_changed: int = 0
-    """Samples so far whose images have changed since the teacher saw them."""
+    """The number of samples in `num_unreadable` whose images have changed since the teacher saw them."""
 
     def save(self, folder: Path) -> None:
         content = {name: value for name, value in vars(self).items() if name != "num_retained_before"}
@@ -92,11 +92,11 @@ def trainable_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def restore_weights(model: Any, weights: dict[str, torch.Tensor]) -> None:
-    """The inverse of `trainable_weights`."""
+    """Load weights, which come from `trainable_weights`, into the model."""
     set_model_state_dict(model, weights, options=_LOCAL)
 
 
 def full_weights(model: Any) -> dict[str, torch.Tensor]:
-    """The trainable weights of all workers as ordinary tensors, on rank 0 only; all workers call this together."""
+    """Return the unsharded trainable weights on rank 0, and none on other ranks; all workers call this together."""
     weights: dict[str, torch.Tensor] = get_model_state_dict(model, options=_FULL)
     return weights

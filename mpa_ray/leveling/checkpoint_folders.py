@@ -1,4 +1,4 @@
-"""The folders of checkpoints: each owner of a training has its own, so that no owner changes another's checkpoints."""
+"""The folders of checkpoints. Each command that has owned a training has a folder that no other owner changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpa_ray.storage.storage import Storage
 logger = logging.getLogger(__name__)
 
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Ray Train's file with the complete checkpoints in a folder."""
+"""The file in which Ray Train lists the complete checkpoints of a folder."""
 
 
 def checkpoints_name(owner: int) -> str:
@@ -20,7 +20,7 @@ def checkpoints_name(owner: int) -> str:
 
 
 def inherited_checkpoint(storage: Storage, folder: str, owner: int) -> str | None:
-    """The folder of the last checkpoint that the owners before this one have completed; None if there is none."""
+    """The folder of the latest checkpoint that an earlier owner completed; None if there is none."""
     for earlier in range(owner - 1, 0, -1):
         name = _last_complete(storage, f"{folder}/{checkpoints_name(earlier)}")
         if name is not None:
@@ -29,7 +29,7 @@ def inherited_checkpoint(storage: Storage, folder: str, owner: int) -> str | Non
 
 
 def drop_earlier(storage: Storage, folder: str, owner: int, inherited: str | None) -> None:
-    """Remove the checkpoints of the owners before this one, except those in the folder that was inherited from."""
+    """Remove the checkpoints of the earlier owners, but keep the folder that holds the inherited checkpoint."""
     file_system, root = storage.arrow()
     for earlier in range(1, owner):
         name = f"{folder}/{checkpoints_name(earlier)}"
@@ -45,7 +45,7 @@ def _last_complete(storage: Storage, folder: str) -> str | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        # Ray Train was killed while it wrote the file. Steps are repeated, and nothing is lost.
+        # Ray Train was killed while it wrote the file. The training repeats some steps, but no result is lost.
         logger.warning("%s/%s cannot be read, so its checkpoints are not used: %s", folder, _SNAPSHOT, error)
         return None
     return name

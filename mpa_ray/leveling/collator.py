@@ -16,7 +16,7 @@ from mpa_ray.models.chat_template import render, turn_of
 from mpa_ray.tasks.task import Task
 
 Batch = dict[str, torch.Tensor]
-"""Inputs of a model with `labels` (batch, length); -100 everywhere except on answers."""
+"""The inputs of a model, and `labels` (batch, length), which are -100 everywhere except on answers."""
 
 
 class AnswerCollator:
@@ -51,7 +51,7 @@ class AnswerCollator:
         tokenizer = self._processor.tokenizer
 
         def tokens(text: str, *, as_text: bool) -> list[int]:
-            # The name of a special token in an answer is read as plain text.
+            # If an answer contains the text of a special token, the text is tokenized like any other.
             ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=as_text)["input_ids"]
             return ids
 

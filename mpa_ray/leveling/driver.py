@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mpa_ray.config import RunConfig, StudentConfig
 from mpa_ray.errors import RunError, Unfinished
+from mpa_ray.errors.remedies import what_continues
 from mpa_ray.leveling.checkpoint_folders import checkpoints_name, drop_earlier, inherited_checkpoint
 from mpa_ray.leveling.epoch_plan import EpochPlan
 from mpa_ray.leveling.failures import ReportFailures, TrainingFailures
@@ -23,7 +24,6 @@ from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.pipeline.cluster import check_resources
 from mpa_ray.pipeline.death_recorder import DeathRecorder
-from mpa_ray.remedies import what_continues
 from mpa_ray.run.ownership import Ownership
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
@@ -88,7 +88,7 @@ def fine_tune(
     with Progress(label, plan.num_steps, "steps", before.step) as progress, _StepFollower(job, progress, before.step):
         _fit(job, key)
     number = _owner_number(job)
-    # The next owner would continue from this checkpoint. The export is made, but its check may fail.
+    # Keep only the checkpoint that the next owner would continue from, if the check of this export fails.
     drop_earlier(run.storage, folder, number, inherited_checkpoint(run.storage, folder, number + 1))
     after = _state(job)
     _say_results(label, before, after)
@@ -117,7 +117,7 @@ def _fit(job: TrainingJob, key: PhaseKey) -> None:
 def _fit_in_thread(trainer: TorchTrainer) -> None:
     """Train in another thread.
 
-    In the main thread, Ray Train handles Ctrl-C itself and then ends the process with exit code 0.
+    In the main thread, Ray Train would handle Ctrl-C and end the process with exit code 0.
     """
     done: Future[None] = Future()
     context = copy_context()
@@ -169,7 +169,7 @@ def _state(job: TrainingJob) -> TrainingState:
 
 
 def _check_images(job: TrainingJob, label: str, state: TrainingState, max_failed_rate: float) -> None:
-    """Warn of samples whose images could no longer be read and which therefore added nothing to the loss.
+    """Warn about samples that added nothing to the loss, because their images could no longer be read.
 
     Raises:
         RunError: there are too many such samples. Resuming would not help, because the checkpoints were trained without
@@ -192,7 +192,7 @@ def _check_images(job: TrainingJob, label: str, state: TrainingState, max_failed
 def _say_results(label: str, before: TrainingState, after: TrainingState) -> None:
     """Print how many retained pairs the student still answers, and how often its training was resumed."""
     retained = after.retained
-    # A warning about forgetting says the same, and why it matters.
+    # If there is a warning about forgetting, it contains the same numbers.
     if retained.before and retained.after is not None and retained.forgetting_warning() is None:
         say(
             f"{label}: the student answers {retained.after} of {retained.num} retained pairs word for word; it "

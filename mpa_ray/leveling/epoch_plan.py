@@ -1,4 +1,4 @@
-"""The plan of an epoch, stored in the run: every training sample once, in training order, in whole steps."""
+"""Plan an epoch and store the plan in the run: every training sample once, in training order, in whole steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ IsPromptable = Callable[[ParitySample], bool]
 """Whether the student can be prompted with a sample's question: see `mpa_ray.leveling.prompts`."""
 
 _SHARD_ROWS = 4096
-"""A shard has as many whole steps as fit into this number of rows, and at least one."""
+"""A shard has as many whole steps as fit into this number of rows, but at least one step."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,13 @@ def plan_epoch(
 ) -> EpochPlan:
     """Plan an arm's epoch and store it below `folder`, or read the plan that is stored there.
 
-    The driver holds in memory about a 64th of the epoch's rows, the Parquet file of D_PI, and 20 bytes for each known
-    pair.
+    The driver's memory holds about 1/64 of the epoch's rows, the Parquet file of D_PI, and 20 bytes per known pair.
     """
     files = _EpochFiles.of(run, folder)
     path = f"{folder}/epoch/manifest.json"
     if not run.storage.exists(path):
         run.write_json(path, asdict(_write_epoch(files, sources, level.of_arm(arm), arm, is_promptable)))
-    # Another driver may have written the whole plan.
+    # The plan may come from another driver, which may have other settings.
     files.samples.check_fingerprint()
     return EpochPlan(
         counts=EpochCounts(**run.read_json(path)),
@@ -92,7 +91,7 @@ def plan_epoch(
 class _EpochFiles:
     samples: ShardedDataset[ParitySample]
     held_out: ShardedDataset[ParitySample]
-    """The held-out samples, in a single shard like the retained pairs."""
+    """The held-out samples. They are stored in a single shard, and so are the retained pairs."""
     retained: ShardedDataset[ParitySample]
 
     @classmethod
@@ -176,13 +175,13 @@ def _write_in_order(dataset: ShardedDataset[ParitySample], samples: Iterable[Par
 
 
 class _LongestPrompt:
-    """Finds the longest prompt. Prompts of a labelled set have no known length and are assumed to be as long."""
+    """Measures the longest prompt. This length is assumed for samples of labelled sets, which were never prompted."""
 
     def __init__(self) -> None:
         self._num_tokens = 0
 
     def over(self, rows: Iterable[PromptT]) -> Iterator[PromptT]:
-        """Yield the same rows, and measure each one."""
+        """Yield the rows unchanged, and measure their prompts."""
         for row in rows:
             self._num_tokens = max(self._num_tokens, row.num_prompt_tokens)
             yield row

@@ -19,21 +19,21 @@ from mpa_ray.imaging.decode import ImageProblem, prepare
 from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.models.hub import split_revision
-from mpa_ray.run.checksums import FILES, checksums_of
+from mpa_ray.run.checksums import FILES, JsonChecksums, checksums_of
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
 from mpa_ray.run.run import EXPORT, Run
 from mpa_ray.tasks.task import Task
 
 _NUM_NAMED = 3
-"""The number of weights that an error names."""
+"""An error lists at most this number of weights."""
 _CARD = "README.md"
 
 
 def load_trained_weights(model: Any, weights: dict[str, torch.Tensor]) -> Any:
-    """Load the trained weights into a model with the student's original weights that is prepared for the same training.
+    """Load the trained weights into a new copy of the student that is prepared for the same training.
 
     Raises:
-        RunError: a trained weight is missing, or the model does not have one of the weights.
+        RunError: `weights` lacks a trainable weight of the model, or has a weight that the model does not have.
     """
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if missing := sorted(trained - weights.keys()):
@@ -56,22 +56,22 @@ def export(
 ) -> None:
     """Write `adapter/` (only for LoRA), `merged/`, their checksums and `check.json` into the run.
 
-    The checkpoint in `merged/` is read back and must answer the questions exactly as the model in memory does. The
-    answers are stored in `check.json`, to be compared with the answers of an engine.
+    The checkpoint in `merged/` is read back and must answer the questions exactly as the model in memory does. Its
+    answers are stored in `check.json`, so that they can be compared with the answers of an engine.
 
     Args:
         model: The trained student.
         processor: Saved beside the weights, with its chat template.
-        base: The model that the adapter names as its base: the student's model as configured, not this machine's copy
-            of it.
+        base: The student's model as configured, which the adapter names as its base model. It is not the path of a
+            local copy.
         card: The model card.
-        questions: The questions to compare answers to.
+        questions: The questions that both models answer.
         run: The run to write into.
         folder: The folder of the run for this training.
         check_owner: Called before each file is written. Raises LostOwnership if another command has taken over.
 
     Raises:
-        RunError: the checkpoint answers differently.
+        RunError: the answers of the checkpoint and of the model in memory differ.
     """
     from peft import PeftModel
 
@@ -92,7 +92,7 @@ def export(
             raise RunError(f"The exported checkpoint answers {answers}, but the model in memory answers {expected}.")
         check_owner()
         questions.record(answers).write(run, folder)
-        checksums: dict[str, Any] = {}
+        checksums: JsonChecksums = {}
         for exported_folder in filter(Path.is_dir, (adapter, merged)):
             # Scoring writes the card again.
             checksums |= checksums_of(exported_folder, f"{exported_folder.name}/", leaving_out=[_CARD])
@@ -102,7 +102,7 @@ def export(
 
 
 def _put(source: Path, run: Run, path: str, check_owner: Callable[[], None]) -> None:
-    """Move the files of a local folder into the run, as long as this command owns the training."""
+    """Move the files of a local folder into the run. Before each file, check that this command owns the training."""
     for file in sorted(file for file in source.iterdir() if file.is_file()):
         check_owner()
         with tempfile.TemporaryDirectory(dir=source.parent) as alone:
@@ -137,7 +137,7 @@ class CheckQuestions:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def answers(self, model: Any, processor: Any) -> list[str]:
-        """Greedy answers, one prompt at a time, so that padding does not change them."""
+        """Answer the questions greedily, one prompt at a time, so that padding does not change the answers."""
         model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         answers = []
         for row, image in self._questions:
@@ -149,7 +149,7 @@ class CheckQuestions:
         return answers
 
     def record(self, answers: Sequence[str]) -> ExportCheck:
-        """The questions and these answers, in the form in which the run stores them."""
+        """Return the questions with these answers, in the form in which the run stores them."""
         return ExportCheck(
             tuple(
                 CheckedAnswer(
@@ -174,12 +174,13 @@ def _save(model: Any, target: Path, card: str) -> None:
 
 
 _VLLM_NAMES = {
-    # transformers 5 leaves `vision_model.` out of names of weights; vLLM and older versions of transformers expect it.
+    # transformers 5 leaves `vision_model.` out of the names of weights. vLLM and older versions of transformers expect
+    # this part.
     kind: (re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)"), r"\1vision_model.")
     for kind in ("llava", "llava_next", "llava_onevision")
 }
-"""By model type, a pattern and its replacement for names of weights that differ in vLLM. transformers reads both
-names."""
+"""For each model type, a pattern and a replacement that turn the names of weights in transformers into those that vLLM
+expects. transformers can read both forms."""
 
 
 def _rename_for_vllm(folder: Path, model_type: str) -> None:

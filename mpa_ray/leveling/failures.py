@@ -1,4 +1,4 @@
-"""Why the attempts of a training fail: which workers died, and the last error of each."""
+"""Record why the attempts of a training fail: which workers died, and the last error of each worker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FOLLOWS = re.compile(
     r"connection (closed|reset|refused)|connectFullMesh|NCCL.*(remote|abort|timeout)|Broken pipe|Socket closed",
     re.IGNORECASE,
 )
-"""Errors of a worker that has lost its connection to another worker."""
+"""Errors of a worker that has only lost its connection to another worker, which has failed."""
 
 
 class TrainingFailures:
@@ -46,7 +46,7 @@ class TrainingFailures:
             self._cause = f"training worker {rank}: {died}"
 
     async def last_failure(self) -> tuple[int, str]:
-        """How many attempts have failed, and why the last one did."""
+        """How many attempts have failed, and why the last of them failed."""
         await self._deaths.settle()
         return self._num_failures, self._cause
 
@@ -55,7 +55,7 @@ class ReportFailures(ray.train.UserCallback):
     """Reports the errors of workers to `TrainingFailures`. Runs in Ray Train's controller."""
 
     def __init__(self, failures: Any) -> None:
-        """Report to this actor."""
+        """Report to the actor `failures`, which is a `TrainingFailures`."""
         self._failures = failures
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
@@ -64,6 +64,6 @@ class ReportFailures(ray.train.UserCallback):
 
 
 def _words_of(error: BaseException) -> str | None:
-    """The error of a worker in words; None if its process ended without an error."""
+    """The error of a worker as text; None if the worker's process ended without an error."""
     failure = getattr(error, "health_check_failure", error)
     return None if isinstance(failure, RayActorError | WorkerCrashedError) else in_words(failure)

@@ -38,7 +38,7 @@ class TrainingJob:
     ownership: Ownership | None = None
     """The right to train the student; None if no other command can train it."""
     inherited: str | None = None
-    """The folder of the last checkpoint of the owners before this one; None without a checkpoint."""
+    """The folder of the latest checkpoint that an earlier owner completed; None if there is none."""
 
     def check_owner(self) -> None:
         """Call this before every write. Raises LostOwnership if another command has taken over the training."""
@@ -60,7 +60,7 @@ class TrainingJob:
         """The job of a configured student."""
         return cls(
             student=student.name,
-            # A worker has another working directory.
+            # A relative path would be wrong in the worker, whose working directory is another one.
             model=resolve_path(student.model),
             level=student.level,
             task=task,

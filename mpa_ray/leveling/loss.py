@@ -13,7 +13,7 @@ Reduction = Literal["token", "sample"]
 
 
 def weight_of(labels: torch.Tensor, reduction: Reduction) -> int:
-    """The weight of a micro-batch in its step: the number of its supervised tokens, or of the samples that have any.
+    """The weight of a micro-batch in its step: the number of its supervised tokens, or of samples with such tokens.
 
     Args:
         labels: (batch, length); -100 for tokens without loss.
@@ -26,7 +26,7 @@ def weight_of(labels: torch.Tensor, reduction: Reduction) -> int:
 def answer_loss(model: Any, batch: dict[str, torch.Tensor], total_weight: float, reduction: Reduction) -> torch.Tensor:
     """A micro-batch's share of the mean cross-entropy of its step: the shares of all micro-batches add up to the mean.
 
-    Logits are computed only where a row has a label, since a prompt is many times as long as an answer.
+    Logits are computed only at positions where some row has a label, since a prompt is many times as long as an answer.
 
     Args:
         model: Takes the batch without its labels, and `logits_to_keep`.
@@ -44,7 +44,7 @@ def answer_loss(model: Any, batch: dict[str, torch.Tensor], total_weight: float,
 
 
 def num_answered(model: Any, batch: dict[str, torch.Tensor]) -> int:
-    """The number of answers in a batch that the model would decode greedily: each of their tokens has the top logit."""
+    """The number of answers in a batch that greedy decoding would give: those whose tokens all have the top logit."""
     logits, targets = _at_labels(model, batch)
     supervised = targets != IGNORED_LABEL
     is_right = (logits.argmax(dim=-1) == targets) | ~supervised
@@ -52,7 +52,7 @@ def num_answered(model: Any, batch: dict[str, torch.Tensor]) -> int:
 
 
 def _at_labels(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (batch, positions, vocabulary) and labels (batch, positions) at the positions where a row has a label."""
+    """Logits (batch, positions, vocabulary) and labels (batch, positions) at positions where some row has a label."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     targets = batch["labels"][:, 1:]
     kept = (targets != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)

@@ -1,4 +1,4 @@
-"""How fast a training is: samples, tokens, padding, waiting for data, and operations."""
+"""Measure the speed of a training: samples, tokens, padding, waiting for data, and operations."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Pace:
         self._flops_per_token: float | None = None
 
     def add(self, counts: StepCounts, wait_s: float) -> None:
-        """Add a step of all workers, and how long this worker waited for its data."""
+        """Add the counts of a step on all workers, and the time that this worker waited for the data of the step."""
         self._counts.update(asdict(counts))
         self._wait_s += wait_s
 
     @contextmanager
     def count_operations(self, batch: Batch) -> Iterator[None]:
-        """Count the operations of the first micro-batch, forward and backward."""
+        """In the first call, count the operations of the block: the forward and backward pass of a micro-batch."""
         if self._flops_per_token is not None:
             yield
             return
@@ -43,7 +43,7 @@ class Pace:
         self._flops_per_token = counter.get_total_flops() / batch["attention_mask"].numel()
 
     def measure(self) -> dict[str, float]:
-        """The speed since the last call, as fields of a `LogEntry`."""
+        """The speed since the previous call, as fields of a `LogEntry`."""
         now = time.monotonic()
         elapsed_s = now - self._started
         counts = self._counts

@@ -23,7 +23,7 @@ def shard(model: Any, on_gpu: bool) -> Any:
             if any(True for _ in layer.parameters()):
                 fully_shard(layer, **settings)
     fully_shard(model, **settings)
-    # Keeps the Trainer from moving the model or wrapping it again.
+    # This attribute keeps the Trainer from moving the model or wrapping it again.
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     base._is_distributed_loading_by_transformers = True
     return model

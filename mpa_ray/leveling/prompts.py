@@ -1,4 +1,4 @@
-"""Which samples a student can be prompted with."""
+"""Check whether a student can be prompted with a sample's question."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class PromptCheck:
     """Checks that no question contains a special token of the student, such as the one that ends a turn."""
 
     def __init__(self, model: str, object_store: ObjectStoreConfig, task: Task) -> None:
-        """Check questions for a student's model. Its processor is loaded when the first question is checked."""
+        """Check questions for a student's model, whose processor is loaded when the first question is checked."""
         self._model = model
         self._object_store = object_store
         self._task = task
@@ -24,7 +24,7 @@ class PromptCheck:
     def __call__(self, sample: ParitySample) -> bool:
         """Whether the student can be prompted with the sample's question."""
         if sample.num_prompt_tokens:
-            # The student has answered this question.
+            # The student was already prompted with this question in identification.
             return True
         try:
             render(self._processor, self._task.answer_prompt(sample.question))

@@ -1,4 +1,4 @@
-"""Select known pairs, those that the student already answers: some to train on, and some to measure forgetting."""
+"""Select known pairs (those that the student already answers) to train on, and others to measure forgetting."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class KnownPairSelection:
 
     seed: int
     retained: int
-    """Threshold of the pairs that are kept out of training to measure forgetting."""
+    """The threshold for pairs that are kept out of training, to measure forgetting."""
     balancing: Mapping[str, int]
-    """Thresholds of the pairs that are trained on for balance, by type of answer."""
+    """The thresholds, by type of answer, for pairs that are added to the training to balance the types."""
     replayed: int
-    """Threshold of the pairs that are replayed."""
+    """The threshold for pairs of any type that are trained on because of `level.replay_share`."""
 
     def role(self, verdict: Verdict) -> Role | None:
-        """What a pair is used for; None if it is not selected, or not a known pair."""
+        """What the pair is used for; None if the pair is not known or not selected."""
         if not _is_known(verdict):
             return None
         key = _key(verdict, self.seed)
@@ -49,7 +49,7 @@ def select_known_pairs(
 ) -> KnownPairSelection:
     """Select pairs for `level.retained_samples`, `level.balance` and `level.replay_share`, in this order.
 
-    This takes about 20 bytes of memory for each known pair. The order of the verdicts does not matter.
+    The selection takes about 20 bytes of memory for each known pair. The order of the verdicts does not matter.
 
     Args:
         parity_types: The number of answers of each type in D_PI.
@@ -68,7 +68,7 @@ def select_known_pairs(
             known_keys.append(_key(verdict, level.seed))
             known_types.append(codes[kind])
     keys, types = np.array(known_keys, dtype=np.uint64), np.array(known_types, dtype=np.uint8)
-    # Retained pairs come first and do not depend on the other settings, so all arms of a student share them.
+    # Retained pairs are selected first. They do not depend on the other settings, so they are the same in all arms.
     retained = key_threshold(keys, min(level.retained_samples, int(_RETAINED_SHARE * len(keys))))
     remaining = keys > np.uint64(max(retained, 0))
     keys, types = keys[remaining], types[remaining]
@@ -84,7 +84,7 @@ def select_known_pairs(
 
 
 def shortfall(annotated: Mapping[str, int], parity: Mapping[str, int]) -> dict[str, int]:
-    """How many answers of each type D_PI lacks, compared with a set of the same size and with D_PA's shares."""
+    """How many more answers of each type D_PI would have if it kept its size but had D_PA's shares of the types."""
     num_annotated, num_parity = sum(annotated.values()), sum(parity.values())
     balanced = {kind: round(num / num_annotated * num_parity) for kind, num in annotated.items() if num}
     return {kind: num - parity.get(kind, 0) for kind, num in balanced.items() if num > parity.get(kind, 0)}

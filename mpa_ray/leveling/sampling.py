@@ -1,4 +1,4 @@
-"""Random choices by a hash of the seed and each row's id, so that the order of the rows does not matter."""
+"""Choose rows at random, by a hash of the seed and the row's id. The order of the rows does not matter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def sampling_key(annotation_id: str, seed: int, purpose: str) -> int:
 
 
 def key_threshold(keys: NDArray[np.uint64], num: int) -> int:
-    """The largest of the `num` lowest keys, so that `key <= threshold` selects them; -1 if there are no keys."""
+    """The largest of the `num` lowest keys: `key <= threshold` selects exactly these. -1 if there are none."""
     if num <= 0 or not len(keys):
         return -1
     num = min(num, len(keys))

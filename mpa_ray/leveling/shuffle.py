@@ -1,4 +1,4 @@
-"""The order of an epoch: an external shuffle of its samples."""
+"""Shuffle the samples of an epoch, mostly on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NUM_BUCKETS = 64
 def in_seeded_order(samples: Iterable[ParitySample], seed: int, scratch: Path) -> Iterator[ParitySample]:
     """Shuffle samples by a hash of seed and id, so that the order of the input does not matter.
 
-    About one 64th of them is in memory at a time; the rest is in files below `scratch`.
+    About 1/64 of the samples are in memory at a time; the others are in files below `scratch`.
     """
     buckets = [scratch / f"{number}" for number in range(_NUM_BUCKETS)]
     with ExitStack() as stack:

@@ -35,7 +35,7 @@ class StepCounts:
     num_unreadable: int
     """Samples that have no loss, because their images cannot be read or have changed."""
     num_changed: int
-    """How many of them have images that changed since the teacher saw them."""
+    """The number of those samples whose images have changed since the teacher saw them."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Step:
     num_unreadable: int
     """Rows that have no loss, because their images cannot be read or have changed."""
     num_changed: int = 0
-    """How many of them have images that changed since the teacher saw them."""
+    """The number of those rows whose images have changed since the teacher saw them."""
     wait_s: float = 0.0
-    """How long the worker waited for this data."""
+    """Seconds that the worker waited for the data of this step."""
     total_weight: float = 0.0
     """The weight of all workers' micro-batches; see `weight_of`."""
 
@@ -91,13 +91,13 @@ class StepLoader:
     def load(
         self, num_steps: int, first: int, rows: Callable[[int, int], Iterable[Sequence[TrainingRow]]]
     ) -> Iterator[Step]:
-        """Yield the steps of an epoch, read and rendered ahead.
+        """Yield the steps of an epoch, which are read and rendered ahead of the training.
 
         Args:
             num_steps: The number of steps in the epoch.
             first: The step to start with, from 0.
             rows: Called with two step numbers; yields the rows of each step from the first number up to, but not
-                including, the second. It runs in the tasks that read the images.
+                including, the second. The calls are made in the Ray tasks that read the images.
         """
         share = self.share
 

@@ -13,11 +13,11 @@ from tensorboardX.record_writer import masked_crc32c
 from mpa_ray.storage.storage import Storage
 
 _FILE_ENTRIES = 100
-"""A file is written again for each of its entries, and there is another file after this number of entries."""
+"""The number of entries in a file. A file stays small, because every new entry writes the whole file again."""
 
 
 class TensorBoard:
-    """Writes event files into the run, which TensorBoard reads in the order of their names, as one curve."""
+    """Writes event files into the run. TensorBoard reads them in the order of their names and shows one curve."""
 
     def __init__(self, storage: Storage, folder: str, attempt: int, first_step: int) -> None:
         """Write the events of one attempt at a training.
@@ -25,9 +25,9 @@ class TensorBoard:
         Args:
             storage: The storage of the run.
             folder: The folder of the run for the event files.
-            attempt: The number of the attempt, which orders its files after those of earlier attempts.
-            first_step: The first step of the attempt. Earlier attempts' events of this step and of later steps are no
-                longer shown.
+            attempt: The number of the attempt. It is part of the files' names, so that later attempts are read later.
+            first_step: The first step of the attempt. From this step on, TensorBoard no longer shows the events of
+                earlier attempts.
         """
         self._storage = storage
         self._path = f"{folder}/events.out.tfevents.{attempt:04}"
@@ -47,7 +47,7 @@ class TensorBoard:
 
 
 def _record(event: Event) -> bytes:
-    """An event in the format of TensorFlow's record files."""
+    """An event as a record of a TFRecord file."""
     event.wall_time = time.time()
     content = event.SerializeToString()
     length = struct.pack("<Q", len(content))

@@ -1,4 +1,4 @@
-"""Which components of a model are trained, and at which rate: by default the language model alone."""
+"""Choose the components of a model to train, and their learning rates. The default is the language model only."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mpa_ray.models.components import component_of
 
 
 def prepare_for_training(model: Any, method: LoraConfig | FullConfig) -> Any:
-    """Freeze what is not trained, and add adapters if the method is LoRA.
+    """Freeze the weights that are not trained, and add adapters if the method is LoRA.
 
     Raises:
-        ValueError: the model has no module of a configured component, or another component would be trained too.
+        ValueError: the model has no module of a configured component, or another component would also be trained.
     """
     if isinstance(method, LoraConfig):
         model = _with_adapters(model, method)

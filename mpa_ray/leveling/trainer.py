@@ -42,7 +42,7 @@ class TrainingData:
 class ParityTrainer(Trainer):
     """`transformers.Trainer` whose batch is a whole optimiser step, cut into micro-batches of similar length.
 
-    The loss is normalised over the supervised tokens (or samples) of the step, on all workers, for every model family.
+    For every model family, the loss is normalised over all supervised tokens (or samples) of the step on all workers.
     """
 
     optimizer: Any
@@ -51,7 +51,8 @@ class ParityTrainer(Trainer):
         super().__init__(train_dataset=data.epoch, **settings)
         self.best = BestWeights()
         self.num_unreadable = self.num_changed = 0
-        """Samples so far whose images could not be read or have changed, on all workers and in all attempts."""
+        """The samples so far, on all workers and in all attempts, whose images could not be read or have changed, and
+        the number of these samples whose images have changed."""
         self._job = job
         self._data = data
         self._pace = Pace(self.args.world_size)
@@ -59,7 +60,7 @@ class ParityTrainer(Trainer):
         self._saved_at = time.monotonic()
         self._checkpoint_is_due = False
         self._stored = TrainingState()
-        """What is stored of the training; only rank 0 stores it."""
+        """The content of training.json, which only rank 0 writes."""
         self._board: TensorBoard | None = None
 
     # A training step
@@ -72,7 +73,7 @@ class ParityTrainer(Trainer):
         step = next(epoch_iterator, None)
         if step is None:
             return [], None
-        # The clock of rank 0 decides for all workers.
+        # The clock of rank 0 decides for all workers whether a checkpoint is due.
         is_due = time.monotonic() - self._saved_at > 60 * self._job.level.checkpoint_every_minutes
         counted = astuple(step.counts(self._job.level.reduction))
         *sums, is_due_sum = sum_over_workers(*counted, is_due and self.state.is_world_process_zero)
@@ -96,12 +97,12 @@ class ParityTrainer(Trainer):
         return total
 
     def _loss(self, model: Any, batch: Batch, total_weight: float) -> torch.Tensor:
-        # DDP and FSDP average gradients over the workers, but the loss is a sum over the workers.
+        # The loss is a sum over the workers, but DDP and FSDP average its gradients: multiply by the number of workers.
         inputs = self._prepare_inputs(batch)
         return self.args.world_size * answer_loss(model, inputs, total_weight, self._job.level.reduction)
 
     def _gradient_sync(self, model: Any, is_last: bool) -> AbstractContextManager[None]:
-        """Exchange gradients between workers only once a step, after its last micro-batch."""
+        """Exchange gradients between the workers only in the last micro-batch of a step."""
         if hasattr(model, "set_requires_gradient_sync"):
             model.set_requires_gradient_sync(is_last)
             return nullcontext()
@@ -131,7 +132,7 @@ class ParityTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_runtime" in logs and self.state.global_step == self._initial_global_step:
-            # An attempt that only exports runs no step, so its summary would be a loss of 0.
+            # An attempt that only exports runs no step, so its summary would show a loss of 0.
             return
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
@@ -141,7 +142,7 @@ class ParityTrainer(Trainer):
             logs |= self._pace.measure()
         super().log(logs, start_time)
         entry = LogEntry.from_json(self.state.log_history[-1])
-        # Every checkpoint would store the whole history.
+        # Otherwise, every checkpoint would store the whole history.
         self.state.log_history.clear()
         if self.state.is_world_process_zero:
             self._job.check_owner()
@@ -169,7 +170,7 @@ class ParityTrainer(Trainer):
         self._stored.write(self._job.run, self._job.folder)
 
     def _begin_log(self, from_step: int) -> None:
-        """Continue the stored log at the step of a checkpoint; 0 if there is none."""
+        """Continue the stored log after `from_step`, the step of the checkpoint; 0 if there is no checkpoint."""
         run, folder = self._job.run, self._job.folder
         stored = TrainingState.read(run, folder)
         if stored is None and from_step:
@@ -199,7 +200,7 @@ class ParityTrainer(Trainer):
         if self._has_stopped_early:
             # Save a checkpoint of the last step, so that no step is repeated if the export fails.
             self.control.should_training_stop = self.control.should_save = True
-        # Otherwise the Trainer evaluates again after its last step.
+        # Without this line, the Trainer would evaluate again after its last step.
         self.control.should_evaluate = False
         self.log({"eval_loss": loss})
         return {"eval_loss": loss}
@@ -212,7 +213,7 @@ class ParityTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
-        """Every worker writes and reports its own part; Ray Train accepts the checkpoint once all have reported."""
+        """Every worker writes and reports its own part; Ray Train accepts the checkpoint when all have reported."""
         folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
         folder.mkdir(parents=True)
         checkpoint.save(folder, model, self.optimizer.optimizer, self.lr_scheduler, self.best.weights)
@@ -236,7 +237,7 @@ class ParityTrainer(Trainer):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Does nothing: `_load_optimizer_and_scheduler` loads the weights, once the model is wrapped or sharded."""
+        """Do nothing. `_load_optimizer_and_scheduler` loads the weights later, when the model is wrapped or sharded."""
 
     def _load_optimizer_and_scheduler(self, resume_from: str | None) -> None:
         if resume_from is None:

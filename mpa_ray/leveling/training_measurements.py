@@ -18,7 +18,7 @@ ToDevice = Callable[[Batch], Batch]
 
 
 def mean_loss(model: Any, steps: Steps, reduction: Reduction, to_device: ToDevice) -> float:
-    """The mean loss on the samples of all workers; all workers call this together."""
+    """The mean loss over the samples of all workers; all workers call this together."""
     model.eval()
     loss = weight = 0.0
     with torch.no_grad():
@@ -30,7 +30,7 @@ def mean_loss(model: Any, steps: Steps, reduction: Reduction, to_device: ToDevic
 
 
 def total_answered(model: Any, steps: Steps, to_device: ToDevice) -> int:
-    """How many samples of all workers the model answers word for word; all workers call this together."""
+    """The number of all workers' samples that the model answers word for word; all workers call this together."""
     model.eval()
     with torch.no_grad():
         answered = sum(num_answered(model, batch) for batch in _batches(steps, to_device))
@@ -50,10 +50,10 @@ class BestWeights:
         """This worker's part of the weights; empty before the first loss."""
         self.loss = math.inf
         self.num_worse = 0
-        """How many losses were measured since the lowest one."""
+        """The number of evaluations since the one with the lowest loss."""
 
     def update(self, loss: float, model: Any) -> bool:
-        """Keep a copy of the model's weights if its loss is the lowest so far. Return whether it is."""
+        """If the loss is the lowest so far, keep a copy of the model's weights and return True."""
         if loss < self.loss:
             self.loss = loss
             self.num_worse = 0

@@ -1,4 +1,4 @@
-"""What runs in each Ray Train worker: train the student for one epoch, then export it."""
+"""The code of a Ray Train worker: it trains the student for one epoch, then exports it."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from mpa_ray.pipeline.training_data import read_images
 
 _LOG_EVERY_STEPS = 5
 _NUM_CHECKED = 8
-"""The number of questions that the exported checkpoint and the model in memory answer, to compare them."""
+"""The number of questions on which the exported checkpoint is compared with the model in memory."""
 
 
 def train(job: TrainingJob, failures: Any) -> None:
-    """Train for one epoch, from the last complete checkpoint if there is one, then export on rank 0.
+    """Train for one epoch, then export on rank 0. Training resumes from the last complete checkpoint, if there is one.
 
     Args:
         job: What to train.
-        failures: The actor that runs this training's `TrainingFailures`.
+        failures: The `TrainingFailures` actor of this training.
     """
     rank = ray.train.get_context().get_world_rank()
     ray.get(failures.begin.remote(rank, current_process(f"training worker {rank}")))
@@ -70,7 +70,7 @@ def _train(job: TrainingJob) -> None:
 
 
 def _configure_cpu(num_local_workers: int) -> None:
-    """Share the cores between the workers of a node, and avoid denormal numbers, which are slow."""
+    """Divide the cores among the workers of a node, and avoid denormal numbers, which are slow."""
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_local_workers))
     torch.set_flush_denormal(True)
 
@@ -119,12 +119,12 @@ def _check_questions(job: TrainingJob) -> CheckQuestions:
 
 
 def load_model(start: str, level: LevelConfig, on_gpu: bool, quantized: bool = True) -> Any:
-    """Load the checkpoint in the number format that it is trained in.
+    """Load a checkpoint in the number format in which it will be trained.
 
     Args:
         start: The folder of the checkpoint.
-        level: How it is trained.
-        on_gpu: Whether it is trained on a GPU.
+        level: The training settings.
+        on_gpu: Whether the training uses a GPU.
         quantized: False loads unquantized weights even if `level` trains with quantized weights.
     """
     settings: dict[str, Any] = {}
@@ -145,7 +145,7 @@ def training_arguments(job: TrainingJob, scratch: str, on_gpu: bool) -> Training
     return TrainingArguments(
         output_dir=scratch,
         max_steps=job.plan.num_steps,
-        # The Trainer's batch is a whole step.
+        # For the Trainer, a whole step is one item of the data.
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
         learning_rate=level.learning_rate,

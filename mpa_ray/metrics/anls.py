@@ -11,7 +11,7 @@ THRESHOLD = 0.5
 
 
 def similarity(prediction: str, answer: str) -> float:
-    """1 - edit distance / length, in code points, ignoring case and the amount of white space.
+    """Return 1 - edit distance / length, both counted in code points. Case and the amount of white space are ignored.
 
     The length is that of the longer text before white space is collapsed. As in the script, surplus white space
     therefore raises the similarity of an imperfect match.
@@ -23,7 +23,7 @@ def similarity(prediction: str, answer: str) -> float:
 
 
 def anls(prediction: str, answers: Sequence[str], threshold: float = THRESHOLD) -> float:
-    """One question's score: the similarity to the nearest answer, or 0 if that is below the threshold."""
+    """One question's score: the similarity to the nearest answer, or 0 if this similarity is below the threshold."""
     best = max((similarity(prediction, answer) for answer in answers), default=0.0)
     return best if best >= threshold else 0.0
 

@@ -16,7 +16,7 @@ TYPES = (
     "phrase",
     "other",
 )
-"""`other` is text without a letter or a digit."""
+"""The types of answers. `other` is the type of a text that has neither letters nor digits."""
 
 _YES_NO = {"yes", "no"}
 _COLOURS = {
@@ -141,8 +141,9 @@ _JOINING = {"of", "the", "and", "de", "la", "van", "von", "der", "di", "del", "&
 def answer_type(text: str) -> str:
     """The type of an answer, one of `TYPES`.
 
-    A year is a `time_or_date` only with a word that marks it ("in 1999"); otherwise it is a `number`. A name consists
-    of two or more words that begin with a capital letter or a digit. At least two of them are capitalised, or one is a
+    A year is a `time_or_date` only together with a word that shows that it is a year ("in 1999"); otherwise, it is a
+    `number`. A name (`person_place_organisation`) consists of two or more words that begin with a capital letter or a
+    digit, apart from joining words such as "of". At least two of the words begin with a capital letter, or one is a
     marker such as Inc or Street.
     """
     plain = " ".join(text.split()).strip(" .,;!?\"'")

@@ -79,9 +79,9 @@ METRICS = {
 
 
 def score(metric: str, prediction: str, answers: Sequence[str]) -> float:
-    """The score in [0, 1] of one prediction against its reference answers; 0 without answers.
+    """The score in [0, 1] of one prediction against its reference answers; 0 if there are no answers.
 
-    Every metric scores every text; no prediction or answer raises an error.
+    Every metric scores every text: no prediction and no answer raises an error.
 
     Raises:
         ValueError: there is no metric of that name.

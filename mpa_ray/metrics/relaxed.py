@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 TOLERANCE = 0.05
-"""The largest accepted distance from the answer, as a share of the answer."""
+"""The largest accepted difference from the answer, as a share of the answer."""
 
 
 def relaxed_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """1 if the prediction is within 5 % of a numeric answer or equals another answer ignoring case, otherwise 0.
+    """1 if the prediction is within 5 % of a numeric answer or equals any other answer, ignoring case; otherwise 0.
 
-    A year is a number like any other, "50%" is 0.5, and an answer of 0 is compared as text.
+    Years are compared as other numbers are, "50%" means 0.5, and an answer of 0 is compared as text.
     """
     return float(any(_agrees(prediction, answer) for answer in answers))
 

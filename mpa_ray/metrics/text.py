@@ -15,12 +15,12 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 def containment(prediction: str, answers: Sequence[str]) -> float:
     """1 if the first answer occurs in the prediction, ignoring case, white space and all characters outside `\\w`.
 
-    The paper's release calls this VQA accuracy. It finds "no" in "Nokia". An answer that consists only of punctuation
-    is found in every text.
+    The paper's release calls this VQA accuracy. For example, the answer "no" occurs in the prediction "Nokia". An
+    answer that consists only of punctuation occurs in every prediction.
     """
     return float(squeezed(answers[0]) in squeezed(prediction)) if answers else 0.0
 
 
 def squeezed(text: str) -> str:
-    """Lower case, without the characters outside `\\w`."""
+    """Return a text in lower case, without the characters outside `\\w`."""
     return re.sub(r"\W", "", text.lower())

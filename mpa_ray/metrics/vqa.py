@@ -1,4 +1,5 @@
-"""VQA accuracy and TextVQA's variant, with every quirk of the evaluators that leaderboards run."""
+"""VQA accuracy and TextVQA's variant, computed exactly as the evaluators of the leaderboards compute them, including
+their mistakes."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MOST_PERIODS = 32
-"""The evaluators pass a flag of `re`, whose value is 32, as the number of replacements."""
+"""The largest number of periods that are removed. By mistake, the evaluators pass the flag `re.UNICODE`, whose value is
+32, as the number of replacements."""
 
 _NUMBERS = {
     "none": "0",
@@ -34,12 +36,12 @@ somebody's someone'd someone'll someone's something'd something'll that's there'
 they're they've wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll who's
 who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
 """
-"""Contractions. A word that equals one of them except for a missing apostrophe is read as this contraction."""
+"""Contractions. If a word equals a contraction except for the missing apostrophe, the apostrophe is inserted."""
 _DOUBLE_SHORT_FORMS = """
 couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've
 there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've
 """
-"""Contractions with two apostrophes. A word that lacks one of the two is read as this contraction."""
+"""Contractions with two apostrophes. If a word lacks one of the two, the missing one is inserted."""
 
 
 def _contractions() -> dict[str, str]:
@@ -47,7 +49,7 @@ def _contractions() -> dict[str, str]:
     for form in _DOUBLE_SHORT_FORMS.split():
         first, second = (at for at, character in enumerate(form) if character == "'")
         forms |= {form[:first] + form[first + 1 :]: form, form[:second] + form[second + 1 :]: form}
-    # These forms are those of the evaluators, even "somebody'd", which loses its apostrophe.
+    # The evaluators have these forms, too. One of them removes an apostrophe: the one in "somebody'd".
     forms |= {"twas": "'twas", "somebody'd": "somebodyd"}
     forms |= dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at")
     return forms | dict.fromkeys(("yall'd've", "y'alld've", "y'all'dve"), "y'all'd've")
@@ -57,7 +59,7 @@ _CONTRACTIONS = _contractions()
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Mean over the annotators of min(1, number of *other* annotators who gave the prediction / 3), in [0, 1].
+    """The mean over the annotators of min(1, n / 3), where n *other* annotators gave the predicted answer.
 
     Prediction and answers are always normalised. If m of ten answers match, the score is 0, 0.3, 0.6, 0.9, 1, ... for
     m = 0, 1, 2, 3, 4, ...; with one answer it is always 0. (visualqa.org/evaluation.html)
@@ -66,9 +68,10 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def vqa_accuracy_official(prediction: str, answers: Sequence[str]) -> float:
-    """`vqa_accuracy` as GT-Vision-Lab's script has computed it since 2021: not normalised if all answers are equal.
+    """`vqa_accuracy` as GT-Vision-Lab's script has computed it since 2021: if all answers are equal, nothing is
+    normalised.
 
-    "Black." is then wrong if ten annotators wrote "black".
+    For example, the prediction "Black." is wrong if all ten annotators wrote "black".
     """
     predicted, references = _trimmed(prediction), [_trimmed(answer) for answer in answers]
     if len(set(references)) > 1:
@@ -99,7 +102,7 @@ def _trimmed(text: str) -> str:
 
 def _without_punctuation(text: str) -> str:
     result = text
-    # If the text has a number with a comma anywhere, all marks vanish instead of becoming spaces.
+    # If a number anywhere in the text contains a comma, all marks are removed instead of being replaced by spaces.
     all_vanish = _COMMA_IN_NUMBER.search(text) is not None
     for mark in _MARKS:
         vanishes = all_vanish or f"{mark} " in text or f" {mark}" in text
@@ -116,5 +119,5 @@ def _soft_agreement(predicted: str, answers: Sequence[str]) -> float:
     if not answers:
         return 0.0
     num_matching = sum(answer == predicted for answer in answers)
-    # Summed one by one, as the evaluators do, so that not even the last bit differs.
+    # Add the terms one by one, as the evaluators do, so that the sum has exactly the same rounding errors.
     return sum(min(1.0, (num_matching - (answer == predicted)) / 3) for answer in answers) / len(answers)

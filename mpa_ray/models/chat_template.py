@@ -1,4 +1,4 @@
-"""Prompts in a model's own chat template, the same ones for serving, training and evaluation."""
+"""Render prompts with a model's own chat template. Serving, training and evaluation use the same prompts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def render(processor: Any, text: str) -> str:
     """The prompt up to the beginning of the reply, with one image placeholder before the text.
 
     Raises:
-        SpecialTokenInText: the text contains a special token; a teacher may have written it into a question.
+        SpecialTokenInText: the text, which may be a question from the teacher, contains a special token.
         ValueError: the chat template does not write exactly one placeholder.
     """
     for token in _special_tokens(processor):
@@ -54,13 +54,13 @@ def render(processor: Any, text: str) -> str:
     prompt: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     num_placeholders = prompt.count(processor.image_token)
     if num_placeholders != 1:
-        # vLLM would reply without the image and without an error.
+        # vLLM would ignore the image, and reply without an error.
         raise ValueError(f"the chat template writes {num_placeholders} image placeholders, expected 1: {prompt!r}")
     return prompt
 
 
 def _special_tokens(processor: Any) -> Iterator[str]:
-    """The tokens that a text must not contain, because they end a turn or stand for an image, for example."""
+    """The tokens that a text must not contain, such as those that end a turn or stand for an image."""
     # A tokenizer may not mark the placeholders of images and videos as special.
     yield from (name for name in (processor.image_token, getattr(processor, "video_token", None)) if name)
     yield from (token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special)
@@ -76,7 +76,7 @@ class Turn:
 
 
 def turn_of(processor: Any) -> Turn:
-    """Find the turn of the chat template. If that fails, the turn has only an end-of-sequence token after the reply."""
+    """Find the turn of the chat template. If it is not found, return one with only an end-of-sequence token."""
     prompt, mark = render(processor, "?"), "REPLY"
     messages = [
         {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]},

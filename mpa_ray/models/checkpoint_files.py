@@ -26,11 +26,11 @@ _WEIGHT_FILES = {
     "model.safetensors.index.json": ("*.safetensors",),
     "pytorch_model.bin.index.json": ("*.bin", "*.pt", "*.pth"),
 }
-"""The index and the files of each format of weights, the preferred format first."""
+"""The formats of weights, the preferred one first: the name of the index, and patterns for the weight files."""
 _AGAIN = "Download or save the checkpoint again."
 _LFS_POINTER = b"version https://git-lfs.github.com/"
 _IMAGE_WORDS = ("vision", "visual", "image", "img", "vq_", "mm_")
-"""Words in names of settings. Only a model that reads images has settings with such names."""
+"""Parts of names of settings. Only models that read images have settings with such names."""
 _MAX_HEADER_BYTES = 100_000_000
 """The limit that the safetensors format sets for a header."""
 
@@ -54,7 +54,7 @@ def check_files(folder: Path, field: str, model: str) -> None:
 
 
 def _first_of(folder: Path, names: Sequence[str], problem: str, field: str, model: str) -> Path:
-    """The first of these files that a folder has. Raises ConfigError with this problem if it has none."""
+    """The first of these files that exists in the folder. Raises ConfigError with this problem if none exists."""
     for name in names:
         if (folder / name).is_file():
             return folder / name
@@ -65,7 +65,7 @@ def check_kind(settings: Mapping[str, object], field: str, model: str) -> None:
     """Check from a checkpoint's config.json that the model reads images and that transformers has its classes.
 
     Raises:
-        ConfigError: the model reads no images, or transformers has no classes for it.
+        ConfigError: config.json names no model type, the model reads no images, or transformers has no classes for it.
     """
     model_type = settings.get("model_type")
     if not isinstance(model_type, str) or not model_type:
@@ -92,7 +92,7 @@ def check_kind(settings: Mapping[str, object], field: str, model: str) -> None:
 
 
 def check_weights(folder: Path, field: str, model: str) -> None:
-    """Check that the weights of a checkpoint or an adapter are there and complete. Only headers are read.
+    """Check that the weights of a checkpoint or an adapter exist and are complete. Only headers are read.
 
     Raises:
         ConfigError: there are no weights, or a file is missing, empty, truncated, or a pointer of Git LFS.
@@ -110,7 +110,7 @@ def check_weights(folder: Path, field: str, model: str) -> None:
 
 
 def _weight_files(folder: Path, field: str, model: str) -> list[Path]:
-    """The files of the format that is loaded: safetensors if there are any, and only those of the index if it exists.
+    """The weight files in the format that is loaded. If there is an index, only the files that the index names.
 
     The hub may have the same weights in several formats, and often only one of them is downloaded.
     """
@@ -125,7 +125,7 @@ def _weight_files(folder: Path, field: str, model: str) -> list[Path]:
 
 @lru_cache(maxsize=1)
 def _vision_language_types() -> frozenset[str]:
-    """The model types that the installed transformers loads with AutoModelForImageTextToText; empty if unknown.
+    """The model types that the installed transformers loads with AutoModelForImageTextToText; empty if not known.
 
     The types are read from the library's source code, because importing the library takes seconds.
     """
@@ -183,8 +183,8 @@ def _check_content(file: Path, field: str, model: str) -> None:
 def _problem_of_tensors(file: Path) -> str | None:
     """What is wrong with a safetensors file, as the end of a sentence; None if its size fits its header.
 
-    Such a file consists of 8 bytes with the header's length (little endian), a header in JSON, and the tensors without
-    gaps between them.
+    A safetensors file consists of 8 bytes with the header's length (little endian), the header in JSON, and the tensors
+    without gaps between them.
     """
     num_bytes = file.stat().st_size
     with file.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Model checkpoints by name: the identity of their content, and their local folders."""
+"""Find the identity of a model checkpoint's content, and its local folder, by the model's name."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from mpa_ray.models.hub import hub_commit, hub_file, hub_snapshot, is_hub_name, 
 from mpa_ray.storage.user_cache import cache_folder
 
 if TYPE_CHECKING:
-    from mpa_ray.storage.object_store import ListedObject
+    from mpa_ray.storage.listing import ListedObject
 
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 ADAPTER_SETTINGS = "adapter_config.json"
-"""The file that makes a folder a LoRA adapter."""
+"""The settings of a LoRA adapter. A folder with this file is an adapter."""
 
 
 def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
-    """A digest of the content of a folder or s3:// prefix; for a hub name, the name at a commit.
+    """A digest of the content of a folder or s3:// prefix; for a hub name, the name with its commit.
 
-    The same files have the same identity in any folder and at any prefix, in whatever parts they were uploaded. All
-    files are read whole, but on one machine only once: see `mpa_ray.storage.digests`. An adapter's identity includes
-    that of its base model. If the commit of a hub name is not known, because neither the hub nor its cache has the
-    model, the identity is the name, and the model cannot be loaded either.
+    The same files have the same identity in any folder and at any prefix, regardless of the parts of an upload. All
+    files are read completely, but only once per machine: see `mpa_ray.storage.digests`. An adapter's identity includes
+    the identity of its base model. If neither the hub nor its cache has the model of a hub name, the identity is the
+    name alone, and the model cannot be loaded.
     """
     if model.startswith("s3://") or Path(resolve_path(model)).is_dir():
         identity = f"sha256:{_content_digest(model, object_store)[:16]}"
@@ -43,7 +43,7 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
         adapter = adapter_folder(model, object_store)
         base = base_of_adapter(adapter) if adapter is not None else None
     except ConfigError:
-        # The content is known without the base model. The error is raised again when the model is loaded.
+        # The identity covers only the adapter's files. The error is raised again when the model is loaded.
         base = None
     return identity if base is None else f"{identity} on {model_identity(base, object_store)}"
 
@@ -73,17 +73,17 @@ def _content_digest(model: str, object_store: ObjectStoreConfig) -> str:
     names = sorted(contents)
     digests = sha256_of_all([contents[name] for name in names], model)
     lines = [f"{name}:{contents[name].num_bytes}:{digest}\n" for name, digest in zip(names, digests, strict=True)]
-    # The name of a file on this machine need not be UTF-8.
+    # The names of local files are not always valid UTF-8.
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _is_content(name: str) -> bool:
-    """Whether a file belongs to the model's content. The model card does not, since it changes with new scores."""
+    """Whether a file is part of the model's content. The model card is not, since new scores change it."""
     return not name.startswith(".") and name != "README.md"
 
 
 def base_of_adapter(folder: Path) -> str | None:
-    """The base model of the LoRA adapter in a folder; None if the folder holds a whole checkpoint or no adapter.
+    """The base model of the LoRA adapter in a folder; None if the folder holds a whole checkpoint, or no adapter.
 
     If the base model is on the hub and the adapter names its revision, the revision is part of the returned name.
 
@@ -110,9 +110,9 @@ def base_of_adapter(folder: Path) -> str | None:
 
 
 def adapter_folder(model: str, object_store: ObjectStoreConfig) -> Path | None:
-    """The local folder of a LoRA adapter; None if the name stands for anything else.
+    """The local folder of a LoRA adapter; None if the name does not stand for an adapter.
 
-    An adapter at s3:// is downloaded: adapters are small.
+    An adapter at s3:// is downloaded, since adapters are small.
     """
     if model.startswith("s3://"):
         from mpa_ray.storage.object_store import ObjectStore, split_uri
@@ -167,7 +167,7 @@ def weight_bytes(model: str) -> int | None:
 
 
 def local_model(model: str, object_store: ObjectStoreConfig) -> str:
-    """Return what `from_pretrained` and vLLM can load: a local folder or a hub name.
+    """Return a name that `from_pretrained` and vLLM can load: a local folder or a hub name.
 
     A hub name without a revision is returned unchanged.
 
@@ -190,7 +190,7 @@ def local_model(model: str, object_store: ObjectStoreConfig) -> str:
 
 
 def local_folder(model: str, object_store: ObjectStoreConfig) -> str:
-    """Return the same as `local_model`, but do not merge adapters.
+    """Do the same as `local_model`, but do not merge adapters.
 
     Raises:
         ConfigError: there is no file at the s3:// prefix, or no such revision on the hub.
@@ -208,7 +208,7 @@ def _folder_of(model: str, object_store: ObjectStoreConfig, with_weights: bool =
 
 
 def processor_folder(model: str, object_store: ObjectStoreConfig) -> str:
-    """What `load_processor` can load: a local folder or a hub name.
+    """Return a name that `load_processor` can load: a local folder or a hub name.
 
     A hub name without a revision is returned unchanged. An adapter has the processor of its base model. A checkpoint at
     s3:// is downloaded without its weights.
@@ -224,7 +224,7 @@ def processor_folder(model: str, object_store: ObjectStoreConfig) -> str:
 
 
 def _merge(adapter: Path, base: str, target: Path) -> None:
-    # Imported only here: both take seconds, and few runs merge an adapter.
+    # These packages take seconds to import, and few runs merge an adapter.
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -264,7 +264,7 @@ def _make_once(name: str, make: Callable[[Path], None]) -> str:
 
 
 def _listing_digest(model: str, object_store: ObjectStoreConfig) -> str:
-    """A digest of the names, sizes and etags of the files at an s3:// prefix. Raises as `_listing` does."""
+    """A digest of the names, sizes and etags of the files at an s3:// prefix. Raises the errors of `_listing`."""
     files = _listing(model, object_store)
     listing = "".join(f"{name}:{file.num_bytes}:{file.etag};" for name, file in files.items())
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
@@ -280,7 +280,7 @@ def _listing(model: str, object_store: ObjectStoreConfig) -> dict[str, ListedObj
 
     bucket, prefix = split_uri(model.rstrip("/") + "/")
     objects = ObjectStore(object_store).list(bucket, prefix, nested=False)
-    # The store's console creates a folder as an empty object whose key is the prefix.
+    # The consoles of object stores create a folder as an empty object whose key is the prefix.
     files = {file.key.removeprefix(prefix): file for file in objects if file.key != prefix}
     files = {name: file for name, file in files.items() if _is_content(name)}
     if not files:

@@ -32,10 +32,10 @@ GPUS = {
     "A10": Gpu(22.0, 125.0, 600.0),
     "T4": Gpu(14.5, 65.0, 320.0),
 }
-"""By Ray's names (`accelerator_type`); `A100` is the GPU with 40 GB. `GH200` comes before `H200`, and likewise every
-name comes before the names that are parts of it, because `peak_tflops` takes the first match."""
+"""GPUs by Ray's name (`accelerator_type`) or, for `H100 PCIe`, by the driver's name. `A100` is the GPU with 40 GB. A
+name comes before the names that it contains (`GH200` before `H200`), since `peak_tflops` takes the first match."""
 
 
 def peak_tflops(name: str) -> float | None:
-    """A GPU's peak in 10^12 bfloat16 operations per second, by its name in the driver; None if it is not known."""
+    """The peak of the GPU with this driver name, in 10^12 bfloat16 operations per second; None if it is not known."""
     return next((gpu.tflops for ray_name, gpu in GPUS.items() if ray_name in name), None)

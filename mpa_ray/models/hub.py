@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, at a revision, without a long wait if the hub cannot be reached."""
+"""Load models from the Hugging Face hub at a revision, without a long wait if the hub cannot be reached."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pathlib import Path
 from mpa_ray.errors import ConfigError, did_you_mean
 
 _WAIT_S = 4.0
-"""How long the hub may take to answer. The retries of huggingface_hub would take 24 seconds."""
+"""Seconds in which the hub must answer. The retries of huggingface_hub would take 24 seconds."""
 
 _NAME = re.compile(r"(?![./~])[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS_OF_OTHERS = ("original/*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.pt", "*.pth")
-"""Weights that neither vLLM nor transformers load from a snapshot."""
+"""Files with weights that neither vLLM nor transformers loads from a snapshot."""
 
 _OFFLINE = "is not asked, because HF_HUB_OFFLINE is set"
 
 _down: set[str] = set()
-"""The hubs that this process could not reach, and does not ask again."""
+"""The hubs that this process could not reach. It does not ask them again."""
 
 
 def is_hub_name(model: str) -> bool:
-    """Whether a model's name has the form `owner/name` or `owner/name@revision`. A folder may have such a name, too."""
+    """Whether a name has the form `owner/name` or `owner/name@revision`. A local path may also have this form."""
     return _NAME.fullmatch(model) is not None
 
 
 def split_revision(model: str) -> tuple[str, str | None]:
-    """Split `owner/name@revision` into the name and the revision: a branch, a tag or a commit hash; None if not set."""
+    """Split `owner/name@revision`. The revision is a branch, a tag or a commit hash; None if the name has none."""
     if not is_hub_name(model):
         return model, None
     name, _, revision = model.partition("@")
@@ -38,7 +38,7 @@ def split_revision(model: str) -> tuple[str, str | None]:
 
 @lru_cache(maxsize=256)
 def hub_commit(model: str) -> str:
-    """The hash of the commit that a hub name stands for. It is looked up once in a process, so it stays the same.
+    """The hash of the commit that a hub name stands for. A process looks it up once, so that it stays the same.
 
     Raises:
         ConfigError: the model is neither on the hub nor in the cache; the field is `model`.
@@ -46,7 +46,7 @@ def hub_commit(model: str) -> str:
     revision = split_revision(model)[1]
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision
-    # The cache has a folder of files for each commit.
+    # The cache has a folder for each commit, with the commit's hash as its name.
     return hub_file(model, "config.json").parent.name
 
 
@@ -112,7 +112,7 @@ def _remedy(problem: str | None, checks: str) -> str:
 
 
 def _problem_on_hub(model: str, name: str) -> str | None:
-    """Why the hub does not provide a file, as the end of a sentence; None if it does."""
+    """Why the hub does not provide a file, as the end of a sentence; None if the hub provides it."""
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -142,12 +142,12 @@ def _error_of_request(model: str, name: str) -> Exception | None:
             repository, revision = split_revision(model)
             get_hf_file_metadata(hf_hub_url(repository, name, revision=revision), timeout=_WAIT_S)
         except Exception as error:  # noqa: BLE001
-            # Errors of the network belong to httpx or httpx2, depending on the version of huggingface_hub.
+            # Network errors are classes of httpx or httpx2, depending on the version of huggingface_hub.
             errors[:] = [error]
         else:
             errors.clear()
 
-    # A name server that does not answer blocks for longer than any timeout of a request.
+    # If the name server does not answer, the request blocks longer than its timeout.
     thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(_WAIT_S)

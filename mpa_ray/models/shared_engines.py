@@ -1,4 +1,4 @@
-"""Which models one engine can serve together: LoRA adapters of one base model, and that base model."""
+"""Group models that one engine can serve together: LoRA adapters of one base model, and the base model."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ _PLAIN = frozenset(
         "use_rslora",
     )
 )
-"""Settings of PEFT's LoraConfig with which an adapter is still a plain pair of matrices per module, applied in the same
-way in all modules. Any other setting changes what the adapter computes. Some of those are refused by vLLM, and some are
-supported only by newer versions of it."""
+"""Settings of PEFT's LoraConfig that leave an adapter a plain pair of matrices per module, applied in the same way in
+all modules. Any other setting changes the computation of the adapter. vLLM refuses some of the other settings, and
+supports some only in newer versions."""
 _PLAIN_INITIALISATIONS = ("gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base model's weights unchanged. The other values change these weights,
 and only PEFT can undo the change."""
@@ -65,8 +65,8 @@ class Adapter:
 def servable_adapter(model: str, object_store: ObjectStoreConfig) -> Adapter | None:
     """The adapter that a model's name stands for; None for a checkpoint and for an adapter that must be merged.
 
-    An engine serves low-rank matrices of the language model. It silently ignores those of the vision tower and the
-    projector, and a setting that it does not support kills it.
+    An engine serves low-rank matrices of the language model. It silently ignores matrices of the vision tower and the
+    projector, and it dies if the adapter has a setting that it does not support.
 
     Raises:
         ConfigError, OSError, ValueError, KeyError, TypeError: the adapter cannot be read, or is damaged.
@@ -119,12 +119,12 @@ class EngineGroup:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The models' names, in their order."""
+        """The names of the models, in the order of the models."""
         return tuple(self.adapters)
 
     @property
     def lora_adapters(self) -> dict[str, Adapter]:
-        """The adapters that the engine has to be started with, by the models' names."""
+        """The adapters that must be passed to the engine when it starts, by the models' names."""
         return {name: adapter for name, adapter in self.adapters.items() if adapter is not None}
 
     def only(self, names: Iterable[str]) -> EngineGroup:
@@ -137,7 +137,7 @@ Members = list[tuple[str, Adapter | None]]
 
 
 def shared_engines(models: Mapping[str, ModelConfig], object_store: ObjectStoreConfig) -> list[EngineGroup]:
-    """Group the models into engines: models that differ only in their adapters share one.
+    """Group the models into engines: models that differ only in their adapters share an engine.
 
     A model that shares its engine with no other is served alone; if it is an adapter, it is merged into its base. A
     model that cannot be read is also served alone, so that no other model fails when it is loaded.
@@ -172,7 +172,7 @@ def _serving_settings(model: ModelConfig) -> str:
 def _split(members: Members, max_adapters: int) -> list[Members]:
     """Split members into groups in which every adapter has a slot.
 
-    If adapters took turns in a slot, they would alter the answers of the base model.
+    If adapters took turns in a slot, the answers of the base model would change.
     """
     groups: list[Members] = [[]]
     for name, adapter in members:

@@ -8,23 +8,24 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
 _MAX_ERROR_LENGTH = 1000
-"""The maximum number of characters of an error; vLLM's advice about too little memory takes half of them."""
+"""The maximum number of characters in an error. vLLM's error about too little memory takes half of them."""
 _MAX_LINE_LENGTH = 160
 """The maximum number of characters of a line in a quoted log."""
 _NUM_CONTINUED = 4
 """The maximum number of lines of an error's message."""
 _REFERENCE = "For further information visit"
 _NUM_LINES_READ = 120
-"""The number of lines at the end of a log that are searched. An earlier error probably did not end the process."""
+"""The number of lines at the end of a log in which errors are searched for. An error before these lines probably did
+not end the process."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(
     r"^(\(\w+ pid=\d+\)\s*)?"
     r"((?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+\d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]\s?)?"
 )
-"""What vLLM writes before each line: the process, the level, the time and the place."""
+"""The prefix that vLLM writes before each line: the process, the level, the time, and the place in the code."""
 _RAY_MARKS = (":job_id:", ":actor_name:", ":task_name:")
-"""The beginnings of lines that Ray writes into logs for its own use."""
+"""The prefixes of lines that Ray writes into logs for its own use."""
 _TRACEBACK = "Traceback (most recent call last)"
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)(?:: .*)?$|^Fatal Python error: .*$")
 _NATIVE = re.compile(r"what\(\):|\*\*\* SIG[A-Z]+ received|^Segmentation fault|^terminate called|std::bad_alloc")
@@ -33,7 +34,7 @@ _POINTER = re.compile(
     r"CancelledError|ContextTerminated|ZMQError|BrokenPipeError|KeyboardInterrupt|SystemExit",
     re.IGNORECASE,
 )
-"""Errors that are only the consequence of another error."""
+"""Matches errors that are only the consequence of another error."""
 
 
 def names_no_cause(message: str) -> bool:
@@ -42,7 +43,7 @@ def names_no_cause(message: str) -> bool:
 
 
 def last_error(log: str) -> str | None:
-    """The message of the error that a log ends with, in one line; None if the log ends without an error.
+    """Return the message of the last error in a log, in one line; None if the end of the log has no error.
 
     Errors that are only the consequence of another error are skipped.
     """
@@ -57,18 +58,18 @@ def last_error(log: str) -> str | None:
 
 
 def last_lines(log: str, num_lines: int) -> list[str]:
-    """The last lines of a log that are not empty, without colours and vLLM's prefixes. Long lines are cut."""
+    """Return the last lines of a log, without empty lines, colours and vLLM's prefixes. Long lines are cut."""
     return [_cut(line, _MAX_LINE_LENGTH) for line in _lines(log) if line.strip() and not line.startswith(_RAY_MARKS)][
         -num_lines:
     ]
 
 
 def in_words(error: BaseException) -> str:
-    """The class and the message of an error in one line.
+    """Return the class and the message of an error in one line.
 
-    If the error wraps a remote error, as Ray's errors do, they are those of the remote error.
+    If the error wraps a remote error, as Ray's errors do, the class and the message are those of the remote error.
     """
-    # The text of an error that Ray passes on is a page long: the tracebacks of all errors that led to it.
+    # The text of an error that Ray forwards has the tracebacks of all errors that led to it.
     if "\n" in str(error) and (last := last_error(str(error))) is not None:
         return last
     while isinstance(cause := getattr(error, "cause", None), BaseException):
@@ -78,7 +79,11 @@ def in_words(error: BaseException) -> str:
 
 
 def exit_in_words(exit_code: int | None) -> str:
-    """How a child process ended, given the exit code that `multiprocessing` reports, which is negative for a signal."""
+    """Describe how a child process ended.
+
+    Args:
+        exit_code: The exit code as `multiprocessing` reports it: negative if a signal ended the process.
+    """
     if exit_code is None:
         return "is still running"
     if exit_code >= 0:
@@ -94,7 +99,7 @@ def signal_name(number: int) -> str:
 
 
 def _exceptions(lines: Sequence[str]) -> Iterator[int]:
-    """The numbers of the lines that name an exception, after a traceback or without one."""
+    """Yield the indices of the lines that name an exception, with or without a traceback before them."""
     in_traceback = False
     for number, line in enumerate(lines):
         if _TRACEBACK in line:
@@ -110,7 +115,7 @@ def _lines(log: str) -> list[str]:
 
 
 def _joined(lines: Sequence[str]) -> str:
-    """Several lines of a message as one line, without references to documentation."""
+    """Join the lines of a message in one line, without references to documentation."""
     message = " ".join(line.strip() for line in lines if line.strip() and _REFERENCE not in line)
     return _cut(message, _MAX_ERROR_LENGTH)
 

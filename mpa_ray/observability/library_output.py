@@ -1,6 +1,6 @@
-"""Keep the output of Ray, vLLM and other libraries out of a command's terminal, and in a log file.
+"""Send the output of Ray, vLLM and other libraries to a log file instead of a command's terminal.
 
-Libraries, and the native code below them, write to standard error. While a command runs Ray, its standard error is
+Libraries and their native code write to standard error. While a command runs Ray, the command's standard error is
 therefore a file. The command's own messages still go to the terminal, through a copy of the original standard error.
 """
 
@@ -18,14 +18,14 @@ _STDERR = 2
 
 
 def shows_worker_lines() -> bool:
-    """Whether `RAY_LOG_TO_DRIVER` asks for the output of Ray's workers. Unlike in Ray, the default is no."""
+    """Whether `RAY_LOG_TO_DRIVER` is set, so that the output of Ray's workers is shown. Ray shows it by default."""
     return os.environ.get("RAY_LOG_TO_DRIVER", "").lower() in ("1", "true")
 
 
 def shows_library_lines() -> bool:
-    """Whether the output of libraries in this process stays in its standard error.
+    """Whether libraries in this process write to its original standard error.
 
-    It also stays there in a job that asks for JSON records, since such a job wants Ray's records, too.
+    They do so if the output of Ray's workers is shown, or if the job logs JSON records, which include those of Ray.
     """
     return shows_worker_lines() or "RAY_LOGGING_CONFIG_ENCODING" in os.environ
 
@@ -49,7 +49,7 @@ class LibraryOutput:
 
     @contextmanager
     def may_redirect(self) -> Iterator[None]:
-        """Allow `redirect` in the block. Only commands do this; other programs keep their standard error."""
+        """Allow `redirect` within the block. Only commands allow it; other programs keep their standard error."""
         self._may_redirect = not shows_library_lines()
         try:
             yield
@@ -57,7 +57,7 @@ class LibraryOutput:
             self._may_redirect = False
 
     def redirect(self) -> None:
-        """Send standard error to a temporary file from now on, if that is allowed."""
+        """Send standard error to a temporary file from now on, if `may_redirect` allows it."""
         if not self._may_redirect or self.is_redirected:
             return
         sys.stderr.flush()
@@ -68,7 +68,10 @@ class LibraryOutput:
         os.close(descriptor)
 
     def keep_in(self, folder: Path) -> None:
-        """Move the file to a folder of log files, as `mpa_ray-PID.log`, if that is allowed, and continue it there."""
+        """Move the temporary file to `folder` as `mpa_ray-PID.log`, and send further output to it there.
+
+        If the folder is not writable, the file stays where it is.
+        """
         if self._file is None:
             return
         sys.stderr.flush()
@@ -79,13 +82,13 @@ class LibraryOutput:
                 file.flush()
                 os.dup2(file.fileno(), _STDERR)
         except OSError:
-            # The cluster may belong to another user.
+            # The folder is that of a cluster, which another user may have started.
             return
         self._file.unlink()
         self._file = kept
 
     def reveal(self) -> None:
-        """Restore standard error, and print the content of the file, which may say why something failed."""
+        """Restore standard error, and print the content of the file, since it may say why something failed."""
         file = self._file
         self.restore()
         if file is not None:
@@ -93,7 +96,7 @@ class LibraryOutput:
             file.unlink()
 
     def restore(self) -> None:
-        """Give the process its standard error back."""
+        """Restore the original standard error of the process."""
         if self._terminal is None:
             return
         sys.stderr.flush()

@@ -1,6 +1,6 @@
-"""Log records that name the run, phase, student and shard that they belong to, and that hold no secrets.
+"""Add the run, phase, student and shard to log records, and hide the secrets in their messages.
 
-Ray writes them as text, or as JSON if the environment has `RAY_LOGGING_CONFIG_ENCODING=JSON`.
+Ray writes the records as text, or as JSON if the environment has `RAY_LOGGING_CONFIG_ENCODING=JSON`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Progress of a command: an updating line on a terminal, or a line every few seconds, such as in a job's log."""
+"""Show the progress of a command: in an updating line on a terminal, elsewhere by printing a line every few seconds."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from mpa_ray.redaction import without_secrets
 from mpa_ray.textual import readable
 
 STABLE_COUNTS = 4
-"""After this many counts, and `STABLE_S` seconds after the first count, the rate is stable enough for an estimate."""
+"""The remaining time is shown after this many counts, but not before `STABLE_S` seconds after the first count."""
 STABLE_S = 15.0
 
 _status_line = StatusLine()
 
 
 class Progress:
-    """Counts towards a total and shows the count, the rate and the remaining time. Used as a context manager.
+    """A context manager that counts towards a total and shows the count, the rate and the remaining time.
 
-    On a terminal, all instances share one updating line. Elsewhere, each prints a line every few seconds.
+    On a terminal, all instances share one updating line. Elsewhere, each instance prints a line every few seconds.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class Progress:
         is_limit: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin to count.
+        """Set the initial count. Nothing is shown before `__enter__`.
 
         Args:
             label: The text at the start of every line.
-            total: The count at the end; None if it is not known yet.
+            total: The expected count at the end; None if it is not known yet.
             unit: What is counted, such as `images`.
             done: The count at the start.
-            every_s: Seconds between two lines if there is no updating line.
-            to_stderr: Show only the count, on standard error. By default, the count goes to standard output, with a
-                line at the start and one at the end.
-            says_end: Whether to print the line at the end.
-            is_limit: Whether the count may end before `total`.
+            every_s: Seconds between two printed lines, if there is no updating line.
+            to_stderr: Show the progress on standard error, without a first and a last line. By default, it goes to
+                standard output, with both.
+            says_end: Whether to print the last line.
+            is_limit: Whether `total` is only an upper limit of the count.
             clock: Returns the time in seconds.
         """
         self._most = "at most " if is_limit else ""
@@ -97,8 +97,8 @@ class Progress:
 
         Args:
             count: The number to add.
-            rate: Units per second of work so far, if the caller measures them. Only such a rate is shown. Without it,
-                the remaining time is estimated from the time since the start.
+            rate: The rate so far, in units per second of work, if the caller measures it. Only a measured rate is
+                shown. Without one, the remaining time is estimated from the time since the start.
         """
         if self._first_counted is None:
             self._first_counted = self._clock()
@@ -107,14 +107,14 @@ class Progress:
         self._measured_rate = rate
 
     def line(self) -> str:
-        """The count, the rate, and the remaining time once the rate is stable."""
+        """Return the label with the count, the rate, and the remaining time if the rate is stable."""
         if self._first_counted is None:
             return f"{self._label}: starting, {clock(self._elapsed_s)} so far"
         rate = "" if self._measured_rate is None else f", {format_rate(self._measured_rate)} {self._unit}/s"
         return f"{self._label}: {self._counts()}{rate}{self._left()}"
 
     def short_line(self) -> str:
-        """The count alone."""
+        """Return the label with the count alone, as a percentage of the total if that is known."""
         if self._first_counted is None:
             return f"{self._label}: starting"
         return f"{self._label}: {self._done}" if self._total is None else f"{self._label}: {self._share:.0%}"
@@ -159,7 +159,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as minutes and seconds, such as 2:05, or as hours, minutes and seconds, such as 12:02:05."""
+    """Format seconds as minutes and seconds, such as 2:05, or as hours, minutes and seconds, such as 12:02:05."""
     whole = int(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
@@ -168,8 +168,8 @@ def clock(seconds: float) -> str:
 def say(line: str) -> None:
     """Print a line to standard output at once, above the updating line if there is one, with secrets hidden.
 
-    If the reader of standard output has ended, as `head` does, the command ends: in the main thread by a
-    BrokenPipeError, and in another thread by an interrupt of the main thread.
+    If the reader of standard output has ended, as `head` does, this ends the command: it raises BrokenPipeError if it
+    is called in the main thread, and interrupts the main thread if it is called in another one.
     """
     try:
         _say(line, to_stderr=False)
@@ -177,24 +177,24 @@ def say(line: str) -> None:
         main = threading.main_thread().ident
         if main is None or threading.get_ident() == main:
             raise
-        # Other threads print until the process ends, and must not interrupt the main thread again.
+        # Threads still print until the process ends, and must not interrupt the main thread again.
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-        # `interrupt_main` would not wake the main thread if it waits.
+        # `_thread.interrupt_main` would not wake the main thread while it waits.
         signal.pthread_kill(main, signal.SIGINT)
 
 
 def say_error(line: str) -> None:
-    """Print a line to standard error, like `say`. The output of libraries may go to a file, but this line does not."""
+    """Print a line like `say`, but to standard error. It is shown even if the output of libraries goes to a file."""
     _say(line, to_stderr=True)
 
 
 def end_updating_line() -> None:
-    """Erase the updating line: the command is about to end."""
+    """Erase the updating line. Called when the command is about to end."""
     _status_line.end()
 
 
 def _say(line: str, to_stderr: bool) -> None:
-    # The line and its end are written in one call, since several threads and processes print.
+    # The line and its line break are written in one call, since several threads and processes print.
     _status_line.write(f"{readable(without_secrets(line))}\n", _stream(to_stderr))
 
 

@@ -1,4 +1,4 @@
-"""The updating line at the bottom of a terminal. All running progress shares it, and other output goes above it."""
+"""The updating line at the bottom of a terminal. It shows the progress of all phases; other output goes above it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,16 @@ class Part(Protocol):
 
 
 def can_update(stream: TextIO) -> bool:
-    """Whether a line can be overwritten: only on a terminal with escape sequences, if no library writes to it."""
+    """Whether a line of the stream can be overwritten.
+
+    The stream must be a terminal with escape sequences to which no library writes, and `NO_COLOR` must not be set.
+    """
     is_dumb = os.environ.get("TERM", "dumb") == "dumb" or bool(os.environ.get("NO_COLOR"))
     return stream.isatty() and not is_dumb and not shows_library_lines()
 
 
 def fit(parts: Sequence[Part], width: int) -> str:
-    """The parts in one row: all full texts, else all short texts, else as many short texts as fit."""
+    """Join the parts in one row: all full texts if they fit, or all short texts, or as many short texts as fit."""
     for texts in ([part.line() for part in parts], [part.short_line() for part in parts]):
         text = _BETWEEN.join(texts)
         if len(text) <= width:
@@ -47,7 +50,7 @@ def fit(parts: Sequence[Part], width: int) -> str:
 
 
 class StatusLine:
-    """One row of a terminal, painted again every half second while it has parts."""
+    """One row of a terminal, which is repainted every half second as long as it has parts."""
 
     def __init__(self, repaint_every_s: float = _REPAINT_EVERY_S) -> None:
         self._repaint_every_s = repaint_every_s
@@ -70,7 +73,7 @@ class StatusLine:
         return True
 
     def remove(self, part: Part) -> None:
-        """Stop showing a part. With the last part, the row is erased."""
+        """Stop showing a part. When the last part is removed, the row is erased."""
         with self._lock:
             if part in self._parts:
                 self._parts.remove(part)
@@ -80,7 +83,7 @@ class StatusLine:
                 self._paint()
 
     def end(self) -> None:
-        """Erase the row and remove all parts, even those of threads that still run."""
+        """Erase the row and remove all parts, including those of threads that are still running."""
         with self._lock:
             self._clear()
             self._parts.clear()
@@ -97,7 +100,7 @@ class StatusLine:
             stream = _unguarded(stream)
             stream.write(text)
             stream.flush()
-            # A text without a line end is probably the beginning of a line.
+            # If the text does not end with a line break, the next text probably continues its last line.
             self._is_mid_line = not text.endswith("\n") if text else self._is_mid_line
             self._paint()
 
@@ -138,7 +141,11 @@ class _Guard:
 
     @classmethod
     def install(cls, name: str, row: StatusLine) -> _Guard | None:
-        """Replace a stream. None if it is not a terminal, since its output then cannot disturb the row."""
+        """Replace a stream and return the guard.
+
+        Returns None, and replaces nothing, if the stream already has a guard, or if it is not a terminal, since its
+        output then cannot disturb the row.
+        """
         stream: TextIO = getattr(sys, name)
         if isinstance(stream, cls) or not stream.isatty():
             return None

@@ -1,4 +1,4 @@
-"""A process that does a part of a run's work: where it runs, and where its output goes."""
+"""Describe a process that does a part of a run's work: where it runs, and where its output goes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class WorkerProcess:
-    """A process whose log is kept if it dies. Its child processes write to the same log."""
+    """A process of a run. If it dies, its log is copied into the run. Its child processes write to the same log."""
 
     role: str
     """What the process does, such as `engine of teacher` or `training worker 1`."""
@@ -19,7 +19,7 @@ class WorkerProcess:
     node_id: str
     """Ray's id of the node, or an empty string outside of Ray."""
     logs: tuple[str, ...]
-    """The files on the process's node that its standard output and standard error go to."""
+    """The files on the process's node to which its standard output and standard error go."""
     num_oom_kills: int | None
     """How many processes the kernel had killed for lack of memory before this process started; None if unknown."""
     worker_id: str = ""
@@ -27,7 +27,7 @@ class WorkerProcess:
 
     @classmethod
     def current(cls, role: str, node_id: str = "", worker_id: str = "") -> WorkerProcess:
-        """This process."""
+        """Describe the calling process."""
         return cls(role, os.getpid(), socket.gethostname(), node_id, output_files(), num_oom_kills(), worker_id)
 
     @property
@@ -37,7 +37,7 @@ class WorkerProcess:
 
 
 def output_files() -> tuple[str, ...]:
-    """The files that standard output and standard error of this process go to, without terminals and pipes."""
+    """Return the files to which standard output and standard error of this process go, without terminals and pipes."""
     targets = []
     for stream in (1, 2):
         try:
@@ -50,7 +50,7 @@ def output_files() -> tuple[str, ...]:
 
 
 def num_oom_kills() -> int | None:
-    """How many processes the kernel has killed for lack of memory since the machine started; None if unknown."""
+    """Return how many processes the kernel has killed for lack of memory since the machine started; None if unknown."""
     try:
         counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
         return int(counters["oom_kill"])
@@ -59,7 +59,7 @@ def num_oom_kills() -> int | None:
 
 
 def read_tail(path: str, max_bytes: int) -> str:
-    """The last bytes of a file as text; empty if it cannot be read."""
+    """Return the last `max_bytes` of a file as text; empty if the file cannot be read."""
     try:
         with Path(path).open("rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""The Pseudo Annotator: the teacher writes D_PA, including its second answers."""
+"""The Pseudo Annotator: the teacher writes D_PA, and answers each of its questions a second time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def index_and_annotate(
         context: The run.
         admission: See `run_shards`.
         announce: Called with each annotated shard.
-        list_shards: Writes the corpus manifest, and yields each shard once it can be read.
+        list_shards: Writes the corpus manifest, and yields each shard as soon as it can be read.
     """
     run = context.run
     context.begin(writes=["corpus", "annotations"])
@@ -100,6 +100,6 @@ def annotation_pass(context: RunContext[RunConfig]) -> Pass[Annotation]:
 
 
 def without(shards: Iterable[str], others: Sequence[str]) -> Iterator[str]:
-    """The shards that are not among the other shards, in order."""
+    """The shards that are not in `others`, in their order."""
     left_out = set(others)
     return (shard for shard in shards if shard not in left_out)

@@ -32,7 +32,8 @@ def answer_pass(
         key: The phase that the pass belongs to.
         group: The engine and its models.
         questions: The questions, with all questions about an image in one shard.
-        answers: Takes a `Prediction` for each question, or an `OfModel[Prediction]` if the group has several models.
+        answers: Where rows are committed: a `Prediction` for each question, or an `OfModel[Prediction]` if the group
+            has several models.
     """
     config = context.config
     return Pass(

@@ -21,7 +21,7 @@ _NUM_SHOWN = 3
 
 
 def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Arm, admission: Admission) -> None:
-    """Ask the exported checkpoint, in its engine, the questions that it answered in transformers.
+    """Have an engine answer some questions with the exported checkpoint, and compare with the answers in transformers.
 
     Raises:
         RunError: more than half of the answers differ.
@@ -40,7 +40,7 @@ def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Ar
     exported = {"model": run.merged_model(student.name, arm), "max_num_replicas": None, "num_replicas": 1}
     group = EngineGroup.single(student.name, student.model_copy(update=exported))
     work = answer_pass(context, key, group, questions, answers)
-    # The questions are training samples, so their images are the corpus's or, in some arms, those of labelled sets.
+    # The questions are training samples. Their images are in the corpus, which may have moved, or in labelled sets.
     work = replace(work, reader=replace(work.reader, moved=context.moved_root))
     outstanding = Outstanding.of(answers, Manifest(len(labelled), 1))
     context.failures.add(key.label, run_missing(run, work, outstanding, admission).may_pass)

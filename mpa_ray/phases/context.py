@@ -39,21 +39,21 @@ class RunContext(Generic[ConfigT_co]):
     config: ConfigT_co
     """The settings, with a student for each later round whose previous round is finished."""
     configured: ConfigT_co
-    """The settings as the user wrote them, with the commits of models on the hub."""
+    """The settings that the user wrote. Only names of models on the hub are changed: they include a commit."""
     run: Run
     task: Task
     again: Again = NOTHING_AGAIN
     """Finished work that the command does again."""
     failures: PassingFailures = field(default_factory=PassingFailures)
     command: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Identifies this run of the command."""
+    """Identifies this execution of the command."""
 
     @staticmethod
     def open(config: ConfigT, again: Again = NOTHING_AGAIN) -> RunContext[ConfigT]:
         """Check the whole configuration, then make its context.
 
-        A job does this once, before its phases. The phases do not check again, so a student's model that is damaged
-        later does not fail the phases of other students.
+        A job does this once, before its phases. The phases do not repeat the check. If they did, a student's model that
+        is damaged later would make the phases of other students fail.
 
         Raises:
             ConfigError: a setting is wrong; the error names the first such setting.
@@ -73,7 +73,7 @@ class RunContext(Generic[ConfigT_co]):
         return RunContext(pinned, pinned, run, find_task(config.task), again).with_finished_rounds()
 
     def check_moved_source(self) -> None:
-        """Look up a few images at their new place, if they have moved since they were indexed.
+        """If the images have moved since they were indexed, look up a few of them at their new place.
 
         Raises:
             ConfigError: images are missing or differ, or the corpus is not completely indexed.
@@ -114,11 +114,11 @@ class RunContext(Generic[ConfigT_co]):
 
     @cached_property
     def moved_root(self) -> MovedRoot | None:
-        """How the images of the corpus have moved since they were indexed."""
+        """How the images of the corpus have moved since they were indexed; None if no move is known."""
         return moved_root(self.config, self.run) if isinstance(self.config, RunConfig) else None
 
     def labelled_set(self, student: StudentConfig, setting: str) -> LabelledSet:
-        """The labelled set of a student at a key of `StudentConfig.labelled_sets`."""
+        """A labelled set of a student. `setting` is a key of `StudentConfig.labelled_sets`."""
         field = f"students.{index_of(student, cast(RunConfig, self.configured))}.{setting}"
         return LabelledSet(student.labelled_sets[setting], field, self.places)
 
@@ -134,7 +134,7 @@ class RunContext(Generic[ConfigT_co]):
         if isinstance(self.config, RunConfig):
             config, labelled = as_indexed(self.config, self.run), self._identity_of_labelled
             for dataset in datasets:
-                # Labelled sets are read only if their identity is compared.
+                # Computing a fingerprint may read labelled sets, so it is done only if there is one to compare it with.
                 if self.run.fingerprints.fixed(dataset) is not None:
                     self.run.check_fingerprint(dataset, of_dataset(config, self.task, dataset, labelled))
 

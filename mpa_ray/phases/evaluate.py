@@ -39,7 +39,7 @@ def evaluate(context: RunContext[EvaluationRunConfig], score_only: bool = False,
     """Have all models answer all benchmarks, then score the answers.
 
     Args:
-        context: A run; its configuration may name only models to measure.
+        context: The run, which may be one that only measures models.
         score_only: Score the stored predictions; no engine starts.
         shows_scores: Print the scores.
 
@@ -65,14 +65,14 @@ def evaluate(context: RunContext[EvaluationRunConfig], score_only: bool = False,
 
 
 def prepare_benchmarks(context: RunContext[RunConfig]) -> None:
-    """Read the benchmarks into the run, so that their errors show before any engine starts."""
+    """Read the benchmarks into the run, so that errors in them are reported before any engine starts."""
     if context.config.evaluate is not None:
         context.begin()
         write_questions(context.config.evaluate, context.run, context.places)
 
 
 def predict(context: RunContext[EvaluationRunConfig], name: str, admission: Admission = nullcontext) -> None:
-    """Have one model answer all benchmarks. Their questions must already be in the run.
+    """Have one model answer all benchmarks, whose questions must already be in the run.
 
     Args:
         context: The run.
@@ -108,7 +108,7 @@ def predict_groups(
     models: Mapping[str, ModelConfig],
     admission_of: Callable[[EngineGroup], Admission] = lambda _: nullcontext,
 ) -> None:
-    """Have models that can share an engine answer together; `predict` then processes what each model still lacks.
+    """Have models that can share an engine answer together. Call `predict` afterwards, for shards that a model lacks.
 
     Args:
         context: The run.
@@ -125,13 +125,13 @@ def predict_groups(
 def predict_group(
     context: RunContext[EvaluationRunConfig], group: EngineGroup, admission: Admission = nullcontext
 ) -> None:
-    """Have the models of one engine answer the shards that all of them lack; `predict` then processes the others."""
+    """Have the models of one engine answer the shards that all of them lack. `predict` processes the other shards."""
     run = context.run
     context.begin(reads=[dataset for name in group.names for dataset in upstream_of_model(context.config, name)])
     models = measured_models(context)
     manifests = _manifests(context)
     missing = {name: _missing_shards(context, name, models[name], manifests) for name in group.names}
-    # The pass covers the shards that all models lack. With a model that lacks nothing, there would be no such shard.
+    # The pass covers only shards that all models lack, so leave out models that lack none.
     group = group.only(name for name in group.names if any(missing[name].values()))
     if len(group.names) < 2:
         return

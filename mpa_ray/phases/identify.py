@@ -38,7 +38,7 @@ FindGroups = Callable[[RunContext[RunConfig], Sequence[StudentConfig]], list[Eng
 
 
 def engine_groups(context: RunContext[RunConfig], students: Sequence[StudentConfig]) -> list[EngineGroup]:
-    """Group students by the engine that can serve them. Among students with the same model, only the first is asked."""
+    """Group students by the engine that can serve them. Of students with the same model, only the first is included."""
     fingerprint_of = partial(verdict_fingerprint, context.config, context.task)
     unique = dedupe_by_fingerprint({student.name: student for student in students}, fingerprint_of)
     return shared_engines(unique, context.config.object_store)
@@ -47,7 +47,7 @@ def engine_groups(context: RunContext[RunConfig], students: Sequence[StudentConf
 def identify(context: RunContext[RunConfig], find_groups: FindGroups = engine_groups) -> None:
     """Write verdicts and D_PI of all students.
 
-    First, the students that can share an engine answer together. Then each student alone answers the shards that it
+    First, the students that can share an engine answer together. Then each student answers alone the shards that it
     still lacks.
 
     Args:
@@ -96,12 +96,12 @@ def _identify_student(context: RunContext[RunConfig], student: StudentConfig, ad
         and verdict_fingerprint(config, task, other) == fingerprint
     }
     copy_same_model_rows(run, work.key.label, verdicts, same_model, fingerprint, manifest.shards)
-    # If D_PI is not exported yet, a shared pass has probably just made the verdicts: "already done" would mislead.
+    # If D_PI is not exported yet, a shared pass has probably just made the verdicts, and "already done" would mislead.
     is_exported = run.parity_version(student.name) == verdicts.version()
     outstanding = Outstanding.of(verdicts, manifest, work.redo)
     outcomes = run_missing(run, work, outstanding, admission, says_already_done=is_exported)
     context.failures.add(work.key.label, outcomes.may_pass)
-    # The version is read before the rows, because another driver may make shards again in the meantime.
+    # The version is read before the rows, because another driver may change shards in the meantime.
     version = verdicts.version()
     if run.parity_version(student.name) != version:
         samples = parity_samples(verdicts.rows(manifest.shards))
@@ -115,14 +115,14 @@ def identify_group(
     annotated: Iterable[str],
     admission: Admission = nullcontext,
 ) -> None:
-    """Write the verdicts of students that share an engine, on each shard once it is annotated.
+    """Write the verdicts of students that share an engine, on each shard as soon as it is annotated.
 
     `identify_student` then processes the shards that each student still lacks, and exports its D_PI.
 
     Args:
         context: The run.
         group: The students that share the engine.
-        annotated: The annotated shards, which may become known over time.
+        annotated: The annotated shards. The iteration may wait until further shards are annotated.
         admission: See `run_shards`.
 
     Raises:
@@ -136,12 +136,12 @@ def identify_group(
         shards = run.manifest().shards
         # `identify_student` also makes withdrawn verdicts again.
         missing = {name: set(run.verdicts(name).markers.without_marker(shards)) for name in group.names}
-        # The pass leaves out shards that any student has. So with a finished student, no shard would be left.
+        # The pass leaves out every shard that any of its students has, so leave out students that have all shards.
         group = group.only(name for name in group.names if missing[name])
         committed = {name: set(shards).difference(missing[name]).__contains__ for name in group.names}
         if len(group.names) < 2:
             return
-    # After a killed run, a few shards have verdicts of only some students. These are left to `identify_student`.
+    # After a killed run, a few shards have verdicts of only some students. `identify_student` completes these shards.
     outstanding = (shard for shard in annotated if not any(is_done(shard) for is_done in committed.values()))
     first = next(outstanding, None)
     if first is None:

@@ -36,7 +36,7 @@ def level(context: RunContext[RunConfig]) -> None:
 
 
 def students_ready(context: RunContext[RunConfig], is_ready: Callable[[str], bool]) -> list[StudentConfig]:
-    """The students of all rounds. A student of a later round that is not ready is left out, and a line says so."""
+    """The students of all rounds. A student of a later round is left out, with a message, if it is not ready."""
     first = [student.name for student in context.configured.students]
     ready = []
     for student in context.config.students:
@@ -48,7 +48,9 @@ def students_ready(context: RunContext[RunConfig], is_ready: Callable[[str], boo
 
 
 def check_labelled_sets(context: RunContext[RunConfig], student: StudentConfig) -> None:
-    """Read the labelled sets of a student whose trainings are not planned yet, so that errors show before they start.
+    """Read the labelled sets that a student's trainings need, to report errors before any training starts.
+
+    Trainings that are planned already do not read labelled sets again.
 
     Raises:
         ConfigError: a file, a field or an answer of a labelled set is missing.
@@ -106,7 +108,7 @@ def _level_student(
         return
     version = _check_parity(context, student.name)
     folder = run.training_dir(student.name, arm)
-    # The other command may have begun with other settings.
+    # This command waits while another one trains the student, and stops if the other one has different settings.
     with owned(run.storage, folder, key.label, run.epoch(folder).check_fingerprint) as ownership:
         if run.storage.exists(f"{folder}/complete.json"):
             say(f"{key.label}: done by another command")
@@ -148,7 +150,7 @@ def _train(
 
 
 def _trains_again(context: RunContext[RunConfig], student: StudentConfig, arm: Arm, label: str) -> bool:
-    """Whether to train a student again that is already trained. If so, another training is begun beside the first."""
+    """Whether to repeat the training of a trained student. If so, begin a new training, and keep the finished one."""
     run = context.run
     if not run.is_trained_before_redo(student.name, arm):
         return False
@@ -176,7 +178,7 @@ def _check_parity(context: RunContext[RunConfig], student: str) -> str:
 
     Raises:
         ConfigError: there is no D_PI yet.
-        RunError: annotations or verdicts have been made again since it was exported.
+        RunError: annotations or verdicts have been made again since D_PI was exported.
     """
     run = context.run
     version = run.parity_version(student)

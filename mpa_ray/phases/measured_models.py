@@ -1,4 +1,4 @@
-"""The models of an evaluation: their names, their upstream datasets, and which of them are compared."""
+"""The models of an evaluation: their names, the datasets that they are made from, and the pairs to compare."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def names_of_student(student: StudentConfig) -> list[str]:
 
 
 def comparisons(config: EvaluationRunConfig, settings: EvaluateConfig) -> list[tuple[str, str]]:
-    """Pairs of models to compare question by question, from the first to the second."""
+    """Pairs of models to compare question by question. A comparison shows the change from the first to the second."""
     pairs: list[tuple[str, str]] = []
     if isinstance(config, RunConfig):
         for student in config.students:

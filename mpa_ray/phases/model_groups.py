@@ -67,17 +67,21 @@ def dedupe_by_fingerprint(
 
 @contextmanager
 def fall_back_to_single(group: EngineGroup, passed_on: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """If a shared engine fails in the block, warn and let each model continue alone, since one may be the cause.
+    """If a shared engine fails in the block, warn and let each model continue alone, since one model may be the cause.
 
     Args:
         group: The models that share the engine.
-        passed_on: Returns an error that no model has caused, or None. If the block fails with this error, it is raised
-            again.
+        passed_on: Returns an error that no model has caused, or None. This error is raised again if the block raises
+            it.
+
+    Raises:
+        ConfigError, RunError: the block failed, and the group has only one model, `passed_on` returns the error, or the
+            error is `Unfinished`.
     """
     try:
         yield
     except Unfinished:
-        # No model has caused an outage.
+        # An error that may be temporary is not the fault of a model.
         raise
     except (ConfigError, RunError) as error:
         if error is passed_on() or len(group.names) == 1:
@@ -86,7 +90,7 @@ def fall_back_to_single(group: EngineGroup, passed_on: Callable[[], object] = la
 
 
 def list_names(names: Sequence[str]) -> str:
-    """The first few names, and the number of others."""
+    """The first few names, and the number of the other names."""
     more = f" and {len(names) - _NUM_LISTED} more" if len(names) > _NUM_LISTED else ""
     return ", ".join(names[:_NUM_LISTED]) + more
 
@@ -99,7 +103,7 @@ def copy_same_model_rows(
     fingerprint: Fingerprint,
     shards: Sequence[str],
 ) -> None:
-    """Copy rows that the same model has under another name, so that it is not asked again.
+    """Copy rows that the same model has under another name, so that the model does not answer again.
 
     Args:
         run: The run.
@@ -113,7 +117,7 @@ def copy_same_model_rows(
         missing = dataset.markers.without_marker(shards)
         available = set(missing) - set(other.missing(missing))
         try:
-            # Checked after the rows were found, because another command may have just committed them.
+            # Check after the rows are listed: another command may have just committed them, with other settings.
             run.check_fingerprint(other.folder, fingerprint)
         except FingerprintMismatch:
             # The phase of the other model reports this error.

@@ -14,9 +14,9 @@ ModelT = TypeVar("ModelT", bound=ModelConfig)
 
 
 def with_pinned_models(config: ConfigT) -> ConfigT:
-    """The settings in which each hub name also names its commit, as `owner/name@COMMIT`.
+    """Return the settings with each hub name in the form `owner/name@COMMIT`.
 
-    A hub name stays as it is if its commit is not known, because neither the hub nor its cache has the model.
+    A hub name is left unchanged if neither the hub nor its cache has the model.
     """
     changes: dict[str, object] = {}
     if config.evaluate is not None:

@@ -130,7 +130,7 @@ def check_names(config: EvaluationRunConfig) -> None:
                 models += MeasuredModel.all_of(student.name_in(number), ["parity"])
             known |= {model.name for model in models}
     for model in config.evaluate.models:
-        # Some file systems ignore case.
+        # The names become file names, and some file systems ignore case.
         if model.name.lower() in map(str.lower, known):
             raise ConfigError(
                 "evaluate.models", model.name, "is already the name of another model.", "Choose another name."
@@ -168,7 +168,7 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
     """Check a model. Raises ConfigError if it does not exist or is not a vision-language checkpoint."""
     if not config.engine.has_checkpoint:
         return
-    # With a cluster, engines run on its nodes, and the machine of the driver may have no engine installed.
+    # On a cluster, the engines run on its nodes, so the driver's machine does not need the package.
     if config.engine.package is not None and cluster_address() is None:
         _check_engine_package(config.engine.kind, config.engine.package, field)
     if isinstance(config.engine, VllmEngineConfig):
@@ -217,7 +217,7 @@ def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig, *
 
 @contextmanager
 def _named(field: str, value: str | None = None, *others: str) -> Iterator[None]:
-    """Name the setting in errors about a model or a URI, and in those about the other fields."""
+    """In errors about the field `model` or `uri`, or one of `others`, name the setting `field` instead."""
     try:
         yield
     except ConfigError as error:
@@ -275,7 +275,7 @@ def _check_engine_package(kind: str, package: str, field: str) -> None:
 
 
 def _neighbours(model: str) -> list[str]:
-    """The folders that exist beside a missing folder, as paths with the same beginning as the missing one."""
+    """The folders beside a missing folder. Their paths begin like that of the missing folder."""
     parent = Path(resolve_path(model)).parent
     prefix = model[: len(model) - len(Path(model).name)]
     return [f"{prefix}{folder.name}" for folder in parent.iterdir() if folder.is_dir()] if parent.is_dir() else []

@@ -1,4 +1,4 @@
-"""Apply another matcher to stored verdicts, without a model. The results are another D_PI and the verdicts' changes."""
+"""Apply another matcher to stored verdicts, without a model. Write the new D_PI and the changes of verdicts."""
 
 from __future__ import annotations
 

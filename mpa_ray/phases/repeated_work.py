@@ -17,7 +17,7 @@ class Again:
     reasons: frozenset[str] = frozenset()
     """Images that failed for these reasons are visited again; `ANY_REASON` stands for all."""
     relevel: bool = False
-    """Students that were trained before their D_PI was made again are trained again."""
+    """Whether to train again the students whose D_PI was made again after their training."""
 
     @classmethod
     def of(cls, redo: str | None = None, relevel: bool = False) -> Again:
@@ -41,7 +41,7 @@ class PassingFailures:
     """Counts the images that failed for reasons that may be temporary, in all passes of a command."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Begin with no failed images."""
         self._by_pass: list[tuple[str, Counter[str]]] = []
 
     def add(self, label: str, by_reason: Counter[str]) -> None:
@@ -50,7 +50,7 @@ class PassingFailures:
             self._by_pass.append((label, by_reason))
 
     def check(self) -> None:
-        """Raise Unfinished if any image failed for such a reason; the error says how to visit these images again."""
+        """Raise Unfinished if any image was counted. The error says how to visit these images again."""
         if not self._by_pass:
             return
         total: Counter[str] = sum((by_reason for _, by_reason in self._by_pass), Counter())

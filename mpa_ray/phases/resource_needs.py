@@ -1,4 +1,4 @@
-"""The CPUs and GPUs that a command needs, by the settings that ask for them."""
+"""The CPUs and GPUs that a command needs, and the settings that request them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from mpa_ray.pipeline.machine import Need, check_machine
 
 
 def check_resources_of(config: EvaluationRunConfig, phase: str) -> None:
-    """Compare the needs of a phase with this machine, if the command starts Ray here.
+    """If the command starts Ray on this machine, check that the machine has what a phase needs.
 
     Args:
         config: The run.
         phase: A phase, or `align` for all phases.
 
     Raises:
-        ConfigError: the machine lacks CPUs or GPUs; the error names the first such setting.
+        ConfigError: the machine has fewer CPUs or GPUs than a setting needs; the error names the setting.
     """
     if cluster_address() is None:
         check_machine(_needs(config, phase))
 
 
 def check_resources_of_student(student: StudentConfig, index: int) -> None:
-    """Like `check_resources_of`, for all phases of one student."""
+    """Do the same as `check_resources_of`, for all phases of one student."""
     if cluster_address() is None:
         check_machine([*_of_model(student, f"students.{index}"), *_of_level(student.level, f"students.{index}.level")])
 

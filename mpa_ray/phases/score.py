@@ -22,7 +22,7 @@ def score(context: RunContext[EvaluationRunConfig], settings: EvaluateConfig, mo
 
     Args:
         context: The run.
-        settings: The benchmarks and what to compare on them.
+        settings: The benchmarks, and the models to compare.
         models: The names of measured models. A model is not scored on a benchmark that it has not answered completely;
             a warning names the model.
 

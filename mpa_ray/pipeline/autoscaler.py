@@ -30,9 +30,9 @@ class _WholeClusterAutoscaler(ClusterAutoscaler):
     """Ray Data's autoscaler for a pass that may use all CPUs and GPUs of the cluster.
 
     Ray Data reserves resources per dataset, first come, first served, and divides the rest of every node among the
-    datasets, in whole CPUs and GPUs. A second pass beside a busy one then gets no CPU to fetch images with and stands
-    still. With this class, only the admission controller decides which passes run at the same time, and pools that may
-    grow take the resources that are free.
+    datasets, in whole CPUs and GPUs. While one pass is busy, a second pass then gets no CPU for fetching images and
+    makes no progress. With this class, only the admission controller decides which passes run at the same time, and
+    pools that may grow take all free resources.
     """
 
     def __init__(self, ray_data: ClusterAutoscaler) -> None:

@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 
 import mpa_ray
 from mpa_ray.errors import ConfigError, Unfinished
+from mpa_ray.errors.remedies import Remedy
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.library_output import LIBRARY_OUTPUT, shows_library_lines, shows_worker_lines
 from mpa_ray.observability.progress import say
@@ -26,7 +27,6 @@ from mpa_ray.pipeline.autoscaler import use_whole_cluster
 from mpa_ray.pipeline.cluster_address import check_cluster, cluster_address
 from mpa_ray.pipeline.machine import num_local_cpus
 from mpa_ray.pipeline.ray_watcher import ends_with_this_process
-from mpa_ray.remedies import Remedy
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 """Environment variables that keep glibc from returning every large tensor to the system. Without them, a training step
@@ -62,9 +62,9 @@ def _wait_until_joined(address: str, started: Future[None]) -> None:
     try:
         started.result(timeout=_JOIN_S)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        # This includes a cluster with another version of Ray or of Python.
+        # Ray also raises one of these errors if the cluster has another version of Ray or of Python.
         remedy = "Set it to HOST:PORT of a running cluster with the same versions, or unset it to use this machine."
-        # The cause is dropped, because an error that a ConnectionError has caused counts as one that may pass.
+        # Raised without a cause, because an error that was caused by a ConnectionError counts as temporary.
         raise ConfigError("RAY_ADDRESS", address, f"cannot be joined: {in_words(error)}", remedy) from None
     except (TimeoutError, RayError) as error:
         problem = f"the Ray cluster at RAY_ADDRESS = {address!r} cannot be joined: {in_words(error).rstrip('.')}"
@@ -97,13 +97,13 @@ def _start_ray() -> None:
     is_local = cluster_address() is None
     if is_local:
         where = {"address": "local", "num_cpus": num_local_cpus(), "include_dashboard": False}
-        # Ray's local processes inherit the variables. A runtime environment would not use the processes that Ray starts
-        # in advance, which take about a second of a core each.
+        # Ray's local processes inherit the variables. With a runtime environment, the processes that Ray starts in
+        # advance would be unused, and each of them costs about a second of a core.
     shows_lines = shows_worker_lines()
     LIBRARY_OUTPUT.redirect()
     if not shows_lines:
         _send_warnings_to_stderr()
-    # Where standard error is a log file, Ray may write as much as it likes.
+    # If standard error goes to a log file, Ray may write all its messages there.
     is_quiet = not shows_lines and not LIBRARY_OUTPUT.is_redirected
     try:
         with _environment(variables if is_local else {}), ends_with_this_process() if is_local else nullcontext():
@@ -118,9 +118,9 @@ def _start_ray() -> None:
 
 
 def _send_warnings_to_stderr() -> None:
-    """Let Ray print the warnings of its own processes to standard error, where other lines of libraries go.
+    """Make Ray print the warnings of its own processes to standard error, like the output of other libraries.
 
-    Ray prints them to standard output, even if it does not show the output of workers.
+    By default, Ray prints these warnings to standard output, even with `log_to_driver=False`.
     """
     print_line = ray._private.worker.print_to_stdstream
     if not getattr(print_line, "to_stderr", False):
@@ -128,7 +128,7 @@ def _send_warnings_to_stderr() -> None:
 
 
 class _ToStderr:
-    """Ray's function that prints lines of other processes, with another stream."""
+    """Ray's function that prints lines of other processes, changed to always use standard error."""
 
     to_stderr = True
 
@@ -141,7 +141,7 @@ class _ToStderr:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a while."""
+    """Set environment variables during the block, then restore their previous values."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -167,7 +167,7 @@ def cluster_resources() -> tuple[float, float]:
 
 
 def check_resources(field: str, num_cpus: float, num_gpus: float) -> None:
-    """Compare the needs of one actor or worker with the nodes that are up.
+    """Check that a node is large enough for one actor or worker.
 
     Raises:
         ConfigError: no node is large enough, and no autoscaler could add a larger one.
@@ -188,7 +188,10 @@ def check_resources(field: str, num_cpus: float, num_gpus: float) -> None:
 
 
 def configure_ray_data() -> None:
-    """Let passes use the whole cluster, and hide Ray Data's progress bars and messages: its log file has them all."""
+    """Let passes use the whole cluster, and hide Ray Data's progress bars and messages.
+
+    Ray Data still writes all messages to its log file.
+    """
     use_whole_cluster()
     if not shows_library_lines():
         for handler in logging.getLogger("ray.data").handlers:

@@ -12,11 +12,11 @@ from mpa_ray.storage.deadline import call_with_deadline
 _ADDRESS = "RAY_ADDRESS"
 _CONNECT_S, _ANSWER_S = 8.0, 8.0
 _DEADLINE_S = 22.0
-"""The time limit of the whole check, since a name server may not answer either."""
+"""The time limit of the whole check, including the lookup of the host, because a name server may not answer either."""
 _MAX_SOCKET_PATH_BYTES = 107
 _UNSET = "Unset RAY_ADDRESS to use this machine, or set it to HOST:PORT of a running cluster."
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""How a client of gRPC begins: the preface of HTTP/2, and its settings, of which it has none."""
+"""The first bytes that a gRPC client sends: the preface of HTTP/2, and an empty SETTINGS frame."""
 _SETTINGS_FRAME = 4
 
 
@@ -30,7 +30,7 @@ def check_cluster() -> None:
     """Check that the cluster of `RAY_ADDRESS` answers or, without one, that Ray can start on this machine.
 
     Raises:
-        ConfigError: nothing listens at the address, something else than Ray does, or it is no such address; or the
+        ConfigError: the address is malformed, nothing listens there, or another server than Ray's listens there. Or the
             folder for temporary files has a path that is too long for Ray.
         Unfinished: the address does not answer.
     """
@@ -38,7 +38,7 @@ def check_cluster() -> None:
     if address is None:
         _check_temporary_folder()
     elif address != "auto":
-        # Ray finds out itself whether a cluster runs on this machine.
+        # With `auto`, Ray itself looks for a cluster on this machine.
         _check_address(address)
 
 
@@ -66,7 +66,7 @@ def _check_address(address: str) -> None:
         problem = "names no running cluster: nothing listens there."
         if not isinstance(error, ConnectionRefusedError):
             problem = "is not the address of a Ray cluster: the connection is closed there."
-        # The cause is dropped, because an error with this cause counts as one that may pass.
+        # Raised without a cause, because an error that was caused by a ConnectionError counts as temporary.
         raise ConfigError(_ADDRESS, address, problem, _UNSET) from None
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
@@ -82,7 +82,7 @@ def _check_address(address: str) -> None:
 
 
 def _greet(host: str, port: int) -> bytes | None:
-    """The first bytes of the server's answer to a client of gRPC; None if the cluster uses TLS."""
+    """The first bytes that the server answers to a gRPC client; None if the cluster uses TLS."""
     with socket.create_connection((host, port), timeout=_CONNECT_S) as connection:
         if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
             return None
@@ -95,7 +95,7 @@ def _greet(host: str, port: int) -> bytes | None:
 
 
 def _is_http2(answer: bytes) -> bool:
-    """Whether an answer begins with a frame of settings, which every server of gRPC sends first."""
+    """Whether an answer begins with a SETTINGS frame, which every gRPC server sends first."""
     return len(answer) > _SETTINGS_FRAME - 1 and answer[3] == _SETTINGS_FRAME and answer[0] == 0
 
 

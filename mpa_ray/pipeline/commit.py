@@ -45,7 +45,7 @@ class CommitShard(Generic[OutT]):
         )
 
     def _commit(self, visited: VisitedShard) -> list[OutT]:
-        """Commit the shard, unless that is already done. Returns its rows, except those of the previous generation."""
+        """Commit the shard if it is not committed yet. Returns its rows without those kept from an older generation."""
         shard, plan = visited.shard, visited.fetched.plan
         rows = plan.merge(visited.fetched.order, visited.rows)
         versions = visited.versions

@@ -1,4 +1,4 @@
-"""Records the deaths of processes, on the nodes where the logs of the processes are."""
+"""Records the deaths of processes. Each death is recorded on the node that has the log of the process."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def _without_record(process: WorkerProcess, failed: RayError | TimeoutError) -> 
 
 
 def current_process(role: str) -> WorkerProcess:
-    """Describe the current process, a worker of Ray, for records of deaths."""
+    """Describe the current process, which is a Ray worker, for the record of its death."""
     context = ray.get_runtime_context()
     return WorkerProcess.current(role, context.get_node_id(), context.get_worker_id())
 
 
 async def was_taken_away(process: WorkerProcess) -> bool:
-    """Whether a dead process ended for reasons outside of it: its node has ended, or it was asked to end.
+    """Whether a dead process was ended from outside: its node has ended, or the process was asked to end.
 
     Implements `coordination.deaths.WasTakenAway`.
     """
@@ -74,10 +74,10 @@ def _has_ended(node_id: str) -> bool:
 
 
 def _was_asked_to_end(worker_id: str) -> bool:
-    """Whether Ray says that it has ended a process, or that the process received a SIGTERM."""
+    """Whether, according to Ray, a process was ended by Ray itself or by a SIGTERM."""
     if not worker_id:
         return False
-    # Ray's public functions for this need its dashboard.
+    # Ray's public functions that return this record need the dashboard.
     accessor = ray._private.state.state._connect_and_get_accessor()
     record = accessor.get_worker_info(ray.WorkerID.from_hex(worker_id))
     if record is None:

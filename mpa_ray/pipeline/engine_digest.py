@@ -14,16 +14,16 @@ from mpa_ray.redaction import without_secret_values
 from mpa_ray.run.versions import engine_versions
 
 _DECODERS = ("pillow", "numpy")
-"""Libraries in which a damaged image may end the process."""
+"""Libraries that may crash on a damaged image."""
 
 
 def engine_digest(work: Pass[Any]) -> str:
-    """A digest of an engine's models and settings, and of its libraries as the driver has them.
+    """A digest of an engine's models and settings, and of the versions of its libraries on the driver.
 
     Unlike a fingerprint, it includes settings that do not change replies, such as those that limit memory.
     """
     store = work.reader.object_store
-    # A new token does not change what an engine survives.
+    # A new access token does not change which images an engine survives.
     settings = without_secret_values(work.model.model_dump(mode="json", exclude={"model"}))
     parts = {
         "model": model_identity(work.model.model, store),

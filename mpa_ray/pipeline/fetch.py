@@ -24,15 +24,15 @@ from mpa_ray.run.redo import ShardPlan
 from mpa_ray.stages.image_work import ImageWork
 
 MAX_RUNS = 3
-"""How many runs of the command try to read an image. If the last of them fails, too, the image becomes a failed row,
-even if the reason may be temporary."""
+"""How many runs of the command try to read an image. If all of them fail, the image becomes a failed row, even if the
+reason may be temporary."""
 _ASSUMED_BYTES = 2**20
 """The assumed size of a file if its source does not list sizes."""
 
 
 @dataclass(frozen=True)
 class NameShards:
-    """The first rows of a graph: the coordinator's shards in their order, each as soon as it is known."""
+    """Makes the first rows of a graph: the coordinator's shards in their order, each as soon as it is known."""
 
     coordinator: Any
 
@@ -59,7 +59,7 @@ class FetchShard:
             try:
                 return encode(self._fetch(shard))
             except (RunError, ConfigError, OSError, ValueError, MemoryError) as error:
-                # The cause is not an image: for example, rows of an earlier phase are missing, or the credentials are.
+                # The cause is not an image: for example, the credentials or the rows of an earlier phase are missing.
                 failure = Failure.of(error)
         ray.get(self.coordinator.give_up.remote(failure))
         return encode(FetchedShard(shard, failure=failure))
@@ -76,7 +76,7 @@ class FetchShard:
         problems = (content for content in contents.values() if isinstance(content, ImageProblem))
         unread = [problem for problem in problems if problem.reason == Reason.STORAGE]
         left = self._left(shard, plan, len(visited), unread)
-        # The images of a shard that is left may fail in the end, so duplicates must not be dropped in their favour.
+        # If the shard is left, its images may fail in a later run. So no image may be dropped as their duplicate yet.
         sightings = self._mark_duplicates(shard, groups, plan, {} if left is not None else contents)
         read = [content for content in contents.values() if isinstance(content, bytes)]
         num_bytes = sum(map(len, read))
@@ -110,8 +110,9 @@ class FetchShard:
     def _left(self, shard: str, plan: ShardPlan, num_images: int, unread: Sequence[ImageProblem]) -> ShardLeft | None:
         """Decide whether the shard is left for the next run of the command, because images could not be read.
 
-        Returns None if all images were read. It also returns None in run number `MAX_RUNS`, in which unread images
-        become failed rows.
+        Returns:
+            None if the shard is not left: all images were read, or this is run number `MAX_RUNS`, in which unread
+            images become failed rows.
         """
         if not unread:
             return None
@@ -139,7 +140,7 @@ class FetchShard:
 
 
 def _sighting(image_id: str, content: Content | None, kept: Sequence[Any]) -> Sighting | None:
-    """The sighting of an image that was just read, or whose digest is in rows kept from the previous generation."""
+    """The sighting of an image that was just read, or whose kept rows have its digest; None for any other image."""
     if isinstance(content, bytes) and content:
         return Sighting.of(image_id, content)
     digest = next((row.content_sha256 for row in kept if row.content_sha256), None)

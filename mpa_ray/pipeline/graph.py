@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mpa_ray.config import resolve_path
 from mpa_ray.engine.build import images_in_flight
 from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished
+from mpa_ray.errors.remedies import what_continues
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.progress import say
 from mpa_ray.pipeline.cluster import check_resources, configure_ray_data
@@ -37,32 +38,33 @@ from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
 from mpa_ray.pipeline.settings_watch import SettingsWatch
 from mpa_ray.pipeline.telemetry import Counters
 from mpa_ray.records import Reason
-from mpa_ray.remedies import what_continues
 from mpa_ray.run.prefetch import prefetch
 
 logger = logging.getLogger(__name__)
 
 _NUM_IMAGES_NAMED = 5
 _SETTLE_S = 90.0
-"""How long the end of a pass waits for records of deaths."""
+"""How long a pass waits at its end until all deaths are recorded."""
 
 
 def stream_pass(
     work: Pass[Any], shards: Iterable[str], committed: Sequence[str] = ()
 ) -> Generator[ShardDone | ShardLeft, None, None]:
-    """Send shards through the model and commit each; yield them as they are done or left, in any order.
+    """Send shards through the model and commit them.
+
+    Yields each shard once it is committed, or once it is left for the next run of the command, in any order.
 
     Closing the generator ends the engines.
 
     Args:
         work: The pass.
-        shards: The shards to do. They may become known over time; engines start in the meantime. If the iterable
-            raises an error, this generator raises it after the shards before it are done.
-        committed: The shards that are already done. Duplicates of their images are found, too.
+        shards: The shards to do. Getting the next shard may take time; engines start in the meantime. If the iterable
+            raises an error, the shards before the error are done first, and then this generator raises the error.
+        committed: The shards that are already done. The pass also finds duplicates of their images.
 
     Raises:
         ConfigError: the set-up of a node is wrong, such as its credentials.
-        RunError: engines died on one shard as often as is allowed, or files of the run cannot be read or written.
+        RunError: engines died too often on one shard, or files of the run cannot be read or written.
     """
     configure_ray_data()
     model = work.model
@@ -78,7 +80,7 @@ def stream_pass(
 def _graph(work: Pass[Any], coordinator: Any) -> Dataset:
     # Resolved here, because actors have another working directory.
     model = work.model.model_copy(update={"model": resolve_path(work.model.model)})
-    # A shard's last images leave slots free; the next shards fill them.
+    # While the last images of a shard are in the engine, images of the next shards fill the free slots.
     shards_in_flight = max(2, 1 + math.ceil(images_in_flight(model) / 64))
     graph = (
         ray.data.from_items([{"pass": work.pool}])
@@ -150,7 +152,10 @@ def _error(pool: str, failure: Failure) -> ConfigError | RunError:
 
 @contextmanager
 def _deaths_recorded(coordinator: Any) -> Iterator[None]:
-    """Wait at the end until all deaths are recorded, since the coordinator ends with the pass. Ctrl-C does not wait."""
+    """Wait at the end until all deaths are recorded, since the coordinator ends with the pass.
+
+    After Ctrl-C, there is no wait.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -170,7 +175,7 @@ def _settle(coordinator: Any) -> None:
 def _rows_of(work: Pass[Any], graph: Dataset) -> Iterator[Iterator[dict[str, Any]]]:
     """Run the graph, and end its actors when the `with` block ends.
 
-    Ray Data ends them when the iterator is deleted, but an error that is still referenced keeps the iterator alive.
+    Ray Data only ends the actors when the iterator is deleted, and a referenced error would keep the iterator alive.
     """
     rows: Generator[dict[str, Any], None, None] = iter(graph.iter_rows())
     try:
@@ -189,7 +194,7 @@ def _rows_of(work: Pass[Any], graph: Dataset) -> Iterator[Iterator[dict[str, Any
 
 
 def _start_coordinator(work: Pass[Any], committed: Sequence[str]) -> Any:
-    """Start the coordinator on the driver's node, where it lives as long as the pass."""
+    """Start the coordinator on the driver's node, because both must live as long as the pass."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     coordinator = ray.remote(num_cpus=0, scheduling_strategy=here)(PassCoordinator).remote(
         work.limits,
@@ -227,7 +232,7 @@ class _ShardFeed:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Raises the error that ended the list of shards early."""
+        """Raise the error that ended the list of shards early, unless the block has raised another error."""
         self._is_over = True
         if kind is not None:
             return
@@ -245,7 +250,7 @@ class _ShardFeed:
         except BaseException as error:  # noqa: BLE001
             self._error = error
         finally:
-            # Closed here, because the generator has set the log context of this thread.
+            # Closed in this thread, because the generator has set the log context of this thread and then resets it.
             if isinstance(self._shards, Generator):
                 self._shards.close()
         self._coordinator.close.remote()

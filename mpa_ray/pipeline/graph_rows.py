@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished
+from mpa_ray.errors.remedies import Remedy, what_continues
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.usage import Usage
 from mpa_ray.pipeline.pass_spec import ShardDone, ShardLeft
-from mpa_ray.remedies import Remedy, what_continues
 from mpa_ray.run.redo import ShardPlan
 from mpa_ray.stages.image_work import ImageWork
 
@@ -30,7 +30,7 @@ class Failure:
     ends_command: ConfigError | AccessLost | None = None
     """The error itself, if no other pass of the command can succeed."""
     remedy: Remedy | None = None
-    """What continues the run after this failure; None if the words of the problem decide."""
+    """What the user must do to continue the run; None if the text of `problem` decides."""
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
@@ -45,7 +45,7 @@ class Failure:
         return cls(in_words(error), remedy.may_pass, remedy=remedy)
 
     def in_words(self) -> str:
-        """The problem, and what continues the run."""
+        """The problem and the remedy."""
         remedy = what_continues(self.problem) if self.remedy is None else self.remedy
         return f"{self.problem.rstrip('.')}. {remedy}".rstrip()
 
@@ -62,7 +62,7 @@ class FetchedShard:
     order: tuple[str, ...] = ()
     """The ids of all images of the shard, in order, if the shard is made again; otherwise empty."""
     num_unread: int = 0
-    """The number of images that could not be read for a reason that may be temporary and become failed rows."""
+    """The number of images that become failed rows although the reason why they were not read may be temporary."""
     failure: Failure | None = None
     left: ShardLeft | None = None
 

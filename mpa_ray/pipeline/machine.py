@@ -1,4 +1,4 @@
-"""The CPUs and GPUs of this machine, as a local Ray counts them."""
+"""The CPUs and GPUs of this machine, as Ray counts them if it is started on this machine."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from mpa_ray.errors import ConfigError
 AUXILIARY_CPUS = 0.25
 """The CPUs that Ray reserves for a task that reads or writes files. They are few, because such a task mostly waits."""
 _NUM_AUXILIARY_TASKS = 3
-"""The small tasks that must fit next to an engine or a training: they name shards, fetch images and commit rows."""
+"""The number of small tasks that must fit next to an engine or a training. They name shards, fetch images and commit
+rows."""
 _CPU_REMEDY = "Lower it, or set RAY_ADDRESS to a cluster with such a node."
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Need:
-    """The resources of one engine, or of all workers of one training."""
+    """The resources that one engine needs, or that each worker of a training needs."""
 
     cpu_field: str
-    """The setting with the CPUs, as the user writes it."""
+    """The setting with the number of CPUs, as it is named in the user's configuration."""
     num_cpus: float
     gpu_field: str
-    """The setting with the GPUs."""
+    """The setting with the number of GPUs."""
     num_gpus: float
     accelerator_field: str
     """The setting with the kind of GPU."""
     accelerator_type: str | None = None
     num_workers: int = 1
-    """The processes that need these resources at the same time."""
+    """The number of processes that each need these resources at the same time."""
 
 
 def num_cores() -> int:
@@ -39,13 +40,16 @@ def num_cores() -> int:
 
 
 def num_local_cpus() -> int:
-    """The CPUs of a local Ray: one engine and the small tasks around it must fit side by side even on one core."""
+    """The number of CPUs that Ray is started with on this machine.
+
+    One engine must fit next to the small tasks around it, even on a machine with one core.
+    """
     return max(2, num_cores()) + 1
 
 
 def local_gpus() -> tuple[int, str | None]:
-    """The number and the kind of the GPUs that a local Ray finds, both as Ray determines them."""
-    # Ray takes a second to import, and most machines without GPUs need no answer.
+    """The number and the kind of the GPUs that Ray finds on this machine."""
+    # Imported here, because importing Ray takes a second, and runs without GPUs do not call this function.
     from ray._private.accelerators import get_accelerator_manager_for_resource
 
     manager = get_accelerator_manager_for_resource("GPU")
@@ -57,10 +61,11 @@ def local_gpus() -> tuple[int, str | None]:
 
 
 def check_machine(needs: Iterable[Need]) -> None:
-    """Compare each need with this machine.
+    """Check that this machine has enough CPUs and GPUs for each need.
 
     Raises:
-        ConfigError: the machine lacks CPUs or GPUs; the error names the first such setting.
+        ConfigError: the machine has too few CPUs or GPUs, or GPUs of another kind. The error names the first setting
+            that this machine cannot satisfy.
     """
     for need in needs:
         _check_cpus(need)

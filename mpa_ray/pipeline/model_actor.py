@@ -1,4 +1,4 @@
-"""The operator of a graph that holds an engine."""
+"""The operator of a pass's graph in which the engines run."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ class ModelActor:
                     model, work.adapters, work.reader.object_store, work.limits.request_timeout_s, self._usage, load
                 )
             except Exception as error:
-                # Another actor would fail in the same way, and Ray would report the error in a hundred lines.
+                # Not raised, because another actor would fail in the same way, and because Ray would report the error
+                # in a hundred lines.
                 logger.exception("the engine of %s cannot start", name)
                 words = str(error) if isinstance(error, EngineDied | ConfigError) else in_words(error)
                 cause = ray.get(coordinator.record_failed_start.remote(process, words))
@@ -92,7 +93,7 @@ class ModelActor:
     async def _visit(
         self, shard: str, images: Sequence[ImageWork[Any]], generation: int
     ) -> tuple[list[Any], Failure | None]:
-        """The rows of the images. If the whole pass ends in the meantime, returns the failure at once instead."""
+        """The rows of the images. If a failure ends the pass in the meantime, this returns the failure without rows."""
         self._giving_up = self._giving_up or asyncio.create_task(self._wait_for_failure())
         visiting = asyncio.create_task(self._visits.visit(shard, images, generation))
         await asyncio.wait((visiting, self._giving_up), return_when=asyncio.FIRST_COMPLETED)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from mpa_ray.config import LimitsConfig
 from mpa_ray.errors import Unfinished
+from mpa_ray.errors.remedies import Remedy
 from mpa_ray.pipeline.pass_spec import ShardDone, ShardLeft
 from mpa_ray.records import Reason, State
-from mpa_ray.remedies import Remedy
 
 _NUM_REASONS_SHOWN = 3
 
@@ -22,7 +22,7 @@ class PassOutcomes:
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     """The numbers of rows by state and reason."""
     num_unread: int = 0
-    """The number of images of committed shards that could not be read for a reason that may be temporary."""
+    """The number of images that could not be read for a reason that may be temporary, in committed shards."""
     left: list[ShardLeft] = field(default_factory=list)
 
     def count(self, shard: ShardDone) -> None:
@@ -35,7 +35,7 @@ class PassOutcomes:
         """Add a shard that is left for the next run.
 
         Raises:
-            Unfinished: so many images cannot be read that the other shards are not worth trying now.
+            Unfinished: too many images cannot be read now, so the other shards are not tried.
         """
         self.left.append(shard)
         num_unread = sum(left.num_unread for left in self.left)
@@ -52,7 +52,7 @@ class PassOutcomes:
         return Counter({str(Reason.STORAGE): self.num_unread} if self.num_unread else {})
 
     def line(self, label: str) -> str:
-        """The shares of failed and of dropped rows, with the most frequent reasons."""
+        """The last line on the terminal: the shares of failed and dropped rows, with their most frequent reasons."""
         shares = (f"{self._share(State.FAILED)} failed", f"{self._share(State.DROPPED)} were dropped")
         reasons = (self._reasons(State.FAILED), self._reasons(State.DROPPED))
         failed, dropped = (share + named for share, named in zip(shares, reasons, strict=True))

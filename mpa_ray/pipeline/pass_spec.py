@@ -1,4 +1,4 @@
-"""A pass and the results of its shards. This module does not import Ray, so that a finished phase ends at once."""
+"""A pass and the results of its shards. This module does not import Ray, so that a phase without work ends quickly."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Pass(Generic[OutT]):
     """The adapters that the engine loads, by the models' names."""
     run_dir: str = ""
     redo: Redo | None = None
-    """Which images of committed shards are visited again; None if the pass only makes missing shards."""
+    """Decides which images of committed shards are visited again; None if the pass only makes missing shards."""
     command: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Identifies the run of the command that the pass belongs to. When runs that could not read a shard are counted,
-    this run counts once, no matter how often it tried."""
+    """Identifies the run of the command that the pass belongs to. The dataset counts the runs that could not read a
+    shard; each run counts once, no matter how often it tried."""
 
     @property
     def pool(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,32 +22,32 @@ done
 
 @contextmanager
 def ends_with_this_process() -> Iterator[None]:
-    """Let all processes that Ray starts in the block, and their children, end with this process.
+    """Make all processes that Ray starts in the block, and their children, end soon after this process.
 
-    Ray's own processes end with it, but the agents that they start wait a minute for a server that has ended. A watcher
-    reads a pipe that only this process holds open, so it notices the end even after SIGKILL. It first lets the
-    processes end in order, and then kills those that are left. It knows them by an environment variable.
+    Ray's own processes end with this process, but the agents that they start would wait a minute for a server that has
+    already ended. So a watcher, which is a shell process, reads a pipe that only this process holds open. The pipe
+    closes when this process ends, even after SIGKILL. The watcher then gives the other processes a few seconds to end,
+    and kills those that are left. It finds them by an environment variable.
     """
     mark = uuid.uuid4().hex
     environment = {name: value for name, value in os.environ.items() if name != _MARK}
-    # The object is kept by the pipe: `Popen` closes its end when it is deleted.
-    _watchers.append(
-        subprocess.Popen(
-            ["/bin/sh", "-c", _SCRIPT, "sh", mark],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env=environment,
-        )
+    # The end that is written to is never closed by this process, and no child of this process inherits it.
+    to_read, _ = os.pipe()
+    os.posix_spawn(
+        "/bin/sh",
+        ["sh", "-c", _SCRIPT, "sh", mark],
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, to_read, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+        ],
+        setsid=True,
     )
+    os.close(to_read)
     os.environ[_MARK] = mark
     try:
         yield
     finally:
-        # Other programs that this process starts may outlive it.
+        # The variable is removed, because other programs that this process starts may outlive this process.
         del os.environ[_MARK]
-
-
-_watchers: list[subprocess.Popen[bytes]] = []
-"""Their pipes stay open until this process ends."""

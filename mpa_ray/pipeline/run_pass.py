@@ -1,4 +1,4 @@
-"""A pass as the driver sees it: admission, progress, throughput, and when to give up."""
+"""Makes a pass in the driver, with admission, progress, throughput and a limit on failed images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def announce_to_nobody(_: str) -> None:
 
 @dataclass(frozen=True)
 class Outstanding:
-    """The shards that a dataset lacks, and those that it has."""
+    """The shards that a dataset lacks, and the shards that it has."""
 
     missing: list[str] = field(default_factory=list)
     """Shards without a commit, and committed shards of which a part is made again."""
@@ -99,7 +99,7 @@ def run_missing(
         run: The run that the pass belongs to.
         work: The pass.
         outstanding: The missing and the committed shards.
-        admission: See `run_shards`. Without missing shards it is not called.
+        admission: See `run_shards`. It is not called if no shard is missing.
         announce: Called with each shard that is done; see `run_shards`.
         stream: See `run_shards`.
         says_already_done: Print a line if no shard is missing.
@@ -108,7 +108,8 @@ def run_missing(
         RunError: as in `run_shards`.
     """
     label = work.key.label
-    # Checked after the committed shards were listed, because another command may have committed the first of them.
+    # Checked after the committed shards were listed: another command may have committed the dataset's first shard
+    # while they were listed.
     work.target.check_fingerprint()
     if not outstanding.missing:
         if says_already_done:
@@ -131,7 +132,7 @@ def run_shards(
     announce: Callable[[str], None] = announce_to_nobody,
     stream: Stream | None = None,
 ) -> PassOutcomes:
-    """Make a pass over shards. They may become known over time.
+    """Make a pass over shards, which may become known over time.
 
     Args:
         run: The run that the pass belongs to.
@@ -140,8 +141,8 @@ def run_shards(
         committed: The shards that are done.
         progress: Counts images.
         admission: See `Admission`.
-        announce: Called with each shard that is done, but not before the pass is admitted: a pass that follows this one
-            must not be admitted first.
+        announce: Called with each shard that is done, but not before the pass is admitted: otherwise a pass that needs
+            these shards could be admitted before this pass.
         stream: Sends the shards through the pass; by default `stream_pass`, on Ray.
 
     Returns:
@@ -150,7 +151,7 @@ def run_shards(
     Raises:
         FingerprintMismatch: another command has committed rows that were made with other settings.
         RunError: too many images failed, or engines died too often.
-        Unfinished: shards are left, because images could not be read this time.
+        Unfinished: shards are left for the next run of the command, because images could not be read.
     """
     work.target.check_fingerprint()
     stream = stream or _start_ray_stream()
@@ -170,7 +171,7 @@ def run_shards(
 
 
 def _start_ray_stream() -> Stream:
-    # Ray takes a second to import, and a finished phase does not need it.
+    # Imported here, because importing Ray takes a second and a finished phase does not need it.
     from mpa_ray.pipeline.cluster import start_ray
     from mpa_ray.pipeline.graph import stream_pass
 
@@ -205,7 +206,7 @@ def follow(
 
 
 class FailureGuard:
-    """Stops a run when too many of its images fail, and names the most frequent reasons."""
+    """Stops a pass when too many of its images fail, and names the most frequent reasons."""
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
@@ -228,7 +229,7 @@ class FailureGuard:
 class Throughput:
     """The images of a pass, and the seconds in which at least one of its engines had a shard.
 
-    So the start of the engines and their waits for shards do not count.
+    Starts of engines and waits for shards do not count.
     """
 
     def __init__(self, num_models: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
@@ -241,7 +242,7 @@ class Throughput:
         self._num_models, self._clock = num_models, clock
         self._num_images = 0
         self._working: list[tuple[float, float]] = []
-        """Disjoint spans, in order, in which shards were in engines. There may be long pauses between shards."""
+        """Disjoint spans of time, in order, in which engines had shards. There may be long pauses between the spans."""
         self._usage = Usage()
 
     def count(self, num_images: int, visit_s: float, usage: Usage) -> None:
@@ -269,7 +270,7 @@ def recorded(
     Args:
         run: The run that the phase belongs to.
         key: The phase.
-        throughput: The throughput of the phase's pass, if it makes one.
+        throughput: The throughput of the phase's pass; None for a phase without a pass.
         log_fields: Fields of the log records in the block; by default the run and the phase.
     """
     with log_context(**(log_fields or {"run": run.storage.root, **key.log_fields})):
@@ -299,7 +300,7 @@ def recorded(
 
 @contextmanager
 def error_recorded(run: Run, key: PhaseKey) -> Iterator[None]:
-    """Add an error to the phase's record. For work whose time is not measured."""
+    """Add an error that the block raises to the phase's record. For work whose time is not measured."""
     clear_error(run, key)
     try:
         yield
@@ -327,11 +328,11 @@ def _record_failure(run: Run, key: PhaseKey, record: PhaseRecord) -> None:
 
 
 def _error_in_words(error: BaseException | None) -> str:
-    # A generator is closed early if something else fails, and that failure has its own record.
+    # A generator is closed early if other work fails. That failure is recorded where it is raised.
     if error is None or isinstance(error, GeneratorExit):
         return ""
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "interrupted"
-    # The errors that are made for users are complete sentences.
+    # The messages of errors for users are already complete sentences.
     words = str(error) if isinstance(error, ConfigError | RunError) else in_words(error)
     return without_secrets(words)[:_MAX_ERROR_LENGTH]

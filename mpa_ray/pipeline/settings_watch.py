@@ -16,9 +16,9 @@ _INTERVAL_S = 5.0
 
 
 class SettingsWatch:
-    """Compares the settings of a pass with the dataset's until they are known to agree, in a thread of the driver.
+    """Compares the settings of a pass with those of the dataset, in a thread of the driver, until they agree.
 
-    A commit compares them, too. But the first shard of a large model may take minutes, which would be wasted.
+    Every commit also compares them, but a large model may need minutes for its first shard, which would be wasted.
     """
 
     def __init__(self, target: ShardTarget[Any], coordinator: Any, interval_s: float = _INTERVAL_S) -> None:
@@ -43,7 +43,7 @@ class SettingsWatch:
         while not self._is_over.wait(self._interval_s):
             try:
                 if self._target.check_fingerprint():
-                    # No fingerprint changes once it is fixed.
+                    # A fixed fingerprint never changes.
                     return
             except FingerprintMismatch as error:
                 self._coordinator.give_up.remote(Failure.of(error))

@@ -1,7 +1,8 @@
 """The metrics of a pass, which Ray exports to Prometheus from every node.
 
-They are labelled by pool: all engines of one pass, named like `annotate:teacher`. Counters increase when a shard is
-committed, so that their sums agree with the files. Gauges show an engine's current load.
+Each metric is labelled with the name of a pool, such as `annotate:teacher`. A pool consists of all engines of one pass.
+Counters increase when a shard is committed, so that their sums agree with the files. Gauges show an engine's current
+load.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class FetchedStep(Generic[RowT]):
 
     batches: Sequence[Sequence[RowT]]
     contents: Sequence[Sequence[Content]]
-    """The image file of every row, batch by batch. In place of a file that cannot be read, or that is not the one that
-    the teacher saw, an `ImageProblem`."""
+    """The image file of every row, batch by batch. An `ImageProblem` replaces a file that cannot be read, or that has
+    changed since the teacher saw it."""
 
     def encode(self) -> dict[str, bytes]:
         """Make a row for Ray Data. The step is pickled, since Ray Data would look for an Arrow type for every field."""
@@ -65,7 +65,7 @@ def steps_with_images(
     rows_per_step: int,
     reader: Reader,
 ) -> Dataset:
-    """A worker's training steps in order, each a row that `decode` reads.
+    """Make a dataset of a worker's training steps, in order. Each row is one step, and `decode` reads it.
 
     Args:
         num_steps: The number of steps in the epoch.
@@ -107,7 +107,11 @@ def fetched(batches: Sequence[Sequence[RowT]], reader: Reader) -> FetchedStep[Ro
 
 
 def read_images(rows: Sequence[HasImage], reader: Reader) -> list[Content]:
-    """Read the image of each row. The images of labelled sets, which have no digest, do not move with the source."""
+    """Read the image of each row.
+
+    If the source has been moved, only images of the corpus are read from its new place. Rows without a digest are from
+    labelled sets, whose images stay in their place.
+    """
     if reader.moved is None:
         return reader.read([row.uri for row in rows])
     of_corpus = [row.content_sha256 is not None for row in rows]

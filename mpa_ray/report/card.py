@@ -22,15 +22,15 @@ def model_card(
     versions: Mapping[str, str],
     scores: Scores | None = None,
 ) -> str:
-    """How a student was trained and how it is used, in the format that the Hugging Face hub shows.
+    """Write the model card: how the student was trained and how to use it, as Markdown for the Hugging Face hub.
 
     Args:
         config: The run.
         task: The run's task.
         student: The student that was trained.
-        arm: What it was trained on.
-        counts: The number of samples of each kind.
-        versions: Versions by package.
+        arm: The arm that the student was trained on.
+        counts: The numbers of samples in the training.
+        versions: The version of each package.
         scores: The run's scores; None before the run is evaluated.
     """
     level = student.level

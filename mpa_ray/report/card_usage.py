@@ -1,4 +1,4 @@
-"""The part of a model card that says how to ask an exported student, with examples for transformers and vLLM."""
+"""The section "Use" of a model card: how to ask an exported student questions, with transformers and with vLLM."""
 
 from __future__ import annotations
 
@@ -106,12 +106,12 @@ if __name__ == "__main__":
 
 
 def usage(student: StudentConfig, task: Task, max_new_tokens: int) -> str:
-    """The prompt, the pixel limits, and examples that give the answers that mpa_ray gets.
+    """Write the section: the prompt, the pixel limits, and examples that give the same answers as mpa_ray.
 
     Args:
         student: The exported student.
-        task: The task, for its prompt.
-        max_new_tokens: The length limit of an answer.
+        task: The task with the prompt that the student was trained on.
+        max_new_tokens: The maximum number of tokens in an answer.
     """
     engine = student.engine if isinstance(student.engine, VllmEngineConfig) else VllmEngineConfig()
     return _USAGE.format(
@@ -126,7 +126,7 @@ def usage(student: StudentConfig, task: Task, max_new_tokens: int) -> str:
 
 
 def _literal(text: str) -> str:
-    """A Python string with its lines below each other; JSON's escapes are also Python's."""
+    """Return the Python source of a string, with a literal for each line. JSON's escapes are valid in Python, too."""
     lines = text.splitlines(keepends=True)
     if len(lines) < 2:
         return json.dumps(text, ensure_ascii=False)

@@ -19,7 +19,10 @@ from mpa_ray.run.run import RUN_FILE, Run
 
 
 def collect(run: Run, config: EvaluationRunConfig) -> EvaluationSummary:
-    """Everything that the report shows: a `ReportSummary` if the run aligns students and its images are indexed."""
+    """Collect everything that the report shows.
+
+    The result is a `ReportSummary` if the run aligns students and its images are indexed.
+    """
     if isinstance(config, RunConfig) and run.is_indexed():
         return collect_alignment(run, config)
     scores = read_scores(run)
@@ -34,7 +37,7 @@ def collect(run: Run, config: EvaluationRunConfig) -> EvaluationSummary:
 
 
 def collect_alignment(run: Run, config: RunConfig) -> ReportSummary:
-    """Everything that the report of an indexed run shows."""
+    """Collect everything that the report of a run shows if the run aligns students and its images are indexed."""
     shards = run.manifest().shards
     counts = audit(run)
     scores = read_scores(run)

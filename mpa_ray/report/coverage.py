@@ -1,4 +1,4 @@
-"""Which types of answers the sets of a run hold, and how much the sets differ."""
+"""Count the answers in D_PA, D_PI and the benchmarks of a run by type, and measure how much these sets differ."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from mpa_ray.run.run import Run
 
 @dataclass(frozen=True)
 class Coverage:
-    """The answers of each set by type."""
+    """The numbers of answers in each set of a run, by type of answer."""
 
     types: list[str]
     """All types, in the order of `mpa_ray.metrics.answer_types.TYPES`."""
     sets: dict[str, dict[str, int]]
-    """The number of answers by type: in D_PA, each student's D_PI, the dropped pairs by reason, and the benchmarks."""
+    """For each set, the number of answers of each type.
+
+    The sets are D_PA, the D_PI of each student, the dropped pairs of each reason, and each benchmark.
+    """
     divergences: dict[str, dict[str, float]]
-    """By set, the Jensen-Shannon divergence from D_PA and from each benchmark, in bits, from 0 (equal shares) to 1."""
+    """For each set, its Jensen-Shannon divergence from D_PA and from each benchmark, in bits.
+
+    It is 0 if the types have equal shares in both sets, and 1 if the sets have no type in common.
+    """
 
 
 def coverage(run: Run, config: RunConfig) -> Coverage:
@@ -52,14 +58,14 @@ def coverage(run: Run, config: RunConfig) -> Coverage:
 
 
 def parity_set(student: str) -> str:
-    """The name of a student's D_PI among the sets."""
+    """Return the key of a student's D_PI in `Coverage.sets`."""
     return f"D_PI of {student}"
 
 
 def _sets_of_student(student: str, verdicts: Iterable[Verdict]) -> dict[str, Counter[str]]:
     sets: dict[str, Counter[str]] = {parity_set(student): Counter()}
     for verdict in verdicts:
-        # Pairs that were not judged are already counted among the pairs that are dropped from D_PA.
+        # A pair that was not judged was dropped from D_PA, and `coverage` has counted it there.
         if verdict.answer is None or verdict.teacher_agrees is None:
             continue
         name = parity_set(student) if verdict.state == State.KEPT else f"{student}: {verdict.reason}"

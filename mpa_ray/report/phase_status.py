@@ -1,4 +1,4 @@
-"""How far a run and each of its phases have come, as values."""
+"""The status of a run and of each of its phases, as data classes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.textual import Json
 
 PhaseState = Literal["done", "begun", "not begun"]
-"""`begun` covers phases that are running and phases that have stopped. Files do not tell which, but
+"""`begun` covers both running and stopped phases. The files of a run do not show which of the two a phase is, but
 `PhaseStatus.last_sign` is a hint."""
 
 
 @dataclass(frozen=True)
 class PhaseStatus:
-    """How far a phase of a run has come."""
+    """The status of one phase of a run."""
 
     key: PhaseKey
     state: PhaseState
@@ -26,30 +26,35 @@ class PhaseStatus:
     num_shards_done: int | None = None
     num_shards: int | None = None
     num_done: int | None = None
-    """Images, or steps of a training, that are done; None if the phase counts neither."""
+    """The number of images that are done, or of optimiser steps in a training; None if the phase counts neither."""
     num_total: int | None = None
     unit: str = "images"
     """What `num_done` and `num_total` count."""
     per_s: float | None = None
-    """Images per second while engines were at work, over all attempts; for a training, samples per second."""
+    """The images/s of all attempts together (see `mpa_ray.observability.rate`); for a training, samples per second."""
     num_attempts: int | None = None
-    """Attempts that have ended, whether or not they finished the phase."""
+    """The number of attempts that have ended, including those that did not finish the phase."""
     last_sign: datetime | None = None
     """When the phase's newest file was written."""
     attempt_ended: datetime | None = None
-    """When the last attempt ended, if it did not finish the phase and nothing has been written since."""
+    """When the last attempt ended; None if the phase is done, or if a later attempt seems to be running.
+
+    A later attempt seems to be running if it has recorded its start, or if a file was written after an attempt that
+    ended without an error.
+    """
     counts: dict[str, int] | None = None
-    """Rows of all committed shards by outcome, which is `kept` or a reason; None if rows were not read."""
+    """The number of rows with each outcome (`kept` or a reason) in all committed shards; None if rows were not read."""
     note: str = ""
     error: str = ""
-    """Why the last attempt ended, if it did not finish the phase and nothing has been written since."""
+    """Why the last attempt failed; empty if it did not fail, if another attempt has begun since, or if the phase is
+    done."""
 
     @property
     def name(self) -> str:
         return self.key.label
 
     def to_json(self) -> dict[str, Json]:
-        """Plain values, with times as ISO 8601."""
+        """Return the fields as JSON values, with times in ISO 8601."""
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "key"}
         plain = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
         return {"name": self.name, **plain}
@@ -57,22 +62,22 @@ class PhaseStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """All phases of a run, in their order."""
+    """The status of a run: that of each phase, in the order of the phases."""
 
     run_dir: str
     phases: list[PhaseStatus]
     now: datetime
     deaths: DeathSummary = field(default_factory=lambda: DeathSummary({}, []))
-    """Processes that died, including those that the run has survived."""
+    """The processes that died, including those whose death did not end the command."""
 
     @property
     def finished(self) -> list[str]:
-        """The students that are leveled, each followed by its arm unless that is `parity`."""
+        """The trained students: `STUDENT` for the arm `parity`, and `STUDENT ARM` for other arms."""
         return self._students("done")
 
     @property
     def unfinished(self) -> list[str]:
-        """Students whose training has begun and is not done."""
+        """The students whose training has begun but is not done, written as in `finished`."""
         return self._students("begun")
 
     @property

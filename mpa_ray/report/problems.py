@@ -1,4 +1,4 @@
-"""What a run lacks and what went wrong in it: the top of its report."""
+"""The problems that a report shows at its top: what is missing from the run, and what went wrong in it."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Unmeasured:
 
 @dataclass(frozen=True)
 class Problems:
-    """What a run lacks and what went wrong in it."""
+    """What is missing from a run, and what went wrong in it."""
 
     remaining: list[str]
-    """The phases that are not done, except the report itself."""
+    """The labels of the phases that are not done, except the report."""
     command: str | None
     """The command that continues the run; None if nothing remains."""
     errors: dict[str, str]
-    """Why the last attempt of each unfinished phase ended, by the label of the phase."""
+    """Why the last attempts of unfinished phases failed, by the label of the phase."""
     unmeasured: list[Unmeasured]
     deaths: DeathSummary
-    """Processes that died, including those that the run has survived."""
+    """The processes that died, including those whose death did not end the command."""
     mixed: list[str] = field(default_factory=list)
     """One sentence for each dataset whose rows were made with several versions of a library."""
 
@@ -79,7 +79,10 @@ def _unmeasured(run: Run, scores: Scores, phases: list[PhaseStatus]) -> list[Unm
 
 
 def _why_unanswered(phase: PhaseStatus, by_key: dict[PhaseKey, PhaseStatus]) -> str:
-    """Why a model has not answered a benchmark: its own error, or the phase of its student that is not done."""
+    """Why a model has not answered a benchmark.
+
+    This is the error of its evaluation, or the state of an earlier phase that the evaluation needs.
+    """
     if phase.error:
         return phase.error
     for earlier in by_key.values():
@@ -90,7 +93,7 @@ def _why_unanswered(phase: PhaseStatus, by_key: dict[PhaseKey, PhaseStatus]) -> 
 
 
 def _needs(evaluate: PhaseKey, earlier: PhaseKey) -> bool:
-    """Whether a measured model depends on an earlier phase: its student's identification, or its own training."""
+    """Whether an evaluation needs an earlier phase: the identification of the same student, or the model's training."""
     model = MeasuredModel.from_name(evaluate.model or "")
     if model is None or model.student != earlier.model:
         return False

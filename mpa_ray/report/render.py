@@ -70,12 +70,12 @@ def _template() -> Template:
 
 
 def render_html(config: EvaluationRunConfig, summary: EvaluationSummary, moved: MovedRoot | None = None) -> str:
-    """The report as a page; sample images are inlined as small JPEGs.
+    """Render the report as an HTML page, with the sample images inlined as small JPEGs.
 
     Args:
         config: The run's configuration.
         summary: The figures.
-        moved: How the images of the corpus have moved since they were indexed.
+        moved: Where the images of the corpus have moved since they were indexed; None if they have not moved.
     """
     aligns_students = isinstance(config, RunConfig)
     alignment = summary if isinstance(summary, ReportSummary) else None
@@ -101,7 +101,7 @@ def render_html(config: EvaluationRunConfig, summary: EvaluationSummary, moved: 
 
 
 def _measured_benchmarks(alignment: ReportSummary | None) -> list[str]:
-    """The benchmarks on which a student of the leaderboard has a gain."""
+    """Return the benchmarks for which the leaderboard has the gain of at least one student."""
     rows = alignment.leaderboard if alignment is not None else []
     return list(dict.fromkeys(name for row in rows for name in row.benchmarks))
 
@@ -109,7 +109,10 @@ def _measured_benchmarks(alignment: ReportSummary | None) -> list[str]:
 def _thumbnails(
     config: EvaluationRunConfig, students: Iterable[StudentSummary], moved: MovedRoot | None
 ) -> dict[str, str | None]:
-    """The images of the students' sample pairs, by URI; None for an image that cannot be shown or has changed."""
+    """Return the images of the students' sample pairs as `data:` URIs, by the URI of the image.
+
+    The value is None for an image that cannot be shown or has changed.
+    """
     reader = Reader(config.object_store, config.reading.num_threads)
     if isinstance(config, RunConfig):
         source = config.source
@@ -122,7 +125,10 @@ def _thumbnails(
 
 
 def _cells(student: StudentSummary) -> list[tuple[str, int, str]]:
-    """Description, number of pairs and result of each cell; without `_NOT_ASKED` if every question was asked."""
+    """Return the description, the number of pairs and the result of each cell.
+
+    The cell `_NOT_ASKED` is left out if no pair is in it.
+    """
     return [
         (description, student.cells.get(cell, 0), result)
         for cell, description, result in _CELLS
@@ -142,7 +148,7 @@ def _thumbnail(content: Content, sha256: str | None, max_image_pixels: int) -> s
 
 
 def _polyline(training: TrainingSummary | None, width: int = 560, height: int = 140) -> str | None:
-    """The points of an SVG polyline of loss against step; None for fewer than two."""
+    """Return the points of an SVG polyline of loss against step; None if there are fewer than two losses."""
     points = training.losses if training is not None else []
     if len(points) < 2:
         return None
@@ -167,7 +173,7 @@ def _parts(counts: dict[str, int], types: Sequence[str]) -> list[tuple[float, st
 
 
 def render_table(summary: EvaluationSummary) -> str:
-    """The report as text: counts, scores before and after training, and the cost of the teacher's second answers."""
+    """Render the report as text: problems, counts, scores, the cost of second answers, times and the leaderboard."""
     scores = render_scores(summary.scores) if summary.scores else "\nno benchmark was measured"
     problems = list(problem_lines(summary.problems, summary.run_dir))
     if not isinstance(summary, ReportSummary):

@@ -1,4 +1,4 @@
-"""What went wrong in a run, as text."""
+"""Render the problems of a run as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mpa_ray.run.logs import DeathSummary
 
 
 def problem_lines(problems: Problems, run_dir: str) -> Iterator[str]:
-    """The top of a report: what is missing, which models are not measured, and what died."""
+    """Yield the lines at the top of a report: what is missing from the run, and what went wrong in it."""
     if problems.remaining:
         yield f"UNFINISHED: {', '.join(problems.remaining)}. Continue with: {problems.command}"
     yield from (f"NOT MEASURED: {in_words(row)}" for row in problems.unmeasured)
@@ -19,24 +19,28 @@ def problem_lines(problems: Problems, run_dir: str) -> Iterator[str]:
 
 
 def in_words(row: Unmeasured) -> str:
-    """Which model is not measured on which benchmark, and why."""
+    """State which model has no score on which benchmark, and why."""
     return f"{row.model} on {row.benchmark}: {row.reason}"
 
 
 def error_lines(errors: Mapping[str, str]) -> Iterator[str]:
-    """Why the last attempts of phases ended, by the labels of the phases."""
+    """Yield the lines about the errors of phases.
+
+    Args:
+        errors: The error of each phase, by the phase's label.
+    """
     if errors:
         yield "failed:"
     yield from (f"  {named_error(label, error)}" for label, error in errors.items())
 
 
 def named_error(label: str, error: str) -> str:
-    """An error, with the label of its phase in front unless the error already begins with the label."""
+    """Return the error with the label of its phase before it, unless the error already begins with the label."""
     return _indented(error if error.startswith(label) else f"{label}: {error}")
 
 
 def death_lines(deaths: DeathSummary, run_dir: str) -> Iterator[str]:
-    """How many processes died in each phase, and the latest of them with their causes and logs."""
+    """Yield the lines about processes that died: their number in each phase, and the causes and logs of the latest."""
     if not deaths.total:
         return
     numbers = ", ".join(f"{label}: {number}" for label, number in deaths.num_by_phase.items())

@@ -1,4 +1,4 @@
-"""The status of a run as text."""
+"""Render the status of a run as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_NAMED = 6
 
 
 def render_status(status: Status) -> str:
-    """A line for each phase, what remains to be done, and the command that continues the run."""
+    """Render a status: a line for each phase, the phases that remain, and the command that continues the run."""
     width = max((len(phase.name) for phase in status.phases), default=0)
     lines = [status.run_dir]
     lines += [f"  {phase.name:<{width}}  {', '.join(_parts(phase, status.now))}".rstrip() for phase in status.phases]

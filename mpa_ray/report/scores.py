@@ -1,4 +1,4 @@
-"""Scores on benchmarks as text."""
+"""Render scores on benchmarks as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mpa_ray.evaluation.scores import BenchmarkScores, PairedDifference, Scores,
 
 
 def render_scores(scores: Scores) -> str:
-    """A table for each benchmark, with a row for each group of questions and a column for each model, in percent."""
+    """Render a table for each benchmark, in percent: a row for each group of questions, a column for each model."""
     return "\n".join(line for name, scored in scores.items() for line in ("", *_lines(name, scored)))
 
 
@@ -30,7 +30,10 @@ def _lines(benchmark: str, scored: BenchmarkScores) -> Iterator[str]:
 
 
 def _change_label(pair: PairedDifference) -> str:
-    """The label of a difference, such as `small: before -> after`, or both full names if the students differ."""
+    """Return the label of a difference, such as `small: before -> after`.
+
+    If the two models do not belong to the same student, the label has their full names.
+    """
     before, after = MeasuredModel.from_name(pair.from_model), MeasuredModel.from_name(pair.to_model)
     if before is not None and after is not None and before.student == after.student:
         return f"{before.student}: {before.when} -> {after.when}"

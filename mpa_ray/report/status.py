@@ -1,4 +1,4 @@
-"""How far a run has come, from its files alone. This needs neither Ray nor a model, and reads rows only on request."""
+"""Read the status of a run from its files. This needs neither Ray nor a model, and rows are read only on request."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mpa_ray.run.training_state import TrainingState
 
 
 def status(run: Run, count_rows: bool = False, now: datetime | None = None) -> Status:
-    """The state of every phase of the run's latest configuration.
+    """Return the state of every phase of the run's latest configuration.
 
-    This lists the markers of each dataset. While indexing or a pass is unfinished, it also reads the markers of the
-    corpus, one small file per shard, because they hold the numbers of images.
+    This lists the markers of each dataset. While indexing or a pass is unfinished, this also reads the markers of the
+    corpus (one small file per shard), because each marker holds the number of images in its shard.
 
     Args:
         run: The run.
@@ -52,20 +52,22 @@ def status(run: Run, count_rows: bool = False, now: datetime | None = None) -> S
 
 @dataclass(frozen=True)
 class _Settings:
-    """The settings of the run's latest configuration that decide which phases it has."""
+    """Those settings of the run's latest configuration that determine which phases the run has."""
 
     aligns_students: bool
     """False for a run that only measures models."""
     max_images: int | None
     arms: dict[str, list[Arm]]
-    """What each student is trained on, by the students' names."""
+    """The arms of each student, by the student's name."""
     benchmarks: list[str]
     models: list[str]
     """The names of the measured models."""
 
     @classmethod
     def read(cls, run: Run) -> _Settings:
-        """Read only these settings from run.json, since another version may have written its other settings.
+        """Read these settings from run.json.
+
+        The other settings are not read, since a version of mpa_ray that has other settings may have written the file.
 
         Raises:
             ConfigError: there is no run.json.
@@ -145,7 +147,7 @@ class _StatusReader:
             per_s=state.log.samples_per_s,
             note=", ".join(notes),
         )
-        # Once the training has ended, the attempts that count are those of the check that follows it.
+        # The check comes after the training, so the attempts to show then are those of the check.
         record = PhaseKey("check", student, arm) if is_trained and key.path in self._records else key
         return self._timed(phase, files.values(), record)
 
@@ -162,7 +164,7 @@ class _StatusReader:
         return self._written(PhaseKey("report"), REPORT_JSON, _job("report"))
 
     def _written(self, key: PhaseKey, path: str, command: str) -> PhaseStatus:
-        """A phase that writes one file."""
+        """Return the status of a phase that writes one file."""
         folder = path.rpartition("/")[0]
         modified = next((file.modified for file in self._run.storage.details(folder) if file.path == path), None)
         return PhaseStatus(key, _state(modified is not None, False), command, last_sign=modified)
@@ -180,11 +182,11 @@ class _StatusReader:
     def _pass(
         self, key: PhaseKey, manifest: Manifest | None, dataset: ShardedDataset[Any], *, is_exported: bool = True
     ) -> PhaseStatus:
-        """A model's pass over the shards of a manifest.
+        """Return the status of a model's pass over the shards of a manifest.
 
         Args:
             key: The phase of the pass.
-            manifest: None until all shards are known.
+            manifest: The shards of the pass; None until all of them are known.
             dataset: The results of the pass.
             is_exported: Whether the phase has exported the results; True for a phase that exports nothing.
         """
@@ -205,7 +207,7 @@ class _StatusReader:
     def _timed(
         self, phase: PhaseStatus, written: Iterable[datetime], record_key: PhaseKey | None = None
     ) -> PhaseStatus:
-        """Add the rate and the times, from the files' ages and the record of the attempts that ended."""
+        """Add the rate, the times and the error, from the times of the files and the record of the ended attempts."""
         key = record_key or phase.key
         last, ended = max(written, default=None), self._records.get(key.path)
         record = phase_record(self._run, key) if ended is not None else None
@@ -214,8 +216,8 @@ class _StatusReader:
             phase = replace(phase, num_attempts=record.num_attempts, per_s=rate if phase.per_s is None else phase.per_s)
         failed = record is not None and phase.state != "done" and record.error
         is_last_sign = phase.state != "done" and ended is not None and (last is None or ended >= last)
-        # A phase that could not even begin has a record without attempts. The last shards of a failed attempt may be
-        # committed after its record is written.
+        # A record may have no attempts: the phase could then not even begin. The last shards of a failed attempt may
+        # be committed after the record is written, so newer files do not mean that the phase is running.
         has_ended = record is not None and record.num_attempts > 0 and not record.is_begun_again
         has_stopped = has_ended and (failed or is_last_sign)
         return replace(
@@ -227,7 +229,7 @@ class _StatusReader:
         )
 
     def _markers(self, dataset: ShardedDataset[Any]) -> dict[str, datetime]:
-        """The committed shards, and when each was committed."""
+        """Return the time at which each committed shard was committed, by the shard's name."""
         files = self._run.storage.details(f"{dataset.folder}/commits")
         named = ((file.path.rpartition("/")[2], file.modified) for file in files)
         withdrawn = dataset.markers.withdrawn()
@@ -235,7 +237,7 @@ class _StatusReader:
         return {shard: modified for shard, modified in shards if shard not in withdrawn}
 
     def _sizes_of_corpus_shards(self) -> dict[str, int]:
-        """The number of images of each committed shard of the corpus."""
+        """Return the number of images in each committed shard of the corpus, by the shard's name."""
         if self._corpus_sizes is None:
             commits = prefetch(self._run.corpus.commit_of, sorted(self._markers(self._run.corpus)))
             self._corpus_sizes = {commit.shard: commit.num_rows for commit in commits if commit is not None}

@@ -1,4 +1,4 @@
-"""A student in a report: its verdicts with a sample of them, its training, and its scores before and after."""
+"""Summarise a student for the report: its verdicts and a sample of them, its training, and its scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpa_ray.textual import Json
 NUM_SAMPLES = 24
 _FEW_PARITY_SAMPLES = 100
 _FORGETTING_POINTS = 5
-"""A loss of more than this many percentage points on a family of questions is reported."""
+"""There is a warning if the score on a family of questions falls by more than this many percentage points."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ def student_summary(
     """Summarise a student.
 
     Args:
-        student: Its settings.
-        verdicts: The verdicts on its answers; they are read once.
-        num_kept: How many of these verdicts are `kept`.
-        scores: The run's scores, which may lack the student's.
-        training: Its training on D_PI.
+        student: The student's settings.
+        verdicts: The verdicts on the student's answers. They are iterated over once.
+        num_kept: The number of these verdicts in state `kept`.
+        scores: The run's scores. Those of the student may be missing.
+        training: The student's training on D_PI; None if nothing is logged yet.
     """
     cells: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
@@ -107,7 +107,10 @@ def student_summary(
 
 
 class OutcomeSample:
-    """A uniform sample of the verdicts with each outcome, drawn in one pass (reservoir sampling; Vitter 1985)."""
+    """A uniform random sample of the verdicts with each outcome.
+
+    The verdicts are seen only once, one after another (reservoir sampling; Vitter 1985).
+    """
 
     def __init__(self) -> None:
         self._rng = random.Random(0)
@@ -124,7 +127,10 @@ class OutcomeSample:
             sample[slot] = verdict
 
     def mixed(self) -> list[Verdict]:
-        """Up to `NUM_SAMPLES` verdicts: one half kept, the other half taken from the other outcomes in turn."""
+        """Return up to `NUM_SAMPLES` verdicts: half of them kept, and half from the other outcomes in turn.
+
+        If there are too few of one half, more of the other half are returned.
+        """
         queues = {outcome: list(sample) for outcome, sample in self._by_outcome.items()}
         kept = queues.pop(State.KEPT.value, [])
         others: list[Verdict] = []
@@ -135,7 +141,7 @@ class OutcomeSample:
 
 
 def measured_benchmarks(scores: Scores, student: str) -> dict[str, MeasuredBenchmark]:
-    """The benchmarks that the student has answered before and after training."""
+    """Return the student's scores on each benchmark that it has answered both before and after training."""
     models = MeasuredModel.all_of(student, ["parity"])
     before, after = (model.name for model in models)
     measured = {}
@@ -155,7 +161,7 @@ def measured_benchmarks(scores: Scores, student: str) -> dict[str, MeasuredBench
 def student_warnings(
     num_parity_samples: int, measured: dict[str, MeasuredBenchmark], training: TrainingSummary | None
 ) -> list[str]:
-    """Warnings about signs of a failed alignment, which the method's authors describe (arXiv 2509.16633)."""
+    """Warn about the signs of a failed alignment that the authors of the method describe (arXiv 2509.16633)."""
     warnings = []
     if num_parity_samples < _FEW_PARITY_SAMPLES:
         warnings.append(

@@ -1,4 +1,4 @@
-"""Everything that a report shows, as `report/report.json` holds it."""
+"""Everything that a report shows, as data classes. `report/report.json` has the same content."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PhaseSummary:
 
     @property
     def images_per_s(self) -> float | None:
-        """The rate while engines were at work, without their start; None if the phase counts no images."""
+        """The images/s of the phase (see `mpa_ray.observability.rate`); None if the phase counts no images."""
         return self.record.totals.images_per_s if self.record.totals is not None else None
 
     def to_json(self) -> dict[str, Json]:
@@ -33,7 +33,7 @@ class PhaseSummary:
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """The figures of a run that only measures models."""
+    """The figures of a run that only measures models, or whose images are not indexed yet."""
 
     run_dir: str
     task: str
@@ -43,7 +43,7 @@ class EvaluationSummary:
     problems: Problems
 
     def to_json(self) -> dict[str, Json]:
-        """The content of `report/report.json`."""
+        """Return the content of `report/report.json`."""
         return {
             "run_dir": self.run_dir,
             "task": self.task,
@@ -56,7 +56,7 @@ class EvaluationSummary:
 
 @dataclass(frozen=True)
 class ReportSummary(EvaluationSummary):
-    """The figures of a run that aligns students."""
+    """The figures of a run that aligns students and whose images are indexed."""
 
     teacher_model: str
     counts: AuditCounts

@@ -1,4 +1,4 @@
-"""The teacher's pass in a report: the outcomes of images, the cost of second answers, and the images that failed."""
+"""Summarise the teacher's pass for the report: outcomes, the cost of second answers, and the images that failed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ class TeacherSummary:
     """Sums over the teacher's visits."""
 
     by_outcome: dict[str, int]
-    """The number of annotations that are `kept`, and the numbers of the others by reason."""
+    """The number of annotations with each outcome: `kept`, or a reason."""
     num_second_answers: int
     cached_token_share: float | None
-    """The share of the second prompts' tokens that came from the cache; None without second answers."""
+    """The share of tokens from the cache in the prompts for second answers; None without second answers."""
     num_uncached_image_tokens: int
-    """Image tokens that were computed again for second answers."""
+    """The number of image tokens that were computed again for second answers."""
     num_visits_with_uncached_image: int
     second_pass_time_share: float | None
-    """The second answers' share of the time. Requests overlap, so only the ratio of their times means anything."""
+    """The time of the requests for second answers, divided by the time of all requests.
+
+    Requests overlap, so their times are meaningful only in relation to each other.
+    """
     num_output_tokens: int
     warnings: list[str] = field(default_factory=list)
 
@@ -40,7 +43,7 @@ class FailedImage:
 
 
 def teacher_summary(rows: Iterable[Annotation], model: ModelConfig) -> TeacherSummary:
-    """Summarise the annotations, with a warning if second answers computed image tokens again."""
+    """Summarise the annotations, with a warning if image tokens were computed again for second answers."""
     by_outcome: Counter[str] = Counter()
     num_second_answers = num_second_prompt_tokens = num_cached_tokens = 0
     num_uncached_image_tokens = num_visits_with_uncached_image = 0
@@ -71,7 +74,7 @@ def teacher_summary(rows: Iterable[Annotation], model: ModelConfig) -> TeacherSu
 
 
 def second_pass_warnings(summary: TeacherSummary, model: ModelConfig) -> list[str]:
-    """What to check if second answers computed image tokens again."""
+    """Return a warning with what to check, if image tokens were computed again for second answers."""
     if not summary.num_visits_with_uncached_image:
         return []
     block_size = model.engine.cache_block_tokens or "vLLM's default; 32 on a CPU"

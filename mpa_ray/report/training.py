@@ -1,4 +1,4 @@
-"""A student's training in a report: losses, speed, and restarts."""
+"""Summarise a student's training for the report: losses, speed, and restarts."""
 
 from __future__ import annotations
 
@@ -33,20 +33,23 @@ class LossAtStep:
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a report shows of a training."""
+    """What a report shows about a training."""
 
     losses: list[LossAtStep]
     held_out_losses: list[LossAtStep]
     best_step: int | None
-    """The step whose weights are exported, with the lowest loss on the held-out samples; None without such samples."""
+    """The step with the lowest held-out loss, whose weights are exported; None if no samples are held out."""
     resumed: list[Resumption]
     retained: Retained
     speed: dict[str, float]
-    """The median of each of `SPEEDS` that was logged, without the warm-up."""
+    """The median of the logged values, without the warm-up, for each name in `SPEEDS` that was logged."""
 
     @property
     def is_falling(self) -> bool:
-        """Whether the mean loss of the last quarter is below that of the first; True if there are too few losses."""
+        """Whether the mean of the last quarter of the losses is below that of the first quarter.
+
+        True if there are fewer than four losses.
+        """
         losses = [point.loss for point in self.losses]
         quarter = len(losses) // 4
         return not quarter or statistics.fmean(losses[-quarter:]) < statistics.fmean(losses[:quarter])
@@ -56,7 +59,7 @@ class TrainingSummary:
 
 
 def training_summary(run: Run, folder: str) -> TrainingSummary | None:
-    """The training in this folder of the run; None before its first log entry."""
+    """Summarise the training in a folder of the run; None before the first log entry of the training."""
     state = TrainingState.read(run, folder)
     if state is None:
         return None

@@ -1,1 +1,1 @@
-"""The run directory: its files, and what they mean."""
+"""The run directory: its files and their meaning."""

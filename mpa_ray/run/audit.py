@@ -48,7 +48,7 @@ class AuditCounts:
     kept: dict[str, int]
     """The number of parity samples of each student."""
     left_out: NotKeptCounts
-    """The verdicts of all students together; the annotations if no student has verdicts yet."""
+    """Counts of the verdicts of all students together, or of the annotations if no student has verdicts yet."""
     students: dict[str, NotKeptCounts]
     problems: list[str]
     """One sentence for each thing that is missing, repeated, unreadable or unexpected."""
@@ -86,7 +86,7 @@ def audit(run: Run) -> AuditCounts:
     """Count the rows of all datasets of a run, and compare the datasets with each other.
 
     Raises:
-        ConfigError: the directory holds no run, or its run aligns students and has not indexed its images yet.
+        ConfigError: the directory holds no run, or a run that aligns students but whose images are not indexed yet.
     """
     names = student_names(run)
     # A run without students only measures models, and has no corpus.
@@ -148,7 +148,7 @@ class _Auditor:
         outcomes: Outcomes = Counter()
         kept: list[str] = []
         folder = self._run.verdicts_dir(student)
-        # `count_annotations` has reported the problems of the annotations.
+        # `count_annotations` has already reported the shards of annotations that cannot be read.
         annotations = self._read(self._run.annotations, ["annotation_id"], report=False)
         verdicts = self._read(self._run.verdicts(student), _OUTCOME_COLUMNS)
         for shard, annotated, rows in zip(self._manifest.shards, annotations, verdicts, strict=True):
@@ -196,7 +196,7 @@ class _Auditor:
         Args:
             dataset: The dataset.
             columns: The names of the columns.
-            report: Whether a shard that cannot be read is a problem.
+            report: Whether a shard that cannot be read is added to the problems.
         """
 
         def rows(shard: str) -> list[dict[str, Any]] | str | None:

@@ -14,14 +14,15 @@ from mpa_ray.run.audit_json import UNREADABLE, json_finding, problem_of
 from mpa_ray.run.audit_shards import DatasetAudit
 from mpa_ray.run.audit_students import student_findings
 from mpa_ray.run.checksums import FILES, damaged_files
-from mpa_ray.run.damage import RESTORE, Finding, set_aside
+from mpa_ray.run.damage import RESTORE, SAME_COMMAND, Finding, set_aside
 from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.fingerprint_changes import Fingerprint
 from mpa_ray.run.fingerprint_files import FINGERPRINTS, digest_of, name_of, path_of
 from mpa_ray.run.logs import FOLDER as LOGS
 from mpa_ray.run.markers import Markers
 from mpa_ray.run.phase_record import PHASES, PhaseRecord
 from mpa_ray.run.recorded_config import arms_by_student, models_by_benchmark
-from mpa_ray.run.run import CORPUS_MANIFEST, REPORT_JSON, RUN_FILE, SCORES, Run
+from mpa_ray.run.run import CORPUS_MANIFEST, REPORT_JSON, RUN_FILE, SCORES, SOURCE_FILE, Run
 
 _ANY_COMMAND = "run mpa-ray audit RUN --repair: the next command writes the file again"
 _NEEDED = f"{_ANY_COMMAND}. Then audit the run again, because other files could not be checked without this one"
@@ -58,6 +59,8 @@ def audit_deep(run: Run) -> list[Finding]:
 
 def _corpus(run: Run, students: list[str], progress: Progress) -> Iterator[Finding]:
     yield from json_finding(run, CORPUS_MANIFEST, None, set_aside(run, CORPUS_MANIFEST), read=_manifest_reader(run))
+    remedy = f"{SAME_COMMAND}. If the images have moved, give their first place in source.path once"
+    yield from json_finding(run, SOURCE_FILE, remedy, set_aside(run, SOURCE_FILE))
     # D_PI is exported only if the corpus was complete.
     if not run.is_indexed() and any(map(run.is_identified, students)):
         yield Finding(CORPUS_MANIFEST, "it is missing", "run the same command: it makes the file again")
@@ -152,7 +155,7 @@ def _forget_attempt(run: Run, path: str) -> Callable[[], None]:
 
 def _fingerprints(run: Run) -> Iterator[Finding]:
     """Compare the fingerprints with the digests of them that markers hold."""
-    copies: dict[str, Any] = run.read_json(RUN_FILE).get("fingerprints", {})
+    copies = run.read_json(RUN_FILE).get("fingerprints", {})
     names = {name_of(path) for path in run.storage.list(FINGERPRINTS)}
     for name in sorted(names.union(copies)):
         expected = next((digest for digest in _digests_in_markers(run, name)), "")
@@ -180,7 +183,7 @@ def _digests_in_markers(run: Run, name: str) -> Iterator[str]:
             yield from (commit.fingerprint for commit in markers.history(shard) if commit.fingerprint)
 
 
-def _restore(run: Run, path: str, copy: dict[str, Any]) -> Callable[[], None]:
+def _restore(run: Run, path: str, copy: Fingerprint) -> Callable[[], None]:
     def repair() -> None:
         set_aside(run, path)()
         run.storage.create(path, json.dumps(copy, indent=2, ensure_ascii=False).encode())

@@ -16,9 +16,9 @@ _NUM_SHARDS_SHOWN = 5
 
 
 def audit_fingerprints(run: Run) -> list[str]:
-    """One sentence for each dataset with markers whose digest is not that of its fingerprint. Reads only markers.
+    """Compare the digest in each marker with that of the dataset's fingerprint. Returns one sentence for each problem.
 
-    Markers of earlier versions have no digest and are not compared.
+    The function reads only markers and fingerprints. Markers of earlier versions have no digest and are not compared.
 
     Raises:
         ConfigError: the directory holds no run, or a fingerprint is damaged.

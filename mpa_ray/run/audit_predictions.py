@@ -22,12 +22,12 @@ class AnswerCounts:
 
     num_questions: int
     outcomes: dict[str, int]
-    """Numbers of rows, by `kept` or, for rows that are not kept, by their reason."""
+    """Numbers of rows by reason; rows without a reason count as `kept`."""
 
 
 @dataclass(frozen=True)
 class PredictionAudit:
-    """The counts by benchmark and model, and the problems: what is missing, repeated or unreadable."""
+    """The counts by benchmark and model, and one sentence for each problem."""
 
     counts: dict[str, dict[str, AnswerCounts]]
     problems: list[str]
@@ -38,7 +38,7 @@ def audit_predictions(run: Run, include_missing: bool) -> PredictionAudit:
 
     Args:
         run: The run.
-        include_missing: Whether a benchmark or a model without any answer is a problem, too.
+        include_missing: Whether a benchmark or a model without any answer is also a problem.
 
     Raises:
         ConfigError: the directory holds no run.

@@ -37,9 +37,9 @@ class DatasetAudit:
         """Yield the damaged and missing files of all shards."""
         listed = self.dataset.markers.generations()
         names = [*self.shards, *sorted(listed.keys() - set(self.shards))]
-        for found in prefetch(partial(self._of_shard, listed), names):
+        for findings in prefetch(partial(self._of_shard, listed), names):
             progress.advance(1)
-            yield from found
+            yield from findings
 
     def _of_shard(self, listed: dict[str, int], shard: str) -> list[Finding]:
         markers = self.dataset.markers

@@ -13,6 +13,8 @@ from mpa_ray.storage.storage import Storage
 
 FILES = "files"
 """The entry of a JSON object that holds checksums, by path below the folder."""
+JsonChecksums = dict[str, dict[str, int | str]]
+"""The value of this entry."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Checksum:
             raise DamagedFile(path, "its content does not have the checksum that it was written with")
 
 
-def checksums_of(folder: Path, below: str = "", leaving_out: Collection[str] = ()) -> dict[str, Any]:
+def checksums_of(folder: Path, below: str = "", leaving_out: Collection[str] = ()) -> JsonChecksums:
     """The checksums of the files directly in a local folder, as JSON.
 
     Args:

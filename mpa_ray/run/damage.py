@@ -33,7 +33,7 @@ class Finding:
             repair()
         return bool(self.repairs)
 
-    def to_json(self, run_dir: str) -> dict[str, Any]:
+    def to_json(self, run_dir: str) -> dict[str, str]:
         """The finding as `mpa-ray audit` prints it."""
         return {"file": self.path, "problem": self.problem, "remedy": self.remedy.replace("RUN", run_dir)}
 

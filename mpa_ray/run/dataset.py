@@ -34,7 +34,7 @@ T_co = TypeVar("T_co", covariant=True)
 RowsT = TypeVar("RowsT", bound=Sized)
 
 SUSPECTS = "suspects"
-"""The folder of the files about images that may kill engines. A file counts until its shard is committed."""
+"""The folder of the files about images that may kill engines. A file is used until its shard is committed."""
 
 
 class ShardSource(Protocol[T_co]):
@@ -56,7 +56,7 @@ class ShardTarget(Protocol[T]):
         source_generation: int = 0,
         versions: Mapping[str, str] = NO_VERSIONS,
     ) -> bool:
-        """Write and publish a shard. Returns False if another attempt was first; readers then get its rows."""
+        """Write and publish a shard. Returns False if another attempt has published the shard first."""
         ...
 
     def check_fingerprint(self) -> bool:
@@ -72,7 +72,7 @@ class ShardTarget(Protocol[T]):
         ...
 
     def list_suspects(self) -> set[str]:
-        """The paths of all such files."""
+        """The paths of all files of the dataset about images that may kill engines."""
         ...
 
     def read(self, shard: str) -> list[T]:
@@ -88,7 +88,7 @@ class ShardedDataset(Generic[RowT]):
     folder: str
     row_type: type[RowT]
     fingerprints: FingerprintFiles | None = field(default=None, compare=False, repr=False)
-    """Has the fingerprint that commits must agree with; None for datasets without one."""
+    """Holds the fingerprint that commits must agree with; None for datasets without a fingerprint."""
 
     def __reduce__(self) -> tuple[type[ShardedDataset[Any]], tuple[object, ...]]:
         fingerprints = self.fingerprints.only(self.folder) if self.fingerprints is not None else None
@@ -104,7 +104,9 @@ class ShardedDataset(Generic[RowT]):
         *,
         left_out: Mapping[str, int] | None = None,
     ) -> bool:
-        """Write and publish a shard. Returns False if another attempt was first; readers then get its rows.
+        """Write and publish a shard.
+
+        Returns False if another attempt has published the shard first. Readers then get the rows of that attempt.
 
         Args:
             shard: The shard.
@@ -197,11 +199,11 @@ class ShardedDataset(Generic[RowT]):
         raise AssertionError("counting does not end")
 
     def suspects_file(self, shard: str, generation: int) -> SuspectsFile:
-        """The file about images of the shard that may kill engines. It counts while the generation is made."""
+        """The file about images of the shard that may kill engines. It is used until the generation is committed."""
         return SuspectsFile(self.storage, f"{self.folder}/{SUSPECTS}/{shard}.{generation}.json")
 
     def list_suspects(self) -> set[str]:
-        """The paths of all such files. The folder is usually empty."""
+        """The paths of all files about images that may kill engines. The folder of these files is usually empty."""
         return set(self.storage.list(f"{self.folder}/{SUSPECTS}"))
 
     def is_committed(self, shard: str) -> bool:
@@ -222,7 +224,7 @@ class ShardedDataset(Generic[RowT]):
         Raises:
             FileNotFoundError: the shard is not committed.
             DamagedFile: the newest marker or the file is damaged, or the file is missing.
-            ValueError: the file has other columns.
+            ValueError: the file has unexpected columns.
         """
         return self.read_commit(shard)[1]
 
@@ -257,7 +259,7 @@ class ShardedDataset(Generic[RowT]):
             return _check_num_rows(read_table(content, self.row_type), commit)
 
     def committed(self) -> list[str]:
-        """Return all committed shards, in order. Lists the markers, so the corpus need not be complete."""
+        """Return all committed shards, in order. This only lists the markers, so the corpus need not be complete."""
         return self.markers.committed()
 
     def columns(self, shard: str, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -11,11 +11,12 @@ from mpa_ray.run.run import Run
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
 
 ALGORITHM_VERSION = 5
-"""Increased whenever a change of the code makes the same settings yield other rows."""
+"""Increased whenever a change of the code changes the rows that the same settings yield."""
 
 
 Labelled = Callable[[StudentConfig, str], Fingerprint]
-"""Returns what identifies the labelled set at a key of `StudentConfig.labelled_sets`, independent of its path."""
+"""Takes a student and a key of `StudentConfig.labelled_sets`. Returns values that identify the labelled set at this
+key, wherever its files are."""
 
 
 def _model(config: ModelConfig, run: EvaluationRunConfig) -> Fingerprint:
@@ -42,7 +43,7 @@ def _answering(config: EvaluationRunConfig, task: Task) -> Fingerprint:
 
 
 def corpus_fingerprint(config: RunConfig) -> Fingerprint:
-    """The settings that decide which images are listed, without those that affect only speed or later phases.
+    """The settings that decide which images are listed. Settings that affect only speed or later phases are left out.
 
     Shards of different sizes hold the same images in the same order, so the sizes may change even during indexing.
     """
@@ -69,7 +70,7 @@ def annotation_fingerprint(config: RunConfig, task: Task) -> Fingerprint:
 
 
 def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -> Fingerprint:
-    """The settings that a student's verdicts depend on, apart from those of the annotations."""
+    """The settings that a student's verdicts depend on, without those that only the annotations depend on."""
     return {
         **_answering(config, task),
         "identify.matcher": (config.identify.matcher or task.matcher).model_dump(mode="json"),
@@ -81,7 +82,7 @@ def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -
 def level_fingerprint(
     config: RunConfig, task: Task, student: StudentConfig, arm: Arm, labelled: Labelled
 ) -> Fingerprint:
-    """The settings that a training depends on, apart from those of the annotations."""
+    """The settings that a training depends on, without those that only the annotations depend on."""
     # The excluded settings may change between attempts, because they do not change what is trained.
     settings = student.level.of_arm(arm)
     level = settings.model_dump(

@@ -62,7 +62,7 @@ def _plain(value: Json) -> Json:
 
 
 def _remedy_for_new_commit(changed: ChangedFields) -> str | None:
-    """How to continue if nothing but the commits of models on the hub has changed; None if anything else has."""
+    """How to continue if only the commits of models on the hub have changed; None if other settings have changed."""
     revisions = [(split_revision(str(old)), split_revision(str(new))) for old, new in changed.values()]
     if not all(old[1] and new[1] and old[0] == new[0] for old, new in revisions):
         return None
@@ -71,7 +71,7 @@ def _remedy_for_new_commit(changed: ChangedFields) -> str | None:
 
 
 def remedy_for_changes(dataset: str, changed: ChangedFields) -> str:
-    """What to do about changed settings of a dataset."""
+    """The remedy if the settings that a dataset was made with have changed."""
     if (remedy := _remedy_for_new_commit(changed)) is not None:
         return remedy
     kind, _, rest = dataset.partition("/")

@@ -29,10 +29,10 @@ class FingerprintFiles:
         self._storage = storage
         self._registered: dict[str, Fingerprint] = {}
         self._digests: dict[str, str] = {}
-        """The digests of files that were compared; no file changes."""
+        """The digests of fingerprints that were compared and agree. They stay valid, because no file ever changes."""
 
     def register(self, dataset: str, fingerprint: Fingerprint) -> None:
-        """Set the fingerprint of this command's commits to a dataset, and to datasets in folders below it.
+        """Register the fingerprint that this command's commits have, for a dataset and all datasets below its folder.
 
         Raises:
             FingerprintMismatch: the dataset's fingerprint is fixed, and differs.
@@ -67,7 +67,7 @@ class FingerprintFiles:
         """Compare the registered fingerprint of the dataset in a folder with the fixed one.
 
         Returns:
-            Whether they are known to agree. False if none is fixed yet, or none is registered.
+            Whether they are known to agree. False if no fingerprint is fixed yet, or if none is registered.
 
         Raises:
             FingerprintMismatch: they differ.
@@ -76,7 +76,7 @@ class FingerprintFiles:
         return dataset is not None and (dataset in self._digests or self.check(dataset, self._registered[dataset]))
 
     def fix(self, folder: str) -> str:
-        """Fix the fingerprint of the dataset in a folder if that has not been done, and return its digest.
+        """Fix the fingerprint of the dataset in a folder if it is not fixed yet, and return the fingerprint's digest.
 
         Returns "" if no fingerprint is registered.
 
@@ -92,20 +92,20 @@ class FingerprintFiles:
             if not self.check(dataset, fingerprint):
                 content = json.dumps(fingerprint, indent=2, ensure_ascii=False).encode()
                 self._storage.create(path_of(dataset), content)
-                # Another command may have created it first.
+                # Another command may have created the file first.
                 self.check(dataset, fingerprint)
             self._digests[dataset] = self.digest(dataset)
         return self._digests[dataset]
 
     def digest(self, dataset: str) -> str:
-        """The digest of a dataset's fixed fingerprint; "" if it is not fixed."""
+        """The digest of a dataset's fixed fingerprint; "" if no fingerprint is fixed."""
         fixed = self.fixed(dataset)
         if fixed is None:
             return ""
         return digest_of(fixed)
 
     def fixed(self, dataset: str) -> Fingerprint | None:
-        """A dataset's fixed fingerprint; None if there is none. Raises ConfigError if its file is damaged."""
+        """A dataset's fixed fingerprint; None if no fingerprint is fixed. Raises ConfigError if its file is damaged."""
         try:
             content = self._storage.read(path_of(dataset))
         except FileNotFoundError:
@@ -119,19 +119,19 @@ class FingerprintFiles:
         return fingerprint
 
     def known(self) -> dict[str, Fingerprint]:
-        """The registered and the fixed fingerprints, by dataset. The fixed ones count."""
+        """The registered and the fixed fingerprints, by dataset. If a dataset has both, the fixed one is returned."""
         fixed = {dataset: self.fixed(dataset) for dataset in map(name_of, self._storage.list(FINGERPRINTS))}
         return {**self._registered, **{name: value for name, value in fixed.items() if value is not None}}
 
     def only(self, folder: str) -> FingerprintFiles:
-        """The same for the dataset in a folder alone, for another process."""
+        """A copy for another process, with only the registered fingerprint of the dataset in a folder."""
         files, dataset = FingerprintFiles(self._storage), self._dataset_of(folder)
         if dataset is not None:
             files._registered = {dataset: self._registered[dataset]}
         return files
 
     def _dataset_of(self, folder: str) -> str | None:
-        """The registered dataset that a folder is, or is below."""
+        """The registered dataset whose folder is this folder, or contains it; None if there is no such dataset."""
         return next((name for name in self._registered if f"{folder}/".startswith(f"{name}/")), None)
 
     def _damaged(self, dataset: str, problem: str) -> ConfigError:

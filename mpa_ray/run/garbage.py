@@ -1,4 +1,4 @@
-"""Removes files that dead or slower attempts have left behind. No marker names such files."""
+"""Removes files that dead or slower attempts have left behind: files that no marker names."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _shard_of(marker: str) -> str:
 
 
 def _rule(name: str, commits: Sequence[Commit]) -> Callable[[str], bool]:
-    """Decides which files of a dataset's folder are kept. Hidden files are unfinished."""
+    """Return a function that decides which files in this folder of a dataset are kept. Hidden files are unfinished."""
     if name == "data":
         committed = {commit.file for commit in commits}
         return lambda path: path in committed

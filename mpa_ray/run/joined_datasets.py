@@ -34,8 +34,8 @@ class JoinedDatasets(Generic[RowT]):
         return part.commit(name, rows, generation, source_generation, versions)
 
     def check_fingerprint(self) -> bool:
-        """See `ShardedDataset.check_fingerprint`. Whether all datasets agree."""
-        # Each dataset is compared, even after one without rows.
+        """See `ShardedDataset.check_fingerprint`. Returns whether all datasets agree."""
+        # A list, so that every dataset is compared, even if an earlier dataset has no rows.
         agreeing = [part.check_fingerprint() for part in self.parts.values()]
         return all(agreeing)
 
@@ -123,8 +123,8 @@ class DatasetsOfModels(Generic[OutcomeT]):
         return all(committed)
 
     def check_fingerprint(self) -> bool:
-        """See `ShardedDataset.check_fingerprint`. Whether all datasets agree."""
-        # Each dataset is compared, even after one without rows.
+        """See `ShardedDataset.check_fingerprint`. Returns whether all datasets agree."""
+        # A list, so that every dataset is compared, even if an earlier dataset has no rows.
         agreeing = [part.check_fingerprint() for part in self.parts.values()]
         return all(agreeing)
 
@@ -133,7 +133,7 @@ class DatasetsOfModels(Generic[OutcomeT]):
         return max(part.count_unread(shard, generation, command) for part in self.parts.values())
 
     def suspects_file(self, shard: str, generation: int) -> SuspectsFile:
-        """See `ShardedDataset.suspects_file`. It is in the dataset of the first model."""
+        """See `ShardedDataset.suspects_file`. The file is in the dataset of the first model."""
         file = next(iter(self.parts.values())).suspects_file(shard, generation)
         return replace(file, path=f"{file.path.removesuffix('.json')}.shared.json")
 

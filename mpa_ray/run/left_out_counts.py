@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 MAX_LABELS = 100
-"""The largest number of distinct labels. Files with further labels count as `OTHER`."""
+"""The largest number of distinct labels. Files with any further label are counted under `OTHER`."""
 OTHER = "others"
 _NUM_LABELS_SHOWN = 12
 

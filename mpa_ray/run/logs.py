@@ -1,4 +1,4 @@
-"""`RUN/logs`: which processes died during a run, why, and the end of each one's log."""
+"""The folder `RUN/logs`: which processes died during a run, why they died, and the ends of their logs."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _read_death(storage: Storage, path: str) -> Death | None:
 
 
 def cause_of_silent_death(process: WorkerProcess, tails: dict[str, str]) -> str:
-    """Return the cause of a death without a reported error: the error in the log, or else what other signs show."""
+    """Return the cause of a death without a reported error: the error in the log, or else what other signs suggest."""
     error = next(filter(None, (last_error(tail) for tail in reversed(list(tails.values())))), None)
     if error is not None:
         return error
@@ -139,7 +139,10 @@ def _memory_monitor_message(folder: Path, pid: int) -> str | None:
 
 
 def _written(storage: Storage, key: PhaseKey, death: Death, process: WorkerProcess, tails: dict[str, str]) -> Death:
-    """Write the record and, unless the phase has many logs, the log. A full disk must not hide the cause of death."""
+    """Write the record, and the log unless the phase has `MAX_LOGS_PER_PHASE` logs.
+
+    Errors of writing are ignored, because a full disk must not hide the cause of death.
+    """
     name = _name(key, process)
     with suppress(CannotWrite, OSError):
         if any(tails.values()) and _num_logs(storage, key) < MAX_LOGS_PER_PHASE:

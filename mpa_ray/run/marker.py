@@ -15,14 +15,14 @@ from mpa_ray.errors import DamagedFile
 from mpa_ray.run.sealed_json import parse_sealed, sealed
 
 NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
-"""The versions of rows that no model has made."""
+"""The library versions for rows that were not made by a model."""
 _ALWAYS = ("shard", "file", "num_rows", "generation", "source_generation")
-"""The fields that every marker has. Others are left out if they say nothing."""
+"""The fields that every marker has. Other fields are left out if they have their default."""
 
 
 @dataclass(frozen=True)
 class Commit:
-    """The content of a marker: the file that holds the shard."""
+    """The content of a marker: which file holds the rows of a shard, and how the rows were made."""
 
     shard: str
     file: str
@@ -32,8 +32,8 @@ class Commit:
     source_generation: int = 0
     """The generation of the source's shard from which the rows were made."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """In the corpus: how many files the listing left out between the last image of the previous shard and the last
-    image of this shard, by ending or reason."""
+    """For a shard of the corpus: how many files the listing left out between the last image of the previous shard and
+    the last image of this shard, by ending or reason."""
     versions: dict[str, str] = field(default_factory=dict)
     """The versions of the libraries with which the rows were made; see `mpa_ray.run.versions`."""
     fingerprint: str = ""
@@ -68,7 +68,7 @@ class Commit:
         )
 
     def to_json(self) -> bytes:
-        """The content of the marker. Fields that say nothing are left out."""
+        """The content of the marker. Most fields are left out if they have their default."""
         values = asdict(self)
         shown = {name: value for name, value in values.items() if name in _ALWAYS or value}
         if self.same_rows_since is not None:

@@ -1,9 +1,14 @@
-"""Work that one command at a time may do, such as a training: its owner, and what becomes of it if the owner dies.
+"""Ownership of work that only one command at a time may do, such as a training.
 
-Each owner has a number, one more than that of the owner before it, and creates a file with this number. It changes a
-second file, its heartbeat, every few seconds. Another command may become the next owner once the owner has ended, its
-process is gone from the same machine, or the heartbeat has not changed for a while on the other command's own clock. No
-two clocks are compared. An owner that was only slow finds the file of the next owner before it writes anything else.
+Each owner has a number, one more than that of the previous owner, and creates a file with this number. Every few
+seconds, the owner also changes a second file, its heartbeat. Another command may become the next owner in three cases:
+
+- The owner has ended its work.
+- The other command runs on the same machine, and the owner's process is gone.
+- The heartbeat has not changed for `LAPSE_S` seconds. The other command measures this time with its own clock, so the
+  clocks of two machines are never compared.
+
+If the owner was only slow, it finds the file of the next owner before it writes anything else.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from mpa_ray.storage.storage import Storage
 logger = logging.getLogger(__name__)
 
 LAPSE_S = 30.0
-"""An owner whose heartbeat does not change for this time has lost its work."""
+"""If the heartbeat does not change for this time, another command may take over the work."""
 _BEAT_S = 5.0
 _POLL_S = 2.0
 _ENDED = b"ended"
@@ -46,9 +51,10 @@ class Owner:
     host: str
     pid: int
     process: str = ""
-    """Identifies the process among all processes of all machines; "" where the system does not show enough."""
+    """Identifies the process among all processes of all machines; "" if the system does not show the necessary data."""
     token: str = ""
-    """Differs between all owners. A storage may take a file with the same content for a repeated request."""
+    """Different for every owner. If two commands created a file with the same content, the storage might treat the
+    second request as a repetition of the first."""
 
     @classmethod
     def this_process(cls, number: int) -> Owner:
@@ -56,7 +62,7 @@ class Owner:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the process is known to have ended. Only the machine that it ran on can know."""
+        """Whether the process is known to have ended. This is only known on the machine on which the process ran."""
         system, _, pid = self.process.rpartition("/")[0].rpartition("/")
         return bool(system) and system == _system() and _identity(int(pid)) != self.process
 
@@ -73,7 +79,7 @@ class Ownership:
     number: int
 
     def check(self) -> None:
-        """Call this before every write that the next owner must not lose.
+        """Check that no other command owns the work now. Call this before every write that could harm the next owner.
 
         Raises:
             LostOwnership: another command owns the work now.
@@ -103,7 +109,7 @@ def owned(
         storage: The storage of the run.
         folder: The folder of the work.
         label: The name of the work on the terminal.
-        while_waiting: Called every few seconds of the wait. Its error ends the wait.
+        while_waiting: Called every few seconds during the wait. If it raises an error, the wait ends with this error.
 
     Raises:
         CannotWrite: the files of the owner cannot be written.
@@ -175,7 +181,7 @@ def _beat(ownership: Ownership, content: bytes) -> None:
     try:
         ownership.storage.write(_beat_path(ownership.folder, ownership.number), content)
     except (CannotWrite, OSError) as error:
-        # If this lasts, another command may take over, which `Ownership.check` finds out.
+        # If these errors last, another command may take over, and `Ownership.check` then raises an error.
         logger.warning("the heartbeat of %s cannot be written: %s", ownership.folder, error)
 
 
@@ -195,7 +201,7 @@ def _beat_path(folder: str, number: int) -> str:
 
 
 def _system() -> str:
-    """Identifies the running system and the namespace in which its numbers of processes are unique."""
+    """Identifies the running system and the namespace of its process ids; "" if the system does not show them."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
@@ -204,7 +210,7 @@ def _system() -> str:
 
 
 def _identity(pid: int) -> str:
-    """Identifies a process: its system, its number and when it began; "" if it has ended or the system hides it."""
+    """Identifies a process by its system, id and start time; "" if the process has ended or the system hides it."""
     system = _system()
     try:
         # The name of the program, in parentheses, may contain spaces.

@@ -40,7 +40,7 @@ def iter_tables(content: bytes, row_type: type[RowT]) -> Iterator[pa.Table]:
 
 
 def iter_parquet(content: bytes, row_type: type[RowT]) -> Iterator[RowT]:
-    """Yield the rows of a Parquet file, and decode one row group at a time. Raises as `from_parquet` does."""
+    """Yield the rows of a Parquet file, decoding one row group at a time. Raises as `from_parquet` does."""
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
         for group in range(file.num_row_groups):
             yield from from_table(file.read_row_group(group, use_threads=False), row_type)

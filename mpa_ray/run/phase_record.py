@@ -1,7 +1,7 @@
 """The phases of a run: their names, and the time and work that each phase has taken so far.
 
-Each attempt at a phase adds a file to the phase's record, which is created and never changed. So the attempts of
-several drivers are all counted. The record is the sum of the files in the order of their numbers.
+Each attempt at a phase adds a file to the phase's record. No file is ever changed, so the attempts of several drivers
+are all counted. The record is the sum of its files, in the order of their numbers.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ PhaseKind = Literal["index", "annotate", "identify", "level", "check", "evaluate
 
 PHASES = "phases"
 _ARM_MARK = "@"
-"""Separates a model from an arm in a file name. Names of models cannot contain it."""
+"""Separates a model from an arm in a file name. Names of models cannot contain this character."""
 _NUMBER_MARK = "~"
-"""Separates the number of a further file of a record from the phase. Names of models cannot contain it."""
+"""Separates the phase from the number of the file, in all files of a record except the first. Names of models cannot
+contain this character."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class PhaseKey:
 
     kind: PhaseKind
     model: str | None = None
-    """The student, or in `evaluate` the measured model, such as `small.before`. None for phases of the whole run."""
+    """The student; in `evaluate`, the measured model, such as `small.before`. None for phases of the whole run."""
     arm: Arm = "parity"
     """The arm that the student is trained on, in `level` and `check`."""
     benchmark: str | None = None
@@ -162,7 +163,7 @@ def phase_records(run: Run) -> Iterator[tuple[PhaseKey, PhaseRecord]]:
 
 
 def record_times(run: Run) -> dict[str, datetime]:
-    """When the newest file of each record was created, by the path of the record's first file."""
+    """The time at which the newest file of each record was created, by the path of the record's first file."""
     newest: dict[str, datetime] = {}
     for file in run.storage.details(PHASES):
         # Hidden files are unfinished.
@@ -175,7 +176,8 @@ def record_times(run: Run) -> dict[str, datetime]:
 def add_to_record(run: Run, key: PhaseKey, attempt: PhaseRecord) -> None:
     """Add one attempt to the phase's record. Raises CannotWrite."""
     _, number = _sum_of(run, key)
-    # A storage may take a file with the same content for a repeated request, so no two files are the same.
+    # Without the id, two attempts might create a file with the same content, and the storage might treat the second
+    # request as a repetition of the first.
     content = {**attempt.to_json(), "id": uuid.uuid4().hex}
     while not run.create_json(_path(key, number), content):
         # Another driver has added an attempt.
@@ -183,7 +185,7 @@ def add_to_record(run: Run, key: PhaseKey, attempt: PhaseRecord) -> None:
 
 
 def clear_error(run: Run, key: PhaseKey) -> None:
-    """Record that another attempt begins, if the last one failed, so that its error is no longer shown."""
+    """If the last attempt failed, record that another attempt begins, so that the error is no longer shown."""
     before = phase_record(run, key)
     if before is not None and before.error:
         add_to_record(run, key, PhaseRecord(0.0, num_attempts=0, is_begun_again=True))

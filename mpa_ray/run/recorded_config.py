@@ -66,8 +66,8 @@ class RecordedSource(TypedDict):
 
 
 class RecordedConfig(TypedDict, total=False):
-    """The settings in run.json that are read without checking all others, since another version may have written
-    them."""
+    """The settings in run.json that are read even if this version does not accept the others: another version may have
+    written the file."""
 
     source: RecordedSource
     teacher: RecordedModel

@@ -14,7 +14,7 @@ from mpa_ray.run.prefetch import prefetch
 RowT = TypeVar("RowT", bound=HasOutcome)
 
 ANY_REASON = "failed"
-"""Stands for all reasons for which rows fail."""
+"""Stands for all reasons why rows fail."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ShardPlan:
     kept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """The rows of the images that are not visited again, by image."""
     partly: Mapping[str, Sequence[Any | None]] = field(default_factory=dict)
-    """By image: the rows of each image that is made again in part. None stands for a row that is made again."""
+    """The rows of the images that are made again in part, by image. None stands for a row that is made again."""
     is_current: bool = False
     """Whether nothing is left to make again, because another driver has already done it."""
 
@@ -38,7 +38,7 @@ class ShardPlan:
             return list(rows)
         merged = {**self.kept, **by_image(rows)}
         for image_id, before in self.partly.items():
-            # An image that failed as a whole has one row, whatever the number of questions.
+            # An image that failed as a whole has one row, even if several questions are asked about each image.
             if len(before) == len(merged[image_id]):
                 pairs = zip(before, merged[image_id], strict=True)
                 merged[image_id] = [new if old is None else old for old, new in pairs]
@@ -109,7 +109,10 @@ class Redo:
         return state == State.FAILED and (ANY_REASON in self.reasons or str(reason) in self.reasons)
 
     def _changed(self, shard: str, old: int, new: int, rows: Mapping[str, Sequence[Any]]) -> set[str]:
-        """Return the images whose source rows differ between two generations; all images if the older is unreadable."""
+        """Return the images whose source rows differ between two generations.
+
+        All images are returned if the rows of the older generation cannot be read.
+        """
         current = self.source.generation_of(shard, new)
         if old == new or (current is not None and current.rows_since <= old):
             return set()

@@ -27,6 +27,8 @@ FORMAT = 2
 
 RUN_FILE = "run.json"
 CORPUS_MANIFEST = "corpus/manifest.json"
+SOURCE_FILE = "corpus/source.json"
+"""The file with the `SourceRoot` at which the corpus was indexed. Runs of earlier versions lack this file."""
 SCORES = "evaluation/scores.json"
 REPORT_JSON = "report/report.json"
 REPORT_PAGE = "report/index.html"
@@ -35,9 +37,10 @@ EXPORT = "export.json"
 
 _VERDICTS = "verdicts.json"
 _AGAIN = "~"
-"""Separates a model from the number of its training in the name of a folder. Names of models cannot contain it."""
+"""Separates a model from the number of its training in the name of a folder. Names of models cannot contain
+this character."""
 _RESERVE = ".writable"
-"""A file that shows that the run can be written, and that reserves some space for when the disk is full."""
+"""A file that shows that the run can be written. It also reserves some space, which is freed when the disk is full."""
 _RESERVE_BYTES = 2**16
 _MIN_FREE_BYTES = 32 * 2**20
 _MIN_ROW_BYTES = 64
@@ -96,7 +99,8 @@ class Run:
         """
         storage = open_storage(run_dir, object_store)
         run: Run | None = None
-        # If the directory cannot be read, the attempt to write shows why. A run of another format stays as it was.
+        # If the directory cannot be read, the attempt to write below shows why. A run of another format raises an error
+        # here, before anything is written to it.
         with suppress(OSError):
             run = cls(storage)
         try:
@@ -181,7 +185,7 @@ class Run:
         return self.dataset(f"{self.benchmark_dir(benchmark)}/questions", LabelledQuestion)
 
     def predictions(self, benchmark: str, model: str) -> ShardedDataset[Prediction]:
-        """A model's answers to a benchmark. If the model was trained again, the answers of the newest training."""
+        """A model's answers to a benchmark. If the model was trained again, these are the newest training's answers."""
         number = self._newest(_again_dir(model))
         name = f"{model}{_AGAIN}{number}" if number else model
         return self.dataset(f"{self.benchmark_dir(benchmark)}/predictions/{name}", Prediction)
@@ -214,7 +218,7 @@ class Run:
         return self.training_dir(student, arm)
 
     def _newest(self, folder: str) -> int:
-        """The number of files 1.json, 2.json, ... in a folder. Each is created only if it does not exist."""
+        """The number of files 1.json, 2.json, ... in a folder. Each file is created only if it does not exist."""
         return sum(1 for _ in takewhile(lambda number: self.storage.exists(f"{folder}/{number}.json"), count(1)))
 
     def trained_version(self, student: str, arm: str) -> str:
@@ -234,11 +238,11 @@ class Run:
         self.create_json(f"{folder}/{_VERDICTS}", {"verdicts": version})
 
     def is_trained_before_redo(self, student: str, arm: str) -> bool:
-        """Whether the student's D_PI was made again after its newest training on the arm was planned."""
+        """Whether the student's D_PI was made again after the student's newest training on the arm was planned."""
         return self.trained_version(student, arm) != self.parity_version(student)
 
     def merged_model(self, student: str, arm: str = "parity") -> str:
-        """The model name of a student's exported checkpoint: a folder or an s3:// prefix."""
+        """The value of the setting `model` for a student's exported checkpoint: a folder or an s3:// prefix."""
         return f"{self.storage.root}/{self.training_dir(student, arm)}/merged"
 
     def is_indexed(self) -> bool:
@@ -298,7 +302,7 @@ class Run:
         try:
             return Manifest(**self.read_json(path))
         except TypeError as error:
-            raise self._damaged(path, str(error)) from error
+            raise self.damaged(path, str(error)) from error
         except FileNotFoundError:
             raise ConfigError("run_dir", self.storage.root, f"has no {path}.", "Run mpa-ray index first.") from None
 
@@ -312,9 +316,10 @@ class Run:
         try:
             return parse_sealed(self.storage.read(path))
         except ValueError as error:
-            raise self._damaged(path, str(error)) from None
+            raise self.damaged(path, str(error)) from None
 
-    def _damaged(self, path: str, problem: str) -> ConfigError:
+    def damaged(self, path: str, problem: str) -> ConfigError:
+        """The error to raise if a JSON file of the run is damaged."""
         return ConfigError(
             "run_dir",
             self.storage.root,
@@ -330,7 +335,7 @@ class Run:
         self.storage.write(path, _encoded(content))
 
     def create_json(self, path: str, content: dict[str, Any]) -> bool:
-        """Like `write_json`, but only if the file does not exist. Returns whether it did not. Raises CannotWrite."""
+        """Like `write_json`, but only if there is no such file. Returns whether it was created. Raises CannotWrite."""
         return self.storage.create(path, _encoded(content))
 
     def record_config(self, config: EvaluationRunConfig, versions: dict[str, str]) -> None:
@@ -345,7 +350,7 @@ class Run:
         self.write_json(RUN_FILE, content)
 
     def register_fingerprint(self, dataset: str, fingerprint: Fingerprint) -> None:
-        """Set the fingerprint of this command's commits to a dataset. The first commit to the dataset fixes it.
+        """Register the fingerprint that this command's commits to a dataset have. The dataset's first commit fixes it.
 
         Raises:
             FingerprintMismatch: the dataset's fingerprint is fixed, and differs.
@@ -353,7 +358,7 @@ class Run:
         self.fingerprints.register(dataset, fingerprint)
 
     def check_fingerprint(self, dataset: str, fingerprint: Fingerprint, ignoring: str = "") -> None:
-        """Compare a fingerprint with the dataset's, if it is fixed. See `FingerprintFiles.check`."""
+        """Compare a fingerprint with the dataset's fixed fingerprint, if there is one. See `FingerprintFiles.check`."""
         self.fingerprints.check(dataset, fingerprint, ignoring)
 
 

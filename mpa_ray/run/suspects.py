@@ -1,9 +1,10 @@
-"""What a run knows of images that may kill engines, for shards that are not committed yet.
+"""What a run knows about images that may kill engines, in shards that are not committed yet.
 
-The knowledge is in a small file for each shard and generation. The file only saves deaths of engines: if it is missing
-or old, the same images are found again. So drivers may replace each other's files, and a damaged file is ignored.
+A small file for each shard and generation stores this knowledge. Without the file, or with an old one, the same images
+would be found again, but more engines would die. So drivers may replace each other's files, and a damaged file is
+ignored.
 
-The file names the engine that died: with other settings or libraries, an engine may survive the same images.
+The file identifies the engine that died, because an engine with other settings or libraries may survive the images.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Suspects:
         return not (self.groups or self.cleared or self.num_kills)
 
     def for_engine(self, engine: str) -> Suspects:
-        """What is known for an engine. Of another engine's suspects, it only says that they are to be visited last."""
+        """What is known about the images for an engine. If another engine died on them, they only become suspects."""
         if engine == self.engine:
             return self
         suspects = {image_id for group in self.groups for image_id in group}
@@ -51,7 +52,7 @@ class Suspects:
         return Suspects(self.groups + killers, engine=engine)
 
     def joined(self, other: Suspects) -> Suspects:
-        """Add the cleared images of `other`. Of the two numbers of kills of an image, keep the larger.
+        """Add the cleared images of `other`, and keep the larger of the two numbers of kills of each image.
 
         If `other` is about another engine, nothing is added.
         """
@@ -87,7 +88,7 @@ class Suspects:
                 frozenset(map(_text, _list(values["cleared"]))),
                 {name: _number(number) for name, number in values["num_kills"].items()},
                 bool(values["has_survivor"]),
-                # Earlier versions did not write the last two.
+                # Earlier versions did not write the last two values.
                 _text(values.get("engine", "")),
                 _text(values.get("last_error", "")),
             )
@@ -125,7 +126,7 @@ class SuspectsFile:
     path: str
 
     def read(self) -> Suspects:
-        """What the file says; nothing if there is no file, or it cannot be read."""
+        """The content of the file; an empty `Suspects` if there is no file, or if the file cannot be read."""
         try:
             return Suspects.from_json(self.storage.read(self.path))
         except FileNotFoundError:
@@ -135,14 +136,14 @@ class SuspectsFile:
             return Suspects()
 
     def write(self, suspects: Suspects) -> None:
-        """Replace the file, but keep what another driver has written. Logs a warning if the file cannot be written."""
+        """Replace the file by `suspects` joined with the file's content. If this fails, only a warning is logged."""
         try:
             self.storage.write(self.path, suspects.joined(self.read()).to_json())
         except (CannotWrite, OSError) as error:
             logger.warning("%s cannot be written: %s", self.path, error)
 
     def delete(self) -> None:
-        """Remove the file if it exists. If that fails, `audit --collect` removes it."""
+        """Remove the file if it exists. If the file cannot be removed now, `audit --collect` removes it later."""
         try:
             self.storage.delete(self.path)
         except OSError as error:

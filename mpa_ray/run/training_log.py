@@ -100,7 +100,8 @@ class LogFiles:
     attempt: int
     num_files: int = 0
     last_step: int | None = None
-    """A later attempt resumed from this step, and later entries in these files do not count; None if there is none."""
+    """The step from which a later attempt resumed; entries of later steps in these files do not count. None if no later
+    attempt has resumed."""
 
     def resumed_from(self, step: int) -> LogFiles:
         """The same files, after another attempt has resumed from a step."""
@@ -111,7 +112,7 @@ class LogFiles:
 
 
 def move_to_files(run: Run, folder: str, files: LogFiles, log: TrainingLog) -> tuple[LogFiles, TrainingLog]:
-    """Write the oldest entries to files if there are enough for a whole file. Return the files and the rest."""
+    """Write the oldest entries to files if they fill a whole file. Return the files and the entries that remain."""
     entries, num_files = log.entries, files.num_files
     while len(entries) >= FILE_ENTRIES + _LEAST_LATEST:
         lines = [json.dumps(sealed(entry.to_json())) + "\n" for entry in entries[:FILE_ENTRIES]]
@@ -121,7 +122,7 @@ def move_to_files(run: Run, folder: str, files: LogFiles, log: TrainingLog) -> t
 
 
 def read_files(run: Run, folder: str, files: Sequence[LogFiles]) -> Iterator[LogEntry]:
-    """Yield the entries of files that count, in their order."""
+    """Yield the entries of all files, in their order. Entries after `LogFiles.last_step` are left out."""
     last_steps = [part.last_step for part in files for _ in part.paths(folder)]
     contents = prefetch(partial(_entries_of, run), [path for part in files for path in part.paths(folder)])
     for last_step, entries in zip(last_steps, contents, strict=True):

@@ -26,7 +26,10 @@ class Retained:
     """How many pairs the student answered word for word after training; None until they are counted."""
 
     def forgetting_warning(self) -> str | None:
-        """A warning with the student as its subject, if fewer than 95 % of the pairs are still answered."""
+        """A warning if the student answers fewer than 95 % of the number of pairs that it answered before training.
+
+        The warning is a clause without a subject; the caller puts the student's name before it.
+        """
         if self.before is None or self.after is None or self.after >= _LEAST_RETAINED * self.before:
             return None
         return (

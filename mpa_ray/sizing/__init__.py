@@ -1,1 +1,1 @@
-"""What a run will take, estimated before anything is started."""
+"""Estimate the time, GPUs and cost of a run before anything is started."""

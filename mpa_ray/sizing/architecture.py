@@ -80,12 +80,12 @@ class Architecture:
         return quantized * self.weight_bits / 8 + (self.total - quantized) * width
 
     def kv_bytes_per_token(self, bytes_per_value: float = 2.0, num_gpus: int = 1) -> float:
-        """Bytes of a token's keys and values in all layers, on each GPU that shares the cache. No head is split."""
+        """Bytes per GPU of a token's keys and values in all layers. A head is never split between GPUs."""
         heads = max(1, -(-self.num_kv_heads // num_gpus))
         return 2 * self.num_layers * heads * self.head_dim * bytes_per_value
 
     def image_tokens(self, num_pixels: int) -> int:
-        """Tokens of an image. An image of several tiles also has tokens of a view of the whole."""
+        """Tokens of an image. An image of several tiles also has the tokens of a small copy of the whole image."""
         if self.tile_pixels is None:
             return max(1, num_pixels // (self.patch_pixels * self.patches_per_token))
         tiles = -(-num_pixels // self.tile_pixels)
@@ -94,8 +94,8 @@ class Architecture:
     def vision_operations(self, num_image_tokens: int) -> float:
         """Floating-point operations of a forward pass of one image through vision tower and projector.
 
-        They are 2 per weight and patch, and those of attention over all patches of the image or, if it has tiles, of a
-        tile.
+        These are 2 operations per weight and patch (in the projector, per weight and token), and the operations of
+        attention. Attention covers the patches of the whole image or, if the image is cut into tiles, of one tile.
         """
         patches = num_image_tokens * self.patches_per_token
         attended = patches if self.tile_pixels is None else min(patches, self.tile_pixels // self.patch_pixels)
@@ -107,7 +107,7 @@ class Architecture:
         )
 
     def language_operations(self, num_tokens: float, num_before: float = 0.0) -> float:
-        """Floating-point operations of a forward pass of tokens after `num_before` cached ones, without the head.
+        """Floating-point operations of a forward pass of tokens after `num_before` cached tokens, without the head.
 
         There are 2 operations per weight and token, and the operations of causal attention.
         """
@@ -132,7 +132,7 @@ def architecture_of(settings: dict[str, Any], model: str) -> Architecture:
         model: The name of the model in errors.
 
     Raises:
-        ConfigError: a size is missing, or no model can have it.
+        ConfigError: a size is missing, or is one that no model can have.
     """
     try:
         sizes = _architecture(settings)

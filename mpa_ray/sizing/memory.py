@@ -1,4 +1,4 @@
-"""Whether a model fits its GPUs, to serve and to train it. These are estimates: only starting the model proves it."""
+"""Estimate whether a model fits its GPUs for serving and for training. Only starting the model proves that it fits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class MemoryCheck:
 
 @dataclass(frozen=True)
 class _EngineMemory:
-    """The memory of one GPU with a vLLM engine: what is left for the KV cache, and what the cache of requests needs."""
+    """The memory of one GPU with a vLLM engine: how much is left for the KV cache, and how much the requests need."""
 
     model: ModelConfig
     engine: VllmEngineConfig
@@ -85,7 +85,7 @@ class _EngineMemory:
         return self.available_gib - weight_bytes / _GIB / num_gpus - ENGINE_ALLOWANCE_GIB
 
     def cache_gib(self, num_tokens: float, num_gpus: int | None = None) -> float:
-        """The memory of the KV cache of these tokens."""
+        """The memory of the KV cache for this number of tokens."""
         is_fp8 = "fp8" in str(self.engine.engine_args.get("kv_cache_dtype", "auto"))
         value_bytes = 1.0 if is_fp8 else 4.0 if self.engine.dtype == "float32" else 2.0
         num_gpus = num_gpus or self.engine.tensor_parallel_size
@@ -110,9 +110,9 @@ class _EngineMemory:
 def check_engine(
     name: str, model: ModelConfig, sizes: Architecture, gpu: str, memory_gib: float, image_tokens: int | None = None
 ) -> MemoryCheck:
-    """Check the weights, an allowance, and the KV cache that is left for `max_num_seqs` requests.
+    """Check whether the weights, an allowance and the KV cache of one longest and `max_num_seqs` usual requests fit.
 
-    If a model does not fit, the result says so and has remedies; no error is raised.
+    If they do not fit, the result says so and has remedies; no error is raised.
 
     Args:
         name: The name of the check in the output.
@@ -120,7 +120,7 @@ def check_engine(
         sizes: Its architecture.
         gpu: The kind of GPU.
         memory_gib: The memory of one GPU.
-        image_tokens: Tokens of one image; by default of an image with `max_pixels`.
+        image_tokens: Tokens of one image; None means an image with `max_pixels`.
     """
     if not isinstance(model.engine, VllmEngineConfig) or not model.gpus_per_replica:
         return MemoryCheck(name, "not checked", detail="no vLLM engine on a GPU")
@@ -179,7 +179,7 @@ def _engine_remedies(memory: _EngineMemory) -> Iterator[str]:
 def check_training(
     name: str, level: LevelConfig, sizes: Architecture, gpu: str, memory_gib: float, image_tokens: int
 ) -> MemoryCheck:
-    """Check the weights, gradients, optimizer states and activations of one worker."""
+    """Check whether the weights, gradients, optimizer states and activations of one worker fit."""
     if not level.gpus_per_worker:
         return MemoryCheck(name, "not checked", detail="it trains on CPUs")
     needed_gib = training_gib(level, sizes, image_tokens)
@@ -200,7 +200,7 @@ def check_training(
 
 
 def _cheaper_trainings(level: LevelConfig) -> Iterator[tuple[str, dict[str, object]]]:
-    """Changes that save memory: each as a user writes it, and as fields of `level`."""
+    """Changes that save memory. Each is returned as text for the user, and as fields of `level`."""
     checkpointing: dict[str, object] = {"gradient_checkpointing": True}
     if not level.gradient_checkpointing:
         yield "level.gradient_checkpointing true", checkpointing
@@ -219,7 +219,7 @@ def _cheaper_trainings(level: LevelConfig) -> Iterator[tuple[str, dict[str, obje
 
 
 def training_gib(level: LevelConfig, sizes: Architecture, image_tokens: int) -> dict[str, float]:
-    """What one worker's GPU holds, in GiB by purpose."""
+    """The memory that one worker's GPU needs, in GiB by purpose."""
     method = level.method
     if isinstance(method, LoraConfig):
         # The frozen weights are in bfloat16, or their linear layers in 4 bits; adapters are in float32.
@@ -241,19 +241,19 @@ def training_gib(level: LevelConfig, sizes: Architecture, image_tokens: int) -> 
 def _activation_bytes(level: LevelConfig, sizes: Architecture, image_tokens: int) -> float:
     """Bytes of a micro-batch's activations that are kept for the backward pass.
 
-    Attention weights are not kept (SDPA, FlashAttention). With gradient checkpointing, the inputs of all layers are
-    kept, and all activations of one layer. Logits are left out, because they are computed only for the answers.
+    Attention weights are not kept (SDPA, FlashAttention). With gradient checkpointing, only the inputs of all layers
+    and the activations of one layer are kept. Logits are left out, because they are computed only for the answers.
     """
     tokens, num_layers = level.tokens_per_micro_batch, sizes.num_layers
     is_lora = isinstance(level.method, LoraConfig)
     per_layer = layer_bytes_per_token(sizes, is_lora)
-    # The input of a layer has the number format of the weights.
+    # The input of a layer has the same number format as the weights.
     layer_input = (2.0 if is_lora else 4.0) * sizes.hidden_size
     language = num_layers * layer_input + per_layer if level.gradient_checkpointing else num_layers * per_layer
     if "vision" not in level.method.components:
         return tokens * language
     patches = tokens * image_tokens / (image_tokens + _TEXT_TOKENS / 2) * sizes.patches_per_token
-    # Counted as in the language model, with an ungated MLP of four times the width.
+    # The tensors are counted as for the language model, but the MLP is ungated and has four times the width.
     per_vision_layer, depth = (22 + 8 + 24) * sizes.vision_width, sizes.vision_depth
     vision_input = 2.0 * sizes.vision_width
     vision = depth * vision_input + per_vision_layer if level.gradient_checkpointing else depth * per_vision_layer

@@ -1,4 +1,4 @@
-"""What sizing knows about a run's models and the GPUs that they run on."""
+"""Read the sizes of a run's models and of the GPUs that they run on."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Models:
     plan: PlanConfig
     object_store: ObjectStoreConfig
     notes: list[str]
-    """Errors are added here if the sizes of a checkpoint cannot be read."""
+    """If the sizes of a checkpoint cannot be read, the error is added to this list."""
     settings: Mapping[str, str] = field(default_factory=dict)
-    """The dotted name of the setting that names a checkpoint, for errors."""
+    """For each checkpoint, the dotted name of the setting that names it. Errors contain this name."""
     _architectures: dict[str, Architecture | None] = field(default_factory=dict, init=False, repr=False)
 
     def architecture(self, model: ModelConfig) -> Architecture | None:
@@ -71,7 +71,7 @@ class Models:
 
         Args:
             model: The model.
-            num_gpus: The GPUs of a replica or worker; without a GPU there is no estimate.
+            num_gpus: The GPUs of a replica or worker. If it is 0, there is no estimate.
             seconds: Computes the seconds of one unit from the roofline, the model's sizes and the tokens of an image.
         """
         gpu, sizes, image_tokens = self.gpu(model), self.architecture(model), self.image_tokens(model)
@@ -81,12 +81,12 @@ class Models:
 
 
 def answers_alike(one: ModelConfig, other: ModelConfig) -> bool:
-    """Whether one pass serves two models: they are the same and have the same settings, except for training."""
+    """Whether two models give the same answers: they are the same model, with the same settings that change answers."""
     return _answer_settings(one) == _answer_settings(other)
 
 
 def first_of_same_model(students: Sequence[StudentConfig]) -> list[StudentConfig]:
-    """The students that are asked. Each of the others copies the answers of one of these."""
+    """The students that answer questions. Each other student copies the answers of the one with its model."""
     first: list[StudentConfig] = []
     for student in students:
         if not any(answers_alike(student, other) for other in first):

@@ -50,7 +50,7 @@ class PhaseSizer:
         return phases
 
     def _index(self) -> list[PhaseSizing]:
-        """The index phase, if its rate was measured; otherwise it is left out, since listing takes no GPU."""
+        """The index phase, if its rate was measured. Otherwise the phase is left out, since listing needs no GPU."""
         per_s = self.measured.index_images_per_s
         if per_s is None:
             return []
@@ -152,7 +152,7 @@ class PhaseSizer:
         if measured is None and model.model == self.config.teacher.model:
             measured = self.measured.annotated_images_per_s
         elif measured is None:
-            # Identification asks about each image, too.
+            # Identification also asks a question about each image, so its rate is similar.
             measured = self.measured.identified_images_per_s(name, model.model)
         planned = self.plan.questions_per_s or self.plan.student_images_per_s
         return choose_rate(planned, measured).or_else(lambda: self._estimated_answers(model))
@@ -203,7 +203,7 @@ class PhaseSizer:
         return float(prompts + questions * (PAIR_TOKENS + answers * ANSWER_TOKENS))
 
     def _engine_start(self, kind: PhaseKind | None = None) -> Rate:
-        """Seconds that a pass takes to start and end; None means a pass of any kind."""
+        """Seconds that a pass takes to start and end. If `kind` is None, this is for a pass of any kind."""
         measured = self.measured.engine_start_s(kind)
         return choose_rate(self.plan.engine_start_s, measured, Rate(ENGINE_START_S, "assumed"))
 

@@ -20,7 +20,7 @@ from mpa_ray.storage.open import open_storage
 
 
 def size_run(config: RunConfig) -> Sizing:
-    """Estimate what a run takes. This reads files of checkpoints and runs, and writes nothing.
+    """Estimate what a run takes. This function reads files of checkpoints and runs, and writes nothing.
 
     Raises:
         ConfigError: the number of images or the kind of GPU is not known, or `plan.from_run` holds no run.
@@ -51,7 +51,7 @@ def _rates_of(run_dir: str, config: RunConfig) -> RunRates:
 
 
 def _settings_of_models(config: RunConfig) -> dict[str, str]:
-    """The first setting that names each checkpoint."""
+    """For each checkpoint, the first setting that names it."""
     models = [("teacher", config.teacher.model)]
     models += [(f"students.{index}", student.model) for index, student in enumerate(config.students)]
     further = config.evaluate.models if config.evaluate is not None else ()
@@ -60,7 +60,7 @@ def _settings_of_models(config: RunConfig) -> dict[str, str]:
 
 
 def check_memory(config: RunConfig, measured: RunRates, models: Models) -> Iterator[MemoryCheck]:
-    """Check every model of a run against the memory of its GPUs, to serve it and to train it."""
+    """Check whether every model of a run fits the memory of its GPUs, for serving and for training."""
     yield _check_engine("teacher", config.teacher, models)
     first = first_of_same_model(config.students)
     for student in config.students:
@@ -96,7 +96,7 @@ def _check_training(student: StudentConfig, models: Models) -> MemoryCheck:
 
 
 def _missing(gpu: str, *, has_sizes: bool) -> str:
-    """What is missing to check a model."""
+    """Say what is not known but needed to check the memory of a model."""
     if not has_sizes:
         return "the sizes of the checkpoint are not known"
     problem = f"{gpu} is not a known kind of GPU" if gpu else "no kind of GPU is set"

@@ -97,7 +97,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def _short(number: float) -> str:
-    """Three or four digits and a unit, such as 1.5 M."""
+    """A number with one decimal and a unit, such as 1.5 M; numbers under 1000 have no decimals and no unit."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.1f} {letter}"

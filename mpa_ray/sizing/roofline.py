@@ -17,7 +17,7 @@ _TAIL_TOKENS = 60
 class Roofline:
     """The least time that operations and memory traffic take if a GPU reaches a share of its peak.
 
-    The time for rendering images, for Ray and for scheduling is left out, so a measured rate is better.
+    The time for rendering images, for Ray and for scheduling is left out, so a measured rate is more accurate.
     """
 
     gpu: Gpu
@@ -45,8 +45,8 @@ class Roofline:
     def sample_s(self, level: LevelConfig, sizes: Architecture, image_tokens: int) -> float:
         """Seconds that one worker takes for one training sample.
 
-        In units of a forward pass, the backward pass costs 1 for the gradients of activations and 1 for those of the
-        trained weights (arXiv 2001.08361, section 2.1). LoRA's weights are too small to count.
+        The backward pass costs as much as one forward pass for the gradients of activations, and as much as another one
+        for the gradients of trained weights (arXiv 2001.08361, section 2.1). LoRA's weights are too small to count.
         """
         language = sizes.language_operations(image_tokens + PROMPT_TOKENS)
         vision = sizes.vision_operations(image_tokens)
@@ -64,7 +64,7 @@ class Roofline:
     def _output_token_s(self, model: ModelConfig, sizes: Architecture, image_tokens: int) -> float:
         """Seconds for one output token, limited by memory traffic or by operations.
 
-        All requests that are decoded together share one read of the weights; each reads its own cache.
+        All requests that are decoded together share one read of the weights; each request reads its own cache.
         """
         num_bytes = sizes.weight_bytes(model.engine.weight_format) / model.engine.num_decoded_together
         num_bytes += sizes.kv_bytes_per_token() * (image_tokens + PROMPT_TOKENS)

@@ -33,7 +33,7 @@ class TrainingRates:
     samples_per_s: float | None = None
     """Samples per second of one worker."""
     start_s: float | None = None
-    """Seconds without optimiser steps."""
+    """Seconds that the training took in addition to its optimiser steps."""
     memory_gib: float | None = None
     """The most memory that a worker's GPU held."""
 
@@ -46,7 +46,7 @@ class RunRates:
     """The run's settings, as run.json has them."""
     num_images: int | None = None
     questions_per_image: float = 1.0
-    """The mean over the images of all benchmarks."""
+    """The mean number of benchmark questions about an image, over all benchmarks."""
     records: Mapping[PhaseKey, PhaseRecord] = field(default_factory=dict)
     num_parity: Mapping[str, int | None] = field(default_factory=dict)
     """Parity samples by student."""
@@ -72,7 +72,7 @@ class RunRates:
         )
 
     def engine_start_s(self, kind: PhaseKind | None = None) -> float | None:
-        """Seconds of a pass without work in its engines: the median over this kind of phase, else over all phases."""
+        """Seconds of a pass in which no engine works: the median over phases of this kind, else over all phases."""
         starts = {
             key: (record.wall_s - record.totals.working_s) / record.num_attempts
             for key, record in self.records.items()
@@ -83,7 +83,7 @@ class RunRates:
 
     @property
     def training_start_s(self) -> float | None:
-        """Seconds of a training without optimiser steps: the median over all trainings."""
+        """Seconds that a training takes in addition to its optimiser steps: the median over all trainings."""
         starts = {name: rates.start_s for name, rates in self.trainings.items() if rates.start_s is not None}
         return _median(starts)
 
@@ -99,11 +99,11 @@ class RunRates:
         return self._images_per_s(PhaseKey("annotate"), self.config.get("teacher", RecordedModel()))
 
     def identified_images_per_s(self, name: str, model: str) -> float | None:
-        """Images per second in identification: of this student, else the median over its model, else over all."""
+        """Images per second in identification: of this student, else the median for its model, else for all."""
         return self._of_student(name, model, lambda n: self._images_per_s(PhaseKey("identify", n), self._students[n]))
 
     def benchmark_questions_per_s(self, name: str, model: str) -> float | None:
-        """Benchmark questions per second: under this name, else the median over the same model, else over all."""
+        """Benchmark questions per second: for this name, else the median for the same model, else for all."""
         rates: dict[str, float | None] = {}
         models: dict[str, str] = {}
         for key in self.records:
@@ -115,7 +115,7 @@ class RunRates:
         return _nearest(name, model, rates, models)
 
     def tokens_per_image(self, key: PhaseKey) -> float | None:
-        """Prompt and output tokens per image in this phase, else the median over this kind of phase."""
+        """Prompt and output tokens per image in this phase, else the median over phases of this kind."""
         tokens: dict[PhaseKey, float] = {}
         for other, record in self.records.items():
             totals = record.totals
@@ -125,7 +125,7 @@ class RunRates:
         return tokens[key] if key in tokens else _median(tokens, lambda other: other.kind == key.kind)
 
     def parity_share(self, name: str, model: str) -> float | None:
-        """Parity samples per image: of this student, else the median over its model, else over all."""
+        """Parity samples per image: of this student, else the median for its model, else for all."""
         num_images = self.num_images
         if not num_images:
             return None
@@ -133,7 +133,7 @@ class RunRates:
         return self._of_student(name, model, shares.get)
 
     def trained_samples_per_s(self, name: str, model: str) -> float | None:
-        """Samples per second of one worker: of this student, else the median over its model, else over all."""
+        """Samples per second of one worker: of this student, else the median for its model, else for all."""
         return self._of_student(name, model, lambda n: self.trainings[n].samples_per_s)
 
     def training_memory_gib(self, name: str) -> float | None:
@@ -169,7 +169,7 @@ class RunRates:
 
 
 def changed_settings(config: RunConfig, measured: RecordedConfig) -> list[str]:
-    """The differences from the run that measured the rates, in settings that speed depends on."""
+    """Settings that change the speed, and that differ from those of the run that measured the rates."""
     now = config.model_dump(mode="json")
     changes = _changes("teacher", measured.get("teacher", RecordedModel()), now["teacher"], _MODEL_FIELDS)
     changes += _changes("annotate", measured.get("annotate", RecordedAnnotate()), now["annotate"], _ANNOTATE_FIELDS)
@@ -192,7 +192,7 @@ def _changes(branch: str, before: Mapping[str, object], now: Mapping[str, object
 
 
 def _nearest(name: str, model: str, rates: Mapping[str, float | None], models: Mapping[str, str]) -> float | None:
-    """The rate of this name, else the median of those with the same model, else the median of all."""
+    """The rate of this name, else the median of the names with the same model, else the median of all names."""
     known = {other: rate for other, rate in rates.items() if rate is not None}
     if name in known:
         return known[name]

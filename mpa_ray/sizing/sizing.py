@@ -60,22 +60,22 @@ class Sizing:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every phase has a time."""
+        """Whether the time of every phase is known."""
         return all(phase.wall_s is not None for phase in self.phases)
 
     @property
     def wall_s(self) -> float:
-        """Seconds of all phases that have a time."""
+        """Seconds of all phases whose time is known."""
         return sum(phase.wall_s or 0.0 for phase in self.phases)
 
     @property
     def gpu_hours(self) -> float:
-        """GPU-hours of all phases that have a time."""
+        """GPU-hours of all phases whose time is known."""
         return sum(phase.gpu_hours or 0.0 for phase in self.phases)
 
     @property
     def fits(self) -> bool:
-        """False if a model is known not to fit."""
+        """False if a memory check shows that a model does not fit."""
         return all(check.result != "does not fit" for check in self.checks)
 
     def to_json(self) -> dict[str, Json]:

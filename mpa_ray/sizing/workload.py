@@ -11,7 +11,7 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.run.run import Run
 
 _QUESTIONS_PER_SHARD = 256
-"""The shard size of a run without benchmarks, which still checks its exported students."""
+"""Questions per shard of a run without benchmarks, in which only the checks of exported students ask questions."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Workload:
 
 
 def workload_of(config: RunConfig, plan: PlanConfig, run: Run, notes: list[str]) -> Workload:
-    """Count from `plan`, else from the files of the run, else from the limits in the settings.
+    """Count images and questions: from `plan`, else from the files of the run, else from the limits in the settings.
 
     Raises:
         ConfigError: the number of images is not known.
@@ -58,7 +58,7 @@ def _count_images(config: RunConfig, plan: PlanConfig, run: Run, notes: list[str
 
 
 def _note_source(config: RunConfig, notes: list[str]) -> None:
-    """Note a local source that no run could index on this machine. A plan may be made before the images are there."""
+    """Add a note if a local source cannot be indexed. This is no error: a plan may be made before the images exist."""
     if "://" in config.source.path:
         return
     try:

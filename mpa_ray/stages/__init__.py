@@ -1,1 +1,1 @@
-"""The work of each pass on one image, in classes around a model and in pure functions. None of them uses Ray."""
+"""The work of each pass on one image: classes that call a model, and pure functions. This package does not use Ray."""

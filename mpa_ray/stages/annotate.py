@@ -1,4 +1,4 @@
-"""The Pseudo Annotator: the teacher writes questions about an image with answers, then answers each question again."""
+"""The Pseudo Annotator: the teacher writes question-answer pairs about an image, then answers each question again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mpa_ray.tasks.task import Task
 PAIR_SCHEMA: JsonSchema = {
     "type": "object",
     "properties": {
-        # Limited, since a weak model may never close a string.
+        # The lengths are limited, since a weak model may never close a string.
         "question": {"type": "string", "minLength": 1, "maxLength": 200},
         "answer": {"type": "string", "minLength": 1, "maxLength": 80},
     },
@@ -32,10 +32,10 @@ PAIR_SCHEMA: JsonSchema = {
 
 @dataclass(frozen=True)
 class Annotate:
-    """Have the teacher write questions with answers, and answer each question again.
+    """The teacher writes question-answer pairs about an image, then answers each question again.
 
-    All prompts about an image go to one engine in one visit: from the second prompt on, the image and the preamble
-    after it are in the KV cache.
+    All prompts about an image go to one engine in one visit. So from the second prompt on, the image and the preamble
+    that follows the image are in the KV cache.
     """
 
     teacher: VisionLanguageModel
@@ -44,13 +44,13 @@ class Annotate:
     answer: AnswerConfig
 
     async def visit(self, work: ImageWork[ImageRef]) -> list[Annotation]:
-        """The image's rows of D_PA, one for each question; a faulty image or reply is a row with a reason.
+        """The image's rows of D_PA, one for each question. A faulty image or reply gives a row with a reason.
 
         Raises:
             EngineDied: the teacher's engine can no longer serve requests.
         """
         if isinstance(work.content, bytes) and work.content_sha256 is None:
-            # Only a pass that looks for duplicates has hashed the file.
+            # The file has no hash yet, because this pass does not look for duplicates.
             work = replace(work, content_sha256=hashlib.sha256(work.content).hexdigest())
         image = await encode_work(work, self.teacher)
         if isinstance(image, ImageProblem):
@@ -112,7 +112,7 @@ class Annotate:
 
 
 def _parse_pairs(replies: Sequence[Reply | RequestRefused], task: Task) -> list[QuestionAnswer | str]:
-    """The pair of each reply, or the reason why there is none. A pair that repeats a question becomes a reason, too."""
+    """The pair in each reply, or the reason why there is no pair. A pair that repeats a question becomes a reason."""
     pairs: list[QuestionAnswer | str] = []
     questions: set[str] = set()
     for reply in replies:

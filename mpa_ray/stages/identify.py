@@ -38,7 +38,7 @@ class Identify:
     worth_asking: WorthAsking
 
     async def visit(self, work: ImageWork[Annotation]) -> list[Verdict]:
-        """One verdict for each annotation of the image, in their order.
+        """One verdict for each annotation of the image, in the order of the annotations.
 
         Raises:
             EngineDied: the student's engine can no longer serve requests.

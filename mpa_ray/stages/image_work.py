@@ -26,7 +26,7 @@ class ImageWork(Generic[RowT]):
     uri: str
     rows: tuple[RowT, ...]
     content: bytes | EncodedImage | ImageProblem | None
-    """The file's bytes, or the encoded image, or why the file could not be read; None if no row needs the image."""
+    """The file's bytes, the encoded image, or the reason why it cannot be used; None if no row needs the image."""
     content_sha256: str | None = None
     attempts: int = 1
     """The number of this attempt; the first has number 1."""
@@ -57,16 +57,16 @@ async def encode_work(work: ImageWork[RowT], model: VisionLanguageModel) -> Enco
 
 
 def unless_changed(content: bytes, sha256: str | None) -> bytes | ImageProblem:
-    """Return an image file, or a reason if its digest differs from the one that an earlier phase stored (`sha256`)."""
+    """Return an image file, or a reason if its digest differs from `sha256`, which an earlier phase has stored."""
     if sha256 is None or hashlib.sha256(content).hexdigest() == sha256:
         return content
     return ImageProblem(Reason.IMAGE_CHANGED, "not the file that the teacher saw: its SHA-256 differs")
 
 
 async def first_alone(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-    """The results of all calls about one image, in their order.
+    """Make all calls about one image, and return their results in the order of the calls.
 
-    The first call runs alone. The others then run concurrently and find the image in the engine's cache.
+    The first call runs alone. The other calls then run concurrently and find the image in the engine's cache.
     """
     if not calls:
         return []

@@ -15,7 +15,7 @@ from mpa_ray.stages.image_work import ImageWork, OutT, Stage, encode_work, first
 
 @dataclass(frozen=True)
 class MultiModel(Generic[RowT, OutT]):
-    """Runs one stage for each model, all on the same rows; the image is read, decoded and encoded once for all."""
+    """Runs one stage for each model, all on the same rows. The image is read, decoded and encoded only once."""
 
     model: VisionLanguageModel
     stages: Mapping[str, Stage[RowT, OutT]]
@@ -35,7 +35,7 @@ def build_multi_model(
     """Make one stage for each of an engine's models.
 
     Args:
-        make_stage: Makes the stage of the model that it is called with.
+        make_stage: Returns a stage for the model that is its argument.
         adapters: The adapter of each model, by the model's name; None for the engine's model without an adapter.
         model: The engine's model; the engine serves the adapters under the models' names.
     """

@@ -22,7 +22,7 @@ class Predict:
     answer: AnswerConfig
 
     async def visit(self, work: ImageWork[LabelledQuestion]) -> list[Prediction]:
-        """One prediction for each question about the image, in their order."""
+        """One prediction for each question about the image, in the order of the questions."""
         image = await encode_work(work, self.model)
         if isinstance(image, ImageProblem):
             return [_unanswered(question, state_of(image), image.reason, image.detail) for question in work.rows]

@@ -12,11 +12,11 @@ from mpa_ray.textual import Json
 
 
 def rejudge(verdict: Verdict, matches: Matcher) -> Verdict:
-    """The verdict that another matcher gives, from the answers stored in the verdict.
+    """Return the verdict that another matcher gives on the answers that are stored in a verdict.
 
-    If the teacher agrees with itself by this matcher but not by the original one, the student may never have been
-    asked. The pair is then dropped as `student_not_asked`. A verdict without two answers of the teacher is returned
-    unchanged.
+    If the teacher's answers agree according to this matcher but not according to the original matcher, the student may
+    never have been asked. The pair is then dropped as `student_not_asked`. A verdict without two answers of the teacher
+    is returned unchanged.
     """
     if verdict.teacher_agrees is None or verdict.answer is None or verdict.second_answer is None:
         return verdict
@@ -48,7 +48,7 @@ _NOT_ASKED = "teacher_yes_student_not_asked"
 
 @dataclass(frozen=True)
 class ParityChanges:
-    """How many parity samples there are with either matcher, and how many only one of the matchers yields."""
+    """The numbers of parity samples before and after the change of the matcher, and of samples gained and lost."""
 
     before: int
     after: int

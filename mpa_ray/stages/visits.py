@@ -1,4 +1,4 @@
-"""Run a stage on the images of several shards: a limited number concurrently, and suspects in groups."""
+"""Run a stage on the images of several shards: a limited number of images concurrently, and suspects in groups."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from mpa_ray.engine.protocol import EncodedImage, EngineDied
+from mpa_ray.errors.remedies import Remedy
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.observability.usage import Load, Usage
 from mpa_ray.records import Reason
-from mpa_ray.remedies import Remedy
 from mpa_ray.stages.image_work import ImageWork, Stage
 
 
@@ -24,24 +24,24 @@ class Attempt:
     number: int
     """The first attempt has number 1."""
     suspects: frozenset[str] = frozenset()
-    """Images that may have killed an engine: they are visited in groups, after all others."""
+    """Images that may have killed an engine. They are visited in groups, after all other images of the shard."""
     quarantined: Mapping[str, int] = field(default_factory=dict)
-    """Images that are no longer sent to an engine, with the number of engines that each has killed."""
+    """Images that are no longer sent to an engine, with the number of engines that each image has killed."""
     needs_probe: bool = False
     """Whether the engine has to answer a probe picture before it visits the shard."""
     given_up: str | None = None
     """Why the shard is not visited at all; None if it is visited."""
     is_engine_fault: bool = False
-    """Whether the shard is given up because of the engine, and not because of an image."""
+    """Whether the shard is given up because of the engine and not because of its images."""
     remedy: Remedy | None = None
-    """What continues the run if the shard is given up; None if the words of `given_up` decide."""
+    """What the user must do to continue the run if the shard is given up; None if the text of `given_up` decides."""
 
 
 class AttemptLog(Protocol):
     """A record of attempts that survives the process in which they are made."""
 
     async def begin(self, shard: str, generation: int, images: Sequence[str]) -> Attempt:
-        """Begin to visit a generation of a shard; `images` are those that an engine has to visit."""
+        """Begin to visit a generation of a shard. `images` names the images that an engine has to visit."""
         ...
 
     async def visited(self, shard: str) -> None: ...
@@ -55,11 +55,11 @@ class AttemptLog(Protocol):
         ...
 
     async def begin_probe(self) -> None:
-        """Record that the probe picture is in the engine, and that nothing else is."""
+        """Record that the engine holds the probe picture and nothing else."""
         ...
 
     async def end_probe(self, is_answered: bool) -> None:
-        """Record that the engine has the probe picture no longer, and whether it has answered it."""
+        """Record that the probe picture is no longer in the engine, and whether the engine has answered it."""
         ...
 
     async def died(self, in_flight: Mapping[str, Sequence[str]], error: str) -> None: ...
@@ -94,22 +94,22 @@ class Slots:
 
 
 class GivenUp(Exception):
-    """A shard is not visited any more, because of the deaths of engines."""
+    """A shard is no longer visited, because engines have died."""
 
     def __init__(self, problem: str, is_engine_fault: bool = False, remedy: Remedy | None = None) -> None:
         """Describe what has happened.
 
         Args:
             problem: What has happened.
-            is_engine_fault: Whether the engine, and no image, has caused the deaths.
-            remedy: What continues the run; None if the words of the problem decide.
+            is_engine_fault: Whether the engine has caused the deaths, and not an image.
+            remedy: What the user must do to continue the run; None if the text of the problem decides.
         """
         super().__init__(problem)
         self.is_engine_fault, self.remedy = is_engine_fault, remedy
 
 
 async def _no_probe() -> None:
-    """For engines that do not die."""
+    """Send no probe picture. For engines that cannot die."""
 
 
 class Visits:
@@ -136,8 +136,8 @@ class Visits:
             num_slots: How many images may be in the engine at the same time.
             log: Records the attempts.
             die: Ends the process.
-            usage: The time for which images wait for a slot is added to it.
-            load: Shows the number of images that wait for a slot.
+            usage: The time for which images wait for a slot is added to this object.
+            load: This object shows the number of images that wait for a slot.
             probe: Sends the probe picture to the engine.
         """
         self._stage = stage
@@ -152,7 +152,7 @@ class Visits:
         self._death: asyncio.Task[None] | None = None
 
     async def visit(self, shard: str, images: Sequence[ImageWork[Any]], generation: int = 0) -> list[Any]:
-        """The rows of all images, in the images' order.
+        """Visit all images of a shard, and return their rows in the order of the images.
 
         Args:
             shard: The shard.
@@ -160,7 +160,7 @@ class Visits:
             generation: The generation of the shard that the rows will belong to.
 
         Raises:
-            GivenUp: the shard is not to be visited any more.
+            GivenUp: the shard must no longer be visited.
             ExceptionGroup, EngineDied: the engine died.
         """
         to_visit = [work.image_id for work in images if isinstance(work.content, bytes | EncodedImage)]
@@ -185,14 +185,14 @@ class Visits:
     async def _next_group(self, shard: str) -> set[str]:
         names = await self._log.next_group(shard)
         if names is None:
-            # This shard has all slots, so no image is blamed for the end of this engine.
+            # This shard has all slots and no group is in the engine, so the end of the engine makes no image a suspect.
             error = f"shard {shard} was given to another engine, because this one could not be reached"
             await self._end(error)
             raise EngineDied(error)
         return set(names)
 
     async def _probe_once(self) -> None:
-        """Send the probe picture to the engine, unless it has answered it before; wait until it is answered."""
+        """Send the probe picture, unless the engine has answered it before, and wait for the engine's answer."""
         if self._probing is None or _has_failed(self._probing):
             self._probing = asyncio.create_task(self._probe_alone())
         await asyncio.shield(self._probing)

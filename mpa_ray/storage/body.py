@@ -12,9 +12,11 @@ _CUT_OFF_S = 0.001
 
 
 def read_body(body: Any, skip: int, num_bytes: int | None, name: str) -> bytes:
-    """Read at most `num_bytes` of a body after its first `skip` bytes. The call's deadline cuts the reading off."""
+    """Read at most `num_bytes` of a body after its first `skip` bytes. Raise TimeoutError at the call's deadline;
+    `name` is for the message."""
     expiry = Expiry.current()
-    # A read that is blocked at the deadline still gets its next bytes, and then times out.
+    # The new time-out does not affect a read that is already waiting. That read returns its next bytes, and the read
+    # after it times out.
     expiry.on_expiry(partial(body.set_socket_timeout, _CUT_OFF_S))
     content = bytearray()
     while num_bytes is None or len(content) < num_bytes:

@@ -1,7 +1,8 @@
 """Deadlines for calls that may hang, such as reads from a server that does not answer or from a dead mount.
 
-A call runs in a thread of this module. A call that does not return by its deadline is abandoned: its thread waits for
-the call, forever if the call is stuck in the kernel. Threads are reused. They never keep the process from ending.
+A call runs in a thread of this module. A call that does not return by its deadline is abandoned. Its thread goes on
+waiting for the call, forever if the call is stuck in the kernel. Threads are reused. They never keep the process from
+ending.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ T = TypeVar("T")
 
 THREAD_NAME = "read with deadline"
 _GRACE_S = 1.0
-"""Time after the deadline for which the caller still waits, because the call's own error is more precise."""
+"""How long the caller still waits after the deadline, because the error that the call itself raises is more precise."""
 
 
 def call_with_deadline(call: Callable[[], T], deadline_s: float, name: str) -> T:
     """Run a call, and return its result or raise its error.
 
-    If this is called inside another call of this module, the inner call runs in the same thread and renews the deadline
-    there. Otherwise, the call runs in a thread of this module.
+    Usually, the call runs in a thread of this module. If such a call uses this function again, the inner call runs in
+    the same thread, and the deadline of the outer call is replaced by that of the inner call.
 
     Args:
         call: What to run. It may use `Expiry.current`.
@@ -51,9 +52,9 @@ def call_each(
 ) -> list[T | TimeoutError]:
     """Run calls concurrently, and return their results in the order of the calls.
 
-    The result of a call that does not return in time is a TimeoutError. After `max_running` such calls, no further call
-    is made, because the storage seems not to answer; their results are TimeoutErrors, too. An error that a call raises
-    is raised here, and the results of the other calls are lost.
+    The result of a call that does not return in time is a TimeoutError. After `max_running` such calls, the remaining
+    calls are not made, because the storage seems not to answer. Their results are TimeoutErrors, too. If a call raises
+    an error, this function raises it, and the results of the other calls are lost.
 
     Args:
         calls: What to run.
@@ -96,7 +97,8 @@ class Expiry:
 
     @classmethod
     def current(cls) -> Expiry:
-        """Return the expiry of the call that runs in this thread; an expiry without a deadline if none runs in it."""
+        """Return the expiry of the call that runs in this thread; if no call does, return an expiry without a
+        deadline."""
         expiry: Expiry | None = getattr(_running, "expiry", None)
         return expiry or cls(float("inf"), "")
 
@@ -161,7 +163,7 @@ class _Job(Generic[T]):
         self._is_abandoned = True
 
     def outcome(self) -> T | TimeoutError:
-        """Return the result, or a TimeoutError if the job was abandoned; raise its error."""
+        """Return the result of the call, or raise its error. If the job was abandoned, return a TimeoutError."""
         if self._is_abandoned:
             return self.expiry.expire()
         if self._error is not None:
@@ -194,7 +196,7 @@ def _work(jobs: SimpleQueue[_Job[Any]]) -> None:
     while True:
         job = jobs.get()
         job.run()
-        # Mark the thread as idle before the caller gets the result, so that the caller's next call can reuse it.
+        # Mark the thread as idle before the caller gets the result, so that the caller's next call can use the thread.
         _idle.append(jobs)
         job.finish()
         del job
@@ -203,5 +205,5 @@ def _work(jobs: SimpleQueue[_Job[Any]]) -> None:
 _running = threading.local()
 _idle: list[SimpleQueue[_Job[Any]]] = []
 """The queues of threads that have nothing to do."""
-# A forked process has none of the threads.
+# A forked process does not inherit the threads.
 os.register_at_fork(after_in_child=_idle.clear)

@@ -1,8 +1,10 @@
-"""SHA-256 of whole files and objects. Results are kept in the user's cache folder, so unchanged content is read once.
+"""SHA-256 of whole files and objects. Digests are kept in the user's cache folder, so unchanged content is read only
+once.
 
-An object's etag depends on the sizes of the parts in which it was uploaded, so it shows that the object is unchanged
-but not what it holds. If the store has the SHA-256 of the whole object, that is used. Otherwise, the SHA-256 comes from
-the metadata that `S3Storage.put_folder` writes. If there is none, the object is read once, without storing it.
+The etag of an object shows whether the object has changed. It does not identify the content, because it also depends on
+the sizes of the parts in which the object was uploaded. If the store has the SHA-256 of the whole object, this digest
+is used. Otherwise, the SHA-256 comes from the metadata that `S3Storage.put_folder` writes. If the metadata lack it, the
+object is read once, and is not stored on this machine.
 """
 
 from __future__ import annotations
@@ -21,15 +23,17 @@ from typing import Protocol
 
 from mpa_ray.errors import ConfigError, TransientError
 from mpa_ray.observability.progress import Progress
-from mpa_ray.storage.object_store import SCHEME, ListedObject, ObjectStore, split_uri
+from mpa_ray.storage.listing import ListedObject
+from mpa_ray.storage.object_store import SCHEME, ObjectStore, split_uri
 from mpa_ray.storage.user_cache import cache_folder
 
 SHA256_METADATA = "mpa-ray-sha256"
-"""The name of an object's metadata with the SHA-256 of its content, in hexadecimal digits."""
+"""The key in an object's metadata for the SHA-256 of the object's content, in hexadecimal digits."""
 _NUM_THREADS = 8
 _PIECE_BYTES = 1 << 24
 _SETTLED_S = 2.0
-"""A file that changed more recently may change again without a new modification time, so its digest is not kept."""
+"""The digest of a file that changed less than this many seconds ago is not kept, because the file may change again
+without a new modification time."""
 
 
 class Content(Protocol):
@@ -40,7 +44,8 @@ class Content(Protocol):
 
     @property
     def key(self) -> str | None:
-        """Identifies the content; changes when the content does. None if nothing shows that the content has changed."""
+        """Identifies the content, and changes when the content changes. None if a change of the content could not be
+        noticed."""
         ...
 
     @property
@@ -82,7 +87,7 @@ class LocalContent:
 
     @property
     def known_sha256(self) -> str | None:
-        """The digest, if it is known without reading the content."""
+        """Always None, because the digest of a local file is only known after reading the file."""
         return None
 
     def pieces(self) -> Iterator[bytes]:
@@ -119,22 +124,23 @@ class ObjectContent:
 
     @property
     def changed_s(self) -> float:
-        """An object is only ever replaced as a whole, and then has another etag."""
+        """Always 0: an object can only be replaced as a whole, and it then has another etag."""
         return 0.0
 
     @property
     def known_sha256(self) -> str | None:
-        """The digest, if the store or the object's metadata has that of the whole content."""
+        """The digest of the whole content, if the store or the object's metadata has it."""
         properties = self.store.properties(self.bucket, self.listed.key)
         checksum = properties.get("ChecksumSHA256", "")
-        # The checksum of an object in parts is the checksum of its parts' checksums, and ends with their number.
+        # If the object was uploaded in parts, the checksum may be that of the parts' checksums. It then ends with the
+        # number of parts.
         if checksum and "-" not in checksum and properties.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT":
             return b64decode(checksum).hex()
         recorded: str | None = properties.get("Metadata", {}).get(SHA256_METADATA)
         return recorded
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the content. Raises TransientError if the object is replaced meanwhile."""
+        """Yield the content. Raises TransientError if the object is replaced while it is read."""
         for first in range(0, self.num_bytes, _PIECE_BYTES):
             yield self.store.get(self.bucket, self.listed.key, first, _PIECE_BYTES)
         if self.store.properties(self.bucket, self.listed.key)["ETag"].strip('"') != self.listed.etag:
@@ -142,20 +148,20 @@ class ObjectContent:
 
 
 class DigestCache:
-    """Digests by the keys of their contents. A folder keeps them for later processes."""
+    """Digests by the keys of their contents. A folder keeps the digests for later processes."""
 
     def __init__(self, folder: Path | None, clock: Callable[[], float] = time.time) -> None:
-        """Begin without digests, apart from those in the folder.
+        """Begin with only the digests that are in the folder.
 
         Args:
-            folder: The folder, which need not exist yet; None keeps digests for this process only.
+            folder: The folder, which may not exist yet; None keeps digests for this process only.
             clock: Returns the seconds since 1970.
         """
         self._folder, self._clock = folder, clock
         self._of_this_process: dict[str, str] = {}
 
     def get(self, key: str) -> str | None:
-        """The digest of the content with a key; None if it is not known."""
+        """The digest of the content with this key; None if the digest is not known."""
         if (digest := self._of_this_process.get(key)) is not None or self._folder is None:
             return digest
         with suppress(OSError, ValueError):
@@ -166,11 +172,12 @@ class DigestCache:
         return None
 
     def keep(self, key: str, content: Content, digest: str) -> None:
-        """Keep a digest for this process and, if the content changed long enough ago, for later ones."""
+        """Keep a digest for this process. If the content has not changed recently, keep the digest for later processes,
+        too."""
         self._of_this_process[key] = digest
         if self._folder is None:
             return
-        # A cache that cannot be written costs time and nothing else.
+        # If the cache cannot be written, the digest is computed again by the next process.
         with suppress(OSError):
             if self._clock() - content.changed_s <= _SETTLED_S or content.key != key:
                 return
@@ -179,7 +186,7 @@ class DigestCache:
                 return
             file.parent.mkdir(parents=True, exist_ok=True)
             temporary = file.with_name(f"{file.name}.{os.getpid()}.{time.monotonic_ns()}")
-            # The path of a file, which is part of its key, need not be UTF-8.
+            # The key contains the path of the file, which may not be UTF-8.
             temporary.write_text(f"{key} {digest}", encoding="utf-8", errors="surrogateescape")
             temporary.replace(file)
 
@@ -189,7 +196,8 @@ class DigestCache:
 
 
 def users_digests() -> DigestCache:
-    """The digests in the user's cache folder. A user without one has digests for this process only."""
+    """The digests in the user's cache folder. If the user has no cache folder, digests are kept for this process
+    only."""
     try:
         return _digests_in(cache_folder() / "digests")
     except ConfigError:
@@ -209,12 +217,13 @@ def sha256_of_file(path: Path) -> str:
 def sha256_of_all(contents: Sequence[Content], label: str, known: DigestCache | None = None) -> list[str]:
     """The SHA-256 of each file or object, in hexadecimal digits.
 
-    Contents whose digest is not known are read in parallel. If that takes more than a few seconds, progress is printed.
+    Contents whose digest is not known are read in parallel. If the reading takes more than a few seconds, progress is
+    printed.
 
     Args:
         contents: The files and objects.
-        label: What they are, for the progress.
-        known: The digests that are known, to which those of this call are added; None means `users_digests`.
+        label: A name for the contents, for the progress.
+        known: The digests that are already known. The new digests are added to them. None means `users_digests`.
 
     Raises:
         OSError: a file or object cannot be read.

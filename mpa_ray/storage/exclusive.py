@@ -1,7 +1,8 @@
-"""Gives a finished file its name only if no file has that name, even if the file system has no hard links.
+"""Gives a finished file its name, but only if no other file has that name. This also works on file systems without hard
+links.
 
-The file is complete before it gets its name, and it gets the name in one system call. So readers see the whole file or
-none, and a process that is killed at any moment leaves no lock that others would have to wait for.
+The file is complete before it gets its name, and it gets the name in one system call. So readers see either the whole
+file or no file, and a killed process leaves no lock for which others would have to wait.
 """
 
 from __future__ import annotations
@@ -31,24 +32,25 @@ _NO_HARD_LINKS = frozenset(
         *(errno.ENOSYS, errno.EINVAL, errno.EXDEV),
     }
 )
-"""What `link` fails with on file systems that have no hard links, or allow a file only one name."""
+"""The error numbers with which `link` fails on file systems that have no hard links or allow only one name for each
+file."""
 _NO_EXCLUSIVE_RENAME = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 
 
 def give_name(file: Path, name: Path) -> Creation:
-    """Give a file another name in the same folder, only if no file has that name. The old name may remain.
+    """Give a file another name in the same folder, but only if no file has that name. The old name may remain.
 
     Raises:
         FileExistsError: a file has the name.
-        NotExclusive: this is not possible on the file system.
+        NotExclusive: the file system has no operation for this.
     """
     try:
         # A link fails if the name exists; an ordinary rename would replace the file.
         os.link(file, name)
     except FileExistsError:
-        # An NFS server may create the link but lose its answer, and then refuse the client's second request.
+        # If the answer of an NFS server that has created the link is lost, the client asks again and is refused.
         if not _is_same_file(file, name):
             raise
     except OSError as error:
@@ -67,7 +69,7 @@ def _rename_exclusively(file: Path, name: Path, link_error: OSError) -> None:
         if rename(_AT_FDCWD, os.fsencode(file), _AT_FDCWD, os.fsencode(name), _RENAME_NOREPLACE) == 0:
             return
         number = ctypes.get_errno()
-    # A server may rename the file but lose its answer, and then refuse the client's second request.
+    # If the answer of a server that has renamed the file is lost, the client asks again and is refused.
     if number in (errno.ENOENT, errno.EEXIST) and not file.exists() and _was_file(before, name):
         return
     if number in _NO_EXCLUSIVE_RENAME:
@@ -77,7 +79,8 @@ def _rename_exclusively(file: Path, name: Path, link_error: OSError) -> None:
 
 
 def _was_file(before: os.stat_result, name: Path) -> bool:
-    """Whether a file now has this name. The inode may differ: some network file systems make up its number."""
+    """Whether `name` is now the name of the file whose status was `before`. This does not compare inode numbers,
+    because some network file systems invent new ones."""
     try:
         after = name.stat()
     except FileNotFoundError:

@@ -1,4 +1,5 @@
-"""Classifies the errors of object stores, by HTTP status and by words in the error code rather than by exact codes."""
+"""Classifies the errors of object stores by their HTTP status and by words in their error codes; exact codes differ
+between stores."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ class Fault(StrEnum):
     EXISTS = "exists"
     """The object was to be created, but it already exists."""
     SLOW_DOWN = "slow_down"
-    """The store asks for fewer requests, or is not ready: all threads pause their requests."""
+    """The store asks for fewer requests, or is not ready yet. All threads then pause their requests."""
     TRANSIENT = "transient"
     """The request may succeed if it is repeated."""
     ACCESS_LOST = "access_lost"
@@ -59,7 +60,7 @@ def fault_of(status: int, code: str) -> Fault:
         return Fault.PERMANENT
     if status >= 500 or status < 300 or status in (408, 409, 425) or _TRANSIENT.search(code):
         return Fault.TRANSIENT
-    # A bucket that does not exist is not a missing object.
+    # Other codes with status 404, such as that of a missing bucket, do not mean that the object is missing.
     if code in ("NoSuchKey", "NotFound", "404", ""):
         return Fault.MISSING if status == 404 else Fault.PERMANENT
     return {412: Fault.EXISTS, 416: Fault.PAST_END}.get(status, Fault.PERMANENT)

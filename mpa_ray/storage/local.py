@@ -27,7 +27,7 @@ from mpa_ray.storage.storage import PROBES, StoredFile
 _COPY_BUFFER_BYTES = 2**20
 _MAX_PATH_BYTES = 4095
 _MAX_PATH_IN_RUN_BYTES = 512
-"""No path of a run is longer, relative to the run directory."""
+"""The maximum length of a path inside a run, relative to the run directory."""
 _TEMPORARY_DIGITS = 16
 _TEMPORARY = re.compile(rf"\.[0-9a-f]{{{_TEMPORARY_DIGITS}}}")
 """The names of unfinished files."""
@@ -38,7 +38,7 @@ class LocalStorage:
     """A folder on this machine, or one that every node mounts."""
 
     def __init__(self, root: str, read_deadline_s: float = _READ_DEADLINE_S) -> None:
-        """Use a folder, which need not exist yet.
+        """Use a folder, which may not exist yet.
 
         Args:
             root: The folder's path.
@@ -139,7 +139,7 @@ class LocalStorage:
             raise _cannot_write(target, error) from error
 
     def _create(self, path: str, content: bytes) -> Creation | None:
-        """Create a file, and return how; None if it exists."""
+        """Create a file, and return how it was created; None if a file of this name exists."""
         temporary, target = self._write_temporary(path, BytesIO(content)), Path(self.root, path)
         try:
             return give_name(temporary, target)
@@ -152,7 +152,7 @@ class LocalStorage:
 
     def _write_temporary(self, path: str, content: IO[bytes]) -> Path:
         target = Path(self.root, path)
-        # The name does not contain the file's, since the longest names leave no room for more.
+        # The temporary name does not contain the file's own name, which may already have the maximum length.
         temporary = target.parent / f".{uuid.uuid4().hex[:_TEMPORARY_DIGITS]}"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -31,10 +31,12 @@ from mpa_ray.errors import AccessLost, ConfigError, NoSuchBucket, TransientError
 from mpa_ray.storage.body import read_body
 from mpa_ray.storage.deadline import Expiry, call_with_deadline
 from mpa_ray.storage.faults import Fault, fault_of
+from mpa_ray.storage.listing import ListedObject, ListingPage
 from mpa_ray.storage.request_pace import Outage, RequestPace
 
 SCHEME = "s3://"
 _MAX_PAUSE_S = 20.0
+_MAX_PART_ATTEMPTS = 5
 _NO_CREDENTIALS = (
     *(exceptions.NoCredentialsError, exceptions.PartialCredentialsError),
     *(exceptions.ProfileNotFound, exceptions.NoAuthTokenError),
@@ -61,26 +63,7 @@ _BAD_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
 
 T = TypeVar("T")
 
-_creating_client = threading.Lock()  # boto3 must not create clients in several threads at a time.
-
-
-@dataclass(frozen=True)
-class ListedObject:
-    """An object as a listing shows it."""
-
-    key: str
-    num_bytes: int
-    etag: str
-    modified: datetime
-
-
-@dataclass(frozen=True)
-class _Page:
-    """One page of a listing."""
-
-    objects: list[ListedObject]
-    prefixes: list[str]
-    is_truncated: bool
+_creating_client = threading.Lock()  # boto3 cannot create clients in several threads at the same time.
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -106,8 +89,8 @@ class ObjectStore:
 
         Raises:
             FileNotFoundError: the object does not exist.
-            TransientError: the object cannot be read now: `max_attempts` attempts failed, or the store has an outage.
-            OSError: the object cannot be read, for a reason that will not pass.
+            TransientError: the object cannot be read now: all attempts have failed, or the store has an outage.
+            OSError: the object cannot be read, for a reason that is not temporary.
             AccessLost: the credentials have expired, or the clock is wrong.
             ConfigError: there are no credentials.
         """
@@ -130,14 +113,14 @@ class ObjectStore:
         return self._with_retries(attempt, bucket, key)
 
     def put(self, bucket: str, key: str, content: bytes) -> None:
-        """Write or replace an object. A large object is uploaded in parts and becomes visible when all are complete."""
+        """Write or replace an object. A large object is uploaded in parts, and is visible only when it is complete."""
         self._with_retries(lambda: self._put(bucket, key, content), bucket, key)
 
     def create(self, bucket: str, key: str, content: bytes) -> bool:
         """Write an object only if it does not exist; exactly one of many callers gets True.
 
         If the response to a successful request is lost, the retry finds the object that the request created. So a
-        caller that reads back its own content has won, and racing callers must write different contents.
+        caller that reads back its own content has created the object, and callers must write different contents.
         """
 
         def attempt() -> bool:
@@ -171,7 +154,7 @@ class ObjectStore:
         self._with_retries(lambda: self._client.delete_object(Bucket=bucket, Key=key), bucket, key)
 
     def abort_uploads(self, bucket: str, prefix: str, before: datetime) -> int:
-        """Abort the unfinished multipart uploads that started before `before`; return their number."""
+        """Abort the unfinished multipart uploads that started before the time `before`; return their number."""
         pages = partial(self._client.get_paginator("list_multipart_uploads").paginate, Bucket=bucket, Prefix=prefix)
         uploads = self._with_retries(lambda: [u for page in pages() for u in page.get("Uploads", ())], bucket, prefix)
         for upload in (old := [upload for upload in uploads if upload["Initiated"] < before]):
@@ -180,12 +163,12 @@ class ObjectStore:
 
     def download(self, bucket: str, key: str, path: Path) -> None:
         """Copy an object into a file, in parts."""
-        self._with_retries(lambda: self._client.download_file(bucket, key, str(path)), bucket, key)
+        self._with_retries(lambda: self._parts_client.download_file(bucket, key, str(path)), bucket, key)
 
     def upload(self, path: Path, bucket: str, key: str, metadata: Mapping[str, str]) -> None:
         """Copy a file into an object, in parts. The object becomes visible when all parts are complete."""
         more = {"Config": self._parts, "ExtraArgs": {"Metadata": dict(metadata)}}
-        self._with_retries(lambda: self._client.upload_file(str(path), bucket, key, **more), bucket, key)
+        self._with_retries(lambda: self._parts_client.upload_file(str(path), bucket, key, **more), bucket, key)
 
     def list(self, bucket: str, prefix: str, *, nested: bool, after: str = "") -> Iterator[ListedObject]:
         """Yield the objects under a prefix, sorted by the UTF-8 bytes of their keys, starting after the key `after`."""
@@ -199,22 +182,13 @@ class ObjectStore:
             return None
         return [listed.key for listed in page.objects] + page.prefixes
 
-    def _pages(self, bucket: str, prefix: str, *, nested: bool, after: str = "") -> Iterator[_Page]:
+    def _pages(self, bucket: str, prefix: str, *, nested: bool, after: str = "") -> Iterator[ListingPage]:
         arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "StartAfter": after}
         arguments |= {} if nested else {"Delimiter": "/"}
         while True:
             list_page = partial(self._with_retries, partial(self._client.list_objects_v2, **arguments), bucket, prefix)
             page = call_with_deadline(list_page, self.config.read_deadline_s, f"{SCHEME}{bucket}/{prefix}")
-            yield _Page(
-                [
-                    ListedObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
-                    for entry in page.get("Contents", ())
-                    # Consoles and file managers create empty objects to show folders.
-                    if not entry["Key"].endswith("/")
-                ],
-                [entry["Prefix"] for entry in page.get("CommonPrefixes", ())],
-                page.get("IsTruncated", False),
-            )
+            yield ListingPage.of(page)
             if not page.get("IsTruncated"):
                 return
             arguments["ContinuationToken"] = page["NextContinuationToken"]
@@ -235,13 +209,18 @@ class ObjectStore:
 
     @property
     def _client(self) -> Any:
-        return _client(self.config)
+        return _client(self.config, num_attempts=1)
+
+    @property
+    def _parts_client(self) -> Any:
+        """For an object that needs many requests: a failed request is repeated, not the whole transfer."""
+        return _client(self.config, num_attempts=min(_MAX_PART_ATTEMPTS, self.config.max_attempts))
 
     def _put(self, bucket: str, key: str, content: bytes) -> None:
         if len(content) < self.config.multipart_bytes:
             self._client.put_object(Bucket=bucket, Key=key, Body=content)
             return
-        self._client.upload_fileobj(BytesIO(content), bucket, key, Config=self._parts)
+        self._parts_client.upload_fileobj(BytesIO(content), bucket, key, Config=self._parts)
 
     @property
     def _parts(self) -> TransferConfig:
@@ -251,13 +230,13 @@ class ObjectStore:
     def _with_retries(self, attempt: Callable[[], T], bucket: str, key: str) -> T:
         """Repeat a request after transient errors. boto3 itself does not retry when a response body breaks off.
 
-        Attempts that the store answers with a request to slow down do not count, for `max_outage_s` seconds. In an
-        outage, a request that fails is not repeated.
+        For `max_outage_s` seconds, attempts do not count if the store asks for fewer requests. In an outage, a request
+        that fails is not repeated.
         """
         pace, name = _pace(self.config), f"{SCHEME}{bucket}/{key}"
         num_failed, slow_since = 0, time.monotonic()
         while True:
-            # A call that was abandoned at its deadline sends no further request.
+            # Make sure that a call which was abandoned at its deadline sends no further request.
             Expiry.current().check(name, 0)
             try:
                 with pace.request():
@@ -286,12 +265,12 @@ class ObjectStore:
                 time.sleep(random.uniform(0.5, 1.0) * pause_s)
 
     def _diagnose(self, error: Exception, bucket: str, key: str) -> tuple[Exception, Fault]:
-        """Return the error that best explains the given error, and its fault."""
+        """Return the error that best explains the given error, and the class of that error."""
         error = _underlying(error)
         if isinstance(error, exceptions.EndpointConnectionError):
             _check_region(self._client.meta, error)
         if isinstance(error, ClientError) and _code(error) in ("400", "401", "403"):
-            # A response to HEAD has no body. Only the response to a GET says why the store refuses.
+            # A response to HEAD has no body. Only the response to a GET says why the store refuses the request.
             try:
                 self._client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
             except ClientError as explained:
@@ -349,7 +328,7 @@ def _retry_after_s(error: Exception) -> float:
 
 
 def _underlying(error: Exception) -> Exception:
-    """Return the server's error, if there is one: boto3's transfers keep it as the context of their own error."""
+    """Return the server's error if one of boto3's transfers has wrapped it; otherwise, return `error` itself."""
     context = error.__context__
     return context if isinstance(error, Boto3Error) and isinstance(context, ClientError | BotoCoreError) else error
 
@@ -379,7 +358,8 @@ def _session() -> Any:
 
 
 @cache
-def _client(config: ObjectStoreConfig) -> Any:
+def _client(config: ObjectStoreConfig, num_attempts: int) -> Any:
+    """Return a client of boto3 that sends each request at most `num_attempts` times."""
     with _creating_client:
         try:
             return _session().client(
@@ -389,7 +369,7 @@ def _client(config: ObjectStoreConfig) -> Any:
                 config=Config(
                     connect_timeout=config.connect_timeout_s,
                     read_timeout=config.read_timeout_s,
-                    retries={"mode": "standard", "total_max_attempts": 1},
+                    retries={"mode": "standard", "total_max_attempts": num_attempts},
                     max_pool_connections=config.max_connections,
                 ),
             )

@@ -1,4 +1,5 @@
-"""Limits how fast a process sends requests to a store. All threads of the process share its pauses and outages."""
+"""Limits how fast a process sends requests to a store. If the store asks for a pause, all threads of the process
+pause."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ _first_contact = threading.Event()
 
 @contextmanager
 def short_first_contact() -> Iterator[None]:
-    """In the block, give up soon if the store has never answered and its server cannot be connected to at all.
+    """Within the block, a request fails after a few seconds if no connection is possible and the store has never
+    answered.
 
-    For the process of a command, which first checks its settings. Its workers keep their patience.
+    A command uses this in its own process, which checks the settings first, to report a wrong setting soon. The
+    command's workers repeat requests as usual.
     """
     _first_contact.set()
     try:
@@ -33,7 +36,8 @@ class Outage(Exception):
 
 
 class RequestPace:
-    """Limits the requests in flight, pauses all requests when the store asks for fewer, and fails them in an outage.
+    """Limits the requests in flight, pauses all requests when the store asks for fewer, and lets requests fail in an
+    outage.
 
     When the store asks for a pause, the number of requests that may be in flight is halved; every success raises it
     again. In an outage, one request is sent after each pause, to find the end of the outage; the others fail at once.
@@ -47,7 +51,7 @@ class RequestPace:
         max_outage_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin at full pace."""
+        """Begin without a pause, and with `max_requests` requests that may be in flight."""
         self._max_requests, self._first_pause_s, self._max_pause_s = max_requests, first_pause_s, max_pause_s
         self._max_outage_s, self._clock = max_outage_s, clock
         self._changed = threading.Condition()
@@ -84,7 +88,8 @@ class RequestPace:
         """Record a request's error. Call it while the request is in flight.
 
         Args:
-            fault: The class of the error. Any class except SLOW_DOWN and TRANSIENT is an answer, which ends an outage.
+            fault: The class of the error. Any class except SLOW_DOWN and TRANSIENT counts as an answer of the store,
+                which ends an outage.
             retry_after_s: The pause that the store asks for.
         """
         if fault is Fault.SLOW_DOWN:
@@ -129,7 +134,7 @@ class RequestPace:
         return self._failing_since is not None and self._clock() - self._failing_since > self._max_outage_s
 
     def check_first_contact(self, name: str, error: Exception, elapsed_s: float) -> None:
-        """Raise TransientError if a request that cannot connect is not worth another attempt.
+        """Raise TransientError if a request that could not connect should not be repeated.
 
         See `short_first_contact`.
         """
@@ -142,7 +147,7 @@ class RequestPace:
 
     def _pause(self, at_least_s: float) -> None:
         self._pause_s = min(self._max_pause_s, max(self._first_pause_s, 2 * self._pause_s, at_least_s))
-        # The length is random, so that other processes with the same answer do not resume at the same time.
+        # The length is random, so that processes which got the same answer do not all resume at the same time.
         self._resume_at = self._clock() + random.uniform(0.75, 1.0) * self._pause_s
 
     def _wait_s(self) -> float | None:

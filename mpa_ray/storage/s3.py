@@ -20,7 +20,7 @@ from mpa_ray.storage.storage import StoredFile
 
 
 class S3Storage:
-    """A prefix of a bucket. Every write is one whole object, and `create` is a conditional PUT."""
+    """A prefix of a bucket. Every write creates one whole object, and `create` uses a conditional PUT."""
 
     def __init__(self, root: str, config: ObjectStoreConfig) -> None:
         self.root = root.rstrip("/")
@@ -47,13 +47,14 @@ class S3Storage:
             raise CannotWrite(f"{self.root}/{path}", str(error)) from error
 
     def check_create(self, path: str) -> Creation:
-        # The first attempt succeeds if another command has just deleted the file, the second only if it is replaced.
+        # The first attempt may succeed, if another command has just deleted the file. If the second one succeeds, too,
+        # it has replaced the file: the store ignores the condition.
         contents = (uuid.uuid4().bytes for _ in range(2))
         try:
             if not all(self._store.create(self._bucket, self._key(path), content) for content in contents):
                 return Creation.CONDITIONAL_PUT
         except FileNotFoundError:
-            # The condition was kept, and another command has deleted the file since.
+            # The store has refused to replace the file, and another command has then deleted it.
             return Creation.CONDITIONAL_PUT
         except OSError as error:
             if may_pass(error):
@@ -80,7 +81,7 @@ class S3Storage:
 
     def put_folder(self, source: Path, path: str) -> None:
         for file in sorted(f for f in source.iterdir() if f.is_file()):
-            # Reading the file twice is cheap, and saves reading the object when its model is identified.
+            # Reading the local file twice is cheap, and the object need not be read later to identify the model.
             metadata = {SHA256_METADATA: sha256_of_file(file)}
             try:
                 self._store.upload(file, self._bucket, self._key(f"{path}/{file.name}"), metadata)

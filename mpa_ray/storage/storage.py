@@ -13,7 +13,8 @@ from pyarrow.fs import FileSystem
 from mpa_ray.storage.exclusive import Creation
 
 PROBES = ".probes"
-"""The folder of the files with which `Storage.check_create` tries a file system. A killed command may leave some."""
+"""The folder in which `Storage.check_create` creates files to test a file system. A killed command may leave some of
+them behind."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class StoredFile:
 
 
 class Storage(Protocol):
-    """Whole files under one root. Paths are relative to the root and use forward slashes."""
+    """Stores whole files under one root. Paths are relative to the root and use forward slashes."""
 
     root: str
 
@@ -46,10 +47,10 @@ class Storage(Protocol):
         """Check that `create` never replaces a file, and return how it creates one.
 
         Args:
-            path: An existing file whose content may be replaced by the check.
+            path: An existing file. The check may replace its content.
 
         Raises:
-            ConfigError: the storage does not support this.
+            ConfigError: the storage cannot create a file without possibly replacing another.
             CannotWrite: the storage cannot be written now.
         """
         ...
@@ -61,11 +62,13 @@ class Storage(Protocol):
         ...
 
     def list(self, folder: str) -> Iterator[str]:
-        """Yield the sorted paths of the files directly in a folder, without hidden files. A missing folder is empty."""
+        """Yield the sorted paths of the files directly in a folder, without hidden files. A missing folder counts as
+        empty."""
         ...
 
     def put_folder(self, source: Path, path: str) -> None:
-        """Copy the files directly in a local folder, replacing files of the same name. Raises CannotWrite."""
+        """Copy the files directly in the local folder `source`, and replace files of the same name. Raises
+        CannotWrite."""
         ...
 
     def delete(self, path: str) -> None:
@@ -77,11 +80,14 @@ class Storage(Protocol):
         ...
 
     def drop_unfinished(self, before: datetime) -> int:
-        """Abort or remove unfinished writes, in all folders, that began before `before`; return their number."""
+        """Abort or remove the unfinished writes in all folders that began before the time `before`.
+
+        Returns their number.
+        """
         ...
 
     def free_bytes(self) -> int | None:
-        """Return the free space; None if the storage has no limit."""
+        """Return the free space in bytes; None if the storage has no limit."""
         ...
 
     def arrow(self) -> tuple[FileSystem, str]:

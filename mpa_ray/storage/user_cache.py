@@ -8,11 +8,12 @@ from pathlib import Path
 from mpa_ray.errors import ConfigError
 
 CACHE_VARIABLE = "MPA_RAY_CACHE"
-"""The environment variable with the folder of downloaded checkpoints and of digests; ~/.cache/mpa_ray if not set."""
+"""The environment variable with the folder for downloaded checkpoints and for digests. The default is
+~/.cache/mpa_ray."""
 
 
 def cache_folder() -> Path:
-    """The folder, which need not exist yet.
+    """The cache folder, which may not exist yet.
 
     Raises:
         ConfigError: the variable is not set, and this user has no home folder.
@@ -31,6 +32,6 @@ def cache_folder() -> Path:
 
 
 def home_folder() -> Path | None:
-    """This user's home folder; None if there is none, as in a container whose user is only a number."""
+    """This user's home folder; None if there is none, as in a container whose user has a number but no name."""
     home = os.path.expanduser("~")
     return Path(home) if home != "~" else None

@@ -1,7 +1,7 @@
-"""Parses question-answer pairs from a teacher's reply, in the many formats that teachers use.
+"""Parse question-answer pairs from a teacher's reply, in the many formats that teachers use.
 
-Matching a pattern takes linear time: its repetitions are possessive or bounded, and no two repetitions can match the
-same text.
+Matching a pattern takes linear time: the repetitions in it are possessive or bounded, and no two repetitions can match
+the same text.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def parse_reply(
     Args:
         reply: The teacher's reply.
         max_answer_words: A longer answer is a fault.
-        question_labels: Words before a question, in addition to the built-in words of many languages.
-        answer_labels: Words before an answer, in addition to the built-in words.
+        question_labels: Words that mark a question, in addition to the built-in words of many languages.
+        answer_labels: Words that mark an answer, in addition to the built-in words.
     """
     patterns = _patterns(tuple(question_labels), tuple(answer_labels))
     text = _without_reasoning(reply)
@@ -97,7 +97,7 @@ def _checked(draft: _Draft, max_answer_words: int) -> QuestionAnswer | ReplyErro
     return QuestionAnswer(question, answer)
 
 
-# Label words of many languages. To support another language, add its two words.
+# Label words of many languages. To support another language, add its words for "question" and "answer".
 _QUESTION_WORDS = (
     "question|frage|pregunta|pergunta|domanda|vraag|fråga|spørgsmål|spørsmål|kysymys|pytanie|otázka|вопрос|питання|soru|"
     "câu hỏi|pertanyaan|ερώτηση|שאלה|السؤال|سؤال|प्रश्न|คำถาม|问题|問題|質問|问|問|질문"
@@ -296,9 +296,9 @@ def _without_reasoning(reply: str) -> str:
 
 _JSON_START = re.compile(r"[{\[]\s*+[\"{]")
 _MAX_JSON_STARTS = 16
-"""Limited, since decoding from each possible start of JSON may read to the end of the reply."""
+"""How many possible starts of JSON are tried. The limit is needed, since each try may read to the end of the reply."""
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str, strict=False)
-"""Numbers stay text: the answer 3.50 is not 3.5."""
+"""Decodes numbers as text, so that the answer 3.50 does not become 3.5."""
 
 
 def _json_drafts(text: str, patterns: _Patterns) -> Iterator[_Draft]:

@@ -56,9 +56,9 @@ class Task(Settings):
     """The prompt that asks for an answer. `{question}` stands for the question."""
     labels: Labels = Labels()
     matcher: MatcherConfig = PlainMatch(kind="exact")
-    """When two answers agree; `identify.matcher` overrides it."""
+    """Decides when two answers agree; `identify.matcher` overrides it."""
     metric: str = "exact_match"
-    """The metric for benchmarks whose settings name none."""
+    """The metric for benchmarks whose settings name no metric."""
     teacher_knows_format: bool = False
     """Whether the teacher was trained to write labels that the prompt does not ask for."""
     max_answer_words: int = Field(20, ge=1)
@@ -81,7 +81,7 @@ class Task(Settings):
     def asks_for_format(self) -> bool:
         """Whether a reply to the annotation prompt can be parsed.
 
-        That is so if the prompt asks for labels or JSON, or if the teacher was trained to write labels.
+        This is the case if the prompt asks for labels or JSON, or if the teacher was trained to write labels.
         """
         template = self.annotation_template
         return (
@@ -150,7 +150,7 @@ def load_task(path: str | Path) -> Task:
     try:
         return Task.model_validate(with_types(tree, Task) if isinstance(tree, dict) else tree)
     except ValidationError as error:
-        # A misspelled name explains why another one is missing.
+        # Report unknown fields first: if a name is misspelled, the correct name is missing because of it.
         first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         where = setting_path(Task, first["loc"])
         suggestion = suggestion_for(first, Task).strip() if where else ""

@@ -13,10 +13,12 @@ from mpa_ray.phases.index import index
 from mpa_ray.run.audit import audit
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree, write_images
-from tests.sources import KINDS, Maker
+from tests.sources import KINDS, Maker, as_files, as_json_lines, as_parquet_bytes, as_tars
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 NUM_IMAGES = 500
+ALWAYS = (as_files, as_json_lines, as_parquet_bytes, as_tars)
+"""`make test` tries these; its tests without Ray read all kinds."""
 
 Pair = tuple[str | None, str | None, str | None, str]
 
@@ -33,7 +35,13 @@ def first_pairs() -> list[Pair]:
     return []
 
 
-@pytest.mark.parametrize(("make", "kind"), KINDS, ids=[make.__name__ for make, _ in KINDS])
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        pytest.param(make, kind, id=make.__name__, marks=() if make in ALWAYS else pytest.mark.long)
+        for make, kind in KINDS
+    ],
+)
 def test_every_kind_of_source_gives_the_same_annotations(
     make: Maker, kind: str, contents: list[bytes], first_pairs: list[Pair], tmp_path: Path
 ) -> None:

@@ -287,7 +287,7 @@ def with_secrets(images: Path, tmp_path: Path, site: str) -> dict[str, Any]:
     tree["source"] = {"path": str(source), "metadata": ["url"], "allow": ["http", "signed_urls"], "shard_size": 8}
     tree["object_store"] = {"max_attempts": 1}
     tree["evaluate"] = {"benchmarks": [{"path": str(questions), "images": str(images)}], "teacher": True}
-    arguments = {"no_such_argument": 1, "additional_config": {"api_key": f"{SECRET}8", "url": url}}
+    arguments = {"quantization": "no_such_method", "additional_config": {"api_key": f"{SECRET}8", "url": url}}
     engine = {"kind": "vllm", "engine_args": arguments}
     tree["students"].append({"name": "broken", "model": STUDENT, "engine": engine})
     return tree

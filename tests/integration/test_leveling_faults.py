@@ -117,7 +117,8 @@ def level_with_a_worker_killed(
     return subprocess.CompletedProcess(driver.args, driver.returncode, out, err), victim.pid
 
 
-@pytest.mark.parametrize("moment", ["mid-step", pytest.param("upload", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("moment", ["mid-step", "upload"])
 def test_a_worker_is_killed(moment: str, images: Path, prepared: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(prepared, tmp_path / "run"))
     parity = run / "students/small/parity"

@@ -279,8 +279,9 @@ def test_an_image_that_kills_engines_is_quarantined(
 
 @pytest.mark.parametrize(
     ("fault", "first", "last", "most"),
-    [("die_on", 7, 11, 18), pytest.param("kill_on", 7, 23, 60, marks=pytest.mark.long)],
+    [("die_on", 7, 11, 18), ("kill_on", 7, 23, 60)],
 )
+@pytest.mark.long
 def test_many_images_that_kill_engines_end_as_failed_rows_with_default_limits(
     tmp_path: Path, fault: str, first: int, last: int, most: int
 ) -> None:

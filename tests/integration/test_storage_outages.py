@@ -212,7 +212,7 @@ def test_missing_credentials_are_a_wrong_set_up(
         monkeypatch.setattr("tests.integration.test_s3.environment", _environment_without_credentials)
         done = case.command("index")
     assert done.returncode == 2
-    assert one_line(done).startswith("ConfigError: object_store = 's3://bucket/corpus")
+    assert one_line(done).startswith("ConfigError: source.path = 's3://bucket/corpus")
 
 
 def _environment_without_credentials(endpoint: str) -> dict[str, str]:

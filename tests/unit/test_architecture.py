@@ -19,7 +19,6 @@ PACKAGE = ROOT / "mpa_ray"
 LAYERS = (
     ("textual", "redaction"),
     ("errors", "observability"),
-    ("remedies",),
     ("config", "records"),
     ("metrics",),
     ("matching", "tasks", "storage"),

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from mpa_ray.config import LimitsConfig
+from mpa_ray.errors.remedies import Remedy
 from mpa_ray.observability.usage import Usage
 from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
@@ -18,7 +19,6 @@ from mpa_ray.pipeline.graph import _error
 from mpa_ray.pipeline.graph_rows import Failure, FetchedShard, VisitedShard, decode_batch, encode
 from mpa_ray.pipeline.model_actor import ModelActor
 from mpa_ray.pipeline.pass_spec import ShardLeft
-from mpa_ray.remedies import Remedy
 from mpa_ray.stages.image_work import ImageWork
 from mpa_ray.stages.visits import GivenUp
 

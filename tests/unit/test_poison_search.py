@@ -292,6 +292,36 @@ def test_a_death_that_only_cleared_images_can_have_caused_counts() -> None:
     assert (search.num_unexplained, search.knowledge.num_kills) == (1, {"a": 1})
 
 
+def test_a_death_of_an_engine_that_held_one_image_is_a_kill() -> None:
+    search = PoisonSearch(2, Suspects(), Random(0))
+    search.begin(list("abc"))
+    search.die_among_others({"b"}, is_only_shard=True)
+    assert (search.knowledge.num_kills, search.quarantined) == ({"b": 1}, {})
+    search.begin(list("abc"))
+    assert search.next_group() == ("b",)
+    search.die_in_group(("b",), None)
+    assert search.quarantined == {"b": 2}
+    assert search.has_survivor
+
+
+@pytest.mark.parametrize(("in_engine", "is_only_shard"), [({"b"}, False), (None, True), ({"a", "b"}, True)])
+def test_a_death_of_an_engine_that_may_have_held_more_images_is_no_kill(
+    in_engine: set[str] | None, is_only_shard: bool
+) -> None:
+    search = PoisonSearch(2, Suspects(), Random(0))
+    search.begin(list("abc"))
+    search.die_among_others(in_engine, is_only_shard)
+    assert search.knowledge.num_kills == {}
+    assert search.suspects == (in_engine or set("abc"))
+
+
+def test_the_last_kill_of_an_image_is_in_an_otherwise_empty_engine() -> None:
+    search = PoisonSearch(1, Suspects(), Random(0))
+    search.begin(list("abc"))
+    search.die_among_others({"b"}, is_only_shard=True)
+    assert (search.quarantined, search.suspects) == ({}, {"b"})
+
+
 def test_images_that_only_kill_an_engine_together_are_not_blamed() -> None:
     """Such as large images for which the memory of an engine suffices one at a time."""
     search = PoisonSearch(2, Suspects(), Random(0))

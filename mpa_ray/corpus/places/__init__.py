@@ -1,1 +1,2 @@
-"""Places that store files: local disk, S3, Google Cloud Storage and the web. Each is a class with the same protocol."""
+"""Places that store files: local disk, S3, Google Cloud Storage and the web. Each place is a class that implements the
+protocol `Place`."""

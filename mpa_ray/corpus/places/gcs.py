@@ -32,7 +32,7 @@ _TRANSIENT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED
 
 
 def cloud_storage(config: ObjectStoreConfig, uri: str) -> ArrowPlace:
-    """Connect to Google Cloud Storage with the machine's default credentials, to read a URI.
+    """Connect to Google Cloud Storage with the machine's default credentials. Errors name the URI.
 
     Raises:
         ConfigError: the machine has no credentials, or pyarrow was built without Google Cloud Storage.
@@ -49,7 +49,7 @@ def cloud_storage(config: ObjectStoreConfig, uri: str) -> ArrowPlace:
 
 
 class ArrowPlace:
-    """A place in any pyarrow file system."""
+    """The files of a pyarrow file system, as a `Place`."""
 
     def __init__(self, file_system: FileSystem, scheme: str) -> None:
         self._files, self._scheme = file_system, scheme
@@ -96,7 +96,8 @@ class ArrowPlace:
 
 @contextmanager
 def _plain_errors(uri: str) -> Iterator[None]:
-    """Turn the errors of Google's library, which pyarrow raises as long texts, into our errors with one line each."""
+    """Replace the errors of Google's library, which pyarrow raises with long texts, by our errors with a text of one
+    line."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -122,7 +123,7 @@ def _error_of(code: str, text: str, uri: str) -> Exception:
 
 @cache
 def _no_credentials() -> str | None:
-    """What keeps Google's library from finding credentials; None if it will find some.
+    """Return why Google's library cannot find credentials; None if it can.
 
     Without credentials, the library would spend many minutes asking a server that only Google's machines can reach.
     """

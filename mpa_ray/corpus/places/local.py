@@ -24,7 +24,7 @@ class LocalPlace:
     """Local files. Their URIs are plain paths, or file:// URIs if a path is not UTF-8."""
 
     def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:  # noqa: ARG002
-        """See `Place.walk`. Symbolic links are followed. Broken links are listed, too; reading one fails."""
+        """See `Place.walk`. Symbolic links are followed. Broken links are listed, too; reading a broken link fails."""
         folder = Path(resolve_path(root)).absolute()
         if not folder.is_dir():
             raise _no_folder(folder, root)
@@ -69,11 +69,11 @@ def _walk(root: Path) -> Iterator[Entry]:
 
 @dataclass(frozen=True)
 class _Walk:
-    """Lists a folder and all folders below it. Ends even if symbolic links form circles."""
+    """Lists a folder and all folders below it. The listing ends even if symbolic links form circles."""
 
     linked: set[_FolderKey]
-    """The folders that links have led to. Only the first link to a folder is followed, because n folders with links to
-    each other have n! paths."""
+    """The folders to which links have led. Only the first link to a folder is followed, because n folders with links to
+    each other would have n! paths."""
 
     def entries(self, folder: Path, path: str, parents: frozenset[_FolderKey]) -> Iterator[Entry]:
         try:
@@ -104,7 +104,7 @@ class _Walk:
         try:
             target = _folder_key(link.stat())
         except OSError:
-            # Listing the folder reports the error.
+            # The error is reported when the folder is listed.
             return False
         if target in parents or target in self.linked:
             return True
@@ -120,12 +120,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A link that leads to itself, or into a folder without permission.
+        # The entry is a link that leads to itself, or into a folder that may not be read.
         return False
 
 
 def _file(entry: os.DirEntry[str], path: str) -> Entry:
-    """Return the entry of a file, a link to a file, or a device. A broken link has no size; reading it fails."""
+    """Return the entry of a file, a link to a file, or a device. The entry of a broken link has no size, and reading it
+    fails."""
     try:
         status = entry.stat()
     except OSError as error:
@@ -148,5 +149,5 @@ def storable_uri(uri: str) -> str:
     try:
         return Path(uri).absolute().as_uri() if "://" not in uri else readable(uri)
     except UnicodeEncodeError:
-        # No file has such a name.
+        # The path cannot be the name of a file, because it cannot be encoded.
         return readable(uri)

@@ -28,7 +28,7 @@ class Place(Protocol):
         """Yield all files below a root, sorted by the UTF-8 bytes of their paths, starting after the path `after`.
 
         A file or folder below the root that cannot be listed yields an entry with a problem. S3 lists `num_listers`
-        prefixes at a time.
+        prefixes at a time; other places ignore `num_listers`.
 
         Raises:
             ConfigError: the root cannot be listed.

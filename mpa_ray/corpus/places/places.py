@@ -1,4 +1,4 @@
-"""Finds the place, such as a disk or an object store, that holds the file of a URI."""
+"""Finds the place of a URI: the disk, object store or web server that holds the file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Places:
     def of(self, uri: str) -> Place:
         """Return the place that stores a URI or a local path.
 
-        Its reads raise TimeoutError after `object_store.read_deadline_s` seconds.
+        Each read from this place raises TimeoutError after `object_store.read_deadline_s` seconds.
         """
         return _WithDeadline(self._place(uri), self.object_store.read_deadline_s)
 
@@ -54,13 +54,13 @@ class Places:
                 return LocalPlace()
 
     def open(self, uri: str) -> BinaryIO:
-        """Open a file for seeking. Only the parts that are read are fetched, at least 1 MiB at a time."""
+        """Open a file for seeking. Only the parts that the caller reads are fetched, at least 1 MiB at a time."""
         return cast(BinaryIO, io.BufferedReader(_RangeFile(self.of(uri), uri), _BUFFER_BYTES))
 
 
 @dataclass(frozen=True)
 class _WithDeadline:
-    """A place whose reads end by a deadline."""
+    """A place whose reads end at a deadline."""
 
     place: Place
     deadline_s: float
@@ -79,7 +79,7 @@ class _WithDeadline:
 
 
 class _RangeFile(io.RawIOBase):
-    """A Python file object over a place's range reads."""
+    """A Python file object that reads byte ranges of a place's file."""
 
     def __init__(self, place: Place, uri: str) -> None:
         self._place, self._uri = place, uri

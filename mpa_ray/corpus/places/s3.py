@@ -9,7 +9,8 @@ from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.errors import ConfigError
-from mpa_ray.storage.object_store import ListedObject, ObjectStore, split_uri
+from mpa_ray.storage.listing import ListedObject
+from mpa_ray.storage.object_store import ObjectStore, split_uri
 
 
 class S3Place:
@@ -46,7 +47,7 @@ class S3Place:
         return self._store.get(*split_uri(uri), first, num_bytes)
 
     def _parts(self, bucket: str, prefix: str, min_parts: int) -> list[str]:
-        """Split a prefix into sorted keys and longer prefixes, until there are at least `min_parts`, if possible."""
+        """Split a prefix into keys and longer prefixes, if possible into at least `min_parts`. Return them sorted."""
         parts, folders = [prefix], [prefix]
         while folders and len(parts) < min_parts:
             # A prefix is not split further if the keys and prefixes directly under it fill more than one page.

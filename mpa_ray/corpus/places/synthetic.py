@@ -1,4 +1,4 @@
-"""Images that are generated when they are read, for benchmarks without storage."""
+"""Images that are generated when they are read, for measurements of speed that need no storage."""
 
 from __future__ import annotations
 

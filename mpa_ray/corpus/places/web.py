@@ -1,4 +1,4 @@
-"""Files at http:// and https://, which `source.allow` must permit."""
+"""Files at http:// and https://. A source may name such files only if `source.allow` permits it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.storage.deadline import Expiry
 
 MAX_WHOLE_BYTES = 2**30
-"""The largest file that is read without a limit from the caller, such as a list of questions."""
+"""The largest file that is read whole, such as a list of questions. If the caller asks for a part, this limit does not
+apply."""
 _MAX_REDIRECTS = 5
 _MAX_PAUSE_S = 20.0
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -57,7 +58,8 @@ class Web:
         return content
 
     def _size(self, uri: str) -> int | None:
-        """Return the file's size as the server states it; None if it states no size, or the size of an encoded body."""
+        """Return the file's size as the server states it; None if the server states no size, or states the size of an
+        encoded body."""
         response = self._response("HEAD", uri, {})
         if response.status in (405, 501):
             response = self._response("GET", uri, {})
@@ -103,7 +105,8 @@ class Web:
             response.close()
             target = urljoin(uri, location)
             self._check_redirect(uri, target)
-            # This also applies to a redirect within a host, because its name may now lead to another address.
+            # Check the address even if the redirect stays on the same host, because the host's name may now lead to
+            # another address.
             only_public = only_public or last_address_is_public()
             uri = target
         raise OSError(f"redirects more than {_MAX_REDIRECTS} times")
@@ -116,7 +119,8 @@ class Web:
             raise OSError(f"redirects to another host, {host}; if you trust it, add 'redirects' to source.allow")
 
     def _with_retries(self, uri: str, attempt: Callable[[], T]) -> T:
-        """Repeat a request after errors that may pass, up to `max_attempts` times or until the call's deadline."""
+        """Send a request. After an error that may be temporary, send it again, until `max_attempts` attempts or the
+        call's deadline."""
         for number in range(1, self.config.max_attempts + 1):
             Expiry.current().check(uri, 0)
             try:
@@ -139,11 +143,12 @@ class Web:
 
 
 class _Transient(Exception):
-    """The server answered with a status that may pass."""
+    """The server answered with an HTTP status that may be temporary."""
 
 
 def _may_pass(error: HTTPError | _Transient) -> bool:
-    """Whether another attempt may succeed. It cannot if the host does not exist or has no valid certificate."""
+    """Whether another attempt may succeed. No attempt can succeed if the host does not exist or has no valid
+    certificate."""
     cause = error.__cause__
     if isinstance(error, NameResolutionError):
         return isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_AGAIN

@@ -1,4 +1,4 @@
-"""Reads the body of a web server's response, up to a limit, however much the server sends."""
+"""Reads the body of a web server's response up to a limit, even if the server sends more."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def read_body(response: BaseHTTPResponse, skip: int, num_bytes: int) -> bytes:
             if len(content) >= num_bytes:
                 break
     finally:
-        # This drops the connection. If the response was read to its end, its connection is already back in the pool.
+        # If the response was not read to its end, this closes the connection. Otherwise, the connection is already back
+        # in the pool.
         response.close()
     del content[num_bytes:]
     return bytes(content)
@@ -52,7 +53,8 @@ def _decoded(response: BaseHTTPResponse) -> Iterator[bytes]:
         raise OSError(f"sent with Content-Encoding {encoding}, which was not requested")
     decoder = None
     for chunk in _raw(response):
-        # Decode a chunk at a time, because a few bytes may decode to thousands of times as many.
+        # Yield at most one chunk of decoded bytes at a time, because a few encoded bytes may decode to thousands of
+        # times as many.
         while chunk:
             if decoder is None or decoder.eof:
                 # A body may have several encoded parts.

@@ -1,4 +1,4 @@
-"""Connections for `web.py`. They know the address that they lead to, and a deadline can cut them off."""
+"""Connections for `web.py`. Each connection records whether its address is public, and a deadline can cut it off."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from mpa_ray.storage.deadline import Expiry
 class PrivateAddress(Exception):
     """The host of a redirect has an address that is not public.
 
-    This is not an OSError: urllib3 would turn an OSError into one of its own errors, and `web.py` would try again.
+    This class does not derive from OSError, because urllib3 would turn an OSError into one of its own errors, and
+        `web.py` would repeat the request.
     """
 
 
 @cache
 def connections(config: ObjectStoreConfig, *, only_public: bool) -> PoolManager:
-    """Return this process's connections to web servers. They do not retry, and do not follow redirects.
+    """Return this process's connections to web servers. They neither retry requests nor follow redirects.
 
     Args:
         config: The time-outs and the number of connections.
@@ -45,7 +46,7 @@ def last_address_is_public() -> bool:
 
 
 class _Watched:
-    """Registers a connection with the deadline of the call that uses it, and records its address."""
+    """Registers a connection with the deadline of the call that uses it, and records whether its address is public."""
 
     sock: Any
     only_public = False

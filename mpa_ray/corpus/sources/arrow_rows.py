@@ -23,13 +23,13 @@ def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def with_bytes_for_text(column: pa.Array) -> pa.Array:
-    """Replace text by bytes in a column, without decoding it."""
+    """Replace text by bytes in a column, without decoding the text."""
     if isinstance(column.type, pa.BaseExtensionType):
         return with_bytes_for_text(column.storage)
     if pa.types.is_run_end_encoded(column.type):
         return with_bytes_for_text(pc.run_end_decode(column))
     if isinstance(column, pa.ListViewArray | pa.LargeListViewArray):
-        # A cast to plain lists gives lists with too few offsets (pyarrow 26).
+        # In pyarrow 26, casting list views to lists creates too few offsets.
         items = with_bytes_for_text(column.values)
         return type(column).from_arrays(column.offsets, column.sizes, items, mask=column.is_null())
     return column.cast(_without_text(column.type))

@@ -1,4 +1,5 @@
-"""Finds the record batches of an Arrow stream, and counts their nulls, by reading only headers. pyarrow cannot do this.
+"""Finds the record batches of an Arrow stream and the number of their nulls from the headers alone, which pyarrow
+cannot do.
 
 The layout is Arrow's "IPC streaming format": continuation marker, length of the header, header, body.
 """
@@ -23,7 +24,8 @@ _END = _CONTINUATION + b"\0\0\0\0"
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 """Values of `MessageHeader` in Arrow's Message.fbs."""
 _MAX_ROWS_PER_BYTE = 1000
-"""A header with more rows per byte is damaged: a batch with images has far fewer, even with compressed offsets."""
+"""If a header states more rows per byte of its batch, it is damaged: a batch with images has far fewer rows, even if
+its offsets are compressed."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,12 @@ class BatchSpan:
     span: Span
     num_rows: int
     num_nulls: list[int]
-    """The number of nulls in each field. A field comes before its children; `field_position` finds its position."""
+    """The number of nulls in each field. A field comes before its children; `field_position` finds the position of a
+    field."""
 
 
 def record_batches(file: BinaryIO) -> Iterator[BatchSpan]:
-    """Yield the positions of an Arrow stream's record batches, reading only their headers.
+    """Yield the positions of an Arrow stream's record batches. Only the headers are read.
 
     Raises:
         pa.ArrowInvalid: the file is not an Arrow stream.

@@ -1,4 +1,4 @@
-"""Columns of tables with images: the types that can be read, and the content of their cells."""
+"""Columns of tables that hold or name images: the column types that can be read, and the content of the cells."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def split_item(setting: str, names: Iterable[str]) -> tuple[str, int | None]:
 
 
 def cell_kind(kind: pa.DataType) -> CellKind | None:
-    """Return what cells of a type hold; None if the type is not bytes, text or a struct of them."""
+    """Return what cells of a type hold; None if the type is neither bytes, text nor a struct with `bytes` or `path`."""
     kind = _plain_type(kind)
     if _is_binary(kind):
         return "bytes"
@@ -92,7 +92,7 @@ def item_of(value: Any, item: int | None) -> Any:
 
 
 def path_in(value: Any) -> str | None:
-    """Return the path or URI in a cell's value; None if the value holds the image itself, or is empty."""
+    """Return the path or URI in a cell's value; None if the value is the image itself, or is empty."""
     if isinstance(value, dict):
         path = value.get("path")
         return path if isinstance(path, str) and path and value.get("bytes") is None else None
@@ -100,7 +100,7 @@ def path_in(value: Any) -> str | None:
 
 
 def content_of(value: Any) -> bytes | ImageProblem:
-    """The image in a cell's value."""
+    """Return the image in a cell's value, or the reason why there is none."""
     content = value.get("bytes") if isinstance(value, dict) else value
     if content is None:
         return ImageProblem(Reason.UNREADABLE, "no bytes in its row")
@@ -115,7 +115,8 @@ def content_of(value: Any) -> bytes | ImageProblem:
 
 
 def text_content(text: bytes) -> bytes | ImageProblem:
-    """Return the image in base64 or in a data: URI. The text may contain JSON's escapes."""
+    """Return the image in a text that is base64 or a data: URI, or the reason why there is none. The text may contain
+    JSON's escapes."""
     try:
         return content_of(json.loads(b'"' + text + b'"') if b"\\" in text else text.decode())
     except ValueError as error:

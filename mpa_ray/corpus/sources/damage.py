@@ -1,4 +1,5 @@
-"""Handles damaged files of a source: an error names the file, or, with `skip_damaged`, the file is left out."""
+"""Handles damaged files of a source: either an error names the file or, if `skip_damaged` is set, the file is left
+out."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.textual import readable
 
 
-class DamagedFile(Exception):
-    """A file with images is damaged, cut off, or of another kind than its name says."""
+class DamagedSource(Exception):
+    """A file with images is damaged, cut off, or of another kind than its name indicates."""
 
 
 def without_damaged(config: SourceConfig, path: str, listing: Iterator[Listed]) -> Iterator[Listed]:
@@ -24,12 +25,12 @@ def without_damaged(config: SourceConfig, path: str, listing: Iterator[Listed]) 
         listing: The items of the file. If the file cannot be read, the iterator raises an error from `unreadable`.
 
     Raises:
-        ConfigError: the file is damaged. The message names it.
+        ConfigError: the file is damaged and `skip_damaged` is not set, or the file cannot be read.
     """
     try:
         # With `skip_damaged`, read the whole listing first, because yielded items cannot be taken back.
         yield from list(listing) if config.skip_damaged else listing
-    except DamagedFile as error:
+    except DamagedSource as error:
         if not config.skip_damaged:
             raise ConfigError(
                 "source.path",
@@ -40,7 +41,7 @@ def without_damaged(config: SourceConfig, path: str, listing: Iterator[Listed]) 
         yield LeftOut("damaged files (source.skip_damaged)")
 
 
-def unreadable(config: SourceConfig, path: str, uri: str, kind: str, error: Exception) -> DamagedFile | ConfigError:
+def unreadable(config: SourceConfig, path: str, uri: str, kind: str, error: Exception) -> DamagedSource | ConfigError:
     """The error to raise if a file of images cannot be read.
 
     Args:
@@ -56,7 +57,7 @@ def unreadable(config: SourceConfig, path: str, uri: str, kind: str, error: Exce
     )
     message = readable(" ".join(str(getattr(error, "strerror", None) or error).split()))
     if not of_storage:
-        return DamagedFile(f"cannot be read as {kind} ({message})")
+        return DamagedSource(f"cannot be read as {kind} ({message})")
     return ConfigError(
         "source.path",
         config.path,

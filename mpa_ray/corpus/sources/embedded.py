@@ -15,7 +15,7 @@ _BEGINNING_CHARACTERS = 512
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+=*\s*")
 _URL_SAFE = str.maketrans("-_", "+/")
 _EXPECTED = frozenset({*FORMATS, "HEIC"} - {"DIB", "PPM"})
-"""Formats with distinctive first bytes. A path that is valid base64 does not decode to such bytes by chance."""
+"""Formats with distinctive first bytes. A path may be valid base64, but it does not decode to such bytes by chance."""
 
 
 def is_data_uri(text: str) -> bool:
@@ -41,7 +41,7 @@ def is_embedded(text: str) -> bool:
 
 
 def embedded_content(text: str) -> bytes:
-    """The image in a text for which `is_embedded` holds.
+    """Return the image in a text for which `is_embedded` is true.
 
     Raises:
         ValueError: the text is neither base64 nor a data: URI.

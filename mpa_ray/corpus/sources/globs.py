@@ -13,9 +13,9 @@ _MEANINGS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 def split_glob(path: str) -> tuple[str, re.Pattern[str] | None]:
     """Split a glob into the folder before its first wildcard and a pattern for the paths below that folder.
 
-    `*` and `?` match characters of one name, `**` matches any number of folders, and `[abc]` matches one of these
-    characters. The pattern is None for a path without wildcards, and for the path of an existing file. In the name of
-    an existing folder, such as `photos [1]`, these characters stand for themselves.
+    `*` and `?` match characters of one name, `**` matches any number of folders, and `[abc]` matches one of the
+    characters a, b and c. The pattern is None for a path without wildcards, and for an existing path. In the name of an
+    existing folder, such as `photos [1]`, wildcards are ordinary characters.
     """
     if _WILDCARD.search(path) is None or Path(path).exists():
         return path, None

@@ -23,7 +23,8 @@ class ImageFiles:
         )
 
     def images(self, after: ImageRef | None = None) -> Iterator[Listed]:
-        """See `Source.images`. A file that was added later is listed if its path sorts after `after`."""
+        """See `Source.images`. A file that was added after indexing began is listed only if its path sorts after
+        `after`."""
         for entry in self._files.listing(after.image_id if after else ""):
             if isinstance(entry, LeftOut):
                 yield entry

@@ -1,4 +1,4 @@
-"""Decides which files of a folder are left out, and under which label they are counted."""
+"""Decides which files of a folder are left out, and the label under which each of them is counted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _SYSTEM_NAMES = (
     "$RECYCLE.BIN",
     "System Volume Information",
 )
-"""Folders that operating systems and storage devices create. Names that begin with a dot are hidden anyway."""
+"""Folders that operating systems and storage devices create. Names that begin with a dot count as hidden and need no
+entry here."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class LeftOut:
     """A file, or a row of a list, that a listing leaves out."""
 
     label: str
-    """The label under which it is counted, such as `.heic`, `no ending` or `._* (AppleDouble)`."""
+    """The label under which the file or row is counted, such as `.heic`, `no ending` or `._* (AppleDouble)`."""
     setting: str | None = None
-    """The setting of the source that leaves it out, such as `min_bytes`; None if no setting does."""
+    """The source setting because of which the file or row is left out, such as `min_bytes`; None if there is no such
+    setting."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class NameFilter:
     """Leaves out hidden files, files that operating systems create, and files that the user excludes."""
 
     exclude: tuple[str, ...] = ()
-    """Globs. Without a slash, a glob matches the name of a file or folder; with a slash, a path below the root."""
+    """Globs. A glob without a slash matches the name of a file or folder. A glob with a slash matches a path below the
+    root."""
     include_hidden: bool = False
     _patterns: tuple[tuple[bool, re.Pattern[str]], ...] = field(init=False, repr=False)
     """For each glob of `exclude`: whether it matches single names, and its regular expression."""
@@ -78,11 +81,12 @@ def _hidden(names: list[str]) -> LeftOut | None:
 
 
 def by_ending(path: str, needs: dict[str, str] | None = None) -> LeftOut:
-    """Return the label of a file whose ending is not that of an image.
+    """Return the `LeftOut` of a file whose ending is not the ending of an image.
 
     Args:
         path: The path below the root.
-        needs: The extra to install for each ending that cannot be read yet. Endings are in lower case, with the dot.
+        needs: For each ending of files that cannot be read yet, the extra to install. Endings are in lower case, with
+            the dot.
     """
     stem, dot, ending = path.rpartition("/")[2].rpartition(".")
     if not dot or not stem:

@@ -1,4 +1,4 @@
-"""Reads the records of a list in text, CSV or JSON, each with its position in the file."""
+"""Reads the records of a list file (text, CSV or JSON), each with its position in the file."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class ListRecord:
     """A row of a list."""
 
     number: int
-    """The number of the record, from 1. In text and JSON lines, the number of the line."""
+    """The number of the record, counted from 1. In text and JSON lines, this is the number of the line."""
     values: dict[str, Any]
     first: int
     """The position of the record's first byte in the file."""
     raw: bytes
 
     def span_of(self, text: str) -> Span | None:
-        """The bytes of the file that hold a text of the record; None if they cannot be found."""
+        """Return the span of the file that holds a text of the record; None if the text cannot be found."""
         escaped = json.dumps(text)[1:-1]
         for form in (text, escaped, escaped.replace("/", r"\/")):
             content = form.encode(errors="surrogateescape")
@@ -119,7 +119,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 @dataclass
 class _TrackedLines(Iterator[str]):
-    """Decodes lines, and keeps those that were read since the last call of `take`."""
+    """Decodes lines, and keeps the bytes of the lines that were read since the last call of `take`."""
 
     lines: Iterator[tuple[int, bytes]]
     _taken: list[tuple[int, bytes]] = field(default_factory=list)
@@ -130,7 +130,7 @@ class _TrackedLines(Iterator[str]):
         return raw.decode()
 
     def take(self) -> tuple[int, bytes]:
-        """Return the position of the lines that were read since the last call, and their bytes."""
+        """Return the position and the bytes of the lines that were read since the last call."""
         taken, self._taken = self._taken, []
         return (taken[0][0] if taken else 0), b"".join(raw for _, raw in taken)
 
@@ -157,14 +157,14 @@ def _list_records(file: BinaryIO) -> Iterator[ListRecord]:
 
 @dataclass
 class _Objects:
-    """Finds the ends of JSON objects in a file, a chunk at a time."""
+    """Finds the ends of JSON objects in a file, of which it reads one chunk at a time."""
 
     file: BinaryIO
     first: int
     """The position of the buffer in the file."""
     buffer: bytes = b""
     position: int = 0
-    """The position in the buffer."""
+    """The current position in the buffer."""
 
     def skip_space(self) -> bytes:
         """Go to the next character that is not a space, and return it; empty at the end of the file."""

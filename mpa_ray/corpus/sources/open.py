@@ -1,4 +1,4 @@
-"""Opens a source and recognises its kind."""
+"""Recognises the kind of a source, and opens it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def open_source(config: SourceConfig, places: Places) -> Source:
     """Open the source that a configuration describes.
 
     Raises:
-        ConfigError: the source is remote and not allowed, or its kind is not known.
+        ConfigError: the source is on the web and `source.allow` does not permit that, its kind is not known, or a
+            setting does not apply to its kind.
     """
     if config.path.startswith(("http://", "https://")) and "http" not in config.allow:
         raise ConfigError(
@@ -111,7 +112,8 @@ def kind_of(config: SourceConfig, places: Places) -> str:
 
 
 def is_single_file(config: SourceConfig, path: str) -> bool:
-    """Whether a path without wildcards is that of a file, and not of a folder or a prefix. Lists nothing."""
+    """Whether a path without wildcards is the path of a file rather than a folder or a prefix. The path's ending
+    decides; nothing is listed."""
     endings = {
         "images": tuple(f".{ending.lower().lstrip('.')}" for ending in config.extensions) + HEIC_ENDINGS,
         "list": LIST_ENDINGS,
@@ -132,7 +134,8 @@ def _is_image_file(config: SourceConfig) -> bool:
 
 
 def _holds_tars_with_tables(paths: list[str]) -> bool:
-    """Whether a tar has a Parquet file with the same stem. img2dataset writes such Parquet files, without images."""
+    """Whether there is a tar with a Parquet file of the same stem beside it. img2dataset writes such Parquet files;
+    they hold no images."""
     stems = {ending: {p.removesuffix(ending) for p in paths if p.endswith(ending)} for ending in (".tar", ".parquet")}
     return bool(stems[".tar"] & stems[".parquet"])
 

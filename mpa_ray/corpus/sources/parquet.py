@@ -25,15 +25,16 @@ _ROWS_PER_BATCH = 256
 _ITEM = "[]"
 """Stands for the name of the items of a list."""
 _MAX_URI_BYTES = 4096
-"""If the texts of a row group are longer on average, they are base64. Then no row names a file, and listing need not
-read the texts."""
+"""If the texts of a row group are longer than this on average, they are images in base64. Then no row names a file, so
+listing does not read the texts."""
 
 
 class ParquetFiles:
     """Images in rows of Parquet files. The id of an image is the file's path and the row number.
 
     Listing reads a file's footer and the columns with ids, metadata and URIs. It reads the images of a row group only
-    if they are in structs, and if some structs have no bytes or the footer does not count the nulls.
+    if they are in structs, and only if some of these structs have no bytes or the footer does not state how many have
+    none.
     """
 
     def __init__(self, config: SourceConfig, places: Places) -> None:
@@ -69,7 +70,8 @@ class ParquetFiles:
 def rows_with_images(
     file: pq.ParquetFile, columns: Iterable[str], image: ImageColumn
 ) -> Iterator[tuple[dict[str, Any], str | None]]:
-    """Yield the columns of each row, and the path or URI of the row's image. The path is None if the row names no file.
+    """Yield the values of the columns in each row, and the path or URI of the row's image. The path is None if the row
+    names no file.
 
     Args:
         file: The Parquet file.
@@ -87,7 +89,8 @@ def _read_for_images(file: pq.ParquetFile, group: int, column: ImageColumn) -> s
     """Return the column to read from a row group to see which rows name a file instead of holding the image.
 
     Returns:
-        None if all rows hold their images; the leaf column with the paths if no row has bytes; else the whole column.
+        None if all rows hold their images; the leaf column with the paths if no row holds its image; otherwise the
+        whole column.
     """
     if column.kind == "bytes":
         return None
@@ -97,7 +100,7 @@ def _read_for_images(file: pq.ParquetFile, group: int, column: ImageColumn) -> s
         # Without this check, pyarrow would abort the process.
         raise pa.ArrowInvalid(f"row group {group} has {metadata.num_columns} columns, the schema {len(file.schema)}")
     if num_leaves != len(file.schema):
-        # A type that is stored in another way than we know.
+        # A column's type is stored in a way that `_leaves` does not know.
         return column.name
     chunks = {leaf: metadata.column(number) for number, leaf in enumerate(own, first)}
     if column.kind == "text":
@@ -117,7 +120,8 @@ def _read_for_images(file: pq.ParquetFile, group: int, column: ImageColumn) -> s
 
 
 def _leaves_of(schema: pa.Schema, name: str) -> tuple[int, list[tuple[str, ...]], int]:
-    """Find the leaf columns of a column by their positions, since another column may be called `image.path`.
+    """Find the leaf columns of a column. They are identified by position, because the path `image.path` may also be the
+    name of another column.
 
     Returns:
         The number of leaves before the column, the names inside the column that lead to each of its leaves, and the

@@ -1,4 +1,4 @@
-"""A source that Hugging Face's `Dataset.save_to_disk` has written: a folder of Arrow streams."""
+"""A source that was written by `Dataset.save_to_disk` of Hugging Face's `datasets`: a folder of Arrow streams."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Files:
     names: NameFilter = field(default_factory=NameFilter)
     """Applies to files of folders, prefixes and globs, not to a single file."""
     needs: dict[str, str] = field(default_factory=dict)
-    """The extra to install for each ending that cannot be read yet."""
+    """For each ending of files that cannot be read yet: the extra to install."""
 
     def entries(self) -> Iterator[Entry]:
         """Yield the files, sorted by the UTF-8 bytes of their paths."""
@@ -97,7 +97,7 @@ class Files:
 def images_of_containers(
     files: Files, images_in: Callable[[Entry], Iterator[Listed]], after: ImageRef | None
 ) -> Iterator[Listed]:
-    """Yield the images in each of many files. Several files are listed at a time."""
+    """Yield the images in each of many files, such as tars. Several files are listed at a time."""
     entries = files.listing()
     if after is not None:
         inside = Locator.parse(after.uri)
@@ -124,7 +124,8 @@ def images_after(listed: Iterator[Listed], last: ImageRef, path: str) -> Iterato
 
 @dataclass(frozen=True)
 class UriPolicy:
-    """Checks which files the entries of a list name, so that the author of a list cannot read this machine's files."""
+    """Checks which files the entries of a list name, so that the author of a list cannot make a run read this machine's
+    files."""
 
     config: SourceConfig
 
@@ -133,7 +134,7 @@ class UriPolicy:
 
         Args:
             entry: A URI or a path; a relative path is relative to the folder of the container.
-            container: The file that has the entry.
+            container: The list, Parquet file or tar that contains the entry.
             where: The position of the entry in the container, for the error message.
 
         Raises:
@@ -163,12 +164,13 @@ class UriPolicy:
         return str(Locator(storable_uri(entry)))
 
     def check_secrets(self, text: str, where: str) -> None:
-        """Raise ConfigError for a URL with a password or a signature, which the run would store in its rows."""
+        """Raise ConfigError for a URL with a password or a signature, unless `source.allow` permits it. The run would
+        store the URL in its rows."""
         if "://" in text and has_url_secrets(text):
             self._need("signed_urls", text, where, "holds a password or a signature")
 
     def check_below(self, path: str, where: str) -> None:
-        """Raise ConfigError if a path leads out of the folder that it is relative to."""
+        """Raise ConfigError if a relative path leads out of its folder, unless `source.allow` permits it."""
         if path.startswith("/") or ".." in path.split("/"):
             self._need("parent_folders", path, where, "leads out of its folder")
 
@@ -194,9 +196,9 @@ class Rows:
         return [*filter(None, [self.config.id_column]), *self.config.metadata]
 
     def check(self, names: Sequence[str], where: str, image_column: str | None = None) -> None:
-        """Raise ConfigError if a configured column is missing or there twice.
+        """Raise ConfigError if a configured column is missing or occurs twice.
 
-        `image_column` replaces `source.image_column`.
+        If `image_column` is given, it replaces `source.image_column`.
         """
         columns = [("image_column", image_column or self.config.image_column), ("id_column", self.config.id_column)]
         columns += [("metadata", name) for name in self.config.metadata]
@@ -218,7 +220,8 @@ class Rows:
                 )
 
     def ref(self, container: str, row: int, values: Mapping[str, Any], uri: str, part: int = 0) -> ImageRef:
-        """Return the reference to the image in row number `row` of a container; `part` counts the row's images."""
+        """Return the reference to the image in row number `row` of a container; `part` is the number of the image in
+        its row, counted from 0."""
         suffix = f".{part}" if part else ""
         image_id = f"{container}/{row}{suffix}"
         if self.config.id_column is not None:
@@ -236,7 +239,8 @@ class Rows:
 
 
 def metadata_json(metadata: Mapping[str, Any]) -> str | None:
-    """Return metadata as rows store it: a JSON object without passwords and signatures, or None without metadata."""
+    """Return metadata in the form in which rows store it: a JSON object without passwords and signatures. Return None
+    if there is no metadata."""
     if not metadata:
         return None
     text = to_json(metadata)

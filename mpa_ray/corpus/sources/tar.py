@@ -1,7 +1,7 @@
-"""Reads the members of a tar strictly: damage is an error, and never counts as the end of the tar.
+"""Reads the members of a tar strictly: damage raises an error, and is never mistaken for the end of the tar.
 
-Python's tarfile is not suitable. It treats a damaged header like the end of the tar, stops after the first of several
-joined tars, loops forever on a negative size, and holds an extended header of any size in memory.
+Python's tarfile is not suitable. It mistakes a damaged header for the end of the tar, stops after the first of several
+joined tars, never ends if a size is negative, and holds an extended header of any size in memory.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Member:
     target: str = ""
     """The path that a link leads to."""
     archive: int = 0
-    """The number, from 0, of the member's tar in a file of several joined tars."""
+    """If the file consists of several joined tars: the number of the member's tar, counted from 0."""
 
 
 _KINDS = {
@@ -79,11 +79,12 @@ class TarReader:
     num_bytes: int
     """The size of the file."""
     has_end: bool = False
-    """Whether the blocks that end a tar follow the last member that was read. A tar without them may be cut off."""
+    """Whether the blocks of zeros that end a tar follow the last member that was read. A tar without these blocks may
+    be cut off."""
     _archive: int = 0
     _position: int = 0
     _attributes: dict[str, str] = field(default_factory=dict)
-    """The attributes that extended headers give to the next member."""
+    """Attributes from extended headers, which apply to the next member."""
     _attributes_of_all: dict[str, str] = field(default_factory=dict)
 
     def members(self) -> Iterator[Member]:
@@ -110,7 +111,7 @@ class TarReader:
         return self.file.read(member.num_bytes)
 
     def _next_header(self) -> bytes:
-        """Return the next header, and skip blocks of zeros; empty at the end of the file."""
+        """Return the next header after any blocks of zeros; empty at the end of the file."""
         while block := self._read(self._position, min(_BLOCK_BYTES, self.num_bytes - self._position)):
             at, self._position = self._position, self._position + len(block)
             if not block.strip(b"\0"):
@@ -168,7 +169,7 @@ class TarReader:
         return self._read(first, _BLOCK_BYTES)
 
     def _skip(self, num_bytes: int, name: str) -> None:
-        """Move past some content and the zeros that fill its last block."""
+        """Move past `num_bytes` of content, and past the zeros that fill its last block."""
         if self._position + num_bytes > self.num_bytes:
             raise DamagedTar(f"it is cut off at byte {self.num_bytes}, in {name}")
         self._position += -(-num_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
@@ -185,7 +186,7 @@ class TarReader:
 
 def _check_sum(header: bytes, at: int) -> None:
     others = header[:148] + b" " * 8 + header[156:]
-    # Some old programs added up signed bytes.
+    # Some old programs computed the sum of signed bytes.
     sums = (sum(others), sum(others) - 256 * sum(byte > 127 for byte in others))
     if _OCTAL.fullmatch(digits := _until_zero(header[148:156]).strip()) and digits and int(digits, 8) in sums:
         return
@@ -214,7 +215,7 @@ def _decimal(digits: str, name: str) -> int:
 
 
 def _pax(content: bytes) -> dict[str, str]:
-    """Decode the records of an extended header, each `LENGTH KEY=VALUE` and a newline."""
+    """Decode the records of an extended header. Each record is `LENGTH KEY=VALUE` and a newline."""
     attributes: dict[str, str] = {}
     position = 0
     while position < len(content) and content[position]:

@@ -1,4 +1,4 @@
-"""A source that is a list of images: a text file with one URI per line, a CSV file with a header, or JSON objects."""
+"""A source that is a list of images: a text file with one URI per line, a CSV file with a header, or a JSON file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _COMMENT = LeftOut("comments (lines with # in front)")
 
 
 class UriList:
-    """Images that a list names or holds. The id of an image is the list's name and the row number.
+    """Images that a list names or contains. The id of an image is the list's name and the row number.
 
     Relative paths are relative to the list's folder.
     """
@@ -67,7 +67,7 @@ class UriList:
                 raise BadRecord("is empty, and has not even a header.", "Give a list with a header and rows.")
             self._rows.check(names, self._name)
             return records
-        # A text file has no columns, so a setting that names a column is wrong.
+        # A text file has no columns, so every setting that names a column is an error.
         self._rows.check([_DEFAULT_COLUMN], self._name)
         return list_records.text_records(file, _DEFAULT_COLUMN)
 
@@ -92,7 +92,8 @@ class UriList:
             yield self._image(record, column, image, part)
 
     def _column_of(self, values: dict[str, Any]) -> str:
-        """Return the configured column; `images` if the row has `images` instead of the default column."""
+        """Return the configured column. If this is the default column and the row has the column `images` instead,
+        return `images`."""
         column = self._config.image_column
         return _IMAGES if column == _DEFAULT_COLUMN and column not in values and _IMAGES in values else column
 
@@ -114,7 +115,7 @@ class UriList:
         locator = Locator(self._config.path, span, is_text=True)
         num_bytes = None
         with suppress(ValueError):
-            # Damaged base64 has no size. Reading the image reports the damage.
+            # The size of an image in damaged base64 is unknown. The damage is reported when the image is read.
             num_bytes = len(embedded_content(image))
         return replace(
             self._rows.ref(self._name, record.number, record.values, str(locator), part), num_bytes=num_bytes

@@ -29,7 +29,8 @@ _LINKS = (Kind.HARD_LINK, Kind.SYMLINK)
 
 
 class WebDataset:
-    """Images in tars. The id of an image is the tar's path and the member's name; its locator has its byte range."""
+    """Images in tars. The id of an image is the tar's path and the member's name. The image's locator contains its byte
+    range in the tar."""
 
     def __init__(self, config: SourceConfig, places: Places) -> None:
         if config.path.lower().endswith(_COMPRESSED):
@@ -94,7 +95,7 @@ class WebDataset:
             yield ImageRef(f"{entry.path}/{name}", str(Locator(entry.uri, span)), span.num_bytes, metadata)
 
     def _image(self, member: Member, images: _Images, entry: Entry) -> tuple[str, Span] | LeftOut:
-        """Return the name and the byte range of an image, or why the image is left out."""
+        """Return the name and the byte range of an image, or a `LeftOut` if the image is left out."""
         left_out = self._names.left_out(member.name)
         if left_out is not None:
             return left_out

@@ -17,7 +17,7 @@ _USABLE_GPU_MEMORY = 0.9
 
 
 def prepare_environment(model: ModelConfig, settings: VllmEngineConfig) -> None:
-    """Set the environment variables that vLLM reads when it is imported; variables that are already set stay."""
+    """Set the environment variables that vLLM reads when it is imported. Variables that are already set are kept."""
     if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ and not model.gpus_per_replica:
         # vLLM's own choice always leaves one core free, which is half of a machine with two cores.
         cores = sorted(os.sched_getaffinity(0))
@@ -33,7 +33,7 @@ def prepare_environment(model: ModelConfig, settings: VllmEngineConfig) -> None:
 def engine_arguments(
     model: ModelConfig, settings: VllmEngineConfig, on_cpu: bool, adapters: Mapping[str, Adapter]
 ) -> dict[str, Any]:
-    """The arguments of vLLM's `AsyncEngineArgs`; `settings.engine_args` override the ones chosen here."""
+    """The arguments of vLLM's `AsyncEngineArgs`. Arguments in `settings.engine_args` override those chosen here."""
     arguments: dict[str, Any] = {
         "model": model.model,
         "dtype": settings.dtype,
@@ -67,14 +67,15 @@ def _adapter_arguments(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
     max_rank = max(adapter.rank for adapter in adapters.values())
     return {
         "enable_lora": True,
-        # One slot more than adapters: on CPUs, requests without an adapter use the adapter in the last slot.
+        # One slot more than there are adapters: on CPUs, a request without an adapter uses the last slot, so no adapter
+        # may be in that slot.
         "max_loras": len(adapters) + 1,
         "max_lora_rank": next(rank for rank in RANKS if rank >= max_rank),
     }
 
 
 def check_adapters(arguments: Mapping[str, Any], adapters: Mapping[str, Adapter]) -> None:
-    """Check the adapters' settings before a request for one of them kills the engine.
+    """Check the adapters' settings, because a request for an adapter that vLLM does not serve would kill the engine.
 
     Raises:
         ValueError: this vLLM does not serve an adapter of this kind.
@@ -88,7 +89,7 @@ def check_adapters(arguments: Mapping[str, Any], adapters: Mapping[str, Adapter]
 
 
 def num_renderers(model: ModelConfig, settings: VllmEngineConfig, on_cpu: bool) -> int:
-    """The number of rendering processes beside the engine; with 0, a thread of this process renders."""
+    """The number of rendering processes next to the engine; if it is 0, images are rendered in this process."""
     if not has_renderer():
         return 0
     if settings.num_renderers is not None:
@@ -97,7 +98,7 @@ def num_renderers(model: ModelConfig, settings: VllmEngineConfig, on_cpu: bool) 
 
 
 def caches_tensors(arguments: Mapping[str, Any]) -> bool:
-    """Whether the engine caches images' tensors, and reports an error if those of a request are no longer cached."""
+    """Whether the engine caches images' tensors, and reports an error for a request whose tensors are not cached."""
     return bool(
         arguments.get("mm_processor_cache_gb", 0) > 0
         and arguments.get("mm_processor_cache_type", "lru") == "lru"

@@ -67,10 +67,10 @@ class VllmEngine:
         """Start the engine, which takes half a minute or more.
 
         Args:
-            model: The model. Its checkpoint, like those of the adapters, is a local folder or a hub name.
+            model: The model; its checkpoint is a local folder or a hub name.
             settings: How vLLM serves the model.
             max_images_in_flight: See `VisionLanguageModel`.
-            adapters: The adapters that requests may name.
+            adapters: The adapters that requests may name; their checkpoints are local folders or hub names.
 
         Raises:
             ConfigError: the checkpoint has no processor for images, or the installed vLLM cannot be used.

@@ -1,4 +1,4 @@
-"""The arguments that the installed vLLM has, read from its source: importing vLLM takes ten seconds."""
+"""The arguments of the installed vLLM. They are read from its source code, because importing vLLM takes ten seconds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _CLASSES = ("EngineArgs", "AsyncEngineArgs")
 
 
 def check_arguments(arguments: Mapping[str, Any], field: str) -> None:
-    """Check the names of arguments for vLLM.
+    """Check the names of arguments for vLLM. If the source code of vLLM cannot be read, all names are accepted.
 
     Args:
-        arguments: The setting `engine_args`.
+        arguments: The value of the setting `engine_args`.
         field: The dotted name of this setting.
 
     Raises:
-        ConfigError: the installed vLLM has no argument of this name. Without a readable vLLM, no name is refused.
+        ConfigError: the installed vLLM has no argument of this name.
     """
     known = known_arguments()
     for name, value in arguments.items():
@@ -44,7 +44,7 @@ def known_arguments() -> frozenset[str]:
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     bases = {base.id if isinstance(base, ast.Name) else "?" for name in _CLASSES for base in _bases(classes.get(name))}
     if not classes.keys() >= set(_CLASSES) or bases - set(_CLASSES):
-        # The fields may be inherited from elsewhere.
+        # Some fields may be inherited from classes that this function does not read.
         return frozenset()
     fields = (line for name in _CLASSES for line in classes[name].body if isinstance(line, ast.AnnAssign))
     return frozenset(line.target.id for line in fields if isinstance(line.target, ast.Name))

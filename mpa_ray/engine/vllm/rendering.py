@@ -29,7 +29,7 @@ _TOO_LONG = re.compile(r"max_model_len|maximum (model|context) length|longer tha
 
 @cache
 def has_renderer() -> bool:
-    """Whether the installed vLLM has a renderer that can be called outside its engine; warns once if not."""
+    """Whether the installed vLLM has a renderer that can be called outside its engine. Logs a warning if not."""
     try:
         from vllm.renderers import renderer_from_config  # noqa: F401
     except ImportError:
@@ -58,8 +58,8 @@ class RenderedImage:
 
         Args:
             tokens: All tokens of the prompt, with a single placeholder for the image.
-            with_tensors: Include the image's tensors. Without them, vLLM uses the tensors in its cache. If they are not
-                there, it ends the request with the finish reason `error`.
+            with_tensors: Include the image's tensors. Without them, vLLM uses the tensors in its cache. If its cache
+                does not have them, vLLM ends the request with the finish reason `error`.
 
         Raises:
             ValueError: the prompt does not begin with `head`.
@@ -130,7 +130,8 @@ class Renderer:
         # Only the image is expanded, so the two token lists have equal ends.
         pairs = zip(reversed(self._tokens), reversed(expanded), strict=False)
         num_after_image = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        # With the arrival time of the rendering, vLLM would take every later prompt about the image for an old request.
+        # The arrival time is left out: with it, vLLM would treat every later prompt about the image as if the prompt
+        # had arrived when the image was rendered.
         engine_input = {name: value for name, value in rendered.items() if name not in ("arrival_time", "prompt")}
         return RenderedImage(
             key=prepared.key,
@@ -202,7 +203,8 @@ def _load_renderer(arguments: dict[str, Any], pixel_limits: tuple[int, int, int]
     try:
         _renderer = Renderer(arguments, pixel_limits)
     except Exception as error:  # noqa: BLE001
-        # If an initializer raises, the pool reports only that it is broken, so the error waits for the first task.
+        # If an initializer raises an error, the pool only reports that it is broken. So the error is kept, and the
+        # first task raises it.
         _renderer = _RendererCannotStart(f"a renderer cannot start ({type(error).__name__}: {error})")
 
 

@@ -60,7 +60,7 @@ def check_vllm() -> None:
 
 
 def _missing_name() -> str | None:
-    """Name the first required name that the installed vLLM lacks, in a sentence; None if it has all."""
+    """A sentence about the first required name that the installed vLLM lacks; None if it has all names."""
     for module_name, names in REQUIRED_NAMES.items():
         try:
             module = importlib.import_module(module_name)

@@ -36,7 +36,7 @@ class Benchmark:
     settings: frozenset[str] = frozenset()
     """Which of the settings `annotations` and `columns` apply to the benchmark."""
     endings: tuple[str, ...] = JSON_OR_PARQUET
-    """The file name endings of its files, in lower case and with the dot."""
+    """The file name endings of the benchmark's files, in lower case and with the dot."""
 
 
 BENCHMARKS = {
@@ -61,7 +61,8 @@ BENCHMARKS = {
 
 
 def question_files(spec: BenchmarkConfig, places: Places) -> list[File]:
-    """The files with a benchmark's questions. Raises ConfigError if there are none, or files of several splits."""
+    """The files with a benchmark's questions. Raises ConfigError if there are no files, or if they belong to several
+    splits."""
     return _inputs(spec, places).files
 
 
@@ -72,7 +73,8 @@ def labelled_files(spec: BenchmarkConfig, places: Places) -> list[File]:
 
 
 def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQuestion]:
-    """A benchmark's questions, in the order of its files. All questions about an image have the same image id and URI.
+    """Yield a benchmark's questions, in the order of its files. All questions about an image have the same image id and
+    URI.
 
     This does not check that the images exist; `check_images` does.
 
@@ -91,7 +93,7 @@ def read_benchmark(spec: BenchmarkConfig, places: Places) -> Iterator[LabelledQu
                 "Give one split, and make the ids unique.",
             )
         seen.add(question.question_id)
-        # Mirrors repeat an image in every row about it. The first copy is used for all these rows.
+        # A mirror repeats an image in every row with a question about it. The first copy is used for all these rows.
         uri = uris.setdefault(question.image_id, question.uri)
         yield question if uri == question.uri else replace(question, uri=uri)
     if not seen:

@@ -1,4 +1,5 @@
-"""ChartQA: charts with questions that people wrote, and with questions generated from summaries."""
+"""ChartQA: questions about charts. Some were written by people, and some were generated from summaries of the
+charts."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ _PARTS = {"0": "human", "1": "augmented", "human": "human", "machine": "augmente
 def read_chartqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
     """Read questions. The files have no ids, so ids are generated from split, part and row number.
 
-    Rows are numbered within each official file, but across all files of a split in a mirror, so official files and
-    mirrors get different ids.
+    Rows of official files are numbered within each file. Rows of a mirror are numbered over all its files, so the ids
+    of a mirror differ from those of official files.
     """
     for record in inputs.records(None, _FIELDS):
         part = _part(record)
@@ -34,7 +35,8 @@ def read_chartqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
 
 
 def _part(record: Record) -> str:
-    """`human` or `augmented`, from a mirror's column or the official file's name; empty if neither says which."""
+    """`human` or `augmented`, from a mirror's column or from the official file's name; empty if neither names the
+    part."""
     value = record.optional("human_or_machine", "type")
     if value is None:
         return next((part for part in ("human", "augmented") if part in record.file.rpartition("/")[2]), "")

@@ -1,4 +1,4 @@
-"""VQA and OK-VQA: open questions about COCO's photographs, with ten annotators' answers in a second file."""
+"""VQA and OK-VQA: open questions about COCO's photographs. The answers of ten annotators are in a second file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SUBTYPE = re.compile(r"(?<![a-zA-Z])(train|val|test)(?:-dev)?(\d{4})?")
 
 
 def read_vqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """Read the two official files, joined by question_id, or a mirror."""
+    """Read the two official files and join them by question_id, or read a mirror."""
     if not inputs.files[0].is_parquet:
         for file in inputs.files:
             yield from _joined(inputs, file)
@@ -72,7 +72,7 @@ def _subtype(text: str) -> str:
 
 
 def answer_files(inputs: Inputs) -> list[File]:
-    """The official files with the answers. A mirror's files hold questions and answers, so it has none.
+    """The official files with the answers; empty for a mirror, whose files hold both questions and answers.
 
     Raises:
         ConfigError: a file is missing.

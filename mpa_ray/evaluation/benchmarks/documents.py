@@ -23,7 +23,8 @@ _FIELDS = (
 
 
 def read_documents(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """Read questions. Families are DocVQA's question types and InfographicVQA's operations, if the file has them."""
+    """Read questions. A question's family is its question type in DocVQA and its operation in InfographicVQA, if the
+    file has this column."""
     for record in inputs.records("data", _FIELDS):
         if record.image_uri is None:
             image_id = record.text("image_local_name", "image")
@@ -42,7 +43,7 @@ def read_documents(inputs: Inputs) -> Iterator[LabelledQuestion]:
 
 
 def _image_id(record: Record) -> str:
-    """The id of a mirror's image. For DocVQA, it consists of document and page, as in the official image names."""
+    """The id of a mirror's image. For DocVQA, the id consists of document and page, as in the official image names."""
     document, page = record.optional("ucsf_document_id"), record.optional("ucsf_document_page_no")
     if document and page:
         return f"{document}_{page}"

@@ -40,7 +40,8 @@ class File:
 
     @property
     def split(self) -> str:
-        """The split that the file's name or else its folder's name contains, such as val; empty if there is none."""
+        """The split in the file's name or, if there is none, in its folder's name, such as val; empty if neither
+        contains a split."""
         *_, folder, name = ["", "", *self.uri.split("/")]
         stem = _PART_OF.sub("", re.sub(r"\.\w+$", "", name)).lower()
         splits = [part for part in (*re.split(r"[-_. ]", stem), folder.lower()) if _SPLIT.fullmatch(part)]
@@ -48,13 +49,13 @@ class File:
 
     @property
     def is_parquet(self) -> bool:
-        """Whether the file is Parquet, by its extension or else by its first bytes."""
+        """Whether the file is Parquet. The extension decides or, if it is unknown, the file's first bytes."""
         if self.uri.lower().endswith((*JSON, *PARQUET)):
             return self.uri.lower().endswith(PARQUET)
         return self._read(4) == b"PAR1"
 
     def entries(self, key: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The objects of a JSON file, each with its position for error messages.
+        """Yield the objects of a JSON file, each with its position for error messages.
 
         The file holds a list, a list under `key`, JSON lines, or, if `key` is None, an object of objects. In the last
         case, the key of each object becomes its `id`.
@@ -65,10 +66,10 @@ class File:
             yield position, entry
 
     def rows(self, columns: Sequence[str], image: str) -> Iterator[tuple[dict[str, Any], str | None]]:
-        """The rows of a Parquet file, each with the locator of its image; the images' bytes are not read.
+        """Yield the rows of a Parquet file, each with the locator of its image. The images' bytes are not read.
 
-        Each row has the values of those `columns` that the file has. If the column `image` holds file names instead of
-        images, the names are among the values, and the locators are None.
+        Each row has the values of `columns`, except for the columns that the file lacks. If the column `image` holds
+        file names instead of images, the names are among the values, and the locators are None.
         """
         try:
             with self.places.open(self.uri) as content, pq.ParquetFile(content, pre_buffer=False) as file:

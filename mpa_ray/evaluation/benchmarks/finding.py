@@ -27,10 +27,10 @@ def find_files(
     field: str = "benchmark.path",
     endings: tuple[str, ...] = JSON_OR_PARQUET,
 ) -> list[File]:
-    """The file at a path, or the files of one split in a folder or glob.
+    """Return the file at a path, or the files of one split in a folder or glob.
 
-    In a folder or glob, all Parquet files are taken. If there are none, the other files are taken; in a folder, only
-    those directly in it.
+    From a folder or glob, all Parquet files are taken. If there are none, the files with other endings are taken; in
+    the case of a folder, these must be directly in it.
 
     Args:
         places: Opens files by their URIs.
@@ -56,7 +56,7 @@ def find_files(
 
 
 def holds_parquet(places: Places, path: str, field: str) -> bool:
-    """Whether a path stands for Parquet files, and not for a folder of images."""
+    """Whether a path leads to Parquet files rather than to a folder of images."""
     path = resolve_path(path)
     if _is_file(path, JSON_OR_PARQUET):
         return path.lower().endswith(PARQUET)

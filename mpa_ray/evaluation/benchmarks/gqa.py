@@ -15,7 +15,7 @@ _FIELDS = ("id", "imageId", "question", "answer", "types")
 
 
 def read_gqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """Read questions. Families are the structural types: verify, query, choose, logical and compare."""
+    """Read questions. A question's family is its structural type: verify, query, choose, logical or compare."""
     mirrored = _mirrored_images(inputs)
     for record in inputs.records(None, _FIELDS):
         image_id = record.text("imageId")
@@ -39,7 +39,7 @@ def read_gqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
 
 
 def _mirrored_images(inputs: Inputs) -> dict[str, str] | None:
-    """The locators of a mirror's images by image id; None if the images are files in a folder."""
+    """The locators of a mirror's images, by image id; None if the images are separate files in a folder."""
     path = inputs.spec.images
     if path is None and inputs.files[0].is_parquet:
         path = inputs.spec.path.replace("_instructions", "_images")

@@ -18,16 +18,17 @@ class Images:
     """Image files in one folder and its subfolders."""
 
     def __init__(self, places: Places, root: str | None) -> None:
-        """If `root` is None, images are looked up in the folder of each record's file."""
+        """If `root` is None, the folder of each record's file takes its place."""
         self._places = places
         self._root = None if root is None else _absolute(root)
         self._layout: int | None = None
 
     def uri(self, record: Record, *names: str) -> str:
-        """The locator of an image: with the first of these names whose file exists, or else with the first name.
+        """Return the locator of an image, which may have one of several names: the first name with an existing file or,
+        if no file exists, the first name.
 
         All calls must give the same number of names in the same order. In an object store, names are tried only for the
-        first image; all later images use the name at the same position.
+        first image. For all later images, the name at the same position is used.
 
         Raises:
             ConfigError: a name points outside the folder.

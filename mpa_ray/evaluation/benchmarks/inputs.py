@@ -21,7 +21,8 @@ class Inputs:
     spec: BenchmarkConfig
     places: Places
     endings: tuple[str, ...] = JSON_OR_PARQUET
-    """The file name endings of files with questions, for a `spec.path` that is a folder or in an object store."""
+    """The file name endings of files with questions. They are used if `spec.path` is a folder or a glob, or is in an
+    object store."""
 
     @cached_property
     def files(self) -> list[File]:
@@ -32,7 +33,8 @@ class Inputs:
         return Images(self.places, self.spec.images)
 
     def records(self, key: str | None, columns: Sequence[str], image: str = "image") -> Iterator[Record]:
-        """The entries of all files: JSON entries under `key` (see `File.entries`), or the `columns` of Parquet rows."""
+        """Yield the entries of all files: JSON entries under `key` (see `File.entries`), or Parquet rows with the
+        columns `columns`."""
         number = 0
         for file in self.files:
             if not file.is_parquet:
@@ -44,7 +46,7 @@ class Inputs:
                 number += 1
 
     def entries(self, file: File, key: str | None) -> Iterator[Record]:
-        """All entries of one JSON file."""
+        """Yield all entries of one JSON file."""
         split = self.split_of(file)
         for row, (position, values) in enumerate(file.entries(key)):
             yield Record(file.uri, position, row, split, values, f"{file.name}/{row}", field=file.field)

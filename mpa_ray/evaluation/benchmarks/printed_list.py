@@ -1,4 +1,4 @@
-"""Read lists that were written into a text field as Python prints them, which pandas does in CSV files."""
+"""Read lists from text fields that hold them in Python's notation. pandas writes lists into CSV files in this form."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Any
 
 _LIST = re.compile(r"\s*(?:array\(|list\()?\[.*\]\s*(?:,\s*dtype=[^)]*)?\)?\s*", re.DOTALL)
 _QUOTED = re.compile(r"""\s*(?:array\(|list\()?\[\s*["'{]""")
-"""A list whose first item is a text or an object. An answer in brackets never begins like this."""
+"""The beginning of a list whose first item is a text or an object. An answer in brackets never begins like this."""
 
 
 def parse_printed_list(text: str) -> list[Any] | None:
-    """The list of texts or objects that is printed in a text; None if the text is not a printed list.
+    """Parse a text that is a list of texts or objects in Python's notation. Return None if the text is not such a list.
 
     Raises:
-        ValueError: the text may or may not be a printed list, or it is one that cannot be read. The message says why.
+        ValueError: it is unclear whether the text is such a list, or the text looks like such a list but cannot be
+            read. The message gives the reason.
     """
     if _LIST.fullmatch(text) is None:
         return None
@@ -51,7 +52,7 @@ def _evaluated(text: str) -> Any:
 
 
 def _has_adjacent_texts(text: str) -> bool:
-    """Whether two texts follow each other without a comma. Python would join them into one."""
+    """Whether two string literals follow each other without a comma. Python would join them into one."""
     try:
         tokens = list(tokenize.generate_tokens(io.StringIO(text.strip()).readline))
     except (tokenize.TokenError, SyntaxError):

@@ -24,8 +24,8 @@ COLUMNS = {
 def read_questions(inputs: Inputs) -> Iterator[LabelledQuestion]:
     """Read questions.
 
-    Every row must have the fields that `columns` lists. Otherwise, family, answer type, split and image id are
-    optional; the image id defaults to the image's file name, or to the row that holds the image.
+    Every row must have the fields that `columns` lists. If `columns` does not list them, family, answer type, split and
+    image id are optional. The default image id is the image's file name or, if the row holds the image, the row's id.
     """
     named = inputs.spec.columns
     if unknown := named.keys() - COLUMNS.keys():

@@ -23,7 +23,7 @@ class Record:
     position: str
     """The position in the file for error messages, such as `row 3`."""
     number: int
-    """The entry's number, from 0: within a JSON file, or among the rows of all of a mirror's files."""
+    """The number of the entry, counted from 0: within a JSON file, or over all files of a mirror."""
     split: str
     """The split, such as train, val or test; empty if unknown."""
     values: Mapping[str, Any]
@@ -36,7 +36,7 @@ class Record:
 
     @property
     def source(self) -> str:
-        """The prefix of generated ids: the split, or else the file's name without its extension."""
+        """The prefix of generated ids: the split or, if it is unknown, the file's name without its extension."""
         return self.split or self.file.rpartition("/")[2].rpartition(".")[0]
 
     def get(self, *names: str) -> Any:
@@ -69,7 +69,7 @@ class Record:
 
         Args:
             names: The fields that may hold the answers; the first one that the entry has is used.
-            may_be_printed: Also read a text in which such a list is printed as Python prints it.
+            may_be_printed: Whether to read a text as a list if it is a list in Python's notation.
 
         Raises:
             ConfigError: all answers are missing or empty, as in test splits, or they have another form.
@@ -86,7 +86,8 @@ class Record:
         return answers
 
     def _unprinted(self, text: str, names: tuple[str, ...]) -> str | list[Any]:
-        """The list if the text is a list as Python prints it, otherwise the text itself, which is one answer.
+        """Return the list if the text is a list in Python's notation. Otherwise, return the text itself, which is one
+        answer.
 
         Raises:
             ConfigError: the text may be a list or one answer in brackets, or it is a printed array.

@@ -11,7 +11,7 @@ from mpa_ray.records import LabelledQuestion
 
 
 def read_textvqa(inputs: Inputs) -> Iterator[LabelledQuestion]:
-    """Read questions; the images of train and val are both in folder `train_images`."""
+    """Read questions. The folder `train_images` holds the images of both splits, train and val."""
     for record in inputs.records("data", ("question_id", "question", "image_id", "answers")):
         image_id = record.text("image_id")
         names = [f"{folder}{image_id}.jpg" for folder in ("train_images/", "", "test_images/")]

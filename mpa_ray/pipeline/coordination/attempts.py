@@ -1,4 +1,4 @@
-"""The attempts at the shards of a pass: what each engine's death means for them, and when they end."""
+"""The attempts at the shards of a pass: what deaths of engines show about images, and when a shard is given up."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from random import Random
 from typing import NamedTuple
 
 from mpa_ray.config import LimitsConfig
+from mpa_ray.errors.remedies import Remedy
 from mpa_ray.pipeline.coordination.poison_search import PoisonSearch
-from mpa_ray.remedies import Remedy
 from mpa_ray.run.suspects import Suspects
 from mpa_ray.stages.visits import Attempt
 
@@ -34,14 +34,14 @@ class _Problem(NamedTuple):
 
 @dataclass
 class _Shard:
-    """A shard that is not committed."""
+    """A shard that is not committed yet."""
 
     search: PoisonSearch
     num_attempts: int = 0
     engine: Hashable | None = None
     """The engine of the latest attempt; None if that attempt is over."""
     group: tuple[str, ...] = ()
-    """The group that is in the engine, which then holds nothing else."""
+    """The group of suspects that is in the engine. The engine then holds no other image."""
     num_taken_away: int = 0
     last_taken_away: str = ""
     last_error: str = ""
@@ -51,14 +51,14 @@ class _Shard:
 class Attempts:
     """The attempts at the shards of a pass.
 
-    A death makes suspects of the images that were in the engine. A process that is killed outright (out of memory, a
+    If an engine dies, the images that were in it become suspects. A process that is killed outright (out of memory, a
     fault in a codec) reports nothing, so all images of its shards become suspects. A `PoisonSearch` for each shard
-    finds those that kill engines. Deaths that advance this search do not count against the shard; the docstring of
+    finds the images that kill engines. Deaths that advance this search do not count against the shard; the docstring of
     `PoisonSearch` shows that the search always ends.
 
-    After a death, every engine has to answer a probe picture before its next shard. If two in a row die instead, the
-    engine is at fault and the pass ends. An engine that was taken away, with its node or by a request to end, shows
-    nothing about images, and its end does not count as a death.
+    After a death, every engine has to answer a probe picture before its next shard. If two engines in a row die of the
+    picture, the engine is at fault and the pass ends. An engine is taken away if its node ends or if its process is
+    asked to end. This shows nothing about images, and does not count as a death.
     """
 
     def __init__(self, limits: LimitsConfig, random: Random | None = None) -> None:
@@ -73,16 +73,16 @@ class Attempts:
         self._error_at_probe = ""
 
     def is_known(self, shard: str) -> bool:
-        """Whether the shard was begun before and is not forgotten."""
+        """Whether `learn` or `begin` was called for the shard, and `forget` was not called since."""
         return shard in self._shards
 
     def unfinished_engine(self, shard: str) -> Hashable | None:
-        """The engine of the latest attempt, which may have died; None if there is no attempt, or it is over."""
+        """The engine of the latest attempt, which may have died; None if there is no attempt or the attempt is over."""
         known = self._shards.get(shard)
         return known.engine if known is not None else None
 
     def learn(self, shard: str, before: Suspects) -> None:
-        """Take over what is known of a shard, before its first attempt."""
+        """Add what earlier commands found out about a shard. Called before the shard's first attempt in this pass."""
         search = PoisonSearch(self._limits.max_image_deaths, before, self._random)
         self._shards[shard] = _Shard(search, last_error=before.last_error)
 
@@ -121,7 +121,7 @@ class Attempts:
         self._probed.add(engine)
 
     def end_probe(self, engine: Hashable, is_answered: bool = True) -> None:
-        """Record that the engine has the probe picture no longer, and whether it has answered it."""
+        """Record that the probe picture is no longer in the engine, and whether the engine has answered it."""
         if engine in self._probed and is_answered:
             self._num_deaths_at_probe = 0
         self._probed.discard(engine)
@@ -153,16 +153,16 @@ class Attempts:
     def bury(
         self, engine: Hashable, in_flight: Mapping[str, Collection[str]] | None, cause: str, was_taken_away: bool
     ) -> list[str]:
-        """Record the death of an engine. A further record of the same death has no effect.
+        """Record the death of an engine. Another call for the same death has no effect.
 
         Args:
             engine: The engine.
-            in_flight: The images of each shard that were in it; None if it could not report them.
-            cause: Why it died.
-            was_taken_away: Whether it was ended for reasons that have nothing to do with its images.
+            in_flight: By shard, the images that were in the engine; None if the engine could not report them.
+            cause: Why the engine died.
+            was_taken_away: Whether the engine was ended for reasons that have nothing to do with its images.
 
         Returns:
-            The shards of which more is known now.
+            The shards about whose images the death has shown something.
         """
         shards = {name: begun for name, begun in self._shards.items() if begun.engine == engine}
         in_group = {name: begun for name, begun in shards.items() if begun.group}
@@ -196,7 +196,7 @@ class Attempts:
         self._shards.pop(shard, None)
 
     def _problem(self, shard: str, begun: _Shard) -> _Problem:
-        """Why the shard is given up, if it is."""
+        """Why the shard is given up. All fields have their default values if the shard is not given up."""
         search, limits = begun.search, self._limits
         last = f"the last time with: {begun.last_error or 'the process ended without an error'}"
         num_blamed = len(search.quarantined)

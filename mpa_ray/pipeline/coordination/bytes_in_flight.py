@@ -8,7 +8,7 @@ from mpa_ray.pipeline.coordination.turns import POLL_S, OrderedTurns
 
 
 class BytesInFlight:
-    """Leases of memory, one per shard, granted in turn. A shard that is begun again keeps its lease."""
+    """Leases of memory, one per shard, granted in the shards' order. A shard that is begun again keeps its lease."""
 
     def __init__(self, turns: OrderedTurns, max_bytes: int) -> None:
         self._max_bytes = max_bytes

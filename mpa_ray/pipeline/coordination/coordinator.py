@@ -38,11 +38,11 @@ class PassCoordinator:
         """Begin a pass.
 
         Args:
-            limits: When the pass ends because of deaths.
+            limits: The limits on deaths of engines and on images that kill engines.
             max_bytes_in_flight: See `BytesInFlight`.
             record_death: Records a death in the run.
-            was_taken_away: Whether a dead process ended for reasons outside of it.
-            suspects_files: Where the pass keeps what deaths have shown; None keeps nothing.
+            was_taken_away: Returns whether a dead process was ended from outside.
+            suspects_files: The files for what deaths have shown about images; if None, no files are read or written.
             engine: Identifies the engine of the pass; see `Suspects.engine`.
         """
         self._queue = ShardQueue()
@@ -84,7 +84,7 @@ class PassCoordinator:
         return await self._bytes.acquire(shard, num_bytes)
 
     async def begin_fetch(self, shard: str, process: WorkerProcess) -> str:
-        """Record that a process begins to read a shard. Returns why it must not, or "" if it may."""
+        """Record that a process begins to read a shard. Returns why it must not read the shard, or "" if it may."""
         return await self._fetches.begin(shard, process)
 
     async def end_fetch(self, shard: str, num_bytes: int) -> None:
@@ -93,11 +93,11 @@ class PassCoordinator:
         await self._bytes.resize(shard, num_bytes)
 
     async def begin_start(self, actor_id: str, process: WorkerProcess) -> str:
-        """Record that an actor begins to start its engine. Returns why it must not, or "" if it may."""
+        """Record that an actor begins to start its engine. Returns why it must not start it, or "" if it may."""
         return await self._starts.begin(actor_id, process)
 
     async def end_start(self, actor_id: str) -> None:
-        """Record that an actor has started its engine, or has reported why it cannot."""
+        """Record that an actor has started its engine, or has reported why it cannot start the engine."""
         self._starts.end(actor_id)
 
     async def record_failed_start(self, process: WorkerProcess, error: str) -> str:
@@ -111,7 +111,7 @@ class PassCoordinator:
     async def begin_attempt(
         self, shard: str, process: WorkerProcess, images: Sequence[str], generation: int = 0
     ) -> Attempt:
-        """Begin an attempt in a process, and find out how the previous one ended. See `Attempts.begin`."""
+        """Record how the previous attempt ended, and begin another attempt in a process. See `Attempts.begin`."""
         previous = self._attempts.unfinished_engine(shard)
         if isinstance(previous, WorkerProcess) and previous != process:
             await self._bury(previous)
@@ -146,7 +146,7 @@ class PassCoordinator:
         self._attempts.report_visited(shard, process)
 
     async def report_death(self, process: WorkerProcess, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
-        """See `Attempts.bury`. The process may end before its death is recorded."""
+        """See `Attempts.bury`. Does not wait until the death is recorded, so that the process can end at once."""
         self._in_flight[process] = in_flight
         self._deaths.begin(process, error)
         self._in_background(self._bury(process))
@@ -175,7 +175,7 @@ class PassCoordinator:
         await asyncio.gather(*self._background)
 
     async def _bury(self, process: WorkerProcess) -> None:
-        """Record a death, and keep in the run what it shows."""
+        """Record a death, and write to the run's files what it shows about images."""
         cause = await self._deaths.cause_of(process)
         was_taken_away = await self._deaths.was_taken_away(process)
         known = {

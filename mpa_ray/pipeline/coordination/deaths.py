@@ -12,11 +12,11 @@ RecordDeath = Callable[[WorkerProcess, str | None], Awaitable[str]]
 """Records the death of a process in the run, with the error that it reported, if any. Returns the cause in words."""
 
 WasTakenAway = Callable[[WorkerProcess], Awaitable[bool]]
-"""Whether a dead process was ended for reasons outside of it: its node is gone, or Ray asked it to end."""
+"""Whether a dead process was ended from outside: its node has ended, or the process was asked to end."""
 
 
 async def never_taken_away(_: WorkerProcess) -> bool:
-    """For processes that only end through their own fault."""
+    """Return False. For processes that are never ended from outside."""
     return False
 
 
@@ -29,7 +29,7 @@ class DeathRegister:
         self._causes: dict[WorkerProcess, asyncio.Task[str]] = {}
 
     def begin(self, process: WorkerProcess, error: str | None = None) -> asyncio.Task[str]:
-        """Begin to record a death, unless that has begun already. The returned task yields the cause."""
+        """Begin to record a death if no earlier call has. The result of the returned task is the cause of the death."""
         if process not in self._causes:
             self._causes[process] = asyncio.ensure_future(self._record(process, error))
         return self._causes[process]
@@ -39,7 +39,7 @@ class DeathRegister:
         return await asyncio.shield(self.begin(process))
 
     async def was_taken_away(self, process: WorkerProcess) -> bool:
-        """Whether a dead process was ended for reasons outside of it."""
+        """Whether a dead process was ended from outside."""
         return await self._was_taken_away(process)
 
     async def settle(self) -> None:
@@ -59,7 +59,7 @@ class Begun:
         self._num_deaths: Counter[str] = Counter()
 
     async def begin(self, task: str, process: WorkerProcess) -> str:
-        """Begin a task. Returns why it must not be tried again, or "" if it may be."""
+        """Begin a task. Returns why the task must not be tried again, or "" if the process may try it."""
         previous, self._processes[task] = self._processes.get(task), process
         if previous is None or previous == process:
             return ""

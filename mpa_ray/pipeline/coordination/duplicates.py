@@ -27,9 +27,9 @@ class Sighting:
 class Duplicates:
     """The digests of all images of a pass.
 
-    Shards add their digests in the order of the corpus. So an image can only be the duplicate of an earlier one, no
-    matter which image was read first, and even if other drivers work on the same run. The first of several equal images
-    is always kept.
+    Shards add their digests in the order of the corpus. So an image can only be the duplicate of an earlier image of
+    the corpus, no matter which image was read first, and even if other drivers work on the same run. The first of
+    several equal images never counts as a duplicate.
     """
 
     def __init__(self, turns: OrderedTurns) -> None:
@@ -46,8 +46,8 @@ class Duplicates:
         """Add the images of a shard; None stands for an image that could not be read.
 
         Returns:
-            For each image, the id of an earlier image with the same bytes, or None if there is none. None instead of
-            a list if the shard's turn did not come within `wait_s` seconds: the caller must ask again.
+            For each image, the id of an earlier image with the same bytes, or None if there is no such image. If the
+            shard's turn did not come within `wait_s` seconds, the result is None, and the caller must ask again.
         """
         if not await self._turns.wait(shard, wait_s):
             return None

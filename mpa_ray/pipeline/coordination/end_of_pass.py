@@ -24,7 +24,7 @@ class EndOfPass(Generic[FailureT]):
         self._given_up.set()
 
     async def wait(self, wait_s: float = POLL_S) -> FailureT | None:
-        """The failure, as soon as there is one; None if there was none within `wait_s` seconds."""
+        """Wait for a failure and return it; None if there was no failure within `wait_s` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._given_up.wait()

@@ -29,7 +29,11 @@ class ShardQueue:
             self._changed.notify_all()
 
     async def read_from(self, index: int, wait_s: float = POLL_S) -> list[str] | None:
-        """The shards from an index on; [] if none came within `wait_s` seconds, None if the list ends before it."""
+        """The shards from an index on.
+
+        Returns:
+            [] if there was no such shard within `wait_s` seconds; None if there never will be one.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s), self._changed:
                 await self._changed.wait_for(lambda: self._is_closed or len(self._shards) > index)

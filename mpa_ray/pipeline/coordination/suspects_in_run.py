@@ -21,7 +21,7 @@ class SuspectsFiles(Protocol):
 
 
 class SuspectsInRun:
-    """The files of suspects of all shards of a pass. If no engine dies, the pass only lists these files, once."""
+    """The files of suspects of all shards of a pass. If no engine dies, the pass only lists them, and only once."""
 
     def __init__(self, files: SuspectsFiles | None, engine: str = "") -> None:
         """If `files` is None, nothing is read or written. `engine` identifies the engine; see `Suspects.engine`."""

@@ -10,8 +10,8 @@ POLL_S = 10.0
 """How long a request to the coordinator waits before it must be repeated. Repeating it shows that the shard's worker is
 alive."""
 _MAX_SILENCE_S = 60.0
-"""After this time without a request from the shard whose turn it is, the node that reads this shard has probably died.
-The other shards then no longer wait for it."""
+"""If the shard that has the turn sends no request for this time, the node that reads this shard has probably died. The
+other shards then no longer wait for this shard."""
 
 
 class OrderedTurns:
@@ -23,7 +23,7 @@ class OrderedTurns:
         self._next = 0
         self._max_silence_s = max_silence_s
         self._last_seen: dict[int, float] = {}
-        """The time of the latest request from each waiting shard and from the shard whose turn it is, by index."""
+        """By index, the time of the latest request from each waiting shard and from the shard that has the turn."""
         self._changed = asyncio.Condition()
         for shard in shards:
             self.add(shard)
@@ -37,8 +37,9 @@ class OrderedTurns:
         """Wait until it is the shard's turn.
 
         Returns:
-            True once all shards before it are done. If that takes longer than `wait_s` seconds: True if the shard whose
-            turn it is has sent no request for too long, otherwise False, and the caller must ask again.
+            True once all shards before this shard are done. If they are not done after `wait_s` seconds, the result
+            depends on the shard that has the turn now: True if that shard has sent no request for too long, otherwise
+            False. After False, the caller must ask again.
         """
         index, now = self._index[shard], time.monotonic()
         self._last_seen[index] = now

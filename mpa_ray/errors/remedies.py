@@ -1,7 +1,7 @@
-"""What a person must do after an error, so that the same command continues the run.
+"""Sentences that tell the user what to do after an error, so that the same command continues the run.
 
-All messages that end a run take this sentence from here, since the kind of the error decides it and not the place that
-reports the error.
+Every message that ends a run takes its last sentence from this module, because the sentence depends on the kind of the
+error and not on the code that reports the error.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Remedy(StrEnum):
 
     @property
     def may_pass(self) -> bool:
-        """Whether the exit code is 3: the same command continues without a change of the settings or of the run."""
+        """Whether the exit code is 3: the same command can continue the run with the same settings and files."""
         return self in (
             *(Remedy.SAME_COMMAND, Remedy.CHECK, Remedy.FREE_SPACE),
             *(Remedy.FEWER_FILES, Remedy.PERMISSIONS),
@@ -68,7 +68,7 @@ _BY_ERRNO = {
     errno.ENOENT: Remedy.DAMAGED,
 }
 _OWN_REMEDY = "same command"
-"""A message with these words says itself what to do."""
+"""A message with these words already tells the user what to do."""
 _BY_WORDS = (
     (re.compile(r"AF_UNIX path|ipc path .* is longer than"), Remedy.SHORTER_SOCKET),
     (re.compile(r"CannotWrite\b"), Remedy.CHECK),
@@ -77,7 +77,8 @@ _BY_WORDS = (
     (re.compile(r"TransientError|AccessLost|LostOwnership|were ended from outside"), Remedy.SAME_COMMAND),
     (re.compile(r"ArrowInvalid|JSONDecodeError|magic bytes|Couldn't deserialize"), Remedy.DAMAGED),
 )
-"""For errors of other processes, of which only the words are known. The first that is found decides."""
+"""Remedies for errors of other processes, of which only the message is known. The first pattern that is found in the
+message decides."""
 _LOST_PROCESSES = re.compile(
     r"(Actor\w*|Crashed|NodeDied|OutOfMemory|ObjectLost|ObjectFetch\w*|Owner\w*|Cancelled|System|Rpc|Channel\w*)Error$"
 )
@@ -88,7 +89,7 @@ def what_continues(error: BaseException | str) -> Remedy:
     """The sentence that ends the message about an error.
 
     Args:
-        error: The error, or its words if it was raised in another process.
+        error: The error, or its message if it was raised in another process.
     """
     if isinstance(error, str):
         by_words = _by_words(error)
@@ -111,7 +112,7 @@ def what_continues(error: BaseException | str) -> Remedy:
 
 
 def continues_at_once(error: BaseException) -> bool:
-    """Whether the same command continues without anything that a person must do first."""
+    """Whether the same command can continue the run at once, without any other action of the user."""
     return what_continues(error) is Remedy.SAME_COMMAND or Remedy.SAME_COMMAND in str(error)
 
 
@@ -127,10 +128,10 @@ def _by_errno(links: Sequence[BaseException]) -> Remedy | None:
 
 
 def _of_others(links: Sequence[BaseException]) -> Remedy:
-    """The remedy of an error that is neither ours nor has a number."""
+    """The remedy for an error of a library, if neither its message nor its error number decides."""
     kind = type(links[0])
     if any(isinstance(link, ValueError) for link in links):
-        # pyarrow, json and codecs raise it if a file does not hold what was written.
+        # pyarrow, json and codecs raise a ValueError if a file is damaged.
         return Remedy.DAMAGED
     if any(isinstance(link, OSError) for link in links):
         return Remedy.CAUSE
@@ -140,7 +141,7 @@ def _of_others(links: Sequence[BaseException]) -> Remedy:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and the errors that caused it, also those that Ray's errors hold."""
+    """The error and the errors that caused it. Some of Ray's errors hold their cause in `cause`."""
     link: BaseException | None = error
     while link is not None:
         yield link

@@ -14,13 +14,13 @@ from mpa_ray.textual import readable
 _MAX_VALUE_LENGTH = 300
 """In characters. Messages cut longer values, such as a whole branch of the configuration."""
 _MIN_BEGINNING = 3
-"""A shorter beginning of a name could mean anything."""
+"""In characters. A shorter beginning would fit too many names."""
 
 
 def did_you_mean(word: object, choices: Iterable[str], most: int = 2) -> str:
-    """Ask for the most similar choices, as in `Did you mean align?`. Returns "" if no choice is similar.
+    """Return a question with the most similar choices, such as `Did you mean align?`, or "" if no choice is similar.
 
-    Case does not count, and the beginning of a choice, such as `eval`, is similar to it.
+    Upper and lower case count as equal. A choice is also similar to its own beginning, such as `evaluate` to `eval`.
     """
     text = str(word).lower()
     by_text = {choice.lower(): choice for choice in reversed(list(choices))}
@@ -38,7 +38,7 @@ class ConfigError(Exception):
 
     def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
         self.field, self.value, self._rest = field, value, (value, problem, remedy)
-        # Secrets are hidden before the value is cut, because a part of a secret may not be recognised as one.
+        # Secrets are hidden before the value is cut, because a part of a secret may not be recognised as a secret.
         shown = without_secrets(f"{field} = {value!r}")
         longest = len(field) + len(" = ") + _MAX_VALUE_LENGTH
         if len(shown) > longest:
@@ -46,12 +46,17 @@ class ConfigError(Exception):
         super().__init__(readable(f"{shown}: {without_secrets(f'{problem} {remedy}')}"))
 
     def with_field(self, field: str, value: object = None) -> ConfigError:
-        """Return the same error with the field's name in the user's configuration, and its value unless it is None."""
+        """Return the same error with another name of the field, and with another value if one is given.
+
+        Args:
+            field: The field's name in the user's configuration.
+            value: The field's value in the user's configuration; None keeps the value of this error.
+        """
         old_value, problem, remedy = self._rest
         return type(self)(field, old_value if value is None else value, problem, remedy)
 
     def with_branch(self, branch: str, in_configuration: str) -> ConfigError:
-        """Return the same error with another name of a branch of the configuration, in the field and in the remedy.
+        """Return the same error with a branch of the configuration renamed, in the field and in the remedy.
 
         Args:
             branch: The branch's name in this error, such as `benchmark`.
@@ -68,7 +73,7 @@ class ConfigError(Exception):
 
 @contextmanager
 def uri_in(field: str, value: str) -> Iterator[None]:
-    """In errors about a URI, name the setting from which it comes."""
+    """Replace the field `uri` of errors in the block by the name of the setting that contains the URI."""
     try:
         yield
     except ConfigError as error:
@@ -92,11 +97,11 @@ class Unfinished(RunError):
 
 
 class AccessLost(Unfinished):
-    """A store refuses every request: the credentials have expired or were replaced, or the clock is wrong."""
+    """An object store refuses every request: the credentials have expired or were replaced, or the clock is wrong."""
 
 
 class NoSuchBucket(OSError):
-    """A URI names a bucket of an object store that does not exist, or whose name no bucket can have."""
+    """A URI names a bucket that the object store does not have, or the name is not valid for a bucket."""
 
 
 class TransientError(OSError):
@@ -128,7 +133,7 @@ sockets."""
 
 
 def may_pass(error: BaseException | None) -> bool:
-    """Whether an error while reading or writing, or an error that caused it, may be temporary.
+    """Whether an error of reading or writing, or one of its causes, may be temporary.
 
     A missing file, a refused permission and a full disk do not count as temporary.
     """
