@@ -14,9 +14,14 @@ UNREADABLE = (ConfigError, DamagedFile, OSError, LookupError, TypeError, ValueEr
 
 
 def json_finding(
-    run: Run, path: str, remedy: str | None, *repairs: Callable[[], None], read: Callable[[str], Any] | None = None
+    run: Run,
+    path: str,
+    remedy: str | None,
+    *repairs: Callable[[], None],
+    read: Callable[[str], Any] | None = None,
+    is_required: bool = False,
 ) -> Iterator[Finding]:
-    """Read a JSON file of the run, if it exists, and yield a finding if it is damaged.
+    """Read a JSON file of the run, and yield a finding if it is damaged.
 
     Args:
         run: The run.
@@ -24,11 +29,13 @@ def json_finding(
         remedy: The remedy; None if the same command makes the file again after a repair.
         repairs: The repairs.
         read: Reads the file; by default `Run.read_json`.
+        is_required: Whether a missing file is a finding, too.
     """
     try:
         (read or run.read_json)(path)
     except FileNotFoundError:
-        return
+        if is_required:
+            yield Finding(path, "it is missing", remedy or SAME_COMMAND, repairs)
     except UNREADABLE as error:
         if may_pass(error):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mpa_ray.config import Arm
@@ -14,9 +15,10 @@ from mpa_ray.run.checksums import damaged_files
 from mpa_ray.run.damage import RESTORE, Finding, set_aside
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.export_check import ExportCheck
+from mpa_ray.run.marker import Commit
+from mpa_ray.run.markers import shard_name
 from mpa_ray.run.run import EXPORT, Run
-from mpa_ray.run.sealed_json import parse_sealed
-from mpa_ray.run.training_log import FILE_ENTRIES
+from mpa_ray.run.training_log import FILE_ENTRIES, parse_log_file, write_lost_file
 from mpa_ray.run.training_state import TrainingState
 
 _TRAIN_AGAIN = "train the student again: delete its folder, or give --relevel if D_PI was made again"
@@ -41,12 +43,23 @@ def _version_of(run: Run, folder: str) -> str:
         return ""
 
 
+def _missing(dataset: ShardedDataset[Any], num_rows: int) -> list[str]:
+    """The shards without a marker, as far as the others and the number of rows of all shards show."""
+    listed = dataset.markers.listed()
+    names = [shard_name(index) for index in range(int(listed[-1]) + 1 if listed else 0)]
+    newest = list(map(dataset.markers.newest_or_damage, listed))
+    commits = [marker for marker in newest if isinstance(marker, Commit)]
+    has_later = len(commits) == len(newest) == len(names) and sum(marker.num_rows for marker in commits) < num_rows
+    return [*sorted(set(names).difference(listed)), *([shard_name(len(names))] if has_later else [])]
+
+
 class _Training:
     """The files of one training."""
 
     def __init__(self, run: Run, folder: str, is_newest: bool, is_outdated: bool) -> None:
         self._run, self._folder = run, folder
         self._is_newest, self._is_outdated = is_newest, is_outdated
+        self._is_complete = run.storage.exists(self._path("complete.json"))
 
     def findings(self, progress: Progress) -> Iterator[Finding]:
         yield from self._records()
@@ -68,26 +81,41 @@ class _Training:
 
     def _json(self, name: str, remedy: str | None, repair: Callable[[], None], **settings: Any) -> Iterator[Finding]:
         repairs = (repair,) if remedy is None else ()
+        settings = {"is_required": self._is_complete, **settings}
         yield from json_finding(self._run, self._path(name), remedy, *repairs, **settings)
 
     def _records(self) -> Iterator[Finding]:
-        run, folder = self._run, self._folder
-        remedy = self._remedy()
+        run, remedy = self._run, self._remedy()
         # Without its state, the training continues from its last checkpoint.
-        read_state = lambda _: TrainingState.read(run, folder)  # noqa: E731
-        yield from self._json("training.json", remedy, self._aside("training.json"), read=read_state)
-        yield from self._json("verdicts.json", remedy, self._aside("verdicts.json"))
-        yield from self._json("complete.json", remedy, self._aside())
-        for path in run.storage.list(self._path("log")):
+        yield from self._json("training.json", remedy, self._aside("training.json"), read=self._read_state)
+        # The version is recorded when the samples are planned.
+        needed, repair = self._remedy(needs_same_data=True), self._aside("verdicts.json", "epoch/manifest.json")
+        yield from self._json("verdicts.json", needed, repair, is_required=self._had_checksums())
+        # Without this file, the same command finishes the training again.
+        yield from self._json("complete.json", remedy, self._aside(), is_required=False)
+        for path in sorted({*run.storage.list(self._path("log")), *self._log_files()}):
             lost = f"{RESTORE}, or run mpa-ray audit RUN --repair: a part of the training's curves is lost"
-            yield from json_finding(run, path, lost, set_aside(run, path), read=self._read_log)
+            repairs = set_aside(run, path), partial(write_lost_file, run, path)
+            yield from json_finding(run, path, lost, *repairs, read=self._read_log, is_required=True)
+
+    def _read_state(self, path: str) -> TrainingState:
+        state = TrainingState.read(self._run, self._folder)
+        if state is None:
+            raise FileNotFoundError(path)
+        return state
+
+    def _log_files(self) -> list[str]:
+        """The files of the log that the state of the training names."""
+        try:
+            state = self._read_state(self._path("training.json"))
+        except UNREADABLE:
+            return []
+        return [path for files in state.log_files for path in files.paths(self._folder)]
 
     def _read_log(self, path: str) -> None:
-        lines = self._run.storage.read(path).splitlines()
-        if len(lines) != FILE_ENTRIES:
-            raise ValueError(f"it has {len(lines)} lines instead of {FILE_ENTRIES}")
-        for line in lines:
-            parse_sealed(line)
+        num_entries = len(parse_log_file(self._run.storage.read(path)))
+        if num_entries not in (0, FILE_ENTRIES):
+            raise ValueError(f"it has {num_entries} lines instead of {FILE_ENTRIES}")
 
     def _plan(self, progress: Progress) -> Iterator[Finding]:
         run = self._run
@@ -96,16 +124,30 @@ class _Training:
         remedy, repair = self._remedy(needs_same_data=True), self._aside(manifest)
         read_counts = lambda path: EpochCounts(**run.read_json(path))  # noqa: E731
         yield from self._json(manifest, remedy, repair, read=read_counts)
+        counts = self._counts(manifest)
         for name in ("epoch", "held_out", "retained"):
             dataset = run.dataset(self._path(name), ParitySample)
-            audit = DatasetAudit(dataset, dataset.markers.listed(), repairs=(repair,), remedy=remedy or "")
+            shards = dataset.markers.listed()
+            # The manifest is written after all rows.
+            is_whole = counts is not None
+            if counts is not None and name == "epoch":
+                shards += _missing(dataset, counts.num_samples)
+            elif is_whole and not shards:
+                shards = [shard_name(0)]
+            audit = DatasetAudit(dataset, shards, has_exports=is_whole, repairs=(repair,), remedy=remedy or "")
             yield from audit.findings(progress)
+
+    def _counts(self, manifest: str) -> EpochCounts | None:
+        try:
+            return EpochCounts(**self._run.read_json(self._path(manifest)))
+        except UNREADABLE:
+            return None
 
     def _export(self, progress: Progress) -> Iterator[Finding]:
         run, remedy = self._run, self._remedy()
         # Without the configuration of the merged model, the same command exports the trained weights again.
         repair = self._aside(EXPORT, "merged/config.json")
-        damaged = list(self._json(EXPORT, remedy, repair))
+        damaged = list(self._json(EXPORT, remedy, repair, is_required=self._had_checksums()))
         yield from damaged
         if damaged:
             return
@@ -115,8 +157,6 @@ class _Training:
         if run.storage.exists(self._path(EXPORT)):
             for damage in damaged_files(run.storage, self._folder, run.read_json(self._path(EXPORT))):
                 yield Finding(damage.path, damage.problem, repairs=repairs, **shown)
-        elif self._had_checksums():
-            yield Finding(self._path(EXPORT), "it is missing", repairs=repairs, **shown)
 
     def _had_checksums(self) -> bool:
         try:
@@ -135,8 +175,7 @@ class _Training:
         ]
         # Each of the two has the shards of the other once the check is done.
         shards = sorted({shard for dataset in datasets for shard in dataset.markers.listed()})
-        is_done = run.storage.exists(self._path("complete.json"))
         for dataset in datasets:
             repairs = (self._aside(),)
-            audit = DatasetAudit(dataset, shards, has_exports=is_done, repairs=repairs, remedy=remedy or "")
+            audit = DatasetAudit(dataset, shards, has_exports=self._is_complete, repairs=repairs, remedy=remedy or "")
             yield from audit.findings(progress)

@@ -23,6 +23,8 @@ FILE_ENTRIES = 100
 """The number of entries in a file of the log."""
 _LEAST_LATEST = 20
 """`training.json` holds at least this many of the latest entries, or all if there are fewer: enough for a rate."""
+_LOST = {"is_lost": True}
+"""The only line of a file whose entries are lost."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,23 @@ def read_files(run: Run, folder: str, files: Sequence[LogFiles]) -> Iterator[Log
         yield from (entry for entry in entries if last_step is None or entry.step <= last_step)
 
 
+def parse_log_file(content: bytes) -> list[LogEntry]:
+    """The entries in the content of a file; none if a repair has written the file. Raises ValueError for damage."""
+    lines = [parse_sealed(line) for line in content.splitlines()]
+    if not lines:
+        raise ValueError("it is empty")
+    return [] if lines == [_LOST] else [LogEntry.from_json(line) for line in lines]
+
+
+def write_lost_file(run: Run, path: str) -> None:
+    """Write a file without entries in the place of a damaged or missing one."""
+    run.storage.write(path, (json.dumps(sealed(_LOST)) + "\n").encode())
+
+
 def _entries_of(run: Run, path: str) -> list[LogEntry]:
     """The entries in a file. Without a damaged or missing file, a part of the curves is lost, and nothing else."""
     try:
-        return [LogEntry.from_json(parse_sealed(line)) for line in run.storage.read(path).splitlines()]
+        return parse_log_file(run.storage.read(path))
     except (FileNotFoundError, ValueError) as error:
         logger.warning("%s is left out: %s", path, error)
         return []

@@ -63,7 +63,8 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
 
 def fine_tune(run: Run, _: Any, __: Any, ___: Any, ____: Any, plan: Any, folder: str, *_____: Any) -> None:
     """Writes what a training and its export write, in the order in which they do, without a model."""
-    if run.storage.exists(f"{folder}/merged/config.json"):
+    before = TrainingState.read(run, folder)
+    if before is not None and before.is_exported and run.storage.exists(f"{folder}/merged/config.json"):
         return
     entries = [LogEntry(step=step, loss=1 / step) for step in range(1, 140)]
     state = TrainingState(num_steps=plan.num_steps)
