@@ -17,6 +17,7 @@ from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.export_check import ExportCheck
 from mpa_ray.run.marker import Commit
 from mpa_ray.run.markers import shard_name
+from mpa_ray.run.ownership import Owner, owner_files, write_unknown_owner
 from mpa_ray.run.run import EXPORT, Run
 from mpa_ray.run.training_log import FILE_ENTRIES, parse_log_file, write_lost_file
 from mpa_ray.run.training_state import TrainingState
@@ -97,6 +98,14 @@ class _Training:
             lost = f"{RESTORE}, or run mpa-ray audit RUN --repair: a part of the training's curves is lost"
             repairs = set_aside(run, path), partial(write_lost_file, run, path)
             yield from json_finding(run, path, lost, *repairs, read=self._read_log, is_required=True)
+
+        for path in owner_files(run.storage, self._folder):
+            unknown = "run mpa-ray audit RUN --repair: it is no longer known which command trained the student"
+            repairs = set_aside(run, path), partial(write_unknown_owner, run.storage, path)
+            yield from json_finding(run, path, unknown, *repairs, read=self._read_owner, is_required=True)
+
+    def _read_owner(self, path: str) -> Owner:
+        return Owner.from_json(self._run.storage.read(path))
 
     def _read_state(self, path: str) -> TrainingState:
         state = TrainingState.read(self._run, self._folder)
