@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from mpa_ray.campaign.end_of_campaign import CountsDiffer, score_and_report
@@ -42,6 +41,15 @@ from mpa_ray.storage.local import LocalStorage
 from mpa_ray.storage.object_store import ObjectStore
 from mpa_ray.storage.s3 import S3Storage
 from tests.conftest import scripted_tree, write_images
+from tests.damage import (
+    checked_files,
+    different_results,
+    flip,
+    kind_of,
+    one_of_each_kind,
+    rows_of,
+    values_of,
+)
 from tests.local_stream import without_ray
 from tests.s3_server import CREDENTIALS, client, s3_server
 
@@ -151,47 +159,6 @@ def test_an_undamaged_run_is_clean(folder: Path, capsys: pytest.CaptureFixture[s
     assert "damage" not in json.loads(capsys.readouterr().out)
 
 
-HARMLESS = {
-    "writable": "reserves space",
-    "unread": "counts commands",
-    "suspects": "saves engines, and is ignored when it is damaged",
-    "README.md": "a card that scoring writes again",
-    ".beat": "changes while a student is trained",
-    "index.html": "a page that the report writes again",
-}
-"""Files that no result depends on, by a part of their path."""
-
-
-def kind_of(path: str) -> str:
-    """The path without what differs between files of the same kind."""
-    parts = [part for part in path.split("/") if part]
-    name = parts[-1].split("-")[0] + (".parquet" if parts[-1].endswith(".parquet") else "")
-    return "/".join([*parts[:-1], "N" if name[:1].isdigit() else name])
-
-
-def files_of(folder: Path) -> list[str]:
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [path for path in paths if not any(part in path for part in HARMLESS)]
-
-
-def one_of_each_kind(folder: Path) -> list[str]:
-    return list({kind_of(path): path for path in files_of(folder)}.values())
-
-
-def flip(path: Path, bit: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(bytes(content))
-
-
-def values_of(path: Path) -> Any:
-    """What a JSON file says; None if it is not JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError:
-        return None
-
-
 @pytest.mark.parametrize("num_bits", [1, pytest.param(8, marks=pytest.mark.long)])
 def test_every_flipped_bit_is_noticed(folder: Path, num_bits: int) -> None:
     rng = random.Random(1)
@@ -224,35 +191,6 @@ def test_no_content_ends_an_audit_with_a_traceback(folder: Path, content: bytes)
         path.write_bytes(whole)
 
 
-def rows_of(folder: Path) -> dict[str, Any]:
-    """The rows that the newest markers name, and the exports, read without the code of the run."""
-    newest: dict[str, Any] = {}
-    # The folders of the first generation come first.
-    for path in sorted([*folder.rglob("commits/*.json"), *folder.rglob("generations/*.json")]):
-        marker = values_of(path)
-        if isinstance(marker, dict) and "shard" in marker:
-            newest[f"{path.parents[1].relative_to(folder)}/{path.name.partition('.')[0]}"] = marker
-    found: dict[str, Any] = {name: pq.read_table(folder / marker["file"]) for name, marker in newest.items()}
-    for path in [*folder.glob("parity/*/*"), *folder.glob("students/*/*/merged/*"), folder / "evaluation/scores.json"]:
-        if path.is_file() and path.name not in ("manifest.json", "README.md"):
-            found[path.relative_to(folder).as_posix()] = path.read_bytes()
-    return found
-
-
-def same_rows(folder: Path, original: Path) -> bool:
-    before, after = rows_of(original / "run"), rows_of(folder)
-    different = [name for name in before.keys() | after.keys() if not same(before.get(name), after.get(name))]
-    assert not different, different
-    return True
-
-
-def same(before: Any, after: Any) -> bool:
-    if isinstance(before, bytes):
-        return before == after
-    names = [name for name in before.schema.names if not name.endswith("_s")]
-    return after is not None and before.select(names).equals(after.select(names))
-
-
 def repaired_by_the_same_command(folder: Path, original: Path) -> list[str]:
     """Find damage, repair it, run the same command, and return the files that were found."""
     found = deep(folder)
@@ -263,7 +201,7 @@ def repaired_by_the_same_command(folder: Path, original: Path) -> list[str]:
     left = deep(folder)
     assert left == [], [(finding.path, finding.problem) for finding in left]
     assert audit(Run(LocalStorage(str(folder)))).problems == []
-    assert same_rows(folder, original)
+    assert different_results(rows_of(original / "run"), rows_of(folder)) == []
     return [finding.path for finding in found]
 
 
@@ -284,13 +222,13 @@ def test_each_kind_of_file_is_made_again(folder: Path, original: Path, tmp_path:
 def test_damaged_rows_are_made_again_with_all_that_depends_on_them(folder: Path, original: Path) -> None:
     names = [
         f"corpus/commits/{SHARD}.json",
-        next(path for path in files_of(folder) if path.startswith(f"annotations/data/{SHARD}")),
-        next(path for path in files_of(folder) if path.startswith("evaluation/held/questions/data/000000")),
+        next(path for path in checked_files(folder) if path.startswith(f"annotations/data/{SHARD}")),
+        next(path for path in checked_files(folder) if path.startswith("evaluation/held/questions/data/000000")),
         f"{TRAINING}/merged/model.safetensors",
     ]
     for name in names:
         flip(folder / name, 100)
-    before = {name: (folder / name).read_bytes() for name in files_of(folder) if "/commits/" in name}
+    before = {name: (folder / name).read_bytes() for name in checked_files(folder) if "/commits/" in name}
     assert sorted(repaired_by_the_same_command(folder, original)) == sorted(names)
     run = Run(LocalStorage(str(folder)))
     assert {name: (folder / name).read_bytes() for name in before} == before, "no marker is changed"
@@ -336,14 +274,14 @@ def test_rows_that_come_out_the_same_count_as_unchanged(folder: Path) -> None:
 
 
 def test_files_left_behind_are_removed_from_all_folders(folder: Path) -> None:
-    before = set(files_of(folder))
+    before = set(checked_files(folder))
     left = [f"{TRAINING}/{name}/data/000000-dead.parquet" for name in ("epoch", "held_out", "check/answers")]
     left += [f"evaluation/.{'a' * 16}", f"{TRAINING}/merged/.{'0' * 16}"]
     for name in left:
         (folder / name).write_bytes(b"x")
     collected = collect_garbage(Run(LocalStorage(str(folder))), timedelta(seconds=-5))
     assert (collected.num_files, collected.num_uploads) == (3, 2)
-    assert set(files_of(folder)) == before
+    assert set(checked_files(folder)) == before
 
 
 def test_files_that_a_damaged_marker_may_name_are_not_garbage(folder: Path) -> None:
