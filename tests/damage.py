@@ -16,7 +16,8 @@ UNCHECKED = {
     "README.md": "a card that scoring writes again",
     ".beat": "changes while a student is trained",
     "index.html": "a page that the report writes again",
-    "checkpoints": "resume a training that is not finished, and are not checked",
+    "checkpoint_manager_snapshot.json": "is a list of Ray Train, which is ignored when it is damaged",
+    "validate_storage_marker": "is a file of Ray Train",
     "tfevents": "curves for TensorBoard, which training.json and log/ also hold",
     "damaged/": "files that a repair has moved away",
 }
@@ -25,7 +26,7 @@ UNCHECKED = {
 
 def kind_of(path: str) -> str:
     """The path without what differs between files of the same kind."""
-    parts = [part for part in path.split("/") if part]
+    parts = ["checkpoint" if part.startswith("checkpoint_") else part for part in path.split("/") if part]
     name = parts[-1].split("-")[0] + (".parquet" if parts[-1].endswith(".parquet") else "")
     return "/".join([*parts[:-1], "N" if name[:1].isdigit() else name])
 

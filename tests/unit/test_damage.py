@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,8 @@ from mpa_ray.cli.commands import COMMANDS
 from mpa_ray.cli.handlers import HANDLERS
 from mpa_ray.config import ObjectStoreConfig, RunConfig
 from mpa_ray.errors import ConfigError, DamagedFile
+from mpa_ray.leveling.checkpoint_folders import inherited_checkpoint
+from mpa_ray.observability.progress import Progress
 from mpa_ray.phases.annotate import index_and_annotate
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.evaluate import evaluate
@@ -28,6 +31,8 @@ from mpa_ray.phases.level import level_student
 from mpa_ray.records import LabelledQuestion, Prediction
 from mpa_ray.run.audit import audit
 from mpa_ray.run.audit_deep import audit_deep
+from mpa_ray.run.audit_students import student_findings
+from mpa_ray.run.checkpoint_files import PROGRESS, check_files, write_checksums
 from mpa_ray.run.checksums import FILES, checksums_of
 from mpa_ray.run.damage import Finding
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
@@ -78,6 +83,7 @@ def fine_tune(run: Run, _: Any, __: Any, ___: Any, ____: Any, plan: Any, folder:
     state = TrainingState(num_steps=plan.num_steps)
     for entry in entries:
         state = state.logged(entry, run, folder)
+    write_checkpoint(run, folder)
     scratch = Path(run.storage.root).with_name("scratch") / "merged"
     scratch.mkdir(parents=True, exist_ok=True)
     (scratch / "config.json").write_text('{"model_type": "x"}')
@@ -88,6 +94,27 @@ def fine_tune(run: Run, _: Any, __: Any, ___: Any, ____: Any, plan: Any, folder:
     run.write_json(f"{folder}/{EXPORT}", {FILES: checksums_of(scratch, "merged/", ["README.md"])})
     done = TrainingState(**{**vars(state), "num_unreadable": 0, "retained": Retained(0, 0, 0)})
     done.write(run, folder)
+
+
+def write_checkpoint(run: Run, folder: str, name: str = "checkpoint_2026-01-01") -> Path:
+    """Writes what a training with two workers and Ray Train write for a checkpoint."""
+    checkpoints = Path(run.storage.root, folder, "checkpoints")
+    for rank in range(2):
+        with TemporaryDirectory() as scratch:
+            local = Path(scratch, name)
+            local.mkdir()
+            (local / f"__{rank}_0.distcp").write_bytes(random.Random(rank).randbytes(3000))
+            if rank == 0:
+                (local / ".metadata").write_bytes(random.Random(2).randbytes(100))
+                (local / PROGRESS).write_text('{"num_unreadable": 0}')
+            write_checksums(local, rank)
+            shutil.copytree(local, checkpoints / name, dirs_exist_ok=True)
+    snapshot = checkpoints / "checkpoint_manager_snapshot.json"
+    earlier = json.loads(snapshot.read_text())["checkpoint_results"] if snapshot.exists() else []
+    result = {"checkpoint_dir_name": name}
+    results = [*(known for known in earlier if known != result), result]
+    snapshot.write_text(json.dumps({"checkpoint_results": results, "latest_checkpoint_result": result}))
+    return checkpoints / name
 
 
 def check_export(context: RunContext[RunConfig], *_: object) -> None:
@@ -256,6 +283,38 @@ def test_damaged_rows_are_never_used(folder: Path) -> None:
     flip(folder / "parity/small/parity.parquet", 400)
     with pytest.raises(DamagedFile, match=r"parity/small/parity\.parquet is damaged"):
         read_parity(run, "small")
+
+
+def check_files_in_parts(folder: Path) -> None:
+    for part in range(2):
+        check_files(folder, part, 2)
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", "__1_0.distcp", ".metadata", PROGRESS, "checksums-1.json"])
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_damaged_checkpoint_is_named_and_not_loaded(tmp_path: Path, name: str, is_deleted: bool) -> None:
+    run = Run(LocalStorage(str(tmp_path)))
+    earlier, latest = (write_checkpoint(run, TRAINING, f"checkpoint_{number}") for number in range(2))
+    check_files(latest)
+    if is_deleted:
+        (latest / name).unlink()
+    else:
+        flip(latest / name, 8 * 10)
+    if not (is_deleted and name == "checksums-1.json"):
+        with pytest.raises(DamagedFile, match=name):
+            check_files_in_parts(latest)
+    check_files(earlier)
+    run.storage.create(f"{TRAINING}/owners/1.json", b'{"number": 1, "host": "a", "pid": 1}')
+    findings = list(student_findings(run, {"small": ["parity"]}, Progress("audit", None, "files")))
+    if is_deleted and name in (PROGRESS, "checksums-1.json"):
+        # Without the first, the checkpoint is not complete; without the second, it is that of an earlier version.
+        assert findings == []
+    else:
+        assert [finding.path for finding in findings] == [latest.relative_to(tmp_path).joinpath(name).as_posix()]
+        assert findings[0].repair()
+    is_used = is_deleted and name == "checksums-1.json"
+    assert inherited_checkpoint(run.storage, TRAINING, 2) == f"{TRAINING}/checkpoints/checkpoint_{int(is_used)}"
+    assert list(student_findings(run, {"small": ["parity"]}, Progress("audit", None, "files"))) == []
 
 
 def test_rows_that_come_out_the_same_count_as_unchanged(folder: Path) -> None:
