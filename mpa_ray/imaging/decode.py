@@ -133,7 +133,7 @@ SIGNATURES = {
     }.items()
 }
 """Patterns of first bytes, by format. The first pattern that matches a file decides the file's format."""
-# Tags of TIFF.
+# TIFF tags.
 _NEW_SUBFILE_TYPE = 254
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262

@@ -90,7 +90,8 @@ class Record:
         answer.
 
         Raises:
-            ConfigError: the text may be a list or one answer in brackets, or it is a printed array.
+            ConfigError: it is unclear whether the text is a list or one answer in brackets, or the text is a NumPy
+                array as `str` shows it.
         """
         try:
             values = parse_printed_list(text)

@@ -10,7 +10,7 @@ POLL_S = 10.0
 """How long a request to the coordinator waits before it must be repeated. Repeating it shows that the shard's worker is
 alive."""
 _MAX_SILENCE_S = 60.0
-"""If the shard that has the turn sends no request for this time, the node that reads this shard has probably died. The
+"""If the shard whose turn it is sends no request for this long, the node that reads this shard has probably died. The
 other shards then no longer wait for this shard."""
 
 
