@@ -63,7 +63,7 @@ def stream_pass(
         committed: The shards that are already done. The pass also finds duplicates of their images.
 
     Raises:
-        ConfigError: the set-up of a node is wrong, such as its credentials.
+        ConfigError: the setup of a node is wrong, such as its credentials.
         RunError: engines died too often on one shard, or files of the run cannot be read or written.
     """
     configure_ray_data()

@@ -251,7 +251,7 @@ class ShardedDataset(Generic[RowT]):
 
         Raises:
             FileNotFoundError: the shard is not committed, or its file is missing.
-            ValueError: the file has unexpected columns, or another number of rows than its marker says.
+            ValueError: the file has unexpected columns, or a number of rows that differs from its marker's.
         """
         return self.read_commit(shard)[1]
 

@@ -62,7 +62,7 @@ class RequestPace:
         self.has_answered = False
         """Whether the store has ever answered this process."""
         self._failing_since: float | None = None
-        """The time of the first failure since the last success; None without a failure."""
+        """The time of the first failure since the last success; None if there was no failure."""
 
     @contextmanager
     def request(self) -> Iterator[None]:

@@ -108,7 +108,7 @@ def _json_record(number: int, first: int, raw: bytes, remedy: str) -> ListRecord
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield the position and the bytes of each line of a file. Every kind of line end is recognised."""
+    """Yield the position and the bytes of each line of a file. Every kind of line ending is recognised."""
     position = 0
     for chunk in file:
         for line in chunk.splitlines(keepends=True):

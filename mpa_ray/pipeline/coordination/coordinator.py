@@ -20,7 +20,8 @@ from mpa_ray.pipeline.coordination.turns import OrderedTurns
 from mpa_ray.stages.visits import Attempt
 
 _MAX_DEATHS_AT_START = 3
-"""An engine whose process dies this often while it starts, for example for lack of memory, is not started again."""
+"""An engine whose process dies this many times while it starts, for example for lack of memory, is not started
+again."""
 
 
 class PassCoordinator:
