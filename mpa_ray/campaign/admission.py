@@ -65,7 +65,7 @@ class AdmissionController:
             capacity: The resources of the cluster now; called repeatedly, since nodes come and go.
             max_running: The number of phases that may run at a time, regardless of the cluster's resources. None lets
                 the resources decide.
-            poll_s: Seconds between two calls of `capacity` while phases wait.
+            poll_s: Seconds between two calls to `capacity` while phases wait.
         """
         self._capacity, self._max_running, self._poll_s = capacity, max_running, poll_s
         self._changed = threading.Condition()

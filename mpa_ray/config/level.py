@@ -125,7 +125,7 @@ class LevelConfig(Settings):
     gpus_per_worker: float = Field(0.0, ge=0)
     """GPUs that Ray reserves for each worker; 0 trains on CPUs."""
     accelerator_type: str | None = None
-    """Ray's name of the GPU type to use, such as `L4`; None uses any GPU."""
+    """Ray's name for the GPU type to use, such as `L4`; None uses any GPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass, to save memory."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"

@@ -119,7 +119,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 @dataclass
 class _TrackedLines(Iterator[str]):
-    """Decodes lines, and keeps the bytes of the lines that were read since the last call of `take`."""
+    """Decodes lines, and keeps the bytes of the lines that were read since the last call to `take`."""
 
     lines: Iterator[tuple[int, bytes]]
     _taken: list[tuple[int, bytes]] = field(default_factory=list)
