@@ -1,4 +1,4 @@
-"""Leveling: the batch that a model gets, what is trained, and whole trainings on one worker and on two."""
+"""Leveling: the batch that a model gets, what is trained, and whole training runs on one worker and on two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Errors of object stores: what is repeated, what is asked once, what ends the run, and what all threads share."""
+"""Errors of object stores: which requests are repeated, which are sent once, which errors end the run, and what all
+threads share."""
 
 from __future__ import annotations
 

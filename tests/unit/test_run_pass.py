@@ -61,7 +61,8 @@ def run_outstanding(
 
 
 def test_committed_shards_are_announced_once_the_pass_is_admitted(tmp_path: Path) -> None:
-    """A follower that heard earlier could take the place that its own leader needs, and wait for it for ever."""
+    """A follower that was notified earlier could take the resources that the announcing pass needs, and wait for it
+    forever."""
     events = run_outstanding(tmp_path, ["c", "d"])
     announced = ["announce a", "announce b", "run c", "announce c", "run d", "announce d"]
     assert events == ["admitted", *announced, "engines ended", "left"]
