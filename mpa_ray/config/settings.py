@@ -167,7 +167,8 @@ def _merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve_path(path: str) -> str:
-    """Resolve a `bundled:` path, and make an existing path absolute, because workers have other working directories."""
+    """Resolve a `bundled:` path, and make an existing path absolute, because workers have different working
+    directories."""
     if path.startswith(BUNDLED):
         return str(Path(mpa_ray.__file__).parent / path.removeprefix(BUNDLED))
     return str(Path(path).absolute()) if Path(path).exists() else path

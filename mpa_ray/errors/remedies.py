@@ -112,7 +112,7 @@ def what_continues(error: BaseException | str) -> Remedy:
 
 
 def continues_at_once(error: BaseException) -> bool:
-    """Whether the same command can continue the run at once, without any other action of the user."""
+    """Whether the same command can continue the run immediately, without any other action of the user."""
     return what_continues(error) is Remedy.SAME_COMMAND or Remedy.SAME_COMMAND in str(error)
 
 

@@ -166,7 +166,7 @@ def clock(seconds: float) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line to standard output at once, above the updating line if there is one, with secrets hidden.
+    """Print a line to standard output immediately, above the updating line if there is one, with secrets hidden.
 
     If the reader of standard output has ended, as `head` does, this ends the command: it raises BrokenPipeError if it
     is called in the main thread, and interrupts the main thread if it is called in another one.

@@ -178,7 +178,7 @@ def _check_parity(context: RunContext[RunConfig], student: str) -> str:
 
     Raises:
         ConfigError: there is no D_PI yet.
-        RunError: annotations or verdicts have been made again since D_PI was exported.
+        RunError: annotations or verdicts have been redone since D_PI was exported.
     """
     run = context.run
     version = run.parity_version(student)

@@ -190,7 +190,7 @@ def _check_arguments(engine: VllmEngineConfig, field: str) -> None:
     except ConfigError as error:
         if cluster_address() is None:
             raise
-        # The cluster's nodes may have another version of vLLM.
+        # The cluster's nodes may have a different version of vLLM.
         say(f"WARNING: {error}")
 
 

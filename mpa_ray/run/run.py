@@ -213,7 +213,7 @@ class Run:
         self.storage.create(f"{folder}/{_VERDICTS}", json.dumps({"verdicts": version}).encode())
 
     def is_trained_before_redo(self, student: str, arm: str) -> bool:
-        """Whether the student's D_PI was made again after the student's newest training run on the arm was planned."""
+        """Whether the student's D_PI was redone after the student's newest training run on the arm was planned."""
         return self.trained_version(student, arm) != self.parity_version(student)
 
     def merged_model(self, student: str, arm: str = "parity") -> str:

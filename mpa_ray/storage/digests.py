@@ -123,7 +123,7 @@ class ObjectContent:
 
     @property
     def changed_s(self) -> float:
-        """Always 0: an object can only be replaced as a whole, and it then has another etag."""
+        """Always 0: an object can only be replaced as a whole, and it then has a different etag."""
         return 0.0
 
     @property

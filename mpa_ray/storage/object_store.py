@@ -253,7 +253,8 @@ class ObjectStore:
                         result = attempt()
                     except ERRORS as error:
                         last, fault = self._diagnose(error, bucket, key)
-                        # Record the fault before the request ends, because the next request may then be sent at once.
+                        # Record the fault before the request ends, because the next request may then be sent
+                        # immediately.
                         pace.record(fault, retry_after_s(last))
                     else:
                         pace.succeed()

@@ -40,7 +40,8 @@ class RequestPace:
     outage.
 
     When the store asks for a pause, the number of requests that may be in flight is halved; every success raises it
-    again. In an outage, one request is sent after each pause, to find the end of the outage; the others fail at once.
+    again. In an outage, one request is sent after each pause, to find the end of the outage; the others fail
+    immediately.
     """
 
     def __init__(

@@ -120,7 +120,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # The entry is a link that points to itself, or into a folder that may not be read.
+        # The entry is a link that points to itself, or into a folder that this user cannot read.
         return False
 
 

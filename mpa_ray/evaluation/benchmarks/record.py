@@ -72,7 +72,7 @@ class Record:
             may_be_printed: Whether to read a text as a list if it is a list in Python's notation.
 
         Raises:
-            ConfigError: all answers are missing or empty, as in test splits, or they have another form.
+            ConfigError: all answers are missing or empty, as in test splits, or they have a different form.
         """
         value = self.get(*names)
         if may_be_printed and isinstance(value, str):
