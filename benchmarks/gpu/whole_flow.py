@@ -47,7 +47,7 @@ class Sizes(Options):
     side: int
     """Width and height of the square images, in pixels."""
     num_images: int
-    """In each repetition."""
+    """The images of each repetition."""
     num_repetitions: int
     """That are counted; one more is run."""
     max_num_seqs: int

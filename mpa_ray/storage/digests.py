@@ -43,8 +43,8 @@ class Content(Protocol):
 
     @property
     def key(self) -> str | None:
-        """Identifies the content, and changes when the content changes. None if a change of the content could not be
-        noticed."""
+        """Identifies the content, and changes when the content changes. None if a change to the content could not be
+        detected."""
         ...
 
     @property

@@ -75,7 +75,7 @@ class Arena:
         )
 
     def wait(self, name: str, timeout_s: float) -> str:
-        """Until the job has ended; its logs."""
+        """Wait until the job has ended, and return its logs."""
 
         def has_ended() -> bool:
             status = self.ray("status", name)

@@ -241,7 +241,7 @@ for call in (
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user without a home folder")
 def test_a_user_without_a_home_folder_has_no_cache_but_digests() -> None:
-    """As in a container whose user has no name. In earlier versions, computing a digest failed there."""
+    """A container may have a user without a name. In earlier versions, computing a digest failed there."""
     environment = {n: v for n, v in os.environ.items() if n not in ("HOME", CACHE_VARIABLE)}
     environment |= {"GCE_METADATA_ROOT": "127.0.0.9"}
     file = Path(__file__)

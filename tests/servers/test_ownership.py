@@ -90,7 +90,7 @@ def owner_elsewhere(storage: Storage, number: int = 1, beat: bytes = b"7") -> Ow
 
 
 def test_an_owner_is_replaced_once_its_heartbeat_stops(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
-    """By the clock of the one who waits: the clocks and the files' times of other machines do not count."""
+    """Only the clock of the waiting command counts, not the clocks or the file times of other machines."""
     first = owner_elsewhere(storage)
     beats = iter(range(100, 200))
 

@@ -23,7 +23,7 @@ class OrderedTurns:
         self._next = 0
         self._max_silence_s = max_silence_s
         self._last_seen: dict[int, float] = {}
-        """By index, the time of the latest request from each waiting shard and from the shard that has the turn."""
+        """By index, the time of the latest request from each waiting shard and from the shard whose turn it is."""
         self._changed = asyncio.Condition()
         for shard in shards:
             self.add(shard)
@@ -38,7 +38,7 @@ class OrderedTurns:
 
         Returns:
             True once all shards before this shard are done. If they are not done after `wait_s` seconds, the result
-            depends on the shard that has the turn now: True if that shard has sent no request for too long, otherwise
+            depends on the shard whose turn it is now: True if that shard has sent no request for too long, otherwise
             False. After False, the caller must ask again.
         """
         index, now = self._index[shard], time.monotonic()
