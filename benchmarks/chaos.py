@@ -203,7 +203,7 @@ class Reference:
 
     verdicts: dict[str, Verdict]
     shard_of: dict[str, str]
-    """By image."""
+    """The shard of each image."""
 
     @property
     def num_shards(self) -> int:

@@ -49,7 +49,7 @@ class Sizes(Options):
     num_images: int
     """The images of each repetition."""
     num_repetitions: int
-    """That are counted; one more is run."""
+    """The repetitions that count. One more is run, to warm the engine up."""
     max_num_seqs: int
     max_model_len: int
     num_renderers: int
