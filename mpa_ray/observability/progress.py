@@ -19,7 +19,8 @@ from mpa_ray.redaction import without_secrets
 from mpa_ray.textual import readable
 
 STABLE_COUNTS = 4
-"""The remaining time is shown after this many counts, but not before `STABLE_S` seconds after the first count."""
+"""The remaining time is shown once the count has advanced this many times, but not in the first `STABLE_S` seconds
+after it first advanced."""
 STABLE_S = 15.0
 
 _status_line = StatusLine()
