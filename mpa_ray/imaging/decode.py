@@ -67,8 +67,7 @@ from mpa_ray.records import Reason
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "ICO", "PPM", "JPEG2000")
-"""Pillow's names for the formats that are decoded. For some others, Pillow would run Ghostscript, a separate
-program."""
+"""Pillow's names for the decoded formats. For some others, Pillow would run Ghostscript, a separate program."""
 MAX_ASPECT_RATIO = 200
 """Images with this aspect ratio or a larger one are refused, because Qwen2-VL's image processor raises an error for
 ratios above this one."""
