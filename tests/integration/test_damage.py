@@ -129,6 +129,9 @@ def test_the_same_command_makes_damaged_files_of_each_kind_again(place: Place) -
         # A file whose checksum is in a damaged file is made again unread.
         while repaired := {finding["file"] for finding in place.repair() if finding["repaired"]}:
             assert repaired <= damaged
+            if repaired == {"run.json"}:
+                # Until the same command writes it again, the directory holds no run.
+                break
         place.align()
         assert place.damage() == []
         assert audit(place.run()).problems == []

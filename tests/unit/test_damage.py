@@ -414,6 +414,9 @@ def test_a_run_in_a_bucket_is_repaired(tmp_path: Path, patch: pytest.MonkeyPatch
         # A file whose checksum is in a damaged file is made again unread.
         while repaired := repaired_files(Run(storage, allows_damage=True)):
             assert repaired <= damaged
+            if repaired == {"run.json"}:
+                # Until the same command writes it again, the directory holds no run.
+                break
         command(config)
         assert damage() == []
         assert audit(Run(storage)).problems == []
