@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mpa_ray.campaign.admission import Resources
 from mpa_ray.cli import main
 from tests.conftest import scripted_tree, write_images
 from tests.local_stream import without_ray
@@ -180,7 +179,7 @@ def test_align_reports_failed_images_at_its_end_and_makes_them_again(
     commands: Commands, proxy: RefusingProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mpa_ray.campaign.campaign.level_student", nothing)
-    monkeypatch.setattr("mpa_ray.campaign.campaign._capacity", lambda: Resources(8.0, 0.0))
+    monkeypatch.setattr("mpa_ray.pipeline.cluster.cluster_resources", lambda: (9.0, 0.0))
     proxy.refuses = out_of_reach
     assert [commands.run("align") for _ in range(2)] == [3, 3]
     assert commands.run("align") == 3

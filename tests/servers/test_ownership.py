@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -22,8 +20,6 @@ from mpa_ray.cli.run_job import run_job
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.leveling import export as exports
 from mpa_ray.leveling.checkpoint_folders import checkpoints_name, drop_earlier, inherited_checkpoint
-from mpa_ray.leveling.trainer import ParityTrainer
-from mpa_ray.run import ownership as ownerships
 from mpa_ray.run.ownership import LAPSE_S, LostOwnership, Owner, Ownership, newest_owner, owned, take
 from mpa_ray.run.run import Run
 from mpa_ray.run.training_state import TrainingState
@@ -31,6 +27,7 @@ from mpa_ray.storage.local import LocalStorage
 from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.storage import Storage
 from tests.s3_server import s3_server_of_user
+from tests.trainers import trainer_of
 
 FOLDER = "students/small/parity"
 OWNER = """
@@ -169,8 +166,7 @@ def test_one_of_many_waiting_commands_takes_over(storage: Storage) -> None:
     assert str(newest_owner(storage, FOLDER)) == str(Owner.this_process(2))
 
 
-def test_the_heartbeat_changes_while_the_work_is_owned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ownerships, "_BEAT_S", 0.001)
+def test_the_heartbeat_changes_while_the_work_is_owned(tmp_path: Path) -> None:
     beats: list[bytes] = []
     enough = threading.Event()
 
@@ -183,7 +179,7 @@ def test_the_heartbeat_changes_while_the_work_is_owned(tmp_path: Path, monkeypat
             if len(beats) == 2:
                 raise OSError("the storage does not answer")
 
-    with owned(Recording(str(tmp_path)), FOLDER, "level small"):
+    with owned(Recording(str(tmp_path)), FOLDER, "level small", beat_s=0.001):
         assert enough.wait(60)
     assert len(set(beats)) == len(beats)
     assert beats[-1] == b"ended"
@@ -202,15 +198,15 @@ def test_a_lost_training_ends_its_command_with_exit_code_3(tmp_path: Path, capsy
     assert line.startswith(f"Unfinished: {tmp_path}/{FOLDER} is continued by node-b (process 4711), because")
 
 
-def test_an_old_owner_changes_neither_the_state_nor_the_log(tmp_path: Path) -> None:
+def test_an_old_owner_changes_neither_the_state_nor_the_log(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     run = Run(LocalStorage(str(tmp_path)))
     TrainingState(step=5).write(run, FOLDER)
     files = sorted(tmp_path.rglob("*"))
     old = lost(run.storage)
-    trainer: Any = ParityTrainer.__new__(ParityTrainer)
-    trainer._job = SimpleNamespace(run=run, folder=FOLDER, check_owner=old.check)
-    trainer._stored = TrainingState(step=3)
-    trainer.state = SimpleNamespace(global_step=3, max_steps=6, best_global_step=None)
+    trainer = trainer_of(run, str(tmp_path_factory.mktemp("scratch")), FOLDER, old.check)
+    trainer.state.global_step = 3
     for is_complete in (False, True):
         with pytest.raises(LostOwnership):
             trainer.write_state(is_complete=is_complete)

@@ -20,8 +20,9 @@ from urllib3.connection import HTTPConnection
 
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
 from mpa_ray.corpus.index import Selection
-from mpa_ray.corpus.places import web_connections
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.places.web import Web
+from mpa_ray.corpus.places.web_connections import is_public
 from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import ConfigError
 from mpa_ray.imaging.decode import ImageProblem
@@ -379,24 +380,20 @@ def test_redirects_in_a_circle_end(site: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "[::1]", "2130706433"])
-def test_a_public_host_cannot_redirect_to_a_private_address(
-    site: str, server: ThreadingHTTPServer, host: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_public_host_cannot_redirect_to_a_private_address(site: str, server: ThreadingHTTPServer, host: str) -> None:
     resolved: list[str] = []
 
-    def is_public(address: str) -> bool:
-        # The first server counts as public.
+    def first_is_public(address: str) -> bool:
         resolved.append(address)
         return len(resolved) == 1
 
-    web_connections.connections.cache_clear()
-    monkeypatch.setattr(web_connections, "_is_public", is_public)
+    web = Web(SETTINGS, follow_redirects=True, is_public=first_is_public)
     target = f"http://{host}:{server.server_port}/ranges?target"
-    (content,) = Reader(SETTINGS, follow_redirects=True).read([f"{site}/redirect?{target}"])
-    assert isinstance(content, ImageProblem)
+    with pytest.raises(OSError, match=re.escape(host)) as raised:
+        web.read(f"{site}/redirect?{target}")
     assert Site.num_requests["/ranges?target"] == 0
     if host != "[::1]":
-        assert "redirects to 127.0.0.1, which is not a public address" in content.detail
+        assert "redirects to 127.0.0.1, which is not a public address" in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -419,7 +416,7 @@ def test_a_public_host_cannot_redirect_to_a_private_address(
     ],
 )
 def test_public_addresses(address: str, expected: bool) -> None:
-    assert web_connections._is_public(address) is expected
+    assert is_public(address) is expected
 
 
 def test_a_host_that_does_not_exist_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -23,7 +23,7 @@ from mpa_ray.cli.run_job import EXIT_CODES, run_job
 from mpa_ray.config import EvaluationRunConfig, RunConfig, ScriptedEngineConfig, load_config
 from mpa_ray.config.setting_path import all_settings
 from mpa_ray.errors import CannotWrite, ConfigError, RunError, TransientError, Unfinished, did_you_mean
-from mpa_ray.models import hub
+from mpa_ray.models.hub import process_hub
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
 
@@ -216,10 +216,10 @@ def test_an_error_in_our_own_modules_is_not_taken_for_a_missing_package() -> Non
         run_job(fail)
 
 
-def test_an_unsupported_python_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(mpa_ray, "_unsupported_python", lambda: "mpa_ray needs Python 3.11, 3.12 or 3.13.")
-    assert main(["--help"]) == 2
-    assert capsys.readouterr().err == "mpa_ray needs Python 3.11, 3.12 or 3.13.\n"
+def test_an_unsupported_python_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"], python=(3, 10)) == 2
+    error = capsys.readouterr().err
+    assert error == f"mpa_ray needs Python 3.11, 3.12 or 3.13, and this is Python 3.10 ({sys.executable}).\n"
 
 
 @pytest.mark.parametrize("file", ["mpa_ray/__init__.py", "mpa_ray/cli/__init__.py", "jobs/align.py"])
@@ -492,12 +492,10 @@ FILES = ("config", "tabs", "empty_file", "no_teacher", "task", "measures")
 
 
 @pytest.fixture
-def place(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+def place(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
     """Fills in the files that mistakes are made with. There is no hub."""
-    monkeypatch.setattr(hub, "_down", set())
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    process_hub.cache_clear()
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     tree = scripted_tree(images, tmp_path / "run")
@@ -530,7 +528,8 @@ def place(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
             (tmp_path / "indexed.yaml").write_text(yaml.safe_dump(same))
         return text.format(**paths)
 
-    return fill
+    yield fill
+    process_hub.cache_clear()
 
 
 @pytest.mark.parametrize(("line", "answer"), MISTAKES.values(), ids=MISTAKES)

@@ -20,7 +20,6 @@ from mpa_ray.config import ObjectStoreConfig, SourceConfig
 from mpa_ray.corpus.index import Selection, check_source
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Content, Reader
-from mpa_ray.corpus.sources import list_records
 from mpa_ray.corpus.sources.left_out import LeftOut
 from mpa_ray.corpus.sources.list_records import BadRecord, json_records
 from mpa_ray.corpus.sources.open import kind_of
@@ -236,9 +235,7 @@ VALUES = st.recursive(
 def test_a_list_is_cut_into_its_objects(rows: list[dict[str, Any]], ascii_only: bool, chunk_bytes: int) -> None:
     content = json.dumps(rows, ensure_ascii=ascii_only).encode(errors="replace")
     expected = json.loads(content)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(list_records, "_CHUNK_BYTES", chunk_bytes)
-        records = list(json_records(io.BytesIO(content)))
+    records = list(json_records(io.BytesIO(content), chunk_bytes))
     assert [record.values for record in records] == expected
     assert all(content[r.first : r.first + len(r.raw)] == r.raw for r in records)
 

@@ -176,8 +176,7 @@ def test_a_second_command_waits_for_the_training_of_the_first(
 ) -> None:
     """Both trained the student at the same time, and replaced each other's checkpoints and export."""
     waits = threading.Event()
-    monkeypatch.setattr(ownership, "_POLL_S", 0.01)
-    monkeypatch.setattr(ownership, "_say_waits", lambda *_: waits.set())
+    monkeypatch.setattr(ownership, "say", lambda _: waits.set())
     fine_tune = driver.fine_tune
     second = threading.Thread(target=level, args=(config,))
 
@@ -213,7 +212,6 @@ def test_a_command_with_other_settings_does_not_wait_for_the_training(
     config: RunConfig, run: Run, trainings: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would wait for hours, only to be refused then."""
-    monkeypatch.setattr(ownership, "_POLL_S", 0.01)
     first, students = RunContext.from_checked(config), config.students
     changed = students[0].level.model_copy(update={"learning_rate": 5e-4})
     other = config.model_copy(update={"students": [students[0].model_copy(update={"level": changed})]})
@@ -222,7 +220,7 @@ def test_a_command_with_other_settings_does_not_wait_for_the_training(
         first.run.epoch("students/small/parity").commit(SHARD, [])
 
     first.begin(writes=["students/small/parity"])
-    monkeypatch.setattr(ownership, "_say_waits", commit_first_samples)
+    monkeypatch.setattr(ownership, "say", commit_first_samples)
     with (
         ownership.owned(run.storage, "students/small/parity", "level small"),
         pytest.raises(FingerprintMismatch, match=r"level\.learning_rate: was 0\.0001, now 0\.0005"),

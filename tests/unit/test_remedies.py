@@ -30,6 +30,7 @@ from mpa_ray.errors import AccessLost, CannotWrite, ConfigError, RunError, Trans
 from mpa_ray.errors.remedies import Remedy, continues_at_once, what_continues
 from mpa_ray.pipeline.graph import _error
 from mpa_ray.pipeline.graph_rows import Failure
+from mpa_ray.run.dataset import ShardedDataset
 from tests.conftest import scripted_tree
 from tests.local_stream import without_ray
 
@@ -205,7 +206,7 @@ def test_a_disk_that_cannot_be_written_is_checked_first(
 
         for _ in range(2):
             # The disk becomes full between the check at the start and the first result.
-            patch.setattr("mpa_ray.pipeline.commit.CommitShard._commit", fail)
+            patch.setattr(ShardedDataset, "commit", fail)
             code, line = commands.run("annotate")
             assert code == 3
             assert line.endswith("un the same command again to continue.")

@@ -18,7 +18,13 @@ from urllib3.util import parse_url
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.corpus.places.web_body import encoding_of, read_body
-from mpa_ray.corpus.places.web_connections import PrivateAddress, connections, last_address_is_public
+from mpa_ray.corpus.places.web_connections import (
+    IsPublic,
+    PrivateAddress,
+    connections,
+    is_public,
+    last_address_is_public,
+)
 from mpa_ray.errors import ConfigError
 from mpa_ray.storage.deadline import Expiry
 
@@ -41,6 +47,8 @@ class Web:
     config: ObjectStoreConfig
     follow_redirects: bool = False
     """Whether a server may redirect to another host. A public host may never redirect to a private address."""
+    is_public: IsPublic = is_public
+    """Decides which addresses are public."""
 
     def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:  # noqa: ARG002
         raise ConfigError("source.path", root, "cannot be listed.", "Give a list of URIs, a Parquet file or a tar.")
@@ -92,7 +100,8 @@ class Web:
         """Send a request, and follow the redirects that are allowed."""
         only_public = False
         for _ in range(_MAX_REDIRECTS + 1):
-            response = connections(self.config, only_public=only_public).urlopen(
+            pools = connections(self.config, only_public=only_public, is_public=self.is_public)
+            response = pools.urlopen(
                 method,
                 uri,
                 redirect=False,
