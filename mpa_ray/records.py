@@ -66,6 +66,14 @@ class ImageRef:
 
 
 @dataclass(frozen=True)
+class ImageDigest:
+    """The columns of D_PA that identify the content of an image."""
+
+    image_id: str
+    content_sha256: str | None
+
+
+@dataclass(frozen=True)
 class Annotation:
     """A row of D_PA: a pair that the teacher wrote for an image, or the reason why there is none.
 
@@ -247,6 +255,14 @@ class Prediction:
     split: str = ""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """The columns with the result of the work on an image, in datasets of annotations, verdicts and predictions."""
+
+    state: str
+    reason: str | None
+
+
 class HasOutcome(Protocol):
     """A row with the result of the work on its image: a state and, if it was dropped or failed, a reason."""
 
@@ -329,7 +345,7 @@ def from_table(table: pa.Table, row_type: type[RowT]) -> list[RowT]:
     return [row_type(**row) for row in rows]
 
 
-def checked_table(table: pa.Table, row_type: type[RowT]) -> pa.Table:
+def checked_table(table: pa.Table, row_type: type) -> pa.Table:
     """Return the table with all columns of a row type. Missing columns that may be None are added, filled with None.
 
     An earlier version of mpa_ray may have written the table without these columns.

@@ -15,7 +15,7 @@ from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.corpus.source_root import MovedRoot, SourceRoot
 from mpa_ray.errors import ConfigError, TransientError
 from mpa_ray.imaging.decode import ImageProblem
-from mpa_ray.records import ImageRef, Reason
+from mpa_ray.records import ImageDigest, ImageRef, Reason
 from mpa_ray.run.dataset import shard_name
 from mpa_ray.run.run import Run
 
@@ -140,8 +140,7 @@ class _Check:
         """The digests of a shard's images by their ids; None if the shard is not annotated."""
         if not self.run.annotations.is_committed(shard):
             return None
-        rows = self.run.annotations.columns(shard, ["image_id", "content_sha256"])
-        return {row["image_id"]: row["content_sha256"] for row in rows}
+        return {row.image_id: row.content_sha256 for row in self.run.annotations.columns(shard, ImageDigest)}
 
     def _moves(self, ref: ImageRef) -> bool:
         return self.moved.moves(Locator.parse(ref.uri).uri)

@@ -31,13 +31,13 @@ from mpa_ray.pipeline.coordination.duplicates import Sighting
 from mpa_ray.pipeline.death_recorder import DeathRecorder, was_taken_away
 from mpa_ray.pipeline.engine_digest import engine_digest
 from mpa_ray.pipeline.fetch import FetchShard, NameShards
-from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, decode_result
+from mpa_ray.pipeline.graph_rows import EncodedShard, Failure, ShardFailed, decode_result
 from mpa_ray.pipeline.machine import AUXILIARY_CPUS
 from mpa_ray.pipeline.model_actor import ModelActor
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
 from mpa_ray.pipeline.settings_watch import SettingsWatch
 from mpa_ray.pipeline.telemetry import Counters
-from mpa_ray.records import Reason
+from mpa_ray.records import ImageDigest, Reason
 from mpa_ray.run.dataset import prefetch
 
 logger = logging.getLogger(__name__)
@@ -172,12 +172,12 @@ def _settle(coordinator: Any) -> None:
 
 
 @contextmanager
-def _rows_of(work: Pass[Any], graph: Dataset) -> Iterator[Iterator[dict[str, Any]]]:
+def _rows_of(work: Pass[Any], graph: Dataset) -> Iterator[Iterator[EncodedShard]]:
     """Run the graph, and end its actors when the `with` block ends.
 
     Ray Data only ends the actors when the iterator is deleted, and a referenced error would keep the iterator alive.
     """
-    rows: Generator[dict[str, Any], None, None] = iter(graph.iter_rows())
+    rows: Generator[EncodedShard, None, None] = iter(graph.iter_rows())
     try:
         yield rows
     except RayError as error:
@@ -205,7 +205,7 @@ def _start_coordinator(work: Pass[Any], committed: Sequence[str]) -> Any:
         engine_digest(work),
     )
     if (annotations := work.deduplicated) is not None:
-        rows_of_shards = prefetch(lambda shard: annotations.columns(shard, ["image_id", "content_sha256"]), committed)
+        rows_of_shards = prefetch(lambda shard: annotations.columns(shard, ImageDigest), committed)
         ray.get(
             [
                 coordinator.add_committed_images.remote({shard: [_sighting(row) for row in rows]})
@@ -215,8 +215,8 @@ def _start_coordinator(work: Pass[Any], committed: Sequence[str]) -> Any:
     return coordinator
 
 
-def _sighting(row: dict[str, Any]) -> Sighting | None:
-    return Sighting(row["image_id"], row["content_sha256"]) if row["content_sha256"] else None
+def _sighting(row: ImageDigest) -> Sighting | None:
+    return Sighting(row.image_id, row.content_sha256) if row.content_sha256 else None
 
 
 class _ShardFeed:

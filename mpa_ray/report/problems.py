@@ -8,7 +8,7 @@ from typing import Any
 
 from mpa_ray.config import MeasuredModel
 from mpa_ray.evaluation.scores import Scores
-from mpa_ray.records import State
+from mpa_ray.records import Outcome, State
 from mpa_ray.report.phase_status import PhaseStatus
 from mpa_ray.report.status import status
 from mpa_ray.run.dataset import ShardedDataset
@@ -118,9 +118,9 @@ def _answered(predictions: ShardedDataset[Any], shards: list[str]) -> tuple[int,
     reasons: Counter[str] = Counter()
     num_answered = 0
     for shard in shards:
-        for row in predictions.columns(shard, ["state", "reason"]):
-            if row["state"] == State.KEPT:
+        for row in predictions.columns(shard, Outcome):
+            if row.state == State.KEPT:
                 num_answered += 1
             else:
-                reasons[row["reason"] or row["state"]] += 1
+                reasons[row.reason or row.state] += 1
     return num_answered, reasons

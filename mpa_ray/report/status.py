@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from mpa_ray.config import Arm, MeasuredModel
+from mpa_ray.records import Outcome
 from mpa_ray.report.phase_status import PhaseState, PhaseStatus, Status
 from mpa_ray.run.dataset import ShardedDataset, prefetch
 from mpa_ray.run.left_out_counts import left_out_in_words
@@ -251,6 +252,6 @@ def _job(name: str, *flags: str) -> str:
 
 def _outcomes(dataset: ShardedDataset[Any], shards: Iterable[str]) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for rows in prefetch(partial(dataset.columns, names=["state", "reason"]), sorted(shards)):
-        counts.update(row["reason"] or row["state"] for row in rows)
+    for rows in prefetch(partial(dataset.columns, columns=Outcome), sorted(shards)):
+        counts.update(row.reason or row.state for row in rows)
     return dict(counts.most_common())

@@ -277,10 +277,10 @@ class ShardedDataset(Generic[RowT]):
         markers = self.storage.list(f"{self.folder}/commits")
         return sorted((path.rpartition("/")[2].removesuffix(".json") for path in markers), key=int)
 
-    def columns(self, shard: str, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Return some columns of a committed shard. Raises as `read` does, and KeyError for an unknown column."""
+    def columns(self, shard: str, columns: type[T]) -> list[T]:
+        """Return the columns of a committed shard that are fields of `columns`, a dataclass. Raises as `read` does."""
         commit = self._committed(shard)
-        return _check_num_rows(read_columns(self.storage.read(commit.file), names), commit)
+        return _check_num_rows(read_columns(self.storage.read(commit.file), columns), commit)
 
     def _committed(self, shard: str) -> Commit:
         commit = self.commit_of(shard)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mpa_ray.run.run import Run
+from mpa_ray.textual import Json
 
 FILE_NAME = "check.json"
 
@@ -35,7 +36,7 @@ class ExportCheck:
     def write(self, run: Run, folder: str) -> None:
         run.write_json(f"{folder}/{FILE_NAME}", self.to_json())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {"answers": [asdict(answer) for answer in self.answers]}
 
     @classmethod

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from mpa_ray.errors import CannotWrite
 from mpa_ray.observability.last_words import last_error, last_lines
@@ -20,7 +19,7 @@ from mpa_ray.observability.worker_process import WorkerProcess, num_oom_kills, r
 from mpa_ray.redaction import without_secrets
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.storage.storage import Storage
-from mpa_ray.textual import parse_json
+from mpa_ray.textual import Json, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ class DeathSummary:
     def total(self) -> int:
         return sum(self.num_by_phase.values())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {"total": self.total, **asdict(self)}
 
 

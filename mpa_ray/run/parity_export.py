@@ -15,12 +15,13 @@ from mpa_ray.records import ParitySample, arrow_schema, to_table
 from mpa_ray.run.parquet_rows import iter_parquet, iter_tables
 from mpa_ray.run.run import Run
 from mpa_ray.tasks.task import SYSTEM_PROMPT, Task
+from mpa_ray.textual import Json
 
 _CHUNK_SIZE = 10_000
 
 
 def export_parity(
-    run: Run, folder: str, task: Task, samples: Iterable[ParitySample], extra: Mapping[str, object] | None = None
+    run: Run, folder: str, task: Task, samples: Iterable[ParitySample], extra: Mapping[str, Json] | None = None
 ) -> int:
     """Write D_PI to a folder of the run, and return the number of samples.
 

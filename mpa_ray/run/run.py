@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, takewhile
@@ -19,7 +20,7 @@ from mpa_ray.run.fingerprint_files import FingerprintFiles
 from mpa_ray.storage.exclusive import Creation
 from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.storage import Storage
-from mpa_ray.textual import parse_json
+from mpa_ray.textual import Json, parse_json
 
 FORMAT = 2
 """The format of run directories, increased when older formats can no longer be read. mpa-ray 0.1 wrote format 1."""
@@ -297,11 +298,11 @@ class Run:
             "Copy the run again, or restore the file.",
         )
 
-    def write_json(self, path: str, content: dict[str, Any]) -> None:
+    def write_json(self, path: str, content: Mapping[str, Json]) -> None:
         """Write or replace a JSON object, without the passwords and signatures of URLs. Raises CannotWrite."""
         self.storage.write(path, _encoded(content))
 
-    def create_json(self, path: str, content: dict[str, Any]) -> bool:
+    def create_json(self, path: str, content: Mapping[str, Json]) -> bool:
         """Like `write_json`, but only if there is no such file. Returns whether it was created. Raises CannotWrite."""
         return self.storage.create(path, _encoded(content))
 
@@ -334,5 +335,5 @@ def _again_dir(model: str) -> str:
     return f"evaluation/again/{model}"
 
 
-def _encoded(content: dict[str, Any]) -> bytes:
+def _encoded(content: Mapping[str, Json]) -> bytes:
     return json.dumps(without_url_secrets_within(content), indent=2, ensure_ascii=False).encode()

@@ -13,6 +13,7 @@ from typing import Any
 
 from mpa_ray.run.dataset import prefetch
 from mpa_ray.run.run import Run
+from mpa_ray.textual import Json
 
 FILE_ENTRIES = 100
 """The number of entries in a file of the log."""
@@ -47,7 +48,7 @@ class LogEntry:
     other: dict[str, Any] = field(default_factory=dict)
     """Further values that transformers logs, such as `epoch`."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         named = {name: value for name, value in vars(self).items() if name != "other" and value is not None}
         return {**named, **self.other}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mpa_ray.run.run import Run
 from mpa_ray.run.training_log import LogEntry, LogFiles, TrainingLog, move_to_files, read_files
+from mpa_ray.textual import Json
 
 FILE_NAME = "training.json"
 
@@ -133,7 +134,7 @@ class TrainingState:
         """Replace the stored state."""
         run.storage.write(f"{folder}/{FILE_NAME}", json.dumps(self.to_json()).encode())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {
             **{name: value for name, value in vars(self).items() if name not in _NESTED},
             "retained": self.retained.to_json(),
