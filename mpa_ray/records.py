@@ -278,6 +278,7 @@ class HasOutcome(Protocol):
 
 Row = ImageRef | Annotation | Verdict | ParitySample | LabelledQuestion | Prediction
 RowT = TypeVar("RowT", ImageRef, Annotation, Verdict, ParitySample, LabelledQuestion, Prediction)
+T = TypeVar("T")
 OutcomeT = TypeVar("OutcomeT", Annotation, Verdict, Prediction)
 OfModelT = TypeVar("OfModelT", bound=HasOutcome)
 
@@ -339,10 +340,10 @@ def _readable(value: Any) -> Any:
     return readable(value) if isinstance(value, str) else value
 
 
-def from_table(table: pa.Table, row_type: type[RowT]) -> list[RowT]:
-    """Convert a table to rows, the inverse of `to_table`. Raises ValueError as `checked_table` does."""
-    rows: list[dict[str, Any]] = checked_table(table, row_type).to_pylist()
-    return [row_type(**row) for row in rows]
+def from_table(table: pa.Table, row_type: type[T]) -> list[T]:
+    """Convert a table to rows of a dataclass, the inverse of `to_table`. Raises ValueError as `checked_table` does."""
+    columns = (column.to_pylist() for column in checked_table(table, row_type).columns)
+    return [row_type(*values) for values in zip(*columns, strict=True)]
 
 
 def checked_table(table: pa.Table, row_type: type) -> pa.Table:

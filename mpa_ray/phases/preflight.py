@@ -17,12 +17,11 @@ from mpa_ray.config import (
     ObjectStoreConfig,
     RunConfig,
     StudentConfig,
-    VllmEngineConfig,
     resolve_path,
 )
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.places import Places
-from mpa_ray.engine.vllm.known_arguments import check_arguments
+from mpa_ray.engine.build import check_settings
 from mpa_ray.engine.vllm.version import INSTALL_VLLM
 from mpa_ray.errors import ConfigError, did_you_mean
 from mpa_ray.evaluation.benchmarks import BENCHMARKS
@@ -171,8 +170,7 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
     # On a cluster, the engines run on its nodes, so the driver's machine does not need the package.
     if config.engine.package is not None and cluster_address() is None:
         _check_engine_package(config.engine.kind, config.engine.package, field)
-    if isinstance(config.engine, VllmEngineConfig):
-        _check_arguments(config.engine, f"{field}.engine.engine_args")
+    _check_engine_settings(config, f"{field}.engine")
     if config.min_pixels > config.max_pixels:
         raise ConfigError(
             f"{field}.min_pixels",
@@ -184,13 +182,13 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
     _check_checkpoint(config.model, f"{field}.model", object_store, has_weights=has_weights)
 
 
-def _check_arguments(engine: VllmEngineConfig, field: str) -> None:
+def _check_engine_settings(config: ModelConfig, field: str) -> None:
     try:
-        check_arguments(engine.engine_args, field)
+        check_settings(config.engine, field)
     except ConfigError as error:
         if cluster_address() is None:
             raise
-        # The cluster's nodes may have another version of vLLM.
+        # The cluster's nodes may have another version of the engine.
         say(f"WARNING: {error}")
 
 

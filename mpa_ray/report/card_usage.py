@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from mpa_ray.config import StudentConfig, VllmEngineConfig
+from mpa_ray.config import StudentConfig
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
 
 _USAGE = '''## Use
@@ -113,14 +113,14 @@ def usage(student: StudentConfig, task: Task, max_new_tokens: int) -> str:
         task: The task with the prompt that the student was trained on.
         max_new_tokens: The maximum number of tokens in an answer.
     """
-    engine = student.engine if isinstance(student.engine, VllmEngineConfig) else VllmEngineConfig()
+    max_model_len = student.engine.max_sequence_tokens
     return _USAGE.format(
         system=_literal(SYSTEM_PROMPT),
         prompt=_literal(PREAMBLE.replace("{", "{{").replace("}", "}}") + task.answer_template),
         min_pixels=student.min_pixels,
         max_pixels=student.max_pixels,
-        dtype=engine.dtype,
-        max_model_len=f", max_model_len={engine.max_model_len}" if engine.max_model_len else "",
+        dtype=student.engine.weight_format,
+        max_model_len=f", max_model_len={max_model_len}" if max_model_len else "",
         max_new_tokens=max_new_tokens,
     )
 

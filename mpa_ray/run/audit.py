@@ -40,7 +40,7 @@ class _AnnotationId:
 
 
 @dataclass(frozen=True)
-class _Outcome(Outcome):
+class _AnnotationOutcome(Outcome):
     annotation_id: str
     image_id: str
 
@@ -137,7 +137,7 @@ class _Auditor:
         outcomes: Outcomes = Counter()
         image_ids: Counter[str] = Counter()
         corpus = self._read(self._run.corpus, _ImageId)
-        annotations = self._read(self._run.annotations, _Outcome)
+        annotations = self._read(self._run.annotations, _AnnotationOutcome)
         for shard, images, rows in zip(self._manifest.shards, corpus, annotations, strict=True):
             self._progress.advance(1)
             if images is None:
@@ -166,7 +166,7 @@ class _Auditor:
         folder = self._run.verdicts_dir(student)
         # `count_annotations` has already reported the shards of annotations that cannot be read.
         annotations = self._read(self._run.annotations, _AnnotationId, report=False)
-        verdicts = self._read(self._run.verdicts(student), _Outcome)
+        verdicts = self._read(self._run.verdicts(student), _AnnotationOutcome)
         for shard, annotated, rows in zip(self._manifest.shards, annotations, verdicts, strict=True):
             self._progress.advance(1)
             if annotated is None:

@@ -25,7 +25,7 @@ class _QuestionId:
 
 
 @dataclass(frozen=True)
-class _Outcome(Outcome):
+class _AnswerOutcome(Outcome):
     question_id: str
 
 
@@ -81,7 +81,7 @@ def _counted(
     predictions: ShardedDataset[Any], shards: list[str], expected: dict[str, list[str]], problems: list[str]
 ) -> AnswerCounts:
     outcomes: Counter[str] = Counter()
-    rows_of_shards = _rows(predictions, _Outcome, shards, problems)
+    rows_of_shards = _rows(predictions, _AnswerOutcome, shards, problems)
     for shard, rows in zip(shards, rows_of_shards, strict=True):
         if rows is None:
             continue

@@ -56,5 +56,4 @@ def read_columns(content: bytes, columns: type[T]) -> list[T]:
     """
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
         names = [name for name in arrow_schema(columns).names if name in file.schema_arrow.names]
-        table = checked_table(file.read(columns=names, use_threads=False).select(names), columns)
-    return [columns(*values) for values in zip(*(column.to_pylist() for column in table.columns), strict=True)]
+        return from_table(file.read(columns=names, use_threads=False).select(names), columns)
