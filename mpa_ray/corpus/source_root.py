@@ -50,10 +50,9 @@ class SourceRoot:
     def recorded(cls, run: Run) -> SourceRoot | None:
         """Return where the run's corpus was indexed; None if the run has no `SOURCE_FILE`."""
         try:
-            content = run.read_json(SOURCE_FILE)
+            return run.read_as(SOURCE_FILE, cls)
         except FileNotFoundError:
             return None
-        return cls(content["path"], content["root"], content["names"])
 
     def record(self, run: Run) -> None:
         """Store this in the run. Call it before the first shard of the corpus is committed."""

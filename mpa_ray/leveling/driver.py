@@ -24,6 +24,7 @@ from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.pipeline.cluster import check_resources
 from mpa_ray.pipeline.death_recorder import DeathRecorder
+from mpa_ray.records import EpochCounts
 from mpa_ray.run.ownership import Ownership
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
@@ -61,18 +62,9 @@ def fine_tune(
             than `limits.max_failed_rate` allows can no longer be read. The error is `Unfinished` if its cause may be
             temporary.
     """
-    settings, counts, label = student.level, plan.counts, key.label
-    if counts.num_too_long:
-        say(
-            f"WARNING: {label}: {counts.num_too_long} samples are longer than level.max_tokens = {settings.max_tokens} "
-            "and are left out"
-        )
-    if counts.num_with_special_token:
-        say(
-            f"WARNING: {label}: the questions of {counts.num_with_special_token} samples contain a special token of "
-            f"{student.model}, and the samples are left out"
-        )
-    if not counts.num_samples:
+    settings, label = student.level, key.label
+    _warn_of_left_out(label, student, plan.counts)
+    if not plan.counts.num_samples:
         raise RunError(f"{label}: no samples to train on; see the drop reasons in the report.")
     resources = f"{label}: level.cpus_per_worker, level.gpus_per_worker"
     check_resources(resources, settings.cpus_per_worker, settings.gpus_per_worker)
@@ -93,6 +85,20 @@ def fine_tune(
     after = _state(job)
     _say_results(label, before, after)
     _check_images(job, label, after, config.limits.max_failed_rate)
+
+
+def _warn_of_left_out(label: str, student: StudentConfig, counts: EpochCounts) -> None:
+    if counts.num_too_long:
+        max_tokens = student.level.max_tokens
+        say(
+            f"WARNING: {label}: {counts.num_too_long} samples are longer than level.max_tokens = {max_tokens} and are "
+            "left out"
+        )
+    if counts.num_with_special_token:
+        say(
+            f"WARNING: {label}: the questions of {counts.num_with_special_token} samples contain a special token of "
+            f"{student.model}, and the samples are left out"
+        )
 
 
 def _fit(job: TrainingJob, key: PhaseKey) -> None:

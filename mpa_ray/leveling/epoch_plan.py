@@ -82,7 +82,7 @@ def plan_epoch(
             be the same for all calls of a folder.
     """
     files = _EpochFiles.of(run, folder)
-    path = f"{folder}/epoch/manifest.json"
+    path = run.manifest_path(f"{folder}/epoch")
     steps_per_shard = max(1, max_shard_rows // level.batch_size)
     if not run.storage.exists(path):
         counts = _write_epoch(files, sources, level.of_arm(arm), arm, is_promptable, steps_per_shard)
@@ -90,7 +90,7 @@ def plan_epoch(
     # The plan may come from another driver, which may have other settings.
     files.samples.check_fingerprint()
     return EpochPlan(
-        counts=EpochCounts(**run.read_json(path)),
+        counts=run.epoch_counts(folder),
         batch_size=level.batch_size,
         steps_per_shard=steps_per_shard,
         samples=files.samples,

@@ -119,8 +119,7 @@ class _StatusReader:
         key, verdicts = PhaseKey("identify", student), self._run.verdicts(student)
         phase = self._pass_over_corpus(key, verdicts, is_exported=is_exported)
         if is_exported:
-            parity = self._run.read_json(self._run.manifest_path(self._run.parity_dir(student)))
-            return replace(phase, note=f"{parity['num_samples']} parity samples")
+            return replace(phase, note=f"{self._run.parity_manifest(student).num_samples} parity samples")
         has_all_shards = phase.num_shards_done == phase.num_shards
         return replace(phase, note="D_PI is not exported yet") if has_all_shards else phase
 
