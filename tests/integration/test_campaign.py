@@ -48,7 +48,9 @@ def tree_of(images: Path, folder: Path) -> dict[str, Any]:
     return tree
 
 
-def test_a_campaign(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_campaign_aligns_every_student_that_can_be_aligned(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tree = tree_of(images, tmp_path)
     # Verdicts come while the teacher is still working.
     with pytest.raises(RunError, match=r"^absent, damaged, failing failed; the rest.*absent: students.2.model"):

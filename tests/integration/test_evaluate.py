@@ -119,7 +119,7 @@ def test_several_models_answer_several_benchmarks(
     assert "evaluate steady: already done" in capsys.readouterr().out
 
 
-def test_scoring_without_answering(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
+def test_answers_are_scored_again_without_answering(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
     tree = alone(tmp_path / "run", benchmarks)
     too_early = run_job("evaluate", tree, tmp_path, "--score-only")
     assert (too_early.returncode, "run mpa-ray evaluate without --score-only" in too_early.stderr) == (1, True)
@@ -242,7 +242,7 @@ def test_rematching_needs_verdicts(images: Path, tmp_path: Path) -> None:
     assert "8 of 8 shards have no verdicts of small: run mpa-ray identify" in refused.stderr
 
 
-def test_a_task_from_a_users_file(images: Path, tmp_path: Path) -> None:
+def test_a_task_from_a_users_file_is_used(images: Path, tmp_path: Path) -> None:
     task = {
         "name": "mine",
         "annotation_prompt": "Ask and answer.\n{format}",

@@ -119,7 +119,9 @@ def level_with_a_worker_killed(
 
 @pytest.mark.long
 @pytest.mark.parametrize("moment", ["mid-step", "upload"])
-def test_a_worker_is_killed(moment: str, images: Path, prepared: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_training_resumes_after_a_worker_is_killed(
+    moment: str, images: Path, prepared: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     run = Path(shutil.copytree(prepared, tmp_path / "run"))
     parity = run / "students/small/parity"
 

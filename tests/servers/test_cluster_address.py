@@ -93,7 +93,7 @@ def test_a_server_that_is_silent_may_answer_later(set_address: Callable[[str], N
         (socket.gaierror(socket.EAI_NONAME, "Name unknown"), ConfigError, "a host that cannot be found (Name unknown)"),
     ],
 )
-def test_a_network_that_fails(
+def test_the_error_of_a_failing_network_is_named(
     error: OSError,
     kind: type[Exception],
     message: str,
@@ -124,7 +124,9 @@ def test_the_whole_check_takes_less_than_30_seconds() -> None:
         ("head:70000", "is not an address HOST:PORT"),
     ],
 )
-def test_what_is_no_address_of_a_cluster(address: str, problem: str, set_address: Callable[[str], None]) -> None:
+def test_other_addresses_than_those_of_a_cluster_are_refused(
+    address: str, problem: str, set_address: Callable[[str], None]
+) -> None:
     set_address(address)
     with pytest.raises(ConfigError, match=problem):
         check_cluster()

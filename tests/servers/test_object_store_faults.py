@@ -97,7 +97,7 @@ def test_errors_of_the_server_may_pass_whatever_their_name(status: int) -> None:
         (301, "PermanentRedirect", Fault.PERMANENT),
     ],
 )
-def test_the_fault_of_an_error(status: int, code: str, fault: Fault) -> None:
+def test_an_error_is_classified_by_its_status_and_code(status: int, code: str, fault: Fault) -> None:
     assert fault_of(status, code) is fault
 
 

@@ -222,7 +222,7 @@ def problem_of(uri: str, settings: ObjectStoreConfig = SETTINGS, max_bytes: int 
 @pytest.mark.parametrize(
     "path", ["whole", "ranges", "without-length", "gzip", "gzip-in-parts", "deflate", "no-head", "breaks-once"]
 )
-def test_files_and_parts_of_them(site: str, path: str) -> None:
+def test_files_and_parts_of_them_are_read(site: str, path: str) -> None:
     uri = f"{site}/{path}"
     place = Places(SETTINGS).of(uri)
     assert place.read(uri) == CONTENT
@@ -415,7 +415,7 @@ def test_a_public_host_cannot_redirect_to_a_private_address(site: str, server: T
         ("224.0.0.1", False),
     ],
 )
-def test_public_addresses(address: str, expected: bool) -> None:
+def test_public_and_private_addresses_are_distinguished(address: str, expected: bool) -> None:
     assert is_public(address) is expected
 
 
@@ -436,7 +436,7 @@ def test_a_malformed_uri_is_a_reason(uri: str) -> None:
     assert problem_of(uri).reason == Reason.UNREADABLE
 
 
-def test_lists_on_the_web(site: str) -> None:
+def test_lists_on_the_web_are_read(site: str) -> None:
     for name, num_images in (("list.txt", 2), ("gzip.txt", 2)):
         config = SourceConfig(path=f"{site}/{name}", allow=("http",))
         refs = list(Selection(config, Places(SETTINGS)).images())

@@ -223,7 +223,7 @@ def test_an_unsupported_python_is_named(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("file", ["mpa_ray/__init__.py", "mpa_ray/cli/__init__.py", "jobs/align.py"])
-def test_an_old_python_can_parse_what_names_it(file: str) -> None:
+def test_an_old_python_can_parse_the_modules_that_refuse_it(file: str) -> None:
     ast.parse((ROOT / file).read_text(), feature_version=(3, 8))
 
 

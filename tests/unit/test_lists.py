@@ -80,14 +80,14 @@ NAMES = [b"0.png", b"1.png"]
         ("braces.json", r'[{"image": "0.png", "c": "}] \" \\"}, {"c": {"d": [{}]}, "image": "1.png"}]'),
     ],
 )
-def test_lists_of_every_layout(root: Path, name: str, content: str) -> None:
+def test_lists_of_every_layout_are_read(root: Path, name: str, content: str) -> None:
     """Endings in capitals were read as text, one URI on each line."""
     (root / name).write_bytes(content.encode())
     assert kind_of(SourceConfig(path=str(root / name)), PLACES) == "list"
     assert contents(root / name) == NAMES
 
 
-def test_captions_of_lists_in_capitals(root: Path) -> None:
+def test_captions_are_read_from_a_list_whose_name_is_in_capitals(root: Path) -> None:
     (root / "LIST.CSV").write_bytes(b"image,caption\r\n0.png,a\r\n1.png,b\r\n")
     assert [ref.metadata for ref in refs(root / "LIST.CSV", metadata=["caption"])] == [
         '{"caption": "a"}',
@@ -95,7 +95,7 @@ def test_captions_of_lists_in_capitals(root: Path) -> None:
     ]
 
 
-def test_a_list_of_llava(root: Path) -> None:
+def test_a_list_of_llava_is_read(root: Path) -> None:
     """Rows without an image, of which LLaVA's own list has 40,688, are examples of text alone."""
     rows: list[dict[str, Any]] = [
         {"id": "a", "image": "0.png", "conversations": [{"from": "human", "value": "<image>\n{?}"}]},
@@ -113,7 +113,7 @@ def test_a_list_of_llava(root: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
-def test_a_list_of_ms_swift(root: Path, ending: str) -> None:
+def test_a_list_of_ms_swift_is_read(root: Path, ending: str) -> None:
     rows: list[dict[str, Any]] = [
         {"messages": [{"role": "user", "content": "<image>?"}], "images": ["0.png"]},
         {"messages": [], "images": [str(root / "1.png"), {"path": "2.png"}]},
@@ -158,7 +158,7 @@ def with_images(name: str, texts: list[str]) -> str:
 
 
 @pytest.mark.parametrize("name", ["l.tsv", "l.csv", "l.json", "l.jsonl", "l.txt", "L.TSV"])
-def test_images_inside_lists(root: Path, name: str) -> None:
+def test_images_inside_lists_are_decoded(root: Path, name: str) -> None:
     texts = [
         TEXTS[PNG],
         TEXTS[JPEG],
@@ -179,7 +179,7 @@ def test_images_inside_lists(root: Path, name: str) -> None:
     assert [ref.num_bytes for ref in kept][:2] == [len(JPEG)] * 2
 
 
-def test_base64_with_escapes_and_line_ends(root: Path) -> None:
+def test_base64_may_have_escapes_and_line_ends(root: Path) -> None:
     wrapped = base64.encodebytes(PNG).decode()
     rows = [json.dumps({"image": wrapped}), json.dumps({"image": TEXTS[JPEG]}).replace("/", r"\/")]
     (root / "l.jsonl").write_text("\n".join(rows))

@@ -43,7 +43,7 @@ def answers(folder: Path, value: Any) -> list[str]:
         ("it's ['a']", ["it's ['a']"]),
     ],
 )
-def test_answers_as_text(value: Any, expected: list[str], tmp_path: Path) -> None:
+def test_a_printed_list_of_answers_is_several_answers(value: Any, expected: list[str], tmp_path: Path) -> None:
     """Every model got 0 for `['red', 'dark red']`, which was one answer."""
     assert answers(tmp_path, value) == expected
 

@@ -93,5 +93,5 @@ def test_every_form_of_replacement_is_recognised(code: str) -> None:
         "print(module._name)",
     ],
 )
-def test_everything_else_is_allowed(code: str) -> None:
+def test_other_uses_of_names_are_allowed(code: str) -> None:
     assert not list(replaced_names(ast.parse(code)))

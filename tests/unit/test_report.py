@@ -214,7 +214,9 @@ def test_the_page_has_every_part_and_needs_no_other_file(config: RunConfig, summ
     assert "student not asked" not in page
 
 
-def test_the_page_of_a_run_that_is_not_trained_or_measured(config: RunConfig, summary: ReportSummary) -> None:
+def test_the_page_of_a_run_without_training_and_scores_leaves_these_parts_out(
+    config: RunConfig, summary: ReportSummary
+) -> None:
     student = replace(summary.students["small"], training=None, measured={}, samples=[])
     page = render_html(config, replace(summary, students={"small": student}, scores={}, leaderboard=[], phases=[]))
     assert "<h2>Student small</h2>" in page

@@ -68,7 +68,7 @@ GOOD: dict[str, Any] = {
         ({"error": "RunError: absent, small failed; ..."}, ["exit code 1, 'RunError: absent, small failed; ...'"]),
     ],
 )
-def test_problems_of_a_campaign_with_faults(change: dict[str, Any], problems: list[str]) -> None:
+def test_the_problems_of_a_campaign_with_faults_are_named(change: dict[str, Any], problems: list[str]) -> None:
     assert campaign.problems_of({**GOOD, **change}) == problems
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from mpa_ray.config import EngineSettings, LevelConfig, ModelConfig, RunConfig
 from mpa_ray.errors import ConfigError
 from mpa_ray.models.gpus import GPUS
+from mpa_ray.records import EpochCounts
 from mpa_ray.run.fingerprint import of_dataset
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
@@ -82,7 +84,7 @@ def served(**settings: Any) -> ModelConfig:
 # Sizes, by hand
 
 
-def test_parameters_of_qwen2_vl_2b() -> None:
+def test_the_parameters_of_qwen2_vl_2b_are_counted() -> None:
     architecture = sizes()
     layer = 2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960
     assert architecture.num_parameters("language") == 151936 * 1536 + 28 * layer
@@ -328,7 +330,8 @@ def measured_run(root: Path) -> Run:
     run.write_json("phases/level.small.json", {"wall_s": 75.0, "num_attempts": 1})
     run.write_json("phases/index.json", {"wall_s": 2.0, "num_attempts": 1})
     run.write_json("parity/small/manifest.json", {"num_samples": 400})
-    run.write_json("students/small/parity/epoch/manifest.json", {"num_samples": 400})
+    counts = EpochCounts(400, num_mixed_in=0, num_held_out=0, num_retained=0, num_too_long=0, num_samples=400)
+    run.write_json("students/small/parity/epoch/manifest.json", asdict(counts))
     run.write_json("students/small/parity/complete.json", {})
     log = [{"samples_per_s": per_s, "memory_gib": 1.0} for per_s in (2.0, 15.0, 16.0, 17.0)]
     run.write_json("students/small/parity/training.json", {"log": log})

@@ -106,7 +106,7 @@ def test_metadata_of_a_tar_are_members_and_keys_of_its_json(tmp_path: Path) -> N
         ("?/[!a].png", ["x/b.png"]),
     ],
 )
-def test_globs(pattern: str, names: list[str], tmp_path: Path) -> None:
+def test_a_glob_lists_the_files_that_match(pattern: str, names: list[str], tmp_path: Path) -> None:
     for name in ("a.png", "x/b.png", "x/y/c.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"1")
@@ -224,7 +224,7 @@ def test_a_source_without_its_last_indexed_image_is_refused(tmp_path: Path) -> N
         listed(tmp_path / "list.csv", refs[8])
 
 
-def test_size_limits_fractions_and_shards(tmp_path: Path) -> None:
+def test_size_limits_fractions_and_sizes_of_shards_select_images(tmp_path: Path) -> None:
     folder = as_files(CONTENTS, tmp_path)
     assert [ref.num_bytes for ref in listed(folder, min_bytes=20, max_bytes=60)] == [20, 30, 40, 50, 60]
     half = listed(folder, fraction=0.5)

@@ -111,13 +111,13 @@ def test_arguments_of_an_engine_keep_their_types(images: Path, tmp_path: Path) -
     }
 
 
-def test_a_branch_and_then_one_of_its_settings(file: Path) -> None:
+def test_a_branch_and_one_of_its_settings_can_both_be_overridden(file: Path) -> None:
     overrides = {"teacher.engine": "{kind: scripted, wrong_rate: 0.1}", "teacher.engine.latency_s": "2"}
     engine = load_config(file, overrides).teacher.engine
     assert engine.model_dump(exclude_defaults=True) == {"kind": "scripted", "wrong_rate": 0.1, "latency_s": 2.0}
 
 
-def test_a_setting_below_an_empty_branch(file: Path) -> None:
+def test_a_setting_below_an_empty_branch_can_be_overridden(file: Path) -> None:
     with file.open("a") as lines:
         lines.write("annotate:\n")
     assert load_config(file, {"annotate.num_questions": "2"}).annotate.num_questions == 2
