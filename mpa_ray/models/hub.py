@@ -14,7 +14,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS_OF_OTHERS = ("original/*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.pt", "*.pth")
 """Files with weights that neither vLLM nor transformers loads from a snapshot."""
 
-_OFFLINE = "is not asked, because HF_HUB_OFFLINE is set"
+_OFFLINE = "cannot be used while HF_HUB_OFFLINE is set"
 
 
 def is_hub_name(model: str) -> bool:
@@ -128,7 +128,7 @@ class Hub:
                 )
             )
         except (HfHubHTTPError, OSError, ValueError) as error:
-            problem = problem or f"fails with {type(error).__name__}"
+            problem = problem or f"did not provide it ({type(error).__name__})"
             raise ConfigError(
                 "model",
                 model,
@@ -148,9 +148,9 @@ class Hub:
         if error is None:
             return None
         if isinstance(error, HFValidationError):
-            return "allows no such name"
+            return "does not allow a name of this form"
         if isinstance(error, HfHubHTTPError) and error.response is not None:
-            return f"answers with status {error.response.status_code}"
+            return f"returned HTTP status {error.response.status_code}"
         self._is_down = True
         return f"cannot be reached ({type(error).__name__})"
 
