@@ -87,7 +87,7 @@ def plan_epoch(
     if not run.storage.exists(path):
         counts = _write_epoch(files, sources, level.of_arm(arm), arm, is_promptable, steps_per_shard)
         run.write_json(path, asdict(counts))
-    # The plan may come from another driver, which may have other settings.
+    # The plan may come from another driver, which may have different settings.
     files.samples.check_fingerprint()
     return EpochPlan(
         counts=run.epoch_counts(folder),

@@ -33,8 +33,8 @@ def check_cluster(answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         answer_timeout_s: The time in which the cluster must answer once a connection is made.
 
     Raises:
-        ConfigError: the address is malformed, nothing listens there, or another server than Ray's listens there. Or the
-            folder for temporary files has a path that is too long for Ray.
+        ConfigError: the address is malformed, nothing listens there, or a server that is not Ray's listens there; or
+            the path of the folder for temporary files is too long for Ray.
         Unfinished: the address does not answer.
     """
     address = cluster_address()
@@ -85,7 +85,7 @@ def _check_address(address: str, answer_timeout_s: float) -> None:
 
 
 def _greet(host: str, port: int, answer_timeout_s: float) -> bytes | None:
-    """The first bytes that the server answers to a gRPC client; None if the cluster uses TLS."""
+    """The first bytes that the server sends to a gRPC client; None if the cluster uses TLS."""
     with socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S) as connection:
         if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
             return None

@@ -493,7 +493,7 @@ FILES = ("config", "tabs", "empty_file", "no_teacher", "task", "measures")
 
 @pytest.fixture
 def place(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
-    """Fills in the files that mistakes are made with. There is no hub."""
+    """Fills in the files that the mistakes need. There is no hub."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     process_hub.cache_clear()
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "RAY_ADDRESS"):

@@ -41,7 +41,7 @@ def connections(config: ObjectStoreConfig, *, only_public: bool, is_public: IsPu
     """Return this process's connections to web servers. They neither retry requests nor follow redirects.
 
     Args:
-        config: The time-outs and the number of connections.
+        config: The timeouts and the number of connections.
         only_public: Whether to raise PrivateAddress, before a request is sent, for an address that is not public.
         is_public: Decides which addresses are public.
     """
