@@ -92,9 +92,9 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     if failures:
         retry = "Run the same command again to retry."
         if not all(map(continues_at_once, failures.values())):
-            retry = "Do what the messages say, then run the same command again to retry."
+            retry = "Follow the advice in these messages, then run the same command again to retry."
         details = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        problem = f"{', '.join(failures)} failed; the rest is done. {retry} {details}"
+        problem = f"{', '.join(failures)} failed; all other work is done. {retry} {details}"
         is_unfinished = all(isinstance(error, Unfinished | OSError) or may_pass(error) for error in failures.values())
         raise Unfinished(problem) if is_unfinished else RunError(problem)
     context.failures.check()
@@ -209,7 +209,7 @@ class _Campaign:
                 self._align_again(student, number, to_train, admission, to_check)
         except Exception as error:  # noqa: BLE001
             if error is not self._teacher_error:
-                self._record(student.name, error, f"{student.name} failed, the other students continue")
+                self._record(student.name, error, f"{student.name} failed, but the other students continue")
         finally:
             self._identified[student.name].set()
 
@@ -285,13 +285,15 @@ class _Campaign:
             predict_groups(context, others, lambda group: self._admission(group.base, 0.0))
         except Exception as error:  # noqa: BLE001
             # The model that caused the error fails again below, in a separate pass.
-            say(f"WARNING: measuring models in a shared engine failed; each model is measured alone: {error}")
+            say(f"WARNING: models could not be measured in a shared engine, so each gets a separate engine: {error}")
         for name in others:
             try:
                 predict(context, name, self._admission(models[name], 0.0))
             except Exception as error:  # noqa: BLE001
                 # Without "measuring", the name "teacher" would suggest that the annotation has failed.
-                self._record(f"measuring {name}", error, f"{name} could not be measured, the other models continue")
+                self._record(
+                    f"measuring {name}", error, f"{name} could not be measured, but the other models are still measured"
+                )
 
     def _admission(self, model: ModelConfig, size: float) -> Admission:
         need = Resources(model.num_replicas * model.cpus_per_replica, model.num_replicas * model.gpus_per_replica)

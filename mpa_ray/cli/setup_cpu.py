@@ -289,7 +289,7 @@ def _repair_torchvision(environment: Environment) -> None:
 def _commands(lines: PipLines) -> Iterator[str]:
     """The commands that a dry run prints, quoted for a shell."""
     pip = (sys.executable, "-m", "pip")
-    yield f"# Only if PyTorch {lines.torch_version} is not installed. The second command is for where the first fails:"
+    yield f"# If PyTorch {lines.torch_version} is not installed. If the first command fails, the second one is used:"
     yield from (shlex.join((*pip, *words)) for words in lines.torch)
     yield "# vLLM, Ray and the other packages:"
     yield shlex.join((*pip, *lines.packages))

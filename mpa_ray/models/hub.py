@@ -17,7 +17,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS_OF_OTHERS = ("original/*", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.pt", "*.pth")
 """Files with weights that neither vLLM nor transformers loads from a snapshot."""
 
-_OFFLINE = "is not asked, because HF_HUB_OFFLINE is set"
+_OFFLINE = "cannot be used while HF_HUB_OFFLINE is set"
 
 _down: set[str] = set()
 """The hubs that this process could not reach. It does not ask them again."""
@@ -96,7 +96,7 @@ def hub_file(model: str, name: str) -> Path:
             )
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        problem = problem or f"fails with {type(error).__name__}"
+        problem = problem or f"did not provide it ({type(error).__name__})"
         raise ConfigError(
             "model",
             model,
@@ -124,9 +124,9 @@ def _problem_on_hub(model: str, name: str) -> str | None:
     if error is None:
         return None
     if isinstance(error, HFValidationError):
-        return "allows no such name"
+        return "does not allow a name of this form"
     if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return f"answers with status {error.response.status_code}"
+        return f"returned HTTP status {error.response.status_code}"
     _down.add(ENDPOINT)
     return f"cannot be reached ({type(error).__name__})"
 

@@ -54,7 +54,12 @@ def evaluate(context: RunContext[EvaluationRunConfig], score_only: bool = False,
     context.begin(reads=upstream_datasets(context.config))
     models = measured_models(context)
     if not models:
-        raise ConfigError("evaluate.models", [], "names no model.", "Name one, or add a teacher and students.")
+        raise ConfigError(
+            "evaluate.models",
+            [],
+            "is empty, so there is no model to measure.",
+            "Add a model, or a teacher and students.",
+        )
     write_questions(settings, context.run, context.places)
     if not score_only:
         predict_groups(context, models)

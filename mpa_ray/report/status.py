@@ -138,7 +138,7 @@ class _StatusReader:
         if is_trained and not is_done:
             notes.append("trained, not checked in the engine yet")
         if is_done and self._run.is_trained_before_redo(student, arm):
-            notes.append("trained before redo: --relevel trains it again")
+            notes.append("trained on an earlier D_PI: --relevel trains it again")
         phase = replace(
             phase,
             num_done=state.step,

@@ -169,7 +169,7 @@ def student_warnings(
         )
     if training is not None:
         if not training.is_falling:
-            warnings.append("the loss did not fall: lower the learning rate, or look at the samples")
+            warnings.append("the loss did not fall: lower the learning rate, or check the samples")
         if (forgetting := training.retained.forgetting_warning()) is not None:
             warnings.append(forgetting)
     for benchmark, result in measured.items():

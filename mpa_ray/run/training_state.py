@@ -32,7 +32,7 @@ class Retained:
         if self.before is None or self.after is None or self.after >= _LEAST_RETAINED * self.before:
             return None
         return (
-            f"answers {self.after} of the retained pairs, and answered {self.before} before "
+            f"answers {self.after} of the retained pairs, down from {self.before} before the training "
             "(forgetting): raise level.replay_share, or lower the learning rate"
         )
 

@@ -43,7 +43,7 @@ def test_a_teacher_that_cannot_be_measured_has_not_failed(config: RunConfig, mon
     replace_phases(monkeypatch, predict=predict, prepare_benchmarks=lambda _: None)
     monkeypatch.setattr(campaign, "check_run", lambda _: None)
     monkeypatch.setattr(campaign, "score_and_report", lambda _: {})
-    with pytest.raises(RunError, match=r"^measuring teacher failed; the rest is done\..*CUDA out of memory"):
+    with pytest.raises(RunError, match=r"^measuring teacher failed; all other work is done\..*CUDA out of memory"):
         campaign.align(config)
 
 
@@ -164,7 +164,7 @@ def test_a_student_with_changed_settings_is_left_out_alone(
     monkeypatch.setattr(campaign, "check_run", lambda _: None)
     monkeypatch.setattr(campaign, "score_and_report", lambda _: {})
     replace_phases(monkeypatch, level_student=lambda _, student, *__: trained.append(student.name))
-    with pytest.raises(RunError, match=r"^small failed; the rest is done"):
+    with pytest.raises(RunError, match=r"^small failed; all other work is done"):
         campaign.align(config.model_copy(update={"students": students}))
     assert trained == ["other"]
     assert "small is left out: run_dir" in "".join(capsys.readouterr())

@@ -377,11 +377,11 @@ MISTAKES = {
     ),
     "two students of one name": (
         "align --config {config} --students [{{model: a}},{{model: b}}]",
-        "students = [2 entries]: names must differ, and not only in case, got",
+        "students = [2 entries]: names must differ in more than upper and lower case, got",
     ),
     "two students whose folders are one where case is ignored": (
         "align --config {config} --students [{{model: a,name: s}},{{model: b,name: S}}]",
-        "names must differ, and not only in case, got ['s', 'S']",
+        "names must differ in more than upper and lower case, got ['s', 'S']",
     ),
     "fewer replicas than at the start": (
         "align --config {config} --teacher.num_replicas 4 --teacher.max_num_replicas 2",
@@ -460,7 +460,7 @@ MISTAKES = {
     "indexing with a file that only measures": ("index --config {measures}", "Use mpa-ray evaluate, or add them."),
     "a benchmark in CSV": (
         "evaluate --config {config} --evaluate.benchmarks.0.path {table}",
-        "is a table in a format that no benchmark has. Give the questions as JSON, JSON lines or Parquet.",
+        "is a table in a format that benchmarks do not support. Give the questions as JSON, JSON lines or Parquet.",
     ),
     "draws that are all the same": (
         "index --config {config} --annotate.num_questions 3 --annotate.sampling.temperature 0",

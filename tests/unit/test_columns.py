@@ -217,7 +217,9 @@ def test_lists_of_images_offer_one_item(write: Write, kind: pa.DataType, tmp_pat
         (tmp_path / name).write_bytes(name.encode())
     rows = [[cell("a.png"), cell("b.png")], [cell("c.png"), cell("d.png")]]
     path = write(tmp_path, pa.table({"image": pa.array(rows, kind)}))
-    with pytest.raises(ConfigError, match=r"has type .*list.*Take one image of each list: image_column: image\[0\]\."):
+    with pytest.raises(
+        ConfigError, match=r"has type .*list.*To take one image of each list, set source\.image_column to image\[0\]\."
+    ):
         contents(path)
     assert contents(path, image_column="image[0]") == [b"a.png", b"c.png"]
     assert contents(path, image_column="image[1]") == [b"b.png", b"d.png"]

@@ -121,16 +121,16 @@ _NAMED = ("students.0.name", "evaluate.benchmarks.0.name", "evaluate.models.0.na
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("scores.json", "is the name of a file: leave out its ending"),
+        ("scores.json", "ends like a file name: remove .json"),
         ("manifest.JSON", "is the name of a file"),
         ("train.parquet", "is the name of a file"),
-        ("a/b", "is not a plain name"),
-        ("..", "is not a plain name"),
-        (".hidden", "is not a plain name"),
-        ("two words", "is not a plain name"),
-        ("émile", "is not a plain name"),
+        ("a/b", "is not a valid name"),
+        ("..", "is not a valid name"),
+        (".hidden", "is not a valid name"),
+        ("two words", "is not a valid name"),
+        ("émile", "is not a valid name"),
         ("x" * 61, "at most 60"),
-        ("", "is not a plain name"),
+        ("", "is not a valid name"),
     ],
 )
 def test_a_name_that_could_be_a_file_of_the_run_is_refused(
@@ -160,7 +160,7 @@ def test_names_that_differ_only_in_case_are_refused(tree: dict[str, Any], tmp_pa
     with pytest.raises(ConfigError, match=r"evaluate\.models = 'Small.Before': is already the name of another model"):
         check_names(load_config(written(tree, tmp_path)))
     tree["evaluate"]["models"] = [{"name": name, "model": "m"} for name in ("other", "Other")]
-    with pytest.raises(ConfigError, match=r"evaluate\.models = .*names must differ, and not only in case"):
+    with pytest.raises(ConfigError, match=r"evaluate\.models = .*names must differ in more than upper and lower case"):
         load_config(written(tree, tmp_path))
 
 

@@ -248,7 +248,7 @@ def test_a_run_that_is_not_indexed_has_a_report(config: RunConfig) -> None:
     run = Run.open(config.run_dir)
     run.record_config(config, {"ray": "2.60.0"})
     page = render_html(config, collect(run, config))
-    assert "The images are not indexed yet." in page
+    assert "The images have not been indexed yet." in page
 
 
 def test_the_table_has_counts_scores_and_times(summary: ReportSummary) -> None:
@@ -263,7 +263,7 @@ def test_the_table_has_counts_scores_and_times(summary: ReportSummary) -> None:
         "D_PI of small from D_PA: 0.000",
         "prompt tokens from cache 75.0%",
         "identify small 1:01 2.0 images/s",
-        "sum 3:03 phases that ran at the same time each count in full",
+        "sum 3:03 phases that overlapped each count in full",
     ):
         assert line in lines
 
@@ -407,7 +407,7 @@ def test_a_model_without_a_score_is_named_with_its_reason_and_has_no_column(conf
     reasons = {(row["model"], row["benchmark"]): row["reason"] for row in problems["unmeasured"]}
     assert reasons[("teacher", "held")] == "EngineCore was killed by SIGKILL"
     assert reasons[("small.random", "held")] == "CUDA out of memory"
-    assert reasons[("small.after", "other")] == "it is not measured yet."
+    assert reasons[("small.after", "other")] == "the model has not answered it yet."
     assert ("teacher", "other") not in reasons
     assert "NOT MEASURED: teacher on held: EngineCore was killed by SIGKILL" in table.splitlines()[1:10]
     assert page.index("teacher on held: EngineCore was killed by SIGKILL") < page.index("<h2>Images</h2>")
