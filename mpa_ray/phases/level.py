@@ -43,9 +43,7 @@ def students_ready(context: RunContext[RunConfig], is_ready: Callable[[str], boo
         if student.name in first or is_ready(student.name):
             ready.append(student)
         else:
-            say(
-                f"{student.name} has no parity samples yet and is skipped: run mpa-ray identify, then the same command."
-            )
+            say(f"{student.name} has no parity samples yet and is skipped: run mpa-ray identify first.")
     return ready
 
 

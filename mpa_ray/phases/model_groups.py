@@ -85,9 +85,7 @@ def fall_back_to_single(group: EngineGroup, passed_on: Callable[[], object] = la
     except (ConfigError, RunError) as error:
         if error is passed_on() or len(group.names) == 1:
             raise
-        say(
-            f"WARNING: the engine shared by {list_names(group.names)} failed: {error} Each model gets a separate engine."
-        )
+        say(f"WARNING: the engine shared by {list_names(group.names)} failed: {error} Each model continues alone.")
 
 
 def list_names(names: Sequence[str]) -> str:

@@ -120,7 +120,7 @@ def test_when_a_shared_engine_fails_each_model_continues_alone(
         identify(RunContext.open(config), share_a_dying_engine)
     warning = (
         r"WARNING: the engine shared by failing, small, larger failed: .*1 image of shard .* killed engines.* "
-        r"Each model gets a separate engine\."
+        r"Each model continues alone\."
     )
     assert re.search(warning, capsys.readouterr().out)
     assert {"phases/identify.small.json", "phases/identify.larger.json"} <= set(

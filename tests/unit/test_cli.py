@@ -389,7 +389,7 @@ MISTAKES = {
     ),
     "a misspelled task": ("align --config {config} --task textvqa", "Did you mean text_vqa?"),
     "a prompt without a format": ("align --config {config} --task {task}", "has no {{format}} and asks for no labels"),
-    "a missing source": ("align --config {config} --source.path /no/such", "source.path = '/no/such': is not a folder"),
+    "a missing source": ("align --config {config} --source.path /no/such", "source.path = '/no/such': does not exist"),
     "a source without images": ("align --config {config} --source.path {folder}", "holds no images"),
     "a misspelled bundled model": (
         "align --config {config} --teacher {{model: bundled:demo/models/teachr}}",
@@ -405,7 +405,7 @@ MISTAKES = {
     ),
     "a password in a URL": (
         "align --config {config} --object_store.endpoint_url http://me:hunter2@host",
-        "object_store.endpoint_url = 'http://***@host': a URL with credentials",
+        "object_store.endpoint_url = 'http://***@host': is a URL with credentials",
     ),
     "missing questions": (
         "evaluate --config {config} --evaluate.benchmarks.0.path /none.jsonl",

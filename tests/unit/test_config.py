@@ -122,8 +122,8 @@ _NAMED = ("students.0.name", "evaluate.benchmarks.0.name", "evaluate.models.0.na
     ("name", "problem"),
     [
         ("scores.json", "ends like a file name: remove .json"),
-        ("manifest.JSON", "is the name of a file"),
-        ("train.parquet", "is the name of a file"),
+        ("manifest.JSON", "ends like a file name: remove .json"),
+        ("train.parquet", "ends like a file name: remove .parquet"),
         ("a/b", "is not a valid name"),
         ("..", "is not a valid name"),
         (".hidden", "is not a valid name"),
@@ -327,7 +327,7 @@ def test_a_password_within_another_value_is_not_shown(tree: dict[str, Any], tmp_
 def test_an_error_in_yaml_takes_one_line(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("run_dir: x\nsource:\n\tpath: y\n")
-    with pytest.raises(ConfigError, match=r"is not YAML \(line 3, column 1: a tab, where only") as caught:
+    with pytest.raises(ConfigError, match=r"is not YAML \(line 3, column 1: a tab where only") as caught:
         load_config(path)
     assert "\n" not in str(caught.value)
 
@@ -456,7 +456,7 @@ def test_preflight_names_a_source_without_images(tree: dict[str, Any], tmp_path:
 
 
 def test_preflight_names_a_missing_source(tree: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"source\.path = '/no/such'.*is not a folder"):
+    with pytest.raises(ConfigError, match=r"source\.path = '/no/such'.*does not exist"):
         checked({**tree, "source": {"path": "/no/such"}})
 
 

@@ -51,7 +51,7 @@ def test_a_process_that_dies_silently_is_recorded_once_for_all_its_shards() -> N
 
     # The engines died without any image that could have killed them.
     last = "the latest cause: no error of process 2"
-    assert asyncio.run(work()) == [f"the engine died 2 times on shard {shard}, {last}" for shard in "ab"]
+    assert asyncio.run(work()) == [f"the engine died 2 times on shard {shard}; {last}" for shard in "ab"]
     assert recorder.recorded == [(1, None), (2, None)]
 
 

@@ -181,5 +181,5 @@ def test_odd_names_and_links_are_accounted_for(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is not a folder"):
+    with pytest.raises(ConfigError, match="does not exist"):
         next(Selection(SourceConfig(path=str(tmp_path / "no")), FILES).images())

@@ -192,7 +192,10 @@ def test_base64_with_escapes_and_line_ends(root: Path) -> None:
 @pytest.mark.parametrize("value", [1, True, 1.5, [1], {"width": 3}, "", [], {}, None, [None], [""]])
 def test_what_is_no_uri_is_refused(root: Path, value: Any) -> None:
     (root / "l.jsonl").write_text(json.dumps({"image": "0.png"}) + "\n" + json.dumps({"image": value}))
-    with pytest.raises(ConfigError, match=r"row 2: (no URI|a (int|bool|float|dict), not a URI,) in 'image'\. Fill it"):
+    with pytest.raises(
+        ConfigError,
+        match=r"row 2: the column 'image' holds (no URI|a value of type (int|bool|float|dict), not a URI)\. Write",
+    ):
         listing(root / "l.jsonl")
 
 

@@ -271,7 +271,7 @@ def test_the_table_has_counts_scores_and_times(summary: ReportSummary) -> None:
 def steps_of(config: EvaluationRunConfig, summary: EvaluationSummary) -> dict[str, str]:
     """The ways by their purposes."""
     text = render_next_steps(Run.open(config.run_dir), config, summary)
-    assert text.startswith("\nwhat next\n")
+    assert text.startswith("\nnext steps\n")
     steps = {}
     for line in text.splitlines()[2:]:
         purpose, way = re.split(r"  +", line.strip())
@@ -319,7 +319,7 @@ def test_align_ends_with_one_table_of_scores(tmp_path: Path, capsys: pytest.Capt
     output = capsys.readouterr().out
     assert output.count("held: exact_match, %") == 1
     assert output.count("100.0 [100.0, 100.0]") == 2
-    assert "what next" in output
+    assert "next steps" in output
     evaluate(context, score_only=True)
     assert "held: exact_match, %" in capsys.readouterr().out
 

@@ -473,7 +473,7 @@ def test_a_source_without_images_is_noted(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run")
     tree["source"] = {"path": f"{images}x", "limit": 5}
     notes = size_run(RunConfig.model_validate(tree)).notes
-    assert any(note.startswith(f"source.path = '{images}x': is not a folder.") for note in notes)
+    assert any(f"source.path = '{images}x': does not exist." in note for note in notes)
     tree["source"] = {"path": str(images), "limit": 5}
     assert not any("source.path" in note for note in size_run(RunConfig.model_validate(tree)).notes)
 
