@@ -57,6 +57,8 @@ def parse_location(text: str) -> str:
     if (right := misspelled_uri(text)) is not None:
         raise ValueError(f"is a misspelled URI: write {right}")
     scheme, separator, rest = text.partition("://")
+    if scheme == "hf" and separator:
+        raise ValueError(f"hf:// is not supported: {_instead_of_hub(rest)}")
     if separator and "/" not in scheme and scheme not in _SCHEMES:
         raise ValueError(f"{scheme}:// is not supported: give a local path or an s3:// URI, or for images a gs:// URI")
     bucket, _, _ = rest.partition("/")
@@ -73,6 +75,16 @@ def parse_location(text: str) -> str:
     if path == "~" or path.startswith("~/"):
         raise ValueError("begins with ~, and this user has no home folder: write the full path")
     return path
+
+
+def _instead_of_hub(rest: str) -> str:
+    """What to write or do instead of using a URI of the Hugging Face hub, whose part after `hf://` is `rest`."""
+    kind, _, of_kind = rest.partition("/")
+    is_dataset = kind in ("datasets", "buckets", "spaces")
+    name = "/".join((of_kind if is_dataset else rest).split("/")[:2])
+    if is_dataset:
+        return f"download it first, with `hf download {name} --repo-type {kind[:-1]} --local-dir DIR`"
+    return f"write {name} for a model; download a dataset first, with `hf download --repo-type dataset`"
 
 
 Location = Annotated[str, AfterValidator(parse_location)]

@@ -446,7 +446,25 @@ MISTAKES = {
     "a value for a flag": ("identify --config {config} --rematch=yes", "takes no value."),
     "a plan of a misspelled task": ("plan --config {config} --task textvqa", "Did you mean text_vqa?"),
     "a plan without a size": ("plan --config {config}", "plan.num_images = None: is not known"),
-    "a report of no run": ("report --config {config}", "has no run.json. Give the directory of a run."),
+    "a report of no run": ("report --config {config}", "holds no run, so there is nothing to report."),
+    "scores of no run": ("evaluate --config {config} --score-only", "holds no run, so there is nothing to score."),
+    "annotations of no index": ("annotate --config {config}", "has no corpus/manifest.json. Run mpa-ray index first."),
+    "an identification of no index": ("identify --config {config}", "has no corpus/manifest.json."),
+    "a rematch of no index": ("identify --config {config} --rematch", "has no corpus/manifest.json."),
+    "a training of no index": ("level --config {config}", "has no corpus/manifest.json. Run mpa-ray index first."),
+    "a run inside its source": ("align --config {config} --run_dir {photos}/run", "is inside the source"),
+    "a student with the teacher's name": (
+        "align --config {config} --students.0.name Teacher",
+        "students.0.name = 'Teacher': is the name of the run's teacher. Choose another name.",
+    ),
+    "a dataset of the hub": (
+        "align --config {config} --source.path hf://datasets/owner/photos",
+        "is not supported: download it first, with `hf download owner/photos --repo-type dataset --local-dir DIR`",
+    ),
+    "a model of the hub as a URI": (
+        "align --config {config} --teacher.model hf://owner/model",
+        "hf:// is not supported: write owner/model",
+    ),
     "levelling before identifying": (
         "level --config {indexed}.yaml --students.0.model bundled:demo/models/student",
         "has no parity samples of small yet. Run mpa-ray identify first.",
@@ -513,6 +531,7 @@ def place(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     paths["folder"] = tmp_path / "folder"
     paths["folder"].mkdir()
     paths["indexed"] = tmp_path / "indexed"
+    paths["photos"] = images
 
     def fill(text: str) -> str:
         if "{indexed}" in text:

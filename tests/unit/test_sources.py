@@ -172,7 +172,7 @@ def test_unknown_kinds_of_uris_are_refused(entry: str, tmp_path: Path) -> None:
         ),
         ("list.csv", b"picture\na.png\n", r"source\.image_column = 'image': is not a column of list\.csv.*'picture'"),
         ("list.csv", b"image\n\xff\xfe\n", r"cannot be read .* the list must be UTF-8"),
-        ("list.csv", b"image,b\n,2\n", r"row 1: no URI in 'image'"),
+        ("list.csv", b"image,b\n,2\n", r"row 1: the column 'image' holds no URI"),
         ("broken.parquet", b"PAR1 not really", r"broken\.parquet cannot be read as Parquet"),
         ("cut.tar", b"\x01" * 700, r"cut\.tar cannot be read as a tar"),
         ("a.tar.gz", b"", r"is compressed"),

@@ -271,7 +271,7 @@ def test_a_path_that_a_comment_cuts_is_refused(file: Path, tmp_path: Path, rest:
     text = yaml.safe_dump(tree)
     file.write_text(text.replace("PATH", f"{tmp_path}/my images #1{rest}"))
     with pytest.raises(
-        ConfigError, match=rf"^source\.path = '{tmp_path}/my images': does not exist, and '.*/my images #1'"
+        ConfigError, match=rf"^source\.path = '{tmp_path}/my images': does not exist, but '.*/my images #1'"
     ):
         load_config(file)
     file.write_text(text.replace("PATH", f'"{tmp_path}/my images #1{rest}"'))
