@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from mpa_ray.config import RunConfig
 from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.level import level
+from mpa_ray.phases.measured_models import measured_models
+from mpa_ray.run.fingerprint import prediction_fingerprint
 from tests.conftest import scripted_tree
 
+QUESTION = {"question_id": "1", "question": "What is it?", "answers": ["red"]}
 REFUSED = RunError("evaluate:teacher: the engine of t cannot start: CUDA out of memory")
 
 
@@ -124,7 +128,7 @@ def begun(config: RunConfig) -> None:
     ("branch", "change", "words"),
     [
         ("students", {"level": {"learning_rate": 0.5}}, r"level\.learning_rate: was 0\.0001, now 0\.5.*rename"),
-        ("students", {"max_pixels": 200_000}, r"student\.max_pixels: was .* now 200000.*rename"),
+        ("students", {"max_pixels": 200_000}, r"students\.0\.max_pixels: was .* now 200000.*rename"),
         ("teacher", {"max_pixels": 200_000}, r"teacher\.max_pixels: was .* now 200000"),
         ("source", {"limit": 3}, r"source\.limit: was None, now 3"),
         ("task", "text_vqa", "task: was 'demo_world', now 'text_vqa'"),
@@ -168,3 +172,30 @@ def test_a_student_with_changed_settings_is_left_out_alone(
         campaign.align(config.model_copy(update={"students": students}))
     assert trained == ["other"]
     assert "small is left out: run_dir" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(("name", "setting"), [("other", "evaluate.models.0"), ("teacher", "teacher")])
+def test_changed_settings_of_measured_models_are_found_before_the_first_pass(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, setting: str
+) -> None:
+    """Answers that were made with other settings would otherwise end the command after hours of passes."""
+    (tmp_path / "q.jsonl").write_text(json.dumps(QUESTION | {"image": str(images / "000.png")}))
+    tree = scripted_tree(images, tmp_path / "run")
+    tree["students"][0]["model"] = "bundled:demo/models/student"
+    other = {"name": "other", "model": "scripted", "engine": {"kind": "scripted", "wrong_rate": 0.25}}
+    tree["evaluate"] = {"benchmarks": [{"path": str(tmp_path / "q.jsonl"), "name": "held"}], "models": [other]}
+    context = RunContext.open(RunConfig.model_validate(tree))
+    folder = context.run.predictions("held", name).folder
+    model = measured_models(context)[name]
+    context.run.register_fingerprint(folder, prediction_fingerprint(context.config, context.task, model))
+    context.run.fingerprints.fix(folder)
+    other["engine"] = {"kind": "scripted", "wrong_rate": 0.5}
+    tree["teacher"]["engine"] = {"kind": "scripted", "wrong_rate": 0.1}
+    if name == "teacher":
+        other["engine"] = {"kind": "scripted", "wrong_rate": 0.25}
+    begun: list[object] = []
+    replace_phases(monkeypatch, index_and_annotate=lambda *words: begun.append(words))
+    monkeypatch.setattr(campaign, "score_and_report", lambda _: {})
+    with pytest.raises(FingerprintMismatch, match=rf"other settings: {setting}\.engine\.wrong_rate: was "):
+        campaign.align(RunConfig.model_validate(tree))
+    assert not begun
