@@ -47,6 +47,7 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
     from mpa_ray.phases.context import RunContext
     from mpa_ray.phases.repeated_work import Again
     from mpa_ray.phases.resource_needs import check_resources_of
+    from mpa_ray.run.commands import command_recorded
 
     again = Again.of(redo, relevel)
     if phase in _WITH_MODELS:
@@ -54,8 +55,9 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
     check_resources_of(config, phase)
     check_begun(config, phase)
     context = RunContext.open(config, again)
-    _function_of(phase)(context)
-    context.failures.check()
+    with command_recorded(context.run.storage, f"mpa-ray {'evaluate' if phase == 'score' else phase}"):
+        _function_of(phase)(context)
+        context.failures.check()
 
 
 def check_begun(config: EvaluationRunConfig, phase: Phase) -> None:

@@ -37,6 +37,7 @@ from mpa_ray.phases.report import report
 from mpa_ray.phases.resource_needs import check_resources_of, check_resources_of_student
 from mpa_ray.pipeline.cluster_address import cluster_address
 from mpa_ray.pipeline.run_pass import Admission, record_error
+from mpa_ray.run.commands import command_recorded
 from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
@@ -69,6 +70,18 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     failures |= _errors_of_students(config, partial(check_trainable, object_store=config.object_store))
     students = _without(failures, students)
     context = RunContext.from_checked(config, again)
+    with command_recorded(context.run.storage, "mpa-ray align"):
+        _align_students(context, students, failures, list_shards)
+
+
+def _align_students(
+    context: RunContext[RunConfig],
+    students: Sequence[StudentConfig],
+    failures: dict[str, Exception],
+    list_shards: ListShards,
+) -> None:
+    """Align the students whose settings are correct. `failures` holds the errors of the others."""
+    config = context.configured
     context.check_moved_source()
     failures |= _errors_of_students(config, lambda student, _: check_labelled_sets(context, student))
     context.check_unchanged(["corpus", "annotations"])

@@ -62,10 +62,11 @@ def fine_tune(
             temporary.
     """
     settings, counts, label = student.level, plan.counts, key.label
+    branch = f"{run.branch_of_student(student.name)}.level"
     if counts.num_too_long:
         say(
-            f"WARNING: {label}: {counts.num_too_long} samples are longer than level.max_tokens = {settings.max_tokens} "
-            "and are left out"
+            f"WARNING: {label}: {counts.num_too_long} samples are longer than {branch}.max_tokens = "
+            f"{settings.max_tokens} and are left out"
         )
     if counts.num_with_special_token:
         say(
@@ -74,7 +75,7 @@ def fine_tune(
         )
     if not counts.num_samples:
         raise RunError(f"{label}: there are no samples to train on; the report lists the reasons.")
-    resources = f"{label}: level.cpus_per_worker, level.gpus_per_worker"
+    resources = f"{branch}.cpus_per_worker, {branch}.gpus_per_worker"
     check_resources(resources, settings.cpus_per_worker, settings.gpus_per_worker)
     job = TrainingJob.of(run, config, student, task, plan, folder, card, ownership)
     before = _state(job)

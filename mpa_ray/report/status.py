@@ -11,6 +11,7 @@ from typing import Any
 
 from mpa_ray.config import Arm, MeasuredModel
 from mpa_ray.report.phase_status import PhaseState, PhaseStatus, Status
+from mpa_ray.run.commands import running_commands
 from mpa_ray.run.dataset import ShardedDataset, prefetch
 from mpa_ray.run.left_out_counts import left_out_in_words
 from mpa_ray.run.logs import deaths
@@ -46,7 +47,8 @@ def status(run: Run, count_rows: bool = False, now: datetime | None = None) -> S
         phases.append(reader.score())
     if settings.aligns_students:
         phases.append(reader.report())
-    return Status(run.storage.root, phases, now or datetime.now(UTC), deaths(run.storage))
+    commands = running_commands(run.storage)
+    return Status(run.storage.root, phases, now or datetime.now(UTC), deaths(run.storage), commands)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Retained:
             return None
         return (
             f"answers {self.after} of the retained pairs, down from {self.before} before the training "
-            "(forgetting): raise level.replay_share, or lower the learning rate"
+            "(forgetting): raise the student's level.replay_share, or lower its level.learning_rate"
         )
 
     def to_json(self) -> dict[str, int]:
