@@ -386,5 +386,5 @@ def test_questions_with_a_name_of_two_columns_are_refused(tmp_path: Path) -> Non
     columns = {"question_id": ["1"], "question": ["what?"], "answers": [["x"]], "image": [b"1"]}
     table = pa.table(columns)
     pq.write_table(table.append_column("question", pa.array(["why?"])), tmp_path / "q.parquet")
-    with pytest.raises(ConfigError, match="has several columns 'question'"):
+    with pytest.raises(ConfigError, match="has several columns named 'question'"):
         list(read_benchmark(BenchmarkConfig(path=str(tmp_path / "q.parquet")), PLACES))
