@@ -120,7 +120,7 @@ def check_distinct(setting: str, names: list[str]) -> None:
         ValueError: a name occurs twice.
     """
     if len({name.lower() for name in names}) != len(names):
-        raise ValueError(f"{setting}: names must differ in more than upper and lower case, got {names}")
+        raise ValueError(f"{setting}: names must be distinct, ignoring case, got {names}")
 
 
 class Settings(BaseModel):

@@ -377,11 +377,11 @@ MISTAKES = {
     ),
     "two students of one name": (
         "align --config {config} --students [{{model: a}},{{model: b}}]",
-        "students = [2 entries]: names must differ in more than upper and lower case, got",
+        "students = [2 entries]: names must be distinct, ignoring case, got",
     ),
     "two students whose folders are one where case is ignored": (
         "align --config {config} --students [{{model: a,name: s}},{{model: b,name: S}}]",
-        "names must differ in more than upper and lower case, got ['s', 'S']",
+        "names must be distinct, ignoring case, got ['s', 'S']",
     ),
     "fewer replicas than at the start": (
         "align --config {config} --teacher.num_replicas 4 --teacher.max_num_replicas 2",

@@ -162,7 +162,7 @@ def test_names_that_differ_only_in_case_are_refused(tree: dict[str, Any], tmp_pa
     ):
         check_names(load_config(written(tree, tmp_path)))
     tree["evaluate"]["models"] = [{"name": name, "model": "m"} for name in ("other", "Other")]
-    with pytest.raises(ConfigError, match=r"evaluate\.models = .*names must differ in more than upper and lower case"):
+    with pytest.raises(ConfigError, match=r"evaluate\.models = .*names must be distinct, ignoring case"):
         load_config(written(tree, tmp_path))
 
 
