@@ -132,10 +132,10 @@ def _path_below(folder: str, root: str) -> str | None:
     # The folder may lie below the root under its own name, or under the name that its symbolic links lead to. In a name
     # with `..`, the folders before the `..` do not contain the folder.
     names = [Path(folder).absolute(), Path(os.path.realpath(folder))]
-    for path in (name for name in names if ".." not in name.parts):
-        for parent in (path, *path.parents):
+    for name in names:
+        for parent in (name, *name.parents) if ".." not in name.parts else ():
             if os.path.realpath(parent) == real_root:
-                below = path.relative_to(parent).as_posix()
+                below = name.relative_to(parent).as_posix()
                 return "" if below == "." else f"{below}/"
     return None
 

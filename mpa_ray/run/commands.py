@@ -31,8 +31,8 @@ class RunningCommand:
 
     def to_json(self) -> dict[str, Json]:
         """Return the fields that programs need, with the time in ISO 8601."""
-        process = {"host": self.process.host, "pid": self.process.pid}
-        return {"name": self.name, "begun": self.begun.isoformat(), **process}
+        begun, process = self.begun.isoformat(), self.process
+        return {"name": self.name, "begun": begun, "host": process.host, "pid": process.pid}
 
 
 @contextmanager
