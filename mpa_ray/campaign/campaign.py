@@ -114,14 +114,15 @@ def _align_students(
 
 
 def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exception]:
-    """Score the answers and write the report, even if earlier phases failed. Returns the errors by phase.
+    """Score the answers and write the report, even if earlier phases failed.
 
-    The scores are not printed here, because the report's summary shows them.
+    The scores are not printed here, because the report's summary shows them. Returns the errors by the work that failed:
+    its description has spaces, so it is never the name of a student.
     """
     failures: dict[str, Exception] = {}
     calls = {
-        "score": partial(evaluate, context, score_only=True, shows_scores=False),
-        "report": partial(report, context),
+        "writing the scores": partial(evaluate, context, score_only=True, shows_scores=False),
+        "writing the report": partial(report, context),
     }
     for name, call in calls.items():
         try:
@@ -290,7 +291,7 @@ class _Campaign:
             models = measured_models(context)
         except Exception as error:  # noqa: BLE001
             if error is not self._teacher_error:
-                self._failures["evaluate"] = error
+                self._failures["measuring models"] = error
             return
         of_students = {name for student in context.config.students for name in names_of_student(student)}
         others = {name: model for name, model in models.items() if name not in of_students}

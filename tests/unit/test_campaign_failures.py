@@ -77,7 +77,7 @@ def test_the_report_is_written_even_if_nothing_can_be_scored(
     monkeypatch.setattr(campaign, "evaluate", nothing_to_score)
     monkeypatch.setattr(campaign, "report", reports.append)
     failures = campaign.score_and_report(RunContext.from_checked(config))
-    assert (list(failures), len(reports)) == (["score"], 1)
+    assert (list(failures), len(reports)) == (["writing the scores"], 1)
 
 
 def test_a_student_whose_model_cannot_be_trained_is_refused_before_anything_starts(scripted_config: RunConfig) -> None:
@@ -199,3 +199,22 @@ def test_changed_settings_of_measured_models_are_found_before_the_first_pass(
     with pytest.raises(FingerprintMismatch, match=rf"other settings: {setting}\.engine\.wrong_rate: was "):
         campaign.align(RunConfig.model_validate(tree))
     assert not begun
+
+
+@pytest.mark.parametrize("name", ["report", "score", "evaluate"])
+def test_the_error_of_a_student_with_the_name_of_a_phase_is_kept(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RunError("the student's error")
+
+    def nothing_to_score(*_: object, **__: object) -> None:
+        raise RunError("the phase's error")
+
+    student = config.students[0].model_copy(update={"name": name})
+    replace_phases(monkeypatch, level_student=fail, prepare_benchmarks=lambda _: None, predict=lambda *_: None)
+    monkeypatch.setattr(campaign, "check_run", lambda _: None)
+    for phase in ("evaluate", "report", "measured_models"):
+        monkeypatch.setattr(campaign, phase, nothing_to_score)
+    with pytest.raises(RunError, match=rf"{name}: the student's error"):
+        campaign.align(config.model_copy(update={"students": [student]}))
