@@ -116,8 +116,8 @@ def _align_students(
 def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exception]:
     """Score the answers and write the report, even if earlier phases failed.
 
-    The scores are not printed here, because the report's summary shows them. Returns the errors by the work that failed:
-    its description has spaces, so it is never the name of a student.
+    The scores are not printed here, because the report's summary shows them. Returns the errors by the work that
+    failed, whose description has spaces, so that it is never the name of a student.
     """
     failures: dict[str, Exception] = {}
     calls = {
@@ -335,7 +335,7 @@ class _Campaign:
             yield
 
     def _check_trainings(self) -> None:
-        """Before the first pass, check that the cluster can run the trainings, which begin only after hours of passes.
+        """Before the first pass, check that the cluster can run the training, which begins only after hours of passes.
 
         If the command starts Ray on this machine, `align` has already checked the machine.
         """

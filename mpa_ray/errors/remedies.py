@@ -35,7 +35,7 @@ class Remedy(StrEnum):
         "which file it is."
     )
     CAUSE = "Fix the cause, then run the same command again to continue."
-    """For engines that die, trainings that fail, and limits that are exceeded."""
+    """For engines that die, training that fails, and limits that are exceeded."""
     POISON = (
         "The same command would fail again. If these images are valid, change the settings of the engine; it then "
         "processes them again. If they are not, raise limits.max_poison_images, so that they fail with the reason "
@@ -111,7 +111,7 @@ def what_continues(error: BaseException | str) -> Remedy:
 
 
 def continues_at_once(error: BaseException) -> bool:
-    """Whether the same command can continue the run at once, without any other action of the user."""
+    """Whether the same command can continue the run immediately, without any other action of the user."""
     return what_continues(error) is Remedy.SAME_COMMAND or Remedy.SAME_COMMAND in str(error)
 
 
