@@ -168,7 +168,7 @@ def test_answers_under_other_settings_are_not_mixed(benchmarks: list[dict[str, s
         ([], "evaluate.models = .*is empty, so there is no model"),
         (
             [{"name": "a", **STEADY, "compared_to": "b"}],
-            "evaluate.models = 'b': is not a model",
+            "evaluate.models.0.compared_to = 'b': is not the name of a model",
         ),
         ([{"name": "a", "model": "/no/such"}], "evaluate.models.0.model = '/no/such'"),
     ],

@@ -108,5 +108,5 @@ def test_metrics_of_benchmarks() -> None:
 
 
 def test_names_of_benchmarks_differ() -> None:
-    with pytest.raises(ValueError, match="benchmarks: names must differ"):
+    with pytest.raises(ValueError, match="benchmarks: names must be distinct"):
         EvaluateConfig.model_validate({"benchmarks": [{"path": "a"}, {"path": "b"}]})
