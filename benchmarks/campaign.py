@@ -53,6 +53,7 @@ from benchmarks.bundled_world import (
     write_results,
 )
 from benchmarks.process_tree import ProcessTree
+from mpa_ray.config import MeasuredModel
 from mpa_ray.observability.progress import clock, say
 from mpa_ray.report.status import status
 from mpa_ray.run.phase_record import PhaseKey, phase_records
@@ -178,21 +179,31 @@ def outcome(run: Run, names: Sequence[str]) -> dict[str, Any]:
 
     Every pass has one engine, so each attempt at a pass is one start of an engine.
     """
-    phases = {Path(key.path).stem: record.to_json() for key, record in phase_records(run)}
-    passes = {name: phase for name, phase in phases.items() if "num_images" in phase}
+    phases = dict(phase_records(run))
+    passes = {key: record for key, record in phases.items() if record.totals is not None}
     annotations = list(run.annotations.rows(run.manifest().shards))
-    teacher = {name: round(phases["annotate"][f"num_{name}"]) for name in ("images", "prompt_tokens", "output_tokens")}
+    totals = passes[PhaseKey("annotate")].totals
+    assert totals is not None, "annotating is a pass"
+    usage = totals.usage
     requests = sum((row.num_prompt_tokens > 0) + (row.num_second_prompt_tokens > 0) for row in annotations)
     models = run.read_json("evaluation/scores.json")[BENCHMARK]["models"]
     return {
-        "teacher": {**teacher, "requests": requests},
-        "engine_starts": round(sum(phase["num_attempts"] for phase in passes.values())),
-        "identification_passes": sum(name.startswith("identify.") for name in passes),
-        "phase_s": round(sum(phase["wall_s"] for phase in phases.values()), 1),
+        "teacher": {
+            "images": totals.num_images,
+            "prompt_tokens": usage.num_prompt_tokens,
+            "output_tokens": usage.num_output_tokens,
+            "requests": requests,
+        },
+        "engine_starts": sum(record.num_attempts for record in passes.values()),
+        "identification_passes": sum(key.kind == "identify" for key in passes),
+        "phase_s": round(sum(record.wall_s for record in phases.values()), 1),
         "students": {
             name: {
                 "num_parity": run.read_json(f"parity/{name}/manifest.json")["num_samples"],
-                **{when: score(models[f"{name}.{when}"]["groups"], ["all"]) for when in ("before", "after")},
+                **{
+                    model.when: score(models[model.name]["groups"], ["all"])
+                    for model in MeasuredModel.all_of(name, ["parity"])
+                },
             }
             for name in names
         },
@@ -210,6 +221,7 @@ def faulted(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
     again = watched(command, folder, "again")
     after, lines = finished_files(run_dir), (folder / "again.log").read_text().splitlines()
     scores = Run.open(str(run_dir)).read_json("evaluation/scores.json")[BENCHMARK]["models"]
+    done = [name for name in names if name in _leveled(run_dir) and MeasuredModel(name, "parity").name in scores]
     return {
         "killed": killed,
         "leveled_at_the_kill": leveled,
@@ -221,8 +233,8 @@ def faulted(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
         "lines_already_done": [line for line in lines if line.endswith(": already done")],
         "lines_resumed": [line for line in lines if re.search(r", \d+ already done$|: resumed from step", line)],
         "error": next((line for line in lines if line.startswith("RunError: ")), ""),
-        "complete": [name for name in names if name in _leveled(run_dir) and f"{name}.after" in scores],
-        "incomplete": [name for name in names if name not in _leveled(run_dir) or f"{name}.after" not in scores],
+        "complete": done,
+        "incomplete": [name for name in names if name not in done],
     }
 
 

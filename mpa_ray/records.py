@@ -66,6 +66,14 @@ class ImageRef:
 
 
 @dataclass(frozen=True)
+class ImageDigest:
+    """The columns of D_PA that identify the content of an image."""
+
+    image_id: str
+    content_sha256: str | None
+
+
+@dataclass(frozen=True)
 class Annotation:
     """A row of D_PA: a pair that the teacher wrote for an image, or the reason why there is none.
 
@@ -246,6 +254,14 @@ class Prediction:
     split: str = ""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """The columns with the result of the work on an image, in datasets of annotations, verdicts and predictions."""
+
+    state: str
+    reason: str | None
+
+
 class HasOutcome(Protocol):
     """A row with the result of the work on its image: a state and, if it was dropped or failed, a reason."""
 
@@ -261,6 +277,7 @@ class HasOutcome(Protocol):
 
 Row = ImageRef | Annotation | Verdict | ParitySample | LabelledQuestion | Prediction
 RowT = TypeVar("RowT", ImageRef, Annotation, Verdict, ParitySample, LabelledQuestion, Prediction)
+T = TypeVar("T")
 OutcomeT = TypeVar("OutcomeT", Annotation, Verdict, Prediction)
 OfModelT = TypeVar("OfModelT", bound=HasOutcome)
 
@@ -322,13 +339,13 @@ def _readable(value: Any) -> Any:
     return readable(value) if isinstance(value, str) else value
 
 
-def from_table(table: pa.Table, row_type: type[RowT]) -> list[RowT]:
-    """Convert a table to rows, the inverse of `to_table`. Raises ValueError as `checked_table` does."""
-    rows: list[dict[str, Any]] = checked_table(table, row_type).to_pylist()
-    return [row_type(**row) for row in rows]
+def from_table(table: pa.Table, row_type: type[T]) -> list[T]:
+    """Convert a table to rows of a dataclass, the inverse of `to_table`. Raises ValueError as `checked_table` does."""
+    columns = (column.to_pylist() for column in checked_table(table, row_type).columns)
+    return [row_type(*values) for values in zip(*columns, strict=True)]
 
 
-def checked_table(table: pa.Table, row_type: type[RowT]) -> pa.Table:
+def checked_table(table: pa.Table, row_type: type) -> pa.Table:
     """Return the table with all columns of a row type. Missing columns that may be None are added, filled with None.
 
     An earlier version of mpa_ray may have written the table without these columns.

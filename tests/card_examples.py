@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from transformers import AutoModelForImageTextToText
 
 from mpa_ray.config import RunConfig, resolve_path
@@ -58,7 +58,7 @@ def exported_student(folder: Path) -> ExportCheck:
     model = AutoModelForImageTextToText.from_pretrained(resolve_path(_MODEL), dtype="float32")
     processor = load_processor(resolve_path(_MODEL))
     export(model, processor, "owner/name", card(folder), questions, Run(LocalStorage(str(folder))), "student")
-    return ExportCheck.from_json(json.loads((folder / "student/check.json").read_text()))
+    return TypeAdapter(ExportCheck).validate_json((folder / "student/check.json").read_bytes())
 
 
 def blocks(text: str) -> list[str]:

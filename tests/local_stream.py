@@ -92,4 +92,5 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Let all passes of this process do without Ray."""
     patch.setattr("mpa_ray.pipeline.fetch.ray.get", lambda result: result)
     patch.setattr("mpa_ray.pipeline.fetch.current_process", lambda role: WorkerProcess.current(role, "here"))
-    patch.setattr("mpa_ray.pipeline.run_pass._start_ray_stream", lambda: local_stream)
+    patch.setattr("mpa_ray.pipeline.cluster.start_ray", lambda: None)
+    patch.setattr("mpa_ray.pipeline.graph.stream_pass", local_stream)

@@ -19,14 +19,15 @@ class CountsDiffer(RunError):
 
 
 def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exception]:
-    """Score the answers and write the report, even if earlier phases failed. Returns the errors by phase.
+    """Score the answers and write the report, even if earlier phases failed.
 
-    The scores are not printed here, because the report's summary shows them.
+    The scores are not printed here, because the report's summary shows them. Returns the errors by the work that
+    failed, whose description has spaces, so that it is never the name of a student.
     """
     failures: dict[str, Exception] = {}
     calls = {
-        "score": partial(evaluate, context, score_only=True, shows_scores=False),
-        "report": partial(_report_and_check, context),
+        "writing the scores": partial(evaluate, context, score_only=True, shows_scores=False),
+        "writing the report": partial(_report_and_check, context),
     }
     for name, call in calls.items():
         try:

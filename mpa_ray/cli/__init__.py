@@ -11,9 +11,14 @@ import sys
 import mpa_ray
 
 
-def main(words: list[str] | None = None) -> int:
-    """Run `mpa-ray WORDS` and return the exit code. By default, WORDS are the arguments of this process."""
-    problem = mpa_ray._unsupported_python()
+def main(words: list[str] | None = None, python: tuple[int, ...] = sys.version_info[:2]) -> int:
+    """Run `mpa-ray WORDS` and return the exit code. By default, WORDS are the arguments of this process.
+
+    Args:
+        words: The command and its options.
+        python: The version of Python; the command ends with a message if it is not supported.
+    """
+    problem = mpa_ray._unsupported_python(python)
     if problem is not None:
         print(problem, file=sys.stderr)
         return 2

@@ -73,9 +73,11 @@ def _identify(arguments: Arguments) -> None:
     if not arguments.has("rematch"):
         mpa_ray.run_phase(config, "identify", redo=arguments.options.get("redo"))
         return
+    from mpa_ray.api.phases import check_begun
     from mpa_ray.phases.context import RunContext
     from mpa_ray.phases.rematch import rematch
 
+    check_begun(config, "identify")
     rematch(RunContext.open(config))
 
 
@@ -120,8 +122,9 @@ def _audit(arguments: Arguments) -> int:
         summary = {"problems": [str(error)]}
     if findings:
         repaired = {finding.path for finding in findings if arguments.has("repair") and finding.repair()}
-        shown = [{**finding.to_json(run.storage.root), "repaired": finding.path in repaired} for finding in findings]
-        summary["damage"] = shown
+        summary["damage"] = [
+            {**finding.to_json(run.storage.root), "repaired": finding.path in repaired} for finding in findings
+        ]
     if arguments.has("collect"):
         summary["collected"] = asdict(collect_garbage(run, older_than))
     print(json.dumps(summary, indent=2, ensure_ascii=False))

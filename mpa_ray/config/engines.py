@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
@@ -120,11 +121,24 @@ _RANDOM_WEIGHTS = "dummy"
 """The only value of the argument `load_format` that changes the replies: it makes vLLM start with random weights."""
 
 
+@dataclass(frozen=True)
+class KvCache:
+    """How an engine on a GPU stores the keys and values of its requests."""
+
+    value_bytes: float
+    """Bytes of one number."""
+    memory_share: float | None
+    """The share of a GPU's memory that the engine takes for weights and cache together; None means the engine's
+    default."""
+
+
 class EngineSettings(Settings):
     """The settings and properties that every kind of engine has."""
 
     factory: ClassVar[str]
     """`module:function` of the `EngineFactory` that starts the engine."""
+    check: ClassVar[str | None] = None
+    """`module:function` of the `EngineCheck` that compares the settings with the installed engine, if there is one."""
     has_checkpoint: ClassVar[bool]
     """Whether the engine loads a model's files. Only a model with files can be checked, trained and exported."""
     package: ClassVar[str | None] = None
@@ -156,6 +170,16 @@ class EngineSettings(Settings):
         return None
 
     @property
+    def kv_cache(self) -> KvCache | None:
+        """The cache whose size decides whether a model fits on a GPU; None if the engine has no such cache."""
+        return None
+
+    @property
+    def max_sequence_tokens(self) -> int | None:
+        """The maximum length of prompt plus reply, in tokens; None means the model's own limit."""
+        return None
+
+    @property
     def num_decoded_together(self) -> int:
         """The number of requests in one decoding batch. For each token, the weights are read once for the whole batch,
         so this number is used to estimate the speed."""
@@ -181,6 +205,7 @@ class VllmEngineConfig(EngineSettings):
     """A vLLM engine in every replica."""
 
     factory: ClassVar[str] = "mpa_ray.engine.vllm.engine:start"
+    check: ClassVar[str | None] = "mpa_ray.engine.vllm.known_arguments:check_settings"
     has_checkpoint: ClassVar[bool] = True
     package: ClassVar[str | None] = "vllm"
     serve_command: ClassVar[str | None] = "vllm serve"
@@ -228,6 +253,19 @@ class VllmEngineConfig(EngineSettings):
     @property
     def cache_block_tokens(self) -> int | None:
         return self.block_size
+
+    @property
+    def kv_cache(self) -> KvCache:
+        is_fp8 = "fp8" in str(self.engine_args.get("kv_cache_dtype", "auto"))
+        share = self.engine_args.get("gpu_memory_utilization")
+        return KvCache(
+            value_bytes=1.0 if is_fp8 else 4.0 if self.dtype == "float32" else 2.0,
+            memory_share=None if share is None else float(share),
+        )
+
+    @property
+    def max_sequence_tokens(self) -> int | None:
+        return self.max_model_len
 
     @property
     def num_decoded_together(self) -> int:

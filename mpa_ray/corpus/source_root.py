@@ -13,10 +13,13 @@ from mpa_ray.config import SourceConfig, resolve_path
 from mpa_ray.corpus.places.local import storable_uri
 from mpa_ray.corpus.sources.globs import split_glob
 from mpa_ray.corpus.sources.open import is_single_file
-from mpa_ray.run.run import SOURCE_FILE, Run
+from mpa_ray.run.run import CORPUS_MANIFEST, REPORT_PAGE, RUN_FILE, SOURCE_FILE, Run
 from mpa_ray.run.sealed_json import sealed
 
 _FILE_SCHEME = "file://"
+
+_FILES_OF_RUNS = (RUN_FILE, CORPUS_MANIFEST, "corpus/data/000000-0.parquet", REPORT_PAGE, "logs/annotate/1.log")
+"""Examples of the files of a run. A glob that matches none of them lists no file of a run."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,9 @@ class SourceRoot:
     def recorded(cls, run: Run) -> SourceRoot | None:
         """Return where the run's corpus was indexed; None if the run has no `SOURCE_FILE`."""
         try:
-            content = run.read_json(SOURCE_FILE)
+            return run.read_as(SOURCE_FILE, cls)
         except FileNotFoundError:
             return None
-        try:
-            return cls(content["path"], content["root"], content["names"])
-        except KeyError as error:
-            raise run.damaged(SOURCE_FILE, f"it has no {error}") from error
 
     def record(self, run: Run) -> None:
         """Store this in the run. Call it before the first shard of the corpus is committed."""
@@ -78,6 +77,18 @@ class SourceRoot:
     def is_same_place(self, other: SourceRoot) -> bool:
         """Whether the two paths name the same files. For example, `photos` and `photos/` name the same files."""
         return (self.root, self.names) == (other.root, other.names)
+
+    def lists(self, run_dir: str) -> bool:
+        """Whether a listing of the source would include files of a run in this directory.
+
+        Args:
+            run_dir: The run directory, as a path or an s3:// URI. Symbolic links in paths are resolved.
+        """
+        below = _path_below(run_dir, self.root) if self.root else None
+        if below is None or not self.names:
+            return below is not None
+        _, pattern = split_glob(self.full_path)
+        return pattern is not None and any(pattern.fullmatch(f"{below}{file}") for file in _FILES_OF_RUNS)
 
 
 @dataclass(frozen=True)
@@ -116,6 +127,24 @@ class MovedRoot:
         below = uri.removeprefix(prefix)
         # A path with `..` may lead out of the root. A key with `..` may do so when it becomes a path.
         return below if uri.startswith(prefix) and below.strip("/") and ".." not in below.split("/") else None
+
+
+def _path_below(folder: str, root: str) -> str | None:
+    """The path of a folder below a root, with a slash at its end, or "" for the root itself; None if it is not below
+    the root."""
+    if "://" in folder or "://" in root:
+        path, prefix = folder.rstrip("/") + "/", root.rstrip("/") + "/"
+        return path.removeprefix(prefix) if path.startswith(prefix) else None
+    real_root = os.path.realpath(root)
+    # The folder may lie below the root under its own name, or under the name that its symbolic links lead to. In a name
+    # with `..`, the folders before the `..` do not contain the folder.
+    names = [Path(folder).absolute(), Path(os.path.realpath(folder))]
+    for name in names:
+        for parent in (name, *name.parents) if ".." not in name.parts else ():
+            if os.path.realpath(parent) == real_root:
+                below = name.relative_to(parent).as_posix()
+                return "" if below == "." else f"{below}/"
+    return None
 
 
 def _absolute(root: str) -> str:

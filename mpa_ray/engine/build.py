@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from mpa_ray.config import EngineConfig, ModelConfig, ObjectStoreConfig
@@ -37,6 +37,11 @@ class EngineFactory(Protocol):
         ...
 
 
+EngineCheck = Callable[[Any, str], None]
+"""Compares the settings of one kind of engine with the installed engine. `EngineSettings.check` names the function. Its
+second argument is the dotted name of the settings. Raises ConfigError."""
+
+
 def images_in_flight(config: ModelConfig) -> int:
     """The number of images that one engine of a model works on concurrently."""
     return config.max_images_in_flight or config.engine.default_images_in_flight
@@ -44,9 +49,29 @@ def images_in_flight(config: ModelConfig) -> int:
 
 def engine_factory(settings: EngineConfig) -> EngineFactory:
     """Import the factory that the settings name. No other code imports factories, so other code does not need vLLM."""
-    module, _, function = settings.factory.partition(":")
-    factory: EngineFactory = getattr(importlib.import_module(module), function)
+    factory: EngineFactory = _imported(settings.factory)
     return factory
+
+
+def check_settings(settings: EngineConfig, field: str) -> None:
+    """Compare the settings with the engine that is installed on this machine.
+
+    Args:
+        settings: The engine's settings.
+        field: Their dotted name.
+
+    Raises:
+        ConfigError: the installed engine does not have one of the settings.
+    """
+    if settings.check is not None:
+        check: EngineCheck = _imported(settings.check)
+        check(settings, field)
+
+
+def _imported(name: str) -> Any:
+    """Import `module:function`."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def build_engine(

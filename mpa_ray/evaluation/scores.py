@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
 
 from mpa_ray.metrics import Metric
 from mpa_ray.run.run import SCORES, Run
@@ -56,10 +58,6 @@ class ModelScores:
     def overall(self) -> Summary:
         return self.groups["all"]
 
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> ModelScores:
-        return cls(_groups(content["groups"]), content["num_missing"], content["warnings"])
-
 
 @dataclass(frozen=True)
 class Gain:
@@ -75,17 +73,13 @@ class Gain:
 class PairedDifference:
     """How one model's scores differ from another's, question by question."""
 
-    from_model: str
-    to_model: str
+    from_model: Annotated[str, Field(alias="from")]
+    to_model: Annotated[str, Field(alias="to")]
     groups: Groups
     """For each group, the mean of `to_model`'s score minus `from_model`'s score."""
 
     def to_json(self) -> dict[str, Json]:
         return {"from": self.from_model, "to": self.to_model, "groups": asdict(self)["groups"]}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> PairedDifference:
-        return cls(content["from"], content["to"], _groups(content["groups"]))
 
 
 @dataclass(frozen=True)
@@ -124,15 +118,6 @@ class BenchmarkScores:
             "differences": [pair.to_json() for pair in self.differences],
         }
 
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> BenchmarkScores:
-        """The inverse of `to_json`."""
-        return cls(
-            MetricReference(**content["metric"]),
-            {name: ModelScores.from_json(model) for name, model in content["models"].items()},
-            [PairedDifference.from_json(pair) for pair in content["differences"]],
-        )
-
 
 Scores = Mapping[str, BenchmarkScores]
 """Scores by the benchmarks' names."""
@@ -150,8 +135,4 @@ def read_scores(run: Run) -> dict[str, BenchmarkScores]:
     """The run's scores by benchmark; empty before its first evaluation is scored."""
     if not run.storage.exists(SCORES):
         return {}
-    return {benchmark: BenchmarkScores.from_json(scored) for benchmark, scored in run.read_json(SCORES).items()}
-
-
-def _groups(content: dict[str, Any]) -> Groups:
-    return {name: Summary(**summary) for name, summary in content.items()}
+    return run.read_as(SCORES, dict[str, BenchmarkScores])

@@ -30,8 +30,7 @@ PromptT = TypeVar("PromptT", Verdict, ParitySample)
 IsPromptable = Callable[[ParitySample], bool]
 """Whether the student can be prompted with a sample's question: see `mpa_ray.leveling.prompts`."""
 
-_SHARD_ROWS = 4096
-"""A shard has as many whole steps as fit into this number of rows, but at least one step."""
+MAX_SHARD_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class EpochPlan:
 
     counts: EpochCounts
     batch_size: int
+    steps_per_shard: int
     samples: ShardedDataset[ParitySample]
     """The training samples, in training order."""
     held_out: tuple[TrainingRow, ...]
@@ -53,9 +53,8 @@ class EpochPlan:
 
     def steps(self, first: int, last: int) -> Iterator[tuple[TrainingRow, ...]]:
         """Yield the rows of each step from `first` up to, but not including, `last`. One shard is read at a time."""
-        per_shard = _steps_per_shard(self.batch_size)
         for step in range(first, min(last, self.num_steps)):
-            shard, within = divmod(step, per_shard)
+            shard, within = divmod(step, self.steps_per_shard)
             rows = _last_rows(self.samples, shard_name(shard))
             yield rows[within * self.batch_size : (within + 1) * self.batch_size]
 
@@ -67,20 +66,34 @@ def plan_epoch(
     level: LevelConfig,
     arm: Arm = "parity",
     is_promptable: IsPromptable = lambda _: True,
+    max_shard_rows: int = MAX_SHARD_ROWS,
 ) -> EpochPlan:
     """Plan an arm's epoch and store it below `folder`, or read the plan that is stored there.
 
     The driver's memory holds about 1/64 of the epoch's rows, the Parquet file of D_PI, and 20 bytes per known pair.
+
+    Args:
+        run: The run.
+        folder: The folder of the training.
+        sources: Read the samples that the arm may be made of.
+        level: The settings of the student's training.
+        arm: The set of samples to train on.
+        is_promptable: Samples for which this is false are left out and counted.
+        max_shard_rows: A shard has as many whole steps as fit into this number of rows, but at least one step. It must
+            be the same for all calls of a folder.
     """
     files = _EpochFiles.of(run, folder)
-    path = f"{folder}/epoch/manifest.json"
+    path = run.manifest_path(f"{folder}/epoch")
+    steps_per_shard = max(1, max_shard_rows // level.batch_size)
     if not run.storage.exists(path):
-        run.write_json(path, asdict(_write_epoch(files, sources, level.of_arm(arm), arm, is_promptable)))
+        counts = _write_epoch(files, sources, level.of_arm(arm), arm, is_promptable, steps_per_shard)
+        run.write_json(path, asdict(counts))
     # The plan may come from another driver, which may have different settings.
     files.samples.check_fingerprint()
     return EpochPlan(
-        counts=EpochCounts(**run.read_json(path)),
+        counts=run.epoch_counts(folder),
         batch_size=level.batch_size,
+        steps_per_shard=steps_per_shard,
         samples=files.samples,
         held_out=_rows(files.held_out, shard_name(0)),
         retained=_rows(files.retained, shard_name(0)),
@@ -103,7 +116,12 @@ class _EpochFiles:
 
 
 def _write_epoch(
-    files: _EpochFiles, sources: SampleSources, level: LevelConfig, arm: Arm, is_promptable: IsPromptable
+    files: _EpochFiles,
+    sources: SampleSources,
+    level: LevelConfig,
+    arm: Arm,
+    is_promptable: IsPromptable,
+    steps_per_shard: int,
 ) -> EpochCounts:
     longest = _LongestPrompt()
     parity_types = Counter(answer_type(sample.answer) for sample in longest.over(sources.parity()))
@@ -119,7 +137,8 @@ def _write_epoch(
     mixed_in = _Counted(_mixed_in(sources, selection, level, num_chosen, excluded))
     candidates = _Counted(chain(_without(own(), excluded), mixed_in))
     promptable = _Counted(filter(is_promptable, candidates))
-    num_samples = _write_in_order(files.samples, _fitting(map(longest.fill_in, promptable), level.max_tokens), level)
+    fitting = _fitting(map(longest.fill_in, promptable), level.max_tokens)
+    num_samples = _write_in_order(files.samples, fitting, level.seed, steps_per_shard * level.batch_size)
     files.held_out.commit_missing(shard_name(0), held_out)
     files.retained.commit_missing(shard_name(0), retained)
     return EpochCounts(
@@ -160,12 +179,13 @@ def _fitting(samples: Iterable[ParitySample], max_tokens: int | None) -> Iterato
     return (s for s in samples if max_tokens is None or TrainingRow.of(s).num_tokens <= max_tokens)
 
 
-def _write_in_order(dataset: ShardedDataset[ParitySample], samples: Iterable[ParitySample], level: LevelConfig) -> int:
-    """Shuffle the samples, commit them in shards of whole steps, and count them."""
+def _write_in_order(
+    dataset: ShardedDataset[ParitySample], samples: Iterable[ParitySample], seed: int, rows_per_shard: int
+) -> int:
+    """Shuffle the samples, commit them in shards, and count them."""
     num_samples = num_shards = 0
-    rows_per_shard = _steps_per_shard(level.batch_size) * level.batch_size
     with tempfile.TemporaryDirectory() as scratch, Progress(f"plan {dataset.folder}", None, "samples") as progress:
-        ordered = in_seeded_order(samples, level.seed, Path(scratch))
+        ordered = in_seeded_order(samples, seed, Path(scratch))
         while rows := list(islice(ordered, rows_per_shard)):
             dataset.commit_missing(shard_name(num_shards), rows)
             num_samples += len(rows)
@@ -201,10 +221,6 @@ class _Counted(Generic[T]):
         for row in self._rows:
             self.num += 1
             yield row
-
-
-def _steps_per_shard(batch_size: int) -> int:
-    return max(1, _SHARD_ROWS // batch_size)
 
 
 def _rows(samples: ShardedDataset[ParitySample], shard: str) -> tuple[TrainingRow, ...]:

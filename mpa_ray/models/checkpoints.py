@@ -14,7 +14,7 @@ from filelock import FileLock
 from mpa_ray.config import ObjectStoreConfig, resolve_path
 from mpa_ray.config.regular_file import read_regular_file
 from mpa_ray.errors import ConfigError
-from mpa_ray.models.hub import hub_commit, hub_file, hub_snapshot, is_hub_name, split_revision
+from mpa_ray.models.hub import is_hub_name, process_hub, split_revision
 from mpa_ray.storage.user_cache import cache_folder
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
 
 def _identity_on_hub(model: str) -> str:
     try:
-        return f"{split_revision(model)[0]}@{hub_commit(model)}"
+        return f"{split_revision(model)[0]}@{process_hub().commit(model)}"
     except ConfigError:
         return model
 
@@ -147,7 +147,7 @@ def model_settings(model: str, object_store: ObjectStoreConfig) -> dict[str, Any
         else:
             if "/" not in model:
                 raise ConfigError("model", model, "is not a folder.", "Give a folder or a hub name (owner/name).")
-            content = hub_file(model, "config.json").read_bytes()
+            content = process_hub().file(model, "config.json").read_bytes()
         settings = json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
@@ -203,7 +203,7 @@ def _folder_of(model: str, object_store: ObjectStoreConfig, with_weights: bool =
         return _downloaded(model, object_store, with_weights)
     folder = resolve_path(model)
     if split_revision(model)[1] is not None and not Path(folder).is_dir():
-        return hub_snapshot(model, with_weights)
+        return process_hub().snapshot(model, with_weights)
     return folder
 
 

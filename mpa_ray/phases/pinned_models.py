@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, resolve_path
 from mpa_ray.errors import ConfigError
-from mpa_ray.models.hub import hub_commit, is_hub_name, split_revision
+from mpa_ray.models.hub import is_hub_name, process_hub, split_revision
 
 ConfigT = TypeVar("ConfigT", bound=EvaluationRunConfig)
 ModelT = TypeVar("ModelT", bound=ModelConfig)
@@ -33,7 +33,7 @@ def _pinned(config: ModelT) -> ModelT:
     if not config.engine.has_checkpoint or not is_hub_name(model) or Path(resolve_path(model)).is_dir():
         return config
     try:
-        commit = hub_commit(model)
+        commit = process_hub().commit(model)
     except ConfigError:
         return config
     return config.model_copy(update={"model": f"{split_revision(model)[0]}@{commit}"})

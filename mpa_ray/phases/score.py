@@ -13,7 +13,6 @@ from mpa_ray.evaluation.scores import BenchmarkScores, Scores, write_scores
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.phases.context import RunContext, installed_versions
 from mpa_ray.phases.measured_models import comparisons
-from mpa_ray.records import EpochCounts
 from mpa_ray.report.card import model_card
 
 
@@ -81,7 +80,7 @@ def _rewrite_model_cards(
     if not run.is_leveled(student.name, arm):
         return
     folder = run.training_dir(student.name, arm)
-    counts = EpochCounts(**run.read_json(f"{folder}/epoch/manifest.json"))
+    counts = run.epoch_counts(folder)
     card = model_card(config, context.task, student, arm, counts, installed_versions(), scores).encode()
     for export in ("merged", "adapter"):
         if run.storage.exists(f"{folder}/{export}/README.md"):

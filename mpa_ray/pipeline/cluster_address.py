@@ -10,8 +10,8 @@ from mpa_ray.errors import ConfigError, Unfinished
 from mpa_ray.storage.deadline import call_with_deadline
 
 _ADDRESS = "RAY_ADDRESS"
-_CONNECT_S, _ANSWER_S = 8.0, 8.0
-_DEADLINE_S = 22.0
+CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S = 8.0, 8.0
+DEADLINE_S = 22.0
 """The time limit of the whole check, including the lookup of the host, because a name server may not answer either."""
 _MAX_SOCKET_PATH_BYTES = 107
 _UNSET = "Unset RAY_ADDRESS to use this machine, or set it to HOST:PORT of a running cluster."
@@ -26,8 +26,11 @@ def cluster_address() -> str | None:
     return None if address in ("", "local") else address
 
 
-def check_cluster() -> None:
+def check_cluster(answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
     """Check that the cluster of `RAY_ADDRESS` answers or, without one, that Ray can start on this machine.
+
+    Args:
+        answer_timeout_s: The time in which the cluster must answer once a connection is made.
 
     Raises:
         ConfigError: the address is malformed, nothing listens there, or a server that is not Ray's listens there; or
@@ -39,7 +42,7 @@ def check_cluster() -> None:
         _check_temporary_folder()
     elif address != "auto":
         # With `auto`, Ray itself looks for a cluster on this machine.
-        _check_address(address)
+        _check_address(address, answer_timeout_s)
 
 
 def _check_temporary_folder() -> None:
@@ -48,45 +51,47 @@ def _check_temporary_folder() -> None:
     session = datetime.now().strftime(f"session_%Y-%m-%d_%H-%M-%S_%f_{os.getpid()}")
     most = _MAX_SOCKET_PATH_BYTES - len(f"/ray/{session}/sockets/plasma_store")
     if len(os.fsencode(folder)) > most:
-        problem = f"is too long: Ray needs the paths of its sockets below it, and it may have {most} bytes at most."
+        problem = f"is too long: Ray creates sockets below it, so its path may have at most {most} bytes."
         raise ConfigError(name, folder, problem, "Set RAY_TMPDIR to a shorter folder, such as /tmp.")
 
 
-def _check_address(address: str) -> None:
+def _check_address(address: str, answer_timeout_s: float) -> None:
     if "://" in address:
-        problem = "is the address of Ray's client server or of its dashboard, which take no such commands."
+        problem = (
+            "is the address of Ray's client server or dashboard, and this command needs the cluster's own address."
+        )
         remedy = "Set it to HOST:PORT of the head node (the port is usually 6379), or use ray job submit."
         raise ConfigError(_ADDRESS, address, problem, remedy)
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ConfigError(_ADDRESS, address, "is not an address HOST:PORT.", _UNSET)
     try:
-        answer = call_with_deadline(lambda: _greet(host.strip("[]"), int(port)), _DEADLINE_S, address)
+        answer = call_with_deadline(lambda: _greet(host.strip("[]"), int(port), answer_timeout_s), DEADLINE_S, address)
     except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError) as error:
         problem = "names no running cluster: nothing listens there."
         if not isinstance(error, ConnectionRefusedError):
-            problem = "is not the address of a Ray cluster: the connection is closed there."
+            problem = "is not the address of a Ray cluster: the server closed the connection."
         # Raised without a cause, because an error that was caused by a ConnectionError counts as temporary.
         raise ConfigError(_ADDRESS, address, problem, _UNSET) from None
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
-            raise _no_answer(address, f"its host cannot be looked up now ({error.strerror})") from error
+            raise _no_answer(address, f"its host name cannot be resolved now ({error.strerror})") from error
         problem = f"names a host that cannot be found ({error.strerror})."
         raise ConfigError(_ADDRESS, address, problem, _UNSET) from error
     except OSError as error:
         raise _no_answer(address, f"it does not answer ({error.strerror or error})") from error
     if answer is not None and not _is_http2(answer):
         raise ConfigError(
-            _ADDRESS, address, "is not the address of a Ray cluster: another server listens there.", _UNSET
+            _ADDRESS, address, "is not the address of a Ray cluster: a server of another kind answers there.", _UNSET
         )
 
 
-def _greet(host: str, port: int) -> bytes | None:
+def _greet(host: str, port: int, answer_timeout_s: float) -> bytes | None:
     """The first bytes that the server sends to a gRPC client; None if the cluster uses TLS."""
-    with socket.create_connection((host, port), timeout=_CONNECT_S) as connection:
+    with socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S) as connection:
         if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
             return None
-        connection.settimeout(_ANSWER_S)
+        connection.settimeout(answer_timeout_s)
         connection.sendall(_HELLO)
         answer = b""
         while len(answer) < len(_HELLO) and not _is_http2(answer) and (part := connection.recv(64)):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Generic
 
 from mpa_ray.errors import ConfigError, RunError
-from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, VisitedShard, decode, encode
+from mpa_ray.pipeline.graph_rows import EncodedShard, Failure, ShardFailed, VisitedShard, decode, encode
 from mpa_ray.pipeline.pass_spec import ShardDone
 from mpa_ray.run.dataset import ShardTarget
 from mpa_ray.stages.image_work import OutT, failed_images, outcomes
@@ -19,7 +19,7 @@ class CommitShard(Generic[OutT]):
 
     target: ShardTarget[OutT]
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: EncodedShard) -> EncodedShard:
         visited = decode(row, VisitedShard)
         if visited.fetched.left is not None:
             return encode(visited.fetched.left)

@@ -17,7 +17,7 @@ from mpa_ray.observability.log_context import log_context
 from mpa_ray.observability.usage import Usage
 from mpa_ray.pipeline.coordination.duplicates import Sighting
 from mpa_ray.pipeline.death_recorder import current_process
-from mpa_ray.pipeline.graph_rows import Failure, FetchedShard, encode
+from mpa_ray.pipeline.graph_rows import EncodedShard, Failure, FetchedShard, NamedShard, encode
 from mpa_ray.pipeline.pass_spec import Pass, ShardLeft
 from mpa_ray.records import Reason
 from mpa_ray.run.redo import ShardPlan
@@ -36,11 +36,11 @@ class NameShards:
 
     coordinator: Any
 
-    def __call__(self, _: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def __call__(self, _: object) -> Iterator[NamedShard]:
         index = 0
         while (shards := ray.get(self.coordinator.shards_from.remote(index))) is not None:
             index += len(shards)
-            yield from ({"shard": shard} for shard in shards)
+            yield from (NamedShard(shard=shard) for shard in shards)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class FetchShard:
     work: Pass[Any]
     coordinator: Any
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: NamedShard) -> EncodedShard:
         shard = row["shard"]
         with log_context(**self.work.log_fields, shard=shard):
             process = current_process("task that reads a shard")

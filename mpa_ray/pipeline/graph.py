@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import ray
@@ -29,15 +30,16 @@ from mpa_ray.pipeline.commit import CommitShard
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.coordination.duplicates import Sighting
 from mpa_ray.pipeline.death_recorder import DeathRecorder, was_taken_away
+from mpa_ray.pipeline.death_watch import Deaths, DeathWatch
 from mpa_ray.pipeline.engine_digest import engine_digest
 from mpa_ray.pipeline.fetch import FetchShard, NameShards
-from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, decode_result
+from mpa_ray.pipeline.graph_rows import EncodedShard, Failure, ShardFailed, decode_result
 from mpa_ray.pipeline.machine import AUXILIARY_CPUS
 from mpa_ray.pipeline.model_actor import ModelActor
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
 from mpa_ray.pipeline.settings_watch import SettingsWatch
 from mpa_ray.pipeline.telemetry import Counters
-from mpa_ray.records import Reason
+from mpa_ray.records import ImageDigest, Reason
 from mpa_ray.run.prefetch import prefetch
 
 logger = logging.getLogger(__name__)
@@ -70,7 +72,8 @@ def stream_pass(
     model = work.model
     check_resources(f"{work.pool}: cpus_per_replica, gpus_per_replica", model.cpus_per_replica, model.gpus_per_replica)
     coordinator = _start_coordinator(work, committed)
-    with _ShardFeed(coordinator, shards), SettingsWatch(work.target, coordinator):
+    deaths = DeathWatch(work.pool, partial(_deaths, coordinator))
+    with _ShardFeed(coordinator, shards), SettingsWatch(work.target, coordinator), deaths:
         graph = _graph(work, coordinator)
         with _deaths_recorded(coordinator), closing(_finished_shards(work, graph, coordinator)) as finished:
             yield from finished
@@ -171,13 +174,21 @@ def _settle(coordinator: Any) -> None:
         ray.get(coordinator.settle.remote(), timeout=_SETTLE_S)
 
 
+def _deaths(coordinator: Any) -> Deaths | None:
+    """The deaths so far; None if the coordinator does not answer, which others notice."""
+    try:
+        return Deaths(*ray.get(coordinator.latest_death.remote(), timeout=_SETTLE_S))
+    except RayError:
+        return None
+
+
 @contextmanager
-def _rows_of(work: Pass[Any], graph: Dataset) -> Iterator[Iterator[dict[str, Any]]]:
+def _rows_of(work: Pass[Any], graph: Dataset) -> Iterator[Iterator[EncodedShard]]:
     """Run the graph, and end its actors when the `with` block ends.
 
     Ray Data only ends the actors when the iterator is deleted, and a referenced error would keep the iterator alive.
     """
-    rows: Generator[dict[str, Any], None, None] = iter(graph.iter_rows())
+    rows: Generator[EncodedShard, None, None] = iter(graph.iter_rows())
     try:
         yield rows
     except RayError as error:
@@ -205,7 +216,7 @@ def _start_coordinator(work: Pass[Any], committed: Sequence[str]) -> Any:
         engine_digest(work),
     )
     if (annotations := work.deduplicated) is not None:
-        rows_of_shards = prefetch(lambda shard: annotations.columns(shard, ["image_id", "content_sha256"]), committed)
+        rows_of_shards = prefetch(lambda shard: annotations.columns(shard, ImageDigest), committed)
         ray.get(
             [
                 coordinator.add_committed_images.remote({shard: [_sighting(row) for row in rows]})
@@ -215,8 +226,8 @@ def _start_coordinator(work: Pass[Any], committed: Sequence[str]) -> Any:
     return coordinator
 
 
-def _sighting(row: dict[str, Any]) -> Sighting | None:
-    return Sighting(row["image_id"], row["content_sha256"]) if row["content_sha256"] else None
+def _sighting(row: ImageDigest) -> Sighting | None:
+    return Sighting(row.image_id, row.content_sha256) if row.content_sha256 else None
 
 
 class _ShardFeed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import pyarrow as pa
 
@@ -98,19 +98,35 @@ Result = ShardDone | ShardLeft | ShardFailed
 """A row at the end of the graph."""
 
 
-def encode(value: FetchedShard | VisitedShard | Result) -> dict[str, Any]:
+class NamedShard(TypedDict):
+    """A row at the beginning of the graph."""
+
+    shard: str
+
+
+class EncodedShard(NamedShard):
+    """A later row."""
+
+    content: bytes
+
+
+def encode(value: FetchedShard | VisitedShard | Result) -> EncodedShard:
     """Make a row for Ray Data. The value is pickled, since Ray Data would look for an Arrow type for every field."""
     return {"shard": value.shard, "content": pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)}
 
 
-def decode(row: dict[str, Any], kind: type[T]) -> T:
+def decode(row: EncodedShard, kind: type[T]) -> T:
     """The inverse of `encode`."""
-    value = pickle.loads(row["content"])
+    return _unpickle(row["content"], kind)
+
+
+def _unpickle(content: bytes, kind: type[T]) -> T:
+    value = pickle.loads(content)
     assert isinstance(value, kind), f"expected a {kind.__name__}, got a {type(value).__name__}"
     return value
 
 
-def decode_result(row: dict[str, Any]) -> Result:
+def decode_result(row: EncodedShard) -> Result:
     """Read a row at the end of the graph."""
     result: Result = pickle.loads(row["content"])
     return result
@@ -118,7 +134,7 @@ def decode_result(row: dict[str, Any]) -> Result:
 
 def decode_batch(batch: pa.Table, kind: type[T]) -> T:
     """Read the only row of a batch, without copying its images first."""
-    return decode({"content": batch["content"][0].as_buffer()}, kind)
+    return _unpickle(batch["content"][0].as_buffer(), kind)
 
 
 def encode_batch(value: VisitedShard) -> pa.Table:

@@ -15,7 +15,8 @@ from mpa_ray.report.teacher import failed_images, teacher_summary
 from mpa_ray.report.training import training_summary
 from mpa_ray.run.audit import audit
 from mpa_ray.run.phase_record import PhaseKind, phase_records
-from mpa_ray.run.run import RUN_FILE, Run
+from mpa_ray.run.recorded_config import recorded_versions
+from mpa_ray.run.run import Run
 
 
 def collect(run: Run, config: EvaluationRunConfig) -> EvaluationSummary:
@@ -31,7 +32,7 @@ def collect(run: Run, config: EvaluationRunConfig) -> EvaluationSummary:
         task=config.task,
         scores=scores,
         phases=_phases(run),
-        versions=_versions(run),
+        versions=recorded_versions(run),
         problems=collect_problems(run, scores),
     )
 
@@ -63,7 +64,7 @@ def collect_alignment(run: Run, config: RunConfig) -> ReportSummary:
         students=students,
         leaderboard=leaderboard(run, config, scores),
         phases=_phases(run),
-        versions=_versions(run),
+        versions=recorded_versions(run),
         problems=collect_problems(run, scores),
     )
 
@@ -72,8 +73,3 @@ def _phases(run: Run) -> list[PhaseSummary]:
     order = get_args(PhaseKind)
     phases = [PhaseSummary(key, record) for key, record in phase_records(run)]
     return sorted(phases, key=lambda phase: order.index(phase.key.kind))
-
-
-def _versions(run: Run) -> dict[str, str]:
-    versions: dict[str, str] = run.read_json(RUN_FILE)["versions"]
-    return versions

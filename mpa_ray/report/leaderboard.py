@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from mpa_ray.config import Arm, MeasuredModel, RunConfig, StudentConfig
 from mpa_ray.evaluation.scores import Gain, Scores
-from mpa_ray.records import EpochCounts
 from mpa_ray.run.phase_record import PhaseKey, phase_record
 from mpa_ray.run.run import Run
 
@@ -57,7 +56,7 @@ def leaderboard(run: Run, config: RunConfig, scores: Scores) -> list[Leaderboard
 
 
 def _row(run: Run, student: StudentConfig, arm: Arm, scores: Scores) -> LeaderboardRow:
-    counts = EpochCounts(**run.read_json(f"{run.training_dir(student.name, arm)}/epoch/manifest.json"))
+    counts = run.epoch_counts(run.training_dir(student.name, arm))
     before, after = (model.name for model in MeasuredModel.all_of(student.name, [arm]))
     gains = {benchmark: scored.gains(before, after) for benchmark, scored in scores.items()}
     seconds, gpu_seconds = _cost(run, student, arm)

@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any
 
 from mpa_ray.config import Arm, MeasuredModel
+from mpa_ray.records import Outcome
 from mpa_ray.report.phase_status import PhaseState, PhaseStatus, Status
+from mpa_ray.run.commands import running_commands
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.left_out_counts import left_out_in_words
 from mpa_ray.run.logs import deaths
@@ -47,7 +49,8 @@ def status(run: Run, count_rows: bool = False, now: datetime | None = None) -> S
         phases.append(reader.score())
     if settings.aligns_students:
         phases.append(reader.report())
-    return Status(run.storage.root, phases, now or datetime.now(UTC), deaths(run.storage))
+    commands = running_commands(run.storage)
+    return Status(run.storage.root, phases, now or datetime.now(UTC), deaths(run.storage), commands)
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,7 @@ class _StatusReader:
         key, verdicts = PhaseKey("identify", student), self._run.verdicts(student)
         phase = self._pass_over_corpus(key, verdicts, is_exported=is_exported)
         if is_exported:
-            parity = self._run.read_json(self._run.manifest_path(self._run.parity_dir(student)))
-            return replace(phase, note=f"{parity['num_samples']} parity samples")
+            return replace(phase, note=f"{self._run.parity_manifest(student).num_samples} parity samples")
         has_all_shards = phase.num_shards_done == phase.num_shards
         return replace(phase, note="D_PI is not exported yet") if has_all_shards else phase
 
@@ -139,7 +141,7 @@ class _StatusReader:
         if is_trained and not is_done:
             notes.append("trained, not checked in the engine yet")
         if is_done and self._run.is_trained_before_redo(student, arm):
-            notes.append("trained before redo: --relevel trains it again")
+            notes.append("trained on an earlier D_PI: --relevel trains it again")
         phase = replace(
             phase,
             num_done=state.step,
@@ -254,6 +256,6 @@ def _job(name: str, *flags: str) -> str:
 
 def _outcomes(dataset: ShardedDataset[Any], shards: Iterable[str]) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for rows in prefetch(partial(dataset.columns, names=["state", "reason"]), sorted(shards)):
-        counts.update(row["reason"] or row["state"] for row in rows)
+    for rows in prefetch(partial(dataset.columns, columns=Outcome), sorted(shards)):
+        counts.update(row.reason or row.state for row in rows)
     return dict(counts.most_common())

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from mpa_ray.errors import ConfigError, DamagedFile
 from mpa_ray.observability.progress import Progress
-from mpa_ray.records import State
+from mpa_ray.records import Outcome, State
 from mpa_ray.run.audit_fingerprints import audit_fingerprints
 from mpa_ray.run.audit_predictions import AnswerCounts, audit_predictions
 from mpa_ray.run.dataset import ShardedDataset
@@ -21,12 +21,30 @@ from mpa_ray.run.recorded_config import models_by_benchmark, student_names
 from mpa_ray.run.redo import outdated
 from mpa_ray.run.run import Manifest, Run
 from mpa_ray.run.versions import mixed_versions, model_datasets
+from mpa_ray.textual import Json
 
-_OUTCOME_COLUMNS = ["annotation_id", "image_id", "state", "reason"]
 _NUM_NAMES_SHOWN = 5
+
+T = TypeVar("T")
 
 Outcomes = Counter[tuple[str, str | None]]
 """Numbers of rows by state and reason."""
+
+
+@dataclass(frozen=True)
+class _ImageId:
+    image_id: str
+
+
+@dataclass(frozen=True)
+class _AnnotationId:
+    annotation_id: str
+
+
+@dataclass(frozen=True)
+class _AnnotationOutcome(Outcome):
+    annotation_id: str
+    image_id: str
 
 
 @dataclass(frozen=True)
@@ -59,7 +77,7 @@ class AuditCounts:
     warnings: list[str] = field(default_factory=list)
     """One sentence for each dataset whose rows were made with several versions of a library."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """The counts as `mpa-ray audit` prints them."""
         return {
             "images": self.num_images,
@@ -73,7 +91,7 @@ class AuditCounts:
             "problems": self.problems,
         }
 
-    def _predictions_to_json(self) -> dict[str, Any]:
+    def _predictions_to_json(self) -> dict[str, Json]:
         return {
             benchmark: {
                 model: {"questions": counts.num_questions, **counts.outcomes} for model, counts in models.items()
@@ -120,22 +138,22 @@ class _Auditor:
         """Count annotations by outcome, and compare them with the corpus."""
         outcomes: Outcomes = Counter()
         image_ids: Counter[str] = Counter()
-        corpus = self._read(self._run.corpus, ["image_id"])
-        annotations = self._read(self._run.annotations, _OUTCOME_COLUMNS)
+        corpus = self._read(self._run.corpus, _ImageId)
+        annotations = self._read(self._run.annotations, _AnnotationOutcome)
         for shard, images, rows in zip(self._manifest.shards, corpus, annotations, strict=True):
             self._progress.advance(1)
             if images is None:
                 self.problems.append(f"corpus: shard {shard} is missing")
                 continue
-            expected = [image["image_id"] for image in images]
+            expected = [image.image_id for image in images]
             image_ids.update(expected)
             if rows is None:
                 self.problems.append(f"annotations: shard {shard} is missing ({len(expected)} images)")
                 continue
-            annotated = list(dict.fromkeys(row["image_id"] for row in rows))
+            annotated = list(dict.fromkeys(row.image_id for row in rows))
             self._compare(f"annotations shard {shard}: images", expected, annotated)
-            self._check_unique(f"annotations shard {shard}", [row["annotation_id"] for row in rows])
-            outcomes.update((row["state"], row["reason"]) for row in rows)
+            self._check_unique(f"annotations shard {shard}", [row.annotation_id for row in rows])
+            outcomes.update((row.state, row.reason) for row in rows)
         if image_ids.total() != self._manifest.num_images:
             self.problems.append(
                 f"corpus: {image_ids.total()} images in the shards, {self._manifest.num_images} in the manifest"
@@ -149,8 +167,8 @@ class _Auditor:
         kept: list[str] = []
         folder = self._run.verdicts_dir(student)
         # `count_annotations` has already reported the shards of annotations that cannot be read.
-        annotations = self._read(self._run.annotations, ["annotation_id"], report=False)
-        verdicts = self._read(self._run.verdicts(student), _OUTCOME_COLUMNS)
+        annotations = self._read(self._run.annotations, _AnnotationId, report=False)
+        verdicts = self._read(self._run.verdicts(student), _AnnotationOutcome)
         for shard, annotated, rows in zip(self._manifest.shards, annotations, verdicts, strict=True):
             self._progress.advance(1)
             if annotated is None:
@@ -158,10 +176,10 @@ class _Auditor:
             if rows is None:
                 self.problems.append(f"{folder}: shard {shard} is missing ({len(annotated)} annotations)")
                 continue
-            expected = [row["annotation_id"] for row in annotated]
-            self._compare(f"{folder} shard {shard}: rows", expected, [row["annotation_id"] for row in rows])
-            outcomes.update((row["state"], row["reason"]) for row in rows)
-            kept += [row["annotation_id"] for row in rows if row["state"] == State.KEPT]
+            expected = [row.annotation_id for row in annotated]
+            self._compare(f"{folder} shard {shard}: rows", expected, [row.annotation_id for row in rows])
+            outcomes.update((row.state, row.reason) for row in rows)
+            kept += [row.annotation_id for row in rows if row.state == State.KEPT]
         for shard in self._outdated(student):
             self.problems.append(
                 f"{folder}: shard {shard} is older than its annotations, which were made again: run mpa-ray identify"
@@ -188,18 +206,16 @@ class _Auditor:
             return
         self._compare(f"{folder}: kept rows", kept, exported)
 
-    def _read(
-        self, dataset: ShardedDataset[Any], columns: list[str], report: bool = True
-    ) -> Iterator[list[dict[str, Any]] | None]:
+    def _read(self, dataset: ShardedDataset[Any], columns: type[T], report: bool = True) -> Iterator[list[T] | None]:
         """Yield some columns of each shard; None for a shard that is not committed or that cannot be read.
 
         Args:
             dataset: The dataset.
-            columns: The names of the columns.
+            columns: A dataclass whose fields are the columns.
             report: Whether a shard that cannot be read is added to the problems.
         """
 
-        def rows(shard: str) -> list[dict[str, Any]] | str | None:
+        def rows(shard: str) -> list[T] | str | None:
             if not dataset.markers.has_marker(shard):
                 return None
             try:
@@ -220,7 +236,7 @@ class _Auditor:
         if missing := expected_counts - actual_counts:
             self.problems.append(f"{subject} missing: {_first_names(missing)}")
         if extra := actual_counts - expected_counts:
-            self.problems.append(f"{subject} too many: {_first_names(extra)}")
+            self.problems.append(f"{subject} unexpected: {_first_names(extra)}")
 
     def _check_unique(self, subject: str, ids: list[str]) -> None:
         repeated = Counter({name: number for name, number in Counter(ids).items() if number > 1})

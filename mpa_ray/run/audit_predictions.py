@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from mpa_ray.errors import ConfigError
+from mpa_ray.records import Outcome
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.recorded_config import models_by_benchmark
 from mpa_ray.run.run import Run
 
 _NUM_NAMES_SHOWN = 5
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _QuestionId:
+    question_id: str
+
+
+@dataclass(frozen=True)
+class _AnswerOutcome(Outcome):
+    question_id: str
 
 
 @dataclass(frozen=True)
@@ -52,11 +65,15 @@ def audit_predictions(run: Run, include_missing: bool) -> PredictionAudit:
             continue
         try:
             shards = run.manifest(folder).shards
-        except (ConfigError, TypeError) as error:
+        except ConfigError as error:
             problems.append(f"{folder}: the manifest cannot be read ({error})")
             continue
-        questions = _rows(run.questions(benchmark), ["question_id"], shards, problems)
-        expected = {shard: _ids(rows) for shard, rows in zip(shards, questions, strict=True) if rows is not None}
+        questions = _rows(run.questions(benchmark), _QuestionId, shards, problems)
+        expected = {
+            shard: [row.question_id for row in rows]
+            for shard, rows in zip(shards, questions, strict=True)
+            if rows is not None
+        }
         for model in models:
             predictions = run.predictions(benchmark, model)
             if include_missing or any(run.storage.list(f"{predictions.folder}/commits")):
@@ -68,24 +85,24 @@ def _counted(
     predictions: ShardedDataset[Any], shards: list[str], expected: dict[str, list[str]], problems: list[str]
 ) -> AnswerCounts:
     outcomes: Counter[str] = Counter()
-    rows_of_shards = _rows(predictions, ["question_id", "state", "reason"], shards, problems)
+    rows_of_shards = _rows(predictions, _AnswerOutcome, shards, problems)
     for shard, rows in zip(shards, rows_of_shards, strict=True):
         if rows is None:
             continue
-        outcomes.update(row["reason"] or row["state"] for row in rows)
-        ids, questions = Counter(_ids(rows)), Counter(expected.get(shard, []))
+        outcomes.update(row.reason or row.state for row in rows)
+        ids, questions = Counter(row.question_id for row in rows), Counter(expected.get(shard, []))
         subject = f"{predictions.folder} shard {shard}: questions"
         problems += [f"{subject} missing: {_names(missing)}"] if (missing := questions - ids) else []
-        problems += [f"{subject} too many: {_names(extra)}"] if (extra := ids - questions) else []
+        problems += [f"{subject} unexpected: {_names(extra)}"] if (extra := ids - questions) else []
     return AnswerCounts(sum(map(len, expected.values())), dict(outcomes.most_common()))
 
 
 def _rows(
-    dataset: ShardedDataset[Any], columns: list[str], shards: list[str], problems: list[str]
-) -> Iterator[list[dict[str, Any]] | None]:
+    dataset: ShardedDataset[Any], columns: type[T], shards: list[str], problems: list[str]
+) -> Iterator[list[T] | None]:
     """Yield some columns of each shard. A shard that is missing or cannot be read is a problem and yields None."""
 
-    def rows(shard: str) -> list[dict[str, Any]] | str:
+    def rows(shard: str) -> list[T] | str:
         if not dataset.markers.has_marker(shard):
             return f"{dataset.folder}: shard {shard} is missing"
         try:
@@ -99,10 +116,6 @@ def _rows(
         if isinstance(result, str):
             problems.append(result)
         yield None if isinstance(result, str) else result
-
-
-def _ids(rows: list[dict[str, Any]]) -> list[str]:
-    return [row["question_id"] for row in rows]
 
 
 def _names(ids: Counter[str]) -> str:

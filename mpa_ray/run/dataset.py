@@ -262,12 +262,12 @@ class ShardedDataset(Generic[RowT]):
         """Return all committed shards, in order. This only lists the markers, so the corpus need not be complete."""
         return self.markers.committed()
 
-    def columns(self, shard: str, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Return some columns of a committed shard. Raises as `read` does, and KeyError for an unknown column."""
+    def columns(self, shard: str, columns: type[T]) -> list[T]:
+        """Return the columns of a committed shard that are fields of `columns`, a dataclass. Raises as `read` does."""
         commit = self._committed(shard)
         content = self.content_of(commit)
         with decoding(commit):
-            return _check_num_rows(read_columns(content, names), commit)
+            return _check_num_rows(read_columns(content, columns), commit)
 
     def _committed(self, shard: str) -> Commit:
         commit = self.commit_of(shard)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from mpa_ray.run.run import Run
 
@@ -30,15 +29,7 @@ class ExportCheck:
     @classmethod
     def read(cls, run: Run, folder: str) -> ExportCheck:
         """Read the answers from the folder of a training run. Raises FileNotFoundError if it has exported none."""
-        return cls.from_json(run.read_json(f"{folder}/{FILE_NAME}"))
+        return run.read_as(f"{folder}/{FILE_NAME}", cls)
 
     def write(self, run: Run, folder: str) -> None:
-        run.write_json(f"{folder}/{FILE_NAME}", self.to_json())
-
-    def to_json(self) -> dict[str, Any]:
-        return {"answers": [asdict(answer) for answer in self.answers]}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> ExportCheck:
-        """The inverse of `to_json`."""
-        return cls(tuple(CheckedAnswer(**answer) for answer in content["answers"]))
+        run.write_json(f"{folder}/{FILE_NAME}", asdict(self))

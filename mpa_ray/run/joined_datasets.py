@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 from mpa_ray.records import OfModel, OutcomeT, RowT
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.marker import NO_VERSIONS, Commit
 from mpa_ray.run.suspects import SuspectsFile
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,10 @@ class JoinedDatasets(Generic[RowT]):
         """See `ShardedDataset.list_suspects`."""
         return {path for part in self.parts.values() for path in part.list_suspects()}
 
-    def columns(self, shard: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    def columns(self, shard: str, columns: type[T]) -> list[T]:
         """See `ShardedDataset.columns`."""
         part, name = self._place(shard)
-        return part.columns(name, names)
+        return part.columns(name, columns)
 
     def _place(self, shard: str) -> tuple[ShardedDataset[RowT], str]:
         part, _, name = shard.partition("/")

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from mpa_ray.errors import CannotWrite
 from mpa_ray.observability.last_words import last_error, last_lines
@@ -21,6 +20,7 @@ from mpa_ray.redaction import without_secrets
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.sealed_json import parse_sealed, sealed
 from mpa_ray.storage.storage import Storage
+from mpa_ray.textual import Json
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class DeathSummary:
     def total(self) -> int:
         return sum(self.num_by_phase.values())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {"total": self.total, **asdict(self)}
 
 
@@ -128,7 +128,7 @@ def cause_of_silent_death(process: WorkerProcess, tails: dict[str, str]) -> str:
             return f"killed by Ray, because the node ran out of memory: {message}"
     quoted = [line for tail in tails.values() for line in last_lines(tail, _NUM_QUOTED)][-_NUM_QUOTED:]
     last = " Its last lines: " + " | ".join(quoted) if quoted else " It wrote no log."
-    return f"the process ended without an error, as after a SIGKILL.{last}"
+    return f"the process ended without an error, as it does after SIGKILL.{last}"
 
 
 def _memory_monitor_message(folder: Path, pid: int) -> str | None:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 LAPSE_S = 30.0
 """If the heartbeat does not change for this long, another command may take over the work."""
-_BEAT_S = 5.0
+BEAT_S = 5.0
 _POLL_S = 2.0
 _ENDED = b"ended"
 
@@ -110,8 +110,8 @@ class Ownership:
         if self.storage.exists(_owner_path(self.folder, self.number + 1)):
             owner = newest_owner(self.storage, self.folder)
             raise LostOwnership(
-                f"{self.storage.root}/{self.folder} is continued by {owner}, because this command did not answer for "
-                f"{LAPSE_S:.0f} seconds. Nothing is lost; the same command, run again, waits for the other."
+                f"{owner} has taken over {self.storage.root}/{self.folder}, because this command did not respond for "
+                f"{LAPSE_S:.0f} seconds. Nothing is lost: the same command, run again, waits for the other one."
             )
 
 
@@ -143,7 +143,11 @@ def owner_files(storage: Storage, folder: str) -> list[str]:
 
 @contextmanager
 def owned(
-    storage: Storage, folder: str, label: str, while_waiting: Callable[[], object] = lambda: None
+    storage: Storage,
+    folder: str,
+    label: str,
+    while_waiting: Callable[[], object] = lambda: None,
+    beat_s: float = BEAT_S,
 ) -> Iterator[Ownership]:
     """Own the work in a folder during the block. Waits, with a line on the terminal, while another command owns it.
 
@@ -152,13 +156,14 @@ def owned(
         folder: The folder of the work.
         label: The name of the work on the terminal.
         while_waiting: Called every few seconds during the wait. If it raises an error, the wait ends with this error.
+        beat_s: The seconds between two changes of the heartbeat.
 
     Raises:
         CannotWrite: the files of the owner cannot be written.
     """
     ownership = take(storage, folder, label, while_waiting)
     is_over = threading.Event()
-    thread = threading.Thread(target=_keep_beating, args=(ownership, is_over), daemon=True)
+    thread = threading.Thread(target=_keep_beating, args=(ownership, is_over, beat_s), daemon=True)
     thread.start()
     try:
         yield ownership
@@ -208,13 +213,13 @@ def take(
 
 def _say_waits(owner: Owner, beat: bytes, label: str) -> None:
     if beat != _ENDED and not owner.is_gone:
-        say(f"{label}: {owner} does this already; waiting until it ends, or has not answered for {LAPSE_S:.0f} seconds")
+        say(f"{label}: {owner} is working on this; waiting until it ends or stops responding for {LAPSE_S:.0f} seconds")
 
 
-def _keep_beating(ownership: Ownership, is_over: threading.Event) -> None:
+def _keep_beating(ownership: Ownership, is_over: threading.Event, beat_s: float) -> None:
     for number in count():
         _beat(ownership, str(number).encode())
-        if is_over.wait(_BEAT_S):
+        if is_over.wait(beat_s):
             return
 
 

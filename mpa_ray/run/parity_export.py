@@ -16,12 +16,13 @@ from mpa_ray.run.checksums import FILES, checksums_of, read_checked
 from mpa_ray.run.parquet_rows import iter_parquet, iter_tables
 from mpa_ray.run.run import Run
 from mpa_ray.tasks.task import SYSTEM_PROMPT, Task
+from mpa_ray.textual import Json
 
 _CHUNK_SIZE = 10_000
 
 
 def export_parity(
-    run: Run, folder: str, task: Task, samples: Iterable[ParitySample], extra: Mapping[str, object] | None = None
+    run: Run, folder: str, task: Task, samples: Iterable[ParitySample], extra: Mapping[str, Json] | None = None
 ) -> int:
     """Write D_PI to a folder of the run, and return the number of samples.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mpa_ray.records import RowT, checked_table, from_table, to_table
+from mpa_ray.records import RowT, arrow_schema, checked_table, from_table, to_table
+
+T = TypeVar("T")
 
 
 def to_parquet(rows: Sequence[RowT], row_type: type[RowT]) -> bytes:
@@ -46,10 +48,12 @@ def iter_parquet(content: bytes, row_type: type[RowT]) -> Iterator[RowT]:
             yield from from_table(file.read_row_group(group, use_threads=False), row_type)
 
 
-def read_columns(content: bytes, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return some columns of a Parquet file, as one dictionary per row. Raises KeyError for an unknown column."""
+def read_columns(content: bytes, columns: type[T]) -> list[T]:
+    """Read only those columns of a Parquet file that are fields of `columns`, a dataclass.
+
+    Raises:
+        ValueError: the types of the columns differ, or a column is missing that may not be None.
+    """
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
-        if absent := set(names) - set(file.schema_arrow.names):
-            raise KeyError(f"no column {', '.join(sorted(absent))}")
-        rows: list[dict[str, Any]] = file.read(columns=list(names), use_threads=False).to_pylist()
-        return rows
+        names = [name for name in arrow_schema(columns).names if name in file.schema_arrow.names]
+        return from_table(file.read(columns=names, use_threads=False).select(names), columns)

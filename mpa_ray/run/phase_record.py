@@ -17,6 +17,7 @@ from mpa_ray.config import Arm
 from mpa_ray.observability.rate import per_second
 from mpa_ray.observability.usage import Usage
 from mpa_ray.run.run import Run
+from mpa_ray.textual import Json
 
 PhaseKind = Literal["index", "annotate", "identify", "level", "check", "evaluate", "score", "report"]
 
@@ -127,14 +128,14 @@ class PhaseRecord:
             other.is_begun_again,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """The stored form: one flat object with numbers rounded to 3 decimals."""
-        sums: dict[str, Any] = {"wall_s": self.wall_s, "num_attempts": self.num_attempts}
+        sums: dict[str, float] = {"wall_s": self.wall_s, "num_attempts": self.num_attempts}
         if self.totals is not None:
             totals = {name: value for name, value in asdict(self.totals).items() if name != "usage"}
             sums |= totals | asdict(self.totals.usage)
-        rounded = {name: round(value, 3) for name, value in sums.items()}
-        shown = {"error": self.error, "is_begun_again": self.is_begun_again}
+        rounded: dict[str, Json] = {name: round(value, 3) for name, value in sums.items()}
+        shown: dict[str, Json] = {"error": self.error, "is_begun_again": self.is_begun_again}
         return rounded | {name: value for name, value in shown.items() if value}
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypedDict
 
 from mpa_ray.config import Arm, EvaluationRunConfig, MeasuredModel, parse_config
@@ -117,6 +118,16 @@ def models_by_benchmark(run: Run) -> dict[str, list[str]]:
         models += [model.name for model in MeasuredModel.all_of(student, arms)]
     models += [model["name"] for model in settings["models"]]
     return {benchmark_label(benchmark): models for benchmark in settings["benchmarks"]}
+
+
+@dataclass(frozen=True)
+class _RunFile:
+    versions: dict[str, str]
+
+
+def recorded_versions(run: Run) -> dict[str, str]:
+    """The versions of the installed packages when run.json was written. Raises FileNotFoundError without run.json."""
+    return run.read_as(RUN_FILE, _RunFile).versions
 
 
 def recorded_config(run: Run) -> RecordedConfig:

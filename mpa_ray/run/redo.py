@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, TypeVar
 
-from mpa_ray.records import HasOutcome, State
+from mpa_ray.records import HasOutcome, Outcome, State
 from mpa_ray.run.joined_datasets import Dataset
 from mpa_ray.run.prefetch import prefetch
 
@@ -43,6 +43,11 @@ class ShardPlan:
                 pairs = zip(before, merged[image_id], strict=True)
                 merged[image_id] = [new if old is None else old for old, new in pairs]
         return [row for image_id in images for row in merged.get(image_id, ())]
+
+
+@dataclass(frozen=True)
+class _ImageOutcome(Outcome):
+    image_id: str
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,7 @@ class Redo:
         return ShardPlan(newest.generation + 1, source_generation, kept, partly, is_current)
 
     def _has_failed(self, shard: str) -> bool:
-        names = ["image_id", "state", "reason"]
-        rows = self.target.columns(shard, names)
-        failed = {row["image_id"] for row in rows if self._matches(row["state"], row["reason"])}
+        failed = {row.image_id for row in self.target.columns(shard, _ImageOutcome) if self._is_redone(row)}
         if not failed:
             return False
         _, source_rows = self.source.read_commit(shard)
@@ -103,10 +106,7 @@ class Redo:
         return any(image_id in failed and not _is_failed(rows) for image_id, rows in by_image(source_rows).items())
 
     def _is_redone(self, row: HasOutcome) -> bool:
-        return self._matches(row.state, row.reason)
-
-    def _matches(self, state: str, reason: str | None) -> bool:
-        return state == State.FAILED and (ANY_REASON in self.reasons or str(reason) in self.reasons)
+        return row.state == State.FAILED and (ANY_REASON in self.reasons or str(row.reason) in self.reasons)
 
     def _changed(self, shard: str, old: int, new: int, rows: Mapping[str, Sequence[Any]]) -> set[str]:
         """Return the images whose source rows differ between two generations.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, takewhile
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from mpa_ray.config import Arm, EvaluationRunConfig, MeasuredModel, ObjectStoreConfig
 from mpa_ray.errors import CannotWrite, ConfigError, may_pass
-from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, ParitySample, Prediction, RowT, Verdict
+from mpa_ray.records import Annotation, EpochCounts, ImageRef, LabelledQuestion, ParitySample, Prediction, RowT, Verdict
 from mpa_ray.redaction import without_secret_values, without_url_secrets_within
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.fingerprint_changes import Fingerprint
@@ -21,6 +24,9 @@ from mpa_ray.run.sealed_json import parse_sealed, sealed
 from mpa_ray.storage.exclusive import Creation
 from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.storage import Storage
+from mpa_ray.textual import Json
+
+T = TypeVar("T")
 
 FORMAT = 2
 """The format of run directories, increased when older formats can no longer be read. mpa-ray 0.1 wrote format 1."""
@@ -64,6 +70,20 @@ class Manifest:
     def estimate_images(self, num_shards: int) -> int:
         """Estimate the number of images in some of the shards, assuming that all shards have the same size."""
         return self.num_images * num_shards // self.num_shards if self.num_shards else 0
+
+
+@dataclass(frozen=True)
+class ParityManifest:
+    """The description of a student's exported D_PI."""
+
+    num_samples: int
+    verdicts: str = ""
+    """The version of the verdicts that the samples come from; see `ShardedDataset.version`."""
+
+
+@dataclass(frozen=True)
+class _TrainedVersion:
+    verdicts: str
 
 
 class Run:
@@ -231,10 +251,9 @@ class Run:
     def version_in(self, folder: str) -> str:
         """The version of the verdicts from which the training run in a folder was planned; "" before a redo."""
         try:
-            version: str = self.read_json(f"{folder}/{_VERDICTS}")["verdicts"]
+            return self.read_as(f"{folder}/{_VERDICTS}", _TrainedVersion).verdicts
         except FileNotFoundError:
             return ""
-        return version
 
     def record_trained_version(self, folder: str, version: str) -> None:
         """Record the version of the verdicts from which a folder's training is planned. Only the first call counts."""
@@ -262,11 +281,11 @@ class Run:
 
     def parity_version(self, student: str) -> str | None:
         """The version of the verdicts from which the student's D_PI was exported; None if D_PI is not exported."""
-        folder = self.parity_dir(student)
-        if not self.has_manifest(folder):
-            return None
-        version: str = self.read_json(self.manifest_path(folder)).get("verdicts", "")
-        return version
+        return self.parity_manifest(student).verdicts if self.is_identified(student) else None
+
+    def parity_manifest(self, student: str) -> ParityManifest:
+        """The description of the student's D_PI. Raises FileNotFoundError if D_PI is not exported."""
+        return self.read_as(self.manifest_path(self.parity_dir(student)), ParityManifest)
 
     def mark_leveled(self, student: str, arm: Arm, owner: int = 1) -> None:
         """Record that the student's model is trained on the arm, exported and checked.
@@ -303,11 +322,27 @@ class Run:
         """
         path = self.manifest_path(folder)
         try:
-            return Manifest(**self.read_json(path))
-        except TypeError as error:
-            raise self.damaged(path, str(error)) from error
+            return self.read_as(path, Manifest)
         except FileNotFoundError:
             raise ConfigError("run_dir", self.storage.root, f"has no {path}.", "Run mpa-ray index first.") from None
+
+    def epoch_counts(self, folder: str) -> EpochCounts:
+        """The numbers of samples in the training in a folder. Raises FileNotFoundError if it is not planned yet."""
+        return self.read_as(self.manifest_path(f"{folder}/epoch"), EpochCounts)
+
+    def read_as(self, path: str, kind: type[T]) -> T:
+        """Read a JSON object as a dataclass. Fields that another version has added are ignored.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ConfigError: the file is damaged, or has other fields.
+        """
+        content = self.read_json(path)
+        try:
+            return TypeAdapter(kind).validate_python(content)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise self.damaged(path, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
     def read_json(self, path: str) -> dict[str, Any]:
         """Read a JSON object.
@@ -330,14 +365,14 @@ class Run:
             f"Restore it from a copy, or run mpa-ray audit {self.storage.root} --repair and then the same command.",
         )
 
-    def write_json(self, path: str, content: dict[str, Any]) -> None:
+    def write_json(self, path: str, content: Mapping[str, Json]) -> None:
         """Write or replace a JSON object, with its digest, without passwords and signatures of URLs.
 
         Raises CannotWrite.
         """
         self.storage.write(path, _encoded(content))
 
-    def create_json(self, path: str, content: dict[str, Any]) -> bool:
+    def create_json(self, path: str, content: Mapping[str, Json]) -> bool:
         """Like `write_json`, but only if there is no such file. Returns whether it was created. Raises CannotWrite."""
         return self.storage.create(path, _encoded(content))
 
@@ -360,6 +395,10 @@ class Run:
         """
         self.fingerprints.register(dataset, fingerprint)
 
+    def branch_of_student(self, student: str) -> str:
+        """The branch of the configuration that describes a student, such as `students.0`."""
+        return self.fingerprints.branches.students.get(student, "student")
+
     def check_fingerprint(self, dataset: str, fingerprint: Fingerprint, ignoring: str = "") -> None:
         """Compare a fingerprint with the dataset's fixed fingerprint, if there is one. See `FingerprintFiles.check`."""
         self.fingerprints.check(dataset, fingerprint, ignoring)
@@ -370,5 +409,5 @@ def _again_dir(model: str) -> str:
     return f"evaluation/again/{model}"
 
 
-def _encoded(content: dict[str, Any]) -> bytes:
+def _encoded(content: Mapping[str, Json]) -> bytes:
     return json.dumps(sealed(without_url_secrets_within(content)), indent=2, ensure_ascii=False).encode()

@@ -16,6 +16,7 @@ from typing import Any
 from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.run import Run
 from mpa_ray.run.sealed_json import parse_sealed, sealed
+from mpa_ray.textual import Json
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class LogEntry:
     other: dict[str, Any] = field(default_factory=dict)
     """Further values that transformers logs, such as `epoch`."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         named = {name: value for name, value in vars(self).items() if name != "other" and value is not None}
         return {**named, **self.other}
 

@@ -9,6 +9,7 @@ from typing import Any
 from mpa_ray.run.run import Run
 from mpa_ray.run.sealed_json import sealed
 from mpa_ray.run.training_log import LogEntry, LogFiles, TrainingLog, move_to_files, read_files
+from mpa_ray.textual import Json
 
 FILE_NAME = "training.json"
 
@@ -33,8 +34,8 @@ class Retained:
         if self.before is None or self.after is None or self.after >= _LEAST_RETAINED * self.before:
             return None
         return (
-            f"answers {self.after} of the retained pairs, and answered {self.before} before "
-            "(forgetting): raise level.replay_share, or lower the learning rate"
+            f"answers {self.after} of the retained pairs, down from {self.before} before the training "
+            "(forgetting): raise the student's level.replay_share, or lower its level.learning_rate"
         )
 
     def to_json(self) -> dict[str, int]:
@@ -134,7 +135,7 @@ class TrainingState:
         """Replace the stored state."""
         run.storage.write(f"{folder}/{FILE_NAME}", json.dumps(sealed(self.to_json())).encode())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {
             **{name: value for name, value in vars(self).items() if name not in _NESTED},
             "retained": self.retained.to_json(),

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mpa_ray.config import FullConfig, LevelConfig, LoraConfig, ModelConfig, VllmEngineConfig
+from mpa_ray.config import FullConfig, LevelConfig, LoraConfig, ModelConfig
+from mpa_ray.config.engines import EngineSettings, KvCache
 from mpa_ray.sizing.architecture import Architecture
 
 FitResult = Literal["fits", "tight", "does not fit", "not checked"]
@@ -46,13 +47,17 @@ class MemoryCheck:
 
 @dataclass(frozen=True)
 class _EngineMemory:
-    """The memory of one GPU with a vLLM engine: how much is left for the KV cache, and how much the requests need."""
+    """The memory of one GPU with an engine: how much is left for the KV cache, and how much the requests need."""
 
     model: ModelConfig
-    engine: VllmEngineConfig
+    cache: KvCache
     sizes: Architecture
     memory_gib: float
     image_tokens: int
+
+    @property
+    def engine(self) -> EngineSettings:
+        return self.model.engine
 
     @property
     def gpu_share(self) -> float:
@@ -61,13 +66,13 @@ class _EngineMemory:
 
     @property
     def available_gib(self) -> float:
-        default = _UTILIZATION * self.gpu_share
-        return self.memory_gib * float(self.engine.engine_args.get("gpu_memory_utilization", default))
+        share = self.cache.memory_share
+        return self.memory_gib * (_UTILIZATION * self.gpu_share if share is None else share)
 
     @property
     def longest_tokens(self) -> int:
-        """Tokens of the longest sequence. vLLM only starts if the cache can hold one such sequence."""
-        return self.engine.max_model_len or self.sizes.max_position_embeddings
+        """Tokens of the longest sequence. An engine only starts if the cache can hold one such sequence."""
+        return self.engine.max_sequence_tokens or self.sizes.max_position_embeddings
 
     @property
     def usual_tokens(self) -> int:
@@ -76,20 +81,18 @@ class _EngineMemory:
 
     @property
     def weight_bytes(self) -> float:
-        return self.sizes.weight_bytes(self.engine.dtype)
+        return self.sizes.weight_bytes(self.engine.weight_format)
 
     def room_gib(self, num_gpus: int | None = None, weight_bytes: float | None = None) -> float:
         """The memory that is left for the KV cache; negative if the weights do not fit."""
-        num_gpus = num_gpus or self.engine.tensor_parallel_size
+        num_gpus = num_gpus or self.engine.num_gpus_per_copy
         weight_bytes = self.weight_bytes if weight_bytes is None else weight_bytes
         return self.available_gib - weight_bytes / _GIB / num_gpus - ENGINE_ALLOWANCE_GIB
 
     def cache_gib(self, num_tokens: float, num_gpus: int | None = None) -> float:
         """The memory of the KV cache for this number of tokens."""
-        is_fp8 = "fp8" in str(self.engine.engine_args.get("kv_cache_dtype", "auto"))
-        value_bytes = 1.0 if is_fp8 else 4.0 if self.engine.dtype == "float32" else 2.0
-        num_gpus = num_gpus or self.engine.tensor_parallel_size
-        return num_tokens * self.sizes.kv_bytes_per_token(value_bytes, num_gpus) / _GIB
+        num_gpus = num_gpus or self.engine.num_gpus_per_copy
+        return num_tokens * self.sizes.kv_bytes_per_token(self.cache.value_bytes, num_gpus) / _GIB
 
     @property
     def longest_gib(self) -> float:
@@ -98,8 +101,8 @@ class _EngineMemory:
 
     @property
     def all_usual_gib(self) -> float:
-        """The KV cache of `max_num_seqs` typical requests."""
-        return self.cache_gib(self.engine.max_num_seqs * self.usual_tokens)
+        """The KV cache of as many typical requests as the engine decodes together."""
+        return self.cache_gib(self.engine.num_decoded_together * self.usual_tokens)
 
     @property
     def num_cached_tokens(self) -> int:
@@ -123,11 +126,12 @@ def check_engine(
         memory_gib: The memory of one GPU.
         image_tokens: Tokens of one image; None means an image with `max_pixels`.
     """
-    if not isinstance(model.engine, VllmEngineConfig) or not model.gpus_per_replica:
-        return MemoryCheck(name, "not checked", detail="no vLLM engine on a GPU")
-    memory = _EngineMemory(model, model.engine, sizes, memory_gib, image_tokens or sizes.image_tokens(model.max_pixels))
+    cache = model.engine.kv_cache
+    if cache is None or not model.gpus_per_replica:
+        return MemoryCheck(name, "not checked", detail="no engine with a KV cache on a GPU")
+    memory = _EngineMemory(model, cache, sizes, memory_gib, image_tokens or sizes.image_tokens(model.max_pixels))
     needed_gib = {
-        "weights": memory.weight_bytes / _GIB / model.engine.tensor_parallel_size,
+        "weights": memory.weight_bytes / _GIB / model.engine.num_gpus_per_copy,
         "working memory": ENGINE_ALLOWANCE_GIB,
         "KV cache of the usual requests": memory.all_usual_gib,
     }
@@ -136,7 +140,7 @@ def check_engine(
         usual, longest = memory.usual_tokens, memory.longest_tokens
         detail = (
             f"{cached:,} tokens of KV cache: {cached // usual} requests of {usual} tokens at a time, "
-            f"{cached // longest} of max_model_len {longest}; max_num_seqs {model.engine.max_num_seqs}"
+            f"{cached // longest} of max_model_len {longest}; max_num_seqs {model.engine.num_decoded_together}"
         )
         return MemoryCheck(name, "fits", gpu, memory.available_gib, needed_gib, detail)
     remedies = tuple(_engine_remedies(memory))
@@ -144,7 +148,7 @@ def check_engine(
         detail = "the KV cache is too small for max_num_seqs requests: some wait, or are computed twice"
         return MemoryCheck(name, "tight", gpu, memory.available_gib, needed_gib, detail, remedies)
     detail = (
-        f"vLLM would not start: {max(0.0, room_gib):.1f} GiB are left for the KV cache, and one request "
+        f"the engine would not start: {max(0.0, room_gib):.1f} GiB are left for the KV cache, and one request "
         f"of max_model_len {memory.longest_tokens} needs {memory.longest_gib:.1f} GiB"
     )
     return MemoryCheck(name, "does not fit", gpu, memory.available_gib, needed_gib, detail, remedies)
@@ -153,7 +157,7 @@ def check_engine(
 def _engine_remedies(memory: _EngineMemory) -> Iterator[str]:
     """Settings with which the engine would start, or would hold more requests."""
     engine, sizes = memory.engine, memory.sizes
-    num_gpus, usual, longest = engine.tensor_parallel_size, memory.usual_tokens, memory.longest_tokens
+    num_gpus, usual, longest = engine.num_gpus_per_copy, memory.usual_tokens, memory.longest_tokens
     room_gib, cached = memory.room_gib(), memory.num_cached_tokens
     starts = room_gib >= memory.longest_gib
     if starts:
@@ -162,7 +166,7 @@ def _engine_remedies(memory: _EngineMemory) -> Iterator[str]:
         max_model_len = max(64, min(longest, cached) // 64 * 64)
         yield f"engine.max_model_len {max_model_len} or less (requests here take about {usual})"
     wanted_gib = max(memory.longest_gib, memory.all_usual_gib) if starts else memory.longest_gib
-    if engine.dtype == "float32" and memory.room_gib(weight_bytes=memory.weight_bytes / 2) >= wanted_gib / 2:
+    if engine.weight_format == "float32" and memory.room_gib(weight_bytes=memory.weight_bytes / 2) >= wanted_gib / 2:
         yield "engine.dtype bfloat16"
     for wider in (2, 4, 8):
         divides = wider > num_gpus and sizes.num_heads % wider == 0
@@ -170,7 +174,7 @@ def _engine_remedies(memory: _EngineMemory) -> Iterator[str]:
             yield f"engine.tensor_parallel_size {wider} with gpus_per_replica {wider}"
             break
     if memory.gpu_share < 1:
-        yield "a whole GPU (gpus_per_replica 1)"
+        yield "a whole GPU, with gpus_per_replica 1"
     quantized_room_gib = memory.room_gib(weight_bytes=memory.weight_bytes / 3)
     if sizes.weight_bits is None and quantized_room_gib >= memory.cache_gib(min(longest, 2 * usual)):
         yield "a checkpoint quantized to 4 bits (AWQ, GPTQ)"
@@ -207,16 +211,19 @@ def _cheaper_trainings(level: LevelConfig) -> Iterator[tuple[str, dict[str, obje
         yield "level.gradient_checkpointing true", checkpointing
     for num_workers in (2, 4, 8):
         if num_workers > level.num_workers:
-            remedy = f"level.parallel fsdp with num_workers {num_workers} and gradient_checkpointing true"
+            remedy = f"level.parallel fsdp with level.num_workers {num_workers} and level.gradient_checkpointing true"
             yield remedy, {**checkpointing, "parallel": "fsdp", "num_workers": num_workers}
             break
     if isinstance(level.method, FullConfig):
-        yield "level.method lora", {"method": LoraConfig()}
-        yield "level.method lora with gradient_checkpointing true", {**checkpointing, "method": LoraConfig()}
+        yield "level.method.kind lora", {"method": LoraConfig()}
+        yield "level.method.kind lora with level.gradient_checkpointing true", {**checkpointing, "method": LoraConfig()}
     elif not level.method.quantize and level.parallel == "ddp":
         quantized = level.method.model_copy(update={"quantize": True})
         yield "level.method.quantize true", {"method": quantized}
-        yield "level.method.quantize true with gradient_checkpointing true", {**checkpointing, "method": quantized}
+        yield (
+            "level.method.quantize true with level.gradient_checkpointing true",
+            {**checkpointing, "method": quantized},
+        )
 
 
 def training_gib(level: LevelConfig, sizes: Architecture, image_tokens: int) -> dict[str, float]:

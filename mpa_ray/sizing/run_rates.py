@@ -19,7 +19,7 @@ from mpa_ray.run.recorded_config import (
     benchmark_label,
     recorded_config,
 )
-from mpa_ray.run.run import CORPUS_MANIFEST, Run
+from mpa_ray.run.run import Run
 from mpa_ray.run.training_log import TrainingLog
 from mpa_ray.run.training_state import TrainingState
 
@@ -61,10 +61,12 @@ class RunRates:
         levels = {student["name"]: student["level"] for student in config.get("students", [])}
         return cls(
             config=config,
-            num_images=_number(run, CORPUS_MANIFEST, "num_images"),
+            num_images=run.manifest().num_images if run.is_indexed() else None,
             questions_per_image=_questions_per_image(run, config),
             records=records,
-            num_parity={name: _number(run, run.manifest_path(run.parity_dir(name)), "num_samples") for name in levels},
+            num_parity={
+                name: run.parity_manifest(name).num_samples if run.is_identified(name) else None for name in levels
+            },
             trainings={
                 name: _training_rates(run, name, level, records.get(PhaseKey("level", name)))
                 for name, level in levels.items()
@@ -213,7 +215,7 @@ def _training_rates(run: Run, name: str, level: RecordedLevel, record: PhaseReco
     samples_per_s = log.samples_per_s
     if samples_per_s is None:
         return TrainingRates()
-    num_samples = _number(run, run.manifest_path(f"{folder}/epoch"), "num_samples")
+    num_samples = run.epoch_counts(folder).num_samples if run.has_manifest(f"{folder}/epoch") else None
     start_s = None
     if record is not None and num_samples is not None and run.is_leveled(name):
         start_s = max(0.0, (record.wall_s - num_samples / samples_per_s) / record.num_attempts)
@@ -221,21 +223,14 @@ def _training_rates(run: Run, name: str, level: RecordedLevel, record: PhaseReco
     return TrainingRates(samples_per_s / level.get("num_workers", 1), start_s, memory_gib)
 
 
-def _number(run: Run, path: str, name: str) -> int | None:
-    """A number in a JSON file; None if there is no such file."""
-    try:
-        return int(run.read_json(path)[name])
-    except FileNotFoundError:
-        return None
-
-
 def _questions_per_image(run: Run, config: RecordedConfig) -> float:
     num_questions = num_images = 0
     evaluation = config.get("evaluate")
     for benchmark in evaluation["benchmarks"] if evaluation else []:
         label = benchmark_label(benchmark)
-        number = _number(run, run.manifest_path(run.benchmark_dir(label)), "num_images")
-        if number is not None:
-            num_images += number
-            num_questions += run.questions(label).num_rows(run.manifest(run.benchmark_dir(label)).shards)
+        folder = run.benchmark_dir(label)
+        if run.has_manifest(folder):
+            manifest = run.manifest(folder)
+            num_images += manifest.num_images
+            num_questions += run.questions(label).num_rows(manifest.shards)
     return num_questions / num_images if num_images else 1.0

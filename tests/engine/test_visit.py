@@ -25,7 +25,7 @@ from mpa_ray.engine.probe import answer_probe
 from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, Request, RequestRefused
 from mpa_ray.engine.vllm.arguments import engine_arguments
 from mpa_ray.engine.vllm.engine import VllmEngine
-from mpa_ray.engine.vllm.rendering import RenderingProcesses, RenderingThread
+from mpa_ray.engine.vllm.rendering import RawImages, RenderingProcesses, RenderingThread
 from mpa_ray.imaging.decode import ImageProblem, PreparedImage, prepare
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.observability.usage import Load, Usage
@@ -251,7 +251,7 @@ def test_a_vllm_without_a_renderer_gets_raw_prompts(
     run: Run[Any], engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rendered = visited(run, annotate_greedily(engine), 8)
-    monkeypatch.setattr(engine, "_renderer", None)
+    monkeypatch.setattr(engine, "renderer", RawImages(CONFIG.pixel_limits))
     raw = visited(run, annotate_greedily(engine), 8)
 
     def pairs(rows: list[Annotation]) -> list[tuple[str | None, ...]]:
@@ -360,8 +360,8 @@ def test_the_log_names_the_images_that_were_in_an_engine_when_it_died(run: Run[A
 
 
 def test_the_death_of_a_renderer_counts_as_the_engines_death(run: Run[Any], engine: VllmEngine) -> None:
-    assert isinstance(engine._renderer, RenderingProcesses)
-    (renderer,) = map(psutil.Process, engine._renderer.pool._processes)
+    assert isinstance(engine.renderer, RenderingProcesses)
+    (renderer,) = map(psutil.Process, engine.renderer.pool._processes)
     renderer.kill()
     with pytest.raises(EngineDied, match="renderer"):
         run(engine.encode_image("x", content_of(scenes(1)[0])))

@@ -79,7 +79,7 @@ def test_no_process_is_left_behind(name: str, tree: dict[str, Any], tmp_path: Pa
 
 
 @pytest.mark.long
-def test_sigterm_while_ray_starts(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_ends_a_command_while_ray_starts(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray has started its first process, and the driver is not connected yet."""
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="r") as short:
         monkeypatch.setenv("RAY_TMPDIR", short)

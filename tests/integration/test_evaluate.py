@@ -119,7 +119,7 @@ def test_several_models_answer_several_benchmarks(
     assert "evaluate steady: already done" in capsys.readouterr().out
 
 
-def test_scoring_without_answering(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
+def test_answers_are_scored_again_without_answering(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
     tree = alone(tmp_path / "run", benchmarks)
     too_early = run_job("evaluate", tree, tmp_path, "--score-only")
     assert (too_early.returncode, "run mpa-ray evaluate without --score-only" in too_early.stderr) == (1, True)
@@ -165,10 +165,10 @@ def test_answers_under_other_settings_are_not_mixed(benchmarks: list[dict[str, s
 @pytest.mark.parametrize(
     ("models", "problem"),
     [
-        ([], "evaluate.models = .*names no model"),
+        ([], "evaluate.models = .*is empty, so there is no model"),
         (
             [{"name": "a", **STEADY, "compared_to": "b"}],
-            "evaluate.models = 'b': is not a model",
+            "evaluate.models.0.compared_to = 'b': is not the name of a model",
         ),
         ([{"name": "a", "model": "/no/such"}], "evaluate.models.0.model = '/no/such'"),
     ],
@@ -221,7 +221,7 @@ def test_another_matcher_needs_no_model(images: Path, tmp_path: Path) -> None:
     changes = run.read_json("parity/small/rematch/containment/changes.json")
     assert changes["parity_samples"] == {"before": len(before), "after": 0, "gained": 0, "lost": len(before)}
     assert changes["num_not_asked"] == changes["cells_before"]["teacher_no_student_not_asked"] > 0
-    assert f"on {changes['num_not_asked']} pairs the teacher agrees with itself only by this matcher" in done.stdout
+    assert f"for {changes['num_not_asked']} pairs, the teacher's answers agree according to this matcher" in done.stdout
     assert rematched(run, "containment") == []
     assert run.read_json("parity/small/rematch/containment/manifest.json")["matcher"] == {"kind": "containment"}
     assert [sample.annotation_id for sample in read_parity(run, "small")] == before
@@ -242,7 +242,7 @@ def test_rematching_needs_verdicts(images: Path, tmp_path: Path) -> None:
     assert "8 of 8 shards have no verdicts of small: run mpa-ray identify" in refused.stderr
 
 
-def test_a_task_from_a_users_file(images: Path, tmp_path: Path) -> None:
+def test_a_task_from_a_users_file_is_used(images: Path, tmp_path: Path) -> None:
     task = {
         "name": "mine",
         "annotation_prompt": "Ask and answer.\n{format}",

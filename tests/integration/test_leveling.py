@@ -173,7 +173,7 @@ def test_operations_are_counted_as_theory_predicts(samples: list[ParitySample]) 
         (1, FullConfig(kind="full"), {"gradient_checkpointing": True}),
     ],
 )
-def test_leveling_end_to_end(
+def test_leveling_trains_and_exports_a_student(
     samples: list[ParitySample],
     tmp_path: Path,
     num_workers: int,

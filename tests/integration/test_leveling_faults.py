@@ -119,7 +119,9 @@ def level_with_a_worker_killed(
 
 @pytest.mark.long
 @pytest.mark.parametrize("moment", ["mid-step", "upload"])
-def test_a_worker_is_killed(moment: str, images: Path, prepared: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_training_resumes_after_a_worker_is_killed(
+    moment: str, images: Path, prepared: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     run = Path(shutil.copytree(prepared, tmp_path / "run"))
     parity = run / "students/small/parity"
 
@@ -226,14 +228,14 @@ def test_an_export_that_could_not_be_written_is_made_again_without_training(
     assert (after["step"], after["best_step"]) == (before["step"], before["best_step"])
     assert losses_of(run) == losses
     assert [entry["from_step"] for entry in after["resumed"]] == [before["step"]] * 2
-    assert "the student is trained already, and only its export is made" in done.stdout
+    assert "the student is already trained; only its export is missing" in done.stdout
     assert weights_of(run)
 
     # As after a fault of the check in the engine, which follows the export.
     (parity / "complete.json").unlink()
     again = run_job("level", tree, tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "the student is trained and exported already" in again.stdout
+    assert "the student is already trained and exported" in again.stdout
     assert training_of(run) == after
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -26,6 +27,14 @@ NUM_FOLDERS, PER_FOLDER = 20, 50_000
 NUM_KEYS = NUM_FOLDERS * PER_FOLDER
 PAGE = 1000
 MAX_BYTES = 10**9
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """Two columns of the corpus."""
+
+    image_id: str
+    num_bytes: int | None
 
 
 def key(number: int) -> str:
@@ -137,8 +146,8 @@ def test_indexing_a_million_keys_continues_after_a_kill(lister: str, tmp_path: P
     assert manifest.num_images == NUM_KEYS
     number = 0
     for shard in manifest.shards:
-        for row in run.corpus.columns(shard, ["image_id", "num_bytes"]):
-            assert row == {"image_id": key(number).removeprefix("corpus/"), "num_bytes": 1000 + number % 7}
+        for row in run.corpus.columns(shard, ImageSize):
+            assert row == ImageSize(key(number).removeprefix("corpus/"), 1000 + number % 7)
             number += 1
     assert number == NUM_KEYS
     print(f"peak memory {max(peak, peak_again) / 2**20:.0f} MiB")

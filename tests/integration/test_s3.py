@@ -178,7 +178,7 @@ def listed(config: SourceConfig, places: Places, after: ImageRef | None = None) 
 
 
 @pytest.mark.parametrize(("make", "kind"), KINDS, ids=[make.__name__ for make, _ in KINDS])
-def test_every_kind_of_source(
+def test_every_kind_of_source_is_listed_and_read(
     make: Maker, kind: str, server: str, object_store: ObjectStoreConfig, tmp_path: Path
 ) -> None:
     contents = [f"picture {i:02d}".encode() * (i + 1) for i in range(30)]
@@ -277,7 +277,7 @@ def test_garbage_is_collected(storage: S3Storage, server: str) -> None:
     assert len(list(storage.list("corpus/data"))) == 1
 
 
-def test_images_and_run_at_s3(server: str, images: Path, tmp_path: Path) -> None:
+def test_all_phases_work_with_images_and_a_run_at_s3(server: str, images: Path, tmp_path: Path) -> None:
     upload(images, server, "corpus")
     client(server).put_object(Bucket="bucket", Key="corpus/empty.png", Body=b"")
     tree: dict[str, Any] = scripted_tree(images, tmp_path)
@@ -298,7 +298,7 @@ def test_images_and_run_at_s3(server: str, images: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.long
-def test_two_drivers_at_once(server: str, images: Path, tmp_path: Path) -> None:
+def test_two_drivers_at_once_commit_every_shard_once(server: str, images: Path, tmp_path: Path) -> None:
     upload(images, server, "shared")
     tree: dict[str, Any] = scripted_tree(images, tmp_path, latency_s=0.1, inconsistent_rate=0.2)
     tree["run_dir"], tree["source"]["path"] = "s3://bucket/runs/shared", "s3://bucket/shared"

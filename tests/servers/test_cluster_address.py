@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from mpa_ray.errors import ConfigError, Unfinished
-from mpa_ray.pipeline import cluster_address
-from mpa_ray.pipeline.cluster_address import check_cluster
+from mpa_ray.pipeline.cluster_address import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, DEADLINE_S, check_cluster
 
 ROOT = Path(__file__).parents[2]
 SETTINGS_OF_A_SERVER = bytes((0, 0, 6, 4, 0, 0, 0, 0, 0)) + bytes((0, 3, 0, 0, 0, 100))
@@ -51,7 +50,6 @@ def server(answer: bytes | None) -> Iterator[str]:
 
 @pytest.fixture
 def set_address(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    monkeypatch.setattr(cluster_address, "_ANSWER_S", 0.2)
     return lambda address: monkeypatch.setenv("RAY_ADDRESS", address)
 
 
@@ -76,14 +74,14 @@ def test_an_address_at_which_something_else_listens_is_refused(
     with server(answer) as address:
         set_address(address)
         with pytest.raises(ConfigError, match=r"^RAY_ADDRESS = .* is not the address of a Ray cluster"):
-            check_cluster()
+            check_cluster(answer_timeout_s=0.2)
 
 
 def test_a_server_that_is_silent_may_answer_later(set_address: Callable[[str], None]) -> None:
     with server(None) as address:
         set_address(address)
         with pytest.raises(Unfinished, match=r"cannot be joined: it does not answer .* Run the same command again"):
-            check_cluster()
+            check_cluster(answer_timeout_s=0.2)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +89,11 @@ def test_a_server_that_is_silent_may_answer_later(set_address: Callable[[str], N
     [
         (TimeoutError("timed out"), Unfinished, "it does not answer (timed out)"),
         (OSError(errno.EHOSTUNREACH, "No route to host"), Unfinished, "it does not answer (No route to host)"),
-        (socket.gaierror(socket.EAI_AGAIN, "Try again"), Unfinished, "cannot be looked up now (Try again)"),
+        (socket.gaierror(socket.EAI_AGAIN, "Try again"), Unfinished, "cannot be resolved now (Try again)"),
         (socket.gaierror(socket.EAI_NONAME, "Name unknown"), ConfigError, "a host that cannot be found (Name unknown)"),
     ],
 )
-def test_a_network_that_fails(
+def test_the_error_of_a_failing_network_is_named(
     error: OSError,
     kind: type[Exception],
     message: str,
@@ -105,7 +103,7 @@ def test_a_network_that_fails(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cluster_address.socket, "create_connection", fail)
+    monkeypatch.setattr(socket, "create_connection", fail)
     set_address("head:6379")
     with pytest.raises(kind) as raised:
         check_cluster()
@@ -113,20 +111,22 @@ def test_a_network_that_fails(
 
 
 def test_the_whole_check_takes_less_than_30_seconds() -> None:
-    assert cluster_address._CONNECT_S + cluster_address._ANSWER_S < cluster_address._DEADLINE_S < 29
+    assert CONNECT_TIMEOUT_S + ANSWER_TIMEOUT_S < DEADLINE_S < 29
 
 
 @pytest.mark.parametrize(
     ("address", "problem"),
     [
-        ("ray://head:10001", "is the address of Ray's client server or of its dashboard"),
-        ("http://head:8265", "is the address of Ray's client server or of its dashboard"),
+        ("ray://head:10001", "is the address of Ray's client server or dashboard"),
+        ("http://head:8265", "is the address of Ray's client server or dashboard"),
         ("head", "is not an address HOST:PORT"),
         ("head:port", "is not an address HOST:PORT"),
         ("head:70000", "is not an address HOST:PORT"),
     ],
 )
-def test_what_is_no_address_of_a_cluster(address: str, problem: str, set_address: Callable[[str], None]) -> None:
+def test_other_addresses_than_those_of_a_cluster_are_refused(
+    address: str, problem: str, set_address: Callable[[str], None]
+) -> None:
     set_address(address)
     with pytest.raises(ConfigError, match=problem):
         check_cluster()

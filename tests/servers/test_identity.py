@@ -19,7 +19,6 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from huggingface_hub import file_download
 
 from mpa_ray.config import BenchmarkConfig, HoldoutConfig, ObjectStoreConfig, RunConfig, StudentConfig, VllmEngineConfig
 from mpa_ray.config.engines import ARGUMENTS_WITHOUT_EFFECT
@@ -27,9 +26,8 @@ from mpa_ray.corpus.places.places import Places
 from mpa_ray.engine.vllm.known_arguments import known_arguments
 from mpa_ray.errors import FingerprintMismatch
 from mpa_ray.evaluation.labelled_identity import labelled_identity
-from mpa_ray.models import hub
 from mpa_ray.models.checkpoints import base_of_adapter, local_folder, model_identity
-from mpa_ray.models.hub import hub_commit, split_revision
+from mpa_ray.models.hub import process_hub, split_revision
 from mpa_ray.phases.context import RunContext
 from mpa_ray.run.fingerprint import corpus_fingerprint, level_fingerprint
 from mpa_ray.run.run import Run
@@ -54,13 +52,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The hub's cache with two commits of a model; `main` is the first. The hub itself cannot be reached."""
-    for module in (huggingface_hub.constants, file_download.constants):
-        monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(hub, "_down", {huggingface_hub.constants.ENDPOINT})
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    hub_commit.cache_clear()
+    process_hub.cache_clear()
     folder = tmp_path / "hub/models--owner--name"
     for commit in (FIRST, SECOND):
         (folder / "snapshots" / commit).mkdir(parents=True)
@@ -68,7 +64,8 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "refs").mkdir()
     (folder / "refs/main").write_text(FIRST)
     (folder / "refs/v2").write_text(SECOND)
-    return folder
+    yield folder
+    process_hub.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +102,7 @@ def test_a_hub_model_is_identified_by_its_commit(hub_cache: Path) -> None:
     (hub_cache / "refs/main").write_text(SECOND)
     # One process uses one commit.
     assert model_identity("owner/name", STORE) == f"owner/name@{FIRST}"
-    hub_commit.cache_clear()
+    process_hub.cache_clear()
     assert model_identity("owner/name", STORE) == f"owner/name@{SECOND}"
 
 
@@ -254,7 +251,7 @@ def test_a_user_without_a_home_folder_has_no_cache_but_digests() -> None:
     assert folder.startswith(f"ConfigError {CACHE_VARIABLE} = None: is not set, and this user has no home folder")
     assert "this machine has no credentials" in store
     assert config.startswith("ConfigError --config = '~/config.yaml': cannot be read")
-    assert "~ stands for the home folder, and this user has none" in setting
+    assert "begins with ~, and this user has no home folder" in setting
 
 
 def test_names_that_are_not_utf8_have_digests(tmp_path: Path, cache: Path) -> None:

@@ -98,7 +98,7 @@ def test_errors_of_the_server_may_pass_whatever_their_name(status: int) -> None:
         (301, "PermanentRedirect", Fault.PERMANENT),
     ],
 )
-def test_the_fault_of_an_error(status: int, code: str, fault: Fault) -> None:
+def test_an_error_is_classified_by_its_status_and_code(status: int, code: str, fault: Fault) -> None:
     assert fault_of(status, code) is fault
 
 
@@ -396,7 +396,7 @@ REFUSED = ObjectStoreConfig(endpoint_url="http://127.0.0.1:9", first_pause_s=0.2
 
 
 def test_a_command_whose_store_cannot_be_connected_to_at_first_gives_up_soon(num_pauses: list[float]) -> None:
-    with short_first_contact(), pytest.raises(TransientError, match=r"Could not connect.*no answer yet"):
+    with short_first_contact(), pytest.raises(TransientError, match=r"Could not connect.*no response within"):
         ObjectStore(REFUSED).get("bucket", "key")
     assert sum(num_pauses) < 4
 

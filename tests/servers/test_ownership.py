@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -22,8 +20,6 @@ from mpa_ray.cli.run_job import run_job
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.leveling import export as exports
 from mpa_ray.leveling.checkpoint_folders import drop_earlier, inherited_checkpoint
-from mpa_ray.leveling.trainer import ParityTrainer
-from mpa_ray.run import ownership as ownerships
 from mpa_ray.run.checkpoint_files import checkpoints_name
 from mpa_ray.run.ownership import LAPSE_S, LostOwnership, Owner, Ownership, newest_owner, owned, take
 from mpa_ray.run.run import Run
@@ -32,6 +28,7 @@ from mpa_ray.storage.local import LocalStorage
 from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.storage import Storage
 from tests.s3_server import s3_server_of_user
+from tests.trainers import trainer_of
 
 FOLDER = "students/small/parity"
 OWNER = """
@@ -104,8 +101,8 @@ def test_an_owner_is_replaced_once_its_heartbeat_stops(storage: Storage, capsys:
     assert take_with(storage, waits).number == 2
     assert waits.num == 40 + LAPSE_S / 2
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("level small: node-b (process 4711) does this already; waiting until it ends, or has not")
-    with pytest.raises(LostOwnership, match=rf"is continued by \S+ \(process {os.getpid()}\)"):
+    assert line.startswith("level small: node-b (process 4711) is working on this; waiting until it ends or stops")
+    with pytest.raises(LostOwnership, match=rf"\S+ \(process {os.getpid()}\) has taken over"):
         first.check()
 
 
@@ -187,8 +184,7 @@ def test_one_of_many_waiting_commands_takes_over(storage: Storage) -> None:
     assert str(newest_owner(storage, FOLDER)) == str(Owner.this_process(2))
 
 
-def test_the_heartbeat_changes_while_the_work_is_owned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ownerships, "_BEAT_S", 0.001)
+def test_the_heartbeat_changes_while_the_work_is_owned(tmp_path: Path) -> None:
     beats: list[bytes] = []
     enough = threading.Event()
 
@@ -201,7 +197,7 @@ def test_the_heartbeat_changes_while_the_work_is_owned(tmp_path: Path, monkeypat
             if len(beats) == 2:
                 raise OSError("the storage does not answer")
 
-    with owned(Recording(str(tmp_path)), FOLDER, "level small"):
+    with owned(Recording(str(tmp_path)), FOLDER, "level small", beat_s=0.001):
         assert enough.wait(60)
     assert len(set(beats)) == len(beats)
     assert beats[-1] == b"ended"
@@ -217,18 +213,18 @@ def lost(storage: Storage) -> Ownership:
 def test_a_lost_training_ends_its_command_with_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_job(lost(LocalStorage(str(tmp_path))).check) == 3
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"Unfinished: {tmp_path}/{FOLDER} is continued by node-b (process 4711), because")
+    assert line.startswith(f"Unfinished: node-b (process 4711) has taken over {tmp_path}/{FOLDER}, because")
 
 
-def test_an_old_owner_changes_neither_the_state_nor_the_log(tmp_path: Path) -> None:
+def test_an_old_owner_changes_neither_the_state_nor_the_log(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     run = Run(LocalStorage(str(tmp_path)))
     TrainingState(step=5).write(run, FOLDER)
     files = sorted(tmp_path.rglob("*"))
     old = lost(run.storage)
-    trainer: Any = ParityTrainer.__new__(ParityTrainer)
-    trainer._job = SimpleNamespace(run=run, folder=FOLDER, check_owner=old.check)
-    trainer._stored = TrainingState(step=3)
-    trainer.state = SimpleNamespace(global_step=3, max_steps=6, best_global_step=None)
+    trainer = trainer_of(run, str(tmp_path_factory.mktemp("scratch")), FOLDER, old.check)
+    trainer.state.global_step = 3
     for is_complete in (False, True):
         with pytest.raises(LostOwnership):
             trainer.write_state(is_complete=is_complete)

@@ -137,13 +137,16 @@ class Stuck(LocalPlace):
         if "stuck" in uri:
             self.num_reads += 1
             self.released.wait()
-        return super().read(uri, first, num_bytes)
+        return read_local(self, uri, first, num_bytes)
+
+
+read_local = LocalPlace.read
 
 
 @pytest.fixture
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stuck]:
     place = Stuck()
-    monkeypatch.setattr(Places, "_place", lambda *_: place)
+    monkeypatch.setattr(LocalPlace, "read", lambda _, *part: place.read(*part))
     yield place
     place.released.set()
 

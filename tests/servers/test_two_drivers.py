@@ -152,10 +152,9 @@ def test_the_tasks_of_a_pass_commit_with_the_settings_of_their_driver(tmp_path: 
 def test_each_dataset_of_a_shared_pass_is_compared(tmp_path: Path) -> None:
     one, other = Run.open(str(tmp_path)), Run.open(str(tmp_path))
     one.register_fingerprint("verdicts/b", ONE)
-    one.verdicts("b").commit(SHARD, [])
     for name in "ab":
-        # Registered as it was before the other driver's commit.
-        other.fingerprints._registered[f"verdicts/{name}"] = OTHER
+        other.register_fingerprint(f"verdicts/{name}", OTHER)
+    one.verdicts("b").commit(SHARD, [])
     parts = {name: other.verdicts(name) for name in "ab"}
     for target in (DatasetsOfModels(parts), JoinedDatasets(parts)):
         with pytest.raises(FingerprintMismatch, match="verdicts/b"):

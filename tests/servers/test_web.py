@@ -20,8 +20,9 @@ from urllib3.connection import HTTPConnection
 
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
 from mpa_ray.corpus.index import Selection
-from mpa_ray.corpus.places import web_connections
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.places.web import Web
+from mpa_ray.corpus.places.web_connections import is_public
 from mpa_ray.corpus.read import Reader
 from mpa_ray.errors import ConfigError
 from mpa_ray.imaging.decode import ImageProblem
@@ -221,7 +222,7 @@ def problem_of(uri: str, settings: ObjectStoreConfig = SETTINGS, max_bytes: int 
 @pytest.mark.parametrize(
     "path", ["whole", "ranges", "without-length", "gzip", "gzip-in-parts", "deflate", "no-head", "breaks-once"]
 )
-def test_files_and_parts_of_them(site: str, path: str) -> None:
+def test_files_and_parts_of_them_are_read(site: str, path: str) -> None:
     uri = f"{site}/{path}"
     place = Places(SETTINGS).of(uri)
     assert place.read(uri) == CONTENT
@@ -293,7 +294,7 @@ def test_memory_is_bounded_whatever_the_server_sends(site: str, path: str) -> No
     ("path", "detail"),
     [
         ("cut-gzip", "ends too early"),
-        ("not-gzip", "not what Content-Encoding says"),
+        ("not-gzip", "does not match its Content-Encoding"),
         ("br", "Content-Encoding br, which was not requested"),
         ("other-range", "another range than the requested one"),
     ],
@@ -379,24 +380,20 @@ def test_redirects_in_a_circle_end(site: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "[::1]", "2130706433"])
-def test_a_public_host_cannot_redirect_to_a_private_address(
-    site: str, server: ThreadingHTTPServer, host: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_public_host_cannot_redirect_to_a_private_address(site: str, server: ThreadingHTTPServer, host: str) -> None:
     resolved: list[str] = []
 
-    def is_public(address: str) -> bool:
-        # The first server counts as public.
+    def first_is_public(address: str) -> bool:
         resolved.append(address)
         return len(resolved) == 1
 
-    web_connections.connections.cache_clear()
-    monkeypatch.setattr(web_connections, "_is_public", is_public)
+    web = Web(SETTINGS, follow_redirects=True, is_public=first_is_public)
     target = f"http://{host}:{server.server_port}/ranges?target"
-    (content,) = Reader(SETTINGS, follow_redirects=True).read([f"{site}/redirect?{target}"])
-    assert isinstance(content, ImageProblem)
+    with pytest.raises(OSError, match=re.escape(host)) as raised:
+        web.read(f"{site}/redirect?{target}")
     assert Site.num_requests["/ranges?target"] == 0
     if host != "[::1]":
-        assert "redirects to 127.0.0.1, which is not a public address" in content.detail
+        assert "redirects to 127.0.0.1, which is not a public address" in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -418,8 +415,8 @@ def test_a_public_host_cannot_redirect_to_a_private_address(
         ("224.0.0.1", False),
     ],
 )
-def test_public_addresses(address: str, expected: bool) -> None:
-    assert web_connections._is_public(address) is expected
+def test_public_and_private_addresses_are_distinguished(address: str, expected: bool) -> None:
+    assert is_public(address) is expected
 
 
 def test_a_host_that_does_not_exist_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,7 +436,7 @@ def test_a_malformed_uri_is_a_reason(uri: str) -> None:
     assert problem_of(uri).reason == Reason.UNREADABLE
 
 
-def test_lists_on_the_web(site: str) -> None:
+def test_lists_on_the_web_are_read(site: str) -> None:
     for name, num_images in (("list.txt", 2), ("gzip.txt", 2)):
         config = SourceConfig(path=f"{site}/{name}", allow=("http",))
         refs = list(Selection(config, Places(SETTINGS)).images())

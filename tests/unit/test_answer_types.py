@@ -89,7 +89,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize(("text", "expected"), [(text, kind) for kind, texts in TABLE.items() for text in texts])
-def test_answers(text: str, expected: str) -> None:
+def test_answers_have_the_expected_types(text: str, expected: str) -> None:
     assert answer_type(text) == expected
 
 
@@ -109,7 +109,7 @@ def test_divergence_is_symmetric_and_between_0_and_1(first: dict[str, int], seco
     assert divergence(first, {kind: 3 * count for kind, count in first.items()}) == pytest.approx(0)
 
 
-def test_divergence_of_known_shares() -> None:
+def test_the_divergence_of_known_shares_is_computed() -> None:
     assert divergence({"number": 5}, {"colour": 2}) == 1
     assert divergence({}, {}) == 0
     assert divergence({}, {"colour": 1}) == 1

@@ -42,7 +42,7 @@ def ids(arm: Arm, count: int = 400, seed: int = 0) -> list[str]:
 
 
 @pytest.mark.parametrize(("arm", "size"), [("parity", 100), ("all", 300), ("consistent", 200), ("random", 100)])
-def test_the_size_of_each_arm(arm: Arm, size: int) -> None:
+def test_every_arm_has_its_size(arm: Arm, size: int) -> None:
     assert len(ids(arm)) == len(set(ids(arm))) == size
     assert set(ids(arm)) <= set(ids("all"))
 

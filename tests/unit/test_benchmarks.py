@@ -134,7 +134,7 @@ def test_textvqa_mirror_has_one_picture_for_all_rows_of_an_image(tmp_path: Path)
 # ST-VQA
 
 
-def test_stvqa(tmp_path: Path) -> None:
+def test_a_file_of_stvqa_is_read(tmp_path: Path) -> None:
     draw(tmp_path / "images", "coco-text/a.jpg", "VisualGenome/1/b.jpg")
     entries = [
         {
@@ -225,7 +225,7 @@ def test_chartqa_mirror_numbers_the_rows_of_the_whole_split(tmp_path: Path) -> N
     assert pictures_of(questions) == [0, 1, 2, 3]
 
 
-def test_chartqa_other_mirror(tmp_path: Path) -> None:
+def test_a_chartqa_mirror_with_a_column_of_types_is_split_by_type(tmp_path: Path) -> None:
     rows = [
         {"type": kind, "question": f"{kind}?", "answer": "2014", "image": held(n)}
         for n, kind in enumerate(("human_test", "augmented_test"))
@@ -303,7 +303,7 @@ def test_vqa_files_may_have_other_names(name: str, split: str | None, tmp_path: 
     assert questions[0].uri == str(tmp_path / "COCO_val2014_000000000001.jpg")
 
 
-def test_vqav2_mirror(tmp_path: Path) -> None:
+def test_the_vqav2_mirror_is_read(tmp_path: Path) -> None:
     rows = [
         {
             "question_type": "how many",
@@ -355,7 +355,7 @@ def test_okvqa_mirror_has_no_image_ids(tmp_path: Path) -> None:
         ((11,), (11, 11), "row 1: repeats question_id '11'"),
     ],
 )
-def test_vqa_files_that_do_not_fit_together(
+def test_vqa_files_that_do_not_fit_together_are_refused(
     question_ids: tuple[int, ...], annotation_ids: tuple[int, ...], problem: str, tmp_path: Path
 ) -> None:
     path = as_json(tmp_path / VQA_NAMES["okvqa"][0], vqa_questions(*question_ids))
@@ -373,7 +373,7 @@ def test_vqa_without_annotations_is_a_test_split(tmp_path: Path) -> None:
 # DocVQA and InfographicVQA
 
 
-def test_docvqa(tmp_path: Path) -> None:
+def test_a_file_of_docvqa_is_read(tmp_path: Path) -> None:
     draw(tmp_path / "documents", "xnbl0037_1.png")
     entry = {
         "questionId": 337,
@@ -399,7 +399,7 @@ def test_docvqa(tmp_path: Path) -> None:
     assert pictures_of(read("docvqa", path, images=str(tmp_path / "documents"))) == [0, 0]
 
 
-def test_docvqa_mirror(tmp_path: Path) -> None:
+def test_the_docvqa_mirror_is_read(tmp_path: Path) -> None:
     rows = [
         {
             "questionId": str(n),
@@ -433,7 +433,7 @@ def infovqa(number: int, **image: Any) -> dict[str, Any]:
     }
 
 
-def test_infovqa(tmp_path: Path) -> None:
+def test_a_file_of_infovqa_is_read(tmp_path: Path) -> None:
     draw(tmp_path / "images", "37313.jpeg")
     entries = [infovqa(n, image_local_name="37313.jpeg", ocr_output_file="37313.json") for n in range(2)]
     path = as_json(tmp_path / "infographicsVQA_val_v1.0_withQT.json", {"data": entries})
@@ -454,7 +454,7 @@ def test_infovqa(tmp_path: Path) -> None:
     assert pictures_of(questions) == [0, 0]
 
 
-def test_infovqa_mirror(tmp_path: Path) -> None:
+def test_the_infovqa_mirror_is_read(tmp_path: Path) -> None:
     rows = [infovqa(n, image=held(n // 2), image_url=f"https://example.org/{n // 2}.jpg") for n in range(3)]
     questions = read("infovqa", as_parquet(tmp_path / "validation.parquet", rows))
     assert [q.image_id for q in questions] == [f"https://example.org/{n}.jpg" for n in (0, 0, 1)]
@@ -476,7 +476,7 @@ def gqa(image: str, **rest: Any) -> dict[str, Any]:
     }
 
 
-def test_gqa(tmp_path: Path) -> None:
+def test_a_file_of_gqa_is_read(tmp_path: Path) -> None:
     draw(tmp_path / "images", "n1.jpg", "n2.jpg")
     entries = {"201": gqa("n2"), "202": gqa("n1"), "203": gqa("n1") | {"types": None}}
     path = as_json(tmp_path / "testdev_balanced_questions.json", entries)
@@ -506,7 +506,7 @@ def test_gqa_mirror_joins_instructions_and_images(images: str | None, tmp_path: 
     assert pictures_of(questions) == [0, 1, 0]
 
 
-def test_gqa_mirror_whose_images_lack_one(tmp_path: Path) -> None:
+def test_a_gqa_mirror_that_lacks_an_image_is_refused(tmp_path: Path) -> None:
     path = as_parquet(tmp_path / "questions.parquet", [gqa("n1", id="201")])
     images = as_parquet(tmp_path / "images.parquet", [{"id": "n2", "image": held(0)}])
     assert "has no image 'n1' for question '201'" in error_of("gqa", path, images=str(images))
@@ -530,7 +530,7 @@ def test_medical_mirrors_number_their_rows(kind: str, tmp_path: Path) -> None:
     assert pictures_of(questions) == [0, 1, 2]
 
 
-def test_vqa_rad_json(tmp_path: Path) -> None:
+def test_a_file_of_vqa_rad_is_read(tmp_path: Path) -> None:
     draw(tmp_path / "images", "synpic1.jpg")
     entry = {
         "qid": 3,
@@ -567,7 +567,7 @@ def slake(number: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("folder", ["imgs/", ""])
-def test_slake(folder: str, tmp_path: Path) -> None:
+def test_a_file_of_slake_is_read(folder: str, tmp_path: Path) -> None:
     draw(tmp_path, f"{folder}xmlab0/source.jpg", f"{folder}xmlab1/source.jpg")
     questions = read("slake", as_json(tmp_path / "test.json", [slake(n) for n in range(3)]))
     assert questions == [
@@ -587,7 +587,7 @@ def test_slake(folder: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("with_images", [True, False])
-def test_slake_mirror(with_images: bool, tmp_path: Path) -> None:
+def test_the_slake_mirror_is_read(with_images: bool, tmp_path: Path) -> None:
     draw(tmp_path / "imgs", "xmlab0/source.jpg", "xmlab1/source.jpg")
     rows = [slake(n) | ({"image": held(n // 2)} if with_images else {}) for n in range(3)]
     questions = read("slake", as_parquet(tmp_path / "test.parquet", rows))
@@ -626,7 +626,7 @@ def as_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
         ("no-ending", as_json),
     ],
 )
-def test_own_questions(name: str, write: Callable[[Path, Any], Path], tmp_path: Path) -> None:
+def test_own_questions_are_read_in_every_format(name: str, write: Callable[[Path, Any], Path], tmp_path: Path) -> None:
     draw(tmp_path / "images", "0.png", "1.png")
     questions = read("questions", write(tmp_path / name, [own(0), own(1)]))
     assert questions == [
@@ -636,7 +636,7 @@ def test_own_questions(name: str, write: Callable[[Path, Any], Path], tmp_path: 
     assert pictures_of(questions) == [0, 1]
 
 
-def test_own_questions_by_the_names_of_their_columns(tmp_path: Path) -> None:
+def test_own_questions_are_read_by_the_configured_columns(tmp_path: Path) -> None:
     rows = [
         {
             "key": n,
@@ -730,7 +730,7 @@ def test_a_test_split_is_refused(answers: Any, write: Callable[[Path, Any], Path
         ([True], "'answers' holds a bool"),
     ],
 )
-def test_answers_of_another_form(answers: Any, problem: str, tmp_path: Path) -> None:
+def test_answers_of_another_form_are_refused(answers: Any, problem: str, tmp_path: Path) -> None:
     assert problem in error_of("textvqa", as_json(tmp_path / "val.json", {"data": [textvqa(0, answers=answers)]}))
 
 
@@ -753,7 +753,7 @@ def test_a_doubled_question_is_named(tmp_path: Path) -> None:
         ("vqav2", "{}", "has no list 'questions'"),
     ],
 )
-def test_a_file_of_another_form(kind: str, content: str, problem: str, tmp_path: Path) -> None:
+def test_a_file_of_another_form_is_refused(kind: str, content: str, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "val.json"
     path.write_text(content)
     assert problem in error_of(kind, path)
@@ -775,7 +775,7 @@ def test_a_reader_names_the_endings_of_its_files(tmp_path: Path, monkeypatch: py
     assert [file.name for file in question_files(spec, PLACES)] == ["val.txt"]
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_named_with_the_cause(tmp_path: Path) -> None:
     assert "cannot be read (No such file or directory)" in error_of("textvqa", tmp_path / "val.json")
     assert "does not exist" in error_of("textvqa", tmp_path / "nowhere")
     assert "holds no files that end in .json, .jsonl, .ndjson, .parquet" in error_of("textvqa", tmp_path)
@@ -785,9 +785,9 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "is not UTF-8" in error_of("textvqa", tmp_path / "val.json")
 
 
-def test_parquet_of_another_benchmark(tmp_path: Path) -> None:
+def test_parquet_of_another_benchmark_is_refused_with_its_columns(tmp_path: Path) -> None:
     path = as_parquet(tmp_path / "val.parquet", [{"caption": "a"}])
-    assert "has the columns 'caption', and none of 'question_id'" in error_of("textvqa", path)
+    assert "has the columns 'caption', but none of 'question_id'" in error_of("textvqa", path)
 
 
 def test_a_folder_with_several_splits_needs_the_setting(tmp_path: Path) -> None:
@@ -806,7 +806,7 @@ def test_a_folder_with_several_splits_needs_the_setting(tmp_path: Path) -> None:
         ({"columns": {"id": "a"}}, "benchmark.columns = {'id': 'a'}: does not apply to textvqa."),
     ],
 )
-def test_settings_that_do_not_apply(settings: dict[str, Any], problem: str) -> None:
+def test_settings_that_do_not_apply_are_refused(settings: dict[str, Any], problem: str) -> None:
     assert error_of(**{"kind": "textvqa", "path": Path("val.json"), **settings}).startswith(problem)
 
 
@@ -872,7 +872,7 @@ def places() -> Iterator[Places]:
         yield Places(ObjectStoreConfig(endpoint_url=endpoint))
 
 
-def test_a_benchmark_at_an_object_store(places: Places, tmp_path: Path) -> None:
+def test_a_benchmark_at_an_object_store_is_read(places: Places, tmp_path: Path) -> None:
     draw(tmp_path / "train_images", "im0.jpg", "im1.jpg")
     as_json(tmp_path / "TextVQA_0.5.1_val.json", {"data": [textvqa(n) for n in range(3)]})
     as_parquet(tmp_path / "mirror/validation-00000-of-00001.parquet", [textvqa(0) | {"image": held(3)}])

@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -23,7 +23,7 @@ from mpa_ray.cli.run_job import EXIT_CODES, run_job
 from mpa_ray.config import EvaluationRunConfig, RunConfig, ScriptedEngineConfig, load_config
 from mpa_ray.config.setting_path import all_settings
 from mpa_ray.errors import CannotWrite, ConfigError, RunError, TransientError, Unfinished, did_you_mean
-from mpa_ray.models import hub
+from mpa_ray.models.hub import process_hub
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
 
@@ -216,14 +216,14 @@ def test_an_error_in_our_own_modules_is_not_taken_for_a_missing_package() -> Non
         run_job(fail)
 
 
-def test_an_unsupported_python_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(mpa_ray, "_unsupported_python", lambda: "mpa_ray needs Python 3.11, 3.12 or 3.13.")
-    assert main(["--help"]) == 2
-    assert capsys.readouterr().err == "mpa_ray needs Python 3.11, 3.12 or 3.13.\n"
+def test_an_unsupported_python_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"], python=(3, 10)) == 2
+    error = capsys.readouterr().err
+    assert error == f"mpa_ray needs Python 3.11, 3.12 or 3.13, and this is Python 3.10 ({sys.executable}).\n"
 
 
 @pytest.mark.parametrize("file", ["mpa_ray/__init__.py", "mpa_ray/cli/__init__.py", "jobs/align.py"])
-def test_an_old_python_can_parse_what_names_it(file: str) -> None:
+def test_an_old_python_can_parse_the_modules_that_refuse_it(file: str) -> None:
     ast.parse((ROOT / file).read_text(), feature_version=(3, 8))
 
 
@@ -377,11 +377,11 @@ MISTAKES = {
     ),
     "two students of one name": (
         "align --config {config} --students [{{model: a}},{{model: b}}]",
-        "students = [2 entries]: names must differ, and not only in case, got",
+        "students = [2 entries]: names must be distinct, ignoring case, got",
     ),
     "two students whose folders are one where case is ignored": (
         "align --config {config} --students [{{model: a,name: s}},{{model: b,name: S}}]",
-        "names must differ, and not only in case, got ['s', 'S']",
+        "names must be distinct, ignoring case, got ['s', 'S']",
     ),
     "fewer replicas than at the start": (
         "align --config {config} --teacher.num_replicas 4 --teacher.max_num_replicas 2",
@@ -389,7 +389,7 @@ MISTAKES = {
     ),
     "a misspelled task": ("align --config {config} --task textvqa", "Did you mean text_vqa?"),
     "a prompt without a format": ("align --config {config} --task {task}", "has no {{format}} and asks for no labels"),
-    "a missing source": ("align --config {config} --source.path /no/such", "source.path = '/no/such': is not a folder"),
+    "a missing source": ("align --config {config} --source.path /no/such", "source.path = '/no/such': does not exist"),
     "a source without images": ("align --config {config} --source.path {folder}", "holds no images"),
     "a misspelled bundled model": (
         "align --config {config} --teacher {{model: bundled:demo/models/teachr}}",
@@ -405,7 +405,7 @@ MISTAKES = {
     ),
     "a password in a URL": (
         "align --config {config} --object_store.endpoint_url http://me:hunter2@host",
-        "object_store.endpoint_url = 'http://***@host': a URL with credentials",
+        "object_store.endpoint_url = 'http://***@host': is a URL with credentials",
     ),
     "missing questions": (
         "evaluate --config {config} --evaluate.benchmarks.0.path /none.jsonl",
@@ -446,7 +446,25 @@ MISTAKES = {
     "a value for a flag": ("identify --config {config} --rematch=yes", "takes no value."),
     "a plan of a misspelled task": ("plan --config {config} --task textvqa", "Did you mean text_vqa?"),
     "a plan without a size": ("plan --config {config}", "plan.num_images = None: is not known"),
-    "a report of no run": ("report --config {config}", "has no run.json. Give the directory of a run."),
+    "a report of no run": ("report --config {config}", "holds no run, so there is nothing to report."),
+    "scores of no run": ("evaluate --config {config} --score-only", "holds no run, so there is nothing to score."),
+    "annotations of no index": ("annotate --config {config}", "has no corpus/manifest.json. Run mpa-ray index first."),
+    "an identification of no index": ("identify --config {config}", "has no corpus/manifest.json."),
+    "a rematch of no index": ("identify --config {config} --rematch", "has no corpus/manifest.json."),
+    "a training of no index": ("level --config {config}", "has no corpus/manifest.json. Run mpa-ray index first."),
+    "a run inside its source": ("align --config {config} --run_dir {photos}/run", "is inside the source"),
+    "a student with the teacher's name": (
+        "align --config {config} --students.0.name Teacher",
+        "students.0.name = 'Teacher': is the name of the run's teacher. Choose another name.",
+    ),
+    "a dataset of the hub": (
+        "align --config {config} --source.path hf://datasets/owner/photos",
+        "is not supported: download it first, with `hf download owner/photos --repo-type dataset --local-dir DIR`",
+    ),
+    "a model of the hub as a URI": (
+        "align --config {config} --teacher.model hf://owner/model",
+        "hf:// is not supported: write owner/model",
+    ),
     "levelling before identifying": (
         "level --config {indexed}.yaml --students.0.model bundled:demo/models/student",
         "has no parity samples of small yet. Run mpa-ray identify first.",
@@ -460,7 +478,7 @@ MISTAKES = {
     "indexing with a file that only measures": ("index --config {measures}", "Use mpa-ray evaluate, or add them."),
     "a benchmark in CSV": (
         "evaluate --config {config} --evaluate.benchmarks.0.path {table}",
-        "is a table in a format that no benchmark has. Give the questions as JSON, JSON lines or Parquet.",
+        "is a table in a format that benchmarks do not support. Give the questions as JSON, JSON lines or Parquet.",
     ),
     "draws that are all the same": (
         "index --config {config} --annotate.num_questions 3 --annotate.sampling.temperature 0",
@@ -492,12 +510,10 @@ FILES = ("config", "tabs", "empty_file", "no_teacher", "task", "measures")
 
 
 @pytest.fixture
-def place(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+def place(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
     """Fills in the files that the mistakes need. There is no hub."""
-    monkeypatch.setattr(hub, "_down", set())
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    process_hub.cache_clear()
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     tree = scripted_tree(images, tmp_path / "run")
@@ -513,6 +529,7 @@ def place(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     paths["folder"] = tmp_path / "folder"
     paths["folder"].mkdir()
     paths["indexed"] = tmp_path / "indexed"
+    paths["photos"] = images
 
     def fill(text: str) -> str:
         if "{indexed}" in text:
@@ -530,7 +547,8 @@ def place(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
             (tmp_path / "indexed.yaml").write_text(yaml.safe_dump(same))
         return text.format(**paths)
 
-    return fill
+    yield fill
+    process_hub.cache_clear()
 
 
 @pytest.mark.parametrize(("line", "answer"), MISTAKES.values(), ids=MISTAKES)

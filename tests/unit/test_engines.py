@@ -9,8 +9,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from mpa_ray.config import EngineConfig, ModelConfig
-from mpa_ray.config.engines import ENGINE_CLASSES, EngineSettings
-from mpa_ray.engine.build import EngineFactory, engine_factory, images_in_flight
+from mpa_ray.config.engines import ENGINE_CLASSES, EngineSettings, KvCache
+from mpa_ray.engine.build import EngineFactory, check_settings, engine_factory, images_in_flight
+from mpa_ray.errors import ConfigError
 
 UNION: TypeAdapter[Any] = TypeAdapter(EngineConfig)
 ENGINE_KINDS = tuple(UNION.json_schema()["discriminator"]["mapping"])
@@ -69,6 +70,26 @@ def test_one_slot_of_an_engine_is_kept_free_of_adapters() -> None:
     assert engine("vllm").max_adapters == 15
     assert engine("vllm", engine_args={"max_loras": 4}).max_adapters == 3
     assert engine("scripted").max_adapters == 0
+
+
+def test_an_engine_states_how_it_uses_the_memory_of_a_gpu() -> None:
+    assert engine("vllm").kv_cache == KvCache(value_bytes=2, memory_share=None)
+    assert engine("vllm", dtype="float32").kv_cache == KvCache(value_bytes=4, memory_share=None)
+    arguments = {"gpu_memory_utilization": 0.5, "kv_cache_dtype": "fp8_e4m3"}
+    small = engine("vllm", dtype="float32", max_model_len=512, engine_args=arguments)
+    assert small.kv_cache == KvCache(value_bytes=1, memory_share=0.5)
+    assert (engine("vllm").max_sequence_tokens, small.max_sequence_tokens) == (None, 512)
+    assert engine("scripted").kv_cache is None
+
+
+@pytest.mark.parametrize("kind", ENGINE_KINDS)
+def test_the_settings_of_every_kind_can_be_checked(kind: str) -> None:
+    check_settings(engine(kind), "teacher.engine")
+
+
+def test_an_argument_that_vllm_does_not_have_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^teacher\.engine\.engine_args\.max_number = 3: is not an argument"):
+        check_settings(engine("vllm", engine_args={"max_number": 3}), "teacher.engine")
 
 
 def test_a_model_split_over_gpus_needs_all_of_them() -> None:

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpa_ray.config import HoldoutConfig, LevelConfig
-from mpa_ray.leveling import epoch_plan as planning
 from mpa_ray.leveling.arms import SampleSources
-from mpa_ray.leveling.epoch_plan import EpochPlan, plan_epoch
+from mpa_ray.leveling.epoch_plan import MAX_SHARD_ROWS, EpochPlan, plan_epoch
 from mpa_ray.leveling.shuffle import in_seeded_order
 from mpa_ray.records import ParitySample, Verdict
 from mpa_ray.run.run import Run
@@ -34,10 +33,16 @@ def verdicts(count: int) -> list[Verdict]:
 
 
 def planned(
-    folder: Path, parity: Sequence[ParitySample], level: LevelConfig, known: int = 0, **others: object
+    folder: Path,
+    parity: Sequence[ParitySample],
+    level: LevelConfig,
+    known: int = 0,
+    max_shard_rows: int = MAX_SHARD_ROWS,
+    **others: object,
 ) -> EpochPlan:
     sources = SampleSources(lambda: parity, lambda: verdicts(known), **others)  # type: ignore[arg-type]
-    return plan_epoch(Run.open(str(folder)), "students/s/parity", sources, level)
+    run = Run.open(str(folder))
+    return plan_epoch(run, "students/s/parity", sources, level, max_shard_rows=max_shard_rows)
 
 
 def ids(plan: EpochPlan) -> list[str]:
@@ -66,9 +71,8 @@ def test_the_seed_orders_the_samples(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 300])
-def test_steps_are_read_from_any_shard(batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "_SHARD_ROWS", 32)
-    plan = planned(tmp_path, samples(150), LevelConfig(batch_size=batch_size))
+def test_steps_are_read_from_any_shard(batch_size: int, tmp_path: Path) -> None:
+    plan = planned(tmp_path, samples(150), LevelConfig(batch_size=batch_size), max_shard_rows=32)
     steps = list(plan.steps(0, plan.num_steps))
     assert plan.num_steps == len(steps) == -(-150 // batch_size)
     assert [len(step) for step in steps[:-1]] == [batch_size] * (len(steps) - 1)

@@ -22,7 +22,7 @@ def test_a_training_does_not_run_in_the_main_thread_and_keeps_its_log_fields() -
     assert fields["student"] == "small"
 
 
-def test_its_error_is_raised_in_the_caller() -> None:
+def test_the_error_of_a_training_is_raised_in_the_caller() -> None:
     def fail() -> None:
         raise ValueError("no samples")
 

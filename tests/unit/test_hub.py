@@ -7,24 +7,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
-from huggingface_hub import file_download
 
 from mpa_ray.errors import ConfigError
-from mpa_ray.models import hub
-from mpa_ray.models.hub import hub_file
+from mpa_ray.models.hub import Hub
 
 COMMIT = "0" * 40
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and a process that has asked no hub yet."""
-    monkeypatch.setattr(hub, "_down", set())
-    for module in (huggingface_hub.constants, file_download.constants):
-        monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path))
-    return tmp_path
+@pytest.fixture(autouse=True)
+def without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -32,14 +26,6 @@ def silent_server() -> Iterator[str]:
     """A server that accepts connections and never replies."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
-
-
-def use_hub(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def store(cache: Path, model: str) -> None:
@@ -51,33 +37,29 @@ def store(cache: Path, model: str) -> None:
     (folder / "refs/main").write_text(COMMIT)
 
 
-def test_a_hub_that_does_not_answer_is_given_up_within_seconds(
-    cache: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub, "_WAIT_S", 0.5)
-    use_hub(silent_server, monkeypatch)
-    store(cache, "owner/base")
+def test_a_hub_that_does_not_answer_is_given_up_within_seconds(tmp_path: Path, silent_server: str) -> None:
+    hub = Hub(silent_server, tmp_path, timeout_s=0.5)
+    store(tmp_path, "owner/base")
     started = time.monotonic()
     with pytest.raises(ConfigError, match=r"the hub cannot be reached \(.*Timeout.*Did you mean owner/base\?"):
-        hub_file("owner/bass", "config.json")
+        hub.file("owner/bass", "config.json")
     first = time.monotonic() - started
     assert first < 5
     with pytest.raises(ConfigError, match="the hub cannot be reached"):
-        hub_file("owner/other", "config.json")
+        hub.file("owner/other", "config.json")
     # The second model does not wait again.
     assert time.monotonic() - started - first < 0.5
 
 
-def test_a_model_in_the_cache_needs_no_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_hub("http://127.0.0.1:9", monkeypatch)
-    store(cache, "owner/name")
-    assert hub_file("owner/name", "config.json").read_text() == "{}"
+def test_a_model_in_the_cache_needs_no_hub(tmp_path: Path) -> None:
+    hub = Hub("http://127.0.0.1:9", tmp_path)
+    store(tmp_path, "owner/name")
+    assert hub.file("owner/name", "config.json").read_text() == "{}"
+    assert hub.commit("owner/name") == COMMIT
 
 
-@pytest.mark.usefixtures("cache")
-def test_offline_mode_is_named_and_no_network_is_blamed(silent_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_hub(silent_server, monkeypatch)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    for load in (lambda: hub_file("owner/none", "config.json"), lambda: hub.hub_snapshot("owner/none")):
+def test_the_error_in_offline_mode_names_the_variable_and_no_network(tmp_path: Path, silent_server: str) -> None:
+    hub = Hub(silent_server, tmp_path, is_offline=True)
+    for load in (lambda: hub.file("owner/none", "config.json"), lambda: hub.snapshot("owner/none")):
         with pytest.raises(ConfigError, match=r"Unset HF_HUB_OFFLINE, or download the model first\.$"):
             load()

@@ -33,7 +33,9 @@ def reply(text: str) -> Reply:
         ("blue", "blue", "dropped", "teacher_inconsistent"),
     ],
 )
-def test_truth_table(second: str, student: str | None, state: str, reason: str | None) -> None:
+def test_the_verdict_is_that_of_the_truth_table(
+    second: str, student: str | None, state: str, reason: str | None
+) -> None:
     verdict = judge(replace(PAIR, second_answer=second), reply(student) if student else None, EXACT)
     assert (verdict.state, verdict.reason) == (state, reason)
 

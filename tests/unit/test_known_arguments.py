@@ -61,7 +61,9 @@ def test_a_misspelt_argument_is_refused_with_the_one_that_was_meant() -> None:
 
 
 @pytest.mark.usefixtures("vllm")
-def test_on_a_cluster_it_is_only_a_warning(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_cluster_a_misspelt_argument_is_only_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     check(gpu_memory_utilisation=0.5)
     assert "WARNING: teacher.engine.engine_args.gpu_memory_utilisation" in "".join(capsys.readouterr())

@@ -39,7 +39,7 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
         ("ValueError: " + "x" * 5000, "ValueError: xxx"),
     ],
 )
-def test_the_error_that_a_log_ends_with(log: str, error: str | None) -> None:
+def test_the_error_at_the_end_of_a_log_is_found(log: str, error: str | None) -> None:
     last = last_error(log)
     assert last == error or (error is not None and last is not None and last.startswith(error) and len(last) < 1010)
 

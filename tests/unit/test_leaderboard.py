@@ -18,7 +18,7 @@ def group(mean: float) -> Groups:
     return {"all": Summary(mean, mean, mean, num_questions=10)}
 
 
-def test_students_and_arms_by_their_gain_with_what_they_cost(tmp_path: Path) -> None:
+def test_the_leaderboard_sorts_students_and_arms_by_gain_and_shows_their_cost(tmp_path: Path) -> None:
     tree = scripted_tree(tmp_path, tmp_path / "run")
     tree["students"] = [
         {**tree["students"][0], "name": name, "arms": ["parity", "random"], "gpus_per_replica": 0.5, "num_replicas": 4}

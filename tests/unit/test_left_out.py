@@ -40,14 +40,16 @@ def listed(path: Path, **settings: object) -> tuple[list[str], dict[str, int]]:
     return ids, dict(Counter(item.label for item in listing if isinstance(item, LeftOut)))
 
 
-def test_a_disk_that_a_mac_wrote(tmp_path: Path) -> None:
+def test_hidden_files_of_a_mac_are_left_out(tmp_path: Path) -> None:
     write(tmp_path, *(name for n in range(20) for name in (f"{n}.png", f"._{n}.png")), ".DS_Store", "__MACOSX/1.png")
     ids, left_out = listed(tmp_path)
     assert len(ids) == 20
     assert left_out == {"._* (AppleDouble)": 20, ".* (hidden)": 1, "__MACOSX (system folder)": 1}
 
 
-def test_endings_of_phones_and_cameras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_selected_by_the_endings_of_phones_and_cameras(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(images, "reads_heic", lambda: False)
     write(tmp_path, "0.jpg", "1.jfif", "2.jpe", "3.JPG", "4.avif", "5.HEIC", "6", "7.jp2", "8.jpg~", "9.mov", "9.MOV")
     ids, left_out = listed(tmp_path)
@@ -228,7 +230,7 @@ def test_index_and_status_report_the_counts(
     assert status(Run.open(str(tmp_path / "run"))).phases[0].note == words
 
 
-def test_counts_in_words() -> None:
+def test_counts_are_written_in_words_by_frequency() -> None:
     counts = {".heic": 312, "no ending": 4, "._* (AppleDouble)": 131}
     assert left_out_in_words(counts) == "left out 447 files: .heic 312, ._* 131 (AppleDouble), no ending 4"
     assert left_out_in_words({".txt": 1}) == "left out 1 file: .txt 1"

@@ -82,7 +82,7 @@ def test_a_log_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("switch", [{"RAY_LOG_TO_DRIVER": "1"}, {"RAY_LOGGING_CONFIG_ENCODING": "JSON"}])
-def test_a_switch_leaves_them_in_the_terminal(tmp_path: Path, switch: dict[str, str]) -> None:
+def test_a_switch_leaves_lines_of_libraries_in_the_terminal(tmp_path: Path, switch: dict[str, str]) -> None:
     _, errors, logged = run_command(tmp_path, **switch)
     assert {line for line in RAW if "record" not in line} <= set(errors.splitlines())
     assert "RunError: it failed" in errors

@@ -20,7 +20,6 @@ from mpa_ray.config import ObjectStoreConfig, SourceConfig
 from mpa_ray.corpus.index import Selection, check_source
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Content, Reader
-from mpa_ray.corpus.sources import list_records
 from mpa_ray.corpus.sources.left_out import LeftOut
 from mpa_ray.corpus.sources.list_records import BadRecord, json_records
 from mpa_ray.corpus.sources.open import kind_of
@@ -81,14 +80,14 @@ NAMES = [b"0.png", b"1.png"]
         ("braces.json", r'[{"image": "0.png", "c": "}] \" \\"}, {"c": {"d": [{}]}, "image": "1.png"}]'),
     ],
 )
-def test_lists_of_every_layout(root: Path, name: str, content: str) -> None:
+def test_lists_of_every_layout_are_read(root: Path, name: str, content: str) -> None:
     """In earlier versions, a list with an extension in upper case was read as text, one URI on each line."""
     (root / name).write_bytes(content.encode())
     assert kind_of(SourceConfig(path=str(root / name)), PLACES) == "list"
     assert contents(root / name) == NAMES
 
 
-def test_captions_of_lists_in_capitals(root: Path) -> None:
+def test_captions_are_read_from_a_list_whose_name_is_in_capitals(root: Path) -> None:
     (root / "LIST.CSV").write_bytes(b"image,caption\r\n0.png,a\r\n1.png,b\r\n")
     assert [ref.metadata for ref in refs(root / "LIST.CSV", metadata=["caption"])] == [
         '{"caption": "a"}',
@@ -96,7 +95,7 @@ def test_captions_of_lists_in_capitals(root: Path) -> None:
     ]
 
 
-def test_a_list_of_llava(root: Path) -> None:
+def test_a_list_of_llava_is_read(root: Path) -> None:
     """Rows without an image, of which LLaVA's own list has 40,688, are examples of text alone."""
     rows: list[dict[str, Any]] = [
         {"id": "a", "image": "0.png", "conversations": [{"from": "human", "value": "<image>\n{?}"}]},
@@ -114,7 +113,7 @@ def test_a_list_of_llava(root: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
-def test_a_list_of_ms_swift(root: Path, ending: str) -> None:
+def test_a_list_of_ms_swift_is_read(root: Path, ending: str) -> None:
     rows: list[dict[str, Any]] = [
         {"messages": [{"role": "user", "content": "<image>?"}], "images": ["0.png"]},
         {"messages": [], "images": [str(root / "1.png"), {"path": "2.png"}]},
@@ -159,7 +158,7 @@ def with_images(name: str, texts: list[str]) -> str:
 
 
 @pytest.mark.parametrize("name", ["l.tsv", "l.csv", "l.json", "l.jsonl", "l.txt", "L.TSV"])
-def test_images_inside_lists(root: Path, name: str) -> None:
+def test_images_inside_lists_are_decoded(root: Path, name: str) -> None:
     texts = [
         TEXTS[PNG],
         TEXTS[JPEG],
@@ -180,7 +179,7 @@ def test_images_inside_lists(root: Path, name: str) -> None:
     assert [ref.num_bytes for ref in kept][:2] == [len(JPEG)] * 2
 
 
-def test_base64_with_escapes_and_line_ends(root: Path) -> None:
+def test_base64_may_have_escapes_and_line_ends(root: Path) -> None:
     wrapped = base64.encodebytes(PNG).decode()
     rows = [json.dumps({"image": wrapped}), json.dumps({"image": TEXTS[JPEG]}).replace("/", r"\/")]
     (root / "l.jsonl").write_text("\n".join(rows))
@@ -192,7 +191,10 @@ def test_base64_with_escapes_and_line_ends(root: Path) -> None:
 @pytest.mark.parametrize("value", [1, True, 1.5, [1], {"width": 3}, "", [], {}, None, [None], [""]])
 def test_what_is_no_uri_is_refused(root: Path, value: Any) -> None:
     (root / "l.jsonl").write_text(json.dumps({"image": "0.png"}) + "\n" + json.dumps({"image": value}))
-    with pytest.raises(ConfigError, match=r"row 2: (no URI|a (int|bool|float|dict), not a URI,) in 'image'\. Fill it"):
+    with pytest.raises(
+        ConfigError,
+        match=r"row 2: the column 'image' holds (no URI|a value of type (int|bool|float|dict), not a URI)\. Write",
+    ):
         listing(root / "l.jsonl")
 
 
@@ -208,10 +210,10 @@ def test_what_is_no_uri_is_refused(root: Path, value: Any) -> None:
         ("l.json", '[{"image": "0.png",}]', "row 1 is not JSON"),
         ("l.json", '{"images": [\n{"file_name": "0.png"}]}', r"row 1 is not JSON.*or a list of objects"),
         ("l.json", "[" + '{"a":' * 5000 + "1" + "}" * 5000 + "]", "row 1 is not JSON"),
-        ("l.json", b'[{"image": "\xff.png"}]', "Give a list in UTF-8"),
-        ("l.jsonl", b'\xff\xfe{\0"\0', "Give a list in UTF-8"),
-        ("l.csv", b"image\n\xe9.png\n", "Give a list in UTF-8"),
-        ("l.txt", b"\xe9.png\n", "Give a list in UTF-8"),
+        ("l.json", b'[{"image": "\xff.png"}]', "the list must be UTF-8"),
+        ("l.jsonl", b'\xff\xfe{\0"\0', "the list must be UTF-8"),
+        ("l.csv", b"image\n\xe9.png\n", "the list must be UTF-8"),
+        ("l.txt", b"\xe9.png\n", "the list must be UTF-8"),
     ],
 )
 def test_a_damaged_list_is_named(root: Path, name: str, content: str | bytes, message: str) -> None:
@@ -236,9 +238,7 @@ VALUES = st.recursive(
 def test_a_list_is_cut_into_its_objects(rows: list[dict[str, Any]], ascii_only: bool, chunk_bytes: int) -> None:
     content = json.dumps(rows, ensure_ascii=ascii_only).encode(errors="replace")
     expected = json.loads(content)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(list_records, "_CHUNK_BYTES", chunk_bytes)
-        records = list(json_records(io.BytesIO(content)))
+    records = list(json_records(io.BytesIO(content), chunk_bytes))
     assert [record.values for record in records] == expected
     assert all(content[r.first : r.first + len(r.raw)] == r.raw for r in records)
 
@@ -311,7 +311,7 @@ def test_reasons_name_what_a_cell_holds(root: Path) -> None:
         ("list.txt", "\n\n", "has 0 rows."),
         ("list.txt", "# my images\n", "has no row with an image (left out 1 "),
         ("list.jsonl", '{"messages": []}\n', "has no row with an image (left out 1 "),
-        ("list.csv", "", "is empty, and has not even a header."),
+        ("list.csv", "", "is empty: it does not even have a header."),
     ],
 )
 def test_a_list_without_rows_is_named_so(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -338,4 +338,4 @@ def test_comments_of_a_text_file_are_left_out(tmp_path: Path) -> None:
     refs = [item for item in listed if isinstance(item, ImageRef)]
     assert [ref.image_id for ref in refs] == ["list.txt/2", "list.txt/4"]
     assert refs[1].uri == f"{tmp_path}/./#1.png"
-    assert [item.label for item in listed if isinstance(item, LeftOut)] == 2 * ["comments (lines with # in front)"]
+    assert [item.label for item in listed if isinstance(item, LeftOut)] == 2 * ["comments (lines that begin with #)"]

@@ -59,17 +59,17 @@ def test_what_the_process_reported_counts_more_than_its_log(tmp_path: Path) -> N
 def test_a_silent_death_quotes_the_last_lines(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path / "run"))
     cause = record_death(storage, ANNOTATE, process_with(tmp_path, "one\ntwo\n"), None).cause
-    assert cause == "the process ended without an error, as after a SIGKILL. Its last lines: one | two"
+    assert cause == "the process ended without an error, as it does after SIGKILL. Its last lines: one | two"
 
 
-def test_a_process_that_the_kernel_killed_for_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_by_the_kernel_for_lack_of_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "num_oom_kills", lambda: 4)
     process = replace(process_with(tmp_path, "working\n"), num_oom_kills=3)
     death = record_death(LocalStorage(str(tmp_path / "run")), ANNOTATE, process, None)
     assert death.cause.startswith("killed by the kernel, because the machine ran out of memory")
 
 
-def test_a_process_that_ray_killed_for_lack_of_memory(tmp_path: Path) -> None:
+def test_a_kill_by_ray_for_lack_of_memory_is_named(tmp_path: Path) -> None:
     message = "2 worker(s) were killed due to the node running low on memory. pid 7"
     (tmp_path / "raylet.out").write_text(f"[2026 I] {message}\n")
     death = record_death(LocalStorage(str(tmp_path / "run")), ANNOTATE, process_with(tmp_path, "working\n"), None)
@@ -125,7 +125,7 @@ def test_a_node_that_is_gone_leaves_a_record(tmp_path: Path) -> None:
     assert (deaths(storage).latest[0].cause, deaths(storage).latest[0].log) == ("its node has ended", None)
 
 
-def test_logs_at_an_object_store(tmp_path: Path) -> None:
+def test_logs_are_written_to_an_object_store(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, s3_server() as endpoint:
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)

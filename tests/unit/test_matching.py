@@ -42,7 +42,7 @@ from mpa_ray.matching import (
         ("é", "e\u0301"),
     ],
 )
-def test_exact_matches(reference: str, prediction: str) -> None:
+def test_exact_matches_equal_answers(reference: str, prediction: str) -> None:
     assert exact(reference, prediction)
 
 
@@ -69,7 +69,7 @@ def test_exact_matches(reference: str, prediction: str) -> None:
         ("?", "?"),
     ],
 )
-def test_exact_does_not_match(reference: str, prediction: str) -> None:
+def test_exact_does_not_match_different_answers(reference: str, prediction: str) -> None:
     assert not exact(reference, prediction)
 
 
@@ -95,7 +95,7 @@ def test_containment_is_that_of_the_release(reference: str | None, prediction: s
     assert containment(reference, prediction) is matches
 
 
-def test_matchers_by_name() -> None:
+def test_matchers_are_found_by_their_names() -> None:
     assert MATCHERS["exact"] is exact
     assert MATCHERS["containment"] is containment
 
@@ -155,7 +155,7 @@ def configured(matcher: object) -> Matcher:
         ("3.5.2", None, ""),
     ],
 )
-def test_quantities(text: str, value: float | None, unit: str) -> None:
+def test_quantities_are_parsed_into_number_and_unit(text: str, value: float | None, unit: str) -> None:
     assert quantity(text) == (None if value is None else Quantity(value, unit))
 
 
@@ -173,20 +173,20 @@ def test_numbers_agree_within_a_share_of_the_reference() -> None:
     assert configured("numeric")("100", "105")
 
 
-def test_texts_of_similar_spelling() -> None:
+def test_anls_matches_similar_spelling_up_to_its_threshold() -> None:
     assert configured("anls")("hello world", "helo world")
     assert not configured({"kind": "anls", "threshold": 0.95})("hello world", "helo world")
     assert not configured("anls")("", "")
 
 
-def test_answers_after_the_normalisation_of_vqa_accuracy() -> None:
+def test_vqa_normalized_matches_answers_that_normalise_to_the_same_text() -> None:
     assert vqa_normalized("the two dogs.", "2 dogs")
     assert vqa_normalized("t-shirt", "t shirt")
     assert not vqa_normalized("the", "a")
     assert configured("vqa_normalized") is vqa_normalized
 
 
-def test_any_of_several() -> None:
+def test_any_of_matches_where_one_of_its_matchers_does() -> None:
     matches = configured({"kind": "any_of", "of": ["exact", {"kind": "numeric", "tolerance": 0.05}, "vqa_normalized"]})
     assert matches("100", "104")
     assert matches("two", "2")

@@ -8,10 +8,10 @@ import pytest
 
 from mpa_ray.config import Arm, MeasuredModel
 
-PACKAGE = Path(__file__).parents[2] / "mpa_ray"
+ROOT = Path(__file__).parents[2]
 
 
-def test_the_names_of_a_student() -> None:
+def test_a_student_has_a_name_before_and_after_training_on_each_arm() -> None:
     models = MeasuredModel.all_of("small", ["parity", "all"])
     assert [model.name for model in models] == ["small.before", "small.after", "small.all"]
 
@@ -30,5 +30,6 @@ def test_other_names_belong_to_no_student(name: str) -> None:
 
 def test_no_other_module_composes_these_names() -> None:
     composed = re.compile(r"\}\.(before|after)\"|\}\.\{(when|self\.when)\}|\.rpartition\(\"\.\"\)\[0\], \{\}")
-    modules = {path.name for path in PACKAGE.rglob("*.py") if composed.search(path.read_text())}
+    paths = [path for folder in ("mpa_ray", "benchmarks", "jobs") for path in (ROOT / folder).rglob("*.py")]
+    modules = {path.name for path in paths if composed.search(path.read_text())}
     assert modules == {"measured_model.py"}

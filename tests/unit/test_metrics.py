@@ -113,7 +113,7 @@ def test_agreement_is_with_the_others(metric: str, matching: int, expected: floa
         ("\ud800", "\ud800"),
     ],
 )
-def test_vqa_normalisation(text: str, expected: str) -> None:
+def test_vqa_normalisation_changes_text_as_expected(text: str, expected: str) -> None:
     assert normalise(text) == expected
 
 
@@ -135,11 +135,11 @@ def test_vqa_normalisation(text: str, expected: str) -> None:
         ("The 's", "'s"),
     ],
 )
-def test_m4c_normalisation(text: str, expected: str) -> None:
+def test_m4c_normalisation_changes_text_as_expected(text: str, expected: str) -> None:
     assert normalise_m4c(text) == expected
 
 
-def test_answers_that_are_all_equal() -> None:
+def test_only_the_official_vqa_accuracy_compares_equal_answers_without_normalisation() -> None:
     black = ["black"] * 10
     assert [score(m, "Black.", black) for m in ("vqa_accuracy", "vqa_accuracy_official")] == [1.0, 0.0]
     assert score("vqa_accuracy_official", "black", black) == 1.0
@@ -148,7 +148,7 @@ def test_answers_that_are_all_equal() -> None:
     assert score("vqa_accuracy_official", "Two", ["2"] * 10) == 0.0
 
 
-def test_one_annotator_has_no_others() -> None:
+def test_vqa_accuracy_needs_several_annotators() -> None:
     assert score("vqa_accuracy", "red", ["red"]) == 0.0
     assert score("vqa_accuracy", "red", ["red", "red"]) == pytest.approx(1 / 3)
     # OK-VQA: five people, each counted twice.
@@ -178,7 +178,7 @@ def test_texts_that_normalise_to_nothing_are_equal() -> None:
         ("a.", ["a"], 0.5),
     ],
 )
-def test_anls(prediction: str, answers: list[str], expected: float) -> None:
+def test_anls_scores_as_expected(prediction: str, answers: list[str], expected: float) -> None:
     assert score("anls", prediction, answers) == pytest.approx(expected)
 
 
@@ -233,7 +233,7 @@ def test_anls_takes_the_longer_of_the_upper_case_forms() -> None:
         ("2 million", "2000000", 0),
     ],
 )
-def test_relaxed_accuracy(prediction: str, answer: str, expected: int) -> None:
+def test_relaxed_accuracy_scores_as_expected(prediction: str, answer: str, expected: int) -> None:
     assert score("relaxed_accuracy", prediction, [answer]) == expected
 
 
@@ -245,7 +245,7 @@ def test_relaxed_accuracy_takes_the_best_answer() -> None:
     ("prediction", "answers", "expected"),
     [(" Red\n", ["blue", "red "], 1), ("red.", ["red"], 0), ("", [""], 1), ("İ", ["i̇"], 1), ("a", [], 0)],
 )
-def test_exact_match(prediction: str, answers: list[str], expected: int) -> None:
+def test_exact_match_scores_as_expected(prediction: str, answers: list[str], expected: int) -> None:
     assert score("exact_match", prediction, answers) == expected
 
 
@@ -264,7 +264,7 @@ def test_exact_match(prediction: str, answers: list[str], expected: int) -> None
         ("anything", [], 0),
     ],
 )
-def test_containment(prediction: str, answers: list[str], expected: int) -> None:
+def test_containment_scores_as_expected(prediction: str, answers: list[str], expected: int) -> None:
     assert score("containment", prediction, answers) == expected
 
 

@@ -34,31 +34,16 @@ FOREIGN_FORMATS = {
     # rows and options of Ray
     "leveling/step_data.py",
     "pipeline/cluster.py",
-    "pipeline/commit.py",
-    "pipeline/fetch.py",
-    "pipeline/graph.py",
-    "pipeline/graph_rows.py",
-    # rows of Arrow
-    "records.py",
-    "run/parquet_rows.py",
     # arguments of boto3
     "storage/object_store.py",
 }
 READERS_OF_RUNS = {
     # JSON files of a run, before their fields are read
     "run/sealed_json.py",
-    "evaluation/scores.py",
-    "run/export_check.py",
-    "run/logs.py",
     "run/phase_record.py",
     "run/run.py",
     "run/training_log.py",
     "run/training_state.py",
-    # some columns of a dataset
-    "run/audit.py",
-    "run/audit_predictions.py",
-    "run/dataset.py",
-    "run/joined_datasets.py",
 }
 
 

@@ -215,7 +215,7 @@ SEVERAL = {
 
 
 @pytest.mark.parametrize("reply", LABELLED.values(), ids=LABELLED.keys())
-def test_formats_of_one_pair(reply: str) -> None:
+def test_a_pair_is_parsed_from_every_format(reply: str) -> None:
     assert parse_reply(reply) == [QuestionAnswer(BUS, "red")]
 
 
@@ -225,12 +225,12 @@ def test_the_text_of_a_pair_is_unchanged(reply: str, question: str, answer: str)
 
 
 @pytest.mark.parametrize(("reply", "reason"), REASONS.values(), ids=REASONS.keys())
-def test_the_reason_for_a_missing_pair(reply: str, reason: ReplyError) -> None:
+def test_a_reply_without_a_pair_has_a_reason(reply: str, reason: ReplyError) -> None:
     assert parse_reply(reply) == reason
 
 
 @pytest.mark.parametrize("reply", SEVERAL.values(), ids=SEVERAL.keys())
-def test_several_pairs(reply: str) -> None:
+def test_several_pairs_are_parsed_in_their_order(reply: str) -> None:
     assert parse_reply(reply) == [QuestionAnswer("a?", "b"), QuestionAnswer("c?", "d")]
 
 

@@ -54,7 +54,7 @@ def predictions(
     return asyncio.run(stage.visit(work))
 
 
-def test_each_outcome_of_a_question() -> None:
+def test_every_outcome_of_a_question_is_a_row() -> None:
     rows = predictions(
         b"image",
         {

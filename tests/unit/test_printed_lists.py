@@ -43,7 +43,7 @@ def answers(folder: Path, value: Any) -> list[str]:
         ("it's ['a']", ["it's ['a']"]),
     ],
 )
-def test_answers_as_text(value: Any, expected: list[str], tmp_path: Path) -> None:
+def test_a_printed_list_of_answers_is_several_answers(value: Any, expected: list[str], tmp_path: Path) -> None:
     """In earlier versions, every model got 0 for `['red', 'dark red']`, which counted as one answer."""
     assert answers(tmp_path, value) == expected
 
@@ -56,9 +56,9 @@ def test_answers_as_text(value: Any, expected: list[str], tmp_path: Path) -> Non
         ("array(['red', 'blue'], dtype=object)", "looks like a printed list"),
         ("['red', nan]", "looks like a printed list"),
         ("['red', 'dark", None),
-        ("[1990, 1991]", "may be a printed list or an answer"),
-        ("[]", "may be a printed list or an answer"),
-        ("['a', 1]", "may be a printed list or an answer"),
+        ("[1990, 1991]", "may be either a printed list or one answer"),
+        ("[]", "may be either a printed list or one answer"),
+        ("['a', 1]", "may be either a printed list or one answer"),
         ("['it's']", "looks like a printed list"),
     ],
 )

@@ -98,7 +98,7 @@ def test_errors_name_the_benchmark_by_its_index(tmp_path: Path) -> None:
     assert not run.storage.exists("evaluation/set1/manifest.json")
 
 
-def test_metrics_of_benchmarks() -> None:
+def test_a_benchmark_has_its_own_metric_unless_another_is_set() -> None:
     def of(**settings: Any) -> str:
         return metric_of(EvaluateConfig.model_validate({"benchmarks": [settings]}).benchmarks[0], "relaxed_accuracy")
 
@@ -108,5 +108,5 @@ def test_metrics_of_benchmarks() -> None:
 
 
 def test_names_of_benchmarks_differ() -> None:
-    with pytest.raises(ValueError, match="benchmarks: names must differ"):
+    with pytest.raises(ValueError, match="benchmarks: names must be distinct"):
         EvaluateConfig.model_validate({"benchmarks": [{"path": "a"}, {"path": "b"}]})

@@ -54,7 +54,7 @@ def test_a_url_loses_its_secrets_and_keeps_the_rest(url: str) -> None:
         "the password on the sign: swordfish",
     ],
 )
-def test_other_text_stays(text: str) -> None:
+def test_text_without_secrets_stays(text: str) -> None:
     assert without_secrets(text) == text
     assert not has_url_secrets(text)
 

@@ -13,7 +13,7 @@ import pytest
 from mpa_ray.errors import ConfigError, Unfinished
 from mpa_ray.phases.model_groups import copy_same_model_rows
 from mpa_ray.phases.repeated_work import Again, PassingFailures
-from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, Prediction, Verdict
+from mpa_ray.records import Annotation, ImageDigest, ImageRef, LabelledQuestion, Prediction, Verdict
 from mpa_ray.run.audit import audit
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.garbage import collect_garbage
@@ -59,7 +59,7 @@ def test_readers_take_the_newest_generation_and_no_marker_changes(run: Run) -> N
     before = marker.read_bytes()
     assert run.annotations.commit(SHARD, SECOND, generation=1)
     assert run.annotations.read(SHARD) == SECOND
-    assert [row["image_id"] for row in run.annotations.columns(SHARD, ["image_id"])] == [f"{i}.png" for i in range(4)]
+    assert [row.image_id for row in run.annotations.columns(SHARD, ImageDigest)] == [f"{i}.png" for i in range(4)]
     assert run.annotations.table(SHARD).num_rows == 4
     assert list(run.annotations.rows([SHARD])) == SECOND
     assert [commit.generation for commit in run.annotations.history(SHARD)] == [0, 1]
@@ -264,5 +264,7 @@ def test_failures_that_may_pass_end_a_command_as_unfinished() -> None:
     failures.add("annotate", Counter())
     failures.check()
     failures.add("identify small", Counter(storage=3))
-    with pytest.raises(Unfinished, match=r"identify small 3\).*with --redo storage visits these images again"):
+    with pytest.raises(
+        Unfinished, match=r"identify small 3\).*To process these images again, run the same command with --redo storage"
+    ):
         failures.check()

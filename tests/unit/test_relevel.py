@@ -111,11 +111,11 @@ def test_a_student_is_trained_again_only_if_asked_to(
     redo(run)
     level(config)
     assert len(trainings) == 1
-    assert "level small: trained before redo: D_PI was made again later. --relevel trains the student" in (
+    assert "level small: the student was trained on an earlier D_PI, which has been made again since." in (
         capsys.readouterr().out
     )
     run.write_json("students/small/parity/training.json", {"step": 1, "num_steps": 1})
-    assert "trained before redo: --relevel trains it again" in render_status(status(run))
+    assert "trained on an earlier D_PI: --relevel trains it again" in render_status(status(run))
 
     level(config, relevel=True)
     assert trainings[1:] == [("students/small/parity/again-1", 4)]
@@ -148,7 +148,9 @@ def test_samples_that_are_older_than_their_verdicts_are_not_trained_on(
     config: RunConfig, run: Run, trainings: list[tuple[str, int]]
 ) -> None:
     run.verdicts("small").commit(SHARD, verdicts(4), 1)
-    with pytest.raises(RunError, match="parity samples of small are older than its verdicts: run mpa-ray identify"):
+    with pytest.raises(
+        RunError, match=r"parity samples of small are older than its verdicts\. Run mpa-ray identify first"
+    ):
         level(config)
     export(run)
     run.annotations.commit(SHARD, [], 1)
@@ -178,8 +180,7 @@ def test_a_second_command_waits_for_the_training_of_the_first(
     """In earlier versions, both commands trained the student at the same time, and replaced each other's checkpoints
     and export."""
     waits = threading.Event()
-    monkeypatch.setattr(ownership, "_POLL_S", 0.01)
-    monkeypatch.setattr(ownership, "_say_waits", lambda *_: waits.set())
+    monkeypatch.setattr(ownership, "say", lambda _: waits.set())
     fine_tune = driver.fine_tune
     second = threading.Thread(target=level, args=(config,))
 
@@ -193,7 +194,7 @@ def test_a_second_command_waits_for_the_training_of_the_first(
     second.join(60)
     assert not second.is_alive()
     assert len(trainings) == 1
-    assert "level small: done by another command" in capsys.readouterr().out
+    assert "level small: another command has finished this training" in capsys.readouterr().out
     assert run.read_json("students/small/parity/complete.json") == {"owner": 1, "has_checksums": False}
 
 
@@ -215,7 +216,6 @@ def test_a_command_with_other_settings_does_not_wait_for_the_training(
     config: RunConfig, run: Run, trainings: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise, it would wait for hours and then be refused."""
-    monkeypatch.setattr(ownership, "_POLL_S", 0.01)
     first, students = RunContext.from_checked(config), config.students
     changed = students[0].level.model_copy(update={"learning_rate": 5e-4})
     other = config.model_copy(update={"students": [students[0].model_copy(update={"level": changed})]})
@@ -224,7 +224,7 @@ def test_a_command_with_other_settings_does_not_wait_for_the_training(
         first.run.epoch("students/small/parity").commit(SHARD, [])
 
     first.begin(writes=["students/small/parity"])
-    monkeypatch.setattr(ownership, "_say_waits", commit_first_samples)
+    monkeypatch.setattr(ownership, "say", commit_first_samples)
     with (
         ownership.owned(run.storage, "students/small/parity", "level small"),
         pytest.raises(FingerprintMismatch, match=r"level\.learning_rate: was 0\.0001, now 0\.0005"),

@@ -30,6 +30,7 @@ from mpa_ray.errors import AccessLost, CannotWrite, ConfigError, DamagedFile, Ru
 from mpa_ray.errors.remedies import Remedy, continues_at_once, what_continues
 from mpa_ray.pipeline.graph import _error
 from mpa_ray.pipeline.graph_rows import Failure
+from mpa_ray.run.dataset import ShardedDataset
 from tests.conftest import scripted_tree
 from tests.local_stream import without_ray
 
@@ -60,7 +61,7 @@ CAUSES: list[tuple[BaseException | str, Remedy]] = [
     (RayActorError(), Remedy.SAME_COMMAND),
     (OutOfMemoryError("killed"), Remedy.SAME_COMMAND),
     (of_ray(TransientError("s3://b/k")), Remedy.SAME_COMMAND),
-    ("8 engines were ended from outside while they visited shard 000000", Remedy.SAME_COMMAND),
+    ("8 engines were ended from outside while they processed shard 000000", Remedy.SAME_COMMAND),
     ("training failed: training worker 0: TransientError: s3://b/k", Remedy.SAME_COMMAND),
     # It continues after something outside of the run has changed.
     (CannotWrite("/run/x", "No space left on device"), Remedy.CHECK),
@@ -211,7 +212,7 @@ def test_a_disk_that_cannot_be_written_is_checked_first(
 
         for _ in range(2):
             # The disk becomes full between the check at the start and the first result.
-            patch.setattr("mpa_ray.pipeline.commit.CommitShard._commit", fail)
+            patch.setattr(ShardedDataset, "commit", fail)
             code, line = commands.run("annotate")
             assert code == 3
             assert line.endswith("un the same command again to continue.")

@@ -70,7 +70,9 @@ def test_without_known_pairs_nothing_is_selected() -> None:
         ({}, {}, {}),
     ],
 )
-def test_shortfall(annotated: dict[str, int], parity: dict[str, int], lacking: dict[str, int]) -> None:
+def test_the_shortfall_is_counted_by_answer_type(
+    annotated: dict[str, int], parity: dict[str, int], lacking: dict[str, int]
+) -> None:
     assert shortfall(annotated, parity) == lacking
 
 

@@ -51,7 +51,7 @@ def test_a_campaign_is_compared_with_the_sum_of_single_runs() -> None:
 GOOD: dict[str, Any] = {
     "written_again": [],
     "incomplete": [],
-    "error": "RunError: absent failed; the rest is done. ...",
+    "error": "RunError: absent failed; all other work is done. ...",
     "killed": {"exit_code": -9, "left_behind": []},
     "again": {"exit_code": 1, "left_behind": []},
 }
@@ -68,7 +68,7 @@ GOOD: dict[str, Any] = {
         ({"error": "RunError: absent, small failed; ..."}, ["exit code 1, 'RunError: absent, small failed; ...'"]),
     ],
 )
-def test_problems_of_a_campaign_with_faults(change: dict[str, Any], problems: list[str]) -> None:
+def test_the_problems_of_a_campaign_with_faults_are_named(change: dict[str, Any], problems: list[str]) -> None:
     assert campaign.problems_of({**GOOD, **change}) == problems
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 from mpa_ray.config import EngineSettings, LevelConfig, ModelConfig, RunConfig
 from mpa_ray.errors import ConfigError
 from mpa_ray.models.gpus import GPUS
+from mpa_ray.records import EpochCounts
 from mpa_ray.run.fingerprint import of_dataset
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
@@ -82,7 +85,7 @@ def served(**settings: Any) -> ModelConfig:
 # Sizes, by hand
 
 
-def test_parameters_of_qwen2_vl_2b() -> None:
+def test_the_parameters_of_qwen2_vl_2b_are_counted() -> None:
     architecture = sizes()
     layer = 2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960
     assert architecture.num_parameters("language") == 151936 * 1536 + 28 * layer
@@ -328,7 +331,8 @@ def measured_run(root: Path) -> Run:
     run.write_json("phases/level.small.json", {"wall_s": 75.0, "num_attempts": 1})
     run.write_json("phases/index.json", {"wall_s": 2.0, "num_attempts": 1})
     run.write_json("parity/small/manifest.json", {"num_samples": 400})
-    run.write_json("students/small/parity/epoch/manifest.json", {"num_samples": 400})
+    counts = EpochCounts(400, num_mixed_in=0, num_held_out=0, num_retained=0, num_too_long=0, num_samples=400)
+    run.write_json("students/small/parity/epoch/manifest.json", asdict(counts))
     run.write_json("students/small/parity/complete.json", {})
     log = [{"samples_per_s": per_s, "memory_gib": 1.0} for per_s in (2.0, 15.0, 16.0, 17.0)]
     run.write_json("students/small/parity/training.json", {"log": log})
@@ -473,7 +477,7 @@ def test_a_source_without_images_is_noted(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run")
     tree["source"] = {"path": f"{images}x", "limit": 5}
     notes = size_run(RunConfig.model_validate(tree)).notes
-    assert any(note.startswith(f"source.path = '{images}x': is not a folder.") for note in notes)
+    assert any(f"source.path = '{images}x': does not exist." in note for note in notes)
     tree["source"] = {"path": str(images), "limit": 5}
     assert not any("source.path" in note for note in size_run(RunConfig.model_validate(tree)).notes)
 
@@ -586,6 +590,20 @@ def test_the_job_needs_no_ray_and_fails_if_a_model_does_not_fit(tmp_path: Path) 
     assert done.returncode == 1, done.stderr
     assert "teacher on T4: does not fit" in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_remedies_name_settings_as_the_configuration_does(tmp_path: Path) -> None:
+    config = on_gpus(tmp_path, "T4")
+    config["plan"]["gpu_memory_gib"] = 7.5
+    checks = {check.name: check for check in planned(config).checks}
+    assert any(remedy.startswith("teacher.engine.") for remedy in checks["teacher"].remedies)
+    settings = [
+        remedy for check in checks.values() for remedy in check.remedies if "engine." in remedy or "level." in remedy
+    ]
+    assert any(remedy.startswith("students.0.level.") for remedy in settings)
+    for remedy in settings:
+        assert re.match(r"(teacher|students\.0)\.(engine|level)\.", remedy), remedy
+        assert not re.search(r"(?<![\w.])(engine\.|level\.|gpus_per_replica)", remedy), remedy
 
 
 def test_the_plan_is_part_of_no_fingerprint(tmp_path: Path) -> None:

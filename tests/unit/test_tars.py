@@ -108,7 +108,7 @@ def test_members_are_those_that_tarfile_finds(members: list[tuple[str, bytes]], 
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_format(form: int, tmp_path: Path) -> None:
+def test_tars_of_every_format_are_read(form: int, tmp_path: Path) -> None:
     long = "d" * 90 + "/" + "f" * 90 + ".png"
     members = [*SAMPLES, (long, b"long"), ("caf\u00e9.png", b"accent")]
     refs = listed(tmp_path / "a.tar", tar_of(members, form))
@@ -118,7 +118,7 @@ def test_every_format(form: int, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="needs the command tar")
 @pytest.mark.parametrize("form", ["v7", "oldgnu", "gnu", "ustar", "posix"])
-def test_tars_of_the_command_tar(form: str, tmp_path: Path) -> None:
+def test_tars_of_the_command_tar_are_read(form: str, tmp_path: Path) -> None:
     folder = tmp_path / "files"
     (folder / "sub").mkdir(parents=True)
     (folder / "a.png").write_bytes(b"first")
@@ -147,7 +147,7 @@ def test_tars_of_the_command_tar(form: str, tmp_path: Path) -> None:
     assert contents == expected
 
 
-def test_the_next_member_after_a_sparse_file_with_many_holes(tmp_path: Path) -> None:
+def test_the_member_after_a_sparse_file_with_many_holes_is_found(tmp_path: Path) -> None:
     # More than four parts need blocks after the header.
     with (tmp_path / "a.png").open("wb") as file:
         for number in range(60):
@@ -354,7 +354,7 @@ def test_a_bad_json_member_is_counted_and_its_image_has_no_caption(content: byte
 
 
 @pytest.mark.parametrize("ending", ["tar", "parquet"])
-def test_one_cut_file_among_good_ones(ending: str, tmp_path: Path) -> None:
+def test_one_cut_file_does_not_affect_the_others(ending: str, tmp_path: Path) -> None:
     for number in range(3):
         path = tmp_path / f"{number}.{ending}"
         if ending == "tar":

@@ -5,25 +5,18 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
-from torch import nn
 
-from mpa_ray.config import LevelConfig
-from mpa_ray.leveling.job import TrainingJob
 from mpa_ray.leveling.tensorboard import TensorBoard
-from mpa_ray.leveling.trainer import ParityTrainer, TrainingData
-from mpa_ray.leveling.worker import training_arguments
 from mpa_ray.run.run import Run
 from mpa_ray.run.training_log import LogEntry
 from mpa_ray.run.training_state import TrainingState
 from mpa_ray.storage.storage import Storage
-
-FOLDER = "students/s/parity"
+from tests.trainers import FOLDER, trainer_of
 
 
 class CountingStorage:
@@ -53,14 +46,6 @@ class CountingStorage:
 def memory_run() -> tuple[CountingStorage, Run]:
     storage = CountingStorage()
     return storage, Run(cast(Storage, storage))
-
-
-def trainer_of(run: Run, scratch: str) -> ParityTrainer:
-    plan = SimpleNamespace(num_steps=50_000, retained=())
-    job = SimpleNamespace(plan=plan, level=LevelConfig(), run=run, folder=FOLDER, check_owner=lambda: None)
-    data = cast(TrainingData, SimpleNamespace(epoch=[], held_out=[], retained=[]))
-    arguments = training_arguments(cast(TrainingJob, job), scratch, on_gpu=False)
-    return ParityTrainer(cast(TrainingJob, job), data, model=nn.Linear(1, 1), args=arguments)
 
 
 def written_for(num_entries: int, scratch: str) -> tuple[int, int]:

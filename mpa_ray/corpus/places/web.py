@@ -18,7 +18,13 @@ from urllib3.util import parse_url
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.corpus.places.web_body import encoding_of, read_body
-from mpa_ray.corpus.places.web_connections import PrivateAddress, connections, last_address_is_public
+from mpa_ray.corpus.places.web_connections import (
+    IsPublic,
+    PrivateAddress,
+    connections,
+    is_public,
+    last_address_is_public,
+)
 from mpa_ray.errors import ConfigError
 from mpa_ray.storage.deadline import Expiry
 
@@ -41,6 +47,8 @@ class Web:
     config: ObjectStoreConfig
     follow_redirects: bool = False
     """Whether a server may redirect to another host. A public host may never redirect to a private address."""
+    is_public: IsPublic = is_public
+    """Decides which addresses are public."""
 
     def walk(self, root: str, after: str = "", num_listers: int = 1) -> Iterator[Entry]:  # noqa: ARG002
         raise ConfigError("source.path", root, "cannot be listed.", "Give a list of URIs, a Parquet file or a tar.")
@@ -80,10 +88,10 @@ class Web:
         is_part = response.status == 206
         if is_part and (byte_range is None or int(byte_range["first"] or -1) != first):
             response.close()
-            raise OSError("answers with another range than the requested one")
+            raise OSError("returned another range than the requested one")
         if is_part and first and encoding_of(response):
             response.close()
-            raise OSError("answers with a range of an encoded body")
+            raise OSError("returned a range of an encoded body")
         # A server without range support sends the whole file.
         limit = MAX_WHOLE_BYTES + 1 if num_bytes is None else num_bytes
         return read_body(response, 0 if is_part else first, limit)
@@ -92,7 +100,8 @@ class Web:
         """Send a request, and follow the redirects that are allowed."""
         only_public = False
         for _ in range(_MAX_REDIRECTS + 1):
-            response = connections(self.config, only_public=only_public).urlopen(
+            pools = connections(self.config, only_public=only_public, is_public=self.is_public)
+            response = pools.urlopen(
                 method,
                 uri,
                 redirect=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from ipaddress import IPv6Address, ip_address
@@ -24,19 +25,36 @@ class PrivateAddress(Exception):
     """
 
 
+IsPublic = Callable[[str], bool]
+"""Whether an IP address is public."""
+
+
+def is_public(text: str) -> bool:
+    """Whether an IP address is not one of a private network, of this machine, or of a cloud's metadata service."""
+    address = ip_address(text.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_global and not address.is_multicast
+
+
 @cache
-def connections(config: ObjectStoreConfig, *, only_public: bool) -> PoolManager:
+def connections(config: ObjectStoreConfig, *, only_public: bool, is_public: IsPublic = is_public) -> PoolManager:
     """Return this process's connections to web servers. They neither retry requests nor follow redirects.
 
     Args:
         config: The timeouts and the number of connections.
-        only_public: Whether to raise PrivateAddress, before a request is sent, for an address of a private network, of
-            this machine, or of a cloud's metadata service.
+        only_public: Whether to raise PrivateAddress, before a request is sent, for an address that is not public.
+        is_public: Decides which addresses are public.
     """
     timeout = Timeout(connect=config.connect_timeout_s, read=config.read_timeout_s)
     manager = PoolManager(maxsize=config.max_connections, retries=False, timeout=timeout)
-    pools = (_PublicHttpPool, _PublicHttpsPool) if only_public else (_HttpPool, _HttpsPool)
-    manager.pool_classes_by_scheme = dict(zip(("http", "https"), pools, strict=True))
+    # urllib3 makes the pools, and these make the connections, so the rules are attributes of classes.
+    rules = {"only_public": only_public, "is_public": staticmethod(is_public)}
+    http = type("_HttpConnection", (_Watched, HTTPConnection), rules)
+    https = type("_HttpsConnection", (_Watched, HTTPSConnection), rules)
+    manager.pool_classes_by_scheme = {
+        "http": type("_HttpPool", (HTTPConnectionPool,), {"ConnectionCls": http}),
+        "https": type("_HttpsPool", (HTTPSConnectionPool,), {"ConnectionCls": https}),
+    }
     return manager
 
 
@@ -49,66 +67,29 @@ class _Watched:
     """Registers a connection with the deadline of the call that uses it, and records whether its address is public."""
 
     sock: Any
-    only_public = False
-    _is_public = False
+    only_public: bool
+    is_public: IsPublic
+    _has_public_address = False
 
     def connect(self) -> None:
         Expiry.current().on_expiry(self._cut_off)
         super().connect()  # type: ignore[misc]
         address = self.sock.getpeername()[0]
-        self._is_public = _is_public(address)
-        if self.only_public and not self._is_public:
+        self._has_public_address = self.is_public(address)
+        if self.only_public and not self._has_public_address:
             self.close()  # type: ignore[attr-defined]
             raise PrivateAddress(f"redirects to {address}, which is not a public address")
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         Expiry.current().on_expiry(self._cut_off)
         super().request(*args, **kwargs)  # type: ignore[misc]
-        _last.is_public = self._is_public
+        _last.is_public = self._has_public_address
 
     def _cut_off(self) -> None:
         # Closing a socket does not wake a thread that waits for its data.
         if self.sock is not None:
             with suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
-
-
-class _HttpConnection(_Watched, HTTPConnection):
-    pass
-
-
-class _HttpsConnection(_Watched, HTTPSConnection):
-    pass
-
-
-class _PublicHttpConnection(_HttpConnection):
-    only_public = True
-
-
-class _PublicHttpsConnection(_HttpsConnection):
-    only_public = True
-
-
-class _HttpPool(HTTPConnectionPool):
-    ConnectionCls = _HttpConnection
-
-
-class _HttpsPool(HTTPSConnectionPool):
-    ConnectionCls = _HttpsConnection
-
-
-class _PublicHttpPool(HTTPConnectionPool):
-    ConnectionCls = _PublicHttpConnection
-
-
-class _PublicHttpsPool(HTTPSConnectionPool):
-    ConnectionCls = _PublicHttpsConnection
-
-
-def _is_public(text: str) -> bool:
-    address = ip_address(text.partition("%")[0])
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return (mapped or address).is_global and not address.is_multicast
 
 
 _last = threading.local()

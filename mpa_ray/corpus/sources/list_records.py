@@ -75,8 +75,12 @@ def csv_records(file: BinaryIO, delimiter: str) -> tuple[Sequence[str], Iterator
     return names, records()
 
 
-def json_records(file: BinaryIO) -> Iterator[ListRecord]:
+def json_records(file: BinaryIO, chunk_bytes: int = _CHUNK_BYTES) -> Iterator[ListRecord]:
     """Yield the objects of JSON lines or of a JSON list. A list is recognised by its first character.
+
+    Args:
+        file: The file.
+        chunk_bytes: A list is read in chunks of this size, or of the size of its last object if that is larger.
 
     Raises:
         BadRecord: a record is not JSON, or not an object.
@@ -87,7 +91,7 @@ def json_records(file: BinaryIO) -> Iterator[ListRecord]:
     while (character := file.read(1)) and character in _SPACE:
         continue
     if character == b"[":
-        yield from _list_records(file)
+        yield from _list_records(file, chunk_bytes)
         return
     file.seek(0)
     for number, (position, raw) in enumerate(_lines(file), 1):
@@ -135,10 +139,10 @@ class _TrackedLines(Iterator[str]):
         return (taken[0][0] if taken else 0), b"".join(raw for _, raw in taken)
 
 
-def _list_records(file: BinaryIO) -> Iterator[ListRecord]:
+def _list_records(file: BinaryIO, chunk_bytes: int) -> Iterator[ListRecord]:
     """Yield the objects of a JSON list whose opening bracket was read. Only one object at a time is in memory."""
     remedy = "Write a list of objects."
-    objects = _Objects(file, file.tell())
+    objects = _Objects(file, file.tell(), chunk_bytes)
     number = 0
     while (following := objects.skip_space()) not in (b"]", b""):
         if number and following != b",":
@@ -162,6 +166,7 @@ class _Objects:
     file: BinaryIO
     first: int
     """The position of the buffer in the file."""
+    chunk_bytes: int
     buffer: bytes = b""
     position: int = 0
     """The current position in the buffer."""
@@ -207,7 +212,7 @@ class _Objects:
 
     def _read_more(self) -> bool:
         """Drop the bytes before the position, and read more bytes into the buffer. Returns False if there are none."""
-        chunk = self.file.read(max(_CHUNK_BYTES, len(self.buffer)))
+        chunk = self.file.read(max(self.chunk_bytes, len(self.buffer)))
         self.first += self.position
         self.buffer, self.position = self.buffer[self.position :] + chunk, 0
         return bool(chunk)

@@ -19,6 +19,7 @@ from mpa_ray.engine.vllm.arguments import (
     prepare_environment,
 )
 from mpa_ray.engine.vllm.rendering import (
+    RawImages,
     Refusal,
     RenderedImage,
     RenderingProcesses,
@@ -26,8 +27,8 @@ from mpa_ray.engine.vllm.rendering import (
     has_renderer,
     tokenize,
 )
-from mpa_ray.engine.vllm.version import check_vllm
-from mpa_ray.imaging.decode import ImageProblem, prepare_in_thread
+from mpa_ray.engine.vllm.version import check_vllm, installed_version
+from mpa_ray.imaging.decode import ImageProblem, PreparedImage
 from mpa_ray.models.chat_template import SpecialTokenInText, load_processor, render
 from mpa_ray.models.checkpoints import local_folder, local_model
 from mpa_ray.models.shared_engines import Adapter
@@ -79,14 +80,13 @@ class VllmEngine:
         """
         adapters = adapters or {}
         prepare_environment(model, settings)
-        check_vllm()
+        check_vllm(installed_version())
         from vllm import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
         on_cpu = current_platform.is_cpu()
         self.max_images_in_flight = max_images_in_flight
-        self._pixel_limits = model.pixel_limits
         self._processor = load_processor(model.model)
         self._image_token_id = self._processor.tokenizer.convert_tokens_to_ids(self._processor.image_token)
         # A request with a seed kills vLLM's CPU engine ("CPU Generator does not use offset").
@@ -95,7 +95,7 @@ class VllmEngine:
         check_adapters(arguments, adapters)
         num_processes = num_renderers(model, settings, on_cpu)
         # The processes start before the engine, so that they and the engine load at the same time.
-        processes = RenderingProcesses(num_processes, arguments, self._pixel_limits) if num_processes else None
+        processes = RenderingProcesses(num_processes, arguments, model.pixel_limits) if num_processes else None
         self._processes = ChildProcesses()
         try:
             with self._processes.watched():
@@ -104,23 +104,26 @@ class VllmEngine:
             raise EngineDied(self._processes.why_died(error)) from None
         self._processes.add_current()
         self._caches_tensors = caches_tensors(arguments)
-        self._renderer = processes or (RenderingThread(arguments, self._pixel_limits) if has_renderer() else None)
+        self.renderer: RenderingProcesses | RenderingThread | RawImages
+        """Decodes and scales image files, and runs the model's processor."""
+        if processes is not None:
+            self.renderer = processes
+        else:
+            self.renderer = (
+                RenderingThread(arguments, model.pixel_limits) if has_renderer() else RawImages(model.pixel_limits)
+            )
         self._request_ids = count()
         # Numbered from 1, because 0 means "no adapter" to vLLM.
         self._adapters = {name: (number, a.model) for number, (name, a) in enumerate(adapters.items(), 1)}
 
     async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
-        if self._renderer is None:
-            prepared = await prepare_in_thread(content, *self._pixel_limits)
-            if isinstance(prepared, ImageProblem):
-                return prepared
-            return EncodedImage(image_id, prepared.key, prepared.image)
-        rendered = await self._renderer.render_image(content)
+        rendered = await self.renderer.render_image(content)
         if isinstance(rendered, ImageProblem):
             return rendered
         if isinstance(rendered, Refusal):
             raise rendered.as_error()
-        return EncodedImage(image_id, rendered.key, rendered)
+        inputs = rendered.image if isinstance(rendered, PreparedImage) else rendered
+        return EncodedImage(image_id, rendered.key, inputs)
 
     async def generate(self, image: EncodedImage, request: Request) -> Reply:
         from vllm.exceptions import VLLMValidationError
@@ -143,8 +146,7 @@ class VllmEngine:
         return self._reply(output, time.monotonic() - started)
 
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
+        self.renderer.close()
         self._engine.shutdown()
         # Deleted now: when the interpreter exits, the modules that its clean-up needs may already be gone.
         del self._engine

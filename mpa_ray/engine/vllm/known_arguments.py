@@ -9,9 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mpa_ray.config import VllmEngineConfig
 from mpa_ray.errors import ConfigError, did_you_mean
 
 _CLASSES = ("EngineArgs", "AsyncEngineArgs")
+
+
+def check_settings(settings: VllmEngineConfig, field: str) -> None:
+    """Check the names in `engine_args`: an `EngineCheck`."""
+    check_arguments(settings.engine_args, f"{field}.engine_args")
 
 
 def check_arguments(arguments: Mapping[str, Any], field: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from mpa_ray.engine.child_processes import ChildProcesses
 from mpa_ray.engine.protocol import EngineDied, RequestRefused
-from mpa_ray.imaging.decode import ImageProblem, prepare
+from mpa_ray.imaging.decode import ImageProblem, PreparedImage, prepare, prepare_in_thread
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.records import Reason
 from mpa_ray.tasks.task import PREAMBLE
@@ -139,6 +139,19 @@ class Renderer:
             head=self._tokens[: len(self._tokens) - num_after_image],
             expanded_head=expanded[: len(expanded) - num_after_image],
         )
+
+
+class RawImages:
+    """Decodes and scales images without a renderer. vLLM then gets the images themselves, with raw prompts."""
+
+    def __init__(self, pixel_limits: tuple[int, int, int]) -> None:
+        self._pixel_limits = pixel_limits
+
+    async def render_image(self, content: bytes) -> PreparedImage | ImageProblem:
+        return await prepare_in_thread(content, *self._pixel_limits)
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class RenderingThread:

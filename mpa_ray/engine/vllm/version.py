@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
@@ -36,13 +37,16 @@ REQUIRED_NAMES = {
 """The names that the engine imports, by module."""
 
 
-def check_vllm() -> None:
+def check_vllm(installed: str | None, required: Mapping[str, Sequence[str]] = REQUIRED_NAMES) -> None:
     """Check the installed vLLM; warn if it is newer than the newest tested version.
+
+    Args:
+        installed: Its version; None if there is none. See `installed_version`.
+        required: The names that it must have, by module.
 
     Raises:
         ConfigError: vLLM is not installed, is older than the oldest tested version, or lacks a required name.
     """
-    installed = installed_version()
     oldest, newest = (".".join(map(str, numbers)) for numbers in (OLDEST_TESTED, NEWEST_TESTED))
     if installed is None:
         raise ConfigError(
@@ -53,15 +57,15 @@ def check_vllm() -> None:
     # A build from source may call itself 0.0 or 0.1.dev; the required names decide whether it can be used.
     if (0, 1) < numbers < OLDEST_TESTED:
         raise ConfigError("engine.kind", value, f"it is older than {oldest}.", INSTALL_VLLM)
-    if problem := _missing_name():
+    if problem := _missing_name(required):
         raise ConfigError("engine.kind", value, problem, INSTALL_VLLM)
     if numbers > NEWEST_TESTED:
         logger.warning("vLLM %s is newer than %s, the newest tested version", installed, newest)
 
 
-def _missing_name() -> str | None:
+def _missing_name(required: Mapping[str, Sequence[str]]) -> str | None:
     """A sentence about the first required name that the installed vLLM lacks; None if it has all names."""
-    for module_name, names in REQUIRED_NAMES.items():
+    for module_name, names in required.items():
         try:
             module = importlib.import_module(module_name)
         except ImportError as error:
