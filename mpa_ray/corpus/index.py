@@ -20,9 +20,10 @@ from mpa_ray.errors import ConfigError, RunError, uri_in
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import ImageRef
 from mpa_ray.run.left_out_counts import add_left_out, left_out_in_words
+from mpa_ray.run.manifest import Manifest
 from mpa_ray.run.marker import Commit
 from mpa_ray.run.markers import shard_name
-from mpa_ray.run.run import CORPUS_MANIFEST, Manifest, Run
+from mpa_ray.run.run import CORPUS_MANIFEST, Run
 from mpa_ray.run.sealed_json import sealed
 
 _FILTERS = {

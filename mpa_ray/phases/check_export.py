@@ -13,9 +13,9 @@ from mpa_ray.phases.context import RunContext
 from mpa_ray.pipeline.run_pass import Admission, Outstanding, run_missing
 from mpa_ray.records import LabelledQuestion, Prediction
 from mpa_ray.run.export_check import ExportCheck
+from mpa_ray.run.manifest import Manifest
 from mpa_ray.run.markers import shard_name
 from mpa_ray.run.phase_record import PhaseKey
-from mpa_ray.run.run import Manifest
 
 _NUM_SHOWN = 3
 

@@ -9,8 +9,8 @@ from mpa_ray.observability.progress import say
 from mpa_ray.phases.context import RunContext
 from mpa_ray.pipeline.run_pass import recorded
 from mpa_ray.run.left_out_counts import left_out_in_words
+from mpa_ray.run.manifest import Manifest
 from mpa_ray.run.phase_record import PhaseKey
-from mpa_ray.run.run import Manifest
 
 INDEX = PhaseKey("index")
 

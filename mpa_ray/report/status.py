@@ -16,10 +16,11 @@ from mpa_ray.run.commands import running_commands
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.left_out_counts import left_out_in_words
 from mpa_ray.run.logs import deaths
+from mpa_ray.run.manifest import Manifest
 from mpa_ray.run.phase_record import PhaseKey, phase_record, record_times
 from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.recorded_config import RecordedEvaluation, arms_by_student, benchmark_label, recorded_config
-from mpa_ray.run.run import REPORT_JSON, SCORES, Manifest, Run
+from mpa_ray.run.run import REPORT_JSON, SCORES, Run
 from mpa_ray.run.training_state import TrainingState
 
 

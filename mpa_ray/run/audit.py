@@ -15,11 +15,12 @@ from mpa_ray.records import Outcome, State
 from mpa_ray.run.audit_fingerprints import audit_fingerprints
 from mpa_ray.run.audit_predictions import AnswerCounts, audit_predictions
 from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.manifest import Manifest
 from mpa_ray.run.parity_export import read_parity
 from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.recorded_config import models_by_benchmark, student_names
 from mpa_ray.run.redo import outdated
-from mpa_ray.run.run import Manifest, Run
+from mpa_ray.run.run import Run
 from mpa_ray.run.versions import mixed_versions, model_datasets
 from mpa_ray.textual import Json
 

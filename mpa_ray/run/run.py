@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,7 +18,7 @@ from mpa_ray.redaction import without_secret_values, without_url_secrets_within
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.fingerprint_changes import Fingerprint
 from mpa_ray.run.fingerprint_files import FingerprintFiles
-from mpa_ray.run.markers import shard_name
+from mpa_ray.run.manifest import Manifest
 from mpa_ray.run.sealed_json import parse_sealed, sealed
 from mpa_ray.storage.exclusive import Creation
 from mpa_ray.storage.open import open_storage
@@ -51,25 +50,6 @@ _RESERVE_BYTES = 2**16
 _MIN_FREE_BYTES = 32 * 2**20
 _MIN_ROW_BYTES = 64
 """The size of a compressed row with a short question and a short answer."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The size of the corpus, or of a benchmark. It is written once and never changes."""
-
-    num_images: int
-    num_shards: int
-    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
-    """How many files of the source are not in the corpus, by ending or reason."""
-
-    @property
-    def shards(self) -> list[str]:
-        """The names of all shards, in their order."""
-        return [shard_name(i) for i in range(self.num_shards)]
-
-    def estimate_images(self, num_shards: int) -> int:
-        """Estimate the number of images in some of the shards, assuming that all shards have the same size."""
-        return self.num_images * num_shards // self.num_shards if self.num_shards else 0
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from mpa_ray.phases.index import index
 from mpa_ray.pipeline.run_pass import Outstanding
 from mpa_ray.records import ImageRef, Reason
 from mpa_ray.run.dataset import ShardedDataset
-from mpa_ray.run.run import Manifest, Run
+from mpa_ray.run.manifest import Manifest
+from mpa_ray.run.run import Run
 
 FILES = Places(ObjectStoreConfig())
 
