@@ -64,7 +64,7 @@ class ModelConfig(Settings):
     @property
     def pixel_limits(self) -> tuple[int, int, int]:
         """`min_pixels`, `max_pixels` and `max_image_pixels`, in the order of the parameters of
-        `mpa_ray.imaging.decode.prepare`."""
+        `mpa_ray.imaging.prepare.ImageScaling`."""
         return self.min_pixels, self.max_pixels, self.max_image_pixels
 
     @property

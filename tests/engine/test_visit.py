@@ -26,7 +26,8 @@ from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, Request, Re
 from mpa_ray.engine.vllm.arguments import engine_arguments
 from mpa_ray.engine.vllm.engine import VllmEngine
 from mpa_ray.engine.vllm.rendering import RenderingProcesses, RenderingThread
-from mpa_ray.imaging.decode import ImageProblem, PreparedImage, prepare
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.imaging.prepare import PreparedImage, prepare
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.observability.usage import Load, Usage
 from mpa_ray.records import Annotation, ImageRef, Reason, State

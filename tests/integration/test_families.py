@@ -105,7 +105,7 @@ def test_labels_decode_to_the_answer_and_the_end_of_the_turn(
 
 
 def image(row: TrainingRow) -> Any:
-    from mpa_ray.imaging.decode import PreparedImage, prepare
+    from mpa_ray.imaging.prepare import PreparedImage, prepare
 
     prepared = prepare(Path(row.uri).read_bytes(), *PIXELS)
     assert isinstance(prepared, PreparedImage)

@@ -24,10 +24,12 @@ from mpa_ray.engine.vllm.rendering import (
     RenderingProcesses,
     RenderingThread,
     has_renderer,
+    raw_image,
+    scaling_of,
     tokenize,
 )
 from mpa_ray.engine.vllm.version import check_vllm
-from mpa_ray.imaging.decode import ImageProblem, prepare_in_thread
+from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.models.chat_template import SpecialTokenInText, load_processor, render
 from mpa_ray.models.checkpoints import local_folder, local_model
 from mpa_ray.models.shared_engines import Adapter
@@ -86,16 +88,16 @@ class VllmEngine:
 
         on_cpu = current_platform.is_cpu()
         self.max_images_in_flight = max_images_in_flight
-        self._pixel_limits = model.pixel_limits
         self._processor = load_processor(model.model)
         self._image_token_id = self._processor.tokenizer.convert_tokens_to_ids(self._processor.image_token)
         # A request with a seed kills vLLM's CPU engine ("CPU Generator does not use offset").
         self._takes_seeds = not on_cpu
         arguments = engine_arguments(model, settings, on_cpu, adapters)
         check_adapters(arguments, adapters)
+        self._scaling = scaling_of(self._processor, arguments, model.pixel_limits)
         num_processes = num_renderers(model, settings, on_cpu)
         # The processes start before the engine, so that they and the engine load at the same time.
-        processes = RenderingProcesses(num_processes, arguments, self._pixel_limits) if num_processes else None
+        processes = RenderingProcesses(num_processes, arguments, model.pixel_limits) if num_processes else None
         self._processes = ChildProcesses()
         try:
             with self._processes.watched():
@@ -104,14 +106,14 @@ class VllmEngine:
             raise EngineDied(self._processes.why_died(error)) from None
         self._processes.add_current()
         self._caches_tensors = caches_tensors(arguments)
-        self._renderer = processes or (RenderingThread(arguments, self._pixel_limits) if has_renderer() else None)
+        self._renderer = processes or (RenderingThread(arguments, model.pixel_limits) if has_renderer() else None)
         self._request_ids = count()
         # Numbered from 1, because 0 means "no adapter" to vLLM.
         self._adapters = {name: (number, a.model) for number, (name, a) in enumerate(adapters.items(), 1)}
 
     async def encode_image(self, image_id: str, content: bytes) -> EncodedImage | ImageProblem:
         if self._renderer is None:
-            prepared = await prepare_in_thread(content, *self._pixel_limits)
+            prepared = await self._scaling.prepare_in_thread(content)
             if isinstance(prepared, ImageProblem):
                 return prepared
             return EncodedImage(image_id, prepared.key, prepared.image)
@@ -168,11 +170,7 @@ class VllmEngine:
         """vLLM's final output for a prompt; sends the image's tensors only if the engine has not cached them."""
         rendered = image.inputs
         if not isinstance(rendered, RenderedImage):
-            raw = {
-                "prompt": prompt,
-                "multi_modal_data": {"image": rendered},
-                "multi_modal_uuids": {"image": image.key},
-            }
+            raw = {"prompt": prompt, **raw_image(rendered, image.key, self._scaling)}
             return await self._final_output(raw, parameters, adapter)
         tokens = tokenize(self._engine.renderer, prompt)
         if rendered.is_in_engine and self._caches_tensors:
