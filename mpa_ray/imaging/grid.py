@@ -33,7 +33,7 @@ class ImageGrid:
 
         If a limit is outside the processor's own limits, the nearest of the processor's limits replaces it.
         """
-        images = getattr(processor, "image_processor", None)
+        images: Any = getattr(processor, "image_processor", None)
         if type(images).__name__ not in _PROCESSORS or not images.do_resize:
             return None
         low, high = images.size["shortest_edge"], images.size["longest_edge"]

@@ -18,48 +18,30 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import boto3
-from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore import exceptions
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from mpa_ray.config import ObjectStoreConfig
-from mpa_ray.errors import AccessLost, ConfigError, NoSuchBucket, TransientError, did_you_mean
+from mpa_ray.errors import ConfigError, TransientError, did_you_mean
 from mpa_ray.storage.body import read_body
+from mpa_ray.storage.boto3_errors import (
+    ERRORS,
+    MAX_PAUSE_S,
+    error_code,
+    fault_of_error,
+    final_error,
+    retry_after_s,
+    underlying,
+)
 from mpa_ray.storage.deadline import Expiry, call_with_deadline
-from mpa_ray.storage.faults import Fault, fault_of
+from mpa_ray.storage.faults import Fault
 from mpa_ray.storage.request_pace import Outage, RequestPace
 
 SCHEME = "s3://"
-_MAX_PAUSE_S = 20.0
 _MAX_PART_ATTEMPTS = 5
-_NO_CREDENTIALS = (
-    *(exceptions.NoCredentialsError, exceptions.PartialCredentialsError),
-    *(exceptions.ProfileNotFound, exceptions.NoAuthTokenError),
-)
-_LOST_CREDENTIALS = (
-    *(exceptions.CredentialRetrievalError, exceptions.TokenRetrievalError, exceptions.RefreshWithMFAUnsupportedError),
-    *(exceptions.LoginError, exceptions.SSOError),
-)
-_CONNECTION = (
-    exceptions.ConnectionError,
-    exceptions.HTTPClientError,
-    exceptions.IncompleteReadError,
-    exceptions.MetadataRetrievalError,
-    exceptions.ChecksumError,
-    exceptions.FlexibleChecksumError,
-    ResponseParserError,
-    HTTPError,
-    Boto3Error,
-)
-"""Errors of the connection, of a proxy, and of the service that gives a machine its credentials."""
-_ERRORS = (ClientError, BotoCoreError, ResponseParserError, Boto3Error, HTTPError, RuntimeError)
-_NO_BUCKET = dict.fromkeys(("NoSuchBucket", "InvalidBucketName"), NoSuchBucket)
-_BAD_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
-
 T = TypeVar("T")
 
 _creating_client = threading.Lock()  # boto3 cannot create clients in several threads at the same time.
@@ -121,7 +103,7 @@ class ObjectStore:
             try:
                 response = self._client.get_object(Bucket=bucket, Key=key, **byte_range)
             except ClientError as error:
-                if _fault(error) is Fault.PAST_END:
+                if fault_of_error(error) is Fault.PAST_END:
                     return b""
                 raise
             # A store without range support sends the whole object.
@@ -145,7 +127,7 @@ class ObjectStore:
             try:
                 self._client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
             except ClientError as error:
-                if _fault(error) is Fault.EXISTS:
+                if fault_of_error(error) is Fault.EXISTS:
                     return False
                 raise
             return True
@@ -269,21 +251,21 @@ class ObjectStore:
                 with pace.request():
                     try:
                         result = attempt()
-                    except _ERRORS as error:
+                    except ERRORS as error:
                         last, fault = self._diagnose(error, bucket, key)
                         # Record the fault before the request ends, because the next request may then be sent at once.
-                        pace.record(fault, _retry_after_s(last))
+                        pace.record(fault, retry_after_s(last))
                     else:
                         pace.succeed()
                         return result
             except Outage as outage:
                 raise TransientError(f"{name}: {outage}") from outage
             if fault not in (Fault.SLOW_DOWN, Fault.TRANSIENT):
-                raise _final_error(name, fault, last) from last
+                raise final_error(name, fault, last) from last
             if fault is Fault.SLOW_DOWN and time.monotonic() - slow_since < self.config.max_outage_s:
                 continue
             num_failed += 1
-            pause_s = min(_MAX_PAUSE_S, self.config.first_pause_s * 2 ** (num_failed - 1))
+            pause_s = min(MAX_PAUSE_S, self.config.first_pause_s * 2 ** (num_failed - 1))
             if isinstance(last, exceptions.EndpointConnectionError):
                 pace.check_first_contact(name, last, time.monotonic() + pause_s - slow_since)
             if num_failed >= self.config.max_attempts or pace.is_out():
@@ -293,31 +275,18 @@ class ObjectStore:
 
     def _diagnose(self, error: Exception, bucket: str, key: str) -> tuple[Exception, Fault]:
         """Return the error that best explains the given error, and the class of that error."""
-        error = _underlying(error)
+        error = underlying(error)
         if isinstance(error, exceptions.EndpointConnectionError):
             _check_region(self._client.meta, error)
-        if isinstance(error, ClientError) and _code(error) in ("400", "401", "403"):
+        if isinstance(error, ClientError) and error_code(error) in ("400", "401", "403"):
             # A response to HEAD has no body. Only the response to a GET says why the store refuses the request.
             try:
                 self._client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
             except ClientError as explained:
                 error = explained
             except (BotoCoreError, HTTPError) as explained:
-                return explained, _fault(explained)
-        return error, _fault(error)
-
-
-def _final_error(name: str, fault: Fault, error: Exception) -> Exception:
-    """The error to raise if a request is not repeated."""
-    if fault is Fault.MISSING:
-        return FileNotFoundError(name)
-    if isinstance(error, _NO_CREDENTIALS):
-        remedy = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE on every node, or give it a role."
-        return ConfigError("object_store", name, f"cannot be accessed: {str(error).rstrip('.')}.", remedy)
-    if fault is Fault.ACCESS_LOST:
-        return AccessLost(f"{name}: {str(error).rstrip('.')}. Renew the credentials, and check the clock.")
-    kind = _NO_BUCKET.get(_code(error), PermissionError if _status(error) == 403 else OSError)
-    return kind(f"{name}: {' '.join(str(error).split())} (attempt 1)")
+                return explained, fault_of_error(explained)
+        return error, fault_of_error(error)
 
 
 def _check_region(client: Any, error: Exception) -> None:
@@ -331,51 +300,10 @@ def _not_a_region(region: str) -> ConfigError:
     return ConfigError("object_store.region", region, "is not a region of AWS.", remedy)
 
 
-def _fault(error: Exception) -> Fault:
-    if isinstance(error, ClientError):
-        return fault_of(_status(error), _code(error))
-    if isinstance(error, _LOST_CREDENTIALS):
-        return Fault.ACCESS_LOST
-    if isinstance(error, RuntimeError):
-        # botocore raises RuntimeError if the service that gives a machine its credentials returns expired ones.
-        if "expired" not in str(error):
-            raise error
-        return Fault.ACCESS_LOST
-    if isinstance(error, _CONNECTION) and _BAD_CERTIFICATE not in str(error):
-        return Fault.TRANSIENT
-    return Fault.PERMANENT
-
-
-def _retry_after_s(error: Exception) -> float:
-    """Return the pause that the store asks for, at most `_MAX_PAUSE_S`; 0 if it asks for none."""
-    if not isinstance(error, ClientError):
-        return 0.0
-    value = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")
-    return min(_MAX_PAUSE_S, float(value)) if value.isdecimal() else 0.0
-
-
-def _underlying(error: Exception) -> Exception:
-    """Return the server's error if one of boto3's transfers has wrapped it; otherwise, return `error` itself."""
-    context = error.__context__
-    return context if isinstance(error, Boto3Error) and isinstance(context, ClientError | BotoCoreError) else error
-
-
-def _code(error: Exception) -> str:
-    """The store's name for the error; botocore uses the HTTP status if the response has no body."""
-    if isinstance(error, exceptions.ParamValidationError) and "Invalid bucket name" in str(error):
-        return "InvalidBucketName"
-    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
-
-
-def _status(error: Exception) -> int:
-    """The HTTP status; 0 if there was no response."""
-    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if isinstance(error, ClientError) else 0
-
-
 @cache
 def _pace(config: ObjectStoreConfig) -> RequestPace:
     """The pace that all threads of this process share."""
-    return RequestPace(config.max_connections, config.first_pause_s, _MAX_PAUSE_S, config.max_outage_s)
+    return RequestPace(config.max_connections, config.first_pause_s, MAX_PAUSE_S, config.max_outage_s)
 
 
 @cache

@@ -228,6 +228,24 @@ def test_a_store_that_answers_a_third_of_its_requests_loses_no_image(behind: Beh
     assert proxy.num_refused > 60
 
 
+def test_a_part_that_fails_does_not_repeat_the_whole_transfer(behind: Behind, tmp_path: Path) -> None:
+    content = random.Random(0).randbytes(11 * 2**20)
+    (tmp_path / "sent").write_bytes(content)
+    sent: set[str] = set()
+
+    def refuses(method: str, path: str, _: int) -> tuple[int, str] | None:
+        """Refuse the first attempt at each part."""
+        is_first = "partNumber=" in path and (part := f"{method} {path}") not in sent and not sent.add(part)
+        return (500, "InternalError") if is_first else None
+
+    proxy, config = behind(refuses)
+    store = ObjectStore(config.model_copy(update={"multipart_bytes": 5 * 2**20}))
+    store.upload(tmp_path / "sent", "bucket", "parts", {})
+    assert store.get("bucket", "parts") == content
+    assert proxy.num_refused == 3
+    assert sum(request.endswith("?uploads") for request in proxy.requests) == 1
+
+
 def test_a_read_that_fails_for_now_has_a_reason_of_its_own(behind: Behind) -> None:
     _, config = behind(
         lambda _method, path, _number: {"broken": (500, "InternalError"), "secret": (403, "AccessDenied")}.get(

@@ -216,8 +216,9 @@ def test_only_engine_vllm_knows_vllm() -> None:
     assert {file for file in files_importing("vllm") if not file.startswith("engine/vllm/")} == set()
 
 
-def test_only_one_file_knows_boto3() -> None:
-    assert files_importing("boto3") == files_importing("botocore") == {"storage/object_store.py"}
+def test_only_the_client_and_its_errors_know_boto3() -> None:
+    files = {"storage/object_store.py", "storage/boto3_errors.py"}
+    assert files_importing("boto3") == files_importing("botocore") == files
 
 
 def test_only_pipeline_knows_ray_data() -> None:
