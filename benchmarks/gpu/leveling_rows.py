@@ -40,6 +40,7 @@ LOG_EVERY_STEPS = 5
 """How often leveling logs its speed, and how often the plain Trainer's counts are kept."""
 NUM_COUNTED_SAMPLES = 4
 """Samples of the micro-batch whose operations are counted for the plain Trainer."""
+NO_CARDS = {False: "", True: ""}
 
 
 @dataclass(frozen=True)
