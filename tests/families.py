@@ -110,9 +110,8 @@ def with_limits(processor: Any, limits: tuple[int, int], folder: Path) -> Any:
 
 @cache
 def picture(size: tuple[int, int]) -> Image.Image:
-    """A smooth picture: values of neighbouring pixels are related, as in photos."""
-    coarse = np.random.default_rng(size).integers(0, 256, (6, 6, 3), np.uint8)
-    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+    """A picture of noise: small differences in how it is scaled change many of its pixels."""
+    return Image.fromarray(np.random.default_rng(size).integers(0, 256, (size[1], size[0], 3), np.uint8))
 
 
 @cache

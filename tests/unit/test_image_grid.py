@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from mpa_ray.config import resolve_path
+from mpa_ray.config import ModelConfig, resolve_path
+from mpa_ray.imaging.decode import MAX_ASPECT_RATIO
 from mpa_ray.imaging.grid import ImageGrid
 from mpa_ray.imaging.prepare import ImageScaling, PreparedImage
 from mpa_ray.leveling.batching import TrainingRow
@@ -61,6 +62,17 @@ def test_the_grid_has_the_size_that_transformers_computes(width: int, height: in
     limits = (low * 784, (low + more) * 784)
     grid = ImageGrid(28, *limits, processor_limits=limits)
     assert grid.size_of(width, height) == smart_resize(height, width, 28, *limits)[::-1]
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+@settings(max_examples=200, deadline=None)
+def test_an_image_has_at_most_as_many_tokens_as_plan_assumes(width: int, height: int) -> None:
+    """Plans assume that the largest image has `max_pixels`."""
+    model = ModelConfig(model="m")
+    grid = ImageGrid(28, model.min_pixels, model.max_pixels, processor_limits=(3136, 12_845_056))
+    if max(width, height) < MAX_ASPECT_RATIO * min(width, height):
+        columns, rows = (side // 28 for side in grid.size_of(width, height))
+        assert columns * rows <= model.max_pixels // 784
 
 
 def test_sizes_that_the_processor_would_scale_again_are_kept() -> None:
