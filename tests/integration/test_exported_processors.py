@@ -26,8 +26,6 @@ PUBLIC_LIMITS = {28: (3136, 12_845_056), 32: (65_536, 16_777_216)}
 
 LIMITS = [(128, 512), (4, 16), (16, 16), (3, 5)]
 """Limits of the area, in squares of the grid: the default ones, narrow ones, and those that few sizes meet."""
-ALWAYS = [("qwen2_vl", (4, 16)), ("qwen3_vl", (16, 16))]
-"""The cases that `make test` runs."""
 
 
 def sizes(num: int = 60) -> list[tuple[int, int]]:
@@ -60,14 +58,8 @@ def compared(processor: Any, alone: Any, limits: tuple[int, int]) -> dict[tuple[
     return differences
 
 
-@pytest.mark.parametrize(
-    ("family", "limits"),
-    [
-        pytest.param(family, limits, marks=() if (family, limits) in ALWAYS else pytest.mark.long)
-        for family in GRIDS
-        for limits in LIMITS
-    ],
-)
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
+@pytest.mark.parametrize("family", GRIDS)
 def test_an_exported_processor_alone_makes_of_an_image_what_training_saw(
     family: str, limits: tuple[int, int], tmp_path: Path
 ) -> None:
