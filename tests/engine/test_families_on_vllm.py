@@ -30,6 +30,7 @@ from tests.families import FAMILIES, build
 
 TASK = TASKS["demo_world"]
 PIXELS = (112 * 112, 112 * 112)
+SIZES = [(112, 112), (320, 240), (100, 130)]
 LEVEL = LevelConfig(method=LoraConfig(rank=4))
 MAX_NEW_TOKENS = 8
 ALWAYS = "internvl"
@@ -41,7 +42,7 @@ def rows_in(folder: Path) -> list[TrainingRow]:
     rows = []
     for number in range(6):
         path = folder / f"{number}.png"
-        paint(sample_scene(WorldSpec(), rng)).save(path)
+        paint(sample_scene(WorldSpec(), rng)).resize(SIZES[number % len(SIZES)]).save(path)
         sample = ParitySample(f"{number}#0", path.name, str(path), f"What is in place {number}?", "a", "b")
         rows.append(TrainingRow(sample, 1))
     return rows
