@@ -12,6 +12,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from mpa_ray.config import ModelConfig, resolve_path
+from mpa_ray.engine.vllm.rendering import raw_image, scaling_of
 from mpa_ray.imaging.decode import MAX_ASPECT_RATIO
 from mpa_ray.imaging.grid import ImageGrid
 from mpa_ray.imaging.prepare import ImageScaling, PreparedImage
@@ -85,6 +86,25 @@ def test_sizes_that_the_processor_would_scale_again_are_kept() -> None:
     assert scaling.processor_arguments([wide]) == scaling.processor_arguments([square, wide]) == {"do_resize": False}
     # An image that was not prepared.
     assert scaling.processor_arguments([Image.new("RGB", (100, 130))]) == {}
+
+
+def test_vllm_gets_an_argument_only_with_images_that_need_it() -> None:
+    grid = ImageGrid(28, 12544, 12544, processor_limits=(12544, 12544))
+    scaling = ImageScaling(12544, 12544, grid=grid)
+    kept, scaled_again = Image.new("RGB", (112, 112)), Image.new("RGB", (84, 112))
+    plain = {"multi_modal_data": {"image": kept}, "multi_modal_uuids": {"image": "a"}}
+    assert raw_image(kept, "a", scaling) == plain
+    assert raw_image(scaled_again, "a", scaling)["mm_processor_kwargs"] == {"do_resize": False}
+
+
+@pytest.mark.parametrize("arguments", [{"max_pixels": 9}, {"images_kwargs": {"size": 9}}])
+def test_arguments_that_change_sizes_in_vllm_replace_the_grid(
+    arguments: dict[str, Any], processors: dict[str, Any]
+) -> None:
+    processor, limits = processors["qwen2_vl"], (3136, 12544, 10**6)
+    assert scaling_of(processor, {"mm_processor_kwargs": arguments}, limits) == ImageScaling(*limits)
+    for others in ({}, {"mm_processor_kwargs": None}, {"mm_processor_kwargs": {"fps": 1}}):
+        assert scaling_of(processor, others, limits) == ImageScaling.of(processor, *limits)
 
 
 def test_limits_outside_those_of_the_processor_become_the_nearest_of_these(processors: dict[str, Any]) -> None:
