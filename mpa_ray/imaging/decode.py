@@ -15,7 +15,7 @@ files are refused, and the second list shows how the others are decoded.
     more than `max_image_pixels` in the header, in a frame of a GIF or in a tile of     too_many_pixels
         a TIFF; more than 16 million pixels in a picture of an icon; all of these are
         checked before decoding
-    aspect ratio of 200:1 or more, in the file or after scaling                         extreme_aspect_ratio
+    aspect ratio of 200:1 or more, in the file or after scaling to pixel limits         extreme_aspect_ratio
 
     decoded, always to RGB                                                              result
     bytes after the end of the image; a PNG without its last chunk                      the image
