@@ -13,10 +13,10 @@ from PIL import Image
 from mpa_ray.config import RunConfig, resolve_path
 from mpa_ray.imaging.prepare import PreparedImage, prepare
 from mpa_ray.models.chat_template import load_processor, render
-from mpa_ray.report.card_usage import usage
+from mpa_ray.report.card_usage import section_use, usage
 from mpa_ray.tasks.library import TASKS
 from mpa_ray.tasks.task import Task
-from tests.card_examples import SIZES, blocks, card, config_in, exported_student
+from tests.card_examples import SIZES, TASK, blocks, card, config_in, exported_student
 
 
 def executed(*code: str) -> dict[str, Any]:
@@ -65,6 +65,15 @@ def test_an_example_has_the_prompt_of_the_task(name: str, tmp_path: Path) -> Non
     processor = load_processor(resolve_path(student.model))
     expected = render(processor, TASKS[name].answer_prompt(" What is in {this}? "))
     assert names["prompt"](processor, " What is in {this}? ") == expected
+
+
+@pytest.mark.parametrize("processor_scales", [False, True])
+def test_the_section_of_a_card_can_be_copied_to_another_card(processor_scales: bool, tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    use = section_use(card(tmp_path, processor_scales))
+    assert use == usage(config.students[0], TASK, 8, processor_scales)
+    assert ("MIN_PIXELS" in use) != processor_scales
+    assert section_use("# A card that a user wrote") == ""
 
 
 def test_the_examples_of_the_documentation_are_those_of_a_card(tmp_path: Path) -> None:
