@@ -1,4 +1,4 @@
-"""Kill processes at random moments, resume, and count: is an image lost, doubled, or redone without need?
+"""Kill processes at random moments, resume, and count: is an image lost, duplicated, or processed again unnecessarily?
 
     python benchmarks/chaos.py [--trials 100] [--engine scripted]
 
@@ -132,7 +132,8 @@ class PendingFault:
         )
 
     def _kill(self, driver: subprocess.Popen[bytes]) -> list[psutil.Process] | None:
-        """Kill what the plan names; returns the model actors that die of it, or None if there was nothing to kill."""
+        """Kill what the plan names; returns the model actors that die as a result, or None if there was nothing to
+        kill."""
         actors = self.cluster.model_actors()
         match self.plan.fault:
             case Fault.NODE:
@@ -202,7 +203,7 @@ class Reference:
 
     verdicts: dict[str, Verdict]
     shard_of: dict[str, str]
-    """By image."""
+    """The shard of each image."""
 
     @property
     def num_shards(self) -> int:
@@ -218,7 +219,7 @@ def run_undisturbed(testbed: Testbed) -> Reference:
     """Run without faults, and without the proxy in between.
 
     Raises:
-        RuntimeError: the run failed all the same.
+        RuntimeError: the run failed even so.
     """
     folder = testbed.configure("undisturbed", testbed.server_url)
     with testbed.driver(folder, folder / "driver.log") as driver:
@@ -312,7 +313,8 @@ def _last_words(log: Path) -> str:
 
 
 def _redone(folder: Path, reference: Reference) -> tuple[Counter[ShardOfPhase], int]:
-    """How often each shard was begun again in another process, and the visits to images beyond the first of each."""
+    """How many times each shard was begun again in another process, and the visits to images beyond the first of
+    each."""
     shards: Counter[ShardOfPhase] = Counter()
     num_images = 0
     for phase in DATASETS:

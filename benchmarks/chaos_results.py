@@ -118,7 +118,7 @@ def render_table(results: dict[str, Any]) -> str:
 
 
 def render_plot(results: dict[str, Any]) -> str:
-    """An SVG of the images lost, doubled and redone per kill, by fault, with a panel for each engine."""
+    """An SVG of the images lost, duplicated and redone per kill, by fault, with a panel for each engine."""
     width, height, bar, foot = 460, 180, 26, 60
     colours = {"lost_images": "#b3261e", "doubled_images": "#c77700", "redone_images": "#3b6ea5"}
     parts = []

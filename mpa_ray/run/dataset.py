@@ -3,7 +3,7 @@
 An attempt first writes a shard's rows to a Parquet file whose name no other attempt uses, and then creates the marker,
 which names the file. Readers follow only markers, so they never read the files of dead or slower attempts.
 
-A shard that is made again gets a new generation: another marker beside the first, created in the same way. No marker is
+A shard that is redone gets a new generation: another marker beside the first, created in the same way. No marker is
 ever changed or deleted, and readers follow the newest.
 """
 
@@ -52,7 +52,7 @@ class Commit:
     file: str
     num_rows: int
     generation: int = 0
-    """0 for the first commit of the shard, and one more each time the shard is made again."""
+    """0 for the first commit of the shard, and one more each time the shard is redone."""
     source_generation: int = 0
     """The generation of the source's shard from which the rows were made."""
     left_out: dict[str, int] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class ShardedDataset(Generic[RowT]):
         Args:
             shard: The shard.
             rows: Its rows.
-            generation: 0, or one more than the newest generation if the shard is made again.
+            generation: 0, or one more than the newest generation if the shard is redone.
             source_generation: The generation of the source's shard from which the rows were made.
             versions: See `Commit.versions`.
             left_out: See `Commit.left_out`.
@@ -193,7 +193,7 @@ class ShardedDataset(Generic[RowT]):
             return None
 
     def generations(self) -> dict[str, int]:
-        """Return the newest generation of each shard that was made again. Lists only the markers of such shards."""
+        """Return the newest generation of each shard that was redone. Lists only the markers of such shards."""
         newest: dict[str, int] = {}
         for path in self.storage.list(f"{self.folder}/{_GENERATIONS}"):
             shard, _, generation = path.rpartition("/")[2].removesuffix(".json").partition(".")
@@ -201,7 +201,7 @@ class ShardedDataset(Generic[RowT]):
         return newest
 
     def version(self) -> str:
-        """Return a hash of the generations of all shards; empty if no shard was made again."""
+        """Return a hash of the generations of all shards; empty if no shard was redone."""
         newest = sorted(self.generations().items())
         return hashlib.sha256(json.dumps(newest).encode()).hexdigest()[:16] if newest else ""
 
@@ -251,7 +251,7 @@ class ShardedDataset(Generic[RowT]):
 
         Raises:
             FileNotFoundError: the shard is not committed, or its file is missing.
-            ValueError: the file has unexpected columns, or another number of rows than its marker says.
+            ValueError: the file has unexpected columns, or a number of rows that differs from its marker's.
         """
         return self.read_commit(shard)[1]
 

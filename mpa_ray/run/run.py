@@ -32,8 +32,8 @@ REPORT_PAGE = "report/index.html"
 
 _VERDICTS = "verdicts.json"
 _AGAIN = "~"
-"""Separates a model from the number of its training in the name of a folder. Names of models cannot contain
-this character."""
+"""Separates a model from the number of its training run in the name of a folder. Names of models cannot contain this
+character."""
 _RESERVE = ".writable"
 """A file that shows that the run can be written. It also reserves some space, which is freed when the disk is full."""
 _RESERVE_BYTES = 2**16
@@ -79,8 +79,8 @@ class Run:
         """Open a new or an existing run for writing.
 
         Raises:
-            ConfigError: the directory cannot be written, has a format that this version cannot read, or is in a storage
-                that cannot create a file only if it does not exist.
+            ConfigError: the directory cannot be written, has a format that this version cannot read, or is on storage
+                that cannot create files exclusively.
             CannotWrite: the directory cannot be written now.
         """
         storage = open_storage(run_dir, object_store)
@@ -167,18 +167,21 @@ class Run:
         return self.dataset(f"{self.benchmark_dir(benchmark)}/questions", LabelledQuestion)
 
     def predictions(self, benchmark: str, model: str) -> ShardedDataset[Prediction]:
-        """A model's answers to a benchmark. If the model was trained again, these are the newest training's answers."""
+        """A model's answers to a benchmark. If the model was trained again, these are the answers after its newest
+        training run."""
         number = self._newest(_again_dir(model))
         name = f"{model}{_AGAIN}{number}" if number else model
         return self.dataset(f"{self.benchmark_dir(benchmark)}/predictions/{name}", Prediction)
 
     @staticmethod
     def student_dir(student: str, arm: str = "parity") -> str:
-        """The folder of a student's first training on an arm. It contains the folders of later trainings on the arm."""
+        """The folder of a student's first training run on an arm. It contains the folders of later training runs on the
+        arm."""
         return f"students/{student}/{arm}"
 
     def training_dir(self, student: str, arm: str = "parity") -> str:
-        """The folder of a student's newest training on an arm: its samples, state, checkpoints and exported model."""
+        """The folder of a student's newest training run on an arm: its samples, state, checkpoints and exported
+        model."""
         folder = self.student_dir(student, arm)
         number = self._newest(f"{folder}/trainings")
         return f"{folder}/again-{number}" if number else folder
@@ -188,7 +191,7 @@ class Run:
         return self.dataset(f"{folder}/epoch", ParitySample)
 
     def train_again(self, student: str, arm: str) -> str:
-        """Begin another training in addition to the finished one, and return the new training's folder."""
+        """Begin another training run in addition to the finished one, and return its folder."""
         folder = self.student_dir(student, arm)
         self.storage.create(f"{folder}/trainings/{self._newest(f'{folder}/trainings') + 1}.json", b"{}")
         return self.training_dir(student, arm)
@@ -198,7 +201,7 @@ class Run:
         return sum(1 for _ in takewhile(lambda number: self.storage.exists(f"{folder}/{number}.json"), count(1)))
 
     def trained_version(self, student: str, arm: str) -> str:
-        """The version of the verdicts from which the student's newest training on an arm was planned."""
+        """The version of the verdicts from which the student's newest training run on an arm was planned."""
         try:
             version: str = self.read_json(f"{self.training_dir(student, arm)}/{_VERDICTS}")["verdicts"]
         except FileNotFoundError:
@@ -210,7 +213,7 @@ class Run:
         self.storage.create(f"{folder}/{_VERDICTS}", json.dumps({"verdicts": version}).encode())
 
     def is_trained_before_redo(self, student: str, arm: str) -> bool:
-        """Whether the student's D_PI was made again after the student's newest training on the arm was planned."""
+        """Whether the student's D_PI was redone after the student's newest training run on the arm was planned."""
         return self.trained_version(student, arm) != self.parity_version(student)
 
     def merged_model(self, student: str, arm: str = "parity") -> str:
@@ -246,7 +249,7 @@ class Run:
             owner: The number of the owner of the training; see `mpa_ray.run.ownership`.
         """
         for number in range(self._newest(f"{self.student_dir(student, arm)}/trainings")):
-            # Begin new predictions, because the answers of an earlier training do not count for this one.
+            # Begin new predictions, because answers after an earlier training run do not count for this one.
             self.storage.create(f"{_again_dir(MeasuredModel(student, arm).name)}/{number + 1}.json", b"{}")
         self.create_json(self._complete_path(student, arm), {"owner": owner})
 
@@ -330,7 +333,7 @@ class Run:
 
 
 def _again_dir(model: str) -> str:
-    """The folder with a file for each later training of a measured model."""
+    """The folder with a file for each later training run of a measured model."""
     return f"evaluation/again/{model}"
 
 

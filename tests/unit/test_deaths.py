@@ -47,6 +47,7 @@ def test_a_process_that_dies_silently_is_recorded_once_for_all_its_shards() -> N
         state = coordinator(recorder, max_engine_deaths=2)
         for pid in (1, 2, 3):
             attempts = [await state.begin_attempt(shard, process(pid), []) for shard in ("a", "b")]
+        assert state.latest_death() == (2, "engine of teacher: no error of process 2")
         return [attempt.given_up for attempt in attempts]
 
     # The engines died without any image that could have killed them.
@@ -91,7 +92,7 @@ def test_a_shard_that_was_visited_or_that_a_live_process_repeats_is_no_death() -
 
 
 def test_an_engine_that_is_lost_with_its_node_is_no_death() -> None:
-    """Neither while it visits images, even one alone, nor while it starts; but it is recorded."""
+    """This holds while it visits images, even a single one, and while it starts. The loss is still recorded."""
     recorder = Recorder()
 
     async def lost(process: WorkerProcess) -> bool:
