@@ -83,7 +83,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Settings], str]] = {
     "JSON line that is no object": (_list_with("x.jsonl", b'"\xed\xa0\xbd"'), "utf-8"),
     "JSON list without an end": (_list_with("x.json", b'[{"image": "a.png"}'), "no end after row 1"),
     "JSON list without a comma": (_list_with("x.json", b'[{"image": "a.png"} {"image": "b.png"}]'), "not by a comma"),
-    "line that is not UTF-8": (_list_with("x.txt", b"caf\xe9.png\n"), "Give a list in UTF-8"),
+    "line that is not UTF-8": (_list_with("x.txt", b"caf\xe9.png\n"), "the list must be UTF-8"),
     "row without an image": (_list_with("x.jsonl", _rows({"image": None})), "row 1: no URI in 'image'"),
     "row with a number": (_list_with("x.jsonl", _rows({"image": 7})), "row 1: a int"),
     "row without the column": (

@@ -47,19 +47,37 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
     from mpa_ray.phases.context import RunContext
     from mpa_ray.phases.repeated_work import Again
     from mpa_ray.phases.resource_needs import check_resources_of
+    from mpa_ray.run.commands import command_recorded
 
     again = Again.of(redo, relevel)
     if phase in _WITH_MODELS:
         _check_cluster()
     check_resources_of(config, phase)
-    if phase == "report":
-        # `RunContext.open` would create a missing run, so check first that there is one.
-        from mpa_ray.api.run_view import open_run
-
-        open_run(config.run_dir, config.object_store)
+    check_begun(config, phase)
     context = RunContext.open(config, again)
-    _function_of(phase)(context)
-    context.failures.check()
+    with command_recorded(context.run.storage, f"mpa-ray {'evaluate' if phase == 'score' else phase}"):
+        _function_of(phase)(context)
+        context.failures.check()
+
+
+def check_begun(config: EvaluationRunConfig, phase: Phase) -> None:
+    """Check that the run has what a phase reads. `index` and `evaluate` may begin a run; other phases may not.
+
+    Raises:
+        ConfigError: there is no run in the run directory, or its images are not indexed. Nothing was written.
+    """
+    if phase in ("index", "evaluate"):
+        return
+    from mpa_ray.run.run import RUN_FILE, Run
+    from mpa_ray.storage.open import open_storage
+
+    run = Run(open_storage(config.run_dir, config.object_store))
+    if phase not in _WITHOUT_STUDENTS:
+        run.manifest()
+    elif not run.storage.exists(RUN_FILE):
+        verb = "score" if phase == "score" else "report"
+        remedy = "Run mpa-ray align or mpa-ray evaluate first, or correct run_dir."
+        raise ConfigError("run_dir", config.run_dir, f"holds no run, so there is nothing to {verb}.", remedy)
 
 
 def align(config: RunConfig, *, redo: str | None = None, relevel: bool = False) -> None:

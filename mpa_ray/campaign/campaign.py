@@ -37,6 +37,7 @@ from mpa_ray.phases.report import report
 from mpa_ray.phases.resource_needs import check_resources_of, check_resources_of_student
 from mpa_ray.pipeline.cluster_address import cluster_address
 from mpa_ray.pipeline.run_pass import Admission, record_error
+from mpa_ray.run.commands import command_recorded
 from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
@@ -69,6 +70,18 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     failures |= _errors_of_students(config, partial(check_trainable, object_store=config.object_store))
     students = _without(failures, students)
     context = RunContext.from_checked(config, again)
+    with command_recorded(context.run.storage, "mpa-ray align"):
+        _align_students(context, students, failures, list_shards)
+
+
+def _align_students(
+    context: RunContext[RunConfig],
+    students: Sequence[StudentConfig],
+    failures: dict[str, Exception],
+    list_shards: ListShards,
+) -> None:
+    """Align the students whose settings are correct. `failures` holds the errors of the others."""
+    config = context.configured
     context.check_moved_source()
     failures |= _errors_of_students(config, lambda student, _: check_labelled_sets(context, student))
     context.check_unchanged(["corpus", "annotations"])
@@ -92,23 +105,24 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     if failures:
         retry = "Run the same command again to retry."
         if not all(map(continues_at_once, failures.values())):
-            retry = "Do what the messages say, then run the same command again to retry."
+            retry = "Follow the advice in these messages, then run the same command again to retry."
         details = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        problem = f"{', '.join(failures)} failed; the rest is done. {retry} {details}"
+        problem = f"{', '.join(failures)} failed; all other work is done. {retry} {details}"
         is_unfinished = all(isinstance(error, Unfinished | OSError) or may_pass(error) for error in failures.values())
         raise Unfinished(problem) if is_unfinished else RunError(problem)
     context.failures.check()
 
 
 def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exception]:
-    """Score the answers and write the report, even if earlier phases failed. Returns the errors by phase.
+    """Score the answers and write the report, even if earlier phases failed.
 
-    The scores are not printed here, because the report's summary shows them.
+    The scores are not printed here, because the report's summary shows them. Returns the errors by the work that
+    failed, whose description has spaces, so that it is never the name of a student.
     """
     failures: dict[str, Exception] = {}
     calls = {
-        "score": partial(evaluate, context, score_only=True, shows_scores=False),
-        "report": partial(report, context),
+        "writing the scores": partial(evaluate, context, score_only=True, shows_scores=False),
+        "writing the report": partial(report, context),
     }
     for name, call in calls.items():
         try:
@@ -209,7 +223,7 @@ class _Campaign:
                 self._align_again(student, number, to_train, admission, to_check)
         except Exception as error:  # noqa: BLE001
             if error is not self._teacher_error:
-                self._record(student.name, error, f"{student.name} failed, the other students continue")
+                self._record(student.name, error, f"{student.name} failed, but the other students continue")
         finally:
             self._identified[student.name].set()
 
@@ -277,7 +291,7 @@ class _Campaign:
             models = measured_models(context)
         except Exception as error:  # noqa: BLE001
             if error is not self._teacher_error:
-                self._failures["evaluate"] = error
+                self._failures["measuring models"] = error
             return
         of_students = {name for student in context.config.students for name in names_of_student(student)}
         others = {name: model for name, model in models.items() if name not in of_students}
@@ -285,13 +299,15 @@ class _Campaign:
             predict_groups(context, others, lambda group: self._admission(group.base, 0.0))
         except Exception as error:  # noqa: BLE001
             # The model that caused the error fails again below, in a separate pass.
-            say(f"WARNING: measuring models in a shared engine failed; each model is measured alone: {error}")
+            say(f"WARNING: models could not be measured in a shared engine, so each gets a separate engine: {error}")
         for name in others:
             try:
                 predict(context, name, self._admission(models[name], 0.0))
             except Exception as error:  # noqa: BLE001
                 # Without "measuring", the name "teacher" would suggest that the annotation has failed.
-                self._record(f"measuring {name}", error, f"{name} could not be measured, the other models continue")
+                self._record(
+                    f"measuring {name}", error, f"{name} could not be measured, but the other models are still measured"
+                )
 
     def _admission(self, model: ModelConfig, size: float) -> Admission:
         need = Resources(model.num_replicas * model.cpus_per_replica, model.num_replicas * model.gpus_per_replica)

@@ -222,7 +222,7 @@ COMMANDS = {
                 Option("collect", "remove files that belong to no committed shard"),
                 Option(
                     "older-than-hours",
-                    "with --collect: remove only files older than H hours (default 24); no shard may take longer",
+                    "with --collect: remove only files older than H hours (default 24); each shard must take less",
                     "H",
                 ),
             ),
@@ -305,7 +305,7 @@ COMMANDS = {
         ),
         Command(
             "setup-cpu",
-            "Install vLLM for CPUs, and all that mpa_ray needs without a GPU, into this virtual environment.",
+            "Install vLLM for CPUs and everything else that mpa_ray needs without a GPU into this environment.",
             "[--dry-run] [--torch-index URL] [--vllm VERSION] [--extra NAME]",
             (
                 "mpa-ray setup-cpu",

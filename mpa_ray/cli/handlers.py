@@ -73,9 +73,11 @@ def _identify(arguments: Arguments) -> None:
     if not arguments.has("rematch"):
         mpa_ray.run_phase(config, "identify", redo=arguments.options.get("redo"))
         return
+    from mpa_ray.api.phases import check_begun
     from mpa_ray.phases.context import RunContext
     from mpa_ray.phases.rematch import rematch
 
+    check_begun(config, "identify")
     rematch(RunContext.open(config))
 
 

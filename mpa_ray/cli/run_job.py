@@ -32,8 +32,8 @@ exit codes:
   2    wrong set-up: an option, a setting or the installation; nothing was started
   3    unfinished for a reason that may be temporary, such as a full disk or an unreachable object store
   130  interrupted by Ctrl-C or SIGTERM
-After 130, run the same command again to continue where the run ended. After 1 and 3, so does the same command once the
-problem in the message is solved; the message says how."""
+After 130, the same command, run again, continues where the run stopped. After 1 and 3, it continues once the problem in
+the message is solved; the message says how."""
 
 _INSTALL = (
     "Install mpa-ray with its dependencies: run mpa-ray setup-cpu on a machine without a GPU, and otherwise pip "

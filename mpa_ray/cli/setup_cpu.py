@@ -49,7 +49,8 @@ if not current_platform.is_cpu():
 if not hasattr(torch.ops._C, "rms_norm"):
     raise SystemExit("vLLM's kernels for CPUs cannot be loaded")
 """
-_PROGRESS_S = 15.0
+_MAX_SHOWN = 100
+"""In characters. Longer lines of pip are cut."""
 _NUM_SHOWN_LINES = 5
 
 
@@ -84,7 +85,9 @@ class Environment(Protocol):
 class ThisEnvironment:
     """The environment of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress_s: float = 15.0) -> None:
+        """Describe the environment. While pip runs, a line is printed every `progress_s` seconds."""
+        self._progress_s = progress_s
         self.prefix = Path(sys.prefix)
         self.site_packages = Path(sysconfig.get_paths()["purelib"])
         self._log = self.prefix / "setup-cpu.log"
@@ -106,7 +109,7 @@ class ThisEnvironment:
         return next(reversed(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
 
     def pip(self, words: Iterable[str]) -> None:
-        """Run pip, and print its last line of output every 15 seconds. Raises RunError if it fails."""
+        """Run pip, and print its last line of output from time to time. Raises RunError if it fails."""
         command = [sys.executable, "-m", "pip", *words]
         mode = "w" if self._is_new_log else "a"
         self._is_new_log = False
@@ -127,12 +130,15 @@ class ThisEnvironment:
             raise RunError(f"pip failed, and its output is in {self._log}. Its last lines are:\n{shown}")
 
     def _wait(self, process: subprocess.Popen[bytes], started: float) -> int:
+        shown = ""
         while True:
             try:
-                return process.wait(_PROGRESS_S)
+                return process.wait(self._progress_s)
             except subprocess.TimeoutExpired:
-                last = next(reversed(self._lines()), "")
-                _say(f"  {time.monotonic() - started:.0f} s: {last[:100]}")
+                last = next(reversed(self._lines()), "")[:_MAX_SHOWN]
+                # While a large package is downloaded or unpacked, pip writes nothing for minutes.
+                _say(f"  {time.monotonic() - started:.0f} s: {last if last != shown else 'still running'}")
+                shown = last
 
     def _lines(self) -> list[str]:
         text = self._log.read_text(encoding="utf-8", errors="replace")
@@ -294,7 +300,7 @@ def _repair_torchvision(environment: Environment) -> None:
 def _commands(lines: PipLines) -> Iterator[str]:
     """The commands that a dry run prints, quoted for a shell."""
     pip = (sys.executable, "-m", "pip")
-    yield f"# Only if PyTorch {lines.torch_version} is not installed. The second command is for where the first fails:"
+    yield f"# If PyTorch {lines.torch_version} is not installed. If the first command fails, the second one is used:"
     yield from (shlex.join((*pip, *words)) for words in lines.torch)
     yield "# vLLM, Ray and the other packages:"
     yield shlex.join((*pip, *lines.packages))

@@ -2,6 +2,7 @@
 heavy, so that `--help` and configuration errors appear immediately."""
 
 from mpa_ray.config.annotate import AnnotateConfig
+from mpa_ray.config.branches import ModelBranches
 from mpa_ray.config.engines import EngineConfig, EngineSettings, ScriptedEngineConfig, VllmEngineConfig
 from mpa_ray.config.evaluate import BenchmarkConfig, EvaluateConfig, NamedModelConfig
 from mpa_ray.config.identify import AnlsMatch, AnyOfMatch, IdentifyConfig, MatcherConfig, NumericMatch, PlainMatch
@@ -48,6 +49,7 @@ __all__ = [
     "LoraConfig",
     "MatcherConfig",
     "MeasuredModel",
+    "ModelBranches",
     "ModelConfig",
     "NamedModelConfig",
     "NumericMatch",

@@ -87,6 +87,7 @@ class EvaluateConfig(Settings):
             ("models", [model.name for model in self.models]),
         ):
             check_distinct(what, names)
-        if "teacher" in (model.name.lower() for model in self.models):
-            raise ValueError("models: `teacher` is the name of the run's own teacher, so no other model may have it")
+        for index, model in enumerate(self.models):
+            if model.name.lower() == "teacher":
+                raise ValueError(f"models.{index}.name: is the name of the run's teacher. Choose another name")
         return self

@@ -205,14 +205,25 @@ def _readable(error: ValidationError, kind: type[Settings]) -> ConfigError:
 def _of_branch(branch: str, content: Tree, problem: str) -> tuple[str, object, str]:
     """Split the text of an error that a branch's validator raised into field, value and problem.
 
-    The text is `NAME: problem` or `NAME VALUE problem`; any other text is the problem of the whole branch.
+    The text is `NAME: problem` or `NAME VALUE problem`; any other text is the problem of the whole branch. NAME may be
+    a dotted name below the branch.
     """
-    parts = re.fullmatch(r"(\w+)(?:: | (\S+) )(.*)", problem, re.DOTALL)
+    parts = re.fullmatch(r"(\w[\w.]*)(?:: | (\S+) )(.*)", problem, re.DOTALL)
     if parts is None:
         return branch, _Brief(content), problem
     name, value, rest = parts.groups()
     field = name if branch == "config" else f"{branch}.{name}"
-    return field, content.get(name, value) if value else _Brief(content.get(name)), rest
+    return field, content.get(name, value) if value else _Brief(_value_at(content, name)), rest
+
+
+def _value_at(content: Any, dotted: str) -> Any:
+    """The value of a setting below a branch; None if it is not set."""
+    for name in dotted.split("."):
+        if isinstance(content, list) and name.isdecimal():
+            content = content[int(name)]
+        else:
+            content = content.get(name) if isinstance(content, dict) else None
+    return content
 
 
 class _Brief:

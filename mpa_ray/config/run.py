@@ -114,13 +114,16 @@ class RunConfig(EvaluationRunConfig):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> RunConfig:
+        for index, student in enumerate(self.students):
+            if student.name.lower() == "teacher":
+                raise ValueError(f"students.{index}.name: is the name of the run's teacher. Choose another name")
         names = [student.name_in(n) for student in self.students for n in range(1, student.rounds + 1)]
         check_distinct("students", names)
         return self
 
     @model_validator(mode="after")
     def _rounds_have_an_arm(self) -> RunConfig:
-        for student in self.students:
+        for index, student in enumerate(self.students):
             if student.rounds > 1 and "parity" not in student.arms:
-                raise ValueError(f"students: {student.name} has {student.rounds} rounds, which need the arm parity")
+                raise ValueError(f"students.{index}.arms: lacks parity, which rounds after the first train on")
         return self

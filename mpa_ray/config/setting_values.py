@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_document(self, node: yaml.Node) -> Any:
         if _num_values(node, {}) > _MAX_VALUES:
-            raise yaml.YAMLError(f"its aliases stand for more than {_MAX_VALUES:,} values")
+            raise yaml.YAMLError(f"its aliases expand to more than {_MAX_VALUES:,} values")
         return super().construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -106,7 +106,7 @@ def yaml_problem(error: Exception) -> str:
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).split())
     mark = error.problem_mark
-    problem = "a tab, where only spaces may be" if "'\\t'" in str(error.problem) else error.problem
+    problem = "a tab where only spaces are allowed" if "'\\t'" in str(error.problem) else error.problem
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
@@ -143,8 +143,8 @@ def _check_not_cut(word: Word, name: str) -> None:
     # Look only at the next folder or file, because the rest of the path may be a glob.
     first = f"{word}{word.comment.partition('/')[0]}"
     if word.comment and not os.path.exists(os.path.expanduser(word)) and os.path.exists(os.path.expanduser(first)):
-        problem = f"does not exist, and {first!r} does: ` #` begins a comment in YAML."
-        raise ConfigError(name, str(word), problem, "Put the whole path into quotation marks.")
+        problem = f"does not exist, but {first!r} does: in YAML, ` #` begins a comment."
+        raise ConfigError(name, str(word), problem, "Put the path in quotation marks.")
 
 
 def parsed(word: Word) -> Any:

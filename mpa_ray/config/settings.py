@@ -57,6 +57,8 @@ def parse_location(text: str) -> str:
     if (right := misspelled_uri(text)) is not None:
         raise ValueError(f"is a misspelled URI: write {right}")
     scheme, separator, rest = text.partition("://")
+    if scheme == "hf" and separator:
+        raise ValueError(f"hf:// is not supported: {_instead_of_hub(rest)}")
     if separator and "/" not in scheme and scheme not in _SCHEMES:
         raise ValueError(f"{scheme}:// is not supported: give a local path or an s3:// URI, or for images a gs:// URI")
     bucket, _, _ = rest.partition("/")
@@ -65,14 +67,24 @@ def parse_location(text: str) -> str:
         raise ValueError(f"{problem}: write {scheme}://BUCKET/PREFIX")
     if "://" in text and has_url_secrets(text):
         raise ValueError(
-            "a URL with a password or signature would end up in run.json; give credentials in the environment instead"
+            "is a URL with a password or a signature, which the run would store: give credentials in the environment"
         )
     if scheme == "file" and rest.startswith("/") and is_storable(path := os.fsdecode(unquote_to_bytes(rest))):
         return path
     path = os.path.expanduser(text)
     if path == "~" or path.startswith("~/"):
-        raise ValueError("~ stands for the home folder, and this user has none: write the whole path")
+        raise ValueError("begins with ~, and this user has no home folder: write the full path")
     return path
+
+
+def _instead_of_hub(rest: str) -> str:
+    """What to write or do instead of using a URI of the Hugging Face hub, whose part after `hf://` is `rest`."""
+    kind, _, of_kind = rest.partition("/")
+    is_dataset = kind in ("datasets", "buckets", "spaces")
+    name = "/".join((of_kind if is_dataset else rest).split("/")[:2])
+    if is_dataset:
+        return f"download it first, with `hf download {name} --repo-type {kind[:-1]} --local-dir DIR`"
+    return f"write {name} for a model; download a dataset first, with `hf download --repo-type dataset`"
 
 
 Location = Annotated[str, AfterValidator(parse_location)]
@@ -88,11 +100,11 @@ def parse_name(text: str) -> str:
     """
     if not _NAME.fullmatch(text):
         raise ValueError(
-            f"is not a plain name: use letters, digits, `.`, `_` and `-`, with a letter or digit first, and at most "
-            f"{_MAX_NAME_LENGTH} of them"
+            f"is not a valid name: use at most {_MAX_NAME_LENGTH} letters, digits, `.`, `_` and `-`, and begin with a "
+            "letter or digit"
         )
-    if text.lower().endswith(_FILE_ENDINGS):
-        raise ValueError("is the name of a file: leave out its ending")
+    if (ending := next(filter(text.lower().endswith, _FILE_ENDINGS), None)) is not None:
+        raise ValueError(f"ends like a file name: remove {ending}")
     return text
 
 
@@ -108,7 +120,7 @@ def check_distinct(setting: str, names: list[str]) -> None:
         ValueError: a name occurs twice.
     """
     if len({name.lower() for name in names}) != len(names):
-        raise ValueError(f"{setting}: names must differ, and not only in case, got {names}")
+        raise ValueError(f"{setting}: names must be distinct, ignoring case, got {names}")
 
 
 class Settings(BaseModel):

@@ -133,7 +133,7 @@ class ObjectStoreConfig(Settings):
         if url is None:
             return None
         if "@" in url or has_url_secrets(url):
-            raise ValueError("a URL with credentials would end up in run.json; give them in the environment")
+            raise ValueError("is a URL with credentials, which the run would store: give them in the environment")
         if not re.match(r"https?://[^/\s]", url, re.IGNORECASE):
             host = url.rpartition("://")[2]
             raise ValueError(f"is not a URL: write http://{host} or https://{host}")

@@ -73,7 +73,7 @@ class Selection:
         )
         if not filtered:
             return self._empty_error()
-        names = [f"{number} by {name}" for name, number in filtered.most_common()]
+        names = [f"source.{name}: {number}" for name, number in filtered.most_common()]
         first = str(filtered.most_common(1)[0][0])
         return ConfigError(
             f"source.{first}",
@@ -92,7 +92,7 @@ class Selection:
             details, remedy = more, "Give a table with rows, and check source.image_column and source.kind."
         else:
             endings = ", ".join(self._config.extensions) or "any"
-            problem, details = "holds no images", "; ".join(filter(None, [f"endings looked for: {endings}", more]))
+            problem, details = "holds no images", "; ".join(filter(None, [f"expected endings: {endings}", more]))
             remedy = "Check the path, source.kind, source.extensions and source.exclude."
         problem += f" ({details})." if details else "."
         return ConfigError("source.path", self._config.path, problem, remedy)

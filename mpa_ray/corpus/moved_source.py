@@ -77,7 +77,8 @@ def _check_not_begun(config: RunConfig, run: Run, recorded: SourceRoot, current:
         raise ConfigError(
             "source.path",
             config.source.path,
-            f"is not where the corpus was begun, {recorded.root}, and images may move only after all are indexed.",
+            f"differs from {recorded.root}, where indexing began. Images may be moved only after all of them "
+            "are indexed.",
             f"Set it to {recorded.full_path} and run mpa-ray index first, or give a new run_dir.",
         )
 
@@ -97,7 +98,7 @@ class _Sample:
         if isinstance(content, ImageProblem):
             return f"cannot be read ({content.detail})"
         if self.sha256 is not None:
-            return None if hashlib.sha256(content).hexdigest() == self.sha256 else "has another SHA-256"
+            return None if hashlib.sha256(content).hexdigest() == self.sha256 else "has a different SHA-256"
         if self.ref.num_bytes not in (None, len(content)):
             return f"has {len(content)} bytes instead of {self.ref.num_bytes}"
         return None
@@ -167,8 +168,8 @@ class _Check:
         return ConfigError(
             "source.path",
             self.config.source.path,
-            f"does not hold the images that were indexed at {self.recorded.full_path}: {problem}.",
-            "Copy all of them under their old names, set source.path to where they are, or give a new run_dir.",
+            f"does not contain the images that were indexed at {self.recorded.full_path}: {problem}.",
+            "Copy all of them with their old names, set source.path to their location, or give a new run_dir.",
         )
 
 

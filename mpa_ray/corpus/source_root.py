@@ -13,12 +13,15 @@ from mpa_ray.config import SourceConfig, resolve_path
 from mpa_ray.corpus.places.local import storable_uri
 from mpa_ray.corpus.sources.globs import split_glob
 from mpa_ray.corpus.sources.open import is_single_file
-from mpa_ray.run.run import Run
+from mpa_ray.run.run import CORPUS_MANIFEST, REPORT_PAGE, RUN_FILE, Run
 
 SOURCE_FILE = "corpus/source.json"
 """The file with the `SourceRoot` at which the corpus was indexed. Runs of earlier versions lack this file."""
 
 _FILE_SCHEME = "file://"
+
+_FILES_OF_RUNS = (RUN_FILE, CORPUS_MANIFEST, "corpus/data/000000-0.parquet", REPORT_PAGE, "logs/annotate/1.log")
+"""Examples of the files of a run. A glob that matches none of them lists no file of a run."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,18 @@ class SourceRoot:
         """Whether the two paths name the same files. For example, `photos` and `photos/` name the same files."""
         return (self.root, self.names) == (other.root, other.names)
 
+    def lists(self, run_dir: str) -> bool:
+        """Whether a listing of the source would include files of a run in this directory.
+
+        Args:
+            run_dir: The run directory, as a path or an s3:// URI. Symbolic links in paths are resolved.
+        """
+        below = _path_below(run_dir, self.root) if self.root else None
+        if below is None or not self.names:
+            return below is not None
+        _, pattern = split_glob(self.full_path)
+        return pattern is not None and any(pattern.fullmatch(f"{below}{file}") for file in _FILES_OF_RUNS)
+
 
 @dataclass(frozen=True)
 class MovedRoot:
@@ -104,6 +119,24 @@ class MovedRoot:
         below = uri.removeprefix(prefix)
         # A path with `..` may lead out of the root. A key with `..` may do so when it becomes a path.
         return below if uri.startswith(prefix) and below.strip("/") and ".." not in below.split("/") else None
+
+
+def _path_below(folder: str, root: str) -> str | None:
+    """The path of a folder below a root, with a slash at its end, or "" for the root itself; None if it is not below
+    the root."""
+    if "://" in folder or "://" in root:
+        path, prefix = folder.rstrip("/") + "/", root.rstrip("/") + "/"
+        return path.removeprefix(prefix) if path.startswith(prefix) else None
+    real_root = os.path.realpath(root)
+    # The folder may lie below the root under its own name, or under the name that its symbolic links lead to. In a name
+    # with `..`, the folders before the `..` do not contain the folder.
+    names = [Path(folder).absolute(), Path(os.path.realpath(folder))]
+    for name in names:
+        for parent in (name, *name.parents) if ".." not in name.parts else ():
+            if os.path.realpath(parent) == real_root:
+                below = name.relative_to(parent).as_posix()
+                return "" if below == "." else f"{below}/"
+    return None
 
 
 def _absolute(root: str) -> str:

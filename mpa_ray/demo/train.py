@@ -184,7 +184,7 @@ def train_part(
         losses.append(loss.item())
         if step % 50 == 49:
             row = {
-                "stage": part.name,
+                "part": part.name,
                 "step": step + 1,
                 "loss": round(float(np.mean(losses[-50:])), 4),
                 "minutes": round((time.monotonic() - started) / 60, 1),

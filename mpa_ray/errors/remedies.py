@@ -29,22 +29,21 @@ class Remedy(StrEnum):
         "The path of a socket is too long: set TMPDIR and RAY_TMPDIR to a short folder, such as /tmp, then run the "
         "same command again to continue."
     )
-    SHORTER_PATH = "Give a shorter path. The same command fails in the same way."
+    SHORTER_PATH = "Use a shorter path; the same command would fail again."
     DAMAGED = (
-        "A file of the run may be missing or damaged, and then the same command fails in the same way: mpa-ray audit "
-        "RUN names it."
+        "A file of the run may be missing or damaged. If so, the same command fails again, and mpa-ray audit RUN shows "
+        "which file it is."
     )
-    CAUSE = "When this cause is removed, run the same command again to continue."
+    CAUSE = "Fix the cause, then run the same command again to continue."
     """For engines that die, training that fails, and limits that are exceeded."""
     POISON = (
-        "The same command would end again. If these images are good, change the settings of the engine: a changed "
-        "engine visits them again. If not, raise limits.max_poison_images, and they end as kills_engine. Or exclude "
-        "them from the source of a new run."
+        "The same command would fail again. If these images are valid, change the settings of the engine; it then "
+        "processes them again. If they are not, raise limits.max_poison_images, so that they fail with the reason "
+        "kills_engine, or exclude them from the source of a new run."
     )
     """For images that kill engines: with the same engine, they are not visited again."""
     UNKNOWN = (
-        "This may be a fault of mpa_ray or of a library, and then the same command fails in the same way; the log has "
-        "the details."
+        "This may be a bug in mpa_ray or in a library. If so, the same command fails again. The log has the details."
     )
 
     @property

@@ -63,19 +63,20 @@ def fine_tune(
             temporary.
     """
     settings, label = student.level, key.label
-    _warn_of_left_out(label, student, plan.counts)
+    branch = f"{run.branch_of_student(student.name)}.level"
+    _warn_of_left_out(label, branch, student, plan.counts)
     if not plan.counts.num_samples:
-        raise RunError(f"{label}: no samples to train on; see the drop reasons in the report.")
-    resources = f"{label}: level.cpus_per_worker, level.gpus_per_worker"
+        raise RunError(f"{label}: there are no samples to train on; the report lists the reasons.")
+    resources = f"{branch}.cpus_per_worker, {branch}.gpus_per_worker"
     check_resources(resources, settings.cpus_per_worker, settings.gpus_per_worker)
     job = TrainingJob.of(run, config, student, task, plan, folder, card, ownership)
     before = _state(job)
     _check_images(job, label, before, config.limits.max_failed_rate)
     if before.is_exported and run.storage.exists(f"{folder}/merged/config.json"):
-        say(f"{label}: the student is trained and exported already")
+        say(f"{label}: the student is already trained and exported")
         return
     if before.is_trained:
-        say(f"{label}: the student is trained already, and only its export is made")
+        say(f"{label}: the student is already trained; only its export is missing")
     drop_earlier(run.storage, folder, _owner_number(job), job.inherited)
     with Progress(label, plan.num_steps, "steps", before.step) as progress, _StepFollower(job, progress, before.step):
         _fit(job, key)
@@ -87,12 +88,12 @@ def fine_tune(
     _check_images(job, label, after, config.limits.max_failed_rate)
 
 
-def _warn_of_left_out(label: str, student: StudentConfig, counts: EpochCounts) -> None:
+def _warn_of_left_out(label: str, branch: str, student: StudentConfig, counts: EpochCounts) -> None:
     if counts.num_too_long:
         max_tokens = student.level.max_tokens
         say(
-            f"WARNING: {label}: {counts.num_too_long} samples are longer than level.max_tokens = {max_tokens} and are "
-            "left out"
+            f"WARNING: {label}: {counts.num_too_long} samples are longer than {branch}.max_tokens = {max_tokens} and "
+            "are left out"
         )
     if counts.num_with_special_token:
         say(
@@ -110,7 +111,7 @@ def _fit(job: TrainingJob, key: PhaseKey) -> None:
     except ray.train.TrainingFailedError as error:
         num_failures, cause = ray.get(failures.last_failure.remote())
         job.check_owner()
-        attempts = f" in {num_failures} attempts, the last time" if num_failures > 1 else ""
+        attempts = f" in {num_failures} attempts; the last one failed with" if num_failures > 1 else ""
         what = "the student is trained, but its export failed" if _state(job).is_trained else "training failed"
         problem = f"{key.label}: {what}{attempts}: {cause or in_words(error)}"
         # The error was raised in another process, so its class is known only from the text.
@@ -186,13 +187,13 @@ def _check_images(job: TrainingJob, label: str, state: TrainingState, max_failed
         return
     problem = f"{label}: the images of {state.num_unreadable} of {num_samples} samples could no longer be read"
     if state.num_changed:
-        problem += f" ({state.num_changed} have changed since the teacher saw them)"
+        problem += f" (changed since the teacher saw them: {state.num_changed})"
     if state.num_unreadable > max_failed_rate * num_samples:
         raise RunError(
             f"{problem}, more than limits.max_failed_rate = {max_failed_rate} allows. Restore the source's files, "
             f"delete {job.run.storage.root}/{job.folder} and run again."
         )
-    say(f"WARNING: {problem} and were not trained on")
+    say(f"WARNING: {problem}, so the training left these samples out")
 
 
 def _say_results(label: str, before: TrainingState, after: TrainingState) -> None:

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Generic, TypeVar, cast
 
 import mpa_ray
-from mpa_ray.config import EvaluationRunConfig, RunConfig, StudentConfig
+from mpa_ray.config import EvaluationRunConfig, ModelBranches, RunConfig, StudentConfig
 from mpa_ray.corpus.moved_source import as_indexed, check_moved, moved_root
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
@@ -67,6 +67,7 @@ class RunContext(Generic[ConfigT_co]):
     def from_checked(config: ConfigT, again: Again = NOTHING_AGAIN) -> RunContext[ConfigT]:
         """Make the context of a configuration that is already checked."""
         run = Run.open(config.run_dir, config.object_store)
+        run.fingerprints.branches = ModelBranches.of(config)
         if run.creation is Creation.EXCLUSIVE_RENAME:
             say(f"{config.run_dir} has no hard links: results are committed by exclusive renames instead")
         pinned = with_pinned_models(config)

@@ -54,9 +54,15 @@ def evaluate(context: RunContext[EvaluationRunConfig], score_only: bool = False,
     context.begin(reads=upstream_datasets(context.config))
     models = measured_models(context)
     if not models:
-        raise ConfigError("evaluate.models", [], "names no model.", "Name one, or add a teacher and students.")
+        raise ConfigError(
+            "evaluate.models",
+            [],
+            "is empty, so there is no model to measure.",
+            "Add a model, or a teacher and students.",
+        )
     write_questions(settings, context.run, context.places)
     if not score_only:
+        check_unchanged_answers(context, settings)
         predict_groups(context, models)
         run_all_collect_errors({name: partial(predict, context, name) for name in models})
     scores = score(context, settings, list(models))
@@ -65,10 +71,32 @@ def evaluate(context: RunContext[EvaluationRunConfig], score_only: bool = False,
 
 
 def prepare_benchmarks(context: RunContext[RunConfig]) -> None:
-    """Read the benchmarks into the run, so that errors in them are reported before any engine starts."""
+    """Read the benchmarks into the run, so that errors in them are reported before any engine starts.
+
+    Raises:
+        ConfigError: a benchmark is wrong, or stored answers of the teacher or of a model in `evaluate.models` were made
+            with other settings.
+    """
     if context.config.evaluate is not None:
+        check_unchanged_answers(context, context.config.evaluate)
         context.begin()
         write_questions(context.config.evaluate, context.run, context.places)
+
+
+def check_unchanged_answers(context: RunContext[EvaluationRunConfig], settings: EvaluateConfig) -> None:
+    """Compare the settings of the teacher and of `evaluate.models` with those that their stored answers were made with.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    others = {model.name for model in settings.models} | {"teacher"}
+    for name, model in measured_models(context).items():
+        for benchmark in settings.benchmarks if name in others else ():
+            folder = context.run.predictions(benchmark.label, name).folder
+            # Computing a fingerprint may read a checkpoint, so it is done only if there is one to compare it with.
+            if context.run.fingerprints.fixed(folder) is not None:
+                fingerprint = prediction_fingerprint(context.config, context.task, model)
+                context.run.check_fingerprint(folder, fingerprint)
 
 
 def predict(context: RunContext[EvaluationRunConfig], name: str, admission: Admission = nullcontext) -> None:

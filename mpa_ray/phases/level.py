@@ -43,7 +43,7 @@ def students_ready(context: RunContext[RunConfig], is_ready: Callable[[str], boo
         if student.name in first or is_ready(student.name):
             ready.append(student)
         else:
-            say(f"{student.name} is not identified yet and is left out: run mpa-ray identify, then this command again.")
+            say(f"{student.name} has no parity samples yet and is skipped: run mpa-ray identify first.")
     return ready
 
 
@@ -110,7 +110,7 @@ def _level_student(
     # This command waits while another one trains the student, and stops if the other one has different settings.
     with owned(run.storage, folder, key.label, run.epoch(folder).check_fingerprint) as ownership:
         if run.storage.exists(f"{folder}/complete.json"):
-            say(f"{key.label}: done by another command")
+            say(f"{key.label}: another command has finished this training")
             return
         _train(context, student, key, folder, version, ownership, admission)
         with error_recorded(run, PhaseKey("check", student.name, arm)):
@@ -155,7 +155,10 @@ def _trains_again(context: RunContext[RunConfig], student: StudentConfig, arm: A
     if not run.is_trained_before_redo(student.name, arm):
         return False
     if not context.again.relevel:
-        say(f"WARNING: {label}: trained before redo: D_PI was made again later. --relevel trains the student again.")
+        say(
+            f"WARNING: {label}: the student was trained on an earlier D_PI, which has been made again since. Run this "
+            "command with --relevel to train the student on the new one."
+        )
         return False
     if any(student.name in (first.name_in(n) for n in range(1, first.rounds + 1)) for first in _with_rounds(context)):
         raise ConfigError(
@@ -165,7 +168,7 @@ def _trains_again(context: RunContext[RunConfig], student: StudentConfig, arm: A
             "Give the student another name, so that all of its rounds are made again.",
         )
     folder = run.train_again(student.name, arm)
-    say(f"{label}: trained before redo, and trained again in {run.storage.root}/{folder}")
+    say(f"{label}: the student was trained on an earlier D_PI and is trained again in {run.storage.root}/{folder}")
     return True
 
 
@@ -187,7 +190,7 @@ def _check_parity(context: RunContext[RunConfig], student: str) -> str:
         raise ConfigError("run_dir", run.storage.root, problem, "Run mpa-ray identify first.")
     verdicts = run.verdicts(student)
     if version != verdicts.version() or outdated(verdicts, run.annotations, run.manifest().shards):
-        raise RunError(f"the parity samples of {student} are older than its verdicts: run mpa-ray identify.")
+        raise RunError(f"the parity samples of {student} are older than its verdicts. Run mpa-ray identify first.")
     return version
 
 

@@ -21,6 +21,7 @@ from mpa_ray.config import (
 )
 from mpa_ray.corpus.index import check_source
 from mpa_ray.corpus.places.places import Places
+from mpa_ray.corpus.source_root import SourceRoot
 from mpa_ray.engine.build import check_settings
 from mpa_ray.engine.vllm.version import INSTALL_VLLM
 from mpa_ray.errors import ConfigError, did_you_mean
@@ -57,12 +58,24 @@ def check_run(config: RunConfig) -> None:
         ConfigError: a setting is wrong; the error names the first such setting.
     """
     check_task(config)
+    check_run_dir(config)
     with _named("source.path", config.source.path, "object_store"):
         check_source(config.source, Places(config.object_store))
     check_model(config.teacher, "teacher", config.object_store)
     for index, student in enumerate(config.students):
         check_student(student, index, config.object_store)
     check_evaluation(config)
+
+
+def check_run_dir(config: RunConfig) -> None:
+    """Check that the source does not contain the run directory. Raises ConfigError if it does."""
+    if SourceRoot.of(config.source).lists(config.run_dir):
+        raise ConfigError(
+            "run_dir",
+            config.run_dir,
+            f"is inside the source ({config.source.path}), so the files of the run would be listed as images.",
+            "Give a run_dir outside of the source.",
+        )
 
 
 def check_task(config: RunConfig) -> None:
@@ -128,19 +141,18 @@ def check_names(config: EvaluationRunConfig) -> None:
             for number in range(2, student.rounds + 1):
                 models += MeasuredModel.all_of(student.name_in(number), ["parity"])
             known |= {model.name for model in models}
-    for model in config.evaluate.models:
+    for index, model in enumerate(config.evaluate.models):
         # The names become file names, and some file systems ignore case.
         if model.name.lower() in map(str.lower, known):
-            raise ConfigError(
-                "evaluate.models", model.name, "is already the name of another model.", "Choose another name."
-            )
+            field = f"evaluate.models.{index}.name"
+            raise ConfigError(field, model.name, "is already the name of another model.", "Choose another name.")
         known.add(model.name)
-    for model in config.evaluate.models:
+    for index, model in enumerate(config.evaluate.models):
         if model.compared_to is not None and model.compared_to not in known:
             raise ConfigError(
-                "evaluate.models",
+                f"evaluate.models.{index}.compared_to",
                 model.compared_to,
-                f"is not a model of this evaluation, but {model.name} is compared to it.",
+                "is not the name of a model of this evaluation.",
                 f"{did_you_mean(model.compared_to, known)} Choose one of {', '.join(sorted(known))}.".lstrip(),
             )
 
@@ -175,7 +187,7 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
         raise ConfigError(
             f"{field}.min_pixels",
             config.min_pixels,
-            f"is more than max_pixels ({config.max_pixels}).",
+            f"is more than {field}.max_pixels, which is {config.max_pixels}.",
             "Lower it.",
         )
     has_weights = config.engine.loads_hugging_face_weights
@@ -235,21 +247,22 @@ def check_level(config: LevelConfig, field: str) -> None:
             f"{field}.accelerator_type",
             config.accelerator_type,
             "needs a GPU.",
-            "Set level.gpus_per_worker, or remove accelerator_type.",
+            f"Set {field}.gpus_per_worker, or remove {field}.accelerator_type.",
         )
     if config.replay_from is not None and not config.replay_share:
         raise ConfigError(
             f"{field}.replay_from",
             config.replay_from.path,
-            "is not used: replay_share is 0.",
-            "Set level.replay_share.",
+            f"is not used, because {field}.replay_share is 0.",
+            f"Set {field}.replay_share, or remove {field}.replay_from.",
         )
     if isinstance(config.method, LoraConfig) and config.method.quantize:
         quantize = f"{field}.method.quantize"
         if not config.gpus_per_worker:
-            raise ConfigError(quantize, True, "needs a GPU.", "Set level.gpus_per_worker, or remove quantize.")
+            raise ConfigError(quantize, True, "needs a GPU.", f"Set {field}.gpus_per_worker, or remove {quantize}.")
         if config.parallel == "fsdp":
-            raise ConfigError(quantize, True, "cannot be combined with parallel: fsdp.", "Choose one of them.")
+            problem = f"cannot be combined with {field}.parallel = fsdp."
+            raise ConfigError(quantize, True, problem, "Choose one of them.")
         _check_package(quantize, True, "bitsandbytes")
     for service in config.report_to:
         _check_package(f"{field}.report_to", service, {"tensorboard": "tensorboardX"}.get(service, service))

@@ -23,13 +23,13 @@ class Again:
     def of(cls, redo: str | None = None, relevel: bool = False) -> Again:
         """Parse the reasons, separated by commas. Raises ConfigError if one is unknown."""
         if not isinstance(redo, str | None):
-            remedy = 'Pass reasons as one text, separated by commas, such as "storage,unreadable"; "failed" is all.'
+            remedy = 'Pass one text with commas, such as "storage,unreadable"; "failed" means any reason.'
             raise ConfigError("redo", redo, f"is a {type(redo).__name__}, not text.", remedy)
         reasons = [word.strip() for word in redo.split(",")] if redo is not None else []
         known = [ANY_REASON, *map(str, Reason)]
         for reason in reasons:
             if reason not in known:
-                remedy = did_you_mean(reason, known) or "The report lists the reasons; `failed` stands for all of them."
+                remedy = did_you_mean(reason, known) or "The report lists the reasons; `failed` means any reason."
                 raise ConfigError("--redo", reason, "is not a reason for which images fail.", remedy)
         return cls(frozenset(reasons), relevel)
 
@@ -57,6 +57,6 @@ class PassingFailures:
         passes = ", ".join(f"{label} {by_reason.total()}" for label, by_reason in self._by_pass)
         reasons = ",".join(sorted(total))
         raise Unfinished(
-            f"images failed for reasons that may be temporary ({passes}). Everything else is done. "
-            f"The same command with --redo {reasons} visits these images again."
+            f"some images failed for reasons that may be temporary ({passes}). All other work is done. "
+            f"To process these images again, run the same command with --redo {reasons}."
         )

@@ -51,13 +51,15 @@ def _check_temporary_folder() -> None:
     session = datetime.now().strftime(f"session_%Y-%m-%d_%H-%M-%S_%f_{os.getpid()}")
     most = _MAX_SOCKET_PATH_BYTES - len(f"/ray/{session}/sockets/plasma_store")
     if len(os.fsencode(folder)) > most:
-        problem = f"is too long: Ray needs the paths of its sockets below it, and it may have {most} bytes at most."
+        problem = f"is too long: Ray creates sockets below it, so its path may have at most {most} bytes."
         raise ConfigError(name, folder, problem, "Set RAY_TMPDIR to a shorter folder, such as /tmp.")
 
 
 def _check_address(address: str, answer_timeout_s: float) -> None:
     if "://" in address:
-        problem = "is the address of Ray's client server or of its dashboard, which take no such commands."
+        problem = (
+            "is the address of Ray's client server or dashboard, and this command needs the cluster's own address."
+        )
         remedy = "Set it to HOST:PORT of the head node (the port is usually 6379), or use ray job submit."
         raise ConfigError(_ADDRESS, address, problem, remedy)
     host, _, port = address.rpartition(":")
@@ -68,19 +70,19 @@ def _check_address(address: str, answer_timeout_s: float) -> None:
     except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError) as error:
         problem = "names no running cluster: nothing listens there."
         if not isinstance(error, ConnectionRefusedError):
-            problem = "is not the address of a Ray cluster: the connection is closed there."
+            problem = "is not the address of a Ray cluster: the server closed the connection."
         # Raised without a cause, because an error that was caused by a ConnectionError counts as temporary.
         raise ConfigError(_ADDRESS, address, problem, _UNSET) from None
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
-            raise _no_answer(address, f"its host cannot be looked up now ({error.strerror})") from error
+            raise _no_answer(address, f"its host name cannot be resolved now ({error.strerror})") from error
         problem = f"names a host that cannot be found ({error.strerror})."
         raise ConfigError(_ADDRESS, address, problem, _UNSET) from error
     except OSError as error:
         raise _no_answer(address, f"it does not answer ({error.strerror or error})") from error
     if answer is not None and not _is_http2(answer):
         raise ConfigError(
-            _ADDRESS, address, "is not the address of a Ray cluster: another server listens there.", _UNSET
+            _ADDRESS, address, "is not the address of a Ray cluster: a server of another kind answers there.", _UNSET
         )
 
 

@@ -1,4 +1,4 @@
-"""The outcomes of a pass: its last line on the terminal, and the shards that are left for the next run."""
+"""The outcomes of a pass: its last line on the terminal, and the shards that are left unfinished."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PassOutcomes:
         self.rows.update(shard.outcomes)
 
     def leave(self, shard: ShardLeft, limits: LimitsConfig, label: str) -> None:
-        """Add a shard that is left for the next run.
+        """Add a shard that is left unfinished, so that the same command must be run again.
 
         Raises:
             Unfinished: too many images cannot be read now, so the other shards are not tried.
@@ -68,7 +68,7 @@ class PassOutcomes:
         shards = "1 shard is" if len(self.left) == 1 else f"{len(self.left)} shards are"
         images = "1 image" if num_unread == 1 else f"{num_unread} images"
         return Unfinished(
-            f"{label}: {shards} left, because {images} could not be read this time ({detail}). {Remedy.SAME_COMMAND}"
+            f"{label}: {shards} unfinished, because {images} could not be read ({detail}). {Remedy.SAME_COMMAND}"
         )
 
     def _by_reason(self, state: State) -> Counter[str]:

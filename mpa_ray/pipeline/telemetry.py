@@ -23,11 +23,11 @@ class Counters:
 
     def __init__(self, pool: str) -> None:
         self._pool = pool
-        self._images = _counter("images", "Images whose shard is committed")
-        self._rows = _counter("rows", "Rows committed: pairs, verdicts or predictions", "state", "reason")
+        self._images = _counter("images", "Images in committed shards")
+        self._rows = _counter("rows", "Committed rows: pairs, verdicts or predictions", "state", "reason")
         self._tokens = _counter("tokens", "Tokens; cached tokens are also counted as prompt tokens", "kind")
         self._bytes = _counter("bytes_read", "Bytes of image files read")
-        self._seconds = _counter("seconds", "Seconds, added up over images that may overlap in time", "kind")
+        self._seconds = _counter("seconds", "Seconds, summed over images that may be processed concurrently", "kind")
 
     def count(self, num_images: int, outcomes: Mapping[tuple[str, str], int], usage: Usage) -> None:
         """Count a committed shard.
@@ -56,9 +56,9 @@ class Gauges:
     def __init__(self, pool: str, load: Load) -> None:
         self._load, self._tags = load, {"pool": pool}
         self._gauges = {
-            "num_waiting": _gauge("images_waiting", "Images that are read and wait for a slot in the engine"),
+            "num_waiting": _gauge("images_waiting", "Images that have been read and wait for a slot in the engine"),
             "num_rendering": _gauge("images_rendering", "Images that are being decoded, scaled and processed"),
-            "num_in_engine": _gauge("engine_requests", "Requests in the engine, including those that wait there"),
+            "num_in_engine": _gauge("engine_requests", "Requests in the engine, running or queued"),
         }
 
     async def keep_publishing(self) -> None:

@@ -9,11 +9,11 @@ from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
 
 _USAGE = '''## Use
 
-The student was trained and measured with the prompt and the image sizes below. With another prompt or with images of
-another size, its answers are worse. Scale each image with `load_image` first: the processor alone rounds the sides of
-an image that is outside the pixel limits in another way, and its own limits may be wider.
+The student was trained and measured with the prompt and the image sizes below. With other prompts or image sizes, its
+answers are worse. Resize each image with `load_image` first: the processor rounds the sides of an image that is outside
+the pixel limits differently, and its own limits may be wider.
 
-The examples run in the folder `merged/` and give the answers that mpa_ray gets. Both begin with this code:
+Run the examples in the folder `merged/`. They give the same answers as mpa_ray. Both begin with this code:
 
 ```python
 import math
@@ -28,7 +28,7 @@ MIN_PIXELS, MAX_PIXELS = {min_pixels}, {max_pixels}
 
 
 def load_image(path):
-    """The upright image in RGB, on white, with an area within the pixel limits."""
+    """Load an image upright, in RGB on a white background, and resize it to the pixel limits."""
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
     if image.has_transparency_data:
@@ -46,7 +46,7 @@ def load_image(path):
 
 
 def prompt(processor, question):
-    """The question in the model's chat template, after the system turn and the image."""
+    """Put a question into the model's chat template, after the system message and the image."""
     text = PROMPT.format(question=question.strip())
     messages = [
         {{"role": "system", "content": [{{"type": "text", "text": SYSTEM}}]}},
@@ -76,17 +76,17 @@ def answer(path, question):
 print(answer("image.png", "What is in the image?"))
 ```
 
-With vLLM, in a file that Python runs (vLLM's processes import the file again):
+With vLLM (save the code in a file, because vLLM's worker processes import it again):
 
 ```python
 import os
 
-# Only CPUs: GiB for the cache. Without this, vLLM wants 92% of the memory to be free.
+# For a CPU: the size of the KV cache in GiB. By default, vLLM needs 92% of the memory to be free.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
 def answers(pairs):
-    """Answers to pairs of an image's path and a question."""
+    """Answer questions about images. A pair holds the path of an image and a question."""
     from vllm import LLM, SamplingParams
 
     processor = AutoProcessor.from_pretrained(STUDENT)

@@ -24,7 +24,7 @@ def render_next_steps(run: Run, config: EvaluationRunConfig, summary: Evaluation
         ("recount every image", f"mpa-ray audit {run.storage.root}"),
     ]
     width = max(len(purpose) for purpose, _ in steps)
-    return "\n".join(["", "what next", *(f"  {purpose:<{width}}  {way}" for purpose, way in steps)])
+    return "\n".join(["", "next steps", *(f"  {purpose:<{width}}  {way}" for purpose, way in steps)])
 
 
 def _students(run: Run, aligned: Sequence[LeaderboardRow]) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Literal
 
+from mpa_ray.run.commands import RunningCommand
 from mpa_ray.run.logs import DeathSummary
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.textual import Json
@@ -69,6 +70,8 @@ class Status:
     now: datetime
     deaths: DeathSummary = field(default_factory=lambda: DeathSummary({}, []))
     """The processes that died, including those whose death did not end the command."""
+    commands: list[RunningCommand] = field(default_factory=list)
+    """The commands that work on the run, including killed commands of other machines."""
 
     @property
     def finished(self) -> list[str]:
@@ -98,6 +101,7 @@ class Status:
             "left": [phase.name for phase in self.remaining],
             "students": {"leveled": self.finished, "begun": self.unfinished},
             "continue_with": self.command,
+            "commands": [command.to_json() for command in self.commands],
             "phases": [phase.to_json() for phase in self.phases],
             "deaths": self.deaths.to_json(),
         }

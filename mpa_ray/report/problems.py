@@ -88,8 +88,8 @@ def _why_unanswered(phase: PhaseStatus, by_key: dict[PhaseKey, PhaseStatus]) -> 
     for earlier in by_key.values():
         is_earlier = earlier.key.kind in ("identify", "level") and _needs(phase.key, earlier.key)
         if is_earlier and earlier.state != "done":
-            return earlier.error or f"{earlier.name} is not done."
-    return "it is not measured yet."
+            return earlier.error or f"{earlier.name} is not finished."
+    return "the model has not answered it yet."
 
 
 def _needs(evaluate: PhaseKey, earlier: PhaseKey) -> bool:
@@ -108,7 +108,7 @@ def _why_unscored(run: Run, key: PhaseKey) -> str:
     shards = run.manifest(run.benchmark_dir(key.benchmark)).shards
     num_answered, reasons = _answered(predictions, shards)
     if num_answered:
-        return "it is not scored yet."
+        return "the answers are not scored yet."
     most = ", ".join(f"{reason}: {number}" for reason, number in reasons.most_common(3))
     return f"none of its {reasons.total()} questions got a reply ({most})."
 

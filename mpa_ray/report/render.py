@@ -34,12 +34,12 @@ _THUMBNAIL_PIXELS = 160 * 160
 _STACK_WIDTH = 480
 _NOT_ASKED = "teacher_no_student_not_asked"
 _CELLS = (
-    ("teacher_yes_student_no", "teacher agrees with itself, student does not", "kept: a knowledge gap"),
-    ("teacher_yes_student_yes", "teacher agrees with itself, student too", "dropped: student_correct"),
-    ("teacher_no_student_no", "teacher contradicts itself, student disagrees", "dropped: teacher_inconsistent"),
-    ("teacher_no_student_yes", "teacher contradicts itself, student agrees", "dropped: teacher_inconsistent"),
-    (_NOT_ASKED, "teacher contradicts itself, student not asked", "dropped: teacher_inconsistent"),
-    ("not_judged", "no pair to judge", "the teacher's result"),
+    ("teacher_yes_student_no", "teacher consistent, student disagrees", "kept: a knowledge gap"),
+    ("teacher_yes_student_yes", "teacher consistent, student agrees", "dropped: student_correct"),
+    ("teacher_no_student_no", "teacher inconsistent, student disagrees", "dropped: teacher_inconsistent"),
+    ("teacher_no_student_yes", "teacher inconsistent, student agrees", "dropped: teacher_inconsistent"),
+    (_NOT_ASKED, "teacher inconsistent, student not asked", "dropped: teacher_inconsistent"),
+    ("not_judged", "no pair to judge", "see the teacher's results"),
 )
 """The values of `Verdict.cell`, each with its description and result."""
 
@@ -191,7 +191,7 @@ def render_table(summary: EvaluationSummary) -> str:
     lines += _divergence_lines(summary.coverage, [parity_set(name) for name in summary.students])
     lines += [scores, *_second_pass_lines(summary.teacher), "", *_phase_lines(summary.phases)]
     if len(summary.leaderboard) > 1:
-        lines += ["", "before, after and gain in %; the cost counts every phase in full, with its waits"]
+        lines += ["", "before, after and gain in %; the cost is the sum of all phases, including waiting time"]
         lines.append(render_leaderboard(summary.leaderboard))
     return "\n".join(lines)
 
@@ -204,7 +204,7 @@ def _student_lines(name: str, student: StudentSummary) -> list[str]:
         f"  D_PI (parity samples)      {student.num_parity_samples:>8}",
     ]
     if student.replay_share:
-        lines.append(f"  replayed against forgetting{student.replay_share:>8.0%} of D_PI")
+        lines.append(f"  replayed correct pairs     {student.replay_share:>8.0%} of D_PI")
     lines += [f"  not kept: {reason:<17}{number:>8}" for reason, number in student.dropped.items()]
     retained = student.training.retained if student.training is not None else None
     if retained is not None and retained.before is not None and retained.after is not None:
@@ -217,7 +217,7 @@ def _student_lines(name: str, student: StudentSummary) -> list[str]:
 def _divergence_lines(coverage: Coverage, sets: Sequence[str]) -> list[str]:
     return [
         "",
-        "types of answers: divergence in bits (0: equal shares, 1: nothing in common)",
+        "types of answers: Jensen-Shannon divergence in bits (0: equal shares, 1: nothing in common)",
         *(
             f"  {name} from {reference}: {bits:.3f}"
             for name in sets
@@ -242,9 +242,9 @@ def _second_pass_lines(teacher: TeacherSummary) -> list[str]:
 def _phase_lines(phases: Sequence[PhaseSummary]) -> list[str]:
     total_s = sum(phase.record.wall_s for phase in phases)
     return [
-        "time, and images/s without the starts of engines",
+        "time, and images/s without the start of engines",
         *(f"  {phase.key.label:<27}{clock(phase.record.wall_s):>8}{_rate(phase)}" for phase in phases),
-        f"  {'sum':<27}{clock(total_s):>8}    phases that ran at the same time each count in full",
+        f"  {'sum':<27}{clock(total_s):>8}    phases that overlapped each count in full",
     ]
 
 

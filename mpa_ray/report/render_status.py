@@ -14,7 +14,7 @@ _MAX_NAMED = 6
 
 
 def render_status(status: Status) -> str:
-    """Render a status: a line for each phase, the phases that remain, and the command that continues the run."""
+    """Render a status: a line for each phase, the phases that remain, the commands that run, and how to continue."""
     width = max((len(phase.name) for phase in status.phases), default=0)
     lines = [status.run_dir]
     lines += [f"  {phase.name:<{width}}  {', '.join(_parts(phase, status.now))}".rstrip() for phase in status.phases]
@@ -26,15 +26,20 @@ def render_status(status: Status) -> str:
     lines += error_lines({phase.name: phase.error for phase in status.remaining if phase.error})
     lines += death_lines(status.deaths, status.run_dir)
     if status.finished or status.unfinished:
-        begun = f"; begun and not done: {', '.join(status.unfinished)}" if status.unfinished else ""
+        begun = f"; unfinished: {', '.join(status.unfinished)}" if status.unfinished else ""
         lines.append(f"students leveled: {', '.join(status.finished) or 'none'}{begun}")
     signs = [(phase.last_sign, phase.name) for phase in status.phases if phase.last_sign is not None]
     if signs:
         last, name = max(signs)
-        lines.append(f"last sign of life: {last:%Y-%m-%d %H:%M:%S} UTC, {_age(status.now, last)} ago ({name})")
+        lines.append(f"last activity: {last:%Y-%m-%d %H:%M:%S} UTC, {_age(status.now, last)} ago ({name})")
     lines.append(f"remaining: {_names([phase.name for phase in status.remaining])}")
+    lines += [
+        f"running: {command.name} on {command.process}, begun {_age(status.now, command.begun)} ago"
+        for command in status.commands
+    ]
     if status.command is not None:
-        lines.append(f"continue with: {status.command}   (or mpa-ray align for all remaining phases)")
+        condition = "if no command runs any more, " if status.commands else ""
+        lines.append(f"{condition}continue with: {status.command}   (or mpa-ray align for all remaining phases)")
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from mpa_ray.config import Arm, MeasuredModel
 from mpa_ray.records import Outcome
 from mpa_ray.report.phase_status import PhaseState, PhaseStatus, Status
+from mpa_ray.run.commands import running_commands
 from mpa_ray.run.dataset import ShardedDataset, prefetch
 from mpa_ray.run.left_out_counts import left_out_in_words
 from mpa_ray.run.logs import deaths
@@ -47,7 +48,8 @@ def status(run: Run, count_rows: bool = False, now: datetime | None = None) -> S
         phases.append(reader.score())
     if settings.aligns_students:
         phases.append(reader.report())
-    return Status(run.storage.root, phases, now or datetime.now(UTC), deaths(run.storage))
+    commands = running_commands(run.storage)
+    return Status(run.storage.root, phases, now or datetime.now(UTC), deaths(run.storage), commands)
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class _StatusReader:
         if is_trained and not is_done:
             notes.append("trained, not checked in the engine yet")
         if is_done and self._run.is_trained_before_redo(student, arm):
-            notes.append("trained before redo: --relevel trains it again")
+            notes.append("trained on an earlier D_PI: --relevel trains it again")
         phase = replace(
             phase,
             num_done=state.step,

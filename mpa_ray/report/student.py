@@ -169,7 +169,7 @@ def student_warnings(
         )
     if training is not None:
         if not training.is_falling:
-            warnings.append("the loss did not fall: lower the learning rate, or look at the samples")
+            warnings.append("the loss did not fall: lower the student's level.learning_rate, or check the samples")
         if (forgetting := training.retained.forgetting_warning()) is not None:
             warnings.append(forgetting)
     for benchmark, result in measured.items():
@@ -178,6 +178,7 @@ def student_warnings(
             if group == "all" and points <= 0:
                 warnings.append(f"{benchmark}: no gain after leveling")
             elif group.startswith("family: ") and points < -_FORGETTING_POINTS:
-                warnings.append(f"{benchmark}: {group} lost {-points:.1f} points (forgetting): lower the learning rate")
+                lost = f"{benchmark}: {group} lost {-points:.1f} points"
+                warnings.append(f"{lost} (forgetting): lower the student's level.learning_rate")
         warnings += [f"{benchmark}, {warning}" for warning in result.warnings]
     return warnings

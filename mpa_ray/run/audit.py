@@ -224,7 +224,7 @@ class _Auditor:
         if missing := expected_counts - actual_counts:
             self.problems.append(f"{subject} missing: {_first_names(missing)}")
         if extra := actual_counts - expected_counts:
-            self.problems.append(f"{subject} too many: {_first_names(extra)}")
+            self.problems.append(f"{subject} unexpected: {_first_names(extra)}")
 
     def _check_unique(self, subject: str, ids: list[str]) -> None:
         repeated = Counter({name: number for name, number in Counter(ids).items() if number > 1})

@@ -89,7 +89,7 @@ def _counted(
         ids, questions = Counter(row.question_id for row in rows), Counter(expected.get(shard, []))
         subject = f"{predictions.folder} shard {shard}: questions"
         problems += [f"{subject} missing: {_names(missing)}"] if (missing := questions - ids) else []
-        problems += [f"{subject} too many: {_names(extra)}"] if (extra := ids - questions) else []
+        problems += [f"{subject} unexpected: {_names(extra)}"] if (extra := ids - questions) else []
     return AnswerCounts(sum(map(len, expected.values())), dict(outcomes.most_common()))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import TypeAlias
 
+from mpa_ray.config import ModelBranches
 from mpa_ray.models.hub import split_revision
 from mpa_ray.textual import Json
 
@@ -16,6 +17,15 @@ ChangedFields: TypeAlias = dict[str, tuple[Json, Json]]
 
 _NUM_CHANGES_SHOWN = 4
 _MAX_VALUE_LENGTH = 48
+_AGAIN = "~"
+"""Separates a model from the number of its training in the name of a folder."""
+_OUTSIDE_ENGINE = ("model", "min_pixels", "max_pixels", "max_image_pixels")
+"""The fields of a model's fingerprint that are not settings of its engine."""
+_NOT_OF_MODEL = (
+    *("algorithm_version", "task", "task_version", "system_prompt", "preamble", "answer_prompt"),
+    "answer.max_new_tokens",
+)
+"""The fields of the fingerprint of predictions that do not depend on the model."""
 
 
 def changed_fields(old: Fingerprint, new: Fingerprint) -> ChangedFields:
@@ -24,22 +34,47 @@ def changed_fields(old: Fingerprint, new: Fingerprint) -> ChangedFields:
     return {name: (old.get(name), new.get(name)) for name in names if _plain(old.get(name)) != _plain(new.get(name))}
 
 
-def changes_in_words(dataset: str, changed: ChangedFields) -> str:
-    """Name the settings that differ, and show both values of the first few."""
+def changes_in_words(dataset: str, changed: ChangedFields, branches: ModelBranches) -> str:
+    """Name the settings that differ, as the configuration names them, and show both values of the first few."""
     # Short values come first: the name of a task says more than the prompts that differ because of it.
     fields = sorted(changed, key=lambda field: max(len(repr(value)) for value in changed[field]))
     parts = []
     for field in fields[:_NUM_CHANGES_SHOWN]:
         old, new = _cut_to_difference(*map(repr, changed[field]))
-        parts.append(f"{_setting(dataset, field)}: was {old}, now {new}")
+        parts.append(f"{_setting(dataset, field, branches)}: was {old}, now {new}")
     if rest := fields[_NUM_CHANGES_SHOWN:]:
-        parts.append(f"also {', '.join(_setting(dataset, field) for field in rest)}")
+        parts.append(f"also {', '.join(_setting(dataset, field, branches) for field in rest)}")
     return "; ".join(parts)
 
 
-def _setting(dataset: str, field: str) -> str:
-    """The name under which a configuration sets a field. In the fingerprint of the corpus, `source.` is left out."""
-    return f"source.{field}" if dataset == "corpus" and field != "algorithm_version" else field
+def _setting(dataset: str, field: str, branches: ModelBranches) -> str:
+    """The name under which the configuration sets a field of a fingerprint.
+
+    Fingerprints leave out `source.` for the corpus, the branch of the student or of the measured model, and `engine.`.
+    """
+    kind, _, rest = dataset.partition("/")
+    if kind == "corpus":
+        return field if field == "algorithm_version" else f"source.{field}"
+    of_teacher = field.removeprefix("teacher.")
+    if of_teacher != field:
+        return f"teacher.{_of_model(of_teacher)}"
+    if kind in ("verdicts", "students"):
+        branch = branches.students.get(rest.partition("/")[0], "student")
+        of_student = field.removeprefix("student.")
+        if of_student != field:
+            return f"{branch}.{_of_model(of_student)}"
+        return f"{branch}.{field}" if field.startswith("level.") else field
+    model = rest.rpartition("/predictions/")[2].partition(_AGAIN)[0]
+    if kind == "evaluation" and model in branches.measured and field not in _NOT_OF_MODEL:
+        return f"{branches.measured[model]}.{_of_model(field)}"
+    return field
+
+
+def _of_model(field: str) -> str:
+    """The name of a field of a model's fingerprint below the branch of the model."""
+    if field in _OUTSIDE_ENGINE:
+        return field
+    return "engine.kind" if field == "engine" else f"engine.{field}"
 
 
 def _cut_to_difference(old: str, new: str) -> tuple[str, str]:

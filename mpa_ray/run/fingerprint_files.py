@@ -11,6 +11,7 @@ import hashlib
 import json
 from typing import Any
 
+from mpa_ray.config import ModelBranches
 from mpa_ray.errors import ConfigError, FingerprintMismatch
 from mpa_ray.redaction import without_secret_values
 from mpa_ray.run.fingerprint_changes import Fingerprint, changed_fields, changes_in_words, remedy_for_changes
@@ -27,6 +28,8 @@ class FingerprintFiles:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self.branches = ModelBranches()
+        """Where the configuration describes the models, so that errors name the settings as the user writes them."""
         self._registered: dict[str, Fingerprint] = {}
         self._digests: dict[str, str] = {}
         """The digests of fingerprints that were compared and agree. They stay valid, because no file ever changes."""
@@ -59,7 +62,8 @@ class FingerprintFiles:
         changed = changed_fields(fixed, without_secret_values(fingerprint))
         changed.pop(ignoring, None)
         if changed:
-            problem = f"its dataset {dataset} was made with other settings: {changes_in_words(dataset, changed)}."
+            changes = changes_in_words(dataset, changed, self.branches)
+            problem = f"its dataset {dataset} was made with other settings: {changes}."
             raise FingerprintMismatch("run_dir", self._storage.root, problem, remedy_for_changes(dataset, changed))
         return True
 
@@ -126,6 +130,7 @@ class FingerprintFiles:
     def only(self, folder: str) -> FingerprintFiles:
         """A copy for another process, with only the registered fingerprint of the dataset in a folder."""
         files, dataset = FingerprintFiles(self._storage), self._dataset_of(folder)
+        files.branches = self.branches
         if dataset is not None:
             files._registered = {dataset: self._registered[dataset]}
         return files

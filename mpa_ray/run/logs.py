@@ -127,7 +127,7 @@ def cause_of_silent_death(process: WorkerProcess, tails: dict[str, str]) -> str:
             return f"killed by Ray, because the node ran out of memory: {message}"
     quoted = [line for tail in tails.values() for line in last_lines(tail, _NUM_QUOTED)][-_NUM_QUOTED:]
     last = " Its last lines: " + " | ".join(quoted) if quoted else " It wrote no log."
-    return f"the process ended without an error, as after a SIGKILL.{last}"
+    return f"the process ended without an error, as it does after SIGKILL.{last}"
 
 
 def _memory_monitor_message(folder: Path, pid: int) -> str | None:

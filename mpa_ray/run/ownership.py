@@ -87,8 +87,8 @@ class Ownership:
         if self.storage.exists(_owner_path(self.folder, self.number + 1)):
             owner = newest_owner(self.storage, self.folder)
             raise LostOwnership(
-                f"{self.storage.root}/{self.folder} is continued by {owner}, because this command did not answer for "
-                f"{LAPSE_S:.0f} seconds. Nothing is lost; the same command, run again, waits for the other."
+                f"{owner} has taken over {self.storage.root}/{self.folder}, because this command did not respond for "
+                f"{LAPSE_S:.0f} seconds. Nothing is lost: the same command, run again, waits for the other one."
             )
 
 
@@ -172,7 +172,7 @@ def take(
 
 def _say_waits(owner: Owner, beat: bytes, label: str) -> None:
     if beat != _ENDED and not owner.is_gone:
-        say(f"{label}: {owner} does this already; waiting until it ends, or has not answered for {LAPSE_S:.0f} seconds")
+        say(f"{label}: {owner} is working on this; waiting until it ends or stops responding for {LAPSE_S:.0f} seconds")
 
 
 def _keep_beating(ownership: Ownership, is_over: threading.Event, beat_s: float) -> None:

@@ -363,6 +363,10 @@ class Run:
         """
         self.fingerprints.register(dataset, fingerprint)
 
+    def branch_of_student(self, student: str) -> str:
+        """The branch of the configuration that describes a student, such as `students.0`."""
+        return self.fingerprints.branches.students.get(student, "student")
+
     def check_fingerprint(self, dataset: str, fingerprint: Fingerprint, ignoring: str = "") -> None:
         """Compare a fingerprint with the dataset's fixed fingerprint, if there is one. See `FingerprintFiles.check`."""
         self.fingerprints.check(dataset, fingerprint, ignoring)

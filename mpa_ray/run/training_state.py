@@ -33,8 +33,8 @@ class Retained:
         if self.before is None or self.after is None or self.after >= _LEAST_RETAINED * self.before:
             return None
         return (
-            f"answers {self.after} of the retained pairs, and answered {self.before} before "
-            "(forgetting): raise level.replay_share, or lower the learning rate"
+            f"answers {self.after} of the retained pairs, down from {self.before} before the training "
+            "(forgetting): raise the student's level.replay_share, or lower its level.learning_rate"
         )
 
     def to_json(self) -> dict[str, int]:

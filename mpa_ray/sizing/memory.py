@@ -174,7 +174,7 @@ def _engine_remedies(memory: _EngineMemory) -> Iterator[str]:
             yield f"engine.tensor_parallel_size {wider} with gpus_per_replica {wider}"
             break
     if memory.gpu_share < 1:
-        yield "a whole GPU (gpus_per_replica 1)"
+        yield "a whole GPU, with gpus_per_replica 1"
     quantized_room_gib = memory.room_gib(weight_bytes=memory.weight_bytes / 3)
     if sizes.weight_bits is None and quantized_room_gib >= memory.cache_gib(min(longest, 2 * usual)):
         yield "a checkpoint quantized to 4 bits (AWQ, GPTQ)"
@@ -211,16 +211,19 @@ def _cheaper_trainings(level: LevelConfig) -> Iterator[tuple[str, dict[str, obje
         yield "level.gradient_checkpointing true", checkpointing
     for num_workers in (2, 4, 8):
         if num_workers > level.num_workers:
-            remedy = f"level.parallel fsdp with num_workers {num_workers} and gradient_checkpointing true"
+            remedy = f"level.parallel fsdp with level.num_workers {num_workers} and level.gradient_checkpointing true"
             yield remedy, {**checkpointing, "parallel": "fsdp", "num_workers": num_workers}
             break
     if isinstance(level.method, FullConfig):
-        yield "level.method lora", {"method": LoraConfig()}
-        yield "level.method lora with gradient_checkpointing true", {**checkpointing, "method": LoraConfig()}
+        yield "level.method.kind lora", {"method": LoraConfig()}
+        yield "level.method.kind lora with level.gradient_checkpointing true", {**checkpointing, "method": LoraConfig()}
     elif not level.method.quantize and level.parallel == "ddp":
         quantized = level.method.model_copy(update={"quantize": True})
         yield "level.method.quantize true", {"method": quantized}
-        yield "level.method.quantize true with gradient_checkpointing true", {**checkpointing, "method": quantized}
+        yield (
+            "level.method.quantize true with level.gradient_checkpointing true",
+            {**checkpointing, "method": quantized},
+        )
 
 
 def training_gib(level: LevelConfig, sizes: Architecture, image_tokens: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,6 +18,9 @@ from mpa_ray.sizing.run_rates import RunRates, changed_settings
 from mpa_ray.sizing.sizing import Sizing
 from mpa_ray.sizing.workload import workload_of
 from mpa_ray.storage.open import open_storage
+
+_SETTING = re.compile(r"(?<![\w.])(?:engine\.|level\.|gpus_per_replica\b)")
+"""The beginning of a setting of a model in a remedy."""
 
 
 def size_run(config: RunConfig) -> Sizing:
@@ -61,18 +65,25 @@ def _settings_of_models(config: RunConfig) -> dict[str, str]:
 
 def check_memory(config: RunConfig, measured: RunRates, models: Models) -> Iterator[MemoryCheck]:
     """Check whether every model of a run fits the memory of its GPUs, for serving and for training."""
-    yield _check_engine("teacher", config.teacher, models)
+    yield _in_branch(_check_engine("teacher", config.teacher, models), "teacher")
     first = first_of_same_model(config.students)
-    for student in config.students:
+    for index, student in enumerate(config.students):
+        branch = f"students.{index}"
         if student in first:
-            yield _check_engine(f"student {student.name}", student, models)
+            yield _in_branch(_check_engine(f"student {student.name}", student, models), branch)
         check = _check_training(student, models)
         memory_gib = measured.training_memory_gib(student.name)
         if check.needed_gib and memory_gib is not None:
             check = replace(check, detail=f"{check.detail}; {memory_gib:.1f} GiB were measured")
-        yield check
-    for model in config.evaluate.models if config.evaluate is not None else ():
-        yield _check_engine(f"model {model.name}", model, models)
+        yield _in_branch(check, branch)
+    for index, model in enumerate(config.evaluate.models if config.evaluate is not None else ()):
+        yield _in_branch(_check_engine(f"model {model.name}", model, models), f"evaluate.models.{index}")
+
+
+def _in_branch(check: MemoryCheck, branch: str) -> MemoryCheck:
+    """The check with remedies that name settings as the configuration does, such as `students.0.engine.dtype`."""
+    remedies = (_SETTING.sub(rf"{branch}.\g<0>", remedy) for remedy in check.remedies)
+    return replace(check, remedies=tuple(remedies))
 
 
 def _check_engine(name: str, model: ModelConfig, models: Models) -> MemoryCheck:

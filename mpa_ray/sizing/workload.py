@@ -64,7 +64,7 @@ def _note_source(config: RunConfig, notes: list[str]) -> None:
     try:
         check_source(config.source, Places(config.object_store))
     except ConfigError as error:
-        notes.append(f"{error} The other commands need it.")
+        notes.append(f"the source cannot be indexed: {error} The plan does not need it, but the other commands do.")
 
 
 def _count_questions(evaluate: EvaluateConfig, plan: PlanConfig, run: Run, notes: list[str]) -> int | None:

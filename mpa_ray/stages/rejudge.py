@@ -95,10 +95,11 @@ class Changes:
         parity = self.parity
         lines.append(f"  {'D_PI':<36}{parity.before:>9}{parity.after:>9}  ({parity.gained} gained, {parity.lost} lost)")
         if not_asked := after[_NOT_ASKED]:
+            pairs = "1 pair" if not_asked == 1 else f"{not_asked} pairs"
             lines.append(
-                f"  WARNING: on {not_asked} pairs the teacher agrees with itself only by this matcher, so the student "
-                "was never asked. To have them judged, set identify.ask_where_teacher_disagrees: true, give the "
-                "student another name, and run identify."
+                f"  WARNING: for {pairs}, the teacher's answers agree according to this matcher but not "
+                "according to the first one, so the student was never asked. To judge these pairs, set "
+                "identify.ask_where_teacher_disagrees: true, give the student another name, and run mpa-ray identify."
             )
         return "\n".join(lines)
 

@@ -269,5 +269,6 @@ def _in_attempt(work: ImageWork[Any], attempt: Attempt) -> ImageWork[Any]:
     num_killed = attempt.quarantined.get(work.image_id)
     if num_killed is None:
         return replace(work, attempts=attempt.number)
-    problem = ImageProblem(Reason.KILLS_ENGINE, f"{num_killed} engines died with this image alone in them")
+    died = "1 engine died while it" if num_killed == 1 else f"{num_killed} engines died while they"
+    problem = ImageProblem(Reason.KILLS_ENGINE, f"{died} held only this image")
     return replace(work, attempts=1 + num_killed, content=problem)

@@ -83,7 +83,7 @@ def call_each(
         results[job.number] = job.outcome()
         for number, call in islice(queue, 1 if num_expired < max_running else 0):
             start(number, call)
-    given_up = TimeoutError(f"{name}: not tried, because {num_expired} earlier reads did not end in time")
+    given_up = TimeoutError(f"{name}: not tried, because {num_expired} earlier reads timed out")
     results.update((number, given_up) for number, _ in queue)
     return [results[number] for number in range(len(results))]
 
@@ -115,7 +115,7 @@ class Expiry:
             num_bytes: The number of bytes that the call has read.
         """
         if self.is_over():
-            raise TimeoutError(f"{name}: only {num_bytes} bytes came within {self._deadline_s:g} s")
+            raise TimeoutError(f"{name}: only {num_bytes} bytes were received within {self._deadline_s:g} s")
 
     def is_over(self) -> bool:
         """Whether the call has expired."""

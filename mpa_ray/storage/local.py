@@ -59,7 +59,8 @@ class LocalStorage:
     def check_create(self, path: str) -> Creation:  # noqa: ARG002
         if len(os.fsencode(self.root)) > _MAX_PATH_BYTES - _MAX_PATH_IN_RUN_BYTES:
             problem = (
-                f"is too long: paths have at most {_MAX_PATH_BYTES} bytes, and the run's own {_MAX_PATH_IN_RUN_BYTES}."
+                f"is too long: a path can have {_MAX_PATH_BYTES} bytes, and the names of the run's files need up to "
+                f"{_MAX_PATH_IN_RUN_BYTES} of them."
             )
             raise ConfigError("run_dir", self.root, problem, "Give a shorter path.")
         # Other commands may check at the same time.

@@ -140,7 +140,7 @@ class RequestPace:
         See `short_first_contact`.
         """
         if _first_contact.is_set() and not self.has_answered and elapsed_s > _FIRST_CONTACT_S:
-            raise TransientError(f"{name}: {error} (no answer yet in {_FIRST_CONTACT_S:g} s)") from error
+            raise TransientError(f"{name}: {error} (no response within {_FIRST_CONTACT_S:g} s)") from error
 
     def _record_failure(self) -> None:
         if self._failing_since is None:

@@ -45,7 +45,7 @@ def test_bundled_models_are_trained_without_ray_and_vllm(tmp_path: Path) -> None
     assert_complete(run, ["student"])
     row = run.rows["student"]
     assert row["num_samples"] == 8 * row["num_steps"] > 0
-    assert {line["stage"] for line in row["log"]} == {"student-sight", "student-numbers"}
+    assert {line["part"] for line in row["log"]} == {"student-sight", "student-numbers"}
     assert all(math.isfinite(line["loss"]) for line in row["log"])
     assert 0 <= row["exact_match"]["all"] <= 1
     assert (tmp_path / "student.safetensors").stat().st_size > 4 * row["num_parameters"]

@@ -165,10 +165,10 @@ def test_answers_under_other_settings_are_not_mixed(benchmarks: list[dict[str, s
 @pytest.mark.parametrize(
     ("models", "problem"),
     [
-        ([], "evaluate.models = .*names no model"),
+        ([], "evaluate.models = .*is empty, so there is no model"),
         (
             [{"name": "a", **STEADY, "compared_to": "b"}],
-            "evaluate.models = 'b': is not a model",
+            "evaluate.models.0.compared_to = 'b': is not the name of a model",
         ),
         ([{"name": "a", "model": "/no/such"}], "evaluate.models.0.model = '/no/such'"),
     ],
@@ -221,7 +221,7 @@ def test_another_matcher_needs_no_model(images: Path, tmp_path: Path) -> None:
     changes = run.read_json("parity/small/rematch/containment/changes.json")
     assert changes["parity_samples"] == {"before": len(before), "after": 0, "gained": 0, "lost": len(before)}
     assert changes["num_not_asked"] == changes["cells_before"]["teacher_no_student_not_asked"] > 0
-    assert f"on {changes['num_not_asked']} pairs the teacher agrees with itself only by this matcher" in done.stdout
+    assert f"for {changes['num_not_asked']} pairs, the teacher's answers agree according to this matcher" in done.stdout
     assert rematched(run, "containment") == []
     assert run.read_json("parity/small/rematch/containment/manifest.json")["matcher"] == {"kind": "containment"}
     assert [sample.annotation_id for sample in read_parity(run, "small")] == before

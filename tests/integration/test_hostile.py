@@ -75,7 +75,7 @@ def test_no_hostile_record_is_lost_or_doubled(tmp_path: Path, capfd: pytest.Capt
     source.records[0] = Record(changed.key, frozenset({"too_few_bytes"}), b"others")
     source.records.append(lost)
     problems = "\n".join(Recount(source, run_dir).problems)
-    for words in (f"1 missing: '{lost.key}'", f"1 too many: '{doubled.key}'", f"reason of '{changed.key}'"):
+    for words in (f"1 missing: '{lost.key}'", f"1 unexpected: '{doubled.key}'", f"reason of '{changed.key}'"):
         assert words in problems
 
 

@@ -176,7 +176,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
         (("--no_such_key", "1"), "no_such_key = 1: is not a setting."),
         (("--teacher.num_replicas", "0"), "teacher.num_replicas = 0:"),
         (("--teacher", "{{model: ./no/such/model}}"), "teacher.model = './no/such/model': is not a folder."),
-        (("--source.path", "/no/such"), "source.path = '/no/such': is not a folder."),
+        (("--source.path", "/no/such"), "source.path = '/no/such': does not exist."),
         (("--source.path", "{empty}"), "source.path = '{empty}': holds no images"),
         (("--students", "[{{model: {bare}}}]"), "students.0.model = '{bare}': has no processor"),
     ],

@@ -228,14 +228,14 @@ def test_an_export_that_could_not_be_written_is_made_again_without_training(
     assert (after["step"], after["best_step"]) == (before["step"], before["best_step"])
     assert losses_of(run) == losses
     assert [entry["from_step"] for entry in after["resumed"]] == [before["step"]] * 2
-    assert "the student is trained already, and only its export is made" in done.stdout
+    assert "the student is already trained; only its export is missing" in done.stdout
     assert weights_of(run)
 
     # As after a fault of the check in the engine, which follows the export.
     (parity / "complete.json").unlink()
     again = run_job("level", tree, tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "the student is trained and exported already" in again.stdout
+    assert "the student is already trained and exported" in again.stdout
     assert training_of(run) == after
 
 

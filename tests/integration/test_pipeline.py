@@ -153,7 +153,7 @@ def test_a_dead_engine_is_replaced_and_nothing_is_lost(images: Path, tmp_path: P
     ("fault", "last_error"),
     [
         ("die_on", "scripted to die on 000.png"),
-        ("kill_on", "the process ended without an error, as after a SIGKILL"),
+        ("kill_on", "the process ended without an error, as it does after SIGKILL"),
     ],
 )
 def test_more_images_that_kill_engines_than_the_limit_end_the_run(
@@ -185,7 +185,9 @@ def test_a_fixed_engine_continues_a_run_that_images_which_kill_engines_have_ende
     tree = scripted_tree(images, tmp_path / "run", die_on=["000.png"])
     tree["source"]["limit"] = 4
     tree["limits"] = {"max_image_deaths": 1, "max_poison_images": 0}
-    ended = r"1 image of shard 000000 killed engines, more than.*scripted to die on 000.png.*The same command would end"
+    ended = (
+        r"1 image of shard 000000 killed engines, more than.*scripted to die on 000.png.*The same command would fail"
+    )
     for _ in range(2):
         with pytest.raises(RunError, match=ended):
             identified(tree)
@@ -274,7 +276,7 @@ def test_an_image_that_kills_engines_is_quarantined(
     assert run.annotations.list_suspects() == set()
     warning = "annotate:teacher: 1 image killed engines and failed with reason kills_engine (011.png)"
     assert warning in capsys.readouterr().out
-    assert "engines died with this image alone" in (rows["011.png"].detail or "")
+    assert "engines died while they held only this image" in (rows["011.png"].detail or "")
 
 
 @pytest.mark.parametrize(
@@ -302,11 +304,11 @@ def test_many_images_that_kill_engines_end_as_failed_rows_with_default_limits(
 def test_an_engine_that_cannot_answer_the_probe_ends_the_run_and_blames_no_image(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run", die_on=["003.png", PROBE_ID])
     tree["source"]["limit"] = 8
-    with pytest.raises(Unfinished, match=rf"no image is to blame: scripted to die on {PROBE_ID}.*log: ") as end:
+    with pytest.raises(Unfinished, match=rf"are not the cause: scripted to die on {PROBE_ID}.*log: ") as end:
         identified(tree)
     run = Run.open(tree["run_dir"])
     assert deaths(run.storage).num_by_phase == {"annotate": 3}
-    assert str(end.value).endswith("When this cause is removed, run the same command again to continue.")
+    assert str(end.value).endswith("Fix the cause, then run the same command again to continue.")
     tree["teacher"]["engine"]["die_on"] = []
     assert audit(identified(tree)[1]).to_json()["failed"] == {}
 
@@ -326,7 +328,7 @@ def test_an_error_in_a_task_ends_the_run_in_its_own_words(images: Path, tmp_path
     index(context)
     run = context.run
     work = replace(annotation_pass(context), reader=ReaderThatFails(context.config.object_store))
-    with pytest.raises(RunError, match=r"^annotate:teacher: KeyError: 'no such row'\. This may be a fault of mpa_ray"):
+    with pytest.raises(RunError, match=r"^annotate:teacher: KeyError: 'no such row'\. This may be a bug in mpa_ray"):
         run_missing(run, work, Outstanding.of(run.annotations, run.manifest()))
 
 

@@ -182,7 +182,7 @@ def test_images_that_cannot_be_read_for_now_are_left_then_failed_then_made_again
         left = case.command("annotate")
         assert left.returncode == 3, left.stderr
         assert one_line(left).startswith(
-            "Unfinished: annotate: 2 shards are left, because 3 images could not be read this time (TransientError: "
+            "Unfinished: annotate: 2 shards are unfinished, because 3 images could not be read (TransientError: "
         )
         assert len(case.rows("annotations")) == NUM_IMAGES - 16
         for shard in ("000000", "000003"):
@@ -191,7 +191,7 @@ def test_images_that_cannot_be_read_for_now_are_left_then_failed_then_made_again
         third = case.command("annotate")
         assert third.returncode == 3
         assert "annotate: of 16 rows, 18.8% failed (storage: 3), 0.0% were dropped" in third.stdout
-        assert "The same command with --redo storage visits these images again." in one_line(third)
+        assert "To process these images again, run the same command with --redo storage." in one_line(third)
         first = {row["image_id"]: row for row in case.rows("annotations")}
         assert Counter(row["reason"] for row in first.values()) == {None: 57, "storage": 3}
 

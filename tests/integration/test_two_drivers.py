@@ -53,9 +53,9 @@ def test_one_of_two_commands_trains_a_student_and_the_other_waits(images: Path, 
     level = command("level", tree, tmp_path)
     results = run_both(level, level)
     assert [code for code, _, _ in results] == [0, 0], results
-    waited = [output for _, output, _ in results if "does this already; waiting until it ends" in output]
+    waited = [output for _, output, _ in results if "is working on this; waiting until it ends" in output]
     assert len(waited) == 1
-    assert "level small: done by another command" in waited[0]
+    assert "level small: another command has finished this training" in waited[0]
     folder = tmp_path / "run/students/small/parity"
     training = json.loads((folder / "training.json").read_text())
     assert training["resumed"] == []

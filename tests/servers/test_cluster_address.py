@@ -89,7 +89,7 @@ def test_a_server_that_is_silent_may_answer_later(set_address: Callable[[str], N
     [
         (TimeoutError("timed out"), Unfinished, "it does not answer (timed out)"),
         (OSError(errno.EHOSTUNREACH, "No route to host"), Unfinished, "it does not answer (No route to host)"),
-        (socket.gaierror(socket.EAI_AGAIN, "Try again"), Unfinished, "cannot be looked up now (Try again)"),
+        (socket.gaierror(socket.EAI_AGAIN, "Try again"), Unfinished, "cannot be resolved now (Try again)"),
         (socket.gaierror(socket.EAI_NONAME, "Name unknown"), ConfigError, "a host that cannot be found (Name unknown)"),
     ],
 )
@@ -117,8 +117,8 @@ def test_the_whole_check_takes_less_than_30_seconds() -> None:
 @pytest.mark.parametrize(
     ("address", "problem"),
     [
-        ("ray://head:10001", "is the address of Ray's client server or of its dashboard"),
-        ("http://head:8265", "is the address of Ray's client server or of its dashboard"),
+        ("ray://head:10001", "is the address of Ray's client server or dashboard"),
+        ("http://head:8265", "is the address of Ray's client server or dashboard"),
         ("head", "is not an address HOST:PORT"),
         ("head:port", "is not an address HOST:PORT"),
         ("head:70000", "is not an address HOST:PORT"),

@@ -302,7 +302,7 @@ def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
 
 def test_a_run_directory_whose_path_is_too_long_is_refused(tmp_path: Path) -> None:
     deep = Path(tmp_path, *["d" * 200] * 18)
-    with pytest.raises(ConfigError, match=r"run_dir = .* is too long: paths have at most 4095 bytes"):
+    with pytest.raises(ConfigError, match=r"run_dir = .* is too long: a path can have 4095 bytes"):
         Run.open(str(deep))
 
 

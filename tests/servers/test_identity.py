@@ -251,7 +251,7 @@ def test_a_user_without_a_home_folder_has_no_cache_but_digests() -> None:
     assert folder.startswith(f"ConfigError {CACHE_VARIABLE} = None: is not set, and this user has no home folder")
     assert "this machine has no credentials" in store
     assert config.startswith("ConfigError --config = '~/config.yaml': cannot be read")
-    assert "~ stands for the home folder, and this user has none" in setting
+    assert "begins with ~, and this user has no home folder" in setting
 
 
 def test_names_that_are_not_utf8_have_digests(tmp_path: Path, cache: Path) -> None:

@@ -240,8 +240,10 @@ def test_missing_images_are_refused_at_once(old: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         continued(new, tmp_path)
     message = str(refused.value)
-    assert f"source.path = {str(new)!r}: does not hold the images that were indexed at {path}: {new}/012.png" in message
-    assert "Copy all of them under their old names, set source.path to where they are" in message
+    assert (
+        f"source.path = {str(new)!r}: does not contain the images that were indexed at {path}: {new}/012.png" in message
+    )
+    assert "Copy all of them with their old names, set source.path to their location" in message
     (new / "012.png").write_bytes(CONTENTS[12] + b"!")
     with pytest.raises(ConfigError, match=r"012.png has 24 bytes instead of 23"):
         continued(new, tmp_path)
@@ -260,7 +262,7 @@ def test_other_images_of_the_same_size_are_refused_once_digests_are_known(
     others = tmp_path / "others"
     others.mkdir()
     make([content.upper() for content in CONTENTS], others)
-    with pytest.raises(ConfigError, match="has another SHA-256"):
+    with pytest.raises(ConfigError, match="has a different SHA-256"):
         continued(others / path.relative_to(old), tmp_path)
     same = tmp_path / "same"
     same.mkdir()
@@ -326,8 +328,8 @@ def test_a_corpus_that_is_partly_indexed_does_not_move(old: Path, tmp_path: Path
     with pytest.raises(ConfigError) as refused:
         continued(new, tmp_path)
     assert str(refused.value) == (
-        f"source.path = {str(new)!r}: is not where the corpus was begun, {path}, and images may move only after all "
-        f"are indexed. Set it to {path} and run mpa-ray index first, or give a new run_dir."
+        f"source.path = {str(new)!r}: differs from {path}, where indexing began. Images may be moved only after all "
+        f"of them are indexed. Set it to {path} and run mpa-ray index first, or give a new run_dir."
     )
     index(RunContext.open(configured(f"{path}/", tmp_path)))
     assert continued(new, tmp_path).corpus_reader.read(uris_of(context.run)) == CONTENTS
@@ -389,7 +391,7 @@ def test_align_refuses_missing_images_before_anything_starts(old: Path, tmp_path
     (new / "000.png").unlink()
     config = configured(new, tmp_path)
     student = config.students[0].model_copy(update={"model": "bundled:demo/models/student"})
-    with pytest.raises(ConfigError, match="does not hold the images that were indexed at"):
+    with pytest.raises(ConfigError, match="does not contain the images that were indexed at"):
         align(config.model_copy(update={"students": (student,)}))
 
 

@@ -396,7 +396,7 @@ REFUSED = ObjectStoreConfig(endpoint_url="http://127.0.0.1:9", first_pause_s=0.2
 
 
 def test_a_command_whose_store_cannot_be_connected_to_at_first_gives_up_soon(num_pauses: list[float]) -> None:
-    with short_first_contact(), pytest.raises(TransientError, match=r"Could not connect.*no answer yet"):
+    with short_first_contact(), pytest.raises(TransientError, match=r"Could not connect.*no response within"):
         ObjectStore(REFUSED).get("bucket", "key")
     assert sum(num_pauses) < 4
 

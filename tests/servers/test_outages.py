@@ -90,15 +90,13 @@ def test_images_are_left_then_failed_then_made_again(commands: Commands, proxy: 
     for _ in range(2):
         assert commands.run("annotate") == 3
         (line,) = commands.err.splitlines()
-        assert line.startswith(
-            "Unfinished: annotate: 2 shards are left, because 3 images could not be read this time ("
-        )
+        assert line.startswith("Unfinished: annotate: 2 shards are unfinished, because 3 images could not be read (")
         assert line.endswith("Run the same command again to continue.")
         assert len(commands.rows("annotations")) == 4
     assert commands.run("annotate") == 3
     assert "annotate: of 16 rows, 18.8% failed (storage: 3), 0.0% were dropped" in commands.out
     (line,) = commands.err.splitlines()
-    assert line.endswith("The same command with --redo storage visits these images again.")
+    assert line.endswith("To process these images again, run the same command with --redo storage.")
     assert commands.run("annotate") == 0
     assert commands.run("identify") == 0
     assert commands.audit()["failed"] == {"storage": 3}
@@ -183,7 +181,7 @@ def test_align_reports_failed_images_at_its_end_and_makes_them_again(
     proxy.refuses = out_of_reach
     assert [commands.run("align") for _ in range(2)] == [3, 3]
     assert commands.run("align") == 3
-    assert "images failed for reasons that may be temporary (annotate 3). Everything else is done." in commands.err
+    assert "images failed for reasons that may be temporary (annotate 3). All other work is done." in commands.err
     assert commands.audit()["problems"] == []
     proxy.refuses = nothing
     assert commands.run("align", "--redo", "storage") == 0

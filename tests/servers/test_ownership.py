@@ -100,8 +100,8 @@ def test_an_owner_is_replaced_once_its_heartbeat_stops(storage: Storage, capsys:
     assert take_with(storage, waits).number == 2
     assert waits.num == 40 + LAPSE_S / 2
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("level small: node-b (process 4711) does this already; waiting until it ends, or has not")
-    with pytest.raises(LostOwnership, match=rf"is continued by \S+ \(process {os.getpid()}\)"):
+    assert line.startswith("level small: node-b (process 4711) is working on this; waiting until it ends or stops")
+    with pytest.raises(LostOwnership, match=rf"\S+ \(process {os.getpid()}\) has taken over"):
         first.check()
 
 
@@ -195,7 +195,7 @@ def lost(storage: Storage) -> Ownership:
 def test_a_lost_training_ends_its_command_with_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_job(lost(LocalStorage(str(tmp_path))).check) == 3
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"Unfinished: {tmp_path}/{FOLDER} is continued by node-b (process 4711), because")
+    assert line.startswith(f"Unfinished: node-b (process 4711) has taken over {tmp_path}/{FOLDER}, because")
 
 
 def test_an_old_owner_changes_neither_the_state_nor_the_log(

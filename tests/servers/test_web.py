@@ -294,7 +294,7 @@ def test_memory_is_bounded_whatever_the_server_sends(site: str, path: str) -> No
     ("path", "detail"),
     [
         ("cut-gzip", "ends too early"),
-        ("not-gzip", "not what Content-Encoding says"),
+        ("not-gzip", "does not match its Content-Encoding"),
         ("br", "Content-Encoding br, which was not requested"),
         ("other-range", "another range than the requested one"),
     ],

@@ -96,8 +96,10 @@ def test_a_phase_runs_by_its_name(images: Path, tmp_path: Path, capsys: pytest.C
     alone = EvaluationRunConfig.model_validate({"run_dir": str(tmp_path / "alone"), "evaluate": None})
     with pytest.raises(ConfigError, match="this one only measures models"):
         run_phase(alone, "level")
-    with pytest.raises(ConfigError, match=r"alone': has no run\.json\. Give the directory of a run\."):
+    with pytest.raises(ConfigError, match=r"alone': holds no run, so there is nothing to report\."):
         run_phase(alone, "report")
+    with pytest.raises(ConfigError, match=r"alone': holds no run, so there is nothing to score\."):
+        run_phase(alone, "score")
     assert not (tmp_path / "alone").exists()
     run_phase(config, "report")
     assert (tmp_path / "run/report/index.html").is_file()
@@ -122,7 +124,7 @@ def test_wrong_arguments_are_refused(images: Path, tmp_path: Path) -> None:
     calls: list[tuple[Callable[[], Any], str]] = [
         (lambda: mpa_ray.align(alone), r'only measures models.* Call run_phase\(config, "evaluate"\)'),  # type: ignore[arg-type]
         (lambda: run_phase(config, None), "phase = None: is not a phase. Choose one of index"),  # type: ignore[arg-type]
-        (lambda: run_phase(config, "identify", redo=["storage"]), "is a list, not text. Pass reasons as one text"),  # type: ignore[arg-type]
+        (lambda: run_phase(config, "identify", redo=["storage"]), "is a list, not text. Pass one text with commas"),  # type: ignore[arg-type]
         (lambda: mpa_ray.load_config(None), "is a NoneType, not a path"),  # type: ignore[arg-type]
         (lambda: mpa_ray.load_config({"run_dir": "x"}), "is a dict, not a path"),  # type: ignore[arg-type]
         (lambda: mpa_ray.load_config(tmp_path / "my.yaml", ["a"]), "is a list, not a mapping"),  # type: ignore[arg-type]

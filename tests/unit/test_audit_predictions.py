@@ -57,7 +57,7 @@ def test_missing_doubled_and_damaged_answers_are_problems(run: Run) -> None:
     (root / "two/commits/000001.json").unlink()
     problems = "\n".join(audit(run).problems)
     assert "predictions/one shard 000001: questions missing: q4" in problems
-    assert "predictions/one shard 000001: questions too many: q3" in problems
+    assert "predictions/one shard 000001: questions unexpected: q3" in problems
     assert "predictions/two: shard 000000 cannot be read" in problems
     assert "predictions/two: shard 000001 is missing" in problems
 

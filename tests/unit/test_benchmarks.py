@@ -787,7 +787,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_cause(tmp_path: Path) -> N
 
 def test_parquet_of_another_benchmark_is_refused_with_its_columns(tmp_path: Path) -> None:
     path = as_parquet(tmp_path / "val.parquet", [{"caption": "a"}])
-    assert "has the columns 'caption', and none of 'question_id'" in error_of("textvqa", path)
+    assert "has the columns 'caption', but none of 'question_id'" in error_of("textvqa", path)
 
 
 def test_a_folder_with_several_splits_needs_the_setting(tmp_path: Path) -> None:

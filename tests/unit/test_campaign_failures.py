@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from mpa_ray.config import RunConfig
 from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.level import level
+from mpa_ray.phases.measured_models import measured_models
+from mpa_ray.run.fingerprint import prediction_fingerprint
 from tests.conftest import scripted_tree
 
+QUESTION = {"question_id": "1", "question": "What is it?", "answers": ["red"]}
 REFUSED = RunError("evaluate:teacher: the engine of t cannot start: CUDA out of memory")
 
 
@@ -43,7 +47,7 @@ def test_a_teacher_that_cannot_be_measured_has_not_failed(config: RunConfig, mon
     replace_phases(monkeypatch, predict=predict, prepare_benchmarks=lambda _: None)
     monkeypatch.setattr(campaign, "check_run", lambda _: None)
     monkeypatch.setattr(campaign, "score_and_report", lambda _: {})
-    with pytest.raises(RunError, match=r"^measuring teacher failed; the rest is done\..*CUDA out of memory"):
+    with pytest.raises(RunError, match=r"^measuring teacher failed; all other work is done\..*CUDA out of memory"):
         campaign.align(config)
 
 
@@ -73,7 +77,7 @@ def test_the_report_is_written_even_if_nothing_can_be_scored(
     monkeypatch.setattr(campaign, "evaluate", nothing_to_score)
     monkeypatch.setattr(campaign, "report", reports.append)
     failures = campaign.score_and_report(RunContext.from_checked(config))
-    assert (list(failures), len(reports)) == (["score"], 1)
+    assert (list(failures), len(reports)) == (["writing the scores"], 1)
 
 
 def test_a_student_whose_model_cannot_be_trained_is_refused_before_anything_starts(scripted_config: RunConfig) -> None:
@@ -124,7 +128,7 @@ def begun(config: RunConfig) -> None:
     ("branch", "change", "words"),
     [
         ("students", {"level": {"learning_rate": 0.5}}, r"level\.learning_rate: was 0\.0001, now 0\.5.*rename"),
-        ("students", {"max_pixels": 200_000}, r"student\.max_pixels: was .* now 200000.*rename"),
+        ("students", {"max_pixels": 200_000}, r"students\.0\.max_pixels: was .* now 200000.*rename"),
         ("teacher", {"max_pixels": 200_000}, r"teacher\.max_pixels: was .* now 200000"),
         ("source", {"limit": 3}, r"source\.limit: was None, now 3"),
         ("task", "text_vqa", "task: was 'demo_world', now 'text_vqa'"),
@@ -164,7 +168,53 @@ def test_a_student_with_changed_settings_is_left_out_alone(
     monkeypatch.setattr(campaign, "check_run", lambda _: None)
     monkeypatch.setattr(campaign, "score_and_report", lambda _: {})
     replace_phases(monkeypatch, level_student=lambda _, student, *__: trained.append(student.name))
-    with pytest.raises(RunError, match=r"^small failed; the rest is done"):
+    with pytest.raises(RunError, match=r"^small failed; all other work is done"):
         campaign.align(config.model_copy(update={"students": students}))
     assert trained == ["other"]
     assert "small is left out: run_dir" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(("name", "setting"), [("other", "evaluate.models.0"), ("teacher", "teacher")])
+def test_changed_settings_of_measured_models_are_found_before_the_first_pass(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, setting: str
+) -> None:
+    """Answers that were made with other settings would otherwise end the command after hours of passes."""
+    (tmp_path / "q.jsonl").write_text(json.dumps(QUESTION | {"image": str(images / "000.png")}))
+    tree = scripted_tree(images, tmp_path / "run")
+    tree["students"][0]["model"] = "bundled:demo/models/student"
+    other = {"name": "other", "model": "scripted", "engine": {"kind": "scripted", "wrong_rate": 0.25}}
+    tree["evaluate"] = {"benchmarks": [{"path": str(tmp_path / "q.jsonl"), "name": "held"}], "models": [other]}
+    context = RunContext.open(RunConfig.model_validate(tree))
+    folder = context.run.predictions("held", name).folder
+    model = measured_models(context)[name]
+    context.run.register_fingerprint(folder, prediction_fingerprint(context.config, context.task, model))
+    context.run.fingerprints.fix(folder)
+    other["engine"] = {"kind": "scripted", "wrong_rate": 0.5}
+    tree["teacher"]["engine"] = {"kind": "scripted", "wrong_rate": 0.1}
+    if name == "teacher":
+        other["engine"] = {"kind": "scripted", "wrong_rate": 0.25}
+    begun: list[object] = []
+    replace_phases(monkeypatch, index_and_annotate=lambda *words: begun.append(words))
+    monkeypatch.setattr(campaign, "score_and_report", lambda _: {})
+    with pytest.raises(FingerprintMismatch, match=rf"other settings: {setting}\.engine\.wrong_rate: was "):
+        campaign.align(RunConfig.model_validate(tree))
+    assert not begun
+
+
+@pytest.mark.parametrize("name", ["report", "score", "evaluate"])
+def test_the_error_of_a_student_with_the_name_of_a_phase_is_kept(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RunError("the student's error")
+
+    def nothing_to_score(*_: object, **__: object) -> None:
+        raise RunError("the phase's error")
+
+    student = config.students[0].model_copy(update={"name": name})
+    replace_phases(monkeypatch, level_student=fail, prepare_benchmarks=lambda _: None, predict=lambda *_: None)
+    monkeypatch.setattr(campaign, "check_run", lambda _: None)
+    for phase in ("evaluate", "report", "measured_models"):
+        monkeypatch.setattr(campaign, phase, nothing_to_score)
+    with pytest.raises(RunError, match=rf"{name}: the student's error"):
+        campaign.align(config.model_copy(update={"students": [student]}))

@@ -377,11 +377,11 @@ MISTAKES = {
     ),
     "two students of one name": (
         "align --config {config} --students [{{model: a}},{{model: b}}]",
-        "students = [2 entries]: names must differ, and not only in case, got",
+        "students = [2 entries]: names must be distinct, ignoring case, got",
     ),
     "two students whose folders are one where case is ignored": (
         "align --config {config} --students [{{model: a,name: s}},{{model: b,name: S}}]",
-        "names must differ, and not only in case, got ['s', 'S']",
+        "names must be distinct, ignoring case, got ['s', 'S']",
     ),
     "fewer replicas than at the start": (
         "align --config {config} --teacher.num_replicas 4 --teacher.max_num_replicas 2",
@@ -389,7 +389,7 @@ MISTAKES = {
     ),
     "a misspelled task": ("align --config {config} --task textvqa", "Did you mean text_vqa?"),
     "a prompt without a format": ("align --config {config} --task {task}", "has no {{format}} and asks for no labels"),
-    "a missing source": ("align --config {config} --source.path /no/such", "source.path = '/no/such': is not a folder"),
+    "a missing source": ("align --config {config} --source.path /no/such", "source.path = '/no/such': does not exist"),
     "a source without images": ("align --config {config} --source.path {folder}", "holds no images"),
     "a misspelled bundled model": (
         "align --config {config} --teacher {{model: bundled:demo/models/teachr}}",
@@ -405,7 +405,7 @@ MISTAKES = {
     ),
     "a password in a URL": (
         "align --config {config} --object_store.endpoint_url http://me:hunter2@host",
-        "object_store.endpoint_url = 'http://***@host': a URL with credentials",
+        "object_store.endpoint_url = 'http://***@host': is a URL with credentials",
     ),
     "missing questions": (
         "evaluate --config {config} --evaluate.benchmarks.0.path /none.jsonl",
@@ -446,7 +446,25 @@ MISTAKES = {
     "a value for a flag": ("identify --config {config} --rematch=yes", "takes no value."),
     "a plan of a misspelled task": ("plan --config {config} --task textvqa", "Did you mean text_vqa?"),
     "a plan without a size": ("plan --config {config}", "plan.num_images = None: is not known"),
-    "a report of no run": ("report --config {config}", "has no run.json. Give the directory of a run."),
+    "a report of no run": ("report --config {config}", "holds no run, so there is nothing to report."),
+    "scores of no run": ("evaluate --config {config} --score-only", "holds no run, so there is nothing to score."),
+    "annotations of no index": ("annotate --config {config}", "has no corpus/manifest.json. Run mpa-ray index first."),
+    "an identification of no index": ("identify --config {config}", "has no corpus/manifest.json."),
+    "a rematch of no index": ("identify --config {config} --rematch", "has no corpus/manifest.json."),
+    "a training of no index": ("level --config {config}", "has no corpus/manifest.json. Run mpa-ray index first."),
+    "a run inside its source": ("align --config {config} --run_dir {photos}/run", "is inside the source"),
+    "a student with the teacher's name": (
+        "align --config {config} --students.0.name Teacher",
+        "students.0.name = 'Teacher': is the name of the run's teacher. Choose another name.",
+    ),
+    "a dataset of the hub": (
+        "align --config {config} --source.path hf://datasets/owner/photos",
+        "is not supported: download it first, with `hf download owner/photos --repo-type dataset --local-dir DIR`",
+    ),
+    "a model of the hub as a URI": (
+        "align --config {config} --teacher.model hf://owner/model",
+        "hf:// is not supported: write owner/model",
+    ),
     "levelling before identifying": (
         "level --config {indexed}.yaml --students.0.model bundled:demo/models/student",
         "has no parity samples of small yet. Run mpa-ray identify first.",
@@ -460,7 +478,7 @@ MISTAKES = {
     "indexing with a file that only measures": ("index --config {measures}", "Use mpa-ray evaluate, or add them."),
     "a benchmark in CSV": (
         "evaluate --config {config} --evaluate.benchmarks.0.path {table}",
-        "is a table in a format that no benchmark has. Give the questions as JSON, JSON lines or Parquet.",
+        "is a table in a format that benchmarks do not support. Give the questions as JSON, JSON lines or Parquet.",
     ),
     "draws that are all the same": (
         "index --config {config} --annotate.num_questions 3 --annotate.sampling.temperature 0",
@@ -511,6 +529,7 @@ def place(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     paths["folder"] = tmp_path / "folder"
     paths["folder"].mkdir()
     paths["indexed"] = tmp_path / "indexed"
+    paths["photos"] = images
 
     def fill(text: str) -> str:
         if "{indexed}" in text:

@@ -51,8 +51,8 @@ def test_a_process_that_dies_silently_is_recorded_once_for_all_its_shards() -> N
         return [attempt.given_up for attempt in attempts]
 
     # The engines died without any image that could have killed them.
-    last = "the last time with: no error of process 2"
-    assert asyncio.run(work()) == [f"the engine died 2 times on shard {shard}, {last}" for shard in "ab"]
+    last = "the latest cause: no error of process 2"
+    assert asyncio.run(work()) == [f"the engine died 2 times on shard {shard}; {last}" for shard in "ab"]
     assert recorder.recorded == [(1, None), (2, None)]
 
 
@@ -71,7 +71,7 @@ def test_the_message_has_what_the_process_reported() -> None:
     *before, given_up = asyncio.run(work())
     assert before == [None, None]
     assert given_up == (
-        "1 image of shard a killed engines, more than limits.max_poison_images = 0, the last time with: "
+        "1 image of shard a killed engines, more than limits.max_poison_images = 0; the latest cause: "
         "CUDA out of memory of process 2"
     )
     assert recorder.recorded == [(1, "CUDA out of memory"), (2, "CUDA out of memory")]
@@ -181,7 +181,7 @@ def test_an_engine_whose_process_dies_at_its_start_is_given_up() -> None:
 
     *first, last = asyncio.run(work())
     assert first == ["", "", ""]
-    assert last == "the engine of teacher died 3 times, the last time with: no error of process 3"
+    assert last == "the engine of teacher died 3 times; the latest cause: no error of process 3"
 
 
 def test_starts_that_succeed_are_forgotten() -> None:
@@ -203,7 +203,7 @@ def test_a_task_that_dies_while_it_reads_a_shard_is_given_up() -> None:
         await state.add_shard("a")
         return [await state.begin_fetch("a", process(pid)) for pid in (1, 2)]
 
-    assert asyncio.run(work())[1].endswith("died 1 times, the last time with: no error of process 1")
+    assert asyncio.run(work())[1].endswith("died once; the latest cause: no error of process 1")
 
 
 def test_the_worker_that_died_is_named_before_those_that_lost_it() -> None:

@@ -85,13 +85,13 @@ def test_a_limit_holds_across_attempts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "field", "counts"),
     [
-        ({"fraction": 1e-9}, "source.fraction", "(left out: 3 by fraction)"),
-        ({"min_bytes": 100}, "source.min_bytes", "(left out: 3 by min_bytes)"),
-        ({"max_bytes": 5}, "source.max_bytes", "(left out: 3 by max_bytes)"),
+        ({"fraction": 1e-9}, "source.fraction", "(left out: source.fraction: 3)"),
+        ({"min_bytes": 100}, "source.min_bytes", "(left out: source.min_bytes: 3)"),
+        ({"max_bytes": 5}, "source.max_bytes", "(left out: source.max_bytes: 3)"),
         (
             {"min_bytes": 14, "fraction": 1e-9},
             "source.min_bytes",
-            "(left out: 2 by min_bytes, 1 by fraction)",
+            "(left out: source.min_bytes: 2, source.fraction: 1)",
         ),
     ],
 )
@@ -181,5 +181,5 @@ def test_odd_names_and_links_are_accounted_for(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is not a folder"):
+    with pytest.raises(ConfigError, match="does not exist"):
         next(Selection(SourceConfig(path=str(tmp_path / "no")), FILES).images())

@@ -191,7 +191,7 @@ def test_a_pass_ends_with_a_line_and_an_error_if_shards_are_left() -> None:
     with pytest.raises(Unfinished) as caught:
         outcomes.check_complete("annotate")
     assert str(caught.value) == (
-        "annotate: 1 shard is left, because 2 images could not be read this time (s3://b/1.png: SlowDown). "
+        "annotate: 1 shard is unfinished, because 2 images could not be read (s3://b/1.png: SlowDown). "
         "Run the same command again to continue."
     )
     assert PassOutcomes().line("annotate") == "annotate: of 0 rows, 0.0% failed, 0.0% were dropped"
@@ -202,7 +202,7 @@ def test_a_pass_over_a_store_that_is_out_ends_early() -> None:
     leave: Callable[[str], None] = lambda name: outcomes.leave(ShardLeft(name, 64, 60, "out"), limits, "a")  # noqa: E731
     for number in range(3):
         leave(str(number))
-    with pytest.raises(RunError, match="4 shards are left, because 240 images could not be read this time"):
+    with pytest.raises(RunError, match="4 shards are unfinished, because 240 images could not be read"):
         leave("3")
 
 

@@ -191,7 +191,10 @@ def test_base64_may_have_escapes_and_line_ends(root: Path) -> None:
 @pytest.mark.parametrize("value", [1, True, 1.5, [1], {"width": 3}, "", [], {}, None, [None], [""]])
 def test_what_is_no_uri_is_refused(root: Path, value: Any) -> None:
     (root / "l.jsonl").write_text(json.dumps({"image": "0.png"}) + "\n" + json.dumps({"image": value}))
-    with pytest.raises(ConfigError, match=r"row 2: (no URI|a (int|bool|float|dict), not a URI,) in 'image'\. Fill it"):
+    with pytest.raises(
+        ConfigError,
+        match=r"row 2: the column 'image' holds (no URI|a value of type (int|bool|float|dict), not a URI)\. Write",
+    ):
         listing(root / "l.jsonl")
 
 
@@ -207,10 +210,10 @@ def test_what_is_no_uri_is_refused(root: Path, value: Any) -> None:
         ("l.json", '[{"image": "0.png",}]', "row 1 is not JSON"),
         ("l.json", '{"images": [\n{"file_name": "0.png"}]}', r"row 1 is not JSON.*or a list of objects"),
         ("l.json", "[" + '{"a":' * 5000 + "1" + "}" * 5000 + "]", "row 1 is not JSON"),
-        ("l.json", b'[{"image": "\xff.png"}]', "Give a list in UTF-8"),
-        ("l.jsonl", b'\xff\xfe{\0"\0', "Give a list in UTF-8"),
-        ("l.csv", b"image\n\xe9.png\n", "Give a list in UTF-8"),
-        ("l.txt", b"\xe9.png\n", "Give a list in UTF-8"),
+        ("l.json", b'[{"image": "\xff.png"}]', "the list must be UTF-8"),
+        ("l.jsonl", b'\xff\xfe{\0"\0', "the list must be UTF-8"),
+        ("l.csv", b"image\n\xe9.png\n", "the list must be UTF-8"),
+        ("l.txt", b"\xe9.png\n", "the list must be UTF-8"),
     ],
 )
 def test_a_damaged_list_is_named(root: Path, name: str, content: str | bytes, message: str) -> None:
@@ -308,7 +311,7 @@ def test_reasons_name_what_a_cell_holds(root: Path) -> None:
         ("list.txt", "\n\n", "has 0 rows."),
         ("list.txt", "# my images\n", "has no row with an image (left out 1 "),
         ("list.jsonl", '{"messages": []}\n', "has no row with an image (left out 1 "),
-        ("list.csv", "", "is empty, and has not even a header."),
+        ("list.csv", "", "is empty: it does not even have a header."),
     ],
 )
 def test_a_list_without_rows_is_named_so(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -335,4 +338,4 @@ def test_comments_of_a_text_file_are_left_out(tmp_path: Path) -> None:
     refs = [item for item in listed if isinstance(item, ImageRef)]
     assert [ref.image_id for ref in refs] == ["list.txt/2", "list.txt/4"]
     assert refs[1].uri == f"{tmp_path}/./#1.png"
-    assert [item.label for item in listed if isinstance(item, LeftOut)] == 2 * ["comments (lines with # in front)"]
+    assert [item.label for item in listed if isinstance(item, LeftOut)] == 2 * ["comments (lines that begin with #)"]

@@ -59,7 +59,7 @@ def test_what_the_process_reported_counts_more_than_its_log(tmp_path: Path) -> N
 def test_a_silent_death_quotes_the_last_lines(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path / "run"))
     cause = record_death(storage, ANNOTATE, process_with(tmp_path, "one\ntwo\n"), None).cause
-    assert cause == "the process ended without an error, as after a SIGKILL. Its last lines: one | two"
+    assert cause == "the process ended without an error, as it does after SIGKILL. Its last lines: one | two"
 
 
 def test_a_kill_by_the_kernel_for_lack_of_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

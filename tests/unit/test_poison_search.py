@@ -220,7 +220,7 @@ def test_an_engine_that_dies_of_everything_but_the_probe_blames_no_image_and_end
         images = names("a", 256)
         simulation = Simulation({"a": images}, set(images), Random(seed), reports=seed % 2)
         with pytest.raises(
-            GivenUp, match=r"each of 6 images of shard a killed engines and no image was visited"
+            GivenUp, match=r"each of 6 images of shard a killed engines, and no image was processed"
         ) as end:
             simulation.run()
         assert end.value.args[1] is True
@@ -229,7 +229,9 @@ def test_an_engine_that_dies_of_everything_but_the_probe_blames_no_image_and_end
 
 def test_an_engine_that_cannot_answer_the_probe_blames_no_image() -> None:
     simulation = Simulation({"a": names("a", 64)}, set(names("a", 64)[:3]), Random(0), probe_kills=True)
-    with pytest.raises(GivenUp, match=r"its successors die of a built-in test picture.*no image.*: a death") as end:
+    with pytest.raises(
+        GivenUp, match=r"new engines die when they process a built-in test picture.*not the cause: a death"
+    ) as end:
         simulation.run()
     assert end.value.args[1] is True
     assert simulation.num_deaths == 3
@@ -265,7 +267,7 @@ def test_lost_nodes_blame_no_image_and_do_not_count() -> None:
         attempts.bury(engine, None, "its node has ended", was_taken_away=True)
     given_up = attempts.begin("a", 100, ["a/0"])
     assert given_up.given_up == (
-        "100 engines were ended from outside while they visited shard a, the last time with: its node has ended"
+        "100 engines were ended from outside while they processed shard a; the latest cause: its node has ended"
     )
     assert given_up.is_engine_fault
 

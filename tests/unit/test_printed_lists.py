@@ -56,9 +56,9 @@ def test_a_printed_list_of_answers_is_several_answers(value: Any, expected: list
         ("array(['red', 'blue'], dtype=object)", "looks like a printed list"),
         ("['red', nan]", "looks like a printed list"),
         ("['red', 'dark", None),
-        ("[1990, 1991]", "may be a printed list or an answer"),
-        ("[]", "may be a printed list or an answer"),
-        ("['a', 1]", "may be a printed list or an answer"),
+        ("[1990, 1991]", "may be either a printed list or one answer"),
+        ("[]", "may be either a printed list or one answer"),
+        ("['a', 1]", "may be either a printed list or one answer"),
         ("['it's']", "looks like a printed list"),
     ],
 )

@@ -108,5 +108,5 @@ def test_a_benchmark_has_its_own_metric_unless_another_is_set() -> None:
 
 
 def test_names_of_benchmarks_differ() -> None:
-    with pytest.raises(ValueError, match="benchmarks: names must differ"):
+    with pytest.raises(ValueError, match="benchmarks: names must be distinct"):
         EvaluateConfig.model_validate({"benchmarks": [{"path": "a"}, {"path": "b"}]})

@@ -262,5 +262,7 @@ def test_failures_that_may_pass_end_a_command_as_unfinished() -> None:
     failures.add("annotate", Counter())
     failures.check()
     failures.add("identify small", Counter(storage=3))
-    with pytest.raises(Unfinished, match=r"identify small 3\).*with --redo storage visits these images again"):
+    with pytest.raises(
+        Unfinished, match=r"identify small 3\).*To process these images again, run the same command with --redo storage"
+    ):
         failures.check()

@@ -79,5 +79,5 @@ def test_every_move_is_counted() -> None:
     assert sum(changes.moves.values()) == len(rows)
     assert [sample.student_answer for sample in parity_samples(after)] == ["3"]
     table = changes.table("small.vqa_normalized")
-    assert "on 1 pairs the teacher agrees with itself only by this matcher" in table
+    assert "for 1 pair, the teacher's answers agree according to this matcher but not" in table
     assert "(0 gained, 1 lost)" in table

@@ -110,11 +110,11 @@ def test_a_student_is_trained_again_only_if_asked_to(
     redo(run)
     level(config)
     assert len(trainings) == 1
-    assert "level small: trained before redo: D_PI was made again later. --relevel trains the student" in (
+    assert "level small: the student was trained on an earlier D_PI, which has been made again since." in (
         capsys.readouterr().out
     )
     run.write_json("students/small/parity/training.json", {"step": 1, "num_steps": 1})
-    assert "trained before redo: --relevel trains it again" in render_status(status(run))
+    assert "trained on an earlier D_PI: --relevel trains it again" in render_status(status(run))
 
     level(config, relevel=True)
     assert trainings[1:] == [("students/small/parity/again-1", 4)]
@@ -147,7 +147,9 @@ def test_samples_that_are_older_than_their_verdicts_are_not_trained_on(
     config: RunConfig, run: Run, trainings: list[tuple[str, int]]
 ) -> None:
     run.verdicts("small").commit(SHARD, verdicts(4), 1)
-    with pytest.raises(RunError, match="parity samples of small are older than its verdicts: run mpa-ray identify"):
+    with pytest.raises(
+        RunError, match=r"parity samples of small are older than its verdicts\. Run mpa-ray identify first"
+    ):
         level(config)
     export(run)
     run.annotations.commit(SHARD, [], 1)
@@ -191,7 +193,7 @@ def test_a_second_command_waits_for_the_training_of_the_first(
     second.join(60)
     assert not second.is_alive()
     assert len(trainings) == 1
-    assert "level small: done by another command" in capsys.readouterr().out
+    assert "level small: another command has finished this training" in capsys.readouterr().out
     assert run.read_json("students/small/parity/complete.json") == {"owner": 1}
 
 

@@ -61,7 +61,7 @@ CAUSES: list[tuple[BaseException | str, Remedy]] = [
     (RayActorError(), Remedy.SAME_COMMAND),
     (OutOfMemoryError("killed"), Remedy.SAME_COMMAND),
     (of_ray(TransientError("s3://b/k")), Remedy.SAME_COMMAND),
-    ("8 engines were ended from outside while they visited shard 000000", Remedy.SAME_COMMAND),
+    ("8 engines were ended from outside while they processed shard 000000", Remedy.SAME_COMMAND),
     ("training failed: training worker 0: TransientError: s3://b/k", Remedy.SAME_COMMAND),
     # It continues after something outside of the run has changed.
     (CannotWrite("/run/x", "No space left on device"), Remedy.CHECK),

@@ -250,7 +250,7 @@ def test_a_run_that_is_not_indexed_has_a_report(config: RunConfig) -> None:
     run = Run.open(config.run_dir)
     run.record_config(config, {"ray": "2.60.0"})
     page = render_html(config, collect(run, config))
-    assert "The images are not indexed yet." in page
+    assert "The images have not been indexed yet." in page
 
 
 def test_the_table_has_counts_scores_and_times(summary: ReportSummary) -> None:
@@ -265,7 +265,7 @@ def test_the_table_has_counts_scores_and_times(summary: ReportSummary) -> None:
         "D_PI of small from D_PA: 0.000",
         "prompt tokens from cache 75.0%",
         "identify small 1:01 2.0 images/s",
-        "sum 3:03 phases that ran at the same time each count in full",
+        "sum 3:03 phases that overlapped each count in full",
     ):
         assert line in lines
 
@@ -273,7 +273,7 @@ def test_the_table_has_counts_scores_and_times(summary: ReportSummary) -> None:
 def steps_of(config: EvaluationRunConfig, summary: EvaluationSummary) -> dict[str, str]:
     """The ways by their purposes."""
     text = render_next_steps(Run.open(config.run_dir), config, summary)
-    assert text.startswith("\nwhat next\n")
+    assert text.startswith("\nnext steps\n")
     steps = {}
     for line in text.splitlines()[2:]:
         purpose, way = re.split(r"  +", line.strip())
@@ -321,7 +321,7 @@ def test_align_ends_with_one_table_of_scores(tmp_path: Path, capsys: pytest.Capt
     output = capsys.readouterr().out
     assert output.count("held: exact_match, %") == 1
     assert output.count("100.0 [100.0, 100.0]") == 2
-    assert "what next" in output
+    assert "next steps" in output
     evaluate(context, score_only=True)
     assert "held: exact_match, %" in capsys.readouterr().out
 
@@ -409,7 +409,7 @@ def test_a_model_without_a_score_is_named_with_its_reason_and_has_no_column(conf
     reasons = {(row["model"], row["benchmark"]): row["reason"] for row in problems["unmeasured"]}
     assert reasons[("teacher", "held")] == "EngineCore was killed by SIGKILL"
     assert reasons[("small.random", "held")] == "CUDA out of memory"
-    assert reasons[("small.after", "other")] == "it is not measured yet."
+    assert reasons[("small.after", "other")] == "the model has not answered it yet."
     assert ("teacher", "other") not in reasons
     assert "NOT MEASURED: teacher on held: EngineCore was killed by SIGKILL" in table.splitlines()[1:10]
     assert page.index("teacher on held: EngineCore was killed by SIGKILL") < page.index("<h2>Images</h2>")

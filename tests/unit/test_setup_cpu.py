@@ -218,6 +218,21 @@ def test_failures_of_pip_show_its_last_lines(tmp_path: Path, monkeypatch: pytest
     assert environment.version("no-such-package") is None
 
 
+def test_a_line_of_pip_is_shown_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pip writes one line before it downloads a large package, and then nothing for minutes."""
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho Downloading torch\nsleep 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(script))
+    ThisEnvironment(progress_s=0.2).pip(["install", "torch"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("Downloading torch" in line for line in lines) == 1
+    assert "still running" in lines[-1]
+
+
 # The script of a checkout
 
 

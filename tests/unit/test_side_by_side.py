@@ -51,7 +51,7 @@ def test_a_campaign_is_compared_with_the_sum_of_single_runs() -> None:
 GOOD: dict[str, Any] = {
     "written_again": [],
     "incomplete": [],
-    "error": "RunError: absent failed; the rest is done. ...",
+    "error": "RunError: absent failed; all other work is done. ...",
     "killed": {"exit_code": -9, "left_behind": []},
     "again": {"exit_code": 1, "left_behind": []},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -476,7 +477,7 @@ def test_a_source_without_images_is_noted(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run")
     tree["source"] = {"path": f"{images}x", "limit": 5}
     notes = size_run(RunConfig.model_validate(tree)).notes
-    assert any(note.startswith(f"source.path = '{images}x': is not a folder.") for note in notes)
+    assert any(f"source.path = '{images}x': does not exist." in note for note in notes)
     tree["source"] = {"path": str(images), "limit": 5}
     assert not any("source.path" in note for note in size_run(RunConfig.model_validate(tree)).notes)
 
@@ -589,6 +590,20 @@ def test_the_job_needs_no_ray_and_fails_if_a_model_does_not_fit(tmp_path: Path) 
     assert done.returncode == 1, done.stderr
     assert "teacher on T4: does not fit" in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_remedies_name_settings_as_the_configuration_does(tmp_path: Path) -> None:
+    config = on_gpus(tmp_path, "T4")
+    config["plan"]["gpu_memory_gib"] = 7.5
+    checks = {check.name: check for check in planned(config).checks}
+    assert any(remedy.startswith("teacher.engine.") for remedy in checks["teacher"].remedies)
+    settings = [
+        remedy for check in checks.values() for remedy in check.remedies if "engine." in remedy or "level." in remedy
+    ]
+    assert any(remedy.startswith("students.0.level.") for remedy in settings)
+    for remedy in settings:
+        assert re.match(r"(teacher|students\.0)\.(engine|level)\.", remedy), remedy
+        assert not re.search(r"(?<![\w.])(engine\.|level\.|gpus_per_replica)", remedy), remedy
 
 
 def test_the_plan_is_part_of_no_fingerprint(tmp_path: Path) -> None:

@@ -171,8 +171,8 @@ def test_unknown_kinds_of_uris_are_refused(entry: str, tmp_path: Path) -> None:
             r"source\.image_column = 'image': is not a column of row 1.*'picture'",
         ),
         ("list.csv", b"picture\na.png\n", r"source\.image_column = 'image': is not a column of list\.csv.*'picture'"),
-        ("list.csv", b"image\n\xff\xfe\n", r"cannot be read .* Give a list in UTF-8"),
-        ("list.csv", b"image,b\n,2\n", r"row 1: no URI in 'image'"),
+        ("list.csv", b"image\n\xff\xfe\n", r"cannot be read .* the list must be UTF-8"),
+        ("list.csv", b"image,b\n,2\n", r"row 1: the column 'image' holds no URI"),
         ("broken.parquet", b"PAR1 not really", r"broken\.parquet cannot be read as Parquet"),
         ("cut.tar", b"\x01" * 700, r"cut\.tar cannot be read as a tar"),
         ("a.tar.gz", b"", r"is compressed"),
@@ -186,7 +186,7 @@ def test_a_damaged_container_is_named(name: str, content: bytes, message: str, t
 
 @pytest.mark.parametrize("name", ["none.parquet", "none.tar", "none.csv", "none.png", "none", "none/*.png"])
 def test_a_missing_source_is_named(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"source\.path = .*none.*(cannot be read|is not a folder)"):
+    with pytest.raises(ConfigError, match=r"source\.path = .*none.*(cannot be read|does not exist)"):
         listed(tmp_path / name)
 
 
@@ -284,13 +284,13 @@ def test_a_single_image_is_a_source(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["photos.zip", "notes", "q.md"])
 def test_another_file_is_refused_with_what_is_accepted(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"1")
-    with pytest.raises(ConfigError, match=r"is a file that holds no images that can be read\. Give a folder, an image"):
+    with pytest.raises(ConfigError, match=r"is a file of a kind that cannot hold images\. Give a folder, an image"):
         list(open_source(SourceConfig(path=str(tmp_path / name)), Places(ObjectStoreConfig())).images())
 
 
 def test_a_folder_that_does_not_exist_is_refused_with_a_similar_one(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    with pytest.raises(ConfigError, match=r"is not a folder\. It does not exist\. Did you mean images\?"):
+    with pytest.raises(ConfigError, match=r"does not exist\. Did you mean images\?"):
         list(open_source(SourceConfig(path=f"{tmp_path}/imags"), Places(ObjectStoreConfig())).images())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Generator
@@ -22,6 +23,7 @@ from mpa_ray.records import Annotation, ImageRef, Verdict
 from mpa_ray.report.phase_status import PhaseStatus
 from mpa_ray.report.render_status import render_status
 from mpa_ray.report.status import status
+from mpa_ray.run.commands import command_recorded
 from mpa_ray.run.logs import record_lost_process
 from mpa_ray.run.phase_record import PhaseKey, PhaseRecord, add_to_record
 from mpa_ray.run.run import Run
@@ -159,7 +161,8 @@ def test_the_record_for_programs_has_a_row_for_each_phase(tmp_path: Path) -> Non
     run = begun(str(tmp_path))
     train(run, "small", 10, done=True)
     record = json.loads(json.dumps(status(run, now=BEGAN).to_json()))
-    assert record.keys() == {"run_dir", "at", "is_done", "left", "students", "continue_with", "phases", "deaths"}
+    general = {"run_dir", "at", "is_done", "left", "students", "continue_with", "commands", "phases", "deaths"}
+    assert record.keys() == general
     assert record["students"] == {"leveled": ["small"], "begun": []}
     assert [row["name"] for row in record["phases"]] == [
         "index",
@@ -314,3 +317,46 @@ def test_a_generator_that_is_closed_late_keeps_the_error_that_closed_it(tmp_path
     record_error(run, key, RunError("3 of 8 images failed."))
     unclosed.close()
     assert phase(run, "identify small").error == "3 of 8 images failed."
+
+
+def test_a_running_command_is_shown_until_it_ends(tmp_path: Path) -> None:
+    run = begun(str(tmp_path))
+    here = f"running: mpa-ray align on {socket.gethostname()} (process {os.getpid()}), begun 0:0"
+    with command_recorded(run.storage, "mpa-ray align"):
+        text = render_status(status(run))
+        assert here in text
+        assert "if no command runs any more, continue with: mpa-ray" in text
+        (command,) = json.loads(json.dumps(status(run).to_json()))["commands"]
+        assert (command["name"], command["pid"]) == ("mpa-ray align", os.getpid())
+        with command_recorded(run.storage, "mpa-ray identify"):
+            assert [command.name for command in status(run).commands] == ["mpa-ray align", "mpa-ray identify"]
+    text = render_status(status(run))
+    assert "running: " not in text
+    assert "\ncontinue with: mpa-ray" in text
+
+
+def test_a_killed_command_of_this_machine_is_not_shown(tmp_path: Path) -> None:
+    run = begun(str(tmp_path))
+    code = (
+        "import os, sys; from mpa_ray.run.commands import command_recorded\n"
+        "from mpa_ray.storage.open import open_storage\n"
+        "with command_recorded(open_storage(sys.argv[1]), 'mpa-ray align'):\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False)
+    assert done.returncode == -9
+    (left,) = (tmp_path / "commands").iterdir()
+    assert status(run).commands == []
+    # The next command removes the file.
+    with command_recorded(run.storage, "mpa-ray align"):
+        assert not left.exists()
+
+
+def test_a_command_of_another_machine_is_shown_and_damaged_files_are_not(tmp_path: Path) -> None:
+    run = begun(str(tmp_path))
+    process = {"number": 0, "host": "node-b", "pid": 4711, "process": "another-boot/1/4711/5", "token": "t"}
+    content = {"name": "mpa-ray align", "begun": "2026-01-01T10:00:00+00:00", "process": process}
+    run.storage.write("commands/a.json", json.dumps(content).encode())
+    run.storage.write("commands/b.json", b"{")
+    text = render_status(status(run, now=datetime(2026, 1, 1, 12, 30, tzinfo=UTC)))
+    assert "running: mpa-ray align on node-b (process 4711), begun 2 h 30 min ago" in text

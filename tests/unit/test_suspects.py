@@ -185,9 +185,9 @@ def test_the_same_engine_and_limit_end_at_once_with_the_true_cause(dataset: Shar
         attempt = again.run(MANY)
         assert (again.visited, attempt.number) == ([], 1)
         assert attempt.given_up == first.given_up
-        assert str(attempt.given_up).endswith("the last time with: CUDA out of memory")
+        assert str(attempt.given_up).endswith("the latest cause: CUDA out of memory")
         assert attempt.remedy is not None
-        assert "The same command would end again" in attempt.remedy
+        assert "The same command would fail again" in attempt.remedy
         for change in ("the settings of the engine", "raise limits.max_poison_images", "exclude them"):
             assert change in attempt.remedy
     higher = Driver(dataset, POISON, limits=LimitsConfig(max_poison_images=17))
@@ -215,7 +215,7 @@ def test_the_last_cause_is_that_of_a_death_and_not_of_an_engine_that_was_taken_a
         await state.settle()
         return (await state.begin_attempt(SHARD, process(4), IMAGES)).given_up
 
-    assert str(asyncio.run(work())).endswith("the last time with: the end of process 3")
+    assert str(asyncio.run(work())).endswith("the latest cause: the end of process 3")
 
 
 def test_a_process_that_is_assumed_to_be_dead_changes_nothing(dataset: ShardedDataset[Annotation]) -> None:
@@ -378,5 +378,5 @@ def test_an_engine_that_is_at_fault_leaves_nothing_in_the_run(dataset: ShardedDa
         assert attempt.is_engine_fault
         return attempt.given_up
 
-    assert "no image is to blame: no error of process 3" in str(asyncio.run(work()))
+    assert "are not the cause: no error of process 3" in str(asyncio.run(work()))
     assert dataset.list_suspects() == set()

@@ -80,7 +80,7 @@ def test_a_misspelled_field_is_named_before_the_field_that_is_missing(tmp_path: 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("name: x\n\tversion: 1\n", "line 2, column 1: a tab, where only spaces may be"),
+        ("name: x\n\tversion: 1\n", "line 2, column 1: a tab where only spaces are allowed"),
         ("name: [x\n", "line 2, column 1: "),
         ("name: x\nname: y\n", "line 2, column 1: the key 'name' occurs twice"),
     ],

@@ -129,7 +129,7 @@ def test_a_setting_below_an_empty_branch_can_be_overridden(file: Path) -> None:
         ("[" * 500, "nested too deeply"),
         ("run_dir: 2024-13-45x\nrun_dir: y", "the key 'run_dir' occurs twice"),
         ("source: {path: a, path: b}", "the key 'path' occurs twice"),
-        ("source: &a [*a]", "its aliases stand for more than 100,000 values"),
+        ("source: &a [*a]", "its aliases expand to more than 100,000 values"),
         ("? [a, b]\n: c", "is not YAML"),
     ],
 )
@@ -245,10 +245,10 @@ def test_aliases_that_stand_for_too_many_values_are_refused_at_once(tmp_path: Pa
     path.write_text(text)
     started = time.monotonic()
     with pytest.raises(
-        ConfigError, match=r"--config = .*: is not YAML \(its aliases stand for more than 100,000 values"
+        ConfigError, match=r"--config = .*: is not YAML \(its aliases expand to more than 100,000 values"
     ):
         load_config(path)
-    with pytest.raises(ConfigError, match="its aliases stand for"):
+    with pytest.raises(ConfigError, match="its aliases expand to"):
         load_task(path)
     assert time.monotonic() - started < 2
 
@@ -271,7 +271,7 @@ def test_a_path_that_a_comment_cuts_is_refused(file: Path, tmp_path: Path, rest:
     text = yaml.safe_dump(tree)
     file.write_text(text.replace("PATH", f"{tmp_path}/my images #1{rest}"))
     with pytest.raises(
-        ConfigError, match=rf"^source\.path = '{tmp_path}/my images': does not exist, and '.*/my images #1'"
+        ConfigError, match=rf"^source\.path = '{tmp_path}/my images': does not exist, but '.*/my images #1'"
     ):
         load_config(file)
     file.write_text(text.replace("PATH", f'"{tmp_path}/my images #1{rest}"'))

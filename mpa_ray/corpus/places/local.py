@@ -48,13 +48,13 @@ class LocalPlace:
 
 def _no_folder(path: Path, root: str) -> ConfigError:
     if path.exists():
-        problem = "is a file that holds no images that can be read."
+        problem = "is a file of a kind that cannot hold images."
         remedy = "Give a folder, an image, a list (.txt, .csv, .tsv, .jsonl, .json), Parquet files or tars."
         return ConfigError("source.path", root, problem, remedy)
     names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     similar = did_you_mean(path.name, names)
-    remedy = f"It does not exist. {similar or 'Give a folder or an s3:// prefix with images.'}"
-    return ConfigError("source.path", root, "is not a folder.", remedy)
+    remedy = similar or "Give a folder or an s3:// prefix with images."
+    return ConfigError("source.path", root, "does not exist.", remedy)
 
 
 def _path(uri: str) -> Path:

@@ -88,10 +88,10 @@ class Web:
         is_part = response.status == 206
         if is_part and (byte_range is None or int(byte_range["first"] or -1) != first):
             response.close()
-            raise OSError("answers with another range than the requested one")
+            raise OSError("returned another range than the requested one")
         if is_part and first and encoding_of(response):
             response.close()
-            raise OSError("answers with a range of an encoded body")
+            raise OSError("returned a range of an encoded body")
         # A server without range support sends the whole file.
         limit = MAX_WHOLE_BYTES + 1 if num_bytes is None else num_bytes
         return read_body(response, 0 if is_part else first, limit)

@@ -69,7 +69,7 @@ def _inflate(decoder: zlib._Decompress, chunk: bytes, max_bytes: int) -> bytes:
     try:
         return decoder.decompress(chunk, max_bytes)
     except zlib.error as error:
-        raise OSError(f"its content is not what Content-Encoding says ({error})") from error
+        raise OSError(f"its content does not match its Content-Encoding ({error})") from error
 
 
 def _raw(response: BaseHTTPResponse) -> Iterator[bytes]:

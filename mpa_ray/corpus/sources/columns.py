@@ -45,7 +45,7 @@ class ImageColumn:
         first = f"{setting}[0]"
         remedy = "Choose a column with bytes, URIs, base64, or a struct of `bytes` and `path`."
         if cls.find(schema, first) is not None:
-            remedy = f"Take one image of each list: image_column: {first}."
+            remedy = f"To take one image of each list, set source.image_column to {first}."
         raise ConfigError("source.image_column", setting, f"has type {_short(kind)} in {where}.", remedy)
 
     @classmethod

@@ -167,7 +167,7 @@ class UriPolicy:
         """Raise ConfigError for a URL with a password or a signature, unless `source.allow` permits it. The run would
         store the URL in its rows."""
         if "://" in text and has_url_secrets(text):
-            self._need("signed_urls", text, where, "holds a password or a signature")
+            self._need("signed_urls", text, where, "contains a password or a signature")
 
     def check_below(self, path: str, where: str) -> None:
         """Raise ConfigError if a relative path leads out of its folder, unless `source.allow` permits it."""
@@ -209,7 +209,7 @@ class Rows:
                     f"source.{setting}",
                     name,
                     f"is the name of several columns of {where}.",
-                    "Rename them, so that each name is there once.",
+                    "Rename them, so that each name occurs once.",
                 )
             if column is not None and column not in names:
                 raise ConfigError(

@@ -27,7 +27,7 @@ _IMAGES = "images"
 _CONVERSATION = ("conversations", "messages", "query")
 """A row with one of these columns is a training example, which may have no image."""
 _NO_IMAGE = LeftOut("rows without an image")
-_COMMENT = LeftOut("comments (lines with # in front)")
+_COMMENT = LeftOut("comments (lines that begin with #)")
 
 
 class UriList:
@@ -54,7 +54,10 @@ class UriList:
             raise ConfigError("source.path", self._config.path, error.problem, error.remedy) from error
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ConfigError(
-                "source.path", self._config.path, f"cannot be read ({error}).", "Give a list in UTF-8."
+                "source.path",
+                self._config.path,
+                f"cannot be read ({error}).",
+                "Check the path and its permissions; the list must be UTF-8.",
             ) from error
 
     def _records(self, file: BinaryIO) -> Iterator[ListRecord]:
@@ -64,7 +67,7 @@ class UriList:
         if name.endswith(list_records.CSV):
             names, records = list_records.csv_records(file, "\t" if name.endswith(".tsv") else ",")
             if not names:
-                raise BadRecord("is empty, and has not even a header.", "Give a list with a header and rows.")
+                raise BadRecord("is empty: it does not even have a header.", "Give a list with a header and rows.")
             self._rows.check(names, self._name)
             return records
         # A text file has no columns, so every setting that names a column is an error.
@@ -102,10 +105,9 @@ class UriList:
         if isinstance(image, dict):
             image = image.get("bytes") or image.get("path")
         if not isinstance(image, str) or not image:
-            content = f"a {type(image).__name__}, not a URI," if image else "no URI"
-            raise ConfigError(
-                "source.path", self._config.path, f"{where}: {content} in {column!r}.", "Fill it, or remove the row."
-            )
+            content = f"holds a value of type {type(image).__name__}, not a URI" if image else "holds no URI"
+            problem = f"{where}: the column {column!r} {content}."
+            raise ConfigError("source.path", self._config.path, problem, "Write a URI, or remove the row.")
         if not is_embedded(image):
             uri = self._uri_policy.uri(image, self._config.path, where)
             return self._rows.ref(self._name, record.number, record.values, uri, part)

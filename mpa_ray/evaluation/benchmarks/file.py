@@ -110,7 +110,7 @@ class File:
             if error.msg == "Extra data":
                 return None
             if self.uri.lower().endswith(_OF_TABLES):
-                problem = "is a table in a format that no benchmark has."
+                problem = "is a table in a format that benchmarks do not support."
                 raise self.error(problem, "Give the questions as JSON, JSON lines or Parquet.") from None
             raise self.error(f"is not JSON ({error}).", "Download the file again.") from None
         except ValueError as error:
@@ -147,11 +147,13 @@ class File:
         names = [name for name in columns if name in schema.names and name != image]
         if not names:
             raise self.error(
-                f"has the columns {', '.join(map(repr, schema.names))}, and none of {', '.join(map(repr, columns))}.",
+                f"has the columns {', '.join(map(repr, schema.names))}, but none of {', '.join(map(repr, columns))}.",
                 "Check that the file belongs to this benchmark.",
             )
         if repeated := [name for name in (*names, image) if schema.names.count(name) > 1]:
-            raise self.error(f"has several columns {repeated[0]!r}.", "Rename them, so that each name is there once.")
+            raise self.error(
+                f"has several columns named {repeated[0]!r}.", "Rename them, so that each name occurs once."
+            )
         column = ImageColumn.find(schema, image)
         if column is None:
             yield from ((values, None) for batch in file.iter_batches(columns=names) for values in rows_of(batch))

@@ -28,12 +28,12 @@ def parse_printed_list(text: str) -> list[Any] | None:
     values = _evaluated(text)
     if isinstance(values, list) and values and all(isinstance(value, str | dict) for value in values):
         if _has_adjacent_texts(text):
-            raise ValueError("which looks like a printed array: its items have no commas")
+            raise ValueError("which looks like a printed array, because no commas separate its items")
         return values
     if isinstance(values, list) and all(isinstance(value, str | dict | int | float | None) for value in values):
-        raise ValueError("which may be a printed list or an answer")
+        raise ValueError("which may be either a printed list or one answer")
     if _QUOTED.match(text):
-        raise ValueError("which looks like a printed list and cannot be read as one")
+        raise ValueError("which looks like a printed list but cannot be parsed")
     return None
 
 

@@ -99,7 +99,7 @@ class Record:
             example = json.dumps([text])
             raise self.error(
                 f"{_either(names)} is the text {text[:_MAX_SHOWN]!r}, {error}.",
-                f"Give a list of texts. If it is one answer in brackets, write {example[:_MAX_SHOWN]}.",
+                f"Give a list of strings. If it is one answer in brackets, write {example[:_MAX_SHOWN]}.",
             ) from None
         return text if values is None else values
 

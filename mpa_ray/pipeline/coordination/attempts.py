@@ -198,23 +198,26 @@ class Attempts:
     def _problem(self, shard: str, begun: _Shard) -> _Problem:
         """Why the shard is given up. All fields have their default values if the shard is not given up."""
         search, limits = begun.search, self._limits
-        last = f"the last time with: {begun.last_error or 'the process ended without an error'}"
+        last = f"the latest cause: {begun.last_error or 'the process ended without an error'}"
         num_blamed = len(search.quarantined)
         is_large = limits.max_poison_images <= _MAX_POISON_SHARE * search.num_images
         if self._num_deaths_at_probe >= _MAX_DEATHS_AT_PROBE:
-            problem = "the engine has died and its successors die of a built-in test picture, so no image is to blame"
+            problem = (
+                "new engines die when they process a built-in test picture, so the source's images are not the cause"
+            )
             return _Problem(f"{problem}: {self._error_at_probe}", is_engine_fault=True)
         if begun.num_taken_away >= _MAX_TAKEN_AWAY:
-            problem = f"{begun.num_taken_away} engines were ended from outside while they visited shard {shard}"
-            return _Problem(f"{problem}, the last time with: {begun.last_taken_away}", is_engine_fault=True)
+            problem = f"{begun.num_taken_away} engines were ended from outside while they processed shard {shard}"
+            return _Problem(f"{problem}; the latest cause: {begun.last_taken_away}", is_engine_fault=True)
         if is_large and num_blamed >= _NUM_BLAMED_WITHOUT_SURVIVOR and not search.has_survivor:
-            problem = f"each of {num_blamed} images of shard {shard} killed engines and no image was visited"
-            problem = f"{problem}, so the engine is at fault and no image is to blame; {last}"
+            problem = f"each of {num_blamed} images of shard {shard} killed engines, and no image was processed"
+            problem = f"{problem}, so the cause is the engine and not the images; {last}"
             return _Problem(problem, is_engine_fault=True)
         if num_blamed > limits.max_poison_images:
             images = f"{'1 image' if num_blamed == 1 else f'{num_blamed} images'} of shard {shard}"
             problem = f"{images} killed engines, more than limits.max_poison_images = {limits.max_poison_images}"
-            return _Problem(f"{problem}, {last}", remedy=Remedy.POISON)
+            return _Problem(f"{problem}; {last}", remedy=Remedy.POISON)
         if search.num_unexplained >= limits.max_engine_deaths:
-            return _Problem(f"the engine died {search.num_unexplained} times on shard {shard}, {last}")
+            times = "once" if search.num_unexplained == 1 else f"{search.num_unexplained} times"
+            return _Problem(f"the engine died {times} on shard {shard}; {last}")
         return _Problem()

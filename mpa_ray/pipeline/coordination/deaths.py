@@ -79,7 +79,9 @@ class Begun:
         self._num_deaths[task] += 1
         if self._num_deaths[task] < self._max_deaths:
             return ""
-        return f"the {previous.role} died {self._num_deaths[task]} times, the last time with: {cause}"
+        num_deaths = self._num_deaths[task]
+        times = "once" if num_deaths == 1 else f"{num_deaths} times"
+        return f"the {previous.role} died {times}; the latest cause: {cause}"
 
     def end(self, task: str) -> None:
         """Record that a task is done."""
