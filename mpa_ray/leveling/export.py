@@ -148,7 +148,9 @@ class CheckQuestions:
 
     def _answer(self, model: Any, processor: Any, row: TrainingRow, image: Image.Image) -> str:
         prompt = render(processor, self._task.answer_prompt(row.sample.question))
-        arguments = self.scaling.processor_arguments([image])
+        # The processor's own limits are those of the student only after export.
+        limits = (self.scaling.min_pixels, self.scaling.max_pixels, self.scaling.max_image_pixels)
+        arguments = ImageScaling.of(processor, *limits).processor_arguments([image])
         inputs = processor(text=[prompt], images=[[image]], return_tensors="pt", **arguments)
         output = model.generate(**inputs.to(model.device, model.dtype), max_new_tokens=self._max_new_tokens)
         answer: str = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

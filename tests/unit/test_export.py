@@ -109,3 +109,17 @@ def test_the_answers_of_an_export_do_not_depend_on_its_generation_settings(tmp_p
     assert student.generation_config.repetition_penalty == 9.0
     assert questions.answers(student, processor) == answers_in(tmp_path / "plain")
     assert student.generation_config.repetition_penalty == 9.0
+
+
+def test_a_processor_with_the_limits_of_the_student_keeps_the_sizes_of_prepared_images(tmp_path: Path) -> None:
+    """The limits are so narrow that the exported processor alone would scale a prepared image again."""
+    start = build("qwen2_vl", tmp_path / "start")
+    model, processor = AutoModelForImageTextToText.from_pretrained(start), load_processor(str(start))
+    rows = rows_in(tmp_path)
+    contents = [Path(row.uri).read_bytes() for row in rows]
+    scaling = ImageScaling.of(processor, 12544, 12544)
+    questions = CheckQuestions(rows, contents, TASKS["demo_world"], scaling, 8)
+    expected = questions.answers(model, processor)
+    assert scaling.grid is not None
+    scaling.grid.limit(processor)
+    assert questions.answers(model, processor) == expected
