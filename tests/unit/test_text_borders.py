@@ -239,7 +239,7 @@ def test_an_entry_with_a_secret_needs_a_permission(entry: str, tmp_path: Path) -
     assert "Zq8x" not in str(ref.metadata)
     (tmp_path / "0.png").write_bytes(b"0")
     path.write_text(json.dumps({"image": "0.png", "id": entry}))
-    with pytest.raises(ConfigError, match="holds a password or a signature"):
+    with pytest.raises(ConfigError, match="contains a password or a signature"):
         listed(path, id_column="id")
 
 
