@@ -54,6 +54,7 @@ SIDES = (112, 168, 224, 336, 448)
 PIXELS = (112 * 112, 448 * 448)
 BATCH, MICRO_BATCH, LOG_EVERY = 32, 8, 5
 TASK = TASKS["demo_world"]
+NO_CARDS = {True: "", False: ""}
 LEVEL = LevelConfig(method=LoraConfig(rank=8), learning_rate=1e-3, batch_size=BATCH, report_to=())
 
 
@@ -217,7 +218,7 @@ def train_by_leveling(model: str, samples: list[ParitySample], folder: Path) -> 
     run = Run.open(str(folder))
     folder_in_run = run.student_dir("s")
     plan = plan_epoch(run, folder_in_run, SampleSources(lambda: samples, lambda: []), settings)
-    fine_tune(run, config, config.students[0], PhaseKey("level", "s"), TASK, plan, folder_in_run, "")
+    fine_tune(run, config, config.students[0], PhaseKey("level", "s"), TASK, plan, folder_in_run, NO_CARDS)
     state = TrainingState.read(run, folder_in_run)
     if state is None:
         raise SystemExit("leveling has logged nothing")

@@ -11,11 +11,13 @@ from transformers import AutoModelForImageTextToText
 
 from mpa_ray.config import RunConfig, resolve_path
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
+from mpa_ray.imaging.prepare import ImageScaling
 from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.leveling.export import CheckQuestions, export
 from mpa_ray.models.chat_template import load_processor
 from mpa_ray.records import EpochCounts, ParitySample
 from mpa_ray.report.card import model_card
+from mpa_ray.report.card_usage import usage
 from mpa_ray.run.export_check import ExportCheck
 from mpa_ray.run.run import Run
 from mpa_ray.storage.local import LocalStorage
@@ -37,9 +39,10 @@ def config_in(folder: Path) -> RunConfig:
     return RunConfig.model_validate({**tree, "answer": {"max_new_tokens": 8}})
 
 
-def card(folder: Path) -> str:
+def card(folder: Path, processor_scales: bool = True) -> str:
     config = config_in(folder)
-    return model_card(config, TASK, config.students[0], "parity", EpochCounts(1, 0, 0, 0, 0, 1), {})
+    use = usage(config.students[0], TASK, config.answer.max_new_tokens, processor_scales)
+    return model_card(config, config.students[0], "parity", EpochCounts(1, 0, 0, 0, 0, 1), {}, use)
 
 
 def exported_student(folder: Path) -> ExportCheck:
@@ -54,9 +57,9 @@ def exported_student(folder: Path) -> ExportCheck:
             sample = ParitySample(f"{path.name}#0", path.name, str(path), question.question, question.answer, "?")
             rows.append(TrainingRow(sample, 1))
     contents = [Path(row.uri).read_bytes() for row in rows]
-    questions = CheckQuestions(rows, contents, TASK, _PIXELS, max_new_tokens=8)
     model = AutoModelForImageTextToText.from_pretrained(resolve_path(_MODEL), dtype="float32")
     processor = load_processor(resolve_path(_MODEL))
+    questions = CheckQuestions(rows, contents, TASK, ImageScaling.of(processor, *_PIXELS), max_new_tokens=8)
     export(model, processor, "owner/name", card(folder), questions, Run(LocalStorage(str(folder))), "student")
     return TypeAdapter(ExportCheck).validate_json((folder / "student/check.json").read_bytes())
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from tokenizers import AddedToken
 from transformers import (
     AutoTokenizer,
@@ -40,6 +44,7 @@ from transformers import (
 )
 
 from mpa_ray.config import resolve_path
+from mpa_ray.models.chat_template import load_processor
 
 HIDDEN, HEADS, LAYERS = 64, 2, 2
 GRIDS = [[112, 112], [112, 224], [224, 112]]
@@ -93,6 +98,28 @@ def build(family: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def with_limits(processor: Any, limits: tuple[int, int], folder: Path) -> Any:
+    """Another copy of a processor, whose own limits are the given ones."""
+    processor.save_pretrained(folder)
+    copy = load_processor(str(folder))
+    copy.image_processor.size = {"shortest_edge": limits[0], "longest_edge": limits[1]}
+    return copy
+
+
+@cache
+def picture(size: tuple[int, int]) -> Image.Image:
+    """A picture of noise: small differences in how it is scaled change many of its pixels."""
+    return Image.fromarray(np.random.default_rng(size).integers(0, 256, (size[1], size[0], 3), np.uint8))
+
+
+@cache
+def file_of(size: tuple[int, int]) -> bytes:
+    """The picture of a size as an image file."""
+    buffer = io.BytesIO()
+    picture(size).save(buffer, "PPM")
+    return buffer.getvalue()
 
 
 def _qwen2_vl() -> tuple[Any, Any]:

@@ -34,7 +34,8 @@ from benchmarks.gpu.serving import Serving, disable_flashinfer_sampler
 from benchmarks.gpu.shapes import SHAPES, build_checkpoint, paint_images
 from mpa_ray.config import ModelConfig, SamplingConfig, VllmEngineConfig
 from mpa_ray.engine.protocol import EncodedImage, Reply, Request, VisionLanguageModel
-from mpa_ray.imaging.decode import ImageProblem, prepare_in_thread
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.imaging.prepare import prepare_in_thread
 from mpa_ray.tasks.library import TASKS
 
 ROWS = ("two-passes", "visit-raw", "visit-thread", "visit-processes", "visit-rendered")

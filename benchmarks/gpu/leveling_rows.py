@@ -40,6 +40,7 @@ LOG_EVERY_STEPS = 5
 """How often leveling logs its speed, and how often the plain Trainer's counts are kept."""
 NUM_COUNTED_SAMPLES = 4
 """Samples of the micro-batch whose operations are counted for the plain Trainer."""
+NO_CARDS = {False: "", True: ""}
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ def level_with_lora(row: str, work: Work) -> Measurement:
             start_ray()
         started_s = time.monotonic()
         folder = run.student_dir("s")
-        fine_tune(run, config, config.students[0], PhaseKey("level", "s"), TASK, epoch, folder, "")
+        fine_tune(run, config, config.students[0], PhaseKey("level", "s"), TASK, epoch, folder, NO_CARDS)
         return leveling_measurement(run, folder, work.batch_size, started_s, time.monotonic())
 
 
@@ -284,7 +285,7 @@ def level_fully(row: str, work: Work) -> Measurement:
         run, config, epoch = plan(row, work, f"{scratch}/run")
         start_ray()
         student, folder = config.students[0], run.student_dir("s")
-        job = TrainingJob.of(run, config, student, TASK, epoch, folder, "")
+        job = TrainingJob.of(run, config, student, TASK, epoch, folder, NO_CARDS)
         set_seed(0)
         model = prepare_for_training(load_model(work.model, student.level, on_gpu), student.level.method)
         data = training_data(job, load_processor(work.model), rank=0, num_workers=1)

@@ -19,7 +19,8 @@ from benchmarks.throughput.work import QUESTION, TASK, Timings, Work, rates
 from mpa_ray.config import ModelConfig, RunConfig
 from mpa_ray.corpus.read import Reader
 from mpa_ray.engine.protocol import EncodedImage, Reply, Request, VisionLanguageModel
-from mpa_ray.imaging.decode import ImageProblem, prepare_in_thread
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.imaging.prepare import prepare_in_thread
 from mpa_ray.matching import MATCHERS
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.index import index

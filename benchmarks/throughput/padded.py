@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.throughput.work import TASK, Timings, Work
-from mpa_ray.imaging.decode import PreparedImage, prepare
+from mpa_ray.imaging.prepare import PreparedImage, prepare
 from mpa_ray.models.chat_template import load_processor, render
 
 BATCH_SIZE = 8

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
 
 from benchmarks.throughput.work import QUESTION, TASK, Timings, Work, bind_cores, steady_rates
-from mpa_ray.imaging.decode import PreparedImage, prepare
+from mpa_ray.imaging.prepare import PreparedImage, prepare
 from mpa_ray.models.chat_template import load_processor, render
 
 

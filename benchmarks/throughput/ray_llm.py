@@ -93,7 +93,7 @@ class Prompt:
         self._processor: Any = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        from mpa_ray.imaging.decode import PreparedImage, prepare
+        from mpa_ray.imaging.prepare import PreparedImage, prepare
         from mpa_ray.models.chat_template import load_processor, render
 
         self._processor = self._processor or load_processor(self._model)

@@ -83,7 +83,7 @@ def _report(error: BaseException) -> int | None:
     """Print an error in one line, and return the exit code; None if the error is a bug."""
     # A ConfigError can have a temporary cause: for example, a file that a setting names cannot be read now.
     if isinstance(error, Unfinished) or (isinstance(error, ConfigError) and may_pass(error)):
-        return _failed("Unfinished", error, UNFINISHED)
+        return _failed("Unfinished", _with_remedy(str(error), what_continues(error)), UNFINISHED)
     if isinstance(error, ConfigError):
         return _failed("ConfigError", error, WRONG_SETUP)
     if isinstance(error, RunError):
@@ -98,8 +98,12 @@ def _report(error: BaseException) -> int | None:
         # A file of the run could not be read or written at the start.
         remedy = what_continues(error)
         kind, code = ("Unfinished", UNFINISHED) if remedy.may_pass else ("RunError", FAILED)
-        return _failed(kind, f"{type(error).__name__}: {error}. {remedy}".rstrip(), code)
+        return _failed(kind, _with_remedy(f"{type(error).__name__}: {error}", remedy), code)
     return _missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+
+
+def _with_remedy(problem: str, remedy: Remedy) -> str:
+    return f"{problem.rstrip('.')}. {remedy}" if remedy else problem
 
 
 def _say_interrupted() -> None:

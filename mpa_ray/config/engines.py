@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -180,6 +181,11 @@ class EngineSettings(Settings):
         return None
 
     @property
+    def processor_arguments(self) -> Mapping[str, Any]:
+        """Arguments for the model's processor that only the engine uses."""
+        return {}
+
+    @property
     def num_decoded_together(self) -> int:
         """The number of requests in one decoding batch. For each token, the weights are read once for the whole batch,
         so this number is used to estimate the speed."""
@@ -266,6 +272,10 @@ class VllmEngineConfig(EngineSettings):
     @property
     def max_sequence_tokens(self) -> int | None:
         return self.max_model_len
+
+    @property
+    def processor_arguments(self) -> Mapping[str, Any]:
+        return self.engine_args.get("mm_processor_kwargs") or {}
 
     @property
     def num_decoded_together(self) -> int:

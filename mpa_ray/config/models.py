@@ -40,9 +40,10 @@ class ModelConfig(Settings):
     fewer engines start, and each image is read, rendered and sent through the vision tower once for all of these
     models. Without a GPU, adapters make an engine much slower."""
     min_pixels: int = Field(128 * 28 * 28, ge=1)
-    """An image with fewer pixels is scaled up to this many."""
+    """An image with fewer pixels is scaled up to this many. Limits of the model's own processor apply, too."""
     max_pixels: int = Field(512 * 28 * 28, ge=1)
-    """An image with more pixels is scaled down to this many. No other setting has as much effect on throughput."""
+    """An image with more pixels is scaled down to this many. Limits of the model's own processor apply, too. No other
+    setting has as much effect on throughput."""
     max_image_pixels: int = Field(MAX_IMAGE_PIXELS, ge=1)
     """An image file with more pixels is not decoded and fails as `too_many_pixels`, because the file may be a
     decompression bomb. Raise this limit for scans and satellite images. A large image takes about 8 bytes of memory for
@@ -64,7 +65,7 @@ class ModelConfig(Settings):
     @property
     def pixel_limits(self) -> tuple[int, int, int]:
         """`min_pixels`, `max_pixels` and `max_image_pixels`, in the order of the parameters of
-        `mpa_ray.imaging.decode.prepare`."""
+        `mpa_ray.imaging.prepare.ImageScaling`."""
         return self.min_pixels, self.max_pixels, self.max_image_pixels
 
     @property

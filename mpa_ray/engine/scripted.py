@@ -15,7 +15,8 @@ from pathlib import Path
 
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, ScriptedEngineConfig
 from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, Request, RequestRefused
-from mpa_ray.imaging.decode import ImageProblem, prepare_in_thread
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.imaging.prepare import prepare_in_thread
 from mpa_ray.models.shared_engines import Adapter
 from mpa_ray.records import Reason
 

@@ -15,7 +15,7 @@ files are refused, and the second list shows how the others are decoded.
     more than `max_image_pixels` in the header, in a frame of a GIF or in a tile of     too_many_pixels
         a TIFF; more than 16 million pixels in a picture of an icon; all of these are
         checked before decoding
-    aspect ratio of 200:1 or more, in the file or after scaling                         extreme_aspect_ratio
+    aspect ratio of 200:1 or more, in the file or after scaling to pixel limits         extreme_aspect_ratio
 
     decoded, always to RGB                                                              result
     bytes after the end of the image; a PNG without its last chunk                      the image
@@ -41,10 +41,7 @@ files are refused, and the second list shows how the others are decoded.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import io
-import math
 import re
 import struct
 import threading
@@ -75,8 +72,6 @@ _LARGE_PIXELS = 16_000_000
 """Images with more pixels are decoded one at a time."""
 _one_large_image = threading.BoundedSemaphore(1)
 """Held while a large image is decoded, because its conversion to RGB may need a gigabyte of memory."""
-_SMALL_BYTES = 4 * 2**10
-"""Files up to this size are prepared in the thread of the event loop, which is faster."""
 
 _GAP = rb"(?:\s|#[^\r\n]*+[\r\n])++"
 SIGNATURES = {
@@ -148,46 +143,11 @@ _WHITE_IS_ZERO = 0
 
 
 @dataclass(frozen=True)
-class PreparedImage:
-    """An image that is ready for a model."""
-
-    image: Image.Image
-    """RGB, within the model's pixel limits."""
-    key: str
-    """Identifies the image in an engine's caches. Equal files with equal pixel limits have the same key."""
-
-
-@dataclass(frozen=True)
 class ImageProblem:
     """The reason why a file could not be read or decoded."""
 
     reason: Reason
     detail: str
-
-
-def prepare(
-    content: bytes, min_pixels: int, max_pixels: int, max_image_pixels: int = MAX_IMAGE_PIXELS
-) -> PreparedImage | ImageProblem:
-    """Decode a file and scale its image to the pixel limits. Returns an `ImageProblem` if the file cannot be used."""
-    decoded = decode(content, max_image_pixels)
-    if isinstance(decoded, ImageProblem):
-        return decoded
-    fitted = fit(decoded, min_pixels, max_pixels)
-    # Rounding to whole pixels may raise the aspect ratio.
-    problem = _refused(fitted.size, max_image_pixels)
-    if problem:
-        return problem
-    digest = hashlib.sha256(content).hexdigest()
-    return PreparedImage(fitted, f"{digest}-{min_pixels}-{max_pixels}")
-
-
-async def prepare_in_thread(
-    content: bytes, min_pixels: int, max_pixels: int, max_image_pixels: int = MAX_IMAGE_PIXELS
-) -> PreparedImage | ImageProblem:
-    """Call `prepare` in a thread, so that the event loop does not wait; for a small file, call it directly."""
-    if len(content) <= _SMALL_BYTES:
-        return prepare(content, min_pixels, max_pixels, max_image_pixels)
-    return await asyncio.to_thread(prepare, content, min_pixels, max_pixels, max_image_pixels)
 
 
 def decode(content: bytes, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image | ImageProblem:
@@ -255,7 +215,7 @@ def _decode_as(format_name: str, content: bytes, max_image_pixels: int) -> Image
     image = _opened(format_name, content)
     if isinstance(image, ImageProblem):
         return image
-    problem = _refused(image.size, max_image_pixels) or _refused_tiff(image, max_image_pixels)
+    problem = refused(image.size, max_image_pixels) or _refused_tiff(image, max_image_pixels)
     if problem:
         return problem
     if format_name == "PNG":
@@ -269,7 +229,8 @@ def _decode_as(format_name: str, content: bytes, max_image_pixels: int) -> Image
         return _to_rgb(image)
 
 
-def _refused(size: tuple[int, int], max_image_pixels: int) -> ImageProblem | None:
+def refused(size: tuple[int, int], max_image_pixels: int) -> ImageProblem | None:
+    """Why an image of this size cannot be used; None if it can."""
     width, height = size
     if width * height > max_image_pixels:
         return ImageProblem(Reason.TOO_MANY_PIXELS, f"{width} x {height}")
@@ -383,17 +344,3 @@ def _range_of(values: NDArray[np.float32]) -> tuple[float, float]:
     lowest, highest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     white = next((white for white in (1.0, 255.0, 65535.0) if lowest >= 0 and highest <= white), None)
     return (0.0, white) if white else (lowest, highest)
-
-
-def fit(image: Image.Image, min_pixels: int, max_pixels: int) -> Image.Image:
-    """Scale an image so that its area is within the limits; keep its aspect ratio. An image that fits is unchanged.
-
-    Qwen2-VL's image processor also limits the area, and then rounds the sides to its grid of patches.
-    """
-    area = image.width * image.height
-    if min_pixels <= area <= max_pixels:
-        return image
-    scale = math.sqrt((max_pixels if area > max_pixels else min_pixels) / area)
-    round_ = math.floor if scale < 1 else math.ceil
-    size = max(1, round_(image.width * scale)), max(1, round_(image.height * scale))
-    return image.resize(size, Image.Resampling.BICUBIC)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from mpa_ray.config import MAX_IMAGE_PIXELS
-from mpa_ray.imaging.decode import ImageProblem, prepare
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.imaging.prepare import ImageScaling
 from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.leveling.loss import IGNORED_LABEL
 from mpa_ray.models.chat_template import render, turn_of
@@ -27,7 +28,7 @@ class AnswerCollator:
     ) -> None:
         self._processor = processor
         self._task = task
-        self._pixel_limits = (min_pixels, max_pixels, max_image_pixels)
+        self._scaling = ImageScaling.of(processor, min_pixels, max_pixels, max_image_pixels)
         self._turn = turn_of(processor)
 
     def __call__(self, rows: Sequence[TrainingRow], contents: Sequence[bytes]) -> Batch:
@@ -40,7 +41,13 @@ class AnswerCollator:
         images, readable = zip(*map(self._image, contents), strict=True)
         prompts = [render(self._processor, self._task.answer_prompt(row.sample.question)) for row in rows]
         prompt_batch = dict(
-            self._processor(text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt")
+            self._processor(
+                text=prompts,
+                images=[[image] for image in images],
+                padding=True,
+                return_tensors="pt",
+                **self._scaling.processor_arguments(images),
+            )
         )
         answers = [self.answer_tokens(row.sample.answer) for row in rows]
         supervised = [row.supervised and is_readable for row, is_readable in zip(rows, readable, strict=True)]
@@ -59,9 +66,9 @@ class AnswerCollator:
 
     def _image(self, content: bytes) -> tuple[Image.Image, bool]:
         """The image and True, or a blank image and False if the file cannot be decoded."""
-        prepared = prepare(content, *self._pixel_limits)
+        prepared = self._scaling.prepare(content)
         if isinstance(prepared, ImageProblem):
-            return Image.new("RGB", (56, 56)), False
+            return self._scaling.blank(), False
         return prepared.image, True
 
     def _append(self, prompts: Batch, answers: list[list[int]], supervised: list[bool]) -> Batch:

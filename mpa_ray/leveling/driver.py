@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextvars import copy_context
 from typing import Any
@@ -41,7 +42,7 @@ def fine_tune(
     task: Task,
     plan: EpochPlan,
     folder: str,
-    card: str,
+    cards: Mapping[bool, str],
     ownership: Ownership | None = None,
 ) -> None:
     """Fine-tune the student and export it below `folder`; training that was killed resumes from its last checkpoint.
@@ -54,7 +55,7 @@ def fine_tune(
         task: Defines the prompts.
         plan: What the student is trained on.
         folder: The folder of the run for the files of this training.
-        card: The model card of the export.
+        cards: The model card of the export, see `TrainingJob.cards`.
         ownership: The right to train the student; None if no other command can train it.
 
     Raises:
@@ -70,7 +71,7 @@ def fine_tune(
         raise RunError(f"{label}: there are no samples to train on; the report lists the reasons.")
     resources = f"{branch}.cpus_per_worker, {branch}.gpus_per_worker"
     check_resources(resources, settings.cpus_per_worker, settings.gpus_per_worker)
-    job = TrainingJob.of(run, config, student, task, plan, folder, card, ownership)
+    job = TrainingJob.of(run, config, student, task, plan, folder, cards, ownership)
     before = _state(job)
     _check_images(job, label, before, config.limits.max_failed_rate)
     if before.is_exported and run.storage.exists(f"{folder}/merged/config.json"):

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from mpa_ray.errors import RunError
-from mpa_ray.imaging.decode import ImageProblem, prepare
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.imaging.prepare import ImageScaling
 from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.models.hub import split_revision
@@ -61,7 +65,8 @@ def export(
 
     Args:
         model: The trained student.
-        processor: Saved beside the weights, with its chat template.
+        processor: Saved beside the weights, with its chat template. If its images have a grid, the saved copy has the
+            student's pixel limits, so that it scales an image as in training.
         base: The student's model as configured, which the adapter names as its base model. It is not the path of a
             local copy.
         card: The model card.
@@ -82,6 +87,9 @@ def export(
             settings.base_model_name_or_path, settings.revision = split_revision(base)
             _save(model, adapter, card)
             model = model.merge_and_unload()
+        if questions.scaling.grid is not None:
+            processor = deepcopy(processor)
+            questions.scaling.grid.limit(processor)
         processor.save_pretrained(merged)
         _save(model, merged, card)
         _rename_for_vllm(merged, model.config.model_type)
@@ -118,7 +126,7 @@ class CheckQuestions:
         rows: Sequence[TrainingRow],
         contents: Sequence[bytes],
         task: Task,
-        pixels: tuple[int, ...],
+        scaling: ImageScaling,
         max_new_tokens: int,
     ) -> None:
         """Prepare the questions. Rows whose images cannot be read are left out.
@@ -127,11 +135,13 @@ class CheckQuestions:
             rows: The questions.
             contents: The image file of each row.
             task: Defines the prompts.
-            pixels: The student's `pixel_limits`.
+            scaling: How the student's images are scaled.
             max_new_tokens: The length limit of an answer.
         """
-        prepared = [(row, prepare(content, *pixels)) for row, content in zip(rows, contents, strict=True)]
+        prepared = [(row, scaling.prepare(content)) for row, content in zip(rows, contents, strict=True)]
         self._questions = [(row, image.image) for row, image in prepared if not isinstance(image, ImageProblem)]
+        self.scaling = scaling
+        """How the student's images are scaled."""
         self._task = task
         self._max_new_tokens = max_new_tokens
 
@@ -139,14 +149,18 @@ class CheckQuestions:
     def answers(self, model: Any, processor: Any) -> list[str]:
         """Answer the questions greedily, one prompt at a time, so that padding does not change the answers."""
         model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        answers = []
-        for row, image in self._questions:
-            prompt = render(processor, self._task.answer_prompt(row.sample.question))
-            inputs = processor(text=[prompt], images=[[image]], return_tensors="pt").to(model.device, model.dtype)
-            output = model.generate(**inputs, max_new_tokens=self._max_new_tokens, do_sample=False)
-            tokens = output[0, inputs["input_ids"].shape[1] :]
-            answers.append(processor.tokenizer.decode(tokens, skip_special_tokens=True))
-        return answers
+        with _greedy(model):
+            return [self._answer(model, processor, row, image) for row, image in self._questions]
+
+    def _answer(self, model: Any, processor: Any, row: TrainingRow, image: Image.Image) -> str:
+        prompt = render(processor, self._task.answer_prompt(row.sample.question))
+        # The processor's own limits are those of the student only after export.
+        limits = (self.scaling.min_pixels, self.scaling.max_pixels, self.scaling.max_image_pixels)
+        arguments = ImageScaling.of(processor, *limits).processor_arguments([image])
+        inputs = processor(text=[prompt], images=[[image]], return_tensors="pt", **arguments)
+        output = model.generate(**inputs.to(model.device, model.dtype), max_new_tokens=self._max_new_tokens)
+        answer: str = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return answer
 
     def record(self, answers: Sequence[str]) -> ExportCheck:
         """Return the questions with these answers, in the form in which the run stores them."""
@@ -162,6 +176,20 @@ class CheckQuestions:
                 for (row, _), answer in zip(self._questions, answers, strict=True)
             )
         )
+
+
+@contextmanager
+def _greedy(model: Any) -> Iterator[None]:
+    """Let the model answer greedily and without penalties, as engines do. Its own settings, such as a repetition
+    penalty, are restored afterwards, except for the tokens, which always apply."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id, do_sample=False
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _first_of(names: Sequence[str]) -> str:

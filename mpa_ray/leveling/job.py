@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mpa_ray.config import LevelConfig, RunConfig, StudentConfig, resolve_path
@@ -33,8 +34,9 @@ class TrainingJob:
     run: Run
     folder: str
     """The folder of the run for the files of this training."""
-    card: str
-    """The model card of the exported checkpoint."""
+    cards: Mapping[bool, str]
+    """The model card of the exported checkpoint, by whether the exported processor scales images to the student's pixel
+    limits. Only the training loads the processor."""
     ownership: Ownership | None = None
     """The right to train the student; None if no other command can train it."""
     inherited: str | None = None
@@ -54,7 +56,7 @@ class TrainingJob:
         task: Task,
         plan: EpochPlan,
         folder: str,
-        card: str,
+        cards: Mapping[bool, str],
         ownership: Ownership | None = None,
     ) -> TrainingJob:
         """The job of a configured student."""
@@ -75,7 +77,7 @@ class TrainingJob:
             max_new_tokens=config.answer.max_new_tokens,
             run=run,
             folder=folder,
-            card=card,
+            cards=cards,
             ownership=ownership,
             inherited=inherited_checkpoint(run.storage, folder, ownership.number if ownership is not None else 1),
         )

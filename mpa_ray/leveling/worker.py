@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForImageTextToText, TrainingArguments, set_seed
 
 from mpa_ray.config import LevelConfig, LoraConfig
+from mpa_ray.imaging.prepare import ImageScaling
 from mpa_ray.leveling.checkpoint import full_weights, restore_weights
 from mpa_ray.leveling.collator import AnswerCollator
 from mpa_ray.leveling.export import CheckQuestions, export, load_trained_weights
@@ -66,8 +67,9 @@ def _train(job: TrainingJob) -> None:
         if context.get_world_rank() == 0:
             fresh = prepare_for_training(load_model(start, job.level, on_gpu, quantized=False), job.level.method)
             trained = load_trained_weights(fresh, weights)
-            questions = _check_questions(job)
-            export(trained, processor, job.model, job.card, questions, job.run, job.folder, job.check_owner)
+            scaling = ImageScaling.of(processor, *job.pixel_limits)
+            questions, card = _check_questions(job, scaling), job.cards[scaling.grid is not None]
+            export(trained, processor, job.model, card, questions, job.run, job.folder, job.check_owner)
             trainer.write_state(is_complete=True)
 
 
@@ -116,11 +118,11 @@ def _inherited_checkpoint(job: TrainingJob) -> ray.train.Checkpoint | None:
     return ray.train.Checkpoint(f"{root}/{job.inherited}", file_system)
 
 
-def _check_questions(job: TrainingJob) -> CheckQuestions:
+def _check_questions(job: TrainingJob, scaling: ImageScaling) -> CheckQuestions:
     rows = next(job.plan.steps(0, 1))[:_NUM_CHECKED]
     files = read_images(rows, job.reader)
     contents = [content if isinstance(content, bytes) else b"" for content in files]
-    return CheckQuestions(rows, contents, job.task, job.pixel_limits, job.max_new_tokens)
+    return CheckQuestions(rows, contents, job.task, scaling, job.max_new_tokens)
 
 
 def load_model(start: str, level: LevelConfig, on_gpu: bool, quantized: bool = True) -> Any:

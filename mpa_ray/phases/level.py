@@ -15,6 +15,7 @@ from mpa_ray.phases.context import RunContext, installed_versions
 from mpa_ray.phases.preflight import check_trainable
 from mpa_ray.pipeline.run_pass import Admission, error_recorded, recorded
 from mpa_ray.report.card import model_card
+from mpa_ray.report.card_usage import usage
 from mpa_ray.run.ownership import Ownership, owned
 from mpa_ray.run.parity_export import parity_of
 from mpa_ray.run.phase_record import PhaseKey
@@ -141,8 +142,19 @@ def _train(
             run.record_trained_version(folder, version)
         is_promptable = PromptCheck(student.model, config.object_store, context.task)
         plan = plan_epoch(run, folder, sample_sources(context, student), student.level, key.arm, is_promptable)
-        card = model_card(config, context.task, student, key.arm, plan.counts, installed_versions())
-        fine_tune(run, config, student, key, context.task, plan, folder, card, ownership)
+        versions = installed_versions()
+        cards = {
+            processor_scales: model_card(
+                config,
+                student,
+                key.arm,
+                plan.counts,
+                versions,
+                usage(student, context.task, config.answer.max_new_tokens, processor_scales),
+            )
+            for processor_scales in (False, True)
+        }
+        fine_tune(run, config, student, key, context.task, plan, folder, cards, ownership)
         state = TrainingState.read(run, folder)
         if state is not None and (warning := state.retained.forgetting_warning()) is not None:
             say(f"WARNING: {key.label}: the student {warning}")

@@ -94,6 +94,7 @@ def check_task(config: RunConfig) -> None:
 def check_student(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
     """Check the student with this index. Raises ConfigError if it cannot be aligned."""
     check_model(student, f"students.{index}", object_store)
+    _check_processor_arguments(student, f"students.{index}.engine.engine_args.mm_processor_kwargs")
     check_level(student.level, f"students.{index}.level")
     for setting, benchmark in student.labelled_sets.items():
         _check_benchmark(benchmark, f"students.{index}.{setting}", Places(object_store))
@@ -202,6 +203,18 @@ def _check_engine_settings(config: ModelConfig, field: str) -> None:
             raise
         # The cluster's nodes may have a different version of the engine.
         say(f"WARNING: {error}")
+
+
+def _check_processor_arguments(student: StudentConfig, field: str) -> None:
+    """Raises ConfigError if only the student's engine, and not its training, would use arguments for the processor."""
+    if student.engine.processor_arguments:
+        raise ConfigError(
+            field,
+            student.engine.processor_arguments,
+            "would change the images that the engine sees, but not those of the training and of the exported student.",
+            "Set min_pixels and max_pixels of the student, or change the processor's settings in a copy of the "
+            "checkpoint.",
+        )
 
 
 def _check_checkpoint(model: str, field: str, object_store: ObjectStoreConfig, *, has_weights: bool = True) -> None:

@@ -14,6 +14,7 @@ from mpa_ray.observability.progress import Progress, say
 from mpa_ray.phases.context import RunContext, installed_versions
 from mpa_ray.phases.measured_models import comparisons
 from mpa_ray.report.card import model_card
+from mpa_ray.report.card_usage import section_use
 
 
 def score(context: RunContext[EvaluationRunConfig], settings: EvaluateConfig, models: Sequence[str]) -> Scores:
@@ -81,7 +82,10 @@ def _rewrite_model_cards(
         return
     folder = run.training_dir(student.name, arm)
     counts = run.epoch_counts(folder)
-    card = model_card(config, context.task, student, arm, counts, installed_versions(), scores).encode()
     for export in ("merged", "adapter"):
-        if run.storage.exists(f"{folder}/{export}/README.md"):
-            run.storage.write(f"{folder}/{export}/README.md", card)
+        path = f"{folder}/{export}/README.md"
+        if run.storage.exists(path):
+            # Only the training knows how to use the student, since it loaded the processor.
+            use = section_use(run.storage.read(path).decode())
+            card = model_card(config, student, arm, counts, installed_versions(), use, scores)
+            run.storage.write(path, card.encode())

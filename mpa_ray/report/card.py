@@ -8,29 +8,27 @@ from mpa_ray.config import ARMS, Arm, MeasuredModel, RunConfig, StudentConfig
 from mpa_ray.evaluation.scores import Scores
 from mpa_ray.models.hub import split_revision
 from mpa_ray.records import EpochCounts
-from mpa_ray.report.card_usage import usage
 from mpa_ray.report.scores import percent
-from mpa_ray.tasks.task import Task
 
 
 def model_card(
     config: RunConfig,
-    task: Task,
     student: StudentConfig,
     arm: Arm,
     counts: EpochCounts,
     versions: Mapping[str, str],
+    use: str,
     scores: Scores | None = None,
 ) -> str:
     """Write the model card: how the student was trained and how to use it, as Markdown for the Hugging Face hub.
 
     Args:
         config: The run.
-        task: The run's task.
         student: The student that was trained.
         arm: The arm that the student was trained on.
         counts: The numbers of samples in the training.
         versions: The version of each package.
+        use: The section that explains how to use the student, see `mpa_ray.report.card_usage.usage`.
         scores: The run's scores; None before the run is evaluated.
     """
     level = student.level
@@ -64,7 +62,7 @@ def model_card(
         f"| made with | {', '.join(f'{name} {version}' for name, version in versions.items())} |",
     ]
     scored = _score_lines(student.name, arm, scores or {})
-    return "\n".join([*lines, *scored, "", usage(student, task, config.answer.max_new_tokens)])
+    return "\n".join([*lines, *scored, "", use])
 
 
 def _score_lines(student: str, arm: Arm, scores: Scores) -> list[str]:

@@ -7,42 +7,32 @@ import json
 from mpa_ray.config import StudentConfig
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
 
+_TITLE = "## Use\n"
 _USAGE = '''## Use
 
-The student was trained and measured with the prompt and the image sizes below. With other prompts or image sizes, its
-answers are worse. Resize each image with `load_image` first: the processor rounds the sides of an image that is outside
-the pixel limits differently, and its own limits may be wider.
+The student was trained and measured with the prompt below, and with images within the pixel limits above. With other
+prompts or image sizes, its answers are worse. {sizes}
 
 Run the examples in the folder `merged/`. They give the same answers as mpa_ray. Both begin with this code:
 
 ```python
-import math
-
-from PIL import Image, ImageOps
+{import_math}from PIL import Image, ImageOps
 from transformers import AutoProcessor
 
 STUDENT = "."
 SYSTEM = {system}
 PROMPT = {prompt}
-MIN_PIXELS, MAX_PIXELS = {min_pixels}, {max_pixels}
-
+{pixel_limits}
 
 def load_image(path):
-    """Load an image upright, in RGB on a white background, and resize it to the pixel limits."""
+    """Load an image upright, in RGB on a white background{within_limits}."""
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.new("RGB", rgba.size, "white")
         image.paste(rgba, mask=rgba)
-    image = image.convert("RGB")
-    area = image.width * image.height
-    if MIN_PIXELS <= area <= MAX_PIXELS:
-        return image
-    scale = math.sqrt((MAX_PIXELS if area > MAX_PIXELS else MIN_PIXELS) / area)
-    whole = math.floor if scale < 1 else math.ceil
-    size = max(1, whole(image.width * scale)), max(1, whole(image.height * scale))
-    return image.resize(size, Image.Resampling.BICUBIC)
+    {scaled_image}
 
 
 def prompt(processor, question):
@@ -105,20 +95,52 @@ if __name__ == "__main__":
 '''
 
 
-def usage(student: StudentConfig, task: Task, max_new_tokens: int) -> str:
-    """Write the section: the prompt, the pixel limits, and examples that give the same answers as mpa_ray.
+_SCALED_BY_PROCESSOR = {
+    "sizes": "The exported processor resizes images to these\nlimits.",
+    "import_math": "",
+    "pixel_limits": "",
+    "within_limits": "",
+    "scaled_image": 'return image.convert("RGB")',
+}
+_SCALED_BY_EXAMPLE = {
+    "sizes": "Resize each image with\n`load_image` first, because the processor alone resizes it differently.",
+    "import_math": "import math\n\n",
+    "pixel_limits": "MIN_PIXELS, MAX_PIXELS = {min_pixels}, {max_pixels}\n",
+    "within_limits": ", and resize it to the pixel limits",
+    "scaled_image": """image = image.convert("RGB")
+    area = image.width * image.height
+    if MIN_PIXELS <= area <= MAX_PIXELS:
+        return image
+    scale = math.sqrt((MAX_PIXELS if area > MAX_PIXELS else MIN_PIXELS) / area)
+    whole = math.floor if scale < 1 else math.ceil
+    size = max(1, whole(image.width * scale)), max(1, whole(image.height * scale))
+    return image.resize(size, Image.Resampling.BICUBIC)""",
+}
+
+
+def section_use(card: str) -> str:
+    """Return the section of a model card that `usage` wrote; empty if the card has none."""
+    _, title, rest = card.partition(_TITLE)
+    return title + rest
+
+
+def usage(student: StudentConfig, task: Task, max_new_tokens: int, processor_scales: bool) -> str:
+    """Write the section: the prompt, the image sizes, and examples that give the same answers as mpa_ray.
 
     Args:
         student: The exported student.
         task: The task with the prompt that the student was trained on.
         max_new_tokens: The maximum number of tokens in an answer.
+        processor_scales: Whether the exported processor scales images to the student's pixel limits. If not, the
+            examples scale them.
     """
+    limits = {"min_pixels": student.min_pixels, "max_pixels": student.max_pixels}
+    parts = _SCALED_BY_PROCESSOR if processor_scales else _SCALED_BY_EXAMPLE
     max_model_len = student.engine.max_sequence_tokens
     return _USAGE.format(
         system=_literal(SYSTEM_PROMPT),
         prompt=_literal(PREAMBLE.replace("{", "{{").replace("}", "}}") + task.answer_template),
-        min_pixels=student.min_pixels,
-        max_pixels=student.max_pixels,
+        **{name: part.format(**limits) for name, part in parts.items()},
         dtype=student.engine.weight_format,
         max_model_len=f", max_model_len={max_model_len}" if max_model_len else "",
         max_new_tokens=max_new_tokens,

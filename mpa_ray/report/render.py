@@ -15,7 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from mpa_ray.config import MAX_IMAGE_PIXELS, EvaluationRunConfig, RunConfig
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.corpus.source_root import MovedRoot
-from mpa_ray.imaging.decode import ImageProblem, prepare
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.imaging.prepare import prepare
 from mpa_ray.observability.progress import clock
 from mpa_ray.observability.rate import format_rate
 from mpa_ray.redaction import without_secret_values

@@ -10,7 +10,7 @@ from mpa_ray.run.fingerprint_changes import Fingerprint
 from mpa_ray.run.run import Run
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
 
-ALGORITHM_VERSION = 5
+ALGORITHM_VERSION = 6
 """Increased whenever a change to the code changes the rows that the same settings yield."""
 
 

@@ -17,6 +17,7 @@ from mpa_ray.demo.world import WorldSpec, paint, sample_scene
 from mpa_ray.engine.protocol import Request
 from mpa_ray.engine.vllm.engine import VllmEngine
 from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.imaging.prepare import ImageScaling
 from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.leveling.export import CheckQuestions, export, load_trained_weights
 from mpa_ray.leveling.trainable import prepare_for_training
@@ -29,6 +30,7 @@ from tests.families import FAMILIES, build
 
 TASK = TASKS["demo_world"]
 PIXELS = (112 * 112, 112 * 112)
+SIZES = [(112, 112), (320, 240), (100, 130)]
 LEVEL = LevelConfig(method=LoraConfig(rank=4))
 MAX_NEW_TOKENS = 8
 ALWAYS = "internvl"
@@ -40,7 +42,7 @@ def rows_in(folder: Path) -> list[TrainingRow]:
     rows = []
     for number in range(6):
         path = folder / f"{number}.png"
-        paint(sample_scene(WorldSpec(), rng)).save(path)
+        paint(sample_scene(WorldSpec(), rng)).resize(SIZES[number % len(SIZES)]).save(path)
         sample = ParitySample(f"{number}#0", path.name, str(path), f"What is in place {number}?", "a", "b")
         rows.append(TrainingRow(sample, 1))
     return rows
@@ -58,7 +60,7 @@ def trained_weights(start: Path) -> dict[str, torch.Tensor]:
 def exported(start: Path, folder: Path, rows: list[TrainingRow]) -> list[dict[str, Any]]:
     processor = load_processor(str(start))
     contents = [Path(row.uri).read_bytes() for row in rows]
-    questions = CheckQuestions(rows, contents, TASK, PIXELS, MAX_NEW_TOKENS)
+    questions = CheckQuestions(rows, contents, TASK, ImageScaling.of(processor, *PIXELS), MAX_NEW_TOKENS)
     plain = AutoModelForImageTextToText.from_pretrained(start)
     before = questions.answers(plain, processor)
     model = load_trained_weights(prepare_for_training(plain, LEVEL.method), trained_weights(start))

@@ -25,8 +25,9 @@ from mpa_ray.engine.probe import answer_probe
 from mpa_ray.engine.protocol import EncodedImage, EngineDied, Reply, Request, RequestRefused
 from mpa_ray.engine.vllm.arguments import engine_arguments
 from mpa_ray.engine.vllm.engine import VllmEngine
-from mpa_ray.engine.vllm.rendering import RawImages, RenderingProcesses, RenderingThread
-from mpa_ray.imaging.decode import ImageProblem, PreparedImage, prepare
+from mpa_ray.engine.vllm.rendering import RawImages, RenderingProcesses, RenderingThread, scaling_of
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.imaging.prepare import ImageScaling, PreparedImage, prepare
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.observability.usage import Load, Usage
 from mpa_ray.records import Annotation, ImageRef, Reason, State
@@ -34,6 +35,7 @@ from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.image_work import ImageWork
 from mpa_ray.stages.visits import Attempt, Visits
 from mpa_ray.tasks.library import TASKS
+from tests.families import file_of, picture
 
 MODEL = resolve_path("bundled:demo/models/teacher")
 TASK = TASKS["demo_world"]
@@ -83,7 +85,7 @@ def engine(run: Run[Any], checkpoint: str) -> Iterator[VllmEngine]:  # noqa: ARG
     engine.close()
 
 
-async def rendered_in_a_thread(arguments: dict[str, Any], pixel_limits: tuple[int, int], content: bytes) -> Any:
+async def rendered_in_a_thread(arguments: dict[str, Any], pixel_limits: tuple[int, int, int], content: bytes) -> Any:
     thread = RenderingThread(arguments, pixel_limits)
     try:
         return await thread.render_image(content)
@@ -227,6 +229,21 @@ def test_a_rendered_image_gets_the_same_reply_as_a_raw_one(run: Run[Any], engine
     thread.close()
 
 
+def test_an_image_that_the_processor_would_scale_again_keeps_its_size(run: Run[Any], engine: VllmEngine) -> None:
+    processor, text, size = load_processor(MODEL), TASK.answer_prompt("What is in the image?"), (1500, 12)
+    alone = processor(text=[render(processor, text)], images=[picture(size)], return_tensors="pt")
+    assert alone["image_grid_thw"].tolist() == [[1, 2, 46]]
+    prepared = ImageScaling.of(processor, *CONFIG.pixel_limits).prepare(file_of(size))
+    assert isinstance(prepared, PreparedImage)
+    again = processor(text=[render(processor, text)], images=[prepared.image], return_tensors="pt")
+    assert again["image_grid_thw"].tolist() != alone["image_grid_thw"].tolist()
+    arguments = engine_arguments(CONFIG, SERVING, on_cpu=True, adapters={})
+    rendered = run(rendered_in_a_thread(arguments, CONFIG.pixel_limits, file_of(size)))
+    image = EncodedImage("wide", prepared.key, rendered)
+    reply = run(engine.generate(image, Request(text, SamplingConfig(max_new_tokens=8))))
+    assert reply.num_prompt_tokens == alone["input_ids"].shape[1]
+
+
 def test_tensors_that_the_engine_has_evicted_are_sent_again(run: Run[Any], engine: VllmEngine) -> None:
     (scene,) = scenes(1)
 
@@ -251,7 +268,9 @@ def test_a_vllm_without_a_renderer_gets_raw_prompts(
     run: Run[Any], engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rendered = visited(run, annotate_greedily(engine), 8)
-    monkeypatch.setattr(engine, "renderer", RawImages(CONFIG.pixel_limits))
+    monkeypatch.setattr(
+        engine, "renderer", RawImages(scaling_of(load_processor(CONFIG.model), {}, CONFIG.pixel_limits))
+    )
     raw = visited(run, annotate_greedily(engine), 8)
 
     def pairs(rows: list[Annotation]) -> list[tuple[str | None, ...]]:
@@ -291,7 +310,7 @@ def test_an_image_with_too_many_tokens_is_refused_and_the_engine_lives(
         arguments = engine_arguments(CONFIG.model_copy(update={"model": checkpoint}), SERVING, on_cpu=True, adapters={})
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        image = run(rendered_in_a_thread(arguments, (3136, 1008 * 1008), buffer.getvalue()))
+        image = run(rendered_in_a_thread(arguments, (3136, 1008 * 1008, 1008 * 1008), buffer.getvalue()))
     large = EncodedImage("large", f"large-{is_rendered}", image)
     with pytest.raises(RequestRefused) as caught:
         run(engine.generate(large, Request(TASK.answer_prompt("What?"), SamplingConfig())))

@@ -13,7 +13,7 @@ import yaml
 from mpa_ray.config import EvaluationRunConfig, RunConfig
 from mpa_ray.engine.scripted import _digest
 from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
-from mpa_ray.imaging.decode import PreparedImage, prepare
+from mpa_ray.imaging.prepare import PreparedImage, prepare
 from mpa_ray.phases.annotate import annotate, index_and_annotate
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.evaluate import evaluate, prepare_benchmarks

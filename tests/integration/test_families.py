@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from mpa_ray.config import FullConfig, LoraConfig
 from mpa_ray.demo.world import WorldSpec, paint, sample_question, sample_scene
+from mpa_ray.imaging.prepare import ImageScaling, PreparedImage
 from mpa_ray.leveling.batching import TrainingRow, micro_batches
 from mpa_ray.leveling.collator import AnswerCollator
 from mpa_ray.leveling.loss import IGNORED_LABEL, Reduction, answer_loss, weight_of
@@ -98,16 +99,14 @@ def test_labels_decode_to_the_answer_and_the_end_of_the_turn(
         assert supervised[length - int(supervised.sum()) : length].all()
         alone = processor(
             text=[render(processor, TASK.answer_prompt(row.sample.question))],
-            images=[[image(row)]],
+            images=[[image(processor, row)]],
             return_tensors="pt",
         )["input_ids"][0]
         assert torch.equal(ids[: length - int(supervised.sum())], alone)
 
 
-def image(row: TrainingRow) -> Any:
-    from mpa_ray.imaging.decode import PreparedImage, prepare
-
-    prepared = prepare(Path(row.uri).read_bytes(), *PIXELS)
+def image(processor: Any, row: TrainingRow) -> Any:
+    prepared = ImageScaling.of(processor, *PIXELS).prepare(Path(row.uri).read_bytes())
     assert isinstance(prepared, PreparedImage)
     return prepared.image
 

@@ -108,7 +108,7 @@ def leveled(samples: list[ParitySample], folder: Path, settings: LevelConfig, kn
     config = RunConfig.model_validate({**scripted_tree(folder / "images", folder), "students": [student.model_dump()]})
     run = Run.open(config.run_dir)
     plan = plan_epoch(run, FOLDER, SampleSources(lambda: samples, lambda: known), settings)
-    fine_tune(run, config, student, PhaseKey("level", "s"), TASK, plan, FOLDER, "a card")
+    fine_tune(run, config, student, PhaseKey("level", "s"), TASK, plan, FOLDER, {True: "a card"})
     return run
 
 

@@ -46,7 +46,7 @@ def test_a_run_continues_while_its_images_move(tmp_path: Path) -> None:
     run, student = context.run, context.config.students[0]
     context.begin(writes=["students/small/parity"], reads=["corpus", "annotations", "verdicts/small"])
     plan = plan_epoch(run, "students/small/parity", sample_sources(context, student), student.level)
-    job = TrainingJob.of(run, context.config, student, context.task, plan, "students/small/parity", "a card")
+    job = TrainingJob.of(run, context.config, student, context.task, plan, "students/small/parity", {True: "a card"})
     steps = list(plan.steps(0, plan.num_steps))
     contents = [content for batch in fetched(steps, job.reader).contents for content in batch]
     assert contents

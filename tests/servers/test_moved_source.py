@@ -374,7 +374,7 @@ def test_training_reads_moved_images_but_labelled_sets_where_they_are(old: Path,
     config = configured(new, tmp_path)
     run, student = Run.open(config.run_dir), config.students[0]
     plan = plan_epoch(run, "students/small/parity", SampleSources(list, list), student.level)
-    job = TrainingJob.of(run, config, student, TASKS["demo_world"], plan, "students/small/parity", "a card")
+    job = TrainingJob.of(run, config, student, TASKS["demo_world"], plan, "students/small/parity", {True: "a card"})
     digests = [hashlib.sha256(content).hexdigest() for content in CONTENTS]
     rows = [
         TrainingRow(ParitySample("a", "a", uri, "?", "b", "c", content_sha256=None if n % 2 else digest), 1)

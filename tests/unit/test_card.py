@@ -12,10 +12,8 @@ from mpa_ray.leveling.trainable import learning_rates
 from mpa_ray.metrics import METRICS
 from mpa_ray.records import EpochCounts
 from mpa_ray.report.card import model_card
-from mpa_ray.tasks.library import TASKS
 from tests.conftest import scripted_tree
 
-TASK = TASKS["demo_world"]
 COUNTS = EpochCounts(12, 3, 0, 0, 0, 15)
 
 
@@ -25,7 +23,7 @@ def test_a_card_has_data_teacher_task_counts_versions_and_scores(tmp_path: Path)
     after = ModelScores({"all": Summary(0.75, 0.7, 0.8, 80)}, num_missing=0, warnings=[])
     models = {"small.before": before, "small.after": after, "teacher": after}
     scores = {"held": BenchmarkScores(MetricReference.of(METRICS["anls"]), models, differences=[])}
-    card = model_card(config, TASK, config.students[0], "parity", COUNTS, {"ray": "2.60.0"}, scores)
+    card = model_card(config, config.students[0], "parity", COUNTS, {"ray": "2.60.0"}, "## Use\n\nAsk.", scores)
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front)["base_model"] == "scripted"
     for part in (
@@ -34,10 +32,10 @@ def test_a_card_has_data_teacher_task_counts_versions_and_scores(tmp_path: Path)
         "| D_PI | 12 samples |",
         "kind lora",
         "ray 2.60.0",
-        "| held | anls | 80 | 50.0 [40.0, 60.0] | 75.0 [70.0, 80.0] |",
+        "| held | anls | 80 | 50.0 [40.0, 60.0] | 75.0 [70.0, 80.0] |\n\n## Use\n\nAsk.",
     ):
         assert part in body
-    assert "benchmark" not in model_card(config, TASK, config.students[0], "parity", COUNTS, {})
+    assert "benchmark" not in model_card(config, config.students[0], "parity", COUNTS, {}, "")
 
 
 def test_each_component_has_its_own_rate_in_full_training() -> None:

@@ -411,6 +411,16 @@ def test_preflight_names_pixel_limits_that_contradict(
     assert caught.value.field == field
 
 
+def test_preflight_refuses_arguments_for_a_processor_that_training_would_not_use(tree: dict[str, Any]) -> None:
+    engine = {"kind": "vllm", "engine_args": {"mm_processor_kwargs": {"max_pixels": 9}}}
+    model = "bundled:demo/models/student"
+    checked({**tree, "teacher": {**tree["teacher"], "model": model, "engine": engine}})
+    student = {"name": "small", "model": model, "engine": engine}
+    with pytest.raises(ConfigError, match=r"not those of the training.*Set min_pixels and max_pixels") as caught:
+        checked({**tree, "students": [student]})
+    assert caught.value.field == "students.0.engine.engine_args.mm_processor_kwargs"
+
+
 def test_preflight_names_an_unknown_task(tree: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"task = 'vqa'.*chart_qa, demo_world, .*or give a file"):
         checked({**tree, "task": "vqa"})

@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mpa_ray.config import MAX_IMAGE_PIXELS, ModelConfig
-from mpa_ray.imaging.decode import (
-    FORMATS,
-    SIGNATURES,
-    ImageProblem,
-    PreparedImage,
-    decode,
-    fit,
-    prepare,
-    recognise_format,
-)
+from mpa_ray.imaging.decode import FORMATS, SIGNATURES, ImageProblem, decode, recognise_format
+from mpa_ray.imaging.prepare import PreparedImage, fit, prepare
 from mpa_ray.records import Reason
 
 # Pillow warns about damaged files.

@@ -67,7 +67,7 @@ def test_lists_that_cannot_be_read_are_refused(value: str, problem: str | None, 
         assert answers(tmp_path, value) == [value]
         return
     with pytest.raises(
-        ConfigError, match=rf"line 1: 'answers' is the text .*{problem}.*Give a list of texts"
+        ConfigError, match=rf"line 1: 'answers' is the text .*{problem}.*Give a list of strings"
     ) as caught:
         answers(tmp_path, value)
     assert json.dumps([value])[:60] in str(caught.value)

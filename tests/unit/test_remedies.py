@@ -26,6 +26,7 @@ import yaml
 from ray.exceptions import NodeDiedError, OutOfDiskError, OutOfMemoryError, RayActorError, RayTaskError
 
 from mpa_ray.cli import main
+from mpa_ray.cli.run_job import UNFINISHED, run_job
 from mpa_ray.errors import AccessLost, CannotWrite, ConfigError, DamagedFile, RunError, TransientError, Unfinished
 from mpa_ray.errors.remedies import Remedy, continues_at_once, what_continues
 from mpa_ray.pipeline.graph import _error
@@ -219,3 +220,31 @@ def test_a_disk_that_cannot_be_written_is_checked_first(
     assert commands.run("annotate") == (0, "")
     assert commands.run("identify") == (0, "")
     assert commands.is_whole()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            AccessLost("s3://b/k: ExpiredToken. Renew the credentials, and check the clock."),
+            "Unfinished: s3://b/k: ExpiredToken. Renew the credentials, and check the clock. "
+            "Run the same command again to continue.",
+        ),
+        (
+            Unfinished("annotate: 2 shards are left. Run the same command again to continue."),
+            "Unfinished: annotate: 2 shards are left. Run the same command again to continue.",
+        ),
+        (
+            TransientError("s3://b/k: no answer (attempt 3)"),
+            "Unfinished: TransientError: s3://b/k: no answer (attempt 3). Run the same command again to continue.",
+        ),
+    ],
+)
+def test_a_command_that_can_continue_says_so_once(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    assert run_job(fail) == UNFINISHED
+    assert capsys.readouterr().err == f"{line}\n"

@@ -1,7 +1,8 @@
-"""Typed reading of the JSON files of a run."""
+"""JSON files and columns of a run are read as dataclasses."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from mpa_ray.evaluation.scores import (
     read_scores,
     write_scores,
 )
+from mpa_ray.records import Annotation, Outcome
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
 from mpa_ray.run.manifest import Manifest
 from mpa_ray.run.run import CORPUS_MANIFEST, Run
@@ -65,3 +67,43 @@ def test_a_file_with_other_content_is_named(run: Run, content: dict[str, int | s
     run.write_json(CORPUS_MANIFEST, content)
     with pytest.raises(ConfigError, match=rf"run_dir = .*corpus/manifest\.json cannot be read \({problem}.*\)\."):
         run.manifest()
+
+
+@dataclass(frozen=True)
+class Reviewed(Outcome):
+    """Columns in another order than in the file, and one that the file does not have."""
+
+    uri: str
+    image_id: str
+    reviewer: str | None
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A column that may not be None, and that the file does not have."""
+
+    num_copies: int
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A column with the wrong type."""
+
+    image_id: int
+
+
+def test_columns_are_read_as_the_fields_of_a_dataclass(run: Run) -> None:
+    rows = [
+        Annotation(f"{n}#0", f"{n}", f"/{n}", "kept" if n else "failed", None if n else "storage") for n in range(3)
+    ]
+    run.annotations.commit("000000", rows)
+    assert run.annotations.columns("000000", Reviewed) == [
+        Reviewed(row.state, row.reason, row.uri, row.image_id, None) for row in rows
+    ]
+
+
+@pytest.mark.parametrize("columns", [Counted, Numbered])
+def test_columns_that_a_file_does_not_have_are_refused(run: Run, columns: type) -> None:
+    run.annotations.commit("000000", [Annotation("1#0", "1", "/1", "kept")])
+    with pytest.raises(ValueError, match=f"not {columns.__name__} rows"):
+        run.annotations.columns("000000", columns)

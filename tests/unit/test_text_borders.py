@@ -231,7 +231,7 @@ def test_a_glob_without_a_folder_is_relative(tmp_path: Path, monkeypatch: pytest
 def test_an_entry_with_a_secret_needs_a_permission(entry: str, tmp_path: Path) -> None:
     path = tmp_path / "list.jsonl"
     path.write_text(json.dumps({"image": entry, "id": entry, "url": entry}))
-    with pytest.raises(ConfigError, match=r"row 1: .* holds a password or a signature.*'signed_urls'") as caught:
+    with pytest.raises(ConfigError, match=r"row 1: .* contains a password or a signature.*'signed_urls'") as caught:
         listed(path, allow=["http"])
     assert "Zq8x" not in str(caught.value)
     (ref,) = listed(path, allow=["http", "signed_urls"], metadata=["url"])
@@ -239,7 +239,7 @@ def test_an_entry_with_a_secret_needs_a_permission(entry: str, tmp_path: Path) -
     assert "Zq8x" not in str(ref.metadata)
     (tmp_path / "0.png").write_bytes(b"0")
     path.write_text(json.dumps({"image": "0.png", "id": entry}))
-    with pytest.raises(ConfigError, match="holds a password or a signature"):
+    with pytest.raises(ConfigError, match="contains a password or a signature"):
         listed(path, id_column="id")
 
 

@@ -21,5 +21,5 @@ def test_workers_read_images_with_the_configured_settings(tmp_path: Path) -> Non
     run = Run.open(config.run_dir)
     student = config.students[0]
     plan = plan_epoch(run, "students/small/parity", SampleSources(list, list), student.level)
-    job = TrainingJob.of(run, config, student, TASKS["demo_world"], plan, "students/small/parity", "a card")
+    job = TrainingJob.of(run, config, student, TASKS["demo_world"], plan, "students/small/parity", {True: "a card"})
     assert job.reader == Reader(config.object_store, num_threads=3)

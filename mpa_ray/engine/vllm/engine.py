@@ -25,10 +25,13 @@ from mpa_ray.engine.vllm.rendering import (
     RenderingProcesses,
     RenderingThread,
     has_renderer,
+    raw_image,
+    scaling_of,
     tokenize,
 )
 from mpa_ray.engine.vllm.version import check_vllm, installed_version
-from mpa_ray.imaging.decode import ImageProblem, PreparedImage
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.imaging.prepare import PreparedImage
 from mpa_ray.models.chat_template import SpecialTokenInText, load_processor, render
 from mpa_ray.models.checkpoints import local_folder, local_model
 from mpa_ray.models.shared_engines import Adapter
@@ -93,6 +96,7 @@ class VllmEngine:
         self._takes_seeds = not on_cpu
         arguments = engine_arguments(model, settings, on_cpu, adapters)
         check_adapters(arguments, adapters)
+        self._scaling = scaling_of(self._processor, arguments, model.pixel_limits)
         num_processes = num_renderers(model, settings, on_cpu)
         # The processes start before the engine, so that they and the engine load at the same time.
         processes = RenderingProcesses(num_processes, arguments, model.pixel_limits) if num_processes else None
@@ -108,10 +112,10 @@ class VllmEngine:
         """Decodes and scales image files, and runs the model's processor."""
         if processes is not None:
             self.renderer = processes
+        elif has_renderer():
+            self.renderer = RenderingThread(arguments, model.pixel_limits)
         else:
-            self.renderer = (
-                RenderingThread(arguments, model.pixel_limits) if has_renderer() else RawImages(model.pixel_limits)
-            )
+            self.renderer = RawImages(self._scaling)
         self._request_ids = count()
         # Numbered from 1, because 0 means "no adapter" to vLLM.
         self._adapters = {name: (number, a.model) for number, (name, a) in enumerate(adapters.items(), 1)}
@@ -170,11 +174,7 @@ class VllmEngine:
         """vLLM's final output for a prompt; sends the image's tensors only if the engine has not cached them."""
         rendered = image.inputs
         if not isinstance(rendered, RenderedImage):
-            raw = {
-                "prompt": prompt,
-                "multi_modal_data": {"image": rendered},
-                "multi_modal_uuids": {"image": image.key},
-            }
+            raw = {"prompt": prompt, **raw_image(rendered, image.key, self._scaling)}
             return await self._final_output(raw, parameters, adapter)
         tokens = tokenize(self._engine.renderer, prompt)
         if rendered.is_in_engine and self._caches_tensors:

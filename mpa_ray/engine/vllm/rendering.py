@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import re
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -15,15 +16,22 @@ from functools import cache
 from itertools import takewhile
 from typing import Any
 
+from PIL import Image
+
 from mpa_ray.engine.child_processes import ChildProcesses
 from mpa_ray.engine.protocol import EngineDied, RequestRefused
-from mpa_ray.imaging.decode import ImageProblem, PreparedImage, prepare, prepare_in_thread
+from mpa_ray.imaging.decode import ImageProblem
+from mpa_ray.imaging.prepare import ImageScaling, PreparedImage
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.records import Reason
 from mpa_ray.tasks.task import PREAMBLE
 
 logger = logging.getLogger(__name__)
 
+_SIZE_ARGUMENTS = frozenset(
+    ("size", "min_pixels", "max_pixels", "do_resize", "patch_size", "merge_size", "images_kwargs")
+)
+"""The arguments for a processor that change its grid of patches or its limits."""
 _TOO_LONG = re.compile(r"max_model_len|maximum (model|context) length|longer than the maximum", re.IGNORECASE)
 
 
@@ -100,6 +108,20 @@ def tokenize(renderer: Any, prompt: str) -> list[int]:
     return tokens
 
 
+def scaling_of(processor: Any, arguments: Mapping[str, Any], pixel_limits: tuple[int, int, int]) -> ImageScaling:
+    """How an engine with these arguments scales images, before its processor sees them."""
+    if _SIZE_ARGUMENTS.isdisjoint(arguments.get("mm_processor_kwargs") or {}):
+        return ImageScaling.of(processor, *pixel_limits)
+    return ImageScaling(*pixel_limits)
+
+
+def raw_image(image: Image.Image, key: str, scaling: ImageScaling) -> dict[str, Any]:
+    """The part of vLLM's input that holds an image, which vLLM's processor keeps at its size if `scaling` chose it."""
+    data = {"multi_modal_data": {"image": image}, "multi_modal_uuids": {"image": key}}
+    arguments = scaling.processor_arguments([image])
+    return {**data, "mm_processor_kwargs": arguments} if arguments else data
+
+
 class Renderer:
     """Turns an image file into the model's tensors and placeholder tokens."""
 
@@ -110,18 +132,15 @@ class Renderer:
 
         torch.set_num_threads(1)
         self._renderer = renderer_from_config(AsyncEngineArgs(**arguments).create_engine_config())
-        self._pixel_limits = pixel_limits
-        self._tokens = tokenize(self._renderer, render(load_processor(arguments["model"]), PREAMBLE))
+        processor = load_processor(arguments["model"])
+        self._scaling = scaling_of(processor, arguments, pixel_limits)
+        self._tokens = tokenize(self._renderer, render(processor, PREAMBLE))
 
     def render_image(self, content: bytes) -> RenderedImage | ImageProblem | Refusal:
-        prepared = prepare(content, *self._pixel_limits)
+        prepared = self._scaling.prepare(content)
         if isinstance(prepared, ImageProblem):
             return prepared
-        prompt = {
-            "prompt_token_ids": self._tokens,
-            "multi_modal_data": {"image": prepared.image},
-            "multi_modal_uuids": {"image": prepared.key},
-        }
+        prompt = {"prompt_token_ids": self._tokens, **raw_image(prepared.image, prepared.key, self._scaling)}
         try:
             (rendered,) = self._renderer.render_cmpl([prompt], skip_mm_cache=True)
         except ValueError as error:
@@ -144,11 +163,11 @@ class Renderer:
 class RawImages:
     """Decodes and scales images without a renderer. vLLM then gets the images themselves, with raw prompts."""
 
-    def __init__(self, pixel_limits: tuple[int, int, int]) -> None:
-        self._pixel_limits = pixel_limits
+    def __init__(self, scaling: ImageScaling) -> None:
+        self._scaling = scaling
 
     async def render_image(self, content: bytes) -> PreparedImage | ImageProblem:
-        return await prepare_in_thread(content, *self._pixel_limits)
+        return await self._scaling.prepare_in_thread(content)
 
     def close(self) -> None:
         """Do nothing."""
