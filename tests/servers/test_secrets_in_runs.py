@@ -89,7 +89,7 @@ def run_phases(path: Path) -> None:
     # A new token does not count as a changed setting.
     changed = load_config(path, {"students.1.engine.engine_args.hf_token": f"{SECRET}7"})
     RunContext.open(changed).begin(reads=datasets)
-    with pytest.raises(ConfigError, match=r"student\.engine_args\.seed: was None, now 3"):
+    with pytest.raises(ConfigError, match=r"students\.1\.engine\.engine_args\.seed: was None, now 3"):
         RunContext.open(load_config(path, {"students.1.engine.engine_args.seed": "3"})).begin(reads=datasets)
     assert main(["report", "--config", str(path)]) == 0
     assert main(["status", context.run.storage.root]) == 0
