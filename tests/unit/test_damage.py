@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.client import BaseClient
 
 from mpa_ray.campaign.end_of_campaign import CountsDiffer, score_and_report
 from mpa_ray.cli.arguments import parse
@@ -424,13 +424,18 @@ def test_a_run_in_a_bucket_is_repaired(tmp_path: Path, patch: pytest.MonkeyPatch
 
 
 def test_all_pages_of_unfinished_uploads_are_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
-    pages = [{"Uploads": [{"Key": f"run/{page}", "UploadId": "u", "Initiated": NOW}]} for page in range(3)]
     aborted: list[str] = []
-    fake = SimpleNamespace(
-        get_paginator=lambda name: SimpleNamespace(paginate=lambda **_: {"list_multipart_uploads": pages}[name]),
-        abort_multipart_upload=lambda Key, **_: aborted.append(Key),
-    )
-    monkeypatch.setattr(ObjectStore, "_client", fake)
+
+    def call(_: object, operation: str, request: dict[str, str]) -> dict[str, object]:
+        if operation == "AbortMultipartUpload":
+            aborted.append(request["Key"])
+            return {}
+        assert operation == "ListMultipartUploads"
+        page = int(request.get("KeyMarker", "0"))
+        upload = {"Key": f"run/{page}", "UploadId": "u", "Initiated": NOW}
+        return {"Uploads": [upload], "IsTruncated": page < 2, "NextKeyMarker": f"{page + 1}", "NextUploadIdMarker": "u"}
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", call)
     store = ObjectStore(ObjectStoreConfig())
     assert store.abort_uploads("bucket", "run/", NOW) == 0
     assert store.abort_uploads("bucket", "run/", NOW + timedelta(seconds=1)) == 3
