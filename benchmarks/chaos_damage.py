@@ -1,0 +1,114 @@
+"""Damaged files of a run: flipped bits and truncated files, which `mpa-ray audit --repair` withdraws."""
+
+from __future__ import annotations
+
+import random
+import re
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from benchmarks.chaos_faults import (
+    IDENTIFYING,
+    PHASES,
+    Driver,
+    Expectation,
+    Fault,
+    Injection,
+    Reference,
+    Scene,
+    Start,
+)
+
+_NUMBERED = re.compile(r"^\.?[0-9a-f]*[0-9][^/]*")
+
+
+@dataclass(frozen=True)
+class Damage(Fault):
+    """Damages a file of a finished run, or kills the driver of an unfinished one and damages a file then."""
+
+    expects = Expectation.PERSON_ACTS
+    is_finished: bool
+    phase: str
+    num_committed: int
+    seed: int
+    """Decides which file is damaged, and where."""
+
+    @property
+    def start(self) -> Start:
+        return Start.LEVELED if self.is_finished else Start.NOTHING
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        return (*IDENTIFYING, "level") if self.is_finished else IDENTIFYING
+
+    @classmethod
+    def plan(cls, draws: random.Random, block: int, reference: Reference) -> Fault:  # noqa: ARG003
+        most = reference.num_shards * 3 // 4
+        return cls(draws.random() < 2 / 3, draws.choice(PHASES), draws.randrange(most), draws.randrange(2**32))
+
+    def prepare(self, scene: Scene) -> None:
+        if self.is_finished:
+            self._damage(scene)
+
+    def inject(self, scene: Scene, driver: Driver) -> Injection | None:
+        if not self.is_finished:
+            if not scene.visits(self.phase) or len(scene.committed(self.phase)) < self.num_committed:
+                return None
+            driver.kill()
+            driver.wait()
+            self._damage(scene)
+        moment = "of a finished run" if self.is_finished else f"in {self.phase} at {self.num_committed} shards"
+        return Injection(self, f"{moment}: {', '.join(scene.damaged)}")
+
+    def act(self, scene: Scene, line: str) -> str | None:
+        """A person runs `audit --repair` if the line names a damaged file, or says that one may be damaged."""
+        if "audit" not in line and not any(path in line for path in scene.damaged):
+            return None
+        scene.audit("--repair")
+        return "mpa-ray audit --repair"
+
+    def _damage(self, scene: Scene) -> None:
+        draws = random.Random(self.seed)
+        files = sorted(file.path for file in scene.run.storage.details("") if file.num_bytes)
+        kinds = sorted({kind_of(path) for path in files})
+        kind = draws.choice(kinds)
+        path = draws.choice([path for path in files if kind_of(path) == kind])
+        content = scene.run.storage.read(path)
+        scene.run.storage.write(path, self.damaged(content, draws))
+        scene.damaged.append(path)
+
+    @abstractmethod
+    def damaged(self, content: bytes, draws: random.Random) -> bytes:
+        """The content after the damage."""
+
+
+class BitFlip(Damage):
+    """One bit of a file flips."""
+
+    kind = "bit flip"
+
+    def damaged(self, content: bytes, draws: random.Random) -> bytes:
+        return flipped(content, draws.randrange(8 * len(content)))
+
+
+class Truncation(Damage):
+    """A file loses its end."""
+
+    kind = "truncation"
+
+    def damaged(self, content: bytes, draws: random.Random) -> bytes:
+        return content[: draws.randrange(len(content))]
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    """The content with one bit flipped."""
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def kind_of(path: str) -> str:
+    """The path without what differs between files of the same kind, so that each kind is drawn as often."""
+    *folders, name = path.split("/")
+    parts = ["checkpoint" if folder.startswith("checkpoint_") else folder for folder in folders]
+    return "/".join([*parts, _NUMBERED.sub("N", name.partition("-")[0])])

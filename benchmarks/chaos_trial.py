@@ -1,0 +1,343 @@
+"""One trial: a run with faults, continued to its end, and counted."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from benchmarks.chaos_drivers import DifferentDrivers
+from benchmarks.chaos_faults import DATASETS, Driver, DriverKill, Fault, Injection, Interrupt, Reference, Scene, Start
+from benchmarks.chaos_leveling import LARGEST_DISTANCE, TRAINING, distance
+from benchmarks.chaos_poison import Poison
+from benchmarks.chaos_recount import names_in, open_files, read_rows, recount
+from benchmarks.chaos_results import Ended, InjectedFault, Trial
+from benchmarks.chaos_testbed import IMAGES, STUDENT, Testbed, deep_merge
+from mpa_ray.run.run import Run
+
+MAX_RESTARTS = 6
+SHARDS_PER_ACTOR = 2
+"""How many shards `pipeline/graph.py` gives to one actor at a time, with so few images in flight."""
+UNDISTURBED = "undisturbed"
+LEVELED = "leveled"
+_MAY_DIFFER = ("attempts", "mean_logprob")
+"""Columns of verdicts that may differ between runs."""
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What a reader without checks raises for a damaged file."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass
+class Course:
+    """What happened in a trial."""
+
+    injections: list[Injection] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
+    num_restarts: int = 0
+    is_finished: bool = False
+
+
+class Trials:
+    """Makes trials with one testbed. Undisturbed runs are made when a trial first needs them."""
+
+    def __init__(self, testbed: Testbed) -> None:
+        self._testbed = testbed
+        self._files = open_files(testbed.server_url)
+        self._images = names_in(self._files, IMAGES)
+        self.reference = self._run_undisturbed()
+        self._leveled: Run | None = None
+
+    def run(self, number: int, faults: Sequence[Fault]) -> Trial:
+        """Make a new run with these faults, continue it to its end, and count."""
+        started = time.monotonic()
+        testbed = self._testbed
+        testbed.proxy.reset()
+        scene = self._scene(f"trial-{number}")
+        self._copy_start(scene, max((fault.start for fault in faults), key=list(Start).index))
+        settings = deep_merge({}, *(fault.settings(scene) for fault in faults))
+        testbed.configure(scene.folder, testbed.proxy.url, settings)
+        for fault in faults:
+            fault.prepare(scene)
+        testbed.cluster.wait_until_whole()
+        jobs = list(dict.fromkeys(job for fault in faults for job in fault.jobs))
+        course = drive_to_the_end(scene, faults, jobs)
+        testbed.proxy.reset()
+        expected = self.reference.verdicts
+        for fault in faults:
+            expected = fault.expected(Reference(expected, self.reference.shard_of))
+        damage = self._check_damage(scene, course, expected, jobs)
+        return self._count(number, scene, faults, course, expected, damage, started)
+
+    def _scene(self, name: str) -> Scene:
+        folder = self._testbed.make_folder(name)
+        reference = self.reference if name != UNDISTURBED else Reference({}, {})
+        return Scene(self._testbed, folder, self._testbed.open_run(name), reference)
+
+    def _run_undisturbed(self) -> Reference:
+        """Run without faults, and without the proxy in between."""
+        scene = self._scene(UNDISTURBED)
+        self._finish_undisturbed(scene, ("index", "annotate", "identify"))
+        _, verdicts = recount(self._files, f"{UNDISTURBED}/run", STUDENT, self._images)
+        shard_of = {
+            ref.image_id: shard for shard in scene.run.manifest().shards for ref in scene.run.corpus.read(shard)
+        }
+        return Reference(_comparable(verdicts), shard_of)
+
+    def leveled(self) -> Run:
+        """The undisturbed run with its student trained."""
+        if self._leveled is None:
+            scene = self._scene(LEVELED)
+            self._testbed.copy_run(UNDISTURBED, LEVELED)
+            self._finish_undisturbed(scene, ("level",))
+            self._leveled = scene.run
+        return self._leveled
+
+    def _finish_undisturbed(self, scene: Scene, jobs: Sequence[str]) -> None:
+        """Raise RuntimeError if a run fails without faults."""
+        self._testbed.configure(scene.folder, self._testbed.server_url, {})
+        with self._testbed.driver(scene.folder, "driver", jobs) as driver:
+            driver.wait(timeout=self._testbed.setting.driver_timeout_s)
+        if driver.returncode:
+            raise RuntimeError(f"{scene.name} failed: {(scene.folder / 'driver.err').read_text()}")
+
+    def _copy_start(self, scene: Scene, start: Start) -> None:
+        if start is Start.IDENTIFIED:
+            self._testbed.copy_run(UNDISTURBED, scene.name)
+        elif start is Start.LEVELED:
+            self.leveled()
+            self._testbed.copy_run(LEVELED, scene.name)
+
+    # --- damage ------------------------------------------------------------------------------------------------------
+
+    def _check_damage(
+        self, scene: Scene, course: Course, expected: Mapping[str, Row], jobs: Sequence[str]
+    ) -> tuple[int, int]:
+        """Repair what `audit --deep` finds, and repeat the command.
+
+        Returns:
+            The numbers of damages that nothing reported: of those that changed a result, and of harmless ones.
+        """
+        if not scene.damaged:
+            return 0, 0
+        reported = [ended for ended in course.ended if any(path in ended.line for path in scene.damaged)]
+        is_changed = self._num_differing(scene, expected) > 0
+        found = [str(finding["file"]) for finding in scene.audit("--deep").get("damage", ())]
+        if found:
+            scene.audit("--repair")
+            course.is_finished = False
+            again = drive_to_the_end(scene, (), jobs, first=course.num_restarts + 1)
+            course.ended += [Ended(1, f"audit --deep: {', '.join(found)}", "mpa-ray audit --repair"), *again.ended]
+            course.is_finished, course.num_restarts = again.is_finished, again.num_restarts
+        is_noticed = bool(reported or set(found) & set(scene.damaged))
+        return int(is_changed and not is_noticed), int(not is_changed and not is_noticed)
+
+    def _num_differing(self, scene: Scene, expected: Mapping[str, Row]) -> int:
+        """Verdicts that differ from the expected ones, and 1 if a trained student does; 1 if rows cannot be read."""
+        try:
+            rows, _ = read_rows(self._files, f"{scene.name}/run", f"verdicts/{STUDENT}")
+        except _UNREADABLE:
+            return 1
+        verdicts = _comparable(rows)
+        names = verdicts.keys() | expected.keys()
+        return sum(not _is_same(verdicts.get(name), expected.get(name)) for name in names) + self._student_differs(
+            scene
+        )
+
+    def _student_differs(self, scene: Scene) -> bool:
+        if not scene.run.storage.exists(f"{TRAINING}/complete.json"):
+            return False
+        try:
+            return distance(scene.run, self.leveled()) > LARGEST_DISTANCE
+        except _UNREADABLE:
+            return True
+
+    # --- counting ----------------------------------------------------------------------------------------------------
+
+    def _count(
+        self,
+        number: int,
+        scene: Scene,
+        faults: Sequence[Fault],
+        course: Course,
+        expected: Mapping[str, Row],
+        damage: tuple[int, int],
+        started: float,
+    ) -> Trial:
+        try:
+            counts, _ = recount(self._files, f"{scene.name}/run", STUDENT, self._images)
+        except _UNREADABLE as error:
+            counts = {"lost": len(self._images), "doubled": 0, "mixed": 0, "error": str(error)}
+        happened, num_needless, redone = _redone(scene, course)
+        audited = scene.audit()
+        damaged = [f"{finding['file']}: {finding['problem']}" for finding in audited.get("damage", ())]
+        return Trial(
+            number=number,
+            kinds=[fault.kind for fault in faults],
+            faults=happened,
+            is_finished=course.is_finished,
+            ended=course.ended,
+            num_lost=counts["lost"],
+            num_doubled=counts["doubled"],
+            num_mixed=counts["mixed"],
+            num_differing=self._num_differing(scene, expected),
+            num_unnoticed=damage[0],
+            num_harmless=damage[1],
+            recount=counts,
+            num_redone_shards=redone[0],
+            num_redone_images=redone[1],
+            num_needless=num_needless,
+            num_extra_files=_num_extra_files(scene),
+            num_restarts=course.num_restarts,
+            problems=[*audited["problems"], *damaged],
+            elapsed_s=round(time.monotonic() - started, 1),
+        )
+
+
+def _comparable(rows: Sequence[Row]) -> dict[str, Row]:
+    return {
+        str(row["annotation_id"]): {name: value for name, value in row.items() if name not in _MAY_DIFFER}
+        for row in rows
+    }
+
+
+def _is_same(row: Row | None, expected: Row | None) -> bool:
+    """Whether a row has the expected values. The expected row may have fewer columns."""
+    if row is None or expected is None:
+        return row is expected
+    return all(row.get(name) == value for name, value in expected.items())
+
+
+def _num_extra_files(scene: Scene) -> int:
+    files = Counter(path.split("/")[-2] for dataset in DATASETS.values() for path in scene.run.storage.list(dataset))
+    return files["data"] - files["commits"] - files["generations"]
+
+
+def _redone(scene: Scene, course: Course) -> tuple[list[InjectedFault], int, tuple[int, int]]:
+    """The faults that happened, the shards that were redone without need, and those redone at all, with images."""
+    uncommitted = [scene.uncommitted_of(injection) for injection in course.injections]
+    happened = [
+        _happened(injection, len(shards)) for injection, shards in zip(course.injections, uncommitted, strict=True)
+    ]
+    if any(isinstance(injection.fault, Poison) for injection in course.injections):
+        # Shards have other images.
+        return happened, 0, (0, 0)
+    shards, num_images = _begun_again(scene)
+    if not happened or not all(fault.is_kill for fault in happened):
+        return happened, 0, (shards.total(), num_images)
+    explained = Counter(shard for shards_of_one in uncommitted for shard in shards_of_one)
+    num_in_flight = sum(fault.num_in_flight for fault in happened)
+    return happened, max((shards - explained).total(), shards.total() - num_in_flight), (shards.total(), num_images)
+
+
+def _happened(injection: Injection, num_uncommitted: int) -> InjectedFault:
+    fault = injection.fault
+    num_actors = len(injection.pids)
+    is_of_driver = isinstance(fault, DriverKill | Interrupt)
+    most_in_flight = num_uncommitted if is_of_driver else SHARDS_PER_ACTOR * num_actors
+    num_in_flight = min(num_uncommitted, most_in_flight) if fault.is_kill else 0
+    return InjectedFault(fault.kind, injection.moment, fault.is_kill, num_actors, num_in_flight)
+
+
+def _begun_again(scene: Scene) -> tuple[Counter[tuple[str, str]], int]:
+    """How often each shard was begun again in another process, and the visits to images beyond the first of each."""
+    shards: Counter[tuple[str, str]] = Counter()
+    num_images = 0
+    for phase in DATASETS:
+        visits = scene.visits(phase)
+        begun = {(visit.pid, scene.reference.shard_of[visit.image_id]) for visit in visits}
+        shards.update((phase, shard) for _, shard in begun)
+        num_images += len(visits) - len({visit.image_id for visit in visits})
+    return shards - Counter(shards.keys()), num_images
+
+
+# --- driving ---------------------------------------------------------------------------------------------------------
+
+
+def drive_to_the_end(scene: Scene, faults: Sequence[Fault], jobs: Sequence[str], first: int = 0) -> Course:
+    """Repeat the same command until it finishes, or ends with a line that does not say what a person must do.
+
+    Args:
+        scene: The trial.
+        faults: The faults to inject.
+        jobs: The jobs that the command runs.
+        first: The number of drivers before.
+    """
+    waiting = list(faults)
+    course = Course()
+    try:
+        for course.num_restarts in range(first, first + MAX_RESTARTS + 1):
+            course.is_finished, goes_on = _drive_once(scene, faults, jobs, waiting, course)
+            if not goes_on:
+                break
+        _wait_for_others(scene, faults, course)
+    finally:
+        for other in scene.others:
+            other.process.kill()
+            other.process.wait()
+        scene.others.clear()
+    return course
+
+
+def _drive_once(
+    scene: Scene, faults: Sequence[Fault], jobs: Sequence[str], waiting: list[Fault], course: Course
+) -> tuple[bool, bool]:
+    """Run the command once. Returns whether it finished, and whether to repeat it."""
+    name = f"driver-{course.num_restarts}"
+    errors = scene.folder / f"{name}.err"
+    with scene.testbed.driver(scene.folder, name, jobs) as driver:
+        has_hung = _inject_until_it_ends(scene, driver, waiting, course)
+    if has_hung:
+        course.ended.append(Ended(-1, f"hung after {_last_line(errors)!r}", None))
+        return False, True
+    if driver.returncode > 0:
+        course.ended.append(_acted(scene, faults, driver.returncode, errors))
+        return False, course.ended[-1].is_good
+    return driver.returncode == 0, driver.returncode != 0
+
+
+def _inject_until_it_ends(scene: Scene, driver: Driver, waiting: list[Fault], course: Course) -> bool:
+    """Returns whether the driver has hung."""
+    deadline = time.monotonic() + scene.testbed.setting.driver_timeout_s
+    while driver.poll() is None and time.monotonic() < deadline:
+        for fault in list(waiting):
+            if injection := fault.inject(scene, driver):
+                course.injections.append(injection)
+                waiting.remove(fault)
+        time.sleep(0.05)
+    return driver.poll() is None
+
+
+def _acted(scene: Scene, faults: Sequence[Fault], code: int, errors: Path) -> Ended:
+    """What a person does after a driver that failed."""
+    line = _last_line(errors)
+    if "Traceback" in errors.read_text():
+        return Ended(code, f"a traceback: {line}", None)
+    actions = [action for fault in faults if (action := fault.act(scene, line)) is not None]
+    if not actions and line.endswith("Run the same command again to continue."):
+        actions = ["run the same command again"]
+    return Ended(code, line, actions[0] if actions else None)
+
+
+def _last_line(log: Path) -> str:
+    return next(reversed(log.read_text().splitlines()), "")
+
+
+def _wait_for_others(scene: Scene, faults: Sequence[Fault], course: Course) -> None:
+    """Wait for second drivers, which have to finish, or to be refused if their settings differ."""
+    refusing = [fault for fault in faults if isinstance(fault, DifferentDrivers)]
+    for other in scene.others:
+        other.process.wait(timeout=scene.testbed.setting.driver_timeout_s)
+        if other.process.returncode == 0:
+            continue
+        line = _last_line(other.errors)
+        is_refused = other.process.returncode == 2 and any(fault.is_refused(line) for fault in refusing)
+        action = "undo the change of a setting" if is_refused else None
+        if line.endswith("Run the same command again to continue."):
+            action = "run the same command again"
+        course.ended.append(Ended(other.process.returncode, line, action))
