@@ -105,7 +105,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--engine", choices=SETTINGS, default="scripted")
     parser.add_argument("--trials", type=int, help="how many trials the results file shall have; 150, or 5 with vllm")
     parser.add_argument("--minutes", type=float, default=55.0, help="begin no trial after this time")
-    parser.add_argument("--only", help="run only trials whose kinds begin with one of these words, and write no results")
+    parser.add_argument(
+        "--only", help="run only trials whose kinds begin with one of these words, and write no results"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--web-faults", type=float, default=0.1, help="share of the requests that the proxy spoils")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/chaos.json"))
@@ -124,6 +126,9 @@ def main() -> int:
         trials, parts = ([], []) if options.only else read_trials(options.out, options.engine, options.seed)
     except ValueError as problem:
         sys.exit(str(problem))
+    if len(trials) >= options.trials:
+        print(f"{len(trials)} trials are made already: see {options.out}")
+        return 0 if all(trial.is_good for trial in trials) else 1
     folder = Path(tempfile.mkdtemp(prefix="chaos-logs-"))
     print(f"logs of every process are in {folder}", flush=True)
     part: dict[str, Any] = {"commit": commit_of_the_code(), "first_trial": len(trials)}

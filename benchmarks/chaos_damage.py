@@ -6,6 +6,9 @@ import random
 import re
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
+
+from pyarrow.fs import FileSelector, FileSystem
 
 from benchmarks.chaos_faults import (
     IDENTIFYING,
@@ -18,7 +21,13 @@ from benchmarks.chaos_faults import (
     Scene,
     Start,
 )
+from benchmarks.chaos_recount import read_rows
+from benchmarks.chaos_testbed import STUDENT
 
+_MEASURED = re.compile("_s$|^attempts$|logprob|cached")
+"""Columns that may differ between two runs."""
+_NO_RESULTS = ("manifest.json", "README.md")
+"""Files beside exported results: a list with times, and a card that names the run."""
 _NUMBERED = re.compile(r"^\.?[0-9a-f]*[0-9][^/]*")
 
 
@@ -98,6 +107,21 @@ class Truncation(Damage):
 
     def damaged(self, content: bytes, draws: random.Random) -> bytes:
         return content[: draws.randrange(len(content))]
+
+
+def results_of(files: FileSystem, folder: str) -> dict[str, Any]:
+    """All results of a run, read without the code of the run: rows without measured times, D_PI, and students."""
+    datasets = ("corpus", "annotations", f"verdicts/{STUDENT}", f"students/{STUDENT}/parity/epoch")
+    results: dict[str, Any] = {}
+    for dataset in datasets:
+        rows, _ = read_rows(files, folder, dataset)
+        results[dataset] = [{k: v for k, v in row.items() if not _MEASURED.search(k)} for row in rows]
+    for exported in (f"parity/{STUDENT}", f"students/{STUDENT}/parity/adapter", f"students/{STUDENT}/parity/merged"):
+        for info in files.get_file_info(FileSelector(f"{folder}/{exported}", allow_not_found=True)):
+            if info.base_name not in _NO_RESULTS:
+                with files.open_input_file(info.path) as file:
+                    results[f"{exported}/{info.base_name}"] = file.read()
+    return results
 
 
 def flipped(content: bytes, bit: int) -> bytes:

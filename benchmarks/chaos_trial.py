@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from benchmarks.chaos_damage import results_of
 from benchmarks.chaos_drivers import DifferentDrivers
 from benchmarks.chaos_faults import DATASETS, Driver, DriverKill, Fault, Injection, Interrupt, Reference, Scene, Start
 from benchmarks.chaos_leveling import LARGEST_DISTANCE, TRAINING, distance
@@ -71,7 +72,7 @@ class Trials:
         expected = self.reference.verdicts
         for fault in faults:
             expected = fault.expected(Reference(expected, self.reference.shard_of))
-        damage = self._check_damage(scene, course, expected, jobs)
+        damage = self._check_damage(scene, course, jobs)
         return self._count(number, scene, faults, course, expected, damage, started)
 
     def _scene(self, name: str) -> Scene:
@@ -115,9 +116,7 @@ class Trials:
 
     # --- damage ------------------------------------------------------------------------------------------------------
 
-    def _check_damage(
-        self, scene: Scene, course: Course, expected: Mapping[str, Row], jobs: Sequence[str]
-    ) -> tuple[int, int]:
+    def _check_damage(self, scene: Scene, course: Course, jobs: Sequence[str]) -> tuple[int, int]:
         """Repair what `audit --deep` finds, and repeat the command.
 
         Returns:
@@ -126,7 +125,7 @@ class Trials:
         if not scene.damaged:
             return 0, 0
         reported = [ended for ended in course.ended if any(path in ended.line for path in scene.damaged)]
-        is_changed = self._num_differing(scene, expected) > 0
+        is_changed = self._is_changed(scene)
         found = [str(finding["file"]) for finding in scene.audit("--deep").get("damage", ())]
         if found:
             scene.audit("--repair")
@@ -136,6 +135,15 @@ class Trials:
             course.is_finished, course.num_restarts = again.is_finished, again.num_restarts
         is_noticed = bool(reported or set(found) & set(scene.damaged))
         return int(is_changed and not is_noticed), int(not is_changed and not is_noticed)
+
+    def _is_changed(self, scene: Scene) -> bool:
+        """Whether a result differs from that of the undisturbed run, or cannot be read."""
+        is_trained = scene.run.storage.exists(f"{TRAINING}/complete.json")
+        try:
+            results = results_of(self._files, f"{scene.name}/run")
+        except _UNREADABLE:
+            return True
+        return results != results_of(self._files, f"{LEVELED if is_trained else UNDISTURBED}/run")
 
     def _num_differing(self, scene: Scene, expected: Mapping[str, Row]) -> int:
         """Verdicts that differ from the expected ones, and 1 if a trained student does; 1 if rows cannot be read."""
