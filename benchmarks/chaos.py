@@ -47,7 +47,7 @@ from benchmarks.chaos_faults import (
 )
 from benchmarks.chaos_leveling import LevelingKill
 from benchmarks.chaos_poison import Poison
-from benchmarks.chaos_results import Trial, read_trials, write_results
+from benchmarks.chaos_results import read_trials, write_results
 from benchmarks.chaos_store import ExpiredCredentials, Outage
 from benchmarks.chaos_testbed import NUM_REPLICAS, SETTINGS, Setting, open_testbed
 from benchmarks.chaos_trial import Trials
@@ -123,35 +123,34 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     setting, schedule = SETTINGS[options.engine], SCHEDULES[options.engine]
     try:
-        trials, parts = ([], []) if options.only else read_trials(options.out, options.engine, options.seed)
+        trials, parts = read_trials(options.out, options.engine, options.seed)
     except ValueError as problem:
         sys.exit(str(problem))
-    if len(trials) >= options.trials:
+    missing = sorted(set(range(options.trials)) - {trial.number for trial in trials})
+    if not missing:
         print(f"{len(trials)} trials are made already: see {options.out}")
         return 0 if all(trial.is_good for trial in trials) else 1
     folder = Path(tempfile.mkdtemp(prefix="chaos-logs-"))
     print(f"logs of every process are in {folder}", flush=True)
-    part: dict[str, Any] = {"commit": commit_of_the_code(), "first_trial": len(trials)}
-    made: list[Trial] = []
+    part: dict[str, Any] = {"commit": commit_of_the_code(), "trials": []}
     with open_testbed(setting, options.seed, options.web_faults, folder) as testbed:
         maker = Trials(testbed)
-        for number in range(len(trials), options.trials):
+        for number in missing:
             if time.monotonic() - started > 60 * options.minutes:
-                print(f"{len(trials)} of {options.trials} trials are made: run the same command again to continue")
                 break
             fault = plan(options.seed, number, maker.reference, schedule)
             if options.only and not fault.kind.startswith(tuple(options.only.split(","))):
                 continue
-            made.append(maker.run(number, [fault]))
-            print(f"trial {number + 1}/{options.trials}: {made[-1]}", flush=True)
-            if not options.only:
-                trials.append(made[-1])
-                part |= {"num_trials": len(made), "proxy": testbed.proxy.counts()}
-                part["minutes"] = round((time.monotonic() - started) / 60, 1)
-                write_results(options.out, options.engine, conditions(options, setting), [*parts, part], trials)
-    if not options.only and trials:
+            trials.append(maker.run(number, [fault]))
+            print(f"trial {number} of {options.trials}: {trials[-1]}", flush=True)
+            part["trials"].append(number)
+            part |= {"proxy": testbed.proxy.counts(), "minutes": round((time.monotonic() - started) / 60, 1)}
+            write_results(options.out, options.engine, conditions(options, setting), [*parts, part], trials)
+    if trials:
         print(options.out.with_suffix(".md").read_text(), f"in {options.out}", sep="\n")
-    return 0 if all(trial.is_good for trial in [*trials, *made]) else 1
+    if len(trials) < options.trials:
+        print(f"{len(trials)} of {options.trials} trials are made: run the same command again to continue")
+    return 0 if all(trial.is_good for trial in trials) else 1
 
 
 if __name__ == "__main__":

@@ -78,10 +78,9 @@ class Damage(Fault):
 
     def _damage(self, scene: Scene) -> None:
         draws = random.Random(self.seed)
-        files = sorted(file.path for file in scene.run.storage.details("") if file.num_bytes)
-        kinds = sorted({kind_of(path) for path in files})
-        kind = draws.choice(kinds)
-        path = draws.choice([path for path in files if kind_of(path) == kind])
+        paths = [key.removeprefix("run/") for key in scene.testbed.files_of(scene.name)]
+        kind = draws.choice(sorted(set(map(kind_of, paths))))
+        path = draws.choice([path for path in paths if kind_of(path) == kind])
         content = scene.run.storage.read(path)
         scene.run.storage.write(path, self.damaged(content, draws))
         scene.damaged.append(path)

@@ -169,11 +169,12 @@ def write_results(
     """Write one engine's trials, keeping those of the others, and update the table of all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(out.read_text()) if out.exists() else {}
+    in_order = sorted(trials, key=lambda trial: trial.number)
     results[engine] = {
         "conditions": conditions,
         "parts": parts,
-        "summary": summarise(trials),
-        "trials": [asdict(trial) for trial in trials],
+        "summary": summarise(in_order),
+        "trials": [asdict(trial) for trial in in_order],
     }
     out.write_text(json.dumps(results, indent=1) + "\n")
     out.with_suffix(".md").write_text(render_table(results))

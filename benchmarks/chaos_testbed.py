@@ -169,9 +169,13 @@ class Testbed:
 
     def copy_run(self, name: str, to: str) -> None:
         """Copy all files of a run into the bucket of another one."""
+        for path in self.files_of(name):
+            self.client.copy_object(Bucket=to, Key=path, CopySource={"Bucket": name, "Key": path})
+
+    def files_of(self, name: str) -> list[str]:
+        """The keys of all files in a run's bucket that are not empty."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=name)
-        for key in [entry["Key"] for page in pages for entry in page.get("Contents", ())]:
-            self.client.copy_object(Bucket=to, Key=key, CopySource={"Bucket": name, "Key": key})
+        return [entry["Key"] for page in pages for entry in page.get("Contents", ()) if entry["Size"]]
 
     @property
     def client(self) -> Any:
