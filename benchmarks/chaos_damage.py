@@ -73,8 +73,7 @@ class Damage(Fault):
         """A person runs `audit --repair` if the line names a damaged file, or says that one may be damaged."""
         if "audit" not in line and not any(path in line for path in scene.damaged):
             return None
-        scene.audit("--repair")
-        return "mpa-ray audit --repair"
+        return scene.repair()
 
     def _damage(self, scene: Scene) -> None:
         draws = random.Random(self.seed)
@@ -83,7 +82,7 @@ class Damage(Fault):
         path = draws.choice([path for path in paths if kind_of(path) == kind])
         content = scene.run.storage.read(path)
         scene.run.storage.write(path, self.damaged(content, draws))
-        scene.damaged.append(path)
+        scene.damaged[path] = content
 
     @abstractmethod
     def damaged(self, content: bytes, draws: random.Random) -> bytes:

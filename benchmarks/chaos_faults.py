@@ -87,8 +87,8 @@ class Scene:
     run: Run
     reference: Reference
     others: list[OtherDriver] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
-    """Files of the run that were damaged."""
+    damaged: dict[str, bytes] = field(default_factory=dict)
+    """The files of the run that were damaged, with the content before."""
 
     @property
     def name(self) -> str:
@@ -106,6 +106,16 @@ class Scene:
     def audit(self, *options: str) -> dict[str, Any]:
         """What `mpa-ray audit` prints about the run."""
         return self.testbed.audit(self.name, *options)
+
+    def repair(self) -> str:
+        """What a person does after damage: `mpa-ray audit --repair`, and then what its findings say. Returns this."""
+        findings = self.audit("--repair").get("damage", ())
+        restored = [
+            finding["file"] for finding in findings if not finding["repaired"] and "restore" in finding["remedy"]
+        ]
+        for path in set(restored).intersection(self.damaged):
+            self.run.storage.write(path, self.damaged[path])
+        return f"mpa-ray audit --repair{', and restore the file from a copy' * bool(restored)}"
 
     def visits(self, phase: str) -> list[Visit]:
         return read_visits(self.folder, phase)

@@ -10,7 +10,8 @@ from enum import StrEnum
 
 from safetensors.numpy import load
 
-from benchmarks.chaos_faults import STUDENT, Driver, Fault, Injection, Reference, Scene, Start
+from benchmarks.chaos_faults import Driver, Fault, Injection, Reference, Scene, Start
+from benchmarks.chaos_testbed import STUDENT
 from mpa_ray.run.run import Run
 
 TRAINING = f"students/{STUDENT}/parity"

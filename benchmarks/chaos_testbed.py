@@ -125,7 +125,7 @@ class Testbed:
             more: Settings to add, with the settings of the student in `student`.
         """
         replicas = {"num_replicas": NUM_REPLICAS, "cpus_per_replica": REPLICA_CPUS}
-        config = {
+        config: dict[str, Any] = {
             "run_dir": f"s3://{folder.name}/run",
             "task": "demo_world",
             "source": {"path": f"s3://{IMAGES}", "shard_size": self.setting.shard_size},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,18 @@ import pyarrow as pa
 
 from benchmarks.chaos_damage import results_of
 from benchmarks.chaos_drivers import DifferentDrivers
-from benchmarks.chaos_faults import DATASETS, Driver, DriverKill, Fault, Injection, Interrupt, Reference, Scene, Start
+from benchmarks.chaos_faults import (
+    DATASETS,
+    IDENTIFYING,
+    Driver,
+    DriverKill,
+    Fault,
+    Injection,
+    Interrupt,
+    Reference,
+    Scene,
+    Start,
+)
 from benchmarks.chaos_leveling import LARGEST_DISTANCE, TRAINING, distance
 from benchmarks.chaos_poison import Poison
 from benchmarks.chaos_recount import names_in, open_files, read_rows, recount
@@ -44,11 +55,29 @@ class Course:
     is_finished: bool = False
 
 
+Finish = Callable[[Scene, Sequence[str]], None]
+
+
+def finish_with_a_driver(scene: Scene, jobs: Sequence[str]) -> None:
+    """Run jobs to their end. Raises RuntimeError if they fail."""
+    with scene.testbed.driver(scene.folder, "driver", jobs) as driver:
+        driver.wait(timeout=scene.testbed.setting.driver_timeout_s)
+    if driver.returncode:
+        raise RuntimeError(f"{scene.name} failed: {(scene.folder / 'driver.err').read_text()}")
+
+
 class Trials:
     """Makes trials with one testbed. Undisturbed runs are made when a trial first needs them."""
 
-    def __init__(self, testbed: Testbed) -> None:
+    def __init__(self, testbed: Testbed, finish: Finish | None = None) -> None:
+        """Make the undisturbed run.
+
+        Args:
+            testbed: What the trials share.
+            finish: Runs jobs without faults; by default, a driver does.
+        """
         self._testbed = testbed
+        self._finish = finish or finish_with_a_driver
         self._files = open_files(testbed.server_url)
         self._images = names_in(self._files, IMAGES)
         self.reference = self._run_undisturbed()
@@ -83,7 +112,8 @@ class Trials:
     def _run_undisturbed(self) -> Reference:
         """Run without faults, and without the proxy in between."""
         scene = self._scene(UNDISTURBED)
-        self._finish_undisturbed(scene, ("index", "annotate", "identify"))
+        self._testbed.configure(scene.folder, self._testbed.server_url, {})
+        self._finish(scene, IDENTIFYING)
         _, verdicts = recount(self._files, f"{UNDISTURBED}/run", STUDENT, self._images)
         shard_of = {
             ref.image_id: shard for shard in scene.run.manifest().shards for ref in scene.run.corpus.read(shard)
@@ -95,17 +125,10 @@ class Trials:
         if self._leveled is None:
             scene = self._scene(LEVELED)
             self._testbed.copy_run(UNDISTURBED, LEVELED)
-            self._finish_undisturbed(scene, ("level",))
+            self._testbed.configure(scene.folder, self._testbed.server_url, {})
+            finish_with_a_driver(scene, ("level",))
             self._leveled = scene.run
         return self._leveled
-
-    def _finish_undisturbed(self, scene: Scene, jobs: Sequence[str]) -> None:
-        """Raise RuntimeError if a run fails without faults."""
-        self._testbed.configure(scene.folder, self._testbed.server_url, {})
-        with self._testbed.driver(scene.folder, "driver", jobs) as driver:
-            driver.wait(timeout=self._testbed.setting.driver_timeout_s)
-        if driver.returncode:
-            raise RuntimeError(f"{scene.name} failed: {(scene.folder / 'driver.err').read_text()}")
 
     def _copy_start(self, scene: Scene, start: Start) -> None:
         if start is Start.IDENTIFIED:
@@ -128,10 +151,10 @@ class Trials:
         is_changed = self._is_changed(scene)
         found = [str(finding["file"]) for finding in scene.audit("--deep").get("damage", ())]
         if found:
-            scene.audit("--repair")
+            action = scene.repair()
             course.is_finished = False
             again = drive_to_the_end(scene, (), jobs, first=course.num_restarts + 1)
-            course.ended += [Ended(1, f"audit --deep: {', '.join(found)}", "mpa-ray audit --repair"), *again.ended]
+            course.ended += [Ended(1, f"audit --deep: {', '.join(found)}", action), *again.ended]
             course.is_finished, course.num_restarts = again.is_finished, again.num_restarts
         is_noticed = bool(reported or set(found) & set(scene.damaged))
         return int(is_changed and not is_noticed), int(not is_changed and not is_noticed)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 
 from benchmarks.chaos import KILLS, SCHEDULES, plan
-from benchmarks.chaos_faults import DriverKill, Fault
+from benchmarks.chaos_driver import CONFIG, drive
+from benchmarks.chaos_faults import DriverKill, Fault, Scene
 from benchmarks.chaos_testbed import SETTINGS, Testbed, open_testbed
 from benchmarks.chaos_trial import Trials
 from benchmarks.faulty_proxy import WebFault
+from tests.local_stream import without_ray
 
 SEED = 11
 pytestmark = pytest.mark.timeout(600)
@@ -26,7 +29,19 @@ def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
 
 @pytest.fixture(scope="module")
 def trials(testbed: Testbed) -> Trials:
-    return Trials(testbed)
+    return Trials(testbed, finish_in_this_process)
+
+
+def finish_in_this_process(scene: Scene, jobs: Sequence[str]) -> None:
+    """An undisturbed run without Ray and waiting times, which has the same results."""
+    config = scene.folder / CONFIG
+    tree = json.loads(config.read_text())
+    for model in (tree["teacher"], *tree["students"]):
+        model["engine"]["latency_s"] = 0.0
+    config.write_text(json.dumps(tree))
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        drive(config, jobs)
 
 
 def test_kills_lose_and_double_nothing(trials: Trials, testbed: Testbed) -> None:
