@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import time
 from dataclasses import dataclass
 from enum import StrEnum
@@ -59,7 +60,7 @@ class LevelingKill(Fault):
 
     def inject(self, scene: Scene, driver: Driver) -> Injection | None:
         workers = scene.cluster.training_workers()
-        if not workers or num_checkpoints(scene.run) < self.num_checkpoints:
+        if not workers or num_checkpoints(scene) < self.num_checkpoints:
             return None
         time.sleep(self.delay_s)
         match self.victim:
@@ -69,13 +70,13 @@ class LevelingKill(Fault):
                 scene.cluster.replace_worker_node(all_at_once=True)
             case Victim.DRIVER:
                 driver.kill()
-        return Injection(self, f"after {num_checkpoints(scene.run)} checkpoints")
+        return Injection(self, f"after {num_checkpoints(scene)} checkpoints")
 
 
-def num_checkpoints(run: Run) -> int:
+def num_checkpoints(scene: Scene) -> int:
     """How many checkpoints the training has begun to write."""
-    paths = run.storage.list(f"{TRAINING}/checkpoints")
-    return len({path.split("/")[4] for path in paths if path.split("/")[4].startswith("checkpoint_")})
+    names = (re.search(r"/checkpoints/(checkpoint_[^/]+)/", key) for key in scene.testbed.files_of(scene.name))
+    return len({name[1] for name in names if name is not None})
 
 
 def distance(run: Run, reference: Run) -> float:

@@ -245,7 +245,13 @@ def _is_same(row: Row | None, expected: Row | None) -> bool:
 
 
 def _num_extra_files(scene: Scene) -> int:
-    files = Counter(path.split("/")[-2] for dataset in DATASETS.values() for path in scene.run.storage.list(dataset))
+    files = Counter(
+        folder
+        for key in scene.testbed.files_of(scene.name)
+        for dataset in DATASETS.values()
+        for folder in ("data", "commits", "generations")
+        if key.startswith(f"run/{dataset}/{folder}/")
+    )
     return files["data"] - files["commits"] - files["generations"]
 
 
