@@ -103,7 +103,7 @@ def _check_config(config: object) -> None:
     raise ConfigError("config", config, f"is a {type(config).__name__}, not a loaded configuration.", remedy)
 
 
-def _function_of(phase: Phase) -> Callable[[Any], None]:
+def _function_of(phase: Phase) -> Callable[[Any], object]:
     # Each phase is imported only when it runs, since some of them import Ray or torch.
     if phase == "index":
         from mpa_ray.phases.index import index

@@ -15,8 +15,9 @@ from mpa_ray.report.collect import collect
 from mpa_ray.report.phase_status import Status
 from mpa_ray.report.status import status
 from mpa_ray.report.summary import EvaluationSummary
-from mpa_ray.run.dataset import ShardedDataset, prefetch
+from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.parity_export import parity_tables
+from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.recorded_config import models_by_benchmark, read_config, student_names
 from mpa_ray.run.run import Run
 from mpa_ray.storage.open import open_storage

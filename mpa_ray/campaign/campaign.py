@@ -10,8 +10,8 @@ from functools import partial
 
 from mpa_ray.campaign.admission import AdmissionController, Resources
 from mpa_ray.campaign.announcements import ShardAnnouncements
+from mpa_ray.campaign.end_of_campaign import CountsDiffer, score_and_report
 from mpa_ray.config import (
-    EvaluationRunConfig,
     MeasuredModel,
     ModelConfig,
     ObjectStoreConfig,
@@ -26,14 +26,13 @@ from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.annotate import ListShards, index_and_annotate
 from mpa_ray.phases.context import RunContext
-from mpa_ray.phases.evaluate import evaluate, predict, predict_group, predict_groups, prepare_benchmarks
+from mpa_ray.phases.evaluate import predict, predict_group, predict_groups, prepare_benchmarks
 from mpa_ray.phases.identify import engine_groups, identify_group, identify_student
 from mpa_ray.phases.level import check_labelled_sets, level_student
 from mpa_ray.phases.measured_models import measured_models, names_of_student
 from mpa_ray.phases.model_groups import fall_back_to_single
 from mpa_ray.phases.preflight import check_names, check_run, check_student, check_trainable
 from mpa_ray.phases.repeated_work import NOTHING_AGAIN, Again
-from mpa_ray.phases.report import report
 from mpa_ray.phases.resource_needs import check_resources_of, check_resources_of_student
 from mpa_ray.pipeline.cluster_address import cluster_address
 from mpa_ray.pipeline.run_pass import Admission, record_error
@@ -88,7 +87,8 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     at_end = score_and_report(context.with_finished_rounds())
     if not failures and at_end:
         raise next(iter(at_end.values()))
-    failures |= at_end
+    # What failed students lack is missing in the counts, too, and says nothing new.
+    failures |= {name: error for name, error in at_end.items() if not isinstance(error, CountsDiffer)}
     if failures:
         retry = "Run the same command again to retry."
         if not all(map(continues_at_once, failures.values())):
@@ -98,24 +98,6 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
         is_unfinished = all(isinstance(error, Unfinished | OSError) or may_pass(error) for error in failures.values())
         raise Unfinished(problem) if is_unfinished else RunError(problem)
     context.failures.check()
-
-
-def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exception]:
-    """Score the answers and write the report, even if earlier phases failed. Returns the errors by phase.
-
-    The scores are not printed here, because the report's summary shows them.
-    """
-    failures: dict[str, Exception] = {}
-    calls = {
-        "score": partial(evaluate, context, score_only=True, shows_scores=False),
-        "report": partial(report, context),
-    }
-    for name, call in calls.items():
-        try:
-            call()
-        except (ConfigError, RunError, OSError) as error:
-            failures[name] = error
-    return failures
 
 
 def _check_alone(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:

@@ -11,7 +11,7 @@ from mpa_ray.evaluation.benchmarks import BENCHMARKS
 from mpa_ray.evaluation.labelled_set import LabelledSet
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import LabelledQuestion
-from mpa_ray.run.dataset import shard_name
+from mpa_ray.run.markers import shard_name
 from mpa_ray.run.run import Run
 
 _SHARD_SIZE = "evaluate.shard_size"
@@ -52,7 +52,7 @@ def _write_questions(labelled: LabelledSet, shard_size: int, run: Run) -> None:
     questions.sort(key=lambda question: question.image_id)
     num_shards = 0
     for shard in _shards(questions, shard_size):
-        run.questions(label).commit(shard_name(num_shards), shard)
+        run.questions(label).commit_missing(shard_name(num_shards), shard)
         num_shards += 1
     num_images = len({question.image_id for question in questions})
     run.write_json(run.manifest_path(folder), {"num_images": num_images, "num_shards": num_shards})

@@ -20,7 +20,8 @@ from mpa_ray.leveling.shuffle import in_seeded_order
 from mpa_ray.metrics.answer_types import answer_type
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import EpochCounts, ParitySample, Verdict
-from mpa_ray.run.dataset import ShardedDataset, shard_name
+from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.markers import shard_name
 from mpa_ray.run.run import Run
 
 T = TypeVar("T")
@@ -119,8 +120,8 @@ def _write_epoch(
     candidates = _Counted(chain(_without(own(), excluded), mixed_in))
     promptable = _Counted(filter(is_promptable, candidates))
     num_samples = _write_in_order(files.samples, _fitting(map(longest.fill_in, promptable), level.max_tokens), level)
-    files.held_out.commit(shard_name(0), held_out)
-    files.retained.commit(shard_name(0), retained)
+    files.held_out.commit_missing(shard_name(0), held_out)
+    files.retained.commit_missing(shard_name(0), retained)
     return EpochCounts(
         num_chosen=num_chosen,
         num_mixed_in=mixed_in.num,
@@ -166,7 +167,7 @@ def _write_in_order(dataset: ShardedDataset[ParitySample], samples: Iterable[Par
     with tempfile.TemporaryDirectory() as scratch, Progress(f"plan {dataset.folder}", None, "samples") as progress:
         ordered = in_seeded_order(samples, level.seed, Path(scratch))
         while rows := list(islice(ordered, rows_per_shard)):
-            dataset.commit(shard_name(num_shards), rows)
+            dataset.commit_missing(shard_name(num_shards), rows)
             num_samples += len(rows)
             num_shards += 1
             progress.advance(len(rows))

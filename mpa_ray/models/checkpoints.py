@@ -18,7 +18,7 @@ from mpa_ray.models.hub import hub_commit, hub_file, hub_snapshot, is_hub_name, 
 from mpa_ray.storage.user_cache import cache_folder
 
 if TYPE_CHECKING:
-    from mpa_ray.storage.object_store import ListedObject
+    from mpa_ray.storage.listing import ListedObject
 
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 ADAPTER_SETTINGS = "adapter_config.json"

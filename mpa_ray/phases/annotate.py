@@ -62,7 +62,7 @@ def index_and_annotate(
         index(context)
         annotate(context, admission, announce)
         return
-    work, indexed = annotation_pass(context), run.corpus.leading()
+    work, indexed = annotation_pass(context), run.corpus.markers.leading()
     outstanding = Outstanding.among(run.annotations, indexed, work.redo)
     missing, committed = outstanding.missing, outstanding.committed
     progress = Progress("annotate", None, "images", run.corpus.num_rows(committed))

@@ -155,7 +155,8 @@ def _missing_shards(
     for benchmark, manifest in manifests.items():
         predictions = context.run.predictions(benchmark, name)
         context.run.register_fingerprint(predictions.folder, fingerprint)
-        missing[benchmark] = set(predictions.missing(manifest.shards))
+        # `predict` also makes withdrawn answers again.
+        missing[benchmark] = set(predictions.markers.without_marker(manifest.shards))
     return missing
 
 

@@ -38,7 +38,7 @@ from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
 from mpa_ray.pipeline.settings_watch import SettingsWatch
 from mpa_ray.pipeline.telemetry import Counters
 from mpa_ray.records import Reason
-from mpa_ray.run.dataset import prefetch
+from mpa_ray.run.prefetch import prefetch
 
 logger = logging.getLogger(__name__)
 

@@ -51,4 +51,3 @@ def ends_with_this_process() -> Iterator[None]:
     finally:
         # The variable is removed, because other programs that this process starts may outlive this process.
         del os.environ[_MARK]
-

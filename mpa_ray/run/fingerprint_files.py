@@ -17,7 +17,7 @@ from mpa_ray.run.fingerprint_changes import Fingerprint, changed_fields, changes
 from mpa_ray.storage.storage import Storage
 from mpa_ray.textual import parse_json
 
-_FOLDER = "fingerprints"
+FINGERPRINTS = "fingerprints"
 _SLASH = "@"
 """Replaces a slash in the name of a fingerprint's file; no dataset's name contains it."""
 
@@ -91,7 +91,7 @@ class FingerprintFiles:
             fingerprint = self._registered[dataset]
             if not self.check(dataset, fingerprint):
                 content = json.dumps(fingerprint, indent=2, ensure_ascii=False).encode()
-                self._storage.create(_path(dataset), content)
+                self._storage.create(path_of(dataset), content)
                 # Another command may have created the file first.
                 self.check(dataset, fingerprint)
             self._digests[dataset] = self.digest(dataset)
@@ -102,12 +102,12 @@ class FingerprintFiles:
         fixed = self.fixed(dataset)
         if fixed is None:
             return ""
-        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+        return digest_of(fixed)
 
     def fixed(self, dataset: str) -> Fingerprint | None:
         """A dataset's fixed fingerprint; None if no fingerprint is fixed. Raises ConfigError if its file is damaged."""
         try:
-            content = self._storage.read(_path(dataset))
+            content = self._storage.read(path_of(dataset))
         except FileNotFoundError:
             return None
         try:
@@ -120,7 +120,7 @@ class FingerprintFiles:
 
     def known(self) -> dict[str, Fingerprint]:
         """The registered and the fixed fingerprints, by dataset. If a dataset has both, the fixed one is returned."""
-        fixed = {dataset: self.fixed(dataset) for dataset in map(_dataset, self._storage.list(_FOLDER))}
+        fixed = {dataset: self.fixed(dataset) for dataset in map(name_of, self._storage.list(FINGERPRINTS))}
         return {**self._registered, **{name: value for name, value in fixed.items() if value is not None}}
 
     def only(self, folder: str) -> FingerprintFiles:
@@ -138,14 +138,21 @@ class FingerprintFiles:
         return ConfigError(
             "run_dir",
             self._storage.root,
-            f"{_path(dataset)} cannot be read ({problem}).",
+            f"{path_of(dataset)} cannot be read ({problem}).",
             "Copy the run again, or restore the file.",
         )
 
 
-def _path(dataset: str) -> str:
-    return f"{_FOLDER}/{dataset.replace('/', _SLASH)}.json"
+def digest_of(fingerprint: Fingerprint) -> str:
+    """The digest of a fingerprint."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _dataset(path: str) -> str:
-    return path.removeprefix(f"{_FOLDER}/").removesuffix(".json").replace(_SLASH, "/")
+def path_of(dataset: str) -> str:
+    """The path of the file with the fingerprint of a dataset."""
+    return f"{FINGERPRINTS}/{dataset.replace('/', _SLASH)}.json"
+
+
+def name_of(path: str) -> str:
+    """The inverse of `path_of`."""
+    return path.removeprefix(f"{FINGERPRINTS}/").removesuffix(".json").replace(_SLASH, "/")

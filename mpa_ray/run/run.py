@@ -13,22 +13,27 @@ from mpa_ray.config import Arm, EvaluationRunConfig, MeasuredModel, ObjectStoreC
 from mpa_ray.errors import CannotWrite, ConfigError, may_pass
 from mpa_ray.records import Annotation, ImageRef, LabelledQuestion, ParitySample, Prediction, RowT, Verdict
 from mpa_ray.redaction import without_secret_values, without_url_secrets_within
-from mpa_ray.run.dataset import ShardedDataset, shard_name
+from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.fingerprint_changes import Fingerprint
 from mpa_ray.run.fingerprint_files import FingerprintFiles
+from mpa_ray.run.markers import shard_name
+from mpa_ray.run.sealed_json import parse_sealed, sealed
 from mpa_ray.storage.exclusive import Creation
 from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.storage import Storage
-from mpa_ray.textual import parse_json
 
 FORMAT = 2
 """The format of run directories, increased when older formats can no longer be read. mpa-ray 0.1 wrote format 1."""
 
 RUN_FILE = "run.json"
 CORPUS_MANIFEST = "corpus/manifest.json"
+SOURCE_FILE = "corpus/source.json"
+"""The file with the `SourceRoot` at which the corpus was indexed. Runs of earlier versions lack this file."""
 SCORES = "evaluation/scores.json"
 REPORT_JSON = "report/report.json"
 REPORT_PAGE = "report/index.html"
+EXPORT = "export.json"
+"""The file in a training's folder with the checksums of the exported weights."""
 
 _VERDICTS = "verdicts.json"
 _AGAIN = "~"
@@ -64,13 +69,22 @@ class Manifest:
 class Run:
     """Reads and writes the files of one run. All paths are relative to the run directory."""
 
-    def __init__(self, storage: Storage) -> None:
-        """Raises ConfigError if another version wrote the run in a format that this version cannot read."""
+    def __init__(self, storage: Storage, *, allows_damage: bool = False) -> None:
+        """Use the run in a storage.
+
+        Args:
+            storage: The run directory.
+            allows_damage: Open a run whose run.json is damaged, to find and repair the damage.
+
+        Raises:
+            ConfigError: another version wrote the run in a format that this version cannot read, or run.json is
+                damaged.
+        """
         self.storage = storage
         self.creation: Creation | None = None
         """How the storage creates a file only if it does not exist; None if the run was not opened for writing."""
         self.fingerprints = FingerprintFiles(storage)
-        self._check_format()
+        self._check_format(allows_damage)
         self.corpus = self.dataset("corpus", ImageRef)
         self.annotations = self.dataset("annotations", Annotation)
 
@@ -103,11 +117,15 @@ class Run:
         run.creation = creation
         return run
 
-    def _check_format(self) -> None:
+    def _check_format(self, allows_damage: bool) -> None:
         try:
             stored = self.read_json(RUN_FILE)
         except FileNotFoundError:
             return
+        except ConfigError:
+            if allows_damage:
+                return
+            raise
         number = stored.get("format", 1)
         if number != FORMAT:
             versions = stored.get("versions")
@@ -187,6 +205,12 @@ class Run:
         """The samples of the training in a folder, in training order."""
         return self.dataset(f"{folder}/epoch", ParitySample)
 
+    def training_dirs(self, student: str, arm: str) -> list[str]:
+        """The folders of all trainings of a student on an arm, the newest last."""
+        folder = self.student_dir(student, arm)
+        later = range(1, self._newest(f"{folder}/trainings") + 1)
+        return [folder, *(f"{folder}/again-{number}" for number in later)]
+
     def train_again(self, student: str, arm: str) -> str:
         """Begin another training in addition to the finished one, and return the new training's folder."""
         folder = self.student_dir(student, arm)
@@ -199,15 +223,19 @@ class Run:
 
     def trained_version(self, student: str, arm: str) -> str:
         """The version of the verdicts from which the student's newest training on an arm was planned."""
+        return self.version_in(self.training_dir(student, arm))
+
+    def version_in(self, folder: str) -> str:
+        """The version of the verdicts from which the training in a folder was planned; "" before a redo."""
         try:
-            version: str = self.read_json(f"{self.training_dir(student, arm)}/{_VERDICTS}")["verdicts"]
+            version: str = self.read_json(f"{folder}/{_VERDICTS}")["verdicts"]
         except FileNotFoundError:
             return ""
         return version
 
     def record_trained_version(self, folder: str, version: str) -> None:
         """Record the version of the verdicts from which a folder's training is planned. Only the first call counts."""
-        self.storage.create(f"{folder}/{_VERDICTS}", json.dumps({"verdicts": version}).encode())
+        self.create_json(f"{folder}/{_VERDICTS}", {"verdicts": version})
 
     def is_trained_before_redo(self, student: str, arm: str) -> bool:
         """Whether the student's D_PI was made again after the student's newest training on the arm was planned."""
@@ -248,7 +276,9 @@ class Run:
         for number in range(self._newest(f"{self.student_dir(student, arm)}/trainings")):
             # Begin new predictions, because the answers of an earlier training do not count for this one.
             self.storage.create(f"{_again_dir(MeasuredModel(student, arm).name)}/{number + 1}.json", b"{}")
-        self.create_json(self._complete_path(student, arm), {"owner": owner})
+        has_checksums = self.storage.exists(f"{self.training_dir(student, arm)}/{EXPORT}")
+        content = {"owner": owner, "has_checksums": has_checksums}
+        self.create_json(self._complete_path(student, arm), content)
 
     def _complete_path(self, student: str, arm: str) -> str:
         return f"{self.training_dir(student, arm)}/complete.json"
@@ -271,6 +301,8 @@ class Run:
         path = self.manifest_path(folder)
         try:
             return Manifest(**self.read_json(path))
+        except TypeError as error:
+            raise self.damaged(path, str(error)) from error
         except FileNotFoundError:
             raise ConfigError("run_dir", self.storage.root, f"has no {path}.", "Run mpa-ray index first.") from None
 
@@ -282,23 +314,24 @@ class Run:
             ConfigError: the file is damaged. Commands only replace whole files, so a copy of the run must be faulty.
         """
         try:
-            content = parse_json(self.storage.read(path))
+            return parse_sealed(self.storage.read(path))
         except ValueError as error:
-            raise self._damaged(path, str(error)) from None
-        if not isinstance(content, dict):
-            raise self._damaged(path, "it is not a JSON object")
-        return content
+            raise self.damaged(path, str(error)) from None
 
-    def _damaged(self, path: str, problem: str) -> ConfigError:
+    def damaged(self, path: str, problem: str) -> ConfigError:
+        """The error to raise if a JSON file of the run is damaged."""
         return ConfigError(
             "run_dir",
             self.storage.root,
             f"{path} cannot be read ({problem}).",
-            "Copy the run again, or restore the file.",
+            f"Restore it from a copy, or run mpa-ray audit {self.storage.root} --repair and then the same command.",
         )
 
     def write_json(self, path: str, content: dict[str, Any]) -> None:
-        """Write or replace a JSON object, without the passwords and signatures of URLs. Raises CannotWrite."""
+        """Write or replace a JSON object, with its digest, without passwords and signatures of URLs.
+
+        Raises CannotWrite.
+        """
         self.storage.write(path, _encoded(content))
 
     def create_json(self, path: str, content: dict[str, Any]) -> bool:
@@ -335,4 +368,4 @@ def _again_dir(model: str) -> str:
 
 
 def _encoded(content: dict[str, Any]) -> bytes:
-    return json.dumps(without_url_secrets_within(content), indent=2, ensure_ascii=False).encode()
+    return json.dumps(sealed(without_url_secrets_within(content)), indent=2, ensure_ascii=False).encode()

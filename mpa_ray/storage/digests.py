@@ -23,7 +23,8 @@ from typing import Protocol
 
 from mpa_ray.errors import ConfigError, TransientError
 from mpa_ray.observability.progress import Progress
-from mpa_ray.storage.object_store import SCHEME, ListedObject, ObjectStore, split_uri
+from mpa_ray.storage.listing import ListedObject
+from mpa_ray.storage.object_store import SCHEME, ObjectStore, split_uri
 from mpa_ray.storage.user_cache import cache_folder
 
 SHA256_METADATA = "mpa-ray-sha256"

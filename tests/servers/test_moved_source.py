@@ -19,7 +19,7 @@ from mpa_ray.campaign.campaign import align
 from mpa_ray.config import RunConfig, SourceConfig, StudentConfig, VllmEngineConfig
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.corpus.places.places import Places
-from mpa_ray.corpus.source_root import SOURCE_FILE, MovedRoot, SourceRoot
+from mpa_ray.corpus.source_root import MovedRoot, SourceRoot
 from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.leveling.arms import SampleSources
 from mpa_ray.leveling.batching import TrainingRow
@@ -32,7 +32,7 @@ from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.pipeline.training_data import fetched
 from mpa_ray.records import Annotation, ImageRef, ParitySample
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
-from mpa_ray.run.run import Run
+from mpa_ray.run.run import SOURCE_FILE, Run
 from mpa_ray.tasks.library import TASKS
 from tests.conftest import scripted_tree
 from tests.s3_server import client, s3_server_of_user

@@ -108,6 +108,23 @@ def test_an_owner_is_replaced_once_its_heartbeat_stops(storage: Storage, capsys:
         first.check()
 
 
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"number": 1}', b"\xff", "flip"], ids=str)
+def test_an_owner_whose_record_is_damaged_is_replaced_once_its_heartbeat_stops(
+    tmp_path: Path, content: bytes | str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = LocalStorage(str(tmp_path))
+    path = f"{FOLDER}/owners/1.json"
+    storage.create(path, Owner.this_process(1).to_json())
+    whole = storage.read(path)
+    storage.write(path, whole.replace(b'"pid": ', b'"pid": 9') if isinstance(content, str) else content)
+    storage.write(f"{FOLDER}/owners/1.beat", b"7")
+    waits = Waits(1000)
+    assert take_with(storage, waits).number == 2
+    assert waits.num == LAPSE_S / 2
+    assert "a command whose record is damaged does this already" in capsys.readouterr().out
+    assert newest_owner(storage, FOLDER) == Owner.from_json(storage.read(f"{FOLDER}/owners/2.json"))
+
+
 def test_an_owner_that_ended_is_replaced_at_once(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     def fail_while_owned() -> None:
         with owned(storage, FOLDER, "level small") as first:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.campaign import campaign
+from mpa_ray.campaign import campaign, end_of_campaign
 from mpa_ray.config import RunConfig
 from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
 from mpa_ray.phases.context import RunContext
@@ -70,9 +70,9 @@ def test_the_report_is_written_even_if_nothing_can_be_scored(
     def nothing_to_score(*_: object, **__: object) -> None:
         raise RunError("no model has answered a whole benchmark yet")
 
-    monkeypatch.setattr(campaign, "evaluate", nothing_to_score)
-    monkeypatch.setattr(campaign, "report", reports.append)
-    failures = campaign.score_and_report(RunContext.from_checked(config))
+    monkeypatch.setattr(end_of_campaign, "evaluate", nothing_to_score)
+    monkeypatch.setattr(end_of_campaign, "report", reports.append)
+    failures = end_of_campaign.score_and_report(RunContext.from_checked(config))
     assert (list(failures), len(reports)) == (["score"], 1)
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,12 +64,10 @@ def test_a_shard_that_another_driver_committed_is_kept(tmp_path: Path, monkeypat
     refs = list(Selection(source, FILES).images())
     commit = type(run.corpus).commit
 
-    def raced(
-        dataset: ShardedDataset[ImageRef], shard: str, rows: list[ImageRef], *, left_out: dict[str, int] | None = None
-    ) -> bool:
+    def raced(dataset: ShardedDataset[ImageRef], shard: str, rows: list[ImageRef], *args: Any, **options: Any) -> bool:
         if shard == "000000":
             commit(dataset, shard, refs[:1])
-        return commit(dataset, shard, rows, left_out=left_out)
+        return commit(dataset, shard, rows, *args, **options)
 
     monkeypatch.setattr(type(run.corpus), "commit", raced)
     index_source(source, run, FILES)

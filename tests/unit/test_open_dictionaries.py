@@ -47,6 +47,7 @@ FOREIGN_FORMATS = {
 }
 READERS_OF_RUNS = {
     # JSON files of a run, before their fields are read
+    "run/sealed_json.py",
     "evaluation/scores.py",
     "run/export_check.py",
     "run/logs.py",

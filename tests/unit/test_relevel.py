@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -192,7 +193,7 @@ def test_a_second_command_waits_for_the_training_of_the_first(
     assert not second.is_alive()
     assert len(trainings) == 1
     assert "level small: done by another command" in capsys.readouterr().out
-    assert run.read_json("students/small/parity/complete.json") == {"owner": 1}
+    assert run.read_json("students/small/parity/complete.json") == {"owner": 1, "has_checksums": False}
 
 
 def test_a_command_that_lost_its_training_does_not_complete_it(
@@ -200,7 +201,7 @@ def test_a_command_that_lost_its_training_does_not_complete_it(
 ) -> None:
     def check_slowly(*_: Any) -> None:
         owner = asdict(ownership.Owner.this_process(2))
-        run.write_json("students/small/parity/owners/2.json", owner)
+        run.storage.write("students/small/parity/owners/2.json", json.dumps(owner).encode())
 
     monkeypatch.setattr("mpa_ray.phases.level.check_export", check_slowly)
     with pytest.raises(ownership.LostOwnership):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.campaign.campaign import score_and_report
+from mpa_ray.campaign.end_of_campaign import score_and_report
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, VllmEngineConfig
 from mpa_ray.evaluation.questions import write_questions
 from mpa_ray.evaluation.scores import (
@@ -234,6 +234,7 @@ def test_a_run_that_only_measures_models_has_a_report(tmp_path: Path) -> None:
     assert "70.0 [60.0, 80.0]" in page
     assert not any(part in page for part in ("teacher <code>", "Types of answers", "not indexed"))
     assert json.loads((tmp_path / "report/report.json").read_text()).keys() == {
+        "_digest",
         "run_dir",
         "task",
         "scores",

@@ -1,0 +1,382 @@
+"""Damaged and missing files: each one is found, named with a remedy, and made again by the same command."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from mpa_ray.campaign.end_of_campaign import CountsDiffer, score_and_report
+from mpa_ray.cli.arguments import parse
+from mpa_ray.cli.commands import COMMANDS
+from mpa_ray.cli.handlers import HANDLERS
+from mpa_ray.config import ObjectStoreConfig, RunConfig
+from mpa_ray.errors import ConfigError, DamagedFile
+from mpa_ray.phases.annotate import index_and_annotate
+from mpa_ray.phases.context import RunContext
+from mpa_ray.phases.evaluate import evaluate
+from mpa_ray.phases.identify import identify
+from mpa_ray.phases.level import level_student
+from mpa_ray.records import LabelledQuestion, Prediction
+from mpa_ray.run.audit import audit
+from mpa_ray.run.audit_deep import audit_deep
+from mpa_ray.run.checksums import FILES, checksums_of
+from mpa_ray.run.damage import Finding
+from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
+from mpa_ray.run.garbage import collect_garbage
+from mpa_ray.run.parity_export import read_parity
+from mpa_ray.run.redo import outdated
+from mpa_ray.run.run import EXPORT, Run
+from mpa_ray.run.training_log import LogEntry
+from mpa_ray.run.training_state import Retained, TrainingState
+from mpa_ray.storage.local import LocalStorage
+from mpa_ray.storage.object_store import ObjectStore
+from mpa_ray.storage.s3 import S3Storage
+from tests.conftest import scripted_tree, write_images
+from tests.local_stream import without_ray
+from tests.s3_server import CREDENTIALS, client, s3_server
+
+NUM_IMAGES = 20
+SHARD = "000001"
+NOW = datetime.now(UTC)
+TRAINING = "students/small/parity"
+
+
+@pytest.fixture(scope="module")
+def patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        patch.setattr("mpa_ray.leveling.driver.fine_tune", fine_tune)
+        patch.setattr("mpa_ray.phases.level.check_export", check_export)
+        patch.setattr("mpa_ray.pipeline.cluster.start_ray", lambda: None)
+        yield patch
+
+
+def fine_tune(run: Run, _: Any, __: Any, ___: Any, ____: Any, plan: Any, folder: str, *_____: Any) -> None:
+    """Writes what a training and its export write, in the order in which they do, without a model."""
+    before = TrainingState.read(run, folder)
+    if before is not None and before.is_exported and run.storage.exists(f"{folder}/merged/config.json"):
+        return
+    entries = [LogEntry(step=step, loss=1 / step) for step in range(1, 140)]
+    state = TrainingState(num_steps=plan.num_steps)
+    for entry in entries:
+        state = state.logged(entry, run, folder)
+    scratch = Path(run.storage.root).with_name("scratch") / "merged"
+    scratch.mkdir(parents=True, exist_ok=True)
+    (scratch / "config.json").write_text('{"model_type": "x"}')
+    (scratch / "model.safetensors").write_bytes(random.Random(0).randbytes(5000))
+    (scratch / "README.md").write_text("card")
+    ExportCheck((CheckedAnswer("0#0", "0", "/0", "?", "a"),)).write(run, folder)
+    run.storage.put_folder(scratch, f"{folder}/merged")
+    run.write_json(f"{folder}/{EXPORT}", {FILES: checksums_of(scratch, "merged/", ["README.md"])})
+    done = TrainingState(**{**vars(state), "num_unreadable": 0, "retained": Retained(0, 0, 0)})
+    done.write(run, folder)
+
+
+def check_export(context: RunContext[RunConfig], *_: object) -> None:
+    """Writes what the check of an export writes, without an engine."""
+    question = LabelledQuestion("0#0", "0", "/0", "?", ["a"], "all")
+    context.run.dataset(f"{TRAINING}/check/questions", LabelledQuestion).commit_missing("000000", [question])
+    answer = Prediction("0#0", "0", "/0", "?", ["a"], "all", "kept")
+    context.run.dataset(f"{TRAINING}/check/answers", Prediction).commit_missing("000000", [answer])
+
+
+def config_of(folder: Path, run_dir: Path) -> RunConfig:
+    images = folder / "images"
+    tree = scripted_tree(images, run_dir)
+    tree["source"]["skip_duplicates"] = False
+    tree["evaluate"] = {
+        "benchmarks": [{"name": "held", "kind": "questions", "path": str(folder / "questions.jsonl")}],
+        "shard_size": 8,
+    }
+    return RunConfig.model_validate(tree)
+
+
+def command(config: RunConfig) -> Run:
+    """What `mpa-ray align` does, without Ray."""
+    context = RunContext.from_checked(config)
+    index_and_annotate(context)
+    identify(context, lambda *_: [])
+    level_student(context, config.students[0], "parity")
+    evaluate(context.with_finished_rounds())
+    failures = score_and_report(context.with_finished_rounds())
+    assert not failures
+    return context.run
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001
+    """The folder of a finished run in `run`, its images, and its questions."""
+    folder = tmp_path_factory.mktemp("damage")
+    write_images(folder / "images", NUM_IMAGES)
+    questions = [
+        {"question_id": number, "image": f"images/{number:03d}.png", "question": "?", "answers": ["a"]}
+        for number in range(NUM_IMAGES)
+    ]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    command(config_of(folder, folder / "run"))
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy of the run, in the folder that the command uses."""
+    return shutil.copytree(original / "run", tmp_path / "run")
+
+
+def mpa_ray_audit(folder: Path, *options: str) -> int | None:
+    """The exit code of the command."""
+    try:
+        return HANDLERS["audit"](parse(COMMANDS["audit"], [str(folder), *options]))
+    except ConfigError:
+        return 2
+
+
+def deep(folder: Path) -> list[Finding]:
+    return audit_deep(Run(LocalStorage(str(folder)), allows_damage=True))
+
+
+def test_an_undamaged_run_is_clean(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert deep(folder) == []
+    assert mpa_ray_audit(folder, "--deep") == 0
+    assert "damage" not in json.loads(capsys.readouterr().out)
+
+
+HARMLESS = {
+    "writable": "reserves space",
+    "unread": "counts commands",
+    "suspects": "saves engines, and is ignored when it is damaged",
+    "README.md": "a card that scoring writes again",
+    ".beat": "changes while a student is trained",
+    "index.html": "a page that the report writes again",
+}
+"""Files that no result depends on, by a part of their path."""
+
+
+def kind_of(path: str) -> str:
+    """The path without what differs between files of the same kind."""
+    parts = [part for part in path.split("/") if part]
+    name = parts[-1].split("-")[0] + (".parquet" if parts[-1].endswith(".parquet") else "")
+    return "/".join([*parts[:-1], "N" if name[:1].isdigit() else name])
+
+
+def files_of(folder: Path) -> list[str]:
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [path for path in paths if not any(part in path for part in HARMLESS)]
+
+
+def one_of_each_kind(folder: Path) -> list[str]:
+    return list({kind_of(path): path for path in files_of(folder)}.values())
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(bytes(content))
+
+
+def values_of(path: Path) -> Any:
+    """What a JSON file says; None if it is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize("num_bits", [1, pytest.param(8, marks=pytest.mark.long)])
+def test_every_flipped_bit_is_noticed(folder: Path, num_bits: int) -> None:
+    rng = random.Random(1)
+    noticed: Counter[str] = Counter()
+    for name in one_of_each_kind(folder):
+        path = folder / name
+        whole = path.read_bytes()
+        for bit in rng.sample(range(8 * len(whole)), num_bits):
+            flip(path, bit)
+            found = {finding.path for finding in deep(folder)}
+            is_harmless = path.suffix == ".json" and values_of(path) == json.loads(whole)
+            assert found == {name} or is_harmless or name in found, f"bit {bit} of {name}: {found}"
+            noticed[kind_of(name)] += name in found
+            path.write_bytes(whole)
+    assert len(noticed) > 30
+    assert min(noticed.values()) > 0 or num_bits == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("content", [b"", b"\0" * 40, b"{}", b"[1]", b'{"shard": 3}', b"PAR1"])
+def test_no_content_ends_an_audit_with_a_traceback(folder: Path, content: bytes) -> None:
+    for name in one_of_each_kind(folder):
+        path = folder / name
+        whole = path.read_bytes()
+        path.write_bytes(content)
+        # A whole JSON object without a digest may be that of an older version.
+        if not (content[:1] == b"{" and path.suffix == ".json"):
+            assert name in {finding.path for finding in deep(folder)}, name
+        assert mpa_ray_audit(folder) in (0, 1, 2)
+        path.write_bytes(whole)
+
+
+def rows_of(folder: Path) -> dict[str, Any]:
+    """The rows that the newest markers name, and the exports, read without the code of the run."""
+    newest: dict[str, Any] = {}
+    # The folders of the first generation come first.
+    for path in sorted([*folder.rglob("commits/*.json"), *folder.rglob("generations/*.json")]):
+        marker = values_of(path)
+        if isinstance(marker, dict) and "shard" in marker:
+            newest[f"{path.parents[1].relative_to(folder)}/{path.name.partition('.')[0]}"] = marker
+    found: dict[str, Any] = {name: pq.read_table(folder / marker["file"]) for name, marker in newest.items()}
+    for path in [*folder.glob("parity/*/*"), *folder.glob("students/*/*/merged/*"), folder / "evaluation/scores.json"]:
+        if path.is_file() and path.name not in ("manifest.json", "README.md"):
+            found[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return found
+
+
+def same_rows(folder: Path, original: Path) -> bool:
+    before, after = rows_of(original / "run"), rows_of(folder)
+    different = [name for name in before.keys() | after.keys() if not same(before.get(name), after.get(name))]
+    assert not different, different
+    return True
+
+
+def same(before: Any, after: Any) -> bool:
+    if isinstance(before, bytes):
+        return before == after
+    names = [name for name in before.schema.names if not name.endswith("_s")]
+    return after is not None and before.select(names).equals(after.select(names))
+
+
+def repaired_by_the_same_command(folder: Path, original: Path) -> list[str]:
+    """Find damage, repair it, run the same command, and return the files that were found."""
+    found = deep(folder)
+    assert all(finding.remedy for finding in found)
+    assert mpa_ray_audit(folder, "--repair") == 1 or not found
+    config = config_of(original, folder)
+    command(config)
+    left = deep(folder)
+    assert left == [], [(finding.path, finding.problem) for finding in left]
+    assert audit(Run(LocalStorage(str(folder)))).problems == []
+    assert same_rows(folder, original)
+    return [finding.path for finding in found]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("damage", ["flip", "delete"])
+def test_each_kind_of_file_is_made_again(folder: Path, original: Path, tmp_path: Path, damage: str) -> None:
+    for number, name in enumerate(one_of_each_kind(folder)):
+        run_dir = shutil.copytree(folder, tmp_path / f"{number}/run")
+        if damage == "flip":
+            flip(run_dir / name, 8 * (run_dir / name).stat().st_size // 2)
+            assert name in repaired_by_the_same_command(run_dir, original)
+        elif name != "run.json":
+            # A directory without run.json is no run.
+            (run_dir / name).unlink()
+            repaired_by_the_same_command(run_dir, original)
+
+
+def test_damaged_rows_are_made_again_with_all_that_depends_on_them(folder: Path, original: Path) -> None:
+    names = [
+        f"corpus/commits/{SHARD}.json",
+        next(path for path in files_of(folder) if path.startswith(f"annotations/data/{SHARD}")),
+        next(path for path in files_of(folder) if path.startswith("evaluation/held/questions/data/000000")),
+        f"{TRAINING}/merged/model.safetensors",
+    ]
+    for name in names:
+        flip(folder / name, 100)
+    before = {name: (folder / name).read_bytes() for name in files_of(folder) if "/commits/" in name}
+    assert sorted(repaired_by_the_same_command(folder, original)) == sorted(names)
+    run = Run(LocalStorage(str(folder)))
+    assert {name: (folder / name).read_bytes() for name in before} == before, "no marker is changed"
+    # The corpus came out the same, so only the annotations with the damaged file were made again.
+    assert run.annotations.generations() == {SHARD: 2}
+    assert run.verdicts("small").generations().keys() == {SHARD}
+    assert run.is_trained_before_redo("small", "parity")
+
+
+def test_align_does_not_end_well_where_its_counts_have_problems(folder: Path, original: Path) -> None:
+    (folder / f"verdicts/small/commits/{SHARD}.json").unlink()
+    context = RunContext.from_checked(config_of(original, folder)).with_finished_rounds()
+    (error,) = score_and_report(context).values()
+    assert isinstance(error, CountsDiffer)
+    assert f"verdicts/small: shard {SHARD} is missing" in str(error)
+
+
+def test_damaged_rows_are_never_used(folder: Path) -> None:
+    (data,) = folder.glob(f"annotations/data/{SHARD}-*.parquet")
+    flip(data, 400)
+    run = Run(LocalStorage(str(folder)))
+    for read in (run.annotations.read, run.annotations.table, lambda shard: run.annotations.columns(shard, ["answer"])):
+        with pytest.raises(DamagedFile, match=r"checksum.*audit RUN --repair"):
+            read(SHARD)
+    flip(folder / "parity/small/parity.parquet", 400)
+    with pytest.raises(DamagedFile, match=r"parity/small/parity\.parquet is damaged"):
+        read_parity(run, "small")
+
+
+def test_rows_that_come_out_the_same_count_as_unchanged(folder: Path) -> None:
+    run = Run(LocalStorage(str(folder)))
+    rows = run.corpus.read(SHARD)
+    run.corpus.markers.withdraw(SHARD)
+    assert run.corpus.missing([SHARD]) == [SHARD]
+    assert not run.corpus.is_committed(SHARD)
+    assert run.corpus.commit_missing(SHARD, rows)
+    assert not run.corpus.commit_missing(SHARD, rows)
+    assert outdated(run.annotations, run.corpus, [SHARD]) == []
+    assert run.corpus.version() == ""
+    run.corpus.markers.withdraw(SHARD)
+    assert run.corpus.commit_missing(SHARD, rows[:1])
+    assert outdated(run.annotations, run.corpus, [SHARD]) == [SHARD]
+
+
+def test_files_left_behind_are_removed_from_all_folders(folder: Path) -> None:
+    before = set(files_of(folder))
+    left = [f"{TRAINING}/{name}/data/000000-dead.parquet" for name in ("epoch", "held_out", "check/answers")]
+    left += [f"evaluation/.{'a' * 16}", f"{TRAINING}/merged/.{'0' * 16}"]
+    for name in left:
+        (folder / name).write_bytes(b"x")
+    collected = collect_garbage(Run(LocalStorage(str(folder))), timedelta(seconds=-5))
+    assert (collected.num_files, collected.num_uploads) == (3, 2)
+    assert set(files_of(folder)) == before
+
+
+def test_files_that_a_damaged_marker_may_name_are_not_garbage(folder: Path) -> None:
+    (data,) = folder.glob(f"verdicts/small/data/{SHARD}-*.parquet")
+    flip(folder / f"verdicts/small/commits/{SHARD}.json", 50)
+    collect_garbage(Run(LocalStorage(str(folder))), timedelta(seconds=-5))
+    assert data.is_file()
+
+
+def test_folders_that_a_console_created_in_a_bucket_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with s3_server() as endpoint:
+        storage = S3Storage("s3://bucket/run", ObjectStoreConfig(endpoint_url=endpoint))
+        run = Run(storage)
+        run.corpus.commit("000000", [])
+        for folder in ("corpus/commits/", "corpus/generations/", "corpus/data/", "phases/"):
+            client(endpoint).put_object(Bucket="bucket", Key=f"run/{folder}")
+        assert run.corpus.markers.listed() == run.corpus.committed() == ["000000"]
+        assert run.corpus.generations() == {}
+        assert [file.path for file in storage.details("corpus/commits")] == ["corpus/commits/000000.json"]
+        assert storage.digest("corpus/commits/000000.json")[0] > 0
+
+
+def test_all_pages_of_unfinished_uploads_are_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = [{"Uploads": [{"Key": f"run/{page}", "UploadId": "u", "Initiated": NOW}]} for page in range(3)]
+    aborted: list[str] = []
+    fake = SimpleNamespace(
+        get_paginator=lambda name: SimpleNamespace(paginate=lambda **_: {"list_multipart_uploads": pages}[name]),
+        abort_multipart_upload=lambda Key, **_: aborted.append(Key),
+    )
+    monkeypatch.setattr(ObjectStore, "_client", fake)
+    store = ObjectStore(ObjectStoreConfig())
+    assert store.abort_uploads("bucket", "run/", NOW) == 0
+    assert store.abort_uploads("bucket", "run/", NOW + timedelta(seconds=1)) == 3
+    assert aborted == ["run/0", "run/1", "run/2"]
