@@ -191,7 +191,7 @@ class Trials:
         except _UNREADABLE as error:
             counts = {"lost": len(self._images), "doubled": 0, "mixed": 0, "error": str(error)}
         happened, num_needless, redone = _redone(scene, course)
-        audited = scene.audit()
+        audited = scene.audit("--deep")
         damaged = [f"{finding['file']}: {finding['problem']}" for finding in audited.get("damage", ())]
         return Trial(
             number=number,
