@@ -24,13 +24,12 @@ Row = dict[str, Any]
 
 def read_rows(files: FileSystem, folder: str, dataset: str) -> tuple[list[Row], set[str]]:
     """The rows of the files that the newest markers name, and the digests of settings in these markers."""
-    newest: dict[str, Any] = {}
+    newest: dict[str, tuple[int, str]] = {}
     for path in _paths(files, f"{folder}/{dataset}/commits") + _paths(files, f"{folder}/{dataset}/generations"):
-        with files.open_input_file(path) as file:
-            marker = json.loads(file.read())
-        if marker["generation"] >= newest.get(marker["shard"], marker)["generation"]:
-            newest[marker["shard"]] = marker
-    current = [newest[shard] for shard in sorted(newest) if not newest[shard].get("is_withdrawn")]
+        shard, _, generation = path.rpartition("/")[2].removesuffix(".json").partition(".")
+        newest[shard] = max(newest.get(shard, (-1, "")), (int(generation or 0), path))
+    markers = [_read_json(files, newest[shard][1]) for shard in sorted(newest)]
+    current = [marker for marker in markers if not marker.get("is_withdrawn")]
     tables = [pq.read_table(f"{folder}/{marker['file']}", filesystem=files) for marker in current]
     return [row for table in tables for row in table.to_pylist()], {marker.get("fingerprint", "") for marker in current}
 
@@ -67,6 +66,12 @@ def recount(files: FileSystem, folder: str, student: str, images: Iterable[str])
 def _paths(files: FileSystem, folder: str) -> list[str]:
     found = files.get_file_info(FileSelector(folder, allow_not_found=True))
     return sorted(info.path for info in found if info.type == FileType.File and info.path.endswith(".json"))
+
+
+def _read_json(files: FileSystem, path: str) -> dict[str, Any]:
+    with files.open_input_file(path) as file:
+        content: dict[str, Any] = json.loads(file.read())
+    return content
 
 
 def _exists(files: FileSystem, path: str) -> bool:

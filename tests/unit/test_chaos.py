@@ -137,6 +137,9 @@ def test_the_newest_marker_counts(run: Path) -> None:
     rows = [{"image_id": i, "annotation_id": f"{i}#0", "state": "kept", "reason": None} for i in IMAGES[2:4]]
     commit(run, "verdicts/small", 1, rows, generation=2)
     assert counts(run)["states"] == {"kept": 3, "storage": 1}
+    # A repair leaves the damaged marker where it is.
+    (run / "verdicts/small/commits/000001.json").write_text("damaged")
+    assert counts(run)["states"] == {"kept": 3, "storage": 1}
 
 
 def test_rows_of_different_settings_are_counted(run: Path) -> None:
