@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.chaos_drivers import DifferentDrivers
-from benchmarks.chaos_faults import Driver, Fault, Injection, Scene
+from benchmarks.chaos_faults import Driver, Expectation, Fault, Injection, Scene
 from benchmarks.chaos_results import Ended
 
 MAX_RESTARTS = 6
@@ -62,7 +62,7 @@ def _drive_once(
         return False, True
     if driver.returncode > 0:
         course.ended.append(_acted(scene, faults, driver.returncode, errors))
-        return False, course.ended[-1].is_good
+        return False, course.ended[-1].action is not None
     return driver.returncode == 0, driver.returncode != 0
 
 
@@ -86,7 +86,8 @@ def _acted(scene: Scene, faults: Sequence[Fault], code: int, errors: Path) -> En
     actions = [action for fault in faults if (action := fault.act(scene, line)) is not None]
     if not actions and line.endswith("Run the same command again to continue."):
         actions = ["run the same command again"]
-    return Ended(code, line, actions[0] if actions else None)
+    is_expected = any(fault.expects is Expectation.PERSON_ACTS for fault in faults)
+    return Ended(code, line, actions[0] if actions else None, is_expected)
 
 
 def _last_line(log: Path) -> str:
@@ -105,4 +106,4 @@ def _wait_for_others(scene: Scene, faults: Sequence[Fault], course: Course) -> N
         action = "undo the change of a setting" if is_refused else None
         if line.endswith("Run the same command again to continue."):
             action = "run the same command again"
-        course.ended.append(Ended(other.process.returncode, line, action))
+        course.ended.append(Ended(other.process.returncode, line, action, is_expected=bool(refusing)))

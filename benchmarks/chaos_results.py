@@ -36,10 +36,12 @@ class Ended:
     """Its last words."""
     action: str | None
     """What a person did then; None if the line did not say what."""
+    is_expected: bool = True
+    """Whether the faults of the trial may end a command."""
 
     @property
     def is_good(self) -> bool:
-        return self.action is not None
+        return self.action is not None and self.is_expected
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Trial:
 
     @property
     def num_unexplained(self) -> int:
-        """Drivers that ended without a line that says what a person must do."""
+        """Drivers that ended although no fault may end them, or without a line that says what a person must do."""
         return sum(not ended.is_good for ended in self.ended)
 
     def __str__(self) -> str:

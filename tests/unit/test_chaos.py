@@ -216,6 +216,7 @@ def test_a_trial_is_good_only_if_everything_is_accounted_for() -> None:
     for name in ("num_lost", "num_doubled", "num_mixed", "num_differing", "num_unnoticed", "num_needless"):
         assert not replace(TRIAL, **{name: 1}).is_good
     assert not replace(TRIAL, ended=[Ended(1, "something", None)]).is_good
+    assert not replace(TRIAL, ended=[Ended(3, "Run the same command again", "run it", is_expected=False)]).is_good
     assert not replace(TRIAL, problems=["p"]).is_good
     assert not replace(TRIAL, is_finished=False).is_good
     assert replace(TRIAL, num_harmless=1).is_good
