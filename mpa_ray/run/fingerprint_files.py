@@ -134,8 +134,8 @@ class FingerprintFiles:
             "run_dir",
             self._storage.root,
             f"{path_of(dataset)} cannot be read ({problem}).",
-            "Run mpa-ray audit RUN --repair, which restores the file from run.json if it can. If it cannot, restore "
-            "the file from a copy of the run.",
+            f"Run mpa-ray audit {self._storage.root} --repair, which restores the file from run.json if it can. If it "
+            "cannot, restore the file from a copy of the run.",
         )
 
 
