@@ -130,7 +130,6 @@ def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str
         ConfigError: the source cannot be listed, repeats an id, or has no image that passes the filters.
     """
     if run.is_indexed():
-        SourceRoot.of(config).record_if_missing(run)
         yield from run.manifest().shards
         return
     unique, selection = _UniqueIds(config), Selection(config, places)

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mpa_ray.config import RunConfig, StudentConfig
 from mpa_ray.errors import RunError, Unfinished
 from mpa_ray.errors.remedies import what_continues
-from mpa_ray.leveling.checkpoint_folders import checkpoints_name, drop_earlier, inherited_checkpoint
+from mpa_ray.leveling.checkpoint_folders import drop_earlier, inherited_checkpoint
 from mpa_ray.leveling.epoch_plan import EpochPlan
 from mpa_ray.leveling.failures import ReportFailures, TrainingFailures
 from mpa_ray.leveling.job import TrainingJob
@@ -24,6 +24,7 @@ from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.pipeline.cluster import check_resources
 from mpa_ray.pipeline.death_recorder import DeathRecorder
+from mpa_ray.run.checkpoint_files import checkpoints_name
 from mpa_ray.run.ownership import Ownership
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run

@@ -11,6 +11,7 @@ from mpa_ray.observability.progress import Progress
 from mpa_ray.records import EpochCounts, LabelledQuestion, ParitySample, Prediction
 from mpa_ray.run.audit_json import UNREADABLE, json_finding
 from mpa_ray.run.audit_shards import DatasetAudit
+from mpa_ray.run.checkpoint_files import PROGRESS, checkpoints_name, complete_checkpoints, damaged_in_checkpoint
 from mpa_ray.run.checksums import damaged_files
 from mpa_ray.run.damage import RESTORE, Finding, set_aside
 from mpa_ray.run.dataset import ShardedDataset
@@ -65,6 +66,7 @@ class _Training:
     def findings(self, progress: Progress) -> Iterator[Finding]:
         yield from self._records()
         yield from self._plan(progress)
+        yield from self._checkpoints(progress)
         yield from self._export(progress)
         yield from self._check(progress)
 
@@ -172,6 +174,15 @@ class _Training:
             return bool(self._run.read_json(self._path("complete.json")).get("has_checksums"))
         except UNREADABLE:
             return False
+
+    def _checkpoints(self, progress: Progress) -> Iterator[Finding]:
+        run = self._run
+        remedy = "run mpa-ray audit RUN --repair: a training that is not finished then begins at an earlier checkpoint"
+        for owner in range(1, len(owner_files(run.storage, self._folder)) + 1):
+            for folder in complete_checkpoints(run.storage, self._path(checkpoints_name(owner))):
+                progress.advance(1)
+                for damage in damaged_in_checkpoint(run.storage, folder):
+                    yield Finding(damage.path, damage.problem, remedy, (set_aside(run, f"{folder}/{PROGRESS}"),))
 
     def _check(self, progress: Progress) -> Iterator[Finding]:
         run, remedy = self._run, self._remedy()

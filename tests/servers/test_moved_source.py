@@ -316,6 +316,28 @@ def test_a_run_of_an_earlier_version_is_read_and_does_not_move(old: Path, tmp_pa
         continued(tmp_path / "new", tmp_path)
 
 
+def test_the_root_of_a_run_without_one_is_recorded_by_the_next_command(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = as_files(CONTENTS, old)
+    monkeypatch.chdir(Path(path).parent)
+    name = Path(path).name
+    indexed(name, tmp_path)
+    file = tmp_path / "run" / SOURCE_FILE
+    recorded = file.read_bytes()
+    file.unlink()
+    with monkeypatch.context() as elsewhere:
+        # The same relative path names another folder here, which is not where the images are.
+        shutil.copytree(path, tmp_path / "elsewhere" / name)
+        elsewhere.chdir(tmp_path / "elsewhere")
+        index(RunContext.open(configured(name, tmp_path)))
+        assert not file.exists()
+    index(RunContext.open(configured(name, tmp_path)))
+    assert file.read_bytes() == recorded
+    new = shutil.copytree(path, tmp_path / "new")
+    assert continued(new, tmp_path).corpus_reader.read(uris_of(Run.open(str(tmp_path / "run")))) == CONTENTS
+
+
 def test_a_corpus_that_is_partly_indexed_does_not_move(old: Path, tmp_path: Path) -> None:
     path = as_files(CONTENTS, old)
     config = configured(path, tmp_path)

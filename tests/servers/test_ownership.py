@@ -21,9 +21,10 @@ import pytest
 from mpa_ray.cli.run_job import run_job
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.leveling import export as exports
-from mpa_ray.leveling.checkpoint_folders import checkpoints_name, drop_earlier, inherited_checkpoint
+from mpa_ray.leveling.checkpoint_folders import drop_earlier, inherited_checkpoint
 from mpa_ray.leveling.trainer import ParityTrainer
 from mpa_ray.run import ownership as ownerships
+from mpa_ray.run.checkpoint_files import checkpoints_name
 from mpa_ray.run.ownership import LAPSE_S, LostOwnership, Owner, Ownership, newest_owner, owned, take
 from mpa_ray.run.run import Run
 from mpa_ray.run.training_state import TrainingState

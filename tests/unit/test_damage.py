@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from mpa_ray.campaign.end_of_campaign import CountsDiffer, score_and_report
@@ -21,6 +21,8 @@ from mpa_ray.cli.commands import COMMANDS
 from mpa_ray.cli.handlers import HANDLERS
 from mpa_ray.config import ObjectStoreConfig, RunConfig
 from mpa_ray.errors import ConfigError, DamagedFile
+from mpa_ray.leveling.checkpoint_folders import inherited_checkpoint
+from mpa_ray.observability.progress import Progress
 from mpa_ray.phases.annotate import index_and_annotate
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.evaluate import evaluate
@@ -29,6 +31,8 @@ from mpa_ray.phases.level import level_student
 from mpa_ray.records import LabelledQuestion, Prediction
 from mpa_ray.run.audit import audit
 from mpa_ray.run.audit_deep import audit_deep
+from mpa_ray.run.audit_students import student_findings
+from mpa_ray.run.checkpoint_files import PROGRESS, check_files, write_checksums
 from mpa_ray.run.checksums import FILES, checksums_of
 from mpa_ray.run.damage import Finding
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
@@ -42,6 +46,15 @@ from mpa_ray.storage.local import LocalStorage
 from mpa_ray.storage.object_store import ObjectStore
 from mpa_ray.storage.s3 import S3Storage
 from tests.conftest import scripted_tree, write_images
+from tests.damage import (
+    checked_files,
+    different_results,
+    flip,
+    kind_of,
+    one_of_each_kind,
+    rows_of,
+    values_of,
+)
 from tests.local_stream import without_ray
 from tests.s3_server import CREDENTIALS, client, s3_server
 
@@ -70,6 +83,7 @@ def fine_tune(run: Run, _: Any, __: Any, ___: Any, ____: Any, plan: Any, folder:
     state = TrainingState(num_steps=plan.num_steps)
     for entry in entries:
         state = state.logged(entry, run, folder)
+    write_checkpoint(run, folder)
     scratch = Path(run.storage.root).with_name("scratch") / "merged"
     scratch.mkdir(parents=True, exist_ok=True)
     (scratch / "config.json").write_text('{"model_type": "x"}')
@@ -80,6 +94,27 @@ def fine_tune(run: Run, _: Any, __: Any, ___: Any, ____: Any, plan: Any, folder:
     run.write_json(f"{folder}/{EXPORT}", {FILES: checksums_of(scratch, "merged/", ["README.md"])})
     done = TrainingState(**{**vars(state), "num_unreadable": 0, "retained": Retained(0, 0, 0)})
     done.write(run, folder)
+
+
+def write_checkpoint(run: Run, folder: str, name: str = "checkpoint_2026-01-01") -> Path:
+    """Writes what a training with two workers and Ray Train write for a checkpoint."""
+    checkpoints = Path(run.storage.root, folder, "checkpoints")
+    for rank in range(2):
+        with TemporaryDirectory() as scratch:
+            local = Path(scratch, name)
+            local.mkdir()
+            (local / f"__{rank}_0.distcp").write_bytes(random.Random(rank).randbytes(3000))
+            if rank == 0:
+                (local / ".metadata").write_bytes(random.Random(2).randbytes(100))
+                (local / PROGRESS).write_text('{"num_unreadable": 0}')
+            write_checksums(local, rank)
+            shutil.copytree(local, checkpoints / name, dirs_exist_ok=True)
+    snapshot = checkpoints / "checkpoint_manager_snapshot.json"
+    earlier = json.loads(snapshot.read_text())["checkpoint_results"] if snapshot.exists() else []
+    result = {"checkpoint_dir_name": name}
+    results = [*(known for known in earlier if known != result), result]
+    snapshot.write_text(json.dumps({"checkpoint_results": results, "latest_checkpoint_result": result}))
+    return checkpoints / name
 
 
 def check_export(context: RunContext[RunConfig], *_: object) -> None:
@@ -151,47 +186,6 @@ def test_an_undamaged_run_is_clean(folder: Path, capsys: pytest.CaptureFixture[s
     assert "damage" not in json.loads(capsys.readouterr().out)
 
 
-HARMLESS = {
-    "writable": "reserves space",
-    "unread": "counts commands",
-    "suspects": "saves engines, and is ignored when it is damaged",
-    "README.md": "a card that scoring writes again",
-    ".beat": "changes while a student is trained",
-    "index.html": "a page that the report writes again",
-}
-"""Files that no result depends on, by a part of their path."""
-
-
-def kind_of(path: str) -> str:
-    """The path without what differs between files of the same kind."""
-    parts = [part for part in path.split("/") if part]
-    name = parts[-1].split("-")[0] + (".parquet" if parts[-1].endswith(".parquet") else "")
-    return "/".join([*parts[:-1], "N" if name[:1].isdigit() else name])
-
-
-def files_of(folder: Path) -> list[str]:
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [path for path in paths if not any(part in path for part in HARMLESS)]
-
-
-def one_of_each_kind(folder: Path) -> list[str]:
-    return list({kind_of(path): path for path in files_of(folder)}.values())
-
-
-def flip(path: Path, bit: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(bytes(content))
-
-
-def values_of(path: Path) -> Any:
-    """What a JSON file says; None if it is not JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError:
-        return None
-
-
 @pytest.mark.parametrize("num_bits", [1, pytest.param(8, marks=pytest.mark.long)])
 def test_every_flipped_bit_is_noticed(folder: Path, num_bits: int) -> None:
     rng = random.Random(1)
@@ -224,37 +218,10 @@ def test_no_content_ends_an_audit_with_a_traceback(folder: Path, content: bytes)
         path.write_bytes(whole)
 
 
-def rows_of(folder: Path) -> dict[str, Any]:
-    """The rows that the newest markers name, and the exports, read without the code of the run."""
-    newest: dict[str, Any] = {}
-    # The folders of the first generation come first.
-    for path in sorted([*folder.rglob("commits/*.json"), *folder.rglob("generations/*.json")]):
-        marker = values_of(path)
-        if isinstance(marker, dict) and "shard" in marker:
-            newest[f"{path.parents[1].relative_to(folder)}/{path.name.partition('.')[0]}"] = marker
-    found: dict[str, Any] = {name: pq.read_table(folder / marker["file"]) for name, marker in newest.items()}
-    for path in [*folder.glob("parity/*/*"), *folder.glob("students/*/*/merged/*"), folder / "evaluation/scores.json"]:
-        if path.is_file() and path.name not in ("manifest.json", "README.md"):
-            found[path.relative_to(folder).as_posix()] = path.read_bytes()
-    return found
-
-
-def same_rows(folder: Path, original: Path) -> bool:
-    before, after = rows_of(original / "run"), rows_of(folder)
-    different = [name for name in before.keys() | after.keys() if not same(before.get(name), after.get(name))]
-    assert not different, different
-    return True
-
-
-def same(before: Any, after: Any) -> bool:
-    if isinstance(before, bytes):
-        return before == after
-    names = [name for name in before.schema.names if not name.endswith("_s")]
-    return after is not None and before.select(names).equals(after.select(names))
-
-
 def repaired_by_the_same_command(folder: Path, original: Path) -> list[str]:
     """Find damage, repair it, run the same command, and return the files that were found."""
+    # What attempts took, and which commands trained, is not made again.
+    names = [name for name in checked_files(original / "run") if "phases/" not in name and "owners/" not in name]
     found = deep(folder)
     assert all(finding.remedy for finding in found)
     assert mpa_ray_audit(folder, "--repair") == 1 or not found
@@ -263,7 +230,8 @@ def repaired_by_the_same_command(folder: Path, original: Path) -> list[str]:
     left = deep(folder)
     assert left == [], [(finding.path, finding.problem) for finding in left]
     assert audit(Run(LocalStorage(str(folder)))).problems == []
-    assert same_rows(folder, original)
+    assert set(map(kind_of, checked_files(folder))) >= set(map(kind_of, names))
+    assert different_results(rows_of(original / "run"), rows_of(folder)) == []
     return [finding.path for finding in found]
 
 
@@ -284,13 +252,13 @@ def test_each_kind_of_file_is_made_again(folder: Path, original: Path, tmp_path:
 def test_damaged_rows_are_made_again_with_all_that_depends_on_them(folder: Path, original: Path) -> None:
     names = [
         f"corpus/commits/{SHARD}.json",
-        next(path for path in files_of(folder) if path.startswith(f"annotations/data/{SHARD}")),
-        next(path for path in files_of(folder) if path.startswith("evaluation/held/questions/data/000000")),
+        next(path for path in checked_files(folder) if path.startswith(f"annotations/data/{SHARD}")),
+        next(path for path in checked_files(folder) if path.startswith("evaluation/held/questions/data/000000")),
         f"{TRAINING}/merged/model.safetensors",
     ]
     for name in names:
         flip(folder / name, 100)
-    before = {name: (folder / name).read_bytes() for name in files_of(folder) if "/commits/" in name}
+    before = {name: (folder / name).read_bytes() for name in checked_files(folder) if "/commits/" in name}
     assert sorted(repaired_by_the_same_command(folder, original)) == sorted(names)
     run = Run(LocalStorage(str(folder)))
     assert {name: (folder / name).read_bytes() for name in before} == before, "no marker is changed"
@@ -320,6 +288,38 @@ def test_damaged_rows_are_never_used(folder: Path) -> None:
         read_parity(run, "small")
 
 
+def check_files_in_parts(folder: Path) -> None:
+    for part in range(2):
+        check_files(folder, part, 2)
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", "__1_0.distcp", ".metadata", PROGRESS, "checksums-1.json"])
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_damaged_checkpoint_is_named_and_not_loaded(tmp_path: Path, name: str, is_deleted: bool) -> None:
+    run = Run(LocalStorage(str(tmp_path)))
+    earlier, latest = (write_checkpoint(run, TRAINING, f"checkpoint_{number}") for number in range(2))
+    check_files(latest)
+    if is_deleted:
+        (latest / name).unlink()
+    else:
+        flip(latest / name, 8 * 10)
+    if not (is_deleted and name == "checksums-1.json"):
+        with pytest.raises(DamagedFile, match=name):
+            check_files_in_parts(latest)
+    check_files(earlier)
+    run.storage.create(f"{TRAINING}/owners/1.json", b'{"number": 1, "host": "a", "pid": 1}')
+    findings = list(student_findings(run, {"small": ["parity"]}, Progress("audit", None, "files")))
+    if is_deleted and name in (PROGRESS, "checksums-1.json"):
+        # Without the first, the checkpoint is not complete; without the second, it is that of an earlier version.
+        assert findings == []
+    else:
+        assert [finding.path for finding in findings] == [latest.relative_to(tmp_path).joinpath(name).as_posix()]
+        assert findings[0].repair()
+    is_used = is_deleted and name == "checksums-1.json"
+    assert inherited_checkpoint(run.storage, TRAINING, 2) == f"{TRAINING}/checkpoints/checkpoint_{int(is_used)}"
+    assert list(student_findings(run, {"small": ["parity"]}, Progress("audit", None, "files"))) == []
+
+
 def test_rows_that_come_out_the_same_count_as_unchanged(folder: Path) -> None:
     run = Run(LocalStorage(str(folder)))
     rows = run.corpus.read(SHARD)
@@ -336,14 +336,14 @@ def test_rows_that_come_out_the_same_count_as_unchanged(folder: Path) -> None:
 
 
 def test_files_left_behind_are_removed_from_all_folders(folder: Path) -> None:
-    before = set(files_of(folder))
+    before = set(checked_files(folder))
     left = [f"{TRAINING}/{name}/data/000000-dead.parquet" for name in ("epoch", "held_out", "check/answers")]
     left += [f"evaluation/.{'a' * 16}", f"{TRAINING}/merged/.{'0' * 16}"]
     for name in left:
         (folder / name).write_bytes(b"x")
     collected = collect_garbage(Run(LocalStorage(str(folder))), timedelta(seconds=-5))
     assert (collected.num_files, collected.num_uploads) == (3, 2)
-    assert set(files_of(folder)) == before
+    assert set(checked_files(folder)) == before
 
 
 def test_files_that_a_damaged_marker_may_name_are_not_garbage(folder: Path) -> None:

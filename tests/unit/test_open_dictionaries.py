@@ -26,7 +26,6 @@ FOREIGN_FORMATS = {
     "engine/vllm/rendering.py",
     # states, arguments and parameter groups of torch and transformers
     "leveling/checkpoint.py",
-    "leveling/checkpoint_folders.py",
     "leveling/trainable.py",
     "leveling/worker.py",
     # settings of checkpoints
