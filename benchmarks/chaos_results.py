@@ -99,7 +99,8 @@ class Trial:
             f"{'; '.join(map(str, self.faults)) or f'nothing happened of {self.kinds}'}: "
             f"{'finished' if self.is_finished else 'NOT FINISHED'}, {self.num_lost} lost, {self.num_doubled} doubled, "
             f"{self.num_mixed} mixed, {self.num_differing} differing, {self.num_unnoticed} unnoticed, "
-            f"{self.num_redone_shards} of {self.num_in_flight} shards in flight redone, {self.num_needless} without need, "
+            f"{self.num_redone_shards} of {self.num_in_flight} shards in flight redone, "
+            f"{self.num_needless} without need, "
             f"{self.num_restarts} restarts, {self.elapsed_s:.0f} s" + "".join(f"\n    {s}" for s in lines)
         ) + "".join(f"\n    problem: {problem}" for problem in self.problems)
 
