@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import boto3
@@ -99,6 +99,8 @@ SETTINGS = {
 class Testbed:
     """What all trials share."""
 
+    __test__: ClassVar[bool] = False
+    """pytest collects no tests from a class whose name begins with Test."""
     setting: Setting
     folder: Path
     server_url: str
