@@ -62,7 +62,7 @@ ARMS: dict[str, tuple[str, Arm]] = {
 }
 """Rows of the table: a student of the run and its arm. Replay applies to D_PI alone."""
 LABELS_SEED_OFFSET = 500
-"""Gives the labelled set other scenes than the held-out sets of all seeds."""
+"""Gives the labelled set scenes that differ from the held-out sets of all seeds."""
 LABELS_PER_IMAGE = 0.325
 """Labelled questions per unlabeled image, about as many as D_PI has."""
 

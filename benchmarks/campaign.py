@@ -82,9 +82,9 @@ ABSENT = "absent"
 NO_MODEL = "./no/such/model"
 SHARD_SIZE = 64
 POLL_S = 0.5
-"""Seconds between two looks at a run's processes."""
+"""Seconds between two checks of a run's processes."""
 REPORT_S = 15.0
-"""Seconds between two lines about a run."""
+"""Seconds between two progress lines about a run."""
 EXIT_TIMEOUT_S = 180.0
 """How long a run's processes may take to end."""
 
@@ -254,7 +254,7 @@ def finished_files(run_dir: Path) -> dict[str, int]:
 
 
 def problems_of(faults: Mapping[str, Any]) -> list[str]:
-    """Everything that a campaign must not do after a kill."""
+    """What went wrong with the killed campaign and its rerun; empty if nothing did."""
     problems = [f"{name} was written again" for name in faults["written_again"]]
     problems += [f"{name} is not complete" for name in faults["incomplete"]]
     problems += [f"left behind: {name}" for part in ("killed", "again") for name in faults[part]["left_behind"]]
@@ -328,7 +328,7 @@ def table(campaign: Mapping[str, Any], separate: Mapping[str, Mapping[str, Any]]
 
 
 def render_faults(faults: Mapping[str, Any]) -> str:
-    """A Markdown list of what the kill and the rerun led to."""
+    """A Markdown list of what the kill and the rerun resulted in."""
     killed, again = faults["killed"], faults["again"]
     gone, left = killed["outlived_it_s"], killed["left_behind"]
     num_students = len(faults["complete"]) + len(faults["incomplete"])

@@ -181,7 +181,7 @@ class Testbed:
 
     @property
     def client(self) -> Any:
-        """Of boto3, without the proxy in between."""
+        """A client of boto3, without the proxy in between."""
         return boto3.client("s3", endpoint_url=self.server_url)
 
 

@@ -1,8 +1,8 @@
 """An HTTP proxy in front of an object store that spoils a share of the requests.
 
 It forwards every request unchanged, with its headers, `Host` and signature, and injects one fault into a share of them.
-The fault depends on the seed, the request line and how often that line was seen before: a repeated request gets a new
-draw, and the order in which clients arrive does not matter.
+The fault depends on the seed, the request line and how many times that line was seen before: a repeated request gets a
+new draw, and the order in which clients arrive does not matter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UPSTREAM_TIMEOUT_S = 60.0
 _NUM_PIECES = 4
 _LONGEST_SLOW_BODY_S = 0.5
 _POLL_S = 0.02
-"""How often the server checks whether it shall stop; the default of 0.5 s would delay the end of each test."""
+"""How often the server checks whether it should stop; the default of 0.5 s would delay the end of each test."""
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "expect", "content-length"})
 
 

@@ -1,13 +1,13 @@
-"""A hundred thousand hostile records through index, annotate, identify, report and audit: is any lost or doubled?
+"""A hundred thousand hostile records through index, annotate, identify, report and audit: is any lost or duplicated?
 
     python benchmarks/hostile.py [--num-records 100000] [--seed 0]
 
 The records are divided over sources of every kind. Their names, captions, images, columns, tars and lists are of the
 kinds that break programs; a third of the images cannot be shown to a model. The models are scripted, and a fifth of
 their replies is hostile, too. A reader that shares no code with the project recounts each run from its files: every
-record must be a row with a state and a reason, or counted as left out under the expected label; none may be there
-twice; the bytes that were read must be those that were written; no output and no file may hold a traceback. Sources
-that are refused as a whole follow, one command each.
+record must be a row with a state and a reason, or counted as left out under the expected label; none may occur twice;
+the bytes that were read must be those that were written; no output and no file may hold a traceback. Sources that are
+refused as a whole follow, one command each.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Done:
 
 
 RunCommand = Callable[[Sequence[str]], Done]
-"""Runs a command of mpa_ray, given by its words, such as `index --config x.yaml`."""
+"""Runs a command of mpa_ray, given by its arguments, such as `index --config x.yaml`."""
 
 
 @dataclass
@@ -137,7 +137,7 @@ def run_refusals(scratch: Path, run_command: RunCommand) -> dict[str, str]:
         folder.mkdir(parents=True)
         source = HostileSource(name, write(folder), lambda row: str(row))
         config = scratch / "refused" / f"{name}.json"
-        # YAML is a superset of JSON, which can hold half a pair of surrogates as an escape.
+        # YAML is a superset of JSON, which can hold a lone surrogate as an escape.
         config.write_text(json.dumps(configuration(source, scratch / "refused" / f"{name} run", 8)))
         done = run_command(["index", "--config", str(config)])
         lines = done.errors.splitlines()

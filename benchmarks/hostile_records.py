@@ -132,7 +132,7 @@ def hostile_name(rng: random.Random, number: int) -> bytes:
 
 
 def text_name(rng: random.Random, number: int) -> str:
-    """A name as Python represents it: a byte that is not UTF-8 is half a pair of surrogates."""
+    """A name as Python represents it: a byte that is not UTF-8 is a lone surrogate."""
     return hostile_name(rng, number).decode(errors="surrogateescape")
 
 

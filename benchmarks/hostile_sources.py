@@ -86,7 +86,7 @@ _KINDS_OF_FILES = {
     **{"heic": 2.0, "appledouble": 3.0, "hidden": 2.0, "system": 1.0, "no ending": 2.0, "other ending": 2.0},
     **{"text": 2.0, "gzip": 1.0},
 }
-"""What a folder holds, and how often."""
+"""What a folder holds, with relative frequencies."""
 
 
 class _Tree:
@@ -221,7 +221,7 @@ def _entry(root: Path, number: int, files: Files, rng: random.Random, plain: boo
 
 
 def _half(path: str) -> str:
-    """Now and then half a pair of surrogates that is no byte, so that no file can have the name."""
+    """Append a lone surrogate that stands for no byte, so that no file can have the name."""
     return path + "\ud83d"
 
 
@@ -539,7 +539,7 @@ def parquet(root: Path, num_records: int, rng: random.Random) -> HostileSource:
 
 
 def saved_dataset(root: Path, num_records: int, rng: random.Random) -> HostileSource:
-    """Arrow streams of a saved dataset, one of them cut."""
+    """Arrow streams of a saved dataset, one of them truncated."""
     folder = root / "tables"
     settings = {"path": str(folder), "skip_damaged": True, "allow": ["parent_folders"], **_CAPTIONS}
     source = HostileSource("saved dataset", settings, _record_key)
@@ -646,7 +646,7 @@ def _json_member(number: int, rng: random.Random) -> tuple[str, Any, str | None]
 
 
 def tars(root: Path, num_records: int, rng: random.Random) -> HostileSource:
-    """Shards without captions: links, devices, repeated names, joined tars, and tars that are damaged."""
+    """Shards without captions: links, devices, repeated names, concatenated tars, and tars that are damaged."""
     source = HostileSource("tars", {"path": str(root), "skip_damaged": True}, _span_key)
     files = Files(rng)
     for shard, first in enumerate(range(0, num_records, PER_FILE)):
@@ -700,7 +700,7 @@ def _add_member(tar: _Tar, source: HostileSource, number: int, files: Files, rng
 
 
 def _with_size(header: bytes, size: bytes) -> bytes:
-    """A header with another size field, and the sum that fits to it."""
+    """A header with another size field, and the matching checksum."""
     changed = bytearray(header)
     changed[124:136] = size
     changed[148:156] = b" " * 8

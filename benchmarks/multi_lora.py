@@ -135,7 +135,7 @@ def annotated_run(
 
 
 def verdicts_of(config: RunConfig) -> dict[str, dict[str, Verdict]]:
-    """By student and annotation."""
+    """The verdicts by student and annotation."""
     run = Run.open(config.run_dir)
     shards = run.manifest().shards
     return {s.name: {v.annotation_id: v for v in run.verdicts(s.name).rows(shards)} for s in config.students}

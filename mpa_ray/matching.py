@@ -45,8 +45,8 @@ def containment(reference: str | None, prediction: str | None) -> bool:
 def vqa_normalized(reference: str, prediction: str) -> bool:
     """Whether the texts are equal after the normalisation of VQA accuracy.
 
-    This normalisation removes articles and punctuation, and replaces "two" by "2". It also removes signs, so that "-5"
-    equals "5". Text that is only articles and punctuation matches nothing.
+    This normalisation removes articles and punctuation, and replaces "two" with "2". It also removes signs, so that
+    "-5" equals "5". Text that is only articles and punctuation matches nothing.
     """
     expected = vqa.normalise(reference)
     return bool(expected) and expected == vqa.normalise(prediction)

@@ -80,8 +80,7 @@ class Annotation:
     reason: str | None = None
     detail: str | None = None
     attempts: int = 1
-    """How often the image's shard was attempted. For an image with reason `kills_engine`, how often the image itself
-    was attempted."""
+    """The number of attempts at the image's shard or, for reason `kills_engine`, at the image itself."""
     metadata: str | None = None
     num_bytes: int | None = None
     """The size of the file in bytes; None if the file was not read."""

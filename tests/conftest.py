@@ -1,4 +1,4 @@
-"""Things that tests of every tier use."""
+"""Helpers that tests of every tier use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mpa_ray.corpus.places.places import Places
 from mpa_ray.demo.world import WorldSpec, paint, sample_scene
 from mpa_ray.run.run import Run
 
-# How long an example takes decides no test.
+# The time that an example takes does not decide a test.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 

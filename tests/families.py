@@ -85,7 +85,7 @@ def build(family: str, folder: Path) -> Path:
     model, processor = FAMILIES[family]()
     with torch.no_grad():
         for name, weights in model.named_parameters():
-            # Larger than at the start of a training, so that answers depend on what is seen.
+            # Larger than at the start of training, so that answers depend on what is seen.
             if weights.dim() > 1 and "norm" not in name:
                 weights.normal_(std=0.2 if "embed" in name or "lm_head" in name else weights.shape[-1] ** -0.5)
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id

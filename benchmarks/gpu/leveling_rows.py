@@ -53,7 +53,7 @@ class Speed:
     """Padding among the tokens that the model computed."""
     tflops_per_s: float
     mfu: float | None
-    """Operations as a share of the GPU's peak, padding included; None without a GPU of a known peak."""
+    """Operations as a share of the GPU's peak, padding included; None if there is no GPU or its peak is not known."""
     mfu_without_padding: float | None
     memory_gib: float | None
     """Peak memory of the GPU. Without one, the resident memory of leveling, and None for the plain Trainer."""

@@ -47,9 +47,9 @@ class Sizes(Options):
     side: int
     """Width and height of the square images, in pixels."""
     num_images: int
-    """In each repetition."""
+    """The images of each repetition."""
     num_repetitions: int
-    """That are counted; one more is run."""
+    """The repetitions that count. One more is run, to warm the engine up."""
     max_num_seqs: int
     max_model_len: int
     num_renderers: int

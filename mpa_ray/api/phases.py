@@ -30,7 +30,7 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
         phase: The phase: `index`, `annotate`, `identify`, `level`, `evaluate`, `score` or `report`.
         redo: In `annotate`, `identify` and `evaluate`: process again the images that failed for this reason, or for one
             of several reasons, separated by commas; `failed` means any reason. All other rows are kept.
-        relevel: In `level`: train again the students whose D_PI was made again after their training.
+        relevel: In `level`: train again the students whose D_PI was redone after their training.
 
     Raises:
         ConfigError: a setting is wrong, or the run has results that were made with other settings. Nothing was started.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import count
 
 _POLL_S = 5.0
-"""Seconds between two checks whether the cluster has grown, while phases wait."""
+"""Seconds between two checks of the cluster's size, while phases wait."""
 _MAX_OVERTAKEN = 8
 """How many phases that arrived later may be admitted before a waiting phase."""
 _ROUNDING = 1e-6
@@ -50,10 +50,10 @@ class _Waiting:
 class AdmissionController:
     """Admits each phase as soon as the cluster has room for it. Among waiting phases that fit, the longest is first.
 
-    A phase that needs many resources may be overtaken by phases that fit earlier. After `_MAX_OVERTAKEN` later phases
-    have been admitted before it, no other phase is admitted until running phases have ended and it fits. A phase that
-    needs more than the whole cluster is admitted when no other phase runs. Ray then waits for an autoscaler to add
-    nodes, or reports which resources are missing.
+    Phases that fit earlier may overtake a phase that needs many resources. Once `_MAX_OVERTAKEN` phases have overtaken
+    a phase, no other phase is admitted until enough running phases have ended for this phase to fit. A phase that needs
+    more than the whole cluster is admitted when no other phase runs. Ray then waits for an autoscaler to add nodes, or
+    reports which resources are missing.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class AdmissionController:
             capacity: The resources of the cluster now; called repeatedly, since nodes come and go.
             max_running: The number of phases that may run at a time, regardless of the cluster's resources. None lets
                 the resources decide.
-            poll_s: Seconds between two calls of `capacity` while phases wait.
+            poll_s: Seconds between two calls to `capacity` while phases wait.
         """
         self._capacity, self._max_running, self._poll_s = capacity, max_running, poll_s
         self._changed = threading.Condition()

@@ -301,7 +301,7 @@ class _Campaign:
             yield
 
     def _check_trainings(self) -> None:
-        """Before the first pass, check that the cluster can run the trainings, which begin only after hours of passes.
+        """Before the first pass, check that the cluster can run the training, which begins only after hours of passes.
 
         If the command starts Ray on this machine, `align` has already checked the machine.
         """

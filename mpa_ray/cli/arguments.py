@@ -17,7 +17,7 @@ class Arguments:
     """A parsed command line."""
 
     argument: str | None = None
-    """The word without dashes, such as a run directory."""
+    """The positional argument, such as a run directory."""
     options: Mapping[str, str] = field(default_factory=dict)
     """The values of the command's own options, by name without dashes. An option that takes no value has an empty
     string."""
@@ -120,7 +120,7 @@ def _top_level_settings() -> set[str]:
 
 
 def _unexpected(command: Command, word: str) -> ConfigError:
-    """An error for a word that is neither an option, a value nor an argument."""
+    """An error for a word that is not an option, a value or a positional argument."""
     problem = "is not an option."
     name, equals, value = word.partition("=")
     if command.option("config") is not None and Path(word).suffix in (".yaml", ".yml"):

@@ -28,7 +28,7 @@ class Command:
     examples: tuple[str, str, str]
     options: tuple[Option, ...] = ()
     argument: str = ""
-    """The name of the argument without dashes, such as RUN; empty if there is none."""
+    """The placeholder for the positional argument, such as RUN; empty if there is none."""
     accepts: Literal["all", "object_store", "none"] = "none"
     """Which settings the command accepts as options."""
     common_settings: tuple[str, ...] = ()

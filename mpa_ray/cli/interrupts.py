@@ -39,7 +39,7 @@ class Interrupts:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle the signals in the block; afterwards, a SIGTERM ends the process at once.
+        """Handle the signals in the block; afterwards, a SIGTERM ends the process immediately.
 
         Does nothing outside of the main thread, where Python cannot handle signals.
         """

@@ -126,7 +126,7 @@ def _failed(kind: str, problem: object, code: int) -> int:
 
 
 def _prepare_output() -> None:
-    """Hide secrets in logs and tracebacks, and print characters that the output's encoding lacks as escapes."""
+    """Hide secrets in logs and tracebacks, and print an escape for each character that the output's encoding lacks."""
     redact_log_records()
     sys.excepthook = _print_traceback
     # A stream is None if it was closed when the process was started, for example as a daemon.

@@ -60,7 +60,7 @@ class PipLines:
     torch: tuple[tuple[str, ...], ...]
     """Alternative commands: each is tried if the previous one fails."""
     torch_version: str
-    """The version of PyTorch that the commands in `torch` install. They are left out if it is already installed."""
+    """The version of PyTorch that the commands in `torch` install. If it is already installed, they are skipped."""
     packages: tuple[str, ...]
     """The command that installs vLLM, Ray and the other packages."""
 
@@ -75,7 +75,7 @@ class Environment(Protocol):
         """The installed version; None if the package is not installed."""
 
     def error_of(self, code: str) -> str | None:
-        """Run Python code in a separate process. Return the last line of its error, or None without an error."""
+        """Run Python code in a separate process. Return the last line of its error, or None if it succeeds."""
 
     def pip(self, words: Iterable[str]) -> None:
         """Run pip. Raises RunError if it fails."""
@@ -99,7 +99,7 @@ class ThisEnvironment:
             return None
 
     def error_of(self, code: str) -> str | None:
-        """Run Python code in a separate process. Return the last line of its error, or None without an error."""
+        """Run Python code in a separate process. Return the last line of its error, or None if it succeeds."""
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return None
@@ -222,7 +222,12 @@ def pip_lines(requirements: Collection[str], torch_index: str, machine: str) -> 
 
 
 def requirements_of(lines: Iterable[str], extras: Collection[str]) -> Iterator[str]:
-    """The requirements among lines of a package's metadata that apply if these extras are installed."""
+    """Yield those of a package's requirements that apply if these extras are installed.
+
+    Args:
+        lines: The package's requirements as its metadata states them, with their markers.
+        extras: The extras.
+    """
     for line in lines:
         extra = re.search(r"""\bextra == ["']([^"']+)["']""", line)
         if extra is None:

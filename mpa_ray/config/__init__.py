@@ -1,5 +1,5 @@
 """The configuration of a run: all its settings, and the functions that read and check them. The package imports nothing
-heavy, so that `--help` and configuration errors appear at once."""
+heavy, so that `--help` and configuration errors appear immediately."""
 
 from mpa_ray.config.annotate import AnnotateConfig
 from mpa_ray.config.engines import EngineConfig, EngineSettings, ScriptedEngineConfig, VllmEngineConfig

@@ -125,7 +125,7 @@ class LevelConfig(Settings):
     gpus_per_worker: float = Field(0.0, ge=0)
     """GPUs that Ray reserves for each worker; 0 trains on CPUs."""
     accelerator_type: str | None = None
-    """Ray's name of the GPU type to use, such as `L4`; None uses any GPU."""
+    """Ray's name for the GPU type to use, such as `L4`; None uses any GPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass, to save memory."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
@@ -150,12 +150,12 @@ class LevelConfig(Settings):
     """Hold samples out of training, and export the weights with the lowest loss on these samples. None holds out no
     samples."""
     checkpoint_every_steps: int = Field(50, ge=1)
-    """Number of optimiser steps between two checkpoints. A killed training resumes from the last checkpoint."""
+    """Number of optimiser steps between two checkpoints. Training that was killed resumes from the last checkpoint."""
     checkpoint_every_minutes: float = Field(15.0, gt=0)
     """A checkpoint is also saved when this many minutes have passed since the last checkpoint."""
     max_failures: int = Field(3, ge=0)
-    """How many times a training may restart from the last checkpoint after a worker has failed. The next failure ends
-    the training."""
+    """How many times training may restart from the last checkpoint after a worker has failed. The next failure ends
+    it."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Where to log curves, in addition to training.json: `tensorboard` writes files into a folder beside training.json;
     `wandb` and `mlflow` use the services that you configure with their environment variables."""

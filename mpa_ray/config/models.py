@@ -31,8 +31,8 @@ class ModelConfig(Settings):
     """GPUs for each engine. With a fraction, engines share a GPU, and each engine takes that fraction of the GPU's
     memory."""
     accelerator_type: str | None = None
-    """Use only nodes with this kind of GPU. Write Ray's name of the kind, such as `A100`, `H100` or `L4`. None uses any
-    node."""
+    """Use only nodes with this kind of GPU. Write Ray's name for the kind, such as `A100`, `H100` or `L4`. None uses
+    any node."""
     max_images_in_flight: int | None = Field(None, ge=1)
     """Images that one engine works on concurrently; None means 1.1 times the engine's `max_num_seqs`."""
     share_engine: bool = True
@@ -92,5 +92,6 @@ class AnswerConfig(Settings):
     evaluation."""
 
     max_new_tokens: int = Field(32, ge=1)
-    """An answer that has not ended after this many tokens is dropped as truncated. Answers are greedy, with one
-    exception: if `annotate.num_second_answers` is over 1, the teacher's second answers are sampled."""
+    """An answer ends after this many tokens at the latest. A second answer of the teacher that has not ended by then is
+    dropped as truncated; any other answer is used as it stands. Answers are greedy, with one exception: if
+    `annotate.num_second_answers` is over 1, the teacher's second answers are sampled."""

@@ -60,7 +60,7 @@ class PlanConfig(Settings):
     engine_start_s: float | None = Field(None, ge=0)
     """Seconds that a pass takes to start its engines and to shut them down."""
     training_start_s: float | None = Field(None, ge=0)
-    """Seconds that a training takes in addition to its optimiser steps, mostly to start and to export the model."""
+    """Seconds that a training run takes in addition to its optimiser steps, mostly to start and to export the model."""
     gpu: str | None = None
     """Kind of GPU to assume for models without `accelerator_type`: A100-40G, A100-80G, H100, L4, ..."""
     gpu_memory_gib: float | None = Field(None, gt=0)
@@ -106,9 +106,9 @@ class RunConfig(EvaluationRunConfig):
     identify: IdentifyConfig = IdentifyConfig()
     """How the answers of teacher and student are compared."""
     max_concurrent_phases: int | None = Field(None, ge=1)
-    """Maximum number of passes and trainings that `align` runs concurrently; None means as many as the cluster's CPUs
-    and GPUs allow. For a cluster that scales up on demand, set this to the number of passes and trainings that fit on
-    the cluster at its maximum size."""
+    """Maximum number of passes and training runs that `align` executes concurrently; None means as many as the
+    cluster's CPUs and GPUs allow. For a cluster that scales up on demand, set this to the number of passes and training
+    runs that fit on the cluster at its maximum size."""
     plan: PlanConfig | None = None
     """Assumptions for `mpa-ray plan`, which estimates the time, cost and memory of a run."""
 

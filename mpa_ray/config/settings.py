@@ -46,7 +46,7 @@ def misspelled_uri(text: str) -> str | None:
 
 
 def parse_location(text: str) -> str:
-    """Check a path or URI. Replace a leading `~` by the home folder, and a `file:///` URI by its path.
+    """Check a path or URI. Replace a leading `~` with the home folder, and a `file:///` URI with its path.
 
     Raises:
         ValueError: the text is empty, a misspelled URI, a URI of an unsupported kind or without a bucket, or a URL with
@@ -83,7 +83,7 @@ def parse_name(text: str) -> str:
     """Check a name that a user gives to a part of a run, such as a student. Folders and files of the run use the name.
 
     Raises:
-        ValueError: the name has other characters than letters, digits, `.`, `_` and `-`, does not begin with a letter
+        ValueError: the name has characters other than letters, digits, `.`, `_` and `-`, does not begin with a letter
             or digit, is too long, or ends in a file name ending such as `.json`.
     """
     if not _NAME.fullmatch(text):
@@ -167,7 +167,8 @@ def _merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve_path(path: str) -> str:
-    """Resolve a `bundled:` path, and make an existing path absolute, because workers have other working directories."""
+    """Resolve a `bundled:` path, and make an existing path absolute, because workers have different working
+    directories."""
     if path.startswith(BUNDLED):
         return str(Path(mpa_ray.__file__).parent / path.removeprefix(BUNDLED))
     return str(Path(path).absolute()) if Path(path).exists() else path

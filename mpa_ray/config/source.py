@@ -93,8 +93,8 @@ class ReadingConfig(Settings):
     num_threads: int = Field(16, ge=1)
     """Number of concurrent reads for one shard."""
     max_bytes_in_flight: int = Field(2 * 2**30, ge=1)
-    """Largest total size of the files that have been read for shards that are not committed yet, over the whole
-    cluster. While a shard that is larger than this is read, no other shard is read."""
+    """Limit on the bytes of image files in flight over the whole cluster: files that were read, and whose shards are
+    not committed yet. While a shard that is larger than this is read, no other shard is read."""
 
 
 class ObjectStoreConfig(Settings):

@@ -15,8 +15,7 @@ from mpa_ray.textual import is_storable, readable
 class Instrumented:
     """A model that adds the seconds and tokens of each call to `usage` and shows its current work in `load`.
 
-    If a reply contains one half of a surrogate pair, an escape replaces the half, because tokenizers and rows cannot
-    hold it.
+    An escape replaces each lone surrogate in a reply, because tokenizers and rows cannot hold it.
     """
 
     model: VisionLanguageModel

@@ -84,7 +84,7 @@ class EngineDied(Exception):
 
 
 class VisionLanguageModel(Protocol):
-    """An engine. Many calls of its two coroutines may run concurrently, on one event loop."""
+    """An engine. Many calls to its two coroutines may run concurrently, on one event loop."""
 
     @property
     def max_images_in_flight(self) -> int:

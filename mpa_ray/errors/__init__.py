@@ -14,13 +14,14 @@ from mpa_ray.textual import readable
 _MAX_VALUE_LENGTH = 300
 """In characters. Messages cut longer values, such as a whole branch of the configuration."""
 _MIN_BEGINNING = 3
-"""In characters. A shorter beginning would fit too many names."""
+"""In characters. A shorter prefix would fit too many names."""
 
 
 def did_you_mean(word: object, choices: Iterable[str], most: int = 2) -> str:
     """Return a question with the most similar choices, such as `Did you mean align?`, or "" if no choice is similar.
 
-    Upper and lower case count as equal. A choice is also similar to its own beginning, such as `evaluate` to `eval`.
+    Upper and lower case count as equal. A prefix of a choice is also similar to the choice, such as `eval` to
+    `evaluate`.
     """
     text = str(word).lower()
     by_text = {choice.lower(): choice for choice in reversed(list(choices))}
@@ -73,7 +74,7 @@ class ConfigError(Exception):
 
 @contextmanager
 def uri_in(field: str, value: str) -> Iterator[None]:
-    """Replace the field `uri` of errors in the block by the name of the setting that contains the URI."""
+    """Replace the field `uri` of errors in the block with the name of the setting that contains the URI."""
     try:
         yield
     except ConfigError as error:

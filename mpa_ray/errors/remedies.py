@@ -35,7 +35,7 @@ class Remedy(StrEnum):
         "RUN names it."
     )
     CAUSE = "When this cause is removed, run the same command again to continue."
-    """For engines that die, trainings that fail, and limits that are exceeded."""
+    """For engines that die, training that fails, and limits that are exceeded."""
     POISON = (
         "The same command would end again. If these images are good, change the settings of the engine: a changed "
         "engine visits them again. If not, raise limits.max_poison_images, and they end as kills_engine. Or exclude "
@@ -112,7 +112,7 @@ def what_continues(error: BaseException | str) -> Remedy:
 
 
 def continues_at_once(error: BaseException) -> bool:
-    """Whether the same command can continue the run at once, without any other action of the user."""
+    """Whether the same command can continue the run immediately, without any other action of the user."""
     return what_continues(error) is Remedy.SAME_COMMAND or Remedy.SAME_COMMAND in str(error)
 
 

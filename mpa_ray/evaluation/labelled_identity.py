@@ -64,7 +64,7 @@ class _PlaceContent:
 
         A JSON file is read completely anyway, for its questions. A Parquet file may also hold the images, of which a
         run may need only a few. The end of a Parquet file holds the sizes and statistics of its columns, and most
-        changes of the rows change these.
+        changes to the rows change these.
         """
         uri = self.file.uri
         place = self.file.places.of(uri)

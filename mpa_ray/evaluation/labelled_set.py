@@ -75,7 +75,7 @@ class LabelledSet:
             raise named.with_branch(_BRANCH, self.field) from error
 
     def _setting_of(self, uri: object) -> str:
-        """Return the name of the setting whose path leads to a URI."""
+        """Return the name of the setting whose path contains a URI."""
         for setting, value in (("images", self.benchmark.images), ("annotations", self.benchmark.annotations)):
             if value is not None and str(uri).startswith(value):
                 return setting

@@ -67,7 +67,7 @@ from mpa_ray.records import Reason
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "ICO", "PPM", "JPEG2000")
-"""Pillow's names of the formats that are decoded. For some others, Pillow would run Ghostscript, a separate program."""
+"""Pillow's names for the decoded formats. For some others, Pillow would run Ghostscript, a separate program."""
 MAX_ASPECT_RATIO = 200
 """Images with this aspect ratio or a larger one are refused, because Qwen2-VL's image processor raises an error for
 ratios above this one."""
@@ -133,7 +133,7 @@ SIGNATURES = {
     }.items()
 }
 """Patterns of first bytes, by format. The first pattern that matches a file decides the file's format."""
-# Tags of TIFF.
+# TIFF tags.
 _NEW_SUBFILE_TYPE = 254
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262

@@ -23,7 +23,7 @@ _START_OF_SCAN = 0xDA
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 """JPEG markers that are not followed by a length and a segment."""
 _COMPRESSION = 259
-"""A tag of TIFF."""
+"""The TIFF tag for the compression."""
 
 
 def unread_variant(format_name: str, content: bytes, error: Exception) -> str | None:

@@ -26,7 +26,7 @@ _FULL = StateDictOptions(ignore_frozen_params=True, strict=False, full_state_dic
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """What a checkpoint stores in addition to the weights and the states of optimizer and scheduler."""
+    """What a checkpoint stores in addition to the weights and the states of the optimizer and the scheduler."""
 
     num_unreadable: int
     """The number of samples so far, on all workers, whose images could not be read or have changed."""
@@ -62,7 +62,7 @@ def save(
         model: The model in training, wrapped or sharded.
         optimizer: The optimizer of its trainable parameters.
         scheduler: The optimizer's learning rate scheduler.
-        best: The best weights so far, from `trainable_weights`; empty without held-out samples.
+        best: The best weights so far, from `trainable_weights`; empty if no samples are held out.
     """
     weights, states = get_state_dict(model, optimizer, options=_LOCAL)
     dcp.save({"model": weights, "optimizer": states, **({"best": best} if best else {})}, checkpoint_id=folder)

@@ -1,4 +1,4 @@
-"""The folders of checkpoints. Each command that has owned a training has a folder that no other owner changes."""
+"""The folders of checkpoints. Each command that has owned a training run has a folder that no other owner changes."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def fine_tune(
     card: str,
     ownership: Ownership | None = None,
 ) -> None:
-    """Fine-tune the student and export it below `folder`; a training that was killed resumes from its last checkpoint.
+    """Fine-tune the student and export it below `folder`; training that was killed resumes from its last checkpoint.
 
     Args:
         run: The run.
@@ -191,7 +191,7 @@ def _check_images(job: TrainingJob, label: str, state: TrainingState, max_failed
 
 
 def _say_results(label: str, before: TrainingState, after: TrainingState) -> None:
-    """Print how many retained pairs the student still answers, and how often its training was resumed."""
+    """Print how many retained pairs the student still answers, and how many times its training was resumed."""
     retained = after.retained
     # If there is a warning about forgetting, it contains the same numbers.
     if retained.before and retained.after is not None and retained.forgetting_warning() is None:

@@ -76,7 +76,7 @@ def plan_epoch(
     path = f"{folder}/epoch/manifest.json"
     if not run.storage.exists(path):
         run.write_json(path, asdict(_write_epoch(files, sources, level.of_arm(arm), arm, is_promptable)))
-    # The plan may come from another driver, which may have other settings.
+    # The plan may come from another driver, which may have different settings.
     files.samples.check_fingerprint()
     return EpochPlan(
         counts=EpochCounts(**run.read_json(path)),

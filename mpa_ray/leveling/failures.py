@@ -1,4 +1,4 @@
-"""Record why the attempts of a training fail: which workers died, and the last error of each worker."""
+"""Record why the attempts at a training run fail: which workers died, and the last error of each worker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _FOLLOWS = re.compile(
 
 
 class TrainingFailures:
-    """Records the workers of one training and why its attempts failed. Runs as an actor that outlives the workers."""
+    """Records the workers of one training run and why its attempts failed. Runs as an actor that outlives the
+    workers."""
 
     def __init__(self, record_death: RecordDeath) -> None:
         self._deaths = DeathRegister(record_death)

@@ -60,7 +60,7 @@ class TrainingJob:
         """The job of a configured student."""
         return cls(
             student=student.name,
-            # A relative path would be wrong in the worker, whose working directory is another one.
+            # A relative path would be wrong in the worker, which has a different working directory.
             model=resolve_path(student.model),
             level=student.level,
             task=task,

@@ -1,4 +1,4 @@
-"""Measure the speed of a training: samples, tokens, padding, waiting for data, and operations."""
+"""Measure the speed of training: samples, tokens, padding, waiting for data, and operations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mpa_ray.models.gpus import peak_tflops
 
 
 class Pace:
-    """Measures the speed of a training between two log entries."""
+    """Measures the speed of training between two log entries."""
 
     def __init__(self, num_workers: int) -> None:
         self._num_workers = num_workers
@@ -34,7 +34,7 @@ class Pace:
 
     @contextmanager
     def count_operations(self, batch: Batch) -> Iterator[None]:
-        """In the first call, count the operations of the block: the forward and backward pass of a micro-batch."""
+        """On the first call, count the operations of the block: the forward and backward pass of a micro-batch."""
         if self._flops_per_token is not None:
             yield
             return

@@ -20,7 +20,7 @@ class TensorBoard:
     """Writes event files into the run. TensorBoard reads them in the order of their names and shows one curve."""
 
     def __init__(self, storage: Storage, folder: str, attempt: int, first_step: int) -> None:
-        """Write the events of one attempt at a training.
+        """Write the events of one attempt at a training run.
 
         Args:
             storage: The storage of the run.

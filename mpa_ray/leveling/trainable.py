@@ -51,7 +51,7 @@ def learning_rates(method: LoraConfig | FullConfig, learning_rate: float) -> dic
 
 
 def parameter_groups(model: nn.Module, method: LoraConfig | FullConfig, learning_rate: float) -> list[dict[str, Any]]:
-    """The trainable parameters as groups of an optimizer, one for each component with its peak learning rate."""
+    """The optimizer's parameter groups: the trainable parameters of each component, with its peak learning rate."""
     rates = learning_rates(method, learning_rate)
     groups: dict[Component, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

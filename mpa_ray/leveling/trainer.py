@@ -33,7 +33,7 @@ from mpa_ray.run.training_state import Retained, TrainingState
 
 @dataclass(frozen=True)
 class TrainingData:
-    """One worker's part of everything that a training reads."""
+    """One worker's part of everything that training reads."""
 
     epoch: Steps
     held_out: Steps

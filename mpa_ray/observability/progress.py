@@ -19,7 +19,8 @@ from mpa_ray.redaction import without_secrets
 from mpa_ray.textual import readable
 
 STABLE_COUNTS = 4
-"""The remaining time is shown after this many counts, but not before `STABLE_S` seconds after the first count."""
+"""The remaining time is shown once the count has advanced this many times, but not in the first `STABLE_S` seconds
+after it first advanced."""
 STABLE_S = 15.0
 
 _status_line = StatusLine()
@@ -166,7 +167,7 @@ def clock(seconds: float) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line to standard output at once, above the updating line if there is one, with secrets hidden.
+    """Print a line to standard output immediately, above the updating line if there is one, with secrets hidden.
 
     If the reader of standard output has ended, as `head` does, this ends the command: it raises BrokenPipeError if it
     is called in the main thread, and interrupts the main thread if it is called in another one.

@@ -30,7 +30,8 @@ class Part(Protocol):
 def can_update(stream: TextIO) -> bool:
     """Whether a line of the stream can be overwritten.
 
-    The stream must be a terminal with escape sequences to which no library writes, and `NO_COLOR` must not be set.
+    The stream must be a terminal that supports escape sequences, and no library may write to it. `NO_COLOR` must not be
+    set.
     """
     is_dumb = os.environ.get("TERM", "dumb") == "dumb" or bool(os.environ.get("NO_COLOR"))
     return stream.isatty() and not is_dumb and not shows_library_lines()

@@ -1,4 +1,4 @@
-"""Compare the answers that an exported checkpoint gives in its engine with those that it gave in transformers."""
+"""Compare an exported checkpoint's answers in its engine with its answers in transformers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NUM_SHOWN = 3
 
 
 def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Arm, admission: Admission) -> None:
-    """Have an engine answer some questions with the exported checkpoint, and compare with the answers in transformers.
+    """Have an engine answer some questions with the exported checkpoint, and compare its answers with transformers'.
 
     Raises:
         RunError: more than half of the answers differ.

@@ -48,9 +48,8 @@ def students_ready(context: RunContext[RunConfig], is_ready: Callable[[str], boo
 
 
 def check_labelled_sets(context: RunContext[RunConfig], student: StudentConfig) -> None:
-    """Read the labelled sets that a student's trainings need, to report errors before any training starts.
-
-    Trainings that are planned already do not read labelled sets again.
+    """Read the labelled sets that a student's training needs, to report errors before any training starts. If an epoch
+    is already planned, its labelled sets are not read again.
 
     Raises:
         ConfigError: a file, a field or an answer of a labelled set is missing.
@@ -150,7 +149,8 @@ def _train(
 
 
 def _trains_again(context: RunContext[RunConfig], student: StudentConfig, arm: Arm, label: str) -> bool:
-    """Whether to repeat the training of a trained student. If so, begin a new training, and keep the finished one."""
+    """Whether to repeat the training of a trained student. If so, begin a new training run, and keep the finished
+    one."""
     run = context.run
     if not run.is_trained_before_redo(student.name, arm):
         return False
@@ -178,7 +178,7 @@ def _check_parity(context: RunContext[RunConfig], student: str) -> str:
 
     Raises:
         ConfigError: there is no D_PI yet.
-        RunError: annotations or verdicts have been made again since D_PI was exported.
+        RunError: annotations or verdicts have been redone since D_PI was exported.
     """
     run = context.run
     version = run.parity_version(student)

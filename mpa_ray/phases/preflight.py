@@ -95,7 +95,7 @@ def check_student(student: StudentConfig, index: int, object_store: ObjectStoreC
 
 
 def check_trainable(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
-    """Check the student with this index before a training. Raises ConfigError if its model is not a checkpoint.
+    """Check the student with this index before its training. Raises ConfigError if its model is not a checkpoint.
 
     `check_student` checks the model only if the student's engine loads checkpoints.
     """
@@ -190,7 +190,7 @@ def _check_arguments(engine: VllmEngineConfig, field: str) -> None:
     except ConfigError as error:
         if cluster_address() is None:
             raise
-        # The cluster's nodes may have another version of vLLM.
+        # The cluster's nodes may have a different version of vLLM.
         say(f"WARNING: {error}")
 
 
@@ -275,7 +275,7 @@ def _check_engine_package(kind: str, package: str, field: str) -> None:
 
 
 def _neighbours(model: str) -> list[str]:
-    """The folders beside a missing folder. Their paths begin like that of the missing folder."""
+    """The folders beside a missing folder, with paths written in the same way."""
     parent = Path(resolve_path(model)).parent
     prefix = model[: len(model) - len(Path(model).name)]
     return [f"{prefix}{folder.name}" for folder in parent.iterdir() if folder.is_dir()] if parent.is_dir() else []

@@ -17,7 +17,7 @@ class Again:
     reasons: frozenset[str] = frozenset()
     """Images that failed for these reasons are visited again; `ANY_REASON` stands for all."""
     relevel: bool = False
-    """Whether to train again the students whose D_PI was made again after their training."""
+    """Whether to train again the students whose D_PI was redone after their training."""
 
     @classmethod
     def of(cls, redo: str | None = None, relevel: bool = False) -> Again:

@@ -62,7 +62,7 @@ def _wait_until_joined(address: str, started: Future[None]) -> None:
     try:
         started.result(timeout=_JOIN_S)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        # Ray also raises one of these errors if the cluster has another version of Ray or of Python.
+        # Ray also raises one of these errors if the cluster has a different version of Ray or of Python.
         remedy = "Set it to HOST:PORT of a running cluster with the same versions, or unset it to use this machine."
         # Raised without a cause, because an error that was caused by a ConnectionError counts as temporary.
         raise ConfigError("RAY_ADDRESS", address, f"cannot be joined: {in_words(error)}", remedy) from None

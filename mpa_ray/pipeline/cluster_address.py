@@ -30,8 +30,8 @@ def check_cluster() -> None:
     """Check that the cluster of `RAY_ADDRESS` answers or, without one, that Ray can start on this machine.
 
     Raises:
-        ConfigError: the address is malformed, nothing listens there, or another server than Ray's listens there. Or the
-            folder for temporary files has a path that is too long for Ray.
+        ConfigError: the address is malformed, nothing listens there, or a server that is not Ray's listens there; or
+            the path of the folder for temporary files is too long for Ray.
         Unfinished: the address does not answer.
     """
     address = cluster_address()
@@ -82,7 +82,7 @@ def _check_address(address: str) -> None:
 
 
 def _greet(host: str, port: int) -> bytes | None:
-    """The first bytes that the server answers to a gRPC client; None if the cluster uses TLS."""
+    """The first bytes that the server sends to a gRPC client; None if the cluster uses TLS."""
     with socket.create_connection((host, port), timeout=_CONNECT_S) as connection:
         if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
             return None

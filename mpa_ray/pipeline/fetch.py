@@ -122,7 +122,7 @@ class FetchShard:
     def _mark_duplicates(
         self, shard: str, groups: list[tuple[Any, ...]], plan: ShardPlan, contents: dict[str, Content]
     ) -> list[Sighting | None]:
-        """Hash the files that were read, and replace the content of each duplicate by a reason.
+        """Hash the files that were read, and replace the content of each duplicate with a reason.
 
         Returns:
             A sighting of each group's image, or None if its file could not be read.

@@ -63,7 +63,7 @@ def stream_pass(
         committed: The shards that are already done. The pass also finds duplicates of their images.
 
     Raises:
-        ConfigError: the set-up of a node is wrong, such as its credentials.
+        ConfigError: the setup of a node is wrong, such as its credentials.
         RunError: engines died too often on one shard, or files of the run cannot be read or written.
     """
     configure_ray_data()
@@ -78,7 +78,7 @@ def stream_pass(
 
 
 def _graph(work: Pass[Any], coordinator: Any) -> Dataset:
-    # Resolved here, because actors have another working directory.
+    # Resolved here, because actors have a different working directory.
     model = work.model.model_copy(update={"model": resolve_path(work.model.model)})
     # While the last images of a shard are in the engine, images of the next shards fill the free slots.
     shards_in_flight = max(2, 1 + math.ceil(images_in_flight(model) / 64))

@@ -60,7 +60,7 @@ class FetchedShard:
     usage: Usage = field(default_factory=Usage)
     plan: ShardPlan = field(default_factory=ShardPlan)
     order: tuple[str, ...] = ()
-    """The ids of all images of the shard, in order, if the shard is made again; otherwise empty."""
+    """The ids of all images of the shard, in order, if the shard is redone; otherwise empty."""
     num_unread: int = 0
     """The number of images that become failed rows although the reason why they were not read may be temporary."""
     failure: Failure | None = None

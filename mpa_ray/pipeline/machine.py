@@ -11,15 +11,15 @@ from mpa_ray.errors import ConfigError
 AUXILIARY_CPUS = 0.25
 """The CPUs that Ray reserves for a task that reads or writes files. They are few, because such a task mostly waits."""
 _NUM_AUXILIARY_TASKS = 3
-"""The number of small tasks that must fit next to an engine or a training. They name shards, fetch images and commit
-rows."""
+"""The number of small tasks that must fit next to an engine or a training run. They name shards, fetch images and
+commit rows."""
 _CPU_REMEDY = "Lower it, or set RAY_ADDRESS to a cluster with such a node."
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Need:
-    """The resources that one engine needs, or that each worker of a training needs."""
+    """The resources that one engine needs, or that each training worker needs."""
 
     cpu_field: str
     """The setting with the number of CPUs, as it is named in the user's configuration."""

@@ -43,7 +43,7 @@ class Outstanding:
     """The shards that a dataset lacks, and the shards that it has."""
 
     missing: list[str] = field(default_factory=list)
-    """Shards without a commit, and committed shards of which a part is made again."""
+    """Shards without a commit, and committed shards of which a part is redone."""
     committed: list[str] = field(default_factory=list)
     num_images: int = 0
     num_images_done: int = 0
@@ -56,7 +56,7 @@ class Outstanding:
         Args:
             dataset: The dataset.
             manifest: Names all shards that the dataset should have.
-            redo: Decides which committed shards are made again.
+            redo: Decides which committed shards are redone.
         """
         outstanding = cls.among(dataset, manifest.shards, redo)
         done = manifest.estimate_images(len(outstanding.committed))

@@ -26,12 +26,12 @@ class PhaseStatus:
     num_shards_done: int | None = None
     num_shards: int | None = None
     num_done: int | None = None
-    """The number of images that are done, or of optimiser steps in a training; None if the phase counts neither."""
+    """The number of images that are done, or of optimiser steps in training; None if the phase counts neither."""
     num_total: int | None = None
     unit: str = "images"
     """What `num_done` and `num_total` count."""
     per_s: float | None = None
-    """The images/s of all attempts together (see `mpa_ray.observability.rate`); for a training, samples per second."""
+    """The images/s of all attempts together (see `mpa_ray.observability.rate`); for training, samples per second."""
     num_attempts: int | None = None
     """The number of attempts that have ended, including those that did not finish the phase."""
     last_sign: datetime | None = None

@@ -67,7 +67,7 @@ class _Settings:
     def read(cls, run: Run) -> _Settings:
         """Read these settings from run.json.
 
-        The other settings are not read, since a version of mpa_ray that has other settings may have written the file.
+        The other settings are not read, since a version of mpa_ray with different settings may have written the file.
 
         Raises:
             ConfigError: there is no run.json.

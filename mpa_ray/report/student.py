@@ -43,7 +43,7 @@ class MeasuredBenchmark:
 
 @dataclass(frozen=True)
 class StudentSummary:
-    """What a report shows of a student."""
+    """What a report shows about a student."""
 
     model: str
     method: str

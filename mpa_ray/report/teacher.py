@@ -20,7 +20,7 @@ class TeacherSummary:
     """The number of annotations with each outcome: `kept`, or a reason."""
     num_second_answers: int
     cached_token_share: float | None
-    """The share of tokens from the cache in the prompts for second answers; None without second answers."""
+    """The share of tokens from the cache in the prompts for second answers; None if there are no second answers."""
     num_uncached_image_tokens: int
     """The number of image tokens that were computed again for second answers."""
     num_visits_with_uncached_image: int

@@ -33,7 +33,7 @@ class LossAtStep:
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a report shows about a training."""
+    """What a report shows about a training run."""
 
     losses: list[LossAtStep]
     held_out_losses: list[LossAtStep]

@@ -1,4 +1,4 @@
-"""Finds shards that were committed with other settings than the rest of their dataset."""
+"""Finds shards that were committed with settings that differ from those of their dataset."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 An attempt first writes a shard's rows to a Parquet file whose name no other attempt uses, and then creates the marker,
 which names the file. Readers follow only markers, so they never read the files of dead or slower attempts.
 
-A shard that is made again gets a new generation: another marker beside the first, created in the same way. No marker is
+A shard that is redone gets a new generation: another marker beside the first, created in the same way. No marker is
 ever changed or deleted, and readers follow the newest.
 """
 
@@ -111,7 +111,7 @@ class ShardedDataset(Generic[RowT]):
         Args:
             shard: The shard.
             rows: Its rows.
-            generation: 0, or one more than the newest generation if the shard is made again.
+            generation: 0, or one more than the newest generation if the shard is redone.
             source_generation: The generation of the source's shard from which the rows were made.
             versions: See `Commit.versions`.
             left_out: See `Commit.left_out`.

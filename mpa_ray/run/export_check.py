@@ -29,7 +29,7 @@ class ExportCheck:
 
     @classmethod
     def read(cls, run: Run, folder: str) -> ExportCheck:
-        """Read the answers from a training's folder. Raises FileNotFoundError if the training has exported none."""
+        """Read the answers from the folder of a training run. Raises FileNotFoundError if it has exported none."""
         return cls.from_json(run.read_json(f"{folder}/{FILE_NAME}"))
 
     def write(self, run: Run, folder: str) -> None:

@@ -11,7 +11,7 @@ from mpa_ray.run.run import Run
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
 
 ALGORITHM_VERSION = 5
-"""Increased whenever a change of the code changes the rows that the same settings yield."""
+"""Increased whenever a change to the code changes the rows that the same settings yield."""
 
 
 Labelled = Callable[[StudentConfig, str], Fingerprint]
@@ -82,7 +82,7 @@ def verdict_fingerprint(config: RunConfig, task: Task, student: StudentConfig) -
 def level_fingerprint(
     config: RunConfig, task: Task, student: StudentConfig, arm: Arm, labelled: Labelled
 ) -> Fingerprint:
-    """The settings that a training depends on, without those that only the annotations depend on."""
+    """The settings that a training run depends on, without those that only the annotations depend on."""
     # The excluded settings may change between attempts, because they do not change what is trained.
     settings = student.level.of_arm(arm)
     level = settings.model_dump(

@@ -80,7 +80,7 @@ class FingerprintFiles:
         Returns "" if no fingerprint is registered.
 
         Raises:
-            FingerprintMismatch: a commit with other settings was first.
+            FingerprintMismatch: a commit with other settings came first.
             CannotWrite: the file cannot be created.
         """
         dataset = self._dataset_of(folder)

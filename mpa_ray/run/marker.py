@@ -28,7 +28,7 @@ class Commit:
     file: str
     num_rows: int
     generation: int = 0
-    """0 for the first commit of the shard, and one more each time the shard is made again."""
+    """0 for the first commit of the shard, and one more each time the shard is redone."""
     source_generation: int = 0
     """The generation of the source's shard from which the rows were made."""
     left_out: dict[str, int] = field(default_factory=dict)

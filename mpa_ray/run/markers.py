@@ -133,7 +133,7 @@ class Markers:
         return commit
 
     def generations(self) -> dict[str, int]:
-        """Return the newest generation of each shard that was made again. Lists only the markers of such shards."""
+        """Return the newest generation of each shard that was redone. Lists only the markers of such shards."""
         newest: dict[str, int] = {}
         for path in self.storage.list(f"{self.folder}/{GENERATIONS}"):
             if (name := _LATER_MARKER.fullmatch(path.rpartition("/")[2])) is not None:
@@ -155,7 +155,7 @@ class Markers:
         return {shard for shard, marker in self._made_again() if isinstance(marker, Commit) and marker.is_withdrawn}
 
     def version(self) -> str:
-        """Return a hash of the generations of all shards; empty if no shard was made again with other rows."""
+        """Return a hash of the generations of all shards; empty if no shard was redone with other rows."""
         versions = {shard: _version_of(marker) for shard, marker in self._made_again()}
         newest = sorted((shard, version) for shard, version in versions.items() if version)
         return hashlib.sha256(json.dumps(newest).encode()).hexdigest()[:16] if newest else ""

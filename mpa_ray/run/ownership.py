@@ -1,4 +1,4 @@
-"""Ownership of work that only one command at a time may do, such as a training.
+"""Ownership of work that only one command at a time may do, such as training a student.
 
 Each owner has a number, one more than that of the previous owner, and creates a file with this number. Every few
 seconds, the owner also changes a second file, its heartbeat. Another command may become the next owner in three cases:
@@ -34,7 +34,7 @@ from mpa_ray.storage.storage import Storage
 logger = logging.getLogger(__name__)
 
 LAPSE_S = 30.0
-"""If the heartbeat does not change for this time, another command may take over the work."""
+"""If the heartbeat does not change for this long, another command may take over the work."""
 _BEAT_S = 5.0
 _POLL_S = 2.0
 _ENDED = b"ended"

@@ -20,12 +20,12 @@ def to_parquet(rows: Sequence[RowT], row_type: type[RowT]) -> bytes:
 
 
 def from_parquet(content: bytes, row_type: type[RowT]) -> list[RowT]:
-    """The inverse of `to_parquet`. Raises ValueError if the file has other columns."""
+    """The inverse of `to_parquet`. Raises ValueError if the file has different columns."""
     return from_table(read_table(content, row_type), row_type)
 
 
 def read_table(content: bytes, row_type: type[RowT]) -> pa.Table:
-    """The content of a Parquet file as an Arrow table. Raises ValueError if the file has other columns."""
+    """The content of a Parquet file as an Arrow table. Raises ValueError if the file has different columns."""
     # Reading with Arrow's thread pool, or from a Python file, sometimes aborts the interpreter when it exits
     # (apache/arrow#34314, #50482). A shard is too small to gain from threads.
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:

@@ -23,7 +23,7 @@ class RecordedModel(TypedDict, total=False):
 
 
 class RecordedLevel(TypedDict, total=False):
-    """The settings of a training."""
+    """The settings of training."""
 
     num_workers: int
     gpus_per_worker: float

@@ -1,4 +1,4 @@
-"""Makes a part of a committed shard again: the rows that failed, and the rows whose source has changed since."""
+"""Redoes a part of a committed shard: the rows that failed, and the rows whose source has changed since."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ANY_REASON = "failed"
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Which rows of a shard are made again, and which rows of its newest generation are kept."""
+    """Which rows of a shard are redone, and which rows of its newest generation are kept."""
 
     generation: int = 0
     """The generation to commit."""
@@ -28,9 +28,9 @@ class ShardPlan:
     kept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """The rows of the images that are not visited again, by image."""
     partly: Mapping[str, Sequence[Any | None]] = field(default_factory=dict)
-    """The rows of the images that are made again in part, by image. None stands for a row that is made again."""
+    """The rows of the images that are redone in part, by image. None stands for a row that is redone."""
     is_current: bool = False
-    """Whether nothing is left to make again, because another driver has already done it."""
+    """Whether nothing is left to redo, because another driver has already done it."""
 
     def merge(self, images: Sequence[str], rows: Iterable[Any]) -> list[Any]:
         """Return the kept rows and the new rows together, in the order of the shard's images."""

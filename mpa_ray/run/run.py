@@ -37,8 +37,8 @@ EXPORT = "export.json"
 
 _VERDICTS = "verdicts.json"
 _AGAIN = "~"
-"""Separates a model from the number of its training in the name of a folder. Names of models cannot contain
-this character."""
+"""Separates a model from the number of its training run in the name of a folder. Names of models cannot contain this
+character."""
 _RESERVE = ".writable"
 """A file that shows that the run can be written. It also reserves some space, which is freed when the disk is full."""
 _RESERVE_BYTES = 2**16
@@ -93,8 +93,8 @@ class Run:
         """Open a new or an existing run for writing.
 
         Raises:
-            ConfigError: the directory cannot be written, has a format that this version cannot read, or is in a storage
-                that cannot create a file only if it does not exist.
+            ConfigError: the directory cannot be written, has a format that this version cannot read, or is on storage
+                that cannot create files exclusively.
             CannotWrite: the directory cannot be written now.
         """
         storage = open_storage(run_dir, object_store)
@@ -185,18 +185,21 @@ class Run:
         return self.dataset(f"{self.benchmark_dir(benchmark)}/questions", LabelledQuestion)
 
     def predictions(self, benchmark: str, model: str) -> ShardedDataset[Prediction]:
-        """A model's answers to a benchmark. If the model was trained again, these are the newest training's answers."""
+        """A model's answers to a benchmark. If the model was trained again, these are the answers after its newest
+        training run."""
         number = self._newest(_again_dir(model))
         name = f"{model}{_AGAIN}{number}" if number else model
         return self.dataset(f"{self.benchmark_dir(benchmark)}/predictions/{name}", Prediction)
 
     @staticmethod
     def student_dir(student: str, arm: str = "parity") -> str:
-        """The folder of a student's first training on an arm. It contains the folders of later trainings on the arm."""
+        """The folder of a student's first training run on an arm. It contains the folders of later training runs on the
+        arm."""
         return f"students/{student}/{arm}"
 
     def training_dir(self, student: str, arm: str = "parity") -> str:
-        """The folder of a student's newest training on an arm: its samples, state, checkpoints and exported model."""
+        """The folder of a student's newest training run on an arm: its samples, state, checkpoints and exported
+        model."""
         folder = self.student_dir(student, arm)
         number = self._newest(f"{folder}/trainings")
         return f"{folder}/again-{number}" if number else folder
@@ -212,7 +215,7 @@ class Run:
         return [folder, *(f"{folder}/again-{number}" for number in later)]
 
     def train_again(self, student: str, arm: str) -> str:
-        """Begin another training in addition to the finished one, and return the new training's folder."""
+        """Begin another training run in addition to the finished one, and return its folder."""
         folder = self.student_dir(student, arm)
         self.storage.create(f"{folder}/trainings/{self._newest(f'{folder}/trainings') + 1}.json", b"{}")
         return self.training_dir(student, arm)
@@ -222,11 +225,11 @@ class Run:
         return sum(1 for _ in takewhile(lambda number: self.storage.exists(f"{folder}/{number}.json"), count(1)))
 
     def trained_version(self, student: str, arm: str) -> str:
-        """The version of the verdicts from which the student's newest training on an arm was planned."""
+        """The version of the verdicts from which the student's newest training run on an arm was planned."""
         return self.version_in(self.training_dir(student, arm))
 
     def version_in(self, folder: str) -> str:
-        """The version of the verdicts from which the training in a folder was planned; "" before a redo."""
+        """The version of the verdicts from which the training run in a folder was planned; "" before a redo."""
         try:
             version: str = self.read_json(f"{folder}/{_VERDICTS}")["verdicts"]
         except FileNotFoundError:
@@ -238,7 +241,7 @@ class Run:
         self.create_json(f"{folder}/{_VERDICTS}", {"verdicts": version})
 
     def is_trained_before_redo(self, student: str, arm: str) -> bool:
-        """Whether the student's D_PI was made again after the student's newest training on the arm was planned."""
+        """Whether the student's D_PI was redone after the student's newest training run on the arm was planned."""
         return self.trained_version(student, arm) != self.parity_version(student)
 
     def merged_model(self, student: str, arm: str = "parity") -> str:
@@ -274,7 +277,7 @@ class Run:
             owner: The number of the owner of the training; see `mpa_ray.run.ownership`.
         """
         for number in range(self._newest(f"{self.student_dir(student, arm)}/trainings")):
-            # Begin new predictions, because the answers of an earlier training do not count for this one.
+            # Begin new predictions, because answers after an earlier training run do not count for this one.
             self.storage.create(f"{_again_dir(MeasuredModel(student, arm).name)}/{number + 1}.json", b"{}")
         has_checksums = self.storage.exists(f"{self.training_dir(student, arm)}/{EXPORT}")
         content = {"owner": owner, "has_checksums": has_checksums}
@@ -363,7 +366,7 @@ class Run:
 
 
 def _again_dir(model: str) -> str:
-    """The folder with a file for each later training of a measured model."""
+    """The folder with a file for each later training run of a measured model."""
     return f"evaluation/again/{model}"
 
 

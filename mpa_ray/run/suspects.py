@@ -52,7 +52,7 @@ class Suspects:
         return Suspects(self.groups + killers, engine=engine)
 
     def joined(self, other: Suspects) -> Suspects:
-        """Add the cleared images of `other`, and keep the larger of the two numbers of kills of each image.
+        """Add the cleared images of `other`, and keep the larger of the two kill counts of each image.
 
         If `other` is about another engine, nothing is added.
         """
@@ -136,7 +136,7 @@ class SuspectsFile:
             return Suspects()
 
     def write(self, suspects: Suspects) -> None:
-        """Replace the file by `suspects` joined with the file's content. If this fails, only a warning is logged."""
+        """Replace the file with `suspects` joined with the file's content. If this fails, only a warning is logged."""
         try:
             self.storage.write(self.path, suspects.joined(self.read()).to_json())
         except (CannotWrite, OSError) as error:

@@ -1,4 +1,4 @@
-"""The log of a training: the latest entries are in `training.json`, the earlier ones in files below `log/`.
+"""The log of a training run: the latest entries are in `training.json`, the earlier ones in files below `log/`.
 
 An object store cannot append to a file, and writing the whole log for every entry would take quadratic time.
 """
@@ -97,7 +97,7 @@ class TrainingLog:
 
 @dataclass(frozen=True)
 class LogFiles:
-    """The files of the log that one attempt at a training has written."""
+    """The files of the log that one attempt at a training run has written."""
 
     attempt: int
     num_files: int = 0

@@ -65,7 +65,7 @@ class Resumption:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The progress of a training, and the latest entries of its log."""
+    """The progress of a training run, and the latest entries of its log."""
 
     step: int = 0
     """The last optimiser step that was logged."""
@@ -102,7 +102,7 @@ class TrainingState:
         """The state at the start of another attempt.
 
         Args:
-            from_step: The step of the checkpoint; 0 without one.
+            from_step: The step of the checkpoint; 0 if there is none.
             num_workers: The number of workers of the attempt.
         """
         return replace(

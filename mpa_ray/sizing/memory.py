@@ -71,7 +71,7 @@ class _EngineMemory:
 
     @property
     def usual_tokens(self) -> int:
-        """Tokens of a usual request."""
+        """Tokens of a typical request."""
         return self.image_tokens + _TEXT_TOKENS
 
     @property
@@ -93,12 +93,12 @@ class _EngineMemory:
 
     @property
     def longest_gib(self) -> float:
-        """The KV cache of one longest sequence."""
+        """The KV cache of one sequence of the greatest length."""
         return self.cache_gib(self.longest_tokens)
 
     @property
     def all_usual_gib(self) -> float:
-        """The KV cache of `max_num_seqs` usual requests."""
+        """The KV cache of `max_num_seqs` typical requests."""
         return self.cache_gib(self.engine.max_num_seqs * self.usual_tokens)
 
     @property
@@ -110,7 +110,8 @@ class _EngineMemory:
 def check_engine(
     name: str, model: ModelConfig, sizes: Architecture, gpu: str, memory_gib: float, image_tokens: int | None = None
 ) -> MemoryCheck:
-    """Check whether the weights, an allowance and the KV cache of one longest and `max_num_seqs` usual requests fit.
+    """Check whether the weights, an allowance, and the KV cache of the longest request and of `max_num_seqs` typical
+    ones fit.
 
     If they do not fit, the result says so and has remedies; no error is raised.
 

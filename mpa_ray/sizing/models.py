@@ -81,12 +81,13 @@ class Models:
 
 
 def answers_alike(one: ModelConfig, other: ModelConfig) -> bool:
-    """Whether two models give the same answers: they are the same model, with the same settings that change answers."""
+    """Whether two models give the same answers: the model and all settings that affect answers are the same."""
     return _answer_settings(one) == _answer_settings(other)
 
 
 def first_of_same_model(students: Sequence[StudentConfig]) -> list[StudentConfig]:
-    """The students that answer questions. Each other student copies the answers of the one with its model."""
+    """The first student of each model. It answers the questions; later students with the same model copy its
+    answers."""
     first: list[StudentConfig] = []
     for student in students:
         if not any(answers_alike(student, other) for other in first):
@@ -95,5 +96,5 @@ def first_of_same_model(students: Sequence[StudentConfig]) -> list[StudentConfig
 
 
 def _answer_settings(model: ModelConfig) -> tuple[object, ...]:
-    """The settings that change answers."""
+    """The settings that affect answers."""
     return model.model, model.engine.kind, model.engine.identity_fields(), model.min_pixels, model.max_pixels

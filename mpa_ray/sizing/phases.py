@@ -78,7 +78,7 @@ class PhaseSizer:
         return self._pass_over_images(PhaseKey("identify", student.name), student, rate)
 
     def _level(self, student: StudentConfig) -> list[PhaseSizing]:
-        """The trainings on the student's arms, and the checks of the exported students."""
+        """The training runs on the student's arms, and the checks of the exported students."""
         level = student.level
         measured = self.measured.trained_samples_per_s(student.name, student.model)
         rate = choose_rate(self.plan.samples_per_s, measured).or_else(

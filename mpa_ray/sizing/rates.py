@@ -11,7 +11,7 @@ Origin = Literal["given", "measured", "estimated", "assumed", "not known"]
 ENGINE_START_S = 120.0
 """Seconds to load weights, compile and capture CUDA graphs of a model with a few billion parameters."""
 TRAINING_START_S = 120.0
-"""Seconds that a training takes in addition to its optimiser steps."""
+"""Seconds that a training run takes in addition to its optimiser steps."""
 PARITY_SHARE = 0.1
 """Parity samples per image: the paper has about 2,000 for 21,953 images of TextVQA (arXiv 2509.16633). A weaker
 student has more; the bundled students have 0.3."""

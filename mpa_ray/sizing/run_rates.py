@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainingRates:
-    """What a finished training measured. A field is None if it was not measured."""
+    """What a finished training run measured. A field is None if it was not measured."""
 
     samples_per_s: float | None = None
     """Samples per second of one worker."""
@@ -51,7 +51,7 @@ class RunRates:
     num_parity: Mapping[str, int | None] = field(default_factory=dict)
     """Parity samples by student."""
     trainings: Mapping[str, TrainingRates] = field(default_factory=dict)
-    """Rates of trainings by student."""
+    """Rates of training by student."""
 
     @classmethod
     def of_run(cls, run: Run) -> RunRates:
@@ -83,7 +83,7 @@ class RunRates:
 
     @property
     def training_start_s(self) -> float | None:
-        """Seconds that a training takes in addition to its optimiser steps: the median over all trainings."""
+        """Seconds that a training run takes in addition to its optimiser steps: the median over all training runs."""
         starts = {name: rates.start_s for name, rates in self.trainings.items() if rates.start_s is not None}
         return _median(starts)
 

@@ -12,7 +12,7 @@ from mpa_ray.textual import Json
 
 @dataclass(frozen=True)
 class PhaseSizing:
-    """The estimate for one phase: a pass of a model, a training, or the indexing."""
+    """The estimate for one phase: a pass of a model, a training run, or the indexing."""
 
     key: PhaseKey
     count: float | None

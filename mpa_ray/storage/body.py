@@ -15,7 +15,7 @@ def read_body(body: Any, skip: int, num_bytes: int | None, name: str) -> bytes:
     """Read at most `num_bytes` of a body after its first `skip` bytes. Raise TimeoutError at the call's deadline;
     `name` is for the message."""
     expiry = Expiry.current()
-    # The new time-out does not affect a read that is already waiting. That read returns its next bytes, and the read
+    # The new timeout does not affect a read that is already waiting. That read returns its next bytes, and the read
     # after it times out.
     expiry.on_expiry(partial(body.set_socket_timeout, _CUT_OFF_S))
     content = bytearray()

@@ -44,8 +44,8 @@ class Content(Protocol):
 
     @property
     def key(self) -> str | None:
-        """Identifies the content, and changes when the content changes. None if a change of the content could not be
-        noticed."""
+        """Identifies the content, and changes when the content changes. None if a change to the content could not be
+        detected."""
         ...
 
     @property
@@ -124,7 +124,7 @@ class ObjectContent:
 
     @property
     def changed_s(self) -> float:
-        """Always 0: an object can only be replaced as a whole, and it then has another etag."""
+        """Always 0: an object can only be replaced as a whole, and it then has a different etag."""
         return 0.0
 
     @property

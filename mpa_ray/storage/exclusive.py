@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class Creation(StrEnum):
-    """How a storage creates a file only if it does not exist."""
+    """How storage creates a file only if it does not exist."""
 
     HARD_LINK = "hard link"
     EXCLUSIVE_RENAME = "exclusive rename"
@@ -50,7 +50,8 @@ def give_name(file: Path, name: Path) -> Creation:
         # A link fails if the name exists; an ordinary rename would replace the file.
         os.link(file, name)
     except FileExistsError:
-        # If the answer of an NFS server that has created the link is lost, the client asks again and is refused.
+        # If the response of an NFS server that has created the link is lost, the client repeats the request and is
+        # refused.
         if not _is_same_file(file, name):
             raise
     except OSError as error:
@@ -69,7 +70,7 @@ def _rename_exclusively(file: Path, name: Path, link_error: OSError) -> None:
         if rename(_AT_FDCWD, os.fsencode(file), _AT_FDCWD, os.fsencode(name), _RENAME_NOREPLACE) == 0:
             return
         number = ctypes.get_errno()
-    # If the answer of a server that has renamed the file is lost, the client asks again and is refused.
+    # If the response of a server that has renamed the file is lost, the client repeats the request and is refused.
     if number in (errno.ENOENT, errno.EEXIST) and not file.exists() and _was_file(before, name):
         return
     if number in _NO_EXCLUSIVE_RENAME:

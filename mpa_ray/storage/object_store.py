@@ -1,4 +1,4 @@
-"""Access to S3 and to stores with the same API. Only this module knows their endpoints, retries and time-outs.
+"""Access to S3 and to stores with the same API. Only this module knows their endpoints, retries and timeouts.
 
 boto3 finds the credentials in the environment, a profile or the machine's role. They are not part of our settings, so
 no file or log of a run can contain them.
@@ -226,7 +226,8 @@ class ObjectStore:
                         result = attempt()
                     except ERRORS as error:
                         last, fault = self._diagnose(error, bucket, key)
-                        # Record the fault before the request ends, because the next request may then be sent at once.
+                        # Record the fault before the request ends, because the next request may then be sent
+                        # immediately.
                         pace.record(fault, retry_after_s(last))
                     else:
                         pace.succeed()

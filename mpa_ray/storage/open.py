@@ -9,7 +9,7 @@ from mpa_ray.storage.storage import Storage
 
 
 def open_storage(root: str, object_store: ObjectStoreConfig | None = None) -> Storage:
-    """Open a run directory as a storage.
+    """Open the storage of a run directory.
 
     Raises:
         ConfigError: the kind of URI is not supported, or the URI is misspelled.

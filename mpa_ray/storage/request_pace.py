@@ -40,7 +40,8 @@ class RequestPace:
     outage.
 
     When the store asks for a pause, the number of requests that may be in flight is halved; every success raises it
-    again. In an outage, one request is sent after each pause, to find the end of the outage; the others fail at once.
+    again. In an outage, one request is sent after each pause, to find the end of the outage; the others fail
+    immediately.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class RequestPace:
         self.has_answered = False
         """Whether the store has ever answered this process."""
         self._failing_since: float | None = None
-        """The time of the first failure since the last success; None without a failure."""
+        """The time of the first failure since the last success; None if there was no failure."""
 
     @contextmanager
     def request(self) -> Iterator[None]:

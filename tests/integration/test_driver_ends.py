@@ -1,4 +1,4 @@
-"""A driver that ends by any signal: its exit code, and the processes that it leaves behind."""
+"""A driver that any signal ends: its exit code, and the processes that it leaves behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile records in every kind of source, as `make bench-hostile` has them: none is lost or doubled."""
+"""Hostile records in every kind of source, as `make bench-hostile` has them: none is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mpa_ray.run.run import Run
 NUM_RECORDS = 500
 SEED = 0
 NUM_CONCURRENT = 3
-"""Runs at a time: most of their time is the start of processes."""
+"""The number of concurrent runs: most of a run's time is the start of processes."""
 
 
 def run_in_thread(words: Sequence[str]) -> Done:
@@ -66,7 +66,7 @@ def test_no_hostile_record_is_lost_or_doubled(tmp_path: Path, capfd: pytest.Capt
         assert result.num_rows + sum(result.left_out.values()) == sources[name].num_records
     assert "Traceback" not in "".join(capfd.readouterr())
 
-    # The recount notices what is lost, doubled or changed.
+    # The recount notices what is lost, duplicated or changed.
     name = llava.__name__
     source, run_dir = sources[name], next((tmp_path / name).glob("run *"))
     assert Recount(source, run_dir).problems == []

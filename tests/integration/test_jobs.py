@@ -100,7 +100,7 @@ def test_a_killed_job_continues_when_it_is_repeated(tree: dict[str, Any], tmp_pa
 
 
 def test_a_killed_job_loses_nothing_of_what_is_known_of_images_that_kill_engines(tmp_path: Path) -> None:
-    """The job ends well, with a warning, and starts fewer engines than one that begins anew."""
+    """The job succeeds, with a warning, and starts fewer engines than a job that starts from the beginning."""
     poison = [f"{number:03d}.png" for number in range(7, 11)]
     tree = scripted_tree(write_images(tmp_path / "images", 64), tmp_path / "run", kill_on=poison)
     tree["source"] |= {"shard_size": 64, "skip_duplicates": False}
@@ -220,7 +220,7 @@ def test_ray_survives_the_thread_that_started_it() -> None:
 
 
 SECRET = "Zq8xW2kP7vN4tR6y"
-"""It is part of every planted secret, each of which ends with a number of its own."""
+"""It is part of every planted secret, each of which ends with a different number."""
 PHASES = """
 import sys
 from mpa_ray.cli import main

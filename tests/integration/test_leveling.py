@@ -1,4 +1,4 @@
-"""Leveling: the batch that a model gets, what is trained, and whole trainings on one worker and on two."""
+"""Leveling: the batch that a model gets, what is trained, and whole training runs on one worker and on two."""
 
 from __future__ import annotations
 
@@ -151,7 +151,8 @@ def verdict_of(sample: ParitySample) -> Verdict:
 
 
 def test_operations_are_counted_as_theory_predicts(samples: list[ParitySample]) -> None:
-    """For each weight and token, 2 forward and 2 backward for activations; few for adapters."""
+    """For each weight and token, there are 2 operations in the forward pass and 2 in the backward pass, for
+    activations. Those of adapters are few."""
     model = prepare_for_training(AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32), LoraConfig())
     batch = collator()([TrainingRow(s, 1) for s in samples[:4]], contents(samples[:4]))
     with FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""A training that is killed and resumed, also with other workers, ends with the same weights as an undisturbed one."""
+"""Training that is killed and resumed, even with other workers, ends with the same weights as undisturbed training."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def test_a_fixed_engine_continues_a_run_that_images_which_kill_engines_have_ende
 
 
 def test_an_engine_whose_process_is_killed_while_it_starts_ends_the_run(images: Path, tmp_path: Path) -> None:
-    """Ray would start its actor again for ever."""
+    """Without a limit, Ray would restart its actor forever."""
     tree = scripted_tree(images, tmp_path / "run", kill_at_start=True)
     tree["source"]["limit"] = 4
     with pytest.raises(
@@ -216,7 +216,7 @@ class ReaderThatIsKilled(Reader):
 
 
 def test_a_task_that_is_killed_whenever_it_reads_a_shard_ends_the_run(images: Path, tmp_path: Path) -> None:
-    """Ray Data would repeat it for ever."""
+    """Without a limit, Ray Data would repeat the task forever."""
     tree = scripted_tree(images, tmp_path / "run")
     tree["source"]["limit"] = 4
     tree["limits"] = {"max_engine_deaths": 2}

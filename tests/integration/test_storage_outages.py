@@ -113,7 +113,8 @@ def test_a_store_that_is_too_busy_for_a_while_costs_no_image(server: str, images
 
 @pytest.mark.long
 def test_a_store_that_is_too_busy_for_a_minute_costs_no_image(server: str, images: Path, tmp_path: Path) -> None:
-    """With the default settings of an object store, and an engine that is slow enough for reads in the whole minute."""
+    """The object store has its default settings, and the engine is slow, so that images are read throughout the
+    minute."""
     contents = [path.read_bytes() for path in sorted(images.iterdir())]
     store, num_images = client(server), 1200
     for number in range(num_images):

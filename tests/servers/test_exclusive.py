@@ -165,7 +165,7 @@ def test_a_kill_leaves_a_whole_file_or_none(library: Path, tmp_path: Path, momen
     storage = LocalStorage(str(tmp_path))
     is_created = moment == "after"
     assert list(storage.list("folder")) == (["folder/marker"] if is_created else [])
-    # A dead creator stands in nobody's way, in either way of creating files.
+    # A dead creator blocks nobody, with either method of creating files.
     done = python(CREATE_TWICE, tmp_path, environment(library, tmp_path, errno.EPERM))
     assert done.stdout == ("False False\n" if is_created else "True False\n")
     assert storage.read("folder/marker") == b"first"
@@ -194,7 +194,7 @@ def test_kills_at_any_moment_show_no_reader_a_part_of_a_file(library: Path, tmp_
             while time.monotonic() < until:
                 check_markers(tmp_path / "markers", seen)
             for pid in creators:
-                # A creator that has ended keeps its number until its parent reads the next line.
+                # A creator that has ended keeps its process id until its parent reads the next line.
                 os.kill(pid, signal.SIGKILL)
             parent.stdin.write("wait\n")
             check_markers(tmp_path / "markers", seen)

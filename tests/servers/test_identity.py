@@ -1,4 +1,4 @@
-"""What identifies a model: its content or its commit, wherever it lies, and no setting that changes no reply."""
+"""What identifies a model: its content or its commit, wherever it is, and only the settings that change replies."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_an_adapter_keeps_the_revision_of_its_base_model(tmp_path: Path) -> None
 
 
 def test_a_byte_between_the_samples_changes_the_identity(tmp_path: Path) -> None:
-    """Files over 64 MiB were read at 256 places only."""
+    """Earlier versions read files over 64 MiB only at 256 places."""
     folder = checkpoint(tmp_path / "model")
     with (folder / "model.safetensors").open("r+b") as weights:
         weights.truncate(2**27)
@@ -241,7 +241,7 @@ for call in (
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user without a home folder")
 def test_a_user_without_a_home_folder_has_no_cache_but_digests() -> None:
-    """As in a container whose user is only a number. Every digest failed."""
+    """A container may have a user without a name. In earlier versions, computing a digest failed there."""
     environment = {n: v for n, v in os.environ.items() if n not in ("HOME", CACHE_VARIABLE)}
     environment |= {"GCE_METADATA_ROOT": "127.0.0.9"}
     file = Path(__file__)
@@ -258,7 +258,7 @@ def test_a_user_without_a_home_folder_has_no_cache_but_digests() -> None:
 
 
 def test_names_that_are_not_utf8_have_digests(tmp_path: Path, cache: Path) -> None:
-    """They ended the command with a traceback."""
+    """In earlier versions, such names ended the command with a traceback."""
     folder = checkpoint(Path(os.fsdecode(os.fsencode(tmp_path) + b"/mod\xe9l")))
     before = model_identity(str(folder), STORE)
     (folder / os.fsdecode(b"not\xe9s.txt")).write_text("1")
@@ -280,7 +280,7 @@ def test_digests_are_in_the_order_of_the_files(tmp_path: Path) -> None:
 def test_the_same_bytes_have_one_identity_at_a_store(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The identity at s3:// was made of etags, which depend on the size of the parts."""
+    """In earlier versions, the identity at s3:// was made of etags, which depend on the size of the parts."""
     folder = checkpoint(tmp_path / "model", 2 * BYTES_PER_PART + 3)
     names = []
     for num_bytes in (BYTES_PER_PART, 2 * BYTES_PER_PART, 10 * BYTES_PER_PART):
@@ -364,7 +364,7 @@ def test_an_argument_counts_as_the_setting_of_its_name() -> None:
 
 
 def test_the_list_of_arguments_names_arguments_of_vllm() -> None:
-    """vLLM removes arguments now and then, so a few names may be those of another version."""
+    """vLLM sometimes removes arguments, so a few names may be those of another version."""
     if find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
     known = known_arguments()
@@ -406,7 +406,7 @@ def test_a_labelled_set_has_one_identity_at_a_store(server: str, tmp_path: Path)
 
 
 def test_the_answers_beside_the_questions_belong_to_a_labelled_set(tmp_path: Path) -> None:
-    """Answers in a file that `annotations` did not name were left out."""
+    """In earlier versions, answers in a file that `annotations` did not name were left out."""
     places = Places(STORE)
     one, other = (labelled_identity(vqa_set(tmp_path / answer, answer), places) for answer in ("yes", "no"))
     assert one != other
@@ -427,7 +427,7 @@ def site(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_labelled_set_on_the_web_that_changed_is_another(tmp_path: Path, site: str) -> None:
-    """A file of the same size had the same digest for as long as the process lived."""
+    """In earlier versions, a file of the same size had the same digest for as long as the process lived."""
     labelled_set(tmp_path, "yes!")
     remote = BenchmarkConfig(path=f"{site}/set.jsonl")
     before = labelled_identity(remote, Places(STORE))
@@ -440,7 +440,7 @@ def test_a_labelled_set_on_the_web_that_changed_is_another(tmp_path: Path, site:
 def test_large_files_on_the_web_are_read_whole_unless_they_are_parquet(
     tmp_path: Path, site: str, name: str, is_read_whole: bool
 ) -> None:
-    """A change in the middle of a JSON file of more than 64 MiB went unseen."""
+    """In earlier versions, a change in the middle of a JSON file of more than 64 MiB went unnoticed."""
     with (tmp_path / name).open("wb") as file:
         file.truncate(2**26 + 1)
     remote = BenchmarkConfig(path=f"{site}/{name}")
@@ -455,7 +455,7 @@ def test_large_files_on_the_web_are_read_whole_unless_they_are_parquet(
 
 
 def test_the_fingerprint_of_a_training_has_the_content_of_its_labelled_sets(scripted_config: RunConfig) -> None:
-    """It had their paths: a moved set was refused, and a changed one was not."""
+    """In earlier versions, it had their paths: a moved set was refused, and a changed one was not."""
     one = labelled_set(Path(scripted_config.run_dir).parent / "set")
     student = scripted_config.students[0]
     level = student.level.model_copy(

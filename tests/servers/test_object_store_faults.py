@@ -1,4 +1,5 @@
-"""Errors of object stores: what is repeated, what is asked once, what ends the run, and what all threads share."""
+"""Errors of object stores: which requests are repeated, which are sent once, which errors end the run, and what all
+threads share."""
 
 from __future__ import annotations
 
@@ -219,7 +220,7 @@ def test_a_known_region_that_cannot_be_reached_may_be_reached_later(monkeypatch:
 
 
 def test_a_store_that_answers_a_third_of_its_requests_loses_no_image(behind: Behind) -> None:
-    """With three attempts for each request, one image in 27 was lost."""
+    """In earlier versions, with three attempts for each request, one image in 27 was lost."""
     draws = random.Random(3)
     proxy, config = behind(lambda *_: (503, "SlowDownRead") if draws.random() < 1 / 3 else None)
     config = config.model_copy(update={"max_outage_s": 30.0})

@@ -1,4 +1,4 @@
-"""Owners of a training: one at a time, replaced once they are dead or silent, and unable to write from then on."""
+"""Owners of a training run: one at a time, replaced once they are dead or silent, and unable to write from then on."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def owner_elsewhere(storage: Storage, number: int = 1, beat: bytes = b"7") -> Ow
 
 
 def test_an_owner_is_replaced_once_its_heartbeat_stops(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:
-    """By the clock of the one who waits: the clocks and the files' times of other machines do not count."""
+    """Only the clock of the waiting command counts, not the clocks or the file times of other machines."""
     first = owner_elsewhere(storage)
     beats = iter(range(100, 200))
 
@@ -164,7 +164,7 @@ def test_another_process_with_the_number_of_a_dead_owner_is_not_the_owner() -> N
     assert not alive.is_gone
     *system, started = alive.process.split("/")
     assert replace(alive, process="/".join([*system, str(int(started) - 1)])).is_gone
-    # Nothing is known of the processes of other machines, or where the system does not show them.
+    # Nothing is known about the processes of other machines, or where the system does not show them.
     assert not replace(alive, process="another boot/1/1/1").is_gone
     assert not replace(alive, process="").is_gone
 
@@ -285,7 +285,7 @@ def test_each_owner_has_its_own_checkpoints_and_continues_from_the_last(storage:
     drop_earlier(storage, FOLDER, 4, inherited)
     assert storage.exists(f"{inherited}/progress.json")
     assert not storage.exists(f"{FOLDER}/checkpoints/checkpoint_a/progress.json")
-    # The first owner wakes up and completes another checkpoint of its own.
+    # The first owner wakes up and completes another checkpoint.
     complete(storage, 1, "checkpoint_c")
     assert inherited_checkpoint(storage, FOLDER, 4) == inherited
 

@@ -75,7 +75,8 @@ def open_run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
 
 def test_no_driver_loses_the_attempts_of_another(open_run: OpenRun) -> None:
-    """Each of eight drivers adds attempts at the same phase. A record that was read and written again lost some."""
+    """Each of eight drivers adds attempts at the same phase. In earlier versions, the record was read and written
+    again, and lost some attempts."""
     key = PhaseKey("level", "x.all", "random")
 
     def drive(_: int) -> None:

@@ -28,7 +28,7 @@ from mpa_ray.stages.judge import parity_samples
 from tests.conftest import scripted_tree, served
 
 SECRET = "Zq8xW2kP7vN4tR6y"
-"""Part of every planted secret, each of which ends with a number of its own."""
+"""Part of every planted secret, each of which ends with a different number."""
 URL = f"https://me:{SECRET}1@host/x?sig={SECRET}2&w=1"
 
 
@@ -86,7 +86,7 @@ def run_phases(path: Path) -> None:
     datasets = ["annotations", "verdicts/small", "verdicts/other"]
     context.begin(writes=datasets)
     asyncio.run(annotate_and_identify(context))
-    # Another token is no other setting.
+    # A new token does not count as a changed setting.
     changed = load_config(path, {"students.1.engine.engine_args.hf_token": f"{SECRET}7"})
     RunContext.open(changed).begin(reads=datasets)
     with pytest.raises(ConfigError, match=r"student\.engine_args\.seed: was None, now 3"):

@@ -62,7 +62,8 @@ def digests(run: Run, folder: str) -> list[str]:
 
 
 def test_of_two_drivers_only_the_one_that_commits_first_publishes_rows(open_run: OpenRun) -> None:
-    """Both register before there are rows. The second to register replaced the fingerprint, and both went on."""
+    """Both register before there are rows. In earlier versions, the second to register replaced the fingerprint, and
+    both went on."""
     one, other = open_run(), open_run()
     one.register_fingerprint("annotations", ONE)
     other.register_fingerprint("annotations", OTHER)
@@ -83,7 +84,7 @@ def test_of_two_drivers_only_the_one_that_commits_first_publishes_rows(open_run:
 
 
 def test_many_drivers_at_the_same_moment_never_mix_their_rows(open_run: OpenRun) -> None:
-    """Eight drivers with two settings each commit a shard of their own, all at once."""
+    """Eight drivers with two different settings each commit a different shard at the same moment."""
     barrier = threading.Barrier(8)
 
     def drive(number: int) -> bool:
@@ -186,7 +187,7 @@ def test_a_pass_ends_before_its_first_commit_once_another_driver_has_committed(t
 
 
 def test_a_driver_whose_work_another_has_done_with_other_settings_is_not_done(tmp_path: Path) -> None:
-    """Nothing is missing, so nothing would be committed. It said "already done"."""
+    """Nothing is missing, so nothing would be committed. In earlier versions, the driver printed "already done"."""
     one, other = Run.open(str(tmp_path)), Run.open(str(tmp_path))
     one.register_fingerprint("annotations", ONE)
     other.register_fingerprint("annotations", OTHER)

@@ -1,4 +1,5 @@
-"""Phases of a campaign at the same time: which is admitted when, and shards that are announced while others follow."""
+"""Concurrent phases of a campaign: when each is admitted, and shards that are announced while other phases wait for
+them."""
 
 from __future__ import annotations
 

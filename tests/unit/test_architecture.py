@@ -33,7 +33,8 @@ LAYERS = (
     ("api",),
     ("cli",),
 )
-"""From the lowest to the highest; a package imports itself and packages of lower layers, and nothing beside it."""
+"""From the lowest to the highest. A package imports itself and packages of lower layers, and no other package of its
+own layer."""
 
 
 def modules() -> dict[str, Path]:

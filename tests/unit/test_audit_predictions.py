@@ -1,4 +1,4 @@
-"""The audit of a run that only measures models recounts their answers; it asked for an index that such a run lacks."""
+"""The audit of a run that only measures models recounts their answers, and needs no index."""
 
 from __future__ import annotations
 

@@ -834,7 +834,7 @@ def test_a_name_like_a_locator_is_still_a_name(tmp_path: Path) -> None:
     assert pictures_of(questions) == [0]
 
 
-# Where files lie
+# Where files are
 
 
 def test_images_are_not_read_with_the_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What a campaign says of the failures of its threads."""
+"""What a campaign reports about the failures of its threads."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_all_trainings_are_compared_with_the_cluster_before_the_first_pass(
 
 
 def begun(config: RunConfig) -> None:
-    """Give the run of a configuration one shard of each dataset, and the samples of a training."""
+    """Give the run of a configuration one shard of each dataset, and the samples of a training run."""
     context = RunContext.open(config)
     folders = ["verdicts/small", "students/small/parity"]
     context.begin(writes=["corpus", "annotations", *folders])

@@ -46,7 +46,7 @@ print("WHY", ChildProcesses().why_died(error), file=open(sys.argv[1], "w"))
 
 
 def test_an_error_that_a_child_has_written_is_quoted(tmp_path: Path) -> None:
-    """As in a worker of Ray, whose output goes to a file."""
+    """The output goes to a file, like that of a Ray worker."""
     with (tmp_path / "log").open("w") as log:
         command = [sys.executable, "-c", FAILS, str(tmp_path / "why")]
         subprocess.run(command, stdout=log, stderr=log, check=True)
@@ -58,7 +58,7 @@ def test_an_error_that_says_enough_stays() -> None:
 
 
 def test_a_process_that_starts_and_is_killed_in_a_watched_block_is_named() -> None:
-    """As an engine core that is killed while it loads the model; vLLM may then not know its exit code."""
+    """For example, an engine core is killed while it loads the model. vLLM may then not know its exit code."""
     children = ChildProcesses()
     with children.watched():
         process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(100,), name="EngineCore")

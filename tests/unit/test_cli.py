@@ -493,7 +493,7 @@ FILES = ("config", "tabs", "empty_file", "no_teacher", "task", "measures")
 
 @pytest.fixture
 def place(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Fills in the files that mistakes are made with. There is no hub."""
+    """Fills in the files that the mistakes need. There is no hub."""
     monkeypatch.setattr(hub, "_down", set())
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"

@@ -110,7 +110,7 @@ def test_columns_that_hold_or_name_images(write: Write, array: pa.Array, expecte
 
 @every_writer
 def test_rows_with_only_a_path_are_read(write: Write, tmp_path: Path) -> None:
-    """Such rows failed as `unreadable` where another row of the file had bytes."""
+    """In earlier versions, such rows failed as `unreadable` if another row of the file had bytes."""
     rows = [
         {"bytes": b"1", "path": "other.png"},
         {"bytes": None, "path": "beside.png"},
@@ -146,7 +146,7 @@ def test_a_file_with_fewer_rows_than_when_it_was_listed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["no schema", "huge"])
 def test_headers_that_ended_the_process_are_named(kind: str, tmp_path: Path) -> None:
-    """pyarrow ended the process, or asked for exabytes of memory."""
+    """Without the check, pyarrow would abort the process or request exabytes of memory."""
     path = as_saved_dataset(tmp_path, pa.table({"image": pa.array(IMAGES)}))
     whole = (tmp_path / "data.arrow").read_bytes()
     with (tmp_path / "data.arrow").open("rb") as file:
@@ -285,7 +285,7 @@ def test_dictionaries_that_change_within_a_stream(tmp_path: Path) -> None:
     [*((write, form) for write in WRITERS for form in ("string", "struct")), (as_saved_dataset, "dictionary")],
 )
 def test_text_that_is_not_utf8_beside_images(write: Write, form: str, tmp_path: Path) -> None:
-    """A check of the offsets refused the whole batch because of one caption."""
+    """In earlier versions, a check of the offsets refused the whole batch because of one caption."""
     offsets = pa.array([0, 2, 4, 6], pa.int32()).buffers()[1]
     text = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"\xe9aokok")])
     forms = {
@@ -300,7 +300,7 @@ def test_text_that_is_not_utf8_beside_images(write: Write, form: str, tmp_path: 
 @pytest.mark.parametrize("position", range(0, 500, 8))
 @pytest.mark.parametrize("damage", ["cut", "ended"])
 def test_a_damaged_stream_is_named(position: int, damage: str, tmp_path: Path) -> None:
-    """A file that was cut between two batches gave fewer images without a word."""
+    """In earlier versions, a file that was truncated between two batches silently yielded fewer images."""
     path = as_saved_dataset(tmp_path, pa.table({"image": pa.array(IMAGES)}))
     whole = (tmp_path / "data.arrow").read_bytes()
     end = b"\xff\xff\xff\xff\0\0\0\0" + whole[position + 8 :]
@@ -356,7 +356,8 @@ NESTED = pa.struct(
 def test_other_fields_named_like_those_of_the_image_are_not_used(
     write: Write, kind: pa.StructType, is_first: bool, tmp_path: Path
 ) -> None:
-    """A column `image.path` made a whole Parquet file count as damaged; a nested `bytes` decided for the outer one."""
+    """In earlier versions, a column `image.path` made a whole Parquet file count as damaged, and a nested `bytes` was
+    mistaken for the outer one."""
     rows = [{"bytes": c, "path": "x.png"} for c in IMAGES] + [{"bytes": None, "path": "beside.png"}] * 3
     others = {"image.path": pa.nulls(6, pa.string()), "image.bytes": pa.array(range(6))}
     image = {"image": pa.array(rows, kind), "maps": pa.array([[("bytes", "x")]] * 6, pa.map_(pa.string(), pa.string()))}

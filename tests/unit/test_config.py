@@ -167,7 +167,7 @@ def test_names_that_differ_only_in_case_are_refused(tree: dict[str, Any], tmp_pa
 @pytest.mark.parametrize("measured", [True, False])
 @pytest.mark.parametrize("name", ["teacher", "Teacher"])
 def test_no_other_model_may_be_named_teacher(tree: dict[str, Any], tmp_path: Path, name: str, measured: bool) -> None:
-    """Not even if the teacher is not measured: the report would show the model as the teacher."""
+    """This also holds if the teacher is not measured: the report would show the model as the teacher."""
     models = [{"name": name, "model": "m"}]
     tree["evaluate"] = {"benchmarks": [{"path": "q.jsonl"}], "models": models, "teacher": measured}
     with pytest.raises(ConfigError, match=r"^evaluate\.models = .*`teacher` is the name of the run's own teacher"):

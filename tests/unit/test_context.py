@@ -13,7 +13,7 @@ from mpa_ray.phases import context
 def test_a_run_names_the_version_of_the_code_even_where_no_package_is_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As under `ray job submit --working-dir`; the version in run.json is the one that a refusal names."""
+    """No package is installed under `ray job submit --working-dir`. A refusal names the version in run.json."""
 
     def without_mpa_ray(name: str) -> str:
         if name == "mpa-ray":

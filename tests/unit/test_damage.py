@@ -50,13 +50,14 @@ from tests.damage import (
     checked_files,
     different_results,
     flip,
+    flipped,
     kind_of,
     one_of_each_kind,
     rows_of,
     values_of,
 )
 from tests.local_stream import without_ray
-from tests.s3_server import CREDENTIALS, client, s3_server
+from tests.s3_server import CREDENTIALS, client, keys_of, s3_server
 
 NUM_IMAGES = 20
 SHARD = "000001"
@@ -84,37 +85,37 @@ def fine_tune(run: Run, _: Any, __: Any, ___: Any, ____: Any, plan: Any, folder:
     for entry in entries:
         state = state.logged(entry, run, folder)
     write_checkpoint(run, folder)
-    scratch = Path(run.storage.root).with_name("scratch") / "merged"
-    scratch.mkdir(parents=True, exist_ok=True)
-    (scratch / "config.json").write_text('{"model_type": "x"}')
-    (scratch / "model.safetensors").write_bytes(random.Random(0).randbytes(5000))
-    (scratch / "README.md").write_text("card")
     ExportCheck((CheckedAnswer("0#0", "0", "/0", "?", "a"),)).write(run, folder)
-    run.storage.put_folder(scratch, f"{folder}/merged")
-    run.write_json(f"{folder}/{EXPORT}", {FILES: checksums_of(scratch, "merged/", ["README.md"])})
+    with TemporaryDirectory() as name:
+        scratch = Path(name)
+        (scratch / "config.json").write_text('{"model_type": "x"}')
+        (scratch / "model.safetensors").write_bytes(random.Random(0).randbytes(5000))
+        (scratch / "README.md").write_text("card")
+        checksums = checksums_of(scratch, "merged/", ["README.md"])
+        run.storage.put_folder(scratch, f"{folder}/merged")
+    run.write_json(f"{folder}/{EXPORT}", {FILES: checksums})
     done = TrainingState(**{**vars(state), "num_unreadable": 0, "retained": Retained(0, 0, 0)})
     done.write(run, folder)
 
 
-def write_checkpoint(run: Run, folder: str, name: str = "checkpoint_2026-01-01") -> Path:
-    """Writes what a training with two workers and Ray Train write for a checkpoint."""
-    checkpoints = Path(run.storage.root, folder, "checkpoints")
+def write_checkpoint(run: Run, folder: str, name: str = "checkpoint_2026-01-01") -> str:
+    """Writes what a training with two workers and Ray Train write for a checkpoint. Returns its folder."""
     for rank in range(2):
         with TemporaryDirectory() as scratch:
-            local = Path(scratch, name)
-            local.mkdir()
+            local = Path(scratch)
             (local / f"__{rank}_0.distcp").write_bytes(random.Random(rank).randbytes(3000))
             if rank == 0:
                 (local / ".metadata").write_bytes(random.Random(2).randbytes(100))
                 (local / PROGRESS).write_text('{"num_unreadable": 0}')
             write_checksums(local, rank)
-            shutil.copytree(local, checkpoints / name, dirs_exist_ok=True)
-    snapshot = checkpoints / "checkpoint_manager_snapshot.json"
-    earlier = json.loads(snapshot.read_text())["checkpoint_results"] if snapshot.exists() else []
-    result = {"checkpoint_dir_name": name}
+            run.storage.put_folder(local, f"{folder}/checkpoints/{name}")
+    snapshot, result = f"{folder}/checkpoints/checkpoint_manager_snapshot.json", {"checkpoint_dir_name": name}
+    earlier = json.loads(run.storage.read(snapshot))["checkpoint_results"] if run.storage.exists(snapshot) else []
     results = [*(known for known in earlier if known != result), result]
-    snapshot.write_text(json.dumps({"checkpoint_results": results, "latest_checkpoint_result": result}))
-    return checkpoints / name
+    run.storage.write(
+        snapshot, json.dumps({"checkpoint_results": results, "latest_checkpoint_result": result}).encode()
+    )
+    return f"{folder}/checkpoints/{name}"
 
 
 def check_export(context: RunContext[RunConfig], *_: object) -> None:
@@ -125,9 +126,9 @@ def check_export(context: RunContext[RunConfig], *_: object) -> None:
     context.run.dataset(f"{TRAINING}/check/answers", Prediction).commit_missing("000000", [answer])
 
 
-def config_of(folder: Path, run_dir: Path) -> RunConfig:
+def config_of(folder: Path, run_dir: Path | str) -> RunConfig:
     images = folder / "images"
-    tree = scripted_tree(images, run_dir)
+    tree = {**scripted_tree(images, folder), "run_dir": str(run_dir)}
     tree["source"]["skip_duplicates"] = False
     tree["evaluate"] = {
         "benchmarks": [{"name": "held", "kind": "questions", "path": str(folder / "questions.jsonl")}],
@@ -148,16 +149,21 @@ def command(config: RunConfig) -> Run:
     return context.run
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001
-    """The folder of a finished run in `run`, its images, and its questions."""
-    folder = tmp_path_factory.mktemp("damage")
+def write_inputs(folder: Path) -> None:
+    """Write the images and the questions of the configuration."""
     write_images(folder / "images", NUM_IMAGES)
     questions = [
         {"question_id": number, "image": f"images/{number:03d}.png", "question": "?", "answers": ["a"]}
         for number in range(NUM_IMAGES)
     ]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001
+    """The folder of a finished run in `run`, its images, and its questions."""
+    folder = tmp_path_factory.mktemp("damage")
+    write_inputs(folder)
     command(config_of(folder, folder / "run"))
     return folder
 
@@ -297,7 +303,7 @@ def check_files_in_parts(folder: Path) -> None:
 @pytest.mark.parametrize("is_deleted", [False, True])
 def test_a_damaged_checkpoint_is_named_and_not_loaded(tmp_path: Path, name: str, is_deleted: bool) -> None:
     run = Run(LocalStorage(str(tmp_path)))
-    earlier, latest = (write_checkpoint(run, TRAINING, f"checkpoint_{number}") for number in range(2))
+    earlier, latest = (tmp_path / write_checkpoint(run, TRAINING, f"checkpoint_{number}") for number in range(2))
     check_files(latest)
     if is_deleted:
         (latest / name).unlink()
@@ -353,19 +359,68 @@ def test_files_that_a_damaged_marker_may_name_are_not_garbage(folder: Path) -> N
     assert data.is_file()
 
 
-def test_folders_that_a_console_created_in_a_bucket_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a server with an empty bucket, which the environment names."""
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     with s3_server() as endpoint:
-        storage = S3Storage("s3://bucket/run", ObjectStoreConfig(endpoint_url=endpoint))
-        run = Run(storage)
-        run.corpus.commit("000000", [])
-        for folder in ("corpus/commits/", "corpus/generations/", "corpus/data/", "phases/"):
-            client(endpoint).put_object(Bucket="bucket", Key=f"run/{folder}")
-        assert run.corpus.markers.listed() == run.corpus.committed() == ["000000"]
-        assert run.corpus.generations() == {}
-        assert [file.path for file in storage.details("corpus/commits")] == ["corpus/commits/000000.json"]
-        assert storage.digest("corpus/commits/000000.json")[0] > 0
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        yield endpoint
+
+
+def test_folders_that_a_console_created_in_a_bucket_are_ignored(endpoint: str) -> None:
+    storage = S3Storage("s3://bucket/run", ObjectStoreConfig(endpoint_url=endpoint))
+    run = Run(storage)
+    run.corpus.commit("000000", [])
+    for folder in ("corpus/commits/", "corpus/generations/", "corpus/data/", "phases/"):
+        client(endpoint).put_object(Bucket="bucket", Key=f"run/{folder}")
+    assert run.corpus.markers.listed() == run.corpus.committed() == ["000000"]
+    assert run.corpus.generations() == {}
+    assert [file.path for file in storage.details("corpus/commits")] == ["corpus/commits/000000.json"]
+    assert storage.digest("corpus/commits/000000.json")[0] > 0
+
+
+def repaired_files(run: Run) -> set[str]:
+    return {finding.path for finding in audit_deep(run) if finding.repair()}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_run_in_a_bucket_is_repaired(tmp_path: Path, patch: pytest.MonkeyPatch, endpoint: str) -> None:  # noqa: ARG001
+    run_dir = f"s3://bucket/{tmp_path.name}"
+    storage = S3Storage(run_dir, ObjectStoreConfig(endpoint_url=endpoint))
+    write_inputs(tmp_path)
+    config = config_of(tmp_path, run_dir)
+    command(config)
+
+    def copy(name: str) -> Path:
+        for key in keys_of(endpoint, f"{tmp_path.name}/"):
+            (tmp_path / name / key).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / key).write_bytes(storage.read(key))
+        return tmp_path / name
+
+    def damage() -> list[str]:
+        return sorted(finding.path for finding in audit_deep(Run(storage, allows_damage=True)))
+
+    assert damage() == []
+    whole = copy("whole")
+    names = one_of_each_kind(whole)
+    # A fingerprint is restored from its copy in run.json, and markers show that the copy is right.
+    fingerprints = {name for name in names if name.startswith("fingerprints/")}
+    for damaged in (set(names) - fingerprints - {"run.json"}, fingerprints, {"run.json"}):
+        for name in damaged:
+            storage.write(name, flipped(content := storage.read(name), 8 * (len(content) // 2)))
+        left = set(damaged)
+        # Files that only a damaged file names are read once that file is repaired.
+        while repaired := repaired_files(Run(storage, allows_damage=True)):
+            left -= repaired
+        # The rows of a damaged marker are withdrawn unread.
+        assert all("/data/" in name for name in left)
+        command(config)
+        assert damage() == []
+        assert audit(Run(storage)).problems == []
+        assert different_results(rows_of(whole), rows_of(copy(f"after-{len(damaged)}"))) == []
 
 
 def test_all_pages_of_unfinished_uploads_are_aborted(monkeypatch: pytest.MonkeyPatch) -> None:

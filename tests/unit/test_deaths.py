@@ -91,7 +91,7 @@ def test_a_shard_that_was_visited_or_that_a_live_process_repeats_is_no_death() -
 
 
 def test_an_engine_that_is_lost_with_its_node_is_no_death() -> None:
-    """Neither while it visits images, even one alone, nor while it starts; but it is recorded."""
+    """This holds while it visits images, even a single one, and while it starts. The loss is still recorded."""
     recorder = Recorder()
 
     async def lost(process: WorkerProcess) -> bool:

@@ -24,7 +24,7 @@ from mpa_ray.imaging.decode import (
 )
 from mpa_ray.records import Reason
 
-# Pillow warns of damaged files.
+# Pillow warns about damaged files.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 
 
@@ -176,7 +176,7 @@ def test_cache_keys_differ_between_files_and_between_pixel_limits() -> None:
 
 
 def test_the_limit_of_pixels_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow refused an image of more than twice its own limit, whatever the setting."""
+    """In earlier versions, Pillow refused an image of more than twice its own limit, whatever the setting."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     picture = encoded(Image.new("RGB", (60, 50), "red"), "WEBP")
     refused = prepare(picture, 1, 10_000, 2_999)

@@ -172,7 +172,7 @@ def test_generated_pages_are_up_to_date(name: str) -> None:
 
 
 def test_every_setting_is_documented_but_those_of_scripted_engines() -> None:
-    """By the tree's JSON schema, which the generator does not use."""
+    """The settings are taken from the tree's JSON schema, which the generator does not use."""
     schema = RunConfig.model_json_schema()
     knobs = set(ScriptedEngineConfig.model_fields) - {"kind"}
     branches = {name: branch for name, branch in schema["$defs"].items() if name != ScriptedEngineConfig.__name__}

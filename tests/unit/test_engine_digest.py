@@ -1,4 +1,4 @@
-"""What is known of images that kill engines belongs to one engine: which changes make another one of it."""
+"""What is known about images that kill engines applies to one engine: which changes make it another engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray Train in a thread of its own: in the main thread, it would end an interrupted command with exit code 0."""
+"""Ray Train in a separate thread: in the main thread, it would end an interrupted command with exit code 0."""
 
 from __future__ import annotations
 

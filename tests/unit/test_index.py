@@ -97,7 +97,7 @@ def test_a_limit_holds_across_attempts(tmp_path: Path) -> None:
 def test_filters_that_leave_no_image_are_named(
     tmp_path: Path, settings: dict[str, float], field: str, counts: str
 ) -> None:
-    """The manifest was empty, and annotation divided by its number of shards."""
+    """In earlier versions, the manifest was empty, and annotation divided by its number of shards."""
     folder_with(tmp_path / "images", "a.png", "b.png")
     (tmp_path / "images/c.png").write_bytes(b"one more byte.")
     source = SourceConfig.model_validate({"path": str(tmp_path / "images"), **settings})

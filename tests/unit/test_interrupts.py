@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C at any moment of a command, in processes of their own and without Ray."""
+"""SIGTERM and Ctrl-C at any moment of a command, in separate processes and without Ray."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def config_with(tmp_path: Path, setting: str, **labelled: object) -> RunConfig:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_an_error_in_a_file_names_the_setting_of_the_student(tmp_path: Path, path: Path, setting: str) -> None:
-    """It named `benchmark.path`, which is no setting."""
+    """In earlier versions, the error named `benchmark.path`, which is not a setting."""
     context = RunContext.open(config_with(tmp_path, setting, path=str(path)))
     student = context.config.students[1]
     check_labelled_sets(context, student)
@@ -75,7 +75,7 @@ def test_an_error_in_a_file_names_the_setting_of_the_student(tmp_path: Path, pat
 def test_a_setting_that_does_not_apply_is_refused_before_anything_starts(
     tmp_path: Path, path: Path, setting: str
 ) -> None:
-    """It passed, and the training failed after the teacher's pass."""
+    """In earlier versions, the check passed, and training failed after the teacher's pass."""
     config = config_with(tmp_path, setting, path=str(path), annotations=str(path))
     with pytest.raises(ConfigError, match=rf"^students\.1\.{setting}\.annotations = .*: does not apply to questions"):
         check_config(config)

@@ -96,7 +96,7 @@ def test_the_user_excludes_names_and_paths(exclude: list[str], names: list[str],
 
 
 def test_what_cannot_be_read_is_counted_and_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One folder without permission ended the listing; pipes were passed over without a word."""
+    """In earlier versions, one folder without permission ended the listing, and pipes were skipped silently."""
     write(tmp_path, "a.png", "locked/b.png", "z.png")
     os.mkfifo(tmp_path / "pipe.png")
     scandir = os.scandir
@@ -146,7 +146,7 @@ def test_a_file_that_vanishes_is_counted(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_links_in_circles_end(tmp_path: Path) -> None:
-    """A link to itself ended the listing; folders that link each other had n! paths."""
+    """In earlier versions, a link to itself ended the listing, and folders with links to each other had n! paths."""
     names = [f"f{n}" for n in range(9)]
     write(tmp_path, *(f"{name}/1.png" for name in names))
     (tmp_path / "self.png").symlink_to(tmp_path / "self.png")
@@ -180,7 +180,7 @@ def test_an_empty_source_says_what_it_left_out(tmp_path: Path, monkeypatch: pyte
 
 
 def test_benchmarks_leave_hidden_files_out(tmp_path: Path) -> None:
-    """`._questions.json` was read as a file of questions."""
+    """In earlier versions, `._questions.json` was read as a file of questions."""
     write(tmp_path, "questions.json", "._questions.json")
     spec = BenchmarkConfig(path=str(tmp_path))
     assert [file.name for file in question_files(spec, PLACES)] == ["questions.json"]

@@ -134,7 +134,7 @@ def test_redo_visits_only_the_failed_image(shard: Shard) -> None:
 
 @pytest.mark.parametrize("number", [0, 3])
 def test_an_image_that_is_visited_again_may_be_a_duplicate(shard: Shard, number: int) -> None:
-    """Of an earlier image, never of a later one, which was annotated in the meantime."""
+    """It may be a duplicate of an earlier image, but never of a later one, which was annotated in the meantime."""
     shard.reader.contents[f"/{number}.png"] = OUT
     for command in ("first", "second", "third"):
         shard.go(command)

@@ -1,4 +1,4 @@
-"""Lists of images in text, CSV and JSON: whatever their endings, line ends and layout, and with images inside."""
+"""Lists of images in text, CSV and JSON: whatever their extensions, line endings and layout, and with images inside."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ NAMES = [b"0.png", b"1.png"]
     ],
 )
 def test_lists_of_every_layout(root: Path, name: str, content: str) -> None:
-    """Endings in capitals were read as text, one URI on each line."""
+    """In earlier versions, a list with an extension in upper case was read as text, one URI on each line."""
     (root / name).write_bytes(content.encode())
     assert kind_of(SourceConfig(path=str(root / name)), PLACES) == "list"
     assert contents(root / name) == NAMES
@@ -253,7 +253,7 @@ def test_no_list_raises_another_error(content: bytes) -> None:
 
 
 def test_the_tool_img2dataset_is_recognised(tmp_path: Path) -> None:
-    """Its tables of URLs beside the tars were read instead of the tars."""
+    """In earlier versions, its tables of URLs beside the tars were read instead of the tars."""
     for name in ("00000.parquet", "00000.tar", "00000_stats.json", "00001.parquet", "00001.tar"):
         (tmp_path / name).write_bytes(b"")
     assert kind_of(SourceConfig(path=str(tmp_path)), PLACES) == "webdataset"

@@ -1,4 +1,4 @@
-"""The needs of models and trainings are compared with the machine before a run directory is made."""
+"""The needs of models and of training are compared with the machine before a run directory is made."""
 
 from __future__ import annotations
 

@@ -219,7 +219,8 @@ def labelled(tree: object) -> str:
 
 
 def test_matchers_that_differ_have_different_labels() -> None:
-    """The D_PI of one overwrote that of the other if their tolerances had the same first six digits."""
+    """In earlier versions, the D_PI of one matcher overwrote that of another if the first six digits of their
+    tolerances were the same."""
     trees = [{"kind": "numeric", "tolerance": number} for number in (0.1234561, 0.1234562, 1, 1e-9)]
     trees += [{"kind": "anls", "threshold": number} for number in (0.1234561, 0.1234562)]
     assert len({labelled(tree) for tree in trees}) == len(trees)

@@ -53,7 +53,7 @@ def test_agreement_is_with_the_others(metric: str, matching: int, expected: floa
         ("1,000", "1000"),
         ("1,0,0", "100"),
         ("١,٢", "١٢"),
-        # Left alone.
+        # Left unchanged.
         ("5%", "5%"),
         ("$5", "$5"),
         ("10:30", "10:30"),

@@ -24,7 +24,7 @@ from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.image_work import ImageWork
 from mpa_ray.tasks.library import TASKS
 
-# Pillow warns of many of these files.
+# Pillow warns about many of these files.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 
 COLOURS = {
@@ -675,7 +675,7 @@ def test_a_bomb_is_found_before_any_pixel_is_decoded(name: str, monkeypatch: pyt
 
 
 def cuts_of(whole: bytes) -> list[int]:
-    """Every length in the header and near the end, and some between."""
+    """Truncation at every length in the header and near the end, and at some lengths in between."""
     end = len(whole)
     return sorted({*range(1, min(end, 240)), *range(240, end, 37), *range(end - 30, end)})
 

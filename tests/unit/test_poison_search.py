@@ -156,7 +156,7 @@ def poisons(random: Random, images: list[str], number: int) -> set[str]:
 @pytest.mark.parametrize(("number", "most"), [(1, 5), (4, 18), (16, 60)])
 @pytest.mark.parametrize("reports", [0.0, 1.0])
 def test_images_that_kill_engines_cost_few_engines(num_images: int, number: int, most: int, reports: float) -> None:
-    """Wherever they are in the shard."""
+    """The number does not depend on their positions in the shard."""
     counts = []
     for seed in range(60):
         random = Random(seed)
@@ -323,7 +323,7 @@ def test_the_last_kill_of_an_image_is_in_an_otherwise_empty_engine() -> None:
 
 
 def test_images_that_only_kill_an_engine_together_are_not_blamed() -> None:
-    """Such as large images for which the memory of an engine suffices one at a time."""
+    """For example, an engine has enough memory for one large image, but not for two."""
     search = PoisonSearch(2, Suspects(), Random(0))
     images = names("a", 64)
     search.begin(images)

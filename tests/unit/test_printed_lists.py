@@ -44,7 +44,7 @@ def answers(folder: Path, value: Any) -> list[str]:
     ],
 )
 def test_answers_as_text(value: Any, expected: list[str], tmp_path: Path) -> None:
-    """Every model got 0 for `['red', 'dark red']`, which was one answer."""
+    """In earlier versions, every model got 0 for `['red', 'dark red']`, which counted as one answer."""
     assert answers(tmp_path, value) == expected
 
 

@@ -1,4 +1,4 @@
-"""Samples whose question contains a special token of the student are left out of a training and counted."""
+"""Samples whose question contains a special token of the student are left out of training and counted."""
 
 from __future__ import annotations
 

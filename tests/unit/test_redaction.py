@@ -111,7 +111,7 @@ QUOTED = 'see "https://host/x?sig=abcdefgh" or \'ftp://me:word@host\' \\"'
 
 
 def test_metadata_with_a_quoted_signature_is_still_json() -> None:
-    """The backslash that escapes the quotation mark was taken as a part of the signature."""
+    """In earlier versions, the backslash that escapes the quotation mark counted as a part of the signature."""
     metadata = json.loads(
         metadata_json({"caption": QUOTED, 'https://host/?token=abcdefgh"': [{"x": QUOTED}, 1, None]}) or ""
     )

@@ -55,7 +55,7 @@ def export(run: Run) -> None:
 
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """The folder and the number of samples of each training; no model is trained."""
+    """The folder and the number of samples of each training run; no model is trained."""
     done: list[tuple[str, int]] = []
 
     def fine_tune(run: Run, _: Any, __: Any, ___: str, ____: Any, plan: Any, folder: str, *_____: Any) -> None:
@@ -175,7 +175,8 @@ def test_a_second_command_waits_for_the_training_of_the_first(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Both trained the student at the same time, and replaced each other's checkpoints and export."""
+    """In earlier versions, both commands trained the student at the same time, and replaced each other's checkpoints
+    and export."""
     waits = threading.Event()
     monkeypatch.setattr(ownership, "_POLL_S", 0.01)
     monkeypatch.setattr(ownership, "_say_waits", lambda *_: waits.set())
@@ -213,7 +214,7 @@ def test_a_command_that_lost_its_training_does_not_complete_it(
 def test_a_command_with_other_settings_does_not_wait_for_the_training(
     config: RunConfig, run: Run, trainings: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would wait for hours, only to be refused then."""
+    """Otherwise, it would wait for hours and then be refused."""
     monkeypatch.setattr(ownership, "_POLL_S", 0.01)
     first, students = RunContext.from_checked(config), config.students
     changed = students[0].level.model_copy(update={"learning_rate": 5e-4})

@@ -3,7 +3,7 @@
 Messages end with a sentence of `mpa_ray.errors.remedies` in these places: `cli/run_job.py` (errors of files,
 interrupts),
 `pipeline/graph.py` (a shard's failure, an error of Ray), `pipeline/pass_outcomes.py` (shards that are left),
-`leveling/driver.py` (failed trainings), `pipeline/cluster.py` (a cluster that cannot be joined) and
+`leveling/driver.py` (failed training), `pipeline/cluster.py` (a cluster that cannot be joined) and
 `campaign/campaign.py` (failed students). `CAUSES` lists what can lead there. Below, commands meet the causes that files
 and disks have: the same command continues, or it fails again until the sentence is followed. Outages of stores, lost
 access and failed images are in test_outages.py, interrupts in test_interrupts.py, engines in test_poison_search.py.

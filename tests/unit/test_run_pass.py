@@ -61,7 +61,8 @@ def run_outstanding(
 
 
 def test_committed_shards_are_announced_once_the_pass_is_admitted(tmp_path: Path) -> None:
-    """A follower that heard earlier could take the place that its own leader needs, and wait for it for ever."""
+    """A follower that was notified earlier could take the resources that the announcing pass needs, and wait for it
+    forever."""
     events = run_outstanding(tmp_path, ["c", "d"])
     announced = ["announce a", "announce b", "run c", "announce c", "run d", "announce d"]
     assert events == ["admitted", *announced, "engines ended", "left"]
@@ -72,7 +73,7 @@ def test_a_finished_pass_announces_its_shards_without_admission(tmp_path: Path) 
 
 
 def test_engines_of_a_failed_pass_end_before_its_place_is_free(tmp_path: Path) -> None:
-    """Also while the error is kept, as a campaign keeps it."""
+    """This also holds while the error is kept, as a campaign keeps it."""
     events: list[str] = []
     with pytest.raises(RunError, match="900 of 1000 images failed") as kept:
         run_outstanding(tmp_path, ["c", "d"], num_images=1000, num_failed=900, events=events)

@@ -1,4 +1,4 @@
-"""`mpa-ray setup-cpu` on environments that are not there, and the script that makes an environment for a checkout."""
+"""`mpa-ray setup-cpu` on simulated environments, and the script that makes an environment for a checkout."""
 
 from __future__ import annotations
 

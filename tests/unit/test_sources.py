@@ -340,7 +340,7 @@ def test_an_error_comes_after_the_items_of_earlier_iterators() -> None:
 
 
 def test_an_error_after_the_last_item_that_is_read_is_not_printed() -> None:
-    """The thread of an abandoned listing ended with a traceback."""
+    """In earlier versions, the thread of an abandoned listing ended with a traceback."""
     begun, ended = threading.Event(), list[object]()
 
     def failing() -> Iterator[int]:

@@ -150,7 +150,7 @@ def test_a_run_of_this_format_is_opened_again(tmp_path: Path) -> None:
 
 
 def test_every_dataset_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
-    """Slashes were written as dots, so the datasets of each pair shared a file."""
+    """In earlier versions, slashes were written as dots, so the datasets of each pair shared a file."""
     run = Run.open(str(tmp_path))
     pairs = [
         (run.student_dir("x", "all"), run.student_dir("x.all").removesuffix("/parity")),
@@ -165,7 +165,7 @@ def test_every_dataset_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_rematch_is_not_another_students_export(tmp_path: Path) -> None:
-    """`small` rematched by `exact` replaced the D_PI of a student named `small.exact`."""
+    """In earlier versions, `--rematch` of `small` by `exact` replaced the D_PI of a student named `small.exact`."""
     run = Run.open(str(tmp_path))
     export_parity(run, run.parity_dir("small.exact"), TASKS["demo_world"], SAMPLES)
     export_parity(run, run.rematch_dir("small", "exact"), TASKS["demo_world"], [])

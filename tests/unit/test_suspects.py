@@ -1,4 +1,4 @@
-"""What is known of images that kill engines, in the files of a run."""
+"""What is known about images that kill engines, in the files of a run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def coordinator(
 
 @dataclass
 class Driver:
-    """A driver that visits a shard in one engine after the other; each engine dies of the same images."""
+    """A driver that visits a shard in one engine after the other; each engine dies on the same images."""
 
     dataset: ShardedDataset[Annotation]
     poison: set[str]
@@ -171,7 +171,7 @@ def test_an_engine_that_was_fixed_continues_the_run(dataset: ShardedDataset[Anno
 
 
 def test_a_changed_engine_counts_its_kills_anew(dataset: ShardedDataset[Annotation]) -> None:
-    """A higher limit does not turn blame for another engine into failed rows."""
+    """Even with a higher limit, images that killed only another engine do not become failed rows."""
     Driver(dataset, POISON, "bad").run(MANY)
     still_bad = min(POISON)
     better = Driver(dataset, {still_bad}, "better", LimitsConfig(max_poison_images=20))

@@ -1,4 +1,4 @@
-"""Tars of every kind: damaged, cut, joined, with links, with holes, and as other programs write them."""
+"""Tars of every kind: damaged, truncated, concatenated, sparse, with links, and as other programs write them."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_a_tar_that_is_cut_anywhere_is_named_or_reported(tmp_path: Path) -> None
     end = len(whole.rstrip(b"\0")) // BLOCK * BLOCK + BLOCK
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         spans = [range(m.offset_data + m.size, -(-(m.offset_data + m.size) // BLOCK) * BLOCK + 1) for m in tar]
-    # Cut between two members, or in the zeros that fill a block.
+    # Truncated between two members, or in the zeros that fill a block.
     whole_members = {size for span in spans for size in span}
     path = tmp_path / "a.tar"
     for size in [*range(0, end, 100), *range(0, end + 1, BLOCK)]:

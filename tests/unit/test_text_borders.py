@@ -170,7 +170,7 @@ def test_deep_json_in_questions_is_named(name: str, text: str, tmp_path: Path) -
 
 
 class OddModel:
-    """Replies with half a character."""
+    """Replies with a lone surrogate."""
 
     max_images_in_flight = 1
 
@@ -282,7 +282,7 @@ NOT_IN_PARQUET = ("view", "large view", "encoded", "dictionary")
     [("saved", kind) for kind in NOT_UTF8] + [("parquet", kind) for kind in NOT_UTF8 if kind not in NOT_IN_PARQUET],
 )
 def test_a_caption_of_any_type_that_is_not_utf8_stays_readable(source: str, kind: str, tmp_path: Path) -> None:
-    """A file with such text in a map or in another kind of list counted as damaged."""
+    """In earlier versions, a file with such text in a map or in another kind of list counted as damaged."""
     captions, expected = NOT_UTF8[kind]
     table = pa.table({"image": [b"0", b"1"], "caption": captions})
     if source == "parquet":

@@ -1,4 +1,4 @@
-"""What a trainer does at the end of a training, and when it starts from a checkpoint of the end."""
+"""What a trainer does at the end of training, and when it starts from a checkpoint of the end."""
 
 from __future__ import annotations
 

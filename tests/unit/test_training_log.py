@@ -1,4 +1,4 @@
-"""The log of a training: what it costs to write, and what is read back after restarts."""
+"""The log of a training run: what it costs to write, and what is read back after restarts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def trainer_of(run: Run, scratch: str) -> ParityTrainer:
 
 
 def written_for(num_entries: int, scratch: str) -> tuple[int, int]:
-    """The bytes that a training of this many log entries writes into its run, and those of a checkpoint's state."""
+    """The bytes that a training run with this many log entries writes into its run, and those of a checkpoint's
+    state."""
     storage, run = memory_run()
     trainer = trainer_of(run, scratch)
     trainer._begin_log(0)

@@ -1,4 +1,4 @@
-"""What is stored about a training and its export, and what is read back."""
+"""What is stored about a training run and its export, and what is read back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words are taken as typed where a setting is text; a setting that is overridden alone leaves the others alone."""
+"""Words are taken as typed where a setting is text; overriding one setting changes no other."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ def test_a_path_that_a_comment_cuts_is_refused(file: Path, tmp_path: Path, rest:
         load_config(file)
     file.write_text(text.replace("PATH", f'"{tmp_path}/my images #1{rest}"'))
     assert load_config(file).source.path == f"{tmp_path}/my images #1{rest}"
-    # A comment is no part of a path, and of a path that does not exist either.
+    # A comment is not a part of a path, even if the path does not exist.
     for path in (tmp_path, "/nowhere"):
         file.write_text(text.replace("PATH", f"{path}  # my images"))
         assert load_config(file).source.path == str(path)

@@ -96,7 +96,7 @@ class ArrowPlace:
 
 @contextmanager
 def _plain_errors(uri: str) -> Iterator[None]:
-    """Replace the errors of Google's library, which pyarrow raises with long texts, by our errors with a text of one
+    """Turn the errors of Google's library, which pyarrow raises with long messages, into our errors, which have one
     line."""
     try:
         yield

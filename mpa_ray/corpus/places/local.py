@@ -72,8 +72,8 @@ class _Walk:
     """Lists a folder and all folders below it. The listing ends even if symbolic links form circles."""
 
     linked: set[_FolderKey]
-    """The folders to which links have led. Only the first link to a folder is followed, because n folders with links to
-    each other would have n! paths."""
+    """The folders that links have pointed to. Only the first link to a folder is followed, because n folders with links
+    to each other would have n! paths."""
 
     def entries(self, folder: Path, path: str, parents: frozenset[_FolderKey]) -> Iterator[Entry]:
         try:
@@ -100,7 +100,7 @@ class _Walk:
                 yield from self.entries(Path(entry.path), path + name, parents | {here})
 
     def _is_repeated(self, link: os.DirEntry[str], parents: frozenset[_FolderKey]) -> bool:
-        """Whether a link leads to a folder above it, or to a folder that another link has led to."""
+        """Whether a link points to a folder above it, or to the same folder as an earlier link."""
         try:
             target = _folder_key(link.stat())
         except OSError:
@@ -120,7 +120,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # The entry is a link that leads to itself, or into a folder that may not be read.
+        # The entry is a link that points to itself, or into a folder that this user cannot read.
         return False
 
 

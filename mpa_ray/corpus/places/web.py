@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Web:
-    """Reads files with the retries and time-outs of `object_store`."""
+    """Reads files with the retries and timeouts of `object_store`."""
 
     config: ObjectStoreConfig
     follow_redirects: bool = False
@@ -105,7 +105,7 @@ class Web:
             response.close()
             target = urljoin(uri, location)
             self._check_redirect(uri, target)
-            # Check the address even if the redirect stays on the same host, because the host's name may now lead to
+            # Check the address even if the redirect stays on the same host, because the host's name may now resolve to
             # another address.
             only_public = only_public or last_address_is_public()
             uri = target
@@ -119,8 +119,8 @@ class Web:
             raise OSError(f"redirects to another host, {host}; if you trust it, add 'redirects' to source.allow")
 
     def _with_retries(self, uri: str, attempt: Callable[[], T]) -> T:
-        """Send a request. After an error that may be temporary, send it again, until `max_attempts` attempts or the
-        call's deadline."""
+        """Send a request. After an error that may be temporary, send it again, up to `max_attempts` times in total and
+        until the call's deadline."""
         for number in range(1, self.config.max_attempts + 1):
             Expiry.current().check(uri, 0)
             try:

@@ -29,7 +29,7 @@ def connections(config: ObjectStoreConfig, *, only_public: bool) -> PoolManager:
     """Return this process's connections to web servers. They neither retry requests nor follow redirects.
 
     Args:
-        config: The time-outs and the number of connections.
+        config: The timeouts and the number of connections.
         only_public: Whether to raise PrivateAddress, before a request is sent, for an address of a private network, of
             this machine, or of a cloud's metadata service.
     """

@@ -23,7 +23,7 @@ def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def with_bytes_for_text(column: pa.Array) -> pa.Array:
-    """Replace text by bytes in a column, without decoding the text."""
+    """Replace text with bytes in a column, without decoding the text."""
     if isinstance(column.type, pa.BaseExtensionType):
         return with_bytes_for_text(column.storage)
     if pa.types.is_run_end_encoded(column.type):
@@ -36,7 +36,7 @@ def with_bytes_for_text(column: pa.Array) -> pa.Array:
 
 
 def _without_text(kind: pa.DataType) -> pa.DataType:
-    """Replace text by bytes in a type. A cast to the returned type does not decode the text."""
+    """Replace text with bytes in a type. A cast to the returned type does not decode the text."""
     types = pa.types
     if types.is_dictionary(kind):
         return _without_text(kind.value_type)

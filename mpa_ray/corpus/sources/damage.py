@@ -13,7 +13,7 @@ from mpa_ray.textual import readable
 
 
 class DamagedSource(Exception):
-    """A file with images is damaged, cut off, or of another kind than its name indicates."""
+    """A file with images is damaged, cut off, or not of the kind that its name indicates."""
 
 
 def without_damaged(config: SourceConfig, path: str, listing: Iterator[Listed]) -> Iterator[Listed]:

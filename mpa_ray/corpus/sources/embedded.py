@@ -55,7 +55,7 @@ def embedded_content(text: str) -> bytes:
 
 
 def decode_base64(text: str) -> bytes:
-    """Decode base64. URL-safe characters, line ends and missing padding are accepted.
+    """Decode base64. URL-safe characters, line breaks and missing padding are accepted.
 
     Raises:
         ValueError: the text is not base64.

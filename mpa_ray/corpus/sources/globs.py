@@ -29,7 +29,7 @@ def split_glob(path: str) -> tuple[str, re.Pattern[str] | None]:
 
 
 def _literal_folder(path: str) -> str:
-    """Return the longest beginning of a path that is an existing folder, with its slash; empty if there is none."""
+    """Return the longest prefix of a path that is an existing folder, with its slash; empty if there is none."""
     ends = [match.end() for match in re.finditer("/", path)]
     return next((path[:end] for end in reversed(ends) if Path(path[:end]).is_dir()), "")
 

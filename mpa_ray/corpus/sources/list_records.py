@@ -108,7 +108,7 @@ def _json_record(number: int, first: int, raw: bytes, remedy: str) -> ListRecord
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield the position and the bytes of each line of a file. Every kind of line end is recognised."""
+    """Yield the position and the bytes of each line of a file. Every kind of line ending is recognised."""
     position = 0
     for chunk in file:
         for line in chunk.splitlines(keepends=True):
@@ -119,7 +119,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 @dataclass
 class _TrackedLines(Iterator[str]):
-    """Decodes lines, and keeps the bytes of the lines that were read since the last call of `take`."""
+    """Decodes lines, and keeps the bytes of the lines that were read since the last call to `take`."""
 
     lines: Iterator[tuple[int, bytes]]
     _taken: list[tuple[int, bytes]] = field(default_factory=list)

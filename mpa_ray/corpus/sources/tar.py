@@ -1,7 +1,7 @@
 """Reads the members of a tar strictly: damage raises an error, and is never mistaken for the end of the tar.
 
 Python's tarfile is not suitable. It mistakes a damaged header for the end of the tar, stops after the first of several
-joined tars, never ends if a size is negative, and holds an extended header of any size in memory.
+concatenated tars, never ends if a size is negative, and holds an extended header of any size in memory.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Kind(Enum):
     HARD_LINK = "hard links"
     SYMLINK = "symbolic links"
     SPARSE = "sparse files"
-    """A file that is stored without its holes, so its bytes are not in one piece."""
+    """Stored without their holes, so their bytes are not contiguous."""
     FOLDER = "folders"
     OTHER = "other members"
-    """A device, or data that only one program can read."""
+    """Devices, and types of members that only one program can read."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Member:
     """The position of the member's content in the file."""
     num_bytes: int
     target: str = ""
-    """The path that a link leads to."""
+    """The path that a link points to."""
     archive: int = 0
-    """If the file consists of several joined tars: the number of the member's tar, counted from 0."""
+    """If the file consists of several concatenated tars: the number of the member's tar, counted from 0."""
 
 
 _KINDS = {
@@ -73,7 +73,7 @@ _WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")
 
 @dataclass
 class TarReader:
-    """Reads the headers of a tar, or of several joined tars."""
+    """Reads the headers of a tar, or of several concatenated tars."""
 
     file: BinaryIO
     num_bytes: int
@@ -186,7 +186,7 @@ class TarReader:
 
 def _check_sum(header: bytes, at: int) -> None:
     others = header[:148] + b" " * 8 + header[156:]
-    # Some old programs computed the sum of signed bytes.
+    # Some old programs computed the checksum from signed bytes.
     sums = (sum(others), sum(others) - 256 * sum(byte > 127 for byte in others))
     if _OCTAL.fullmatch(digits := _until_zero(header[148:156]).strip()) and digits and int(digits, 8) in sums:
         return

@@ -156,7 +156,7 @@ class _Images:
         return name, span
 
     def target_of(self, link: Member) -> Span | None:
-        """Return the byte range of the image that a link leads to; None if the link leads to none of these images."""
+        """Return the byte range of the image that a link points to; None if it points to none of these images."""
         folder = link.name.rpartition("/")[0] if link.kind is Kind.SYMLINK else ""
         return self.spans.get(normpath(join(folder, link.target)))
 

@@ -33,7 +33,7 @@ def check_arguments(arguments: Mapping[str, Any], field: str) -> None:
 
 @cache
 def known_arguments() -> frozenset[str]:
-    """The fields of vLLM's `AsyncEngineArgs`; empty if vLLM is not installed or has another layout."""
+    """The fields of vLLM's `AsyncEngineArgs`; empty if vLLM is not installed or has a different layout."""
     spec = find_spec("vllm")
     if spec is None or spec.origin is None:
         return frozenset()

@@ -64,7 +64,7 @@ def _image(inputs: Inputs, record: Record, subtype: str) -> str:
 
 
 def _subtype(text: str) -> str:
-    """Find COCO's name of a split, such as val2014, in a text; empty if there is none."""
+    """Find COCO's name for a split, such as val2014, in a text; empty if there is none."""
     match = _SUBTYPE.search(text)
     if match is None:
         return ""

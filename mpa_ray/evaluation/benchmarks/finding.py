@@ -56,7 +56,7 @@ def find_files(
 
 
 def holds_parquet(places: Places, path: str, field: str) -> bool:
-    """Whether a path leads to Parquet files rather than to a folder of images."""
+    """Whether a path names Parquet files rather than a folder of images."""
     path = resolve_path(path)
     if _is_file(path, JSON_OR_PARQUET):
         return path.lower().endswith(PARQUET)

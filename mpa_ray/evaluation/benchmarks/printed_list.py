@@ -40,7 +40,7 @@ def parse_printed_list(text: str) -> list[Any] | None:
 def _evaluated(text: str) -> Any:
     try:
         with warnings.catch_warnings():
-            # Python warns of unknown escapes in the text, such as those of LaTeX.
+            # Python warns about unknown escapes in the text, such as those of LaTeX.
             warnings.simplefilter("ignore")
             return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):

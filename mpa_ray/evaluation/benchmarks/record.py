@@ -72,7 +72,7 @@ class Record:
             may_be_printed: Whether to read a text as a list if it is a list in Python's notation.
 
         Raises:
-            ConfigError: all answers are missing or empty, as in test splits, or they have another form.
+            ConfigError: all answers are missing or empty, as in test splits, or they have a different form.
         """
         value = self.get(*names)
         if may_be_printed and isinstance(value, str):
@@ -90,7 +90,8 @@ class Record:
         answer.
 
         Raises:
-            ConfigError: the text may be a list or one answer in brackets, or it is a printed array.
+            ConfigError: it is unclear whether the text is a list or one answer in brackets, or the text is a NumPy
+                array as `str` shows it.
         """
         try:
             values = parse_printed_list(text)

@@ -56,7 +56,7 @@ class Attempts:
     finds the images that kill engines. Deaths that advance this search do not count against the shard; the docstring of
     `PoisonSearch` shows that the search always ends.
 
-    After a death, every engine has to answer a probe picture before its next shard. If two engines in a row die of the
+    After a death, every engine has to answer a probe picture before its next shard. If two engines in a row die on the
     picture, the engine is at fault and the pass ends. An engine is taken away if its node ends or if its process is
     asked to end. This shows nothing about images, and does not count as a death.
     """
@@ -87,7 +87,7 @@ class Attempts:
         self._shards[shard] = _Shard(search, last_error=before.last_error)
 
     def knowledge(self, shard: str) -> Suspects:
-        """What is known of a shard."""
+        """What is known about a shard."""
         known = self._shards[shard]
         return replace(known.search.knowledge, last_error=known.last_error)
 
@@ -192,7 +192,7 @@ class Attempts:
         return list(present)
 
     def forget(self, shard: str) -> None:
-        """Drop what is known of a shard."""
+        """Drop what is known about a shard."""
         self._shards.pop(shard, None)
 
     def _problem(self, shard: str, begun: _Shard) -> _Problem:

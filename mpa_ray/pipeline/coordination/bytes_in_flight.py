@@ -36,7 +36,7 @@ class BytesInFlight:
         return True
 
     async def resize(self, shard: str, num_bytes: int) -> None:
-        """Replace the expected size of a shard's files by their actual size."""
+        """Replace the expected size of a shard's files with their actual size."""
         async with self._changed:
             self._lease(shard, num_bytes)
             self._changed.notify_all()

@@ -20,7 +20,8 @@ from mpa_ray.pipeline.coordination.turns import OrderedTurns
 from mpa_ray.stages.visits import Attempt
 
 _MAX_DEATHS_AT_START = 3
-"""An engine whose process dies this often while it starts, for example for lack of memory, is not started again."""
+"""An engine whose process dies this many times while it starts, for example for lack of memory, is not started
+again."""
 
 
 class PassCoordinator:
@@ -117,7 +118,7 @@ class PassCoordinator:
             await self._bury(previous)
         if not self._attempts.is_known(shard):
             before = await self._suspects.read(shard, generation)
-            # If the shard is made again, an engine has visited its other images before, without a death.
+            # If the shard is redone, an engine has visited its other images before, without a death.
             has_survivor = before.has_survivor or generation > 0
             self._attempts.learn(shard, replace(before, has_survivor=has_survivor))
         attempt = self._attempts.begin(shard, process, images)
@@ -146,7 +147,7 @@ class PassCoordinator:
         self._attempts.report_visited(shard, process)
 
     async def report_death(self, process: WorkerProcess, in_flight: Mapping[str, Sequence[str]], error: str) -> None:
-        """See `Attempts.bury`. Does not wait until the death is recorded, so that the process can end at once."""
+        """See `Attempts.bury`. Does not wait until the death is recorded, so that the process can end immediately."""
         self._in_flight[process] = in_flight
         self._deaths.begin(process, error)
         self._in_background(self._bury(process))

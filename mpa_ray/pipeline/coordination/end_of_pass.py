@@ -1,4 +1,4 @@
-"""Ends a pass early: a failure that one worker finds is reported to all others at once."""
+"""Ends a pass early: a failure that one worker finds is reported to all others immediately."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class PoisonSearch:
 
     @property
     def knowledge(self) -> Suspects:
-        """What is known of the shard."""
+        """What is known about the shard."""
         return Suspects(tuple(self._groups), frozenset(self._cleared), dict(self._num_kills), self._has_survivor)
 
     def next_group(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a pass knows of images that may kill engines, kept in the run for the next driver."""
+"""What a pass knows about images that may kill engines, kept in the run for the next driver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class SuspectsFiles(Protocol):
-    """A part of `mpa_ray.run.dataset.ShardTarget`."""
+    """The methods of `mpa_ray.run.dataset.ShardTarget` that this module calls."""
 
     def suspects_file(self, shard: str, generation: int) -> SuspectsFile: ...
 
@@ -21,7 +21,8 @@ class SuspectsFiles(Protocol):
 
 
 class SuspectsInRun:
-    """The files of suspects of all shards of a pass. If no engine dies, the pass only lists them, and only once."""
+    """The files in which a pass stores each shard's suspects. If no engine dies, the pass only lists them, and only
+    once."""
 
     def __init__(self, files: SuspectsFiles | None, engine: str = "") -> None:
         """If `files` is None, nothing is read or written. `engine` identifies the engine; see `Suspects.engine`."""
@@ -44,7 +45,7 @@ class SuspectsInRun:
         return (await asyncio.to_thread(file.read)).for_engine(self._engine)
 
     async def write(self, shard: str, suspects: Suspects) -> None:
-        """Write what is known of a shard. Does nothing if the shard was not read before."""
+        """Write what is known about a shard. Does nothing if the shard was not read before."""
         if (file := self._open.get(shard)) is not None:
             self._existing.add(shard)
             await asyncio.to_thread(file.write, replace(suspects, engine=self._engine))

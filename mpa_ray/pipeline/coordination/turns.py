@@ -10,7 +10,7 @@ POLL_S = 10.0
 """How long a request to the coordinator waits before it must be repeated. Repeating it shows that the shard's worker is
 alive."""
 _MAX_SILENCE_S = 60.0
-"""If the shard that has the turn sends no request for this time, the node that reads this shard has probably died. The
+"""If the shard whose turn it is sends no request for this long, the node that reads this shard has probably died. The
 other shards then no longer wait for this shard."""
 
 
@@ -23,7 +23,7 @@ class OrderedTurns:
         self._next = 0
         self._max_silence_s = max_silence_s
         self._last_seen: dict[int, float] = {}
-        """By index, the time of the latest request from each waiting shard and from the shard that has the turn."""
+        """By index, the time of the latest request from each waiting shard and from the shard whose turn it is."""
         self._changed = asyncio.Condition()
         for shard in shards:
             self.add(shard)
@@ -38,7 +38,7 @@ class OrderedTurns:
 
         Returns:
             True once all shards before this shard are done. If they are not done after `wait_s` seconds, the result
-            depends on the shard that has the turn now: True if that shard has sent no request for too long, otherwise
+            depends on the shard whose turn it is now: True if that shard has sent no request for too long, otherwise
             False. After False, the caller must ask again.
         """
         index, now = self._index[shard], time.monotonic()
