@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import ray
@@ -29,6 +30,7 @@ from mpa_ray.pipeline.commit import CommitShard
 from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.pipeline.coordination.duplicates import Sighting
 from mpa_ray.pipeline.death_recorder import DeathRecorder, was_taken_away
+from mpa_ray.pipeline.death_watch import Deaths, DeathWatch
 from mpa_ray.pipeline.engine_digest import engine_digest
 from mpa_ray.pipeline.fetch import FetchShard, NameShards
 from mpa_ray.pipeline.graph_rows import Failure, ShardFailed, decode_result
@@ -70,7 +72,8 @@ def stream_pass(
     model = work.model
     check_resources(f"{work.pool}: cpus_per_replica, gpus_per_replica", model.cpus_per_replica, model.gpus_per_replica)
     coordinator = _start_coordinator(work, committed)
-    with _ShardFeed(coordinator, shards), SettingsWatch(work.target, coordinator):
+    deaths = DeathWatch(work.pool, partial(_deaths, coordinator))
+    with _ShardFeed(coordinator, shards), SettingsWatch(work.target, coordinator), deaths:
         graph = _graph(work, coordinator)
         with _deaths_recorded(coordinator), closing(_finished_shards(work, graph, coordinator)) as finished:
             yield from finished
@@ -169,6 +172,14 @@ def _deaths_recorded(coordinator: Any) -> Iterator[None]:
 def _settle(coordinator: Any) -> None:
     with suppress(RayError):
         ray.get(coordinator.settle.remote(), timeout=_SETTLE_S)
+
+
+def _deaths(coordinator: Any) -> Deaths | None:
+    """The deaths so far; None if the coordinator does not answer, which others notice."""
+    try:
+        return Deaths(*ray.get(coordinator.latest_death.remote(), timeout=_SETTLE_S))
+    except RayError:
+        return None
 
 
 @contextmanager

@@ -47,6 +47,7 @@ def test_a_process_that_dies_silently_is_recorded_once_for_all_its_shards() -> N
         state = coordinator(recorder, max_engine_deaths=2)
         for pid in (1, 2, 3):
             attempts = [await state.begin_attempt(shard, process(pid), []) for shard in ("a", "b")]
+        assert state.latest_death() == (2, "engine of teacher: no error of process 2")
         return [attempt.given_up for attempt in attempts]
 
     # The engines died without any image that could have killed them.

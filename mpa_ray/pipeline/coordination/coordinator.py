@@ -152,6 +152,10 @@ class PassCoordinator:
         self._deaths.begin(process, error)
         self._in_background(self._bury(process))
 
+    def latest_death(self) -> tuple[int, str]:
+        """See `DeathRegister.latest`."""
+        return self._deaths.latest
+
     def quarantined(self) -> list[str]:
         """The images that have killed engines, of all shards."""
         return [image_id for images in self._quarantined.values() for image_id in images]

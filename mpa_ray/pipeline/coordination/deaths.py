@@ -42,6 +42,16 @@ class DeathRegister:
         """Whether a dead process was ended from outside."""
         return await self._was_taken_away(process)
 
+    @property
+    def latest(self) -> tuple[int, str]:
+        """The number of deaths whose cause is known, and the role and the cause of the latest."""
+        known = [
+            (process, cause)
+            for process, cause in self._causes.items()
+            if cause.done() and not cause.cancelled() and cause.exception() is None
+        ]
+        return len(known), "".join(f"{process.role}: {cause.result()}" for process, cause in known[-1:])
+
     async def settle(self) -> None:
         """Wait until all records are written."""
         await asyncio.gather(*self._causes.values())
