@@ -126,12 +126,12 @@ def test_the_same_command_makes_damaged_files_of_each_kind_again(place: Place) -
     for damaged in (set(names) - fingerprints - {"run.json"}, fingerprints, {"run.json"}):
         for name in damaged:
             place.flip(name)
-        left = set(damaged)
-        # Files that only a damaged file names are read once that file is repaired.
+        # A file whose checksum is in a damaged file is made again unread.
         while repaired := {finding["file"] for finding in place.repair() if finding["repaired"]}:
-            left -= repaired
-        # The rows of a damaged marker are withdrawn unread.
-        assert all("/data/" in name for name in left)
+            assert repaired <= damaged
+            if repaired == {"run.json"}:
+                # Until the same command writes it again, the directory holds no run.
+                break
         place.align()
         assert place.damage() == []
         assert audit(place.run()).problems == []

@@ -411,12 +411,12 @@ def test_a_run_in_a_bucket_is_repaired(tmp_path: Path, patch: pytest.MonkeyPatch
     for damaged in (set(names) - fingerprints - {"run.json"}, fingerprints, {"run.json"}):
         for name in damaged:
             storage.write(name, flipped(content := storage.read(name), 8 * (len(content) // 2)))
-        left = set(damaged)
-        # Files that only a damaged file names are read once that file is repaired.
+        # A file whose checksum is in a damaged file is made again unread.
         while repaired := repaired_files(Run(storage, allows_damage=True)):
-            left -= repaired
-        # The rows of a damaged marker are withdrawn unread.
-        assert all("/data/" in name for name in left)
+            assert repaired <= damaged
+            if repaired == {"run.json"}:
+                # Until the same command writes it again, the directory holds no run.
+                break
         command(config)
         assert damage() == []
         assert audit(Run(storage)).problems == []
