@@ -89,9 +89,9 @@ bench-scale: setup ## A million images through the graph: 30 minutes
 bench-hostile: setup ## 100,000 hostile records of every kind of source, recounted: 13 minutes
 	$(PYTHON) benchmarks/hostile.py
 
-bench-chaos: setup ## Kills at random moments: 90 minutes
-	$(PYTHON) benchmarks/chaos.py --trials 100
-	$(PYTHON) benchmarks/chaos.py --trials 5 --engine vllm
+bench-chaos: setup ## Faults of every kind at random moments, in parts of an hour; repeat the command for the next part
+	$(PYTHON) benchmarks/chaos.py --engine vllm --minutes 15
+	$(PYTHON) benchmarks/chaos.py --minutes 40
 
 docs: setup ## Write the generated pages of docs/ again: settings and columns
 	$(PYTHON) -m docs.make_reference

@@ -19,7 +19,7 @@ from enum import StrEnum
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 _UPSTREAM_TIMEOUT_S = 60.0
@@ -117,7 +117,7 @@ class FaultyProxy:
         with self._lock:
             return {"requests": self._num_requests, "injected": dict(sorted(self._injected.items()))}
 
-    def __enter__(self) -> FaultyProxy:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

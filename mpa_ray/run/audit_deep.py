@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
@@ -17,7 +16,7 @@ from mpa_ray.run.checksums import FILES, damaged_files
 from mpa_ray.run.damage import RESTORE, SAME_COMMAND, Finding, set_aside
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.fingerprint_changes import Fingerprint
-from mpa_ray.run.fingerprint_files import FINGERPRINTS, digest_of, name_of, path_of
+from mpa_ray.run.fingerprint_files import FINGERPRINTS, content_of, digest_of, name_of, path_of
 from mpa_ray.run.logs import FOLDER as LOGS
 from mpa_ray.run.markers import Markers
 from mpa_ray.run.phase_record import PHASES, PhaseRecord
@@ -186,6 +185,6 @@ def _digests_in_markers(run: Run, name: str) -> Iterator[str]:
 def _restore(run: Run, path: str, copy: Fingerprint) -> Callable[[], None]:
     def repair() -> None:
         set_aside(run, path)()
-        run.storage.create(path, json.dumps(copy, indent=2, ensure_ascii=False).encode())
+        run.storage.create(path, content_of(copy))
 
     return repair

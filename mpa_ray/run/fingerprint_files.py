@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
 
 from mpa_ray.config import ModelBranches
 from mpa_ray.errors import ConfigError, FingerprintMismatch
 from mpa_ray.redaction import without_secret_values
 from mpa_ray.run.fingerprint_changes import Fingerprint, changed_fields, changes_in_words, remedy_for_changes
+from mpa_ray.run.sealed_json import parse_sealed, sealed
 from mpa_ray.storage.storage import Storage
-from mpa_ray.textual import parse_json
 
 FINGERPRINTS = "fingerprints"
 _SLASH = "@"
@@ -94,8 +93,7 @@ class FingerprintFiles:
         if dataset not in self._digests:
             fingerprint = self._registered[dataset]
             if not self.check(dataset, fingerprint):
-                content = json.dumps(fingerprint, indent=2, ensure_ascii=False).encode()
-                self._storage.create(path_of(dataset), content)
+                self._storage.create(path_of(dataset), content_of(fingerprint))
                 # Another command may have created the file first.
                 self.check(dataset, fingerprint)
             self._digests[dataset] = self.digest(dataset)
@@ -115,12 +113,9 @@ class FingerprintFiles:
         except FileNotFoundError:
             return None
         try:
-            fingerprint: Any = parse_json(content)
+            return parse_sealed(content)
         except ValueError as error:
             raise self._damaged(dataset, str(error)) from None
-        if not isinstance(fingerprint, dict):
-            raise self._damaged(dataset, "it is not a JSON object")
-        return fingerprint
 
     def known(self) -> dict[str, Fingerprint]:
         """The registered and the fixed fingerprints, by dataset. If a dataset has both, the fixed one is returned."""
@@ -144,13 +139,19 @@ class FingerprintFiles:
             "run_dir",
             self._storage.root,
             f"{path_of(dataset)} cannot be read ({problem}).",
-            "Copy the run again, or restore the file.",
+            f"Run mpa-ray audit {self._storage.root} --repair, which restores the file from run.json if it can. If it "
+            "cannot, restore the file from a copy of the run.",
         )
 
 
 def digest_of(fingerprint: Fingerprint) -> str:
     """The digest of a fingerprint."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def content_of(fingerprint: Fingerprint) -> bytes:
+    """The content of a fingerprint's file. The digest tells a changed bit from a changed setting."""
+    return json.dumps(sealed(fingerprint), indent=2, ensure_ascii=False).encode()
 
 
 def path_of(dataset: str) -> str:
