@@ -84,8 +84,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], Settings], str]] = {
     "JSON list without an end": (_list_with("x.json", b'[{"image": "a.png"}'), "no end after row 1"),
     "JSON list without a comma": (_list_with("x.json", b'[{"image": "a.png"} {"image": "b.png"}]'), "not by a comma"),
     "line that is not UTF-8": (_list_with("x.txt", b"caf\xe9.png\n"), "the list must be UTF-8"),
-    "row without an image": (_list_with("x.jsonl", _rows({"image": None})), "row 1: no URI in 'image'"),
-    "row with a number": (_list_with("x.jsonl", _rows({"image": 7})), "row 1: a int"),
+    "row without an image": (_list_with("x.jsonl", _rows({"image": None})), "row 1: the column 'image' holds no URI"),
+    "row with a number": (_list_with("x.jsonl", _rows({"image": 7})), "holds a value of type int, not a URI"),
     "row without the column": (
         _list_with("x.jsonl", _rows({"image": "a"}, {"b\ud83d": 1})),
         "is not a column of row 2",
@@ -93,7 +93,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Settings], str]] = {
     "half of a pair as a column": (_list_with("x.csv", b"a\n1\n", image_column="\ud83d"), "is not UTF-8"),
     "path that leads out": (_list_with("x.txt", b"../a.png\n"), "leads out of its folder"),
     "web": (_list_with("x.txt", b"http://127.0.0.1/a.png\n"), "would be fetched from the web"),
-    "signed URL": (_list_with("x.txt", b"s3://b/a.png?X-Amz-Signature=abc\n"), "holds a password or a signature"),
+    "signed URL": (_list_with("x.txt", b"s3://b/a.png?X-Amz-Signature=abc\n"), "contains a password or a signature"),
     "misspelled URI": (_list_with("x.txt", b"s3:/b/a.png\n"), "Write s3://b/a.png"),
     "unknown URI": (_list_with("x.txt", b"ftp://b/a.png\n"), "unsupported kind"),
     "repeated id": (
@@ -106,7 +106,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Settings], str]] = {
     "pipe": (_pipe, "list.csv"),
     "folder without images": (_only_litter, "holds no images"),
     "column of numbers": (_column_of([1], pa.int64()), "has type int64"),
-    "column of lists": (_column_of([[b"x"]], pa.list_(pa.binary())), "image_column: image[0]"),
+    "column of lists": (_column_of([[b"x"]], pa.list_(pa.binary())), "set source.image_column to image[0]"),
     "column of nulls": (_column_of([None], pa.null()), "has type null"),
     "column of structs of structs": (
         _column_of([{"a": {"b": b"x"}}], pa.struct([("a", pa.struct([("b", pa.binary())]))])),

@@ -4,7 +4,7 @@
 
 Needs neither Ray nor vLLM. The models train on the same GPU in separate processes, since models this small wait for
 kernel launches and not for the GPU; further processes paint their images. The curriculum is that of
-`mpa_ray.demo.train`, stretched to the given time: each stage gets its share of it, and the learning rate depends on the
+`mpa_ray.demo.train`, stretched to the given time: each part gets its share of it, and the learning rate depends on the
 time instead of the step. The weights of each model are written to MODEL.safetensors beside FILE. A better teacher or
 student does not imply a better demo: a student that can already count has no gap to close.
 """
@@ -40,7 +40,7 @@ LOADER_TIMEOUT_S = 300.0
 class Sizes(Options):
     models: list[str]
     seconds: float
-    """The training time of all stages together."""
+    """The training time of all parts together."""
     batch_size: int
     num_loaders: int
     """Processes that paint images for each model."""
@@ -54,9 +54,9 @@ class Sizes(Options):
 
 @dataclass(frozen=True)
 class LogLine:
-    """The progress within one stage."""
+    """The progress within one part."""
 
-    stage: str
+    part: str
     step: int
     loss: float
     """Mean over the last 50 steps."""
@@ -77,12 +77,12 @@ class Training:
     log: list[LogLine] = field(default_factory=list)
 
 
-def learning_rate(stage: Any, progress: float) -> float:
-    """Linear warm-up over the first tenth of a stage's time, then a cosine from its peak to its final rate."""
+def learning_rate(part: Any, progress: float) -> float:
+    """Linear warm-up over the first tenth of a part's time, then a cosine from its peak to its final rate."""
     if progress < WARMUP_SHARE:
-        return float(stage.peak_learning_rate * (progress / WARMUP_SHARE + 1e-3))
+        return float(part.peak_learning_rate * (progress / WARMUP_SHARE + 1e-3))
     rest = min(1.0, (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE))
-    low, high = stage.final_learning_rate, stage.peak_learning_rate
+    low, high = part.final_learning_rate, part.peak_learning_rate
     return float(low + (high - low) * 0.5 * (1 + math.cos(math.pi * rest)))
 
 
@@ -92,11 +92,11 @@ class Batches:
     def __init__(self, name: str, sizes: Sizes) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._queue = spawn.Queue(maxsize=8 * sizes.num_loaders)
-        self._stage_number = spawn.Value("i", 0)
+        self._part_number = spawn.Value("i", 0)
         seeds = [1000 * sizes.seed + number for number in range(sizes.num_loaders)]
         self._processes = [
             spawn.Process(
-                target=_draw_batches, args=(self._queue, self._stage_number, name, seed, sizes.batch_size), daemon=True
+                target=_draw_batches, args=(self._queue, self._part_number, name, seed, sizes.batch_size), daemon=True
             )
             for seed in seeds
         ]
@@ -112,24 +112,24 @@ class Batches:
         for process in self._processes:
             process.join()
 
-    def begin_stage(self, number: int) -> None:
-        """Make batches of this stage from now on, and drop the waiting batches of other stages."""
-        self._stage_number.value = number
+    def begin_part(self, number: int) -> None:
+        """Make batches of this part from now on, and drop the waiting batches of other parts."""
+        self._part_number.value = number
 
     def next(self) -> dict[str, Any]:
-        """The next batch of the stage, as NumPy arrays.
+        """The next batch of the part, as NumPy arrays.
 
         Raises:
             queue.Empty: none came within `LOADER_TIMEOUT_S`.
         """
         while True:
             number, batch = self._queue.get(timeout=LOADER_TIMEOUT_S)
-            if number == self._stage_number.value:
+            if number == self._part_number.value:
                 return dict(batch)
 
 
-def _draw_batches(queue: Any, stage_number: Any, name: str, seed: int, batch_size: int) -> None:
-    """Put batches of the current stage into the queue until this process is terminated."""
+def _draw_batches(queue: Any, part_number: Any, name: str, seed: int, batch_size: int) -> None:
+    """Put batches of the current part into the queue until this process is terminated."""
     import torch
 
     from mpa_ray.demo.train import MODELS as CURRICULA
@@ -137,20 +137,20 @@ def _draw_batches(queue: Any, stage_number: Any, name: str, seed: int, batch_siz
     from mpa_ray.demo.world import WorldSpec
 
     torch.set_num_threads(1)
-    architecture, stages = CURRICULA[name]
+    architecture, parts = CURRICULA[name]
     _, processor = architecture.build(WorldSpec())
     streams = [
-        Samples(architecture, processor.tokenizer, WorldSpec(), stage, seed + 100 * number).batches(batch_size)
-        for number, stage in enumerate(stages)
+        Samples(architecture, processor.tokenizer, WorldSpec(), part, seed + 100 * number).batches(batch_size)
+        for number, part in enumerate(parts)
     ]
     while True:
-        number = stage_number.value
+        number = part_number.value
         # As NumPy arrays, since each tensor would need a file descriptor.
         queue.put((number, {key: tensor.numpy() for key, tensor in next(streams[number]).items()}))
 
 
 def train(name: str, sizes: Sizes) -> Training:
-    """Train one model through all its stages, score it on held-out images and save it."""
+    """Train one model through all its parts, score it on held-out images and save it."""
     import torch
 
     from mpa_ray.demo.train import MODELS as CURRICULA
@@ -160,20 +160,20 @@ def train(name: str, sizes: Sizes) -> Training:
     torch.manual_seed(sizes.seed)
     # The evaluation is always on CPUs, and all models share them.
     torch.set_num_threads(max(1, num_cores() // len(sizes.models)))
-    architecture, stages = CURRICULA[name]
+    architecture, parts = CURRICULA[name]
     model, processor = architecture.build(WorldSpec())
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     training = Training(num_parameters=sum(parameter.numel() for parameter in model.parameters()))
-    total_steps = sum(stage.num_steps for stage in stages)
+    total_steps = sum(part.num_steps for part in parts)
     started = time.monotonic()
     with Batches(name, sizes) as batches:
-        for number, stage in enumerate(stages):
-            batches.begin_stage(number)
+        for number, part in enumerate(parts):
+            batches.begin_part(number)
             # The time is divided in proportion to the steps of the shipped curriculum.
-            seconds = sizes.seconds * stage.num_steps / total_steps
-            training.num_steps += train_stage(name, model, stage, batches, seconds, training.log)
+            seconds = sizes.seconds * part.num_steps / total_steps
+            training.num_steps += train_part(name, model, part, batches, seconds, training.log)
     training.trained_s = round(time.monotonic() - started, 1)
     training.num_samples = training.num_steps * sizes.batch_size
     model = model.float().cpu()
@@ -186,7 +186,7 @@ def train(name: str, sizes: Sizes) -> Training:
     return training
 
 
-def train_stage(name: str, model: Any, stage: Any, batches: Batches, seconds: float, log: list[LogLine]) -> int:
+def train_part(name: str, model: Any, part: Any, batches: Batches, seconds: float, log: list[LogLine]) -> int:
     """Train for `seconds` from the arrival of the first batch; returns the number of steps."""
     import torch
 
@@ -201,14 +201,14 @@ def train_stage(name: str, model: Any, stage: Any, batches: Batches, seconds: fl
     def write_log() -> None:
         elapsed_s = time.monotonic() - started
         loss = round(float(torch.stack(list(losses)).mean()), 4)
-        line = LogLine(stage.name, num_steps, loss, round(num_steps / elapsed_s, 2), round(wait_s / elapsed_s, 3))
+        line = LogLine(part.name, num_steps, loss, round(num_steps / elapsed_s, 2), round(wait_s / elapsed_s, 3))
         say(f"{name}: {line}")
         log.append(line)
 
     while (progress := (time.monotonic() - started) / seconds) < 1:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(stage, progress)
+                group["lr"] = learning_rate(part, progress)
         losses.append(train_step(model, batch, optimizers))
         num_steps += 1
         if num_steps % LOG_EVERY_STEPS == 0:
@@ -239,7 +239,7 @@ def train_step(model: Any, batch: dict[str, Any], optimizers: list[Any]) -> Any:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.bundled_models", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--seconds", type=float, default=420, help="training time of all stages together")
+    parser.add_argument("--seconds", type=float, default=420, help="training time of all parts together")
     parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--num-loaders", type=int, default=4, help="processes that paint images, for each model")
     parser.add_argument("--num-questions", type=int, default=600, help="held-out questions")

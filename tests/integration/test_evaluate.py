@@ -122,7 +122,8 @@ def test_several_models_answer_several_benchmarks(
 def test_answers_are_scored_again_without_answering(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
     tree = alone(tmp_path / "run", benchmarks)
     too_early = run_job("evaluate", tree, tmp_path, "--score-only")
-    assert (too_early.returncode, "run mpa-ray evaluate without --score-only" in too_early.stderr) == (1, True)
+    assert (too_early.returncode, "holds no run, so there is nothing to score" in too_early.stderr) == (2, True)
+    assert not (tmp_path / "run").exists()
     evaluated(tree)
     again = run_job("evaluate", tree, tmp_path, "--score-only", "--evaluate.benchmarks.1.metric", "anls")
     assert again.returncode == 0, again.stderr

@@ -128,7 +128,7 @@ def test_missing_and_changed_images_are_warned_of_or_end_the_training(
     seen = replace(samples[3], content_sha256=hashlib.sha256(Path(samples[3].uri).read_bytes()).hexdigest())
     run = leveled([*gone, changed, seen, *samples[4:]], tmp_path / "some", settings)
     assert (state_of(run).num_unreadable, state_of(run).num_changed) == (3, 1)
-    warning = "WARNING: level s: the images of 3 of 40 samples could no longer be read (1 have changed since"
+    warning = "WARNING: level s: the images of 3 of 40 samples could no longer be read (changed since"
     assert warning in capsys.readouterr().out
     alone = settings.model_copy(update={"num_workers": 1})
     with pytest.raises(RunError, match=r"the images of 30 of 40 samples .* more than limits\.max_failed_rate"):
