@@ -183,15 +183,26 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _request_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            return self._read_exactly(int(self.headers.get("Content-Length", 0)))
         chunks = []
         while size := int(self.rfile.readline().partition(b";")[0], 16):
-            chunks.append(self.rfile.read(size))
+            chunks.append(self._read_exactly(size))
             self.rfile.readline()
         # Trailers follow the last chunk, up to an empty line.
         while self.rfile.readline().strip():
             pass
         return b"".join(chunks)
+
+    def _read_exactly(self, num_bytes: int) -> bytes:
+        """Read a part of the request.
+
+        Raises:
+            ConnectionError: the client ended before. A request that was cut must have no effect, as at a real store.
+        """
+        content = self.rfile.read(num_bytes)
+        if len(content) < num_bytes:
+            raise ConnectionError(f"{self.command} {self.path}: {len(content)} of {num_bytes} bytes arrived")
+        return content
 
     def _forward(self, body: bytes) -> Answer:
         upstream = urlsplit(self.server.proxy.upstream)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from mpa_ray.observability.progress import say
+from mpa_ray.pipeline.repeated_call import RepeatedCall
 
 _INTERVAL_S = 5.0
 
@@ -20,7 +20,7 @@ class Deaths:
     """The role of the process that died last, and the cause of its death."""
 
 
-class DeathWatch:
+class DeathWatch(RepeatedCall):
     """Prints a line, in a thread of the driver, when processes of a pass have died.
 
     Without these lines, a pass whose engines die while they visit its first shard would show no progress for as long as
@@ -35,24 +35,13 @@ class DeathWatch:
             deaths: Returns the deaths so far; None if they are not known now.
             interval_s: Seconds between two calls of `deaths`, and so between two lines.
         """
-        self._label, self._deaths, self._interval_s = label, deaths, interval_s
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        self._label, self._deaths, self._num_printed = label, deaths, 0
+        super().__init__(self._print_new, interval_s)
 
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        # A call after the end of Ray would start it again. A call that hangs is not waited for.
-        self._thread.join(timeout=1.0)
-
-    def _watch(self) -> None:
-        num_printed = 0
-        while not self._is_over.wait(self._interval_s):
-            deaths = self._deaths()
-            if deaths is None or deaths.number <= num_printed:
-                continue
-            num_printed = deaths.number
-            number = "1 process died" if num_printed == 1 else f"{num_printed} processes died"
+    def _print_new(self) -> bool:
+        deaths = self._deaths()
+        if deaths is not None and deaths.number > self._num_printed:
+            self._num_printed = deaths.number
+            number = "1 process died" if deaths.number == 1 else f"{deaths.number} processes died"
             say(f"{self._label}: {number} so far; the latest: {deaths.latest}")
+        return False

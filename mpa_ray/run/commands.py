@@ -12,12 +12,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from mpa_ray.errors import CannotWrite
+from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.run.ownership import Owner
 from mpa_ray.storage.storage import Storage
 from mpa_ray.textual import Json, parse_json
 
 _FOLDER = "commands"
+_STORAGE_ERRORS = (OSError, RunError, ConfigError)
+"""Including lost access, which must not hide how the command ended."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,14 @@ def command_recorded(storage: Storage, name: str) -> Iterator[None]:
     """Show a command in the status of the run while the block runs. An error of the storage is ignored."""
     path = f"{_FOLDER}/{uuid.uuid4().hex}.json"
     content = {"name": name, "begun": datetime.now(UTC).isoformat(), "process": asdict(Owner.this_process(0))}
-    with suppress(CannotWrite, OSError):
+    with suppress(*_STORAGE_ERRORS):
         for gone in [other for other, command in _commands(storage) if command is not None and command.process.is_gone]:
             storage.delete(gone)
         storage.write(path, json.dumps(content).encode())
     try:
         yield
     finally:
-        with suppress(CannotWrite, OSError):
+        with suppress(*_STORAGE_ERRORS):
             storage.delete(path)
 
 

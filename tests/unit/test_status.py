@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mpa_ray.config import RunConfig
-from mpa_ray.errors import ConfigError, RunError
+from mpa_ray.errors import AccessLost, ConfigError, RunError
 from mpa_ray.observability.worker_process import WorkerProcess
 from mpa_ray.pipeline.run_pass import record_error, recorded
 from mpa_ray.records import Annotation, ImageRef, Verdict
@@ -333,6 +333,29 @@ def test_a_running_command_is_shown_until_it_ends(tmp_path: Path) -> None:
     text = render_status(status(run))
     assert "running: " not in text
     assert "\ncontinue with: mpa-ray" in text
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        AccessLost("ExpiredToken"),
+        ConfigError("object_store", "s3://b/k", "cannot be accessed.", "Set credentials."),
+        OSError("gone"),
+    ],
+)
+def test_a_storage_that_is_lost_does_not_hide_how_a_command_ended(
+    lost: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = begun(str(tmp_path)).storage
+
+    def fail(*_: object) -> None:
+        raise lost
+
+    monkeypatch.setattr(storage, "delete", fail)
+    with command_recorded(storage, "mpa-ray align"):
+        pass
+    with pytest.raises(RunError, match="of its own"), command_recorded(storage, "mpa-ray align"):
+        raise RunError("an error of its own")
 
 
 def test_a_killed_command_of_this_machine_is_not_shown(tmp_path: Path) -> None:
