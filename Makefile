@@ -35,7 +35,7 @@ check: setup ## Check style and types and run the unit tests: under 2 minutes
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	@# Many tests wait, so the types are checked meanwhile.
-	$(VENV)/bin/mypy & types=$$!; $(PYTHON) -m pytest -q --numprocesses 3 --dist loadfile tests/unit; tests=$$?; \
+	$(VENV)/bin/mypy & types=$$!; $(PYTHON) -m pytest -q --numprocesses 3 --dist loadfile -m "not long" tests/unit; tests=$$?; \
 	    wait $$types && exit $$tests
 
 check-cluster: setup ## Check the cluster files with KubeRay's schema, hadolint and the images' install lines (downloads several GB)
@@ -56,7 +56,7 @@ test: check ## Run the tests, including those on a local Ray and with real vLLM:
 	$(PYTHON) -m pytest -q --durations=10 -m "not long" tests/integration tests/engine
 
 test-long: setup ## Run the tests that take minutes each, which `make test` leaves out
-	$(PYTHON) -m pytest -q --durations=0 -m long tests/integration tests/engine
+	$(PYTHON) -m pytest -q --durations=0 -m long tests/unit tests/servers tests/integration tests/engine
 
 other-vllm: ## Run the engine tests with another version of vLLM, in a separate environment: make other-vllm VLLM=0.29.0
 	cluster/setup_cpu.sh .venv-vllm-$(VLLM) $(VLLM)

@@ -111,6 +111,8 @@ def test_the_same_command_makes_damaged_files_of_each_kind_again(place: Place) -
     assert place.damage() == []
     whole = place.copy()
     names = one_of_each_kind(whole)
+    # The checkpoints of a training that has finished are not made again.
+    made_again = {kind_of(name) for name in names if "/checkpoint_" not in name}
     folders = {kind_of(name).partition("/")[0] for name in names}
     assert folders >= {"run.json", "fingerprints", "phases", "corpus", "annotations", "verdicts", "parity", "students"}
     assert folders >= {"evaluation", "report"}
@@ -136,5 +138,5 @@ def test_the_same_command_makes_damaged_files_of_each_kind_again(place: Place) -
         assert place.damage() == []
         assert audit(place.run()).problems == []
         again = place.copy()
-        assert set(map(kind_of, checked_files(again))) >= set(map(kind_of, names))
+        assert set(map(kind_of, checked_files(again))) >= made_again
         assert different_results(rows_of(whole), rows_of(again)) == []
