@@ -30,8 +30,8 @@ def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
 
     The same files have the same identity in any folder and at any prefix, no matter in which parts they were uploaded.
     All files are read completely, but only once per machine: see `mpa_ray.storage.digests`. An adapter's identity
-    includes the identity of its base model. If neither the hub nor its cache has the model of a hub name, the identity is the
-    name alone, and the model cannot be loaded.
+    includes the identity of its base model. If neither the hub nor its cache has the model of a hub name, the identity
+    is the name alone, and the model cannot be loaded.
     """
     if model.startswith("s3://") or Path(resolve_path(model)).is_dir():
         identity = f"sha256:{_content_digest(model, object_store)[:16]}"
