@@ -35,7 +35,7 @@ class TrainingJob:
     folder: str
     """The folder of the run for the files of this training."""
     cards: Mapping[bool, str]
-    """The two possible model cards of the exported checkpoint. The key tells whether the exported processor scales images
+    """The two possible model cards of the exported checkpoint. The key is whether the exported processor scales images
     to the student's pixel limits, which is not known until the training loads the processor."""
     ownership: Ownership | None = None
     """The right to train the student; None if no other command can train it."""
