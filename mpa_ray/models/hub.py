@@ -41,8 +41,8 @@ def process_hub() -> Hub:
 class Hub:
     """A model hub and its local cache.
 
-    If the hub cannot be reached, no further request is sent to it. The commit of a model is looked up once, so that it stays
-    the same.
+    If the hub cannot be reached, no further request is sent to it. The commit of a model is looked up once, so that it
+    stays the same.
     """
 
     def __init__(self, endpoint: str, cache: Path, *, is_offline: bool = False, timeout_s: float = 4.0) -> None:
