@@ -154,7 +154,7 @@ class Verdict:
 
     @property
     def cell(self) -> str:
-        """Which of the teacher's second answer and the student's answer agree with the teacher's first answer.
+        """A name that says whether the teacher's second answer and the student's answer agree with the first answer.
 
         For example, `teacher_yes_student_no`; `not_judged` if no answers were compared.
         """
