@@ -77,6 +77,24 @@ class _Training:
         """A repair after which the same command finishes the training again."""
         return set_aside(self._run, *map(self._path, (*names, "complete.json")))
 
+    def _export_again(self, *names: str) -> Callable[[], None]:
+        """A repair after which the same command exports the student and checks the export."""
+
+        def repair() -> None:
+            self._aside(*names, "merged/config.json")()
+            for dataset in self._check_datasets():
+                for shard in dataset.markers.listed():
+                    dataset.markers.withdraw(shard)
+
+        return repair
+
+    def _check_datasets(self) -> list[ShardedDataset[Any]]:
+        """The questions and answers of the check of the export."""
+        return [
+            self._run.dataset(self._path("check/questions"), LabelledQuestion),
+            self._run.dataset(self._path("check/answers"), Prediction),
+        ]
+
     def _remedy(self, *, needs_same_data: bool = False) -> str | None:
         """The remedy of a person; None if a repair suffices."""
         can_repair = self._is_newest and not (needs_same_data and self._is_outdated)
@@ -90,7 +108,7 @@ class _Training:
     def _records(self) -> Iterator[Finding]:
         run, remedy = self._run, self._remedy()
         # Without its state, the training continues from its last checkpoint.
-        yield from self._json("training.json", remedy, self._aside("training.json"), read=self._read_state)
+        yield from self._json("training.json", remedy, self._export_again("training.json"), read=self._read_state)
         # The version is recorded when the samples are planned.
         needed, repair = self._remedy(needs_same_data=True), self._aside("verdicts.json", "epoch/manifest.json")
         yield from self._json("verdicts.json", needed, repair, is_required=self._had_checksums())
@@ -157,7 +175,7 @@ class _Training:
     def _export(self, progress: Progress) -> Iterator[Finding]:
         run, remedy = self._run, self._remedy()
         # Without the configuration of the merged model, the same command exports the trained weights again.
-        repair = self._aside(EXPORT, "merged/config.json")
+        repair = self._export_again(EXPORT)
         damaged = list(self._json(EXPORT, remedy, repair, is_required=self._had_checksums()))
         yield from damaged
         if damaged:
@@ -186,13 +204,10 @@ class _Training:
 
     def _check(self, progress: Progress) -> Iterator[Finding]:
         run, remedy = self._run, self._remedy()
-        repair = self._aside("check.json", "merged/config.json")
+        repair = self._export_again("check.json")
         read_check = lambda _: ExportCheck.read(run, self._folder)  # noqa: E731
         yield from self._json("check.json", remedy, repair, read=read_check)
-        datasets: list[ShardedDataset[Any]] = [
-            run.dataset(self._path("check/questions"), LabelledQuestion),
-            run.dataset(self._path("check/answers"), Prediction),
-        ]
+        datasets = self._check_datasets()
         # Each of the two has the shards of the other once the check is done.
         shards = sorted({shard for dataset in datasets for shard in dataset.markers.listed()})
         for dataset in datasets:

@@ -185,8 +185,8 @@ class Run:
         return self.dataset(f"{self.benchmark_dir(benchmark)}/questions", LabelledQuestion)
 
     def predictions(self, benchmark: str, model: str) -> ShardedDataset[Prediction]:
-        """A model's answers to a benchmark. If the model was trained again, these are the answers after its newest
-        training run."""
+        """A model's answers to a benchmark. If the model was trained or exported again, these are the answers of
+        its newest weights."""
         number = self._newest(_again_dir(model))
         name = f"{model}{_AGAIN}{number}" if number else model
         return self.dataset(f"{self.benchmark_dir(benchmark)}/predictions/{name}", Prediction)
@@ -281,6 +281,10 @@ class Run:
         has_checksums = self.storage.exists(f"{self.training_dir(student, arm)}/{EXPORT}")
         content = {"owner": owner, "has_checksums": has_checksums}
         self.create_json(self._complete_path(student, arm), content)
+
+    def begin_predictions(self, model: str) -> None:
+        """Begin new predictions of a measured model for all benchmarks. The present ones stay in their folders."""
+        self.storage.create(f"{_again_dir(model)}/{self._newest(_again_dir(model)) + 1}.json", b"{}")
 
     def _complete_path(self, student: str, arm: str) -> str:
         return f"{self.training_dir(student, arm)}/complete.json"
@@ -385,7 +389,7 @@ class Run:
 
 
 def _again_dir(model: str) -> str:
-    """The folder with a file for each later training run of a measured model."""
+    """The folder with a file for each time that a measured model was trained again, or exported with other weights."""
     return f"evaluation/again/{model}"
 
 

@@ -20,6 +20,7 @@ from mpa_ray.records import Annotation, ImageRef, Verdict
 from mpa_ray.report.render_status import render_status
 from mpa_ray.report.status import status
 from mpa_ray.run import ownership
+from mpa_ray.run.fingerprint import prediction_fingerprint
 from mpa_ray.run.parity_export import export_parity
 from mpa_ray.run.run import Run
 from mpa_ray.stages.judge import parity_samples
@@ -126,6 +127,38 @@ def test_a_student_is_trained_again_only_if_asked_to(
     assert run.predictions("b", "small.before").folder == "evaluation/b/predictions/small.before"
     level(config, relevel=True)
     assert len(trainings) == 2
+
+
+@pytest.mark.parametrize(("changes", "folder"), [(False, "small.after"), (True, "small.after~1")])
+def test_answers_of_other_weights_are_not_those_of_a_repaired_student(
+    config: RunConfig,
+    run: Run,
+    trainings: list[tuple[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: bool,
+    folder: str,
+) -> None:
+    """In earlier versions, the command was refused, because the answers were made with other settings."""
+
+    def fine_tune(run: Run, *_: Any) -> None:
+        trainings.append(("", 0))
+        content = f"weights {len(trainings) * changes}".encode()
+        run.storage.write("students/small/parity/merged/model.safetensors", content)
+
+    monkeypatch.setattr(driver, "fine_tune", fine_tune)
+    level(config)
+    model = config.students[0].model_copy(update={"model": run.merged_model("small")})
+    for benchmark in ("one", "two"):
+        context = RunContext.from_checked(config)
+        predictions = context.run.predictions(benchmark, "small.after")
+        context.run.register_fingerprint(predictions.folder, prediction_fingerprint(config, context.task, model))
+        context.run.predictions(benchmark, "small.after").commit(SHARD, [])
+    run.storage.delete("students/small/parity/complete.json")
+    for _ in range(2):
+        level(config)
+        assert len(trainings) == 2
+        assert run.predictions("one", "small.after").folder == f"evaluation/one/predictions/{folder}"
+        assert run.predictions("two", "small.after").folder == f"evaluation/two/predictions/{folder}"
 
 
 def test_a_training_that_was_begun_before_redo_is_of_that_time(
