@@ -176,6 +176,8 @@ def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str
     run.corpus.check_fingerprint()
     manifest = Manifest(num_images, num_shards, dict(left_out.most_common()))
     run.storage.create(CORPUS_MANIFEST, json.dumps(sealed(asdict(manifest))).encode())
+    # A repair may have moved the file away while it kept the first shard.
+    SourceRoot.of(config).record_if_missing(run)
 
 
 @dataclass(frozen=True)

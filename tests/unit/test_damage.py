@@ -256,6 +256,17 @@ def test_each_kind_of_file_is_made_again(folder: Path, original: Path, tmp_path:
             repaired_by_the_same_command(run_dir, original)
 
 
+def test_files_of_all_kinds_are_made_again_together(folder: Path, original: Path) -> None:
+    for name in one_of_each_kind(folder):
+        if name != "run.json" and not name.startswith("fingerprints/"):
+            flip(folder / name, 8 * ((folder / name).stat().st_size // 2))
+    # The checksums of some damaged files are in other damaged files.
+    while any(finding.repairs for finding in deep(folder)):
+        assert mpa_ray_audit(folder, "--repair") == 1
+    repaired_by_the_same_command(folder, original)
+    assert (folder / "corpus/source.json").exists()
+
+
 def test_damaged_rows_are_made_again_with_all_that_depends_on_them(folder: Path, original: Path) -> None:
     names = [
         f"corpus/commits/{SHARD}.json",
