@@ -69,7 +69,9 @@ def rows_of(folder: Path) -> dict[str, Any]:
         marker = values_of(path)
         if isinstance(marker, dict) and "shard" in marker:
             newest[f"{path.parents[1].relative_to(folder)}/{path.name.partition('.')[0]}"] = marker
-    results: dict[str, Any] = {name: pq.read_table(folder / marker["file"]) for name, marker in newest.items()}
+    # Withdrawn rows have no file. Those that nothing needs are not made again.
+    committed = {name: marker["file"] for name, marker in newest.items() if marker["file"]}
+    results: dict[str, Any] = {name: pq.read_table(folder / file) for name, file in committed.items()}
     exports = [
         *folder.glob("parity/*/*"),
         *folder.glob("students/*/*/merged/*"),
