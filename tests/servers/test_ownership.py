@@ -119,7 +119,7 @@ def test_an_owner_whose_record_is_damaged_is_replaced_once_its_heartbeat_stops(
     waits = Waits(1000)
     assert take_with(storage, waits).number == 2
     assert waits.num == LAPSE_S / 2
-    assert "a command whose record is damaged does this already" in capsys.readouterr().out
+    assert "a command whose record is damaged is working on this" in capsys.readouterr().out
     assert newest_owner(storage, FOLDER) == Owner.from_json(storage.read(f"{FOLDER}/owners/2.json"))
 
 
