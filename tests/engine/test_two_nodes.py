@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -24,8 +25,26 @@ from mpa_ray.storage.open import open_storage
 from tests.s3_server import CREDENTIALS, SECRET, keys_containing, s3_server, upload
 
 ROOT = Path(__file__).parents[2]
-NUM_IMAGES, SHARD_SIZE = 192, 16
+CONFIG = "mpa_ray/demo/demo.yaml"
 LARGEST_UPLOAD = 40 * 2**20
+POLL_S = 0.3
+"""The pause between two requests about the state of a job or of a run. They share the cores with the cluster."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many of the images a run uses."""
+
+    num_images: int
+    shard_size: int
+
+    @property
+    def num_shards(self) -> int:
+        return self.num_images // self.shard_size
+
+
+PASS, DEMO = Size(128, 8), Size(192, 16)
+"""Leveling and evaluation need more images than a pass."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +55,13 @@ class Arena:
     endpoint: str
     heldout: Path
 
-    def words(self, run: str, images_in_flight: int) -> list[str]:
+    def words(self, run: str, size: Size, images_in_flight: int = 4) -> list[str]:
         """Overrides of the demo. The teacher is greedy, so that a second run asks the same questions."""
         settings = {
             "run_dir": f"s3://bucket/{run}",
             "source.path": "s3://bucket/unlabeled",
-            "source.shard_size": SHARD_SIZE,
+            "source.shard_size": size.shard_size,
+            "source.limit": size.num_images,
             "annotate.sampling.temperature": 0,
             "teacher.max_images_in_flight": images_in_flight,
             "students.0.level.retained_samples": 8,
@@ -57,9 +77,19 @@ class Arena:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def submit(self, name: str, jobs: Sequence[str], run: str, images_in_flight: int = 4) -> None:
-        words = self.words(run, images_in_flight)
-        commands = [["python", f"jobs/{job}.py", "--config", "mpa_ray/demo/demo.yaml", *words] for job in jobs]
+    def here(self, job: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a job outside of the cluster, as a user does with a job that needs no Ray."""
+        return subprocess.run(
+            [sys.executable, f"jobs/{job}.py", *words],
+            cwd=ROOT,
+            text=True,
+            check=False,
+            capture_output=True,
+            env={**os.environ, "AWS_ENDPOINT_URL": self.endpoint},
+        )
+
+    def submit(self, name: str, jobs: Sequence[str], words: Sequence[str]) -> None:
+        commands = [["python", f"jobs/{job}.py", "--config", CONFIG, *words] for job in jobs]
         command = commands[0] if len(commands) == 1 else ["sh", "-c", " && ".join(map(shlex.join, commands))]
         self.ray(
             "submit",
@@ -78,12 +108,22 @@ class Arena:
         """Wait until the job has ended, and return its logs."""
 
         def has_ended() -> bool:
-            status = self.ray("status", name)
-            assert f"'{name}' failed" not in status, self.ray("logs", name)
-            return f"'{name}' succeeded" in status
+            time.sleep(POLL_S)
+            status = self.status(name)
+            assert status != "FAILED", self.ray("logs", name)
+            return status == "SUCCEEDED"
 
         wait_until(has_ended, name, timeout_s)
         return self.ray("logs", name)
+
+    def status(self, name: str) -> str:
+        """The job's status. `ray job status` prints the same, but each call would start an interpreter."""
+        token = self.cluster.submitter_environment["RAY_AUTH_TOKEN"]
+        request = urllib.request.Request(
+            f"{self.cluster.dashboard}/api/jobs/{name}", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return str(json.load(response)["status"])
 
     def open_run(self, run: str) -> Run:
         return Run(open_storage(f"s3://bucket/{run}", ObjectStoreConfig(endpoint_url=self.endpoint)))
@@ -103,7 +143,7 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
         "--out",
         str(folder),
         "--num-images",
-        str(NUM_IMAGES),
+        str(DEMO.num_images),
         "--num-heldout-per-family",
         "1",
     ]
@@ -122,13 +162,21 @@ def _num_commits(run: Run) -> int:
     return len(list(run.storage.list("annotations/commits")))
 
 
+def _wait_for_commits(run: Run, number: int, what: str) -> None:
+    def are_there() -> bool:
+        time.sleep(POLL_S)
+        return _num_commits(run) >= number
+
+    wait_until(are_there, what, timeout_s=180)
+
+
 def test_nobody_submits_without_the_token(arena: Arena) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{arena.cluster.dashboard}/api/jobs/", timeout=10)
     assert refused.value.code == HTTPStatus.UNAUTHORIZED
 
 
-def _strike(arena: Arena, jobs: Sequence[str], name: str) -> tuple[str, list[str]]:
+def _strike(arena: Arena, jobs: Sequence[str], name: str, size: Size) -> tuple[str, list[str]]:
     """Submit jobs, replace the node that they run on, stop them, and submit them again.
 
     The run and the first submission have this name.
@@ -137,17 +185,17 @@ def _strike(arena: Arena, jobs: Sequence[str], name: str) -> tuple[str, list[str
         The log of the last submission, and the problems that the audit finds.
     """
     # A slow teacher, so that the node's death and the stop find work undone.
-    arena.submit(name, jobs, name, images_in_flight=2)
-    run, num_shards = arena.open_run(name), NUM_IMAGES // SHARD_SIZE
+    arena.submit(name, jobs, arena.words(name, size, images_in_flight=1))
+    run = arena.open_run(name)
 
-    wait_until(lambda: _num_commits(run) >= 1, "the first shard", timeout_s=180)
+    _wait_for_commits(run, 1, "the first shard")
     engines = arena.cluster.model_actors_of_worker()
     assert engines, "no engine is on the worker node"
     arena.cluster.replace_worker_node(all_at_once=True)
     arena.cluster.wait_until_whole()
     before = _num_commits(run)
-    assert before < num_shards, "the node died too late"
-    wait_until(lambda: _num_commits(run) > before, "a shard from the new node", timeout_s=180)
+    assert before < size.num_shards, "the node died too late"
+    _wait_for_commits(run, before + 1, "a shard from the new node")
     engines += arena.cluster.model_actors_of_worker()
     arena.ray("stop", name)
     assert "was stopped" in arena.ray("status", name)
@@ -157,24 +205,16 @@ def _strike(arena: Arena, jobs: Sequence[str], name: str) -> tuple[str, list[str
     assert not any(line.startswith("Traceback") for line in lines), "\n".join(lines[-60:])
     wait_until(lambda: not any(process.is_running() for process in engines), "the engines' end")
     done = _num_commits(run)
-    assert done < num_shards, "the job was stopped too late"
+    assert done < size.num_shards, "the job was stopped too late"
 
-    arena.submit(f"{name}-again", jobs, name)
+    arena.submit(f"{name}-again", jobs, arena.words(name, size))
     logs = arena.wait(f"{name}-again", 600)
-    assert f"annotate: {NUM_IMAGES} images, {done * SHARD_SIZE} already done" in logs.splitlines()
+    assert f"annotate: {size.num_images} images, {done * size.shard_size} already done" in logs.splitlines()
 
     # What the dead attempts left is collected, and nothing that is needed below.
-    audit = [sys.executable, "jobs/audit.py", f"s3://bucket/{name}", "--collect", "--older-than-hours", "0"]
-    audited = subprocess.run(
-        audit,
-        cwd=ROOT,
-        text=True,
-        check=False,
-        capture_output=True,
-        env={**os.environ, "AWS_ENDPOINT_URL": arena.endpoint},
-    )
+    audited = arena.here("audit", f"s3://bucket/{name}", "--collect", "--older-than-hours", "0")
     counts = json.loads(audited.stdout)
-    assert counts["images"] == NUM_IMAGES
+    assert counts["images"] == size.num_images
     assert audited.returncode == bool(counts["problems"])
     assert SECRET not in logs + "".join(lines)
     assert keys_containing(SECRET, arena.endpoint, f"{name}/") == []
@@ -194,9 +234,9 @@ def _check_uploads(arena: Arena) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_submitted_pass_outlives_its_node_and_a_stop(arena: Arena) -> None:
-    arena.submit("index", ["index"], "pass")
-    arena.wait("index", 180)
-    _, problems = _strike(arena, ["annotate"], "pass")
+    indexed = arena.here("index", "--config", CONFIG, *arena.words("pass", PASS))
+    assert indexed.returncode == 0, indexed.stderr
+    _, problems = _strike(arena, ["annotate"], "pass", PASS)
     assert problems, "the student has not answered"
     assert not [problem for problem in problems if not problem.startswith(("verdicts/", "parity/"))]
     _check_uploads(arena)
@@ -205,7 +245,7 @@ def test_a_submitted_pass_outlives_its_node_and_a_stop(arena: Arena) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
-    logs, problems = _strike(arena, ["align"], "demo")
+    logs, problems = _strike(arena, ["align"], "demo", DEMO)
     assert problems == []
     run = arena.open_run("demo")
     assert run.storage.exists("students/small/parity/complete.json")
@@ -214,13 +254,13 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
     assert "heldout: exact_match" in logs
     merged = {Path(path).name for path in run.storage.list("students/small/parity/merged")}
     assert merged >= {"model.safetensors", "config.json", "tokenizer.json"}
-    arena.submit("repeated", ["align"], "demo")
+    arena.submit("repeated", ["align"], arena.words("demo", DEMO))
     repeated = arena.wait("repeated", 180).splitlines()
     assert {"annotate: already done", "identify small: already done", "level small: already done"} <= set(repeated)
     _check_uploads(arena)
 
     # The same steps, and no process dies.
-    arena.submit("calm", ["index", "annotate", "identify"], "calm")
+    arena.submit("calm", ["index", "annotate", "identify"], arena.words("calm", DEMO))
     arena.wait("calm", 300)
     resumed, expected = (
         {s.annotation_id for s in read_parity(arena.open_run(name), "small")} for name in ("demo", "calm")

@@ -82,10 +82,11 @@ def test_a_pass_continues_while_another_requests_the_whole_cluster(images: Path,
     assert not run.annotations.missing(run.manifest().shards)
 
 
-def test_students_of_the_same_model_share_one_pass(
+def test_students_of_the_same_model_share_one_pass_and_the_shard_size_changes_nothing(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree = scripted_tree(images, tmp_path / "run", inconsistent_rate=0.2)
+    tree["source"]["shard_size"] = 7
     (small,) = tree["students"]
     tree["students"] = [
         small,
@@ -99,6 +100,11 @@ def test_students_of_the_same_model_share_one_pass(
     assert "identify twin, as small: done" in capsys.readouterr().out
     passes = {path.removeprefix("phases/") for path in run.storage.list("phases")}
     assert passes == {"index.json", "annotate.json", "identify.small.json", "identify.other.json"}
+
+    tree |= {"run_dir": str(tmp_path / "one shard"), "students": [small]}
+    tree["source"]["shard_size"] = 60
+    in_one_shard = read_parity(identified(tree)[1], "small")
+    assert {s.annotation_id for s in in_one_shard} == {s.annotation_id for s in read_parity(run, "small")}
 
 
 def test_the_report_shows_the_rate_of_a_phase_and_where_its_time_went(images: Path, tmp_path: Path) -> None:
@@ -125,15 +131,6 @@ def test_each_of_several_questions_on_an_image_has_a_row(images: Path, tmp_path:
     assert counts["dropped"]["repeated_question"] + counts["annotated"] == 180
     assert counts["annotated"] > 90
     assert sum(counts["kept"].values()) + sum(counts["dropped"].values()) == 180
-
-
-def test_the_shard_size_changes_nothing(images: Path, tmp_path: Path) -> None:
-    kept = []
-    for size in (7, 60):
-        tree = scripted_tree(images, tmp_path / str(size), inconsistent_rate=0.2)
-        tree["source"]["shard_size"] = size
-        kept.append({s.annotation_id for s in read_parity(identified(tree)[1], "small")})
-    assert kept[0] == kept[1]
 
 
 def test_a_dead_engine_is_replaced_and_nothing_is_lost(images: Path, tmp_path: Path) -> None:
