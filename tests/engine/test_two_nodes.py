@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -43,8 +43,13 @@ class Size:
         return self.num_images // self.shard_size
 
 
-PASS, DEMO = Size(128, 8), Size(192, 16)
+PASS, DEMO = Size(96, 8), Size(192, 16)
 """Leveling and evaluation need more images than a pass."""
+
+
+def scripted_teacher(latency_s: float) -> dict[str, str]:
+    """Settings of a teacher whose engine starts at once and is as slow as a test needs it."""
+    return {"teacher": f"{{model: scripted, engine: {{kind: scripted, latency_s: {latency_s}}}}}"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Arena:
     endpoint: str
     heldout: Path
 
-    def words(self, run: str, size: Size, images_in_flight: int = 4) -> list[str]:
+    def words(self, run: str, size: Size, **changes: object) -> list[str]:
         """Overrides of the demo. The teacher is greedy, so that a second run asks the same questions."""
         settings = {
             "run_dir": f"s3://bucket/{run}",
@@ -63,10 +68,10 @@ class Arena:
             "source.shard_size": size.shard_size,
             "source.limit": size.num_images,
             "annotate.sampling.temperature": 0,
-            "teacher.max_images_in_flight": images_in_flight,
             "students.0.level.retained_samples": 8,
             "evaluate.benchmarks.0.path": self.heldout / "questions.jsonl",
             "evaluate.teacher": False,
+            **changes,
         }
         return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
@@ -176,16 +181,30 @@ def test_nobody_submits_without_the_token(arena: Arena) -> None:
     assert refused.value.code == HTTPStatus.UNAUTHORIZED
 
 
-def _strike(arena: Arena, jobs: Sequence[str], name: str, size: Size) -> tuple[str, list[str]]:
-    """Submit jobs, replace the node that they run on, stop them, and submit them again.
+@dataclass(frozen=True)
+class Strike:
+    """A run that loses its node, is stopped, and is continued."""
 
-    The run and the first submission have this name.
+    name: str
+    """Of the run and of the first submission."""
+    size: Size
+    first: Sequence[str]
+    """The jobs of the first submission."""
+    second: Sequence[str]
+    slow: Mapping[str, object]
+    """Settings of the first submission. They slow the teacher, so that the node's death and the stop find work
+    undone."""
+    fast: Mapping[str, object]
+
+
+def _strike(arena: Arena, strike: Strike) -> tuple[str, list[str]]:
+    """Submit jobs, replace the node that they run on, stop them, and submit jobs that continue the run.
 
     Returns:
         The log of the last submission, and the problems that the audit finds.
     """
-    # A slow teacher, so that the node's death and the stop find work undone.
-    arena.submit(name, jobs, arena.words(name, size, images_in_flight=1))
+    name, size = strike.name, strike.size
+    arena.submit(name, strike.first, arena.words(name, size, **strike.slow))
     run = arena.open_run(name)
 
     _wait_for_commits(run, 1, "the first shard")
@@ -207,7 +226,7 @@ def _strike(arena: Arena, jobs: Sequence[str], name: str, size: Size) -> tuple[s
     done = _num_commits(run)
     assert done < size.num_shards, "the job was stopped too late"
 
-    arena.submit(f"{name}-again", jobs, arena.words(name, size))
+    arena.submit(f"{name}-again", strike.second, arena.words(name, size, **strike.fast))
     logs = arena.wait(f"{name}-again", 600)
     assert f"annotate: {size.num_images} images, {done * size.shard_size} already done" in logs.splitlines()
 
@@ -234,18 +253,23 @@ def _check_uploads(arena: Arena) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_submitted_pass_outlives_its_node_and_a_stop(arena: Arena) -> None:
-    indexed = arena.here("index", "--config", CONFIG, *arena.words("pass", PASS))
+    """The student, whose engine is vLLM, answers after the stop."""
+    slow, fast = scripted_teacher(latency_s=0.5), scripted_teacher(latency_s=0)
+    indexed = arena.here("index", "--config", CONFIG, *arena.words("pass", PASS, **slow))
     assert indexed.returncode == 0, indexed.stderr
-    _, problems = _strike(arena, ["annotate"], "pass", PASS)
-    assert problems, "the student has not answered"
-    assert not [problem for problem in problems if not problem.startswith(("verdicts/", "parity/"))]
+    in_flight = {"teacher.max_images_in_flight": 2}
+    strike = Strike("pass", PASS, ["annotate"], ["annotate", "identify"], slow | in_flight, fast)
+    logs, problems = _strike(arena, strike)
+    assert problems == []
+    assert f"identify small: {PASS.num_images} images" in logs
     _check_uploads(arena)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
-    logs, problems = _strike(arena, ["align"], "demo", DEMO)
+    slow, fast = ({"teacher.max_images_in_flight": number} for number in (2, 4))
+    logs, problems = _strike(arena, Strike("demo", DEMO, ["align"], ["align"], slow, fast))
     assert problems == []
     run = arena.open_run("demo")
     assert run.storage.exists("students/small/parity/complete.json")
@@ -254,13 +278,13 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
     assert "heldout: exact_match" in logs
     merged = {Path(path).name for path in run.storage.list("students/small/parity/merged")}
     assert merged >= {"model.safetensors", "config.json", "tokenizer.json"}
-    arena.submit("repeated", ["align"], arena.words("demo", DEMO))
+    arena.submit("repeated", ["align"], arena.words("demo", DEMO, **fast))
     repeated = arena.wait("repeated", 180).splitlines()
     assert {"annotate: already done", "identify small: already done", "level small: already done"} <= set(repeated)
     _check_uploads(arena)
 
     # The same steps, and no process dies.
-    arena.submit("calm", ["index", "annotate", "identify"], arena.words("calm", DEMO))
+    arena.submit("calm", ["index", "annotate", "identify"], arena.words("calm", DEMO, **fast))
     arena.wait("calm", 300)
     resumed, expected = (
         {s.annotation_id for s in read_parity(arena.open_run(name), "small")} for name in ("demo", "calm")
