@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from PIL import Image
 from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator
 
 from mpa_ray.config import RunConfig
+from mpa_ray.corpus.index import index_shards
 from mpa_ray.corpus.read import Reader
 from mpa_ray.engine.probe import PROBE_ID
 from mpa_ray.errors import RunError, Unfinished
@@ -34,7 +35,7 @@ from mpa_ray.run.audit import audit
 from mpa_ray.run.logs import deaths
 from mpa_ray.run.parity_export import read_parity
 from mpa_ray.run.run import Run
-from tests.conftest import indexing_until, scripted_tree, write_images
+from tests.conftest import scripted_tree, write_images
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -87,11 +88,21 @@ def test_images_are_annotated_before_listing_ends_while_another_pass_requests_th
     other = DefaultAutoscalingCoordinator("another pass")
     num_cpus = int(ray.cluster_resources()["CPU"])
     other.request_resources([{"CPU": 1}] * num_cpus, expire_after_s=600)
+    run = Run.open(config.run_dir)
+
+    def slowly(*arguments: Any) -> Iterator[str]:
+        for number, shard in enumerate(index_shards(*arguments)):
+            yield shard
+            deadline = time.monotonic() + 120
+            while number == 2 and not run.annotations.is_committed("000002"):
+                assert time.monotonic() < deadline
+                assert not run.is_indexed()
+                time.sleep(0.05)
+
     try:
-        index_and_annotate(RunContext.open(config), list_shards=indexing_until("annotations"))
+        index_and_annotate(RunContext.open(config), list_shards=slowly)
     finally:
         other.cancel_request()
-    run = Run.open(config.run_dir)
     assert not run.annotations.missing(run.manifest().shards)
     assert audit(run).num_annotated == 60
 
