@@ -26,8 +26,8 @@ from mpa_ray.run.run import Run
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-# The modules that tests import hold millions of objects until the end. The garbage collector would search them again and
-# again, which takes almost a third of the time of the unit tests. So it starts after the import, and leaves them out.
+# The modules that tests import hold millions of objects until the end. The garbage collector would search them again
+# and again, which takes almost a third of the time of the unit tests. So it starts after the imports and skips them.
 gc.disable()
 
 
