@@ -52,11 +52,8 @@ check-wheel: setup ## Install the wheel into an empty environment and try it fro
 	$(PYTHON) cluster/check_wheel.py
 
 test: check ## Run the tests, including those on a local Ray and with real vLLM: under 40 minutes on 2 cores
-	@# The tests in tests/servers mostly wait, so they run meanwhile; their output comes at the end.
-	output=$$(mktemp); \
-	    $(PYTHON) -m pytest -q --numprocesses 2 --dist loadfile -m "not long" tests/servers > $$output 2>&1 & servers=$$!; \
-	    $(PYTHON) -m pytest -q --durations=10 -m "not long" tests/integration tests/engine; tests=$$?; \
-	    wait $$servers; servers=$$?; cat $$output; rm $$output; [ $$servers = 0 ] && exit $$tests
+	$(PYTHON) -m pytest -q --numprocesses 3 --dist loadfile -m "not long" tests/servers
+	$(PYTHON) -m pytest -q --durations=10 -m "not long" tests/integration tests/engine
 
 test-long: setup ## Run the tests that take minutes each, which `make test` leaves out
 	$(PYTHON) -m pytest -q --durations=0 -m long tests/integration tests/engine
