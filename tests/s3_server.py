@@ -52,9 +52,10 @@ def environment(endpoint: str) -> dict[str, str]:
 
 def upload(folder: Path, endpoint: str, prefix: str) -> None:
     """Upload all files below a folder to a prefix of the bucket."""
+    store = client(endpoint)
     for path in folder.rglob("*"):
         if path.is_file():
-            client(endpoint).upload_file(str(path), "bucket", f"{prefix}/{path.relative_to(folder).as_posix()}")
+            store.upload_file(str(path), "bucket", f"{prefix}/{path.relative_to(folder).as_posix()}")
 
 
 def keys_of(endpoint: str, prefix: str) -> list[str]:
