@@ -30,6 +30,11 @@ _NO_IMAGE = LeftOut("rows without an image")
 _COMMENT = LeftOut("comments (lines that begin with #)")
 
 
+def is_text_list(path: str) -> bool:
+    """Whether a list has one entry on each line, without columns. The ending of its path decides."""
+    return not path.lower().endswith((*list_records.CSV, *list_records.JSON))
+
+
 class UriList:
     """Images that a list names or contains. The id of an image is the list's name and the row number.
 
@@ -75,8 +80,7 @@ class UriList:
         return list_records.text_records(file, _DEFAULT_COLUMN)
 
     def _is_comment(self, record: ListRecord) -> bool:
-        is_text = not self._name.lower().endswith((*list_records.CSV, *list_records.JSON))
-        return is_text and record.raw.lstrip().startswith(b"#")
+        return is_text_list(self._name) and record.raw.lstrip().startswith(b"#")
 
     def _images_of(self, record: ListRecord) -> Iterator[Listed]:
         column, item = split_item(self._column_of(record.values), record.values)
