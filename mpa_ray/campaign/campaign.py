@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
@@ -67,8 +67,11 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
     check_names(config)
     check_run(config.model_copy(update={"students": students}))
     check_resources_of(config.model_copy(update={"students": students}), "align")
-    failures |= _errors_of_students(config, partial(check_trainable, object_store=config.object_store))
+    failures |= _errors_of_students(config, partial(check_trainable, object_store=config.object_store), failures)
+    reading = RunContext.for_reading(config)
+    failures |= _errors_of_students(config, lambda student, _: check_labelled_sets(reading, student), failures)
     students = _without(failures, students)
+    reading.check_benchmarks()
     context = RunContext.from_checked(config, again)
     with command_recorded(context.run.storage, "mpa-ray align"):
         _align_students(context, students, failures, list_shards)
@@ -83,9 +86,8 @@ def _align_students(
     """Align the students whose settings are correct. `failures` holds the errors of the others."""
     config = context.configured
     context.check_moved_source()
-    failures |= _errors_of_students(config, lambda student, _: check_labelled_sets(context, student))
     context.check_unchanged(["corpus", "annotations"])
-    failures |= _errors_of_students(config, lambda student, _: context.check_unchanged(_datasets_of(student)))
+    failures |= _errors_of_students(config, lambda s, _: context.check_unchanged(_datasets_of(s)), failures)
     students = _without(failures, students)
     for name, error in failures.items():
         say(f"WARNING: {name} is left out: {error}")
@@ -143,12 +145,15 @@ def _datasets_of(student: StudentConfig) -> list[str]:
     return [Run.verdicts_dir(student.name), *(Run.student_dir(student.name, arm) for arm in student.arms)]
 
 
-def _errors_of_students(config: RunConfig, check: Callable[[StudentConfig, int], None]) -> dict[str, Exception]:
-    """Run a check on each student. Returns the errors by student."""
+def _errors_of_students(
+    config: RunConfig, check: Callable[[StudentConfig, int], None], failed: Container[str] = ()
+) -> dict[str, Exception]:
+    """Run a check on each student that has not failed. Returns the errors by student."""
     errors: dict[str, Exception] = {}
     for index, student in enumerate(config.students):
         try:
-            check(student, index)
+            if student.name not in failed:
+                check(student, index)
         except (ConfigError, OSError) as error:
             errors[student.name] = error
     return errors

@@ -25,7 +25,9 @@ REFUSED = RunError("evaluate:teacher: the engine of t cannot start: CUDA out of 
 def config(images: Path, tmp_path: Path) -> RunConfig:
     tree = scripted_tree(images, tmp_path / "run")
     tree["students"][0]["model"] = "bundled:demo/models/student"
-    tree["evaluate"] = {"benchmarks": [{"path": "q.jsonl", "name": "held"}]}
+    questions = tmp_path / "q.jsonl"
+    questions.write_text(json.dumps({**QUESTION, "image": "000.png"}))
+    tree["evaluate"] = {"benchmarks": [{"path": str(questions), "images": str(images), "name": "held"}]}
     return RunConfig.model_validate(tree)
 
 
@@ -85,6 +87,20 @@ def test_a_student_whose_model_cannot_be_trained_is_refused_before_anything_star
         campaign.align(scripted_config)
     with pytest.raises(ConfigError, match=r"^students\.0\.model = 'scripted': is not a folder"):
         level(RunContext.open(scripted_config))
+
+
+def test_a_student_whose_settings_are_wrong_is_not_checked_further(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In earlier versions, an unknown kind of labelled set of one student ended the command with a KeyError."""
+    tree = config.model_dump(mode="json")
+    wrong = {"name": "wrong", "arms": ["labels"], "labels": {"kind": "textvka", "path": "labels.jsonl"}}
+    tree["students"].append({**tree["students"][0], **wrong})
+    done = {"predict": lambda *_: None, "prepare_benchmarks": lambda _: None, "score_and_report": lambda _: {}}
+    replace_phases(monkeypatch, **done)
+    monkeypatch.setattr(campaign, "check_run", lambda _: None)
+    with pytest.raises(RunError, match=r"^wrong failed; .* students\.1\.labels\.kind = 'textvka': is not a kind of"):
+        campaign.align(RunConfig.model_validate(tree))
 
 
 def test_all_trainings_are_compared_with_the_cluster_before_the_first_pass(
