@@ -36,6 +36,7 @@ from mpa_ray.phases.repeated_work import NOTHING_AGAIN, Again
 from mpa_ray.phases.report import report
 from mpa_ray.phases.resource_needs import check_resources_of, check_resources_of_student
 from mpa_ray.pipeline.cluster_address import cluster_address
+from mpa_ray.pipeline.machine import Need
 from mpa_ray.pipeline.run_pass import Admission, record_error
 from mpa_ray.run.commands import command_recorded
 from mpa_ray.run.fingerprint import verdict_fingerprint
@@ -349,10 +350,9 @@ class _Campaign:
         from mpa_ray.pipeline.cluster import check_resources, start_ray
 
         start_ray()
-        for index, student in enumerate(self._students):
-            level, field = student.level, f"students.{index}.level"
-            fields = f"{field}.cpus_per_worker, {field}.gpus_per_worker"
-            check_resources(fields, level.cpus_per_worker, level.gpus_per_worker)
+        for student in self._students:
+            branch = self._context.run.branch_of_student(student.name)
+            check_resources(Need.of_training(student.level, f"{branch}.level"))
 
     def _record(self, name: str, error: Exception, warning: str) -> None:
         """Record the error of a thread and print a warning. An AccessLost ends the whole command instead."""
