@@ -35,7 +35,7 @@ def check_questions(config: EvaluateConfig, run: Run, places: Places) -> None:
     """
     for labelled in _labelled_sets(config, places):
         if not run.has_manifest(run.benchmark_dir(labelled.benchmark.label)):
-            labelled.check_images(_read(labelled, "check"))
+            labelled.check_images(_read(labelled, "check", says_end=False))
 
 
 def write_questions(config: EvaluateConfig, run: Run, places: Places) -> None:
@@ -73,9 +73,9 @@ def _write_questions(labelled: LabelledSet, shard_size: int, run: Run) -> None:
     run.write_json(run.manifest_path(folder), {"num_images": num_images, "num_shards": num_shards})
 
 
-def _read(labelled: LabelledSet, verb: str) -> list[LabelledQuestion]:
+def _read(labelled: LabelledSet, verb: str, says_end: bool = True) -> list[LabelledQuestion]:
     questions = []
-    with Progress(f"{verb} {labelled.benchmark.label}", None, "questions") as progress:
+    with Progress(f"{verb} {labelled.benchmark.label}", None, "questions", says_end=says_end) as progress:
         for question in labelled.questions():
             questions.append(question)
             progress.advance(1)

@@ -205,10 +205,11 @@ def _student_lines(name: str, student: StudentSummary) -> list[str]:
         f"  D_PI (parity samples)      {student.num_parity_samples:>8}",
     ]
     if student.replay_share:
-        lines.append(f"  replayed correct pairs     {student.replay_share:>8.0%} of D_PI")
+        few = " (there were no more)" if student.has_too_few_to_replay else ""
+        lines.append(f"  replayed correct pairs     {student.replayed_share:>8.0%} of D_PI{few}")
     lines += [f"  not kept: {reason:<17}{number:>8}" for reason, number in student.dropped.items()]
     retained = student.training.retained if student.training is not None else None
-    if retained is not None and retained.before is not None and retained.after is not None:
+    if retained is not None and retained.num and retained.before is not None and retained.after is not None:
         lines.append(
             f"  retained pairs answered    {retained.after:>8} of {retained.num}, {retained.before} before training"
         )
