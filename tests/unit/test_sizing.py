@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -442,6 +442,13 @@ def test_without_rates_or_gpus_the_page_says_what_is_missing(tmp_path: Path) -> 
     *_, total = text.split("\nnot known")[0].splitlines()
     assert total.split() == ["total", "of", "known", "-", "-"]
     assert not any(sign in text for sign in ("?", "0:00:00"))
+
+
+def test_a_run_that_was_too_small_is_named(tmp_path: Path) -> None:
+    """In earlier versions, the page said to set `plan.from_run`, even if it was set."""
+    sizing = planned(tree(tmp_path / "run", plan={"num_images": 100}))
+    text = render_sizing(replace(sizing, from_run="runs/tiny"))
+    assert "runs/tiny was too small to measure this: set plan.from_run to a run with more images" in text
 
 
 def test_rates_and_times_are_written_without_exponents() -> None:
