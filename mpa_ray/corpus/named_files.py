@@ -38,7 +38,9 @@ def check_named_files(config: SourceConfig, kind: str, images: Sequence[ImageRef
     shown = f"{path[:_MAX_SHOWN]}..." if len(path) > _MAX_SHOWN else path
     others = f" (all of the first {len(images)} files are missing)" if len(images) > 1 else ""
     where = images[0].image_id
-    remedy = f"The column {config.image_column!r} needs paths or URIs of images. A path is relative to its file's folder."
+    remedy = (
+        f"The column {config.image_column!r} needs paths or URIs of images. A path is relative to its file's folder."
+    )
     if kind == "list" and is_text_list(config.path):
         where = f"line {where.rpartition('/')[2]}"
         remedy = "Give a list with the path or URI of an image on each line. A path is relative to the list's folder."

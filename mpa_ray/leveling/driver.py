@@ -24,8 +24,8 @@ from mpa_ray.leveling.worker import train
 from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.pipeline.cluster import check_resources
-from mpa_ray.pipeline.machine import Need
 from mpa_ray.pipeline.death_recorder import DeathRecorder
+from mpa_ray.pipeline.machine import Need
 from mpa_ray.records import EpochCounts
 from mpa_ray.run.ownership import Ownership
 from mpa_ray.run.phase_record import PhaseKey

@@ -51,9 +51,7 @@ class RunContext(Generic[ConfigT_co]):
     """Identifies this execution of the command."""
 
     @staticmethod
-    def open(
-        config: ConfigT, again: Again = NOTHING_AGAIN, *, reads_benchmarks: bool = False
-    ) -> RunContext[ConfigT]:
+    def open(config: ConfigT, again: Again = NOTHING_AGAIN, *, reads_benchmarks: bool = False) -> RunContext[ConfigT]:
         """Check the whole configuration, then make its context.
 
         A job does this once, before its phases. The phases do not repeat the check. If they did, a student's model that

@@ -125,7 +125,10 @@ NODES = [{"CPU": 16.0}, {"CPU": 4.0, "GPU": 2.0, "accelerator_type:A10G": 1.0}]
         ((17, 0, None), "teacher.cpus_per_replica = 17: needs 17 CPUs on one node; the largest node has 16."),
         ((1, 4, None), "teacher.gpus_per_replica = 4: needs 4 GPUs on one node; the largest node has 2."),
         ((1, 1, "A100"), "teacher.accelerator_type = 'A100': is not the kind of any node's GPUs."),
-        ((8, 1, None), "teacher.gpus_per_replica = 1: needs 8 CPUs and 1 GPU on one node, and no node has all of these."),
+        (
+            (8, 1, None),
+            "teacher.gpus_per_replica = 1: needs 8 CPUs and 1 GPU on one node, and no node has all of these.",
+        ),
     ],
 )
 def test_the_setting_that_no_node_of_a_cluster_satisfies_is_named(
@@ -141,8 +144,8 @@ def test_a_cluster_without_gpus_has_none() -> None:
     model = ModelConfig(model="m", gpus_per_replica=1)
     error = machine.unmet_by_nodes(machine.Need.of_engine(model, "students.3"), [{"CPU": 16.0}])
     assert str(error) == (
-        "students.3.gpus_per_replica = 1: needs 1 GPU on one node; the largest node has none. Lower it, or add a larger "
-        "node."
+        "students.3.gpus_per_replica = 1: needs 1 GPU on one node; the largest node has none. Lower it, or add a "
+        "larger node."
     )
 
 

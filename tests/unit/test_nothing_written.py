@@ -43,11 +43,9 @@ def test_an_error_in_a_benchmark(
     path = questions(tmp_path / "q.jsonl", *[{}] * 300, changes)
     tree = tree_with(images, tmp_path / "run")
     tree["evaluate"] = {"benchmarks": [{"path": str(path), "images": str(images), "name": "held"}]}
+    config = RunConfig.model_validate(tree)
     with pytest.raises(ConfigError, match=message):
-        if command == "align":
-            mpa_ray.align(RunConfig.model_validate(tree))
-        else:
-            mpa_ray.run_phase(RunConfig.model_validate(tree), "evaluate")
+        mpa_ray.align(config) if command == "align" else mpa_ray.run_phase(config, "evaluate")
     assert not (tmp_path / "run").exists()
 
 
