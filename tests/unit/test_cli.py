@@ -359,6 +359,7 @@ MISTAKES = {
     "an empty file": ("align --config {empty_file}", "does not contain a mapping. `mpa-ray init"),
     "a setting without a value": ("align --config {config} --task", "--task = None: has no value."),
     "two settings, one without": ("align --config {config} --task --source.limit 3", "--task = None: has no value."),
+    "a setting with one dash": ("align --config {config} -source.limit 3", "Did you mean --source.limit?"),
     "a setting without dashes": ("align --config {config} source.limit=3", "Did you mean --source.limit 3?"),
     "a misspelled setting": ("align --config {config} --source.limt 3", "Did you mean source.limit?"),
     "a hyphen in a setting": ("plan --config {config} --plan.num-images 3", "Did you mean plan.num_images"),

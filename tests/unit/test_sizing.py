@@ -500,6 +500,17 @@ def test_the_number_of_images_comes_from_the_plan_the_run_or_the_limit(tmp_path:
     assert planned({**config, "plan": {"num_images": 50}}).phases[0].count == 50
 
 
+def test_the_images_of_a_local_source_are_counted_up_to_the_limit(images: Path, tmp_path: Path) -> None:
+    """In earlier versions, the plan took `source.limit`, even if the source held fewer images."""
+    tree = scripted_tree(images, tmp_path / "run")
+    for limit, count in ((70, 60), (50, 50), (10_001, 10_001)):
+        tree["source"]["limit"] = limit
+        sizing = size_run(RunConfig.model_validate(tree))
+        assert sizing.phases[0].count == count
+        noted = any(note == f"images: source.limit, {limit}; the source may hold fewer" for note in sizing.notes)
+        assert noted == (limit == 10_001)
+
+
 def test_settings_that_differ_from_the_measured_run_are_noted(tmp_path: Path) -> None:
     measured_run(tmp_path / "earlier")
     config = tree(tmp_path / "run", plan={"from_run": str(tmp_path / "earlier"), "num_images": 1})
