@@ -38,9 +38,9 @@ from mpa_ray.storage.boto3_errors import (
 )
 from mpa_ray.storage.deadline import Expiry, call_with_deadline
 from mpa_ray.storage.faults import Fault
+from mpa_ray.storage.object_uri import SCHEME
 from mpa_ray.storage.request_pace import Outage, RequestPace
 
-SCHEME = "s3://"
 _MAX_PART_ATTEMPTS = 5
 T = TypeVar("T")
 
@@ -64,18 +64,6 @@ class _Page:
     objects: list[ListedObject]
     prefixes: list[str]
     is_truncated: bool
-
-
-def split_uri(uri: str) -> tuple[str, str]:
-    """Split `s3://bucket/some/key` into bucket and key.
-
-    Raises:
-        ConfigError: the URI names no bucket.
-    """
-    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
-    if not uri.startswith(SCHEME) or not bucket:
-        raise ConfigError("uri", uri, "names no bucket.", "Write s3://BUCKET/PREFIX.")
-    return bucket, key
 
 
 @dataclass(frozen=True)

@@ -580,6 +580,17 @@ def test_mistakes_are_answered_without_heavy_imports(place: Callable[[str], str]
     assert done.returncode == 0, done.stderr
 
 
+def test_a_wrong_source_is_answered_without_the_packages_of_stores_and_reports(place: Callable[[str], str]) -> None:
+    words = place("align --config {config} --source.path {folder}/none").split()
+    done = run_python(
+        "import sys; from mpa_ray.cli import main\n"
+        f"assert main({words!r}) == 2\n"
+        "slow = {'boto3', 'botocore', 'jinja2', 'pyarrow.compute'} & set(sys.modules)\n"
+        "assert not slow, slow\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("closed", ["1", "2"])
 def test_a_command_runs_with_a_closed_stream(closed: str) -> None:
     command = f'exec "{sys.executable}" -m mpa_ray.cli init cpu {closed}>&-'
