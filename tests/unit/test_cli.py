@@ -453,6 +453,7 @@ MISTAKES = {
     "an identification of no index": ("identify --config {config}", "has no corpus/manifest.json."),
     "a rematch of no index": ("identify --config {config} --rematch", "has no corpus/manifest.json."),
     "a training of no index": ("level --config {config}", "has no corpus/manifest.json. Run mpa-ray index first."),
+    "a file as run_dir": ("index --config {config} --run_dir {config}", "is a file, not a folder)."),
     "a run inside its source": ("align --config {config} --run_dir {photos}/run", "is inside the source"),
     "a student with the teacher's name": (
         "align --config {config} --students.0.name Teacher",
