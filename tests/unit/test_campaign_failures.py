@@ -103,6 +103,22 @@ def test_a_student_whose_settings_are_wrong_is_not_checked_further(
         campaign.align(RunConfig.model_validate(tree))
 
 
+def test_students_have_the_commit_that_the_command_began_with(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In earlier versions, an engine of a student could load a newer commit than the run records."""
+    pinned = config.students[0].model_copy(update={"model": "owner/name@abc"})
+    monkeypatch.setattr(
+        "mpa_ray.phases.context.with_pinned_models", lambda config: config.model_copy(update={"students": [pinned]})
+    )
+    models: list[str] = []
+    done = {"predict": lambda *_: None, "prepare_benchmarks": lambda _: None, "score_and_report": lambda _: {}}
+    replace_phases(monkeypatch, identify_student=lambda _, student, __: models.append(student.model), **done)
+    monkeypatch.setattr(campaign, "check_run", lambda _: None)
+    campaign.align(config)
+    assert models == ["owner/name@abc"]
+
+
 def test_all_trainings_are_compared_with_the_cluster_before_the_first_pass(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
