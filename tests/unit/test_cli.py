@@ -440,6 +440,15 @@ MISTAKES = {
         "is not a URL: write http://minio:9000 or https://minio:9000",
     ),
     "status of a file of a run": ("status {indexed}/run.json", "has no run.json. Give the directory of a run."),
+    "a file for a starter": ("init my.yaml", "To write a starter file, run mpa-ray init > my.yaml."),
+    "an alias in a list": (
+        "index --config {config} --source.extensions [*.jpg]",
+        "is not a list. It is not YAML: put quotation marks around its texts, as in ['a', 'b'].",
+    ),
+    "an environment variable": (
+        "index --config {config} --source.path $PHOTOS/2024",
+        "does not exist. Environment variables are not replaced: write the whole path.",
+    ),
     "a misspelled case": ("init gpus", "Did you mean gpu?"),
     "an option of another command": ("init --config {config}", "is not an option of mpa-ray init."),
     "a word for a version": ("setup-cpu --vllm newest", "--vllm = 'newest': is not a version."),

@@ -54,6 +54,8 @@ def _no_folder(path: Path, root: str) -> ConfigError:
         return ConfigError("source.path", root, problem, remedy)
     names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     similar = did_you_mean(path.name, names)
+    if "$" in root:
+        similar = "Environment variables are not replaced: write the whole path."
     remedy = similar or "Give a folder or an s3:// prefix with images."
     return ConfigError("source.path", root, "does not exist.", remedy)
 
