@@ -316,6 +316,7 @@ def test_the_end_of_a_run_says_what_to_do_next(
         "read the report": f"{run_dir}/report/index.html",
         "aligned student small": f"{run_dir}/students/small/parity/merged",
         "aligned student small (random)": f"{run_dir}/students/small/random/merged",
+        "how to use small": f"{run_dir}/students/small/parity/merged/README.md",
         "see what is done and what is left": f"mpa-ray status {run_dir}",
         "recount every image": f"mpa-ray audit {run_dir}",
     }
