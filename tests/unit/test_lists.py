@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
 from mpa_ray.corpus.index import Selection, check_source
+from mpa_ray.corpus.named_files import check_named_files
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.corpus.sources.left_out import LeftOut
@@ -312,6 +313,16 @@ def test_reasons_name_what_a_cell_holds(root: Path) -> None:
         ("list.txt", "# my images\n", "has no row with an image (left out 1 "),
         ("list.jsonl", '{"messages": []}\n', "has no row with an image (left out 1 "),
         ("list.csv", "", "is empty: it does not even have a header."),
+        (
+            "list.csv",
+            "image;label\na.png;cat\n",
+            "has only one column, 'image;label'. Separate its columns with commas",
+        ),
+        (
+            "list.tsv",
+            "image,label\na.png,cat\n",
+            "has only one column, 'image,label'. Separate its columns with commas",
+        ),
     ],
 )
 def test_a_list_without_rows_is_named_so(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -396,3 +407,23 @@ def test_a_list_with_some_missing_files_is_accepted(tmp_path: Path, number: int)
 def test_remote_entries_of_a_local_list_are_not_accessed(tmp_path: Path, entry: str) -> None:
     (tmp_path / "list.txt").write_text(f"{entry}\n")
     check_source(SourceConfig(path=str(tmp_path / "list.txt")), Places(ObjectStoreConfig()))
+
+
+class _EmptyBucket(Places):
+    """Places that hold no file."""
+
+    def of(self, uri: str) -> Any:
+        class Nowhere:
+            def size(self, _: str) -> int:
+                raise FileNotFoundError(2, "No such file or directory", uri)
+
+        return Nowhere()
+
+
+def test_files_beside_a_remote_list_are_looked_up() -> None:
+    source, places = SourceConfig(path="s3://bucket/set/notes.txt"), _EmptyBucket(ObjectStoreConfig())
+    beside = [ImageRef("notes.txt/1", "s3://bucket/set/Dear diary", None)]
+    with pytest.raises(ConfigError, match=r"line 1 names s3://bucket/set/Dear diary, which does not exist\. "):
+        check_named_files(source, "list", beside, places)
+    check_named_files(source, "list", [ImageRef("notes.txt/1", "s3://other/a.png", None)], places)
+    check_named_files(source, "list", [ImageRef("notes.txt/1", "https://host/a.png", None)], places)

@@ -73,6 +73,9 @@ class UriList:
             names, records = list_records.csv_records(file, "\t" if name.endswith(".tsv") else ",")
             if not names:
                 raise BadRecord("is empty: it does not even have a header.", "Give a list with a header and rows.")
+            if len(names) == 1 and any(other in names[0] for other in ",;\t|"):
+                remedy = "Separate its columns with commas in a .csv file, and with tabs in a .tsv file."
+                raise BadRecord(f"has only one column, {names[0]!r}.", remedy)
             self._rows.check(names, self._name)
             return records
         # A text file has no columns, so every setting that names a column is an error.
