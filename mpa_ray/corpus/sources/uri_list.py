@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -73,7 +74,7 @@ class UriList:
             names, records = list_records.csv_records(file, "\t" if name.endswith(".tsv") else ",")
             if not names:
                 raise BadRecord("is empty: it does not even have a header.", "Give a list with a header and rows.")
-            if len(names) == 1 and any(other in names[0] for other in ",;\t|"):
+            if len(names) == 1 and names[0] != self._config.image_column and re.search(r"[,;\t|]", names[0]):
                 remedy = "Separate its columns with commas in a .csv file, and with tabs in a .tsv file."
                 raise BadRecord(f"has only one column, {names[0]!r}.", remedy)
             self._rows.check(names, self._name)
