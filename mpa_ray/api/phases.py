@@ -54,7 +54,7 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
         _check_cluster()
     check_resources_of(config, phase)
     check_begun(config, phase)
-    context = RunContext.open(config, again)
+    context = RunContext.open(config, again, reads_benchmarks=phase == "evaluate")
     with command_recorded(context.run.storage, f"mpa-ray {'evaluate' if phase == 'score' else phase}"):
         _function_of(phase)(context)
         context.failures.check()

@@ -43,8 +43,10 @@ def open_run(path: str | Path, object_store: ObjectStoreConfig | None = None) ->
         remedy = "Pass a run directory, such as config.run_dir."
         raise ConfigError("path", path, f"is a {type(path).__name__}, not a path.", remedy)
     if not isinstance(object_store, ObjectStoreConfig | None):
-        remedy = "Pass an ObjectStoreConfig, such as ObjectStoreConfig(endpoint_url=...)."
-        raise ConfigError("object_store", object_store, f"is a {type(object_store).__name__}.", remedy)
+        remedy = "Pass one, such as ObjectStoreConfig(endpoint_url=...)."
+        raise ConfigError(
+            "object_store", object_store, f"is a {type(object_store).__name__}, not an ObjectStoreConfig.", remedy
+        )
     if str(path).endswith((".yaml", ".yml")) and Path(path).is_file():
         raise ConfigError("path", str(path), "is a file, and not a run directory.", "Pass its run_dir.")
     return RunView(Run(open_storage(str(path), object_store)))

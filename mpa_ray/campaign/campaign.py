@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
@@ -35,6 +35,7 @@ from mpa_ray.phases.preflight import check_names, check_run, check_student, chec
 from mpa_ray.phases.repeated_work import NOTHING_AGAIN, Again
 from mpa_ray.phases.resource_needs import check_resources_of, check_resources_of_student
 from mpa_ray.pipeline.cluster_address import cluster_address
+from mpa_ray.pipeline.machine import Need
 from mpa_ray.pipeline.run_pass import Admission, record_error
 from mpa_ray.run.commands import command_recorded
 from mpa_ray.run.fingerprint import verdict_fingerprint
@@ -42,6 +43,7 @@ from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.sizing.architecture import architecture_of
 
+_Check = Callable[[StudentConfig, int], None]
 _CPUS_FOR_SMALL_TASKS = 1.0
 """CPUs of the cluster that phases leave free for the small tasks that fetch images and commit rows."""
 
@@ -61,31 +63,26 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
         RunError: the teacher's pass or some students failed. The message names the students. The error is an
             `Unfinished` if every failure may be temporary.
     """
-    failures = _errors_of_students(config, partial(_check_alone, object_store=config.object_store))
-    students = _without(failures, config.students)
+    failures: dict[str, Exception] = {}
+    students = _check_students(config, failures, partial(_check_alone, object_store=config.object_store))
     check_names(config)
     check_run(config.model_copy(update={"students": students}))
     check_resources_of(config.model_copy(update={"students": students}), "align")
-    failures |= _errors_of_students(config, partial(check_trainable, object_store=config.object_store))
-    students = _without(failures, students)
+    _check_students(config, failures, partial(check_trainable, object_store=config.object_store))
+    reading = RunContext.for_reading(config)
+    _check_students(config, failures, lambda student, _: check_labelled_sets(reading, student))
+    reading.check_benchmarks()
     context = RunContext.from_checked(config, again)
     with command_recorded(context.run.storage, "mpa-ray align"):
-        _align_students(context, students, failures, list_shards)
+        _align_students(context, failures, list_shards)
 
 
-def _align_students(
-    context: RunContext[RunConfig],
-    students: Sequence[StudentConfig],
-    failures: dict[str, Exception],
-    list_shards: ListShards,
-) -> None:
+def _align_students(context: RunContext[RunConfig], failures: dict[str, Exception], list_shards: ListShards) -> None:
     """Align the students whose settings are correct. `failures` holds the errors of the others."""
     config = context.configured
     context.check_moved_source()
-    failures |= _errors_of_students(config, lambda student, _: check_labelled_sets(context, student))
     context.check_unchanged(["corpus", "annotations"])
-    failures |= _errors_of_students(config, lambda student, _: context.check_unchanged(_datasets_of(student)))
-    students = _without(failures, students)
+    students = _check_students(config, failures, lambda s, _: context.check_unchanged(_datasets_of(s)))
     for name, error in failures.items():
         say(f"WARNING: {name} is left out: {error}")
         record_error(context.run, PhaseKey("identify", name), error)
@@ -124,20 +121,18 @@ def _datasets_of(student: StudentConfig) -> list[str]:
     return [Run.verdicts_dir(student.name), *(Run.student_dir(student.name, arm) for arm in student.arms)]
 
 
-def _errors_of_students(config: RunConfig, check: Callable[[StudentConfig, int], None]) -> dict[str, Exception]:
-    """Run a check on each student. Returns the errors by student."""
-    errors: dict[str, Exception] = {}
+def _check_students(config: RunConfig, failures: dict[str, Exception], check: _Check) -> list[StudentConfig]:
+    """Run a check on each student that has not failed, and add its error to `failures`.
+
+    Returns the students that have not failed. Raises the first failure if all have failed.
+    """
     for index, student in enumerate(config.students):
         try:
-            check(student, index)
+            if student.name not in failures:
+                check(student, index)
         except (ConfigError, OSError) as error:
-            errors[student.name] = error
-    return errors
-
-
-def _without(failures: Mapping[str, Exception], students: Sequence[StudentConfig]) -> list[StudentConfig]:
-    """Return the students that have not failed. Raises the first failure if all have failed."""
-    others = [student for student in students if student.name not in failures]
+            failures[student.name] = error
+    others = [student for student in config.students if student.name not in failures]
     if not others:
         raise next(iter(failures.values()))
     return others
@@ -325,10 +320,9 @@ class _Campaign:
         from mpa_ray.pipeline.cluster import check_resources, start_ray
 
         start_ray()
-        for index, student in enumerate(self._students):
-            level, field = student.level, f"students.{index}.level"
-            fields = f"{field}.cpus_per_worker, {field}.gpus_per_worker"
-            check_resources(fields, level.cpus_per_worker, level.gpus_per_worker)
+        for student in self._students:
+            branch = self._context.run.branch_of_student(student.name)
+            check_resources(Need.of_training(student.level, f"{branch}.level"))
 
     def _record(self, name: str, error: Exception, warning: str) -> None:
         """Record the error of a thread and print a warning. An AccessLost ends the whole command instead."""

@@ -183,6 +183,8 @@ def _init(arguments: Arguments) -> None:
     case = arguments.argument or ("gpu" if Path("/dev/nvidiactl").exists() else "cpu")
     if case not in cases:
         remedy = did_you_mean(case, cases) or f"Choose one of {', '.join(cases)}."
+        if case.endswith((".yaml", ".yml")):
+            remedy = f"To write a starter file, run mpa-ray init > {case}."
         raise ConfigError("mpa-ray init", case, "is not a starter file.", remedy)
     print((_STARTERS / f"{case}.yaml").read_text(encoding="utf-8"), end="")
 

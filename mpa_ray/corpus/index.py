@@ -8,9 +8,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.dedup_index import DedupIndex
+from mpa_ray.corpus.named_files import NUM_CHECKED, check_named_files, is_missing
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.source_root import SourceRoot
 from mpa_ray.corpus.sources.left_out import LeftOut
@@ -35,14 +37,19 @@ _FILTERS = {
 
 
 def check_source(config: SourceConfig, places: Places) -> None:
-    """List the source up to the first image that passes the filters.
+    """List the source up to the first image that passes the filters and, in a list or a table, whose file exists.
 
     Raises:
-        ConfigError: the source holds no image, or the filters leave out all images. The error names the filter.
+        ConfigError: the source holds no image, the filters leave out all images, or none of the first entries of a list
+            or a table names a file that exists. The error names the filter or the entry.
     """
     selection = Selection(config, places)
-    if next(selection.images(), None) is None:
+    images = selection.images()
+    first = next(images, None)
+    if first is None:
         raise selection.no_images_error()
+    if is_missing(first, config, places) and (kind := kind_of(config, places)) in KINDS_OF_TABLES:
+        check_named_files(config, kind, [first, *islice(images, NUM_CHECKED - 1)], places)
 
 
 class Selection:

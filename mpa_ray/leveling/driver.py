@@ -25,6 +25,7 @@ from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.pipeline.cluster import check_resources
 from mpa_ray.pipeline.death_recorder import DeathRecorder
+from mpa_ray.pipeline.machine import Need
 from mpa_ray.records import EpochCounts
 from mpa_ray.run.checkpoint_files import checkpoints_name
 from mpa_ray.run.ownership import Ownership
@@ -69,8 +70,7 @@ def fine_tune(
     _warn_of_left_out(label, branch, student, plan.counts)
     if not plan.counts.num_samples:
         raise RunError(f"{label}: there are no samples to train on; the report lists the reasons.")
-    resources = f"{branch}.cpus_per_worker, {branch}.gpus_per_worker"
-    check_resources(resources, settings.cpus_per_worker, settings.gpus_per_worker)
+    check_resources(Need.of_training(settings, branch))
     job = TrainingJob.of(run, config, student, task, plan, folder, cards, ownership)
     before = _state(job)
     _check_images(job, label, before, config.limits.max_failed_rate)

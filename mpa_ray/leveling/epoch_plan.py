@@ -184,7 +184,8 @@ def _write_in_order(
 ) -> int:
     """Shuffle the samples, commit them in shards, and count them."""
     num_samples = num_shards = 0
-    with tempfile.TemporaryDirectory() as scratch, Progress(f"plan {dataset.folder}", None, "samples") as progress:
+    label = f"training samples of {dataset.folder.removesuffix('/epoch')}"
+    with tempfile.TemporaryDirectory() as scratch, Progress(label, None, "samples") as progress:
         ordered = in_seeded_order(samples, seed, Path(scratch))
         while rows := list(islice(ordered, rows_per_shard)):
             dataset.commit_missing(shard_name(num_shards), rows)

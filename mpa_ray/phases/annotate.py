@@ -88,6 +88,7 @@ def annotation_pass(context: RunContext[RunConfig]) -> Pass[Annotation]:
         source=run.corpus,
         target=run.annotations,
         model=config.teacher,
+        branch="teacher",
         make_stage=partial(Annotate, task=context.task, config=config.annotate, answer=config.answer),
         reader=context.corpus_reader,
         reading=config.reading,

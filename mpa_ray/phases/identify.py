@@ -165,6 +165,7 @@ def verdict_pass(context: RunContext[RunConfig], group: EngineGroup) -> Pass[Any
         source=run.annotations,
         target=target,
         model=group.base,
+        branch=run.branch_of_student(group.names[0]),
         make_stage=stage_for(group, make_stage),
         reader=context.corpus_reader,
         reading=config.reading,

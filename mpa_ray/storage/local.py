@@ -185,4 +185,6 @@ def _cannot_write(target: Path, error: OSError) -> CannotWrite:
     problem = error.strerror or str(error)
     if error.errno == errno.ENAMETOOLONG:
         problem = f"{problem}: give a run_dir with a shorter path, or shorter names"
+    if error.errno == errno.EEXIST:
+        problem = f"{error.filename} is a file, not a folder"
     return CannotWrite(str(target), problem)

@@ -39,25 +39,13 @@ from mpa_ray.storage.boto3_errors import (
 from mpa_ray.storage.deadline import Expiry, call_with_deadline
 from mpa_ray.storage.faults import Fault
 from mpa_ray.storage.listing import ListedObject, ListingPage
+from mpa_ray.storage.object_uri import SCHEME
 from mpa_ray.storage.request_pace import Outage, RequestPace
 
-SCHEME = "s3://"
 _MAX_PART_ATTEMPTS = 5
 T = TypeVar("T")
 
 _creating_client = threading.Lock()  # boto3 cannot create clients in several threads at the same time.
-
-
-def split_uri(uri: str) -> tuple[str, str]:
-    """Split `s3://bucket/some/key` into bucket and key.
-
-    Raises:
-        ConfigError: the URI names no bucket.
-    """
-    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
-    if not uri.startswith(SCHEME) or not bucket:
-        raise ConfigError("uri", uri, "names no bucket.", "Write s3://BUCKET/PREFIX.")
-    return bucket, key
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from mpa_ray.errors import CannotWrite, ConfigError, may_pass
 from mpa_ray.storage.deadline import call_with_deadline
 from mpa_ray.storage.digests import SHA256_METADATA, ObjectContent, sha256_of_file
 from mpa_ray.storage.exclusive import Creation
-from mpa_ray.storage.object_store import ObjectStore, split_uri
+from mpa_ray.storage.object_store import ObjectStore
+from mpa_ray.storage.object_uri import split_uri
 from mpa_ray.storage.storage import StoredFile
 
 

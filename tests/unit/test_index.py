@@ -120,7 +120,7 @@ def test_the_check_lists_a_source_only_to_the_first_image_that_passes(monkeypatc
         def images(self, _: ImageRef | None = None) -> Iterator[ImageRef]:
             for number in count():
                 self.num_listed = number + 1
-                yield ImageRef(f"{number}.png", f"/{number}.png", 10)
+                yield ImageRef(f"{number}.png", f"s3://bucket/{number}.png", 10)
 
     source = Endless()
     monkeypatch.setattr("mpa_ray.corpus.index.open_source", lambda *_: source)
