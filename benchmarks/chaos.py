@@ -3,11 +3,11 @@
     python benchmarks/chaos.py [--trials 150] [--engine scripted] [--minutes 55]
 
 Each trial indexes, annotates and identifies the same small corpus, on a two-node Ray cluster, with everything at s3://
-behind a proxy that spoils a share of all requests. At a moment drawn from the seed, one fault happens: a process, a
-node or the driver is killed, the store has an outage, credentials expire, images kill engines, a second driver starts,
-or a file is damaged. Some trials begin with a copy of a finished run instead, and some train the student. If the
-command ends with a line that says what a person must do, the trial does that. The same command is then repeated until
-it finishes. Afterwards `chaos_recount.py` recounts the run from its files, without the project's code, and the verdicts
+behind a proxy that injects faults into a share of all requests. At a moment drawn from the seed, one fault happens: a
+process, a node or the driver is killed, the store has an outage, credentials expire, images kill engines, a second
+driver starts, or a file is damaged. Some trials begin with a copy of a finished run instead, and some train the
+student. If the command ends with a line that says what a person must do, the trial does that. The same command is then
+repeated until it finishes. Afterwards `chaos_recount.py` recounts the run from its files, without the project's code, and the verdicts
 are compared with those of an undisturbed run.
 
 Results are written after every trial. With `--minutes`, no trial begins after this time; the same command, run again,
@@ -89,7 +89,7 @@ def conditions(options: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         "replicas": NUM_REPLICAS,
         "setting": asdict(setting),
         "ray_settings": RAY_SETTINGS,
-        "share_of_requests_spoiled": options.web_faults,
+        "share_of_requests_with_fault": options.web_faults,
     }
 
 
@@ -109,7 +109,9 @@ def parsed() -> argparse.Namespace:
         "--only", help="run only trials whose kinds begin with one of these words, and write no results"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--web-faults", type=float, default=0.1, help="share of the requests that the proxy spoils")
+    parser.add_argument(
+        "--web-faults", type=float, default=0.1, help="share of the requests into which the proxy injects a fault"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/chaos.json"))
     options = parser.parse_args()
     options.trials = options.trials or NUM_TRIALS[options.engine]

@@ -1,4 +1,4 @@
-"""The proxy of the trials: it spoils a share of the requests, can have outages, and can refuse all credentials."""
+"""The proxy of the trials: it injects faults into requests, can have outages, and can refuse all credentials."""
 
 from __future__ import annotations
 

@@ -62,9 +62,9 @@ class Trial:
     num_differing: int
     """Verdicts, and weights of students, that differ from those of the undisturbed run."""
     num_unnoticed: int
-    """Damages that changed a result and that neither the command nor `audit --deep` reported."""
+    """Damaged files that changed a result and that neither the command nor `audit --deep` reported."""
     num_harmless: int
-    """Damages that nothing reported and that changed no result."""
+    """Damaged files that nothing reported and that changed no result."""
     recount: dict[str, Any]
     """The counts of `chaos_recount.py`."""
     num_redone_shards: int

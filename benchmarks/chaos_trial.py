@@ -129,7 +129,7 @@ class Trials:
         """Repair what `audit --deep` finds, and repeat the command.
 
         Returns:
-            The numbers of damages that nothing reported: of those that changed a result, and of harmless ones.
+            The numbers of damaged files that nothing reported: of those that changed a result, and of harmless ones.
         """
         if not scene.damaged:
             return 0, 0

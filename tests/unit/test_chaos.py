@@ -149,7 +149,7 @@ def test_rows_of_different_settings_are_counted(run: Path) -> None:
     assert counts(run)["mixed"] == 1
 
 
-def test_an_outage_spoils_every_request() -> None:
+def test_every_request_fails_in_an_outage() -> None:
     with ChaosProxy("http://127.0.0.1:1", share=0.0, seed=0) as proxy:
         assert proxy.draw("GET", "/a") is None
         proxy.begin_outage(WebFault.SLOW_DOWN, seconds=1e9)
