@@ -7,8 +7,8 @@ behind a proxy that injects faults into a share of all requests. At a moment dra
 process, a node or the driver is killed, the store has an outage, credentials expire, images kill engines, a second
 driver starts, or a file is damaged. Some trials begin with a copy of a finished run instead, and some train the
 student. If the command ends with a line that says what a person must do, the trial does that. The same command is then
-repeated until it finishes. Afterwards `chaos_recount.py` recounts the run from its files, without the project's code, and the verdicts
-are compared with those of an undisturbed run.
+repeated until it finishes. Afterwards `chaos_recount.py` recounts the run from its files, without the project's code,
+and the verdicts are compared with those of an undisturbed run.
 
 Results are written after every trial. With `--minutes`, no trial begins after this time; the same command, run again,
 makes the trials that are missing. A trial depends only on the seed and its number.
