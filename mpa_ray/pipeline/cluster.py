@@ -43,7 +43,7 @@ def start_ray() -> None:
 
     Raises:
         ConfigError: the cluster cannot be joined, or Ray cannot start here.
-        Unfinished: the cluster does not answer.
+        Unfinished: the cluster does not answer, or Ray does not start in time.
     """
     with _starting:
         if ray.is_initialized():
@@ -52,9 +52,21 @@ def start_ray() -> None:
         address, started = cluster_address(), Future[None]()
         threading.Thread(target=_start_and_stay, args=(started,), daemon=True).start()
         if address is None:
-            started.result()
+            _wait_until_started(started)
         else:
             _wait_until_joined(address, started)
+
+
+def _wait_until_started(started: Future[None]) -> None:
+    """Wait until Ray runs on this machine, and report in one line that it did not start in time."""
+    try:
+        started.result()
+    except Exception as error:
+        # Ray raises this class itself if one of its processes does not start in time, such as on a busy machine.
+        if type(error) is not Exception:
+            raise
+        problem = f"Ray did not start on this machine: {' '.join(str(error).split()).rstrip('.')}"
+        raise Unfinished(f"{problem}. {Remedy.SAME_COMMAND}") from error
 
 
 def _wait_until_joined(address: str, started: Future[None]) -> None:
