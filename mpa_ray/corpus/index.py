@@ -53,11 +53,11 @@ def check_first_files(config: SourceConfig, places: Places) -> None:
     Raises:
         ConfigError: none of these files exists. The error names the first entry.
     """
+    if (kind := kind_of(config, places)) not in KINDS_OF_TABLES:
+        return
     images = Selection(config, places).images()
     first = next(images, None)
-    if first is None or not is_missing(first, config, places):
-        return
-    if (kind := kind_of(config, places)) in KINDS_OF_TABLES:
+    if first is not None and is_missing(first, config, places):
         check_named_files(config, kind, [first, *islice(images, NUM_CHECKED - 1)], places)
 
 
