@@ -29,6 +29,8 @@ class Reason(StrEnum):
     STUDENT_CORRECT = "student_correct"
     STUDENT_NOT_ASKED = "student_not_asked"
     REPLY_TRUNCATED = "reply_truncated"
+    REASONING_TRUNCATED = "reasoning_truncated"
+    """The reply is all reasoning: it ended before the model began its answer."""
     REPEATED_QUESTION = "repeated_question"
     SECOND_ANSWER_TRUNCATED = "second_answer_truncated"
     PROMPT_TOO_LONG = "prompt_too_long"

@@ -140,7 +140,7 @@ def _train(
     with admission(), recorded(run, key):
         if not run.has_manifest(f"{folder}/epoch"):
             run.record_trained_version(folder, version)
-        is_promptable = PromptCheck(student.model, config.object_store, context.task)
+        is_promptable = PromptCheck(student, config.object_store, context.task)
         plan = plan_epoch(run, folder, sample_sources(context, student), student.level, key.arm, is_promptable)
         versions = installed_versions()
         cards = {

@@ -42,7 +42,7 @@ def prompt(processor, question):
         {{"role": "system", "content": [{{"type": "text", "text": SYSTEM}}]}},
         {{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": text}}]}},
     ]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False{chat_template_args})
 ```
 
 With transformers:
@@ -141,6 +141,7 @@ def usage(student: StudentConfig, task: Task, max_new_tokens: int, processor_sca
         system=_literal(SYSTEM_PROMPT),
         prompt=_literal(PREAMBLE.replace("{", "{{").replace("}", "}}") + task.answer_template),
         **{name: part.format(**limits) for name, part in parts.items()},
+        chat_template_args=f", **{student.chat_template_args!r}" if student.chat_template_args else "",
         dtype=student.engine.weight_format,
         max_model_len=f", max_model_len={max_model_len}" if max_model_len else "",
         max_new_tokens=max_new_tokens,

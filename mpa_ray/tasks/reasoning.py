@@ -105,9 +105,20 @@ def without_marks(text: str) -> str:
 
 def opened_reasoning(prompt: str) -> str:
     """Return the tag at the end of a prompt that opens the reasoning of the reply; "" if there is none."""
-    ending = prompt.rstrip()
-    tags = [tag for tag in _TAG.finditer(ending[-_MAX_TAG_LENGTH:]) if tag.end() == len(ending[-_MAX_TAG_LENGTH:])]
-    return tags[-1]["opening"] or "" if tags else ""
+    tag = _last_tag(prompt)
+    return tag["opening"] or "" if tag is not None else ""
+
+
+def closes_reasoning(prompt: str) -> bool:
+    """Whether a prompt ends with the tag that closes the reasoning, so that the reply is only an answer."""
+    tag = _last_tag(prompt)
+    return tag is not None and tag["closing"] is not None
+
+
+def _last_tag(prompt: str) -> re.Match[str] | None:
+    """The tag at the end of a prompt, apart from white space."""
+    ending = prompt.rstrip()[-_MAX_TAG_LENGTH:]
+    return next((tag for tag in _TAG.finditer(ending) if tag.end() == len(ending)), None)
 
 
 def closing_of(opening: str) -> str:
