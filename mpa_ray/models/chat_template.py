@@ -166,5 +166,5 @@ def turn_of(processor: Any, arguments: Mapping[str, Any] | None = None) -> Turn:
     end = min((after.index(token) + len(token) for token in _special_tokens(processor) if token in after), default=0)
     if not conversation.startswith(prompt) or not separator or not end:
         return Turn(closing, processor.tokenizer.eos_token)
-    is_closed = not opening or without_reasoning(f"{opening}{before}{mark}") == mark
+    is_closed = not opening or (without_reasoning(f"{opening}{before}{mark}") or "").strip() == mark
     return Turn(before if is_closed else f"{before}{closing}", after[:end])
