@@ -13,7 +13,15 @@ from enum import StrEnum
 
 from mpa_ray.tasks.json_replies import json_text, json_values
 from mpa_ray.tasks.labels import Patterns, find_labels, patterns_of
-from mpa_ray.tasks.plain_text import first_turn, is_tag, num_words, visible, without_markup, without_placeholders
+from mpa_ray.tasks.plain_text import (
+    first_turn,
+    is_tag,
+    num_words,
+    visible,
+    with_decoded_entities,
+    without_markup,
+    without_placeholders,
+)
 from mpa_ray.tasks.reasoning import without_marks, without_reasoning
 
 
@@ -60,13 +68,16 @@ def parse_reply(
         return ReplyError.REASONING_TRUNCATED
     if not text.strip():
         return ReplyError.EMPTY_REPLY
-    cleaned = first_turn(without_placeholders(text))
+    text = without_placeholders(text)
+    cleaned = first_turn(text)
     checked = [_checked(draft, max_answer_words) for draft in _drafts(cleaned, patterns)]
     if pairs := [pair for pair in checked if isinstance(pair, QuestionAnswer)]:
         return pairs
     if without_markup(cleaned) != text and next(json_values(text), None) is None:
         # The markup may be what the pair is about, as in "Which tag is shown? Answer: <br>".
-        literal = [_checked(draft, max_answer_words) for draft in _labelled_drafts(text, patterns)]
+        literal = [
+            _checked(draft, max_answer_words) for draft in _labelled_drafts(with_decoded_entities(text), patterns)
+        ]
         if pairs := [pair for pair in literal if isinstance(pair, QuestionAnswer)]:
             return pairs
     if _REFUSAL.match(cleaned):
@@ -108,6 +119,8 @@ def _checked(draft: _Draft, max_answer_words: int) -> QuestionAnswer | ReplyErro
     if draft.answer is None:
         return ReplyError.NO_ANSWER
     question, answer = _undecorated(draft.question), _undecorated(without_marks(_undecorated(draft.answer)))
+    # A placeholder may have been written with entities.
+    question, answer = without_placeholders(question).strip(), without_placeholders(answer).strip()
     if not any(map(str.isalnum, question)) or _is_placeholder(question):
         return ReplyError.EMPTY_QUESTION
     if not answer or _is_placeholder(answer):

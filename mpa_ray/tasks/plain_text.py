@@ -29,6 +29,7 @@ _PLACEHOLDER = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_MAX_NESTED = 4
 _ROLES = r"(?:user|assistant|model|system|human)"
 _TURN = re.compile(
     rf"""
@@ -69,7 +70,12 @@ def visible(text: str) -> str:
 
 def without_placeholders(text: str) -> str:
     """Remove placeholders of images and videos, since a prompt may hold only the placeholder of its own image."""
-    return _PLACEHOLDER.sub("", text)
+    for _ in range(_MAX_NESTED):
+        text, num_removed = _PLACEHOLDER.subn("", text)
+        if not num_removed:
+            return text
+    # Placeholders are nested in each other more deeply than any model would write them.
+    return text.replace("<", "")
 
 
 def first_turn(text: str) -> str:
@@ -93,6 +99,11 @@ def without_markup(text: str) -> str:
     """
     if "<" in text:
         text = "".join(_replaced_tags(text))
+    return with_decoded_entities(text)
+
+
+def with_decoded_entities(text: str) -> str:
+    """Decode HTML's entities. An ampersand without a semicolon, as in a URL, is a part of the text."""
     return _ENTITY.sub(lambda entity: html.unescape(entity[0]), text) if "&" in text else text
 
 

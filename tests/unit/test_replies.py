@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from benchmarks.hostile_replies import measure
+from mpa_ray.records import ParitySample
+from mpa_ray.run.parity_export import export_parity
+from mpa_ray.run.run import Run
+from mpa_ray.tasks.library import TASKS
 from mpa_ray.tasks.parser import QuestionAnswer, ReplyError, parse_reply
-from mpa_ray.tasks.plain_text import num_words
+from mpa_ray.tasks.plain_text import num_words, without_placeholders
 from mpa_ray.tasks.reasoning import closing_of, final_answer, opened_reasoning
 
 BUS = "What colour is the bus?"
@@ -227,3 +235,34 @@ def test_the_word_limit_counts_characters_of_chinese() -> None:
     reply = "问题：这是什么？\n答案：" + "红" * 21  # noqa: RUF001
     assert parse_reply(reply) == ReplyError.ANSWER_TOO_LONG
     assert parse_reply(reply, max_answer_words=21) == [QuestionAnswer("这是什么？", "红" * 21)]  # noqa: RUF001
+
+
+@pytest.mark.parametrize("placeholder", ["<image>", "&lt;image&gt;", "<ima<image>ge>", "<|image_pad|>", "<image_2>"])
+def test_a_pair_holds_no_placeholder(placeholder: str) -> None:
+    question = f"Question: {placeholder} {BUS}\nAnswer: red {placeholder}"
+    assert parse_reply(question) == [QuestionAnswer(BUS, "red")]
+    assert parse_reply(f"Question: {BUS}\nAnswer: {placeholder}") == ReplyError.EMPTY_ANSWER
+
+
+def test_deeply_nested_placeholders_are_removed_in_linear_time() -> None:
+    assert "<image>" not in without_placeholders("<ima" * 5000 + "<image>" + "ge>" * 5000)
+
+
+def test_an_exported_sample_has_exactly_one_placeholder(tmp_path: Path) -> None:
+    """Pairs of earlier versions, and answers that a person wrote, may hold further ones."""
+    sample = ParitySample("a", "a", "/a", "<image> What?", "red <image>", "")
+    run = Run.open(str(tmp_path))
+    export_parity(run, "parity/s", TASKS["demo_world"], [sample])
+    (exported,) = json.loads((tmp_path / "parity/s/llava.json").read_text())
+    human, model = (turn["value"] for turn in exported["conversations"])
+    assert human.startswith("<image>\n")
+    assert (human + model).count("<image>") == 1
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_hostile_replies_end_in_pairs_or_a_reason(seed: int) -> None:
+    outcomes = measure(3000, seed)
+    assert outcomes.outcomes.total() == outcomes.num_replies == 3000
+    assert outcomes.num_parsed_back > 900
+    assert {"pair", "no_question", "no_answer", "empty_reply", "reasoning_truncated"} <= set(outcomes.outcomes)
+    assert set(outcomes.outcomes) <= {"pair", *map(str, ReplyError)}
