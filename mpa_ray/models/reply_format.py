@@ -65,7 +65,7 @@ class ReplyFormat:
         answer = without_reasoning(text) if self.max_reasoning_tokens else None
         if answer is None:
             return text, finish_reason
-        tokens = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        tokens = self.tokenizer(answer.strip(), add_special_tokens=False)["input_ids"]
         if len(tokens) <= max_new_tokens:
             return text, finish_reason
         cut = self.tokenizer.decode(tokens[:max_new_tokens])
