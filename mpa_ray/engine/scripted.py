@@ -89,7 +89,7 @@ class ScriptedEngine:
         self._cached_keys.add(image.key)
         return Reply(
             text=self._with_reasoning(reply, request),
-            finish_reason="length" if self._config.reasoning == "endless" else finish_reason,
+            finish_reason="length" if self._config.reasoning_form == "endless" else finish_reason,
             num_prompt_tokens=_BLOCK_SIZE + len(request.text.split()),
             num_cached_tokens=_BLOCK_SIZE if is_cached else 0,
             num_output_tokens=min(len(reply.split()), request.sampling.max_new_tokens),
@@ -133,7 +133,7 @@ class ScriptedEngine:
     def _with_reasoning(self, reply: str, request: Request) -> str:
         # The reasoning depends on the prompt, so it differs between the teacher's two answers.
         reasoning = f"The text asks this: {_digest(request.text)[:8]}. Question: no? Answer: no."
-        match self._config.reasoning:
+        match self._config.reasoning_form:
             case "none":
                 return reply
             case "tagged":

@@ -6,6 +6,7 @@ from collections import Counter
 
 from mpa_ray.config import LimitsConfig
 from mpa_ray.errors import RunError
+from mpa_ray.errors.remedies import Remedy
 from mpa_ray.pipeline.pass_spec import ShardDone
 from mpa_ray.records import Reason
 from mpa_ray.tasks.parser import ReplyError
@@ -55,6 +56,5 @@ class ReplyGuard:
             (most, _), *_ = self._unparsed.most_common(1)
             raise RunError(
                 f"{self._pool}: {num_unparsed} of {self._num_replies} replies cannot be parsed, more than "
-                f"limits.max_unparsed_rate = {rate} ({counts}). {_REMEDIES.get(most, _LABELS)} Use another run_dir "
-                "for the changed settings; the same command would fail again."
+                f"limits.max_unparsed_rate = {rate} ({counts}). {_REMEDIES.get(most, _LABELS)} {Remedy.OTHER_RUN}"
             )

@@ -86,8 +86,8 @@ def test_pairs_of_a_teacher_that_reasons_are_those_of_one_that_does_not(
     rates = {"inconsistent_rate": 0.1}
     tree = scripted_tree(images, tmp_path / "plain", **rates)
     plain_rows, plain_verdicts = identified(tree, monkeypatch)
-    tree = scripted_tree(images, tmp_path / "reasons", **rates, reasoning=teacher)
-    tree["students"][0]["engine"]["reasoning"] = student
+    tree = scripted_tree(images, tmp_path / "reasons", **rates, reasoning_form=teacher)
+    tree["students"][0]["engine"]["reasoning_form"] = student
     rows, verdicts = identified(tree, monkeypatch)
     assert [(r.question, r.answer, r.second_answer) for r in rows] == [
         (r.question, r.answer, r.second_answer) for r in plain_rows
@@ -102,11 +102,11 @@ def test_pairs_of_a_teacher_that_reasons_are_those_of_one_that_does_not(
 def test_replies_that_are_all_reasoning_have_a_reason_in_every_pass(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, verdicts = identified(scripted_tree(images, tmp_path / "run", reasoning="endless"), monkeypatch)
+    rows, verdicts = identified(scripted_tree(images, tmp_path / "run", reasoning_form="endless"), monkeypatch)
     assert {(row.state, row.reason, row.question) for row in rows} == {("dropped", "reasoning_truncated", None)}
     assert {(v.state, v.reason) for v in verdicts} == {("dropped", "reasoning_truncated")}
     tree = scripted_tree(images, tmp_path / "student")
-    tree["students"][0]["engine"]["reasoning"] = "endless"
+    tree["students"][0]["engine"]["reasoning_form"] = "endless"
     rows, verdicts = identified(tree, monkeypatch)
     assert {row.state for row in rows} == {"kept"}
     assert {(v.state, v.reason, v.student_answer, v.finish_reason) for v in verdicts} == {
@@ -314,7 +314,7 @@ def test_a_command_ends_with_code_1_and_the_remedy(
     without_ray(monkeypatch)
     tree = scripted_tree(images, tmp_path / "run")
     engine = tree["teacher"]["engine"] if phase == "annotate" else tree["students"][0]["engine"]
-    engine["reasoning"] = "endless"
+    engine["reasoning_form"] = "endless"
     tree["limits"] = {"min_images": 16}
     tree["source"]["limit"] = 24
     config = tmp_path / "c.yaml"
