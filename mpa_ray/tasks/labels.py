@@ -12,11 +12,11 @@ from functools import cache
 
 # Label words of many languages. To support another language, add its words for "question" and "answer".
 _QUESTION_WORDS = (
-    "question|frage|pregunta|pergunta|domanda|vraag|fråga|spørgsmål|spørsmål|kysymys|pytanie|otázka|вопрос|питання|soru|"
+    "question|ques|frage|pregunta|pergunta|domanda|vraag|fråga|spørgsmål|spørsmål|kysymys|pytanie|otázka|вопрос|питання|soru|"
     "câu hỏi|pertanyaan|ερώτηση|שאלה|السؤال|سؤال|प्रश्न|คำถาม|问题|問題|質問|问|問|질문"
 )
 _ANSWER_WORDS = (
-    "answer|antwort|réponse|reponse|respuesta|resposta|risposta|antwoord|svar|vastaus|odpowiedź|odpověď|ответ|відповідь|"
+    "answer|ans|antwort|réponse|reponse|respuesta|resposta|risposta|antwoord|svar|vastaus|odpowiedź|odpověď|ответ|відповідь|"
     "cevap|yanıt|câu trả lời|jawaban|απάντηση|תשובה|الإجابة|إجابة|الجواب|उत्तर|คำตอบ|"  # noqa: RUF001
     "答案|回答|解答|答え|答|답변|정답|답"
 )
@@ -116,6 +116,8 @@ def _only_introduces(label: Label, following: Label, text: str) -> bool:
     return encloses_pair or any(label.opens(part) and following.opens(part) for part in ("question", "answer"))
 
 
+_ABBREVIATIONS = ("ques", "ans")
+"""Labels that are no headings, since they may also be the beginning of a longer word that was cut off."""
 _KINDS = ("question_tag", "answer_tag", "end_tag", "question", "answer", "other", "short_question", "short_answer")
 
 
@@ -126,7 +128,8 @@ def _is_label(match: re.Match[str], kind: str, follows_short: bool) -> bool:
     at_line_start = match["line_start"] is not None
     is_short = kind.startswith("short_")
     if match["heading"] is not None:
-        return at_line_start and not is_short and bool(set("#*") & set(match["line_start"]))
+        is_word = not is_short and match[kind].lower() not in _ABBREVIATIONS
+        return at_line_start and is_word and bool(set("#*") & set(match["line_start"]))
     if match["dash"]:
         return at_line_start and not is_short
     if match["dot"]:

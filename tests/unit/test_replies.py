@@ -145,6 +145,7 @@ FORMS = {
     "dots": f"Q. {BUS}\nA. red",
     "numbered dots": f"Q1. {BUS}\nA1. red",
     "parentheses": f"Q) {BUS}\nA) red",
+    "short words": f"Ques: {BUS}\nAns: red",
     "bold dots": f"**Q.** {BUS}\n**A.** red",
     "table": f"| Question | Answer |\n|---|---|\n| {BUS} | red |",
     "table, bold": f"Here:\n\n| # | **Question** | **Answer** |\n|:-:|:--|--:|\n| 1 | {BUS} | **red** |\n\nDone.",
