@@ -139,6 +139,12 @@ def _special_tokens(processor: Any) -> Iterator[str]:
     yield from (token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special)
 
 
+def closing_tag(processor: Any, arguments: Mapping[str, Any]) -> str:
+    """The tag that closes the reasoning which the chat template opens in every prompt; "" if it opens none."""
+    opening = opened_reasoning(render(processor, "?", arguments))
+    return closing_of(opening) if opening else ""
+
+
 @dataclass(frozen=True)
 class Turn:
     """The text that the chat template writes around a reply, after the prompt of `render`."""

@@ -19,7 +19,14 @@ from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.leveling.collator import AnswerCollator
 from mpa_ray.leveling.prompts import PromptCheck
-from mpa_ray.models.chat_template import DEFAULT_REASONING_TOKENS, check_arguments, load_processor, render, turn_of
+from mpa_ray.models.chat_template import (
+    DEFAULT_REASONING_TOKENS,
+    check_arguments,
+    closing_tag,
+    load_processor,
+    render,
+    turn_of,
+)
 from mpa_ray.models.reply_format import ReplyFormat
 from mpa_ray.phases.annotate import index_and_annotate
 from mpa_ray.phases.context import RunContext
@@ -209,6 +216,13 @@ def test_the_check_of_questions_and_the_card_use_the_arguments(plain: Any, tmp_p
     tree["students"][0]["chat_template_args"] = NO_THINKING
     card = usage(RunConfig.model_validate(tree).students[0], TASK, 8, processor_scales=True)
     assert "tokenize=False, **{'enable_thinking': False})" in card
+    assert "skip_special_tokens=True)\n" in card
+    assert "max_new_tokens=8," in card
+    small = RunConfig.model_validate(tree).students[0]
+    card = usage(small, TASK, 8, processor_scales=True, closing_tag=closing_tag(thinking(plain), {}))
+    assert 'skip_special_tokens=True).rpartition("</think>")[2].strip()' in card
+    assert 'output.outputs[0].text.rpartition("</think>")[2].strip() for' in card
+    assert closing_tag(thinking(plain), NO_THINKING) == closing_tag(plain, {}) == ""
     tree["students"][0]["chat_template_args"] = {}
     assert "tokenize=False)" in usage(RunConfig.model_validate(tree).students[0], TASK, 8, processor_scales=True)
 
