@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -235,9 +235,8 @@ def main() -> None:
     for part in range(arguments.num_parts) if arguments.part is None else [arguments.part]:
         total = measure(arguments.num_replies // arguments.num_parts, arguments.num_parts * arguments.seed + part)
         parts = json.loads(RESULT.read_text())["parts"] if part else []
-        parts[part:] = [
-            {**asdict(total), "elapsed_s": round(total.elapsed_s, 1), "max_reply_ms": round(total.max_reply_ms)}
-        ]
+        rounded = {"elapsed_s": round(total.elapsed_s, 1), "max_reply_ms": round(total.max_reply_ms)}
+        parts[part:] = [{**vars(total), "outcomes": dict(total.outcomes.most_common()), **rounded}]
         outcomes = sum((Counter(one["outcomes"]) for one in parts), Counter())
         result = {
             "conditions": {"python": platform.python_version(), "seed": arguments.seed},
