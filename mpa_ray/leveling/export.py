@@ -24,13 +24,15 @@ from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.models.hub import split_revision
 from mpa_ray.models.reply_format import ReplyFormat
+from mpa_ray.run.checksums import FILES, JsonChecksums, checksums_of
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
-from mpa_ray.run.run import Run
+from mpa_ray.run.run import EXPORT, Run
 from mpa_ray.tasks.reasoning import final_answer
 from mpa_ray.tasks.task import Task
 
 _NUM_NAMED = 3
 """An error lists at most this number of weights."""
+_CARD = "README.md"
 
 
 def load_trained_weights(model: Any, weights: dict[str, torch.Tensor]) -> Any:
@@ -58,7 +60,7 @@ def export(
     folder: str,
     check_owner: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write `adapter/` (only for LoRA), `merged/` and `check.json` into the run.
+    """Write `adapter/` (only for LoRA), `merged/`, their checksums and `check.json` into the run.
 
     The checkpoint in `merged/` is read back and must answer the questions exactly as the model in memory does. Its
     answers are stored in `check.json`, so that they can be compared with the answers of an engine.
@@ -100,9 +102,13 @@ def export(
             raise RunError(f"The exported checkpoint answers {answers}, but the model in memory answers {expected}.")
         check_owner()
         questions.record(answers).write(run, folder)
-        for exported_folder in (adapter, merged):
-            if exported_folder.is_dir():
-                _put(exported_folder, run, f"{folder}/{exported_folder.name}", check_owner)
+        checksums: JsonChecksums = {}
+        for exported_folder in filter(Path.is_dir, (adapter, merged)):
+            # Scoring writes the card again.
+            checksums |= checksums_of(exported_folder, f"{exported_folder.name}/", leaving_out=[_CARD])
+            _put(exported_folder, run, f"{folder}/{exported_folder.name}", check_owner)
+        check_owner()
+        run.write_json(f"{folder}/{EXPORT}", {FILES: checksums})
 
 
 def _put(source: Path, run: Run, path: str, check_owner: Callable[[], None]) -> None:
@@ -207,7 +213,7 @@ def _first_of(names: Sequence[str]) -> str:
 
 def _save(model: Any, target: Path, card: str) -> None:
     model.save_pretrained(target)
-    (target / "README.md").write_text(card, encoding="utf-8")
+    (target / _CARD).write_text(card, encoding="utf-8")
 
 
 _VLLM_NAMES = {

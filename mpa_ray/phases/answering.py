@@ -42,6 +42,7 @@ def answer_pass(
         source=questions,
         target=answers,
         model=group.base,
+        branch=context.run.fingerprints.branches.of_model(group.names[0]),
         make_stage=stage_for(group, partial(Predict, task=context.task, answer=config.answer)),
         reader=context.image_reader,
         reading=config.reading,

@@ -43,7 +43,7 @@ def size_run(config: RunConfig) -> Sizing:
     models = Models(plan, config.object_store, notes, _settings_of_models(config))
     phases = PhaseSizer(config, plan, workload, measured, models, notes).phases()
     checks = list(check_memory(config, measured, models))
-    return Sizing(phases, checks, notes, plan.gpu_hour_price)
+    return Sizing(phases, checks, notes, plan.gpu_hour_price, plan.from_run)
 
 
 def _rates_of(run_dir: str, config: RunConfig) -> RunRates:
