@@ -10,7 +10,7 @@ CONFIG ?= mpa_ray/demo/demo.yaml
 KUBERAY_CRDS ?= $(HOME)/.cache/mpa_ray/kuberay-1.7.0
 HADOLINT ?= $(HOME)/.cache/mpa_ray/hadolint
 
-.PHONY: help demo setup format check check-cluster check-wheel test test-long other-vllm bench bench-leveling bench-gains bench-campaign bench-arms bench-multi-lora bench-metrics bench-scale bench-hostile bench-chaos docs models
+.PHONY: help demo setup format check check-cluster check-wheel test test-long other-vllm bench bench-leveling bench-gains bench-campaign bench-arms bench-multi-lora bench-metrics bench-scale bench-hostile bench-hostile-replies bench-chaos docs models
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1|/' | awk -F'|' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -88,6 +88,9 @@ bench-scale: setup ## A million images through the graph: 30 minutes
 
 bench-hostile: setup ## 100,000 hostile records of every kind of source, recounted: 13 minutes
 	$(PYTHON) benchmarks/hostile.py
+
+bench-hostile-replies: setup ## A million hostile replies through the parser: 3 minutes
+	$(PYTHON) benchmarks/hostile_replies.py
 
 bench-chaos: setup ## Faults of every kind at random moments, in parts of an hour; repeat the command for the next part
 	$(PYTHON) benchmarks/chaos.py --engine vllm --minutes 15

@@ -29,6 +29,8 @@ class Reason(StrEnum):
     STUDENT_CORRECT = "student_correct"
     STUDENT_NOT_ASKED = "student_not_asked"
     REPLY_TRUNCATED = "reply_truncated"
+    REASONING_TRUNCATED = "reasoning_truncated"
+    """The reply is all reasoning: it ended before the model began its answer."""
     REPEATED_QUESTION = "repeated_question"
     SECOND_ANSWER_TRUNCATED = "second_answer_truncated"
     PROMPT_TOO_LONG = "prompt_too_long"
@@ -99,11 +101,12 @@ class Annotation:
     question: str | None = None
     answer: str | None = None
     second_answer: str | None = None
-    """The teacher's answer when it is asked its own question; the most frequent answer if several are sampled."""
+    """The teacher's answer when it is asked its own question, without reasoning; the most frequent answer if several
+    are sampled."""
     second_answer_share: float | None = None
     """The share of the sampled second answers that equal `second_answer`."""
     reply: str | None = None
-    """The whole reply to the annotation prompt."""
+    """The whole reply to the annotation prompt, with its reasoning."""
     finish_reason: str | None = None
     second_finish_reason: str | None = None
     mean_logprob: float | None = None
@@ -142,6 +145,7 @@ class Verdict:
     answer: str | None = None
     second_answer: str | None = None
     student_answer: str | None = None
+    """The student's answer, without reasoning."""
     teacher_agrees: bool | None = None
     student_agrees: bool | None = None
     """None if the student was not asked or could not answer."""
@@ -247,7 +251,7 @@ class Prediction:
     reason: str | None = None
     detail: str | None = None
     prediction: str | None = None
-    """The model's reply; None if it could not reply. A missing reply is scored as a wrong answer."""
+    """The model's answer, without reasoning; None if there is none. A missing answer is scored as a wrong one."""
     finish_reason: str | None = None
     """`length` if the token limit cut off the reply; such a reply is scored like any other."""
     answer_type: str | None = None

@@ -318,6 +318,9 @@ class ScriptedEngineConfig(EngineSettings):
     """Share of annotation replies that stop at the token limit."""
     hostile_rate: float = Field(0.0, ge=0, le=1)
     """Share of images whose replies are hard to process: empty, very long, markup, or text that UTF-8 cannot encode."""
+    reasoning_form: Literal["none", "tagged", "opened", "endless"] = "none"
+    """Whether replies begin with reasoning: `tagged` encloses it in tags, `opened` leaves out the opening tag, as if
+    the prompt had opened the reasoning, and `endless` replies never reach an answer."""
     num_questions: int = Field(1, ge=1)
     """Number of different questions about an image; the request's seed selects one."""
     latency_s: float = Field(0.0, ge=0)
@@ -342,7 +345,7 @@ class ScriptedEngineConfig(EngineSettings):
 
     def identity_fields(self) -> dict[str, Json]:
         rates = {"inconsistent_rate", "wrong_rate", "unparsable_rate", "truncated_rate", "hostile_rate"}
-        return self.model_dump(include=rates)
+        return self.model_dump(include=rates | {"reasoning_form"})
 
 
 EngineConfig = Annotated[VllmEngineConfig | ScriptedEngineConfig, Field(discriminator="kind")]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
 
 from mpa_ray.config.engines import EngineConfig, VllmEngineConfig
 from mpa_ray.config.settings import Location, Settings
@@ -10,6 +12,12 @@ from mpa_ray.config.settings import Location, Settings
 MAX_IMAGE_PIXELS = 89_478_485
 """The default of `max_image_pixels`. Pillow's own default is the same number: above it, Pillow warns of a decompression
 bomb."""
+
+
+_SET_BY_MPA_RAY = frozenset(
+    ("messages", "conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize")
+)
+"""Variables of a chat template, and arguments of `apply_chat_template`, that users may not set."""
 
 
 class ModelConfig(Settings):
@@ -20,6 +28,14 @@ class ModelConfig(Settings):
     commit. `bundled:demo/models/teacher` names a folder inside the package."""
     engine: EngineConfig = VllmEngineConfig()
     """The engine that runs the model."""
+    chat_template_args: dict[str, Any] = Field({})
+    """Variables for the model's chat template, such as `enable_thinking: false`, wherever a prompt is rendered: in the
+    engine, in training and in the check of the exported student. A variable that the template does not use is
+    refused."""
+    max_reasoning_tokens: int | None = Field(None, ge=0)
+    """The maximum number of tokens of reasoning before an answer, in addition to the limit of the answer. A reply that
+    is all reasoning is dropped as `reasoning_truncated`. None means 2048 if the chat template has a reasoning tag
+    (unless it closes the reasoning in the prompt), and 0 otherwise."""
     num_replicas: int = Field(1, ge=1)
     """The number of engines, each in its own Ray actor."""
     max_num_replicas: int | None = Field(None, ge=1)
@@ -48,6 +64,13 @@ class ModelConfig(Settings):
     """An image file with more pixels is not decoded and fails as `too_many_pixels`, because the file may be a
     decompression bomb. Raise this limit for scans and satellite images. A large image takes about 8 bytes of memory for
     each pixel."""
+
+    @field_validator("chat_template_args")
+    @classmethod
+    def _variables_are_free(cls, variables: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(_SET_BY_MPA_RAY.intersection(variables)):
+            raise ValueError(f"{taken[0]} is set by mpa_ray itself. Remove it")
+        return variables
 
     @model_validator(mode="after")
     def _resources_fit_together(self) -> ModelConfig:
@@ -83,7 +106,8 @@ class SamplingConfig(Settings):
     """Sample only from the most likely tokens: as many as are needed for their probabilities to add up to this
     value."""
     max_new_tokens: int = Field(128, ge=1)
-    """A reply that has not ended after this many tokens is dropped as truncated."""
+    """A reply that has not ended after this many tokens is dropped as truncated. Reasoning does not count; see the
+    model's `max_reasoning_tokens`."""
     seed: int = 0
     """Seed of sampled replies. The seed of each reply is derived from this number and the image's id."""
 
@@ -93,6 +117,6 @@ class AnswerConfig(Settings):
     evaluation."""
 
     max_new_tokens: int = Field(32, ge=1)
-    """An answer ends after this many tokens at the latest. A second answer of the teacher that has not ended by then is
-    dropped as truncated; any other answer is used as it stands. Answers are greedy, with one exception: if
-    `annotate.num_second_answers` is over 1, the teacher's second answers are sampled."""
+    """An answer ends after this many tokens at the latest; its reasoning does not count. A second answer of the teacher
+    that has not ended by then is dropped as truncated; any other answer is used as it stands. Answers are greedy, with
+    one exception: if `annotate.num_second_answers` is over 1, the teacher's second answers are sampled."""

@@ -18,8 +18,10 @@ class LimitsConfig(Settings):
 
     max_failed_rate: float = Field(0.5, ge=0, le=1)
     """Stop if more than this share of the images cannot be read or answered."""
+    max_unparsed_rate: float = Field(0.8, ge=0, le=1)
+    """Stop if more than this share of the replies in a pass cannot be parsed. Set 1 to never stop for this reason."""
     min_images: int = Field(200, ge=1)
-    """Check `max_failed_rate` only after this many images."""
+    """Check `max_failed_rate` and `max_unparsed_rate` only after this many images."""
     max_engine_deaths: int = Field(10, ge=1)
     """Stop after this many engine deaths on one shard, without counting the deaths that narrow down which images kill
     engines. Until then, a new engine retries the shard. Also stop after this many deaths of the Ray tasks that read the

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from mpa_ray.config import SamplingConfig
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Reason, State
+from mpa_ray.tasks.reasoning import final_answer, without_reasoning
 
 JsonSchema = dict[str, Any]
 
@@ -41,6 +43,7 @@ class Reply:
     """A model's reply, with its token counts and its time."""
 
     text: str
+    """The whole reply with its reasoning. If the prompt opened the reasoning, the text begins with the opening tag."""
     finish_reason: str
     """`stop` if the model ended the reply, `length` if the token limit did."""
     num_prompt_tokens: int
@@ -57,6 +60,16 @@ class Reply:
     @property
     def truncated(self) -> bool:
         return self.finish_reason == "length"
+
+    @property
+    def is_all_reasoning(self) -> bool:
+        """Whether the reply ended before the model began its answer."""
+        return without_reasoning(self.text) is None
+
+    @cached_property
+    def answer(self) -> str:
+        """The answer to a question: the text without reasoning and without the marks of a final answer."""
+        return final_answer(self.text) or ""
 
     @property
     def num_uncached_image_tokens(self) -> int:

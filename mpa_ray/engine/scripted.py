@@ -88,8 +88,8 @@ class ScriptedEngine:
         is_cached = image.key in self._cached_keys
         self._cached_keys.add(image.key)
         return Reply(
-            text=reply,
-            finish_reason=finish_reason,
+            text=self._with_reasoning(reply, request),
+            finish_reason="length" if self._config.reasoning_form == "endless" else finish_reason,
             num_prompt_tokens=_BLOCK_SIZE + len(request.text.split()),
             num_cached_tokens=_BLOCK_SIZE if is_cached else 0,
             num_output_tokens=min(len(reply.split()), request.sampling.max_new_tokens),
@@ -129,6 +129,19 @@ class ScriptedEngine:
             or self._has_fault("wrong", self._config.wrong_rate, code)
         )
         return f"not {code[8:12]}" if is_wrong else code[8:12], "stop"
+
+    def _with_reasoning(self, reply: str, request: Request) -> str:
+        # The reasoning depends on the prompt, so it differs between the teacher's two answers.
+        reasoning = f"The text asks this: {_digest(request.text)[:8]}. Question: no? Answer: no."
+        match self._config.reasoning_form:
+            case "none":
+                return reply
+            case "tagged":
+                return f"<think>{reasoning}</think>\n{reply}"
+            case "opened":
+                return f"{reasoning}</think>\n{reply}"
+            case "endless":
+                return f"<think>{reasoning}"
 
     def _has_fault(self, fault: str, rate: float, code: str) -> bool:
         return int(_digest(f"{fault}:{code}")[:8], 16) < rate * 2**32

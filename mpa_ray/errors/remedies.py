@@ -42,6 +42,8 @@ class Remedy(StrEnum):
         "kills_engine, or exclude them from the source of a new run."
     )
     """For images that kill engines: with the same engine, they are not visited again."""
+    OTHER_RUN = "Use another run_dir for the changed settings; the same command would fail again."
+    """For settings that are a part of the fingerprint of the rows."""
     UNKNOWN = (
         "This may be a bug in mpa_ray or in a library. If so, the same command fails again. The log has the details."
     )

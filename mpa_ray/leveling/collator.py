@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,12 +24,19 @@ class AnswerCollator:
     """Renders prompts exactly as `VllmEngine` does, and appends the answer and the end of the turn."""
 
     def __init__(
-        self, processor: Any, task: Task, min_pixels: int, max_pixels: int, max_image_pixels: int = MAX_IMAGE_PIXELS
+        self,
+        processor: Any,
+        task: Task,
+        min_pixels: int,
+        max_pixels: int,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
+        chat_template_args: Mapping[str, Any] | None = None,
     ) -> None:
         self._processor = processor
         self._task = task
         self._scaling = ImageScaling.of(processor, min_pixels, max_pixels, max_image_pixels)
-        self._turn = turn_of(processor)
+        self._chat_template_args = chat_template_args or {}
+        self._turn = turn_of(processor, self._chat_template_args)
 
     def __call__(self, rows: Sequence[TrainingRow], contents: Sequence[bytes]) -> Batch:
         """A right-padded batch. A row whose image cannot be read keeps its place in the batch, without labels.
@@ -39,7 +46,10 @@ class AnswerCollator:
             contents: The image file of each row; empty if it could not be read.
         """
         images, readable = zip(*map(self._image, contents), strict=True)
-        prompts = [render(self._processor, self._task.answer_prompt(row.sample.question)) for row in rows]
+        prompts = [
+            render(self._processor, self._task.answer_prompt(row.sample.question), self._chat_template_args)
+            for row in rows
+        ]
         prompt_batch = dict(
             self._processor(
                 text=prompts,

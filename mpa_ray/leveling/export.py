@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -23,9 +23,11 @@ from mpa_ray.imaging.prepare import ImageScaling
 from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.models.hub import split_revision
+from mpa_ray.models.reply_format import ReplyFormat
 from mpa_ray.run.checksums import FILES, JsonChecksums, checksums_of
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
 from mpa_ray.run.run import EXPORT, Run
+from mpa_ray.tasks.reasoning import final_answer
 from mpa_ray.tasks.task import Task
 
 _NUM_NAMED = 3
@@ -128,6 +130,8 @@ class CheckQuestions:
         task: Task,
         scaling: ImageScaling,
         max_new_tokens: int,
+        chat_template_args: Mapping[str, Any] | None = None,
+        max_reasoning_tokens: int | None = 0,
     ) -> None:
         """Prepare the questions. Rows whose images cannot be read are left out.
 
@@ -137,6 +141,8 @@ class CheckQuestions:
             task: Defines the prompts.
             scaling: How the student's images are scaled.
             max_new_tokens: The length limit of an answer.
+            chat_template_args: The student's arguments for the chat template.
+            max_reasoning_tokens: The student's setting of the same name.
         """
         prepared = [(row, scaling.prepare(content)) for row, content in zip(rows, contents, strict=True)]
         self._questions = [(row, image.image) for row, image in prepared if not isinstance(image, ImageProblem)]
@@ -144,6 +150,8 @@ class CheckQuestions:
         """How the student's images are scaled."""
         self._task = task
         self._max_new_tokens = max_new_tokens
+        self._chat_template_args = chat_template_args or {}
+        self._max_reasoning_tokens = max_reasoning_tokens
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def answers(self, model: Any, processor: Any) -> list[str]:
@@ -153,14 +161,18 @@ class CheckQuestions:
             return [self._answer(model, processor, row, image) for row, image in self._questions]
 
     def _answer(self, model: Any, processor: Any, row: TrainingRow, image: Image.Image) -> str:
-        prompt = render(processor, self._task.answer_prompt(row.sample.question))
+        prompt = render(processor, self._task.answer_prompt(row.sample.question), self._chat_template_args)
         # The processor's own limits are those of the student only after export.
         limits = (self.scaling.min_pixels, self.scaling.max_pixels, self.scaling.max_image_pixels)
         arguments = ImageScaling.of(processor, *limits).processor_arguments([image])
         inputs = processor(text=[prompt], images=[[image]], return_tensors="pt", **arguments)
-        output = model.generate(**inputs.to(model.device, model.dtype), max_new_tokens=self._max_new_tokens)
-        answer: str = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return answer
+        replies = ReplyFormat.of(processor, self._chat_template_args, self._max_reasoning_tokens)
+        max_tokens = replies.max_tokens(self._max_new_tokens)
+        output = model.generate(**inputs.to(model.device, model.dtype), max_new_tokens=max_tokens)
+        tokens = output[0, inputs["input_ids"].shape[1] :]
+        decoded = processor.tokenizer.decode(tokens, skip_special_tokens=replies.skips_special_tokens)
+        text, _ = replies.read(decoded, "length", self._max_new_tokens)
+        return final_answer(text) or ""
 
     def record(self, answers: Sequence[str]) -> ExportCheck:
         """Return the questions with these answers, in the form in which the run stores them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mpa_ray.config import LevelConfig, RunConfig, StudentConfig, resolve_path
 from mpa_ray.corpus.moved_source import moved_root
@@ -29,6 +30,10 @@ class TrainingJob:
     """Reads the images. Its object store settings also apply to the checkpoint."""
     pixel_limits: tuple[int, int, int]
     """See `ModelConfig.pixel_limits`."""
+    chat_template_args: Mapping[str, Any]
+    """See `ModelConfig.chat_template_args`."""
+    max_reasoning_tokens: int | None
+    """See `ModelConfig.max_reasoning_tokens`."""
     max_new_tokens: int
     """The maximum number of tokens of an answer when the export is checked."""
     run: Run
@@ -74,6 +79,8 @@ class TrainingJob:
                 moved=moved_root(config, run),
             ),
             pixel_limits=student.pixel_limits,
+            chat_template_args=student.chat_template_args,
+            max_reasoning_tokens=student.max_reasoning_tokens,
             max_new_tokens=config.answer.max_new_tokens,
             run=run,
             folder=folder,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from mpa_ray.config import ObjectStoreConfig
+from mpa_ray.config import ModelConfig, ObjectStoreConfig
 from mpa_ray.models.chat_template import SpecialTokenInText, load_processor, render
 from mpa_ray.models.checkpoints import processor_folder
 from mpa_ray.records import ParitySample
@@ -15,9 +15,9 @@ from mpa_ray.tasks.task import Task
 class PromptCheck:
     """Checks that no question contains a special token of the student, such as the one that ends a turn."""
 
-    def __init__(self, model: str, object_store: ObjectStoreConfig, task: Task) -> None:
+    def __init__(self, student: ModelConfig, object_store: ObjectStoreConfig, task: Task) -> None:
         """Check questions for a student's model, whose processor is loaded when the first question is checked."""
-        self._model = model
+        self._student = student
         self._object_store = object_store
         self._task = task
 
@@ -27,11 +27,12 @@ class PromptCheck:
             # The student was already prompted with this question in identification.
             return True
         try:
-            render(self._processor, self._task.answer_prompt(sample.question))
+            prompt = self._task.answer_prompt(sample.question)
+            render(self._processor, prompt, self._student.chat_template_args)
         except SpecialTokenInText:
             return False
         return True
 
     @cached_property
     def _processor(self) -> Any:
-        return load_processor(processor_folder(self._model, self._object_store))
+        return load_processor(processor_folder(self._student.model, self._object_store))

@@ -83,7 +83,7 @@ def training_data(job: TrainingJob, processor: Any, rank: int, num_workers: int)
     loader = StepLoader(
         batch_size=job.level.batch_size,
         share=Share(job.level.tokens_per_micro_batch, rank, num_workers),
-        collator=AnswerCollator(processor, job.task, *job.pixel_limits),
+        collator=AnswerCollator(processor, job.task, *job.pixel_limits, chat_template_args=job.chat_template_args),
         reader=job.reader,
     )
     return TrainingData(
@@ -122,7 +122,9 @@ def _check_questions(job: TrainingJob, scaling: ImageScaling) -> CheckQuestions:
     rows = next(job.plan.steps(0, 1))[:_NUM_CHECKED]
     files = read_images(rows, job.reader)
     contents = [content if isinstance(content, bytes) else b"" for content in files]
-    return CheckQuestions(rows, contents, job.task, scaling, job.max_new_tokens)
+    return CheckQuestions(
+        rows, contents, job.task, scaling, job.max_new_tokens, job.chat_template_args, job.max_reasoning_tokens
+    )
 
 
 def load_model(start: str, level: LevelConfig, on_gpu: bool, quantized: bool = True) -> Any:

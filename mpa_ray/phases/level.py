@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from mpa_ray.config import Arm, RunConfig, StudentConfig
 from mpa_ray.config.measured_model import MeasuredModel
 from mpa_ray.errors import ConfigError, RunError
-from mpa_ray.models.checkpoints import model_identity
+from mpa_ray.models.chat_template import closing_tag, load_processor
+from mpa_ray.models.checkpoints import model_identity, processor_folder
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.phases.check_export import check_export
 from mpa_ray.phases.context import RunContext, installed_versions
@@ -165,8 +166,9 @@ def _train(
     with admission(), recorded(run, key):
         if not run.has_manifest(f"{folder}/epoch"):
             run.record_trained_version(folder, version)
-        is_promptable = PromptCheck(student.model, config.object_store, context.task)
+        is_promptable = PromptCheck(student, config.object_store, context.task)
         plan = plan_epoch(run, folder, sample_sources(context, student), student.level, key.arm, is_promptable)
+        closing = _closing_tag(context, student)
         versions = installed_versions()
         cards = {
             processor_scales: model_card(
@@ -175,7 +177,7 @@ def _train(
                 key.arm,
                 plan.counts,
                 versions,
-                usage(student, context.task, config.answer.max_new_tokens, processor_scales),
+                usage(student, context.task, config.answer.max_new_tokens, processor_scales, closing),
             )
             for processor_scales in (False, True)
         }
@@ -183,6 +185,13 @@ def _train(
         state = TrainingState.read(run, folder)
         if state is not None and (warning := state.retained.forgetting_warning()) is not None:
             say(f"WARNING: {key.label}: the student {warning}")
+
+
+def _closing_tag(context: RunContext[RunConfig], student: StudentConfig) -> str:
+    if not student.engine.has_checkpoint:
+        return ""
+    processor = load_processor(processor_folder(student.model, context.config.object_store))
+    return closing_tag(processor, student.chat_template_args)
 
 
 def _trains_again(context: RunContext[RunConfig], student: StudentConfig, arm: Arm, label: str) -> bool:

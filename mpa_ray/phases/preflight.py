@@ -28,8 +28,9 @@ from mpa_ray.errors import ConfigError, did_you_mean
 from mpa_ray.evaluation.benchmarks import BENCHMARKS
 from mpa_ray.evaluation.labelled_set import LabelledSet
 from mpa_ray.metrics import METRICS
+from mpa_ray.models.chat_template import check_arguments, load_processor
 from mpa_ray.models.checkpoint_files import check_files, check_kind, check_weights
-from mpa_ray.models.checkpoints import adapter_folder, base_of_adapter, model_settings
+from mpa_ray.models.checkpoints import adapter_folder, base_of_adapter, model_settings, processor_folder
 from mpa_ray.models.hub import is_hub_name
 from mpa_ray.observability.progress import say
 from mpa_ray.pipeline.cluster_address import cluster_address
@@ -205,6 +206,11 @@ def check_model(config: ModelConfig, field: str, object_store: ObjectStoreConfig
         )
     has_weights = config.engine.loads_hugging_face_weights
     _check_checkpoint(config.model, f"{field}.model", object_store, has_weights=has_weights)
+    if config.chat_template_args:
+        # Only now, because loading a processor takes seconds.
+        with _named(f"{field}.model"):
+            processor = load_processor(processor_folder(config.model, object_store))
+        check_arguments(processor, config.chat_template_args, f"{field}.chat_template_args")
 
 
 def _check_engine_settings(config: ModelConfig, field: str) -> None:

@@ -10,7 +10,7 @@ from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.pipeline.graph_rows import EncodedShard, Failure, ShardFailed, VisitedShard, decode, encode
 from mpa_ray.pipeline.pass_spec import ShardDone
 from mpa_ray.run.dataset import ShardTarget
-from mpa_ray.stages.image_work import OutT, failed_images, outcomes
+from mpa_ray.stages.image_work import OutT, failed_images, outcomes, unparsed_replies
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,15 @@ class CommitShard(Generic[OutT]):
         except (RunError, ConfigError, OSError, ValueError) as error:
             return encode(ShardFailed(visited.shard, Failure.of(error)))
         visited.usage.write_s += time.monotonic() - started
+        num_replies, unparsed = unparsed_replies(rows)
         return encode(
             ShardDone(
                 shard=visited.shard,
                 num_images=visited.num_images,
                 outcomes=outcomes(rows),
                 failed=failed_images(rows),
+                num_replies=num_replies,
+                unparsed=unparsed,
                 num_unread=visited.fetched.num_unread,
                 num_kept=len(visited.fetched.plan.kept),
                 visit_s=visited.visit_s,

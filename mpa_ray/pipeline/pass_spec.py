@@ -80,6 +80,10 @@ class ShardDone:
     """The numbers of rows by state and reason, without the rows that were kept from the previous generation."""
     failed: Counter[str] = field(default_factory=Counter)
     """The numbers of images whose rows all failed, by reason."""
+    num_replies: int = 0
+    """The number of replies of models in this pass."""
+    unparsed: Counter[str] = field(default_factory=Counter)
+    """The numbers of replies that cannot be used, by reason."""
     num_unread: int = 0
     """The number of failed images that could not be read for a reason that may be temporary."""
     num_kept: int = 0

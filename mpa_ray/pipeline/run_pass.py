@@ -18,6 +18,7 @@ from mpa_ray.observability.progress import Progress, say
 from mpa_ray.observability.usage import Usage
 from mpa_ray.pipeline.pass_outcomes import PassOutcomes
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
+from mpa_ray.pipeline.reply_guard import ReplyGuard
 from mpa_ray.redaction import without_secrets
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.manifest import Manifest
@@ -151,7 +152,7 @@ def run_shards(
 
     Raises:
         FingerprintMismatch: another command has committed rows that were made with other settings.
-        RunError: too many images failed, or engines died too often.
+        RunError: too many images failed, too many replies cannot be parsed, or engines died too often.
         Unfinished: shards are left for the next run of the command, because images could not be read.
     """
     work.target.check_fingerprint()
@@ -191,10 +192,10 @@ def follow(
     """Count shards as they finish, and announce each shard that is committed.
 
     Raises:
-        RunError: too many images have failed.
+        RunError: too many images have failed, or too many replies cannot be parsed.
         Unfinished: too many images could not be read this time.
     """
-    guard = FailureGuard(work.limits)
+    guard, reply_guard = FailureGuard(work.limits), ReplyGuard(work.limits, work.pool)
     for shard in finished:
         if isinstance(shard, ShardLeft):
             outcomes.leave(shard, work.limits, work.key.label)
@@ -203,6 +204,7 @@ def follow(
         progress.advance(shard.num_images + shard.num_kept, totals.totals().images_per_s)
         outcomes.count(shard)
         guard.count(shard.num_images, shard.failed)
+        reply_guard.count(shard)
         announce(shard.shard)
 
 

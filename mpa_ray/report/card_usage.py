@@ -42,7 +42,7 @@ def prompt(processor, question):
         {{"role": "system", "content": [{{"type": "text", "text": SYSTEM}}]}},
         {{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": text}}]}},
     ]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False{chat_template_args})
 ```
 
 With transformers:
@@ -60,7 +60,7 @@ def answer(path, question):
     inputs = processor(text=[prompt(processor, question)], images=[[load_image(path)]], return_tensors="pt")
     inputs = inputs.to(model.device, model.dtype)
     output = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False, repetition_penalty=1.0)
-    return processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True){answer_only}
 
 
 print(answer("image.png", "What is in the image?"))
@@ -86,7 +86,7 @@ def answers(pairs):
         for path, question in pairs
     ]
     outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens={max_new_tokens}))
-    return [output.outputs[0].text for output in outputs]
+    return [output.outputs[0].text{answer_only} for output in outputs]
 
 
 if __name__ == "__main__":
@@ -118,13 +118,19 @@ _SCALED_BY_EXAMPLE = {
 }
 
 
+_CLOSING_TOKENS = 8
+"""More tokens than a student needs to close the reasoning, as it has learned to do, before it answers."""
+
+
 def section_use(card: str) -> str:
     """Return the section of a model card that `usage` wrote; empty if the card has none."""
     _, title, rest = card.partition(_TITLE)
     return title + rest
 
 
-def usage(student: StudentConfig, task: Task, max_new_tokens: int, processor_scales: bool) -> str:
+def usage(
+    student: StudentConfig, task: Task, max_new_tokens: int, processor_scales: bool, closing_tag: str = ""
+) -> str:
     """Write the section: the prompt, the image sizes, and examples that give the same answers as mpa_ray.
 
     Args:
@@ -133,6 +139,7 @@ def usage(student: StudentConfig, task: Task, max_new_tokens: int, processor_sca
         max_new_tokens: The maximum number of tokens in an answer.
         processor_scales: Whether the exported processor scales images to the student's pixel limits. If not, the
             examples scale them.
+        closing_tag: The tag that closes the reasoning which the student's chat template opens; "" if it opens none.
     """
     limits = {"min_pixels": student.min_pixels, "max_pixels": student.max_pixels}
     parts = _SCALED_BY_PROCESSOR if processor_scales else _SCALED_BY_EXAMPLE
@@ -141,9 +148,11 @@ def usage(student: StudentConfig, task: Task, max_new_tokens: int, processor_sca
         system=_literal(SYSTEM_PROMPT),
         prompt=_literal(PREAMBLE.replace("{", "{{").replace("}", "}}") + task.answer_template),
         **{name: part.format(**limits) for name, part in parts.items()},
+        chat_template_args=f", **{student.chat_template_args!r}" if student.chat_template_args else "",
+        answer_only=f".rpartition({json.dumps(closing_tag, ensure_ascii=False)})[2].strip()" if closing_tag else "",
         dtype=student.engine.weight_format,
         max_model_len=f", max_model_len={max_model_len}" if max_model_len else "",
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=max_new_tokens + (_CLOSING_TOKENS if closing_tag else 0),
     )
 
 

@@ -10,7 +10,7 @@ from mpa_ray.run.fingerprint_changes import Fingerprint
 from mpa_ray.run.run import Run
 from mpa_ray.tasks.task import PREAMBLE, SYSTEM_PROMPT, Task
 
-ALGORITHM_VERSION = 6
+ALGORITHM_VERSION = 7
 """Increased whenever a change to the code changes the rows that the same settings yield."""
 
 
@@ -22,6 +22,8 @@ key, wherever its files are."""
 def _model(config: ModelConfig, run: EvaluationRunConfig) -> Fingerprint:
     return {
         "model": model_identity(config.model, run.object_store),
+        "chat_template_args": config.chat_template_args,
+        "max_reasoning_tokens": config.max_reasoning_tokens,
         "engine": config.engine.kind,
         "min_pixels": config.min_pixels,
         "max_pixels": config.max_pixels,

@@ -19,7 +19,10 @@ _NUM_CHANGES_SHOWN = 4
 _MAX_VALUE_LENGTH = 48
 _AGAIN = "~"
 """Separates a model from the number of its training in the name of a folder."""
-_OUTSIDE_ENGINE = ("model", "min_pixels", "max_pixels", "max_image_pixels")
+_OUTSIDE_ENGINE = (
+    *("model", "min_pixels", "max_pixels", "max_image_pixels"),
+    *("chat_template_args", "max_reasoning_tokens"),
+)
 """The fields of a model's fingerprint that are not settings of its engine."""
 _NOT_OF_MODEL = (
     *("algorithm_version", "task", "task_version", "system_prompt", "preamble", "answer_prompt"),

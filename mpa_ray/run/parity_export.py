@@ -15,6 +15,7 @@ from mpa_ray.records import ParitySample, arrow_schema, to_table
 from mpa_ray.run.checksums import FILES, checksums_of, read_checked
 from mpa_ray.run.parquet_rows import iter_parquet, iter_tables
 from mpa_ray.run.run import Run
+from mpa_ray.tasks.plain_text import without_placeholders
 from mpa_ray.tasks.task import SYSTEM_PROMPT, Task
 from mpa_ray.textual import Json
 
@@ -26,7 +27,9 @@ def export_parity(
 ) -> int:
     """Write D_PI to a folder of the run, and return the number of samples.
 
-    The prompts are the same as in identification. Only a few thousand samples are in memory at a time.
+    The prompts are the same as in identification. In the LLaVA-style file, each sample has exactly one placeholder of
+    an image, because trainers replace every placeholder by an image. Only a few thousand samples are in memory at a
+    time.
 
     Args:
         run: The run to write to.
@@ -84,8 +87,8 @@ def _llava(task: Task, sample: ParitySample) -> dict[str, object]:
         "image": sample.uri,
         **_metadata(sample),
         "conversations": [
-            {"from": "human", "value": f"<image>\n{task.answer_prompt(sample.question)}"},
-            {"from": "gpt", "value": sample.answer},
+            {"from": "human", "value": f"<image>\n{without_placeholders(task.answer_prompt(sample.question))}"},
+            {"from": "gpt", "value": without_placeholders(sample.answer)},
         ],
     }
 

@@ -129,20 +129,23 @@ def _parse_pairs(replies: Sequence[Reply | RequestRefused], task: Task) -> list[
 def _parse_pair(reply: Reply | RequestRefused, task: Task) -> QuestionAnswer | str:
     if isinstance(reply, RequestRefused):
         return reply.reason
+    if reply.is_all_reasoning:
+        return Reason.REASONING_TRUNCATED
     return Reason.REPLY_TRUNCATED if reply.truncated else task.pair_in(reply.text)
 
 
 def most_frequent(replies: Sequence[Reply]) -> tuple[Reply, float]:
-    """The first reply of the largest group of equal replies, and that group's share of all replies.
+    """The first reply of the largest group of replies with equal answers, and that group's share of all replies.
 
-    Truncated replies belong to no group; if all are truncated, the result is the first reply and 0.
+    Truncated replies, and replies without an answer, belong to no group; if all are such replies, the result is the
+    first reply and 0.
     """
     equal = MATCHERS["exact"]
     groups: list[list[Reply]] = []
     for reply in replies:
-        if reply.truncated:
+        if reply.truncated or reply.is_all_reasoning:
             continue
-        group = next((group for group in groups if equal(group[0].text, reply.text)), None)
+        group = next((group for group in groups if equal(group[0].answer, reply.answer)), None)
         if group is None:
             groups.append([reply])
         else:
@@ -185,7 +188,9 @@ class _RowBuilder:
 
     def annotated(self, question: str, answer: str, first: Reply, seconds: Sequence[Reply]) -> Annotation:
         second, share = most_frequent(seconds)
-        if second.truncated:
+        if second.is_all_reasoning:
+            row = self._row(State.DROPPED, Reason.REASONING_TRUNCATED.value)
+        elif second.truncated:
             row = self._row(State.DROPPED, Reason.SECOND_ANSWER_TRUNCATED.value)
         else:
             row = self._row(State.KEPT, None)
@@ -193,7 +198,7 @@ class _RowBuilder:
             row,
             question=question,
             answer=answer,
-            second_answer=second.text,
+            second_answer=second.answer,
             second_answer_share=share,
             reply=first.text,
             finish_reason=first.finish_reason,

@@ -11,7 +11,7 @@ from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.matching import Matcher
 from mpa_ray.records import Annotation, Verdict
 from mpa_ray.stages.image_work import ImageWork, encode_work, first_alone, state_of
-from mpa_ray.stages.judge import judge, not_answered, teacher_agrees
+from mpa_ray.stages.judge import answered_without_answer, judge, not_answered, teacher_agrees
 from mpa_ray.tasks.task import Task
 
 
@@ -68,6 +68,8 @@ class Identify:
             reply = await self.student.generate(image, Request(prompt, sampling))
         except RequestRefused as refused:
             return not_answered(annotation, refused.state, refused.reason, refused.detail)
+        if reply.is_all_reasoning:
+            return answered_without_answer(annotation, reply)
         return judge(annotation, reply, self.worth_asking.matches)
 
     def _judge_without_student(self, annotation: Annotation) -> Verdict:

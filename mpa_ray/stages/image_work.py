@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 from mpa_ray.engine.protocol import EncodedImage, RequestRefused, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import Annotation, HasOutcome, OfModel, Reason, RowT, State
+from mpa_ray.tasks.parser import ReplyError
 
 T = TypeVar("T")
 OutT = TypeVar("OutT", bound=HasOutcome)
@@ -84,16 +85,40 @@ def outcomes(rows: Sequence[HasOutcome]) -> Counter[tuple[str, str]]:
     return Counter((str(row.state), str(row.reason or "")) for row in rows)
 
 
+UNPARSED = frozenset((*ReplyError, Reason.REPLY_TRUNCATED, Reason.REASONING_TRUNCATED))
+"""Why a row has a reply, but neither a pair nor an answer."""
+
+
+def unparsed_replies(rows: Sequence[HasOutcome]) -> tuple[int, Counter[str]]:
+    """The number of replies in the rows of a pass, and the numbers of those that cannot be used, by reason.
+
+    Rows that an earlier pass has dropped have no reply in this pass. If the rows come from several models, only the
+    replies of the model with the most such replies are counted.
+    """
+    counts = map(_unparsed_replies, _by_model(rows).values())
+    return max(counts, key=lambda count: count[1].total(), default=(0, Counter()))
+
+
+def _unparsed_replies(rows: Sequence[HasOutcome]) -> tuple[int, Counter[str]]:
+    plain = (row.row if isinstance(row, OfModel) else row for row in rows)
+    replied = [row for row in plain if getattr(row, "finish_reason", None) is not None]
+    return len(replied), Counter(str(row.reason) for row in replied if row.reason in UNPARSED)
+
+
 def failed_images(rows: Sequence[HasOutcome]) -> Counter[str]:
     """The number of images whose rows all failed, by the reason of each image's first row.
 
     Rows about the same image must be adjacent. If the rows come from several models, only the rows of the model with
     the most failed images are counted.
     """
+    return max(map(_failed_images, _by_model(rows).values()), key=Counter.total, default=Counter())
+
+
+def _by_model(rows: Sequence[HasOutcome]) -> dict[str, list[HasOutcome]]:
     by_model: dict[str, list[HasOutcome]] = {}
     for row in rows:
         by_model.setdefault(row.model if isinstance(row, OfModel) else "", []).append(row)
-    return max(map(_failed_images, by_model.values()), key=Counter.total, default=Counter())
+    return by_model
 
 
 def _failed_images(rows: Sequence[HasOutcome]) -> Counter[str]:

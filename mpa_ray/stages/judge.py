@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from mpa_ray.engine.protocol import Reply
 from mpa_ray.matching import Matcher
@@ -33,7 +34,7 @@ def judge(annotation: Annotation, student: Reply | None, matches: Matcher) -> Ve
     """
     agrees = teacher_agrees(annotation, matches)
     reference = annotation.answer
-    student_agrees = matches(reference, student.text) if student is not None and reference is not None else None
+    student_agrees = matches(reference, student.answer) if student is not None and reference is not None else None
     match agrees, student_agrees:
         case None, _:
             return _verdict(annotation, annotation.state, annotation.reason, detail=annotation.detail)
@@ -50,9 +51,15 @@ def judge(annotation: Annotation, student: Reply | None, matches: Matcher) -> Ve
     return _verdict(annotation, state, reason, student, agrees, student_agrees)
 
 
-def not_answered(annotation: Annotation, state: State, reason: str, detail: str) -> Verdict:
+def not_answered(annotation: Annotation, state: State, reason: str, detail: str | None = None) -> Verdict:
     """The verdict on an annotation that the student could not answer."""
     return _verdict(annotation, state, reason, detail=detail)
+
+
+def answered_without_answer(annotation: Annotation, student: Reply) -> Verdict:
+    """The verdict on an annotation to which the student's reply is all reasoning."""
+    verdict = not_answered(annotation, State.DROPPED, Reason.REASONING_TRUNCATED)
+    return replace(verdict, finish_reason=student.finish_reason, num_prompt_tokens=student.num_prompt_tokens)
 
 
 def parity_samples(verdicts: Iterable[Verdict]) -> Iterator[ParitySample]:
@@ -81,7 +88,7 @@ def _verdict(
         question=annotation.question,
         answer=annotation.answer,
         second_answer=annotation.second_answer,
-        student_answer=student.text if student else None,
+        student_answer=student.answer if student else None,
         teacher_agrees=agrees,
         student_agrees=student_agrees,
         finish_reason=student.finish_reason if student else None,

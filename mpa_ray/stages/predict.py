@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from mpa_ray.config import AnswerConfig, SamplingConfig
 from mpa_ray.engine.protocol import EncodedImage, Reply, Request, RequestRefused, VisionLanguageModel
 from mpa_ray.imaging.decode import ImageProblem
-from mpa_ray.records import LabelledQuestion, Prediction, State
+from mpa_ray.records import LabelledQuestion, Prediction, Reason, State
 from mpa_ray.stages.image_work import ImageWork, encode_work, first_alone, state_of
 from mpa_ray.tasks.task import Task
 
@@ -34,10 +34,13 @@ class Predict:
             reply = await self.model.generate(image, Request(self.task.answer_prompt(question.question), sampling))
         except RequestRefused as refused:
             return _unanswered(question, refused.state, refused.reason, refused.detail)
+        if reply.is_all_reasoning:
+            unanswered = _unanswered(question, State.DROPPED, Reason.REASONING_TRUNCATED)
+            return replace(unanswered, finish_reason=reply.finish_reason)
         return _prediction(question, State.KEPT, reply=reply)
 
 
-def _unanswered(question: LabelledQuestion, state: State, reason: str, detail: str) -> Prediction:
+def _unanswered(question: LabelledQuestion, state: State, reason: str, detail: str | None = None) -> Prediction:
     return _prediction(question, state, reason, detail)
 
 
@@ -58,7 +61,7 @@ def _prediction(
         state=state.value,
         reason=None if reason is None else str(reason),
         detail=detail,
-        prediction=reply.text if reply else None,
+        prediction=reply.answer if reply else None,
         finish_reason=reply.finish_reason if reply else None,
         answer_type=question.answer_type,
         split=question.split,

@@ -6,12 +6,23 @@ the same text.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+
+from mpa_ray.tasks.json_replies import json_text, json_values
+from mpa_ray.tasks.labels import Patterns, find_labels, patterns_of
+from mpa_ray.tasks.plain_text import (
+    first_turn,
+    is_tag,
+    num_words,
+    visible,
+    with_decoded_entities,
+    without_markup,
+    without_placeholders,
+)
+from mpa_ray.tasks.reasoning import without_marks, without_reasoning
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,7 @@ class ReplyError(StrEnum):
     """Why a reply contains no pair."""
 
     EMPTY_REPLY = "empty_reply"
+    REASONING_TRUNCATED = "reasoning_truncated"
     NO_QUESTION = "no_question"
     NO_ANSWER = "no_answer"
     EMPTY_QUESTION = "empty_question"
@@ -39,25 +51,36 @@ def parse_reply(
 ) -> list[QuestionAnswer] | ReplyError:
     """Return the pairs of a reply in order, or the reason why it contains none. This function never raises an error.
 
-    Questions and answers are unchanged parts of the reply, including inner line breaks; only JSON strings are decoded.
-    If some pairs are faulty, the others are returned. If all pairs are faulty, the first fault is returned.
+    Questions and answers are parts of the reply, including inner line breaks. Only the decoration is removed:
+    reasoning, Markdown, HTML, invisible characters, placeholders of images, and the marks around a final answer. JSON
+    strings and HTML entities are decoded. If some pairs are faulty, the others are returned. If all pairs are faulty,
+    the first fault is returned.
 
     Args:
         reply: The teacher's reply.
-        max_answer_words: A longer answer is a fault.
+        max_answer_words: A longer answer is a fault. See `num_words`.
         question_labels: Words that mark a question, in addition to the built-in words of many languages.
         answer_labels: Words that mark an answer, in addition to the built-in words.
     """
-    patterns = _patterns(tuple(question_labels), tuple(answer_labels))
-    text = _without_reasoning(reply)
+    patterns = patterns_of(tuple(question_labels), tuple(answer_labels))
+    text = without_reasoning(visible(reply))
+    if text is None:
+        return ReplyError.REASONING_TRUNCATED
     if not text.strip():
         return ReplyError.EMPTY_REPLY
-    drafts = list(_json_drafts(text, patterns)) or list(_labelled_drafts(text, patterns))
-    checked = [_checked(draft, max_answer_words) for draft in drafts]
-    pairs = [pair for pair in checked if isinstance(pair, QuestionAnswer)]
-    if pairs:
+    text = without_placeholders(text)
+    cleaned = first_turn(text)
+    checked = [_checked(draft, max_answer_words) for draft in _drafts(cleaned, patterns)]
+    if pairs := [pair for pair in checked if isinstance(pair, QuestionAnswer)]:
         return pairs
-    if _REFUSAL.match(text):
+    if without_markup(cleaned) != text and next(json_values(text), None) is None:
+        # The markup may be what the pair is about, as in "Which tag is shown? Answer: <br>".
+        literal = [
+            _checked(draft, max_answer_words) for draft in _labelled_drafts(with_decoded_entities(text), patterns)
+        ]
+        if pairs := [pair for pair in literal if isinstance(pair, QuestionAnswer)]:
+            return pairs
+    if _REFUSAL.match(cleaned):
         return ReplyError.REFUSAL
     faults = [fault for fault in checked if isinstance(fault, ReplyError)]
     if faults:
@@ -65,9 +88,19 @@ def parse_reply(
     return ReplyError.NO_ANSWER if "?" in text or "？" in text else ReplyError.NO_QUESTION  # noqa: RUF001
 
 
+def _drafts(text: str, patterns: Patterns) -> list[_Draft]:
+    """The candidate pairs of the first form in which the text has any: JSON, a table, or labels."""
+    if drafts := list(_json_drafts(text, patterns)):
+        return drafts
+    plain = without_markup(text)
+    if plain != text and (drafts := list(_json_drafts(plain, patterns))):
+        return drafts
+    return list(_table_drafts(plain, patterns)) or list(_labelled_drafts(plain, patterns))
+
+
 def asks_for_pair(prompt: str, question_labels: Sequence[str] = (), answer_labels: Sequence[str] = ()) -> bool:
     """Whether a prompt shows a format that `parse_reply` reads: labels of a question and an answer, or JSON."""
-    labels = _labels(prompt, _patterns(tuple(question_labels), tuple(answer_labels)))
+    labels = find_labels(prompt, patterns_of(tuple(question_labels), tuple(answer_labels)))
     has_both = all(any(label.opens(part) for label in labels) for part in ("question", "answer"))
     return has_both or "json" in prompt.lower()
 
@@ -85,82 +118,30 @@ def _checked(draft: _Draft, max_answer_words: int) -> QuestionAnswer | ReplyErro
         return ReplyError.NO_QUESTION
     if draft.answer is None:
         return ReplyError.NO_ANSWER
-    question, answer = _undecorated(draft.question), _undecorated(draft.answer)
-    if not any(map(str.isalnum, question)) or _PLACEHOLDER.fullmatch(question):
+    question, answer = _undecorated(draft.question), _undecorated(without_marks(_undecorated(draft.answer)))
+    # A placeholder may have been written with entities.
+    question, answer = without_placeholders(question).strip(), without_placeholders(answer).strip()
+    if not any(map(str.isalnum, question)) or _is_placeholder(question):
         return ReplyError.EMPTY_QUESTION
-    if not answer or _PLACEHOLDER.fullmatch(answer):
+    if not answer or _is_placeholder(answer):
         return ReplyError.EMPTY_ANSWER
     if _REFUSAL.match(answer):
         return ReplyError.REFUSAL
-    if len(answer.split()) > max_answer_words:
+    if num_words(answer) > max_answer_words:
         return ReplyError.ANSWER_TOO_LONG
     return QuestionAnswer(question, answer)
 
 
-# Label words of many languages. To support another language, add its words for "question" and "answer".
-_QUESTION_WORDS = (
-    "question|frage|pregunta|pergunta|domanda|vraag|fråga|spørgsmål|spørsmål|kysymys|pytanie|otázka|вопрос|питання|soru|"
-    "câu hỏi|pertanyaan|ερώτηση|שאלה|السؤال|سؤال|प्रश्न|คำถาม|问题|問題|質問|问|問|질문"
-)
-_ANSWER_WORDS = (
-    "answer|antwort|réponse|reponse|respuesta|resposta|risposta|antwoord|svar|vastaus|odpowiedź|odpověď|ответ|відповідь|"
-    "cevap|yanıt|câu trả lời|jawaban|απάντηση|תשובה|الإجابة|إجابة|الجواب|उत्तर|คำตอบ|"  # noqa: RUF001
-    "答案|回答|解答|答え|答|답변|정답|답"
-)
-_OTHER_WORDS = (
-    "explanation|reasoning|rationale|reason|justification|note|confidence|type|category|difficulty|(?:qa )?pair|"
-    "example|erklärung|begründung|hinweis|explication|remarque|explicación|nota|解释|说明|説明|理由"
-)
-_QUALIFIERS = "the|final|correct|short|concise|expected|possible|sample|example|generated|visual|my|your"
-
-_SPACE = r"[ \t\u3000\xa0]"
-_OPENING = r"[ \t\u3000\xa0>#*_\-–•·◦▪●\"'`“”‘’«「『{\[(【]"  # noqa: RUF001
-_CLOSING = r"[*_\"'`“”‘’»」』\])】]"  # noqa: RUF001
-
-
-@dataclass(frozen=True)
-class _Patterns:
-    """The patterns that recognise questions and answers, including those with a task's own labels."""
-
-    label: re.Pattern[str]
-    question_key: re.Pattern[str]
-    answer_key: re.Pattern[str]
-
-
-@cache
-def _patterns(question_labels: tuple[str, ...], answer_labels: tuple[str, ...]) -> _Patterns:
-    questions = "|".join([*map(re.escape, question_labels), _QUESTION_WORDS.replace(" ", "[ ]")])
-    answers = "|".join([*map(re.escape, answer_labels), _ANSWER_WORDS.replace(" ", "[ ]")])
-    label = re.compile(
-        rf"""
-        (?: ^ (?P<line_start>{_OPENING}*+ (?:\(?\d{{1,3}}[.):、]\)?+ {_OPENING}*+)?+)
-          | (?<=[.?!。？！;；]) (?P<after_sentence>{_OPENING}*+)
-          | (?<=\s) (?P<within>[*"'`“«]*+)
-          | (?<=</question>) | (?<=</answer>)
-        )
-        (?: <(?P<question_tag>question)> | <(?P<answer_tag>answer)> | (?P<end_tag></(?:question|answer)>)
-          | (?:(?:{_QUALIFIERS}){_SPACE}++){{0,3}}
-            (?: (?P<question>{questions}) | (?P<answer>{answers})
-              | (?P<other>{_OTHER_WORDS.replace(" ", "[ ]")}) | (?P<short_question>q) | (?P<short_answer>[ar]) )
-            {_CLOSING}{{0,3}}+ {_SPACE}?+ (?:\(?(?:[#№]|no\.)?[ ]?\d{{1,3}}\)?[.]?)?+
-            (?:{_SPACE}?\([^()\n:]{{1,40}}\))?+
-            {_CLOSING}*+ {_SPACE}*+
-            (?: (?P<colon>[:：﹕︰∶]) | (?P<dash>[-–—])(?=[ \t]) | (?P<heading>(?=\r?(?:\n|\Z))) )
-        )
-        """,  # noqa: RUF001
-        re.IGNORECASE | re.MULTILINE | re.VERBOSE,
-    )
-    question_key = re.compile(rf"(?:{questions}|q)[ _]?\d{{0,3}}", re.IGNORECASE)
-    return _Patterns(label, question_key, re.compile(rf"(?:{answers}|a)[ _]?\d{{0,3}}", re.IGNORECASE))
+def _is_placeholder(text: str) -> bool:
+    """Whether a text only stands for a question or an answer, such as `<the answer>`."""
+    return _PLACEHOLDER.fullmatch(text) is not None and not is_tag(text)
 
 
 _END_TAG = re.compile(r"</(?:question|answer)>", re.IGNORECASE)
-_OPTION_B = re.compile(r"^[ \t*(-]*+B[ \t]?[:.)]", re.MULTILINE)
 _PARAGRAPH_END = re.compile(r"\n[ \t\r]*+(?:\n|```|---|\*\*\*|</)")
 _PREAMBLE = re.compile(r"(?:sure|certainly|of course|okay|ok|here(?:['’]s| is| are))\b[^:\n?]{0,80}:", re.IGNORECASE)  # noqa: RUF001
 _ITEM = re.compile(r"[ \t>#*•·-]*+(?:\(?\d{1,3}[.)][ \t]++)?+")
 _PLACEHOLDER = re.compile(r"<[^<>]*+>|\.\.\.|…")
-_REASONING_TAG = re.compile(r"<(?P<closing>/?)think(?:ing)?>", re.IGNORECASE)
 _CANNOT = r"(?:cannot|can not|can['’]?t|could not|am (?:unable|not able) to|['’]?m (?:unable|not able) to|won['’]?t)"  # noqa: RUF001
 _REFUSAL = re.compile(
     rf"""\s*+ (?:(?:unfortunately|sorry)[,.]?[ ](?:but[ ])?)?
@@ -172,21 +153,8 @@ _REFUSAL = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class _Label:
-    """The position of a label in the reply; `kind` is the name of its group in the label pattern."""
-
-    kind: str
-    start: int
-    end: int
-
-    def opens(self, part: str) -> bool:
-        """Whether the named part, `question` or `answer`, follows the label."""
-        return self.kind in (part, f"short_{part}", f"{part}_tag")
-
-
-def _labelled_drafts(text: str, patterns: _Patterns) -> Iterator[_Draft]:
-    labels = _labels(text, patterns)
+def _labelled_drafts(text: str, patterns: Patterns) -> Iterator[_Draft]:
+    labels = find_labels(text, patterns)
     floor, question = 0, None
     for index, label in enumerate(labels):
         following = labels[index + 1] if index + 1 < len(labels) else None
@@ -204,43 +172,6 @@ def _labelled_drafts(text: str, patterns: _Patterns) -> Iterator[_Draft]:
             question, floor = None, label.end + body.find(answer) + len(answer)
     if question is not None:
         yield _Draft(question, None)
-
-
-def _labels(text: str, patterns: _Patterns) -> list[_Label]:
-    matches = list(patterns.label.finditer(text))
-    has_long_answer = any(match["answer"] or match["answer_tag"] for match in matches)
-    has_options = _OPTION_B.search(text) is not None
-    labels: list[_Label] = []
-    for match in matches:
-        kind = next(name for name in _KINDS if match[name])
-        follows_short = bool(labels) and labels[-1].kind == "short_question"
-        if kind == "short_answer" and (has_long_answer or has_options):
-            continue
-        if _is_label(match, kind, follows_short):
-            labels.append(_Label(kind, match.start(), match.end()))
-    return labels
-
-
-_KINDS = ("question_tag", "answer_tag", "end_tag", "question", "answer", "other", "short_question", "short_answer")
-
-
-def _is_label(match: re.Match[str], kind: str, follows_short: bool) -> bool:
-    """Whether a match is a label, and not a word in a sentence such as "which is the right answer: A or B?"."""
-    if kind.endswith("_tag"):
-        return True
-    at_line_start = match["line_start"] is not None
-    is_short = kind.startswith("short_")
-    if match["heading"] is not None:
-        return at_line_start and not is_short and bool(set("#*") & set(match["line_start"]))
-    if match["dash"]:
-        return at_line_start and not is_short
-    if at_line_start:
-        return True
-    if is_short:
-        return match["after_sentence"] is not None and (kind == "short_question" or follows_short)
-    if kind == "other":
-        return False
-    return match["after_sentence"] is not None or bool(match["within"]) or not match[kind][0].islower()
 
 
 def _first_paragraph(body: str) -> str:
@@ -261,21 +192,51 @@ def _unlabelled_question(before: str) -> str | None:
 
 
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』"}  # noqa: RUF001
-_MAX_NESTED_QUOTES = 4
+_MAX_NESTED = 4
+_EDGE = "*` \t\n\u200c\u200d"
+_MARKS = ("__", "~~", "==", "_")
+"""Marks of Markdown that enclose a text. Asterisks and backticks are removed even if they enclose nothing."""
+_LEADING_MARK = re.compile(r"(?:__?|~~|==)(?=\s)")
+_INNER_BOLD = re.compile(r"(?<![\w*])\*\*(?=[^\s*])([^*\n]{1,200}?)(?<!\s)\*\*(?![\w*])")
+_PYTHON_NAME = re.compile(
+    r"__(?:init|main|name|file|call|str|repr|len|all|doc|dict|class|new|del|enter|exit|iter|next)__"
+)
 
 
 def _undecorated(text: str) -> str:
-    """Remove white space, asterisks, backticks and pairs of quotation marks around a text."""
+    """Remove Markdown, white space and pairs of quotation marks around a text, and bold type within it."""
     end_tag = _END_TAG.search(text)
-    text = _without_block_quote(text[: end_tag.start()] if end_tag else text).strip("*` \t\r\n\u3000\xa0")
-    for _ in range(_MAX_NESTED_QUOTES):
-        # A comma or brace after the closing quotation mark comes from JSON that could not be decoded.
-        quoted = text.rstrip(" \t\r\n,}]") if text[:1] in _QUOTES else text
-        inner = quoted[1:-1]
-        if len(quoted) < 2 or _QUOTES.get(quoted[0]) != quoted[-1] or quoted[0] in inner or quoted[-1] in inner:
+    text = _without_block_quote(text[: end_tag.start()] if end_tag else text).strip(_EDGE)
+    leading = _LEADING_MARK.match(text)
+    text = text[leading.end() :].strip(_EDGE) if leading else text
+    for _ in range(_MAX_NESTED):
+        inner = _unquoted(_unmarked(text)).strip(_EDGE)
+        if inner == text:
             break
-        text = inner.strip("*` \t\r\n\u3000\xa0")
-    return text.strip()
+        text = inner
+    return _INNER_BOLD.sub(r"\1", text).strip()
+
+
+def _unmarked(text: str) -> str:
+    if _PYTHON_NAME.fullmatch(text):
+        return text
+    for mark in _MARKS:
+        inner = text.removeprefix(mark).removesuffix(mark)
+        if len(text) - len(inner) == 2 * len(mark) and inner and inner[0] != mark[0] != inner[-1]:
+            return inner
+        # The mark may enclose the label, too.
+        if text.endswith(mark) and text.count(mark[0]) == len(mark):
+            return text.removesuffix(mark)
+    return text
+
+
+def _unquoted(text: str) -> str:
+    # A comma or brace after the closing quotation mark comes from JSON that could not be decoded.
+    quoted = text.rstrip(" \t\r\n,}]") if text[:1] in _QUOTES else text
+    inner = quoted[1:-1]
+    if len(quoted) < 2 or _QUOTES.get(quoted[0]) != quoted[-1] or quoted[0] in inner or quoted[-1] in inner:
+        return text
+    return inner
 
 
 def _without_block_quote(text: str) -> str:
@@ -285,56 +246,69 @@ def _without_block_quote(text: str) -> str:
     return text if line_end < 0 else text[:line_end]
 
 
-def _without_reasoning(reply: str) -> str:
-    """Keep the text after the last `</think>` (whose start may be in the prompt) and before an unclosed `<think>`."""
-    tags = list(_REASONING_TAG.finditer(reply))
-    closings = [tag.end() for tag in tags if tag["closing"]]
-    start = closings[-1] if closings else 0
-    openings = [tag.start() for tag in tags if not tag["closing"] and tag.start() >= start]
-    return reply[start : openings[0] if openings else len(reply)]
+def _json_drafts(text: str, patterns: Patterns) -> Iterator[_Draft]:
+    for value in json_values(text):
+        yield from _drafts_within(value, patterns)
 
 
-_JSON_START = re.compile(r"[{\[]\s*+[\"{]")
-_MAX_JSON_STARTS = 16
-"""How many possible starts of JSON are tried. The limit is needed, since each try may read to the end of the reply."""
-_DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str, strict=False)
-"""Decodes numbers as text, so that the answer 3.50 does not become 3.5."""
-
-
-def _json_drafts(text: str, patterns: _Patterns) -> Iterator[_Draft]:
-    at = 0
-    for _ in range(_MAX_JSON_STARTS):
-        start = _JSON_START.search(text, at)
-        if start is None:
-            return
-        try:
-            value, at = _DECODER.raw_decode(text, start.start())
-        except (ValueError, RecursionError):
-            at = start.start() + 1
-        else:
-            yield from _drafts_within(value, patterns)
-
-
-def _drafts_within(value: object, patterns: _Patterns) -> Iterator[_Draft]:
+def _drafts_within(value: object, patterns: Patterns) -> Iterator[_Draft]:
     waiting = [value]
     while waiting:
         value = waiting.pop()
         if isinstance(value, list):
             waiting.extend(reversed(value))
         elif isinstance(value, dict):
-            question = [_json_text(value[key]) for key in value if patterns.question_key.fullmatch(key.strip())]
-            answer = [_json_text(value[key]) for key in value if patterns.answer_key.fullmatch(key.strip())]
+            question = [json_text(value[key]) for key in value if patterns.question_key.fullmatch(key.strip())]
+            answer = [json_text(value[key]) for key in value if patterns.answer_key.fullmatch(key.strip())]
             if question:
                 answers: list[str] | list[None] = answer or [None] * len(question)
-                yield from (_Draft(*pair) for pair in zip(question, answers, strict=False))
+                yield from (_Draft(*map(_plain, pair)) for pair in zip(question, answers, strict=False))
             else:
                 waiting.extend(reversed(value.values()))
 
 
-def _json_text(value: object) -> str:
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, bool):
-        return str(value).lower()
-    # A lone surrogate is legal in JSON but cannot be stored as UTF-8.
-    return value.encode(errors="ignore").decode() if isinstance(value, str) else ""
+def _plain(value: str | None) -> str | None:
+    return None if value is None else without_markup(without_placeholders(visible(value)))
+
+
+_CELL_BORDER = re.compile(r"(?<!\\)\|")
+_CELL_EDGE = "*_~` \t"
+
+
+def _table_drafts(text: str, patterns: Patterns) -> Iterator[_Draft]:
+    """The pairs in Markdown tables, with a column of questions and one of answers, or with a row for each."""
+    columns: tuple[int, int] | None = None
+    question: str | None = None
+    for line in text.split("\n"):
+        cells = _cells(line)
+        if len(cells) < 2:
+            if line.strip():
+                columns, question = None, None
+        elif (header := _columns_of_pairs(cells, patterns)) is not None:
+            columns = header
+        elif columns is not None:
+            if max(columns) < len(cells) and any(map(str.isalnum, "".join(cells))):
+                yield _Draft(cells[columns[0]], cells[columns[1]])
+        elif patterns.question_key.fullmatch(_key_of(cells[0])):
+            question = cells[1]
+        elif question is not None and patterns.answer_key.fullmatch(_key_of(cells[0])):
+            yield _Draft(question, cells[1])
+            question = None
+
+
+def _cells(line: str) -> list[str]:
+    if "|" not in line:
+        return []
+    cells = [cell.strip().replace("\\|", "|") for cell in _CELL_BORDER.split(line.strip())]
+    return cells[1 if not cells[0] else 0 : -1 if not cells[-1] else None]
+
+
+def _key_of(cell: str) -> str:
+    return cell.strip(f"{_CELL_EDGE}:：")  # noqa: RUF001
+
+
+def _columns_of_pairs(cells: Sequence[str], patterns: Patterns) -> tuple[int, int] | None:
+    keys = [_key_of(cell) for cell in cells]
+    questions = [index for index, key in enumerate(keys) if patterns.question_key.fullmatch(key)]
+    answers = [index for index, key in enumerate(keys) if patterns.answer_key.fullmatch(key)]
+    return (questions[0], answers[0]) if questions and answers else None

@@ -8,8 +8,9 @@ PACKAGE = Path(__file__).parents[2] / "mpa_ray"
 OPEN = "dict[str, " + "Any]"
 
 FOREIGN_FORMATS = {
-    # YAML of users, before it is checked, and arguments of engines
+    # YAML of users, before it is checked, and arguments of engines and of chat templates
     "config/engines.py",
+    "config/models.py",
     "config/settings.py",
     "config/setting_values.py",
     # records of sources and benchmarks

@@ -167,7 +167,7 @@ OTHER_PAIRS = {
 REASONS = {
     "nothing": ("", ReplyError.EMPTY_REPLY),
     "white space": (" \n\t", ReplyError.EMPTY_REPLY),
-    "reasoning only": ("<think>Question: a?\nAnswer: b", ReplyError.EMPTY_REPLY),
+    "reasoning only": ("<think>Question: a?\nAnswer: b", ReplyError.REASONING_TRUNCATED),
     "caption": ("A red bus stands in the street.", ReplyError.NO_QUESTION),
     "answer only": ("Answer: red", ReplyError.NO_QUESTION),
     "answer behind a caption": ("A red bus.\nAnswer: red", ReplyError.NO_QUESTION),
@@ -258,6 +258,17 @@ HOSTILE = [
     "<think>",
     "(",
     "</",
+    "<b>",
+    "<td>",
+    "|",
+    "| a | b |\n",
+    "**x** ",
+    "_",
+    "<answer>",
+    "\\boxed{",
+    '{"a": "\\frac',
+    "<|im_end|>",
+    "&lt;",
 ]
 
 
@@ -317,11 +328,16 @@ def test_any_text_gives_complete_pairs_or_a_reason(reply: str) -> None:
         assert pair.answer.strip() == pair.answer != ""
 
 
-@given(replies.filter(lambda reply: "{" not in reply and "[" not in reply))
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text))
+
+
+@given(replies.filter(lambda reply: "{" not in reply and "[" not in reply and "&" not in reply))
 def test_text_is_never_invented(reply: str) -> None:
     pairs = parse_reply(reply)
     if not isinstance(pairs, ReplyError):
-        assert all(pair.question in reply and pair.answer in reply for pair in pairs)
+        letters = _letters(reply)
+        assert all(_letters(pair.question) in letters and _letters(pair.answer) in letters for pair in pairs)
 
 
 words = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)
@@ -331,4 +347,5 @@ phrases = st.lists(words, min_size=1, max_size=6).map(" ".join)
 @given(phrases, st.sampled_from(["?", "", "."]), phrases, st.sampled_from(["", ".", "%"]))
 def test_a_written_pair_is_parsed_back(question: str, mark: str, answer: str, ending: str) -> None:
     pair = QuestionAnswer(question + mark, answer + ending)
-    assert parse_reply(f"Question: {pair.question}\nAnswer: {pair.answer}") == [pair]
+    # In some scripts, every character counts as a word.
+    assert parse_reply(f"Question: {pair.question}\nAnswer: {pair.answer}", max_answer_words=100) == [pair]

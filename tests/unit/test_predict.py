@@ -90,3 +90,21 @@ def test_failed_predictions_count_as_failed_and_by_their_codes() -> None:
     assert outcomes(rows) == expected
     assert failed_images(rows) == {"not_an_image": 1, "request_failed": 1}
     assert outcomes([OfModel("small", row) for row in rows]) == expected
+
+
+def test_reasoning_is_no_part_of_a_prediction() -> None:
+    rows = predictions(
+        b"image",
+        {
+            "How many?": reply("<think>2 or 1?</think>\n\n1"),
+            "Which?": reply("It is the left one.</think><|begin_of_box|>left<|end_of_box|>"),
+            "Where?": reply("<think>I see", "length"),
+            "When?": reply(" at 10:10\n"),
+        },
+    )
+    assert [(row.state, row.reason, row.prediction, row.finish_reason) for row in rows] == [
+        ("kept", None, "1", "stop"),
+        ("kept", None, "left", "stop"),
+        ("dropped", "reasoning_truncated", None, "length"),
+        ("kept", None, " at 10:10\n", "stop"),
+    ]

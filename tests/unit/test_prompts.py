@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mpa_ray.config import HoldoutConfig, LevelConfig, ObjectStoreConfig, resolve_path
+from mpa_ray.config import HoldoutConfig, LevelConfig, ModelConfig, ObjectStoreConfig, resolve_path
 from mpa_ray.leveling.arms import SampleSources
 from mpa_ray.leveling.batching import TrainingRow
 from mpa_ray.leveling.collator import AnswerCollator
@@ -22,7 +22,7 @@ from mpa_ray.tasks.library import TASKS
 MODEL = "bundled:demo/models/student"
 TASK = TASKS["demo_world"]
 SPECIAL = ("<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|endoftext|>")
-CHECK = PromptCheck(MODEL, ObjectStoreConfig(), TASK)
+CHECK = PromptCheck(ModelConfig(model=MODEL), ObjectStoreConfig(), TASK)
 
 
 def labelled(num: int, prefix: str = "own") -> list[ParitySample]:
@@ -76,7 +76,7 @@ def test_an_arm_of_pairs_that_the_student_never_answered_leaves_special_tokens_o
 
 
 def test_questions_that_the_student_answered_need_no_processor() -> None:
-    check = PromptCheck("no/such-model", ObjectStoreConfig(), TASK)
+    check = PromptCheck(ModelConfig(model="no/such-model"), ObjectStoreConfig(), TASK)
     assert all(map(check, parity(3)))
 
 

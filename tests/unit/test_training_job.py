@@ -23,3 +23,13 @@ def test_workers_read_images_with_the_configured_settings(tmp_path: Path) -> Non
     plan = plan_epoch(run, "students/small/parity", SampleSources(list, list), student.level)
     job = TrainingJob.of(run, config, student, TASKS["demo_world"], plan, "students/small/parity", {True: "a card"})
     assert job.reader == Reader(config.object_store, num_threads=3)
+
+
+def test_workers_render_prompts_as_the_students_engine_does(tmp_path: Path) -> None:
+    tree = scripted_tree(tmp_path, tmp_path / "run")
+    tree["students"][0] |= {"chat_template_args": {"enable_thinking": False}, "max_reasoning_tokens": 64}
+    config = RunConfig.model_validate(tree)
+    run, student = Run.open(config.run_dir), config.students[0]
+    plan = plan_epoch(run, "students/small/parity", SampleSources(list, list), student.level)
+    job = TrainingJob.of(run, config, student, TASKS["demo_world"], plan, "students/small/parity", {True: "a card"})
+    assert (job.chat_template_args, job.max_reasoning_tokens) == ({"enable_thinking": False}, 64)

@@ -34,6 +34,7 @@ from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.imaging.prepare import PreparedImage
 from mpa_ray.models.chat_template import SpecialTokenInText, load_processor, render
 from mpa_ray.models.checkpoints import local_folder, local_model
+from mpa_ray.models.reply_format import ReplyFormat
 from mpa_ray.models.shared_engines import Adapter
 from mpa_ray.records import Reason
 
@@ -91,15 +92,18 @@ class VllmEngine:
         on_cpu = current_platform.is_cpu()
         self.max_images_in_flight = max_images_in_flight
         self._processor = load_processor(model.model)
+        self._chat_template_args = model.chat_template_args
+        self._format = ReplyFormat.of(self._processor, model.chat_template_args, model.max_reasoning_tokens)
         self._image_token_id = self._processor.tokenizer.convert_tokens_to_ids(self._processor.image_token)
         # A request with a seed kills vLLM's CPU engine ("CPU Generator does not use offset").
         self._takes_seeds = not on_cpu
         arguments = engine_arguments(model, settings, on_cpu, adapters)
         check_adapters(arguments, adapters)
         self._scaling = scaling_of(self._processor, arguments, model.pixel_limits)
+        rendering = (arguments, model.pixel_limits, model.chat_template_args)
         num_processes = num_renderers(model, settings, on_cpu)
         # The processes start before the engine, so that they and the engine load at the same time.
-        processes = RenderingProcesses(num_processes, arguments, model.pixel_limits) if num_processes else None
+        processes = RenderingProcesses(num_processes, *rendering) if num_processes else None
         self._processes = ChildProcesses()
         try:
             with self._processes.watched():
@@ -113,7 +117,7 @@ class VllmEngine:
         if processes is not None:
             self.renderer = processes
         elif has_renderer():
-            self.renderer = RenderingThread(arguments, model.pixel_limits)
+            self.renderer = RenderingThread(*rendering)
         else:
             self.renderer = RawImages(self._scaling)
         self._request_ids = count()
@@ -136,7 +140,7 @@ class VllmEngine:
         parameters = self._sampling_params(request)
         started = time.monotonic()
         try:
-            prompt = render(self._processor, request.text)
+            prompt = render(self._processor, request.text, self._chat_template_args)
             output = await self._output(image, prompt, parameters, request.adapter)
         except SpecialTokenInText as error:
             raise RequestRefused(Reason.SPECIAL_TOKEN_IN_TEXT, str(error)) from error
@@ -147,7 +151,7 @@ class VllmEngine:
         finish_reason = output.outputs[0].finish_reason
         if finish_reason not in ("stop", "length"):
             raise RequestRefused(Reason.REQUEST_FAILED, f"vLLM ended the request with {finish_reason!r}")
-        return self._reply(output, time.monotonic() - started)
+        return self._reply(output, request, time.monotonic() - started)
 
     def close(self) -> None:
         self.renderer.close()
@@ -163,7 +167,8 @@ class VllmEngine:
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            max_tokens=sampling.max_new_tokens,
+            max_tokens=self._format.max_tokens(sampling.max_new_tokens, may_reason=schema is None),
+            skip_special_tokens=self._format.skips_special_tokens,
             seed=sampling.seed if sampling.temperature > 0 and self._takes_seeds else None,
             logprobs=0,
             structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
@@ -195,13 +200,19 @@ class VllmEngine:
             final = output
         return final
 
-    def _reply(self, output: Any, elapsed_s: float) -> Reply:
+    def _reply(self, output: Any, request: Request, elapsed_s: float) -> Reply:
         completion, tokens = output.outputs[0], output.prompt_token_ids
         image_positions = [i for i, token in enumerate(tokens) if token == self._image_token_id]
         num_output_tokens = len(completion.token_ids)
+        text, finish_reason = self._format.read(
+            completion.text,
+            completion.finish_reason,
+            request.sampling.max_new_tokens,
+            may_reason=request.schema is None,
+        )
         return Reply(
-            text=completion.text,
-            finish_reason=completion.finish_reason,
+            text=text,
+            finish_reason=finish_reason,
             num_prompt_tokens=len(tokens),
             num_cached_tokens=output.num_cached_tokens or 0,
             num_output_tokens=num_output_tokens,

@@ -125,7 +125,12 @@ def raw_image(image: Image.Image, key: str, scaling: ImageScaling) -> dict[str, 
 class Renderer:
     """Turns an image file into the model's tensors and placeholder tokens."""
 
-    def __init__(self, arguments: dict[str, Any], pixel_limits: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        arguments: dict[str, Any],
+        pixel_limits: tuple[int, int, int],
+        chat_template_args: Mapping[str, Any] | None = None,
+    ) -> None:
         import torch
         from vllm import AsyncEngineArgs
         from vllm.renderers import renderer_from_config
@@ -134,7 +139,7 @@ class Renderer:
         self._renderer = renderer_from_config(AsyncEngineArgs(**arguments).create_engine_config())
         processor = load_processor(arguments["model"])
         self._scaling = scaling_of(processor, arguments, pixel_limits)
-        self._tokens = tokenize(self._renderer, render(processor, PREAMBLE))
+        self._tokens = tokenize(self._renderer, render(processor, PREAMBLE, chat_template_args))
 
     def render_image(self, content: bytes) -> RenderedImage | ImageProblem | Refusal:
         prepared = self._scaling.prepare(content)
@@ -176,8 +181,13 @@ class RawImages:
 class RenderingThread:
     """Renders in a thread beside the event loop. The loop waits whenever the thread holds Python's interpreter lock."""
 
-    def __init__(self, arguments: dict[str, Any], pixel_limits: tuple[int, int, int]) -> None:
-        self._renderer = Renderer(arguments, pixel_limits)
+    def __init__(
+        self,
+        arguments: dict[str, Any],
+        pixel_limits: tuple[int, int, int],
+        chat_template_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._renderer = Renderer(arguments, pixel_limits, chat_template_args)
         self._thread = ThreadPoolExecutor(1)
 
     async def render_image(self, content: bytes) -> RenderedImage | ImageProblem | Refusal:
@@ -190,12 +200,18 @@ class RenderingThread:
 class RenderingProcesses:
     """Renders in separate processes, each with its own renderer."""
 
-    def __init__(self, num_processes: int, arguments: dict[str, Any], pixel_limits: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        num_processes: int,
+        arguments: dict[str, Any],
+        pixel_limits: tuple[int, int, int],
+        chat_template_args: Mapping[str, Any] | None = None,
+    ) -> None:
         self.pool = ProcessPoolExecutor(
             num_processes,
             multiprocessing.get_context("spawn"),
             initializer=_load_renderer,
-            initargs=(arguments, pixel_limits),
+            initargs=(arguments, pixel_limits, chat_template_args),
         )
         for _ in range(num_processes):
             # A task for each process, since the pool starts a process only if a task finds no idle one.
@@ -230,10 +246,12 @@ _renderer: Renderer | _RendererCannotStart | None = None
 """The renderer of a rendering process, or why it has none."""
 
 
-def _load_renderer(arguments: dict[str, Any], pixel_limits: tuple[int, int, int]) -> None:
+def _load_renderer(
+    arguments: dict[str, Any], pixel_limits: tuple[int, int, int], chat_template_args: Mapping[str, Any] | None
+) -> None:
     global _renderer
     try:
-        _renderer = Renderer(arguments, pixel_limits)
+        _renderer = Renderer(arguments, pixel_limits, chat_template_args)
     except Exception as error:  # noqa: BLE001
         # If an initializer raises an error, the pool only reports that it is broken. So the error is kept, and the
         # first task raises it.
