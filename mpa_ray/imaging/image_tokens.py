@@ -223,16 +223,24 @@ class HdTokens(ImageTokenRule):
         return (rows * columns + 1) * self.tokens_per_side**2 + 1 + (rows + 1) * self.tokens_per_side
 
 
-def image_token_rule(settings: Mapping[str, Any], processor: Mapping[str, Any]) -> ImageTokenRule | None:
+def image_token_rule(
+    settings: Mapping[str, Any], processor: Mapping[str, Any], arguments: Mapping[str, Any] | None = None
+) -> ImageTokenRule | None:
     """The rule of a checkpoint; None if its family is not known, or it cuts images in a way that has no rule.
 
     Args:
         settings: The content of config.json, with `vision_config` complete (see `mpa_ray.models.omitted_settings`).
-        processor: The settings of the image processor, and arguments that its caller passes.
+        processor: The settings of the image processor.
+        arguments: Arguments with which the processor is called. They override its settings, and may be below
+            `images_kwargs`.
 
     Raises:
         LookupError, TypeError, ValueError, ArithmeticError: a size is missing or impossible.
     """
+    arguments = arguments or {}
+    # Without this argument, the processor of InternVL cuts images into tiles, even if its settings say otherwise.
+    stored = {name: value for name, value in processor.items() if name != "crop_to_patches"}
+    processor = {**stored, **arguments, **(arguments.get("images_kwargs") or {})}
     match settings.get("model_type"):
         case "qwen2_vl" | "qwen2_5_vl" | "qwen3_vl" | "qwen3_vl_moe":
             return _grid_tokens(settings["vision_config"], processor)
@@ -279,13 +287,15 @@ def _grid_tokens(vision: Mapping[str, Any], processor: Mapping[str, Any]) -> Gri
     return GridTokens(side_of(patch) * merge, int(low), int(high))
 
 
-def _tile_tokens(settings: Mapping[str, Any], processor: Mapping[str, Any]) -> TileTokens:
+def _tile_tokens(settings: Mapping[str, Any], processor: Mapping[str, Any]) -> ImageTokenRule:
     vision, ratio = settings["vision_config"], settings.get("downsample_ratio", 0.5)
     per_tile = settings.get("image_seq_length") or int((_patches(vision) * ratio) ** 2)
     if settings.get("model_type") == "internvl_chat":
         tiles = settings.get("min_dynamic_patch", 1), settings.get("max_dynamic_patch", 12)
         side, has_thumbnail = settings.get("force_image_size") or vision["image_size"], settings.get("use_thumbnail")
         return TileTokens(side_of(side), per_tile, *tiles, has_thumbnail=bool(has_thumbnail))
+    if not processor.get("crop_to_patches", True):
+        return FixedTokens(per_tile)
     tiles = processor.get("min_patches", 1), processor.get("max_patches", 12)
     return TileTokens(side_of(processor.get("size") or vision["image_size"]), per_tile, *tiles)
 

@@ -126,20 +126,24 @@ class Architecture:
 
 
 def architecture_of(
-    settings: Mapping[str, Any], model: str, processor: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any],
+    model: str,
+    processor: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Architecture:
     """Read the config.json of Qwen2-VL to Qwen3-VL, InternVL, SmolVLM, LLaVA, Gemma 3 and models with the same keys.
 
     Args:
         settings: The content of config.json. The defaults of the model's classes complete it.
         model: The name of the model in errors.
-        processor: The settings of the image processor, and arguments that its caller passes.
+        processor: The settings of the image processor; None stands for the defaults of its class.
+        arguments: Arguments with which an engine calls the processor.
 
     Raises:
         ConfigError: a size is missing, or is one that no model can have.
     """
     try:
-        sizes = _architecture(with_defaults(settings), processor or {})
+        sizes = _architecture(with_defaults(settings), processor or {}, arguments or {})
         _check_sizes(sizes)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ConfigError(
@@ -168,7 +172,7 @@ def _check_sizes(sizes: Architecture) -> None:
             raise ValueError(f"{name} is {getattr(sizes, name)}")
 
 
-def _architecture(settings: ConfigJson, processor: Mapping[str, Any]) -> Architecture:
+def _architecture(settings: ConfigJson, processor: Mapping[str, Any], arguments: Mapping[str, Any]) -> Architecture:
     text, vision = settings["text_config"], settings["vision_config"]
     width, num_layers, num_heads = text["hidden_size"], text["num_hidden_layers"], text["num_attention_heads"]
     num_experts = text.get("num_experts") or text.get("num_local_experts") or 0
@@ -199,7 +203,7 @@ def _architecture(settings: ConfigJson, processor: Mapping[str, Any]) -> Archite
         patch_pixels=patch_side**2,
         patches_per_token=merge**2,
         tile_pixels=None if "spatial_merge_size" in vision else side_of(vision["image_size"]) ** 2,
-        image_rule=image_token_rule(settings, processor) or _plain_rule(vision, patch_side, merge),
+        image_rule=image_token_rule(settings, processor, arguments) or _plain_rule(vision, patch_side, merge),
         weight_bits=_bits(settings.get("quantization_config")),
     )
 
@@ -255,10 +259,10 @@ def _projector_layers(settings: ConfigJson, vision_width: int, merge: int, width
 def _merge(settings: ConfigJson) -> int:
     """The side of the square of patches that becomes one token."""
     vision = settings["vision_config"]
-    if merge := vision.get("spatial_merge_size") or settings.get("scale_factor"):
-        return int(merge)
     if "downsample_ratio" in settings:
         return round(1 / settings["downsample_ratio"])
+    if merge := vision.get("spatial_merge_size") or settings.get("scale_factor"):
+        return int(merge)
     num_patches = side_of(vision.get("image_size", 1)) // side_of(vision["patch_size"])
     match settings.get("model_type"):
         case "gemma3":

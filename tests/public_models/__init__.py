@@ -28,6 +28,8 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+from mpa_ray.imaging.image_tokens import ImageTokenRule, image_token_rule
+from mpa_ray.models.omitted_settings import with_defaults
 from tests.families import tokenizer
 
 FOLDER = Path(__file__).parent
@@ -57,6 +59,21 @@ def public_model(name: str) -> PublicModel:
     return PublicModel(name, **json.loads((FOLDER / f"{name}.json").read_text()))
 
 
+def rule_of(model: PublicModel) -> ImageTokenRule:
+    """The rule for the tokens of the model's images."""
+    rule = image_token_rule(with_defaults(model.config), model.preprocessor_config)
+    assert rule is not None
+    return rule
+
+
+def num_tokens(processor: Any, image: Any, **arguments: Any) -> int:
+    """The tokens that the processor writes into a prompt for an image."""
+    ids = processor(text=[processor.image_token], images=[[image]], return_tensors="pt", **arguments)["input_ids"][0]
+    # The placeholder of Gemma 3 becomes other tokens.
+    token = getattr(processor.tokenizer, "image_token", None) or processor.image_token
+    return int((ids == processor.tokenizer.convert_tokens_to_ids(token)).sum())
+
+
 def _with_tokenizer(model_type: str, images: Any) -> Any:
     """The processor of a family. The arguments are those in the processor_config.json of the public checkpoints."""
     match model_type:
@@ -82,8 +99,14 @@ def _with_tokenizer(model_type: str, images: Any) -> Any:
             arguments = {"patch_size": 14, "num_additional_image_tokens": 1}
             return LlavaProcessor(images, tokenizer("<image>"), vision_feature_select_strategy="default", **arguments)
         case "gemma3":
-            named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+            named = {
+                "boi_token": "<start_of_image>",
+                "eoi_token": "<end_of_image>",
+                "image_token": "<image_soft_token>",
+            }
             return Gemma3Processor(images, tokenizer(**named), image_seq_length=256)
         case "paligemma":
-            return PaliGemmaProcessor(images, tokenizer("<image>"))
+            text = tokenizer("<image>")
+            text.bos_token = text.eos_token
+            return PaliGemmaProcessor(images, text)
     raise KeyError(model_type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,18 @@ from typing import Any
 import pytest
 from transformers import CONFIG_MAPPING
 
-from mpa_ray.config import ModelConfig
-from mpa_ray.imaging.image_tokens import ImageTokenRule, image_token_rule
+from mpa_ray.config import ModelConfig, ObjectStoreConfig, PlanConfig
 from mpa_ray.imaging.prepare import ImageScaling, PreparedImage
-from mpa_ray.models.omitted_settings import TEXT_DEFAULTS, VISION_DEFAULTS, with_defaults
+from mpa_ray.models.checkpoints import processor_settings
+from mpa_ray.models.omitted_settings import TEXT_DEFAULTS, VISION_DEFAULTS
 from mpa_ray.sizing.architecture import architecture_of
-from tests.families import file_of, picture
-from tests.public_models import NAMES, PublicModel, public_model
+from mpa_ray.sizing.models import Models, num_parameters
+from tests.families import file_of
+from tests.public_models import NAMES, num_tokens, public_model, rule_of
 
 LIMITS = ModelConfig(model="m").min_pixels, ModelConfig(model="m").max_pixels
 SHAPES = {"1:1": (1000, 1000), "4:3": (1200, 900), "letter page": (850, 1100), "3:1": (1800, 600)}
-FURTHER_SIZES = [(40, 30), (33, 1000), (1000, 33), (448, 448), (1920, 1080), (3000, 2000)]
-WITH_PROCESSORS = [name for name in NAMES if public_model(name).preprocessor_config]
+FAMILIES = ("qwen2-vl-2b", "qwen3-vl-2b", "smolvlm-500m", "internvl3-2b-hf", "llava-ov-7b", "llava-1.5-7b", "gemma3-4b")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,12 +31,6 @@ def test_the_parameters_of_public_models_are_counted(name: str) -> None:
     # TinyLLaVA's parameters are published with a single digit after the point.
     rounding = 0.05 if name == "tinyllava-2b" else 0.0
     assert abs(billions - model.published_parameters) <= 0.02 * model.published_parameters + rounding
-
-
-def rule_of(model: PublicModel) -> ImageTokenRule:
-    rule = image_token_rule(with_defaults(model.config), model.preprocessor_config)
-    assert rule is not None
-    return rule
 
 
 @cache
@@ -48,32 +43,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("processor")
 
 
-def num_tokens(processor: Any, image: Any, **arguments: Any) -> int:
-    """The tokens that the processor writes into a prompt for an image."""
-    placeholder = getattr(processor, "boi_token", processor.image_token)
-    ids = processor(text=[placeholder], images=[[image]], return_tensors="pt", **arguments)["input_ids"][0]
-    tokenizer = processor.tokenizer
-    image_token = getattr(processor, "image_token_id", None) or tokenizer.convert_tokens_to_ids(processor.image_token)
-    return int((ids == image_token).sum())
-
-
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", WITH_PROCESSORS)
+@pytest.mark.parametrize("name", [*FAMILIES, "paligemma-3b"])
 def test_image_tokens_are_those_of_the_processor(name: str, shape: str, folder: Path) -> None:
     processor, rule, size = processor_of(name, folder), rule_of(public_model(name)), SHAPES[shape]
-    assert rule.tokens(*size) == num_tokens(processor, picture(size))
     scaling = ImageScaling.of(processor, *LIMITS)
     prepared = scaling.prepare(file_of(size))
     assert isinstance(prepared, PreparedImage)
     arguments = scaling.processor_arguments([prepared.image])
     assert rule.scaled_tokens(*size, *LIMITS) == num_tokens(processor, prepared.image, **arguments)
-
-
-@pytest.mark.parametrize("name", [n for n in WITH_PROCESSORS if n.split("-")[0] not in ("gemma3", "paligemma")])
-def test_image_tokens_of_odd_sizes_are_those_of_the_processor(name: str, folder: Path) -> None:
-    processor, rule = processor_of(name, folder), rule_of(public_model(name))
-    expected = {size: num_tokens(processor, picture(size)) for size in FURTHER_SIZES}
-    assert {size: rule.tokens(*size) for size in FURTHER_SIZES} == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,7 +65,50 @@ def test_no_image_has_more_tokens_than_the_most(name: str) -> None:
 
 def test_the_defaults_that_config_json_omits_are_those_of_transformers() -> None:
     for model_type, defaults in (TEXT_DEFAULTS | VISION_DEFAULTS).items():
-        of_library = CONFIG_MAPPING[model_type]()
+        part = model_type.removesuffix("_vision") if model_type.endswith("vl_vision") else None
+        of_library = CONFIG_MAPPING[model_type]() if part is None else CONFIG_MAPPING[part]().vision_config
         for name, value in defaults.items():
-            expected = getattr(of_library, name)
+            expected = getattr(of_library, name, value)
             assert value == (list(expected) if isinstance(expected, tuple) else expected), (model_type, name)
+
+
+def checkpoint(folder: Path, name: str) -> str:
+    """A folder with the settings of a public checkpoint."""
+    model = public_model(name)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(model.config))
+    (folder / "preprocessor_config.json").write_text(json.dumps(model.preprocessor_config))
+    return str(folder)
+
+
+def test_students_are_ordered_by_their_parameters(tmp_path: Path) -> None:
+    """The order in which `align` admits students: also of those whose config.json omits sizes."""
+    names = ["gemma3-4b", "smolvlm-500m", "llava-1.5-7b", "qwen2-vl-2b", "internvl3-2b-hf"]
+    students = [ModelConfig(model=checkpoint(tmp_path / name, name)) for name in names]
+    ordered = sorted(students, key=lambda student: num_parameters(student, ObjectStoreConfig()))
+    smallest_first = ["smolvlm-500m", "internvl3-2b-hf", "qwen2-vl-2b", "gemma3-4b", "llava-1.5-7b"]
+    assert [Path(student.model).name for student in ordered] == smallest_first
+    assert num_parameters(ModelConfig(model=str(tmp_path / "missing")), ObjectStoreConfig()) == 0
+
+
+def test_a_plan_counts_image_tokens_with_the_settings_and_arguments_of_the_processor(tmp_path: Path) -> None:
+    models = Models(PlanConfig(), ObjectStoreConfig(), [])
+    smolvlm = ModelConfig(model=checkpoint(tmp_path / "smolvlm", "smolvlm-500m"))
+    # 16 tiles and the whole image, each with 64 tokens.
+    assert models.image_tokens(smolvlm) == 17 * 64
+    internvl = checkpoint(tmp_path / "internvl", "internvl3-2b-hf")
+    assert models.image_tokens(ModelConfig(model=internvl)) == 13 * 256
+    for arguments, num_tiles in (({"crop_to_patches": False}, 1), ({"images_kwargs": {"max_patches": 4}}, 5)):
+        engine = {"engine_args": {"mm_processor_kwargs": arguments}}
+        assert models.image_tokens(ModelConfig.model_validate({"model": internvl, "engine": engine})) == num_tiles * 256
+    assert not models.notes
+
+
+def test_settings_of_the_processor_may_be_in_either_file(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "smolvlm", "smolvlm-500m")
+    expected = public_model("smolvlm-500m").preprocessor_config
+    assert processor_settings(folder, ObjectStoreConfig()) == expected
+    Path(folder, "preprocessor_config.json").unlink()
+    assert processor_settings(folder, ObjectStoreConfig()) == {}
+    Path(folder, "processor_config.json").write_text(json.dumps({"image_processor": expected, "image_seq_len": 64}))
+    assert processor_settings(folder, ObjectStoreConfig()) == expected
