@@ -59,7 +59,7 @@ class FixedTokens(ImageTokenRule):
 
     num_tokens: int
 
-    def tokens(self, width: int, height: int) -> int:
+    def tokens(self, width: int, height: int) -> int:  # noqa: ARG002
         return self.num_tokens
 
 
