@@ -15,7 +15,7 @@ from typing import Any
 from mpa_ray.config.regular_file import read_regular_file
 
 FILE_NAME = "generation_config.json"
-_MODES = ("return_dict_in_generate", "do_sample", "num_beams", "use_cache", "cache_implementation")
+_MODES = ("return_dict_in_generate", "do_sample", "num_beams", "use_cache")
 """Settings on which it depends whether others are valid."""
 _ABOUT_THE_FILE = ("_from_model_config", "transformers_version")
 
@@ -38,10 +38,12 @@ class GenerationSettings:
             inherited: The settings of a checkpoint.
             pad_token_id: The token that replaces an invalid `pad_token_id`.
         """
+        from transformers import GenerationConfig
+
         valid: dict[str, Any] = {}
         repairs = []
         given = {name: value for name, value in inherited.items() if name not in _ABOUT_THE_FILE and value is not None}
-        for name in sorted(given, key=lambda name: (name not in _MODES, name)):
+        for name in sorted(given, key=_order):
             problem = _problem_of({**valid, name: given[name]}, name)
             if problem is None:
                 valid[name] = given[name]
@@ -51,7 +53,7 @@ class GenerationSettings:
                 valid[name] = pad_token_id
             result = f"is now {pad_token_id}" if is_replaced else "is left out"
             repairs.append(f"{name} {given[name]!r} {result}: {problem}")
-        return cls(_config(valid), tuple(repairs))
+        return cls(GenerationConfig(**valid), tuple(repairs))
 
     @classmethod
     def of_checkpoint(cls, model: str, pad_token_id: int | None = None) -> GenerationSettings | None:
@@ -80,17 +82,21 @@ class GenerationSettings:
         return cls.carried_over(settings, pad_token_id) if isinstance(settings, dict) else None
 
 
-def _config(settings: Mapping[str, Any]) -> Any:
-    from transformers import GenerationConfig
-
-    return GenerationConfig(**settings)
+def _order(name: str) -> tuple[bool, str]:
+    """The key by which settings are sorted, so that modes come first."""
+    return name not in _MODES, name
 
 
 def _problem_of(settings: Mapping[str, Any], name: str) -> str | None:
     """Why transformers would not save these settings, on one line; None if it would."""
+    from transformers import GenerationConfig
+
     try:
-        # With this argument, no setting is checked, or warned of, before the call of `validate`.
-        _config({**settings, "_from_model_config": True}).validate(strict=True)
+        # With this argument, settings are not checked, and not warned of, before `validate` is called.
+        config = GenerationConfig(_from_model_config=True, **settings)
+        for other in settings.keys() - vars(config).keys():
+            setattr(config, other, settings[other])
+        config.validate(strict=True)
     except (ValueError, TypeError, AttributeError) as error:
         lines = [line.strip().removeprefix(f"- `{name}`: ") for line in str(error).splitlines()]
         return next((line for line in lines if line and not line.startswith("GenerationConfig is invalid")), "invalid")
