@@ -253,7 +253,11 @@ def _merge(adapter: Path, base: str, target: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype="auto")
+    from mpa_ray.models.generation_settings import GenerationSettings
+
+    generation = GenerationSettings.of_checkpoint(base)
+    settings = {} if generation is None else {"generation_config": generation.config}
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype="auto", **settings)
     PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(target)
     AutoProcessor.from_pretrained(base).save_pretrained(target)
 
