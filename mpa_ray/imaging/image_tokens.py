@@ -1,4 +1,4 @@
-"""The number of tokens that a model's processor makes of an image, from the checkpoint's settings alone.
+"""The tokens and pixels that a model's processor makes of an image, from the checkpoint's settings alone.
 
 Each rule follows the image processor of one family in transformers, or in the checkpoint's remote code. Tests compare
 the rules with the processors of transformers. Tokens between the tiles of an image, such as line breaks, are not
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 from mpa_ray.imaging.grid import ImageGrid
 from mpa_ray.imaging.prepare import fitted_size
@@ -31,9 +31,16 @@ _MAX_UNPAD_RATIO = 1.1
 class ImageTokenRule(ABC):
     """How many tokens of the language model stand for an image of a given size."""
 
+    frames: ClassVar[int] = 1
+    """How often the vision tower gets each pixel."""
+
     @abstractmethod
     def tokens(self, width: int, height: int) -> int:
         """The tokens of an image that the processor gets with this width and height."""
+
+    @abstractmethod
+    def num_pixels(self, width: int, height: int) -> int:
+        """The pixels that the vision tower gets for such an image, in all tiles together."""
 
     def scaled_tokens(self, width: int, height: int, min_pixels: int, max_pixels: int) -> int:
         """The tokens of an image that is scaled to the pixel limits of a model before its processor gets it."""
@@ -42,6 +49,10 @@ class ImageTokenRule(ABC):
     def most_tokens(self, min_pixels: int, max_pixels: int) -> int:
         """The most tokens that any image has within the pixel limits of a model."""
         return max(self.tokens(*size) for size in _sizes_within(min_pixels, max_pixels))
+
+    def most_pixels(self, min_pixels: int, max_pixels: int) -> int:
+        """The most pixels that the vision tower gets for any image within the pixel limits of a model."""
+        return max(self.num_pixels(*size) for size in _sizes_within(min_pixels, max_pixels))
 
 
 def _sizes_within(min_pixels: int, max_pixels: int) -> Iterator[tuple[int, int]]:
@@ -55,18 +66,24 @@ def _sizes_within(min_pixels: int, max_pixels: int) -> Iterator[tuple[int, int]]
 
 @dataclass(frozen=True)
 class FixedTokens(ImageTokenRule):
-    """Every image has the same number of tokens."""
+    """Every image has the same size and the same number of tokens."""
 
     num_tokens: int
+    side: int
+    """Pixels of the image's side."""
 
     def tokens(self, width: int, height: int) -> int:  # noqa: ARG002
         return self.num_tokens
+
+    def num_pixels(self, width: int, height: int) -> int:  # noqa: ARG002
+        return self.side**2
 
 
 @dataclass(frozen=True)
 class GridTokens(ImageTokenRule):
     """Qwen2-VL and its successors: a token for each square of `unit` pixels, after rounding within the limits."""
 
+    frames: ClassVar[int] = 2
     unit: int
     min_pixels: int
     max_pixels: int
@@ -79,9 +96,15 @@ class GridTokens(ImageTokenRule):
         columns, rows = grid.size_of(width, height)
         return (columns // self.unit) * (rows // self.unit)
 
+    def num_pixels(self, width: int, height: int) -> int:
+        return self.tokens(width, height) * self.unit**2
+
     def most_tokens(self, min_pixels: int, max_pixels: int) -> int:
         grid = ImageGrid.within(self.unit, (min_pixels, max_pixels), (self.min_pixels, self.max_pixels))
         return max(1, grid.max_pixels // self.unit**2)
+
+    def most_pixels(self, min_pixels: int, max_pixels: int) -> int:
+        return self.most_tokens(min_pixels, max_pixels) * self.unit**2
 
 
 @dataclass(frozen=True)
@@ -92,15 +115,17 @@ class TileTokens(ImageTokenRule):
     """
 
     side: int
-    """Pixels of a tile's side. It decides only between grids with the same aspect ratio."""
+    """Pixels of a tile's side. For the tokens, it decides only between grids with the same aspect ratio."""
     tokens_per_tile: int
     min_tiles: int
     max_tiles: int
     has_thumbnail: bool = True
 
     def tokens(self, width: int, height: int) -> int:
-        num_tiles = self._num_tiles(width, height)
-        return (num_tiles + (self.has_thumbnail and num_tiles > 1)) * self.tokens_per_tile
+        return self._num_tiles(width, height) * self.tokens_per_tile
+
+    def num_pixels(self, width: int, height: int) -> int:
+        return self._num_tiles(width, height) * self.side**2
 
     def _num_tiles(self, width: int, height: int) -> int:
         nearest, num_tiles = math.inf, 1
@@ -109,7 +134,7 @@ class TileTokens(ImageTokenRule):
             is_large = width * height > 0.5 * self.side**2 * columns * rows
             if distance < nearest or (distance == nearest and is_large):
                 nearest, num_tiles = distance, columns * rows
-        return num_tiles
+        return num_tiles + (self.has_thumbnail and num_tiles > 1)
 
 
 @cache
@@ -132,6 +157,12 @@ class SplitTokens(ImageTokenRule):
     tokens_per_tile: int
 
     def tokens(self, width: int, height: int) -> int:
+        return self._num_tiles(width, height) * self.tokens_per_tile
+
+    def num_pixels(self, width: int, height: int) -> int:
+        return self._num_tiles(width, height) * self.tile_side**2
+
+    def _num_tiles(self, width: int, height: int) -> int:
         longest = min(self.longest_side, _MAX_SPLIT_SIDE)
         shortest = int(longest * min(width, height) / max(width, height))
         # The processor makes the shorter side even, then scales both sides until the longer one is a whole number of
@@ -140,7 +171,7 @@ class SplitTokens(ImageTokenRule):
         num_along = math.ceil(longest / self.tile_side)
         num_across = math.ceil(int(num_along * self.tile_side * shortest / longest) / self.tile_side)
         num_tiles = num_along * max(1, num_across)
-        return (num_tiles + (num_tiles > 1)) * self.tokens_per_tile
+        return num_tiles + (num_tiles > 1)
 
 
 @dataclass(frozen=True)
@@ -173,6 +204,10 @@ class AnyResolutionTokens(ImageTokenRule):
                 rows, columns = int(rows // ratio), int(columns // ratio)
         return rows * (columns + 1) + self.patches**2
 
+    def num_pixels(self, width: int, height: int) -> int:
+        best_height, best_width = self._best_resolution(width, height)
+        return best_height * best_width + self.side**2
+
     def _best_resolution(self, width: int, height: int) -> tuple[int, int]:
         """The resolution that keeps the most pixels of the image, and of those the one with the least padding."""
 
@@ -193,14 +228,21 @@ class SliceTokens(ImageTokenRule):
     max_slices: int
 
     def tokens(self, width: int, height: int) -> int:
+        return self._num_slices(width, height) * self.tokens_per_slice
+
+    def num_pixels(self, width: int, height: int) -> int:
+        # Slices have about this size, but may be longer in one direction.
+        return self._num_slices(width, height) * self.side**2
+
+    def _num_slices(self, width: int, height: int) -> int:
         num_slices = min(math.ceil(width * height / self.side**2), self.max_slices)
         if num_slices <= 1:
-            return self.tokens_per_slice
+            return 1
         numbers = [n for n in (num_slices - 1, num_slices, num_slices + 1) if 1 < n <= self.max_slices]
         grids = [(columns, n // columns) for n in numbers for columns in range(1, n + 1) if n % columns == 0]
         log_ratio = math.log(width / height)
         columns, rows = min(grids, key=lambda grid: abs(log_ratio - math.log(grid[0] / grid[1])))
-        return (1 + columns * rows) * self.tokens_per_slice
+        return 1 + columns * rows
 
 
 @dataclass(frozen=True)
@@ -214,13 +256,21 @@ class HdTokens(ImageTokenRule):
     """Tokens along a crop's side."""
 
     def tokens(self, width: int, height: int) -> int:
+        rows, columns = self._crops(width, height)
+        return (rows * columns + 1) * self.tokens_per_side**2 + 1 + (rows + 1) * self.tokens_per_side
+
+    def num_pixels(self, width: int, height: int) -> int:
+        rows, columns = self._crops(width, height)
+        return (rows * columns + 1) * self.side**2
+
+    def _crops(self, width: int, height: int) -> tuple[int, int]:
+        """The rows and columns of crops."""
         ratio = max(width, height) / min(width, height)
         long = 1
         while (long + 1) * math.ceil((long + 1) / ratio) <= self.max_crops:
             long += 1
         short = max(1, math.ceil(int(long * self.side / ratio) / self.side))
-        rows, columns = (short, long) if width >= height else (long, short)
-        return (rows * columns + 1) * self.tokens_per_side**2 + 1 + (rows + 1) * self.tokens_per_side
+        return (short, long) if width >= height else (long, short)
 
 
 def image_token_rule(
@@ -252,11 +302,12 @@ def image_token_rule(
             return _any_resolution_tokens(settings, processor)
         case "llava":
             has_class_token = settings.get("vision_feature_select_strategy") == "full"
-            return FixedTokens(_patches(settings["vision_config"]) ** 2 + has_class_token)
+            return FixedTokens(_patches(settings["vision_config"]) ** 2 + has_class_token, _input_side(settings))
         case "gemma3":
-            return None if processor.get("do_pan_and_scan") else FixedTokens(settings.get("mm_tokens_per_image", 256))
+            num_tokens = settings.get("mm_tokens_per_image", 256)
+            return None if processor.get("do_pan_and_scan") else FixedTokens(num_tokens, _input_side(settings))
         case "paligemma" | "tinyllava":
-            return FixedTokens(_patches(settings["vision_config"]) ** 2)
+            return FixedTokens(_patches(settings["vision_config"]) ** 2, _input_side(settings))
         case "minicpmv":
             slices = settings.get("slice_config", {})
             max_slices = processor.get("max_slice_nums", slices.get("max_slice_nums", 9))
@@ -270,6 +321,11 @@ def image_token_rule(
 def _patches(vision: Mapping[str, Any]) -> int:
     """Patches along the side of the vision tower's input."""
     return side_of(vision["image_size"]) // side_of(vision["patch_size"])
+
+
+def _input_side(settings: Mapping[str, Any]) -> int:
+    """Pixels of the side of the vision tower's input."""
+    return side_of(settings["vision_config"]["image_size"])
 
 
 def side_of(size: Any) -> int:
@@ -295,7 +351,7 @@ def _tile_tokens(settings: Mapping[str, Any], processor: Mapping[str, Any]) -> I
         side, has_thumbnail = settings.get("force_image_size") or vision["image_size"], settings.get("use_thumbnail")
         return TileTokens(side_of(side), per_tile, *tiles, has_thumbnail=bool(has_thumbnail))
     if not processor.get("crop_to_patches", True):
-        return FixedTokens(per_tile)
+        return FixedTokens(per_tile, _input_side(settings))
     tiles = processor.get("min_patches", 1), processor.get("max_patches", 12)
     return TileTokens(side_of(processor.get("size") or vision["image_size"]), per_tile, *tiles)
 
@@ -305,7 +361,7 @@ def _split_tokens(settings: Mapping[str, Any], processor: Mapping[str, Any]) -> 
     per_tile = (_patches(vision) // settings.get("scale_factor", 2)) ** 2
     tile_side = side_of(processor.get("max_image_size") or {"longest_edge": 364})
     if not processor.get("do_image_splitting", True):
-        return FixedTokens(per_tile)
+        return FixedTokens(per_tile, tile_side)
     return SplitTokens(side_of(processor.get("size") or {"longest_edge": 4 * 364}), tile_side, per_tile)
 
 

@@ -15,7 +15,7 @@ from mpa_ray.models.omitted_settings import ConfigJson, with_defaults
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "half": 2.0, "float": 4.0}
 _LARGEST_SIZE = 10**15
 _MAY_BE_ZERO = ("num_expert_parameters", "expert_share")
-_NOT_SIZES = ("linears", "head", "image_rule", *_MAY_BE_ZERO)
+_NOT_SIZES = ("linears", "head", "image_rule", "has_image_rule", *_MAY_BE_ZERO)
 _ONE_PROJECTION = ("gemma3", "paligemma", "idefics3", "smolvlm")
 """Model types whose projector is a single linear layer."""
 
@@ -59,6 +59,8 @@ class Architecture:
     """Pixels of the vision tower's input if it has a fixed size; None if images may have any size."""
     image_rule: ImageTokenRule
     """How many tokens stand for an image."""
+    has_image_rule: bool
+    """False if the rule is only an estimate, since the family is not known."""
     weight_bits: int | None
     """Bits per weight of a quantized checkpoint; None if it is not quantized."""
 
@@ -180,7 +182,7 @@ def _architecture(settings: ConfigJson, processor: Mapping[str, Any], arguments:
     # In Qwen2-VL's vision_config, hidden_size is the language model's width, and embed_dim is the vision tower's.
     vision_width = vision.get("embed_dim") or vision["hidden_size"]
     patch_side = side_of(vision["patch_size"])
-    merge = _merge(settings)
+    merge, rule = _merge(settings), image_token_rule(settings, processor, arguments)
     return Architecture(
         linears={
             "language": _language_layers(text, is_dense=not num_experts),
@@ -203,7 +205,8 @@ def _architecture(settings: ConfigJson, processor: Mapping[str, Any], arguments:
         patch_pixels=patch_side**2,
         patches_per_token=merge**2,
         tile_pixels=None if "spatial_merge_size" in vision else side_of(vision["image_size"]) ** 2,
-        image_rule=image_token_rule(settings, processor, arguments) or _plain_rule(vision, patch_side, merge),
+        image_rule=rule or _plain_rule(vision, patch_side, merge),
+        has_image_rule=rule is not None,
         weight_bits=_bits(settings.get("quantization_config")),
     )
 
@@ -279,7 +282,8 @@ def _plain_rule(vision: Mapping[str, Any], patch_side: int, merge: int) -> Image
     """An estimate for other families: a token for each square of patches of the image or of its single tile."""
     if "spatial_merge_size" in vision:
         return GridTokens(patch_side * merge, 1, _LARGEST_SIZE)
-    return FixedTokens((side_of(vision["image_size"]) // (patch_side * merge)) ** 2)
+    side = side_of(vision["image_size"])
+    return FixedTokens((side // (patch_side * merge)) ** 2, side)
 
 
 def _vision_depth(vision: ConfigJson) -> int:

@@ -12,6 +12,7 @@ from mpa_ray.models.gpus import GPUS, Gpu
 from mpa_ray.sizing.architecture import Architecture, architecture_of
 from mpa_ray.sizing.rates import UNKNOWN, Rate
 from mpa_ray.sizing.roofline import Roofline
+from mpa_ray.sizing.sequence import VisitText
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Models:
     """If the sizes of a checkpoint cannot be read, the error is added to this list."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """For each checkpoint, the dotted name of the setting that names it. Errors contain this name."""
+    visit_text: VisitText | None = None
+    """The text of the longest visit, which limits the sequences of engines; None leaves this limit to the models."""
     _architectures: dict[tuple[str, str], Architecture | None] = field(default_factory=dict, init=False, repr=False)
 
     def architecture(self, model: ModelConfig) -> Architecture | None:

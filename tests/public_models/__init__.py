@@ -59,6 +59,15 @@ def public_model(name: str) -> PublicModel:
     return PublicModel(name, **json.loads((FOLDER / f"{name}.json").read_text()))
 
 
+def checkpoint(folder: Path, name: str) -> str:
+    """A folder with the settings of a public checkpoint."""
+    model = public_model(name)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(model.config))
+    (folder / "preprocessor_config.json").write_text(json.dumps(model.preprocessor_config))
+    return str(folder)
+
+
 def rule_of(model: PublicModel) -> ImageTokenRule:
     """The rule for the tokens of the model's images."""
     rule = image_token_rule(with_defaults(model.config), model.preprocessor_config)

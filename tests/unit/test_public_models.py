@@ -17,7 +17,7 @@ from mpa_ray.models.omitted_settings import TEXT_DEFAULTS, VISION_DEFAULTS
 from mpa_ray.sizing.architecture import architecture_of
 from mpa_ray.sizing.models import Models, num_parameters
 from tests.families import file_of
-from tests.public_models import NAMES, num_tokens, public_model, rule_of
+from tests.public_models import NAMES, checkpoint, num_tokens, public_model, rule_of
 
 LIMITS = ModelConfig(model="m").min_pixels, ModelConfig(model="m").max_pixels
 SHAPES = {"1:1": (1000, 1000), "4:3": (1200, 900), "letter page": (850, 1100), "3:1": (1800, 600)}
@@ -70,15 +70,6 @@ def test_the_defaults_that_config_json_omits_are_those_of_transformers() -> None
         for name, value in defaults.items():
             expected = getattr(of_library, name, value)
             assert value == (list(expected) if isinstance(expected, tuple) else expected), (model_type, name)
-
-
-def checkpoint(folder: Path, name: str) -> str:
-    """A folder with the settings of a public checkpoint."""
-    model = public_model(name)
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(model.config))
-    (folder / "preprocessor_config.json").write_text(json.dumps(model.preprocessor_config))
-    return str(folder)
 
 
 def test_students_are_ordered_by_their_parameters(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from mpa_ray.engine.vllm.arguments import (
     num_renderers,
     prepare_environment,
 )
+from mpa_ray.engine.vllm.budgets import default_batch_tokens
 from mpa_ray.engine.vllm.rendering import (
     RawImages,
     Refusal,
@@ -94,7 +95,8 @@ class VllmEngine:
         self._image_token_id = self._processor.tokenizer.convert_tokens_to_ids(self._processor.image_token)
         # A request with a seed kills vLLM's CPU engine ("CPU Generator does not use offset").
         self._takes_seeds = not on_cpu
-        arguments = engine_arguments(model, settings, on_cpu, adapters)
+        default_tokens = None if on_cpu else default_batch_tokens(settings.tensor_parallel_size)
+        arguments = engine_arguments(model, settings, on_cpu, adapters, default_tokens)
         check_adapters(arguments, adapters)
         self._scaling = scaling_of(self._processor, arguments, model.pixel_limits)
         num_processes = num_renderers(model, settings, on_cpu)
