@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mpa_ray.config.regular_file import read_regular_file
@@ -80,6 +81,22 @@ class GenerationSettings:
         except (OSError, ValueError, RecursionError):
             return None
         return cls.carried_over(settings, pad_token_id) if isinstance(settings, dict) else None
+
+
+def repaired_folder(model: str) -> TemporaryDirectory[str] | None:
+    """A folder with the repaired settings of a checkpoint, for an engine; None if they need no repair.
+
+    An engine that reads the settings with transformers cannot start with some of those that this module repairs.
+
+    Args:
+        model: A local folder or a hub name.
+    """
+    settings = GenerationSettings.of_checkpoint(model)
+    if settings is None or not settings.repairs:
+        return None
+    folder = TemporaryDirectory(prefix="mpa_ray-generation-")
+    settings.config.save_pretrained(folder.name)
+    return folder
 
 
 def _order(name: str) -> tuple[bool, str]:

@@ -50,7 +50,9 @@ def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Ar
     work = replace(work, reader=replace(work.reader, moved=context.moved_root))
     outstanding = Outstanding.of(answers, Manifest(len(labelled), 1))
     context.failures.add(key.label, run_missing(run, work, outstanding, admission).may_pass)
-    line = compare_answers(f"{folder}/merged", student.engine.kind, check.answers, list(answers.rows([shard_name(0)])))
+    line = compare_answers(
+        f"{run.storage.root}/{folder}/merged", student.engine.kind, check.answers, list(answers.rows([shard_name(0)]))
+    )
     if line is not None:
         say(f"WARNING: {line}")
 
@@ -62,7 +64,7 @@ def compare_answers(
     none.
 
     Args:
-        exported: The folder of the exported checkpoint in the run.
+        exported: The folder of the exported checkpoint.
         engine: The kind of engine.
         expected: The answers of transformers.
         predictions: The answers of the engine to the same questions.
@@ -81,7 +83,7 @@ def compare_answers(
     if len(clear) > len(predictions) / 2:
         raise RunError(
             f"{exported} answers differently in {engine} and in transformers: {examples}. Delete "
-            f"{exported.removesuffix('/merged')} in the run directory to train again."
+            f"{exported.removesuffix('/merged')} to train again."
         )
     return (
         f"{exported}: {len(different)} of {len(predictions)} answers differ between {engine} and transformers, "

@@ -263,7 +263,7 @@ def _merge(settings: ConfigJson) -> int:
     """The side of the square of patches that becomes one token."""
     vision = settings["vision_config"]
     if "downsample_ratio" in settings:
-        return round(1 / settings["downsample_ratio"])
+        return int(1 / settings["downsample_ratio"] + 0.5)
     if merge := vision.get("spatial_merge_size") or settings.get("scale_factor"):
         return int(merge)
     num_patches = side_of(vision.get("image_size", 1)) // side_of(vision["patch_size"])
@@ -272,7 +272,7 @@ def _merge(settings: ConfigJson) -> int:
             return round(num_patches / math.sqrt(settings.get("mm_tokens_per_image", 256)))
         case "minicpmv":
             side = settings.get("image_size", 448) // side_of(vision["patch_size"])
-            return round(side / math.sqrt(settings.get("query_num", 64)))
+            return int(side // math.sqrt(settings.get("query_num", 64)))
         case "internvl" | "internvl_chat" | "phi3_v" | "idefics3" | "smolvlm":
             return 2
     return 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import GenerationConfig
 
-from mpa_ray.models.generation_settings import GenerationSettings
+from mpa_ray.models.generation_settings import GenerationSettings, repaired_folder
 
 PAD = 7
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -73,6 +74,21 @@ def test_a_line_says_what_is_changed_and_why() -> None:
     assert temperature.startswith("temperature 0.9 is left out: `do_sample` is not set to `True`")
     (line,) = GenerationSettings.carried_over({"pad_token_id": -1}).repairs
     assert line.startswith("pad_token_id -1 is left out: ")
+
+
+def test_an_engine_gets_settings_that_it_can_read(tmp_path: Path) -> None:
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps({"num_return_sequences": 3, "eos_token_id": [2, 106]}))
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        GenerationConfig.from_pretrained(tmp_path)
+    folder = repaired_folder(str(tmp_path))
+    assert folder is not None
+    with folder as name:
+        assert GenerationConfig.from_pretrained(name).eos_token_id == [2, 106]
+    file.write_text(json.dumps({"do_sample": True, "temperature": 0.7}))
+    assert repaired_folder(str(tmp_path)) is None
+    file.unlink()
+    assert repaired_folder(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("content", [None, "", "[1]", "{", '"greedy"'])

@@ -31,6 +31,7 @@ FOREIGN_FORMATS = {
     "leveling/worker.py",
     # settings of checkpoints
     "models/checkpoints.py",
+    "models/generation_settings.py",
     "models/omitted_settings.py",
     # rows and options of Ray
     "leveling/step_data.py",
