@@ -658,7 +658,7 @@ def tars(root: Path, num_records: int, rng: random.Random) -> HostileSource:
         if shard % 2:
             tar.end()
         elif tar.content[-512:].strip(b"\0"):
-            source.left_out["ends of tars without an end mark (perhaps cut off)"] += 1
+            source.left_out["ends of tars that may be truncated (no end mark)"] += 1
         (root / tar.name).write_bytes(tar.content)
     damaged = _damaged_tars(rng)
     for name, content in damaged.items():

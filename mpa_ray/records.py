@@ -154,9 +154,9 @@ class Verdict:
 
     @property
     def cell(self) -> str:
-        """A name for whether teacher and student agree with the teacher's first answer, as in `teacher_yes_student_no`.
+        """A name that says whether the teacher's second answer and the student's answer agree with the first answer.
 
-        The name is `not_judged` if no answers were compared.
+        For example, `teacher_yes_student_no`; `not_judged` if no answers were compared.
         """
         if self.teacher_agrees is None:
             return "not_judged"

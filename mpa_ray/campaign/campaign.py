@@ -116,8 +116,8 @@ def _align_students(
 def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exception]:
     """Score the answers and write the report, even if earlier phases failed.
 
-    The scores are not printed here, because the report's summary shows them. Returns the errors by the work that
-    failed, whose description has spaces, so that it is never the name of a student.
+    The scores are not printed here, because the report's summary shows them. Returns the errors, keyed by a description
+    of the work that failed. The descriptions have spaces, so no student has the same name.
     """
     failures: dict[str, Exception] = {}
     calls = {

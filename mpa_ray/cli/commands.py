@@ -222,7 +222,7 @@ COMMANDS = {
                 Option("collect", "remove files that belong to no committed shard"),
                 Option(
                     "older-than-hours",
-                    "with --collect: remove only files older than H hours (default 24); each shard must take less",
+                    "with --collect: remove only files older than H hours (default 24); no shard may take longer",
                     "H",
                 ),
             ),

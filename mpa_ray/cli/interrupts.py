@@ -27,7 +27,7 @@ class Interrupts:
     """
 
     def __init__(self, exit_code: int, end_output: Callable[[], None], grace_s: float = _GRACE_S) -> None:
-        """Set up the handling, which has no effect before `handled`.
+        """Prepare to handle signals. Only `handled` changes what signals do.
 
         Args:
             exit_code: The exit code of an interrupted process.

@@ -300,7 +300,7 @@ def _repair_torchvision(environment: Environment) -> None:
 def _commands(lines: PipLines) -> Iterator[str]:
     """The commands that a dry run prints, quoted for a shell."""
     pip = (sys.executable, "-m", "pip")
-    yield f"# If PyTorch {lines.torch_version} is not installed. If the first command fails, the second one is used:"
+    yield f"# If PyTorch {lines.torch_version} is not installed (the second command only if the first one fails):"
     yield from (shlex.join((*pip, *words)) for words in lines.torch)
     yield "# vLLM, Ray and the other packages:"
     yield shlex.join((*pip, *lines.packages))

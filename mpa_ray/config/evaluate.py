@@ -49,7 +49,7 @@ class BenchmarkConfig(Settings):
     """The metric that scores the answers. None uses the benchmark's own metric or, for kind `questions`, the task's
     metric."""
     limit: int | None = Field(None, ge=1)
-    """Use only the first questions, at most this many."""
+    """Maximum number of questions to use: the first ones in the order of the files."""
 
     @property
     def label(self) -> str:

@@ -169,7 +169,8 @@ def _index(items: list[Any], where: Sequence[str], rest: Sequence[str], value: A
     number = next(named, 0)
     if word.lstrip("-").isdecimal():
         problem = f"there is no {branch}.{word}."
-        remedy = f"{branch} is a list of {len(items)}, and {branch}.0 is the first."
+        entries = "1 entry" if len(items) == 1 else f"{len(items)} entries"
+        remedy = f"The list {branch} has {entries}, and {branch}.0 is the first."
     else:
         problem = f"{branch} is a list, and the number of an entry is missing."
         is_name = bool(items) and isinstance(items[number], dict) and items[number].get("name") == word

@@ -13,8 +13,7 @@ _BEFORE, _AFTER = "before", "after"
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """A model of a student that the evaluation measures: the model before training, or the model after training on an
-    arm."""
+    """A student as the evaluation measures it: before training, or after training on an arm."""
 
     student: str
     arm: Arm | None

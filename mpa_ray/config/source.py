@@ -57,7 +57,7 @@ class SourceConfig(Settings):
     seed: int = 0
     """Seed of the random sample."""
     limit: int | None = Field(None, ge=1)
-    """Take only the first images in the source's order, at most this many."""
+    """Maximum number of images to take: the first ones in the source's order."""
     skip_duplicates: bool = True
     """Annotate only the first of several files with the same bytes. The others are dropped with reason
     `duplicate_of`."""

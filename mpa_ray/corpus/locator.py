@@ -1,4 +1,4 @@
-"""Addresses an image, even one inside a larger file, by one string, which a row stores as its `uri`.
+"""The address of an image, which may be a part of a larger file, as one string. A row stores it as its `uri`.
 
     tars/0001.tar#bytes=1536-9215                   a range of bytes, first to last
     list.tsv#text=18-4097                           a range of bytes with base64 or a data: URI

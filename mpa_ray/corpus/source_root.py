@@ -129,7 +129,7 @@ def _path_below(folder: str, root: str) -> str | None:
         return path.removeprefix(prefix) if path.startswith(prefix) else None
     real_root = os.path.realpath(root)
     # The folder may lie below the root under its own name, or under the name that its symbolic links lead to. In a name
-    # with `..`, the folders before the `..` do not contain the folder.
+    # with `..`, the folders before the `..` are not parents of the folder.
     names = [Path(folder).absolute(), Path(os.path.realpath(folder))]
     for name in names:
         for parent in (name, *name.parents) if ".." not in name.parts else ():

@@ -26,8 +26,8 @@ class Remedy(StrEnum):
     FEWER_FILES = "Raise the limit of open files (ulimit -n), then run the same command again to continue."
     PERMISSIONS = "Correct the permissions, then run the same command again to continue."
     SHORTER_SOCKET = (
-        "The path of a socket is too long: set TMPDIR and RAY_TMPDIR to a short folder, such as /tmp, then run the "
-        "same command again to continue."
+        "The path of a socket is too long: set TMPDIR and RAY_TMPDIR to a folder with a short path, such as /tmp, then "
+        "run the same command again to continue."
     )
     SHORTER_PATH = "Use a shorter path; the same command would fail again."
     DAMAGED = (

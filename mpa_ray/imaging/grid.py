@@ -17,7 +17,7 @@ _MAX_PROCESSED_ASPECT_RATIO = 200
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """How a processor chooses the size of an image: both sides are multiples of `unit`, the area is within limits."""
+    """How a processor chooses the size of an image: both sides are multiples of `unit`, with an area within limits."""
 
     unit: int
     """The side, in pixels, of the square that becomes one token of the language model."""

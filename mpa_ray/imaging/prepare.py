@@ -61,9 +61,8 @@ class ImageScaling:
     def processor_arguments(self, images: Iterable[Image.Image]) -> dict[str, bool]:
         """Arguments for a call of the model's processor, so that it keeps the sizes of prepared images.
 
-        A few sizes need them: some images with an extreme aspect ratio and, if `min_pixels` is nearly `max_pixels`,
-        others, too. The processor with the limits of `grid` scales the original to such a size, but would scale the
-        result again.
+        Only a few sizes need arguments. They occur with extreme aspect ratios, or if `min_pixels` is nearly
+        `max_pixels`: the processor scales an original to such a size, but would change an image of this size again.
         """
         if self.grid is None or all(self.grid.is_kept(*image.size) for image in images):
             return {}

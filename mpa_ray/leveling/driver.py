@@ -54,7 +54,7 @@ def fine_tune(
         task: Defines the prompts.
         plan: What the student is trained on.
         folder: The folder of the run for the files of this training.
-        cards: The model card of the export, see `TrainingJob.cards`.
+        cards: The possible model cards of the export, see `TrainingJob.cards`.
         ownership: The right to train the student; None if no other command can train it.
 
     Raises:

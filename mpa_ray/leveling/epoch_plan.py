@@ -74,7 +74,7 @@ def plan_epoch(
     Args:
         run: The run.
         folder: The folder of the training.
-        sources: Read the samples that the arm may be made of.
+        sources: Functions that read the samples from which the arm is selected.
         level: The settings of the student's training.
         arm: The set of samples to train on.
         is_promptable: Samples for which this is false are left out and counted.

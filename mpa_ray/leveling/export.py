@@ -215,8 +215,11 @@ class CheckQuestions:
 
 @contextmanager
 def _greedy(model: Any) -> Iterator[None]:
-    """Let the model answer greedily and without penalties, as engines do. Its own settings, such as a repetition
-    penalty, are restored afterwards, except for the tokens, which always apply."""
+    """Let the model answer greedily and without penalties, as engines do.
+
+    Only the tokens that begin, end and pad a text are kept from the model's own generation settings. Afterwards, all of
+    its settings are restored.
+    """
     own = model.generation_config
     model.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id, do_sample=False

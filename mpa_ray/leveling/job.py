@@ -35,8 +35,8 @@ class TrainingJob:
     folder: str
     """The folder of the run for the files of this training."""
     cards: Mapping[bool, str]
-    """The model card of the exported checkpoint, by whether the exported processor scales images to the student's pixel
-    limits. Only the training loads the processor."""
+    """The two possible model cards of the exported checkpoint. The key is whether the exported processor scales images
+    to the student's pixel limits, which is not known until the training loads the processor."""
     ownership: Ownership | None = None
     """The right to train the student; None if no other command can train it."""
     inherited: str | None = None

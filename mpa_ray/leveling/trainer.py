@@ -51,8 +51,8 @@ class ParityTrainer(Trainer):
         super().__init__(train_dataset=data.epoch, **settings)
         self.best = BestWeights()
         self.num_unreadable = self.num_changed = 0
-        """The samples so far, on all workers and in all attempts, whose images could not be read or have changed, and
-        the number of these samples whose images have changed."""
+        """Counts over all workers and all attempts so far: samples whose images could not be read or have changed, and
+        those among them whose images have changed."""
         self._job = job
         self._data = data
         self._pace = Pace(self.args.world_size)

@@ -81,7 +81,7 @@ METRICS = {
 def score(metric: str, prediction: str, answers: Sequence[str]) -> float:
     """The score in [0, 1] of one prediction against its reference answers; 0 if there are no answers.
 
-    Every metric scores every text: no prediction and no answer raises an error.
+    Every metric accepts any text as a prediction or an answer, and raises no error.
 
     Raises:
         ValueError: there is no metric of that name.

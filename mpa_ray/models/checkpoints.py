@@ -1,4 +1,4 @@
-"""Find the identity of a model checkpoint's content, and its local folder, by the model's name."""
+"""Find the identity of a checkpoint's content, and the checkpoint's local folder, from the name of a model."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ ADAPTER_SETTINGS = "adapter_config.json"
 def model_identity(model: str, object_store: ObjectStoreConfig) -> str:
     """A digest of the content of a folder or s3:// prefix; for a hub name, the name with its commit.
 
-    The same files have the same identity in any folder and at any prefix, regardless of the parts of an upload. All
-    files are read completely, but only once per machine: see `mpa_ray.storage.digests`. An adapter's identity includes
-    the identity of its base model. If neither the hub nor its cache has the model of a hub name, the identity is the
-    name alone, and the model cannot be loaded.
+    The same files have the same identity in any folder and at any prefix, no matter in which parts they were uploaded.
+    All files are read completely, but only once per machine: see `mpa_ray.storage.digests`. An adapter's identity
+    includes the identity of its base model. If neither the hub nor its cache has the model of a hub name, the identity
+    is the name alone, and the model cannot be loaded.
     """
     if model.startswith("s3://") or Path(resolve_path(model)).is_dir():
         identity = f"sha256:{_content_digest(model, object_store)[:16]}"

@@ -41,12 +41,12 @@ def process_hub() -> Hub:
 class Hub:
     """A model hub and its local cache.
 
-    Once the hub could not be reached, it is not asked again. The commit of a model is looked up once, so that it stays
-    the same.
+    If the hub cannot be reached, no further request is sent to it. The commit of a model is looked up once, so that it
+    stays the same.
     """
 
     def __init__(self, endpoint: str, cache: Path, *, is_offline: bool = False, timeout_s: float = 4.0) -> None:
-        """Use a hub. It is asked only when a model is needed.
+        """Use a hub. Requests are sent only when a model is needed.
 
         Args:
             endpoint: The URL of the hub.

@@ -44,9 +44,9 @@ _PLAIN = frozenset(
         "use_rslora",
     )
 )
-"""Settings of PEFT's LoraConfig that leave an adapter a plain pair of matrices per module, applied in the same way in
-all modules. Any other setting changes the computation of the adapter. vLLM refuses some of the other settings, and
-supports some only in newer versions."""
+"""Settings of PEFT's LoraConfig with which an adapter is still a plain pair of matrices per module, applied in the same
+way in all modules. Any other setting changes the computation of the adapter. vLLM refuses some of the other settings,
+and supports some only in newer versions."""
 _PLAIN_INITIALISATIONS = ("gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base model's weights unchanged. The other values change these weights,
 and only PEFT can undo the change."""

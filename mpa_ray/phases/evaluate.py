@@ -136,7 +136,7 @@ def predict_groups(
     models: Mapping[str, ModelConfig],
     admission_of: Callable[[EngineGroup], Admission] = lambda _: nullcontext,
 ) -> None:
-    """Have models that can share an engine answer together. Call `predict` afterwards, for shards that a model lacks.
+    """Run one pass for each group of models that can share an engine. Call `predict` afterwards, for missing shards.
 
     Args:
         context: The run.

@@ -48,7 +48,7 @@ def engine_groups(context: RunContext[RunConfig], students: Sequence[StudentConf
 def identify(context: RunContext[RunConfig], find_groups: FindGroups = engine_groups) -> None:
     """Write verdicts and D_PI of all students.
 
-    First, the students that can share an engine answer together. Then each student answers alone the shards that it
+    First, the students that can share an engine answer together. Then each student alone answers the shards that it
     still lacks.
 
     Args:

@@ -51,7 +51,7 @@ def upstream_datasets(config: EvaluationRunConfig) -> list[str]:
 
 
 def upstream_of_model(config: EvaluationRunConfig, name: str) -> list[str]:
-    """The dataset that one measured model is made from: its training if it is a leveled student, otherwise none."""
+    """The dataset that one measured model is made from: its training if it is a trained student, otherwise none."""
     if not isinstance(config, RunConfig):
         return []
     return [

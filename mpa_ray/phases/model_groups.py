@@ -74,8 +74,8 @@ def fall_back_to_single(group: EngineGroup, passed_on: Callable[[], object] = la
             it.
 
     Raises:
-        ConfigError, RunError: the block failed, and the group has only one model, `passed_on` returns the error, or the
-            error is `Unfinished`.
+        ConfigError, RunError: the block's error, if the group has only one model, if `passed_on` returns the error, or
+            if it is an `Unfinished`.
     """
     try:
         yield

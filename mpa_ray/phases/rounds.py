@@ -13,7 +13,7 @@ def with_rounds(config: RunConfig, run: Run) -> RunConfig:
 
 
 def index_of(student: StudentConfig, configured: RunConfig) -> int:
-    """The index, in the setting `students`, of the student that `student` is a round of."""
+    """The index of a student in the setting `students`. A later round has the same index as the first."""
     names = [[first.name_in(number) for number in range(1, first.rounds + 1)] for first in configured.students]
     return next(index for index, of_rounds in enumerate(names) if student.name in of_rounds)
 

@@ -85,7 +85,7 @@ def _rewrite_model_cards(
     for export in ("merged", "adapter"):
         path = f"{folder}/{export}/README.md"
         if run.storage.exists(path):
-            # Only the training knows how to use the student, since it loaded the processor.
+            # Keep this section, because writing it needs the processor, which only the training loads.
             use = section_use(run.storage.read(path).decode())
             card = model_card(config, student, arm, counts, installed_versions(), use, scores)
             run.storage.write(path, card.encode())

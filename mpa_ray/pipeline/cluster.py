@@ -98,7 +98,7 @@ def _start_ray() -> None:
     if is_local:
         where = {"address": "local", "num_cpus": num_local_cpus(), "include_dashboard": False}
         # Ray's local processes inherit the variables. With a runtime environment, the processes that Ray starts in
-        # advance would be unused, and each of them costs about a second of a core.
+        # advance would be unused, and each of them takes about a second of CPU time to start.
     shows_lines = shows_worker_lines()
     LIBRARY_OUTPUT.redirect()
     if not shows_lines:

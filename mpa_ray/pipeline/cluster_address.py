@@ -52,7 +52,7 @@ def _check_temporary_folder() -> None:
     most = _MAX_SOCKET_PATH_BYTES - len(f"/ray/{session}/sockets/plasma_store")
     if len(os.fsencode(folder)) > most:
         problem = f"is too long: Ray creates sockets below it, so its path may have at most {most} bytes."
-        raise ConfigError(name, folder, problem, "Set RAY_TMPDIR to a shorter folder, such as /tmp.")
+        raise ConfigError(name, folder, problem, "Set RAY_TMPDIR to a folder with a shorter path, such as /tmp.")
 
 
 def _check_address(address: str, answer_timeout_s: float) -> None:

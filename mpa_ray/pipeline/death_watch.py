@@ -33,7 +33,7 @@ class DeathWatch(RepeatedCall):
         Args:
             label: The name of the pass.
             deaths: Returns the deaths so far; None if they are not known now.
-            interval_s: Seconds between two calls of `deaths`, and so between two lines.
+            interval_s: Seconds between two calls of `deaths`. At most one line is printed after each call.
         """
         self._label, self._deaths, self._num_printed = label, deaths, 0
         super().__init__(self._print_new, interval_s)

@@ -175,7 +175,7 @@ def _settle(coordinator: Any) -> None:
 
 
 def _deaths(coordinator: Any) -> Deaths | None:
-    """The deaths so far; None if the coordinator does not answer, which others notice."""
+    """The deaths so far; None if the coordinator does not answer. Other code reports such an error."""
     try:
         return Deaths(*ray.get(coordinator.latest_death.remote(), timeout=_SETTLE_S))
     except RayError:

@@ -31,7 +31,7 @@ def ends_with_this_process() -> Iterator[None]:
     """
     mark = uuid.uuid4().hex
     environment = {name: value for name, value in os.environ.items() if name != _MARK}
-    # The end that is written to is never closed by this process, and no child of this process inherits it.
+    # This process never closes the write end of the pipe, and none of its children inherits it.
     to_read, _ = os.pipe()
     os.posix_spawn(
         "/bin/sh",

@@ -10,7 +10,7 @@ class RepeatedCall:
     """Calls a function in a thread of the driver until the function returns True or the `with` block ends."""
 
     def __init__(self, call: Callable[[], bool], interval_s: float) -> None:
-        """Start the thread. The first call is after `interval_s` seconds, and so is each later one."""
+        """Start the thread. It waits `interval_s` seconds before each call, including the first."""
         self._call, self._interval_s = call, interval_s
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._repeat, daemon=True)
@@ -20,7 +20,7 @@ class RepeatedCall:
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
-        # A call after the end of Ray would start it again. A call that hangs is not waited for.
+        # A call after the end of Ray would start Ray again. The timeout is for a call that hangs.
         self._thread.join(timeout=1.0)
 
     def _repeat(self) -> None:

@@ -18,7 +18,8 @@ _INTERVAL_S = 5.0
 class SettingsWatch(RepeatedCall):
     """Compares the settings of a pass with those of the dataset, in a thread of the driver, until they agree.
 
-    Every commit also compares them, but a large model may need minutes for its first shard, which would be wasted.
+    Every commit also compares them, but a large model may need minutes for its first shard, and these minutes would be
+    wasted.
     """
 
     def __init__(self, target: ShardTarget[Any], coordinator: Any, interval_s: float = _INTERVAL_S) -> None:

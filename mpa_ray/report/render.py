@@ -245,7 +245,7 @@ def _phase_lines(phases: Sequence[PhaseSummary]) -> list[str]:
     return [
         "time, and images/s without the start of engines",
         *(f"  {phase.key.label:<27}{clock(phase.record.wall_s):>8}{_rate(phase)}" for phase in phases),
-        f"  {'sum':<27}{clock(total_s):>8}    phases that overlapped each count in full",
+        f"  {'sum':<27}{clock(total_s):>8}    overlapping phases count in full",
     ]
 
 

@@ -140,7 +140,7 @@ def _memory_monitor_message(folder: Path, pid: int) -> str | None:
 def _written(storage: Storage, key: PhaseKey, death: Death, process: WorkerProcess, tails: dict[str, str]) -> Death:
     """Write the record, and the log unless the phase has `MAX_LOGS_PER_PHASE` logs.
 
-    Errors of writing are ignored, because a full disk must not hide the cause of death.
+    Errors while writing are ignored, because a full disk must not hide the cause of death.
     """
     name = _name(key, process)
     with suppress(CannotWrite, OSError):

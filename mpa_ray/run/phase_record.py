@@ -115,7 +115,7 @@ class PhaseRecord:
     error: str = ""
     """Why the last attempt failed; empty if it succeeded, or if another attempt has begun since."""
     is_begun_again: bool = False
-    """Whether another attempt has begun since an attempt failed, and has not ended."""
+    """Whether an attempt that began after a failed one has not ended yet."""
 
     def __add__(self, other: PhaseRecord) -> PhaseRecord:
         """Add a later attempt. The error is that of the later attempt."""

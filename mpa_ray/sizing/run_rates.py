@@ -35,7 +35,7 @@ class TrainingRates:
     start_s: float | None = None
     """Seconds that the training took in addition to its optimiser steps."""
     memory_gib: float | None = None
-    """The most memory that a worker's GPU held."""
+    """The peak memory use of a worker's GPU."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class RunRates:
         )
 
     def engine_start_s(self, kind: PhaseKind | None = None) -> float | None:
-        """Seconds of a pass in which no engine works: the median over phases of this kind, else over all phases."""
+        """Seconds for which no engine of a pass works: the median over phases of this kind, else over all phases."""
         starts = {
             key: (record.wall_s - record.totals.working_s) / record.num_attempts
             for key, record in self.records.items()
@@ -91,7 +91,7 @@ class RunRates:
 
     @property
     def index_images_per_s(self) -> float | None:
-        """Images per second that one driver lists, possibly while it does other work."""
+        """Images per second that one driver lists. The driver may have done other work at the same time."""
         record = self.records.get(PhaseKey("index"))
         return per_second(self.num_images, record.wall_s) if record and self.num_images else None
 
@@ -139,7 +139,7 @@ class RunRates:
         return self._of_student(name, model, lambda n: self.trainings[n].samples_per_s)
 
     def training_memory_gib(self, name: str) -> float | None:
-        """The most memory that a worker's GPU held in this student's training."""
+        """The peak memory use of a worker's GPU in this student's training."""
         return self.trainings[name].memory_gib if name in self.trainings else None
 
     @property

@@ -42,7 +42,7 @@ def final_error(name: str, fault: Fault, error: Exception) -> Exception:
     if fault is Fault.MISSING:
         return FileNotFoundError(name)
     if isinstance(error, _NO_CREDENTIALS):
-        remedy = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE on every node, or give it a role."
+        remedy = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE on every node, or give nodes a role."
         return ConfigError("object_store", name, f"cannot be accessed: {str(error).rstrip('.')}.", remedy)
     if fault is Fault.ACCESS_LOST:
         return AccessLost(f"{name}: {str(error).rstrip('.')}. Renew the credentials, and check the clock.")

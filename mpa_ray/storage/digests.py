@@ -147,7 +147,7 @@ class ObjectContent:
 
 
 class DigestCache:
-    """Digests by the keys of their contents. A folder keeps the digests for later processes."""
+    """Digests of contents, looked up by `Content.key`. A folder keeps the digests for later processes."""
 
     def __init__(self, folder: Path | None, clock: Callable[[], float] = time.time) -> None:
         """Begin with only the digests that are in the folder.

@@ -32,7 +32,7 @@ def short_first_contact() -> Iterator[None]:
 
 
 class Outage(Exception):
-    """No request has succeeded for too long, so a new request was not sent."""
+    """A new request was not sent, because no request has succeeded for `max_outage_s` seconds."""
 
 
 class RequestPace:

@@ -123,7 +123,8 @@ def _check_placeholders(field: str, template: str, allowed: set[str], required: 
     if unknown:
         raise ValueError(f"{field} has {_placeholders(unknown)}; it may only have {_placeholders(allowed)}")
     if len(names) > 1 or (required and not names):
-        raise ValueError(f"{field} needs {{{next(iter(allowed))}}} {'once' if required else 'at most once'}")
+        number = "must have exactly one" if required else "may have at most one"
+        raise ValueError(f"{field} {number} {{{next(iter(allowed))}}}")
 
 
 def _placeholders(names: Iterable[str]) -> str:

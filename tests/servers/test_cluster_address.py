@@ -143,7 +143,8 @@ def test_a_folder_that_is_too_long_for_sockets_is_refused(name: str, monkeypatch
     for variable in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv(name, f"/tmp/{'long/' * 8}")
-    with pytest.raises(ConfigError, match=rf"^{name} = '/tmp/long/.*is too long.*Set RAY_TMPDIR to a shorter folder"):
+    problem = rf"^{name} = '/tmp/long/.*is too long.*Set RAY_TMPDIR to a folder with a shorter path"
+    with pytest.raises(ConfigError, match=problem):
         check_cluster()
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     check_cluster()

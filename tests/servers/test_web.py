@@ -296,7 +296,7 @@ def test_memory_is_bounded_whatever_the_server_sends(site: str, path: str) -> No
         ("cut-gzip", "ends too early"),
         ("not-gzip", "does not match its Content-Encoding"),
         ("br", "Content-Encoding br, which was not requested"),
-        ("other-range", "another range than the requested one"),
+        ("other-range", "a range other than the requested one"),
     ],
 )
 def test_a_wrong_answer_is_a_reason(site: str, path: str, detail: str) -> None:

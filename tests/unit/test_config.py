@@ -198,7 +198,7 @@ def test_an_arm_that_is_there_twice_is_refused(tree: dict[str, Any], tmp_path: P
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("students.-1.name", "there is no students.-1. students is a list of 1, and students.0 is the first."),
+        ("students.-1.name", "there is no students.-1. The list students has 1 entry, and students.0 is the first."),
         ("students.3.name", "there is no students.3."),
         ("students.-1", "there is no students.-1."),
         ("students.name", "students is a list, and the number of an entry is missing. Write --students.0.name."),

@@ -265,7 +265,7 @@ def test_the_table_has_counts_scores_and_times(summary: ReportSummary) -> None:
         "D_PI of small from D_PA: 0.000",
         "prompt tokens from cache 75.0%",
         "identify small 1:01 2.0 images/s",
-        "sum 3:03 phases that overlapped each count in full",
+        "sum 3:03 overlapping phases count in full",
     ):
         assert line in lines
 

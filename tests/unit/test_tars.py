@@ -232,7 +232,7 @@ def test_a_tar_that_is_cut_anywhere_is_named_or_reported(tmp_path: Path) -> None
         ):
             refs = listed(path)
             assert [content for _, content in SAMPLES[: len(refs)]] == read(refs)
-            assert left_out(path) == {"ends of tars without an end mark (perhaps cut off)": 1}
+            assert left_out(path) == {"ends of tars that may be truncated (no end mark)": 1}
 
 
 def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:

@@ -45,10 +45,10 @@ def test_a_users_own_task_needs_no_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"answer_prompt": "Answer."}, r"answer_prompt needs \{question\} once"),
-        ({"answer_prompt": "{question} {question}"}, r"answer_prompt needs \{question\} once"),
+        ({"answer_prompt": "Answer."}, r"answer_prompt must have exactly one \{question\}"),
+        ({"answer_prompt": "{question} {question}"}, r"answer_prompt must have exactly one \{question\}"),
         ({"answer_prompt": "{question} {image}"}, r"answer_prompt has \{image\}; it may only have \{question\}"),
-        ({"annotation_prompt": "{format}{format}"}, r"annotation_prompt needs \{format\} at most once"),
+        ({"annotation_prompt": "{format}{format}"}, r"annotation_prompt may have at most one \{format\}"),
         ({"annotation_prompt": "{question}"}, r"annotation_prompt has \{question\}"),
         ({"annotation_prompt": "open {"}, "annotation_prompt: .*write {{ and }} for braces"),
         ({"metric": "accuracy"}, "metric: 'accuracy' is not a metric; choose one of vqa_accuracy"),

@@ -88,7 +88,7 @@ class Web:
         is_part = response.status == 206
         if is_part and (byte_range is None or int(byte_range["first"] or -1) != first):
             response.close()
-            raise OSError("returned another range than the requested one")
+            raise OSError("returned a range other than the requested one")
         if is_part and first and encoding_of(response):
             response.close()
             raise OSError("returned a range of an encoded body")

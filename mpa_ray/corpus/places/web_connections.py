@@ -47,7 +47,7 @@ def connections(config: ObjectStoreConfig, *, only_public: bool, is_public: IsPu
     """
     timeout = Timeout(connect=config.connect_timeout_s, read=config.read_timeout_s)
     manager = PoolManager(maxsize=config.max_connections, retries=False, timeout=timeout)
-    # urllib3 makes the pools, and these make the connections, so the rules are attributes of classes.
+    # urllib3 creates the pools, and the pools create the connections. So the rules can only be attributes of classes.
     rules = {"only_public": only_public, "is_public": staticmethod(is_public)}
     http = type("_HttpConnection", (_Watched, HTTPConnection), rules)
     https = type("_HttpsConnection", (_Watched, HTTPSConnection), rules)

@@ -24,8 +24,8 @@ _END = _CONTINUATION + b"\0\0\0\0"
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 """Values of `MessageHeader` in Arrow's Message.fbs."""
 _MAX_ROWS_PER_BYTE = 1000
-"""If a header states more rows per byte of its batch, it is damaged: a batch with images has far fewer rows, even if
-its offsets are compressed."""
+"""If a header states more rows per byte of its batch than this, it is damaged: a batch with images has far fewer rows,
+even if its offsets are compressed."""
 
 
 @dataclass(frozen=True)

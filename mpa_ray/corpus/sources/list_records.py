@@ -80,7 +80,7 @@ def json_records(file: BinaryIO, chunk_bytes: int = _CHUNK_BYTES) -> Iterator[Li
 
     Args:
         file: The file.
-        chunk_bytes: A list is read in chunks of this size, or of the size of its last object if that is larger.
+        chunk_bytes: A list is read in chunks of this size. If an object is larger, the chunks grow until it fits.
 
     Raises:
         BadRecord: a record is not JSON, or not an object.

@@ -33,8 +33,7 @@ class ParquetFiles:
     """Images in rows of Parquet files. The id of an image is the file's path and the row number.
 
     Listing reads a file's footer and the columns with ids, metadata and URIs. It reads the images of a row group only
-    if they are in structs, and only if some of these structs have no bytes or the footer does not state how many have
-    none.
+    if they are in structs and, according to the footer, some of these structs may have no bytes.
     """
 
     def __init__(self, config: SourceConfig, places: Places) -> None:

@@ -64,7 +64,7 @@ class WebDataset:
         for (_, stem), members in groupby(tar.members(), key=lambda member: (member.archive, _stem(member.name))):
             yield from self._images_of_sample(tar, stem, members, images, entry)
         if not tar.has_end:
-            yield LeftOut("ends of tars without an end mark (perhaps cut off)")
+            yield LeftOut("ends of tars that may be truncated (no end mark)")
 
     def _images_of_sample(
         self, tar: TarReader, stem: str, members: Iterator[Member], images: _Images, entry: Entry

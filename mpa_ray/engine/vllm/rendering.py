@@ -92,7 +92,7 @@ class Refusal:
     def of(cls, error: Exception) -> Refusal:
         """Make a refusal from an error of vLLM.
 
-        The reason follows from the message, since vLLM has no error class for prompts that are too long.
+        The reason is derived from the message, since vLLM has no error class for prompts that are too long.
         """
         is_too_long = _TOO_LONG.search(str(error))
         return cls(Reason.PROMPT_TOO_LONG if is_too_long else Reason.REQUEST_FAILED, str(error))
@@ -116,7 +116,7 @@ def scaling_of(processor: Any, arguments: Mapping[str, Any], pixel_limits: tuple
 
 
 def raw_image(image: Image.Image, key: str, scaling: ImageScaling) -> dict[str, Any]:
-    """The part of vLLM's input that holds an image, which vLLM's processor keeps at its size if `scaling` chose it."""
+    """The part of vLLM's input that holds an image. vLLM's processor keeps the image's size if `scaling` chose it."""
     data = {"multi_modal_data": {"image": image}, "multi_modal_uuids": {"image": key}}
     arguments = scaling.processor_arguments([image])
     return {**data, "mm_processor_kwargs": arguments} if arguments else data

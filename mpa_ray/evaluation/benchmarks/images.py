@@ -24,11 +24,11 @@ class Images:
         self._layout: int | None = None
 
     def uri(self, record: Record, *names: str) -> str:
-        """Return the locator of an image, which may have one of several names: the first name with an existing file or,
-        if no file exists, the first name.
+        """Return the locator of an image that may have one of several names.
 
-        All calls must give the same number of names in the same order. In an object store, names are tried only for the
-        first image. For all later images, the name at the same position is used.
+        The first name with an existing file is used or, if no file exists, the first name. All calls must give the same
+        number of names in the same order. In an object store, names are tried only for the first image. For all later
+        images, the name at the same position is used.
 
         Raises:
             ConfigError: a name points outside the folder.
