@@ -2,7 +2,7 @@
 
 Each rule follows the image processor of one family in transformers, or in the checkpoint's remote code. Tests compare
 the rules with the processors of transformers. Tokens between the tiles of an image, such as line breaks, are not
-counted: they are at most 5 % of an image's tokens.
+counted (see `WITH_MARKERS`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 from mpa_ray.imaging.grid import ImageGrid
 from mpa_ray.imaging.prepare import fitted_size
 
+WITH_MARKERS = 1.05
+"""At most this many times the tokens of an image are those of the image and of the marks between its tiles."""
 _MAX_ASPECT_RATIO = 200
 """The largest aspect ratio of an image whose tokens are counted to find the most tokens."""
 _RATIO_STEP = 1.02

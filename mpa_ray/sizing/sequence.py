@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig
+from mpa_ray.imaging.image_tokens import WITH_MARKERS
 from mpa_ray.sizing.architecture import Architecture
 from mpa_ray.tasks.task import Task
 
@@ -14,8 +15,6 @@ ModelT = TypeVar("ModelT", bound=ModelConfig)
 
 _QUESTION_TOKENS = 2048
 """Tokens of a question and of the chat template. Questions of benchmarks have a few hundred tokens at most."""
-_TILE_MARKERS = 1.05
-"""Tokens of an image with those between its tiles, over those of the image alone."""
 _MULTIPLE = 64
 
 
@@ -41,7 +40,7 @@ class VisitText:
         """Tokens of the longest sequence; None if the model's own limit is lower, or its image tokens are not known."""
         if not sizes.has_image_rule:
             return None
-        image_tokens = _TILE_MARKERS * sizes.image_rule.most_tokens(model.min_pixels, model.max_pixels)
+        image_tokens = WITH_MARKERS * sizes.image_rule.most_tokens(model.min_pixels, model.max_pixels)
         needed = image_tokens + self.num_prompt_bytes + _QUESTION_TOKENS + self.max_new_tokens
         num_tokens = math.ceil(needed / _MULTIPLE) * _MULTIPLE
         return num_tokens if num_tokens < sizes.max_position_embeddings else None

@@ -28,7 +28,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from mpa_ray.imaging.image_tokens import ImageTokenRule, image_token_rule
+from mpa_ray.imaging.image_tokens import WITH_MARKERS, ImageTokenRule, image_token_rule
 from mpa_ray.models.omitted_settings import with_defaults
 from tests.families import tokenizer
 
@@ -76,11 +76,14 @@ def rule_of(model: PublicModel) -> ImageTokenRule:
 
 
 def num_tokens(processor: Any, image: Any, **arguments: Any) -> int:
-    """The tokens that the processor writes into a prompt for an image."""
+    """The tokens that the processor writes into a prompt for an image, without those between its tiles."""
     ids = processor(text=[processor.image_token], images=[[image]], return_tensors="pt", **arguments)["input_ids"][0]
     # The placeholder of Gemma 3 becomes other tokens.
     token = getattr(processor.tokenizer, "image_token", None) or processor.image_token
-    return int((ids == processor.tokenizer.convert_tokens_to_ids(token)).sum())
+    number = int((ids == processor.tokenizer.convert_tokens_to_ids(token)).sum())
+    # Line breaks are several tokens of the tokenizer that stands in for the real one.
+    assert len(ids) <= WITH_MARKERS * number + 8
+    return number
 
 
 def _with_tokenizer(model_type: str, images: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from mpa_ray.config import ModelConfig, ObjectStoreConfig
 from mpa_ray.errors import ConfigError
-from mpa_ray.imaging.image_tokens import image_token_rule
+from mpa_ray.imaging.image_tokens import WITH_MARKERS, image_token_rule
 from mpa_ray.models.checkpoints import model_settings, processor_settings
 from mpa_ray.models.omitted_settings import with_defaults
 
@@ -17,8 +17,6 @@ _CPU_BATCH_TOKENS = 2048
 """vLLM's default for an asynchronous engine on a CPU."""
 _GPU_BATCH_TOKENS = 8192
 """vLLM's default for work in batches on most GPUs."""
-_TILE_MARKERS = 1.05
-"""Tokens of an image with those between its tiles, over those of the image alone."""
 _MULTIPLE = 64
 _BYTES_PER_PIXEL = 3 * 4
 """Three channels in 32 bits."""
@@ -51,7 +49,7 @@ class ImageBudget:
                 return None
             limits = model.min_pixels, model.max_pixels
             num_bytes = rule.most_pixels(*limits) * rule.frames * _BYTES_PER_PIXEL
-            return cls(math.ceil(_TILE_MARKERS * rule.most_tokens(*limits)), num_bytes)
+            return cls(math.ceil(WITH_MARKERS * rule.most_tokens(*limits)), num_bytes)
         except (ConfigError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
             # vLLM then uses its own budgets, and reports damaged settings itself.
             return None
