@@ -103,3 +103,24 @@ def test_settings_of_the_processor_may_be_in_either_file(tmp_path: Path) -> None
     assert processor_settings(folder, ObjectStoreConfig()) == {}
     Path(folder, "processor_config.json").write_text(json.dumps({"image_processor": expected, "image_seq_len": 64}))
     assert processor_settings(folder, ObjectStoreConfig()) == expected
+
+
+DOCUMENTED = {
+    "Qwen2-VL, Qwen2.5-VL": ("qwen2-vl-2b", "qwen2-vl-7b", "qwen2.5-vl-7b"),
+    "Qwen3-VL": ("qwen3-vl-2b", "qwen3-vl-8b"),
+    "SmolVLM-500M": ("smolvlm-500m",),
+    "InternVL2.5, InternVL3 (`-hf`)": ("internvl2.5-8b-mpo-hf", "internvl3-2b-hf"),
+    "LLaVA-OneVision": ("llava-ov-7b",),
+    "LLaVA-1.5": ("llava-1.5-7b",),
+    "Gemma 3, PaliGemma": ("gemma3-4b", "paligemma-3b"),
+}
+
+
+@pytest.mark.parametrize("family", DOCUMENTED)
+def test_the_documented_image_tokens_are_right(family: str) -> None:
+    page = (Path(__file__).parents[2] / "docs/models.md").read_text()
+    (row,) = (line for line in page.splitlines() if line.startswith(f"| {family} |"))
+    for name in DOCUMENTED[family]:
+        rule = rule_of(public_model(name))
+        tokens = [rule.scaled_tokens(*size, *LIMITS) for size in SHAPES.values()]
+        assert row.startswith(f"| {family} | {' | '.join(map(str, [*tokens, rule.most_tokens(*LIMITS)]))} |")
