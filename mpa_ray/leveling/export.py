@@ -97,8 +97,8 @@ def export(
             processor = deepcopy(processor)
             questions.scaling.grid.limit(processor)
         processor.save_pretrained(merged)
-        # transformers 5 saves these settings only as a part of processor_config.json, where earlier versions do not
-        # find them.
+        # transformers 5 saves these settings only as a part of processor_config.json, where other programs do not find
+        # them.
         processor.image_processor.save_pretrained(merged)
         pad_token_id = processor.tokenizer.pad_token_id
         generation = inherited or GenerationSettings.carried_over(model.generation_config.to_dict(), pad_token_id)

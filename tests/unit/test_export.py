@@ -113,7 +113,7 @@ def test_a_base_with_bad_generation_settings_is_loaded_and_exported(tmp_path: Pa
     assert all(line.startswith("generation_config.json: ") for line in repairs)
 
 
-def test_an_export_repairs_settings_in_memory_and_has_a_file_for_earlier_versions(tmp_path: Path) -> None:
+def test_an_export_repairs_settings_in_memory_and_has_both_files_of_the_processor(tmp_path: Path) -> None:
     """A checkpoint without a file of generation settings may have them in its config.json."""
     exported(tmp_path, temperature=0.7, num_return_sequences=2)
     number, temperature = ExportCheck.read(Run(LocalStorage(str(tmp_path))), "student").repairs
