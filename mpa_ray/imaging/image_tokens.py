@@ -24,6 +24,10 @@ _MAX_ASPECT_RATIO = 200
 """The largest aspect ratio of an image whose tokens are counted to find the most tokens."""
 _RATIO_STEP = 1.02
 """The quotient of successive aspect ratios in that search."""
+_MAX_TOKENS = 10**7
+"""No image has more tokens."""
+_MAX_TILES = 1000
+"""No processor cuts an image into more tiles."""
 _MAX_SPLIT_SIDE = 4096
 """The largest side to which the processor of Idefics3 scales an image."""
 _MAX_UNPAD_RATIO = 1.1
@@ -287,12 +291,19 @@ def image_token_rule(
             `images_kwargs`.
 
     Raises:
-        LookupError, TypeError, ValueError, ArithmeticError: a size is missing or impossible.
+        LookupError, TypeError, ValueError, AttributeError, ArithmeticError: a size is missing or impossible.
     """
     arguments = arguments or {}
     # Without this argument, the processor of InternVL cuts images into tiles, even if its settings say otherwise.
     stored = {name: value for name, value in processor.items() if name != "crop_to_patches"}
     processor = {**stored, **arguments, **(arguments.get("images_kwargs") or {})}
+    rule = _rule_of_family(settings, processor)
+    if rule is not None and not 1 <= rule.tokens(640, 480) <= _MAX_TOKENS:
+        raise ValueError("the number of image tokens")
+    return rule
+
+
+def _rule_of_family(settings: Mapping[str, Any], processor: Mapping[str, Any]) -> ImageTokenRule | None:
     match settings.get("model_type"):
         case "qwen2_vl" | "qwen2_5_vl" | "qwen3_vl" | "qwen3_vl_moe":
             return _grid_tokens(settings["vision_config"], processor)
@@ -312,12 +323,20 @@ def image_token_rule(
             return FixedTokens(_patches(settings["vision_config"]) ** 2, _input_side(settings))
         case "minicpmv":
             slices = settings.get("slice_config", {})
-            max_slices = processor.get("max_slice_nums", slices.get("max_slice_nums", 9))
+            max_slices = _tile_limit(processor.get("max_slice_nums", slices.get("max_slice_nums", 9)))
             return SliceTokens(settings.get("image_size", 448), settings.get("query_num", 64), max_slices)
         case "phi3_v":
             vision = settings["vision_config"]
-            return HdTokens(side_of(vision["image_size"]), processor.get("num_crops", 4), _patches(vision) // 2)
+            max_crops = _tile_limit(processor.get("num_crops", 4))
+            return HdTokens(side_of(vision["image_size"]), max_crops, _patches(vision) // 2)
     return None
+
+
+def _tile_limit(number: int) -> int:
+    """A limit of the number of tiles. Raises ValueError for a number that no processor can have."""
+    if not 1 <= number <= _MAX_TILES:
+        raise ValueError(f"an image has up to {number} tiles")
+    return number
 
 
 def _patches(vision: Mapping[str, Any]) -> int:
@@ -349,12 +368,12 @@ def _tile_tokens(settings: Mapping[str, Any], processor: Mapping[str, Any]) -> I
     vision, ratio = settings["vision_config"], settings.get("downsample_ratio", 0.5)
     per_tile = settings.get("image_seq_length") or int((_patches(vision) * ratio) ** 2)
     if settings.get("model_type") == "internvl_chat":
-        tiles = settings.get("min_dynamic_patch", 1), settings.get("max_dynamic_patch", 12)
+        tiles = settings.get("min_dynamic_patch", 1), _tile_limit(settings.get("max_dynamic_patch", 12))
         side, has_thumbnail = settings.get("force_image_size") or vision["image_size"], settings.get("use_thumbnail")
         return TileTokens(side_of(side), per_tile, *tiles, has_thumbnail=bool(has_thumbnail))
     if not processor.get("crop_to_patches", True):
         return FixedTokens(per_tile, _input_side(settings))
-    tiles = processor.get("min_patches", 1), processor.get("max_patches", 12)
+    tiles = processor.get("min_patches", 1), _tile_limit(processor.get("max_patches", 12))
     return TileTokens(side_of(processor.get("size") or vision["image_size"]), per_tile, *tiles)
 
 

@@ -43,17 +43,19 @@ class GenerationSettings:
 
         valid: dict[str, Any] = {}
         repairs = []
-        given = {name: value for name, value in inherited.items() if name not in _ABOUT_THE_FILE and value is not None}
-        for name in sorted(given, key=_order):
-            problem = _problem_of({**valid, name: given[name]}, name)
+        settings = {
+            name: value for name, value in inherited.items() if name not in _ABOUT_THE_FILE and value is not None
+        }
+        for name in sorted(settings, key=_order):
+            problem = _problem_of({**valid, name: settings[name]}, name)
             if problem is None:
-                valid[name] = given[name]
+                valid[name] = settings[name]
                 continue
             is_replaced = name == "pad_token_id" and pad_token_id is not None and pad_token_id >= 0
             if is_replaced:
                 valid[name] = pad_token_id
             result = f"is now {pad_token_id}" if is_replaced else "is left out"
-            repairs.append(f"{name} {given[name]!r} {result}: {problem}")
+            repairs.append(f"{name} {settings[name]!r} {result}: {problem}")
         return cls(GenerationConfig(**valid), tuple(repairs))
 
     @classmethod

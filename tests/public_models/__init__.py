@@ -1,6 +1,6 @@
 """The settings of public checkpoints, with the keys that they have: what such a file leaves out is left out here.
 
-Left out besides are the scaling of rotary positions, and the places of remote code. The parameters are those that the
+The scaling of rotary positions and the places of remote code are left out, too. The parameters are those that the
 checkpoints' authors publish, in units of 10^9.
 """
 

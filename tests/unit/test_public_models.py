@@ -11,6 +11,7 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, PlanConfig
+from mpa_ray.errors import ConfigError
 from mpa_ray.imaging.prepare import ImageScaling, PreparedImage
 from mpa_ray.models.checkpoints import processor_settings
 from mpa_ray.models.omitted_settings import TEXT_DEFAULTS, VISION_DEFAULTS
@@ -93,6 +94,26 @@ def test_a_plan_counts_image_tokens_with_the_settings_and_arguments_of_the_proce
         engine = {"engine_args": {"mm_processor_kwargs": arguments}}
         assert models.image_tokens(ModelConfig.model_validate({"model": internvl, "engine": engine})) == num_tiles * 256
     assert not models.notes
+
+
+IMPOSSIBLE: list[tuple[str, dict[str, Any]]] = [
+    ("internvl3-2b-hf", {"max_patches": 10**9}),
+    ("internvl3-2b-hf", {"max_patches": "many"}),
+    ("internvl3-2b-hf", {"size": {"height": None}}),
+    ("llava-ov-7b", {"image_grid_pinpoints": [[0, 0]]}),
+    ("llava-ov-7b", {"size": {"height": 10**9}, "image_grid_pinpoints": [[384]]}),
+    ("smolvlm-500m", {"max_image_size": {"longest_edge": -1}}),
+    ("smolvlm-500m", {"size": "large"}),
+    ("qwen2-vl-2b", {"size": {"shortest_edge": 10**20, "longest_edge": 10**30}}),
+    ("qwen2-vl-2b", {"patch_size": 1e-320}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), IMPOSSIBLE)
+def test_impossible_settings_of_a_processor_are_an_error(name: str, change: dict[str, Any]) -> None:
+    model = public_model(name)
+    with pytest.raises(ConfigError, match="lacks a size"):
+        architecture_of(model.config, name, {**model.preprocessor_config, **change})
 
 
 def test_settings_of_the_processor_may_be_in_either_file(tmp_path: Path) -> None:
