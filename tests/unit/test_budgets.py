@@ -10,7 +10,7 @@ import pytest
 
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, RunConfig, ScriptedEngineConfig, VllmEngineConfig
 from mpa_ray.engine.vllm.arguments import engine_arguments
-from mpa_ray.engine.vllm.budgets import ImageBudget, batch_tokens
+from mpa_ray.engine.vllm.budgets import ImageBudget, batch_tokens, default_batch_tokens
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.phases.annotate import annotation_pass
 from mpa_ray.phases.answering import answer_pass
@@ -60,6 +60,11 @@ def test_a_batch_on_a_gpu_is_never_smaller_than_the_default_of_vllm(name: str, t
     assert arguments_of(model, on_cpu=False, default=H100)["max_num_batched_tokens"] == H100
     assert arguments_of(served("owner/unknown"), on_cpu=False, default=L4)["max_num_batched_tokens"] == L4
     assert batch_tokens(None, None) is None
+
+
+def test_the_default_for_work_in_batches_is_that_of_the_installed_vllm() -> None:
+    """On this machine without a GPU, vLLM's default is 4,096 tokens for each CPU engine."""
+    assert default_batch_tokens(1) in (4096, L4, H100)
 
 
 def test_arguments_of_the_user_override_the_budgets(tmp_path: Path) -> None:
