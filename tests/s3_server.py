@@ -52,15 +52,22 @@ def environment(endpoint: str) -> dict[str, str]:
 
 def upload(folder: Path, endpoint: str, prefix: str) -> None:
     """Upload all files below a folder to a prefix of the bucket."""
+    store = client(endpoint)
     for path in folder.rglob("*"):
         if path.is_file():
-            client(endpoint).upload_file(str(path), "bucket", f"{prefix}/{path.relative_to(folder).as_posix()}")
+            store.upload_file(str(path), "bucket", f"{prefix}/{path.relative_to(folder).as_posix()}")
+
+
+def keys_of(endpoint: str, prefix: str) -> list[str]:
+    """Return the keys of all objects under a prefix, without the prefix and without objects that show folders."""
+    pages = client(endpoint).get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=prefix)
+    keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+    return [key.removeprefix(prefix) for key in keys if not key.endswith("/")]
 
 
 def keys_containing(secret: str, endpoint: str, prefix: str) -> list[str]:
     """Return the keys of objects under a prefix whose content contains a text."""
     store = client(endpoint)
-    pages = store.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=prefix)
-    keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+    keys = [prefix + key for key in keys_of(endpoint, prefix)]
     assert keys
     return [key for key in keys if secret.encode() in store.get_object(Bucket="bucket", Key=key)["Body"].read()]

@@ -187,6 +187,7 @@ class _Passes:
             source=source,
             target=target,
             model=model,
+            branch="teacher",
             make_stage=make_stage,
             reader=Reader(self._config.object_store),
             reading=self._config.reading,

@@ -54,7 +54,7 @@ def run_phase(config: EvaluationRunConfig, phase: Phase, *, redo: str | None = N
         _check_cluster()
     check_resources_of(config, phase)
     check_begun(config, phase)
-    context = RunContext.open(config, again)
+    context = RunContext.open(config, again, reads_benchmarks=phase == "evaluate")
     with command_recorded(context.run.storage, f"mpa-ray {'evaluate' if phase == 'score' else phase}"):
         _function_of(phase)(context)
         context.failures.check()
@@ -121,7 +121,7 @@ def _check_config(config: object) -> None:
     raise ConfigError("config", config, f"is a {type(config).__name__}, not a loaded configuration.", remedy)
 
 
-def _function_of(phase: Phase) -> Callable[[Any], None]:
+def _function_of(phase: Phase) -> Callable[[Any], object]:
     # Each phase is imported only when it runs, since some of them import Ray or torch.
     if phase == "index":
         from mpa_ray.phases.index import index

@@ -15,8 +15,9 @@ from mpa_ray.report.collect import collect
 from mpa_ray.report.phase_status import Status
 from mpa_ray.report.status import status
 from mpa_ray.report.summary import EvaluationSummary
-from mpa_ray.run.dataset import ShardedDataset, prefetch
+from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.parity_export import parity_tables
+from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.recorded_config import models_by_benchmark, read_config, student_names
 from mpa_ray.run.run import Run
 from mpa_ray.storage.open import open_storage
@@ -42,8 +43,10 @@ def open_run(path: str | Path, object_store: ObjectStoreConfig | None = None) ->
         remedy = "Pass a run directory, such as config.run_dir."
         raise ConfigError("path", path, f"is a {type(path).__name__}, not a path.", remedy)
     if not isinstance(object_store, ObjectStoreConfig | None):
-        remedy = "Pass an ObjectStoreConfig, such as ObjectStoreConfig(endpoint_url=...)."
-        raise ConfigError("object_store", object_store, f"is a {type(object_store).__name__}.", remedy)
+        remedy = "Pass one, such as ObjectStoreConfig(endpoint_url=...)."
+        raise ConfigError(
+            "object_store", object_store, f"is a {type(object_store).__name__}, not an ObjectStoreConfig.", remedy
+        )
     if str(path).endswith((".yaml", ".yml")) and Path(path).is_file():
         raise ConfigError("path", str(path), "is a file, and not a run directory.", "Pass its run_dir.")
     return RunView(Run(open_storage(str(path), object_store)))

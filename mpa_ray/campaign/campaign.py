@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 from mpa_ray.campaign.admission import AdmissionController, Resources
 from mpa_ray.campaign.announcements import ShardAnnouncements
+from mpa_ray.campaign.end_of_campaign import CountsDiffer, score_and_report
 from mpa_ray.config import (
-    EvaluationRunConfig,
     MeasuredModel,
     ModelConfig,
     ObjectStoreConfig,
@@ -26,16 +26,16 @@ from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.annotate import ListShards, index_and_annotate
 from mpa_ray.phases.context import RunContext
-from mpa_ray.phases.evaluate import evaluate, predict, predict_group, predict_groups, prepare_benchmarks
+from mpa_ray.phases.evaluate import predict, predict_group, predict_groups, prepare_benchmarks
 from mpa_ray.phases.identify import engine_groups, identify_group, identify_student
 from mpa_ray.phases.level import check_labelled_sets, level_student
 from mpa_ray.phases.measured_models import measured_models, names_of_student
 from mpa_ray.phases.model_groups import fall_back_to_single
 from mpa_ray.phases.preflight import check_names, check_run, check_student, check_trainable
 from mpa_ray.phases.repeated_work import NOTHING_AGAIN, Again
-from mpa_ray.phases.report import report
 from mpa_ray.phases.resource_needs import check_resources_of, check_resources_of_student
 from mpa_ray.pipeline.cluster_address import cluster_address
+from mpa_ray.pipeline.machine import Need
 from mpa_ray.pipeline.run_pass import Admission, record_error
 from mpa_ray.run.commands import command_recorded
 from mpa_ray.run.fingerprint import verdict_fingerprint
@@ -43,6 +43,7 @@ from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.sizing.models import num_parameters
 
+_Check = Callable[[StudentConfig, int], None]
 _CPUS_FOR_SMALL_TASKS = 1.0
 """CPUs of the cluster that phases leave free for the small tasks that fetch images and commit rows."""
 
@@ -62,31 +63,26 @@ def align(config: RunConfig, list_shards: ListShards = index_shards, again: Agai
         RunError: the teacher's pass or some students failed. The message names the students. The error is an
             `Unfinished` if every failure may be temporary.
     """
-    failures = _errors_of_students(config, partial(_check_alone, object_store=config.object_store))
-    students = _without(failures, config.students)
+    failures: dict[str, Exception] = {}
+    students = _check_students(config, failures, partial(_check_alone, object_store=config.object_store))
     check_names(config)
     check_run(config.model_copy(update={"students": students}))
     check_resources_of(config.model_copy(update={"students": students}), "align")
-    failures |= _errors_of_students(config, partial(check_trainable, object_store=config.object_store))
-    students = _without(failures, students)
+    _check_students(config, failures, partial(check_trainable, object_store=config.object_store))
+    reading = RunContext.for_reading(config)
+    _check_students(config, failures, lambda student, _: check_labelled_sets(reading, student))
+    reading.check_benchmarks()
     context = RunContext.from_checked(config, again)
     with command_recorded(context.run.storage, "mpa-ray align"):
-        _align_students(context, students, failures, list_shards)
+        _align_students(context, failures, list_shards)
 
 
-def _align_students(
-    context: RunContext[RunConfig],
-    students: Sequence[StudentConfig],
-    failures: dict[str, Exception],
-    list_shards: ListShards,
-) -> None:
+def _align_students(context: RunContext[RunConfig], failures: dict[str, Exception], list_shards: ListShards) -> None:
     """Align the students whose settings are correct. `failures` holds the errors of the others."""
     config = context.configured
     context.check_moved_source()
-    failures |= _errors_of_students(config, lambda student, _: check_labelled_sets(context, student))
     context.check_unchanged(["corpus", "annotations"])
-    failures |= _errors_of_students(config, lambda student, _: context.check_unchanged(_datasets_of(student)))
-    students = _without(failures, students)
+    students = _check_students(config, failures, lambda s, _: context.check_unchanged(_datasets_of(s)))
     for name, error in failures.items():
         say(f"WARNING: {name} is left out: {error}")
         record_error(context.run, PhaseKey("identify", name), error)
@@ -101,7 +97,8 @@ def _align_students(
     at_end = score_and_report(context.with_finished_rounds())
     if not failures and at_end:
         raise next(iter(at_end.values()))
-    failures |= at_end
+    # What failed students lack is missing in the counts, too, and says nothing new.
+    failures |= {name: error for name, error in at_end.items() if not isinstance(error, CountsDiffer)}
     if failures:
         retry = "Run the same command again to retry."
         if not all(map(continues_at_once, failures.values())):
@@ -111,25 +108,6 @@ def _align_students(
         is_unfinished = all(isinstance(error, Unfinished | OSError) or may_pass(error) for error in failures.values())
         raise Unfinished(problem) if is_unfinished else RunError(problem)
     context.failures.check()
-
-
-def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exception]:
-    """Score the answers and write the report, even if earlier phases failed.
-
-    The scores are not printed here, because the report's summary shows them. Returns the errors, keyed by a description
-    of the work that failed. The descriptions have spaces, so no student has the same name.
-    """
-    failures: dict[str, Exception] = {}
-    calls = {
-        "writing the scores": partial(evaluate, context, score_only=True, shows_scores=False),
-        "writing the report": partial(report, context),
-    }
-    for name, call in calls.items():
-        try:
-            call()
-        except (ConfigError, RunError, OSError) as error:
-            failures[name] = error
-    return failures
 
 
 def _check_alone(student: StudentConfig, index: int, object_store: ObjectStoreConfig) -> None:
@@ -143,20 +121,18 @@ def _datasets_of(student: StudentConfig) -> list[str]:
     return [Run.verdicts_dir(student.name), *(Run.student_dir(student.name, arm) for arm in student.arms)]
 
 
-def _errors_of_students(config: RunConfig, check: Callable[[StudentConfig, int], None]) -> dict[str, Exception]:
-    """Run a check on each student. Returns the errors by student."""
-    errors: dict[str, Exception] = {}
+def _check_students(config: RunConfig, failures: dict[str, Exception], check: _Check) -> list[StudentConfig]:
+    """Run a check on each student that has not failed, and add its error to `failures`.
+
+    Returns the students that have not failed. Raises the first failure if all have failed.
+    """
     for index, student in enumerate(config.students):
         try:
-            check(student, index)
+            if student.name not in failures:
+                check(student, index)
         except (ConfigError, OSError) as error:
-            errors[student.name] = error
-    return errors
-
-
-def _without(failures: Mapping[str, Exception], students: Sequence[StudentConfig]) -> list[StudentConfig]:
-    """Return the students that have not failed. Raises the first failure if all have failed."""
-    others = [student for student in students if student.name not in failures]
+            failures[student.name] = error
+    others = [student for student in config.students if student.name not in failures]
     if not others:
         raise next(iter(failures.values()))
     return others
@@ -344,10 +320,9 @@ class _Campaign:
         from mpa_ray.pipeline.cluster import check_resources, start_ray
 
         start_ray()
-        for index, student in enumerate(self._students):
-            level, field = student.level, f"students.{index}.level"
-            fields = f"{field}.cpus_per_worker, {field}.gpus_per_worker"
-            check_resources(fields, level.cpus_per_worker, level.gpus_per_worker)
+        for student in self._students:
+            branch = self._context.run.branch_of_student(student.name)
+            check_resources(Need.of_training(student.level, f"{branch}.level"))
 
     def _record(self, name: str, error: Exception, warning: str) -> None:
         """Record the error of a thread and print a warning. An AccessLost ends the whole command instead."""

@@ -129,6 +129,8 @@ def _unexpected(command: Command, word: str) -> ConfigError:
         remedy = f"Did you mean --{name.lstrip('-')} {value}?"
     elif word.startswith("-") and (option := _abbreviated(command, word.lstrip("-"))) is not None:
         remedy = f"Did you mean --{option}?"
+    elif word.startswith("-") and "." in word and command.accepts != "none":
+        remedy = f"Did you mean -{word}?"
     else:
         remedy = _help(command)
     return ConfigError(f"mpa-ray {command.name}", word, problem, remedy)

@@ -215,11 +215,13 @@ COMMANDS = {
             _RUN_USAGE,
             (
                 "mpa-ray audit runs/mine",
-                "mpa-ray audit s3://bucket/run --object_store.endpoint_url http://minio:9000",
+                "mpa-ray audit runs/mine --deep",
                 "mpa-ray audit runs/mine --collect --older-than-hours 48",
             ),
             options=(
-                Option("collect", "remove files that belong to no committed shard"),
+                Option("deep", "also read every file, and name each damaged or missing one with its remedy"),
+                Option("repair", "like --deep, and make the same command able to make those files again"),
+                Option("collect", "remove files that dead or slower attempts have left behind"),
                 Option(
                     "older-than-hours",
                     "with --collect: remove only files older than H hours (default 24); no shard may take longer",

@@ -38,7 +38,7 @@ def _config_file(arguments: Arguments) -> str:
     return arguments.required("config", "`mpa-ray init > my.yaml` writes a file to start from.")
 
 
-def _open_run(arguments: Arguments) -> Run:
+def _open_run(arguments: Arguments, *, allows_damage: bool = False) -> Run:
     if arguments.argument is None and (file := arguments.settings.get("config")) is not None:
         problem = "is not an option of this command, which takes a run directory."
         raise ConfigError("--config", file, problem, "Give the run_dir that the file sets.")
@@ -55,7 +55,7 @@ def _open_run(arguments: Arguments) -> Run:
     from mpa_ray.run.run import Run
     from mpa_ray.storage.open import open_storage
 
-    return Run(open_storage(path, object_store))
+    return Run(open_storage(path, object_store), allows_damage=allows_damage)
 
 
 def _align(arguments: Arguments) -> None:
@@ -107,16 +107,28 @@ def _report(arguments: Arguments) -> None:
 
 def _audit(arguments: Arguments) -> int:
     older_than = timedelta(hours=arguments.number("older-than-hours", 24.0))
-    run = _open_run(arguments)
+    run = _open_run(arguments, allows_damage=True)
     from mpa_ray.run.audit import audit
+    from mpa_ray.run.audit_deep import audit_deep
     from mpa_ray.run.garbage import collect_garbage
 
-    counts = audit(run)
-    summary = counts.to_json()
+    findings = audit_deep(run) if arguments.has("deep") or arguments.has("repair") else []
+    try:
+        summary = audit(run).to_json()
+    except ConfigError as error:
+        if not findings:
+            raise
+        # A damaged file keeps the run from being counted.
+        summary = {"problems": [str(error)]}
+    if findings:
+        repaired = {finding.path for finding in findings if arguments.has("repair") and finding.repair()}
+        summary["damage"] = [
+            {**finding.to_json(run.storage.root), "repaired": finding.path in repaired} for finding in findings
+        ]
     if arguments.has("collect"):
         summary["collected"] = asdict(collect_garbage(run, older_than))
     print(json.dumps(summary, indent=2, ensure_ascii=False))
-    return 1 if counts.problems else 0
+    return 1 if findings or summary["problems"] else 0
 
 
 def _status(arguments: Arguments) -> None:
@@ -171,6 +183,8 @@ def _init(arguments: Arguments) -> None:
     case = arguments.argument or ("gpu" if Path("/dev/nvidiactl").exists() else "cpu")
     if case not in cases:
         remedy = did_you_mean(case, cases) or f"Choose one of {', '.join(cases)}."
+        if case.endswith((".yaml", ".yml")):
+            remedy = f"To write a starter file, run mpa-ray init > {case}."
         raise ConfigError("mpa-ray init", case, "is not a starter file.", remedy)
     print((_STARTERS / f"{case}.yaml").read_text(encoding="utf-8"), end="")
 

@@ -32,3 +32,7 @@ class ModelBranches:
         for index, named in enumerate(config.evaluate.models if config.evaluate is not None else ()):
             measured[named.name] = f"evaluate.models.{index}"
         return cls(students, measured)
+
+    def of_model(self, name: str) -> str:
+        """The branch of a student or of a measured model."""
+        return self.students.get(name) or self.measured[name]

@@ -71,6 +71,8 @@ def suggestion_for(error: Mapping[str, Any], kind: type[Settings]) -> str:
         return _of_choices(error)
     if error["type"] in _NO_LIST:
         value = error["input"]
+        if isinstance(value, str) and value.startswith("["):
+            return "It is not YAML: put quotation marks around its texts, as in ['a', 'b']. "
         return f"Write [{value}]. " if isinstance(value, str | int | float) else "Begin each item with `- `. "
     return ""
 

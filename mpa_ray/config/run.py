@@ -40,8 +40,9 @@ class PlanConfig(Settings):
     """The run directory of an earlier run, as a local path or an `s3://` URI. The plan uses the rates that were
     measured in that run."""
     num_images: int | None = Field(None, ge=1)
-    """Images to annotate. None means the size of the indexed corpus or, if the run is not indexed yet,
-    `source.limit`."""
+    """Images to annotate. None means the size of the indexed corpus or, if the run is not indexed yet, the images of
+    the source up to `source.limit`. A remote source is not counted, and neither is one with a limit over 10,000; for
+    these, None means `source.limit`."""
     num_benchmark_questions: int | None = Field(None, ge=0)
     """Questions of all benchmarks together. None counts the questions that the run directory already holds; for every
     other benchmark, its `limit` is used."""

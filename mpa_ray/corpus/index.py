@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 from mpa_ray.config import SourceConfig
 from mpa_ray.corpus.dedup_index import DedupIndex
+from mpa_ray.corpus.named_files import NUM_CHECKED, check_named_files, is_missing
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.source_root import SourceRoot
 from mpa_ray.corpus.sources.left_out import LeftOut
 from mpa_ray.corpus.sources.open import KINDS_OF_TABLES, kind_of, open_source
 from mpa_ray.corpus.sources.source import Listed
-from mpa_ray.errors import ConfigError, uri_in
+from mpa_ray.errors import ConfigError, RunError, uri_in
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import ImageRef
-from mpa_ray.run.dataset import shard_name
 from mpa_ray.run.left_out_counts import add_left_out, left_out_in_words
-from mpa_ray.run.run import CORPUS_MANIFEST, Manifest, Run
+from mpa_ray.run.manifest import Manifest
+from mpa_ray.run.marker import Commit
+from mpa_ray.run.markers import shard_name
+from mpa_ray.run.run import CORPUS_MANIFEST, Run
+from mpa_ray.run.sealed_json import sealed
 
 _FILTERS = {
     "min_bytes": LeftOut("smaller than source.min_bytes", "min_bytes"),
@@ -31,14 +37,19 @@ _FILTERS = {
 
 
 def check_source(config: SourceConfig, places: Places) -> None:
-    """List the source up to the first image that passes the filters.
+    """List the source up to the first image that passes the filters and, in a list or a table, whose file exists.
 
     Raises:
-        ConfigError: the source holds no image, or the filters leave out all images. The error names the filter.
+        ConfigError: the source holds no image, the filters leave out all images, or none of the first entries of a list
+            or a table names a file that exists. The error names the filter or the entry.
     """
     selection = Selection(config, places)
-    if next(selection.images(), None) is None:
+    images = selection.images()
+    first = next(images, None)
+    if first is None:
         raise selection.no_images_error()
+    if is_missing(first, config, places) and (kind := kind_of(config, places)) in KINDS_OF_TABLES:
+        check_named_files(config, kind, [first, *islice(images, NUM_CHECKED - 1)], places)
 
 
 class Selection:
@@ -137,17 +148,22 @@ def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str
     with Progress("index", config.limit, "images", says_end=False, is_limit=True) as progress:
         while config.limit is None or num_images < config.limit:
             name, listed = shard_name(num_shards), None
-            if not run.corpus.is_committed(name):
+            marker = run.corpus.newest_marker(name)
+            if marker is None or marker.is_withdrawn:
                 room = None if config.limit is None else config.limit - num_images
-                shards = shards or cut(at_most(room, selection.listing(last)), config)
-                listed = next(shards, _NOTHING)
+                if marker is not None:
+                    listed, shards = _list_again(selection, config, last, room, marker), None
+                else:
+                    shards = shards or cut(at_most(room, selection.listing(last)), config)
+                    listed = next(shards, _NOTHING)
                 if not listed.images:
                     add_left_out(left_out, listed.left_out)
                     break
                 unique.check(listed.images, num_images)
+                _check_not_repeated(listed.images, run, shard_name(num_shards + 1))
                 if num_shards == 0:
                     SourceRoot.of(config).record(run)
-                run.corpus.commit(name, listed.images, left_out=listed.left_out)
+                run.corpus.commit_missing(name, listed.images, left_out=listed.left_out)
             stored = run.corpus.read(name)
             if listed is None or stored != listed.images:
                 # Another driver, or an earlier command, has committed the shard.
@@ -166,7 +182,9 @@ def index_shards(config: SourceConfig, run: Run, places: Places) -> Iterator[str
     # Another driver may have committed all of these shards.
     run.corpus.check_fingerprint()
     manifest = Manifest(num_images, num_shards, dict(left_out.most_common()))
-    run.storage.create(CORPUS_MANIFEST, json.dumps(asdict(manifest)).encode())
+    run.storage.create(CORPUS_MANIFEST, json.dumps(sealed(asdict(manifest))).encode())
+    # A repair may have moved the file away while it kept the first shard.
+    SourceRoot.of(config).record_if_missing(run)
 
 
 @dataclass(frozen=True)
@@ -180,6 +198,29 @@ class ListedShard:
 
 
 _NOTHING = ListedShard([], Counter())
+
+
+def _list_again(
+    selection: Selection, config: SourceConfig, after: ImageRef | None, room: int | None, withdrawn: Commit
+) -> ListedShard:
+    """List the images of a shard whose rows were damaged. The shard gets as many images as it had, if that is known."""
+    if not withdrawn.num_rows:
+        return next(cut(at_most(room, selection.listing(after)), config), _NOTHING)
+    whole = config.model_copy(update={"shard_size": withdrawn.num_rows, "max_shard_bytes": sys.maxsize})
+    return next(cut(at_most(withdrawn.num_rows, selection.listing(after)), whole), _NOTHING)
+
+
+def _check_not_repeated(images: Sequence[ImageRef], run: Run, following: str) -> None:
+    """Raise RunError if an image is also in the following shard, because the source has changed since it was listed."""
+    if run.corpus.commit_of(following) is None:
+        return
+    known = {ref.image_id for ref in run.corpus.read(following)}
+    if repeated := [ref.image_id for ref in images if ref.image_id in known]:
+        raise RunError(
+            f"{run.storage.root}: the damaged images of the corpus cannot be listed again, because the source has "
+            f"changed: {repeated[0]!r} is in the following shard {following}. Restore the source's files, or give "
+            "another run_dir."
+        )
 
 
 def cut(listing: Iterable[Listed], config: SourceConfig) -> Iterator[ListedShard]:

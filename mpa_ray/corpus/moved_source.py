@@ -16,7 +16,7 @@ from mpa_ray.corpus.source_root import MovedRoot, SourceRoot
 from mpa_ray.errors import ConfigError, TransientError
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import ImageDigest, ImageRef, Reason
-from mpa_ray.run.dataset import shard_name
+from mpa_ray.run.markers import shard_name
 from mpa_ray.run.run import Run
 
 _NUM_CHECKED = 3

@@ -13,10 +13,8 @@ from mpa_ray.config import SourceConfig, resolve_path
 from mpa_ray.corpus.places.local import storable_uri
 from mpa_ray.corpus.sources.globs import split_glob
 from mpa_ray.corpus.sources.open import is_single_file
-from mpa_ray.run.run import CORPUS_MANIFEST, REPORT_PAGE, RUN_FILE, Run
-
-SOURCE_FILE = "corpus/source.json"
-"""The file with the `SourceRoot` at which the corpus was indexed. Runs of earlier versions lack this file."""
+from mpa_ray.run.run import CORPUS_MANIFEST, REPORT_PAGE, RUN_FILE, SOURCE_FILE, Run
+from mpa_ray.run.sealed_json import sealed
 
 _FILE_SCHEME = "file://"
 
@@ -59,7 +57,17 @@ class SourceRoot:
 
     def record(self, run: Run) -> None:
         """Store this in the run. Call it before the first shard of the corpus is committed."""
-        run.storage.write(SOURCE_FILE, json.dumps(asdict(self)).encode())
+        run.storage.write(SOURCE_FILE, json.dumps(sealed(asdict(self))).encode())
+
+    def record_if_missing(self, run: Run) -> None:
+        """Store this in a run that is indexed but has no `SOURCE_FILE`, if the first image lies below the root.
+
+        Call it only if the source is configured as it was when the corpus was indexed.
+        """
+        if self.root and SourceRoot.recorded(run) is None:
+            first = run.corpus.read(run.manifest().shards[0])[0]
+            if MovedRoot(self.root, "").moves(first.uri):
+                self.record(run)
 
     @property
     def full_path(self) -> str:

@@ -157,5 +157,20 @@ class CannotWrite(Unfinished):
         return CannotWrite, (self.target, self.problem)
 
 
+class DamagedFile(RunError, ValueError):
+    """A file of the run is missing, or does not hold what was written. A run replaces files as a whole, so the damage
+    is that of a disk or of a copy."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(
+            f"{path} is damaged ({problem}). Restore it from a copy of the run, or run mpa-ray audit RUN --repair and "
+            "then the same command, which makes it again."
+        )
+
+    def __reduce__(self) -> tuple[type[DamagedFile], tuple[str, str]]:
+        return DamagedFile, (self.path, self.problem)
+
+
 class FingerprintMismatch(ConfigError):
     """The run directory holds results that were made with other settings."""

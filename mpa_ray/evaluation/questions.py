@@ -11,7 +11,7 @@ from mpa_ray.evaluation.benchmarks import BENCHMARKS
 from mpa_ray.evaluation.labelled_set import LabelledSet
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import LabelledQuestion
-from mpa_ray.run.dataset import shard_name
+from mpa_ray.run.markers import shard_name
 from mpa_ray.run.run import Run
 
 _SHARD_SIZE = "evaluate.shard_size"
@@ -27,14 +27,29 @@ def metric_of(benchmark: BenchmarkConfig, task_metric: str) -> str:
     return task_metric if benchmark.kind == "questions" else BENCHMARKS[benchmark.kind].metric
 
 
+def check_questions(config: EvaluateConfig, run: Run, places: Places) -> None:
+    """Read the benchmarks whose questions are not in the run yet. Nothing is written.
+
+    Raises:
+        ConfigError: a file, a field, an answer or an image is missing.
+    """
+    for labelled in _labelled_sets(config, places):
+        if not run.has_manifest(run.benchmark_dir(labelled.benchmark.label)):
+            labelled.check_images(_read(labelled, "check", says_end=False))
+
+
 def write_questions(config: EvaluateConfig, run: Run, places: Places) -> None:
     """Commit every benchmark's questions. A benchmark whose questions are already in the run is not read again.
 
     Raises:
         ConfigError: a file, a field, an answer or an image is missing, or the benchmark's files have changed.
     """
-    for index, benchmark in enumerate(config.benchmarks):
-        _write_questions(LabelledSet(benchmark, f"evaluate.benchmarks.{index}", places), config.shard_size, run)
+    for labelled in _labelled_sets(config, places):
+        _write_questions(labelled, config.shard_size, run)
+
+
+def _labelled_sets(config: EvaluateConfig, places: Places) -> list[LabelledSet]:
+    return [LabelledSet(spec, f"evaluate.benchmarks.{i}", places) for i, spec in enumerate(config.benchmarks)]
 
 
 def _write_questions(labelled: LabelledSet, shard_size: int, run: Run) -> None:
@@ -47,20 +62,20 @@ def _write_questions(labelled: LabelledSet, shard_size: int, run: Run) -> None:
         run.check_fingerprint(f"{folder}/questions", fingerprint, ignoring=_SHARD_SIZE)
         return
     run.register_fingerprint(f"{folder}/questions", fingerprint)
-    questions = _read(labelled)
+    questions = _read(labelled, "read")
     labelled.check_images(questions)
     questions.sort(key=lambda question: question.image_id)
     num_shards = 0
     for shard in _shards(questions, shard_size):
-        run.questions(label).commit(shard_name(num_shards), shard)
+        run.questions(label).commit_missing(shard_name(num_shards), shard)
         num_shards += 1
     num_images = len({question.image_id for question in questions})
     run.write_json(run.manifest_path(folder), {"num_images": num_images, "num_shards": num_shards})
 
 
-def _read(labelled: LabelledSet) -> list[LabelledQuestion]:
+def _read(labelled: LabelledSet, verb: str, says_end: bool = True) -> list[LabelledQuestion]:
     questions = []
-    with Progress(f"read {labelled.benchmark.label}", None, "questions") as progress:
+    with Progress(f"{verb} {labelled.benchmark.label}", None, "questions", says_end=says_end) as progress:
         for question in labelled.questions():
             questions.append(question)
             progress.advance(1)

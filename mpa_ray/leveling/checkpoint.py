@@ -17,8 +17,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from mpa_ray.run.checkpoint_files import PROGRESS
+
 _SCHEDULER = "scheduler.pt"
-_PROGRESS = "progress.json"
 _LOCAL = StateDictOptions(ignore_frozen_params=True, strict=False)
 _FULL = StateDictOptions(ignore_frozen_params=True, strict=False, full_state_dict=True, cpu_offload=True)
 
@@ -43,11 +44,11 @@ class TrainingProgress:
     def save(self, folder: Path) -> None:
         content = {name: value for name, value in vars(self).items() if name != "num_retained_before"}
         content["answered"] = {} if self.num_retained_before is None else {"before": self.num_retained_before}
-        (folder / _PROGRESS).write_text(json.dumps(content))
+        (folder / PROGRESS).write_text(json.dumps(content))
 
     @classmethod
     def load(cls, folder: Path) -> TrainingProgress:
-        content = json.loads((folder / _PROGRESS).read_text())
+        content = json.loads((folder / PROGRESS).read_text())
         return cls(num_retained_before=content.pop("answered").get("before"), **content)
 
 

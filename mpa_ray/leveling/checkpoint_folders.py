@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from typing import Any
-
+from mpa_ray.run.checkpoint_files import checkpoints_name, complete_checkpoints
 from mpa_ray.storage.storage import Storage
-
-logger = logging.getLogger(__name__)
-
-_SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""The file in which Ray Train lists the complete checkpoints of a folder."""
-
-
-def checkpoints_name(owner: int) -> str:
-    """The name of an owner's folder, inside the folder of the training."""
-    return "checkpoints" if owner == 1 else f"checkpoints-{owner}"
 
 
 def inherited_checkpoint(storage: Storage, folder: str, owner: int) -> str | None:
     """The folder of the latest checkpoint that an earlier owner completed; None if there is none."""
     for earlier in range(owner - 1, 0, -1):
-        name = _last_complete(storage, f"{folder}/{checkpoints_name(earlier)}")
-        if name is not None:
-            return f"{folder}/{checkpoints_name(earlier)}/{name}"
+        for checkpoint in complete_checkpoints(storage, f"{folder}/{checkpoints_name(earlier)}"):
+            return checkpoint
     return None
 
 
@@ -35,17 +21,3 @@ def drop_earlier(storage: Storage, folder: str, owner: int, inherited: str | Non
         name = f"{folder}/{checkpoints_name(earlier)}"
         if inherited is None or not inherited.startswith(f"{name}/"):
             file_system.delete_dir_contents(f"{root}/{name}", missing_dir_ok=True)
-
-
-def _last_complete(storage: Storage, folder: str) -> str | None:
-    try:
-        snapshot: dict[str, Any] = json.loads(storage.read(f"{folder}/{_SNAPSHOT}"))
-        latest = snapshot["latest_checkpoint_result"]
-        name: str | None = latest["checkpoint_dir_name"] if latest else None
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        # Ray Train was killed while it wrote the file. The training repeats some steps, but no result is lost.
-        logger.warning("%s/%s cannot be read, so its checkpoints are not used: %s", folder, _SNAPSHOT, error)
-        return None
-    return name

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mpa_ray.config import RunConfig, StudentConfig
 from mpa_ray.errors import RunError, Unfinished
 from mpa_ray.errors.remedies import what_continues
-from mpa_ray.leveling.checkpoint_folders import checkpoints_name, drop_earlier, inherited_checkpoint
+from mpa_ray.leveling.checkpoint_folders import drop_earlier, inherited_checkpoint
 from mpa_ray.leveling.epoch_plan import EpochPlan
 from mpa_ray.leveling.failures import ReportFailures, TrainingFailures
 from mpa_ray.leveling.job import TrainingJob
@@ -25,7 +25,9 @@ from mpa_ray.observability.last_words import in_words
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.pipeline.cluster import check_resources
 from mpa_ray.pipeline.death_recorder import DeathRecorder
+from mpa_ray.pipeline.machine import Need
 from mpa_ray.records import EpochCounts
+from mpa_ray.run.checkpoint_files import checkpoints_name
 from mpa_ray.run.ownership import Ownership
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
@@ -68,8 +70,7 @@ def fine_tune(
     _warn_of_left_out(label, branch, student, plan.counts)
     if not plan.counts.num_samples:
         raise RunError(f"{label}: there are no samples to train on; the report lists the reasons.")
-    resources = f"{branch}.cpus_per_worker, {branch}.gpus_per_worker"
-    check_resources(resources, settings.cpus_per_worker, settings.gpus_per_worker)
+    check_resources(Need.of_training(settings, branch))
     job = TrainingJob.of(run, config, student, task, plan, folder, cards, ownership)
     before = _state(job)
     _check_images(job, label, before, config.limits.max_failed_rate)

@@ -20,7 +20,8 @@ from mpa_ray.leveling.shuffle import in_seeded_order
 from mpa_ray.metrics.answer_types import answer_type
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import EpochCounts, ParitySample, Verdict
-from mpa_ray.run.dataset import ShardedDataset, shard_name
+from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.markers import shard_name
 from mpa_ray.run.run import Run
 
 T = TypeVar("T")
@@ -138,8 +139,8 @@ def _write_epoch(
     promptable = _Counted(filter(is_promptable, candidates))
     fitting = _fitting(map(longest.fill_in, promptable), level.max_tokens)
     num_samples = _write_in_order(files.samples, fitting, level.seed, steps_per_shard * level.batch_size)
-    files.held_out.commit(shard_name(0), held_out)
-    files.retained.commit(shard_name(0), retained)
+    files.held_out.commit_missing(shard_name(0), held_out)
+    files.retained.commit_missing(shard_name(0), retained)
     return EpochCounts(
         num_chosen=num_chosen,
         num_mixed_in=mixed_in.num,
@@ -183,10 +184,11 @@ def _write_in_order(
 ) -> int:
     """Shuffle the samples, commit them in shards, and count them."""
     num_samples = num_shards = 0
-    with tempfile.TemporaryDirectory() as scratch, Progress(f"plan {dataset.folder}", None, "samples") as progress:
+    label = f"training samples of {dataset.folder.removesuffix('/epoch')}"
+    with tempfile.TemporaryDirectory() as scratch, Progress(label, None, "samples") as progress:
         ordered = in_seeded_order(samples, seed, Path(scratch))
         while rows := list(islice(ordered, rows_per_shard)):
-            dataset.commit(shard_name(num_shards), rows)
+            dataset.commit_missing(shard_name(num_shards), rows)
             num_samples += len(rows)
             num_shards += 1
             progress.advance(len(rows))

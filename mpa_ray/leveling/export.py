@@ -27,12 +27,14 @@ from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.models.generation_settings import FILE_NAME as GENERATION_FILE
 from mpa_ray.models.generation_settings import GenerationSettings
 from mpa_ray.models.hub import split_revision
+from mpa_ray.run.checksums import FILES, JsonChecksums, checksums_of
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck, is_near_tie
-from mpa_ray.run.run import Run
+from mpa_ray.run.run import EXPORT, Run
 from mpa_ray.tasks.task import Task
 
 _NUM_NAMED = 3
 """An error lists at most this number of weights."""
+_CARD = "README.md"
 
 
 def load_trained_weights(model: Any, weights: dict[str, torch.Tensor]) -> Any:
@@ -61,7 +63,7 @@ def export(
     check_owner: Callable[[], None] = lambda: None,
     inherited: GenerationSettings | None = None,
 ) -> None:
-    """Write `adapter/` (only for LoRA), `merged/` and `check.json` into the run.
+    """Write `adapter/` (only for LoRA), `merged/`, their checksums and `check.json` into the run.
 
     The checkpoint in `merged/` is read back and must answer the questions as the model in memory does, except where two
     tokens were about equally likely. Its answers are stored in `check.json`, so that they can be compared with the
@@ -115,9 +117,13 @@ def export(
         check_owner()
         repairs = [f"{GENERATION_FILE}: {line}" for line in generation.repairs]
         questions.record(answers, repairs).write(run, folder)
-        for exported_folder in (adapter, merged):
-            if exported_folder.is_dir():
-                _put(exported_folder, run, f"{folder}/{exported_folder.name}", check_owner)
+        checksums: JsonChecksums = {}
+        for exported_folder in filter(Path.is_dir, (adapter, merged)):
+            # Scoring writes the card again.
+            checksums |= checksums_of(exported_folder, f"{exported_folder.name}/", leaving_out=[_CARD])
+            _put(exported_folder, run, f"{folder}/{exported_folder.name}", check_owner)
+        check_owner()
+        run.write_json(f"{folder}/{EXPORT}", {FILES: checksums})
 
 
 def _put(source: Path, run: Run, path: str, check_owner: Callable[[], None]) -> None:
@@ -236,7 +242,7 @@ def _first_of(names: Sequence[str]) -> str:
 
 def _save(model: Any, target: Path, card: str) -> None:
     model.save_pretrained(target)
-    (target / "README.md").write_text(card, encoding="utf-8")
+    (target / _CARD).write_text(card, encoding="utf-8")
 
 
 _VLLM_NAMES = {

@@ -26,6 +26,7 @@ from mpa_ray.leveling.step_data import Step, StepCounts, Steps
 from mpa_ray.leveling.tensorboard import TensorBoard
 from mpa_ray.leveling.trainable import parameter_groups
 from mpa_ray.leveling.training_measurements import BestWeights, mean_loss, total_answered
+from mpa_ray.run.checkpoint_files import write_checksums
 from mpa_ray.run.training_log import LogEntry
 from mpa_ray.run.training_state import Retained, TrainingState
 
@@ -221,6 +222,7 @@ class ParityTrainer(Trainer):
         if self.state.is_world_process_zero:
             self.state.save_to_json(str(folder / "trainer_state.json"))
             self._progress().save(folder)
+        write_checksums(folder, self.args.process_index)
         self._job.check_owner()
         ray.train.report({"step": self.state.global_step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
         shutil.rmtree(folder)

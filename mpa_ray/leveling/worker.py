@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -27,6 +28,7 @@ from mpa_ray.models.generation_settings import GenerationSettings
 from mpa_ray.observability.log_context import log_context
 from mpa_ray.pipeline.death_recorder import current_process
 from mpa_ray.pipeline.training_data import read_images
+from mpa_ray.run.checkpoint_files import check_files
 
 _LOG_EVERY_STEPS = 5
 _NUM_CHECKED = 8
@@ -100,6 +102,9 @@ def _run_epoch(trainer: ParityTrainer, job: TrainingJob) -> None:
         trainer.train()
     else:
         with latest.as_directory() as folder:
+            context = ray.train.get_context()
+            # The workers of a node share the files, which they all read from this folder.
+            check_files(Path(folder), context.get_local_rank(), context.get_local_world_size())
             trainer.train(resume_from_checkpoint=folder)
     if trainer.best.weights:
         restore_weights(trainer.model_wrapped, trainer.best.weights)

@@ -18,7 +18,7 @@ from mpa_ray.models.hub import is_hub_name, process_hub, split_revision
 from mpa_ray.storage.user_cache import cache_folder
 
 if TYPE_CHECKING:
-    from mpa_ray.storage.object_store import ListedObject
+    from mpa_ray.storage.listing import ListedObject
 
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 ADAPTER_SETTINGS = "adapter_config.json"
@@ -63,7 +63,8 @@ def _content_digest(model: str, object_store: ObjectStoreConfig) -> str:
     contents: dict[str, Content] = {}
     folder = Path(resolve_path(model))
     if model.startswith("s3://"):
-        from mpa_ray.storage.object_store import ObjectStore, split_uri
+        from mpa_ray.storage.object_store import ObjectStore
+        from mpa_ray.storage.object_uri import split_uri
 
         bucket, _ = split_uri(model)
         for name, listed in _listing(model, object_store).items():
@@ -115,7 +116,8 @@ def adapter_folder(model: str, object_store: ObjectStoreConfig) -> Path | None:
     An adapter at s3:// is downloaded, since adapters are small.
     """
     if model.startswith("s3://"):
-        from mpa_ray.storage.object_store import ObjectStore, split_uri
+        from mpa_ray.storage.object_store import ObjectStore
+        from mpa_ray.storage.object_uri import split_uri
 
         bucket, prefix = split_uri(model.rstrip("/") + "/")
         objects = ObjectStore(object_store).list(bucket, prefix, nested=False)
@@ -171,7 +173,8 @@ def _file_of(model: str, name: str, object_store: ObjectStoreConfig) -> bytes:
         OSError: there is no such file, or it cannot be read.
     """
     if model.startswith("s3://"):
-        from mpa_ray.storage.object_store import ObjectStore, split_uri
+        from mpa_ray.storage.object_store import ObjectStore
+        from mpa_ray.storage.object_uri import split_uri
 
         bucket, prefix = split_uri(model.rstrip("/") + "/")
         return ObjectStore(object_store).get(bucket, f"{prefix}{name}")
@@ -263,7 +266,8 @@ def _merge(adapter: Path, base: str, target: Path) -> None:
 
 
 def _downloaded(model: str, object_store: ObjectStoreConfig, with_weights: bool = True) -> str:
-    from mpa_ray.storage.object_store import ObjectStore, split_uri
+    from mpa_ray.storage.object_store import ObjectStore
+    from mpa_ray.storage.object_uri import split_uri
 
     store = ObjectStore(object_store)
     bucket, prefix = split_uri(model.rstrip("/") + "/")
@@ -305,7 +309,8 @@ def _listing(model: str, object_store: ObjectStoreConfig) -> dict[str, ListedObj
     Raises:
         ConfigError: there is no file at the prefix.
     """
-    from mpa_ray.storage.object_store import ObjectStore, split_uri
+    from mpa_ray.storage.object_store import ObjectStore
+    from mpa_ray.storage.object_uri import split_uri
 
     bucket, prefix = split_uri(model.rstrip("/") + "/")
     objects = ObjectStore(object_store).list(bucket, prefix, nested=False)

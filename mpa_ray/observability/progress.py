@@ -121,8 +121,13 @@ class Progress:
         return f"{self._label}: {self._done}" if self._total is None else f"{self._label}: {self._share:.0%}"
 
     def _keep_printing(self) -> None:
+        last = ""
         while not self._ended.wait(self._every_s):
-            (say_error if self._to_stderr else say)(self.line())
+            line = self.line()
+            # The time shows that the command still works, for example while it exports a student.
+            repeated = f"{line}, {clock(self._elapsed_s)} so far" if line == last else line
+            (say_error if self._to_stderr else say)(repeated)
+            last = line
 
     def _last_line(self) -> str:
         line = f"{self._label}: done, {self._done} {self._unit} in {clock(self._elapsed_s)}"

@@ -63,7 +63,7 @@ def index_and_annotate(
         index(context)
         annotate(context, admission, announce)
         return
-    work, indexed = annotation_pass(context), run.corpus.leading()
+    work, indexed = annotation_pass(context), run.corpus.markers.leading()
     outstanding = Outstanding.among(run.annotations, indexed, work.redo)
     missing, committed = outstanding.missing, outstanding.committed
     progress = Progress("annotate", None, "images", run.corpus.num_rows(committed))
@@ -89,6 +89,7 @@ def annotation_pass(context: RunContext[RunConfig]) -> Pass[Annotation]:
         source=run.corpus,
         target=run.annotations,
         model=with_sequence_limit(context, config.teacher),
+        branch="teacher",
         make_stage=partial(Annotate, task=context.task, config=config.annotate, answer=config.answer),
         reader=context.corpus_reader,
         reading=config.reading,

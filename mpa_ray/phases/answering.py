@@ -43,6 +43,7 @@ def answer_pass(
         source=questions,
         target=answers,
         model=with_sequence_limit(context, group.base),
+        branch=context.run.fingerprints.branches.of_model(group.names[0]),
         make_stage=stage_for(group, partial(Predict, task=context.task, answer=config.answer)),
         reader=context.image_reader,
         reading=config.reading,

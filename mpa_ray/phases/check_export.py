@@ -13,10 +13,10 @@ from mpa_ray.phases.answering import answer_pass
 from mpa_ray.phases.context import RunContext
 from mpa_ray.pipeline.run_pass import Admission, Outstanding, run_missing
 from mpa_ray.records import LabelledQuestion, Prediction
-from mpa_ray.run.dataset import shard_name
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck, is_near_tie
+from mpa_ray.run.manifest import Manifest
+from mpa_ray.run.markers import shard_name
 from mpa_ray.run.phase_record import PhaseKey
-from mpa_ray.run.run import Manifest
 
 _NUM_SHOWN = 3
 
@@ -42,7 +42,7 @@ def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Ar
     ]
     questions = run.dataset(f"{folder}/check/questions", LabelledQuestion)
     answers = run.dataset(f"{folder}/check/answers", Prediction)
-    questions.commit(shard_name(0), labelled)
+    questions.commit_missing(shard_name(0), labelled)
     exported = {"model": run.merged_model(student.name, arm), "max_num_replicas": None, "num_replicas": 1}
     group = EngineGroup.single(student.name, student.model_copy(update=exported))
     work = answer_pass(context, key, group, questions, answers)

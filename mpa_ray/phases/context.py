@@ -16,6 +16,7 @@ from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Reader
 from mpa_ray.corpus.source_root import MovedRoot
 from mpa_ray.evaluation.labelled_set import LabelledSet
+from mpa_ray.evaluation.questions import check_questions
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.pinned_models import with_pinned_models
 from mpa_ray.phases.preflight import check_config
@@ -25,6 +26,7 @@ from mpa_ray.run.fingerprint import of_dataset
 from mpa_ray.run.fingerprint_changes import Fingerprint
 from mpa_ray.run.run import Run
 from mpa_ray.storage.exclusive import Creation
+from mpa_ray.storage.open import open_storage
 from mpa_ray.tasks.library import find_task
 from mpa_ray.tasks.task import Task
 
@@ -49,19 +51,32 @@ class RunContext(Generic[ConfigT_co]):
     """Identifies this execution of the command."""
 
     @staticmethod
-    def open(config: ConfigT, again: Again = NOTHING_AGAIN) -> RunContext[ConfigT]:
+    def open(config: ConfigT, again: Again = NOTHING_AGAIN, *, reads_benchmarks: bool = False) -> RunContext[ConfigT]:
         """Check the whole configuration, then make its context.
 
         A job does this once, before its phases. The phases do not repeat the check. If they did, a student's model that
         is damaged later would make the phases of other students fail.
 
+        Args:
+            config: The settings.
+            again: Finished work that the command does again.
+            reads_benchmarks: Also check the questions of new benchmarks.
+
         Raises:
-            ConfigError: a setting is wrong; the error names the first such setting.
+            ConfigError: a setting is wrong; the error names the first such setting. Nothing was written.
         """
         check_config(config)
+        if reads_benchmarks:
+            RunContext.for_reading(config).check_benchmarks()
         context = RunContext.from_checked(config, again)
         context.check_moved_source()
         return context
+
+    @staticmethod
+    def for_reading(config: ConfigT) -> RunContext[ConfigT]:
+        """Make the context of a checked configuration without writing to the run directory, which need not exist."""
+        run = Run(open_storage(config.run_dir, config.object_store))
+        return RunContext(config, config, run, find_task(config.task)).with_finished_rounds()
 
     @staticmethod
     def from_checked(config: ConfigT, again: Again = NOTHING_AGAIN) -> RunContext[ConfigT]:
@@ -72,6 +87,11 @@ class RunContext(Generic[ConfigT_co]):
             say(f"{config.run_dir} has no hard links: results are committed by exclusive renames instead")
         pinned = with_pinned_models(config)
         return RunContext(pinned, pinned, run, find_task(config.task), again).with_finished_rounds()
+
+    def check_benchmarks(self) -> None:
+        """Read the benchmarks whose questions are not in the run yet. Raises ConfigError as `check_questions` does."""
+        if self.config.evaluate is not None:
+            check_questions(self.config.evaluate, self.run, self.places)
 
     def check_moved_source(self) -> None:
         """If the images have moved since they were indexed, look up a few of them at their new place.

@@ -30,9 +30,9 @@ from mpa_ray.records import Prediction
 from mpa_ray.report.scores import render_scores
 from mpa_ray.run.fingerprint import prediction_fingerprint
 from mpa_ray.run.joined_datasets import JoinedDatasets
+from mpa_ray.run.manifest import Manifest
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.redo import Redo
-from mpa_ray.run.run import Manifest
 
 
 def evaluate(context: RunContext[EvaluationRunConfig], score_only: bool = False, shows_scores: bool = True) -> None:
@@ -183,7 +183,8 @@ def _missing_shards(
     for benchmark, manifest in manifests.items():
         predictions = context.run.predictions(benchmark, name)
         context.run.register_fingerprint(predictions.folder, fingerprint)
-        missing[benchmark] = set(predictions.missing(manifest.shards))
+        # `predict` also makes withdrawn answers again.
+        missing[benchmark] = set(predictions.markers.without_marker(manifest.shards))
     return missing
 
 

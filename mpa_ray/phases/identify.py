@@ -132,10 +132,11 @@ def identify_group(
     """
     run = context.run
     context.begin(writes=[run.verdicts_dir(name) for name in group.names], reads=["annotations"])
-    committed: dict[str, Callable[[str], bool]] = {name: run.verdicts(name).is_committed for name in group.names}
+    committed: dict[str, Callable[[str], bool]] = {name: run.verdicts(name).markers.has_marker for name in group.names}
     if len(group.names) > 1 and run.is_indexed():
         shards = run.manifest().shards
-        missing = {name: set(run.verdicts(name).missing(shards)) for name in group.names}
+        # `identify_student` also makes withdrawn verdicts again.
+        missing = {name: set(run.verdicts(name).markers.without_marker(shards)) for name in group.names}
         # The pass leaves out every shard that any of its students has, so leave out students that have all shards.
         group = group.only(name for name in group.names if missing[name])
         committed = {name: set(shards).difference(missing[name]).__contains__ for name in group.names}
@@ -165,6 +166,7 @@ def verdict_pass(context: RunContext[RunConfig], group: EngineGroup) -> Pass[Any
         source=run.annotations,
         target=target,
         model=with_sequence_limit(context, group.base),
+        branch=run.branch_of_student(group.names[0]),
         make_stage=stage_for(group, make_stage),
         reader=context.corpus_reader,
         reading=config.reading,

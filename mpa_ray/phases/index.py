@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from mpa_ray.config import RunConfig
 from mpa_ray.corpus.index import index_source
+from mpa_ray.corpus.source_root import SourceRoot
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.context import RunContext
 from mpa_ray.pipeline.run_pass import recorded
 from mpa_ray.run.left_out_counts import left_out_in_words
+from mpa_ray.run.manifest import Manifest
 from mpa_ray.run.phase_record import PhaseKey
-from mpa_ray.run.run import Manifest
 
 INDEX = PhaseKey("index")
 
@@ -17,7 +18,9 @@ INDEX = PhaseKey("index")
 def index(context: RunContext[RunConfig]) -> None:
     """Write the corpus manifest, unless it exists."""
     context.begin(writes=["corpus"])
-    if not context.run.is_indexed():
+    if context.run.is_indexed():
+        SourceRoot.of(context.config.source).record_if_missing(context.run)
+    else:
         with recorded(context.run, INDEX):
             index_source(context.config.source, context.run, context.places)
     report_corpus(context.run.manifest())

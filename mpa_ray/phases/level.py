@@ -8,7 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mpa_ray.config import Arm, RunConfig, StudentConfig
+from mpa_ray.config.measured_model import MeasuredModel
 from mpa_ray.errors import ConfigError, RunError
+from mpa_ray.models.checkpoints import model_identity
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.phases.check_export import check_export
 from mpa_ray.phases.context import RunContext, installed_versions
@@ -118,7 +120,30 @@ def _level_student(
         with error_recorded(run, PhaseKey("check", student.name, arm)):
             check_export(context, student, arm, admission_to_check)
         ownership.check()
+        _begin_predictions_of_other_weights(context, student, arm)
         run.mark_leveled(student.name, arm, ownership.number)
+
+
+def _begin_predictions_of_other_weights(context: RunContext[RunConfig], student: StudentConfig, arm: Arm) -> None:
+    """Begin new predictions if the present ones are answers of other weights than those that are exported now.
+
+    After a repair of damaged files, a part of the training may be repeated, and its result may differ in the last bits.
+    """
+    run, name = context.run, MeasuredModel(student.name, arm).name
+    present = {
+        dataset: fingerprint["model"]
+        for dataset, fingerprint in run.fingerprints.known().items()
+        if dataset == run.predictions(_benchmark_of(dataset), name).folder
+    }
+    if not present:
+        return
+    exported = model_identity(run.merged_model(student.name, arm), context.config.object_store)
+    if any(answered != exported for answered in present.values()):
+        run.begin_predictions(name)
+
+
+def _benchmark_of(dataset: str) -> str:
+    return dataset.removeprefix("evaluation/").partition("/predictions/")[0]
 
 
 def _train(

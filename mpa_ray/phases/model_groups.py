@@ -13,9 +13,10 @@ from mpa_ray.errors import AccessLost, ConfigError, FingerprintMismatch, RunErro
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import Progress, say
 from mpa_ray.records import OutcomeT, RowT
-from mpa_ray.run.dataset import ShardedDataset, ShardTarget, prefetch
+from mpa_ray.run.dataset import ShardedDataset, ShardTarget
 from mpa_ray.run.fingerprint_changes import Fingerprint
 from mpa_ray.run.joined_datasets import Dataset, DatasetsOfModels
+from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.run import Run
 from mpa_ray.stages.image_work import Stage
 from mpa_ray.stages.multi_model import build_multi_model
@@ -113,7 +114,7 @@ def copy_same_model_rows(
         shards: All shards that the dataset should have.
     """
     for name, other in others.items():
-        missing = dataset.missing(shards)
+        missing = dataset.markers.without_marker(shards)
         available = set(missing) - set(other.missing(missing))
         try:
             # Check after the rows are listed: another command may have just committed them, with other settings.

@@ -10,10 +10,11 @@ from mpa_ray.redaction import without_url_secrets
 from mpa_ray.report.collect import collect
 from mpa_ray.report.next_steps import render_next_steps
 from mpa_ray.report.render import render_html, render_table
+from mpa_ray.report.summary import EvaluationSummary
 from mpa_ray.run.run import REPORT_JSON, REPORT_PAGE
 
 
-def report(context: RunContext[EvaluationRunConfig]) -> None:
+def report(context: RunContext[EvaluationRunConfig]) -> EvaluationSummary:
     """Write report/report.json and report/index.html, and print the summary table and what to do next.
 
     For a run that only measures models, the report has only scores and times.
@@ -25,3 +26,4 @@ def report(context: RunContext[EvaluationRunConfig]) -> None:
     run.storage.write(REPORT_PAGE, without_url_secrets(render_html(config, summary, context.moved_root)).encode())
     say(render_table(summary))
     say(render_next_steps(run, config, summary))
+    return summary

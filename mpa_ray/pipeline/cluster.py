@@ -25,7 +25,7 @@ from mpa_ray.observability.library_output import LIBRARY_OUTPUT, shows_library_l
 from mpa_ray.observability.progress import say
 from mpa_ray.pipeline.autoscaler import use_whole_cluster
 from mpa_ray.pipeline.cluster_address import check_cluster, cluster_address
-from mpa_ray.pipeline.machine import num_local_cpus
+from mpa_ray.pipeline.machine import Need, num_local_cpus, unmet_by_nodes
 from mpa_ray.pipeline.ray_watcher import ends_with_this_process
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
@@ -43,7 +43,7 @@ def start_ray() -> None:
 
     Raises:
         ConfigError: the cluster cannot be joined, or Ray cannot start here.
-        Unfinished: the cluster does not answer.
+        Unfinished: the cluster does not answer, or Ray does not start in time.
     """
     with _starting:
         if ray.is_initialized():
@@ -52,9 +52,21 @@ def start_ray() -> None:
         address, started = cluster_address(), Future[None]()
         threading.Thread(target=_start_and_stay, args=(started,), daemon=True).start()
         if address is None:
-            started.result()
+            _wait_until_started(started)
         else:
             _wait_until_joined(address, started)
+
+
+def _wait_until_started(started: Future[None]) -> None:
+    """Wait until Ray runs on this machine, and report in one line that it did not start in time."""
+    try:
+        started.result()
+    except Exception as error:
+        # Ray raises this class itself if one of its processes does not start in time, such as on a busy machine.
+        if type(error) is not Exception:
+            raise
+        problem = f"Ray did not start on this machine: {' '.join(str(error).split()).rstrip('.')}"
+        raise Unfinished(f"{problem}. {Remedy.SAME_COMMAND}") from error
 
 
 def _wait_until_joined(address: str, started: Future[None]) -> None:
@@ -166,25 +178,19 @@ def cluster_resources() -> tuple[float, float]:
     return total.get("CPU", 0.0), total.get("GPU", 0.0)
 
 
-def check_resources(field: str, num_cpus: float, num_gpus: float) -> None:
-    """Check that a node is large enough for one actor or worker.
+def check_resources(need: Need) -> None:
+    """Check that a node is large enough for one engine or worker. On a cluster, which may grow, only warn.
 
     Raises:
-        ConfigError: no node is large enough, and no autoscaler could add a larger one.
+        ConfigError: this machine is too small. The error names the setting.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in nodes):
+    error = unmet_by_nodes(need, nodes)
+    if error is None:
         return
-    largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
-    problem = (
-        f"needs {num_cpus:g} CPUs and {num_gpus:g} GPUs on one node; the largest node has "
-        f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs."
-    )
-    if cluster_address() is not None:
-        say(f"WARNING: {field} {problem} Waiting for the cluster to grow.")
-        return
-    remedy = "Lower it, or set RAY_ADDRESS to a cluster with such a node."
-    raise ConfigError(field, num_gpus or num_cpus, problem, remedy)
+    if cluster_address() is None:
+        raise error
+    say(f"WARNING: {error} Until then, the command waits.")
 
 
 def configure_ray_data() -> None:

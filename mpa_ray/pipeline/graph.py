@@ -34,13 +34,13 @@ from mpa_ray.pipeline.death_watch import Deaths, DeathWatch
 from mpa_ray.pipeline.engine_digest import engine_digest
 from mpa_ray.pipeline.fetch import FetchShard, NameShards
 from mpa_ray.pipeline.graph_rows import EncodedShard, Failure, ShardFailed, decode_result
-from mpa_ray.pipeline.machine import AUXILIARY_CPUS
+from mpa_ray.pipeline.machine import AUXILIARY_CPUS, Need
 from mpa_ray.pipeline.model_actor import ModelActor
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
 from mpa_ray.pipeline.settings_watch import SettingsWatch
 from mpa_ray.pipeline.telemetry import Counters
 from mpa_ray.records import ImageDigest, Reason
-from mpa_ray.run.dataset import prefetch
+from mpa_ray.run.prefetch import prefetch
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +65,12 @@ def stream_pass(
         committed: The shards that are already done. The pass also finds duplicates of their images.
 
     Raises:
-        ConfigError: the setup of a node is wrong, such as its credentials.
+        ConfigError: this machine is too small for an engine, or the setup of a node is wrong, such as its credentials.
         RunError: engines died too often on one shard, or files of the run cannot be read or written.
     """
     configure_ray_data()
     model = work.model
-    check_resources(f"{work.pool}: cpus_per_replica, gpus_per_replica", model.cpus_per_replica, model.gpus_per_replica)
+    check_resources(Need.of_engine(model, work.branch))
     coordinator = _start_coordinator(work, committed)
     deaths = DeathWatch(work.pool, partial(_deaths, coordinator))
     with _ShardFeed(coordinator, shards), SettingsWatch(work.target, coordinator), deaths:

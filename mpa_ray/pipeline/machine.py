@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mpa_ray.config import LevelConfig, ModelConfig
 from mpa_ray.errors import ConfigError
 
 AUXILIARY_CPUS = 0.25
@@ -14,6 +15,7 @@ _NUM_AUXILIARY_TASKS = 3
 """The number of small tasks that must fit next to an engine or a training run. They name shards, fetch images and
 commit rows."""
 _CPU_REMEDY = "Lower it, or set RAY_ADDRESS to a cluster with such a node."
+_NODE_REMEDY = "Lower it, or add a larger node."
 _ROUNDING = 1e-6
 
 
@@ -32,6 +34,31 @@ class Need:
     accelerator_type: str | None = None
     num_workers: int = 1
     """The number of processes that each need these resources at the same time."""
+
+    @classmethod
+    def of_engine(cls, model: ModelConfig, branch: str) -> Need:
+        """What one engine of a model needs. `branch` is the model's branch of the configuration, such as `teacher`."""
+        return cls(
+            f"{branch}.cpus_per_replica",
+            model.cpus_per_replica,
+            f"{branch}.gpus_per_replica",
+            model.gpus_per_replica,
+            f"{branch}.accelerator_type",
+            model.accelerator_type,
+        )
+
+    @classmethod
+    def of_training(cls, level: LevelConfig, branch: str) -> Need:
+        """What a student's training needs. `branch` is the branch of its settings, such as `students.0.level`."""
+        return cls(
+            f"{branch}.cpus_per_worker",
+            level.cpus_per_worker,
+            f"{branch}.gpus_per_worker",
+            level.gpus_per_worker,
+            f"{branch}.accelerator_type",
+            level.accelerator_type,
+            num_workers=level.num_workers,
+        )
 
 
 def num_cores() -> int:
@@ -73,6 +100,38 @@ def check_machine(needs: Iterable[Need]) -> None:
             _check_gpus(need, *local_gpus())
 
 
+def unmet_by_nodes(need: Need, nodes: Sequence[Mapping[str, float]]) -> ConfigError | None:
+    """Return the error that names the setting for which no node is large enough; None if a node is large enough for one
+    engine or worker.
+
+    Args:
+        need: What each engine or worker needs.
+        nodes: The resources of each node of a cluster, as Ray names them.
+    """
+    amounts = {"CPU": need.num_cpus, "GPU": need.num_gpus}
+    if need.accelerator_type is not None and need.num_gpus:
+        amounts[f"accelerator_type:{need.accelerator_type}"] = _ROUNDING
+    if any(all(node.get(name, 0) >= amount for name, amount in amounts.items()) for node in nodes):
+        return None
+    most = {name: max((node.get(name, 0) for node in nodes), default=0) for name in amounts}
+    if most["CPU"] < need.num_cpus:
+        problem = f"needs {_amount(need.num_cpus, 'CPU')} on one node; the largest node has {most['CPU']:g}."
+        return ConfigError(need.cpu_field, _plain(need.num_cpus), problem, _NODE_REMEDY)
+    if most["GPU"] < need.num_gpus:
+        has = f"{most['GPU']:g}" if most["GPU"] else "none"
+        problem = f"needs {_amount(need.num_gpus, 'GPU')} on one node; the largest node has {has}."
+        return ConfigError(need.gpu_field, _plain(need.num_gpus), problem, _NODE_REMEDY)
+    if not all(most[name] for name in amounts if amounts[name]):
+        problem = "is not the kind of any node's GPUs."
+        return ConfigError(need.accelerator_field, need.accelerator_type, problem, "Remove it, or correct it.")
+    kind = f" of kind {need.accelerator_type}" if need.accelerator_type else ""
+    problem = (
+        f"needs {_amount(need.num_cpus, 'CPU')} and {_amount(need.num_gpus, 'GPU')}{kind} on one node, and no node "
+        "has all of these."
+    )
+    return ConfigError(need.gpu_field, _plain(need.num_gpus), problem, f"Lower it or {need.cpu_field}.")
+
+
 def _check_cpus(need: Need) -> None:
     available = num_local_cpus() - _NUM_AUXILIARY_TASKS * AUXILIARY_CPUS
     if need.num_workers * need.num_cpus > available + _ROUNDING:
@@ -92,9 +151,12 @@ def _check_gpus(need: Need, num_gpus: int, kind: str | None) -> None:
 
 
 def _total(need: Need, per_worker: float, unit: str = "CPU") -> str:
-    total = need.num_workers * per_worker
-    words = f"{total:g} {unit}{'' if total == 1 else 's'}"
+    words = _amount(need.num_workers * per_worker, unit)
     return f"{words} for {need.num_workers} workers" if need.num_workers > 1 else words
+
+
+def _amount(number: float, unit: str) -> str:
+    return f"{number:g} {unit}{'' if number == 1 else 's'}"
 
 
 def _plain(number: float) -> float:

@@ -31,6 +31,8 @@ class Pass(Generic[OutT]):
     source: ShardSource[Any]
     target: ShardTarget[OutT]
     model: ModelConfig
+    branch: str
+    """The branch of the configuration that describes the model, such as `students.0`."""
     make_stage: Callable[[VisionLanguageModel], Stage[Any, OutT]]
     """Called in the actor that holds the engine, so it must be picklable."""
     reader: Reader

@@ -20,9 +20,10 @@ from mpa_ray.pipeline.pass_outcomes import PassOutcomes
 from mpa_ray.pipeline.pass_spec import Pass, ShardDone, ShardLeft
 from mpa_ray.redaction import without_secrets
 from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.manifest import Manifest
 from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseRecord, add_to_record, clear_error, phase_record
 from mpa_ray.run.redo import Redo
-from mpa_ray.run.run import Manifest, Run
+from mpa_ray.run.run import Run
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ def model_card(
         scores: The run's scores; None before the run is evaluated.
     """
     level = student.level
-    method = level.method.model_dump(exclude_none=True)
+    method = level.method.model_dump(mode="json", exclude_none=True)
     samples = {
         ARMS[arm].name: counts.num_chosen,
         "mixed in": counts.num_mixed_in,
@@ -55,7 +55,7 @@ def model_card(
         "|---|---|",
         f"| task | {config.task} |",
         *(f"| {name} | {number} samples |" for name, number in samples.items()),
-        f"| method | {', '.join(f'{name} {value}' for name, value in method.items())} |",
+        f"| method | {', '.join(f'{name} {_in_words(value)}' for name, value in method.items())} |",
         f"| learning rate, samples per step, seed | {level.learning_rate:g}, {level.batch_size}, {level.seed} |",
         f"| loss | mean over {level.reduction}s |",
         f"| pixels | {student.min_pixels} to {student.max_pixels} |",
@@ -63,6 +63,12 @@ def model_card(
     ]
     scored = _score_lines(student.name, arm, scores or {})
     return "\n".join([*lines, *scored, "", use])
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " and ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _score_lines(student: str, arm: Arm, scores: Scores) -> list[str]:

@@ -18,6 +18,8 @@ def render_next_steps(run: Run, config: EvaluationRunConfig, summary: Evaluation
     aligned = summary.leaderboard if isinstance(summary, ReportSummary) else []
     steps = [("read the report", f"{run.storage.root}/{REPORT_PAGE}"), *_students(run, aligned)]
     if aligned and isinstance(config, RunConfig):
+        best = aligned[0]
+        steps.append((f"how to use {best.label}", f"{run.merged_model(best.student, best.arm)}/README.md"))
         steps += _serving(run, config, aligned[0])
     steps += [
         ("see what is done and what is left", f"mpa-ray status {run.storage.root}"),

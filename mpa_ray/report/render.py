@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from typing import TYPE_CHECKING
 
 from mpa_ray.config import MAX_IMAGE_PIXELS, EvaluationRunConfig, RunConfig
 from mpa_ray.corpus.read import Content, Reader
@@ -30,6 +29,9 @@ from mpa_ray.report.teacher import TeacherSummary
 from mpa_ray.report.training import TrainingSummary
 from mpa_ray.run.left_out_counts import left_out_in_words
 from mpa_ray.stages.image_work import unless_changed
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _THUMBNAIL_PIXELS = 160 * 160
 _STACK_WIDTH = 480
@@ -60,6 +62,8 @@ class Stack:
 
 @cache
 def _template() -> Template:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -205,10 +209,11 @@ def _student_lines(name: str, student: StudentSummary) -> list[str]:
         f"  D_PI (parity samples)      {student.num_parity_samples:>8}",
     ]
     if student.replay_share:
-        lines.append(f"  replayed correct pairs     {student.replay_share:>8.0%} of D_PI")
+        few = " (there were no more)" if student.has_too_few_to_replay else ""
+        lines.append(f"  replayed correct pairs     {student.replayed_share:>8.0%} of D_PI{few}")
     lines += [f"  not kept: {reason:<17}{number:>8}" for reason, number in student.dropped.items()]
     retained = student.training.retained if student.training is not None else None
-    if retained is not None and retained.before is not None and retained.after is not None:
+    if retained is not None and retained.num and retained.before is not None and retained.after is not None:
         lines.append(
             f"  retained pairs answered    {retained.after:>8} of {retained.num}, {retained.before} before training"
         )

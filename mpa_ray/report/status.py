@@ -13,12 +13,14 @@ from mpa_ray.config import Arm, MeasuredModel
 from mpa_ray.records import Outcome
 from mpa_ray.report.phase_status import PhaseState, PhaseStatus, Status
 from mpa_ray.run.commands import running_commands
-from mpa_ray.run.dataset import ShardedDataset, prefetch
+from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.left_out_counts import left_out_in_words
 from mpa_ray.run.logs import deaths
+from mpa_ray.run.manifest import Manifest
 from mpa_ray.run.phase_record import PhaseKey, phase_record, record_times
+from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.recorded_config import RecordedEvaluation, arms_by_student, benchmark_label, recorded_config
-from mpa_ray.run.run import REPORT_JSON, SCORES, Manifest, Run
+from mpa_ray.run.run import REPORT_JSON, SCORES, Run
 from mpa_ray.run.training_state import TrainingState
 
 
@@ -233,7 +235,9 @@ class _StatusReader:
         """Return the time at which each committed shard was committed, by the shard's name."""
         files = self._run.storage.details(f"{dataset.folder}/commits")
         named = ((file.path.rpartition("/")[2], file.modified) for file in files)
-        return {name.removesuffix(".json"): modified for name, modified in named if not name.startswith(".")}
+        withdrawn = dataset.markers.withdrawn()
+        shards = ((name.removesuffix(".json"), modified) for name, modified in named if not name.startswith("."))
+        return {shard: modified for shard, modified in shards if shard not in withdrawn}
 
     def _sizes_of_corpus_shards(self) -> dict[str, int]:
         """Return the number of images in each committed shard of the corpus, by the shard's name."""

@@ -61,6 +61,19 @@ class StudentSummary:
     training: TrainingSummary | None
     warnings: list[str]
 
+    @property
+    def replayed_share(self) -> float:
+        """The number of pairs that were mixed in, as a share of D_PI. Before the training, this is `replay_share`; it
+        can be smaller, because the student may have answered too few pairs correctly."""
+        if self.training is None or not self.num_parity_samples:
+            return self.replay_share
+        return self.training.num_mixed_in / self.num_parity_samples
+
+    @property
+    def has_too_few_to_replay(self) -> bool:
+        """Whether fewer pairs were mixed in than `replay_share` demands."""
+        return self.replayed_share * self.num_parity_samples < self.replay_share * self.num_parity_samples - 1
+
     def to_json(self) -> dict[str, Json]:
         return {**asdict(self), "training": self.training.to_json() if self.training else None}
 

@@ -41,6 +41,8 @@ class TrainingSummary:
     """The step with the lowest held-out loss, whose weights are exported; None if no samples are held out."""
     resumed: list[Resumption]
     retained: Retained
+    num_mixed_in: int
+    """Samples added for replay and balance."""
     speed: dict[str, float]
     """The median of the logged values, without the warm-up, for each name in `SPEEDS` that was logged."""
 
@@ -72,6 +74,7 @@ def training_summary(run: Run, folder: str) -> TrainingSummary | None:
         best_step=state.best_step,
         resumed=list(state.resumed),
         retained=state.retained,
+        num_mixed_in=run.epoch_counts(folder).num_mixed_in,
         speed=_median_speeds(log.speed_entries),
     )
 

@@ -9,15 +9,18 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from mpa_ray.errors import ConfigError, DamagedFile
 from mpa_ray.observability.progress import Progress
 from mpa_ray.records import Outcome, State
 from mpa_ray.run.audit_fingerprints import audit_fingerprints
 from mpa_ray.run.audit_predictions import AnswerCounts, audit_predictions
-from mpa_ray.run.dataset import ShardedDataset, prefetch
+from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.manifest import Manifest
 from mpa_ray.run.parity_export import read_parity
+from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.recorded_config import models_by_benchmark, student_names
 from mpa_ray.run.redo import outdated
-from mpa_ray.run.run import Manifest, Run
+from mpa_ray.run.run import Run
 from mpa_ray.run.versions import mixed_versions, model_datasets
 from mpa_ray.textual import Json
 
@@ -178,12 +181,19 @@ class _Auditor:
             self._compare(f"{folder} shard {shard}: rows", expected, [row.annotation_id for row in rows])
             outcomes.update((row.state, row.reason) for row in rows)
             kept += [row.annotation_id for row in rows if row.state == State.KEPT]
-        for shard in outdated(self._run.verdicts(student), self._run.annotations, self._manifest.shards):
+        for shard in self._outdated(student):
             self.problems.append(
                 f"{folder}: shard {shard} is older than its annotations, which were made again: run mpa-ray identify"
             )
         self._compare_export(student, kept)
         return outcomes
+
+    def _outdated(self, student: str) -> list[str]:
+        try:
+            return outdated(self._run.verdicts(student), self._run.annotations, self._manifest.shards)
+        except DamagedFile:
+            # The damaged marker is a problem already.
+            return []
 
     def _compare_export(self, student: str, kept: list[str]) -> None:
         folder = self._run.parity_dir(student)
@@ -192,7 +202,7 @@ class _Auditor:
             return
         try:
             exported = [sample.annotation_id for sample in read_parity(self._run, student)]
-        except (FileNotFoundError, ValueError, pa.ArrowInvalid) as error:
+        except (ConfigError, FileNotFoundError, ValueError, pa.ArrowException) as error:
             self.problems.append(f"{folder}: cannot be read ({error})")
             return
         self._compare(f"{folder}: kept rows", kept, exported)
@@ -207,11 +217,14 @@ class _Auditor:
         """
 
         def rows(shard: str) -> list[T] | str | None:
-            if not dataset.is_committed(shard):
+            if not dataset.markers.has_marker(shard):
                 return None
             try:
                 return dataset.columns(shard, columns)
-            except (FileNotFoundError, ValueError, pa.ArrowInvalid) as error:
+            except FileNotFoundError:
+                # It was withdrawn.
+                return None
+            except (ValueError, KeyError) as error:
                 return f"{dataset.folder}: shard {shard} cannot be read ({error})"
 
         for result in prefetch(rows, self._manifest.shards):

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mpa_ray.config import Arm
-from mpa_ray.run.dataset import ShardedDataset, prefetch
+from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.recorded_config import arms_by_student, models_by_benchmark
 from mpa_ray.run.run import Run
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import pyarrow as pa
-
+from mpa_ray.errors import ConfigError
 from mpa_ray.records import Outcome
-from mpa_ray.run.dataset import ShardedDataset, prefetch
+from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.recorded_config import models_by_benchmark
 from mpa_ray.run.run import Run
 
@@ -63,7 +63,11 @@ def audit_predictions(run: Run, include_missing: bool) -> PredictionAudit:
         if not run.has_manifest(folder):
             problems += [f"{folder}: the questions have not been read yet"] if include_missing else []
             continue
-        shards = run.manifest(folder).shards
+        try:
+            shards = run.manifest(folder).shards
+        except ConfigError as error:
+            problems.append(f"{folder}: the manifest cannot be read ({error})")
+            continue
         questions = _rows(run.questions(benchmark), _QuestionId, shards, problems)
         expected = {
             shard: [row.question_id for row in rows]
@@ -99,11 +103,13 @@ def _rows(
     """Yield some columns of each shard. A shard that is missing or cannot be read is a problem and yields None."""
 
     def rows(shard: str) -> list[T] | str:
-        if not dataset.is_committed(shard):
+        if not dataset.markers.has_marker(shard):
             return f"{dataset.folder}: shard {shard} is missing"
         try:
             return dataset.columns(shard, columns)
-        except (FileNotFoundError, ValueError, pa.ArrowInvalid) as error:
+        except FileNotFoundError:
+            return f"{dataset.folder}: shard {shard} is missing"
+        except (ValueError, KeyError) as error:
             return f"{dataset.folder}: shard {shard} cannot be read ({error})"
 
     for result in prefetch(rows, shards):

@@ -12,67 +12,29 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
-from functools import partial
-from itertools import count, islice, takewhile
-from types import MappingProxyType
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Generic, Protocol, TypeVar
 
 import pyarrow as pa
 
+from mpa_ray.errors import DamagedFile
 from mpa_ray.records import RowT
 from mpa_ray.run.fingerprint_files import FingerprintFiles
+from mpa_ray.run.marker import NO_VERSIONS, Commit, decoding
+from mpa_ray.run.markers import UNREAD, Markers
 from mpa_ray.run.parquet_rows import from_parquet, read_columns, read_table, to_parquet
+from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.suspects import SuspectsFile
 from mpa_ray.storage.storage import Storage
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+RowsT = TypeVar("RowsT", bound=Sized)
 
-_NUM_THREADS = 16
-_GENERATIONS = "generations"
-"""The folder of the markers of later generations. It is usually empty, so listing it takes one request."""
-_UNREAD = "unread"
-NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
-"""The library versions for rows that were not made by a model."""
-MARKER_FOLDERS = ("commits", _GENERATIONS, _UNREAD)
-"""The folders of a dataset whose files are created only if they do not exist, and are never deleted."""
 SUSPECTS = "suspects"
 """The folder of the files about images that may kill engines. A file is used until its shard is committed."""
-
-
-@dataclass(frozen=True)
-class Commit:
-    """The content of a marker: which file holds the rows of a shard, and how the rows were made."""
-
-    shard: str
-    file: str
-    num_rows: int
-    generation: int = 0
-    """0 for the first commit of the shard, and one more each time the shard is redone."""
-    source_generation: int = 0
-    """The generation of the source's shard from which the rows were made."""
-    left_out: dict[str, int] = field(default_factory=dict)
-    """For a shard of the corpus: how many files the listing left out between the last image of the previous shard and
-    the last image of this shard, by ending or reason."""
-    versions: dict[str, str] = field(default_factory=dict)
-    """The versions of the libraries with which the rows were made; see `mpa_ray.run.versions`."""
-    fingerprint: str = ""
-    """The digest of the dataset's fingerprint; "" in markers of earlier versions."""
-
-    @classmethod
-    def from_json(cls, content: bytes) -> Commit:
-        """Read a marker. Fields that another version has added are ignored."""
-        known = {known.name for known in fields(cls)}
-        return cls(**{name: value for name, value in json.loads(content).items() if name in known})
-
-
-def shard_name(index: int) -> str:
-    """The name of the shard at a position: six digits, so that names sort by position."""
-    return f"{index:06d}"
 
 
 class ShardSource(Protocol[T_co]):
@@ -158,12 +120,28 @@ class ShardedDataset(Generic[RowT]):
             FingerprintMismatch: the dataset has rows that were made with other settings.
         """
         file = f"{self.folder}/data/{shard}-{uuid.uuid4().hex}.parquet"
-        self.storage.write(file, to_parquet(rows, self.row_type))
-        digest = self.fingerprints.fix(self.folder) if self.fingerprints is not None else ""
-        left = dict(left_out or {})
-        values = asdict(Commit(shard, file, len(rows), generation, source_generation, left, dict(versions), digest))
-        marker = json.dumps({name: value for name, value in values.items() if value not in ({}, "")})
-        return self.storage.create(self._marker(shard, generation), marker.encode())
+        content = to_parquet(rows, self.row_type)
+        self.storage.write(file, content)
+        commit = Commit(
+            shard=shard,
+            file=file,
+            num_rows=len(rows),
+            generation=generation,
+            source_generation=source_generation,
+            left_out=dict(left_out or {}),
+            versions=dict(versions),
+            num_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            fingerprint=self.fingerprints.fix(self.folder) if self.fingerprints is not None else "",
+        )
+        return self.markers.create(commit)
+
+    def commit_missing(self, shard: str, rows: Sequence[RowT], *, left_out: Mapping[str, int] | None = None) -> bool:
+        """Commit a shard that has no rows, as the generation that is next. Returns False if the shard has rows."""
+        newest = self.markers.newest(shard)
+        if newest is not None and not newest.is_withdrawn:
+            return False
+        return self.commit(shard, rows, 0 if newest is None else newest.generation + 1, left_out=left_out)
 
     def check_fingerprint(self) -> bool:
         """Compare the settings of this command's commits with those that the dataset's rows were made with.
@@ -176,34 +154,34 @@ class ShardedDataset(Generic[RowT]):
         """
         return self.fingerprints is None or self.fingerprints.check_registered(self.folder)
 
+    @property
+    def markers(self) -> Markers:
+        """The markers of the shards."""
+        return Markers(self.storage, self.folder)
+
     def commit_of(self, shard: str) -> Commit | None:
-        """Return the shard's newest marker, or None if the shard is not committed."""
-        return next(reversed(self.history(shard)), None)
+        """See `Markers.commit_of`."""
+        return self.markers.commit_of(shard)
+
+    def newest_marker(self, shard: str) -> Commit | None:
+        """See `Markers.newest`."""
+        return self.markers.newest(shard)
 
     def history(self, shard: str) -> list[Commit]:
-        """Return the markers of all generations of a shard, the newest last."""
-        markers = map(partial(self.generation_of, shard), count())
-        return [commit for commit in takewhile(lambda commit: commit is not None, markers) if commit is not None]
+        """See `Markers.history`."""
+        return self.markers.history(shard)
 
     def generation_of(self, shard: str, generation: int) -> Commit | None:
-        """Return the marker of one generation of a shard, or None if there is none."""
-        try:
-            return Commit.from_json(self.storage.read(self._marker(shard, generation)))
-        except FileNotFoundError:
-            return None
+        """See `Markers.generation_of`."""
+        return self.markers.generation_of(shard, generation)
 
     def generations(self) -> dict[str, int]:
-        """Return the newest generation of each shard that was redone. Lists only the markers of such shards."""
-        newest: dict[str, int] = {}
-        for path in self.storage.list(f"{self.folder}/{_GENERATIONS}"):
-            shard, _, generation = path.rpartition("/")[2].removesuffix(".json").partition(".")
-            newest[shard] = max(newest.get(shard, 0), int(generation))
-        return newest
+        """See `Markers.generations`."""
+        return self.markers.generations()
 
     def version(self) -> str:
-        """Return a hash of the generations of all shards; empty if no shard was redone."""
-        newest = sorted(self.generations().items())
-        return hashlib.sha256(json.dumps(newest).encode()).hexdigest()[:16] if newest else ""
+        """See `Markers.version`."""
+        return self.markers.version()
 
     def count_unread(self, shard: str, generation: int, command: str) -> int:
         """Record that a command could not read a shard's images, and return the number of such commands so far.
@@ -214,7 +192,7 @@ class ShardedDataset(Generic[RowT]):
             command: Identifies the command. Each command counts once.
         """
         for number in count(1):
-            path = f"{self.folder}/{_UNREAD}/{shard}.{generation}.{number}.json"
+            path = f"{self.folder}/{UNREAD}/{shard}.{generation}.{number}.json"
             content = json.dumps({"command": command}).encode()
             if self.storage.create(path, content) or self.storage.read(path) == content:
                 return number
@@ -229,18 +207,12 @@ class ShardedDataset(Generic[RowT]):
         return set(self.storage.list(f"{self.folder}/{SUSPECTS}"))
 
     def is_committed(self, shard: str) -> bool:
-        return self.storage.exists(self._marker(shard))
+        """Whether a shard has rows."""
+        return self.commit_of(shard) is not None
 
     def missing(self, shards: Iterable[str]) -> list[str]:
-        """Return the shards that are not committed, in the given order."""
-        names = list(shards)
-        are_committed = prefetch(self.is_committed, names)
-        return [name for name, is_committed in zip(names, are_committed, strict=True) if not is_committed]
-
-    def leading(self) -> list[str]:
-        """Return the committed shards before the first shard that is not committed."""
-        are_committed = takewhile(bool, prefetch(self.is_committed, map(shard_name, count())))
-        return [shard_name(index) for index, _ in enumerate(are_committed)]
+        """Return the shards that are not committed or were withdrawn, in the given order."""
+        return self.markers.missing(shards)
 
     def num_rows(self, shards: Iterable[str]) -> int:
         """Return the number of rows in the committed shards among the given ones. Reads only markers."""
@@ -250,8 +222,9 @@ class ShardedDataset(Generic[RowT]):
         """Return the rows of a committed shard.
 
         Raises:
-            FileNotFoundError: the shard is not committed, or its file is missing.
-            ValueError: the file has unexpected columns, or a number of rows that differs from its marker's.
+            FileNotFoundError: the shard is not committed.
+            DamagedFile: the newest marker or the file is damaged, or the file is missing.
+            ValueError: the file has unexpected columns.
         """
         return self.read_commit(shard)[1]
 
@@ -262,25 +235,39 @@ class ShardedDataset(Generic[RowT]):
 
     def rows_of(self, commit: Commit) -> list[RowT]:
         """Return the rows that a marker of this dataset publishes. Raises as `read` does."""
-        return _check_num_rows(from_parquet(self.storage.read(commit.file), self.row_type), commit)
+        content = self.content_of(commit)
+        with decoding(commit):
+            return _check_num_rows(from_parquet(content, self.row_type), commit)
+
+    def content_of(self, commit: Commit) -> bytes:
+        """Return the file that a marker publishes. Raises DamagedFile."""
+        try:
+            content = self.storage.read(commit.file)
+        except FileNotFoundError as error:
+            raise DamagedFile(commit.file, "it is missing") from error
+        commit.check(content)
+        return content
 
     def table(self, shard: str) -> pa.Table:
         """Return the rows of a committed shard as an Arrow table. Raises as `read` does."""
-        commit = self._committed(shard)
-        table = read_table(self.storage.read(commit.file), self.row_type)
-        if table.num_rows != commit.num_rows:
-            raise ValueError(f"{commit.file}: {table.num_rows} rows, but its marker says {commit.num_rows}")
-        return table
+        return self.table_of(self._committed(shard))
+
+    def table_of(self, commit: Commit) -> pa.Table:
+        """Return the rows that a marker of this dataset publishes as an Arrow table. Raises as `read` does."""
+        content = self.content_of(commit)
+        with decoding(commit):
+            return _check_num_rows(read_table(content, self.row_type), commit)
 
     def committed(self) -> list[str]:
         """Return all committed shards, in order. This only lists the markers, so the corpus need not be complete."""
-        markers = self.storage.list(f"{self.folder}/commits")
-        return sorted((path.rpartition("/")[2].removesuffix(".json") for path in markers), key=int)
+        return self.markers.committed()
 
     def columns(self, shard: str, columns: type[T]) -> list[T]:
         """Return the columns of a committed shard that are fields of `columns`, a dataclass. Raises as `read` does."""
         commit = self._committed(shard)
-        return _check_num_rows(read_columns(self.storage.read(commit.file), columns), commit)
+        content = self.content_of(commit)
+        with decoding(commit):
+            return _check_num_rows(read_columns(content, columns), commit)
 
     def _committed(self, shard: str) -> Commit:
         commit = self.commit_of(shard)
@@ -290,29 +277,15 @@ class ShardedDataset(Generic[RowT]):
 
     def rows(self, shards: Iterable[str]) -> Iterator[RowT]:
         """Yield the rows of the given shards, and skip shards that are not committed."""
-        for rows in prefetch(lambda shard: self.read(shard) if self.is_committed(shard) else [], shards):
+        for rows in prefetch(self._rows_if_committed, shards):
             yield from rows
 
-    def _marker(self, shard: str, generation: int = 0) -> str:
-        if generation == 0:
-            return f"{self.folder}/commits/{shard}.json"
-        return f"{self.folder}/{_GENERATIONS}/{shard}.{generation}.json"
+    def _rows_if_committed(self, shard: str) -> list[RowT]:
+        commit = self.commit_of(shard)
+        return [] if commit is None else self.rows_of(commit)
 
 
-def _check_num_rows(rows: list[T], commit: Commit) -> list[T]:
+def _check_num_rows(rows: RowsT, commit: Commit) -> RowsT:
     if len(rows) != commit.num_rows:
-        raise ValueError(f"{commit.file}: {len(rows)} rows, but its marker says {commit.num_rows}")
+        raise DamagedFile(commit.file, f"it has {len(rows)} rows, but its marker says {commit.num_rows}")
     return rows
-
-
-def prefetch(read: Callable[[str], T], shards: Iterable[str]) -> Iterator[T]:
-    """Call a function for each shard and yield the results in order.
-
-    Threads run some calls ahead, because the calls mostly wait for the storage.
-    """
-    queue = iter(shards)
-    with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        running = deque(threads.submit(read, shard) for shard in islice(queue, 2 * _NUM_THREADS))
-        while running:
-            yield running.popleft().result()
-            running.extend(threads.submit(read, shard) for shard in islice(queue, 1))

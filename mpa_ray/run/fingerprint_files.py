@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
 
 from mpa_ray.config import ModelBranches
 from mpa_ray.errors import ConfigError, FingerprintMismatch
 from mpa_ray.redaction import without_secret_values
 from mpa_ray.run.fingerprint_changes import Fingerprint, changed_fields, changes_in_words, remedy_for_changes
+from mpa_ray.run.sealed_json import parse_sealed, sealed
 from mpa_ray.storage.storage import Storage
-from mpa_ray.textual import parse_json
 
-_FOLDER = "fingerprints"
+FINGERPRINTS = "fingerprints"
 _SLASH = "@"
 """Replaces a slash in the name of a fingerprint's file; no dataset's name contains it."""
 
@@ -94,8 +93,7 @@ class FingerprintFiles:
         if dataset not in self._digests:
             fingerprint = self._registered[dataset]
             if not self.check(dataset, fingerprint):
-                content = json.dumps(fingerprint, indent=2, ensure_ascii=False).encode()
-                self._storage.create(_path(dataset), content)
+                self._storage.create(path_of(dataset), content_of(fingerprint))
                 # Another command may have created the file first.
                 self.check(dataset, fingerprint)
             self._digests[dataset] = self.digest(dataset)
@@ -106,25 +104,22 @@ class FingerprintFiles:
         fixed = self.fixed(dataset)
         if fixed is None:
             return ""
-        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+        return digest_of(fixed)
 
     def fixed(self, dataset: str) -> Fingerprint | None:
         """A dataset's fixed fingerprint; None if no fingerprint is fixed. Raises ConfigError if its file is damaged."""
         try:
-            content = self._storage.read(_path(dataset))
+            content = self._storage.read(path_of(dataset))
         except FileNotFoundError:
             return None
         try:
-            fingerprint: Any = parse_json(content)
+            return parse_sealed(content)
         except ValueError as error:
             raise self._damaged(dataset, str(error)) from None
-        if not isinstance(fingerprint, dict):
-            raise self._damaged(dataset, "it is not a JSON object")
-        return fingerprint
 
     def known(self) -> dict[str, Fingerprint]:
         """The registered and the fixed fingerprints, by dataset. If a dataset has both, the fixed one is returned."""
-        fixed = {dataset: self.fixed(dataset) for dataset in map(_dataset, self._storage.list(_FOLDER))}
+        fixed = {dataset: self.fixed(dataset) for dataset in map(name_of, self._storage.list(FINGERPRINTS))}
         return {**self._registered, **{name: value for name, value in fixed.items() if value is not None}}
 
     def only(self, folder: str) -> FingerprintFiles:
@@ -143,14 +138,27 @@ class FingerprintFiles:
         return ConfigError(
             "run_dir",
             self._storage.root,
-            f"{_path(dataset)} cannot be read ({problem}).",
-            "Copy the run again, or restore the file.",
+            f"{path_of(dataset)} cannot be read ({problem}).",
+            f"Run mpa-ray audit {self._storage.root} --repair, which restores the file from run.json if it can. If it "
+            "cannot, restore the file from a copy of the run.",
         )
 
 
-def _path(dataset: str) -> str:
-    return f"{_FOLDER}/{dataset.replace('/', _SLASH)}.json"
+def digest_of(fingerprint: Fingerprint) -> str:
+    """The digest of a fingerprint."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _dataset(path: str) -> str:
-    return path.removeprefix(f"{_FOLDER}/").removesuffix(".json").replace(_SLASH, "/")
+def content_of(fingerprint: Fingerprint) -> bytes:
+    """The content of a fingerprint's file. The digest tells a changed bit from a changed setting."""
+    return json.dumps(sealed(fingerprint), indent=2, ensure_ascii=False).encode()
+
+
+def path_of(dataset: str) -> str:
+    """The path of the file with the fingerprint of a dataset."""
+    return f"{FINGERPRINTS}/{dataset.replace('/', _SLASH)}.json"
+
+
+def name_of(path: str) -> str:
+    """The inverse of `path_of`."""
+    return path.removeprefix(f"{FINGERPRINTS}/").removesuffix(".json").replace(_SLASH, "/")

@@ -7,10 +7,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from mpa_ray.run.dataset import MARKER_FOLDERS, SUSPECTS, Commit, ShardedDataset, prefetch
-from mpa_ray.run.recorded_config import models_by_benchmark, student_names
-from mpa_ray.run.run import Manifest, Run
-from mpa_ray.storage.storage import PROBES
+from mpa_ray.errors import DamagedFile
+from mpa_ray.records import LabelledQuestion, ParitySample, Prediction
+from mpa_ray.run.dataset import SUSPECTS, ShardedDataset
+from mpa_ray.run.marker import Commit
+from mpa_ray.run.markers import MARKER_FOLDERS
+from mpa_ray.run.prefetch import prefetch
+from mpa_ray.run.recorded_config import arms_by_student, models_by_benchmark, student_names
+from mpa_ray.run.run import Run
+from mpa_ray.storage.storage import PROBES, StoredFile
+
+_OF_TRAINING = {
+    "epoch": ParitySample,
+    "held_out": ParitySample,
+    "retained": ParitySample,
+    "check/questions": LabelledQuestion,
+    "check/answers": Prediction,
+}
+"""The datasets in the folder of a training, with the types of their rows."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +34,7 @@ class Collected:
     num_files: int
     num_bytes: int
     num_uploads: int
-    """Unfinished uploads to an object store."""
+    """Unfinished uploads to an object store, and unfinished files in other folders than those of datasets."""
 
 
 def collect_garbage(run: Run, older_than: timedelta) -> Collected:
@@ -31,20 +45,27 @@ def collect_garbage(run: Run, older_than: timedelta) -> Collected:
     A running attempt writes its file before its marker, so `older_than` must be longer than any attempt takes.
     """
     before = datetime.now(UTC) - older_than
-    num_files = num_bytes = 0
-    for dataset, manifest in _datasets(run):
-        commits = [commit for history in prefetch(dataset.history, manifest.shards) for commit in history]
-        for name in ("data", SUSPECTS, *MARKER_FOLDERS):
-            is_kept = _rule(name, commits)
-            for file in list(run.storage.details(f"{dataset.folder}/{name}")):
-                if not is_kept(file.path) and file.modified < before:
-                    run.storage.delete(file.path)
-                    num_files, num_bytes = num_files + 1, num_bytes + file.num_bytes
-    for file in list(run.storage.details(PROBES)):
-        if file.modified < before:
-            run.storage.delete(file.path)
-            num_files, num_bytes = num_files + 1, num_bytes + file.num_bytes
-    return Collected(num_files, num_bytes, run.storage.drop_unfinished(before))
+    removed = [file for dataset, shards in _datasets(run) for file in _left_behind(run, dataset, shards)]
+    removed = [file for file in (*removed, *run.storage.details(PROBES)) if file.modified < before]
+    for file in removed:
+        run.storage.delete(file.path)
+    return Collected(len(removed), sum(file.num_bytes for file in removed), run.storage.drop_unfinished(before))
+
+
+def _left_behind(run: Run, dataset: ShardedDataset[Any], shards: Sequence[str]) -> Iterator[StoredFile]:
+    markers = [marker for of_shard in prefetch(dataset.markers.all_of, shards) for marker in of_shard]
+    commits = [marker for marker in markers if isinstance(marker, Commit)]
+    # It is not known which files these markers name.
+    damaged = tuple(f"{dataset.folder}/data/{_shard_of(m.path)}-" for m in markers if isinstance(m, DamagedFile))
+    for name in ("data", SUSPECTS, *MARKER_FOLDERS):
+        is_kept = _rule(name, commits)
+        for file in run.storage.details(f"{dataset.folder}/{name}"):
+            if not is_kept(file.path) and not (damaged and file.path.startswith(damaged)):
+                yield file
+
+
+def _shard_of(marker: str) -> str:
+    return marker.rpartition("/")[2].partition(".")[0]
 
 
 def _rule(name: str, commits: Sequence[Commit]) -> Callable[[str], bool]:
@@ -61,10 +82,11 @@ def _rule(name: str, commits: Sequence[Commit]) -> Callable[[str], bool]:
     return is_kept
 
 
-def _datasets(run: Run) -> Iterator[tuple[ShardedDataset[Any], Manifest]]:
+def _datasets(run: Run) -> Iterator[tuple[ShardedDataset[Any], list[str]]]:
+    """The datasets of a run, with their shards."""
     students = student_names(run)
     if students or run.is_indexed():
-        corpus = run.manifest()
+        corpus = run.manifest().shards
         for dataset in (run.corpus, run.annotations, *map(run.verdicts, students)):
             yield cast(ShardedDataset[Any], dataset), corpus
     for benchmark, models in models_by_benchmark(run).items():
@@ -72,4 +94,10 @@ def _datasets(run: Run) -> Iterator[tuple[ShardedDataset[Any], Manifest]]:
         if run.has_manifest(folder):
             predictions = (run.predictions(benchmark, model) for model in models)
             for dataset in (run.questions(benchmark), *predictions):
-                yield cast(ShardedDataset[Any], dataset), run.manifest(folder)
+                yield cast(ShardedDataset[Any], dataset), run.manifest(folder).shards
+    for student, arms in arms_by_student(run).items():
+        for arm in arms:
+            for folder in run.training_dirs(student, arm):
+                for name, row_type in _OF_TRAINING.items():
+                    dataset = run.dataset(f"{folder}/{name}", row_type)
+                    yield dataset, dataset.markers.listed()

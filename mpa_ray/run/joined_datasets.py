@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeAlias, TypeVar
 
 from mpa_ray.records import OfModel, OutcomeT, RowT
-from mpa_ray.run.dataset import NO_VERSIONS, Commit, ShardedDataset
+from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.marker import NO_VERSIONS, Commit
 from mpa_ray.run.suspects import SuspectsFile
 
 T = TypeVar("T")
@@ -58,6 +59,11 @@ class JoinedDatasets(Generic[RowT]):
         """See `ShardedDataset.commit_of`."""
         part, name = self._place(shard)
         return part.commit_of(name)
+
+    def newest_marker(self, shard: str) -> Commit | None:
+        """See `ShardedDataset.newest_marker`."""
+        part, name = self._place(shard)
+        return part.newest_marker(name)
 
     def generation_of(self, shard: str, generation: int) -> Commit | None:
         """See `ShardedDataset.generation_of`."""

@@ -18,8 +18,9 @@ from mpa_ray.observability.last_words import last_error, last_lines
 from mpa_ray.observability.worker_process import WorkerProcess, num_oom_kills, read_tail
 from mpa_ray.redaction import without_secrets
 from mpa_ray.run.phase_record import PhaseKey
+from mpa_ray.run.sealed_json import parse_sealed, sealed
 from mpa_ray.storage.storage import Storage
-from mpa_ray.textual import Json, parse_json
+from mpa_ray.textual import Json
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def deaths(storage: Storage, max_latest: int = 5) -> DeathSummary:
 def _read_death(storage: Storage, path: str) -> Death | None:
     """Read a record; None if it is damaged."""
     try:
-        return Death(**parse_json(storage.read(path)))
+        return Death(**parse_sealed(storage.read(path)))
     except (ValueError, TypeError) as error:
         logger.warning("%s is ignored: %s", path, error)
         return None
@@ -149,8 +150,12 @@ def _written(storage: Storage, key: PhaseKey, death: Death, process: WorkerProce
             storage.create(log, _redacted(_joined(tails)).encode())
             death = Death(**{**asdict(death), "log": log})
     with suppress(CannotWrite, OSError):
-        storage.create(f"{FOLDER}/{name}.json", json.dumps(asdict(death), indent=2, ensure_ascii=False).encode())
+        storage.create(f"{FOLDER}/{name}.json", _encoded(death))
     return death
+
+
+def _encoded(death: Death) -> bytes:
+    return json.dumps(sealed(asdict(death)), indent=2, ensure_ascii=False).encode()
 
 
 def _name(key: PhaseKey, process: WorkerProcess) -> str:

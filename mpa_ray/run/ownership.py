@@ -22,12 +22,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import count, takewhile
 from pathlib import Path
 
 from mpa_ray.errors import CannotWrite, Unfinished
 from mpa_ray.observability.progress import say
+from mpa_ray.run.sealed_json import parse_sealed, sealed
 from mpa_ray.storage.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -60,14 +61,36 @@ class Owner:
     def this_process(cls, number: int) -> Owner:
         return cls(number, socket.gethostname(), os.getpid(), _identity(os.getpid()), uuid.uuid4().hex)
 
+    @classmethod
+    def unknown(cls, number: int) -> Owner:
+        """An owner whose file is damaged. It is assumed to run on another machine, so only its heartbeat matters."""
+        return cls(number, "", 0)
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Owner:
+        """Read the file of an owner. Fields that another version has added are ignored.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        known = {known.name for known in fields(cls)}
+        try:
+            return cls(**{name: value for name, value in parse_sealed(content).items() if name in known})
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+    def to_json(self) -> bytes:
+        """The content of the file of this owner."""
+        return json.dumps(sealed(asdict(self))).encode()
+
     @property
     def is_gone(self) -> bool:
         """Whether the process is known to have ended. This is only known on the machine on which the process ran."""
         system, _, pid = self.process.rpartition("/")[0].rpartition("/")
-        return bool(system) and system == _system() and _identity(int(pid)) != self.process
+        return bool(system) and pid.isdecimal() and system == _system() and _identity(int(pid)) != self.process
 
     def __str__(self) -> str:
-        return f"{self.host} (process {self.pid})"
+        return f"{self.host} (process {self.pid})" if self.host else "a command whose record is damaged"
 
 
 @dataclass(frozen=True)
@@ -96,7 +119,26 @@ def newest_owner(storage: Storage, folder: str) -> Owner | None:
     """The last owner of the work in a folder; None if there was none."""
     numbers = takewhile(lambda number: storage.exists(_owner_path(folder, number)), count(1))
     number = max(numbers, default=0)
-    return Owner(**json.loads(storage.read(_owner_path(folder, number)))) if number else None
+    if not number:
+        return None
+    path = _owner_path(folder, number)
+    try:
+        return Owner.from_json(storage.read(path))
+    except ValueError as error:
+        logger.warning("%s is damaged: %s", path, error)
+        return Owner.unknown(number)
+
+
+def write_unknown_owner(storage: Storage, path: str) -> None:
+    """Write the file of an unknown owner in the place of a damaged or missing file."""
+    storage.write(path, Owner.unknown(int(Path(path).stem)).to_json())
+
+
+def owner_files(storage: Storage, folder: str) -> list[str]:
+    """The paths of the files of all owners of the work in a folder, including missing files before the last one."""
+    paths = map(Path, storage.list(f"{folder}/owners"))
+    numbers = [int(path.stem) for path in paths if path.suffix == ".json" and path.stem.isdecimal()]
+    return [_owner_path(folder, number) for number in range(1, max(numbers, default=0) + 1)]
 
 
 @contextmanager
@@ -164,9 +206,8 @@ def take(
                 sleep(_POLL_S)
                 continue
         number = owner.number + 1 if owner is not None else 1
-        content = json.dumps(asdict(Owner.this_process(number))).encode()
         # If another command is faster, the loop continues with that command as the owner.
-        if storage.create(_owner_path(folder, number), content):
+        if storage.create(_owner_path(folder, number), Owner.this_process(number).to_json()):
             return Ownership(storage, folder, number)
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mpa_ray.records import ParitySample, arrow_schema, to_table
+from mpa_ray.run.checksums import FILES, checksums_of, read_checked
 from mpa_ray.run.parquet_rows import iter_parquet, iter_tables
 from mpa_ray.run.run import Run
 from mpa_ray.tasks.task import SYSTEM_PROMPT, Task
@@ -51,19 +52,25 @@ def export_parity(
                     messages.write(json.dumps(_messages(task, sample), ensure_ascii=False) + "\n")
                 num_samples += len(chunk)
             llava.write("\n]\n")
+        checksums = checksums_of(Path(scratch))
         run.storage.put_folder(Path(scratch), folder)
-    run.write_json(run.manifest_path(folder), {"num_samples": num_samples, **(extra or {})})
+    run.write_json(run.manifest_path(folder), {"num_samples": num_samples, **(extra or {}), FILES: checksums})
     return num_samples
 
 
 def parity_of(run: Run, student: str) -> Iterator[ParitySample]:
     """Yield a student's exported samples, with a few thousand in memory at a time."""
-    return iter_parquet(run.storage.read(f"{run.parity_dir(student)}/parity.parquet"), ParitySample)
+    return iter_parquet(_content(run, student), ParitySample)
 
 
 def parity_tables(run: Run, student: str) -> Iterator[pa.Table]:
     """Yield a student's exported samples as tables of a few thousand rows."""
-    return iter_tables(run.storage.read(f"{run.parity_dir(student)}/parity.parquet"), ParitySample)
+    return iter_tables(_content(run, student), ParitySample)
+
+
+def _content(run: Run, student: str) -> bytes:
+    folder = run.parity_dir(student)
+    return read_checked(run.storage, folder, "parity.parquet", run.read_json(run.manifest_path(folder)))
 
 
 def read_parity(run: Run, student: str) -> list[ParitySample]:

@@ -21,7 +21,7 @@ from mpa_ray.textual import Json
 
 PhaseKind = Literal["index", "annotate", "identify", "level", "check", "evaluate", "score", "report"]
 
-_FOLDER = "phases"
+PHASES = "phases"
 _ARM_MARK = "@"
 """Separates a model from an arm in a file name. Names of models cannot contain this character."""
 _NUMBER_MARK = "~"
@@ -56,12 +56,12 @@ class PhaseKey:
         """
         model = f".{self.model}" if self.model is not None else ""
         arm = f"{_ARM_MARK}{self.arm}" if self.arm != "parity" else ""
-        return f"{_FOLDER}/{self.kind}{model}{arm}.json"
+        return f"{PHASES}/{self.kind}{model}{arm}.json"
 
     @classmethod
     def from_path(cls, path: str) -> PhaseKey:
         """The phase to whose record a file belongs."""
-        name, _, _ = path.removeprefix(f"{_FOLDER}/").removesuffix(".json").partition(_NUMBER_MARK)
+        name, _, _ = path.removeprefix(f"{PHASES}/").removesuffix(".json").partition(_NUMBER_MARK)
         head, _, arm = name.partition(_ARM_MARK)
         kind, _, model = head.partition(".")
         return cls(kind, model or None, arm or "parity")  # type: ignore[arg-type]
@@ -157,7 +157,7 @@ def phase_record(run: Run, key: PhaseKey) -> PhaseRecord | None:
 
 def phase_records(run: Run) -> Iterator[tuple[PhaseKey, PhaseRecord]]:
     """All records of a run."""
-    for key in dict.fromkeys(map(PhaseKey.from_path, run.storage.list(_FOLDER))):
+    for key in dict.fromkeys(map(PhaseKey.from_path, run.storage.list(PHASES))):
         record = phase_record(run, key)
         if record is not None:
             yield key, record
@@ -166,7 +166,7 @@ def phase_records(run: Run) -> Iterator[tuple[PhaseKey, PhaseRecord]]:
 def record_times(run: Run) -> dict[str, datetime]:
     """The time at which the newest file of each record was created, by the path of the record's first file."""
     newest: dict[str, datetime] = {}
-    for file in run.storage.details(_FOLDER):
+    for file in run.storage.details(PHASES):
         # Hidden files are unfinished.
         if not file.path.rpartition("/")[2].startswith("."):
             path = PhaseKey.from_path(file.path).path

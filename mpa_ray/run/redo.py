@@ -8,8 +8,8 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 from mpa_ray.records import HasOutcome, Outcome, State
-from mpa_ray.run.dataset import prefetch
 from mpa_ray.run.joined_datasets import Dataset
+from mpa_ray.run.prefetch import prefetch
 
 RowT = TypeVar("RowT", bound=HasOutcome)
 
@@ -75,9 +75,9 @@ class Redo:
             source_generation: The newest generation of the source's shard.
             source_rows: The rows of that generation.
         """
-        newest = self.target.commit_of(shard)
-        if newest is None:
-            return ShardPlan(0, source_generation)
+        newest = self.target.newest_marker(shard)
+        if newest is None or newest.is_withdrawn:
+            return ShardPlan(0 if newest is None else newest.generation + 1, source_generation)
         source_by_image = by_image(source_rows)
         changed = self._changed(shard, newest.source_generation, source_generation, source_by_image)
         again = set(changed)
@@ -113,11 +113,14 @@ class Redo:
 
         All images are returned if the rows of the older generation cannot be read.
         """
-        if old == new:
+        current = self.source.generation_of(shard, new)
+        if old == new or (current is not None and current.rows_since <= old):
             return set()
-        marker = self.source.generation_of(shard, old)
         try:
-            before = by_image(self.source.rows_of(marker)) if marker is not None else {}
+            marker = self.source.generation_of(shard, old)
+            if marker is None or marker.is_withdrawn:
+                return set(rows)
+            before = by_image(self.source.rows_of(marker))
         except (FileNotFoundError, ValueError):
             before = {}
         return {image_id for image_id, of_image in rows.items() if before.get(image_id) != of_image}
@@ -131,11 +134,11 @@ def outdated(target: Dataset[Any], source: Dataset[Any], shards: Iterable[str]) 
     newest = source.generations()
     made_again = [shard for shard in shards if shard in newest]
     commits = prefetch(target.commit_of, made_again)
-    return [
-        shard
-        for shard, commit in zip(made_again, commits, strict=True)
-        if commit is not None and commit.source_generation < newest[shard]
-    ]
+    used = {shard: commit.source_generation for shard, commit in zip(made_again, commits, strict=True) if commit}
+    older = [shard for shard, generation in used.items() if generation < newest[shard]]
+    # A repair may have made the same rows again.
+    current = zip(older, prefetch(source.commit_of, older), strict=True)
+    return [shard for shard, commit in current if commit is None or used[shard] < commit.rows_since]
 
 
 def by_image(rows: Iterable[RowT]) -> dict[str, list[RowT]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,13 +15,15 @@ from mpa_ray.config import Arm, EvaluationRunConfig, MeasuredModel, ObjectStoreC
 from mpa_ray.errors import CannotWrite, ConfigError, may_pass
 from mpa_ray.records import Annotation, EpochCounts, ImageRef, LabelledQuestion, ParitySample, Prediction, RowT, Verdict
 from mpa_ray.redaction import without_secret_values, without_url_secrets_within
-from mpa_ray.run.dataset import ShardedDataset, shard_name
+from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.fingerprint_changes import Fingerprint
 from mpa_ray.run.fingerprint_files import FingerprintFiles
+from mpa_ray.run.manifest import Manifest
+from mpa_ray.run.sealed_json import parse_sealed, sealed
 from mpa_ray.storage.exclusive import Creation
 from mpa_ray.storage.open import open_storage
 from mpa_ray.storage.storage import Storage
-from mpa_ray.textual import Json, parse_json
+from mpa_ray.textual import Json
 
 T = TypeVar("T")
 
@@ -31,9 +32,13 @@ FORMAT = 2
 
 RUN_FILE = "run.json"
 CORPUS_MANIFEST = "corpus/manifest.json"
+SOURCE_FILE = "corpus/source.json"
+"""The file with the `SourceRoot` at which the corpus was indexed. Runs of earlier versions lack this file."""
 SCORES = "evaluation/scores.json"
 REPORT_JSON = "report/report.json"
 REPORT_PAGE = "report/index.html"
+EXPORT = "export.json"
+"""The file in a training's folder with the checksums of the exported weights."""
 
 _VERDICTS = "verdicts.json"
 _AGAIN = "~"
@@ -45,25 +50,6 @@ _RESERVE_BYTES = 2**16
 _MIN_FREE_BYTES = 32 * 2**20
 _MIN_ROW_BYTES = 64
 """The size of a compressed row with a short question and a short answer."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The size of the corpus, or of a benchmark. It is written once and never changes."""
-
-    num_images: int
-    num_shards: int
-    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
-    """How many files of the source are not in the corpus, by ending or reason."""
-
-    @property
-    def shards(self) -> list[str]:
-        """The names of all shards, in their order."""
-        return [shard_name(i) for i in range(self.num_shards)]
-
-    def estimate_images(self, num_shards: int) -> int:
-        """Estimate the number of images in some of the shards, assuming that all shards have the same size."""
-        return self.num_images * num_shards // self.num_shards if self.num_shards else 0
 
 
 @dataclass(frozen=True)
@@ -83,13 +69,22 @@ class _TrainedVersion:
 class Run:
     """Reads and writes the files of one run. All paths are relative to the run directory."""
 
-    def __init__(self, storage: Storage) -> None:
-        """Raises ConfigError if another version wrote the run in a format that this version cannot read."""
+    def __init__(self, storage: Storage, *, allows_damage: bool = False) -> None:
+        """Use the run in a storage.
+
+        Args:
+            storage: The run directory.
+            allows_damage: Open a run whose run.json is damaged, to find and repair the damage.
+
+        Raises:
+            ConfigError: another version wrote the run in a format that this version cannot read, or run.json is
+                damaged.
+        """
         self.storage = storage
         self.creation: Creation | None = None
         """How the storage creates a file only if it does not exist; None if the run was not opened for writing."""
         self.fingerprints = FingerprintFiles(storage)
-        self._check_format()
+        self._check_format(allows_damage)
         self.corpus = self.dataset("corpus", ImageRef)
         self.annotations = self.dataset("annotations", Annotation)
 
@@ -122,11 +117,15 @@ class Run:
         run.creation = creation
         return run
 
-    def _check_format(self) -> None:
+    def _check_format(self, allows_damage: bool) -> None:
         try:
             stored = self.read_json(RUN_FILE)
         except FileNotFoundError:
             return
+        except ConfigError:
+            if allows_damage:
+                return
+            raise
         number = stored.get("format", 1)
         if number != FORMAT:
             versions = stored.get("versions")
@@ -186,8 +185,8 @@ class Run:
         return self.dataset(f"{self.benchmark_dir(benchmark)}/questions", LabelledQuestion)
 
     def predictions(self, benchmark: str, model: str) -> ShardedDataset[Prediction]:
-        """A model's answers to a benchmark. If the model was trained again, these are the answers after its newest
-        training run."""
+        """A model's answers to a benchmark. If the model was trained or exported again, these are the answers of
+        its newest weights."""
         number = self._newest(_again_dir(model))
         name = f"{model}{_AGAIN}{number}" if number else model
         return self.dataset(f"{self.benchmark_dir(benchmark)}/predictions/{name}", Prediction)
@@ -209,6 +208,12 @@ class Run:
         """The samples of the training in a folder, in training order."""
         return self.dataset(f"{folder}/epoch", ParitySample)
 
+    def training_dirs(self, student: str, arm: str) -> list[str]:
+        """The folders of all trainings of a student on an arm, the newest last."""
+        folder = self.student_dir(student, arm)
+        later = range(1, self._newest(f"{folder}/trainings") + 1)
+        return [folder, *(f"{folder}/again-{number}" for number in later)]
+
     def train_again(self, student: str, arm: str) -> str:
         """Begin another training run in addition to the finished one, and return its folder."""
         folder = self.student_dir(student, arm)
@@ -221,14 +226,18 @@ class Run:
 
     def trained_version(self, student: str, arm: str) -> str:
         """The version of the verdicts from which the student's newest training run on an arm was planned."""
+        return self.version_in(self.training_dir(student, arm))
+
+    def version_in(self, folder: str) -> str:
+        """The version of the verdicts from which the training run in a folder was planned; "" before a redo."""
         try:
-            return self.read_as(f"{self.training_dir(student, arm)}/{_VERDICTS}", _TrainedVersion).verdicts
+            return self.read_as(f"{folder}/{_VERDICTS}", _TrainedVersion).verdicts
         except FileNotFoundError:
             return ""
 
     def record_trained_version(self, folder: str, version: str) -> None:
         """Record the version of the verdicts from which a folder's training is planned. Only the first call counts."""
-        self.storage.create(f"{folder}/{_VERDICTS}", json.dumps({"verdicts": version}).encode())
+        self.create_json(f"{folder}/{_VERDICTS}", {"verdicts": version})
 
     def is_trained_before_redo(self, student: str, arm: str) -> bool:
         """Whether the student's D_PI was redone after the student's newest training run on the arm was planned."""
@@ -269,7 +278,13 @@ class Run:
         for number in range(self._newest(f"{self.student_dir(student, arm)}/trainings")):
             # Begin new predictions, because answers after an earlier training run do not count for this one.
             self.storage.create(f"{_again_dir(MeasuredModel(student, arm).name)}/{number + 1}.json", b"{}")
-        self.create_json(self._complete_path(student, arm), {"owner": owner})
+        has_checksums = self.storage.exists(f"{self.training_dir(student, arm)}/{EXPORT}")
+        content = {"owner": owner, "has_checksums": has_checksums}
+        self.create_json(self._complete_path(student, arm), content)
+
+    def begin_predictions(self, model: str) -> None:
+        """Begin new predictions of a measured model for all benchmarks. The present ones stay in their folders."""
+        self.storage.create(f"{_again_dir(model)}/{self._newest(_again_dir(model)) + 1}.json", b"{}")
 
     def _complete_path(self, student: str, arm: str) -> str:
         return f"{self.training_dir(student, arm)}/complete.json"
@@ -311,7 +326,7 @@ class Run:
             return TypeAdapter(kind).validate_python(content)
         except ValidationError as error:
             problem = error.errors()[0]
-            raise self._damaged(path, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+            raise self.damaged(path, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
     def read_json(self, path: str) -> dict[str, Any]:
         """Read a JSON object.
@@ -321,23 +336,24 @@ class Run:
             ConfigError: the file is damaged. Commands only replace whole files, so a copy of the run must be faulty.
         """
         try:
-            content = parse_json(self.storage.read(path))
+            return parse_sealed(self.storage.read(path))
         except ValueError as error:
-            raise self._damaged(path, str(error)) from None
-        if not isinstance(content, dict):
-            raise self._damaged(path, "it is not a JSON object")
-        return content
+            raise self.damaged(path, str(error)) from None
 
-    def _damaged(self, path: str, problem: str) -> ConfigError:
+    def damaged(self, path: str, problem: str) -> ConfigError:
+        """The error to raise if a JSON file of the run is damaged."""
         return ConfigError(
             "run_dir",
             self.storage.root,
             f"{path} cannot be read ({problem}).",
-            "Copy the run again, or restore the file.",
+            f"Restore it from a copy, or run mpa-ray audit {self.storage.root} --repair and then the same command.",
         )
 
     def write_json(self, path: str, content: Mapping[str, Json]) -> None:
-        """Write or replace a JSON object, without the passwords and signatures of URLs. Raises CannotWrite."""
+        """Write or replace a JSON object, with its digest, without passwords and signatures of URLs.
+
+        Raises CannotWrite.
+        """
         self.storage.write(path, _encoded(content))
 
     def create_json(self, path: str, content: Mapping[str, Json]) -> bool:
@@ -373,9 +389,9 @@ class Run:
 
 
 def _again_dir(model: str) -> str:
-    """The folder with a file for each later training run of a measured model."""
+    """The folder with a file for each time that a measured model was trained again, or exported with other weights."""
     return f"evaluation/again/{model}"
 
 
 def _encoded(content: Mapping[str, Json]) -> bytes:
-    return json.dumps(without_url_secrets_within(content), indent=2, ensure_ascii=False).encode()
+    return json.dumps(sealed(without_url_secrets_within(content)), indent=2, ensure_ascii=False).encode()

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpa_ray.errors import CannotWrite
+from mpa_ray.run.sealed_json import parse_sealed, sealed
 from mpa_ray.storage.storage import Storage
-from mpa_ray.textual import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +75,12 @@ class Suspects:
             "engine": self.engine,
             "last_error": self.last_error,
         }
-        return json.dumps(values).encode()
+        return json.dumps(sealed(values)).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Suspects:
         """Read the content of a file. Raises ValueError if it is damaged."""
-        values = parse_json(content)
+        values = parse_sealed(content)
         try:
             groups = tuple(tuple(map(_text, group)) for group in map(_list, values["groups"]))
             suspects = cls(

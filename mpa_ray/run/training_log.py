@@ -6,19 +6,26 @@ An object store cannot append to a file, and writing the whole log for every ent
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
-from mpa_ray.run.dataset import prefetch
+from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.run import Run
+from mpa_ray.run.sealed_json import parse_sealed, sealed
 from mpa_ray.textual import Json
+
+logger = logging.getLogger(__name__)
 
 FILE_ENTRIES = 100
 """The number of entries in a file of the log."""
 _LEAST_LATEST = 20
 """`training.json` holds at least this many of the latest entries, or all if there are fewer: enough for a rate."""
+_LOST = {"is_lost": True}
+"""The only line of a file whose entries are lost."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ def move_to_files(run: Run, folder: str, files: LogFiles, log: TrainingLog) -> t
     """Write the oldest entries to files if they fill a whole file. Return the files and the entries that remain."""
     entries, num_files = log.entries, files.num_files
     while len(entries) >= FILE_ENTRIES + _LEAST_LATEST:
-        lines = [json.dumps(entry.to_json()) + "\n" for entry in entries[:FILE_ENTRIES]]
+        lines = [json.dumps(sealed(entry.to_json())) + "\n" for entry in entries[:FILE_ENTRIES]]
         run.storage.write(_path(folder, files.attempt, num_files), "".join(lines).encode())
         entries, num_files = entries[FILE_ENTRIES:], num_files + 1
     return LogFiles(files.attempt, num_files, files.last_step), TrainingLog(entries)
@@ -120,12 +127,31 @@ def move_to_files(run: Run, folder: str, files: LogFiles, log: TrainingLog) -> t
 def read_files(run: Run, folder: str, files: Sequence[LogFiles]) -> Iterator[LogEntry]:
     """Yield the entries of all files, in their order. Entries after `LogFiles.last_step` are left out."""
     last_steps = [part.last_step for part in files for _ in part.paths(folder)]
-    contents = prefetch(run.storage.read, [path for part in files for path in part.paths(folder)])
-    for last_step, content in zip(last_steps, contents, strict=True):
-        for line in content.splitlines():
-            entry = LogEntry.from_json(json.loads(line))
-            if last_step is None or entry.step <= last_step:
-                yield entry
+    contents = prefetch(partial(_entries_of, run), [path for part in files for path in part.paths(folder)])
+    for last_step, entries in zip(last_steps, contents, strict=True):
+        yield from (entry for entry in entries if last_step is None or entry.step <= last_step)
+
+
+def parse_log_file(content: bytes) -> list[LogEntry]:
+    """The entries in the content of a file; none if a repair has written the file. Raises ValueError for damage."""
+    lines = [parse_sealed(line) for line in content.splitlines()]
+    if not lines:
+        raise ValueError("it is empty")
+    return [] if lines == [_LOST] else [LogEntry.from_json(line) for line in lines]
+
+
+def write_lost_file(run: Run, path: str) -> None:
+    """Write a file without entries in the place of a damaged or missing one."""
+    run.storage.write(path, (json.dumps(sealed(_LOST)) + "\n").encode())
+
+
+def _entries_of(run: Run, path: str) -> list[LogEntry]:
+    """The entries in a file. Without a damaged or missing file, a part of the curves is lost, and nothing else."""
+    try:
+        return parse_log_file(run.storage.read(path))
+    except (FileNotFoundError, ValueError) as error:
+        logger.warning("%s is left out: %s", path, error)
+        return []
 
 
 def _path(folder: str, attempt: int, number: int) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mpa_ray.run.run import Run
+from mpa_ray.run.sealed_json import sealed
 from mpa_ray.run.training_log import LogEntry, LogFiles, TrainingLog, move_to_files, read_files
 from mpa_ray.textual import Json
 
@@ -132,7 +133,7 @@ class TrainingState:
 
     def write(self, run: Run, folder: str) -> None:
         """Replace the stored state."""
-        run.storage.write(f"{folder}/{FILE_NAME}", json.dumps(self.to_json()).encode())
+        run.storage.write(f"{folder}/{FILE_NAME}", json.dumps(sealed(self.to_json())).encode())
 
     def to_json(self) -> dict[str, Json]:
         return {

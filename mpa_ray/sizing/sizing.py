@@ -57,6 +57,8 @@ class Sizing:
     checks: list[MemoryCheck]
     notes: list[str]
     gpu_hour_price: float | None = None
+    from_run: str | None = None
+    """The run whose rates are used; None if there is none."""
 
     @property
     def is_complete(self) -> bool:

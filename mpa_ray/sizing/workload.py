@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 from mpa_ray.config import EvaluateConfig, PlanConfig, RunConfig
-from mpa_ray.corpus.index import check_source
+from mpa_ray.corpus.index import Selection, check_source
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.run.run import Run
 
 _QUESTIONS_PER_SHARD = 256
 """Questions per shard of a run without benchmarks, in which only the checks of exported students ask questions."""
+
+_MAX_LISTED = 10_000
+"""The largest `source.limit` up to which a plan lists the images. Longer listings may take minutes on a mount."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Workload:
 
 
 def workload_of(config: RunConfig, plan: PlanConfig, run: Run, notes: list[str]) -> Workload:
-    """Count images and questions: from `plan`, else from the files of the run, else from the limits in the settings.
+    """Count images and questions: from `plan`, else from the files of the run, else from the source and the
+    limits in the settings.
 
     Raises:
         ConfigError: the number of images is not known.
@@ -45,10 +50,12 @@ def _count_images(config: RunConfig, plan: PlanConfig, run: Run, notes: list[str
         return plan.num_images
     if run.is_indexed():
         return run.manifest().num_images
-    if config.source.limit is not None:
-        _note_source(config, notes)
-        notes.append(f"images: source.limit, {config.source.limit}; the source may hold fewer")
-        return config.source.limit
+    if (limit := config.source.limit) is not None:
+        counted = _count_listed(config, limit, notes)
+        if counted is not None:
+            return counted
+        notes.append(f"images: source.limit, {limit}; the source may hold fewer")
+        return limit
     raise ConfigError(
         "plan.num_images",
         None,
@@ -57,14 +64,22 @@ def _count_images(config: RunConfig, plan: PlanConfig, run: Run, notes: list[str
     )
 
 
-def _note_source(config: RunConfig, notes: list[str]) -> None:
-    """Add a note if a local source cannot be indexed. This is no error: a plan may be made before the images exist."""
+def _count_listed(config: RunConfig, limit: int, notes: list[str]) -> int | None:
+    """Count the images of a local source up to a limit; None if they are too many to list, or cannot be listed.
+
+    If the source cannot be indexed, a note says why. This is no error: a plan may be made before the images exist.
+    """
     if "://" in config.source.path:
-        return
+        return None
+    places = Places(config.object_store)
     try:
-        check_source(config.source, Places(config.object_store))
+        check_source(config.source, places)
+        if limit > _MAX_LISTED:
+            return None
+        return sum(1 for _ in islice(Selection(config.source, places).images(), limit))
     except ConfigError as error:
         notes.append(f"the source cannot be indexed: {error} The plan does not need it, but the other commands do.")
+        return None
 
 
 def _count_questions(evaluate: EvaluateConfig, plan: PlanConfig, run: Run, notes: list[str]) -> int | None:

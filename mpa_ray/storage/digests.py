@@ -19,12 +19,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mpa_ray.errors import ConfigError, TransientError
 from mpa_ray.observability.progress import Progress
-from mpa_ray.storage.object_store import SCHEME, ListedObject, ObjectStore, split_uri
+from mpa_ray.storage.listing import ListedObject
+from mpa_ray.storage.object_uri import SCHEME, split_uri
 from mpa_ray.storage.user_cache import cache_folder
+
+if TYPE_CHECKING:
+    from mpa_ray.storage.object_store import ObjectStore
 
 SHA256_METADATA = "mpa-ray-sha256"
 """The key in an object's metadata for the SHA-256 of the object's content, in hexadecimal digits."""

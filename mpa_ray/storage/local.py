@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -26,6 +28,9 @@ _COPY_BUFFER_BYTES = 2**20
 _MAX_PATH_BYTES = 4095
 _MAX_PATH_IN_RUN_BYTES = 512
 """The maximum length of a path inside a run, relative to the run directory."""
+_TEMPORARY_DIGITS = 16
+_TEMPORARY = re.compile(rf"\.[0-9a-f]{{{_TEMPORARY_DIGITS}}}")
+"""The names of unfinished files."""
 _READ_DEADLINE_S = ObjectStoreConfig().read_deadline_s
 
 
@@ -80,6 +85,11 @@ class LocalStorage:
     def exists(self, path: str) -> bool:
         return Path(self.root, path).exists()
 
+    def digest(self, path: str) -> tuple[int, str]:
+        file = Path(self.root, path)
+        with file.open("rb") as content:
+            return file.stat().st_size, hashlib.file_digest(content, "sha256").hexdigest()
+
     def list(self, folder: str) -> Iterator[str]:
         directory = Path(self.root, folder)
         names = sorted(entry.name for entry in os.scandir(directory) if entry.is_file()) if directory.is_dir() else []
@@ -104,9 +114,16 @@ class LocalStorage:
                     modified = datetime.fromtimestamp(status.st_mtime, UTC)
                     yield StoredFile(f"{folder}/{entry.name}", status.st_size, modified)
 
-    def drop_unfinished(self, before: datetime) -> int:  # noqa: ARG002
-        # There is nothing to drop here, because `details` lists all unfinished files.
-        return 0
+    def drop_unfinished(self, before: datetime) -> int:
+        num_dropped = 0
+        for folder, _, names in os.walk(self.root):
+            for file in (Path(folder, name) for name in names if _TEMPORARY.fullmatch(name)):
+                # Another command may be about to give the file its name.
+                with suppress(FileNotFoundError):
+                    if file.lstat().st_mtime < before.timestamp():
+                        file.unlink()
+                        num_dropped += 1
+        return num_dropped
 
     def free_bytes(self) -> int | None:
         return shutil.disk_usage(self.root).free
@@ -137,7 +154,7 @@ class LocalStorage:
     def _write_temporary(self, path: str, content: IO[bytes]) -> Path:
         target = Path(self.root, path)
         # The temporary name does not contain the file's own name, which may already have the maximum length.
-        temporary = target.parent / f".{uuid.uuid4().hex[:16]}"
+        temporary = target.parent / f".{uuid.uuid4().hex[:_TEMPORARY_DIGITS]}"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
@@ -168,4 +185,6 @@ def _cannot_write(target: Path, error: OSError) -> CannotWrite:
     problem = error.strerror or str(error)
     if error.errno == errno.ENAMETOOLONG:
         problem = f"{problem}: give a run_dir with a shorter path, or shorter names"
+    if error.errno == errno.EEXIST:
+        problem = f"{error.filename} is a file, not a folder"
     return CannotWrite(str(target), problem)

@@ -38,44 +38,14 @@ from mpa_ray.storage.boto3_errors import (
 )
 from mpa_ray.storage.deadline import Expiry, call_with_deadline
 from mpa_ray.storage.faults import Fault
+from mpa_ray.storage.listing import ListedObject, ListingPage
+from mpa_ray.storage.object_uri import SCHEME
 from mpa_ray.storage.request_pace import Outage, RequestPace
 
-SCHEME = "s3://"
 _MAX_PART_ATTEMPTS = 5
 T = TypeVar("T")
 
 _creating_client = threading.Lock()  # boto3 cannot create clients in several threads at the same time.
-
-
-@dataclass(frozen=True)
-class ListedObject:
-    """An object as a listing shows it."""
-
-    key: str
-    num_bytes: int
-    etag: str
-    modified: datetime
-
-
-@dataclass(frozen=True)
-class _Page:
-    """One page of a listing."""
-
-    objects: list[ListedObject]
-    prefixes: list[str]
-    is_truncated: bool
-
-
-def split_uri(uri: str) -> tuple[str, str]:
-    """Split `s3://bucket/some/key` into bucket and key.
-
-    Raises:
-        ConfigError: the URI names no bucket.
-    """
-    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
-    if not uri.startswith(SCHEME) or not bucket:
-        raise ConfigError("uri", uri, "names no bucket.", "Write s3://BUCKET/PREFIX.")
-    return bucket, key
 
 
 @dataclass(frozen=True)
@@ -155,11 +125,9 @@ class ObjectStore:
 
     def abort_uploads(self, bucket: str, prefix: str, before: datetime) -> int:
         """Abort the unfinished multipart uploads that started before the time `before`; return their number."""
-        uploads = self._with_retries(
-            lambda: self._client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", []), bucket, prefix
-        )
-        old = [upload for upload in uploads if upload["Initiated"] < before]
-        for upload in old:
+        pages = partial(self._client.get_paginator("list_multipart_uploads").paginate, Bucket=bucket, Prefix=prefix)
+        uploads = self._with_retries(lambda: [u for page in pages() for u in page.get("Uploads", ())], bucket, prefix)
+        for upload in (old := [upload for upload in uploads if upload["Initiated"] < before]):
             self._with_retries(partial(self._abort, bucket, upload), bucket, upload["Key"])
         return len(old)
 
@@ -182,22 +150,15 @@ class ObjectStore:
         page = next(self._pages(bucket, prefix, nested=False))
         if page.is_truncated:
             return None
-        return [listed.key for listed in page.objects if not listed.key.endswith("/")] + page.prefixes
+        return [listed.key for listed in page.objects] + page.prefixes
 
-    def _pages(self, bucket: str, prefix: str, *, nested: bool, after: str = "") -> Iterator[_Page]:
+    def _pages(self, bucket: str, prefix: str, *, nested: bool, after: str = "") -> Iterator[ListingPage]:
         arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "StartAfter": after}
         arguments |= {} if nested else {"Delimiter": "/"}
         while True:
             list_page = partial(self._with_retries, partial(self._client.list_objects_v2, **arguments), bucket, prefix)
             page = call_with_deadline(list_page, self.config.read_deadline_s, f"{SCHEME}{bucket}/{prefix}")
-            yield _Page(
-                [
-                    ListedObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
-                    for entry in page.get("Contents", ())
-                ],
-                [entry["Prefix"] for entry in page.get("CommonPrefixes", ())],
-                page.get("IsTruncated", False),
-            )
+            yield ListingPage.of(page)
             if not page.get("IsTruncated"):
                 return
             arguments["ContinuationToken"] = page["NextContinuationToken"]

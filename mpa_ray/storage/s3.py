@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterator
 from datetime import datetime
@@ -12,9 +13,10 @@ from pyarrow.fs import FileSystem
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.errors import CannotWrite, ConfigError, may_pass
 from mpa_ray.storage.deadline import call_with_deadline
-from mpa_ray.storage.digests import SHA256_METADATA, sha256_of_file
+from mpa_ray.storage.digests import SHA256_METADATA, ObjectContent, sha256_of_file
 from mpa_ray.storage.exclusive import Creation
-from mpa_ray.storage.object_store import ObjectStore, split_uri
+from mpa_ray.storage.object_store import ObjectStore
+from mpa_ray.storage.object_uri import split_uri
 from mpa_ray.storage.storage import StoredFile
 
 
@@ -63,6 +65,13 @@ class S3Storage:
 
     def exists(self, path: str) -> bool:
         return self._store.exists(self._bucket, self._key(path))
+
+    def digest(self, path: str) -> tuple[int, str]:
+        digest, num_bytes = hashlib.sha256(), 0
+        for piece in ObjectContent.of(self._store, f"s3://{self._bucket}/{self._key(path)}").pieces():
+            digest.update(piece)
+            num_bytes += len(piece)
+        return num_bytes, digest.hexdigest()
 
     def list(self, folder: str) -> Iterator[str]:
         prefix = self._key(f"{folder}/")

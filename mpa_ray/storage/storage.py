@@ -57,6 +57,10 @@ class Storage(Protocol):
 
     def exists(self, path: str) -> bool: ...
 
+    def digest(self, path: str) -> tuple[int, str]:
+        """Return the size and the SHA-256 of a file, which is read in pieces. Raises FileNotFoundError."""
+        ...
+
     def list(self, folder: str) -> Iterator[str]:
         """Yield the sorted paths of the files directly in a folder, without hidden files. A missing folder counts as
         empty."""
@@ -76,8 +80,10 @@ class Storage(Protocol):
         ...
 
     def drop_unfinished(self, before: datetime) -> int:
-        """Abort the unfinished writes that began before the time `before` and that `details` does not list; return
-        their number."""
+        """Abort or remove the unfinished writes in all folders that began before the time `before`.
+
+        Returns their number.
+        """
         ...
 
     def free_bytes(self) -> int | None:

@@ -34,6 +34,9 @@ therefore differ only after the block in which the image ends, and the second pr
 
 JSON_FORMAT = 'Reply with a JSON object and nothing else: {"question": "<the question>", "answer": "<the answer>"}'
 
+_LIBRARY = Path(__file__).parent / "library"
+"""The folder with the tasks that come with the package."""
+
 
 class Labels(Settings):
     """Labels before the question and the answer in a reply. The prompt asks for the first label of each kind."""
@@ -159,5 +162,5 @@ def load_task(path: str | Path) -> Task:
             "task",
             str(path),
             f"{where or 'the file'}: {problem_of(first)}",
-            suggestion or "Start from a task in mpa_ray/tasks/library.",
+            suggestion or f"Start from a task in {_LIBRARY}.",
         ) from None

@@ -7,9 +7,10 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -24,8 +25,31 @@ from mpa_ray.storage.open import open_storage
 from tests.s3_server import CREDENTIALS, SECRET, keys_containing, s3_server, upload
 
 ROOT = Path(__file__).parents[2]
-NUM_IMAGES, SHARD_SIZE = 192, 16
+CONFIG = "mpa_ray/demo/demo.yaml"
 LARGEST_UPLOAD = 40 * 2**20
+POLL_S = 0.3
+"""The pause between two requests about the state of a job or of a run. They share the cores with the cluster."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many of the images a run uses."""
+
+    num_images: int
+    shard_size: int
+
+    @property
+    def num_shards(self) -> int:
+        return self.num_images // self.shard_size
+
+
+PASS, DEMO = Size(96, 8), Size(192, 16)
+"""Leveling and evaluation need more images than a pass."""
+
+
+def scripted_teacher(latency_s: float) -> dict[str, str]:
+    """Settings of a teacher whose engine starts at once and is as slow as a test needs it."""
+    return {"teacher": f"{{model: scripted, engine: {{kind: scripted, latency_s: {latency_s}}}}}"}
 
 
 @dataclass(frozen=True)
@@ -36,17 +60,18 @@ class Arena:
     endpoint: str
     heldout: Path
 
-    def words(self, run: str, images_in_flight: int) -> list[str]:
+    def words(self, run: str, size: Size, **changes: object) -> list[str]:
         """Overrides of the demo. The teacher is greedy, so that a second run asks the same questions."""
         settings = {
             "run_dir": f"s3://bucket/{run}",
             "source.path": "s3://bucket/unlabeled",
-            "source.shard_size": SHARD_SIZE,
+            "source.shard_size": size.shard_size,
+            "source.limit": size.num_images,
             "annotate.sampling.temperature": 0,
-            "teacher.max_images_in_flight": images_in_flight,
             "students.0.level.retained_samples": 8,
             "evaluate.benchmarks.0.path": self.heldout / "questions.jsonl",
             "evaluate.teacher": False,
+            **changes,
         }
         return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
@@ -57,9 +82,19 @@ class Arena:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def submit(self, name: str, jobs: Sequence[str], run: str, images_in_flight: int = 4) -> None:
-        words = self.words(run, images_in_flight)
-        commands = [["python", f"jobs/{job}.py", "--config", "mpa_ray/demo/demo.yaml", *words] for job in jobs]
+    def here(self, job: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a job outside of the cluster, as a user does with a job that needs no Ray."""
+        return subprocess.run(
+            [sys.executable, f"jobs/{job}.py", *words],
+            cwd=ROOT,
+            text=True,
+            check=False,
+            capture_output=True,
+            env={**os.environ, "AWS_ENDPOINT_URL": self.endpoint},
+        )
+
+    def submit(self, name: str, jobs: Sequence[str], words: Sequence[str]) -> None:
+        commands = [["python", f"jobs/{job}.py", "--config", CONFIG, *words] for job in jobs]
         command = commands[0] if len(commands) == 1 else ["sh", "-c", " && ".join(map(shlex.join, commands))]
         self.ray(
             "submit",
@@ -78,12 +113,22 @@ class Arena:
         """Wait until the job has ended, and return its logs."""
 
         def has_ended() -> bool:
-            status = self.ray("status", name)
-            assert f"'{name}' failed" not in status, self.ray("logs", name)
-            return f"'{name}' succeeded" in status
+            time.sleep(POLL_S)
+            status = self.status(name)
+            assert status != "FAILED", self.ray("logs", name)
+            return status == "SUCCEEDED"
 
         wait_until(has_ended, name, timeout_s)
         return self.ray("logs", name)
+
+    def status(self, name: str) -> str:
+        """The job's status. `ray job status` prints the same, but each call would start an interpreter."""
+        token = self.cluster.submitter_environment["RAY_AUTH_TOKEN"]
+        request = urllib.request.Request(
+            f"{self.cluster.dashboard}/api/jobs/{name}", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return str(json.load(response)["status"])
 
     def open_run(self, run: str) -> Run:
         return Run(open_storage(f"s3://bucket/{run}", ObjectStoreConfig(endpoint_url=self.endpoint)))
@@ -103,7 +148,7 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
         "--out",
         str(folder),
         "--num-images",
-        str(NUM_IMAGES),
+        str(DEMO.num_images),
         "--num-heldout-per-family",
         "1",
     ]
@@ -122,32 +167,54 @@ def _num_commits(run: Run) -> int:
     return len(list(run.storage.list("annotations/commits")))
 
 
+def _wait_for_commits(run: Run, number: int, what: str) -> None:
+    def are_there() -> bool:
+        time.sleep(POLL_S)
+        return _num_commits(run) >= number
+
+    wait_until(are_there, what, timeout_s=180)
+
+
 def test_nobody_submits_without_the_token(arena: Arena) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{arena.cluster.dashboard}/api/jobs/", timeout=10)
     assert refused.value.code == HTTPStatus.UNAUTHORIZED
 
 
-def _strike(arena: Arena, jobs: Sequence[str], name: str) -> tuple[str, list[str]]:
-    """Submit jobs, replace the node that they run on, stop them, and submit them again.
+@dataclass(frozen=True)
+class Strike:
+    """A run that loses its node, is stopped, and is continued."""
 
-    The run and the first submission have this name.
+    name: str
+    """Of the run and of the first submission."""
+    size: Size
+    first: Sequence[str]
+    """The jobs of the first submission."""
+    second: Sequence[str]
+    slow: Mapping[str, object]
+    """Settings of the first submission. They slow the teacher, so that the node's death and the stop find work
+    undone."""
+    fast: Mapping[str, object]
+
+
+def _strike(arena: Arena, strike: Strike) -> tuple[str, list[str]]:
+    """Submit jobs, replace the node that they run on, stop them, and submit jobs that continue the run.
 
     Returns:
         The log of the last submission, and the problems that the audit finds.
     """
-    # A slow teacher, so that the node's death and the stop find work undone.
-    arena.submit(name, jobs, name, images_in_flight=2)
-    run, num_shards = arena.open_run(name), NUM_IMAGES // SHARD_SIZE
+    name, size = strike.name, strike.size
+    arena.submit(name, strike.first, arena.words(name, size, **strike.slow))
+    run = arena.open_run(name)
 
-    wait_until(lambda: _num_commits(run) >= 1, "the first shard", timeout_s=180)
+    _wait_for_commits(run, 1, "the first shard")
     engines = arena.cluster.model_actors_of_worker()
     assert engines, "no engine is on the worker node"
     arena.cluster.replace_worker_node(all_at_once=True)
     arena.cluster.wait_until_whole()
     before = _num_commits(run)
-    assert before < num_shards, "the node died too late"
-    wait_until(lambda: _num_commits(run) > before, "a shard from the new node", timeout_s=180)
+    assert before < size.num_shards, "the node died too late"
+    _wait_for_commits(run, before + 1, "a shard from the new node")
     engines += arena.cluster.model_actors_of_worker()
     arena.ray("stop", name)
     assert "was stopped" in arena.ray("status", name)
@@ -157,24 +224,16 @@ def _strike(arena: Arena, jobs: Sequence[str], name: str) -> tuple[str, list[str
     assert not any(line.startswith("Traceback") for line in lines), "\n".join(lines[-60:])
     wait_until(lambda: not any(process.is_running() for process in engines), "the engines' end")
     done = _num_commits(run)
-    assert done < num_shards, "the job was stopped too late"
+    assert done < size.num_shards, "the job was stopped too late"
 
-    arena.submit(f"{name}-again", jobs, name)
+    arena.submit(f"{name}-again", strike.second, arena.words(name, size, **strike.fast))
     logs = arena.wait(f"{name}-again", 600)
-    assert f"annotate: {NUM_IMAGES} images, {done * SHARD_SIZE} already done" in logs.splitlines()
+    assert f"annotate: {size.num_images} images, {done * size.shard_size} already done" in logs.splitlines()
 
     # What the dead attempts left is collected, and nothing that is needed below.
-    audit = [sys.executable, "jobs/audit.py", f"s3://bucket/{name}", "--collect", "--older-than-hours", "0"]
-    audited = subprocess.run(
-        audit,
-        cwd=ROOT,
-        text=True,
-        check=False,
-        capture_output=True,
-        env={**os.environ, "AWS_ENDPOINT_URL": arena.endpoint},
-    )
+    audited = arena.here("audit", f"s3://bucket/{name}", "--collect", "--older-than-hours", "0")
     counts = json.loads(audited.stdout)
-    assert counts["images"] == NUM_IMAGES
+    assert counts["images"] == size.num_images
     assert audited.returncode == bool(counts["problems"])
     assert SECRET not in logs + "".join(lines)
     assert keys_containing(SECRET, arena.endpoint, f"{name}/") == []
@@ -194,18 +253,23 @@ def _check_uploads(arena: Arena) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_submitted_pass_outlives_its_node_and_a_stop(arena: Arena) -> None:
-    arena.submit("index", ["index"], "pass")
-    arena.wait("index", 180)
-    _, problems = _strike(arena, ["annotate"], "pass")
-    assert problems, "the student has not answered"
-    assert not [problem for problem in problems if not problem.startswith(("verdicts/", "parity/"))]
+    """The student, whose engine is vLLM, answers after the stop."""
+    slow, fast = scripted_teacher(latency_s=0.5), scripted_teacher(latency_s=0)
+    indexed = arena.here("index", "--config", CONFIG, *arena.words("pass", PASS, **slow))
+    assert indexed.returncode == 0, indexed.stderr
+    in_flight = {"teacher.max_images_in_flight": 2}
+    strike = Strike("pass", PASS, ["annotate"], ["annotate", "identify"], slow | in_flight, fast)
+    logs, problems = _strike(arena, strike)
+    assert problems == []
+    assert f"identify small: {PASS.num_images} images" in logs
     _check_uploads(arena)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
-    logs, problems = _strike(arena, ["align"], "demo")
+    slow, fast = ({"teacher.max_images_in_flight": number} for number in (2, 4))
+    logs, problems = _strike(arena, Strike("demo", DEMO, ["align"], ["align"], slow, fast))
     assert problems == []
     run = arena.open_run("demo")
     assert run.storage.exists("students/small/parity/complete.json")
@@ -214,13 +278,13 @@ def test_a_submitted_demo_outlives_its_node_and_a_stop(arena: Arena) -> None:
     assert "heldout: exact_match" in logs
     merged = {Path(path).name for path in run.storage.list("students/small/parity/merged")}
     assert merged >= {"model.safetensors", "config.json", "tokenizer.json"}
-    arena.submit("repeated", ["align"], "demo")
+    arena.submit("repeated", ["align"], arena.words("demo", DEMO, **fast))
     repeated = arena.wait("repeated", 180).splitlines()
     assert {"annotate: already done", "identify small: already done", "level small: already done"} <= set(repeated)
     _check_uploads(arena)
 
     # The same steps, and no process dies.
-    arena.submit("calm", ["index", "annotate", "identify"], "calm")
+    arena.submit("calm", ["index", "annotate", "identify"], arena.words("calm", DEMO, **fast))
     arena.wait("calm", 300)
     resumed, expected = (
         {s.annotation_id for s in read_parity(arena.open_run(name), "small")} for name in ("demo", "calm")

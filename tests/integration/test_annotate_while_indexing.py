@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -36,24 +33,6 @@ def with_duplicates(folder: Path) -> Path:
     for number in range(0, 40, 3):
         (folder / f"{number:03d}-copy.png").write_bytes((folder / f"{number:03d}.png").read_bytes())
     return folder
-
-
-def test_images_are_annotated_before_listing_ends(images: Path, tmp_path: Path) -> None:
-    config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
-    run = Run.open(config.run_dir)
-
-    def slowly(*arguments: Any) -> Iterator[str]:
-        for number, shard in enumerate(index_shards(*arguments)):
-            yield shard
-            deadline = time.monotonic() + 60
-            while number == 2 and not run.annotations.is_committed("000002"):
-                assert time.monotonic() < deadline
-                assert not run.storage.exists("corpus/manifest.json")
-                time.sleep(0.05)
-
-    index_and_annotate(RunContext.open(config), list_shards=slowly)
-    assert len(run.annotations.missing(run.manifest().shards)) == 0
-    assert len(rows_of(run)) == 60
 
 
 def test_the_annotations_equal_those_of_separate_phases_also_after_a_kill(tmp_path: Path) -> None:

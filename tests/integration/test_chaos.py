@@ -1,39 +1,67 @@
-"""Kills of every kind during a run, on a separate Ray cluster; this process does not start Ray."""
+"""Faults of every kind during a run, on a separate Ray cluster; this process does not start Ray."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import plan, run_trial, run_undisturbed
-from benchmarks.chaos_results import Fault
-from benchmarks.chaos_testbed import SETTINGS, open_testbed
+from benchmarks.chaos import KILLS, SCHEDULES, plan
+from benchmarks.chaos_driver import CONFIG, drive
+from benchmarks.chaos_faults import DriverKill, Fault, Scene
+from benchmarks.chaos_testbed import SETTINGS, Testbed, open_testbed
+from benchmarks.chaos_trial import Trials
 from benchmarks.faulty_proxy import WebFault
+from tests.local_stream import without_ray
 
 SEED = 11
-KILLS_PER_TRIAL, NUM_TRIALS = 4, 1
+pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.mark.timeout(600)
-def test_kills_lose_and_double_nothing(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
     setting = replace(SETTINGS["scripted"], num_images=60)
-    with open_testbed(setting, SEED, web_faults=0.1, folder=tmp_path) as testbed:
-        reference = run_undisturbed(testbed)
-        plans = [plan(SEED, number, reference.num_shards) for number in range(KILLS_PER_TRIAL * NUM_TRIALS)]
-        trials = [
-            run_trial(testbed, number, plans[number * KILLS_PER_TRIAL : (number + 1) * KILLS_PER_TRIAL], reference)
-            for number in range(NUM_TRIALS)
-        ]
-        injected = testbed.proxy.counts()["injected"]
-    report = "\n".join(map(str, trials))
-    kills = [kill for trial in trials for kill in trial.kills]
-    assert len(kills) == len(plans), report
-    assert {kill.fault for kill in kills} == set(Fault)
+    with open_testbed(setting, SEED, web_faults=0.1, folder=tmp_path_factory.mktemp("chaos")) as testbed:
+        yield testbed
+
+
+@pytest.fixture(scope="module")
+def trials(testbed: Testbed) -> Trials:
+    return Trials(testbed, finish_in_this_process)
+
+
+def finish_in_this_process(scene: Scene, jobs: Sequence[str]) -> None:
+    """An undisturbed run without Ray and waiting times, which has the same results."""
+    config = scene.folder / CONFIG
+    tree = json.loads(config.read_text())
+    for model in (tree["teacher"], *tree["students"]):
+        model["engine"]["latency_s"] = 0.0
+    config.write_text(json.dumps(tree))
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray(patch)
+        drive(config, jobs)
+
+
+def test_kills_lose_and_double_nothing(trials: Trials, testbed: Testbed) -> None:
+    faults = [plan(SEED, number, trials.reference, KILLS) for number in range(len(KILLS))]
+    trial = trials.run(0, faults)
+    injected = testbed.proxy.counts()["injected"]
+    assert sorted(fault.kind for fault in trial.faults) == sorted(kind.kind for kind in KILLS), trial
     assert {fault for fault in WebFault if any(key.startswith(f"{fault} ") for key in injected)} == set(WebFault)
-    for trial in trials:
-        assert (trial.num_lost, trial.num_doubled, trial.problems) == (0, 0, []), report
-        assert (trial.num_differing, trial.num_needless) == (0, 0), report
-        assert trial.errors == [], report
-        assert trial.num_restarts == trial.faults.count(Fault.DRIVER), report
+    assert trial.is_good, trial
+    assert trial.ended == [], trial
+    assert trial.num_restarts == [type(fault) for fault in faults].count(DriverKill), trial
+
+
+OTHERS = [kind for kind in dict.fromkeys(SCHEDULES["scripted"]) if kind not in KILLS]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", OTHERS, ids=lambda kind: kind.__name__)
+def test_other_faults_lose_and_double_nothing(kind: type[Fault], trials: Trials) -> None:
+    number = 1 + OTHERS.index(kind)
+    trial = trials.run(number, [plan(SEED, number, trials.reference, (kind,))])
+    assert trial.faults, trial
+    assert trial.is_good, trial

@@ -26,7 +26,7 @@ from mpa_ray.run.parity_export import read_parity
 from mpa_ray.run.parquet_rows import iter_parquet
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
-from tests.integration.test_jobs import run_job
+from tests.integration.test_jobs import run_here, run_job
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -119,9 +119,11 @@ def test_several_models_answer_several_benchmarks(
     assert "evaluate steady: already done" in capsys.readouterr().out
 
 
-def test_answers_are_scored_again_without_answering(benchmarks: list[dict[str, str]], tmp_path: Path) -> None:
+def test_answers_are_scored_again_without_answering(
+    benchmarks: list[dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tree = alone(tmp_path / "run", benchmarks)
-    too_early = run_job("evaluate", tree, tmp_path, "--score-only")
+    too_early = run_here(capsys, "evaluate", tree, tmp_path, "--score-only")
     assert (too_early.returncode, "holds no run, so there is nothing to score" in too_early.stderr) == (2, True)
     assert not (tmp_path / "run").exists()
     evaluated(tree)
@@ -132,7 +134,7 @@ def test_answers_are_scored_again_without_answering(benchmarks: list[dict[str, s
     scores = Run.open(tree["run_dir"]).read_json("evaluation/scores.json")
     assert scores["textvqa"]["metric"]["name"] == "anls"
     tree["evaluate"]["models"].append({"name": "new", **WRONG})
-    partly = run_job("evaluate", tree, tmp_path, "--score-only")
+    partly = run_here(capsys, "evaluate", tree, tmp_path, "--score-only")
     assert "WARNING: new has not answered" in partly.stdout
     assert set(json.loads((tmp_path / "run/evaluation/scores.json").read_text())["own"]["models"]) == {
         "steady",
@@ -209,7 +211,7 @@ def rematched(run: Run, matcher: str) -> list[str]:
     return [sample.annotation_id for sample in iter_parquet(content, ParitySample)]
 
 
-def test_another_matcher_needs_no_model(images: Path, tmp_path: Path) -> None:
+def test_another_matcher_needs_no_model(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = scripted_tree(images, tmp_path / "run", inconsistent_rate=0.3)
     config = RunConfig.model_validate(tree)
     for phase in (index_and_annotate, identify):
@@ -227,18 +229,18 @@ def test_another_matcher_needs_no_model(images: Path, tmp_path: Path) -> None:
     assert run.read_json("parity/small/rematch/containment/manifest.json")["matcher"] == {"kind": "containment"}
     assert [sample.annotation_id for sample in read_parity(run, "small")] == before
 
-    same = run_job("identify", tree, tmp_path, "--rematch")
+    same = run_here(capsys, "identify", tree, tmp_path, "--rematch")
     assert same.returncode == 0
     assert rematched(run, "exact") == before
-    refused = run_job("identify", tree, tmp_path, "--rematch", "--task", "text_vqa")
+    refused = run_here(capsys, "identify", tree, tmp_path, "--rematch", "--task", "text_vqa")
     assert refused.returncode == 2
     assert "its dataset verdicts/small was made with other settings" in refused.stderr
 
 
-def test_rematching_needs_verdicts(images: Path, tmp_path: Path) -> None:
+def test_rematching_needs_verdicts(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = scripted_tree(images, tmp_path / "run")
     index(RunContext.open(RunConfig.model_validate(tree)))
-    refused = run_job("identify", tree, tmp_path, "--rematch")
+    refused = run_here(capsys, "identify", tree, tmp_path, "--rematch")
     assert refused.returncode == 1
     assert "8 of 8 shards have no verdicts of small: run mpa-ray identify" in refused.stderr
 

@@ -1,4 +1,4 @@
-"""All kinds of sources with the same 500 images give the same D_PA."""
+"""All kinds of sources with the same 200 images give the same D_PA."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import scripted_tree, write_images
 from tests.sources import KINDS, Maker, as_files, as_json_lines, as_parquet_bytes, as_tars
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-NUM_IMAGES = 500
+NUM_IMAGES = 200
 ALWAYS = (as_files, as_json_lines, as_parquet_bytes, as_tars)
 """`make test` tries these; its tests without Ray read all kinds."""
 
@@ -46,7 +46,7 @@ def test_every_kind_of_source_gives_the_same_annotations(
     make: Maker, kind: str, contents: list[bytes], first_pairs: list[Pair], tmp_path: Path
 ) -> None:
     tree = scripted_tree(make(contents, tmp_path), tmp_path / "run", inconsistent_rate=0.2, unparsable_rate=0.1)
-    tree["source"] |= {"shard_size": 64, "kind": kind}
+    tree["source"] |= {"shard_size": 32, "kind": kind}
     config = RunConfig.model_validate(tree)
     index(RunContext.open(config))
     annotate(RunContext.open(config))

@@ -177,7 +177,8 @@ def test_operations_are_counted_as_theory_predicts(samples: list[ParitySample]) 
 @pytest.mark.parametrize(
     ("num_workers", "method", "other"),
     [
-        (1, LoraConfig(rank=4), {}),
+        # Other tests train adapters in one worker, too.
+        pytest.param(1, LoraConfig(rank=4), {}, marks=pytest.mark.long),
         (2, LoraConfig(rank=4), {"reduction": "sample"}),
         (1, FullConfig(kind="full"), {"gradient_checkpointing": True}),
     ],

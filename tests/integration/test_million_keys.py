@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from mpa_ray.run.dataset import shard_name
+from mpa_ray.run.markers import shard_name
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
 

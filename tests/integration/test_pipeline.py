@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from PIL import Image
 from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator
 
 from mpa_ray.config import RunConfig
+from mpa_ray.corpus.index import index_shards
 from mpa_ray.corpus.read import Reader
 from mpa_ray.engine.probe import PROBE_ID
 from mpa_ray.errors import RunError, Unfinished
@@ -34,16 +35,27 @@ from mpa_ray.run.audit import audit
 from mpa_ray.run.logs import deaths
 from mpa_ray.run.parity_export import read_parity
 from mpa_ray.run.run import Run
-from tests.conftest import indexing_until, scripted_tree, write_images
+from tests.conftest import scripted_tree, write_images
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def identified(tree: dict[str, Any]) -> tuple[RunConfig, Run]:
+def annotated(tree: dict[str, Any]) -> tuple[RunConfig, Run]:
     config = RunConfig.model_validate(tree)
-    for phase in (index, annotate, identify):
+    for phase in (index, annotate):
         phase(RunContext.open(config))
     return config, Run.open(config.run_dir)
+
+
+def identified(tree: dict[str, Any]) -> tuple[RunConfig, Run]:
+    config, run = annotated(tree)
+    identify(RunContext.open(config))
+    return config, run
+
+
+def problems_of_annotation(run: Run) -> list[str]:
+    """The problems that the audit finds, without those of a student that has not answered."""
+    return [problem for problem in audit(run).problems if not problem.startswith(("verdicts/", "parity/"))]
 
 
 def test_every_image_ends_once(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,24 +80,38 @@ def test_every_image_ends_once(images: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.timeout(180)
-def test_a_pass_continues_while_another_requests_the_whole_cluster(images: Path, tmp_path: Path) -> None:
+def test_images_are_annotated_before_listing_ends_while_another_pass_requests_the_whole_cluster(
+    images: Path, tmp_path: Path
+) -> None:
     """As in a campaign: a busy pass of the teacher must leave a student's pass a CPU to fetch images."""
     config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
     other = DefaultAutoscalingCoordinator("another pass")
     num_cpus = int(ray.cluster_resources()["CPU"])
     other.request_resources([{"CPU": 1}] * num_cpus, expire_after_s=600)
+    run = Run.open(config.run_dir)
+
+    def slowly(*arguments: Any) -> Iterator[str]:
+        for number, shard in enumerate(index_shards(*arguments)):
+            yield shard
+            deadline = time.monotonic() + 120
+            while number == 2 and not run.annotations.is_committed("000002"):
+                assert time.monotonic() < deadline
+                assert not run.is_indexed()
+                time.sleep(0.05)
+
     try:
-        index_and_annotate(RunContext.open(config), list_shards=indexing_until("annotations"))
+        index_and_annotate(RunContext.open(config), list_shards=slowly)
     finally:
         other.cancel_request()
-    run = Run.open(config.run_dir)
     assert not run.annotations.missing(run.manifest().shards)
+    assert audit(run).num_annotated == 60
 
 
-def test_students_of_the_same_model_share_one_pass(
+def test_students_of_the_same_model_share_one_pass_and_the_shard_size_changes_nothing(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree = scripted_tree(images, tmp_path / "run", inconsistent_rate=0.2)
+    tree["source"]["shard_size"] = 7
     (small,) = tree["students"]
     tree["students"] = [
         small,
@@ -100,9 +126,14 @@ def test_students_of_the_same_model_share_one_pass(
     passes = {path.removeprefix("phases/") for path in run.storage.list("phases")}
     assert passes == {"index.json", "annotate.json", "identify.small.json", "identify.other.json"}
 
+    tree |= {"run_dir": str(tmp_path / "one shard"), "students": [small]}
+    tree["source"]["shard_size"] = 60
+    in_one_shard = read_parity(identified(tree)[1], "small")
+    assert {s.annotation_id for s in in_one_shard} == {s.annotation_id for s in read_parity(run, "small")}
+
 
 def test_the_report_shows_the_rate_of_a_phase_and_where_its_time_went(images: Path, tmp_path: Path) -> None:
-    config, run = identified(scripted_tree(images, tmp_path / "run", latency_s=0.05))
+    config, run = annotated(scripted_tree(images, tmp_path / "run", latency_s=0.05))
     report(RunContext.open(config))
     phase = run.read_json("report/report.json")["phases"]["annotate"]
     rows = run.annotations.rows(run.manifest().shards)
@@ -127,21 +158,11 @@ def test_each_of_several_questions_on_an_image_has_a_row(images: Path, tmp_path:
     assert sum(counts["kept"].values()) + sum(counts["dropped"].values()) == 180
 
 
-def test_the_shard_size_changes_nothing(images: Path, tmp_path: Path) -> None:
-    kept = []
-    for size in (7, 60):
-        tree = scripted_tree(images, tmp_path / str(size), inconsistent_rate=0.2)
-        tree["source"]["shard_size"] = size
-        kept.append({s.annotation_id for s in read_parity(identified(tree)[1], "small")})
-    assert kept[0] == kept[1]
-
-
 def test_a_dead_engine_is_replaced_and_nothing_is_lost(images: Path, tmp_path: Path) -> None:
     tree = scripted_tree(images, tmp_path / "run", die_on=["011.png", "042.png"], die_once_in=str(tmp_path))
-    _, run = identified(tree)
-    counts = audit(run).to_json()
-    assert counts["problems"] == []
-    assert counts["annotated"] == 60
+    _, run = annotated(tree)
+    assert problems_of_annotation(run) == []
+    assert audit(run).num_annotated == 60
     died = deaths(run.storage)
     assert died.num_by_phase.keys() == {"annotate"}
     assert all("scripted to die on" in death.cause for death in died.latest)
@@ -190,11 +211,11 @@ def test_a_fixed_engine_continues_a_run_that_images_which_kill_engines_have_ende
     )
     for _ in range(2):
         with pytest.raises(RunError, match=ended):
-            identified(tree)
+            annotated(tree)
         # The second command visits no image.
         assert deaths(Run.open(tree["run_dir"]).storage).total == 2
     tree["teacher"]["engine"]["die_on"] = []
-    assert audit(identified(tree)[1]).to_json()["failed"] == {}
+    assert audit(annotated(tree)[1]).to_json()["failed"] == {}
 
 
 def test_an_engine_whose_process_is_killed_while_it_starts_ends_the_run(images: Path, tmp_path: Path) -> None:
@@ -239,7 +260,7 @@ def test_broken_files_are_rows_with_a_reason(tmp_path: Path) -> None:
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
     Image.new("RGB", (3000, 2)).save(folder / "strip.png")
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
-    config, run = identified(scripted_tree(folder, tmp_path / "run"))
+    config, run = annotated(scripted_tree(folder, tmp_path / "run"))
     report(RunContext.open(config))
     written = run.read_json("report/report.json")
     assert {row["image"]: row["reason"] for row in written["failed_images"]} == {
@@ -249,7 +270,7 @@ def test_broken_files_are_rows_with_a_reason(tmp_path: Path) -> None:
         "strip.png": "extreme_aspect_ratio",
         "bomb.png": "too_many_pixels",
     }
-    assert audit(run).problems == []
+    assert problems_of_annotation(run) == []
     page = run.storage.read("report/index.html").decode()
     assert all(name in page for name in ("empty.png", "text.jpg", "cut.png", "strip.png", "bomb.png"))
 
@@ -268,9 +289,9 @@ def test_an_image_that_kills_engines_is_quarantined(
     tree = scripted_tree(images, tmp_path / "run", **{fault: ["011.png"]})
     tree["source"]["limit"] = 24
     tree["limits"] = {"max_image_deaths": 1, "request_timeout_s": 2.0}
-    _, run = identified(tree)
+    _, run = annotated(tree)
     counts = audit(run).to_json()
-    assert (counts["problems"], counts["annotated"], counts["failed"]) == ([], 23, {"kills_engine": 1})
+    assert (problems_of_annotation(run), counts["annotated"], counts["failed"]) == ([], 23, {"kills_engine": 1})
     rows = {row.image_id: row for row in run.annotations.rows(run.manifest().shards)}
     assert rows["011.png"].attempts == 2
     assert run.annotations.list_suspects() == set()
@@ -310,7 +331,7 @@ def test_an_engine_that_cannot_answer_the_probe_ends_the_run_and_blames_no_image
     assert deaths(run.storage).num_by_phase == {"annotate": 3}
     assert str(end.value).endswith("Fix the cause, then run the same command again to continue.")
     tree["teacher"]["engine"]["die_on"] = []
-    assert audit(identified(tree)[1]).to_json()["failed"] == {}
+    assert audit(annotated(tree)[1]).to_json()["failed"] == {}
 
 
 @dataclass(frozen=True)
@@ -359,9 +380,9 @@ def test_files_with_the_same_bytes_are_annotated_once(tmp_path: Path) -> None:
     for copy, original in copies.items():
         (folder / copy).write_bytes((folder / original).read_bytes())
     tree = scripted_tree(folder, tmp_path / "run", die_on=["007.png"], die_once_in=str(tmp_path))
-    _, run = identified(tree)
+    _, run = annotated(tree)
     counts = audit(run).to_json()
-    assert (counts["problems"], counts["images"], counts["annotated"]) == ([], 20 + len(copies), 20)
+    assert (problems_of_annotation(run), counts["images"], counts["annotated"]) == ([], 20 + len(copies), 20)
     assert counts["dropped"]["duplicate_of"] == len(copies)
     rows = list(run.annotations.rows(run.manifest().shards))
     # `-` sorts before `.`, so the first copy of each group is the first in the corpus.

@@ -173,6 +173,26 @@ def run_job(job: str, *arguments: str, endpoint: str) -> subprocess.CompletedPro
     )
 
 
+COMMANDS = """
+import sys
+from mpa_ray.cli import main
+sys.exit(next((code for command in sys.argv[2:] if (code := main([command, "--config", sys.argv[1]]))), 0))
+"""
+"""Runs commands until one fails, in one process: Ray is started once."""
+
+
+def run_commands(config: Path, *commands: str, endpoint: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", COMMANDS, str(config), *commands],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        env=environment(endpoint),
+    )
+
+
 def listed(config: SourceConfig, places: Places, after: ImageRef | None = None) -> list[ImageRef]:
     return [item for item in Selection(config, places).listing(after) if isinstance(item, ImageRef)]
 
@@ -284,10 +304,9 @@ def test_all_phases_work_with_images_and_a_run_at_s3(server: str, images: Path, 
     tree["run_dir"], tree["source"]["path"] = "s3://bucket/runs/one", "s3://bucket/corpus"
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(tree))
-    for job in ("index", "annotate", "identify", "report"):
-        done = run_job(job, "--config", str(config), endpoint=server)
-        assert done.returncode == 0, done.stderr
-        assert SECRET not in done.stdout + done.stderr
+    done = run_commands(config, "index", "annotate", "identify", "report", endpoint=server)
+    assert done.returncode == 0, done.stderr
+    assert SECRET not in done.stdout + done.stderr
     again = run_job("annotate", "--config", str(config), endpoint=server)
     assert again.stdout.splitlines() == ["annotate: already done"]
     audited = run_job("audit", "s3://bucket/runs/one", endpoint=server)

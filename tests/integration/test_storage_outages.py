@@ -19,7 +19,7 @@ import yaml
 
 from mpa_ray.run.run import Run
 from tests.conftest import scripted_tree
-from tests.integration.test_s3 import run_job
+from tests.integration.test_s3 import run_commands, run_job
 from tests.refusing_proxy import RefusingProxy
 from tests.s3_server import client, s3_server_of_user, upload
 
@@ -103,8 +103,7 @@ class BusyFor:
 def test_a_store_that_is_too_busy_for_a_while_costs_no_image(server: str, images: Path, tmp_path: Path) -> None:
     with RefusingProxy(server, BusyFor(10)) as proxy:
         case = Case(proxy, tmp_path, images)
-        done = case.command("annotate") if case.command("index").returncode == 0 else None
-        assert done is not None
+        done = run_commands(case.config, "index", "annotate", endpoint=proxy.url)
         assert done.returncode == 0, done.stderr
         assert "annotate: of 60 rows, 0.0% failed, 0.0% were dropped" in done.stdout
         assert proxy.num_refused > 10

@@ -40,7 +40,7 @@ def scraped(pool: str) -> dict[str, float]:
 
 
 def scraped_once_counted(pool: str, num_images: int) -> dict[str, float]:
-    """A pool's samples once they count so many images: processes report every ten seconds."""
+    """A pool's samples once they count so many images: processes report only from time to time."""
     deadline = time.monotonic() + 60
     while (samples := scraped(pool)).get("images") != num_images and time.monotonic() < deadline:
         time.sleep(1)

@@ -1,4 +1,4 @@
-"""What the proxy that spoils requests forwards to the object store."""
+"""What the proxy that injects faults forwards to the object store."""
 
 from __future__ import annotations
 

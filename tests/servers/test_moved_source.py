@@ -19,7 +19,7 @@ from mpa_ray.campaign.campaign import align
 from mpa_ray.config import RunConfig, SourceConfig, StudentConfig, VllmEngineConfig
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.corpus.places.places import Places
-from mpa_ray.corpus.source_root import SOURCE_FILE, MovedRoot, SourceRoot
+from mpa_ray.corpus.source_root import MovedRoot, SourceRoot
 from mpa_ray.errors import ConfigError, RunError
 from mpa_ray.leveling.arms import SampleSources
 from mpa_ray.leveling.batching import TrainingRow
@@ -32,7 +32,7 @@ from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.pipeline.training_data import fetched
 from mpa_ray.records import Annotation, ImageRef, ParitySample
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
-from mpa_ray.run.run import Run
+from mpa_ray.run.run import SOURCE_FILE, Run
 from mpa_ray.tasks.library import TASKS
 from tests.conftest import scripted_tree
 from tests.s3_server import client, s3_server_of_user
@@ -316,6 +316,28 @@ def test_a_run_of_an_earlier_version_is_read_and_does_not_move(old: Path, tmp_pa
     assert context.corpus_reader.read(uris_of(context.run)) == CONTENTS
     with pytest.raises(ConfigError, match=r"path: was .*, now .*'\. Undo the change, or give a new run_dir"):
         continued(tmp_path / "new", tmp_path)
+
+
+def test_the_root_of_a_run_without_one_is_recorded_by_the_next_command(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = as_files(CONTENTS, old)
+    monkeypatch.chdir(Path(path).parent)
+    name = Path(path).name
+    indexed(name, tmp_path)
+    file = tmp_path / "run" / SOURCE_FILE
+    recorded = file.read_bytes()
+    file.unlink()
+    with monkeypatch.context() as elsewhere:
+        # The same relative path names another folder here, which is not where the images are.
+        shutil.copytree(path, tmp_path / "elsewhere" / name)
+        elsewhere.chdir(tmp_path / "elsewhere")
+        index(RunContext.open(configured(name, tmp_path)))
+        assert not file.exists()
+    index(RunContext.open(configured(name, tmp_path)))
+    assert file.read_bytes() == recorded
+    new = shutil.copytree(path, tmp_path / "new")
+    assert continued(new, tmp_path).corpus_reader.read(uris_of(Run.open(str(tmp_path / "run")))) == CONTENTS
 
 
 def test_a_corpus_that_is_partly_indexed_does_not_move(old: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ import pytest
 from mpa_ray.cli.run_job import run_job
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.leveling import export as exports
-from mpa_ray.leveling.checkpoint_folders import checkpoints_name, drop_earlier, inherited_checkpoint
+from mpa_ray.leveling.checkpoint_folders import drop_earlier, inherited_checkpoint
+from mpa_ray.run.checkpoint_files import checkpoints_name
 from mpa_ray.run.ownership import LAPSE_S, LostOwnership, Owner, Ownership, newest_owner, owned, take
 from mpa_ray.run.run import Run
 from mpa_ray.run.training_state import TrainingState
@@ -103,6 +104,23 @@ def test_an_owner_is_replaced_once_its_heartbeat_stops(storage: Storage, capsys:
     assert line.startswith("level small: node-b (process 4711) is working on this; waiting until it ends or stops")
     with pytest.raises(LostOwnership, match=rf"\S+ \(process {os.getpid()}\) has taken over"):
         first.check()
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"number": 1}', b"\xff", "flip"], ids=str)
+def test_an_owner_whose_record_is_damaged_is_replaced_once_its_heartbeat_stops(
+    tmp_path: Path, content: bytes | str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = LocalStorage(str(tmp_path))
+    path = f"{FOLDER}/owners/1.json"
+    storage.create(path, Owner.this_process(1).to_json())
+    whole = storage.read(path)
+    storage.write(path, whole.replace(b'"pid": ', b'"pid": 9') if isinstance(content, str) else content)
+    storage.write(f"{FOLDER}/owners/1.beat", b"7")
+    waits = Waits(1000)
+    assert take_with(storage, waits).number == 2
+    assert waits.num == LAPSE_S / 2
+    assert "a command whose record is damaged is working on this" in capsys.readouterr().out
+    assert newest_owner(storage, FOLDER) == Owner.from_json(storage.read(f"{FOLDER}/owners/2.json"))
 
 
 def test_an_owner_that_ended_is_replaced_at_once(storage: Storage, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.campaign import campaign
+from mpa_ray.campaign import campaign, end_of_campaign
 from mpa_ray.config import RunConfig
 from mpa_ray.errors import ConfigError, FingerprintMismatch, RunError
 from mpa_ray.phases.context import RunContext
@@ -25,7 +25,9 @@ REFUSED = RunError("evaluate:teacher: the engine of t cannot start: CUDA out of 
 def config(images: Path, tmp_path: Path) -> RunConfig:
     tree = scripted_tree(images, tmp_path / "run")
     tree["students"][0]["model"] = "bundled:demo/models/student"
-    tree["evaluate"] = {"benchmarks": [{"path": "q.jsonl", "name": "held"}]}
+    questions = tmp_path / "q.jsonl"
+    questions.write_text(json.dumps({**QUESTION, "image": "000.png"}))
+    tree["evaluate"] = {"benchmarks": [{"path": str(questions), "images": str(images), "name": "held"}]}
     return RunConfig.model_validate(tree)
 
 
@@ -74,9 +76,9 @@ def test_the_report_is_written_even_if_nothing_can_be_scored(
     def nothing_to_score(*_: object, **__: object) -> None:
         raise RunError("no model has answered a whole benchmark yet")
 
-    monkeypatch.setattr(campaign, "evaluate", nothing_to_score)
-    monkeypatch.setattr(campaign, "report", reports.append)
-    failures = campaign.score_and_report(RunContext.from_checked(config))
+    monkeypatch.setattr(end_of_campaign, "evaluate", nothing_to_score)
+    monkeypatch.setattr(end_of_campaign, "report", reports.append)
+    failures = end_of_campaign.score_and_report(RunContext.from_checked(config))
     assert (list(failures), len(reports)) == (["writing the scores"], 1)
 
 
@@ -85,6 +87,36 @@ def test_a_student_whose_model_cannot_be_trained_is_refused_before_anything_star
         campaign.align(scripted_config)
     with pytest.raises(ConfigError, match=r"^students\.0\.model = 'scripted': is not a folder"):
         level(RunContext.open(scripted_config))
+
+
+def test_a_student_whose_settings_are_wrong_is_not_checked_further(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In earlier versions, an unknown kind of labelled set of one student ended the command with a KeyError."""
+    tree = config.model_dump(mode="json")
+    wrong = {"name": "wrong", "arms": ["labels"], "labels": {"kind": "textvka", "path": "labels.jsonl"}}
+    tree["students"].append({**tree["students"][0], **wrong})
+    done = {"predict": lambda *_: None, "prepare_benchmarks": lambda _: None, "score_and_report": lambda _: {}}
+    replace_phases(monkeypatch, **done)
+    monkeypatch.setattr(campaign, "check_run", lambda _: None)
+    with pytest.raises(RunError, match=r"^wrong failed; .* students\.1\.labels\.kind = 'textvka': is not a kind of"):
+        campaign.align(RunConfig.model_validate(tree))
+
+
+def test_students_have_the_commit_that_the_command_began_with(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In earlier versions, an engine of a student could load a newer commit than the run records."""
+    pinned = config.students[0].model_copy(update={"model": "owner/name@abc"})
+    monkeypatch.setattr(
+        "mpa_ray.phases.context.with_pinned_models", lambda config: config.model_copy(update={"students": [pinned]})
+    )
+    models: list[str] = []
+    done = {"predict": lambda *_: None, "prepare_benchmarks": lambda _: None, "score_and_report": lambda _: {}}
+    replace_phases(monkeypatch, identify_student=lambda _, student, __: models.append(student.model), **done)
+    monkeypatch.setattr(campaign, "check_run", lambda _: None)
+    campaign.align(config)
+    assert models == ["owner/name@abc"]
 
 
 def test_all_trainings_are_compared_with_the_cluster_before_the_first_pass(
@@ -103,14 +135,13 @@ def test_all_trainings_are_compared_with_the_cluster_before_the_first_pass(
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(cluster, "start_ray", lambda: None)
     monkeypatch.setattr(cluster, "cluster_resources", lambda: (8.0, 0.0))
-    monkeypatch.setattr(cluster, "check_resources", lambda field, *_: events.append(field))
+    monkeypatch.setattr(cluster, "check_resources", lambda need: events.append(need.cpu_field))
     monkeypatch.setattr(campaign, "check_run", lambda _: None)
     monkeypatch.setattr(campaign, "score_and_report", lambda _: {})
     done = {"predict": lambda *_: None, "prepare_benchmarks": lambda _: None}
     replace_phases(monkeypatch, index_and_annotate=teach, **done)
     campaign.align(config)
-    trainings = "students.0.level.cpus_per_worker, students.0.level.gpus_per_worker"
-    assert events == [trainings, "pass", "pass"]
+    assert events == ["students.0.level.cpus_per_worker", "pass", "pass"]
 
 
 def begun(config: RunConfig) -> None:
@@ -214,7 +245,8 @@ def test_the_error_of_a_student_with_the_name_of_a_phase_is_kept(
     student = config.students[0].model_copy(update={"name": name})
     replace_phases(monkeypatch, level_student=fail, prepare_benchmarks=lambda _: None, predict=lambda *_: None)
     monkeypatch.setattr(campaign, "check_run", lambda _: None)
-    for phase in ("evaluate", "report", "measured_models"):
-        monkeypatch.setattr(campaign, phase, nothing_to_score)
+    monkeypatch.setattr(campaign, "measured_models", nothing_to_score)
+    for phase in ("evaluate", "report"):
+        monkeypatch.setattr(end_of_campaign, phase, nothing_to_score)
     with pytest.raises(RunError, match=rf"{name}: the student's error"):
         campaign.align(config.model_copy(update={"students": [student]}))

@@ -30,7 +30,7 @@ def test_a_card_has_data_teacher_task_counts_versions_and_scores(tmp_path: Path)
         "aligned with `scripted`",
         "| task | demo_world |",
         "| D_PI | 12 samples |",
-        "kind lora",
+        "| method | kind lora, rank 16, alpha 32.0, dropout 0.0, components language, quantize no |",
         "ray 2.60.0",
         "| held | anls | 80 | 50.0 [40.0, 60.0] | 75.0 [70.0, 80.0] |\n\n## Use\n\nAsk.",
     ):

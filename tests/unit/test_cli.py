@@ -359,6 +359,7 @@ MISTAKES = {
     "an empty file": ("align --config {empty_file}", "does not contain a mapping. `mpa-ray init"),
     "a setting without a value": ("align --config {config} --task", "--task = None: has no value."),
     "two settings, one without": ("align --config {config} --task --source.limit 3", "--task = None: has no value."),
+    "a setting with one dash": ("align --config {config} -source.limit 3", "Did you mean --source.limit?"),
     "a setting without dashes": ("align --config {config} source.limit=3", "Did you mean --source.limit 3?"),
     "a misspelled setting": ("align --config {config} --source.limt 3", "Did you mean source.limit?"),
     "a hyphen in a setting": ("plan --config {config} --plan.num-images 3", "Did you mean plan.num_images"),
@@ -439,6 +440,15 @@ MISTAKES = {
         "is not a URL: write http://minio:9000 or https://minio:9000",
     ),
     "status of a file of a run": ("status {indexed}/run.json", "has no run.json. Give the directory of a run."),
+    "a file for a starter": ("init my.yaml", "To write a starter file, run mpa-ray init > my.yaml."),
+    "an alias in a list": (
+        "index --config {config} --source.extensions [*.jpg]",
+        "is not a list. It is not YAML: put quotation marks around its texts, as in ['a', 'b'].",
+    ),
+    "an environment variable": (
+        "index --config {config} --source.path $PHOTOS/2024",
+        "does not exist. Environment variables are not replaced: write the whole path.",
+    ),
     "a misspelled case": ("init gpus", "Did you mean gpu?"),
     "an option of another command": ("init --config {config}", "is not an option of mpa-ray init."),
     "a word for a version": ("setup-cpu --vllm newest", "--vllm = 'newest': is not a version."),
@@ -452,6 +462,7 @@ MISTAKES = {
     "an identification of no index": ("identify --config {config}", "has no corpus/manifest.json."),
     "a rematch of no index": ("identify --config {config} --rematch", "has no corpus/manifest.json."),
     "a training of no index": ("level --config {config}", "has no corpus/manifest.json. Run mpa-ray index first."),
+    "a file as run_dir": ("index --config {config} --run_dir {config}", "is a file, not a folder)."),
     "a run inside its source": ("align --config {config} --run_dir {photos}/run", "is inside the source"),
     "a student with the teacher's name": (
         "align --config {config} --students.0.name Teacher",
@@ -575,6 +586,17 @@ def test_mistakes_are_answered_without_heavy_imports(place: Callable[[str], str]
         "    assert main(words) == 2, words\n"
         "    heavy = {'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules)\n"
         "    assert not heavy, (words, heavy)\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_wrong_source_is_answered_without_the_packages_of_stores_and_reports(place: Callable[[str], str]) -> None:
+    words = place("align --config {config} --source.path {folder}/none").split()
+    done = run_python(
+        "import sys; from mpa_ray.cli import main\n"
+        f"assert main({words!r}) == 2\n"
+        "slow = {'boto3', 'botocore', 'jinja2', 'pyarrow.compute'} & set(sys.modules)\n"
+        "assert not slow, slow\n"
     )
     assert done.returncode == 0, done.stderr
 

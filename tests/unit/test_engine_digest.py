@@ -29,6 +29,7 @@ def work(tmp_path: Path) -> Pass[Any]:
         source=run.corpus,
         target=run.annotations,
         model=of(str(model)),
+        branch="teacher",
         make_stage=lambda _: pytest.fail("no engine starts"),
         reader=Reader(ObjectStoreConfig()),
         reading=ReadingConfig(),

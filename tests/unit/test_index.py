@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,8 @@ from mpa_ray.phases.index import index
 from mpa_ray.pipeline.run_pass import Outstanding
 from mpa_ray.records import ImageRef, Reason
 from mpa_ray.run.dataset import ShardedDataset
-from mpa_ray.run.run import Manifest, Run
+from mpa_ray.run.manifest import Manifest
+from mpa_ray.run.run import Run
 
 FILES = Places(ObjectStoreConfig())
 
@@ -63,12 +65,10 @@ def test_a_shard_that_another_driver_committed_is_kept(tmp_path: Path, monkeypat
     refs = list(Selection(source, FILES).images())
     commit = type(run.corpus).commit
 
-    def raced(
-        dataset: ShardedDataset[ImageRef], shard: str, rows: list[ImageRef], *, left_out: dict[str, int] | None = None
-    ) -> bool:
+    def raced(dataset: ShardedDataset[ImageRef], shard: str, rows: list[ImageRef], *args: Any, **options: Any) -> bool:
         if shard == "000000":
             commit(dataset, shard, refs[:1])
-        return commit(dataset, shard, rows, left_out=left_out)
+        return commit(dataset, shard, rows, *args, **options)
 
     monkeypatch.setattr(type(run.corpus), "commit", raced)
     index_source(source, run, FILES)
@@ -120,7 +120,7 @@ def test_the_check_lists_a_source_only_to_the_first_image_that_passes(monkeypatc
         def images(self, _: ImageRef | None = None) -> Iterator[ImageRef]:
             for number in count():
                 self.num_listed = number + 1
-                yield ImageRef(f"{number}.png", f"/{number}.png", 10)
+                yield ImageRef(f"{number}.png", f"s3://bucket/{number}.png", 10)
 
     source = Endless()
     monkeypatch.setattr("mpa_ray.corpus.index.open_source", lambda *_: source)

@@ -61,6 +61,7 @@ class Shard:
             source=self.run.corpus,
             target=self.run.annotations,
             model=ModelConfig(model="unused"),
+            branch="teacher",
             make_stage=lambda _: pytest.fail("no engine starts"),
             reader=self.reader,
             reading=ReadingConfig(),

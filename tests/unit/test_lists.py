@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from mpa_ray.config import ObjectStoreConfig, SourceConfig
 from mpa_ray.corpus.index import Selection, check_source
+from mpa_ray.corpus.named_files import check_named_files
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Content, Reader
 from mpa_ray.corpus.sources.left_out import LeftOut
@@ -312,6 +313,16 @@ def test_reasons_name_what_a_cell_holds(root: Path) -> None:
         ("list.txt", "# my images\n", "has no row with an image (left out 1 "),
         ("list.jsonl", '{"messages": []}\n', "has no row with an image (left out 1 "),
         ("list.csv", "", "is empty: it does not even have a header."),
+        (
+            "list.csv",
+            "image;label\na.png;cat\n",
+            "has only one column, 'image;label'. Separate its columns with commas",
+        ),
+        (
+            "list.tsv",
+            "image,label\na.png,cat\n",
+            "has only one column, 'image,label'. Separate its columns with commas",
+        ),
     ],
 )
 def test_a_list_without_rows_is_named_so(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -339,3 +350,80 @@ def test_comments_of_a_text_file_are_left_out(tmp_path: Path) -> None:
     assert [ref.image_id for ref in refs] == ["list.txt/2", "list.txt/4"]
     assert refs[1].uri == f"{tmp_path}/./#1.png"
     assert [item.label for item in listed if isinstance(item, LeftOut)] == 2 * ["comments (lines that begin with #)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "notes.txt",
+            "# Shopping\n\nmilk and eggs\nbread\n",
+            "line 3 names {folder}/milk and eggs, which does not exist (all of the first 2 files are missing). "
+            "Give a list with the path or URI of an image on each line. A path is relative to the list's folder.",
+        ),
+        ("long.txt", "word " * 500, "line 1 names {folder}/word word "),
+        ("nul.txt", "a\0b\n", "line 1 names "),
+        (
+            "table.csv",
+            "image,label\ncat.png,cat\n",
+            "table.csv/1 names {folder}/cat.png, which does not exist. "
+            "The column 'image' needs paths or URIs of images. A path is relative to its file's folder.",
+        ),
+        ("list.jsonl", '{"image": "cat.png"}\n', "list.jsonl/1 names {folder}/cat.png, which does not exist."),
+    ],
+)
+def test_a_file_that_is_no_list_of_images_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    expected = f"source.path = {str(path)!r}: {message.format(folder=tmp_path)}"
+    with pytest.raises(ConfigError, match=re.escape(expected)) as caught:
+        check_source(SourceConfig(path=str(path)), Places(ObjectStoreConfig()))
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_a_table_whose_files_are_missing_is_refused(tmp_path: Path, as_folder: bool) -> None:
+    pq.write_table(pa.table({"image": ["cat.png", "dog.png"]}), tmp_path / "a.parquet")
+    source = SourceConfig(path=str(tmp_path if as_folder else tmp_path / "a.parquet"))
+    with pytest.raises(ConfigError, match=r"a\.parquet/0 names .*/cat\.png, which does not exist \(all of the first 2"):
+        check_source(source, Places(ObjectStoreConfig()))
+
+
+@pytest.mark.parametrize("number", [1, 20, 21])
+def test_a_list_with_some_missing_files_is_accepted(tmp_path: Path, number: int) -> None:
+    (tmp_path / "here.png").write_bytes(b"an image")
+    lines = [f"missing{i}.png" for i in range(1, 31)]
+    lines[number - 1] = "here.png"
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    source = SourceConfig(path=str(tmp_path / "list.txt"))
+    if number <= 20:
+        check_source(source, Places(ObjectStoreConfig()))
+        return
+    with pytest.raises(ConfigError, match="all of the first 20 files are missing"):
+        check_source(source, Places(ObjectStoreConfig()))
+
+
+@pytest.mark.parametrize("entry", ["s3://bucket/cat.png", "gs://bucket/cat.png"])
+def test_remote_entries_of_a_local_list_are_not_accessed(tmp_path: Path, entry: str) -> None:
+    (tmp_path / "list.txt").write_text(f"{entry}\n")
+    check_source(SourceConfig(path=str(tmp_path / "list.txt")), Places(ObjectStoreConfig()))
+
+
+class _EmptyBucket(Places):
+    """Places that hold no file."""
+
+    def of(self, uri: str) -> Any:
+        class Nowhere:
+            def size(self, _: str) -> int:
+                raise FileNotFoundError(2, "No such file or directory", uri)
+
+        return Nowhere()
+
+
+def test_files_beside_a_remote_list_are_looked_up() -> None:
+    source, places = SourceConfig(path="s3://bucket/set/notes.txt"), _EmptyBucket(ObjectStoreConfig())
+    beside = [ImageRef("notes.txt/1", "s3://bucket/set/Dear diary", None)]
+    with pytest.raises(ConfigError, match=r"line 1 names s3://bucket/set/Dear diary, which does not exist\. "):
+        check_named_files(source, "list", beside, places)
+    check_named_files(source, "list", [ImageRef("notes.txt/1", "s3://other/a.png", None)], places)
+    check_named_files(source, "list", [ImageRef("notes.txt/1", "https://host/a.png", None)], places)

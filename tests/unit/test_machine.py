@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mpa_ray.api.phases import Phase, align, run_phase
-from mpa_ray.config import EvaluateConfig, RunConfig
+from mpa_ray.config import EvaluateConfig, LevelConfig, ModelConfig, RunConfig
 from mpa_ray.errors import ConfigError
 from mpa_ray.pipeline import machine
 from tests.conftest import scripted_tree
@@ -111,3 +111,60 @@ def test_local_gpus_are_those_that_ray_finds(monkeypatch: pytest.MonkeyPatch) ->
     assert machine.local_gpus() == (2, "H100")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine.local_gpus() == (0, None)
+
+
+NODES = [{"CPU": 16.0}, {"CPU": 4.0, "GPU": 2.0, "accelerator_type:A10G": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("need", "message"),
+    [
+        ((16, 0, None), None),
+        ((4, 2, None), None),
+        ((4, 2, "A10G"), None),
+        ((17, 0, None), "teacher.cpus_per_replica = 17: needs 17 CPUs on one node; the largest node has 16."),
+        ((1, 4, None), "teacher.gpus_per_replica = 4: needs 4 GPUs on one node; the largest node has 2."),
+        ((1, 1, "A100"), "teacher.accelerator_type = 'A100': is not the kind of any node's GPUs."),
+        (
+            (8, 1, None),
+            "teacher.gpus_per_replica = 1: needs 8 CPUs and 1 GPU on one node, and no node has all of these.",
+        ),
+    ],
+)
+def test_the_setting_that_no_node_of_a_cluster_satisfies_is_named(
+    need: tuple[float, float, str | None], message: str | None
+) -> None:
+    cpus, gpus, kind = need
+    model = ModelConfig(model="m", cpus_per_replica=cpus, gpus_per_replica=gpus, accelerator_type=kind)
+    error = machine.unmet_by_nodes(machine.Need.of_engine(model, "teacher"), NODES)
+    assert str(error or None).startswith(str(message))
+
+
+def test_a_cluster_without_gpus_has_none() -> None:
+    model = ModelConfig(model="m", gpus_per_replica=1)
+    error = machine.unmet_by_nodes(machine.Need.of_engine(model, "students.3"), [{"CPU": 16.0}])
+    assert str(error) == (
+        "students.3.gpus_per_replica = 1: needs 1 GPU on one node; the largest node has none. Lower it, or add a "
+        "larger node."
+    )
+
+
+def test_a_cluster_that_may_grow_gets_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In earlier versions, the warning began with `annotate:teacher: cpus_per_replica, gpus_per_replica`."""
+    import ray
+
+    from mpa_ray.pipeline.cluster import check_resources
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": NODES[0]}])
+    level = LevelConfig(gpus_per_worker=1)
+    check_resources(machine.Need.of_training(level, "students.0.level"))
+    assert capsys.readouterr().out.splitlines() == [
+        "WARNING: students.0.level.gpus_per_worker = 1: needs 1 GPU on one node; the largest node has none. Lower it, "
+        "or add a larger node. Until then, the command waits."
+    ]
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(ConfigError, match=r"^students\.0\.level\.gpus_per_worker = 1: needs 1 GPU on one node"):
+        check_resources(machine.Need.of_training(level, "students.0.level"))

@@ -26,7 +26,6 @@ FOREIGN_FORMATS = {
     "engine/vllm/rendering.py",
     # states, arguments and parameter groups of torch and transformers
     "leveling/checkpoint.py",
-    "leveling/checkpoint_folders.py",
     "leveling/trainable.py",
     "leveling/worker.py",
     # settings of checkpoints
@@ -41,6 +40,7 @@ FOREIGN_FORMATS = {
 }
 READERS_OF_RUNS = {
     # JSON files of a run, before their fields are read
+    "run/sealed_json.py",
     "run/phase_record.py",
     "run/run.py",
     "run/training_log.py",

@@ -227,3 +227,16 @@ def test_a_limit_is_not_printed_as_the_count(capsys: pytest.CaptureFixture[str])
     with Progress("index", 500, "images", says_end=False, is_limit=True):
         pass
     assert capsys.readouterr().out == "index: at most 500 images\n"
+
+
+def test_a_repeated_line_has_the_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """In earlier versions, the line `3/3 steps (100%)` was printed again and again while a student was exported."""
+    at = Clock()
+    with Progress("level", 3, "steps", every_s=0.001, says_end=False, clock=at) as progress:
+        progress.advance(3)
+        lines: list[str] = []
+        while len(lines) < 4:
+            at.now += 1
+            lines += capsys.readouterr().out.splitlines()
+    lines = lines[lines.index("level: 3/3 steps (100%)") :]
+    assert all(re.fullmatch(r"level: 3/3 steps \(100%\), \d+:\d\d so far", line) for line in lines[1:])

@@ -18,6 +18,7 @@ from mpa_ray.run.audit import audit
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.garbage import collect_garbage
 from mpa_ray.run.joined_datasets import JoinedDatasets
+from mpa_ray.run.marker import Commit
 from mpa_ray.run.parity_export import export_parity
 from mpa_ray.run.redo import Redo, ShardPlan, outdated
 from mpa_ray.run.run import Run
@@ -224,10 +225,11 @@ def test_a_command_counts_once_however_often_it_reads_a_shard(run: Run) -> None:
 def test_markers_of_other_versions_can_be_read(run: Run) -> None:
     marker = Path(run.storage.root, f"annotations/commits/{SHARD}.json")
     (commit,) = run.annotations.history(SHARD)
+    older = Commit(SHARD, commit.file, 4)
     marker.write_text(f'{{"shard": "{SHARD}", "file": "{commit.file}", "num_rows": 4}}')
-    assert run.annotations.read_commit(SHARD) == (commit, FIRST)
-    marker.write_text(f'{{"shard": "{SHARD}", "file": "{commit.file}", "num_rows": 4, "sha256": "0"}}')
-    assert run.annotations.commit_of(SHARD) == commit
+    assert run.annotations.read_commit(SHARD) == (older, FIRST)
+    marker.write_text(f'{{"shard": "{SHARD}", "file": "{commit.file}", "num_rows": 4, "of_a_later_version": "0"}}')
+    assert run.annotations.commit_of(SHARD) == older
 
 
 def test_answers_to_several_benchmarks_are_made_again(tmp_path: Path) -> None:

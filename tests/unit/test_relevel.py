@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from mpa_ray.records import Annotation, ImageRef, Verdict
 from mpa_ray.report.render_status import render_status
 from mpa_ray.report.status import status
 from mpa_ray.run import ownership
+from mpa_ray.run.fingerprint import prediction_fingerprint
 from mpa_ray.run.parity_export import export_parity
 from mpa_ray.run.run import Run
 from mpa_ray.stages.judge import parity_samples
@@ -127,6 +129,38 @@ def test_a_student_is_trained_again_only_if_asked_to(
     assert len(trainings) == 2
 
 
+@pytest.mark.parametrize(("changes", "folder"), [(False, "small.after"), (True, "small.after~1")])
+def test_answers_of_other_weights_are_not_those_of_a_repaired_student(
+    config: RunConfig,
+    run: Run,
+    trainings: list[tuple[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: bool,
+    folder: str,
+) -> None:
+    """In earlier versions, the command was refused, because the answers were made with other settings."""
+
+    def fine_tune(run: Run, *_: Any) -> None:
+        trainings.append(("", 0))
+        content = f"weights {len(trainings) * changes}".encode()
+        run.storage.write("students/small/parity/merged/model.safetensors", content)
+
+    monkeypatch.setattr(driver, "fine_tune", fine_tune)
+    level(config)
+    model = config.students[0].model_copy(update={"model": run.merged_model("small")})
+    for benchmark in ("one", "two"):
+        context = RunContext.from_checked(config)
+        predictions = context.run.predictions(benchmark, "small.after")
+        context.run.register_fingerprint(predictions.folder, prediction_fingerprint(config, context.task, model))
+        context.run.predictions(benchmark, "small.after").commit(SHARD, [])
+    run.storage.delete("students/small/parity/complete.json")
+    for _ in range(2):
+        level(config)
+        assert len(trainings) == 2
+        assert run.predictions("one", "small.after").folder == f"evaluation/one/predictions/{folder}"
+        assert run.predictions("two", "small.after").folder == f"evaluation/two/predictions/{folder}"
+
+
 def test_a_training_that_was_begun_before_redo_is_of_that_time(
     config: RunConfig, run: Run, trainings: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +228,7 @@ def test_a_second_command_waits_for_the_training_of_the_first(
     assert not second.is_alive()
     assert len(trainings) == 1
     assert "level small: another command has finished this training" in capsys.readouterr().out
-    assert run.read_json("students/small/parity/complete.json") == {"owner": 1}
+    assert run.read_json("students/small/parity/complete.json") == {"owner": 1, "has_checksums": False}
 
 
 def test_a_command_that_lost_its_training_does_not_complete_it(
@@ -202,7 +236,7 @@ def test_a_command_that_lost_its_training_does_not_complete_it(
 ) -> None:
     def check_slowly(*_: Any) -> None:
         owner = asdict(ownership.Owner.this_process(2))
-        run.write_json("students/small/parity/owners/2.json", owner)
+        run.storage.write("students/small/parity/owners/2.json", json.dumps(owner).encode())
 
     monkeypatch.setattr("mpa_ray.phases.level.check_export", check_slowly)
     with pytest.raises(ownership.LostOwnership):

@@ -27,7 +27,7 @@ from ray.exceptions import NodeDiedError, OutOfDiskError, OutOfMemoryError, RayA
 
 from mpa_ray.cli import main
 from mpa_ray.cli.run_job import UNFINISHED, run_job
-from mpa_ray.errors import AccessLost, CannotWrite, ConfigError, RunError, TransientError, Unfinished
+from mpa_ray.errors import AccessLost, CannotWrite, ConfigError, DamagedFile, RunError, TransientError, Unfinished
 from mpa_ray.errors.remedies import Remedy, continues_at_once, what_continues
 from mpa_ray.pipeline.graph import _error
 from mpa_ray.pipeline.graph_rows import Failure
@@ -86,6 +86,7 @@ CAUSES: list[tuple[BaseException | str, Remedy]] = [
     (json.JSONDecodeError("Expecting value", "", 0), Remedy.DAMAGED),
     (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), Remedy.DAMAGED),
     (of_ray(pa.ArrowInvalid("Parquet file size is 0 bytes")), Remedy.DAMAGED),
+    (of_ray(DamagedFile("corpus/data/000000-x.parquet", "it is missing")), Remedy.DAMAGED),
     (RunError("the engine died 10 times on shard 000000"), Remedy.CAUSE),
     (OSError("s3://b/k: InvalidRequest (attempt 1)"), Remedy.CAUSE),
     ("the engine of s cannot start: CUDA out of memory", Remedy.CAUSE),
@@ -93,7 +94,7 @@ CAUSES: list[tuple[BaseException | str, Remedy]] = [
     (of_ray(KeyError("no such row")), Remedy.UNKNOWN),
     # The message has its own remedy.
     (ConfigError("run_dir", "x", "is wrong.", "Give another."), Remedy.NONE),
-    (RunError("x is damaged. Run mpa-ray audit RUN --repair and then the same command."), Remedy.NONE),
+    (DamagedFile("corpus/commits/000000.json", "it is no JSON"), Remedy.NONE),
     (caused(ConfigError("source.path", "x", "cannot be read.", ""), TransientError("x")), Remedy.SAME_COMMAND),
 ]
 
@@ -123,6 +124,11 @@ def test_no_other_place_promises_that_the_same_command_continues() -> None:
         "pipeline/cluster_address.py": 1,  # when the cluster answers
         "cli/run_job.py": 1,  # the help about exit codes
         "errors/__init__.py": 1,  # a damaged file, after audit --repair
+        "run/run.py": 1,  # likewise, for a JSON file
+        "run/damage.py": 1,  # likewise, as a finding of audit --deep
+        "run/audit_shards.py": 1,  # after audit --repair has run
+        "run/audit_deep.py": 2,  # a manifest is missing, which commands write
+        "cli/commands.py": 1,  # the help about --repair
     }
     counts: dict[str, int] = {}
     for path in set((ROOT / "mpa_ray").rglob("*.py")) - {ROOT / "mpa_ray/errors/remedies.py"}:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.campaign.campaign import score_and_report
+from mpa_ray.campaign.end_of_campaign import score_and_report
 from mpa_ray.config import EvaluationRunConfig, ModelConfig, RunConfig, VllmEngineConfig
 from mpa_ray.evaluation.questions import write_questions
 from mpa_ray.evaluation.scores import (
@@ -39,6 +39,7 @@ from mpa_ray.report.teacher import teacher_summary
 from mpa_ray.run.logs import record_lost_process
 from mpa_ray.run.phase_record import PassTotals, PhaseKey, PhaseRecord, add_to_record
 from mpa_ray.run.run import Run
+from mpa_ray.run.training_state import Retained
 from tests.conftest import scripted_tree, write_images
 
 
@@ -173,6 +174,7 @@ def test_a_report_is_stored_in_the_form_that_programs_read(summary: ReportSummar
         "held_out_losses": [{"step": 2, "loss": 0.4}],
         "best_step": 2,
         "resumed": [{"from_step": 1, "had_reached": 2, "workers": 2}],
+        "num_mixed_in": 0,
         "retained": {"num": 20, "before": 20, "after": 10},
         "speed": {"samples_per_s": 6.0},
     }
@@ -236,6 +238,7 @@ def test_a_run_that_only_measures_models_has_a_report(tmp_path: Path) -> None:
     assert "70.0 [60.0, 80.0]" in page
     assert not any(part in page for part in ("teacher <code>", "Types of answers", "not indexed"))
     assert json.loads((tmp_path / "report/report.json").read_text()).keys() == {
+        "_digest",
         "run_dir",
         "task",
         "scores",
@@ -270,6 +273,27 @@ def test_the_table_has_counts_scores_and_times(summary: ReportSummary) -> None:
         assert line in lines
 
 
+@pytest.mark.parametrize(
+    ("num_mixed_in", "words"),
+    [(50, "replayed correct pairs 50% of D_PI"), (30, "replayed correct pairs 30% of D_PI (there were no more)")],
+)
+def test_the_number_of_replayed_pairs_is_that_of_the_training(
+    summary: ReportSummary, num_mixed_in: int, words: str
+) -> None:
+    """In earlier versions, this was `level.replay_share`, even if the student had answered fewer pairs correctly."""
+    small = summary.students["small"]
+    assert small.training is not None
+    training = replace(small.training, num_mixed_in=num_mixed_in, retained=Retained(0, 0, 0))
+    small = replace(small, num_parity_samples=100, replay_share=0.5, training=training)
+    lines = [" ".join(line.split()) for line in render_table(replace(summary, students={"small": small})).splitlines()]
+    assert words in lines
+    assert not [line for line in lines if line.startswith("retained pairs")]
+    before = replace(small, training=None)
+    assert "replayed correct pairs 50% of D_PI" in " ".join(
+        render_table(replace(summary, students={"small": before})).split()
+    )
+
+
 def steps_of(config: EvaluationRunConfig, summary: EvaluationSummary) -> dict[str, str]:
     """The ways by their purposes."""
     text = render_next_steps(Run.open(config.run_dir), config, summary)
@@ -293,6 +317,7 @@ def test_the_end_of_a_run_says_what_to_do_next(
         "read the report": f"{run_dir}/report/index.html",
         "aligned student small": f"{run_dir}/students/small/parity/merged",
         "aligned student small (random)": f"{run_dir}/students/small/random/merged",
+        "how to use small": f"{run_dir}/students/small/parity/merged/README.md",
         "see what is done and what is left": f"mpa-ray status {run_dir}",
         "recount every image": f"mpa-ray audit {run_dir}",
     }

@@ -19,7 +19,8 @@ from mpa_ray.evaluation.scores import (
 )
 from mpa_ray.records import Annotation, Outcome
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
-from mpa_ray.run.run import CORPUS_MANIFEST, Manifest, Run
+from mpa_ray.run.manifest import Manifest
+from mpa_ray.run.run import CORPUS_MANIFEST, Run
 
 FOLDER = "students/small/parity"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import mpa_ray
 from mpa_ray.config import RunConfig, SourceConfig
 from mpa_ray.corpus.source_root import SourceRoot
 from mpa_ray.errors import ConfigError
+from mpa_ray.run.run import Run
+from mpa_ray.storage.open import open_storage
 from tests.conftest import scripted_tree, write_images
 
 
@@ -72,3 +75,32 @@ def test_nothing_is_written(command: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run_dir = .*is inside the source .*Give a run_dir outside of the source\."):
         mpa_ray.align(config) if command == "align" else mpa_ray.run_phase(config, command)  # type: ignore[arg-type]
     assert not (images / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["index", "a later index"])
+def test_a_run_behind_a_link_in_the_source_is_left_out(command: str, tmp_path: Path) -> None:
+    """The check of `run_dir` does not follow the links inside the source, since that would list the whole source."""
+    images, disk = write_images(tmp_path / "images", 2), tmp_path / "disk"
+    (disk / "runs").mkdir(parents=True)
+    (images / "disk").symlink_to(disk)
+    config = RunConfig.model_validate(scripted_tree(images, disk / "runs/first"))
+    config = config.model_copy(update={"source": config.source.model_copy(update={"extensions": ()})})
+    mpa_ray.run_phase(config, "index")
+    if command == "a later index":
+        config = config.model_copy(update={"run_dir": str(tmp_path / "other")})
+        mpa_ray.run_phase(config, "index")
+    manifest = Run(open_storage(config.run_dir)).manifest()
+    assert (manifest.num_images, manifest.left_out) == (2, {"folders of runs (with a run.json)": 1})
+
+
+@pytest.mark.parametrize("content", ['{"config": {}}', "[]", "{", None])
+def test_a_folder_with_another_run_json_is_listed(content: str | None, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", 1)
+    write_images(images / "other", 1)
+    if content is None:
+        os.mkfifo(images / "other/run.json")
+    else:
+        (images / "other/run.json").write_text(content)
+    config = RunConfig.model_validate(scripted_tree(images, tmp_path / "run"))
+    mpa_ray.run_phase(config, "index")
+    assert Run(open_storage(config.run_dir)).manifest().num_images == 2

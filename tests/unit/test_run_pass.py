@@ -50,6 +50,7 @@ def run_outstanding(
         source=run.corpus,
         target=run.annotations,
         model=ModelConfig(model="unused"),
+        branch="teacher",
         make_stage=lambda _: pytest.fail("no engine starts"),
         reader=Reader(ObjectStoreConfig()),
         reading=ReadingConfig(),

@@ -9,7 +9,8 @@ import pytest
 
 from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.places.s3 import S3Place
-from mpa_ray.storage.object_store import ListedObject, ObjectStore
+from mpa_ray.storage.listing import ListedObject
+from mpa_ray.storage.object_store import ObjectStore
 
 KEYS = ["a.png", "a/1.png", "a/2.png", "a/b/3.png", "a0.png", "b/", "b/4.png", "c.png", "c.png.txt"]
 

@@ -313,9 +313,10 @@ def test_an_environment_that_the_script_made_is_updated(checkout: Path) -> None:
     assert calls(environment)[1:] == [
         ["-m", "pip", "install", "--quiet", "--no-deps", "--editable", "."],
         ["-m", "mpa_ray.cli", "setup-cpu", "--extra", "dev"],
+        ["-m", "compileall", "-q", "-j", "0", ".venv/lib/python3*/site-packages"],
     ]
     assert run_make(checkout, "setup").returncode == 0
-    assert len(calls(environment)) == 3
+    assert len(calls(environment)) == 4
 
 
 def test_an_environment_of_an_earlier_version_is_recognised(checkout: Path) -> None:
@@ -333,4 +334,4 @@ def test_another_version_of_vllm_is_passed_on(checkout: Path) -> None:
     (environment / ".made-for").write_text(f"{checkout.resolve()}\n")
     script = [str(checkout / "cluster/setup_cpu.sh"), ".venv-other", "0.29.0"]
     subprocess.run(script, cwd=checkout, check=True, capture_output=True)
-    assert calls(environment)[-1] == ["-m", "mpa_ray.cli", "setup-cpu", "--extra", "dev", "--vllm", "0.29.0"]
+    assert calls(environment)[2] == ["-m", "mpa_ray.cli", "setup-cpu", "--extra", "dev", "--vllm", "0.29.0"]

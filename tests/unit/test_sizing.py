@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -445,6 +445,13 @@ def test_without_rates_or_gpus_the_page_says_what_is_missing(tmp_path: Path) -> 
     assert not any(sign in text for sign in ("?", "0:00:00"))
 
 
+def test_a_run_that_was_too_small_is_named(tmp_path: Path) -> None:
+    """In earlier versions, the page said to set `plan.from_run`, even if it was set."""
+    sizing = planned(tree(tmp_path / "run", plan={"num_images": 100}))
+    text = render_sizing(replace(sizing, from_run="runs/tiny"))
+    assert "runs/tiny was too small to measure this: set plan.from_run to a run with more images" in text
+
+
 def test_rates_and_times_are_written_without_exponents() -> None:
     def row(rate: float, count: float) -> list[str]:
         phase = PhaseSizing(PhaseKey("annotate"), count, "images", Rate(rate, "given"), 1, 0.0, 1.0)
@@ -492,6 +499,17 @@ def test_the_number_of_images_comes_from_the_plan_the_run_or_the_limit(tmp_path:
     Run(open_storage(config["run_dir"])).write_json("corpus/manifest.json", {"num_images": 60, "num_shards": 1})
     assert planned(config).phases[0].count == 60
     assert planned({**config, "plan": {"num_images": 50}}).phases[0].count == 50
+
+
+def test_the_images_of_a_local_source_are_counted_up_to_the_limit(images: Path, tmp_path: Path) -> None:
+    """In earlier versions, the plan took `source.limit`, even if the source held fewer images."""
+    tree = scripted_tree(images, tmp_path / "run")
+    for limit, count in ((70, 60), (50, 50), (10_001, 10_001)):
+        tree["source"]["limit"] = limit
+        sizing = size_run(RunConfig.model_validate(tree))
+        assert sizing.phases[0].count == count
+        noted = any(note == f"images: source.limit, {limit}; the source may hold fewer" for note in sizing.notes)
+        assert noted == (limit == 10_001)
 
 
 def test_settings_that_differ_from_the_measured_run_are_noted(tmp_path: Path) -> None:

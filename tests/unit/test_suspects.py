@@ -20,6 +20,7 @@ from mpa_ray.pipeline.coordination.coordinator import PassCoordinator
 from mpa_ray.records import Annotation
 from mpa_ray.run.dataset import ShardedDataset
 from mpa_ray.run.joined_datasets import DatasetsOfModels, JoinedDatasets
+from mpa_ray.run.sealed_json import parse_sealed, sealed
 from mpa_ray.run.suspects import Suspects
 from mpa_ray.stages.visits import Attempt
 from mpa_ray.storage.local import LocalStorage
@@ -113,7 +114,7 @@ def test_a_file_holds_all_that_is_known(dataset: ShardedDataset[Annotation]) -> 
 
 def content(**values: object) -> bytes:
     """The content of a file that is correct apart from some values."""
-    return json.dumps({**json.loads(KNOWN.to_json()), **values}).encode()
+    return json.dumps(sealed({**json.loads(KNOWN.to_json()), **values})).encode()
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,7 @@ def content(**values: object) -> bytes:
         *(content(cleared="abc"), content(cleared=[1]), content(engine=1), content(last_error=None)),
         *(content(num_kills={"a": 1.5}), content(num_kills={"a": float("inf")}), content(num_kills={"a": -1})),
         *(content(num_kills={"a": None}), content(num_kills=[])),
+        KNOWN.to_json().replace(b"true", b"false"),
     ],
 )
 def test_a_damaged_file_is_ignored_and_replaced(dataset: ShardedDataset[Annotation], content: bytes) -> None:
@@ -136,7 +138,7 @@ def test_a_damaged_file_is_ignored_and_replaced(dataset: ShardedDataset[Annotati
 
 
 def test_a_file_of_an_earlier_version_names_no_engine() -> None:
-    values = json.loads(KNOWN.to_json())
+    values = parse_sealed(KNOWN.to_json())
     del values["engine"], values["last_error"]
     assert Suspects.from_json(json.dumps(values).encode()) == replace(KNOWN, engine="", last_error="")
 

@@ -135,3 +135,12 @@ def test_the_library_has_the_tasks_of_the_paper_and_of_the_bundled_world() -> No
         "demo_world": "exact_match",
     }
     assert TASKS["text_vqa"].annotation_prompt() == TASKS["scene_text_vqa"].annotation_prompt()
+
+
+def test_the_remedy_names_the_folder_of_the_tasks(tmp_path: Path) -> None:
+    """In earlier versions, it named a folder of the repository, which users of the wheel do not have."""
+    (tmp_path / "task.yaml").write_text("name: mine\n")
+    with pytest.raises(ConfigError, match=r"is required\. Start from a task in (.*)\.$") as caught:
+        find_task(str(tmp_path / "task.yaml"))
+    folder = str(caught.value).rpartition(" in ")[2].removesuffix(".")
+    assert (Path(folder) / "text_vqa.yaml").is_file()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from mpa_ray.run.export_check import CheckedAnswer, ExportCheck
 from mpa_ray.run.run import Run
+from mpa_ray.run.sealed_json import parse_sealed
 from mpa_ray.run.training_log import LogEntry, LogFiles, TrainingLog
 from mpa_ray.run.training_state import Resumption, Retained, TrainingState
 
@@ -39,7 +39,7 @@ def test_a_training_is_stored_as_it_was_read(tmp_path: Path) -> None:
     state = TrainingState.read(run, FOLDER)
     assert state is not None
     state.write(run, FOLDER)
-    assert json.loads((tmp_path / FOLDER / "training.json").read_text()) == STORED
+    assert parse_sealed((tmp_path / FOLDER / "training.json").read_bytes()) == STORED
 
 
 def test_fields_of_a_training_are_typed() -> None:
@@ -78,7 +78,7 @@ def test_an_export_check_is_stored_as_it_was_written(tmp_path: Path) -> None:
     check = ExportCheck((CheckedAnswer("a#0", "a", "/a.png", "Which colour?", "grün"),))
     check.write(run, FOLDER)
     assert ExportCheck.read(run, FOLDER) == check
-    assert json.loads((tmp_path / FOLDER / "check.json").read_text()) == {
+    assert parse_sealed((tmp_path / FOLDER / "check.json").read_bytes()) == {
         "answers": [
             {"annotation_id": "a#0", "image_id": "a", "uri": "/a.png", "question": "Which colour?", "answer": "grün"}
         ]

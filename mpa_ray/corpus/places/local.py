@@ -14,6 +14,7 @@ from mpa_ray.config import resolve_path
 from mpa_ray.config.regular_file import open_regular_file, size_of_regular_file
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.errors import ConfigError, did_you_mean
+from mpa_ray.run.run_folder import is_run_folder
 from mpa_ray.textual import identifier, is_storable, readable
 
 _FolderKey = tuple[int, int]
@@ -53,6 +54,8 @@ def _no_folder(path: Path, root: str) -> ConfigError:
         return ConfigError("source.path", root, problem, remedy)
     names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     similar = did_you_mean(path.name, names)
+    if "$" in root:
+        similar = "Environment variables are not replaced: write the whole path."
     remedy = similar or "Give a folder or an s3:// prefix with images."
     return ConfigError("source.path", root, "does not exist.", remedy)
 
@@ -96,6 +99,8 @@ class _Walk:
                 yield _file(entry, path + name)
             elif entry.is_symlink() and self._is_repeated(entry, parents | {here}):
                 yield _problem(path + name, Path(entry.path), "linked folders (listed elsewhere)")
+            elif is_run_folder(entry.path):
+                yield _problem(path + name, Path(entry.path), "folders of runs (with a run.json)")
             else:
                 yield from self.entries(Path(entry.path), path + name, parents | {here})
 

@@ -9,7 +9,9 @@ from mpa_ray.config import ObjectStoreConfig
 from mpa_ray.corpus.ordered_prefetch import ordered_prefetch
 from mpa_ray.corpus.places.place import Entry
 from mpa_ray.errors import ConfigError
-from mpa_ray.storage.object_store import ListedObject, ObjectStore, split_uri
+from mpa_ray.storage.listing import ListedObject
+from mpa_ray.storage.object_store import ObjectStore
+from mpa_ray.storage.object_uri import split_uri
 
 
 class S3Place:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 
 def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
@@ -27,7 +26,10 @@ def with_bytes_for_text(column: pa.Array) -> pa.Array:
     if isinstance(column.type, pa.BaseExtensionType):
         return with_bytes_for_text(column.storage)
     if pa.types.is_run_end_encoded(column.type):
-        return with_bytes_for_text(pc.run_end_decode(column))
+        # This import takes a tenth of a second, and such columns are rare.
+        from pyarrow import compute
+
+        return with_bytes_for_text(compute.run_end_decode(column))
     if isinstance(column, pa.ListViewArray | pa.LargeListViewArray):
         # In pyarrow 26, casting list views to lists creates too few offsets.
         items = with_bytes_for_text(column.values)

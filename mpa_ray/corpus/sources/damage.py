@@ -12,7 +12,7 @@ from mpa_ray.errors import ConfigError
 from mpa_ray.textual import readable
 
 
-class DamagedFile(Exception):
+class DamagedSource(Exception):
     """A file with images is damaged, cut off, or not of the kind that its name indicates."""
 
 
@@ -30,7 +30,7 @@ def without_damaged(config: SourceConfig, path: str, listing: Iterator[Listed]) 
     try:
         # With `skip_damaged`, read the whole listing first, because yielded items cannot be taken back.
         yield from list(listing) if config.skip_damaged else listing
-    except DamagedFile as error:
+    except DamagedSource as error:
         if not config.skip_damaged:
             raise ConfigError(
                 "source.path",
@@ -41,7 +41,7 @@ def without_damaged(config: SourceConfig, path: str, listing: Iterator[Listed]) 
         yield LeftOut("damaged files (source.skip_damaged)")
 
 
-def unreadable(config: SourceConfig, path: str, uri: str, kind: str, error: Exception) -> DamagedFile | ConfigError:
+def unreadable(config: SourceConfig, path: str, uri: str, kind: str, error: Exception) -> DamagedSource | ConfigError:
     """The error to raise if a file of images cannot be read.
 
     Args:
@@ -57,7 +57,7 @@ def unreadable(config: SourceConfig, path: str, uri: str, kind: str, error: Exce
     )
     message = readable(" ".join(str(getattr(error, "strerror", None) or error).split()))
     if not of_storage:
-        return DamagedFile(f"cannot be read as {kind} ({message})")
+        return DamagedSource(f"cannot be read as {kind} ({message})")
     return ConfigError(
         "source.path",
         config.path,

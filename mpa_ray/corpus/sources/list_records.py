@@ -141,7 +141,7 @@ class _TrackedLines(Iterator[str]):
 
 def _list_records(file: BinaryIO, chunk_bytes: int) -> Iterator[ListRecord]:
     """Yield the objects of a JSON list whose opening bracket was read. Only one object at a time is in memory."""
-    remedy = "Write a list of objects."
+    remedy = 'Write a list of objects, such as [{"image": "a.png"}].'
     objects = _Objects(file, file.tell(), chunk_bytes)
     number = 0
     while (following := objects.skip_space()) not in (b"]", b""):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -28,6 +29,11 @@ _CONVERSATION = ("conversations", "messages", "query")
 """A row with one of these columns is a training example, which may have no image."""
 _NO_IMAGE = LeftOut("rows without an image")
 _COMMENT = LeftOut("comments (lines that begin with #)")
+
+
+def is_text_list(path: str) -> bool:
+    """Whether a list has one entry on each line, without columns. The ending of its path decides."""
+    return not path.lower().endswith((*list_records.CSV, *list_records.JSON))
 
 
 class UriList:
@@ -68,6 +74,9 @@ class UriList:
             names, records = list_records.csv_records(file, "\t" if name.endswith(".tsv") else ",")
             if not names:
                 raise BadRecord("is empty: it does not even have a header.", "Give a list with a header and rows.")
+            if len(names) == 1 and names[0] != self._config.image_column and re.search(r"[,;\t|]", names[0]):
+                remedy = "Separate its columns with commas in a .csv file, and with tabs in a .tsv file."
+                raise BadRecord(f"has only one column, {names[0]!r}.", remedy)
             self._rows.check(names, self._name)
             return records
         # A text file has no columns, so every setting that names a column is an error.
@@ -75,8 +84,7 @@ class UriList:
         return list_records.text_records(file, _DEFAULT_COLUMN)
 
     def _is_comment(self, record: ListRecord) -> bool:
-        is_text = not self._name.lower().endswith((*list_records.CSV, *list_records.JSON))
-        return is_text and record.raw.lstrip().startswith(b"#")
+        return is_text_list(self._name) and record.raw.lstrip().startswith(b"#")
 
     def _images_of(self, record: ListRecord) -> Iterator[Listed]:
         column, item = split_item(self._column_of(record.values), record.values)
