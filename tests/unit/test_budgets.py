@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from mpa_ray.config import ModelConfig, ObjectStoreConfig, RunConfig, ScriptedEngineConfig, VllmEngineConfig
+from mpa_ray.config import (
+    MeasuredModel,
+    ModelConfig,
+    ObjectStoreConfig,
+    RunConfig,
+    ScriptedEngineConfig,
+    VllmEngineConfig,
+)
 from mpa_ray.engine.vllm.arguments import engine_arguments
 from mpa_ray.engine.vllm.budgets import ImageBudget, batch_tokens, default_batch_tokens
 from mpa_ray.models.shared_engines import EngineGroup
@@ -126,11 +133,12 @@ def test_passes_serve_models_with_the_length_that_a_visit_needs(images: Path, tm
     teacher = config.teacher.model_copy(update={"model": folder, "engine": vllm})
     student = config.students[0].model_copy(update={"model": folder, "engine": vllm})
     context = RunContext.from_checked(config.model_copy(update={"teacher": teacher, "students": [student]}))
-    group, run = EngineGroup.single("s", student), context.run
+    name = MeasuredModel(student.name, None).name
+    group, run = EngineGroup.single(name, student), context.run
     passes = [
         annotation_pass(context),
         verdict_pass(context, group),
-        answer_pass(context, PhaseKey("evaluate", "s"), group, run.questions("q"), run.predictions("q", "s")),
+        answer_pass(context, PhaseKey("evaluate", name), group, run.questions("q"), run.predictions("q", name)),
     ]
     (length,) = {work.model.engine.max_sequence_tokens for work in passes}
     assert length is not None
