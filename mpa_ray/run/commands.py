@@ -17,7 +17,8 @@ from mpa_ray.run.ownership import Owner
 from mpa_ray.storage.storage import Storage
 from mpa_ray.textual import Json, parse_json
 
-_FOLDER = "commands"
+COMMANDS = "commands"
+"""The folder with a file for each command that works on the run."""
 _STORAGE_ERRORS = (OSError, RunError, ConfigError)
 """Including lost access, which must not hide how the command ended."""
 
@@ -40,7 +41,7 @@ class RunningCommand:
 @contextmanager
 def command_recorded(storage: Storage, name: str) -> Iterator[None]:
     """Show a command in the status of the run while the block runs. An error of the storage is ignored."""
-    path = f"{_FOLDER}/{uuid.uuid4().hex}.json"
+    path = f"{COMMANDS}/{uuid.uuid4().hex}.json"
     content = {"name": name, "begun": datetime.now(UTC).isoformat(), "process": asdict(Owner.this_process(0))}
     with suppress(*_STORAGE_ERRORS):
         for gone in [other for other, command in _commands(storage) if command is not None and command.process.is_gone]:
@@ -63,7 +64,7 @@ def running_commands(storage: Storage) -> list[RunningCommand]:
 
 
 def _commands(storage: Storage) -> Iterator[tuple[str, RunningCommand | None]]:
-    for path in storage.list(_FOLDER):
+    for path in storage.list(COMMANDS):
         try:
             content = parse_json(storage.read(path))
             begun = datetime.fromisoformat(content["begun"])

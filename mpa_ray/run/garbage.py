@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from mpa_ray.errors import DamagedFile
 from mpa_ray.records import LabelledQuestion, ParitySample, Prediction
+from mpa_ray.run.commands import COMMANDS
 from mpa_ray.run.dataset import SUSPECTS, ShardedDataset
 from mpa_ray.run.marker import Commit
 from mpa_ray.run.markers import MARKER_FOLDERS
@@ -40,13 +41,15 @@ class Collected:
 def collect_garbage(run: Run, older_than: timedelta) -> Collected:
     """Remove files that are older than `older_than` and belong to no generation of a committed shard.
 
-    Files about images that may kill engines are kept for shards that are not committed.
+    Files of commands, which `status` shows as running, are removed, too: commands that were killed on other machines
+    leave them. Files about images that may kill engines are kept for shards that are not committed.
 
     A running attempt writes its file before its marker, so `older_than` must be longer than any attempt takes.
     """
     before = datetime.now(UTC) - older_than
     removed = [file for dataset, shards in _datasets(run) for file in _left_behind(run, dataset, shards)]
-    removed = [file for file in (*removed, *run.storage.details(PROBES)) if file.modified < before]
+    others = (file for folder in (PROBES, COMMANDS) for file in run.storage.details(folder))
+    removed = [file for file in (*removed, *others) if file.modified < before]
     for file in removed:
         run.storage.delete(file.path)
     return Collected(len(removed), sum(file.num_bytes for file in removed), run.storage.drop_unfinished(before))

@@ -24,6 +24,7 @@ from mpa_ray.report.phase_status import PhaseStatus
 from mpa_ray.report.render_status import render_status
 from mpa_ray.report.status import status
 from mpa_ray.run.commands import command_recorded
+from mpa_ray.run.garbage import collect_garbage
 from mpa_ray.run.logs import record_lost_process
 from mpa_ray.run.phase_record import PhaseKey, PhaseRecord, add_to_record
 from mpa_ray.run.run import Run
@@ -383,3 +384,8 @@ def test_a_command_of_another_machine_is_shown_and_damaged_files_are_not(tmp_pat
     run.storage.write("commands/b.json", b"{")
     text = render_status(status(run, now=datetime(2026, 1, 1, 12, 30, tzinfo=UTC)))
     assert "running: mpa-ray align on node-b (process 4711), begun 2 h 30 min ago" in text
+
+    # A command that was killed there is shown until its file is collected.
+    assert collect_garbage(run, timedelta(hours=1)).num_files == 0
+    assert collect_garbage(run, timedelta(seconds=-5)).num_files == 2
+    assert "running: " not in render_status(status(run))
