@@ -37,18 +37,27 @@ _FILTERS = {
 
 
 def check_source(config: SourceConfig, places: Places) -> None:
-    """List the source up to the first image that passes the filters and, in a list or a table, whose file exists.
+    """List the source up to the first image that passes the filters.
 
     Raises:
-        ConfigError: the source holds no image, the filters leave out all images, or none of the first entries of a list
-            or a table names a file that exists. The error names the filter or the entry.
+        ConfigError: the source holds no image, or the filters leave out all images. The error names the filter.
     """
     selection = Selection(config, places)
-    images = selection.images()
-    first = next(images, None)
-    if first is None:
+    if next(selection.images(), None) is None:
         raise selection.no_images_error()
-    if is_missing(first, config, places) and (kind := kind_of(config, places)) in KINDS_OF_TABLES:
+
+
+def check_first_files(config: SourceConfig, places: Places) -> None:
+    """Look up the files that the first entries of a list or table name. Other sources are not checked.
+
+    Raises:
+        ConfigError: none of these files exists. The error names the first entry.
+    """
+    images = Selection(config, places).images()
+    first = next(images, None)
+    if first is None or not is_missing(first, config, places):
+        return
+    if (kind := kind_of(config, places)) in KINDS_OF_TABLES:
         check_named_files(config, kind, [first, *islice(images, NUM_CHECKED - 1)], places)
 
 

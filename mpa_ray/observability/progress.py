@@ -143,7 +143,7 @@ class Progress:
         return f"{self._done}/{self._total} {self._unit} ({self._share:.0%})"
 
     def _left(self) -> str:
-        if self._total is None or not self._is_stable:
+        if self._total is None or self._done >= self._total or not self._is_stable:
             return ""
         rate = self._measured_rate or per_second(self._done - self._done_at_start, self._elapsed_s)
         if not rate:

@@ -19,7 +19,7 @@ from mpa_ray.config import (
     StudentConfig,
     resolve_path,
 )
-from mpa_ray.corpus.index import check_source
+from mpa_ray.corpus.index import check_first_files, check_source
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.source_root import SourceRoot
 from mpa_ray.engine.build import check_settings
@@ -33,6 +33,8 @@ from mpa_ray.models.checkpoints import adapter_folder, base_of_adapter, model_se
 from mpa_ray.models.hub import is_hub_name
 from mpa_ray.observability.progress import say
 from mpa_ray.pipeline.cluster_address import cluster_address
+from mpa_ray.run.run import Run
+from mpa_ray.storage.open import open_storage
 from mpa_ray.tasks.library import find_task
 
 _HUB_PREFIXES = ("https://huggingface.co/", "http://huggingface.co/", "https://hf.co/", "huggingface.co/")
@@ -61,10 +63,20 @@ def check_run(config: RunConfig) -> None:
     check_run_dir(config)
     with _named("source.path", config.source.path, "object_store"):
         check_source(config.source, Places(config.object_store))
+    _check_first_files(config)
     check_model(config.teacher, "teacher", config.object_store)
     for index, student in enumerate(config.students):
         check_student(student, index, config.object_store)
     check_evaluation(config)
+
+
+def _check_first_files(config: RunConfig) -> None:
+    """Check the first files of a list or table, unless the images are indexed: then some phases need no images."""
+    try:
+        check_first_files(config.source, Places(config.object_store))
+    except ConfigError:
+        if not Run(open_storage(config.run_dir, config.object_store)).is_indexed():
+            raise
 
 
 def check_run_dir(config: RunConfig) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from mpa_ray.config import EvaluateConfig, PlanConfig, RunConfig
-from mpa_ray.corpus.index import Selection, check_source
+from mpa_ray.corpus.index import Selection, check_first_files, check_source
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.errors import ConfigError
 from mpa_ray.run.run import Run
@@ -74,6 +74,7 @@ def _count_listed(config: RunConfig, limit: int, notes: list[str]) -> int | None
     places = Places(config.object_store)
     try:
         check_source(config.source, places)
+        check_first_files(config.source, places)
         if limit > _MAX_LISTED:
             return None
         return sum(1 for _ in islice(Selection(config.source, places).images(), limit))

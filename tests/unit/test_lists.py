@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpa_ray.config import ObjectStoreConfig, SourceConfig
-from mpa_ray.corpus.index import Selection, check_source
+from mpa_ray.api.phases import run_phase
+from mpa_ray.config import ObjectStoreConfig, RunConfig, SourceConfig
+from mpa_ray.corpus.index import Selection, check_first_files, check_source
 from mpa_ray.corpus.named_files import check_named_files
 from mpa_ray.corpus.places.places import Places
 from mpa_ray.corpus.read import Content, Reader
@@ -28,6 +30,7 @@ from mpa_ray.corpus.sources.uri_list import UriList
 from mpa_ray.errors import ConfigError
 from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.records import ImageRef, Reason
+from tests.conftest import scripted_tree
 
 PLACES = Places(ObjectStoreConfig())
 READER = Reader(ObjectStoreConfig())
@@ -377,7 +380,7 @@ def test_a_file_that_is_no_list_of_images_is_refused(tmp_path: Path, name: str, 
     path.write_text(content)
     expected = f"source.path = {str(path)!r}: {message.format(folder=tmp_path)}"
     with pytest.raises(ConfigError, match=re.escape(expected)) as caught:
-        check_source(SourceConfig(path=str(path)), Places(ObjectStoreConfig()))
+        check_first_files(SourceConfig(path=str(path)), Places(ObjectStoreConfig()))
     assert len(str(caught.value)) < 600
 
 
@@ -386,7 +389,7 @@ def test_a_table_whose_files_are_missing_is_refused(tmp_path: Path, as_folder: b
     pq.write_table(pa.table({"image": ["cat.png", "dog.png"]}), tmp_path / "a.parquet")
     source = SourceConfig(path=str(tmp_path if as_folder else tmp_path / "a.parquet"))
     with pytest.raises(ConfigError, match=r"a\.parquet/0 names .*/cat\.png, which does not exist \(all of the first 2"):
-        check_source(source, Places(ObjectStoreConfig()))
+        check_first_files(source, Places(ObjectStoreConfig()))
 
 
 @pytest.mark.parametrize("number", [1, 20, 21])
@@ -397,16 +400,16 @@ def test_a_list_with_some_missing_files_is_accepted(tmp_path: Path, number: int)
     (tmp_path / "list.txt").write_text("\n".join(lines))
     source = SourceConfig(path=str(tmp_path / "list.txt"))
     if number <= 20:
-        check_source(source, Places(ObjectStoreConfig()))
+        check_first_files(source, Places(ObjectStoreConfig()))
         return
     with pytest.raises(ConfigError, match="all of the first 20 files are missing"):
-        check_source(source, Places(ObjectStoreConfig()))
+        check_first_files(source, Places(ObjectStoreConfig()))
 
 
 @pytest.mark.parametrize("entry", ["s3://bucket/cat.png", "gs://bucket/cat.png"])
 def test_remote_entries_of_a_local_list_are_not_accessed(tmp_path: Path, entry: str) -> None:
     (tmp_path / "list.txt").write_text(f"{entry}\n")
-    check_source(SourceConfig(path=str(tmp_path / "list.txt")), Places(ObjectStoreConfig()))
+    check_first_files(SourceConfig(path=str(tmp_path / "list.txt")), Places(ObjectStoreConfig()))
 
 
 class _EmptyBucket(Places):
@@ -427,3 +430,16 @@ def test_files_beside_a_remote_list_are_looked_up() -> None:
         check_named_files(source, "list", beside, places)
     check_named_files(source, "list", [ImageRef("notes.txt/1", "s3://other/a.png", None)], places)
     check_named_files(source, "list", [ImageRef("notes.txt/1", "https://host/a.png", None)], places)
+
+
+def test_a_run_whose_images_are_gone_after_indexing_can_be_reported(images: Path, tmp_path: Path) -> None:
+    shutil.copy(images / "000.png", tmp_path / "a.png")
+    (tmp_path / "list.txt").write_text("a.png\n")
+    config = RunConfig.model_validate(scripted_tree(tmp_path / "list.txt", tmp_path / "run"))
+    run_phase(config, "index")
+    (tmp_path / "a.png").unlink()
+    run_phase(config, "report")
+    elsewhere = config.model_copy(update={"run_dir": str(tmp_path / "other")})
+    with pytest.raises(ConfigError, match=r"line 1 names .*/a\.png, which does not exist\."):
+        run_phase(elsewhere, "index")
+    assert not (tmp_path / "other").exists()
