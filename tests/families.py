@@ -86,8 +86,13 @@ def tokenizer(*tokens: str, **named: str) -> Any:
 
 def build(family: str, folder: Path) -> Path:
     """Write the checkpoint; its weights are drawn from a fixed seed."""
+    return write(FAMILIES[family], folder)
+
+
+def write(make: Callable[[], tuple[Any, Any]], folder: Path) -> Path:
+    """Write a checkpoint of a model and a processor; its weights are drawn from a fixed seed."""
     torch.manual_seed(0)
-    model, processor = FAMILIES[family]()
+    model, processor = make()
     with torch.no_grad():
         for name, weights in model.named_parameters():
             # Larger than at the start of training, so that answers depend on what is seen.
@@ -204,27 +209,29 @@ def _smolvlm() -> tuple[Any, Any]:
     return SmolVLMForConditionalGeneration(config), processor
 
 
-def _internvl() -> tuple[Any, Any]:
+def internvl(side: int = 112) -> tuple[Any, Any]:
+    """A tiny InternVL whose tiles have this side, and its processor."""
     text = tokenizer(
         start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
     )
+    num_tokens = (side // 28) ** 2
     config = InternVLConfig(
-        text_config={**TEXT, "model_type": "qwen2", "vocab_size": len(text)},
+        text_config={**TEXT, "model_type": "qwen2", "vocab_size": len(text), "max_position_embeddings": 8192},
         vision_config={
             "hidden_size": HIDDEN,
             "intermediate_size": 96,
             "num_hidden_layers": 2,
             "num_attention_heads": HEADS,
-            "image_size": [112, 112],
+            "image_size": [side, side],
             "patch_size": [14, 14],
         },
         image_token_id=text.convert_tokens_to_ids("<IMG_CONTEXT>"),
         downsample_ratio=0.5,
-        image_seq_length=16,
+        image_seq_length=num_tokens,
     )
-    images = GotOcr2ImageProcessor(size={"height": 112, "width": 112}, crop_to_patches=False)
+    images = GotOcr2ImageProcessor(size={"height": side, "width": side}, crop_to_patches=False)
     processor = InternVLProcessor(
-        images, text, InternVLVideoProcessor(), image_seq_length=16, chat_template=_CHATML % "<IMG_CONTEXT>"
+        images, text, InternVLVideoProcessor(), image_seq_length=num_tokens, chat_template=_CHATML % "<IMG_CONTEXT>"
     )
     return InternVLForConditionalGeneration(config), processor
 
@@ -283,6 +290,6 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
     "smolvlm": _smolvlm,
-    "internvl": _internvl,
+    "internvl": internvl,
     "llava_onevision": _llava_onevision,
 }

@@ -21,7 +21,7 @@ from mpa_ray.config import (
 from mpa_ray.corpus.index import index_shards
 from mpa_ray.errors import AccessLost, ConfigError, RunError, Unfinished, may_pass
 from mpa_ray.errors.remedies import continues_at_once
-from mpa_ray.models.checkpoints import model_identity, model_settings
+from mpa_ray.models.checkpoints import model_identity
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.observability.progress import say
 from mpa_ray.phases.annotate import ListShards, index_and_annotate
@@ -41,7 +41,7 @@ from mpa_ray.run.commands import command_recorded
 from mpa_ray.run.fingerprint import verdict_fingerprint
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
-from mpa_ray.sizing.architecture import architecture_of
+from mpa_ray.sizing.models import num_parameters
 
 _Check = Callable[[StudentConfig, int], None]
 _CPUS_FOR_SMALL_TASKS = 1.0
@@ -185,7 +185,7 @@ class _Campaign:
 
     def _align(self, student: StudentConfig) -> None:
         try:
-            size = _size(student, self._context.config.object_store)
+            size = float(num_parameters(student, self._context.config.object_store))
             admission = self._admission(student, size)
             to_train = self._admission_to_train(student, size)
             to_check = self._admission(student.model_copy(update={"num_replicas": 1}), size)
@@ -346,17 +346,6 @@ class _Once:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
-
-
-def _size(student: StudentConfig, object_store: ObjectStoreConfig) -> float:
-    """Return the number of the student's parameters, as a measure of how long its phases take; 0 if it is not known."""
-    if not student.engine.has_checkpoint:
-        return 0.0
-    try:
-        return float(architecture_of(model_settings(student.model, object_store), student.model).total)
-    except ConfigError:
-        # A student can be aligned even if the number of its parameters is not known.
-        return 0.0
 
 
 def _started(target: Callable[..., None], *args: object) -> threading.Thread:

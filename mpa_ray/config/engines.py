@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field
 
@@ -181,6 +181,15 @@ class EngineSettings(Settings):
         return None
 
     @property
+    def limits_sequences(self) -> bool:
+        """Whether the settings limit the length of prompt plus reply. Also true if the engine has no such limit."""
+        return True
+
+    def with_max_sequence_tokens(self, num_tokens: int) -> Self:  # noqa: ARG002
+        """These settings with another maximum length of prompt plus reply."""
+        return self
+
+    @property
     def processor_arguments(self) -> Mapping[str, Any]:
         """Arguments for the model's processor that only the engine uses."""
         return {}
@@ -220,7 +229,8 @@ class VllmEngineConfig(EngineSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of weights and activations."""
     max_model_len: int | None = Field(None, ge=64)
-    """Maximum length of prompt plus reply, in tokens; None uses the model's own limit."""
+    """Maximum length of prompt plus reply, in tokens. None means what the longest visit to an image needs, or the
+    model's own limit if that is lower or the model's family is not known."""
     max_num_seqs: int = Field(64, ge=1)
     """Maximum number of requests that the engine decodes together."""
     block_size: int | None = None
@@ -271,7 +281,16 @@ class VllmEngineConfig(EngineSettings):
 
     @property
     def max_sequence_tokens(self) -> int | None:
-        return self.max_model_len
+        # vLLM also takes texts, such as "auto", and -1, for which it chooses a length.
+        argument = self.engine_args.get("max_model_len", self.max_model_len)
+        return argument if isinstance(argument, int) and argument > 0 else None
+
+    @property
+    def limits_sequences(self) -> bool:
+        return self.max_model_len is not None or "max_model_len" in self.engine_args
+
+    def with_max_sequence_tokens(self, num_tokens: int) -> Self:
+        return self.model_copy(update={"max_model_len": num_tokens})
 
     @property
     def processor_arguments(self) -> Mapping[str, Any]:

@@ -49,7 +49,8 @@ class PlanConfig(Settings):
     """Questions of all benchmarks together. None counts the questions that the run directory already holds; for every
     other benchmark, its `limit` is used."""
     image_tokens: int | None = Field(None, ge=1)
-    """Tokens of one image. None computes the number from `max_pixels` and the model's patch size."""
+    """Tokens of one image. None means the most that an image can have, which follows from the settings of the model's
+    processor and the pixel limits."""
     teacher_images_per_s: float | None = Field(None, gt=0)
     """Images per second that one replica of the teacher annotates, including second answers."""
     student_images_per_s: float | None = Field(None, gt=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -36,14 +36,18 @@ class ImageGrid:
         images: Any = getattr(processor, "image_processor", None)
         if type(images).__name__ not in _PROCESSORS or not images.do_resize:
             return None
-        low, high = images.size["shortest_edge"], images.size["longest_edge"]
-        return cls(
-            unit=images.patch_size * images.merge_size,
-            min_pixels=min(max(min_pixels, low), high),
-            max_pixels=max(min(max_pixels, high), low),
-            processor_limits=(low, high),
-            resampling=images.resample if isinstance(images.resample, int) else Image.Resampling.BICUBIC,
+        grid = cls.within(
+            images.patch_size * images.merge_size,
+            (min_pixels, max_pixels),
+            (images.size["shortest_edge"], images.size["longest_edge"]),
         )
+        return replace(grid, resampling=images.resample) if isinstance(images.resample, int) else grid
+
+    @classmethod
+    def within(cls, unit: int, limits: tuple[int, int], processor_limits: tuple[int, int]) -> ImageGrid:
+        """The grid with the limits of a model. The nearest of the processor's limits replaces one outside of them."""
+        low, high = processor_limits
+        return cls(unit, min(max(limits[0], low), high), max(min(limits[1], high), low), processor_limits)
 
     def size_of(self, width: int, height: int) -> tuple[int, int]:
         """The width and height to which a processor with these limits scales an image."""

@@ -109,10 +109,15 @@ async def prepare_in_thread(
 
 def fit(image: Image.Image, min_pixels: int, max_pixels: int) -> Image.Image:
     """Scale an image so that its area is within the limits; keep its aspect ratio. An image that fits is unchanged."""
-    area = image.width * image.height
+    size = fitted_size(image.width, image.height, min_pixels, max_pixels)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def fitted_size(width: int, height: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """The width and height to which `fit` scales an image."""
+    area = width * height
     if min_pixels <= area <= max_pixels:
-        return image
+        return width, height
     scale = math.sqrt((max_pixels if area > max_pixels else min_pixels) / area)
     round_ = math.floor if scale < 1 else math.ceil
-    size = max(1, round_(image.width * scale)), max(1, round_(image.height * scale))
-    return image.resize(size, Image.Resampling.BICUBIC)
+    return max(1, round_(width * scale)), max(1, round_(height * scale))

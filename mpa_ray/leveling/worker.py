@@ -24,6 +24,7 @@ from mpa_ray.leveling.trainable import prepare_for_training
 from mpa_ray.leveling.trainer import ParityTrainer, TrainingData
 from mpa_ray.models.chat_template import load_processor
 from mpa_ray.models.checkpoints import local_model
+from mpa_ray.models.generation_settings import GenerationSettings
 from mpa_ray.observability.log_context import log_context
 from mpa_ray.pipeline.death_recorder import current_process
 from mpa_ray.pipeline.training_data import read_images
@@ -69,7 +70,8 @@ def _train(job: TrainingJob) -> None:
             trained = load_trained_weights(fresh, weights)
             scaling = ImageScaling.of(processor, *job.pixel_limits)
             questions, card = _check_questions(job, scaling), job.cards[scaling.grid is not None]
-            export(trained, processor, job.model, card, questions, job.run, job.folder, job.check_owner)
+            inherited = GenerationSettings.of_checkpoint(start, processor.tokenizer.pad_token_id)
+            export(trained, processor, job.model, card, questions, job.run, job.folder, job.check_owner, inherited)
             trainer.write_state(is_complete=True)
 
 
@@ -137,6 +139,10 @@ def load_model(start: str, level: LevelConfig, on_gpu: bool, quantized: bool = T
         quantized: False loads unquantized weights even if `level` trains with quantized weights.
     """
     settings: dict[str, Any] = {}
+    generation = GenerationSettings.of_checkpoint(start)
+    if generation is not None:
+        # transformers would not load a model with some settings that others of its versions accept.
+        settings["generation_config"] = generation.config
     if level.attention != "auto":
         settings["attn_implementation"] = level.attention
     if quantized and isinstance(level.method, LoraConfig) and level.method.quantize:

@@ -134,31 +134,56 @@ def model_settings(model: str, object_store: ObjectStoreConfig) -> dict[str, Any
     Raises:
         ConfigError: there is no config.json, or it cannot be read.
     """
-    remedy = "Check the name, the network and your access."
     try:
-        if model.startswith("s3://"):
-            from mpa_ray.storage.object_store import ObjectStore
-            from mpa_ray.storage.object_uri import split_uri
-
-            bucket, prefix = split_uri(model.rstrip("/") + "/")
-            content = ObjectStore(object_store).get(bucket, f"{prefix}config.json")
-        elif (folder := Path(resolve_path(model))).is_dir():
-            base = base_of_adapter(folder)
-            if base is not None:
-                return model_settings(base, object_store)
-            content = read_regular_file(folder / "config.json")
-        else:
-            if "/" not in model:
-                raise ConfigError("model", model, "is not a folder.", "Give a folder or a hub name (owner/name).")
-            content = process_hub().file(model, "config.json").read_bytes()
-        settings = json.loads(content)
+        settings = json.loads(_file_of(model, "config.json", object_store))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
-            "model", model, f"its config.json cannot be read ({type(error).__name__}).", remedy
+            "model",
+            model,
+            f"its config.json cannot be read ({type(error).__name__}).",
+            "Check the name, the network and your access.",
         ) from error
     if not isinstance(settings, dict):
         raise ConfigError("model", model, "its config.json is not a JSON object.", "Download the checkpoint again.")
     return settings
+
+
+def processor_settings(model: str, object_store: ObjectStoreConfig) -> dict[str, Any]:
+    """The settings of a checkpoint's image processor, or of that of an adapter's base model; empty if it has none.
+
+    They are in preprocessor_config.json or, in checkpoints of transformers 5, in processor_config.json.
+    """
+    for name, part in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
+        try:
+            settings = json.loads(_file_of(model, name, object_store))
+        except (OSError, ValueError, RecursionError, ConfigError):
+            # Checkpoints have one file or the other. Whether they are whole is checked elsewhere.
+            continue
+        settings = settings.get(part) if part is not None and isinstance(settings, dict) else settings
+        if isinstance(settings, dict):
+            return settings
+    return {}
+
+
+def _file_of(model: str, name: str, object_store: ObjectStoreConfig) -> bytes:
+    """A small file of a checkpoint, or of an adapter's base model.
+
+    Raises:
+        ConfigError: there is no such model.
+        OSError: there is no such file, or it cannot be read.
+    """
+    if model.startswith("s3://"):
+        from mpa_ray.storage.object_store import ObjectStore
+        from mpa_ray.storage.object_uri import split_uri
+
+        bucket, prefix = split_uri(model.rstrip("/") + "/")
+        return ObjectStore(object_store).get(bucket, f"{prefix}{name}")
+    if (folder := Path(resolve_path(model))).is_dir():
+        base = base_of_adapter(folder)
+        return read_regular_file(folder / name) if base is None else _file_of(base, name, object_store)
+    if "/" not in model:
+        raise ConfigError("model", model, "is not a folder.", "Give a folder or a hub name (owner/name).")
+    return process_hub().file(model, name).read_bytes()
 
 
 def weight_bytes(model: str) -> int | None:
@@ -231,7 +256,11 @@ def _merge(adapter: Path, base: str, target: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype="auto")
+    from mpa_ray.models.generation_settings import GenerationSettings
+
+    generation = GenerationSettings.of_checkpoint(base)
+    settings = {} if generation is None else {"generation_config": generation.config}
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype="auto", **settings)
     PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(target)
     AutoProcessor.from_pretrained(base).save_pretrained(target)
 

@@ -12,6 +12,7 @@ from mpa_ray.corpus.places.places import Places
 from mpa_ray.observability.progress import Progress
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.index import INDEX, index, report_corpus
+from mpa_ray.phases.sequence_limit import with_sequence_limit
 from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.pipeline.run_pass import Admission, Outstanding, announce_to_nobody, recorded, run_missing, run_shards
 from mpa_ray.records import Annotation
@@ -87,7 +88,7 @@ def annotation_pass(context: RunContext[RunConfig]) -> Pass[Annotation]:
         models=("teacher",),
         source=run.corpus,
         target=run.annotations,
-        model=config.teacher,
+        model=with_sequence_limit(context, config.teacher),
         branch="teacher",
         make_stage=partial(Annotate, task=context.task, config=config.annotate, answer=config.answer),
         reader=context.corpus_reader,

@@ -9,6 +9,7 @@ from mpa_ray.config import EvaluationRunConfig
 from mpa_ray.models.shared_engines import EngineGroup
 from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.model_groups import stage_for
+from mpa_ray.phases.sequence_limit import with_sequence_limit
 from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.records import LabelledQuestion
 from mpa_ray.run.dataset import ShardedDataset, ShardTarget
@@ -41,7 +42,7 @@ def answer_pass(
         models=group.names,
         source=questions,
         target=answers,
-        model=group.base,
+        model=with_sequence_limit(context, group.base),
         branch=context.run.fingerprints.branches.of_model(group.names[0]),
         make_stage=stage_for(group, partial(Predict, task=context.task, answer=config.answer)),
         reader=context.image_reader,

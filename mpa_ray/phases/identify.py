@@ -24,6 +24,7 @@ from mpa_ray.phases.model_groups import (
     stage_for,
     target_of,
 )
+from mpa_ray.phases.sequence_limit import with_sequence_limit
 from mpa_ray.pipeline.pass_spec import Pass
 from mpa_ray.pipeline.run_pass import Admission, Outstanding, error_recorded, run_missing, run_shards
 from mpa_ray.run.dataset import ShardedDataset
@@ -164,7 +165,7 @@ def verdict_pass(context: RunContext[RunConfig], group: EngineGroup) -> Pass[Any
         models=group.names,
         source=run.annotations,
         target=target,
-        model=group.base,
+        model=with_sequence_limit(context, group.base),
         branch=run.branch_of_student(group.names[0]),
         make_stage=stage_for(group, make_stage),
         reader=context.corpus_reader,

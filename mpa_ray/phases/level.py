@@ -16,6 +16,7 @@ from mpa_ray.observability.progress import Progress, say
 from mpa_ray.phases.check_export import check_export
 from mpa_ray.phases.context import RunContext, installed_versions
 from mpa_ray.phases.preflight import check_trainable
+from mpa_ray.phases.sequence_limit import with_sequence_limit
 from mpa_ray.pipeline.run_pass import Admission, error_recorded, recorded
 from mpa_ray.report.card import model_card
 from mpa_ray.report.card_usage import usage
@@ -169,7 +170,7 @@ def _train(
         is_promptable = PromptCheck(student, config.object_store, context.task)
         plan = plan_epoch(run, folder, sample_sources(context, student), student.level, key.arm, is_promptable)
         closing = _closing_tag(context, student)
-        versions = installed_versions()
+        versions, served = installed_versions(), with_sequence_limit(context, student)
         cards = {
             processor_scales: model_card(
                 config,
@@ -177,7 +178,7 @@ def _train(
                 key.arm,
                 plan.counts,
                 versions,
-                usage(student, context.task, config.answer.max_new_tokens, processor_scales, closing),
+                usage(served, context.task, config.answer.max_new_tokens, processor_scales, closing),
             )
             for processor_scales in (False, True)
         }

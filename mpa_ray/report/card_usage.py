@@ -13,6 +13,9 @@ _USAGE = '''## Use
 The student was trained and measured with the prompt below, and with images within the pixel limits above. With other
 prompts or image sizes, its answers are worse. {sizes}
 
+The checkpoint needs transformers 5; the table above has the version that wrote it. Version 4 does not read it: 4.57.6
+cannot load its processor, and would ignore its settings for the positions of tokens.
+
 Run the examples in the folder `merged/`. They give the same answers as mpa_ray. Both begin with this code:
 
 ```python

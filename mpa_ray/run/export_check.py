@@ -7,6 +7,14 @@ from dataclasses import asdict, dataclass
 from mpa_ray.run.run import Run
 
 FILE_NAME = "check.json"
+_NEAR_TIE = 0.5
+"""If the logits of the two most likely tokens differ by less, the number format or the batch may decide between them:
+the logits of one model differ by a few tenths between an engine in 16 bits and transformers in 32 bits."""
+
+
+def is_near_tie(margin: float | None) -> bool:
+    """Whether two tokens were about equally likely at some place of an answer with this margin."""
+    return margin is not None and margin < _NEAR_TIE
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,9 @@ class CheckedAnswer:
     uri: str
     question: str
     answer: str
+    margin: float | None = None
+    """The smallest difference between the logits of the most likely token and the next, over all tokens of the answer;
+    None if it is not known."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,8 @@ class ExportCheck:
     """The answers that an engine has to reproduce."""
 
     answers: tuple[CheckedAnswer, ...]
+    repairs: tuple[str, ...] = ()
+    """What the export changed in the settings that it carried over from the student's model."""
 
     @classmethod
     def read(cls, run: Run, folder: str) -> ExportCheck:

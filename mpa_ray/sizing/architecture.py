@@ -1,17 +1,23 @@
-"""The sizes of a vision-language model, from its config.json alone: parameters, cache, image tokens, operations."""
+"""The sizes of a vision-language model, from its settings alone: parameters, cache, image tokens, operations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mpa_ray.config import Component
 from mpa_ray.errors import ConfigError
+from mpa_ray.imaging.image_tokens import FixedTokens, GridTokens, ImageTokenRule, image_token_rule, side_of
+from mpa_ray.models.omitted_settings import ConfigJson, with_defaults
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "half": 2.0, "float": 4.0}
 _LARGEST_SIZE = 10**15
 _MAY_BE_ZERO = ("num_expert_parameters", "expert_share")
+_NOT_SIZES = ("linears", "head", "image_rule", "has_image_rule", *_MAY_BE_ZERO)
+_ONE_PROJECTION = ("gemma3", "paligemma", "idefics3", "smolvlm")
+"""Model types whose projector is a single linear layer."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,11 @@ class Architecture:
     patches_per_token: int
     """Patches that are merged into one token of the language model."""
     tile_pixels: int | None
-    """Pixels of a tile if images are cut into tiles of one size; None if images may have any size."""
+    """Pixels of the vision tower's input if it has a fixed size; None if images may have any size."""
+    image_rule: ImageTokenRule
+    """How many tokens stand for an image."""
+    has_image_rule: bool
+    """False if the rule is only an estimate, since the family is not known."""
     weight_bits: int | None
     """Bits per weight of a quantized checkpoint; None if it is not quantized."""
 
@@ -83,13 +93,6 @@ class Architecture:
         """Bytes per GPU of a token's keys and values in all layers. A head is never split between GPUs."""
         heads = max(1, -(-self.num_kv_heads // num_gpus))
         return 2 * self.num_layers * heads * self.head_dim * bytes_per_value
-
-    def image_tokens(self, num_pixels: int) -> int:
-        """Tokens of an image. An image of several tiles also has the tokens of a small copy of the whole image."""
-        if self.tile_pixels is None:
-            return max(1, num_pixels // (self.patch_pixels * self.patches_per_token))
-        tiles = -(-num_pixels // self.tile_pixels)
-        return (tiles + (tiles > 1)) * (self.tile_pixels // (self.patch_pixels * self.patches_per_token))
 
     def vision_operations(self, num_image_tokens: int) -> float:
         """Floating-point operations of a forward pass of one image through vision tower and projector.
@@ -124,18 +127,25 @@ class Architecture:
         return 2.0 * self.head.inputs * self.head.outputs
 
 
-def architecture_of(settings: dict[str, Any], model: str) -> Architecture:
-    """Read the config.json of Qwen2-VL to Qwen3-VL, InternVL, SmolVLM, LLaVA and models with the same keys.
+def architecture_of(
+    settings: Mapping[str, Any],
+    model: str,
+    processor: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Architecture:
+    """Read the config.json of Qwen2-VL to Qwen3-VL, InternVL, SmolVLM, LLaVA, Gemma 3 and models with the same keys.
 
     Args:
-        settings: The content of config.json.
+        settings: The content of config.json. The defaults of the model's classes complete it.
         model: The name of the model in errors.
+        processor: The settings of the image processor; None stands for the defaults of its class.
+        arguments: Arguments with which an engine calls the processor.
 
     Raises:
         ConfigError: a size is missing, or is one that no model can have.
     """
     try:
-        sizes = _architecture(settings)
+        sizes = _architecture(with_defaults(settings), processor or {}, arguments or {})
         _check_sizes(sizes)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ConfigError(
@@ -153,7 +163,7 @@ def _check_sizes(sizes: Architecture) -> None:
     named = {
         f"{name} of a layer": [getattr(layer, name) for layer in layers] for name in ("inputs", "outputs", "count")
     }
-    named |= {name: [value] for name, value in vars(sizes).items() if name not in ("linears", "head", *_MAY_BE_ZERO)}
+    named |= {name: [value] for name, value in vars(sizes).items() if name not in _NOT_SIZES}
     named |= {"vocab_size": [sizes.head.outputs]}
     for name, values in named.items():
         for value in values:
@@ -164,26 +174,22 @@ def _check_sizes(sizes: Architecture) -> None:
             raise ValueError(f"{name} is {getattr(sizes, name)}")
 
 
-def _architecture(settings: dict[str, Any]) -> Architecture:
-    text = settings.get("text_config") or settings
-    vision = settings["vision_config"]
+def _architecture(settings: ConfigJson, processor: Mapping[str, Any], arguments: Mapping[str, Any]) -> Architecture:
+    text, vision = settings["text_config"], settings["vision_config"]
     width, num_layers, num_heads = text["hidden_size"], text["num_hidden_layers"], text["num_attention_heads"]
     num_experts = text.get("num_experts") or text.get("num_local_experts") or 0
     expert_size = 3 * width * text.get("moe_intermediate_size", text["intermediate_size"]) * num_layers
-    is_tied = text.get("tie_word_embeddings", settings.get("tie_word_embeddings", False))
     # In Qwen2-VL's vision_config, hidden_size is the language model's width, and embed_dim is the vision tower's.
     vision_width = vision.get("embed_dim") or vision["hidden_size"]
-    patch_side = _side(vision["patch_size"])
-    merge = vision.get("spatial_merge_size") or settings.get("scale_factor") or 1
-    if "downsample_ratio" in settings:
-        merge = round(1 / settings["downsample_ratio"])
+    patch_side = side_of(vision["patch_size"])
+    merge, rule = _merge(settings), image_token_rule(settings, processor, arguments)
     return Architecture(
         linears={
             "language": _language_layers(text, is_dense=not num_experts),
-            "projector": _projector_layers(settings, vision_width * merge**2, width),
+            "projector": _projector_layers(settings, vision_width, merge, width),
             "vision": _vision_layers(settings, vision_width, patch_side),
         },
-        num_embeddings=text["vocab_size"] * width * (1 if is_tied else 2),
+        num_embeddings=text["vocab_size"] * width * (1 if text["tie_word_embeddings"] else 2),
         head=Linear(width, text["vocab_size"]),
         num_expert_parameters=num_experts * expert_size,
         expert_share=text.get("num_experts_per_tok", 1) / num_experts if num_experts else 0.0,
@@ -198,12 +204,14 @@ def _architecture(settings: dict[str, Any]) -> Architecture:
         vision_depth=_vision_depth(vision),
         patch_pixels=patch_side**2,
         patches_per_token=merge**2,
-        tile_pixels=None if "spatial_merge_size" in vision else _side(vision["image_size"]) ** 2,
+        tile_pixels=None if "spatial_merge_size" in vision else side_of(vision["image_size"]) ** 2,
+        image_rule=rule or _plain_rule(vision, patch_side, merge),
+        has_image_rule=rule is not None,
         weight_bits=_bits(settings.get("quantization_config")),
     )
 
 
-def _language_layers(text: dict[str, Any], *, is_dense: bool) -> tuple[Linear, ...]:
+def _language_layers(text: ConfigJson, *, is_dense: bool) -> tuple[Linear, ...]:
     """The linear layers of attention, and of the gated MLP of a dense model."""
     width, num_layers, num_heads = text["hidden_size"], text["num_hidden_layers"], text["num_attention_heads"]
     num_kv_heads = text.get("num_key_value_heads") or num_heads
@@ -219,7 +227,7 @@ def _language_layers(text: dict[str, Any], *, is_dense: bool) -> tuple[Linear, .
     return (*attention, Linear(width, inner, 2 * num_layers), Linear(inner, width, num_layers))
 
 
-def _vision_layers(settings: dict[str, Any], width: int, patch_side: int) -> tuple[Linear, ...]:
+def _vision_layers(settings: ConfigJson, width: int, patch_side: int) -> tuple[Linear, ...]:
     """The linear layers of patch embedding, attention and MLP. The MLP is gated in Qwen2.5-VL."""
     vision, depth = settings["vision_config"], _vision_depth(settings["vision_config"])
     inner = vision.get("intermediate_size") or int(width * vision.get("mlp_ratio", 4))
@@ -233,26 +241,56 @@ def _vision_layers(settings: dict[str, Any], width: int, patch_side: int) -> tup
     )
 
 
-def _projector_layers(settings: dict[str, Any], merged_width: int, width: int) -> tuple[Linear, ...]:
-    """The linear layers from the merged patches to the language model."""
-    vision = settings["vision_config"]
+def _projector_layers(settings: ConfigJson, vision_width: int, merge: int, width: int) -> tuple[Linear, ...]:
+    """The linear layers from the vision tower to the language model."""
+    vision, model_type = settings["vision_config"], settings.get("model_type")
+    merged_width = vision_width * merge**2
     if "spatial_merge_size" in vision:
         num_mergers = 1 + len(vision.get("deepstack_visual_indexes", ()))
         return Linear(merged_width, merged_width, num_mergers), Linear(merged_width, width, num_mergers)
-    if "scale_factor" in settings:
+    if model_type == "minicpmv":
+        # A layer for the keys, then attention with its input and output layers, and the projection.
+        return Linear(vision_width, width), Linear(width, width, 5)
+    if model_type == "gemma3":
+        # The patches of a token are averaged.
+        return (Linear(vision_width, width),)
+    if model_type in _ONE_PROJECTION:
         return (Linear(merged_width, width),)
     return Linear(merged_width, width), Linear(width, width)
 
 
-def _vision_depth(vision: dict[str, Any]) -> int:
+def _merge(settings: ConfigJson) -> int:
+    """The side of the square of patches that becomes one token."""
+    vision = settings["vision_config"]
+    if "downsample_ratio" in settings:
+        return int(1 / settings["downsample_ratio"] + 0.5)
+    if merge := vision.get("spatial_merge_size") or settings.get("scale_factor"):
+        return int(merge)
+    num_patches = side_of(vision.get("image_size", 1)) // side_of(vision["patch_size"])
+    match settings.get("model_type"):
+        case "gemma3":
+            return round(num_patches / math.sqrt(settings.get("mm_tokens_per_image", 256)))
+        case "minicpmv":
+            side = settings.get("image_size", 448) // side_of(vision["patch_size"])
+            return int(side // math.sqrt(settings.get("query_num", 64)))
+        case "internvl" | "internvl_chat" | "phi3_v" | "idefics3" | "smolvlm":
+            return 2
+    return 1
+
+
+def _plain_rule(vision: Mapping[str, Any], patch_side: int, merge: int) -> ImageTokenRule:
+    """An estimate for other families: a token for each square of patches of the image or of its single tile."""
+    if "spatial_merge_size" in vision:
+        return GridTokens(patch_side * merge, 1, _LARGEST_SIZE)
+    side = side_of(vision["image_size"])
+    return FixedTokens((side // (patch_side * merge)) ** 2, side)
+
+
+def _vision_depth(vision: ConfigJson) -> int:
     return int(vision.get("depth") or vision["num_hidden_layers"])
 
 
-def _side(size: Any) -> int:
-    return int(size[0] if isinstance(size, list) else size)
-
-
-def _bits(quantization: dict[str, Any] | None) -> int | None:
+def _bits(quantization: ConfigJson | None) -> int | None:
     if quantization is None:
         return None
     bits = quantization.get("bits") or quantization.get("w_bit")

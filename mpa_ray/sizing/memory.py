@@ -124,12 +124,13 @@ def check_engine(
         sizes: Its architecture.
         gpu: The kind of GPU.
         memory_gib: The memory of one GPU.
-        image_tokens: Tokens of one image; None means an image with `max_pixels`.
+        image_tokens: Tokens of one image; None means the most that an image can have within the pixel limits.
     """
     cache = model.engine.kv_cache
     if cache is None or not model.gpus_per_replica:
         return MemoryCheck(name, "not checked", detail="no engine with a KV cache on a GPU")
-    memory = _EngineMemory(model, cache, sizes, memory_gib, image_tokens or sizes.image_tokens(model.max_pixels))
+    most_tokens = sizes.image_rule.most_tokens(model.min_pixels, model.max_pixels)
+    memory = _EngineMemory(model, cache, sizes, memory_gib, image_tokens or most_tokens)
     needed_gib = {
         "weights": memory.weight_bytes / _GIB / model.engine.num_gpus_per_copy,
         "working memory": ENGINE_ALLOWANCE_GIB,

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 
 from mpa_ray.config import ModelConfig, ObjectStoreConfig, PlanConfig, StudentConfig
 from mpa_ray.errors import ConfigError
-from mpa_ray.models.checkpoints import model_settings
+from mpa_ray.models.checkpoints import model_settings, processor_settings
 from mpa_ray.models.gpus import GPUS, Gpu
 from mpa_ray.sizing.architecture import Architecture, architecture_of
 from mpa_ray.sizing.rates import UNKNOWN, Rate
 from mpa_ray.sizing.roofline import Roofline
+from mpa_ray.sizing.sequence import VisitText
 
 
 @dataclass(frozen=True)
@@ -24,29 +25,36 @@ class Models:
     """If the sizes of a checkpoint cannot be read, the error is added to this list."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """For each checkpoint, the dotted name of the setting that names it. Errors contain this name."""
-    _architectures: dict[str, Architecture | None] = field(default_factory=dict, init=False, repr=False)
+    visit_text: VisitText | None = None
+    """The text of the longest visit, which limits the sequences of engines; None leaves this limit to the models."""
+    _architectures: dict[tuple[str, str], Architecture | None] = field(default_factory=dict, init=False, repr=False)
 
     def architecture(self, model: ModelConfig) -> Architecture | None:
         """The model's architecture; None if it has no checkpoint, or its sizes cannot be read."""
         if not model.engine.has_checkpoint:
             return None
-        if model.model not in self._architectures:
-            self._architectures[model.model] = self._read(model.model)
-        return self._architectures[model.model]
+        # An engine's arguments for the processor may change the tokens of an image.
+        key = model.model, repr(model.engine.processor_arguments)
+        if key not in self._architectures:
+            self._architectures[key] = self._read(model)
+        return self._architectures[key]
 
-    def _read(self, model: str) -> Architecture | None:
+    def _read(self, model: ModelConfig) -> Architecture | None:
         try:
-            return architecture_of(model_settings(model, self.object_store), model)
+            return read_architecture(model, self.object_store)
         except ConfigError as error:
-            self.notes.append(str(error.with_field(self.settings.get(model, "model"), model)))
+            self.notes.append(str(error.with_field(self.settings.get(model.model, "model"), model.model)))
             return None
 
     def image_tokens(self, model: ModelConfig) -> int | None:
-        """Tokens of one image; None if neither the plan nor the checkpoint gives them."""
+        """The most tokens that an image can have within the model's pixel limits.
+
+        None if neither the plan nor the checkpoint gives them.
+        """
         if self.plan.image_tokens is not None:
             return self.plan.image_tokens
         sizes = self.architecture(model)
-        return sizes.image_tokens(model.max_pixels) if sizes is not None else None
+        return sizes.image_rule.most_tokens(model.min_pixels, model.max_pixels) if sizes is not None else None
 
     def gpu_name(self, model: ModelConfig) -> str:
         """The kind of GPU that the model runs on; empty if the settings name none."""
@@ -78,6 +86,26 @@ class Models:
         if gpu is None or sizes is None or image_tokens is None or not num_gpus:
             return UNKNOWN
         return Rate(1 / seconds(Roofline(gpu, self.plan.efficiency), sizes, image_tokens), "estimated")
+
+
+def read_architecture(model: ModelConfig, object_store: ObjectStoreConfig) -> Architecture:
+    """The architecture of a checkpoint. No weights are read or downloaded.
+
+    Raises:
+        ConfigError: its settings cannot be read, or lack a size.
+    """
+    settings, processor = model_settings(model.model, object_store), processor_settings(model.model, object_store)
+    return architecture_of(settings, model.model, processor, model.engine.processor_arguments)
+
+
+def num_parameters(model: ModelConfig, object_store: ObjectStoreConfig) -> int:
+    """The number of a model's parameters; 0 if it has no checkpoint, or its sizes cannot be read."""
+    if not model.engine.has_checkpoint:
+        return 0
+    try:
+        return read_architecture(model, object_store).total
+    except ConfigError:
+        return 0
 
 
 def answers_alike(one: ModelConfig, other: ModelConfig) -> bool:

@@ -15,9 +15,11 @@ from mpa_ray.sizing.memory import MemoryCheck, check_engine, check_training
 from mpa_ray.sizing.models import Models, first_of_same_model
 from mpa_ray.sizing.phases import PhaseSizer
 from mpa_ray.sizing.run_rates import RunRates, changed_settings
+from mpa_ray.sizing.sequence import VisitText
 from mpa_ray.sizing.sizing import Sizing
 from mpa_ray.sizing.workload import workload_of
 from mpa_ray.storage.open import open_storage
+from mpa_ray.tasks.library import find_task
 
 _SETTING = re.compile(r"(?<![\w.])(?:engine\.|level\.|gpus_per_replica\b)")
 """The beginning of a setting of a model in a remedy."""
@@ -40,10 +42,18 @@ def size_run(config: RunConfig) -> Sizing:
     if any(student.rounds > 1 for student in config.students):
         notes.append("rounds: only the first round of each student is included")
     workload = workload_of(config, plan, Run(open_storage(config.run_dir, config.object_store)), notes)
-    models = Models(plan, config.object_store, notes, _settings_of_models(config))
+    models = Models(plan, config.object_store, notes, _settings_of_models(config), _visit_text(config))
     phases = PhaseSizer(config, plan, workload, measured, models, notes).phases()
     checks = list(check_memory(config, measured, models))
     return Sizing(phases, checks, notes, plan.gpu_hour_price, plan.from_run)
+
+
+def _visit_text(config: RunConfig) -> VisitText | None:
+    """The text of the run's passes; None if its task cannot be read, which other commands report."""
+    try:
+        return VisitText.of(config, find_task(config.task))
+    except ConfigError:
+        return None
 
 
 def _rates_of(run_dir: str, config: RunConfig) -> RunRates:
@@ -92,6 +102,8 @@ def _check_engine(name: str, model: ModelConfig, models: Models) -> MemoryCheck:
         return MemoryCheck(name, "not checked", detail="it runs on CPUs")
     if memory_gib is None or sizes is None:
         return MemoryCheck(name, "not checked", gpu, detail=_missing(gpu, has_sizes=sizes is not None))
+    if models.visit_text is not None:
+        model = models.visit_text.with_limit(model, sizes)
     return check_engine(name, model, sizes, gpu, memory_gib, models.plan.image_tokens)
 
 

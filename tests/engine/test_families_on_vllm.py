@@ -62,7 +62,7 @@ def exported(start: Path, folder: Path, rows: list[TrainingRow]) -> list[dict[st
     contents = [Path(row.uri).read_bytes() for row in rows]
     questions = CheckQuestions(rows, contents, TASK, ImageScaling.of(processor, *PIXELS), MAX_NEW_TOKENS)
     plain = AutoModelForImageTextToText.from_pretrained(start)
-    before = questions.answers(plain, processor)
+    before = [answer.text for answer in questions.answers(plain, processor)]
     model = load_trained_weights(prepare_for_training(plain, LEVEL.method), trained_weights(start))
     export(model, processor, "owner/name", "a card", questions, Run(LocalStorage(str(folder))), "student")
     answers: list[dict[str, Any]] = json.loads((folder / "student/check.json").read_text())["answers"]

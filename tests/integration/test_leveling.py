@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from mpa_ray.leveling.trainable import prepare_for_training
 from mpa_ray.models.chat_template import load_processor, render
 from mpa_ray.models.components import component_of
 from mpa_ray.records import ParitySample, Verdict
+from mpa_ray.run.export_check import ExportCheck
 from mpa_ray.run.phase_record import PhaseKey
 from mpa_ray.run.run import Run
 from mpa_ray.run.training_state import TrainingState
@@ -103,8 +106,14 @@ def test_full_training_includes_the_vision_tower_if_configured() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def leveled(samples: list[ParitySample], folder: Path, settings: LevelConfig, known: Sequence[Verdict] = ()) -> Run:
-    student = StudentConfig(name="s", model=MODEL, min_pixels=3136, max_pixels=12544, level=settings)
+def leveled(
+    samples: list[ParitySample],
+    folder: Path,
+    settings: LevelConfig,
+    known: Sequence[Verdict] = (),
+    model: str = MODEL,
+) -> Run:
+    student = StudentConfig(name="s", model=model, min_pixels=3136, max_pixels=12544, level=settings)
     config = RunConfig.model_validate({**scripted_tree(folder / "images", folder), "students": [student.model_dump()]})
     run = Run.open(config.run_dir)
     plan = plan_epoch(run, FOLDER, SampleSources(lambda: samples, lambda: known), settings)
@@ -207,6 +216,23 @@ def test_leveling_trains_and_exports_a_student(
     assert {component_of(name) for name in changed} == {"language"}
     assert load_processor(str(tmp_path / FOLDER / "merged"))
     assert (tmp_path / FOLDER / "adapter").is_dir() == isinstance(method, LoraConfig)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("local_ray")
+def test_a_student_with_bad_generation_settings_is_leveled_and_exported(
+    samples: list[ParitySample], tmp_path: Path
+) -> None:
+    """transformers would neither load nor save these settings, except for the penalty."""
+    start = tmp_path / "start"
+    copytree(MODEL, start)
+    bad = {"temperature": 0.9, "num_beams": 1, "early_stopping": True, "num_return_sequences": 3, "pad_token_id": -1}
+    (start / "generation_config.json").write_text(json.dumps({**bad, "repetition_penalty": 1.05}))
+    run = leveled(samples[:8], tmp_path, LevelConfig(batch_size=8), model=str(start))
+    merged = tmp_path / FOLDER / "merged"
+    assert AutoModelForImageTextToText.from_pretrained(merged).generation_config.repetition_penalty == 1.05
+    repairs = ExportCheck.read(run, FOLDER).repairs
+    assert {line.split()[1] for line in repairs} == bad.keys() - {"num_beams"}
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -13,6 +13,7 @@ from PIL import Image
 from mpa_ray.config import RunConfig, resolve_path
 from mpa_ray.imaging.prepare import PreparedImage, prepare
 from mpa_ray.models.chat_template import load_processor, render
+from mpa_ray.phases.context import installed_versions
 from mpa_ray.report.card_usage import section_use, usage
 from mpa_ray.tasks.library import TASKS
 from mpa_ray.tasks.task import Task
@@ -106,3 +107,8 @@ def test_the_example_for_transformers_gives_the_answers_of_the_run(
     # The exported processor scales the original: 320 x 240 becomes 112 x 84.
     inputs = names["processor"].image_processor(images=[Image.open(expected.answers[0].uri)], return_tensors="pt")
     assert inputs["image_grid_thw"].tolist() == [[1, 6, 8]]
+
+
+def test_a_card_says_which_versions_of_transformers_read_the_student(tmp_path: Path) -> None:
+    assert "transformers" in installed_versions()
+    assert "needs transformers 5; the table above has the version that wrote it" in section_use(card(tmp_path))

@@ -13,14 +13,18 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
+from mpa_ray.config import LevelConfig
 from mpa_ray.errors import RunError
 from mpa_ray.imaging.prepare import ImageScaling
 from mpa_ray.leveling import export
 from mpa_ray.leveling.batching import TrainingRow
-from mpa_ray.leveling.export import CheckQuestions, load_trained_weights
+from mpa_ray.leveling.export import Answer, CheckQuestions, load_trained_weights
 from mpa_ray.leveling.parallel import check_parallel
+from mpa_ray.leveling.worker import load_model
 from mpa_ray.models.chat_template import load_processor
+from mpa_ray.models.generation_settings import GenerationSettings
 from mpa_ray.records import ParitySample
+from mpa_ray.run.export_check import ExportCheck
 from mpa_ray.run.run import Run
 from mpa_ray.storage.local import LocalStorage
 from mpa_ray.tasks.library import TASKS
@@ -83,6 +87,74 @@ def exported(folder: Path, **settings: Any) -> tuple[Any, CheckQuestions]:
     return processor, questions
 
 
+BAD_SETTINGS = {
+    **{"temperature": 0.9, "top_k": 1, "top_p": 0.6, "min_p": 0.1, "pad_token_id": -1},
+    **{"early_stopping": True, "length_penalty": 0.8, "num_return_sequences": 3, "repetition_penalty": 1.05},
+}
+"""Settings of a base that transformers does not load, and that it would not save either, except for the penalty."""
+
+
+def test_a_base_with_bad_generation_settings_is_loaded_and_exported(tmp_path: Path) -> None:
+    start = build("qwen2_vl", tmp_path / "start")
+    (start / "generation_config.json").write_text(json.dumps(BAD_SETTINGS))
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        AutoModelForImageTextToText.from_pretrained(start)
+    model, processor = load_model(str(start), LevelConfig(), on_gpu=False), load_processor(str(start))
+    questions = CheckQuestions([], [], TASKS["demo_world"], ImageScaling.of(processor, *PIXELS), 8)
+    inherited = GenerationSettings.of_checkpoint(str(start), processor.tokenizer.pad_token_id)
+    run = Run(LocalStorage(str(tmp_path)))
+    export.export(model, processor, "owner/name", "a card", questions, run, "student", inherited=inherited)
+    saved = json.loads((tmp_path / "student/merged/generation_config.json").read_text())
+    assert saved["pad_token_id"] == processor.tokenizer.pad_token_id
+    assert saved["repetition_penalty"] == 1.05
+    assert BAD_SETTINGS.items() & saved.items() == {("repetition_penalty", 1.05)}
+    repairs = ExportCheck.read(run, "student").repairs
+    assert {line.split()[1] for line in repairs} == BAD_SETTINGS.keys() - {"repetition_penalty"}
+    assert all(line.startswith("generation_config.json: ") for line in repairs)
+
+
+def test_an_export_repairs_settings_in_memory_and_has_both_files_of_the_processor(tmp_path: Path) -> None:
+    """A checkpoint without a file of generation settings may have them in its config.json."""
+    exported(tmp_path, temperature=0.7, num_return_sequences=2)
+    number, temperature = ExportCheck.read(Run(LocalStorage(str(tmp_path))), "student").repairs
+    assert number.startswith("generation_config.json: num_return_sequences 2 is left out: ")
+    assert temperature.startswith("generation_config.json: temperature 0.7 is left out: ")
+    merged = tmp_path / "student/merged"
+    settings = json.loads((merged / "preprocessor_config.json").read_text())
+    assert settings["size"] == {"shortest_edge": PIXELS[0], "longest_edge": PIXELS[1]}
+    assert settings["image_processor_type"].startswith("Qwen2VLImageProcessor")
+    nested = json.loads((merged / "processor_config.json").read_text())["image_processor"]
+    assert {name: settings[name] for name in nested} == nested
+
+
+class Changed(CheckQuestions):
+    """Questions to which the second model gives other answers, with a margin."""
+
+    margin: float | None = None
+    num_models = 0
+
+    def answers(self, model: Any, processor: Any) -> list[Answer]:
+        self.num_models += 1
+        texts = [answer.text for answer in super().answers(model, processor)]
+        return [Answer(f"{text}{self.num_models}", self.margin) for text in texts]
+
+
+def test_only_clear_answers_of_a_reloaded_export_have_to_be_equal(tmp_path: Path) -> None:
+    start = build("qwen2_vl", tmp_path / "start")
+    processor, rows, run = load_processor(str(start)), rows_in(tmp_path)[:1], Run(LocalStorage(str(tmp_path)))
+    scaling = ImageScaling.of(processor, *PIXELS)
+    questions = Changed(rows, [Path(row.uri).read_bytes() for row in rows], TASKS["demo_world"], scaling, 2)
+    for margin in (3.0, None):
+        questions.margin = margin
+        model = AutoModelForImageTextToText.from_pretrained(start)
+        with pytest.raises(RunError, match="answers differently from the model in memory: "):
+            export.export(model, processor, "owner/name", "a card", questions, run, "student")
+    questions.margin = 0.01
+    model = AutoModelForImageTextToText.from_pretrained(start)
+    export.export(model, processor, "owner/name", "a card", questions, run, "student")
+    assert [answer.margin for answer in ExportCheck.read(run, "student").answers] == [0.01]
+
+
 def answers_in(folder: Path) -> list[str]:
     return [row["answer"] for row in json.loads((folder / "student/check.json").read_text())["answers"]]
 
@@ -107,7 +179,7 @@ def test_the_answers_of_an_export_do_not_depend_on_its_generation_settings(tmp_p
     # The settings would change the answers, and users keep them.
     student = AutoModelForImageTextToText.from_pretrained(tmp_path / "penalised/student/merged")
     assert student.generation_config.repetition_penalty == 9.0
-    assert questions.answers(student, processor) == answers_in(tmp_path / "plain")
+    assert [answer.text for answer in questions.answers(student, processor)] == answers_in(tmp_path / "plain")
     assert student.generation_config.repetition_penalty == 9.0
 
 

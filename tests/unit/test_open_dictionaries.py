@@ -31,7 +31,8 @@ FOREIGN_FORMATS = {
     "leveling/worker.py",
     # settings of checkpoints
     "models/checkpoints.py",
-    "sizing/architecture.py",
+    "models/generation_settings.py",
+    "models/omitted_settings.py",
     # rows and options of Ray
     "leveling/step_data.py",
     "pipeline/cluster.py",

@@ -98,7 +98,7 @@ def test_the_parameters_of_qwen2_vl_2b_are_counted() -> None:
     # LoRA of rank 16 on Qwen2's 1.5 B language model, as peft counts it.
     assert architecture.num_adapter_parameters(["language"], 16) == 18_464_768
     # 512 patches of 28 x 28.
-    assert architecture.image_tokens(512 * 28 * 28) == 512
+    assert architecture.image_rule.most_tokens(128 * 28 * 28, 512 * 28 * 28) == 512
 
 
 def test_an_untied_output_head_is_counted() -> None:
@@ -125,7 +125,8 @@ def test_an_image_of_several_tiles_also_has_a_view_of_the_whole() -> None:
     internvl = json.loads((ROOT / "mpa_ray/demo/models/student-internvl/config.json").read_text())
     architecture = sizes(internvl)
     # Tiles of 112 x 112, patches of 14, 4 in a token.
-    assert [architecture.image_tokens(n * 112 * 112) for n in (1, 2, 4)] == [16, 48, 80]
+    sizes_in_pixels = ((112, 112), (224, 112), (224, 225))
+    assert [architecture.image_rule.tokens(*size) for size in sizes_in_pixels] == [16, 48, 80]
     weights = (ROOT / "mpa_ray/demo/models/student-internvl/model.safetensors").stat().st_size
     assert architecture.weight_bytes("float32") == pytest.approx(weights, rel=0.02)
 

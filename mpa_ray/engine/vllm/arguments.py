@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpa_ray.config import ModelConfig, VllmEngineConfig
+from mpa_ray.engine.build import images_in_flight
 from mpa_ray.engine.cores import claim_cores, threads_per_engine
+from mpa_ray.engine.vllm.budgets import ImageBudget, batch_tokens
 from mpa_ray.engine.vllm.rendering import has_renderer
 from mpa_ray.models.checkpoints import weight_bytes
 from mpa_ray.models.shared_engines import RANKS, Adapter
 
 _USABLE_GPU_MEMORY = 0.9
 """The share of a GPU's memory that all of its engines use together: vLLM's default for a single engine."""
+
+
+_CACHE_GIB = 4.0
+"""vLLM's own default size of its cache for the tensors of images."""
 
 
 def prepare_environment(model: ModelConfig, settings: VllmEngineConfig) -> None:
@@ -31,9 +37,21 @@ def prepare_environment(model: ModelConfig, settings: VllmEngineConfig) -> None:
 
 
 def engine_arguments(
-    model: ModelConfig, settings: VllmEngineConfig, on_cpu: bool, adapters: Mapping[str, Adapter]
+    model: ModelConfig,
+    settings: VllmEngineConfig,
+    on_cpu: bool,
+    adapters: Mapping[str, Adapter],
+    default_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """The arguments of vLLM's `AsyncEngineArgs`. Arguments in `settings.engine_args` override those chosen here."""
+    """The arguments of vLLM's `AsyncEngineArgs`. Arguments in `settings.engine_args` override those chosen here.
+
+    Args:
+        model: The model.
+        settings: How vLLM serves it.
+        on_cpu: Whether the engine runs on CPUs.
+        adapters: The adapters that requests may name.
+        default_tokens: vLLM's own default of `max_num_batched_tokens` for work in batches on this GPU; None on a CPU.
+    """
     arguments: dict[str, Any] = {
         "model": model.model,
         "dtype": settings.dtype,
@@ -51,9 +69,13 @@ def engine_arguments(
         # vLLM's default on CPUs is 128 tokens. A short prompt would not fill such a block, and only whole blocks are
         # cached.
         arguments |= {"block_size": 32, "enforce_eager": True}
-    if has_renderer():
-        # Images are rendered outside vLLM's engine, so its cache only has to hold the tensors of images in flight.
-        arguments["mm_processor_cache_gb"] = 1
+    budget = ImageBudget.of(model, settings.processor_arguments)
+    num_tokens = batch_tokens(budget, default_tokens)
+    if num_tokens is not None:
+        arguments["max_num_batched_tokens"] = num_tokens
+    cache_gib = 1.0 if budget is None else budget.cache_gib(images_in_flight(model))
+    # Images are rendered outside vLLM's engine, so its cache only has to hold the tensors of images in flight.
+    arguments["mm_processor_cache_gb"] = cache_gib if has_renderer() else max(cache_gib, _CACHE_GIB)
     if settings.block_size is not None:
         arguments["block_size"] = settings.block_size
     if settings.max_model_len is not None:

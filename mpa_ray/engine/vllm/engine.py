@@ -18,6 +18,7 @@ from mpa_ray.engine.vllm.arguments import (
     num_renderers,
     prepare_environment,
 )
+from mpa_ray.engine.vllm.budgets import default_batch_tokens
 from mpa_ray.engine.vllm.rendering import (
     RawImages,
     Refusal,
@@ -34,6 +35,7 @@ from mpa_ray.imaging.decode import ImageProblem
 from mpa_ray.imaging.prepare import PreparedImage
 from mpa_ray.models.chat_template import SpecialTokenInText, load_processor, render
 from mpa_ray.models.checkpoints import local_folder, local_model
+from mpa_ray.models.generation_settings import repaired_folder
 from mpa_ray.models.reply_format import ReplyFormat
 from mpa_ray.models.shared_engines import Adapter
 from mpa_ray.records import Reason
@@ -97,7 +99,12 @@ class VllmEngine:
         self._image_token_id = self._processor.tokenizer.convert_tokens_to_ids(self._processor.image_token)
         # A request with a seed kills vLLM's CPU engine ("CPU Generator does not use offset").
         self._takes_seeds = not on_cpu
-        arguments = engine_arguments(model, settings, on_cpu, adapters)
+        default_tokens = None if on_cpu else default_batch_tokens(settings.tensor_parallel_size)
+        arguments = engine_arguments(model, settings, on_cpu, adapters, default_tokens)
+        # Kept as long as the engine, which reads the folder.
+        self._generation_settings = repaired_folder(model.model)
+        if self._generation_settings is not None:
+            arguments.setdefault("generation_config", self._generation_settings.name)
         check_adapters(arguments, adapters)
         self._scaling = scaling_of(self._processor, arguments, model.pixel_limits)
         rendering = (arguments, model.pixel_limits, model.chat_template_args)
