@@ -1,6 +1,6 @@
 """A million hostile replies through the parser: each must end in pairs or in a reason, and none may raise an error.
 
-    python benchmarks/hostile_replies.py [--num-replies 1000000] [--seed 0] [--num-parts 4] [--part 2]
+    python benchmarks/hostile_replies.py [--num-replies 1000000] [--seed 0] [--num-parts 20] [--part 2]
 
 A third of the replies are pairs in a form that some model uses, a third are such replies with random damage (cut off,
 pieces removed, doubled, swapped or inserted), and a third are random pieces: labels in many languages, tags of
@@ -229,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-replies", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-parts", type=int, default=4)
+    parser.add_argument("--num-parts", type=int, default=20)
     parser.add_argument("--part", type=int, help="measure only this part, counted from 0")
     arguments = parser.parse_args()
     for part in range(arguments.num_parts) if arguments.part is None else [arguments.part]:
