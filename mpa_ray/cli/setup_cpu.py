@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import platform
 import re
 import shlex
@@ -18,6 +17,7 @@ import sysconfig
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Protocol
 
@@ -167,7 +167,8 @@ def check_machine(
             "is the system's Python, and setup-cpu changes only virtual environments.",
             "Run python3 -m venv .venv, install mpa-ray with .venv/bin/pip, and run .venv/bin/mpa-ray setup-cpu.",
         )
-    if not (importlib.util.find_spec("pip") is not None if has_pip is None else has_pip):
+    # importlib.util.find_spec would also call a hook of setuptools, which then keeps setuptools from being imported.
+    if not (PathFinder.find_spec("pip") is not None if has_pip is None else has_pip):
         raise ConfigError(field, prefix, "has no pip.", f"Run {sys.executable} -m ensurepip.")
     if gpu_version is not None:
         raise ConfigError(

@@ -78,8 +78,8 @@ def test_an_export_check_is_stored_as_it_was_written(tmp_path: Path) -> None:
     check = ExportCheck((CheckedAnswer("a#0", "a", "/a.png", "Which colour?", "grün"),))
     check.write(run, FOLDER)
     assert ExportCheck.read(run, FOLDER) == check
+    answer = {"annotation_id": "a#0", "image_id": "a", "uri": "/a.png", "question": "Which colour?", "answer": "grün"}
     assert parse_sealed((tmp_path / FOLDER / "check.json").read_bytes()) == {
-        "answers": [
-            {"annotation_id": "a#0", "image_id": "a", "uri": "/a.png", "question": "Which colour?", "answer": "grün"}
-        ]
+        "answers": [{**answer, "margin": None}],
+        "repairs": [],
     }
