@@ -338,7 +338,7 @@ def test_another_version_of_vllm_is_passed_on(checkout: Path) -> None:
 
 
 def test_packages_can_be_imported_after_the_check_of_the_machine() -> None:
-    """In earlier versions, the search for pip called a hook of setuptools, and `import setuptools` failed afterwards."""
+    """In earlier versions, a hook of setuptools was called, and `import setuptools` failed afterwards."""
     code = "from mpa_ray.cli.setup_cpu import check_machine; check_machine(gpu_version=None); import setuptools"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
