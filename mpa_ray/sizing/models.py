@@ -125,4 +125,8 @@ def first_of_same_model(students: Sequence[StudentConfig]) -> list[StudentConfig
 
 def _answer_settings(model: ModelConfig) -> tuple[object, ...]:
     """The settings that affect answers."""
-    return model.model, model.engine.kind, model.engine.identity_fields(), model.min_pixels, model.max_pixels
+    return (
+        *(model.model, model.engine.kind, model.engine.identity_fields()),
+        *(model.min_pixels, model.max_pixels, model.max_image_pixels),
+        *(model.chat_template_args, model.max_reasoning_tokens),
+    )

@@ -181,7 +181,10 @@ def changed_settings(config: RunConfig, measured: RecordedConfig) -> list[str]:
     return changes
 
 
-_MODEL_FIELDS = ("model", "max_pixels", "gpus_per_replica", "cpus_per_replica", "accelerator_type")
+_MODEL_FIELDS = (
+    *("model", "max_pixels", "chat_template_args", "max_reasoning_tokens"),
+    *("gpus_per_replica", "cpus_per_replica", "accelerator_type"),
+)
 _ANNOTATE_FIELDS = ("num_questions", "num_second_answers")
 
 

@@ -435,6 +435,17 @@ def test_students_with_the_same_model_are_asked_once(tmp_path: Path) -> None:
     assert [n for n in names if n.startswith("level")] == ["level a", "level b", "level c"]
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{"chat_template_args": {"enable_thinking": False}}, {"max_reasoning_tokens": 64}, {"max_image_pixels": 10**6}],
+)
+def test_students_with_other_settings_of_replies_are_asked_again(tmp_path: Path, setting: dict[str, Any]) -> None:
+    students = [{"name": "a", "model": "one"}, {"name": "b", "model": "one", **setting}]
+    plan = {"num_images": 100, "teacher_images_per_s": 1, "student_images_per_s": 1}
+    names = list(times(planned(tree(tmp_path / "run", students=students, plan=plan))))
+    assert [n for n in names if n.startswith("identify")] == ["identify a", "identify b"]
+
+
 def test_without_rates_or_gpus_the_page_says_what_is_missing(tmp_path: Path) -> None:
     sizing = planned(tree(tmp_path / "run", plan={"num_images": 100}))
     assert not sizing.is_complete
@@ -515,10 +526,11 @@ def test_the_images_of_a_local_source_are_counted_up_to_the_limit(images: Path, 
 def test_settings_that_differ_from_the_measured_run_are_noted(tmp_path: Path) -> None:
     measured_run(tmp_path / "earlier")
     config = tree(tmp_path / "run", plan={"from_run": str(tmp_path / "earlier"), "num_images": 1})
-    config["teacher"] = {"model": "bigger"}
+    config["teacher"] = {"model": "bigger", "max_reasoning_tokens": 4096}
     config["annotate"] = {"num_questions": 2}
     notes = planned(config).notes
     assert "teacher.model was big in the run that measured the rates, and is bigger" in notes
+    assert "teacher.max_reasoning_tokens was None in the run that measured the rates, and is 4096" in notes
     assert "annotate.num_questions was 1 in the run that measured the rates, and is 2" in notes
 
 
