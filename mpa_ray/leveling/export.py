@@ -200,7 +200,8 @@ class CheckQuestions:
             output_logits=True,
         )
         tokens = output.sequences[0, inputs["input_ids"].shape[1] :]
-        top_two = torch.stack(output.logits)[:, 0].float().topk(2).values
+        # The logits of a reply with reasoning take over a gigabyte, so they are not copied.
+        top_two = torch.stack([logits[0].topk(2).values.float() for logits in output.logits])
         margin = float((top_two[:, 0] - top_two[:, 1]).min())
         decoded = processor.tokenizer.decode(tokens, skip_special_tokens=replies.skips_special_tokens)
         text, _ = replies.read(decoded, "length", self._max_new_tokens)
