@@ -60,4 +60,5 @@ def test_one_of_two_commands_trains_a_student_and_the_other_waits(images: Path, 
     training = json.loads((folder / "training.json").read_text())
     assert training["resumed"] == []
     assert training["num_unreadable"] == 0
-    assert json.loads((folder / "complete.json").read_text()) == {"owner": 1}
+    complete = json.loads((folder / "complete.json").read_text())
+    assert (complete["owner"], complete["has_checksums"]) == (1, True)
