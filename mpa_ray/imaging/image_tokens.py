@@ -298,8 +298,8 @@ def image_token_rule(
     stored = {name: value for name, value in processor.items() if name != "crop_to_patches"}
     processor = {**stored, **arguments, **(arguments.get("images_kwargs") or {})}
     rule = _rule_of_family(settings, processor)
-    if rule is not None and not 1 <= rule.tokens(640, 480) <= _MAX_TOKENS:
-        raise ValueError("the number of image tokens")
+    if rule is not None and not 1 <= (num_tokens := rule.tokens(640, 480)) <= _MAX_TOKENS:
+        raise ValueError(f"an image of 640 x 480 pixels would have {num_tokens} tokens")
     return rule
 
 
