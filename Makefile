@@ -89,7 +89,7 @@ bench-scale: setup ## A million images through the graph: 30 minutes
 bench-hostile: setup ## 100,000 hostile records of every kind of source, recounted: 13 minutes
 	$(PYTHON) benchmarks/hostile.py
 
-bench-hostile-replies: setup ## A million hostile replies through the parser: 3 minutes
+bench-hostile-replies: setup ## A million hostile replies through the parser: 4 minutes
 	$(PYTHON) benchmarks/hostile_replies.py
 
 bench-chaos: setup ## Faults of every kind at random moments, in parts of an hour; repeat the command for the next part

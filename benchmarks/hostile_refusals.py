@@ -97,7 +97,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Settings], str]] = {
     "misspelled URI": (_list_with("x.txt", b"s3:/b/a.png\n"), "Write s3://b/a.png"),
     "unknown URI": (_list_with("x.txt", b"ftp://b/a.png\n"), "unsupported kind"),
     "repeated id": (
-        _list_with("x.jsonl", _rows({"image": "a", "i": "x\ud83d"}, {"image": "b", "i": "x\ud83d"}), id_column="i"),
+        _list_with("x.jsonl", _rows(*[{"image": "x.jsonl", "i": "x\ud83d"}] * 2), id_column="i"),
         "occurs twice",
     ),
     "empty id": (_list_with("x.jsonl", _rows({"image": "a", "i": ""}), id_column="i"), "is empty in x.jsonl/1"),

@@ -97,7 +97,7 @@ def _align_students(context: RunContext[RunConfig], failures: dict[str, Exceptio
     at_end = score_and_report(context.with_finished_rounds())
     if not failures and at_end:
         raise next(iter(at_end.values()))
-    # What failed students lack is missing in the counts, too, and says nothing new.
+    # If a student failed, its rows are missing, so a difference in the counts is no further error.
     failures |= {name: error for name, error in at_end.items() if not isinstance(error, CountsDiffer)}
     if failures:
         retry = "Run the same command again to retry."

@@ -1,4 +1,4 @@
-"""The end of a campaign: the scores, the report, and whether its counts are right."""
+"""The end of a campaign: the scores, the report, and a check of the report's counts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _NUM_PROBLEMS_SHOWN = 3
 
 
 class CountsDiffer(RunError):
-    """The rows of a finished run are not those that it should have."""
+    """Rows of a finished run are missing, repeated or damaged."""
 
 
 def score_and_report(context: RunContext[EvaluationRunConfig]) -> dict[str, Exception]:
     """Score the answers and write the report, even if earlier phases failed.
 
     The scores are not printed here, because the report's summary shows them. Returns the errors, keyed by a description
-    of the work that failed. The descriptions have spaces, so no student has the same name.
+    of the work that failed. The descriptions contain spaces, so they differ from all names of students.
     """
     failures: dict[str, Exception] = {}
     calls = {

@@ -220,7 +220,7 @@ COMMANDS = {
             ),
             options=(
                 Option("deep", "also read every file, and name each damaged or missing one with its remedy"),
-                Option("repair", "like --deep, and make the same command able to make those files again"),
+                Option("repair", "like --deep, and prepare the run so that the same command makes those files again"),
                 Option("collect", "remove files that dead or slower attempts have left behind"),
                 Option(
                     "older-than-hours",

@@ -118,7 +118,7 @@ def _audit(arguments: Arguments) -> int:
     except ConfigError as error:
         if not findings:
             raise
-        # A damaged file keeps the run from being counted.
+        # Because of a damaged file, the rows cannot be counted.
         summary = {"problems": [str(error)]}
     if findings:
         repaired = {finding.path for finding in findings if arguments.has("repair") and finding.repair()}

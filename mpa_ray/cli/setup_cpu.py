@@ -167,7 +167,7 @@ def check_machine(
             "is the system's Python, and setup-cpu changes only virtual environments.",
             "Run python3 -m venv .venv, install mpa-ray with .venv/bin/pip, and run .venv/bin/mpa-ray setup-cpu.",
         )
-    # importlib.util.find_spec would also call a hook of setuptools, which then keeps setuptools from being imported.
+    # importlib.util.find_spec would also call a hook of setuptools, after which setuptools cannot be imported.
     if not (PathFinder.find_spec("pip") is not None if has_pip is None else has_pip):
         raise ConfigError(field, prefix, "has no pip.", f"Run {sys.executable} -m ensurepip.")
     if gpu_version is not None:

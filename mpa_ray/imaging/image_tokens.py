@@ -19,19 +19,19 @@ from mpa_ray.imaging.grid import ImageGrid
 from mpa_ray.imaging.prepare import fitted_size
 
 WITH_MARKERS = 1.05
-"""At most this many times the tokens of an image are those of the image and of the marks between its tiles."""
+"""With the marks between its tiles, an image has at most this many times its tokens without the marks."""
 _MAX_ASPECT_RATIO = 200
-"""The largest aspect ratio of an image whose tokens are counted to find the most tokens."""
+"""The search for the image with the most tokens tries aspect ratios up to this one."""
 _RATIO_STEP = 1.02
-"""The quotient of successive aspect ratios in that search."""
+"""In this search, each aspect ratio is this many times the previous one."""
 _MAX_TOKENS = 10**7
-"""No image has more tokens."""
+"""A rule that gives an image more tokens is an error."""
 _MAX_TILES = 1000
-"""No processor cuts an image into more tiles."""
+"""A setting of more tiles is an error."""
 _MAX_SPLIT_SIDE = 4096
 """The largest side to which the processor of Idefics3 scales an image."""
 _MAX_UNPAD_RATIO = 1.1
-"""The processor of LLaVA-OneVision reduces the features of an image that are more than this factor above its limit."""
+"""LLaVA-OneVision reduces the tokens of an image if they exceed its limit by more than the square of this factor."""
 
 
 class ImageTokenRule(ABC):
@@ -121,7 +121,7 @@ class TileTokens(ImageTokenRule):
     """
 
     side: int
-    """Pixels of a tile's side. For the tokens, it decides only between grids with the same aspect ratio."""
+    """Pixels of a tile's side. It matters for the tokens only if several grids have the same aspect ratio."""
     tokens_per_tile: int
     min_tiles: int
     max_tiles: int
@@ -298,8 +298,8 @@ def image_token_rule(
     stored = {name: value for name, value in processor.items() if name != "crop_to_patches"}
     processor = {**stored, **arguments, **(arguments.get("images_kwargs") or {})}
     rule = _rule_of_family(settings, processor)
-    if rule is not None and not 1 <= rule.tokens(640, 480) <= _MAX_TOKENS:
-        raise ValueError("the number of image tokens")
+    if rule is not None and not 1 <= (num_tokens := rule.tokens(640, 480)) <= _MAX_TOKENS:
+        raise ValueError(f"an image of 640 x 480 pixels would have {num_tokens} tokens")
     return rule
 
 

@@ -103,7 +103,7 @@ def _run_epoch(trainer: ParityTrainer, job: TrainingJob) -> None:
     else:
         with latest.as_directory() as folder:
             context = ray.train.get_context()
-            # The workers of a node share the files, which they all read from this folder.
+            # All workers of a node read this folder, so each of them checks a part of its files.
             check_files(Path(folder), context.get_local_rank(), context.get_local_world_size())
             trainer.train(resume_from_checkpoint=folder)
     if trainer.best.weights:
@@ -141,7 +141,7 @@ def load_model(start: str, level: LevelConfig, on_gpu: bool, quantized: bool = T
     settings: dict[str, Any] = {}
     generation = GenerationSettings.of_checkpoint(start)
     if generation is not None:
-        # transformers would not load a model with some settings that others of its versions accept.
+        # transformers cannot load a model with some settings that other versions of it accept.
         settings["generation_config"] = generation.config
     if level.attention != "auto":
         settings["attn_implementation"] = level.attention

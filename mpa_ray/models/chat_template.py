@@ -49,7 +49,7 @@ DEFAULT_REASONING_TOKENS = 2048
 """The limit of reasoning for a model whose template has a reasoning tag, if `max_reasoning_tokens` is not set."""
 
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
-"""A statement that only transformers knows. It marks the tokens of replies, and does not change the text."""
+"""A Jinja statement of transformers. It marks the tokens of replies, and does not change the text."""
 _PROVIDED = frozenset(("messages", "add_generation_prompt", "raise_exception", "strftime_now", "namespace", "range"))
 
 

@@ -149,7 +149,7 @@ def model_settings(model: str, object_store: ObjectStoreConfig) -> dict[str, Any
 
 
 def processor_settings(model: str, object_store: ObjectStoreConfig) -> dict[str, Any]:
-    """The settings of a checkpoint's image processor, or of that of an adapter's base model; empty if it has none.
+    """The settings of a checkpoint's image processor; empty if it has none. An adapter has that of its base model.
 
     They are in preprocessor_config.json or, in checkpoints of transformers 5, in processor_config.json.
     """
@@ -157,7 +157,7 @@ def processor_settings(model: str, object_store: ObjectStoreConfig) -> dict[str,
         try:
             settings = json.loads(_file_of(model, name, object_store))
         except (OSError, ValueError, RecursionError, ConfigError):
-            # Checkpoints have one file or the other. Whether they are whole is checked elsewhere.
+            # Many checkpoints have only one of the files. Other checks report damaged ones.
             continue
         settings = settings.get(part) if part is not None and isinstance(settings, dict) else settings
         if isinstance(settings, dict):

@@ -1,7 +1,7 @@
 """A checkpoint's settings for text generation (generation_config.json), without those that transformers refuses.
 
-transformers reads some files that it does not save again, such as one with a temperature but without sampling, and it
-does not even read others. Public checkpoints have such files.
+transformers reads some of these files but refuses to save their settings, such as a temperature without sampling; it
+cannot even read others. Public checkpoints have such files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mpa_ray.config.regular_file import read_regular_file
 
 FILE_NAME = "generation_config.json"
 _MODES = ("return_dict_in_generate", "do_sample", "num_beams", "use_cache")
-"""Settings on which it depends whether others are valid."""
+"""Settings that decide whether other settings are valid."""
 _ABOUT_THE_FILE = ("_from_model_config", "transformers_version")
 
 
@@ -60,7 +60,7 @@ class GenerationSettings:
 
     @classmethod
     def of_checkpoint(cls, model: str, pad_token_id: int | None = None) -> GenerationSettings | None:
-        """The valid settings of a checkpoint; None if it has no such file, or one that is no JSON object.
+        """The valid settings of a checkpoint; None if it has no such file, or the file does not hold a JSON object.
 
         Args:
             model: A local folder or a hub name.
@@ -111,7 +111,7 @@ def _problem_of(settings: Mapping[str, Any], name: str) -> str | None:
     from transformers import GenerationConfig
 
     try:
-        # With this argument, settings are not checked, and not warned of, before `validate` is called.
+        # With this argument, nothing is checked before `validate` is called, so there are no warnings.
         config = GenerationConfig(_from_model_config=True, **settings)
         for other in settings.keys() - vars(config).keys():
             setattr(config, other, settings[other])

@@ -24,11 +24,11 @@ _NUM_SHOWN = 3
 def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Arm, admission: Admission) -> None:
     """Have an engine answer some questions with the exported checkpoint, and compare its answers with transformers'.
 
-    Answers that differ are reported. They do not count as errors where two tokens were about equally likely, since the
-    number format or the batch may decide between such tokens.
+    Answers that differ are reported. An answer that differs is not an error if two tokens were about equally likely,
+    since the number format or the batch may decide between such tokens.
 
     Raises:
-        RunError: more than half of the answers differ, without the near-ties.
+        RunError: more than half of the answers differ, not counting such near-ties.
     """
     run, folder, key = context.run, context.run.training_dir(student.name, arm), PhaseKey("check", student.name, arm)
     check = ExportCheck.read(run, folder)
@@ -60,8 +60,8 @@ def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Ar
 def compare_answers(
     exported: str, engine: str, expected: Sequence[CheckedAnswer], predictions: Sequence[Prediction]
 ) -> str | None:
-    """Compare an engine's answers with those of transformers. Return a line about the differences; None if there are
-    none.
+    """Compare an engine's answers with those of transformers. Return a line about the differences, or
+    None.
 
     Args:
         exported: The folder of the exported checkpoint.
@@ -70,7 +70,7 @@ def compare_answers(
         predictions: The answers of the engine to the same questions.
 
     Raises:
-        RunError: more than half of the answers differ, without the near-ties.
+        RunError: more than half of the answers differ, not counting near-ties.
     """
     margins = {row.annotation_id: row.margin for row in expected}
     different = [row for row in predictions if (row.prediction or "").strip() != row.answers[0].strip()]

@@ -126,7 +126,7 @@ def _level_student(
 
 
 def _begin_predictions_of_other_weights(context: RunContext[RunConfig], student: StudentConfig, arm: Arm) -> None:
-    """Begin new predictions if the present ones are answers of other weights than those that are exported now.
+    """Begin new predictions if the present ones were made with other weights than the exported ones.
 
     After a repair of damaged files, a part of the training may be repeated, and its result may differ in the last bits.
     """

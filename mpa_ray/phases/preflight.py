@@ -72,7 +72,7 @@ def check_run(config: RunConfig) -> None:
 
 
 def _check_first_files(config: RunConfig) -> None:
-    """Check the first files of a list or table, unless the images are indexed: then some phases need no images."""
+    """Check the first files of a list or table, unless it is indexed: some phases of an indexed run need no images."""
     try:
         check_first_files(config.source, Places(config.object_store))
     except ConfigError:

@@ -34,6 +34,8 @@ def rematch(context: RunContext[RunConfig]) -> None:
             raise RunError(f"{problem}: run mpa-ray identify.")
         changes, folder = Changes(), run.rematch_dir(student.name, label)
         rejudged = changes.counted(verdicts.rows(shards), matcher_of(matcher))
+        # Folders cannot be listed, so a file records the name of this one.
+        run.create_json(f"{folder}.json", {"matcher": label})
         export_parity(run, folder, task, parity_samples(rejudged), {"matcher": matcher.model_dump(mode="json")})
         run.write_json(f"{folder}/changes.json", changes.to_json())
         say(changes.table(f"{student.name} by {label}"))

@@ -1,4 +1,4 @@
-"""The default limit of the sequences of a run's engines."""
+"""The default maximum length of the sequences of a run's engines."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from mpa_ray.sizing.sequence import ModelT, VisitText
 
 
 def with_sequence_limit(context: RunContext[EvaluationRunConfig], model: ModelT) -> ModelT:
-    """The model with a limit of its sequences that is enough for every visit, unless its settings have one.
+    """Return the model with a maximum sequence length that is enough for every visit.
 
-    The model is unchanged if the sizes of its checkpoint are not known.
+    The model is unchanged if its settings have a maximum, or if the sizes of its checkpoint are not known.
     """
     if model.engine.limits_sequences or not model.engine.has_checkpoint:
         return model

@@ -81,7 +81,7 @@ class ShardDone:
     failed: Counter[str] = field(default_factory=Counter)
     """The numbers of images whose rows all failed, by reason."""
     num_replies: int = 0
-    """The number of replies of models in this pass."""
+    """The number of the models' replies in this pass."""
     unparsed: Counter[str] = field(default_factory=Counter)
     """The numbers of replies that cannot be used, by reason."""
     num_unread: int = 0

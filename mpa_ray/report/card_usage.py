@@ -122,7 +122,7 @@ _SCALED_BY_EXAMPLE = {
 
 
 _CLOSING_TOKENS = 8
-"""More tokens than a student needs to close the reasoning, as it has learned to do, before it answers."""
+"""Enough tokens to close the reasoning, which the student has learned to do before it answers."""
 
 
 def section_use(card: str) -> str:

@@ -99,7 +99,12 @@ def _manifest_reader(run: Run) -> Callable[[str], Any]:
 
 def _parity(run: Run, student: str, progress: Progress) -> Iterator[Finding]:
     first = run.parity_dir(student)
-    for folder in (first, *(run.rematch_dir(student, label) for label in MATCHERS)):
+    names = list(run.storage.list(f"{first}/rematch"))
+    for path in names:
+        yield from json_finding(run, path, None, set_aside(run, path))
+    # Earlier versions did not record the names of these folders.
+    others = {*(path.removesuffix(".json") for path in names), *(run.rematch_dir(student, name) for name in MATCHERS)}
+    for folder in (first, *sorted(others)):
         manifest = run.manifest_path(folder)
         repair = set_aside(run, manifest)
         yield from json_finding(run, f"{folder}/changes.json", None, repair, set_aside(run, f"{folder}/changes.json"))

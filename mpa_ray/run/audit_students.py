@@ -38,7 +38,7 @@ def student_findings(run: Run, arms: Mapping[str, Sequence[Arm]], progress: Prog
 
 
 def _version_of(run: Run, folder: str) -> str:
-    """The version of the verdicts from which the training was planned; that of a damaged file is reported elsewhere."""
+    """The version of the verdicts from which the training was planned; "" if it cannot be read."""
     try:
         return run.version_in(folder)
     except UNREADABLE:
@@ -46,7 +46,7 @@ def _version_of(run: Run, folder: str) -> str:
 
 
 def _missing(dataset: ShardedDataset[Any], num_rows: int) -> list[str]:
-    """The shards without a marker, as far as the others and the number of rows of all shards show."""
+    """The shards without a marker, inferred from the other shards and from the number of rows of all shards."""
     listed = dataset.markers.listed()
     names = [shard_name(index) for index in range(int(listed[-1]) + 1 if listed else 0)]
     newest = list(map(dataset.markers.newest_or_damage, listed))
@@ -96,7 +96,7 @@ class _Training:
         ]
 
     def _remedy(self, *, needs_same_data: bool = False) -> str | None:
-        """The remedy of a person; None if a repair suffices."""
+        """What a person must do; None if a repair suffices."""
         can_repair = self._is_newest and not (needs_same_data and self._is_outdated)
         return None if can_repair else f"{RESTORE}, or {_TRAIN_AGAIN}"
 
@@ -208,7 +208,7 @@ class _Training:
         read_check = lambda _: ExportCheck.read(run, self._folder)  # noqa: E731
         yield from self._json("check.json", remedy, repair, read=read_check)
         datasets = self._check_datasets()
-        # Each of the two has the shards of the other once the check is done.
+        # Once the check is done, both datasets have the same shards.
         shards = sorted({shard for dataset in datasets for shard in dataset.markers.listed()})
         for dataset in datasets:
             repairs = (self._aside(),)

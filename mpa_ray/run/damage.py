@@ -1,4 +1,4 @@
-"""What a deep audit finds: damaged and missing files, with what makes each of them again."""
+"""What a deep audit finds: damaged and missing files, each with its remedy and its repairs."""
 
 from __future__ import annotations
 

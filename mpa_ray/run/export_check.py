@@ -13,7 +13,7 @@ the logits of one model differ by a few tenths between an engine in 16 bits and 
 
 
 def is_near_tie(margin: float | None) -> bool:
-    """Whether two tokens were about equally likely at some place of an answer with this margin."""
+    """Whether an answer with this margin has a place where two tokens were about equally likely."""
     return margin is not None and margin < _NEAR_TIE
 
 

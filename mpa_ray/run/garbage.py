@@ -41,8 +41,9 @@ class Collected:
 def collect_garbage(run: Run, older_than: timedelta) -> Collected:
     """Remove files that are older than `older_than` and belong to no generation of a committed shard.
 
-    Files of commands, which `status` shows as running, are removed, too: commands that were killed on other machines
-    leave them. Files about images that may kill engines are kept for shards that are not committed.
+    This includes files in `commands/`, which commands that were killed on other machines leave behind; until then,
+    `status` shows such commands as running. Files about images that may kill engines are kept for shards that are not
+    committed.
 
     A running attempt writes its file before its marker, so `older_than` must be longer than any attempt takes.
     """

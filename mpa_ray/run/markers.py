@@ -69,7 +69,7 @@ class Markers:
         if isinstance(current, Commit) and not rows.is_withdrawn and current != newest:
             # Readers could not reach these rows before.
             return
-        # A shard is known to be withdrawn from a listing of later generations, so there must be one.
+        # Withdrawn shards are found in the listing of later generations, so the marker needs a later generation.
         self._create(rows.withdrawn(last + 1))
 
     def _create(self, commit: Commit) -> bool:
@@ -110,7 +110,7 @@ class Markers:
         return [marker for marker in self.all_of(shard) if isinstance(marker, Commit)]
 
     def all_of(self, shard: str) -> list[Commit | DamagedFile]:
-        """Return the markers of all generations of a shard, the newest last, and how damaged ones are damaged."""
+        """Return the markers of all generations of a shard, the newest last; a DamagedFile for each damaged one."""
         markers = map(partial(self.marker_or_damage, shard), count())
         return [marker for marker in takewhile(lambda marker: marker is not None, markers) if marker is not None]
 
@@ -151,7 +151,7 @@ class Markers:
         return [shard for shard in self.listed() if shard not in withdrawn]
 
     def withdrawn(self) -> set[str]:
-        """Return the shards whose newest marker withdraws their rows. Reads only markers of shards made again."""
+        """Return the shards whose newest marker withdraws their rows. Reads only shards that have several markers."""
         return {shard for shard, marker in self._made_again() if isinstance(marker, Commit) and marker.is_withdrawn}
 
     def version(self) -> str:

@@ -33,7 +33,7 @@ def parse_sealed(content: bytes) -> dict[str, Any]:
     key, digest = values.popitem()
     is_sealed = digest == _digest(values)
     if is_sealed != (key == DIGEST) or DIGEST in values:
-        # With a damaged key, the digest must not pass for a value of an object without a digest.
+        # If the key of the digest is damaged, the object must not be accepted as one without a digest.
         raise ValueError("its content does not have its digest")
     return values if is_sealed else {**values, key: digest}
 

@@ -146,7 +146,7 @@ def write_lost_file(run: Run, path: str) -> None:
 
 
 def _entries_of(run: Run, path: str) -> list[LogEntry]:
-    """The entries in a file. Without a damaged or missing file, a part of the curves is lost, and nothing else."""
+    """The entries in a file; none if it is damaged or missing. Then only a part of the curves is lost."""
     try:
         return parse_log_file(run.storage.read(path))
     except (FileNotFoundError, ValueError) as error:

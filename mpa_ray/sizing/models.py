@@ -26,7 +26,7 @@ class Models:
     settings: Mapping[str, str] = field(default_factory=dict)
     """For each checkpoint, the dotted name of the setting that names it. Errors contain this name."""
     visit_text: VisitText | None = None
-    """The text of the longest visit, which limits the sequences of engines; None leaves this limit to the models."""
+    """The text of the longest visit, which gives the maximum sequence length; None means the models' own limits."""
     _architectures: dict[tuple[str, str], Architecture | None] = field(default_factory=dict, init=False, repr=False)
 
     def architecture(self, model: ModelConfig) -> Architecture | None:

@@ -49,7 +49,7 @@ def size_run(config: RunConfig) -> Sizing:
 
 
 def _visit_text(config: RunConfig) -> VisitText | None:
-    """The text of the run's passes; None if its task cannot be read, which other commands report."""
+    """The longest text in the run's passes; None if its task cannot be read. Other commands report this error."""
     try:
         return VisitText.of(config, find_task(config.task))
     except ConfigError:

@@ -30,7 +30,7 @@ class VisitText:
 
     @classmethod
     def of(cls, config: EvaluationRunConfig, task: Task) -> VisitText:
-        """The text of a run's passes."""
+        """The longest text in the passes of a run."""
         prompts = [task.annotation_prompt(), task.annotation_prompt(as_json=True), task.answer_prompt("")]
         replies = [config.answer.max_new_tokens]
         if isinstance(config, RunConfig):
@@ -38,7 +38,7 @@ class VisitText:
         return cls(max(len(prompt.encode(errors="replace")) for prompt in prompts), max(replies))
 
     def sequence_tokens(self, model: ModelConfig, sizes: Architecture) -> int | None:
-        """Tokens of the longest sequence; None if the model's own limit is lower, or its image tokens are not known."""
+        """Tokens of the longest sequence; None if the model's own limit is not higher, or no rule counts its tokens."""
         if not sizes.has_image_rule:
             return None
         image_tokens = WITH_MARKERS * sizes.image_rule.most_tokens(model.min_pixels, model.max_pixels)
@@ -51,7 +51,7 @@ class VisitText:
         return num_tokens if num_tokens < sizes.max_position_embeddings else None
 
     def with_limit(self, model: ModelT, sizes: Architecture | None) -> ModelT:
-        """The model with a limit of its sequences that is enough for every visit, unless its settings have one."""
+        """The model with a sequence length that is enough for every visit, unless its settings have a limit."""
         if sizes is None or model.engine.limits_sequences:
             return model
         num_tokens = self.sequence_tokens(model, sizes)

@@ -89,7 +89,7 @@ def parse_reply(
 
 
 def _drafts(text: str, patterns: Patterns) -> list[_Draft]:
-    """The candidate pairs of the first form in which the text has any: JSON, a table, or labels."""
+    """The candidate pairs, as JSON, in a table or with labels; the first of these forms that gives any is used."""
     if drafts := list(_json_drafts(text, patterns)):
         return drafts
     plain = without_markup(text)

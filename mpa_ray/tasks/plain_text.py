@@ -74,7 +74,7 @@ def without_placeholders(text: str) -> str:
         text, num_removed = _PLACEHOLDER.subn("", text)
         if not num_removed:
             return text
-    # Placeholders are nested in each other more deeply than any model would write them.
+    # No model nests placeholders this deeply.
     return text.replace("<", "")
 
 

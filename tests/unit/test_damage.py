@@ -28,6 +28,7 @@ from mpa_ray.phases.context import RunContext
 from mpa_ray.phases.evaluate import evaluate
 from mpa_ray.phases.identify import identify
 from mpa_ray.phases.level import level_student
+from mpa_ray.phases.rematch import rematch
 from mpa_ray.records import LabelledQuestion, Prediction
 from mpa_ray.run.audit import audit
 from mpa_ray.run.audit_deep import audit_deep
@@ -292,6 +293,20 @@ def test_align_does_not_end_well_where_its_counts_have_problems(folder: Path, or
     (error,) = score_and_report(context).values()
     assert isinstance(error, CountsDiffer)
     assert f"verdicts/small: shard {SHARD} is missing" in str(error)
+
+
+def test_damage_of_the_d_pi_of_another_matcher_is_found(folder: Path, original: Path) -> None:
+    """In earlier versions, only those of matchers without parameters were read."""
+    tree = config_of(original, folder).model_dump(mode="json")
+    tree["identify"]["matcher"] = {"kind": "numeric", "tolerance": 0.05}
+    rematch(RunContext.from_checked(RunConfig.model_validate(tree)))
+    (name,) = (path for path in checked_files(folder) if path.endswith("rematch/numeric-0.05.json"))
+    (rows,) = (path for path in checked_files(folder) if path.endswith("rematch/numeric-0.05/parity.parquet"))
+    assert deep(folder) == []
+    for path in (rows, name):
+        flip(folder / path, 200)
+        assert [finding.path for finding in deep(folder)] == [path]
+        flip(folder / path, 200)
 
 
 def test_damaged_rows_are_never_used(folder: Path) -> None:

@@ -21,17 +21,17 @@ _MULTIPLE = 64
 _BYTES_PER_PIXEL = 3 * 4
 """Three channels in 32 bits."""
 _SPARE_IMAGES = 1.25
-"""The capacity of the cache over the images in flight: an image leaves the cache when others need its place."""
+"""The size of the cache, as a multiple of the images in flight. Without room to spare, it could evict one of them."""
 _GIB = 2**30
 
 
 @dataclass(frozen=True)
 class ImageBudget:
-    """The largest image within a model's pixel limits, for its engine."""
+    """The size of the largest image within a model's pixel limits, from which the limits of its engine follow."""
 
     num_tokens: int
     num_bytes: int
-    """Bytes of its tensors."""
+    """Bytes of the image's tensors."""
 
     @classmethod
     def of(cls, model: ModelConfig, processor_arguments: Mapping[str, Any] | None = None) -> Self | None:
