@@ -41,7 +41,8 @@ class Place:
         self.is_fast = endpoint is None
         """Whether all files are read in little time."""
         self._folder, self._endpoint, self._num_copies = folder, endpoint, 0
-        self._storage = open_storage(self.run_dir, ObjectStoreConfig(endpoint_url=endpoint))
+        self.object_store = ObjectStoreConfig(endpoint_url=endpoint)
+        self._storage = open_storage(self.run_dir, self.object_store)
         write_images(folder / "images", NUM_IMAGES)
         questions = [
             {"question_id": number, "image": f"images/{number:03d}.png", "question": "?", "answers": ["a"]}
@@ -113,11 +114,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         yield Place(tmp_path, endpoint)
 
 
-def rows_are_of_newest_weights(run: Run) -> bool:
+def rows_are_of_newest_weights(place: Place) -> bool:
     """Whether the answers of the trained student were made with its exported weights."""
+    run = place.run()
     fingerprint = run.fingerprints.fixed(run.predictions("held", "small.after").folder)
     return fingerprint is not None and fingerprint["model"] == model_identity(
-        run.merged_model("small"), ObjectStoreConfig()
+        run.merged_model("small"), place.object_store
     )
 
 
@@ -161,4 +163,4 @@ def test_the_same_command_makes_damaged_files_of_each_kind_again(place: Place) -
         of_weights = {name for name in before.keys() | after.keys() if name.startswith(OF_WEIGHTS)}
         assert different_results(before, after, of_weights if is_trained_again else ()) == []
         assert not is_trained_again or damaged & {WEIGHTS}
-        assert rows_are_of_newest_weights(place.run())
+        assert rows_are_of_newest_weights(place)
