@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from mpa_ray.models.generation_settings import GenerationSettings
 from mpa_ray.models.hub import split_revision
 from mpa_ray.models.reply_format import ReplyFormat
 from mpa_ray.run.checksums import FILES, JsonChecksums, checksums_of
-from mpa_ray.run.export_check import CheckedAnswer, ExportCheck, is_near_tie
+from mpa_ray.run.export_check import CheckedAnswer, ExportCheck, NearTie, differs_clearly, near_ties
 from mpa_ray.run.run import EXPORT, Run
 from mpa_ray.tasks.reasoning import final_answer
 from mpa_ray.tasks.task import Task
@@ -67,9 +66,9 @@ def export(
 ) -> None:
     """Write `adapter/` (only for LoRA), `merged/`, their checksums and `check.json` into the run.
 
-    The checkpoint in `merged/` is read back and must answer the questions as the model in memory does, except where two
-    tokens were about equally likely. Its answers are stored in `check.json`, so that they can be compared with the
-    answers of an engine.
+    The checkpoint in `merged/` is read back and must answer the questions as the model in memory does, unless two
+    tokens were about equally likely where an answer begins to differ. Its answers are stored in `check.json`, so that
+    they can be compared with the answers of an engine.
 
     Args:
         model: The trained student.
@@ -109,13 +108,7 @@ def export(
         model.generation_config = generation.config
         _save(model, merged, card)
         _rename_for_vllm(merged, model.config.model_type)
-        expected = questions.answers(model, processor)
-        exported = AutoModelForImageTextToText.from_pretrained(merged, dtype=model.dtype)
-        answers = questions.answers(exported, load_processor(str(merged)))
-        different = [pair for pair in zip(answers, expected, strict=True) if pair[0].text != pair[1].text]
-        if clear := [pair for pair in different if not is_near_tie(pair[1].margin)]:
-            problem = "; ".join(f"{answer.text!r}, not {other.text!r}" for answer, other in clear[:_NUM_NAMED])
-            raise RunError(f"The exported checkpoint answers differently from the model in memory: {problem}.")
+        answers = _answers_of_saved(merged, model, processor, questions)
         check_owner()
         repairs = [f"{GENERATION_FILE}: {line}" for line in generation.repairs]
         questions.record(answers, repairs).write(run, folder)
@@ -126,6 +119,22 @@ def export(
             _put(exported_folder, run, f"{folder}/{exported_folder.name}", check_owner)
         check_owner()
         run.write_json(f"{folder}/{EXPORT}", {FILES: checksums})
+
+
+def _answers_of_saved(merged: Path, model: Any, processor: Any, questions: CheckQuestions) -> list[Answer]:
+    """Read a saved checkpoint back and return its answers, which must be those of the model in memory."""
+    expected = questions.answers(model, processor)
+    saved = AutoModelForImageTextToText.from_pretrained(merged, dtype=model.dtype)
+    answers: list[Answer] = questions.answers(saved, load_processor(str(merged)))
+    different = [
+        f"{answer.text!r}, not {other.text!r}"
+        for answer, other in zip(answers, expected, strict=True)
+        if differs_clearly(other.text, other.near_ties, answer.text)
+    ]
+    if different:
+        problem = "; ".join(different[:_NUM_NAMED])
+        raise RunError(f"The exported checkpoint answers differently from the model in memory: {problem}.")
+    return answers
 
 
 def _put(source: Path, run: Run, path: str, check_owner: Callable[[], None]) -> None:
@@ -142,8 +151,8 @@ class Answer:
     """A greedy answer."""
 
     text: str
-    margin: float | None
-    """See `CheckedAnswer.margin`."""
+    near_ties: tuple[NearTie, ...] = ()
+    """See `near_ties`."""
 
 
 class CheckQuestions:
@@ -202,10 +211,16 @@ class CheckQuestions:
         tokens = output.sequences[0, inputs["input_ids"].shape[1] :]
         # The logits of a reply with reasoning take over a gigabyte, so they are not copied.
         top_two = torch.stack([logits[0].topk(2).values.float() for logits in output.logits])
-        margin = float((top_two[:, 0] - top_two[:, 1]).min())
-        decoded = processor.tokenizer.decode(tokens, skip_special_tokens=replies.skips_special_tokens)
-        text, _ = replies.read(decoded, "length", self._max_new_tokens)
-        return Answer(final_answer(text) or "", margin if math.isfinite(margin) else None)
+
+        def decode(num_tokens: int) -> str:
+            decoded: str = processor.tokenizer.decode(
+                tokens[:num_tokens], skip_special_tokens=replies.skips_special_tokens
+            )
+            return decoded
+
+        text, _ = replies.read(decode(len(tokens)), "length", self._max_new_tokens)
+        answer = final_answer(text) or ""
+        return Answer(answer, near_ties((top_two[:, 0] - top_two[:, 1]).tolist(), answer.strip(), decode))
 
     def record(self, answers: Sequence[Answer], repairs: Sequence[str] = ()) -> ExportCheck:
         """Return the questions with these answers, in the form in which the run stores them.
@@ -222,7 +237,7 @@ class CheckQuestions:
                     uri=row.sample.uri,
                     question=row.sample.question,
                     answer=answer.text,
-                    margin=answer.margin,
+                    near_ties=answer.near_ties,
                 )
                 for (row, _), answer in zip(self._questions, answers, strict=True)
             ),

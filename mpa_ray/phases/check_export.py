@@ -13,7 +13,7 @@ from mpa_ray.phases.answering import answer_pass
 from mpa_ray.phases.context import RunContext
 from mpa_ray.pipeline.run_pass import Admission, Outstanding, run_missing
 from mpa_ray.records import LabelledQuestion, Prediction
-from mpa_ray.run.export_check import CheckedAnswer, ExportCheck, is_near_tie
+from mpa_ray.run.export_check import CheckedAnswer, ExportCheck, differs_clearly
 from mpa_ray.run.manifest import Manifest
 from mpa_ray.run.markers import shard_name
 from mpa_ray.run.phase_record import PhaseKey
@@ -24,8 +24,8 @@ _NUM_SHOWN = 3
 def check_export(context: RunContext[RunConfig], student: StudentConfig, arm: Arm, admission: Admission) -> None:
     """Have an engine answer some questions with the exported checkpoint, and compare its answers with transformers'.
 
-    Answers that differ are reported. An answer that differs is not an error if two tokens were about equally likely,
-    since the number format or the batch may decide between such tokens.
+    Answers that differ are reported. An answer that differs is not an error if two tokens were about equally likely
+    where it begins to differ, since the number format or the batch may decide between such tokens.
 
     Raises:
         RunError: more than half of the answers differ, not counting such near-ties.
@@ -72,11 +72,11 @@ def compare_answers(
     Raises:
         RunError: more than half of the answers differ, not counting near-ties.
     """
-    margins = {row.annotation_id: row.margin for row in expected}
+    ties = {row.annotation_id: row.near_ties for row in expected}
     different = [row for row in predictions if (row.prediction or "").strip() != row.answers[0].strip()]
     if not different:
         return None
-    clear = [row for row in different if not is_near_tie(margins[row.question_id])]
+    clear = [row for row in different if differs_clearly(row.answers[0], ties[row.question_id], row.prediction or "")]
     examples = "; ".join(
         f"{row.question!r}: {row.prediction!r}, not {row.answers[0]!r}" for row in (clear or different)[:_NUM_SHOWN]
     )

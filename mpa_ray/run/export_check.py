@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 
 from mpa_ray.run.run import Run
 
@@ -12,9 +14,49 @@ _NEAR_TIE = 0.5
 the logits of one model differ by a few tenths between an engine in 16 bits and transformers in 32 bits."""
 
 
-def is_near_tie(margin: float | None) -> bool:
-    """Whether an answer with this margin has a place where two tokens were about equally likely."""
-    return margin is not None and margin < _NEAR_TIE
+@dataclass(frozen=True)
+class NearTie:
+    """A token of an answer at which another token was about equally likely."""
+
+    begin: int
+    """The place of its first character in the answer."""
+    end: int
+    """The place after its last character."""
+
+
+def near_ties(margins: Sequence[float], answer: str, decode: Callable[[int], str]) -> tuple[NearTie, ...]:
+    """Return the tokens of an answer at which another token was about equally likely.
+
+    Args:
+        margins: For each token of the reply, the difference between the logits of the most likely token and the next.
+        answer: The answer in the reply, without white space around it.
+        decode: Returns the text of the first tokens of the reply, as many as given.
+    """
+    start = decode(len(margins)).rfind(answer)
+    spans = []
+    for index, margin in enumerate(margins):
+        if not margin < _NEAR_TIE:
+            continue
+        begin, end = len(decode(index)) - start, len(decode(index + 1)) - start
+        # After another token in the text before the answer, such as the reasoning, the whole answer may differ.
+        spans.append(NearTie(begin, end) if start >= 0 and end >= 0 else NearTie(0, len(answer)))
+    return tuple(dict.fromkeys(spans))
+
+
+def differs_clearly(answer: str, ties: Sequence[NearTie], other: str) -> bool:
+    """Whether an answer differs from a reference answer at a place where only one token was likely.
+
+    Answers are compared without the white space around them.
+
+    Args:
+        answer: The reference answer.
+        ties: Its `near_ties`.
+        other: The other answer.
+    """
+    answer, other = answer.strip(), other.strip()
+    # The other token may begin with the text of the reference's token, so the end counts, too.
+    place = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(answer, other, strict=False)))
+    return answer != other and not any(tie.begin <= place <= tie.end for tie in ties)
 
 
 @dataclass(frozen=True)
@@ -26,9 +68,8 @@ class CheckedAnswer:
     uri: str
     question: str
     answer: str
-    margin: float | None = None
-    """The smallest difference between the logits of the most likely token and the next, over all tokens of the answer;
-    None if it is not known."""
+    near_ties: tuple[NearTie, ...] = ()
+    """See `near_ties`."""
 
 
 @dataclass(frozen=True)

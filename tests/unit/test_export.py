@@ -24,7 +24,7 @@ from mpa_ray.leveling.worker import load_model
 from mpa_ray.models.chat_template import load_processor
 from mpa_ray.models.generation_settings import GenerationSettings
 from mpa_ray.records import ParitySample
-from mpa_ray.run.export_check import ExportCheck
+from mpa_ray.run.export_check import ExportCheck, NearTie
 from mpa_ray.run.run import Run
 from mpa_ray.storage.local import LocalStorage
 from mpa_ray.tasks.library import TASKS
@@ -128,15 +128,19 @@ def test_an_export_repairs_settings_in_memory_and_has_both_files_of_the_processo
 
 
 class Changed(CheckQuestions):
-    """Questions to which the second model gives other answers, with a margin."""
+    """Questions to which the second model gives answers that end in another way."""
 
-    margin: float | None = None
+    has_near_tie = False
     num_models = 0
 
     def answers(self, model: Any, processor: Any) -> list[Answer]:
         self.num_models += 1
         texts = [answer.text for answer in super().answers(model, processor)]
-        return [Answer(f"{text}{self.num_models}", self.margin) for text in texts]
+        begins = [len(text) if self.has_near_tie else 0 for text in texts]
+        return [
+            Answer(f"{text}{self.num_models}", (NearTie(begin, begin + 1),))
+            for text, begin in zip(texts, begins, strict=True)
+        ]
 
 
 def test_only_clear_answers_of_a_reloaded_export_have_to_be_equal(tmp_path: Path) -> None:
@@ -144,15 +148,15 @@ def test_only_clear_answers_of_a_reloaded_export_have_to_be_equal(tmp_path: Path
     processor, rows, run = load_processor(str(start)), rows_in(tmp_path)[:1], Run(LocalStorage(str(tmp_path)))
     scaling = ImageScaling.of(processor, *PIXELS)
     questions = Changed(rows, [Path(row.uri).read_bytes() for row in rows], TASKS["demo_world"], scaling, 2)
-    for margin in (3.0, None):
-        questions.margin = margin
-        model = AutoModelForImageTextToText.from_pretrained(start)
-        with pytest.raises(RunError, match="answers differently from the model in memory: "):
-            export.export(model, processor, "owner/name", "a card", questions, run, "student")
-    questions.margin = 0.01
+    model = AutoModelForImageTextToText.from_pretrained(start)
+    # There is a near-tie at the beginning of each answer, but the answers differ at their ends.
+    with pytest.raises(RunError, match="answers differently from the model in memory: "):
+        export.export(model, processor, "owner/name", "a card", questions, run, "student")
+    questions.has_near_tie = True
     model = AutoModelForImageTextToText.from_pretrained(start)
     export.export(model, processor, "owner/name", "a card", questions, run, "student")
-    assert [answer.margin for answer in ExportCheck.read(run, "student").answers] == [0.01]
+    (answer,) = ExportCheck.read(run, "student").answers
+    assert answer.near_ties == (NearTie(len(answer.answer) - 1, len(answer.answer)),)
 
 
 def answers_in(folder: Path) -> list[str]:

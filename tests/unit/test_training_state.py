@@ -80,6 +80,6 @@ def test_an_export_check_is_stored_as_it_was_written(tmp_path: Path) -> None:
     assert ExportCheck.read(run, FOLDER) == check
     answer = {"annotation_id": "a#0", "image_id": "a", "uri": "/a.png", "question": "Which colour?", "answer": "grün"}
     assert parse_sealed((tmp_path / FOLDER / "check.json").read_bytes()) == {
-        "answers": [{**answer, "margin": None}],
+        "answers": [{**answer, "near_ties": []}],
         "repairs": [],
     }
